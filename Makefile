@@ -1,0 +1,31 @@
+# Two commands do everything: `make demo` and `make test`.  Both set up .venv first, and skip what is done.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_SEEDS ?= 8
+
+.PHONY: demo test setup lint clean
+
+demo: setup
+	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo "seed=range($(DEMO_SEEDS))"
+	@$(BIN)/python -m experiments.collect sweep=demo
+	@$(BIN)/python -m experiments.figures study=architectures sweep=demo
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+setup: .venv/.done
+
+# Everything is held to the versions that were tested; the marker is younger than what it was made from.
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,digits]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,32 @@
+"""Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
+
+from gradscope.coefficients import gsc, gsc_matrix
+from gradscope.estimates import Estimate
+from gradscope.growth import Growth
+from gradscope.layers import Layer
+from gradscope.norms import qm_norm
+from gradscope.operators import LinearOperator
+from gradscope.profiles import Matrix, Profile
+from gradscope.recorder import tap
+from gradscope.recording import Capture, capture
+
+__all__ = [
+    "Capture",
+    "Estimate",
+    "Growth",
+    "Layer",
+    "LinearOperator",
+    "Matrix",
+    "Profile",
+    "capture",
+    "frames",
+    "gsc",
+    "gsc_matrix",
+    "initializers",
+    "models",
+    "plots",
+    "probes",
+    "qm_norm",
+    "tap",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,131 @@
+"""An estimate is a value with its standard error, on a scale that neither overflows nor underflows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+LOG10_2 = math.log10(2.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``mantissa * 2**exponent``, its standard error on the same scale, and how many probes it rests on.
+
+    ``value`` and ``stderr`` are conveniences that may be ``inf`` or ``0`` when the number is beyond float64;
+    ``log10_value`` and ``log10_stderr`` always hold.  ``num_probes == 0`` marks an exact number (``stderr`` 0);
+    ``stderr is None`` means that the error is unknown, which a single probe cannot tell.
+    """
+
+    mantissa: float
+    mantissa_stderr: float | None
+    exponent: int = 0
+    num_probes: int = 0
+
+    @property
+    def value(self) -> float:
+        """The number itself; ``inf`` or ``0`` beyond the range of float64."""
+        return _ldexp(self.mantissa, self.exponent)
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of ``value``; None where it is unknown."""
+        return None if self.mantissa_stderr is None else _ldexp(self.mantissa_stderr, self.exponent)
+
+    @property
+    def log10_value(self) -> float:
+        """log10 of the number, finite at every scale; ``-inf`` only for an exact zero."""
+        if self.mantissa == 0:
+            return -math.inf
+        return math.log10(self.mantissa) + self.exponent * LOG10_2
+
+    @property
+    def log10_stderr(self) -> float | None:
+        """Standard error of ``log10_value`` to first order: stderr / (value ln 10)."""
+        if self.mantissa_stderr is None:
+            return None
+        return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
+
+    @classmethod
+    def exact(cls, value: float, exponent: int = 0) -> Self:
+        """``value * 2**exponent``, known without error."""
+        return cls(value, 0.0, exponent, 0)
+
+    def sqrt(self) -> Estimate:
+        """Square root, its error to first order: stderr / (2 sqrt(value))."""
+        odd = self.exponent % 2
+        root = math.sqrt(math.ldexp(self.mantissa, odd))
+        error = self.mantissa_stderr
+        if error:
+            error = math.ldexp(error, odd) / (2 * root)
+        return Estimate(root, error, (self.exponent - odd) // 2, self.num_probes)
+
+    def __str__(self) -> str:
+        """Value and error with two digits of the error: ``1.47 +- 0.01``."""
+        if not 1e-4 <= abs(self.value) < 1e6:
+            error = "?" if self.log10_stderr is None else f"{self.log10_stderr:.2g}"
+            return f"10^({self.log10_value:.4f} +- {error})"
+        return f"{self.value:.6g} +- " + ("?" if self.stderr is None else f"{self.stderr:.2g}")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and M2 (sum of squared deviations) of a stream of arrays, at one power-of-two exponent.
+
+    The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged, in any
+    order and grouping, by the pairwise formula of Chan, Golub and LeVeque (1979).  Cost: O(size of the array).
+    """
+
+    count: int
+    mean: FloatArray
+    m2: FloatArray
+    exponent: int = 0
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Self:
+        """Moments over the first axis of ``values * 2**exponents`` (``exponents`` broadcast against ``values``)."""
+        values, exponents = np.asarray(values, dtype=np.float64), np.asarray(exponents, dtype=np.int64)
+        if values.ndim == 0 or values.shape[0] == 0:
+            raise ValueError("Moments.of needs at least one value along the first axis.")
+        common = int(exponents.max())
+        values = np.ldexp(values, exponents - common)
+        mean = values.mean(axis=0)
+        return cls(values.shape[0], mean, np.square(values - mean).sum(axis=0), common)
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both streams together, at the larger of the two exponents."""
+        exponent = max(self.exponent, other.exponent)
+        (mean_a, m2_a), (mean_b, m2_b) = self._at(exponent), other._at(exponent)
+        count = self.count + other.count
+        delta = mean_b - mean_a
+        mean = mean_a + delta * (other.count / count)
+        m2 = m2_a + m2_b + np.square(delta) * (self.count * other.count / count)
+        return Moments(count, mean, m2, exponent)
+
+    @property
+    def mean_variance(self) -> FloatArray:
+        """Variance of the mean, M2 / (n (n - 1)), on the scale ``4**exponent``; NaN for a single value."""
+        if self.count < 2:
+            return np.full_like(self.mean, np.nan)
+        return self.m2 / (self.count * (self.count - 1))
+
+    def estimate(self) -> Estimate:
+        """The mean of a scalar stream with its standard error; the error is None for a single value."""
+        stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
+        return Estimate(float(self.mean), stderr, self.exponent, self.count)
+
+    def _at(self, exponent: int) -> tuple[FloatArray, FloatArray]:
+        shift = self.exponent - exponent
+        return np.ldexp(self.mean, shift), np.ldexp(self.m2, 2 * shift)
+
+
+def _ldexp(mantissa: float, exponent: int) -> float:
+    """``math.ldexp`` that gives ``inf`` instead of raising OverflowError."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.ldexp(mantissa, exponent))

@@ -1,0 +1,88 @@
+"""The tidy frame: one row a layer, target and quantity, with the columns that every part of gradscope agrees on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+COLUMNS: dict[str, str] = {
+    "layer": "str",
+    "index": "int64",
+    "depth_from_output": "int64",
+    "target": "str",
+    "quantity": "str",
+    "value": "float64",
+    "log10_value": "float64",
+    "log10_stderr_probe": "float64",
+    "log10_stderr_sample": "float64",
+    "reduction": "str",
+    "coupled": "boolean",
+    "num_probes": "Int64",
+    "num_samples": "int64",
+}
+"""Column name -> pandas dtype.  GSC is in the squared convention.
+
+``log10_value`` is authoritative; ``value`` may be inf or 0 where float64 ends.  A null standard error means that it is
+unknown (``num_probes`` is 1, or samples are coupled); ``num_probes == 0`` marks an exact number.  ``index`` counts the
+units of the network in execution order (input 0), ``depth_from_output`` the units between a layer and the target (0).
+Statistics of a layer by itself have no target, reduction or probes.
+"""
+
+NULLABLE = {"target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "coupled", "num_probes"}
+
+
+def tidy(columns: dict[str, object]) -> pd.DataFrame:
+    """A checked frame from columns; ``value`` is filled in from ``log10_value``."""
+    with np.errstate(over="ignore", under="ignore"):
+        value = np.power(10.0, np.asarray(columns["log10_value"], dtype=np.float64))
+    frame = pd.DataFrame({**columns, "value": value})
+    return check(frame[list(COLUMNS)].astype(COLUMNS))
+
+
+def check(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame itself if it keeps the schema; further columns (a run's configuration) are welcome.
+
+    Raises:
+        ValueError: A column is missing, holds an unexpected null, or values and logarithms contradict each other.
+    """
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise ValueError(f"The frame lacks the columns {missing}; a tidy frame has {list(COLUMNS)}.")
+    for name in COLUMNS.keys() - NULLABLE:
+        if (bad := frame[name].isna()).any():
+            raise ValueError(f"Column {name!r} holds {int(bad.sum())} nulls, the first at row {frame.index[bad][0]}.")
+    with np.errstate(over="ignore", under="ignore"):
+        expected = np.power(10.0, frame["log10_value"].to_numpy(dtype=np.float64))
+    values = frame["value"].to_numpy(dtype=np.float64)
+    if not np.allclose(values, expected, rtol=1e-9, atol=0):
+        raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
+    return frame
+
+
+def save(frame: pd.DataFrame, path: str | Path) -> Path:
+    """Write a checked frame as ``.parquet`` or ``.csv``, by temporary file and rename, so that no torn file is left."""
+    path = Path(path)
+    check(frame)
+    temporary = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(temporary, index=False)
+    elif path.suffix == ".csv":
+        frame.to_csv(temporary, index=False, float_format="%.10g")
+    else:
+        raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
+    return temporary.replace(path)
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """Read a frame that `save` wrote, and check it."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        frame = pd.read_parquet(path)
+    elif path.suffix == ".csv":
+        # "none" is a norm and "NA" no null: only an empty field is.
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    else:
+        raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+    return check(frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns}))

@@ -1,0 +1,125 @@
+"""What the user hands over as data: checked, and made differentiable without touching the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Forward = Callable[[nn.Module, Any], Tensor]
+LossFunction = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: what goes into the model, and the labels where a loss is measured."""
+
+    inputs: Any
+    labels: Any = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All input tensors, in the order of the structure that holds them."""
+        return [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+
+    @property
+    def size(self) -> int:
+        """Number of samples: the leading dimension of the first tensor."""
+        return self.tensors[0].shape[0]
+
+    def run(self, model: nn.Module, forward: Forward | None) -> Any:
+        """``forward(model, inputs)``, or ``model(**inputs)`` for a mapping, or ``model(inputs)``."""
+        if forward is not None:
+            return forward(model, self.inputs)
+        return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
+
+    def differentiable(self) -> tuple[Batch, list[Tensor]]:
+        """A copy whose floating-point tensors are differentiable, and those tensors.
+
+        They are clones of leaves, not leaves, because a model may overwrite its input in place.
+        """
+        sources: list[Tensor] = []
+
+        def follow(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            sources.append(leaf.detach().requires_grad_().clone())
+            return sources[-1]
+
+        return replace(self, inputs=pytree.tree_map(follow, self.inputs)), sources
+
+
+def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
+    """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
+
+    Raises:
+        TypeError: The structure is none of these; the message says what each form means.
+        ValueError: No tensor in it, an empty batch, or NaN or Inf in it.
+    """
+    labels = None
+    if loss_fn is not None:
+        if not (isinstance(data, (tuple, list)) and len(data) == 2):
+            raise TypeError(f"With loss_fn, data is a pair (inputs, labels); got {type(data).__name__}.")
+        data, labels = data
+    if forward is None and not isinstance(data, (Tensor, Mapping)):
+        hint = "; a pair (inputs, labels) needs loss_fn=" if isinstance(data, (tuple, list)) else ""
+        hint = "; a stream of batches is measured one batch at a time" if isinstance(data, Iterator) else hint
+        raise TypeError(
+            f"data is a tensor, or a mapping that becomes model(**batch); got {type(data).__name__}{hint}. "
+            "For anything else give forward=, a function (model, batch) -> tensor."
+        )
+    batch = Batch(data, labels)
+    if not batch.tensors:
+        raise ValueError("data holds no tensor, so there is nothing to measure at.")
+    for tensor in batch.tensors:
+        if tensor.ndim == 0 or tensor.shape[0] == 0:
+            raise ValueError(f"The batch is empty: data has a tensor of shape {tuple(tensor.shape)}; give at least one sample.")
+        _check_finite(tensor)
+    return batch
+
+
+def _check_finite(tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        return
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return
+    num_nan, num_bad = int(torch.isnan(tensor).sum()), int((~finite).sum())
+    where = tuple(int(i) for i in torch.nonzero(~finite)[0])
+    raise ValueError(
+        f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at index {where}; "
+        "clean the batch first, for a coefficient at such a point does not exist."
+    )
+
+
+def check_devices(model: nn.Module, batch: Batch) -> None:
+    """Raise ValueError if a parameter or buffer lies on another device than the data."""
+    device = batch.tensors[0].device
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device != device:
+            raise ValueError(
+                f"x is on {device}, but {name!r} of the model is on {tensor.device}: "
+                f"move one of them, for example x.to({str(tensor.device)!r})."
+            )
+
+
+def first_tensor(output: Any) -> Tensor:
+    """``output.logits`` where it exists, else the first floating-point tensor of the model's output.
+
+    Raises:
+        TypeError: The output holds no floating-point tensor.
+    """
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise TypeError(
+        f"The model returned {type(output).__name__} without a floating-point tensor; "
+        "give forward=, a function (model, batch) -> tensor, that picks the output to measure."
+    )

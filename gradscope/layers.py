@@ -1,0 +1,127 @@
+"""A layer is one tensor that the forward pass made; layers are found by name, glob or callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from enum import Enum
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+INPUT, OUTPUT, LOSS = "input", "output", "loss"
+
+
+class Origin(Enum):
+    """How a tensor came by one of its names."""
+
+    MADE = "made"  # the module call computed it
+    PASSED_ON = "passed on"  # the module call returned its own input, as an Identity does
+    MARKED = "marked"  # the input, the loss, or a tensor marked with tap()
+    OUTPUT = "output"  # the root module returned it
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One tensor of the forward pass, named after the module call that made it.
+
+    ``name``: the module's name, with ``#2``, ``#3`` for its further calls and ``[1]``, ``[2]`` for its further outputs.
+    ``origins``: every name of the tensor and how it came by it.  ``call``: which call of the module.
+    ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
+    ``squares``: sum of squares of each sample (B,), or of the batch (1,) where the leading dimension is not the batch;
+    the true sums are ``squares * 4**exponent``.  ``on_trunk``: whether every path from input to target passes here.
+    """
+
+    name: str
+    call: int
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origins: dict[str, Origin] = field(repr=False)
+    edge: GradientEdge = field(repr=False)
+    squares: Tensor = field(repr=False)
+    exponent: Tensor = field(repr=False)
+    on_trunk: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of this tensor."""
+        return tuple(self.origins)
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole batch, B times d."""
+        return torch.Size(self.shape).numel()
+
+    def called(self, name: str) -> Layer:
+        """The same layer under another of its names."""
+        return replace(self, name=name)
+
+
+LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
+
+
+def select(layers: Sequence[Layer], wanted: LayerFilter) -> list[Layer]:
+    """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
+
+    Raises:
+        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.
+    """
+    if not isinstance(wanted, str) and callable(wanted):
+        chosen = [layer for layer in layers if wanted(layer)]
+        if not chosen:
+            raise ValueError("The callable given as layers= accepted none of the recorded layers. " + _listed(layers))
+        return chosen
+    names: dict[int, str] = {}
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        matches = {layer.index: name for layer in layers for name in layer.names if _matches(name, pattern)}
+        if not matches:
+            raise ValueError(f"No layer is called {pattern!r}. " + _nearest(pattern, layers))
+        names = matches | names
+    if not names:
+        raise ValueError("layers= is an empty list; leave it out to measure every unit. " + _listed(layers))
+    return [layer.called(names[layer.index]) for layer in layers if layer.index in names]
+
+
+def find(layers: Sequence[Layer], name: str) -> Layer:
+    """The one layer of that name.
+
+    Raises:
+        ValueError: There is none; the nearest names are offered.
+    """
+    for layer in layers:
+        if name in layer.origins:
+            return layer.called(name)
+    raise ValueError(f"No layer is called {name!r}. " + _nearest(name, layers))
+
+
+def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
+    """``squares`` of every layer, and all exponents, on the CPU; one copy for all of them."""
+    squares = torch.cat([layer.squares for layer in layers]).cpu().numpy()
+    ends = np.cumsum([len(layer.squares) for layer in layers])[:-1]
+    return np.split(squares, ends), torch.stack([layer.exponent for layer in layers]).cpu().numpy()
+
+
+def module_name(name: str) -> str:
+    """A layer's name without the numbers of call and output."""
+    return name.partition("#")[0].partition("[")[0]
+
+
+def _nearest(pattern: str, layers: Sequence[Layer]) -> str:
+    close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
+    return f"Nearest names: {', '.join(map(repr, close))}." if close else _listed(layers)
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    names = [layer.name for layer in layers]
+    return f"Recorded are {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # "[1]" in a layer's name is an output number, not a glob's character class.
+    return name == pattern or fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -1,0 +1,101 @@
+"""The quadratic mean norm of matrices and operators, and overflow-free sums of squares."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradscope import probes as probe_vectors
+from gradscope.estimates import Estimate, Moments
+from gradscope.operators import LinearOperator
+
+
+@overload
+def qm_norm(a: Tensor | npt.NDArray[np.generic]) -> Tensor: ...
+@overload
+def qm_norm(a: LinearOperator, *, probes: int | str = 32, generator: torch.Generator | None = None) -> Estimate: ...
+def qm_norm(
+    a: Tensor | npt.NDArray[np.generic] | LinearOperator,
+    *,
+    probes: int | str = 32,
+    generator: torch.Generator | None = None,
+) -> Tensor | Estimate:
+    """Quadratic mean norm |A|_F / sqrt(n) = sqrt((s_1^2 + ... + s_min(m,n)^2) / n) of an m x n matrix.
+
+    It is the root of the mean of |A u|^2 over the unit sphere of R^n: how much A stretches a random direction of its
+    *source* side, which has n columns.
+
+    Arguments:
+        a: Tensor or array (..., m, n), or a `LinearOperator`.
+        probes: For an operator, how many random directions to try, or ``"exact"``.  Ignored for a tensor.
+        generator: Source of the random directions.
+
+    Returns:
+        For a tensor a float64 tensor (...), exact and free of overflow in between.  For an operator an `Estimate`;
+        its square is unbiased.  Cost: ``probes`` products, or min(m, n) products when exact.
+
+    Raises:
+        ValueError: Fewer than two dimensions, an empty matrix, or ``probes`` less than one.
+
+    Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified".
+    """
+    if isinstance(a, LinearOperator):
+        return _qm_norm_operator(a, probes, generator)
+    a = torch.as_tensor(a)
+    if a.ndim < 2:
+        raise ValueError(f"qm_norm needs a matrix or a batch of matrices (..., m, n), got shape {tuple(a.shape)}.")
+    if 0 in a.shape[-2:]:
+        raise ValueError(f"qm_norm of an empty matrix is undefined, got shape {tuple(a.shape)}.")
+    a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()
+    # Dividing by a power of two near the largest entry changes no digit, and keeps every square inside float64.
+    scale = power_of_two(torch.frexp(a.amax(dim=(-2, -1), keepdim=True)).exponent, torch.float64)
+    return torch.linalg.matrix_norm(a / scale) * scale[..., 0, 0] / a.shape[-1] ** 0.5
+
+
+def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Generator | None) -> Estimate:
+    m, n = op.shape
+    if m < 1 or n < 1:
+        raise ValueError(f"qm_norm of an empty operator is undefined, got shape {op.shape}.")
+    if probes == "exact":
+        square, exponent = sum_of_squares(op.dense())
+        return Estimate.exact(float(square) / n, 2 * int(exponent)).sqrt()
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise ValueError(f'probes must be a whole number >= 1 or "exact", got {probes!r}.')
+    directions = probe_vectors.sphere(probes, n, generator=generator, dtype=op.dtype, device=op.device)
+    squares, exponents = zip(*(sum_of_squares(op.matvec(v)) for v in directions), strict=True)
+    moments = Moments.of(torch.stack(squares).cpu().numpy() / n, 2 * torch.stack(exponents).cpu().numpy())
+    return moments.estimate().sqrt()
+
+
+def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Sum of |a|^2 over the dimensions from ``start_dim`` on, as float64 ``squares * 4**exponent``.
+
+    ``exponent`` is one int64 for the whole tensor.  float32 and narrower cannot overflow a float64 sum, so they skip
+    the search for the largest entry.  Nothing is synchronized with the device.
+    """
+    a = a.detach()
+    if a.device.type == "mps":  # has no float64
+        a = a.cpu()
+    exponent = torch.zeros((), dtype=torch.int64, device=a.device)
+    if a.dtype in (torch.float64, torch.complex128) and a.numel():
+        exponent = torch.frexp(a.abs().amax()).exponent.to(torch.int64)
+        a = a * power_of_two(-exponent, a.real.dtype)
+    dims = tuple(range(start_dim, a.ndim))
+    if not dims:
+        return a.abs().double().square(), exponent
+    dtype = torch.complex128 if a.is_complex() else torch.float64
+    return torch.linalg.vector_norm(a, dim=dims, dtype=dtype).square(), exponent
+
+
+def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
+    """``2**exponents`` exactly, clamped to what ``dtype`` holds as normal numbers.
+
+    Built from the bits of float64, because ``torch.pow`` and ``ldexp`` may be off by a rounding on some devices.
+    """
+    largest = int(torch.frexp(torch.tensor(torch.finfo(dtype).max, dtype=torch.float64)).exponent) - 1
+    exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)
+    return ((exponents + 1023) << 52).view(torch.float64).to(dtype)

@@ -1,0 +1,110 @@
+"""Coefficients of many layers, as results: a profile toward one target, and a matrix of all pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gradscope import frames
+from gradscope.estimates import LOG10_2, Estimate
+from gradscope.growth import Growth, fit_growth
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """GSC (squared convention) of every source layer to every target layer.
+
+    ``sources`` and ``targets``: names in execution order.  ``indices``: how many units of the network come before each
+    source, so that a selection of layers keeps its place.  ``log10_values``, ``log10_stderr_probe``,
+    ``log10_stderr_sample``: (sources, targets), NaN where the source lies above the target; the errors are NaN too
+    where unknown.  ``num_probes``: (sources, targets), 0 where exact.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    indices: tuple[int, ...]
+    log10_values: FloatArray
+    log10_stderr_probe: FloatArray
+    log10_stderr_sample: FloatArray
+    num_probes: npt.NDArray[np.int64]
+    num_samples: int
+    reduction: str
+    coupled: bool
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy frame, one row a pair, targets in execution order, each target's own row (GSC = 1) last."""
+        columns = [self._column(target) for target in range(len(self.targets))]
+        return pd.concat(columns, ignore_index=True)
+
+    def growth(self) -> Growth:
+        """Growth of the coefficients to the last target; see `gradscope.growth.fit_growth`."""
+        return fit_growth(self.log10_values[:, -1], self.indices[-1] - np.array(self.indices))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the tidy frame as ``.parquet`` or ``.csv``."""
+        return frames.save(self.to_frame(), path)
+
+    def _column(self, target: int) -> pd.DataFrame:
+        last = self.sources.index(self.targets[target]) + 1
+        return frames.tidy(
+            {
+                "layer": self.sources[:last],
+                "index": self.indices[:last],
+                "depth_from_output": self.indices[last - 1] - np.array(self.indices[:last]),
+                "target": self.targets[target],
+                "quantity": "gsc",
+                "log10_value": self.log10_values[:last, target],
+                "log10_stderr_probe": self.log10_stderr_probe[:last, target],
+                "log10_stderr_sample": self.log10_stderr_sample[:last, target],
+                "reduction": self.reduction,
+                "coupled": self.coupled,
+                "num_probes": self.num_probes[:last, target],
+                "num_samples": self.num_samples,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Profile(Matrix):
+    """GSC (squared convention) of every layer to one target: a `Matrix` of a single column."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names in execution order; the last is the target."""
+        return self.sources
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+        return self.targets[0]
+
+    def __getitem__(self, layer: str) -> Estimate:
+        """GSC of one layer, with the standard error of its probes."""
+        if layer not in self.sources:
+            raise KeyError(f"No row {layer!r}; rows are {', '.join(self.sources)}.")
+        row = self.sources.index(layer)
+        exponent = int(np.floor(self.log10_values[row, 0] / LOG10_2)) if np.isfinite(self.log10_values[row, 0]) else 0
+        mantissa = 10.0 ** (self.log10_values[row, 0] - exponent * LOG10_2)
+        error = self.log10_stderr_probe[row, 0]
+        stderr = None if np.isnan(error) else float(mantissa * error * np.log(10))
+        return Estimate(float(mantissa), stderr, exponent, int(self.num_probes[row, 0]))
+
+    def summary(self) -> str:
+        """A few lines for the terminal: what was measured, first and last coefficients, growth and verdict."""
+        kind = "exact" if not self.num_probes.any() else f"{int(self.num_probes.max())} probes"
+        lines = [
+            f"GSC (squared) of {len(self.sources) - 1} layers to {self.target!r}: "
+            f"{self.num_samples} samples{', coupled' if self.coupled else ''}, reduction {self.reduction!r}, {kind}",
+            f"  {self.sources[0]}: log10 GSC = {self.log10_values[0, 0]:.4f}",
+        ]
+        try:
+            lines.append(f"  {self.growth()}")
+        except ValueError as reason:
+            lines.append(f"  no growth rate: {reason}")
+        return "\n".join(lines)

@@ -1,0 +1,149 @@
+"""``capture(model, x)``: one recorded forward pass as an object to look at and to take Jacobians from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope.coupling import coupled
+from gradscope.inputs import Forward, LossFunction, as_batch
+from gradscope.layers import Layer, LayerFilter, find, select
+from gradscope.operators import LinearOperator
+from gradscope.recorder import record, unwrap
+from gradscope.trunk import Trunk, find_trunk, vertex
+from gradscope.units import units
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One forward pass with its autograd graph, which lives as long as this object.
+
+    ``layers``: every recorded tensor that the target depends on, in execution order.  ``units``: the rows of a default
+    profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the autograd graph.
+    ``uncalled``: modules whose hooks did not fire.
+    """
+
+    layers: tuple[Layer, ...]
+    units: tuple[Layer, ...]
+    target: Layer
+    batch_size: int
+    uncalled: tuple[str, ...]
+    graph: Trunk = field(repr=False)
+
+    @property
+    def trunk(self) -> tuple[Layer, ...]:
+        """Layers through which every path from the input to the target passes."""
+        return tuple(layer for layer in self.layers if layer.on_trunk)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Whether samples of the batch influence each other; see `gradscope.coupling`."""
+        return coupled(self.graph, self.trunk, self.target, self.batch_size)
+
+    def jacobian(self, source: str, target: str) -> LinearOperator:
+        """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
+
+        Shape (B d_target) x (B d_source).  A product with the transpose costs one backward pass between the layers; a
+        product with J costs two, by differentiating the first (it needs backward formulas that are differentiable).
+
+        Raises:
+            ValueError: No layer of that name, or the target does not depend on the source.
+        """
+        from_layer, to_layer = find(self.layers, source), find(self.layers, target)
+        if from_layer.index > to_layer.index:
+            raise ValueError(f"Layer {target!r} comes before {source!r}, so it does not depend on it; swap them.")
+
+        def rmatvec(u: Tensor, create_graph: bool = False) -> Tensor:
+            if from_layer.index == to_layer.index:
+                return u
+            (gradient,) = torch.autograd.grad(
+                (to_layer.edge,), (from_layer.edge,), (u.reshape(to_layer.shape),), retain_graph=True,
+                create_graph=create_graph, allow_unused=True,
+            )  # fmt: skip
+            if gradient is None:
+                raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
+            return gradient.reshape(-1)
+
+        def matvec(v: Tensor) -> Tensor:
+            if from_layer.index == to_layer.index:
+                return v
+            # J^T u is linear in u, so its derivative in the direction v is J v, at any u.
+            u = torch.zeros(to_layer.size, dtype=to_layer.dtype, device=v.device, requires_grad=True)
+            with torch.enable_grad():
+                return torch.autograd.grad(rmatvec(u, create_graph=True), u, v)[0]
+
+        shape = (to_layer.size, from_layer.size)
+        return LinearOperator(shape, matvec, rmatvec, to_layer.dtype, to_layer.squares.device)
+
+    def describe(self) -> pd.DataFrame:
+        """One row a recorded tensor: layer, other names, call, shape, dtype, on_trunk, unit; then modules not called."""
+        names = {layer.index: layer.name for layer in self.units}
+        rows: list[dict[str, Any]] = [
+            {
+                "layer": names.get(layer.index, layer.name),
+                "aliases": ", ".join(name for name in layer.names if name != names.get(layer.index, layer.name)),
+                "call": layer.call,
+                "shape": "x".join(map(str, layer.shape)),
+                "dtype": str(layer.dtype).removeprefix("torch."),
+                "on_trunk": layer.on_trunk,
+                "unit": layer.index in names,
+                "fired": True,
+            }
+            for layer in self.layers
+        ]
+        rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in self.uncalled]
+        return pd.DataFrame(rows)
+
+
+def capture(
+    model: nn.Module,
+    data: Any,
+    layers: LayerFilter | None = None,
+    *,
+    forward: Forward | None = None,
+    loss_fn: LossFunction | None = None,
+    target: str | None = None,
+) -> Capture:
+    """Run ``model`` once on ``data`` and keep its layers, trunk and graph.
+
+    Arguments:
+        model: Any module; it is left exactly as it was.
+        data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
+        layers: Which layers to keep: a glob or list of globs over names, or a callable.  Default: all.
+        forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
+        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample; they become the target.
+        target: Name of the layer that ends the trunk.  Default: the output, or the losses.
+
+    Raises:
+        ValueError, TypeError: See `gradscope.recorder.record` and `gradscope.inputs.as_batch`; every message names the
+            culprit and the way out.
+    """
+    model = unwrap(model)
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
+    recording = record(model, batch, forward=forward, loss_fn=loss_fn)
+    end = recording.target if target is None else find(recording.layers, target).edge
+    try:
+        graph = find_trunk(end, recording.sources)
+    except ValueError as error:
+        what = "The output" if target is None else f"Layer {target!r}"
+        raise ValueError(
+            f"{what} does not depend on x: no differentiable path leads from the input to it. "
+            "Look for .detach(), torch.no_grad() or a constant in the model's forward."
+        ) from error
+    reached = [
+        replace(layer, on_trunk=vertex(layer.edge) in graph.position)
+        for layer in recording.layers
+        if graph.reaches_target(layer.edge)
+    ]
+    rows = units(model, reached)
+    last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
+    if last is None:  # a target inside a unit
+        last = find(reached, str(target)) if target else reached[-1]
+        rows = [layer for layer in rows if layer.index != last.index] + [last]
+    kept = reached if layers is None else select(reached, layers)
+    return Capture(tuple(kept), tuple(rows), last, recording.batch_size, recording.uncalled, graph)

@@ -1,0 +1,120 @@
+"""The trunk of a network: the tensors through which every path from the sources to the target passes.
+
+Everything is read from the autograd graph, so residual branches, functional code and unknown modules need no special
+case.  A tensor of the graph is an autograd node together with an output number: ``chunk``, ``split`` and LSTMs share
+one node among several tensors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch.autograd.graph import GradientEdge, Node
+
+Vertex = tuple[Node, int]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Cut vertices between the sources and the target, and where every other tensor branches off.
+
+    ``edges``: the cut vertices in execution order; the last one is the target.
+    ``position``: index into ``edges`` of every cut vertex.
+    ``above``: for every tensor inside a branch, the index of the first cut vertex that it flows into.
+    """
+
+    edges: tuple[GradientEdge, ...]
+    position: dict[Vertex, int]
+    above: dict[Vertex, int]
+
+    def reaches_target(self, edge: GradientEdge) -> bool:
+        """Whether the target depends on this tensor by a path from the sources."""
+        return vertex(edge) in self.position or vertex(edge) in self.above
+
+
+def vertex(edge: GradientEdge) -> Vertex:
+    """The hashable identity of a tensor of the autograd graph."""
+    return edge.node, edge.output_nr
+
+
+def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
+    """Cut vertices of the graph between all ``sources`` and ``target``.
+
+    In a topological order a tensor is a cut vertex if no edge spans it, the sources being fed by one virtual root.
+    A node that several live tensors leave has no cut vertex among its outputs.  Cost: linear in nodes and edges.
+
+    Raises:
+        ValueError: The target does not depend on any source.
+    """
+    source_vertices = {vertex(source) for source in sources}
+    order = _topological_order(target.node)
+    number = {node: index for index, node in enumerate(order)}
+
+    live: set[Vertex] = set()
+    consumers: dict[Vertex, list[int]] = defaultdict(list)
+    live_nodes: set[Node] = set()
+    for node in order:
+        for parent, output_nr in node.next_functions:
+            if parent is not None and ((parent, output_nr) in source_vertices or parent in live_nodes):
+                live.add((parent, output_nr))
+                consumers[parent, output_nr].append(number[node])
+                live_nodes.add(node)
+    if vertex(target) in source_vertices or target.node in live_nodes:
+        live.add(vertex(target))
+    else:
+        raise ValueError("The target does not depend on the input: no path of the autograd graph leads from one to the other.")
+
+    # A running count of the edges that span each node: +1 after the producer, -1 at the last consumer.
+    spans = [0] * (len(order) + 1)
+    outputs: dict[Node, int] = defaultdict(int)
+    for tensor in live:
+        outputs[tensor[0]] += 1
+        start = number[tensor[0]]
+        if consumers[tensor]:
+            _span(spans, start, max(consumers[tensor]))
+        if tensor in source_vertices:
+            _span(spans, -1, start)
+
+    depth, spanned = 0, []
+    for change in spans[: len(order)]:
+        depth += change
+        spanned.append(depth)
+    tensors = sorted(live, key=lambda tensor: number[tensor[0]])
+    cuts = [tensor for tensor in tensors if outputs[tensor[0]] == 1 and spanned[number[tensor[0]]] == 0]
+
+    position = {tensor: index for index, tensor in enumerate(cuts)}
+    above: dict[Vertex, int] = {}
+    following = len(cuts)
+    for tensor in reversed(tensors):
+        if tensor in position:
+            following = position[tensor]
+        else:
+            above[tensor] = following
+    return Trunk(tuple(GradientEdge(*cut) for cut in cuts), position, above)
+
+
+def _span(spans: list[int], first: int, last: int) -> None:
+    """Count one more edge over the nodes strictly between ``first`` and ``last``."""
+    if last > first + 1:
+        spans[first + 1] += 1
+        spans[last] -= 1
+
+
+def _topological_order(root: Node) -> list[Node]:
+    """All ancestors of ``root`` before itself, inputs first; iterative, since networks are deeper than the stack."""
+    order: list[Node] = []
+    seen: set[Node] = {root}
+    stack = [(root, iter(root.next_functions))]
+    while stack:
+        node, parents = stack[-1]
+        for parent, _ in parents:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append((parent, iter(parent.next_functions)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order
