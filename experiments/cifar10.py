@@ -14,9 +14,10 @@ import csv
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
             return read(root / layout, train, limit)
     raise FileNotFoundError(
         f"there is no CIFAR-10 in {root}.  Three ways to go on:\n"
-        f"  1. put {BINARY}/, {PYTHON}/, or Kaggle's {KAGGLE} and train/ there, or set GRADSCOPE_DATA to their folder;\n"
+        f"  1. put {BINARY}/, {PYTHON}/, or {KAGGLE} with train/ there, or set GRADSCOPE_DATA to their folder;\n"
         "  2. data.download=true fetches the official archive;\n"
         "  3. data=noise or data=digits needs no files."
     )
@@ -140,8 +141,8 @@ def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
     bad = np.flatnonzero(records[:, 0] >= len(CLASSES))
     if bad.size:
         raise ValueError(
-            f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9: the file is damaged "
-            "or not CIFAR-10.  Replace it by a fresh copy."
+            f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9: the file is "
+            "damaged or not CIFAR-10.  Replace it by a fresh copy."
         )
     return records
 
@@ -156,14 +157,14 @@ def _read_python(folder: Path, train: bool, limit: int | None) -> Split:
 
 def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Rows (N, 3072) and labels (N,) of one pickled batch."""
-    try:
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        try:
             batch = _BatchUnpickler(file, encoding="bytes").load()
-        data, labels = _decode(batch[b"data"]), batch[b"labels"]
-    except KeyError as error:
-        raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
-    except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  Replace it by a fresh copy.") from error
+            data, labels = _decode(batch[b"data"]), list(batch[b"labels"])
+        except KeyError as error:
+            raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
+        except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+            raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  Replace it by a fresh copy.") from error
     if data.ndim != 2 or data.shape[1] != IMAGE_SIZE or not len(data):
         raise ValueError(f"{path}: data has shape {data.shape}, expected (N, {IMAGE_SIZE}) with N at least 1.")
     if len(labels) != len(data):
@@ -191,7 +192,7 @@ class _BatchUnpickler(pickle.Unpickler):
     bytes of the file for addresses of objects.
     """
 
-    ADMITTED = {  # noqa: RUF012
+    ADMITTED: ClassVar[dict[str, Callable[..., object]]] = {
         "numpy.core.multiarray._reconstruct": _PickledArray,
         "numpy._core.multiarray._reconstruct": _PickledArray,
         "numpy.ndarray": _PickledArray,

@@ -1,9 +1,11 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
+from gradscope import frames, initializers, measures, measuring, models, plots, probes
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.estimates import Estimate
 from gradscope.growth import Growth
 from gradscope.layers import Layer
+from gradscope.measuring import measure
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.profiles import Matrix, Profile
@@ -23,6 +25,9 @@ __all__ = [
     "gsc",
     "gsc_matrix",
     "initializers",
+    "measure",
+    "measures",
+    "measuring",
     "models",
     "plots",
     "probes",

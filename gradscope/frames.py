@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+SCHEMA_VERSION = 1
+
 COLUMNS: dict[str, str] = {
     "layer": "str",
     "index": "int64",

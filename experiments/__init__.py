@@ -1,0 +1,1 @@
+"""Experiments: one question a file, readable top to bottom; the only place that knows Hydra."""

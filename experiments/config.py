@@ -1,0 +1,102 @@
+"""Types of every configuration key, so that a wrong type in an override is refused by name; values live in conf/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """What every model shares: the class to build."""
+
+    _target_: str = MISSING
+
+
+@dataclass
+class MLPConfig(ModelConfig):
+    """Arguments of `gradscope.models.mlp.MLP`."""
+
+    depth: int = MISSING
+    width: int = MISSING
+    activation: str = MISSING
+    norm: str = MISSING
+    residual: str = MISSING
+    skip_weight: float = MISSING
+    init: str = MISSING
+    bias: bool = MISSING
+    in_features: int | None = MISSING
+    out_features: int | None = MISSING
+
+
+@dataclass
+class AlexNetBConfig(ModelConfig):
+    """Arguments of `gradscope.models.alexnet.AlexNetB`."""
+
+    init: str = MISSING
+    num_classes: int = MISSING
+
+
+@dataclass
+class AlexNetAConfig(AlexNetBConfig):
+    """Arguments of `gradscope.models.alexnet.AlexNetA`."""
+
+    padding: str = MISSING
+    dropout: float = MISSING
+
+
+@dataclass
+class DataConfig:
+    """What every data set shares: the function to call, and the number of samples."""
+
+    _target_: str = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class NoiseConfig(DataConfig):
+    """Arguments of `experiments.data.noise`."""
+
+    shape: list[int] | None = None
+
+
+@dataclass
+class Cifar10Config(DataConfig):
+    """Arguments of `experiments.data.cifar10`."""
+
+    download: bool = MISSING
+
+
+@dataclass
+class MeasureConfig:
+    """Keys of conf/measure.yaml."""
+
+    model: Any = MISSING
+    data: Any = MISSING
+    seed: int = MISSING
+    mode: str = MISSING
+    dtype: str = MISSING
+    device: str = MISSING
+    num_threads: int | None = None
+    target: str | None = None
+    probes: Any = MISSING
+    reduction: str = MISSING
+    matrix: bool = MISSING
+    matrix_layers: list[str] | None = field(default=None)
+    results: str = MISSING
+    sweep: str = MISSING
+
+
+def register() -> None:
+    """Make the schemas known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="measure_schema", node=MeasureConfig)
+    store.store(group="model", name="mlp_schema", node=MLPConfig)
+    store.store(group="model", name="alexnet_a_schema", node=AlexNetAConfig)
+    store.store(group="model", name="alexnet_b_schema", node=AlexNetBConfig)
+    store.store(group="data", name="noise_schema", node=NoiseConfig)
+    store.store(group="data", name="cifar10_schema", node=Cifar10Config)
+    store.store(group="data", name="digits_schema", node=DataConfig)

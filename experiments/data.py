@@ -1,0 +1,75 @@
+"""Batches to measure on: Gaussian noise, CIFAR-10, and the digits of scikit-learn."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE_SHAPE = (3, 32, 32)
+
+# Mean and standard deviation of the training images by channel, of values in 0..1.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+# A measured batch is drawn from this many images, which is one file of the official layout.
+CIFAR10_POOL = 10_000
+
+
+def noise(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Standard Gaussian noise, (batch_size, *shape)."""
+    _check_batch_size(batch_size)
+    return torch.randn(batch_size, *shape, generator=generator)
+
+
+def cifar10(batch_size: int, shape: tuple[int, ...], *, download: bool, generator: torch.Generator) -> Tensor:
+    """Random images of the training set, standardized by channel, (batch_size, 3, 32, 32)."""
+    images, _ = _cifar10_pool(download)
+    batch = _choose(images, batch_size, "CIFAR-10 images in the pool", generator).float() / 255
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
+    return (batch - mean) / std
+
+
+def digits(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Random handwritten digits, enlarged from 8x8 to three equal 32x32 channels and standardized as a whole.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn, the extra ``digits``, is not installed.
+    """
+    images = _digits()
+    batch = _choose(images, batch_size, "digits", generator)[:, None]
+    enlarged = torch.nn.functional.interpolate(batch, size=IMAGE_SHAPE[1:], mode="bilinear", align_corners=False)
+    return ((enlarged - images.mean()) / images.std()).expand(-1, *IMAGE_SHAPE).contiguous()
+
+
+def _choose(images: Tensor, batch_size: int, what: str, generator: torch.Generator) -> Tensor:
+    _check_batch_size(batch_size)
+    if batch_size > len(images):
+        raise ValueError(f"data.batch_size={batch_size} is more than the {len(images)} {what}.")
+    return images[torch.randperm(len(images), generator=generator)[:batch_size]]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
+
+
+@lru_cache(maxsize=1)
+def _cifar10_pool(download: bool) -> tuple[Tensor, Tensor]:
+    from experiments import cifar10 as archive
+
+    split = archive.load(train=True, limit=CIFAR10_POOL, download=download)
+    return torch.from_numpy(split.images), torch.from_numpy(split.labels)
+
+
+@lru_cache(maxsize=1)
+def _digits() -> Tensor:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'data=digits needs scikit-learn: pip install "gradscope-toolkit[digits]", or use data=noise.'
+        ) from error
+    return torch.from_numpy(np.asarray(load_digits().images, dtype=np.float32))

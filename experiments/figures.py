@@ -1,0 +1,129 @@
+"""Frames -> figures.
+
+    python -m experiments.figures study=architectures
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from experiments import report
+from experiments.run import write_json
+from gradscope import frames, plots
+
+mpl.use("Agg")
+mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
+
+
+def draw(frame: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Every figure that the frame has data for, by name."""
+    hue, style = ("activation", "norm") if "activation" in frame else ("model", None)
+    named = frame.loc[frame["quantity"] == "gsc", "index"].max() < plots.MAX_NAMED_LAYERS
+    figures = {"gsc": _panels(frame, title) if named else _curves(frame, title, hue, style)}
+    for quantity in ("preactivation_std", "sign_diversity"):
+        if (frame["quantity"] == quantity).any():
+            figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+            plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
+            ax.set_title(f"{title}\n{_spread(frame)}", fontsize=10)
+    if frame.loc[frame["quantity"] == "gsc", "target"].nunique() > frame["model"].nunique():
+        figures["gsc_matrix"] = _matrices(frame, title)
+    return figures
+
+
+def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None) -> Figure:
+    figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
+    plots.profile(frame, hue=hue, style=style, ax=ax)
+    ax.set_title(f"{title}\n{_spread(frame)}", fontsize=10)
+    return figure
+
+
+def _panels(frame: pd.DataFrame, title: str) -> Figure:
+    models = list(frame["model"].unique())
+    figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 4.2), layout="constrained", squeeze=False, sharey=True)
+    for ax, model in zip(axes[0], models, strict=True):
+        plots.named_profile(frame[frame["model"] == model], ax=ax)
+        ax.set_title(model, fontsize=10)
+    figure.suptitle(f"{title}; {_spread(frame)}", fontsize=10)
+    return figure
+
+
+def _matrices(frame: pd.DataFrame, title: str) -> Figure:
+    models = list(frame["model"].unique())
+    columns = min(4, len(models))
+    rows = -(-len(models) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.4 * columns, 4.0 * rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat[len(models) :]:
+        ax.set_axis_off()
+    for ax, model in zip(axes.flat, models, strict=False):
+        plots.matrix(frame[frame["model"] == model], ax=ax)
+        ax.set_title(str(model).replace("_", "+"), fontsize=10)
+    figure.suptitle(f"{title}; mean over {frame['seed'].nunique()} seeds", fontsize=11)
+    return figure
+
+
+def _spread(frame: pd.DataFrame) -> str:
+    seeds = frame["seed"].nunique()
+    return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """Depth, width, batch and data of a study, as far as all its runs share them."""
+    words = []
+    for name in ("depth", "width", "batch_size", "data"):
+        if name in frame and frame[name].nunique() == 1:
+            words.append(f"{'batch' if name == 'batch_size' else name} {frame[name].iloc[0]}")
+    text = ", ".join(words).replace("data ", "").replace("noise", "Gaussian noise")
+    return text.replace("cifar10", "CIFAR-10")
+
+
+def read(cfg: DictConfig) -> tuple[pd.DataFrame, dict[str, Any], Path]:
+    """The study's frame and manifest, from its runs or else from the reference results, and where figures go.
+
+    Raises:
+        FileNotFoundError: Neither exists.
+    """
+    runs, reference = Path(cfg.results) / cfg.sweep, Path(cfg.reference) / cfg.study
+    for path, manifest, output in (
+        (runs / "collected.parquet", runs / "collected.json", runs / "figures"),
+        (reference / "data.csv", reference / "manifest.json", reference),
+    ):
+        if path.is_file():
+            return frames.load(path), json.loads(manifest.read_text()), output
+    raise FileNotFoundError(
+        f"Nothing to draw: neither {runs / 'collected.parquet'} (python -m experiments.collect sweep={cfg.sweep}) "
+        f"nor {reference / 'data.csv'} exists."
+    )
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="figures")
+def main(cfg: DictConfig) -> None:
+    """Print the table of growth rates, and write every figure as PNG and SVG."""
+    frame, manifest, output = read(cfg)
+    keys = ["activation", "norm"] if "activation" in frame else ["model"]
+    title = describe(frame)
+    report.print_growth(report.growth_table(frame, keys), keys, f"{cfg.study}: {title}")
+    if cfg.publish:
+        output = Path(cfg.reference) / cfg.study
+        frames.save(frame, output / "data.csv")
+        write_json(output / "manifest.json", manifest)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in draw(frame, title).items():
+        for suffix in ("png",) if cfg.publish else ("png", "svg"):
+            figure.savefig(output / f"{name}.{suffix}")
+        print(f"Figure: {output / name}.png")
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

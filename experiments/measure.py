@@ -1,0 +1,100 @@
+"""How do coefficients look at initialization?
+
+    python -m experiments.measure model.depth=50 model.activation=selu
+    python -m experiments.measure -m model.depth=10,50,100 model.activation=relu,tanh model.norm=none,batch seed=range(8)
+    python -m experiments.measure -m study=architectures
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import gradscope as gs
+from experiments import config, report, run
+from experiments.data import IMAGE_SHAPE
+from experiments.progress import LateBar
+
+CONF = Path(__file__).parent.parent / "conf"
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+config.register()
+
+
+def build(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The model and the batch that a configuration describes, on its device."""
+    if cfg.mode not in ("train", "eval"):
+        raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
+    if cfg.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
+    x = instantiate(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
+    sizes = {}
+    if "in_features" in cfg.model and cfg.model.in_features is None:
+        sizes["in_features"] = math.prod(x.shape[1:])
+    model = instantiate(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
+    device, dtype = run.device(cfg.device), DTYPES[cfg.dtype]
+    return model.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
+
+
+def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.DataFrame]:
+    """The profile of one network, and the frame of everything measured, with the configuration as columns."""
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
+    model, x = build(cfg)
+    bar = LateBar("measuring", 1.0)
+    options: dict[str, Any] = {
+        "probes": cfg.probes,
+        "reduction": cfg.reduction,
+        "target": cfg.target,
+        "progress": lambda fraction: bar.advance(fraction - bar.done),
+    }
+    profile = gs.gsc(model, x, **options, generator=run.generator(cfg.seed, "probes"))
+    parts = [profile.to_frame()]
+    if any(isinstance(module, gs.measuring.NONLINEARITIES) for module in model.modules()):
+        parts.append(gs.measure(model, x))
+    if cfg.matrix:
+        layers = list(cfg.matrix_layers) if cfg.matrix_layers else None
+        matrix = gs.gsc_matrix(model, x, **options, layers=layers, generator=run.generator(cfg.seed, "matrix"))
+        pairs = matrix.to_frame()
+        parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
+    bar.close()
+    return profile, pd.concat(parts, ignore_index=True).assign(**run.columns(cfg, choices))
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
+def main(cfg: DictConfig) -> None:
+    """Measure one network and write its run folder."""
+    began = time.perf_counter()
+    info = HydraConfig.get()
+    profile, frame = measure(cfg, dict(info.runtime.choices))
+    folder = run.folder(cfg, info.overrides.task)
+    gs.frames.save(frame, folder / "frame.parquet")
+    run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
+    if info.mode is RunMode.RUN:
+        report.print_run(profile, frame, folder)
+
+
+def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:
+    """Shape of one sample of noise: as configured, or what the model takes."""
+    if cfg.data.get("shape") is not None:
+        return tuple(cfg.data.shape)
+    if "width" in cfg.model:
+        return (cfg.model.in_features or cfg.model.width,)
+    return IMAGE_SHAPE
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = run.with_study_defaults(sys.argv[1:], CONF)
+    main()

@@ -1,0 +1,176 @@
+"""Figures: a tidy frame in, matplotlib Axes out.  Nothing is measured here, nothing is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+LABELS = {
+    "gsc": r"$\log_{10}$ GSC (squared convention)",
+    "preactivation_std": "pre-activation standard deviation",
+    "sign_diversity": "sign diversity",
+    "depth_from_output": "layers between $f_k$ and the target",
+    "index": "layer, from the input",
+}
+MAX_DIRECT_LABELS = 8
+MAX_NAMED_LAYERS = 24
+MAX_ANNOTATED = 12
+
+
+def profile(frame: pd.DataFrame, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None) -> Axes:
+    """log10 GSC of every layer to the last target, against the number of layers in between.
+
+    Arguments:
+        frame: Tidy frame; rows of quantity "gsc" toward the last target of each run are drawn.
+        hue, style: Columns that tell curves apart by color and by dash.
+        ax: Where to draw.  Default: a new figure.
+
+    A line is the mean over the runs that share hue and style, the band one standard deviation between them.
+
+    Raises:
+        ValueError: No such rows.
+    """
+    rows = to_last_target(_rows(frame, "gsc"))
+    ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel=LABELS["depth_from_output"], ylabel=LABELS["gsc"])
+    return ax
+
+
+def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """log10 GSC to the last target of one network of few layers, in execution order, each layer under its name.
+
+    Bands are one standard deviation between runs; with a single run, bars are its standard error of sampling the batch.
+    """
+    rows = to_last_target(_rows(frame, "gsc"))
+    ax = _curves(rows, "index", "log10_value", None, None, ax, marker="o")
+    names = rows.drop_duplicates("index").sort_values("index")
+    ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor")
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="", ylabel=LABELS["gsc"])
+    if _runs(rows) == 1:
+        ax.errorbar(rows["index"], rows["log10_value"], rows["log10_stderr_sample"].fillna(0), fmt="none", color="0.4")
+    return ax
+
+
+def statistic(
+    frame: pd.DataFrame, quantity: str, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """A statistic of every layer by itself ("preactivation_std", "sign_diversity") against depth, input first.
+
+    Lines, bands and errors as in `profile`.
+    """
+    ax = _curves(_rows(frame, quantity), "index", "value", hue, style, ax)
+    ax.set(xlabel=LABELS["index"], ylabel=LABELS.get(quantity, quantity))
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def matrix(
+    frame: pd.DataFrame, *, limits: tuple[float, float] | None = None, colorbar: bool = True, ax: Axes | None = None
+) -> Axes:
+    """log10 GSC of every source (column) to every target (row) as a heat map, the mean over runs.
+
+    Arguments:
+        frame: Tidy frame with rows of quantity "gsc" toward several targets.
+        limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0.
+    """
+    rows = _rows(frame, "gsc")
+    rows = rows[rows["layer"].isin(rows["target"])]
+    order = rows.drop_duplicates("layer").sort_values("index")["layer"]
+    table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)
+    table = table.reindex(index=order, columns=order)
+    largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
+    low, high = limits or (-largest, largest)
+    ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
+    sns.heatmap(
+        table, mask=table.isna(), vmin=low, vmax=high, cmap="vlag", square=True, ax=ax, cbar=colorbar,
+        annot=len(order) <= MAX_ANNOTATED, fmt=".1f", annot_kws={"size": 7},
+        cbar_kws={"label": LABELS["gsc"]}, xticklabels=_thinned(order), yticklabels=_thinned(order),
+    )  # fmt: skip
+    ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
+    ax.tick_params(axis="x", rotation=60, labelsize=8)
+    ax.tick_params(axis="y", rotation=0, labelsize=8)
+    return ax
+
+
+def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows toward the target that all layers of a run lead to: the one with the most rows of its own index."""
+    last = rows.loc[rows["depth_from_output"] == 0].groupby("model", observed=True)["index"].max() if "model" in rows else None
+    if last is None:
+        end = rows["index"].where(rows["depth_from_output"] == 0).max()
+        return rows[rows["index"] + rows["depth_from_output"] == end]
+    return rows[rows["index"] + rows["depth_from_output"] == rows["model"].map(last).astype(int)]
+
+
+def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    rows = frame[frame["quantity"] == quantity]
+    if rows.empty:
+        known = ", ".join(map(repr, frame["quantity"].unique()))
+        raise ValueError(f"The frame has no rows of quantity {quantity!r}; it has {known}.")
+    return rows
+
+
+def _curves(
+    rows: pd.DataFrame, x: str, y: str, hue: str | None, style: str | None, ax: Axes | None, marker: str | None = None
+) -> Axes:
+    """Mean lines with bands of one standard deviation, labeled at their ends while they are few."""
+    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    keys = [key for key in (hue, style) if key is not None]
+    sns.lineplot(
+        rows, x=x, y=y, hue=hue, style=style, errorbar="sd" if _runs(rows) > 1 else None, palette="colorblind" if hue else None,
+        color=None if hue else sns.color_palette("colorblind")[0], marker=marker, ax=ax, linewidth=1.8,
+    )  # fmt: skip
+    sns.despine(ax=ax)
+    curves = list(rows.groupby(keys, observed=True, sort=False)) if keys else []
+    if 1 < len(curves) <= MAX_DIRECT_LABELS and ax.get_legend():
+        _label_ends(ax, curves, x, y)
+    return ax
+
+
+def _label_ends(ax: Axes, curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]], x: str, y: str) -> None:
+    """Write each curve's name at its right end instead of a legend, moved apart where they would overlap."""
+    ends = []
+    for key, rows in curves:
+        last = rows[rows[x] == rows[x].max()]
+        parts = [part for part in key if part != "none"]
+        ends.append((float(last[y].mean()), "+".join(parts)))
+    colors = _line_colors(ax, curves)
+    low, high = ax.get_ylim()
+    gap = (high - low) * 0.047
+    order = sorted(range(len(ends)), key=lambda i: ends[i][0])
+    heights = [ends[i][0] for i in order]
+    for _ in range(100):
+        for a in range(len(heights) - 1):
+            if (overlap := gap - (heights[a + 1] - heights[a])) > 1e-9:
+                heights[a] -= overlap / 2
+                heights[a + 1] += overlap / 2
+    right = max(float(rows[x].max()) for _, rows in curves)
+    for place, i in enumerate(order):
+        ax.annotate(
+            ends[i][1], (right, ends[i][0]), xytext=(right * 1.03, heights[place]), textcoords="data", va="center",
+            fontsize=9, color=colors[i], annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colors[i], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+    ax.get_legend().remove()
+
+
+def _line_colors(ax: Axes, curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]]) -> list[str]:
+    """The color of each curve, read from the legend entry of its first key."""
+    legend = ax.get_legend()
+    entries = {text.get_text(): handle.get_color() for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
+    return [entries.get(str(key[0]), "0.2") for key, _ in curves]
+
+
+def _runs(rows: pd.DataFrame) -> int:
+    return int(rows["seed"].nunique()) if "seed" in rows else 1
+
+
+def _thinned(names: pd.Series) -> list[str]:
+    step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))
+    return [name if number % step == 0 else "" for number, name in enumerate(names)]
