@@ -9,15 +9,11 @@ Looked for in this order:
 
 from __future__ import annotations
 
-import codecs
 import csv
 import os
-import pickle
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +21,7 @@ from PIL import Image
 
 from experiments.download import download as fetch
 from experiments.download import extract
+from experiments.unpickling import ArrayUnpickler, decode
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SHAPE = (3, 32, 32)
@@ -159,8 +156,8 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
     """Rows (N, 3072) and labels (N,) of one pickled batch."""
     with path.open("rb") as file:
         try:
-            batch = _BatchUnpickler(file, encoding="bytes").load()
-            data, labels = _decode(batch[b"data"]), list(batch[b"labels"])
+            batch = ArrayUnpickler(file, encoding="bytes").load()
+            data, labels = decode(batch[b"data"]), list(batch[b"labels"])
         except KeyError as error:
             raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
         except Exception as error:  # damaged bytes make the unpickler raise nearly anything
@@ -173,44 +170,6 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
         if label not in range(len(CLASSES)):
             raise ValueError(f"{path}: the label of row {row} is {label!r}, not an integer in 0..9.")
     return data, np.array(labels, np.int64)
-
-
-class _PickledArray:
-    """Stands in for numpy's array and dtype, and keeps what a pickle hands to them."""
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Admits plain values and numpy arrays; every other global is refused before it is imported.
-
-    Numpy's own functions stay out as well: with forged dtype flags, a pickle of nothing but an array makes numpy take
-    bytes of the file for addresses of objects.
-    """
-
-    ADMITTED: ClassVar[dict[str, Callable[..., object]]] = {
-        "numpy.core.multiarray._reconstruct": _PickledArray,
-        "numpy._core.multiarray._reconstruct": _PickledArray,
-        "numpy.ndarray": _PickledArray,
-        "numpy.dtype": _PickledArray,
-        "_codecs.encode": codecs.encode,  # how protocol 2 spells bytes
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for the forbidden global {module}.{name}, which could run code")
-        return self.ADMITTED[f"{module}.{name}"]
-
-
-def _decode(array: _PickledArray) -> npt.NDArray[np.uint8]:
-    _, shape, dtype, fortran, raw = array.state
-    if dtype.args[0] not in ("u1", b"u1"):
-        raise TypeError(f"data has dtype {dtype.args[0]!r}, expected uint8")
-    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
@@ -239,10 +198,11 @@ def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
     """One image, (3, 32, 32); ``line`` of the table named it."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if (image.size, image.mode) != ((32, 32), "RGB"):
-                raise ValueError(f"{path} ({line}) is {image.width} x {image.height} {image.mode}, not 32 x 32 RGB.")
-            return np.asarray(image).transpose(2, 0, 1)
+            pixels = np.asarray(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing, but {line} names it: complete the folder train/.") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} ({line}) is not a readable PNG: {error}.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+        raise ValueError(f"{path} ({line}) is not a readable PNG: {error}.  Replace it by a fresh copy.") from error
+    if pixels.shape != (32, 32, 3):
+        raise ValueError(f"{path} ({line}) has pixels of shape {pixels.shape}, expected 32 x 32 RGB, (32, 32, 3).")
+    return pixels.transpose(2, 0, 1)

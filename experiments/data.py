@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IMAGE_SHAPE = (3, 32, 32)
+from experiments import cifar10 as archive
+from experiments.cifar10 import IMAGE_SHAPE
 
 # Mean and standard deviation of the training images by channel, of values in 0..1.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -58,8 +59,6 @@ def _check_batch_size(batch_size: int) -> None:
 
 @lru_cache(maxsize=1)
 def _cifar10_pool(download: bool) -> tuple[Tensor, Tensor]:
-    from experiments import cifar10 as archive
-
     split = archive.load(train=True, limit=CIFAR10_POOL, download=download)
     return torch.from_numpy(split.images), torch.from_numpy(split.labels)
 

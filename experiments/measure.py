@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 import gradscope as gs
 from experiments import config, report, run
-from experiments.data import IMAGE_SHAPE
+from experiments.cifar10 import IMAGE_SHAPE
 from experiments.progress import LateBar
 
 CONF = Path(__file__).parent.parent / "conf"

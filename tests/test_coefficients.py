@@ -1,0 +1,247 @@
+"""GSC and the matrix against full Jacobians written out in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradscope as gs
+from gradscope.models.alexnet import AlexNetA, AlexNetB
+from gradscope.models.mlp import MLP
+from tests.bruteforce import gsc_log10, jacobian, sample_gsc
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
+
+
+def mlp(**options) -> MLP:
+    return MLP(**{"depth": 5, "width": 12, "generator": seeded(), **options}).double()
+
+
+NETWORKS = {
+    f"{activation}+{norm}+{residual}": {"activation": activation, "norm": norm, "residual": residual}
+    for activation in ("relu", "tanh", "selu", "gelu")
+    for norm in ("none", "batch", "layer")
+    for residual in ("none", "identity")
+}
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
+def test_exact_profile_is_the_full_batch_jacobian(options):
+    model, x = mlp(**options), noise(8, 12)
+    profile = gs.gsc(model, x, probes="exact")
+    assert profile.layers == ("input", *(f"layers.{i}" for i in range(5)))
+    expected = [gsc_log10(model, name, x) for name in profile.layers]
+    np.testing.assert_allclose(profile.log10_values[:, 0], expected, atol=1e-10, rtol=0)
+    assert not profile.num_probes.any()
+    assert (profile.log10_stderr_probe == 0).all()
+    assert profile.coupled == (options["norm"] == "batch")
+
+
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS.keys())
+def test_every_column_of_the_exact_matrix_is_a_profile(options):
+    model, x = mlp(**options), noise(8, 12)
+    matrix = gs.gsc_matrix(model, x, probes="exact")
+    for column, target in enumerate(matrix.targets):
+        if target == "input":
+            continue
+        profile = gs.gsc(model, x, target=target, probes="exact")
+        rows = len(profile.layers)
+        np.testing.assert_allclose(matrix.log10_values[:rows, column], profile.log10_values[:, 0], atol=1e-10)
+        assert np.isnan(matrix.log10_values[rows:, column]).all()
+    assert np.allclose(np.diag(matrix.log10_values), 0)
+
+
+@pytest.mark.parametrize("options", [{"norm": "batch"}, {"norm": "none"}, {"residual": "identity"}], ids=str)
+def test_columns_of_the_matrix_against_truncated_networks(options):
+    model, x = mlp(**options), noise(8, 12)
+    matrix = gs.gsc_matrix(model, x, probes="exact")
+    for depth in (1, 3):
+        head = nn.Sequential(*list(model.layers)[:depth])
+        expected = [gsc_log10(head, name, x) for name in ("input", *map(str, range(depth)))]
+        np.testing.assert_allclose(matrix.log10_values[: depth + 1, depth], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", [AlexNetA, AlexNetB])
+def test_alexnets_are_exact_from_ten_cotangents(network):
+    # Dropout draws a new mask in every forward pass, so the brute force needs the mode in which it is off.
+    model = network(generator=seeded()).double().eval()
+    x = noise(2, 3, 32, 32)
+    names = ["pool1", "conv4", "fc1", "fc2"]
+    profile = gs.gsc(model, x, probes="exact", layers=names)
+    assert profile.layers[-1] == ("fc3" if network is AlexNetA else "fc2")
+    for name in names[: len(profile.layers) - 1]:
+        # 10 rows a sample: reverse mode over the stacked logits is the whole Jacobian, one sample at a time.
+        assert math.log10(profile[name].value) == pytest.approx(profile[name].log10_value, abs=1e-12)
+    for name in ("conv4", "fc1"):
+        captured = gs.capture(model, x)
+        J = captured.jacobian(name, profile.target).dense()
+        f_k = next(layer for layer in captured.layers if name in layer.names)
+        expected = J.square().sum() / J.shape[1] * f_k.squares.sum() / model(x).square().sum()
+        assert profile[name].log10_value == pytest.approx(float(expected.log10()), abs=1e-10)
+        assert float(f_k.squares.sum()) > 0
+
+
+def test_jacobian_operator_against_brute_force():
+    model, x = mlp(norm="batch", activation="tanh"), noise(8, 12)
+    captured = gs.capture(model, x)
+    for name in ("input", "layers.1"):
+        op = captured.jacobian(name, "layers.4")
+        expected = jacobian(model, name, x)
+        torch.testing.assert_close(op.dense(), expected, atol=1e-12, rtol=1e-10)
+        v, u = noise(96, seed=5), noise(96, seed=6)
+        torch.testing.assert_close(op @ v, expected @ v, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(op.T @ u, expected.T @ u, atol=1e-12, rtol=1e-10)
+        assert float(u @ (op @ v)) == pytest.approx(float((op.T @ u) @ v), rel=1e-12)
+        exact = gs.qm_norm(op, probes="exact")
+        assert exact.value == pytest.approx(float(torch.linalg.matrix_norm(expected)) / math.sqrt(96), rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "geometric"])
+def test_reductions_over_single_samples(reduction):
+    model, x = mlp(activation="selu", norm="layer"), noise(8, 12)
+    profile = gs.gsc(model, x, reduction=reduction)
+    for name in profile.layers:
+        values = sample_gsc(model, name, x)
+        expected = values.mean().log10() if reduction == "mean" else values.log10().mean()
+        assert profile[name].log10_value == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_sample_error_of_the_mean_is_that_of_its_samples():
+    model, x = mlp(activation="selu"), noise(8, 12)
+    profile = gs.gsc(model, x, reduction="mean")
+    values = sample_gsc(model, "layers.0", x)
+    relative = values.std() / math.sqrt(8) / values.mean()
+    assert profile.log10_stderr_sample[1, 0] == pytest.approx(float(relative) / math.log(10), rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_probes_are_unbiased_and_their_errors_are_right(norm):
+    model, x = mlp(norm=norm), noise(8, 12)
+    exact = gs.gsc(model, x, probes="exact").log10_values[:-1, 0]
+    z, linear = [], []
+    for seed in range(200):
+        probed = gs.gsc(model, x, probes=64, generator=seeded(seed))
+        z.append((probed.log10_values[:-1, 0] - exact) / probed.log10_stderr_probe[:-1, 0])
+        linear.append(10 ** (probed.log10_values[:-1, 0] - exact))
+    spread = np.std(linear, axis=0, ddof=1) / math.sqrt(200)
+    assert (np.abs(np.mean(linear, axis=0) - 1) < 4 * spread).all()
+    assert (np.std(z, axis=0) > 0.85).all()
+    assert (np.std(z, axis=0) < 1.2).all()
+
+
+def test_all_sign_vectors_average_to_the_exact_value():
+    # The probes that gsc draws are signs; over all 2^8 of them the mean is |J|_F^2 with no luck involved.
+    model, x = MLP(depth=3, width=4, activation="tanh", norm="batch", generator=seeded()).double(), noise(2, 4, seed=3)
+    captured = gs.capture(model, x)
+    op = captured.jacobian("layers.0", "layers.2")
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 8)
+    mean = torch.stack([(op.T @ v).square().sum() for v in signs]).mean()
+    f_0, f_2 = (next(layer for layer in captured.layers if layer.name == n).squares.sum() for n in ("layers.0", "layers.2"))
+    expected = math.log10(float(mean / 8 * f_0 / f_2))
+    assert gs.gsc(model, x, probes="exact")["layers.0"].log10_value == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_probe_bounds_its_error_where_samples_are_independent_and_admits_ignorance_where_not():
+    x = noise(8, 12)
+    independent = gs.gsc(mlp(), x, probes=1)
+    assert (independent.log10_stderr_probe[:-1] > 0).all()
+    assert np.isnan(independent.log10_stderr_sample[:-1]).all()
+    coupled = gs.gsc(mlp(norm="batch"), x, probes=1)
+    assert np.isnan(coupled.log10_stderr_probe[:-1]).all()
+    assert (coupled.num_probes[:-1] == 1).all()
+
+
+def test_loss_target_is_the_vector_of_sample_losses():
+    model, x = mlp(out_features=3), noise(8, 12)
+    labels = torch.arange(8) % 3
+    loss = nn.CrossEntropyLoss(reduction="none")
+    profile = gs.gsc(model, (x, labels), loss_fn=loss)
+    assert profile.target == "loss"
+
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return loss(self.model(x), labels)
+
+    expected = [gsc_log10(WithLoss(), name if name == "input" else f"model.{name}", x) for name in profile.layers[:-1]]
+    np.testing.assert_allclose(profile.log10_values[:-1, 0], expected, atol=1e-10)
+
+
+def test_other_forms_of_data():
+    model, x = mlp(), noise(8, 12)
+    expected = gs.gsc(model, x).log10_values
+    np.testing.assert_array_equal(gs.gsc(model, {"x": x}).log10_values, expected)
+    by_function = gs.gsc(model, [x, "ignored"], forward=lambda model, batch: model(batch[0]))
+    np.testing.assert_array_equal(by_function.log10_values, expected)
+
+
+def test_same_call_same_number_and_the_global_generator_is_left_alone():
+    model, x = mlp(norm="batch"), noise(8, 12)
+    before = torch.get_rng_state()
+    first, second = gs.gsc(model, x, probes=4), gs.gsc(model, x, probes=4)
+    np.testing.assert_array_equal(first.log10_values, second.log10_values)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_selected_layers_keep_their_place_in_the_frame():
+    model, x = mlp(), noise(8, 12)
+    frame = gs.gsc(model, x, layers=["layers.3", "layers.1*"]).to_frame()
+    assert list(frame["layer"]) == ["layers.1", "layers.1.linear", "layers.3", "layers.4"] or "layers.1.linear" in set(frame["layer"])
+    by_name = frame.set_index("layer")
+    assert by_name.loc["layers.3", "index"] == 4
+    assert by_name.loc["layers.3", "depth_from_output"] == 1
+    assert list(frame["index"]) == sorted(frame["index"])
+
+
+def test_layers_inside_a_branch_are_measured_through_the_named_tensor():
+    model, x = mlp(residual="identity"), noise(8, 12)
+    profile = gs.gsc(model, x, layers=["layers.2.activation", "layers.1"], probes="exact")
+    for name in ("layers.2.activation", "layers.1"):
+        assert profile[name].log10_value == pytest.approx(gsc_log10(model, name, x), abs=1e-10)
+
+
+def test_matrix_refuses_a_layer_inside_a_branch():
+    with pytest.raises(ValueError, match=r"'layers\.2\.activation' lies inside a branch"):
+        gs.gsc_matrix(mlp(residual="identity"), noise(8, 12), layers=["layers.2.activation", "layers.1"])
+
+
+def test_bundles_of_any_size_give_the_same_numbers(monkeypatch):
+    model, x = mlp(norm="batch"), noise(8, 12)
+    whole = gs.gsc_matrix(model, x, probes=5)
+    monkeypatch.setattr("gradscope.sweep.BUNDLE_BYTES", 3 * 8 * 12 * 8)
+    pieces = gs.gsc_matrix(model, x, probes=5)
+    np.testing.assert_allclose(pieces.log10_values, whole.log10_values, atol=1e-12)
+
+
+def test_progress_ends_at_one():
+    seen = []
+    gs.gsc(mlp(norm="batch"), noise(8, 12), probes="exact", progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+def test_summary_names_target_samples_and_growth():
+    text = gs.gsc(mlp(depth=20, norm="batch"), noise(8, 12)).summary()
+    assert "'layers.19'" in text
+    assert "8 samples, coupled" in text
+    assert "rate" in text
+    assert "at least 6 layers" in gs.gsc(mlp(), noise(8, 12)).summary()
+
+
+def test_half_precision_networks_are_measured(dtype=torch.bfloat16):
+    model, x = mlp(depth=10), noise(8, 12)
+    exact = gs.gsc(model, x).log10_values[:, 0]
+    rounded = gs.gsc(model.to(dtype), x.to(dtype)).log10_values[:, 0]
+    # bfloat16 rounds to 2^-8; ten layers of such errors, relative, on a squared quantity.
+    np.testing.assert_allclose(rounded, exact, atol=10 * 2 * 2**-8 / math.log(10))

@@ -1,0 +1,218 @@
+"""One recorded forward pass: the right tensor whatever the model does, and a model that is left as it was."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gradscope as gs
+from gradscope.models.mlp import MLP
+from tests.bruteforce import gsc_log10
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
+
+
+def linears(num: int) -> list[nn.Linear]:
+    torch.manual_seed(0)
+    return [nn.Linear(6, 6, dtype=torch.float64) for _ in range(num)]
+
+
+def test_nothing_is_changed():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(6, 6)
+    ).double()
+    model[0].weight.requires_grad_(False)
+    model[4].weight.grad = torch.ones_like(model[4].weight)
+    x = noise(8, 6)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
+    x_before, rng = x.clone(), torch.get_rng_state()
+    gs.gsc(model, x)
+    gs.gsc_matrix(model, x)
+    gs.measure(model, x)
+    assert torch.equal(x, x_before)
+    assert x.grad is None
+    assert not x.requires_grad
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(buffers[name] is buffer for name, buffer in model.named_buffers())
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+    assert torch.equal(model[4].weight.grad, torch.ones_like(model[4].weight))
+    assert model[0].weight.grad is None
+    assert not model[0].weight.requires_grad
+    assert model.training
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    pickle.loads(pickle.dumps(copy.deepcopy(model)))
+
+
+def test_in_place_operations_after_a_layer_do_not_redirect_its_gradient():
+    class InPlace(nn.Module):
+        def __init__(self, in_place: bool):
+            super().__init__()
+            self.first, self.second = linears(2)
+            self.in_place = in_place
+            self.relu = nn.ReLU(inplace=in_place)
+
+        def forward(self, x):
+            h = self.relu(self.first(x))
+            if self.in_place:
+                h += x
+            else:
+                h = h + x
+            return self.second(h)
+
+    x = noise(5, 6)
+    inside = gs.gsc(InPlace(True), x, layers=["first", "relu", "input"], probes="exact")
+    for name in ("first", "relu", "input"):
+        assert inside[name].log10_value == pytest.approx(gsc_log10(InPlace(False), name, x), abs=1e-10)
+
+
+def test_a_model_may_overwrite_its_input():
+    model = nn.Sequential(nn.ReLU(inplace=True), *linears(2))
+    x = noise(5, 6)
+    before = x.clone()
+    assert gs.gsc(model, x, probes="exact")["input"].log10_value == pytest.approx(gsc_log10(model, "input", before.clone()), abs=1e-10)
+    assert torch.equal(x, before)
+
+
+def test_each_call_of_a_module_is_a_layer():
+    shared = linears(1)[0]
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.act = shared, nn.Tanh()
+
+        def forward(self, x):
+            return self.act(self.shared(self.act(self.shared(x))))
+
+    profile = gs.gsc(Twice(), noise(5, 6))
+    assert profile.layers == ("input", "shared", "act", "shared#2", "act#2")
+    untied = nn.Sequential(shared, nn.Tanh(), copy.deepcopy(shared), nn.Tanh())
+    expected = gs.gsc(untied, noise(5, 6))
+    np.testing.assert_allclose(profile.log10_values, expected.log10_values, atol=1e-12)
+
+
+def test_an_identity_is_another_name_and_no_row():
+    model = nn.Sequential(linears(1)[0], nn.Identity(), nn.Dropout(0.5).eval(), nn.Tanh())
+    captured = gs.capture(model, noise(5, 6))
+    assert [layer.name for layer in captured.units] == ["input", "0", "3"]
+    assert captured.layers[1].names == ("0", "1", "2")
+    assert gs.gsc(model, noise(5, 6), layers="1").layers == ("1", "3")
+
+
+@pytest.mark.parametrize("how", ["chunk", "split", "unbind"])
+def test_several_outputs_of_one_node_are_no_cut_vertex_by_themselves(how):
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = linears(2)
+
+        def forward(self, x):
+            h = self.first(x)
+            if how == "unbind":
+                a, b = h.reshape(-1, 2, 3).unbind(1)
+            else:
+                a, b = h.chunk(2, 1) if how == "chunk" else h.split(3, 1)
+            return self.last(torch.cat([gs.tap(a.tanh(), "left"), b.sin()], dim=1))
+
+    model, x = Halves(), noise(5, 6)
+    captured = gs.capture(model, x)
+    on_trunk = {layer.name: layer.on_trunk for layer in captured.layers}
+    assert on_trunk == {"input": True, "first": True, "left": False, "last": True}
+    for name in ("input", "first"):
+        assert gs.gsc(model, x, probes="exact")[name].log10_value == pytest.approx(gsc_log10(model, name, x), abs=1e-10)
+
+
+def test_tap_marks_functional_code_and_does_nothing_outside_a_measurement():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = linears(2)
+
+        def forward(self, x):
+            return self.last(gs.tap(torch.sin(self.first(x)), "sine"))
+
+    model, x = Functional(), noise(5, 6)
+    assert gs.gsc(model, x).layers == ("input", "first", "sine", "last")
+    assert gs.tap(x, "anything") is x
+
+
+def test_integer_input_starts_at_the_embedding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 6), nn.Tanh()).double()
+    tokens = torch.randint(0, 11, (4, 3), generator=seeded())
+    profile = gs.gsc(model, tokens, probes="exact")
+    assert profile.layers == ("0", "1", "2")
+    rest = gs.gsc(model[1:], model[0](tokens).detach(), probes="exact")
+    np.testing.assert_allclose(profile.log10_values, rest.log10_values, atol=1e-12)
+
+
+def test_frozen_layers_and_a_caller_under_no_grad():
+    model = MLP(depth=4, width=6, generator=seeded()).double()
+    expected = gs.gsc(model, noise(5, 6)).log10_values
+    model.requires_grad_(False)
+    with torch.no_grad():
+        np.testing.assert_array_equal(gs.gsc(model, noise(5, 6)).log10_values, expected)
+
+
+def test_dropout_mask_is_the_one_that_was_seen():
+    model = nn.Sequential(linears(1)[0], nn.Dropout(0.5), linears(1)[0])
+    torch.manual_seed(7)
+    captured = gs.capture(model, noise(5, 6))
+    J = captured.jacobian("0", "1").dense()
+    torch.manual_seed(7)
+    mask = nn.functional.dropout(torch.ones(5, 6, dtype=torch.float64), 0.5)
+    torch.testing.assert_close(J, torch.diag(mask.flatten()))
+
+
+def test_describe_lists_layers_and_modules_that_never_fired():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = linears(2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    frame = gs.capture(Unused(), noise(5, 6)).describe().set_index("layer")
+    assert list(frame.index) == ["input", "used", "unused"]
+    assert list(frame["fired"]) == [True, True, False]
+    assert frame.loc["used", "shape"] == "5x6"
+
+
+def test_a_compiled_model_is_measured_through_its_eager_original():
+    model = MLP(depth=4, width=6, generator=seeded()).double()
+    with pytest.warns(UserWarning, match="compiled; its eager original is measured"):
+        compiled = gs.gsc(torch.compile(model), noise(5, 6))
+    np.testing.assert_array_equal(compiled.log10_values, gs.gsc(model, noise(5, 6)).log10_values)
+
+
+def test_coupling_is_detected_not_guessed():
+    class Contrast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linears(1)[0]
+
+        def forward(self, x):
+            h = self.linear(x)
+            return h - h.roll(1, dims=0)
+
+    x = noise(8, 6)
+    plain = nn.Sequential(*linears(2))
+    assert not gs.capture(plain, x).coupled
+    assert gs.capture(Contrast(), x).coupled
+    normalized = nn.Sequential(linears(1)[0], nn.BatchNorm1d(6).double())
+    assert gs.capture(normalized, x).coupled
+    assert not gs.capture(normalized.eval(), x).coupled
+    assert gs.gsc(Contrast(), x, probes="exact")["input"].log10_value == pytest.approx(gsc_log10(Contrast(), "input", x), abs=1e-10)
