@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import overload
 
 import numpy as np
@@ -96,6 +97,6 @@ def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
 
     Built from the bits of float64, because ``torch.pow`` and ``ldexp`` may be off by a rounding on some devices.
     """
-    largest = int(torch.frexp(torch.tensor(torch.finfo(dtype).max, dtype=torch.float64)).exponent) - 1
+    largest = math.frexp(torch.finfo(dtype).max)[1] - 1
     exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)
     return ((exponents + 1023) << 52).view(torch.float64).to(dtype)

@@ -65,13 +65,13 @@ def record(
             output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
     """
     check_devices(model, batch)
-    differentiable, sources = batch.differentiable()
     recorder = _Recorder(model, batch.size)
-    for number, source in enumerate(sources):
-        recorder.add_source(source, f"{INPUT}[{number}]" if number else INPUT)
     token = _active.set(recorder)
     try:
-        with recorder.hooked(), state_restored(model, batch), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), state_restored(model, batch), recorder.hooked():
+            differentiable, sources = batch.differentiable()
+            for number, source in enumerate(sources):
+                recorder.add_source(source, f"{INPUT}[{number}]" if number else INPUT)
             target = first_tensor(differentiable.run(model, forward))
             recorder.add(target, OUTPUT, Origin.OUTPUT)
             recorder.check_finite()
@@ -114,7 +114,7 @@ class _Recorder:
         self.calls: dict[str, int] = defaultdict(int)
         self.entries: dict[Vertex, dict[str, Any]] = {}
         self.sources: list[GradientEdge] = []
-        self.running: list[tuple[str, set[Vertex]]] = []
+        self.running: list[tuple[str, set[Vertex], int]] = []
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
@@ -190,13 +190,13 @@ class _Recorder:
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             received = {vertex(get_gradient_edge(t)) for t in _tensors((args, kwargs)) if t.requires_grad}
-            self.running.append((name, received))
+            self.running.append((name, received, len(self.sources)))
 
         return hook
 
     def _after(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            _, received = self.running.pop()
+            _, received, known = self.running.pop()
             self.calls[name] += 1
             call = self.calls[name]
             label = (name or OUTPUT) + (f"#{call}" if call > 1 else "")
@@ -205,7 +205,7 @@ class _Recorder:
                 passed_on = vertex(get_gradient_edge(tensor)) in received
                 origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
                 self.add(tensor, f"{label}[{number}]" if number else label, origin, call)
-                if not received and any(not t.is_floating_point() for t in _tensors((args, kwargs))):
+                if len(self.sources) == known and not received and any(not t.is_floating_point() for t in _tensors((args, kwargs))):
                     # An embedding: integers have no gradient, so differentiation starts at its output.
                     self.sources.append(get_gradient_edge(tensor))
 

@@ -7,6 +7,7 @@ the result is bit-exact at any depth, also where samples are coupled.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def rescale(bundle: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = bundle.abs().flatten(1).amax(dim=1)
     exponents = torch.frexp(largest.float() if largest.element_size() < 4 else largest).exponent.to(torch.int64)
-    limit = int(torch.frexp(torch.tensor(torch.finfo(bundle.dtype).max).double()).exponent) - 2
+    limit = math.frexp(torch.finfo(bundle.dtype).max)[1] - 2
     exponents = exponents.clamp(-limit, limit)
     return bundle * power_of_two(-exponents, bundle.dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
 

@@ -1,0 +1,6 @@
+"""Reference networks for experiments and tests; the measuring half of gradscope never imports them."""
+
+from gradscope.models.alexnet import AlexNetA, AlexNetB
+from gradscope.models.mlp import MLP
+
+__all__ = ["MLP", "AlexNetA", "AlexNetB"]

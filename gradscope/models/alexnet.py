@@ -1,0 +1,97 @@
+"""Two small AlexNets for CIFAR-10 images, every leaf a named layer.  Input (B, 3, 32, 32), output logits (B, num_classes)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from gradscope import initializers
+
+IMAGE_SHAPE = (3, 32, 32)
+
+
+class _AlexNet(nn.Sequential):
+    """Named layers in order, weights from one initializer, zero biases."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module], init: str, generator: torch.Generator | None) -> None:
+        super().__init__(layers)
+        if init not in ("he", "lecun", "xavier", "orthogonal"):
+            raise ValueError(f"init must be one of he, lecun, xavier, orthogonal; got {init!r}.")
+        for layer in layers.values():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                initializers.BY_NAME[init](layer.weight, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (B, num_classes)."""
+        if x.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(f"{type(self).__name__} takes images of shape (B, 3, 32, 32), got {tuple(x.shape)}.")
+        return super().forward(x)
+
+
+class AlexNetA(_AlexNet):
+    """conv3-64, conv3-64, pool, conv3-128, conv3-128, pool, fc-256, dropout, fc-256, fc-10; ReLU after each but the last.
+
+    Arguments:
+        padding: "same", or "valid" (no padding: 5 x 5 instead of 8 x 8 positions reach the first linear layer).
+        dropout: Probability of dropping a feature between the first two linear layers.
+        num_classes: Number of logits.
+        init: he, lecun, xavier or orthogonal; biases begin at zero.
+        generator: Source of the weights; default torch's global one.
+    """
+
+    def __init__(
+        self,
+        *,
+        padding: str = "same",
+        dropout: float = 0.5,
+        num_classes: int = 10,
+        init: str = "he",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding must be 'same' or 'valid', got {padding!r}.")
+        side = 8 if padding == "same" else 5  # 32 -> 16 -> 8, or 32 -> 28 -> 14 -> 10 -> 5
+        layers = OrderedDict[str, nn.Module](
+            conv1=_conv(3, 64, 3, padding), relu1=nn.ReLU(),
+            conv2=_conv(64, 64, 3, padding), relu2=nn.ReLU(), pool1=nn.MaxPool2d(2),
+            conv3=_conv(64, 128, 3, padding), relu3=nn.ReLU(),
+            conv4=_conv(128, 128, 3, padding), relu4=nn.ReLU(), pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=_linear(128 * side * side, 256), relu5=nn.ReLU(), dropout=nn.Dropout(dropout),
+            fc2=_linear(256, 256), relu6=nn.ReLU(),
+            fc3=_linear(256, num_classes),
+        )  # fmt: skip
+        super().__init__(layers, init, generator)
+
+
+class AlexNetB(_AlexNet):
+    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; same padding, ReLU after each but the last.
+
+    Arguments as for `AlexNetA`.
+    """
+
+    def __init__(self, *, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None) -> None:
+        layers = OrderedDict[str, nn.Module](
+            conv1=_conv(3, 96, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
+            conv2=_conv(96, 80, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),
+            conv3=_conv(80, 96, 5), relu3=nn.ReLU(),
+            conv4=_conv(96, 64, 5), relu4=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc1=_linear(64 * 8 * 8, 256), relu5=nn.ReLU(),
+            fc2=_linear(256, num_classes),
+        )  # fmt: skip
+        super().__init__(layers, init, generator)
+
+
+def _conv(n_in: int, n_out: int, kernel: int, padding: str = "same") -> nn.Conv2d:
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, n_in, n_out, kernel, padding=padding)
+    return conv
+
+
+def _linear(n_in: int, n_out: int) -> nn.Linear:
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    return linear

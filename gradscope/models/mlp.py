@@ -1,0 +1,159 @@
+"""Plain and residual multilayer perceptrons whose every layer is one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gradscope import initializers
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "batch": partial(nn.BatchNorm1d, affine=False),
+    "layer": partial(nn.LayerNorm, elementwise_affine=False),
+}
+RESIDUALS = ("none", "identity")
+INITS = ("auto", *initializers.BY_NAME)
+
+
+class Layer(nn.Module):
+    """``phi(norm(W x))``: linear, normalization of the pre-activation (without affine map), activation."""
+
+    def __init__(self, linear: nn.Linear, activation: str, norm: str) -> None:
+        super().__init__()
+        self.linear = linear
+        make_norm = NORMS[norm]
+        self.norm = make_norm(linear.out_features) if make_norm else None
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features) -> (B, out_features)."""
+        h = self.linear(x)
+        return self.activation(h if self.norm is None else self.norm(h))
+
+
+class Block(Layer):
+    """``skip_weight * x + V phi(norm(W x))``: the branch ends with a linear map V, so its mean is free of phi's."""
+
+    def __init__(self, linear: nn.Linear, out: nn.Linear, activation: str, norm: str, skip_weight: float) -> None:
+        super().__init__(linear, activation, norm)
+        self.out, self.skip_weight = out, skip_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) -> (B, width)."""
+        return self.skip_weight * x + self.out(super().forward(x))
+
+
+class MLP(nn.Module):
+    """f_l = phi(norm(W_l f_{l-1})), or with ``residual="identity"`` f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
+
+    ``layers`` holds f_1 .. f_depth, one module each; ``head``, a linear map, exists only with ``out_features``.  A
+    residual network whose input has not ``width`` features begins with a linear map ``stem``.  Samples of any shape
+    are flattened.
+
+    Arguments:
+        depth, width: Number of layers, and features of each.
+        activation: linear, relu, leaky_relu, elu, selu, gelu, silu, tanh, sigmoid.
+        norm: none, batch, layer; of the pre-activation, without affine map.
+        residual: none, identity.
+        skip_weight: Factor of the skip connection.
+        init: auto (he or lecun, as suits the activation), he, lecun, xavier, orthogonal, looks_linear.  It fills W; V,
+            which no nonlinearity precedes directly in the sum, stem and head are linear, so they take lecun, or
+            orthogonal where that is asked for.
+        bias: Whether linear maps have a bias, which begins at zero.
+        in_features: Features of a flattened sample; default ``width``.
+        out_features: Features of the head; default no head.
+        generator: Source of the weights; default torch's global one.
+
+    Raises:
+        ValueError: An unknown name (the nearest is offered) or a size below one; looks_linear without ReLU, with a norm,
+            skips or an odd width.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        activation: str = "relu",
+        norm: str = "none",
+        residual: str = "none",
+        skip_weight: float = 1.0,
+        init: str = "auto",
+        bias: bool = False,
+        in_features: int | None = None,
+        out_features: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        for name, choice, known in (
+            ("activation", activation, ACTIVATIONS), ("norm", norm, NORMS), ("residual", residual, RESIDUALS), ("init", init, INITS),
+        ):  # fmt: skip
+            _check_choice(name, choice, known)
+        in_features = width if in_features is None else in_features
+        for name, size in (("depth", depth), ("width", width), ("in_features", in_features), ("out_features", out_features)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        mirrored = init == "looks_linear"
+        if mirrored and (activation != "relu" or norm != "none" or residual != "none" or width % 2):
+            raise ValueError(
+                "init='looks_linear' needs activation='relu', norm='none', residual='none' and an even width, got "
+                f"activation={activation!r}, norm={norm!r}, residual={residual!r}, width={width}."
+            )
+        inner = initializers.auto(activation) if init == "auto" else initializers.BY_NAME[init]
+        linear = initializers.orthogonal if init == "orthogonal" else initializers.lecun
+
+        def make(n_in: int, n_out: int, fill: initializers.Initializer) -> nn.Linear:
+            layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+            fill(layer.weight, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+            return layer
+
+        self.in_features = in_features
+        self.stem = None
+        layers: list[nn.Module] = []
+        if residual == "identity":
+            if in_features != width:
+                self.stem = make(in_features, width, linear)
+            for _ in range(depth):
+                layers.append(Block(make(width, width, inner), make(width, width, linear), activation, norm, skip_weight))
+        else:
+            for number in range(depth):
+                fill = partial(inner, mirror_input=number > 0) if mirrored else inner
+                layers.append(Layer(make(in_features if number == 0 else width, width, fill), activation, norm))
+        self.layers = nn.Sequential(*layers)
+        last = partial(initializers.looks_linear, mirror_output=False) if mirrored else linear
+        self.head = None if out_features is None else make(width, out_features, last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, width) or (B, out_features)."""
+        x = x.flatten(1)
+        if x.shape[1] != self.in_features:
+            raise ValueError(f"This MLP takes {self.in_features} features a sample, got {x.shape[1]}.")
+        if self.stem is not None:
+            x = self.stem(x)
+        x = self.layers(x)
+        return x if self.head is None else self.head(x)
+
+
+def _check_choice(name: str, choice: str, known: Collection[str]) -> None:
+    if choice not in known:
+        close = get_close_matches(str(choice), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {choice!r}{hint}")
