@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pandas as pd
-from omegaconf import DictConfig
 
+from experiments import arguments
 from experiments.run import write_json
 from gradscope import frames
 
@@ -48,8 +48,15 @@ def _distinct(values: list[Any]) -> Any:
     return list(unique.values())
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="collect")
-def main(cfg: DictConfig) -> None:
+@dataclass
+class Config:
+    """``results``/``sweep`` is the folder whose runs are collected."""
+
+    results: str = "results/runs"
+    sweep: str = "measure"
+
+
+def main(cfg: Config) -> None:
     """Write ``collected.parquet`` and ``collected.json`` into the sweep's folder."""
     folder = Path(cfg.results) / cfg.sweep
     frame, manifest = collect(folder)
@@ -59,4 +66,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main, Config)

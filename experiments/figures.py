@@ -6,22 +6,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
-from experiments import report
+from experiments import arguments, report
 from experiments.run import write_json
 from gradscope import frames, plots
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
+
+
+@dataclass
+class Config:
+    """What to draw: the runs of ``sweep`` (default: of that name), else the reference results of ``study``.
+
+    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``.
+    """
+
+    study: str = "architectures"
+    sweep: str | None = None
+    results: str = "results/runs"
+    reference: str = "results"
+    publish: bool = False
 
 
 def draw(frame: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -87,13 +100,13 @@ def describe(frame: pd.DataFrame) -> str:
     return text.replace("cifar10", "CIFAR-10")
 
 
-def read(cfg: DictConfig) -> tuple[pd.DataFrame, dict[str, Any], Path]:
+def read(cfg: Config) -> tuple[pd.DataFrame, dict[str, Any], Path]:
     """The study's frame and manifest, from its runs or else from the reference results, and where figures go.
 
     Raises:
         FileNotFoundError: Neither exists.
     """
-    runs, reference = Path(cfg.results) / cfg.sweep, Path(cfg.reference) / cfg.study
+    runs, reference = Path(cfg.results) / (cfg.sweep or cfg.study), Path(cfg.reference) / cfg.study
     for path, manifest, output in (
         (runs / "collected.parquet", runs / "collected.json", runs / "figures"),
         (reference / "data.csv", reference / "manifest.json", reference),
@@ -101,13 +114,12 @@ def read(cfg: DictConfig) -> tuple[pd.DataFrame, dict[str, Any], Path]:
         if path.is_file():
             return frames.load(path), json.loads(manifest.read_text()), output
     raise FileNotFoundError(
-        f"Nothing to draw: neither {runs / 'collected.parquet'} (python -m experiments.collect sweep={cfg.sweep}) "
+        f"Nothing to draw: neither {runs / 'collected.parquet'} (python -m experiments.collect sweep={runs.name}) "
         f"nor {reference / 'data.csv'} exists."
     )
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="figures")
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     """Print the table of growth rates, and write every figure as PNG and SVG."""
     frame, manifest, output = read(cfg)
     keys = ["activation", "norm"] if "activation" in frame else ["model"]
@@ -126,4 +138,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    arguments.run(main, Config)

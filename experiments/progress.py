@@ -61,4 +61,5 @@ class LateBar:
 
     def close(self) -> None:
         """Remove the bar."""
-        self.progress.stop()
+        if self.progress.live.is_started:  # rich prints an empty line otherwise
+            self.progress.stop()

@@ -111,7 +111,7 @@ def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
     if not given & params.keys():
         return list(arguments)
     kept = [f"{key}={value}" for key, value in params.items() if key not in given]
-    return [*arguments, "~hydra.sweeper.params", *kept]
+    return [*arguments, "hydra.sweeper.params=null", *kept]
 
 
 def _git(*arguments: str) -> str | None:

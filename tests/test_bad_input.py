@@ -128,7 +128,7 @@ def test_forms_of_data():
         gs.gsc(mlp(), iter([noise(5, 6)]))
     with pytest.raises(ValueError, match=r"data holds no tensor"):
         gs.gsc(mlp(), {"x": 3})
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got builtin"):
         gs.gsc(torch.relu, noise(5, 6))
 
 

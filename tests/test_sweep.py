@@ -1,5 +1,7 @@
 """The backward sweep: scaling is exact, loops equal vectorized products, nothing overflows."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,10 +31,10 @@ def test_scaled_and_unscaled_sweeps_are_bit_equal(norm, dtype):
     cotangents = torch.randn(6, 8, 16, generator=seeded(2)).to(dtype)
     plain = readings(captured, cotangents, None)
     for every in (1, 3, 8):
-        for a, b in zip(plain, readings(captured, cotangents, every), strict=True):
-            assert not a.exponents.any()
-            assert b.exponents.any() or every > 30
-            np.testing.assert_array_equal(a.squares, np.ldexp(b.squares, 2 * b.exponents[:, None]))
+        scaled = readings(captured, cotangents, every)
+        assert (scaled[0].exponents != plain[0].exponents).any()
+        for a, b in zip(plain, scaled, strict=True):
+            np.testing.assert_array_equal(*(np.ldexp(r.squares, 2 * r.exponents[:, None]) for r in (a, b)))
 
 
 def test_one_scale_serves_all_samples_of_a_cotangent():
@@ -104,7 +106,11 @@ def test_two_thousand_layers_of_relu_and_batch_norm():
 
     single, double = profile(torch.float32), profile(torch.float64)
     assert np.isfinite(single.log10_values).all()
-    # 2,000 layers at the mean-field rate for B = 100 are 342; finite width lowers the rate by about 1 %.
-    assert single["input"].log10_value == pytest.approx(336, abs=6)
-    # The two forward passes decorrelate (that is the explosion), so they agree as rates only.
-    assert single["input"].log10_value == pytest.approx(double["input"].log10_value, rel=1e-3)
+    assert single["input"].log10_value == pytest.approx(336, abs=4)
+    # The two forward passes decorrelate (that is the explosion), so only their rates agree: within three standard
+    # errors of the difference of two sums of 2,000 increments, which is 0.6 % of the rate.
+    increments = [np.diff(p.log10_values[:, 0]) for p in (single, double)]
+    stderr = np.std(increments[0] - increments[1], ddof=1) / math.sqrt(2000)
+    rates = [10 ** -np.mean(i) for i in increments]
+    assert math.log(10) * 3 * stderr < 6e-3
+    assert abs(rates[0] / rates[1] - 1) < math.log(10) * 3 * stderr
