@@ -13,6 +13,8 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from experiments import arguments, report
@@ -37,11 +39,13 @@ class Config:
     publish: bool = False
 
 
-def draw(frame: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Every figure that the frame has data for, by name."""
+def draw(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict."""
     hue, style = ("activation", "norm") if "activation" in frame else ("model", None)
+    keys = [key for key in (hue, style) if key]
+    notes = {tuple(row[key] for key in keys): f"{row['rate']:.3f}, {row['verdict']}" for row in growth.to_dict("records")}
     named = frame.loc[frame["quantity"] == "gsc", "index"].max() < plots.MAX_NAMED_LAYERS
-    figures = {"gsc": _panels(frame, title) if named else _curves(frame, title, hue, style)}
+    figures = {"gsc": _panels(frame, title) if named else _curves(frame, title, hue, style, notes)}
     for quantity in ("preactivation_std", "sign_diversity"):
         if (frame["quantity"] == quantity).any():
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
@@ -52,10 +56,10 @@ def draw(frame: pd.DataFrame, title: str) -> dict[str, Figure]:
     return figures
 
 
-def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None) -> Figure:
-    figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
-    plots.profile(frame, hue=hue, style=style, ax=ax)
-    ax.set_title(f"{title}\n{_spread(frame)}", fontsize=10)
+def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes: dict[tuple[str, ...], str]) -> Figure:
+    figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
+    plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
+    ax.set_title(f"{title}\n{_spread(frame)}; labels: rate a layer, verdict", fontsize=10)
     return figure
 
 
@@ -73,14 +77,16 @@ def _matrices(frame: pd.DataFrame, title: str) -> Figure:
     models = list(frame["model"].unique())
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.4 * columns, 4.0 * rows), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.5 * rows), layout="constrained", squeeze=False)
     for ax in axes.flat[len(models) :]:
         ax.set_axis_off()
+    means = frame[frame["quantity"] == "gsc"].groupby(["model", "layer", "target"], observed=True)["log10_value"].mean()
+    limit = float(means.abs().max())
     for ax, model in zip(axes.flat, models, strict=False):
-        plots.matrix(frame[frame["model"] == model], ax=ax)
+        plots.matrix(frame[frame["model"] == model], limits=(-limit, limit), colorbar=False, ax=ax)
         ax.set_title(str(model).replace("_", "+"), fontsize=10)
+    colors = ScalarMappable(Normalize(-limit, limit), cmap=plots.DIVERGING)
+    figure.colorbar(colors, ax=axes, label=plots.LABELS["gsc"], shrink=0.6)
     figure.suptitle(f"{title}; mean over {frame['seed'].nunique()} seeds", fontsize=11)
     return figure
 
@@ -124,13 +130,14 @@ def main(cfg: Config) -> None:
     frame, manifest, output = read(cfg)
     keys = ["activation", "norm"] if "activation" in frame else ["model"]
     title = describe(frame)
-    report.print_growth(report.growth_table(frame, keys), keys, f"{cfg.study}: {title}")
+    growth = report.growth_table(frame, keys)
+    report.print_growth(growth, keys, f"{cfg.study}: {title}")
     if cfg.publish:
         output = Path(cfg.reference) / cfg.study
         frames.save(frame, output / "data.csv")
         write_json(output / "manifest.json", manifest)
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(frame, title).items():
+    for name, figure in draw(frame, growth, title).items():
         for suffix in ("png",) if cfg.publish else ("png", "svg"):
             figure.savefig(output / f"{name}.{suffix}")
         print(f"Figure: {output / name}.png")

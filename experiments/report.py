@@ -21,7 +21,7 @@ STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", 
 def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
     """One row a layer: log10 GSC with its two standard errors; pre-activation statistics where a layer has them."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["target"] == profile.target)].drop_duplicates("layer")
-    table = Table("layer", "depth from output", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign diversity")
+    table = Table("layer", "depth", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign div.")
     for number, row in enumerate(rows.itertuples()):
         if len(rows) > MAX_ROWS and number == MAX_ROWS // 2:
             table.add_row(f"... {len(rows) - MAX_ROWS} more", *[""] * 6)
@@ -46,8 +46,8 @@ def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Growth of each network of a study: log GSC averaged over seeds, the interval from their spread.
 
-    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the first layer
-    after the input with its standard deviation over seeds.
+    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, and log10 GSC of the farthest
+    layer with its standard error over seeds.
     """
     rows = to_last_target(frame[frame["quantity"] == "gsc"])
     result = []
@@ -55,7 +55,7 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
         total = values.iloc[:, -1]
         entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(values)}
-        entry |= {"log10_gsc": float(total.mean()), "log10_gsc_sd": float(total.std()) if len(total) > 1 else math.nan}
+        entry |= {"log10_gsc": float(total.mean()), "log10_gsc_stderr": float(total.sem()) if len(total) > 1 else math.nan}
         try:
             growth = fit_growth(values.to_numpy(), values.columns.to_numpy())
         except ValueError as reason:
@@ -70,16 +70,16 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
-    table = Table("network", "seeds", "log10 GSC, first to last", "rate a layer", "95 % interval", "verdict", title=title)
+    table = Table("network", "seeds", "log10 GSC", "rate a layer", "95 % interval", "verdict", title=title)
     for row in growth.to_dict("records"):
         name = "+".join(str(row[key]) for key in keys if row[key] != "none")
         style = STYLES.get(row["verdict"], "")
         table.add_row(
             name,
             str(row["num_seeds"]),
-            f"{row['log10_gsc']:.2f} (sd {row['log10_gsc_sd']:.2f})",
+            f"{row['log10_gsc']:.2f} +- {row['log10_gsc_stderr']:.2f}",
             f"{row['rate']:.4f}",
-            f"{row['rate_low']:.4f} to {row['rate_high']:.4f}",
+            f"{row['rate_low']:.3f} .. {row['rate_high']:.3f}",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
     Console().print(table)

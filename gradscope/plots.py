@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,17 +17,26 @@ LABELS = {
     "depth_from_output": "layers between $f_k$ and the target",
     "index": "layer, from the input",
 }
+DIVERGING = "vlag"  # red and blue about white: told apart with every common color blindness, and in gray by lightness
 MAX_DIRECT_LABELS = 8
 MAX_NAMED_LAYERS = 24
 MAX_ANNOTATED = 12
 
 
-def profile(frame: pd.DataFrame, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None) -> Axes:
+def profile(
+    frame: pd.DataFrame,
+    *,
+    hue: str | None = None,
+    style: str | None = None,
+    notes: Mapping[tuple[str, ...], str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """log10 GSC of every layer to the last target, against the number of layers in between.
 
     Arguments:
         frame: Tidy frame; rows of quantity "gsc" toward the last target of each run are drawn.
         hue, style: Columns that tell curves apart by color and by dash.
+        notes: Words to add to the label of a curve, a verdict say, by its values of hue and style.
         ax: Where to draw.  Default: a new figure.
 
     A line is the mean over the runs that share hue and style, the band one standard deviation between them.
@@ -36,7 +45,7 @@ def profile(frame: pd.DataFrame, *, hue: str | None = None, style: str | None = 
         ValueError: No such rows.
     """
     rows = to_last_target(_rows(frame, "gsc"))
-    ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax)
+    ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel=LABELS["depth_from_output"], ylabel=LABELS["gsc"])
     return ax
@@ -89,8 +98,8 @@ def matrix(
     low, high = limits or (-largest, largest)
     ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
     sns.heatmap(
-        table, mask=table.isna(), vmin=low, vmax=high, cmap="vlag", square=True, ax=ax, cbar=colorbar,
-        annot=len(order) <= MAX_ANNOTATED, fmt=".1f", annot_kws={"size": 7},
+        table, mask=table.isna(), vmin=low, vmax=high, cmap=DIVERGING, square=True, ax=ax, cbar=colorbar,
+        annot=table.round(1) + 0.0 if len(order) <= MAX_ANNOTATED else False, fmt=".1f", annot_kws={"size": 7},
         cbar_kws={"label": LABELS["gsc"]}, xticklabels=_thinned(order), yticklabels=_thinned(order),
     )  # fmt: skip
     ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
@@ -117,7 +126,14 @@ def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def _curves(
-    rows: pd.DataFrame, x: str, y: str, hue: str | None, style: str | None, ax: Axes | None, marker: str | None = None
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None,
+    style: str | None,
+    ax: Axes | None,
+    marker: str | None = None,
+    notes: Mapping[tuple[str, ...], str] | None = None,
 ) -> Axes:
     """Mean lines with bands of one standard deviation, labeled at their ends while they are few."""
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
@@ -129,17 +145,24 @@ def _curves(
     sns.despine(ax=ax)
     curves = list(rows.groupby(keys, observed=True, sort=False)) if keys else []
     if 1 < len(curves) <= MAX_DIRECT_LABELS and ax.get_legend():
-        _label_ends(ax, curves, x, y)
+        _label_ends(ax, curves, x, y, notes or {})
     return ax
 
 
-def _label_ends(ax: Axes, curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]], x: str, y: str) -> None:
+def _label_ends(
+    ax: Axes,
+    curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]],
+    x: str,
+    y: str,
+    notes: Mapping[tuple[str, ...], str],
+) -> None:
     """Write each curve's name at its right end instead of a legend, moved apart where they would overlap."""
     ends = []
     for key, rows in curves:
         last = rows[rows[x] == rows[x].max()]
         parts = [part for part in key if part != "none"]
-        ends.append((float(last[y].mean()), "+".join(parts)))
+        note = f": {notes[key]}" if key in notes else ""
+        ends.append((float(last[y].mean()), "+".join(parts) + note))
     colors = _line_colors(ax, curves)
     low, high = ax.get_ylim()
     gap = (high - low) * 0.047
