@@ -77,7 +77,7 @@ def _matrices(frame: pd.DataFrame, title: str) -> Figure:
     models = list(frame["model"].unique())
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 3.5 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.0 * columns, 3.9 * rows), layout="constrained", squeeze=False)
     for ax in axes.flat[len(models) :]:
         ax.set_axis_off()
     means = frame[frame["quantity"] == "gsc"].groupby(["model", "layer", "target"], observed=True)["log10_value"].mean()

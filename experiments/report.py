@@ -70,7 +70,7 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
-    table = Table("network", "seeds", "log10 GSC", "rate a layer", "95 % interval", "verdict", title=title)
+    table = Table("network", "seeds", "log10 GSC", "rate a layer (95 %)", "verdict", title=title)
     for row in growth.to_dict("records"):
         name = "+".join(str(row[key]) for key in keys if row[key] != "none")
         style = STYLES.get(row["verdict"], "")
@@ -78,8 +78,7 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
             name,
             str(row["num_seeds"]),
             f"{row['log10_gsc']:.2f} +- {row['log10_gsc_stderr']:.2f}",
-            f"{row['rate']:.4f}",
-            f"{row['rate_low']:.3f} .. {row['rate_high']:.3f}",
+            f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
     Console().print(table)

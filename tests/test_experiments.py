@@ -1,0 +1,214 @@
+"""The commands of the README, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from experiments import collect, config, data, figures, measure, report, run
+from experiments.arguments import parse
+from gradscope import frames
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+config.register()
+
+
+def command(module: str, *arguments: str, ok: bool = True) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+SMALL = ("model.depth=8", "model.width=10", "data.batch_size=12")
+
+
+def test_a_single_run_prints_its_table_and_writes_frame_and_manifest(tmp_path):
+    text = command("measure", *SMALL, "model.activation=selu", "matrix=true", f"results={tmp_path}", "sweep=try")
+    assert "layers.3" in text
+    assert "rate" in text
+    (folder,) = (tmp_path / "try").iterdir()
+    assert folder.name.startswith("activation=selu,batch_size=12,depth=8")
+    assert str(folder) in text
+    frame = frames.load(folder / "frame.parquet")
+    pairs = frame[frame["quantity"] == "gsc"].groupby("target", observed=True).size()
+    assert pairs["layers.7"] == 9
+    assert pairs["layers.2"] == 4
+    assert len(pairs) == 9
+    assert set(frame["quantity"]) == {"gsc", "preactivation_std", "sign_diversity"}
+    assert set(frame["activation"]) == {"selu"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["config"]["model"]["depth"] == 8
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert {"commit", "dirty", "hardware", "seconds", "schema"} <= manifest.keys()
+
+
+def test_a_sweep_is_collected_and_drawn(tmp_path):
+    out = command(
+        "measure", "-m", *SMALL, "model.activation=relu,tanh", "model.norm=none,batch", "seed=range(2)",
+        f"results={tmp_path}", "sweep=grid",
+    )  # fmt: skip
+    assert out.strip() == ""  # silent when not a terminal
+    assert "8 runs" in command("collect", f"results={tmp_path}", "sweep=grid")
+    text = command("figures", "study=grid", f"results={tmp_path}")
+    for network in ("relu", "relu+batch", "tanh", "tanh+batch"):
+        assert network in text
+    drawn = {path.name for path in (tmp_path / "grid" / "figures").iterdir()}
+    assert drawn == {f"{n}.{s}" for n in ("gsc", "preactivation_std", "sign_diversity") for s in ("png", "svg")}
+
+
+def test_a_study_key_on_the_command_line_replaces_the_studys_own(tmp_path):
+    command("measure", "-m", "study=architectures", "seed=3", "model=relu,tanh_batch", *SMALL, "matrix=false",
+            f"results={tmp_path}")  # fmt: skip
+    frame, manifest = collect.collect(tmp_path / "architectures")
+    assert manifest["runs"] == 2
+    assert set(frame["seed"]) == {3}
+    assert set(frame["model"]) == {"relu", "tanh_batch"}
+
+
+def test_published_results_are_drawn_without_any_run(tmp_path):
+    command("measure", "-m", *SMALL, "seed=0,1", f"results={tmp_path}/runs", "sweep=s")
+    command("collect", f"results={tmp_path}/runs", "sweep=s")
+    command("figures", "study=s", f"results={tmp_path}/runs", f"reference={tmp_path}/ref", "publish=true")
+    published = tmp_path / "ref" / "s"
+    assert {"data.csv", "manifest.json", "gsc.png"} <= {path.name for path in published.iterdir()}
+    text = command("figures", "study=s", f"results={tmp_path}/none", f"reference={tmp_path}/ref")
+    assert f"Figure: {published}/gsc.png" in text
+    original = frames.load(tmp_path / "runs" / "s" / "collected.parquet")
+    again = frames.load(published / "data.csv")
+    np.testing.assert_allclose(again["log10_value"], original["log10_value"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.detph=3", "model.detph"),
+        ("model.depth=deep", r"model.depth"),
+        ("sed=3", "sed"),
+        ("seed=one", "seed"),
+        ("model=alexnet_c", "alexnet_c"),
+    ],
+)
+def test_typos_and_wrong_types_name_the_key(override, message):
+    text = command("measure", override, ok=False)
+    assert message in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.activation=rellu", "did you mean 'relu'?"),
+        ("mode=training", "mode must be train or eval, got 'training'"),
+        ("dtype=float8", "dtype must be one of float32"),
+        ("data.batch_size=0", "data.batch_size must be at least 1, got 0"),
+        ("probes=0", 'probes must be a whole number >= 1, "exact" or "auto", got 0'),
+        ("device=cuda:7", "device=cuda:7 cannot be used here"),
+    ],
+)
+def test_bad_values_say_what_is_allowed(override, message, tmp_path):
+    text = command("measure", *SMALL, override, f"results={tmp_path}", ok=False)
+    assert message in text
+
+
+def test_arguments_of_figures_and_collect():
+    assert parse(figures.Config, ["study=x"]).study == "x"
+    with pytest.raises(ValueError, match=r"Unknown key 'studdy'; did you mean 'study'\?"):
+        parse(figures.Config, ["studdy=x"])
+    with pytest.raises(ValueError, match="publish: "):
+        parse(figures.Config, ["publish=maybe"])
+    with pytest.raises(ValueError, match="'x' is not key=value; keys are results, sweep"):
+        parse(collect.Config, ["x"])
+
+
+def test_missing_runs_say_what_to_do(tmp_path):
+    assert "No finished runs under" in command("collect", f"results={tmp_path}", ok=False)
+    assert "Nothing to draw: neither" in command("figures", "study=none", f"results={tmp_path}", ok=False)
+
+
+@pytest.mark.parametrize("model", [path.stem for path in sorted((CONF / "model").glob("*.yaml"))])
+@pytest.mark.parametrize("source", ["noise", "digits"])
+def test_every_model_and_data_composes_and_measures(model, source):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"model={model}", f"data={source}", "data.batch_size=4", "probes=2"]
+        overrides += [] if model.startswith("alexnet") else ["model.depth=3", "model.width=8"]
+        cfg = compose("measure", overrides)
+    profile, frame = measure.measure(cfg, {"model": model, "data": source})
+    assert np.isfinite(profile.log10_values).all()
+    assert set(frame["data"]) == {source}
+    frames.check(frame)
+
+
+@pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "study").glob("*.yaml"))])
+def test_every_study_composes(study):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("measure", [f"study={study}"])
+    assert cfg.sweep == study
+
+
+def test_equal_configuration_equal_folder_and_place_does_not_matter():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        a, b, c = (compose("measure", [f"seed={s}", f"device={d}"]) for s, d in ((1, "cpu"), (1, "auto"), (2, "cpu")))
+    assert run.folder(a, ["seed=1"]) == run.folder(b, ["seed=1"]) != run.folder(c, ["seed=2"])
+    long = run.folder(a, [f"model.depth={'9' * 300}"])
+    assert len(long.name) <= 120
+
+
+def test_streams_of_one_seed_are_independent():
+    values = {torch.randn(1, generator=run.generator(seed, purpose)).item() for seed in range(4) for purpose in ("model", "data", "probes")}
+    assert len(values) == 12
+
+
+def test_digits_and_noise_are_standardized():
+    generator = torch.Generator().manual_seed(0)
+    digits = data.digits(1000, (), generator=generator)
+    assert digits.shape == (1000, 3, 32, 32)
+    assert torch.equal(digits[:, 0], digits[:, 2])
+    assert float(digits.mean()) == pytest.approx(0, abs=0.05)
+    with pytest.raises(ValueError, match=r"data\.batch_size=5000 is more than the 1797 digits"):
+        data.digits(5000, (), generator=generator)
+    assert data.noise(3, (2, 5), generator=generator).shape == (3, 2, 5)
+
+
+def test_growth_table_averages_log_gsc_over_seeds():
+    depth = np.arange(9, -1, -1)
+    rows = [
+        frames.tidy(
+            {
+                "layer": [f"l{i}" for i in range(10)], "index": np.arange(10), "depth_from_output": depth, "target": "l9",
+                "quantity": "gsc", "log10_value": depth * slope, "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0,
+                "reduction": "batch", "coupled": False, "num_probes": 0, "num_samples": 3,
+            }
+        ).assign(model="m", activation="relu", norm="none", seed=seed)
+        for seed, slope in enumerate((0.1, 0.2))
+    ]  # fmt: skip
+    import pandas as pd
+
+    table = report.growth_table(pd.concat(rows), ["activation", "norm"])
+    assert table["rate"].item() == pytest.approx(10**0.15)
+    assert table["log10_gsc"].item() == pytest.approx(9 * 0.15)
+    assert table["log10_gsc_stderr"].item() == pytest.approx(9 * 0.05)
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("GRADSCOPE_DATA", "")) / "cifar-10-batches-bin").is_dir(),
+    reason="GRADSCOPE_DATA has no CIFAR-10",
+)
+def test_cifar10_batches_are_standardized_images():
+    batch = data.cifar10(500, (), download=False, generator=torch.Generator().manual_seed(0))
+    assert batch.shape == (500, 3, 32, 32)
+    assert batch.mean(dim=(0, 2, 3)).abs().max() < 0.1
+    assert (batch.std(dim=(0, 2, 3)) - 1).abs().max() < 0.1
