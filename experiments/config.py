@@ -86,6 +86,7 @@ class MeasureConfig:
     reduction: str = MISSING
     matrix: bool = MISSING
     matrix_layers: list[str] | None = field(default=None)
+    matrix_probes: Any = MISSING
     results: str = MISSING
     sweep: str = MISSING
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 import gradscope as gs
@@ -38,11 +38,11 @@ def build(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    x = instantiate(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
+    x = _call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
     sizes = {}
     if "in_features" in cfg.model and cfg.model.in_features is None:
         sizes["in_features"] = math.prod(x.shape[1:])
-    model = instantiate(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
+    model = _call(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
     device, dtype = run.device(cfg.device), DTYPES[cfg.dtype]
     return model.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
 
@@ -66,6 +66,7 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
         parts.append(gs.measure(model, x))
     if cfg.matrix:
         layers = list(cfg.matrix_layers) if cfg.matrix_layers else None
+        options["probes"] = cfg.matrix_probes
         matrix = gs.gsc_matrix(model, x, **options, layers=layers, generator=run.generator(cfg.seed, "matrix"))
         pairs = matrix.to_frame()
         parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
@@ -84,6 +85,12 @@ def main(cfg: DictConfig) -> None:
     run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
     if info.mode is RunMode.RUN:
         report.print_run(profile, frame, folder)
+
+
+def _call(cfg: DictConfig, **further: Any) -> Any:
+    """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
+    arguments = {str(key): value for key, value in cfg.items() if key != "_target_"}
+    return get_object(cfg._target_)(**(arguments | further))
 
 
 def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
     for group in (cfg, cfg.model, cfg.data):
         for key, value in OmegaConf.to_container(group, resolve=True).items():
-            if isinstance(value, (dict, list)) or key in (*PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix"):
+            if isinstance(value, (dict, list)) or key in (*PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes"):
                 continue
             if key in flat and key not in ("model", "data"):
                 raise ValueError(f"Key {key!r} stands in two groups of the configuration; a column needs one meaning.")
