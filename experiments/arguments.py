@@ -27,7 +27,10 @@ def parse(config: type[Config], arguments: list[str]) -> Config:
             raise ValueError(f"{argument!r} is not key=value; keys are {', '.join(known)}.")
         if key not in known:
             close = get_close_matches(key, known, n=1)
-            raise ValueError(f"Unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else f"; keys are {', '.join(known)}."))
+            raise ValueError(
+                f"Unknown key {key!r}"
+                + (f"; did you mean {close[0]!r}?" if close else f"; keys are {', '.join(known)}.")
+            )
     try:
         merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(arguments))
     except OmegaConfBaseException as error:
@@ -37,7 +40,7 @@ def parse(config: type[Config], arguments: list[str]) -> Config:
 
 
 def run(main: Callable[[Config], None], config: type[Config]) -> None:
-    """Call ``main`` with the command line's arguments; mistakes of the user end with one line instead of a traceback."""
+    """Call ``main`` with the command line's arguments; a user's mistake ends with one line instead of a traceback."""
     try:
         main(parse(config, sys.argv[1:]))
     except (ValueError, FileNotFoundError) as error:

@@ -1,6 +1,6 @@
 """Many runs -> one frame.
 
-    python -m experiments.collect sweep=architectures
+python -m experiments.collect sweep=architectures
 """
 
 from __future__ import annotations
@@ -26,14 +26,19 @@ def collect(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     paths = sorted(folder.glob("*/manifest.json"))
     if not paths:
         raise FileNotFoundError(
-            f"No finished runs under {folder}: measure first, for example python -m experiments.measure -m study=architectures"
+            f"No finished runs under {folder}: measure first, for example "
+            "python -m experiments.measure -m study=architectures"
         )
     frame = pd.concat([frames.load(path.parent / "frame.parquet") for path in paths], ignore_index=True)
     manifests = [json.loads(path.read_text()) for path in paths]
     return frame, {
         "runs": len(paths),
         "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
-        **{key: _distinct([manifest[key] for manifest in manifests]) for key in manifests[0] if key not in ("seconds", "finished")},
+        **{
+            key: _distinct([manifest[key] for manifest in manifests])
+            for key in manifests[0]
+            if key not in ("seconds", "finished")
+        },
     }
 
 

@@ -1,6 +1,6 @@
 """Frames -> figures.
 
-    python -m experiments.figures study=architectures
+python -m experiments.figures study=architectures
 """
 
 from __future__ import annotations
@@ -39,20 +39,31 @@ class Config:
     publish: bool = False
 
 
-def draw(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict."""
-    hue, style = ("activation", "norm") if "activation" in frame else ("model", None)
-    keys = [key for key in (hue, style) if key]
-    notes = {tuple(row[key] for key in keys): f"{row['rate']:.3f}, {row['verdict']}" for row in growth.to_dict("records")}
-    named = frame.loc[frame["quantity"] == "gsc", "index"].max() < plots.MAX_NAMED_LAYERS
-    figures = {"gsc": _panels(frame, title) if named else _curves(frame, title, hue, style, notes)}
+def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict.
+
+    ``keys`` tell the networks apart: the first by color, the second by dash; more than two become one label.
+    """
+    notes = {
+        tuple(str(row[key]) for key in keys): f"{row['rate']:.3f}, {row['verdict']}"
+        for row in growth.to_dict("records")
+        if not pd.isna(row["rate"])
+    }
+    if len(keys) > 2:
+        frame = frame.assign(network=frame[keys].apply(report.network_name, axis=1))
+        notes = {(report.network_name(key),): note for key, note in notes.items()}
+        keys = ["network"]
+    hue, style = keys[0], keys[1] if keys[1:] else None
+    profile = frame[frame["quantity"] == "gsc"]
+    named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
+    figures = {"gsc": _panels(frame, title, notes) if named else _curves(frame, title, hue, style, notes)}
     for quantity in ("preactivation_std", "sign_diversity"):
         if (frame["quantity"] == quantity).any():
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
             plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
             ax.set_title(f"{title}\n{_spread(frame)}", fontsize=10)
-    if frame.loc[frame["quantity"] == "gsc", "target"].nunique() > frame["model"].nunique():
-        figures["gsc_matrix"] = _matrices(frame, title)
+    if len(profile) > len(plots.to_last_target(profile)):
+        figures["gsc_matrix"] = _matrices(profile, keys, title)
     return figures
 
 
@@ -63,31 +74,34 @@ def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes:
     return figure
 
 
-def _panels(frame: pd.DataFrame, title: str) -> Figure:
+def _panels(frame: pd.DataFrame, title: str, notes: dict[tuple[str, ...], str]) -> Figure:
     models = list(frame["model"].unique())
-    figure, axes = plt.subplots(1, len(models), figsize=(5.2 * len(models), 4.2), layout="constrained", squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(5.2 * len(models), 4.2), layout="constrained", squeeze=False, sharey=True
+    )
     for ax, model in zip(axes[0], models, strict=True):
         plots.named_profile(frame[frame["model"] == model], ax=ax)
-        ax.set_title(model, fontsize=10)
+        ax.set_title(f"{model}: {notes[model,]} a layer" if (model,) in notes else model, fontsize=10)
     figure.suptitle(f"{title}; {_spread(frame)}", fontsize=10)
     return figure
 
 
-def _matrices(frame: pd.DataFrame, title: str) -> Figure:
-    models = list(frame["model"].unique())
-    columns = min(4, len(models))
-    rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.0 * columns, 3.9 * rows), layout="constrained", squeeze=False)
-    for ax in axes.flat[len(models) :]:
+def _matrices(profile: pd.DataFrame, keys: list[str], title: str) -> Figure:
+    """One heat map a network, on one color scale."""
+    networks = list(profile.groupby(keys, sort=False, observed=True))
+    num_columns = min(4, len(networks))
+    num_rows = -(-len(networks) // num_columns)
+    size = (4.0 * num_columns + 0.8, 3.9 * num_rows)
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False)
+    for ax in axes.flat[len(networks) :]:
         ax.set_axis_off()
-    means = frame[frame["quantity"] == "gsc"].groupby(["model", "layer", "target"], observed=True)["log10_value"].mean()
-    limit = float(means.abs().max())
-    for ax, model in zip(axes.flat, models, strict=False):
-        plots.matrix(frame[frame["model"] == model], limits=(-limit, limit), colorbar=False, ax=ax)
-        ax.set_title(str(model).replace("_", "+"), fontsize=10)
+    limit = float(profile.groupby([*keys, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
+    for ax, (key, rows) in zip(axes.flat, networks, strict=False):
+        plots.matrix(rows, limits=(-limit, limit), colorbar=False, ax=ax)
+        ax.set_title(report.network_name(key), fontsize=10)
     colors = ScalarMappable(Normalize(-limit, limit), cmap=plots.DIVERGING)
     figure.colorbar(colors, ax=axes, label=plots.LABELS["gsc"], shrink=0.6)
-    figure.suptitle(f"{title}; mean over {frame['seed'].nunique()} seeds", fontsize=11)
+    figure.suptitle(f"{title}; mean over {profile['seed'].nunique()} seeds", fontsize=11)
     return figure
 
 
@@ -128,7 +142,7 @@ def read(cfg: Config) -> tuple[pd.DataFrame, dict[str, Any], Path]:
 def main(cfg: Config) -> None:
     """Print the table of growth rates, and write every figure as PNG and SVG."""
     frame, manifest, output = read(cfg)
-    keys = ["activation", "norm"] if "activation" in frame else ["model"]
+    keys = report.network_keys(frame)
     title = describe(frame)
     growth = report.growth_table(frame, keys)
     report.print_growth(growth, keys, f"{cfg.study}: {title}")
@@ -137,7 +151,7 @@ def main(cfg: Config) -> None:
         frames.save(frame, output / "data.csv")
         write_json(output / "manifest.json", manifest)
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(frame, growth, title).items():
+    for name, figure in draw(frame, keys, growth, title).items():
         for suffix in ("png",) if cfg.publish else ("png", "svg"):
             figure.savefig(output / f"{name}.{suffix}")
         print(f"Figure: {output / name}.png")

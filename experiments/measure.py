@@ -1,8 +1,8 @@
 """How do coefficients look at initialization?
 
-    python -m experiments.measure model.depth=50 model.activation=selu
-    python -m experiments.measure -m model.depth=10,50,100 model.activation=relu,tanh model.norm=none,batch seed=range(8)
-    python -m experiments.measure -m study=architectures
+python -m experiments.measure model.depth=50 model.activation=selu
+python -m experiments.measure -m model.depth=10,50,100 model.activation=relu,tanh model.norm=none,batch seed=range(8)
+python -m experiments.measure -m study=architectures
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -28,7 +29,7 @@ class SweepProgress(Callback):
         parsed = OverridesParser.create().parse_overrides(overrides)
         self.bar = LateBar("runs", math.prod(len(list(o.sweep_iterator())) for o in parsed if o.is_sweep_override()))
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """One run more."""
         if self.bar is not None:
             self.bar.advance(1)
@@ -46,7 +47,8 @@ class LateBar:
         self.began, self.total, self.done = time.monotonic(), total, 0.0
         console = Console(stderr=True)
         self.progress = Progress(
-            TextColumn(what), BarColumn(), MofNCompleteColumn() if total > 1 else TextColumn("{task.percentage:3.0f} %"),
+            TextColumn(what), BarColumn(),
+            MofNCompleteColumn() if total > 1 else TextColumn("{task.percentage:3.0f} %"),
             TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
         self.visible = console.is_terminal

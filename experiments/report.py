@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 import gradscope as gs
-from gradscope.growth import fit_growth
+from gradscope import frames
+from gradscope.growth import Growth, fit_growth
 from gradscope.plots import to_last_target
 
 MAX_ROWS = 64
@@ -43,28 +46,39 @@ def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
+def network_keys(frame: pd.DataFrame) -> list[str]:
+    """Configuration columns that tell the networks of a study apart: those that vary, seeds aside.
+
+    ``model`` and ``data`` are left out where the other columns say the same, and keys that not every model has.
+    """
+    own = [name for name in frame.columns if name not in frames.COLUMNS and name != "seed"]
+    varying = [name for name in own if frame[name].nunique() > 1 and frame[name].notna().all()]
+    for name in ("model", "data"):
+        rest = [other for other in varying if other != name]
+        if name in varying and rest and (frame.groupby(rest, dropna=False, observed=True)[name].nunique() == 1).all():
+            varying = rest
+    return varying or ["model"]
+
+
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Growth of each network of a study: log GSC averaged over seeds, the interval from their spread.
 
-    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, and log10 GSC of the farthest
-    layer with its standard error over seeds.
+    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, and log10 GSC of the
+    farthest layer with its standard error over seeds.  A network too small for a rate has nulls, and the verdict says
+    why.
     """
     rows = to_last_target(frame[frame["quantity"] == "gsc"])
     result = []
-    for key, group in rows.groupby(keys, sort=False, observed=True):
+    for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
         values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
         total = values.iloc[:, -1]
-        entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(values)}
-        entry |= {"log10_gsc": float(total.mean()), "log10_gsc_stderr": float(total.sem()) if len(total) > 1 else math.nan}
+        entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(values), "log10_gsc": float(total.mean())}
+        entry["log10_gsc_stderr"] = float(total.std() / math.sqrt(len(total))) if len(total) > 1 else math.nan
         try:
             growth = fit_growth(values.to_numpy(), values.columns.to_numpy())
         except ValueError as reason:
-            entry |= {"rate": np.nan, "rate_low": np.nan, "rate_high": np.nan, "verdict": str(reason)}
-        else:
-            entry |= {
-                "rate": growth.rate, "rate_low": growth.rate_low, "rate_high": growth.rate_high, "verdict": growth.verdict,
-            }  # fmt: skip
-        result.append(entry)
+            growth = Growth(math.nan, math.nan, math.nan, math.nan, str(reason), False)
+        result.append(entry | asdict(growth))
     return pd.DataFrame(result)
 
 
@@ -72,10 +86,9 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
     table = Table("network", "seeds", "log10 GSC", "rate a layer (95 %)", "verdict", title=title)
     for row in growth.to_dict("records"):
-        name = "+".join(str(row[key]) for key in keys if row[key] != "none")
         style = STYLES.get(row["verdict"], "")
         table.add_row(
-            name,
+            network_name([row[key] for key in keys]),
             str(row["num_seeds"]),
             f"{row['log10_gsc']:.2f} +- {row['log10_gsc_stderr']:.2f}",
             f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
@@ -84,5 +97,10 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     Console().print(table)
 
 
-def _number(value: float) -> str:
+def network_name(values: Iterable[object]) -> str:
+    """``relu+batch`` for ("relu", "batch"); the word none is left out, numbers are kept."""
+    return "+".join(str(value) for value in values if value != "none")
+
+
+def _number(value: Any) -> str:
     return "unknown" if pd.isna(value) else f"{value:.2g}"

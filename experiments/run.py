@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gradscope.frames import SCHEMA_VERSION
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
 PLACE_KEYS = ("results", "sweep", "device", "num_threads")
 MAX_NAME = 120
+# Keys that are columns of the frame already, row by row, or no property of a network.
+NO_COLUMN = (*PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes")
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
 
 
@@ -55,7 +57,9 @@ def device(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} cannot be used here ({str(error).splitlines()[0]}); use device=auto.") from error
+        raise ValueError(
+            f"device={name} cannot be used here ({str(error).splitlines()[0]}); use device=auto."
+        ) from error
     return torch.device(name)
 
 
@@ -63,10 +67,10 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: scalar keys by their own name, groups by what was chosen."""
     flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
     for group in (cfg, cfg.model, cfg.data):
-        for key, value in OmegaConf.to_container(group, resolve=True).items():
-            if isinstance(value, (dict, list)) or key in (*PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes"):
+        for key, value in group.items():
+            if isinstance(value, (DictConfig, ListConfig)) or key in NO_COLUMN:
                 continue
-            if key in flat and key not in ("model", "data"):
+            if key in flat:
                 raise ValueError(f"Key {key!r} stands in two groups of the configuration; a column needs one meaning.")
             flat[str(key)] = value
     return flat

@@ -118,7 +118,7 @@ def _captured(model: nn.Module, data: Any, **options: Any) -> Capture:
     if next(unwrap(model).parameters(), None) is None:
         raise ValueError(
             f"{type(model).__name__} has no parameters. Layers kept in a plain list are not registered: use "
-            "nn.ModuleList. A function without parameters is taken apart by gs.capture(model, x).jacobian(source, target)."
+            "nn.ModuleList. For a function without parameters there is gs.capture(model, x).jacobian(source, target)."
         )
     return capture(model, data, **options)
 
@@ -140,13 +140,17 @@ def _measure(
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     starts = [_start(captured, column, exact, num, generator) for column, num in zip(columns, nums, strict=True)]
     sources = [row for row in rows if row.index != columns[0].index]
-    readings = sweep(captured.graph, sources, starts, batch_size=captured.batch_size, progress=progress) if sources else []
+    readings = (
+        sweep(captured.graph, sources, starts, batch_size=captured.batch_size, progress=progress) if sources else []
+    )
 
     squares, exponents = squared_lengths(rows)
     lengths = {row.index: Length(s, int(e)) for row, s, e in zip(rows, squares, exponents, strict=True)}
     for target in targets:
         if not lengths[target.index].squares.any():
-            raise ValueError(f"The output of layer {target.name!r} is zero for the whole batch: a relative change of it does not exist.")
+            raise ValueError(
+                f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
+            )
     place = {target.index: number for number, target in enumerate(targets)}
     log10, probe, sample = (np.full((len(rows), len(targets)), np.nan) for _ in range(3))
     counts = np.zeros((len(rows), len(targets)), dtype=np.int64)
@@ -192,9 +196,7 @@ def _measure(
     }
 
 
-def _above(
-    captured: Capture, columns: Sequence[Layer], nums: Sequence[int], layer: Layer
-) -> list[tuple[Layer, int]]:
+def _above(captured: Capture, columns: Sequence[Layer], nums: Sequence[int], layer: Layer) -> list[tuple[Layer, int]]:
     """The columns whose cotangents reach ``layer``: those strictly later on the trunk."""
     position = captured.graph.position
     own = position[vertex(layer.edge)]

@@ -90,13 +90,13 @@ class Moments:
     @classmethod
     def of(cls, values: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Self:
         """Moments over the first axis of ``values * 2**exponents`` (``exponents`` broadcast against ``values``)."""
-        values, exponents = np.asarray(values, dtype=np.float64), np.asarray(exponents, dtype=np.int64)
-        if values.ndim == 0 or values.shape[0] == 0:
+        mantissas, powers = np.asarray(values, dtype=np.float64), np.asarray(exponents, dtype=np.int64)
+        if mantissas.ndim == 0 or mantissas.shape[0] == 0:
             raise ValueError("Moments.of needs at least one value along the first axis.")
-        common = int(exponents.max())
-        values = np.ldexp(values, exponents - common)
-        mean = values.mean(axis=0)
-        return cls(values.shape[0], mean, np.square(values - mean).sum(axis=0), common)
+        common = int(powers.max())
+        scaled: FloatArray = np.ldexp(mantissas, powers - common)
+        mean = scaled.mean(axis=0)
+        return cls(len(scaled), mean, np.square(scaled - mean).sum(axis=0), common)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both streams together, at the larger of the two exponents."""

@@ -34,7 +34,9 @@ class Growth:
 
     def __str__(self) -> str:
         """``rate 1.4730 (95 % interval 1.4612 to 1.4849) a layer, exploding``."""
-        return f"rate {self.rate:.4f} (95 % interval {self.rate_low:.4f} to {self.rate_high:.4f}) a layer, {self.verdict}"
+        return (
+            f"rate {self.rate:.4f} (95 % interval {self.rate_low:.4f} to {self.rate_high:.4f}) a layer, {self.verdict}"
+        )
 
 
 def fit_growth(log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike) -> Growth:

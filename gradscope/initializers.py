@@ -8,19 +8,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gradscope.probes import orthonormal
+
 Initializer = Callable[..., Tensor]
 
 
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian of variance 2 / fan_in, which keeps the length of signals through ReLU (He et al. 2015, arXiv:1502.01852).
+    """Gaussian of variance 2 / fan_in, which keeps the length of signals through ReLU.
 
-    ``weight``: (out, in, *kernel); fan_in = in times the kernel's area.
+    He et al. (2015), arXiv:1502.01852.  ``weight``: (out, in, *kernel); fan_in = in times the kernel's area.
     """
     return _normal(weight, 2 / _fans(weight)[0], generator)
 
 
 def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian of variance 1 / fan_in (LeCun et al. 1998, "Efficient BackProp"); right for SELU, tanh and linear nets."""
+    """Gaussian of variance 1 / fan_in, for SELU, tanh and linear nets (LeCun et al. 1998, "Efficient BackProp")."""
     return _normal(weight, 1 / _fans(weight)[0], generator)
 
 
@@ -31,22 +33,23 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
 
 
 def orthogonal(weight: Tensor, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """``gain`` times a Haar-distributed matrix (out, in * kernel) with orthonormal rows or columns (Saxe et al. 2013)."""
+    """``gain`` times a Haar-distributed matrix (out, in * kernel) with orthonormal rows or columns.
+
+    Saxe, McClelland and Ganguli (2013), arXiv:1312.6120.
+    """
     rows, columns = weight.shape[0], weight[0].numel()
-    source = generator.device if generator is not None else weight.device
-    gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64, device=source)
-    q, r = torch.linalg.qr(gaussian)
-    # Without the signs of R's diagonal QR is not Haar distributed (Mezzadri 2007).
-    q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return _fill(weight, gain * (q if rows >= columns else q.T).reshape(weight.shape))
+    short, long = sorted((rows, columns))
+    directions = orthonormal(short, long, generator=generator, device=weight.device) / math.sqrt(long)
+    return _fill(weight, gain * (directions if rows <= columns else directions.T).reshape(weight.shape))
 
 
 def looks_linear(
     weight: Tensor, *, mirror_input: bool = True, mirror_output: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Orthogonal blocks that make a ReLU network a linear map at initialization (Balduzzi et al. 2017, arXiv:1702.08591).
+    """Orthogonal blocks that make a ReLU network a linear map at initialization.
 
-    Halves of each layer mirror each other, relu(z) and relu(-z), and their difference is z.  With W orthogonal:
+    Balduzzi et al. (2017), "The shattered gradients problem", arXiv:1702.08591.  Halves of each layer
+    mirror each other, relu(z) and relu(-z), and their difference is z.  With W orthogonal:
 
         inner layer                                 [[W, -W], [-W, W]]
         first layer (``mirror_input=False``)        [[W], [-W]]
@@ -57,7 +60,9 @@ def looks_linear(
     """
     rows, columns = weight.shape
     if (mirror_output and rows % 2) or (mirror_input and columns % 2):
-        raise ValueError(f"looks_linear halves the features, so mirrored sides must be even; got a weight of shape {rows} x {columns}.")
+        raise ValueError(
+            f"looks_linear halves the features, so mirrored sides must be even; got a weight of {rows} x {columns}."
+        )
     block = torch.empty(rows // (1 + mirror_output), columns // (1 + mirror_input), dtype=torch.float64)
     orthogonal(block, generator=generator)
     if mirror_input:
@@ -70,10 +75,10 @@ def looks_linear(
 def auto(activation: str) -> Initializer:
     """The initializer that keeps signals of a wide network stable under an activation.
 
-    ================================  ======================================================
-    relu, leaky_relu, elu, gelu, silu  `he` (exact for relu; the others lie within a few per cent of it)
-    selu, tanh, sigmoid, linear        `lecun` (exact fixed point at unit variance for selu and linear)
-    ================================  ======================================================
+    =================================  =================================================================
+    relu, leaky_relu, elu, gelu, silu  `he`: keeps the length for relu; the usual choice for its relatives
+    selu, tanh, sigmoid, linear        `lecun`: unit variance is a fixed point for selu and linear
+    =================================  =================================================================
     """
     return he if activation in ("relu", "leaky_relu", "elu", "gelu", "silu") else lecun
 

@@ -77,7 +77,9 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
         raise ValueError("data holds no tensor, so there is nothing to measure at.")
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.shape[0] == 0:
-            raise ValueError(f"The batch is empty: data has a tensor of shape {tuple(tensor.shape)}; give at least one sample.")
+            raise ValueError(
+                f"The batch is empty: data has a tensor of shape {tuple(tensor.shape)}; give at least one sample."
+            )
         _check_finite(tensor)
     return batch
 
@@ -91,7 +93,7 @@ def _check_finite(tensor: Tensor) -> None:
     num_nan, num_bad = int(torch.isnan(tensor).sum()), int((~finite).sum())
     where = tuple(int(i) for i in torch.nonzero(~finite)[0])
     raise ValueError(
-        f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at index {where}; "
+        f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at {where}; "
         "clean the batch first, for a coefficient at such a point does not exist."
     )
 

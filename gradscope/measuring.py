@@ -20,18 +20,23 @@ from gradscope.recorder import state_restored, unwrap
 # gradients never depend on this list.
 NONLINEARITIES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
-    nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
-    nn.Tanhshrink, nn.Threshold,
+    nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
+    nn.Tanh, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 
 
 class Measure(Protocol):
     """A statistic of one layer: the name of its quantity, and a pure function of the pre-activations (B, ...)."""
 
-    quantity: str
+    @property
+    def quantity(self) -> str:
+        """Name of the statistic in a frame."""
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         """The statistic with its standard error over samples."""
+
+
+DEFAULT_MEASURES: tuple[Measure, ...] = (PreactivationStd(), SignDiversity())
 
 
 def measure(
@@ -39,7 +44,7 @@ def measure(
     data: Any,
     *,
     forward: Forward | None = None,
-    measures: Sequence[Measure] = (PreactivationStd(), SignDiversity()),
+    measures: Sequence[Measure] = DEFAULT_MEASURES,
 ) -> pd.DataFrame:
     """Statistics of what every nonlinearity of the model receives, as a tidy frame.
 

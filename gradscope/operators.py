@@ -15,7 +15,7 @@ from torch import Tensor
 class LinearOperator:
     """An m x n matrix known only by its products, ``A v`` (``matvec``) and ``A^T u`` (``rmatvec``).
 
-    ``matvec`` maps a tensor of shape (n,) to (m,), ``rmatvec`` one of shape (m,) to (n,), both of ``dtype`` on ``device``.
+    ``matvec`` maps a tensor of shape (n,) to (m,), ``rmatvec`` one of shape (m,) to (n,), of ``dtype`` on ``device``.
     """
 
     shape: tuple[int, int]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from gradscope.frames import COLUMNS
 
 LABELS = {
     "gsc": r"$\log_{10}$ GSC (squared convention)",
@@ -21,6 +25,7 @@ DIVERGING = "vlag"  # red and blue about white: told apart with every common col
 MAX_DIRECT_LABELS = 8
 MAX_NAMED_LAYERS = 24
 MAX_ANNOTATED = 12
+LABEL_HEIGHT = 0.047  # of the axis
 
 
 def profile(
@@ -103,18 +108,17 @@ def matrix(
         cbar_kws={"label": LABELS["gsc"]}, xticklabels=_thinned(order), yticklabels=_thinned(order),
     )  # fmt: skip
     ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
-    ax.tick_params(axis="x", rotation=60, labelsize=8)
-    ax.tick_params(axis="y", rotation=0, labelsize=8)
+    plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    plt.setp(ax.get_yticklabels(), rotation=0, fontsize=8)
     return ax
 
 
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows toward the target that all layers of a run lead to: the one with the most rows of its own index."""
-    last = rows.loc[rows["depth_from_output"] == 0].groupby("model", observed=True)["index"].max() if "model" in rows else None
-    if last is None:
-        end = rows["index"].where(rows["depth_from_output"] == 0).max()
-        return rows[rows["index"] + rows["depth_from_output"] == end]
-    return rows[rows["index"] + rows["depth_from_output"] == rows["model"].map(last).astype(int)]
+    """Of rows of quantity "gsc", those toward their run's last target; runs differ in columns beyond the schema."""
+    own = rows["index"].where(rows["depth_from_output"] == 0)
+    runs = [rows[name] for name in rows.columns if name not in COLUMNS]
+    last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
+    return rows[rows["index"] + rows["depth_from_output"] == last]
 
 
 def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
@@ -139,55 +143,53 @@ def _curves(
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     keys = [key for key in (hue, style) if key is not None]
     sns.lineplot(
-        rows, x=x, y=y, hue=hue, style=style, errorbar="sd" if _runs(rows) > 1 else None, palette="colorblind" if hue else None,
+        rows, x=x, y=y, hue=hue, style=style,
+        errorbar="sd" if _runs(rows) > 1 else None, palette="colorblind" if hue else None,
         color=None if hue else sns.color_palette("colorblind")[0], marker=marker, ax=ax, linewidth=1.8,
     )  # fmt: skip
     sns.despine(ax=ax)
-    curves = list(rows.groupby(keys, observed=True, sort=False)) if keys else []
-    if 1 < len(curves) <= MAX_DIRECT_LABELS and ax.get_legend():
-        _label_ends(ax, curves, x, y, notes or {})
+    legend = ax.get_legend()
+    curves = {_names(key): part for key, part in rows.groupby(keys, observed=True, sort=False)} if keys else {}
+    if legend is not None and 1 < len(curves) <= MAX_DIRECT_LABELS:
+        handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+        colors = {text.get_text(): handle.get_color() for text, handle in handles if isinstance(handle, Line2D)}
+        _label_ends(ax, curves, x, y, notes or {}, colors)
+        legend.remove()
     return ax
 
 
 def _label_ends(
     ax: Axes,
-    curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]],
+    curves: Mapping[tuple[str, ...], pd.DataFrame],
     x: str,
     y: str,
     notes: Mapping[tuple[str, ...], str],
+    colors: Mapping[str, Any],
 ) -> None:
     """Write each curve's name at its right end instead of a legend, moved apart where they would overlap."""
-    ends = []
-    for key, rows in curves:
-        last = rows[rows[x] == rows[x].max()]
-        parts = [part for part in key if part != "none"]
-        note = f": {notes[key]}" if key in notes else ""
-        ends.append((float(last[y].mean()), "+".join(parts) + note))
-    colors = _line_colors(ax, curves)
+    ends = {name: float(rows.loc[rows[x] == rows[x].max(), y].mean()) for name, rows in curves.items()}
+    order = sorted(ends, key=lambda name: ends[name])
+    heights = [ends[name] for name in order]
     low, high = ax.get_ylim()
-    gap = (high - low) * 0.047
-    order = sorted(range(len(ends)), key=lambda i: ends[i][0])
-    heights = [ends[i][0] for i in order]
-    for _ in range(100):
+    gap = (high - low) * LABEL_HEIGHT
+    for _ in range(100):  # push overlapping neighbors apart until all fit
         for a in range(len(heights) - 1):
             if (overlap := gap - (heights[a + 1] - heights[a])) > 1e-9:
                 heights[a] -= overlap / 2
                 heights[a + 1] += overlap / 2
-    right = max(float(rows[x].max()) for _, rows in curves)
-    for place, i in enumerate(order):
+    right = max(float(rows[x].max()) for rows in curves.values())
+    for name, height in zip(order, heights, strict=True):
+        color = colors.get(name[0], "0.2")
         ax.annotate(
-            ends[i][1], (right, ends[i][0]), xytext=(right * 1.03, heights[place]), textcoords="data", va="center",
-            fontsize=9, color=colors[i], annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colors[i], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            "+".join(part for part in name if part != "none") + (f": {notes[name]}" if name in notes else ""),
+            (right, ends[name]), xytext=(right * 1.03, height), va="center",
+            fontsize=9, color=color, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-    ax.get_legend().remove()
 
 
-def _line_colors(ax: Axes, curves: Sequence[tuple[tuple[str, ...], pd.DataFrame]]) -> list[str]:
-    """The color of each curve, read from the legend entry of its first key."""
-    legend = ax.get_legend()
-    entries = {text.get_text(): handle.get_color() for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)}
-    return [entries.get(str(key[0]), "0.2") for key, _ in curves]
+def _names(key: Sequence[object]) -> tuple[str, ...]:
+    return tuple(str(part) for part in key)
 
 
 def _runs(rows: pd.DataFrame) -> int:

@@ -24,7 +24,7 @@ from gradscope.layers import INPUT, LOSS, OUTPUT, Layer, Origin
 from gradscope.norms import sum_of_squares
 from gradscope.trunk import Vertex, vertex
 
-_active: ContextVar[Recorder | None] = ContextVar("gradscope_recorder", default=None)
+_active: ContextVar[_Recorder | None] = ContextVar("gradscope_recorder", default=None)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,11 @@ class _Recorder:
                 passed_on = vertex(get_gradient_edge(tensor)) in received
                 origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
                 self.add(tensor, f"{label}[{number}]" if number else label, origin, call)
-                if len(self.sources) == known and not received and any(not t.is_floating_point() for t in _tensors((args, kwargs))):
+                if (
+                    len(self.sources) == known
+                    and not received
+                    and any(not t.is_floating_point() for t in _tensors((args, kwargs)))
+                ):
                     # An embedding: integers have no gradient, so differentiation starts at its output.
                     self.sources.append(get_gradient_edge(tensor))
 
@@ -227,7 +231,7 @@ def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
 
 @contextlib.contextmanager
 def state_restored(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then put the originals, untouched, and the random state back."""
+    """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
     cuda = sorted({t.device.index for t in batch.tensors if t.device.type == "cuda"})
     originals = {module: dict(module._buffers) for module in model.modules()}
     clones: dict[int, Tensor] = {}

@@ -81,7 +81,7 @@ class Capture:
         return LinearOperator(shape, matvec, rmatvec, to_layer.dtype, to_layer.squares.device)
 
     def describe(self) -> pd.DataFrame:
-        """One row a recorded tensor: layer, other names, call, shape, dtype, on_trunk, unit; then modules not called."""
+        """One row a recorded tensor: layer, aliases, call, shape, dtype, on_trunk, unit; then modules not called."""
         names = {layer.index: layer.name for layer in self.units}
         rows: list[dict[str, Any]] = [
             {

@@ -64,7 +64,9 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
     if vertex(target) in source_vertices or target.node in live_nodes:
         live.add(vertex(target))
     else:
-        raise ValueError("The target does not depend on the input: no path of the autograd graph leads from one to the other.")
+        raise ValueError(
+            "The target does not depend on the input: no path of the autograd graph leads from one to the other."
+        )
 
     # A running count of the edges that span each node: +1 after the producer, -1 at the last consumer.
     spans = [0] * (len(order) + 1)

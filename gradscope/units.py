@@ -2,9 +2,10 @@
 
 A module is *open* if it is the root, or is or has as a child a ``Sequential``, ``ModuleList`` or ``ModuleDict`` and at
 least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of modules
-that have children themselves, so that a stage of two blocks is two rows, while Linear and ReLU in a pair are one).  Units are the outermost modules that are
-not open and whose output is on the trunk.  So an MLP gives its layers, a ResNet its stem and blocks (also those whose
-shortcut is a ``Sequential``), GPT-2 its blocks, a ``Sequential`` of leaves each leaf.
+that have children themselves, so that a stage of two blocks is two rows, while Linear and ReLU in a pair are one).
+Units are the outermost modules that are not open and whose output is on the trunk.  So an MLP gives its layers, a
+ResNet its stem and blocks (also those whose shortcut is a ``Sequential``), GPT-2 its blocks, a ``Sequential`` of leaves
+each leaf.
 """
 
 from __future__ import annotations
@@ -66,5 +67,7 @@ class _Tree:
         if path not in self.called:  # a ModuleList, or a parent whose children are called one by one
             return True
         holds = isinstance(module, _CONTAINERS) or any(isinstance(child, _CONTAINERS) for child in module.children())
-        composite = isinstance(module, _CONTAINERS) and any(True for child in module.children() for _ in child.children())
+        composite = isinstance(module, _CONTAINERS) and any(
+            True for child in module.children() for _ in child.children()
+        )
         return holds and len(self.inside[path] - self.made[path].keys()) >= (1 if composite else 2)

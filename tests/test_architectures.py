@@ -39,7 +39,9 @@ def test_the_closed_form_is_the_published_number():
 def test_rate_and_verdict(activation, norm):
     profiles = []
     for seed in range(SEEDS):
-        model = MLP(depth=DEPTH, width=WIDTH, activation=activation, norm=norm, generator=torch.Generator().manual_seed(seed))
+        model = MLP(
+            depth=DEPTH, width=WIDTH, activation=activation, norm=norm, generator=torch.Generator().manual_seed(seed)
+        )
         x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(100 + seed))
         profiles.append(gs.gsc(model, x))
     log10 = np.stack([profile.log10_values[:, 0] for profile in profiles])
@@ -53,7 +55,9 @@ def test_rate_and_verdict(activation, norm):
 
 def test_pseudo_linearity_shows_in_the_statistics():
     def last(activation, norm):
-        model = MLP(depth=DEPTH, width=WIDTH, activation=activation, norm=norm, generator=torch.Generator().manual_seed(0))
+        model = MLP(
+            depth=DEPTH, width=WIDTH, activation=activation, norm=norm, generator=torch.Generator().manual_seed(0)
+        )
         x = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(1))
         frame = gs.measure(model, x)
         return frame[frame["index"] == DEPTH].set_index("quantity")["value"]

@@ -22,7 +22,7 @@ def noise(*shape: int) -> torch.Tensor:
 def test_nan_or_inf_in_x(bad, count):
     x = noise(5, 6)
     x[2, 3] = bad
-    with pytest.raises(ValueError, match=rf"x holds {count} among 30 entries, the first at index \(2, 3\)"):
+    with pytest.raises(ValueError, match=rf"x holds {count} among 30 entries, the first at \(2, 3\)"):
         gs.gsc(mlp(), x)
 
 
@@ -160,5 +160,7 @@ def test_an_exception_inside_the_model_says_where_and_leaves_the_model_clean():
 
 def test_jacobian_the_wrong_way_round():
     captured = gs.capture(mlp(), noise(5, 6))
-    with pytest.raises(ValueError, match=r"'layers\.0' comes before 'layers\.2', so it does not depend on it; swap them"):
+    with pytest.raises(
+        ValueError, match=r"'layers\.0' comes before 'layers\.2', so it does not depend on it; swap them"
+    ):
         captured.jacobian("layers.2", "layers.0")

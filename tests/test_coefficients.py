@@ -198,7 +198,9 @@ def test_same_call_same_number_and_the_global_generator_is_left_alone():
 def test_selected_layers_keep_their_place_in_the_frame():
     model, x = mlp(), noise(8, 12)
     frame = gs.gsc(model, x, layers=["layers.3", "layers.1*"]).to_frame()
-    assert list(frame["layer"]) == ["layers.1", "layers.1.linear", "layers.3", "layers.4"] or "layers.1.linear" in set(frame["layer"])
+    assert list(frame["layer"]) == ["layers.1", "layers.1.linear", "layers.3", "layers.4"] or "layers.1.linear" in set(
+        frame["layer"]
+    )
     by_name = frame.set_index("layer")
     assert by_name.loc["layers.3", "index"] == 4
     assert by_name.loc["layers.3", "depth_from_output"] == 1

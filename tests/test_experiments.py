@@ -168,7 +168,11 @@ def test_equal_configuration_equal_folder_and_place_does_not_matter():
 
 
 def test_streams_of_one_seed_are_independent():
-    values = {torch.randn(1, generator=run.generator(seed, purpose)).item() for seed in range(4) for purpose in ("model", "data", "probes")}
+    values = {
+        torch.randn(1, generator=run.generator(seed, purpose)).item()
+        for seed in range(4)
+        for purpose in ("model", "data", "probes")
+    }
     assert len(values) == 12
 
 
@@ -188,8 +192,8 @@ def test_growth_table_averages_log_gsc_over_seeds():
     rows = [
         frames.tidy(
             {
-                "layer": [f"l{i}" for i in range(10)], "index": np.arange(10), "depth_from_output": depth, "target": "l9",
-                "quantity": "gsc", "log10_value": depth * slope, "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0,
+                "layer": [f"l{i}" for i in range(10)], "index": np.arange(10), "depth_from_output": depth,
+                "target": "l9", "quantity": "gsc", "log10_value": depth * slope, "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0,
                 "reduction": "batch", "coupled": False, "num_probes": 0, "num_samples": 3,
             }
         ).assign(model="m", activation="relu", norm="none", seed=seed)

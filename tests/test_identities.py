@@ -117,7 +117,9 @@ def test_five_thousand_affine_layers_neither_overflow_nor_underflow(a, expected,
     depth = 5000
     model = nn.Sequential(*(Affine(a, seed % 7, dtype) for seed in range(depth)))
     profile = gs.gsc(model, torch.ones(2, 4, dtype=dtype))
-    assert profile["input"].log10_value == pytest.approx(2 * depth * math.log10(a), rel=2e-6 if dtype is torch.float32 else 1e-12)
+    assert profile["input"].log10_value == pytest.approx(
+        2 * depth * math.log10(a), rel=2e-6 if dtype is torch.float32 else 1e-12
+    )
     assert profile["input"].log10_value == pytest.approx(expected, abs=0.05)
     assert np.isfinite(profile.log10_values).all()
     assert profile.growth().verdict == ("exploding" if a > 1 else "vanishing")

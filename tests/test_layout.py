@@ -64,10 +64,16 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize("path", FILES, ids=[module_name(p) for p in FILES])
 def test_the_library_knows_no_hydra_no_prints_and_no_global_seed(path):
     assert not any(name.split(".")[0] in ("hydra", "omegaconf", "experiments") for name in imports(path))
-    assert not re.search(r"^\s*print\(|manual_seed_all|torch\.manual_seed|is_grads_batched=True|full_backward_hook", path.read_text(), re.M)
+    assert not re.search(
+        r"^\s*print\(|manual_seed_all|torch\.manual_seed|is_grads_batched=True|full_backward_hook",
+        path.read_text(),
+        re.M,
+    )
 
 
-@pytest.mark.parametrize("name", ["gradscope/plots.py", "gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"])
+@pytest.mark.parametrize(
+    "name", ["gradscope/plots.py", "gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
+)
 def test_files_that_need_no_torch_import_none(name):
     assert not any(imported.split(".")[0] == "torch" for imported in imports(ROOT / name))
 

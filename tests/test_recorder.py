@@ -219,4 +219,6 @@ def test_coupling_is_detected_not_guessed():
     normalized = nn.Sequential(linears(1)[0], nn.BatchNorm1d(6).double())
     assert gs.capture(normalized, x).coupled
     assert not gs.capture(normalized.eval(), x).coupled
-    assert gs.gsc(Contrast(), x, probes="exact")["input"].log10_value == pytest.approx(gsc_log10(Contrast(), "input", x), abs=1e-10)
+    assert gs.gsc(Contrast(), x, probes="exact")["input"].log10_value == pytest.approx(
+        gsc_log10(Contrast(), "input", x), abs=1e-10
+    )

@@ -22,7 +22,9 @@ def test_a_residual_mlp_gives_stem_blocks_and_head():
 
 
 def test_a_sequential_gives_each_leaf():
-    expected = "input conv1 relu1 conv2 relu2 pool1 conv3 relu3 conv4 relu4 pool2 flatten fc1 relu5 dropout fc2 relu6 fc3"
+    expected = (
+        "input conv1 relu1 conv2 relu2 pool1 conv3 relu3 conv4 relu4 pool2 flatten fc1 relu5 dropout fc2 relu6 fc3"
+    )
     assert names(AlexNetA(), torch.randn(2, 3, 32, 32)) == expected.split()
 
 
@@ -35,7 +37,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = nn.Sequential(nn.Conv2d(width, out, 1), nn.BatchNorm2d(out)) if width != out else nn.Identity()
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(width, out, 1), nn.BatchNorm2d(out)) if width != out else nn.Identity()
+        )
 
     def forward(self, x):
         h = self.conv2(self.relu(self.bn1(self.conv1(x))))

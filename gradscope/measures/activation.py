@@ -54,7 +54,8 @@ def _neurons(preactivations: Tensor) -> Tensor:
     """(B, ...) -> (B, neurons) in float64."""
     if preactivations.ndim < 2 or preactivations.shape[0] < 2:
         raise ValueError(
-            f"Statistics over samples need at least two of them, got pre-activations of shape {tuple(preactivations.shape)}."
+            "Statistics over samples need at least two of them, "
+            f"got pre-activations of shape {tuple(preactivations.shape)}."
         )
     return preactivations.detach().flatten(1).double()
 

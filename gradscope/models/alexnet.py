@@ -1,4 +1,4 @@
-"""Two small AlexNets for CIFAR-10 images, every leaf a named layer.  Input (B, 3, 32, 32), output logits (B, num_classes)."""
+"""Two small AlexNets for CIFAR-10, every leaf a named layer: images (B, 3, 32, 32) -> logits (B, num_classes)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class _AlexNet(nn.Sequential):
         """(B, 3, 32, 32) -> (B, num_classes)."""
         if x.shape[1:] != IMAGE_SHAPE:
             raise ValueError(f"{type(self).__name__} takes images of shape (B, 3, 32, 32), got {tuple(x.shape)}.")
-        return super().forward(x)
+        logits: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return logits
 
 
 class AlexNetA(_AlexNet):
-    """conv3-64, conv3-64, pool, conv3-128, conv3-128, pool, fc-256, dropout, fc-256, fc-10; ReLU after each but the last.
+    """conv3-64, conv3-64, pool, conv3-128, conv3-128, pool, fc-256, dropout, fc-256, fc-10, each but the last with ReLU.
 
     Arguments:
         padding: "same", or "valid" (no padding: 5 x 5 instead of 8 x 8 positions reach the first linear layer).
@@ -69,7 +70,7 @@ class AlexNetA(_AlexNet):
 
 
 class AlexNetB(_AlexNet):
-    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; same padding, ReLU after each but the last.
+    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; same padding, each but the last with ReLU.
 
     Arguments as for `AlexNetA`.
     """

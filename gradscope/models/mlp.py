@@ -60,7 +60,7 @@ class Block(Layer):
 
 
 class MLP(nn.Module):
-    """f_l = phi(norm(W_l f_{l-1})), or with ``residual="identity"`` f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
+    """Layers f_l = phi(norm(W_l f_{l-1})), or residual blocks f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
 
     ``layers`` holds f_1 .. f_depth, one module each; ``head``, a linear map, exists only with ``out_features``.  A
     residual network whose input has not ``width`` features begins with a linear map ``stem``.  Samples of any shape
@@ -81,8 +81,8 @@ class MLP(nn.Module):
         generator: Source of the weights; default torch's global one.
 
     Raises:
-        ValueError: An unknown name (the nearest is offered) or a size below one; looks_linear without ReLU, with a norm,
-            skips or an odd width.
+        ValueError: An unknown name (the nearest is offered) or a size below one; looks_linear without ReLU, or with a
+            norm, skips or an odd width.
     """
 
     def __init__(
@@ -101,12 +101,17 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, choice, known in (
-            ("activation", activation, ACTIVATIONS), ("norm", norm, NORMS), ("residual", residual, RESIDUALS), ("init", init, INITS),
-        ):  # fmt: skip
-            _check_choice(name, choice, known)
+        _check_choice("activation", activation, ACTIVATIONS)
+        _check_choice("norm", norm, NORMS)
+        _check_choice("residual", residual, RESIDUALS)
+        _check_choice("init", init, INITS)
         in_features = width if in_features is None else in_features
-        for name, size in (("depth", depth), ("width", width), ("in_features", in_features), ("out_features", out_features)):
+        for name, size in (
+            ("depth", depth),
+            ("width", width),
+            ("in_features", in_features),
+            ("out_features", out_features),
+        ):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
         mirrored = init == "looks_linear"
@@ -132,7 +137,9 @@ class MLP(nn.Module):
             if in_features != width:
                 self.stem = make(in_features, width, linear)
             for _ in range(depth):
-                layers.append(Block(make(width, width, inner), make(width, width, linear), activation, norm, skip_weight))
+                layers.append(
+                    Block(make(width, width, inner), make(width, width, linear), activation, norm, skip_weight)
+                )
         else:
             for number in range(depth):
                 fill = partial(inner, mirror_input=number > 0) if mirrored else inner
