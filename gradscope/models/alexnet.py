@@ -34,7 +34,7 @@ class _AlexNet(nn.Sequential):
 
 
 class AlexNetA(_AlexNet):
-    """conv3-64, conv3-64, pool, conv3-128, conv3-128, pool, fc-256, dropout, fc-256, fc-10, each but the last with ReLU.
+    """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after all but the last.
 
     Arguments:
         padding: "same", or "valid" (no padding: 5 x 5 instead of 8 x 8 positions reach the first linear layer).

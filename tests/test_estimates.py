@@ -1,0 +1,70 @@
+"""Values with errors, at any scale, merged in any order."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gradscope import Estimate
+from gradscope.estimates import Moments
+
+
+def test_two_samples_by_hand():
+    estimate = Moments.of([0.0, 2.0]).estimate()
+    assert (estimate.value, estimate.stderr, estimate.num_probes) == (1, 1, 2)
+    assert estimate.log10_stderr == pytest.approx(1 / math.log(10))
+
+
+def test_one_sample_has_no_error_and_an_exact_number_has_error_zero():
+    assert Moments.of([3.0]).estimate().stderr is None
+    assert Moments.of([3.0]).estimate().log10_stderr is None
+    exact = Estimate.exact(3.0)
+    assert (exact.stderr, exact.log10_stderr, exact.num_probes) == (0, 0, 0)
+
+
+def test_numbers_beyond_float64():
+    huge = Estimate(1.5, 0.15, 4000, 7)
+    assert huge.value == math.inf
+    assert huge.log10_value == pytest.approx(math.log10(1.5) + 4000 * math.log10(2), rel=1e-15)
+    assert huge.log10_stderr == pytest.approx(0.1 / math.log(10))
+    assert Estimate(1.5, 0.15, -4000).value == 0
+    assert Estimate(0.0, 0.0).log10_value == -math.inf
+    assert "10^(" in str(huge)
+    assert str(Estimate(1.47, 0.012)) == "1.47 +- 0.012"
+    assert str(Estimate(1.47, None)) == "1.47 +- ?"
+
+
+@pytest.mark.parametrize("exponent", [0, 1, -1, 4001, -4001])
+def test_square_root(exponent):
+    root = Estimate(2.0, 0.1, exponent, 5).sqrt()
+    assert root.log10_value == pytest.approx((math.log10(2) + exponent * math.log10(2)) / 2, abs=1e-9)
+    assert root.log10_stderr == pytest.approx(0.05 / math.log(10) / 2, rel=1e-12)
+    assert root.num_probes == 5
+
+
+@pytest.mark.parametrize("shift", [0, 37, 4000, -4000])
+def test_merging_is_the_same_as_all_at_once(shift):
+    values = np.random.default_rng(0).lognormal(size=(20, 3))
+    exponents = np.full((20, 1), shift)
+    whole = Moments.of(values, exponents)
+    for cut in (1, 7, 19):
+        for a, b in ((slice(cut), slice(cut, None)), (slice(cut, None), slice(cut))):
+            merged = Moments.of(values[a], exponents[a]).merge(Moments.of(values[b], exponents[b]))
+            assert merged.count == 20
+            scale = 2.0 ** (merged.exponent - whole.exponent)
+            np.testing.assert_allclose(merged.mean * scale, whole.mean, rtol=1e-13)
+            np.testing.assert_allclose(merged.m2 * scale**2, whole.m2, rtol=1e-12)
+    np.testing.assert_allclose(whole.mean_variance * 4.0**0, values.var(axis=0, ddof=1) / 20, rtol=1e-12)
+
+
+def test_values_of_very_different_exponents():
+    # 1 * 2^5000 and 1 * 2^0: the small one is lost against the large one, the count is not.
+    merged = Moments.of([1.0], [5000]).merge(Moments.of([1.0], [0]))
+    assert merged.exponent == 5000
+    assert float(merged.mean) == 0.5
+    assert merged.count == 2
+
+
+def test_no_values():
+    with pytest.raises(ValueError, match="at least one value along the first axis"):
+        Moments.of([])
