@@ -41,7 +41,7 @@ def disguises(A: Tensor) -> dict[str, gs.LinearOperator]:
 
 
 class Curve(nn.Module):
-    """z -> sinh(z - x) + z^2 / (2 x) elementwise: its derivative at z = x is 2, so half of it has derivative 1 there."""
+    """z -> (sinh(z - x) + z^2 / (2 x)) / 2 elementwise, whose derivative at z = x is 1, and elsewhere is not."""
 
     def __init__(self, x: Tensor):
         super().__init__()

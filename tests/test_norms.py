@@ -35,11 +35,16 @@ def test_batches_invariance_and_homogeneity():
     assert gs.qm_norm(A.float()).dtype == torch.float64
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(1e30, torch.float32), (1e-30, torch.float32), (1e200, torch.float64), (1e-200, torch.float64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(1e30, torch.float32), (1e-30, torch.float32), (1e200, torch.float64), (1e-200, torch.float64)],
+)
 def test_no_overflow_and_no_underflow(value, dtype):
     A = torch.full((3, 4), value, dtype=dtype)
     assert float(gs.qm_norm(A)) == pytest.approx(math.sqrt(3) * float(A[0, 0]), rel=1e-14)
-    assert gs.qm_norm(matrix(A), probes="exact").log10_value == pytest.approx(math.log10(math.sqrt(3) * value), abs=1e-6)
+    assert gs.qm_norm(matrix(A), probes="exact").log10_value == pytest.approx(
+        math.log10(math.sqrt(3) * value), abs=1e-6
+    )
 
 
 def test_zero_and_complex_matrices():

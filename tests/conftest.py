@@ -1,0 +1,10 @@
+"""Settings of the whole suite."""
+
+import os
+
+import torch
+
+# One thread each: small matrices gain nothing from more, and two test processes on two cores with torch's default
+# number of threads wait for each other's threads most of the time.  Child processes inherit the variable.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"

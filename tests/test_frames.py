@@ -1,0 +1,57 @@
+"""The schema: what goes out comes back, and what does not fit is refused."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradscope import frames
+
+
+def example(**changes) -> pd.DataFrame:
+    columns = {
+        "layer": ["a", "b", "c"], "index": [0, 1, 2], "depth_from_output": [2, 1, 0], "target": "c", "quantity": "gsc",
+        "log10_value": [336.25, 0.5, 0.0], "log10_stderr_probe": [0.01, math.nan, 0.0],
+        "log10_stderr_sample": [math.nan, 0.02, 0.0], "reduction": "batch", "coupled": True,
+        "num_probes": [32, 1, 0], "num_samples": 100,
+    }  # fmt: skip
+    return frames.tidy(columns | changes)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_round_trip(tmp_path, suffix):
+    frame = example().assign(norm=["none", "NA", "batch"], seed=3)
+    path = frames.save(frame, tmp_path / f"frame.{suffix}")
+    again = frames.load(path)
+    pd.testing.assert_frame_equal(again[list(frames.COLUMNS)], frame[list(frames.COLUMNS)], rtol=1e-9)
+    assert list(again["norm"]) == ["none", "NA", "batch"]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_statistics_without_target_or_coupling(tmp_path, suffix):
+    frame = example(target=None, reduction=None, coupled=None, quantity="sign_diversity")
+    again = frames.load(frames.save(frame, tmp_path / f"frame.{suffix}"))
+    assert again["target"].isna().all()
+    assert again["coupled"].isna().all()
+
+
+def test_values_follow_the_logarithm_beyond_float64():
+    frame = example(log10_value=[400.0, -400.0, -math.inf])
+    np.testing.assert_array_equal(frame["value"], [math.inf, 0, 0])
+    assert list(example().columns) == list(frames.COLUMNS)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"lacks the columns \['target'\]"):
+        frames.check(example().drop(columns="target"))
+    with pytest.raises(ValueError, match="Column 'log10_value' holds 1 nulls, the first at row 1"):
+        frames.check(example().assign(log10_value=[1.0, math.nan, 0.0]))
+    with pytest.raises(ValueError, match="contradict each other"):
+        frames.check(example().assign(value=1.0))
+    with pytest.raises(ValueError, match=r"saved as \.parquet or \.csv, got 'frame\.xls'"):
+        frames.save(example(), tmp_path / "frame.xls")
+    with pytest.raises(ValueError, match=r"read from \.parquet or \.csv"):
+        frames.load(tmp_path / "frame.xls")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+"""Figures are tested by the data in their Axes."""
+
+from itertools import pairwise
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradscope import frames, plots
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def profile(seed: int, slope: float, depth: int = 10, **columns) -> pd.DataFrame:
+    index = np.arange(depth + 1)
+    noise = np.random.default_rng(seed).normal(size=depth + 1) * 0.01
+    frame = frames.tidy(
+        {
+            "layer": [f"layers.{i}" for i in index], "index": index, "depth_from_output": depth - index,
+            "target": f"layers.{depth}", "quantity": "gsc", "log10_value": slope * (depth - index) + noise,
+            "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.02, "reduction": "batch", "coupled": False,
+            "num_probes": 0, "num_samples": 5,
+        }
+    )  # fmt: skip
+    return frame.assign(seed=seed, **columns)
+
+
+def study() -> pd.DataFrame:
+    parts = [
+        profile(seed, slope, activation=activation, norm=norm)
+        for seed in range(4)
+        for activation, norm, slope in (("relu", "none", 0.0), ("relu", "batch", 0.2), ("tanh", "none", 0.1))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_lines_are_means_over_seeds():
+    frame = study()
+    ax = plots.profile(frame, hue="activation", style="norm")
+    means = frame.groupby(["activation", "norm", "depth_from_output"])["log10_value"].mean()
+    drawn = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 11]
+    for network in (("relu", "none"), ("relu", "batch"), ("tanh", "none")):
+        assert any(np.allclose(line, means[network]) for line in drawn)
+    assert len(drawn) == 3
+    assert "GSC" in ax.get_ylabel()
+    assert "squared" in ax.get_ylabel()
+    assert "layers between" in ax.get_xlabel()
+
+
+def test_few_curves_are_labeled_at_their_ends_without_overlap():
+    ax = plots.profile(study(), hue="activation", style="norm", notes={("relu", "batch"): "1.58, exploding"})
+    assert ax.get_legend() is None
+    texts = {text.get_text(): text for text in ax.texts}
+    assert set(texts) == {"relu", "relu+batch: 1.58, exploding", "tanh"}
+    figure = ax.figure
+    figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in texts.values()), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 + 1 for lower, upper in pairwise(boxes))
+
+
+def test_only_the_last_target_is_drawn_each_run_by_its_own_depth():
+    short, deep = profile(0, 0.1, 5), profile(0, 0.1, 10)
+    inner = deep[deep["index"] <= 4].assign(target="layers.4", depth_from_output=lambda f: 4 - f["index"])
+    frame = pd.concat([short.assign(depth=5), deep.assign(depth=10), inner.assign(depth=10)], ignore_index=True)
+    kept = plots.to_last_target(frame)
+    assert kept.groupby("depth").size().to_dict() == {5: 6, 10: 11}
+    assert set(kept["target"]) == {"layers.5", "layers.10"}
+
+
+def test_a_single_run_has_no_band():
+    ax = plots.profile(profile(0, 0.1))
+    assert not ax.collections
+
+
+def test_named_layers_of_a_small_network():
+    ax = plots.named_profile(profile(0, 0.1))
+    assert [label.get_text() for label in ax.get_xticklabels()] == [f"layers.{i}" for i in range(11)]
+
+
+def test_statistics_against_depth():
+    frame = profile(0, 0.1).assign(quantity="sign_diversity")
+    ax = plots.statistic(frame, "sign_diversity")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), frame["value"])
+    assert ax.get_ylim()[0] == 0
+
+
+def test_the_heat_map_holds_every_pair():
+    parts = []
+    for target in range(4):
+        part = profile(target, 0.3, depth=target)
+        parts.append(part.assign(seed=0))
+    frame = pd.concat(parts, ignore_index=True)
+    ax = plots.matrix(frame)
+    mesh = ax.collections[0]
+    cells = np.ma.filled(mesh.get_array().astype(float), np.nan).reshape(4, 4)
+    assert np.isnan(cells[np.triu_indices(4, 1)]).all()
+    targets = frame["target"].str.removeprefix("layers.").astype(int)
+    np.testing.assert_allclose(cells[targets, frame["index"]], frame["log10_value"])
+    assert mesh.get_clim() == (-np.nanmax(np.abs(cells)), np.nanmax(np.abs(cells)))
+
+
+def test_a_missing_quantity_is_an_error():
+    with pytest.raises(ValueError, match="no rows of quantity 'sign_diversity'; it has 'gsc'"):
+        plots.statistic(profile(0, 0.1), "sign_diversity")
