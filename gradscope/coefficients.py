@@ -18,7 +18,7 @@ from gradscope.profiles import Matrix, Profile
 from gradscope.recorder import unwrap
 from gradscope.recording import Capture, capture
 from gradscope.reductions import Gain, Length, reduce
-from gradscope.sweep import Progress, Start, sweep
+from gradscope.sweep import BUNDLE_BYTES, PEAK_BYTES, Progress, Start, sweep
 from gradscope.trunk import vertex
 
 REDUCTIONS = ("batch", "mean", "geometric")
@@ -151,6 +151,12 @@ def _measure(
             raise ValueError(
                 f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
             )
+        zero = np.flatnonzero(lengths[target.index].squares == 0)
+        if reduction != "batch" and len(zero):
+            raise ValueError(
+                f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "
+                'leave it out, or use reduction="batch".'
+            )
     place = {target.index: number for number, target in enumerate(targets)}
     log10, probe, sample = (np.full((len(rows), len(targets)), np.nan) for _ in range(3))
     counts = np.zeros((len(rows), len(targets)), dtype=np.int64)
@@ -234,8 +240,13 @@ def _start(captured: Capture, column: Layer, exact: bool, num: int, generator: t
         v = rademacher(last - first, column.size, generator=generator, dtype=column.dtype, device=device)
         return v.reshape(-1, *column.shape)
 
-    position = captured.graph.position[vertex(column.edge)]
-    return Start(position, num, basis if exact else signs, column.size * column.dtype.itemsize)
+    widest = max(layer.size * layer.dtype.itemsize for layer in captured.layers)
+    return Start(
+        captured.graph.position[vertex(column.edge)],
+        num,
+        basis if exact else signs,
+        max(column.size * column.dtype.itemsize, widest * BUNDLE_BYTES // PEAK_BYTES),
+    )
 
 
 def _check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) -> None:

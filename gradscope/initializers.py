@@ -1,4 +1,8 @@
-"""Weight initializations by name, each filling one weight tensor in place from an explicit generator."""
+"""Weight initializations by name, each filling one weight tensor in place from an explicit generator.
+
+A weight has shape (out, in, *kernel); fan_in = in * kernel area and fan_out = out * kernel area.  Draws are made where
+the generator lives, so that a seed means the same weights on every device.  Each function returns its argument.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,34 @@ Initializer = Callable[..., Tensor]
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Gaussian of variance 2 / fan_in, which keeps the length of signals through ReLU.
 
-    He et al. (2015), arXiv:1502.01852.  ``weight``: (out, in, *kernel); fan_in = in times the kernel's area.
+    He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
     """
     return _normal(weight, 2 / _fans(weight)[0], generator)
 
 
 def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian of variance 1 / fan_in, for SELU, tanh and linear nets (LeCun et al. 1998, "Efficient BackProp")."""
+    """Gaussian of variance 1 / fan_in, which keeps the length of signals through a linear map.
+
+    LeCun et al. (1998), "Efficient BackProp"; for SELU Klambauer et al. (2017), arXiv:1706.02515.
+    """
     return _normal(weight, 1 / _fans(weight)[0], generator)
 
 
 def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Gaussian of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    """Gaussian of variance 2 / (fan_in + fan_out), between what signals and what gradients ask for.
+
+    Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
+    """
     fan_in, fan_out = _fans(weight)
     return _normal(weight, 2 / (fan_in + fan_out), generator)
 
 
 def orthogonal(weight: Tensor, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    """``gain`` times a Haar-distributed matrix (out, in * kernel) with orthonormal rows or columns.
+    """``gain`` times a Haar-distributed matrix (out, fan_in) with orthonormal rows, or columns if out > fan_in.
 
-    Saxe, McClelland and Ganguli (2013), arXiv:1312.6120.
+    Saxe, McClelland and Ganguli (2013), "Exact solutions to the nonlinear dynamics of learning", arXiv:1312.6120.
     """
-    rows, columns = weight.shape[0], weight[0].numel()
+    columns, rows = _fans(weight)[0], weight.shape[0]
     short, long = sorted((rows, columns))
     directions = orthonormal(short, long, generator=generator, device=weight.device) / math.sqrt(long)
     return _fill(weight, gain * (directions if rows <= columns else directions.T).reshape(weight.shape))
@@ -48,16 +58,21 @@ def looks_linear(
 ) -> Tensor:
     """Orthogonal blocks that make a ReLU network a linear map at initialization.
 
-    Balduzzi et al. (2017), "The shattered gradients problem", arXiv:1702.08591.  Halves of each layer
-    mirror each other, relu(z) and relu(-z), and their difference is z.  With W orthogonal:
+    Balduzzi et al. (2017), "The shattered gradients problem", arXiv:1702.08591.  The halves of each layer mirror each
+    other, relu(z) and relu(-z), and their difference is z.  With W orthogonal, as `orthogonal` draws it:
 
-        inner layer                                 [[W, -W], [-W, W]]
-        first layer (``mirror_input=False``)        [[W], [-W]]
-        last layer (``mirror_output=False``)        [[W, -W]]
+        first layer (``mirror_input=False``)        [[W], [-W]]             (out, in), W is (out / 2, in)
+        middle layer                                [[W, -W], [-W, W]]      (out, in), W is (out / 2, in / 2)
+        last layer (``mirror_output=False``)        [[W, -W]]               (out, in), W is (out, in / 2)
+
+    The last layer, which no ReLU follows, takes the difference.  Without one, the difference of the two halves of the
+    output is the linear map.
 
     Raises:
-        ValueError: A mirrored side has an odd number of features.
+        ValueError: The weight is no matrix, or a mirrored side has an odd number of features.
     """
+    if weight.ndim != 2:
+        raise ValueError(f"looks_linear fills a matrix (out, in), got a weight of shape {tuple(weight.shape)}.")
     rows, columns = weight.shape
     if (mirror_output and rows % 2) or (mirror_input and columns % 2):
         raise ValueError(
@@ -73,14 +88,35 @@ def looks_linear(
 
 
 def auto(activation: str) -> Initializer:
-    """The initializer that keeps signals of a wide network stable under an activation.
+    """The initializer that suits an activation at mean field: `he` for relatives of ReLU, else `lecun`.
 
-    =================================  =================================================================
-    relu, leaky_relu, elu, gelu, silu  `he`: keeps the length for relu; the usual choice for its relatives
-    selu, tanh, sigmoid, linear        `lecun`: unit variance is a fixed point for selu and linear
-    =================================  =================================================================
+    The last column is the mean square that one wide layer without a norm makes of a mean square of 1,
+    E[phi(sqrt(variance * fan_in) z)^2] with z standard normal: a length is kept exactly where it is 1.
+
+    ==========  =====  ===========
+    activation  init   mean square
+    ==========  =====  ===========
+    relu        he     1
+    leaky_relu  he     1.0001: the slope of 0.01 is left out of the variance
+    elu         he     1.2001
+    gelu        he     0.9221
+    silu        he     0.7992
+    selu        lecun  1, and stable: every length is drawn to it
+    linear      lecun  1
+    tanh        lecun  0.3943
+    sigmoid     lecun  0.2934
+    ==========  =====  ===========
+
+    Raises:
+        ValueError: An activation that is not in the table.
     """
-    return he if activation in ("relu", "leaky_relu", "elu", "gelu", "silu") else lecun
+    if activation in ("relu", "leaky_relu", "elu", "gelu", "silu"):
+        return he
+    if activation in ("selu", "linear", "tanh", "sigmoid"):
+        return lecun
+    raise ValueError(
+        f"activation must be one of relu, leaky_relu, elu, gelu, silu, selu, linear, tanh, sigmoid; got {activation!r}."
+    )
 
 
 BY_NAME: dict[str, Initializer] = {
@@ -93,8 +129,10 @@ BY_NAME: dict[str, Initializer] = {
 
 
 def _fans(weight: Tensor) -> tuple[int, int]:
-    if weight.ndim < 2:
-        raise ValueError(f"A weight has at least two dimensions (out, in, ...), got shape {tuple(weight.shape)}.")
+    if weight.ndim < 2 or weight.numel() == 0:
+        raise ValueError(
+            f"A weight has at least two dimensions (out, in, ...) and no empty one, got shape {tuple(weight.shape)}."
+        )
     area = math.prod(weight.shape[2:])
     return weight.shape[1] * area, weight.shape[0] * area
 

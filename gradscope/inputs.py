@@ -72,7 +72,8 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
             f"data is a tensor, or a mapping that becomes model(**batch); got {type(data).__name__}{hint}. "
             "For anything else give forward=, a function (model, batch) -> tensor."
         )
-    batch = Batch(data, labels)
+    # Mappings other than dict (a tokenizer's output) are no structure that torch walks through.
+    batch = Batch(dict(data) if isinstance(data, Mapping) else data, labels)
     if not batch.tensors:
         raise ValueError("data holds no tensor, so there is nothing to measure at.")
     for tensor in batch.tensors:

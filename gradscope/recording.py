@@ -135,10 +135,12 @@ def capture(
             f"{what} does not depend on x: no differentiable path leads from the input to it. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
+    reached = [layer for layer in recording.layers if graph.reaches_target(layer.edge)]
+    # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
+    reached.sort(key=lambda layer: graph.order(layer.edge))
     reached = [
-        replace(layer, on_trunk=vertex(layer.edge) in graph.position)
-        for layer in recording.layers
-        if graph.reaches_target(layer.edge)
+        replace(layer, index=index, on_trunk=vertex(layer.edge) in graph.position)
+        for index, layer in enumerate(reached)
     ]
     rows = units(model, reached)
     last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)

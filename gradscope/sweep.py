@@ -29,6 +29,9 @@ RESCALE_EVERY = 8
 # A bundle that stays in a core's cache is pulled back faster than one that does not.
 BUNDLE_BYTES = 1 << 20
 
+# Where layers below the target are wider than it, the bundle at the widest of them stays within this.
+PEAK_BYTES = 1 << 28
+
 Progress = Callable[[float], None]
 
 
@@ -37,7 +40,8 @@ class Start:
     """Cotangents that begin at one cut vertex.
 
     ``position``: index into the trunk.  ``num``: how many.  ``draw(first, last)``: those numbered first to last - 1,
-    shape (last - first, *shape); called once for each, in order.  ``bytes_each``: memory of one.
+    shape (last - first, *shape); called once for each, in order.  ``bytes_each``: what one counts for in a
+    bundle.
     """
 
     position: int

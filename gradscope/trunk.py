@@ -33,6 +33,11 @@ class Trunk:
         """Whether the target depends on this tensor by a path from the sources."""
         return vertex(edge) in self.position or vertex(edge) in self.above
 
+    def order(self, edge: GradientEdge) -> tuple[int, bool]:
+        """Sorts tensors as data flows: a branch before the cut vertex that it joins."""
+        key = vertex(edge)
+        return (self.position[key], True) if key in self.position else (self.above[key], False)
+
 
 def vertex(edge: GradientEdge) -> Vertex:
     """The hashable identity of a tensor of the autograd graph."""

@@ -119,6 +119,13 @@ def test_reductions():
         gs.gsc(mlp(), noise(5, 6), reduction="geometric", probes=4)
 
 
+def test_a_sample_without_output_has_no_gsc_of_its_own():
+    x = noise(5, 6)
+    x[3] = 0
+    with pytest.raises(ValueError, match=r'layer .layers\.3. is zero for sample 3, .* reduction="batch"'):
+        gs.gsc(mlp(activation="tanh"), x, reduction="mean")
+
+
 def test_forms_of_data():
     with pytest.raises(TypeError, match=r"got list; a pair \(inputs, labels\) needs loss_fn="):
         gs.gsc(mlp(), [noise(5, 6), noise(5)])

@@ -2,11 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
 
 from gradscope import initializers
-from tests.helpers import seeded
+from gradscope.models.mlp import ACTIVATIONS, MLP
+from tests.helpers import noise, seeded
+
+
+def filled(name: str, *shape: int, seed: int = 0, **options: bool) -> torch.Tensor:
+    return initializers.BY_NAME[name](torch.empty(shape, dtype=torch.float64), generator=seeded(seed), **options)
 
 
 @pytest.mark.parametrize(("name", "variance"), [("he", 2 / 300), ("lecun", 1 / 300), ("xavier", 2 / (300 + 200))])
@@ -36,6 +43,51 @@ def test_orthogonal_rows_or_columns(shape):
     torch.testing.assert_close(gram, 4 * torch.eye(len(gram), dtype=torch.float64), atol=1e-12, rtol=0)
 
 
+def test_orthogonal_is_haar_distributed():
+    matrices = torch.stack([filled("orthogonal", 3, 3, seed=seed) for seed in range(4000)])
+    # Haar: each entry has mean 0 and mean square 1/3, and E[trace^2] = 1.  The fourth moments are at most 3/15 and 3,
+    # so the standard errors are at most those below.  QR without its sign fix has E[trace] < 0.
+    assert matrices.mean(0).abs().max() < 4.5 * math.sqrt(1 / 3 / 4000)
+    assert (matrices.square().mean(0) - 1 / 3).abs().max() < 4.5 * math.sqrt((3 / 15 - 1 / 9) / 4000)
+    traces = matrices.diagonal(dim1=1, dim2=2).sum(1)
+    assert float(traces.square().mean()) == pytest.approx(1, abs=4.5 * math.sqrt((3 - 1) / 4000))
+    # Both orientations are equally likely.
+    assert float((torch.linalg.det(matrices) > 0).double().mean()) == pytest.approx(0.5, abs=4.5 / 2 / math.sqrt(4000))
+
+
+def test_looks_linear_blocks_of_first_and_last_layer():
+    first = filled("looks_linear", 6, 5, mirror_input=False)
+    W = filled("orthogonal", 3, 5)
+    torch.testing.assert_close(first, torch.cat([W, -W], 0), atol=0, rtol=0)
+    last = filled("looks_linear", 5, 6, mirror_output=False)
+    W = filled("orthogonal", 5, 3)
+    torch.testing.assert_close(last, torch.cat([W, -W], 1), atol=0, rtol=0)
+    assert torch.equal(
+        filled("looks_linear", 5, 7, mirror_input=False, mirror_output=False), filled("orthogonal", 5, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"), [((5, 8), {"mirror_input": False}), ((8, 5), {"mirror_output": False}), ((8, 5), {})]
+)
+def test_looks_linear_names_an_odd_shape(shape, options):
+    with pytest.raises(ValueError, match=rf"mirrored sides must be even; got a weight of {shape[0]} x {shape[1]}"):
+        filled("looks_linear", *shape, **options)
+
+
+@pytest.mark.parametrize("name", initializers.BY_NAME)
+def test_weights_are_filled_in_place_from_the_generator_alone(name):
+    weight = torch.nn.Parameter(torch.full((4, 6), math.nan))
+    before = torch.get_rng_state()
+    assert initializers.BY_NAME[name](weight, generator=seeded(3)) is weight
+    assert torch.equal(before, torch.get_rng_state())
+    assert weight.isfinite().all()
+    assert weight.requires_grad
+    again = initializers.BY_NAME[name](torch.empty(4, 6), generator=seeded(3))
+    assert torch.equal(weight, again)
+    assert not torch.equal(weight, initializers.BY_NAME[name](torch.empty(4, 6), generator=seeded(4)))
+
+
 def test_looks_linear_blocks():
     W = torch.empty(6, 8, dtype=torch.float64)
     initializers.looks_linear(W, generator=seeded())
@@ -46,11 +98,49 @@ def test_looks_linear_blocks():
         initializers.looks_linear(torch.empty(5, 8))
 
 
+# What one wide layer under `auto` makes of a mean square of 1, as the table of `auto` says.
+MEAN_SQUARE = {
+    "relu": 1, "leaky_relu": 1.0001, "elu": 1.2001, "gelu": 0.9221, "silu": 0.7992, "selu": 1, "linear": 1,
+    "tanh": 0.3943, "sigmoid": 0.2934,
+}  # fmt: skip
+
+
 def test_auto_follows_the_activation():
     assert initializers.auto("relu") is initializers.he
     assert initializers.auto("tanh") is initializers.lecun
+    assert set(MEAN_SQUARE) == set(ACTIVATIONS)
+    with pytest.raises(ValueError, match=r"activation must be one of relu, .*, sigmoid; got 'rellu'\."):
+        initializers.auto("rellu")
 
 
-def test_a_vector_has_no_fans():
-    with pytest.raises(ValueError, match=r"at least two dimensions .* got shape \(3,\)"):
-        initializers.he(torch.empty(3))
+@pytest.mark.parametrize("activation", MEAN_SQUARE)
+def test_table_of_auto_by_quadrature_and_by_networks(activation):
+    phi, scale = ACTIVATIONS[activation](), math.sqrt(2 if initializers.auto(activation) is initializers.he else 1)
+
+    def density(z: float) -> float:
+        return float(phi(torch.tensor(scale * z, dtype=torch.float64))) ** 2 * math.exp(-z * z / 2)
+
+    half = [scipy.integrate.quad(density, *ends)[0] / math.sqrt(2 * math.pi) for ends in ((-12, 0), (0, 12))]
+    assert sum(half) == pytest.approx(MEAN_SQUARE[activation], abs=5e-5)
+    assert f"{MEAN_SQUARE[activation]}" in next(
+        line for line in (initializers.auto.__doc__ or "").splitlines() if line.split()[:1] == [activation]
+    )
+    squares = []
+    for seed in range(20):
+        model = MLP(depth=1, width=256, activation=activation, generator=seeded(seed)).double()
+        x = noise(64, 256, seed=100 + seed)
+        with torch.no_grad():
+            squares.append(float(model(x / x.square().mean(1, keepdim=True).sqrt()).square().mean()))
+    assert np.mean(squares) == pytest.approx(sum(half), abs=4 * np.std(squares, ddof=1) / math.sqrt(20))
+
+
+@pytest.mark.parametrize("name", ["he", "lecun", "xavier", "orthogonal"])
+def test_a_vector_and_an_empty_weight_have_no_fans(name):
+    for shape in ((3,), (3, 0)):
+        with pytest.raises(ValueError, match=rf"two dimensions .* and no empty one, got shape \({shape[0]},.*\)"):
+            initializers.BY_NAME[name](torch.empty(shape), generator=seeded())
+
+
+def test_looks_linear_fills_matrices_only():
+    with pytest.raises(ValueError, match=r"fills a matrix \(out, in\), got a weight of shape \(4, 4, 3, 3\)"):
+        initializers.looks_linear(torch.empty(4, 4, 3, 3))

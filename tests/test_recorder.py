@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -221,4 +222,35 @@ def test_coupling_is_detected_not_guessed():
     assert not gs.capture(normalized.eval(), x).coupled
     assert gs.gsc(Contrast(), x, probes="exact")["input"].log10_value == pytest.approx(
         gsc_log10(Contrast(), "input", x), abs=1e-10
+    )
+
+
+def test_an_inner_tensor_returned_late_keeps_its_place():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linears(1)[0]
+
+        def forward(self, x):
+            h = torch.sin(x)  # functional, so its only name is that of the tuple's second entry, recorded last
+            return self.linear(h), h
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            return self.inner(x)[0]
+
+    captured = gs.capture(Outer(), noise(5, 6))
+    assert [layer.name for layer in captured.layers] == ["input", "inner[1]", "inner.linear"]
+    matrix = gs.gsc_matrix(Outer(), noise(5, 6), layers=lambda layer: True, probes="exact")
+    assert np.isfinite(matrix.log10_values[np.triu_indices(3)]).all()
+
+
+def test_a_mapping_that_is_no_dict():
+    model = MLP(depth=4, width=6, generator=seeded()).double()
+    np.testing.assert_array_equal(
+        gs.gsc(model, UserDict(x=noise(5, 6))).log10_values, gs.gsc(model, noise(5, 6)).log10_values
     )

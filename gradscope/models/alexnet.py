@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
+from gradscope.models.mlp import check_choice, check_size
 
 IMAGE_SHAPE = (3, 32, 32)
+INITS = ("he", "lecun", "xavier", "orthogonal")
 
 
 class _AlexNet(nn.Sequential):
@@ -17,8 +19,7 @@ class _AlexNet(nn.Sequential):
 
     def __init__(self, layers: OrderedDict[str, nn.Module], init: str, generator: torch.Generator | None) -> None:
         super().__init__(layers)
-        if init not in ("he", "lecun", "xavier", "orthogonal"):
-            raise ValueError(f"init must be one of he, lecun, xavier, orthogonal; got {init!r}.")
+        check_choice("init", init, INITS)
         for layer in layers.values():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 initializers.BY_NAME[init](layer.weight, generator=generator)
@@ -42,6 +43,10 @@ class AlexNetA(_AlexNet):
         num_classes: Number of logits.
         init: he, lecun, xavier or orthogonal; biases begin at zero.
         generator: Source of the weights; default torch's global one.
+
+    Raises:
+        TypeError: A number of classes that is not whole.
+        ValueError: An unknown padding or init, no class, or a dropout outside 0..1.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class AlexNetA(_AlexNet):
     ) -> None:
         if padding not in ("same", "valid"):
             raise ValueError(f"padding must be 'same' or 'valid', got {padding!r}.")
+        check_size("num_classes", num_classes)
         side = 8 if padding == "same" else 5  # 32 -> 16 -> 8, or 32 -> 28 -> 14 -> 10 -> 5
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 64, 3, padding), relu1=nn.ReLU(),
@@ -72,10 +78,11 @@ class AlexNetA(_AlexNet):
 class AlexNetB(_AlexNet):
     """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; same padding, each but the last with ReLU.
 
-    Arguments as for `AlexNetA`.
+    Arguments and errors as for `AlexNetA`.
     """
 
     def __init__(self, *, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None) -> None:
+        check_size("num_classes", num_classes)
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 96, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
             conv2=_conv(96, 80, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),

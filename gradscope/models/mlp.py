@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +46,15 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_features) -> (B, out_features)."""
         h = self.linear(x)
-        return self.activation(h if self.norm is None else self.norm(h))
+        y: Tensor = self.activation(h if self.norm is None else self.norm(h))
+        return y
 
 
 class Block(Layer):
-    """``skip_weight * x + V phi(norm(W x))``: the branch ends with a linear map V, so its mean is free of phi's."""
+    """``skip_weight * x + V phi(norm(W x))``: W is ``linear``, V is ``out``.
+
+    The branch ends with a linear map, so the mean of phi does not point the same way in each block.
+    """
 
     def __init__(self, linear: nn.Linear, out: nn.Linear, activation: str, norm: str, skip_weight: float) -> None:
         super().__init__(linear, activation, norm)
@@ -56,7 +62,8 @@ class Block(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
-        return self.skip_weight * x + self.out(super().forward(x))
+        y: Tensor = self.skip_weight * x + self.out(super().forward(x))
+        return y
 
 
 class MLP(nn.Module):
@@ -67,22 +74,22 @@ class MLP(nn.Module):
     are flattened.
 
     Arguments:
-        depth, width: Number of layers, and features of each.
+        depth, width: Number of layers or blocks, and features of each.
         activation: linear, relu, leaky_relu, elu, selu, gelu, silu, tanh, sigmoid.
-        norm: none, batch, layer; of the pre-activation, without affine map.
+        norm: none, batch, layer; of the pre-activation, without affine map, torch's eps of 1e-5 added to the variance.
         residual: none, identity.
         skip_weight: Factor of the skip connection.
-        init: auto (he or lecun, as suits the activation), he, lecun, xavier, orthogonal, looks_linear.  It fills W; V,
-            which no nonlinearity precedes directly in the sum, stem and head are linear, so they take lecun, or
-            orthogonal where that is asked for.
+        init: auto (he or lecun, as suits the activation), he, lecun, xavier, orthogonal, looks_linear.  It fills W.  No
+            activation follows V, stem and head, so they keep lengths with lecun, or orthogonal where that is asked for.
         bias: Whether linear maps have a bias, which begins at zero.
         in_features: Features of a flattened sample; default ``width``.
         out_features: Features of the head; default no head.
         generator: Source of the weights; default torch's global one.
 
     Raises:
-        ValueError: An unknown name (the nearest is offered) or a size below one; looks_linear without ReLU, or with a
-            norm, skips or an odd width.
+        TypeError: A size that is not a whole number.
+        ValueError: An unknown name (the nearest is offered), a size below one or a skip weight that is not finite;
+            looks_linear without ReLU, or with a norm, skips or an odd width.
     """
 
     def __init__(
@@ -101,19 +108,18 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("activation", activation, ACTIVATIONS)
-        _check_choice("norm", norm, NORMS)
-        _check_choice("residual", residual, RESIDUALS)
-        _check_choice("init", init, INITS)
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("norm", norm, NORMS)
+        check_choice("residual", residual, RESIDUALS)
+        check_choice("init", init, INITS)
         in_features = width if in_features is None else in_features
-        for name, size in (
-            ("depth", depth),
-            ("width", width),
-            ("in_features", in_features),
-            ("out_features", out_features),
-        ):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        sizes = {"depth": depth, "width": width, "in_features": in_features}
+        if out_features is not None:
+            sizes["out_features"] = out_features
+        for name, size in sizes.items():
+            check_size(name, size)
+        if not isinstance(skip_weight, (int, float)) or not math.isfinite(skip_weight):
+            raise ValueError(f"skip_weight must be a finite number, got {skip_weight!r}.")
         mirrored = init == "looks_linear"
         if mirrored and (activation != "relu" or norm != "none" or residual != "none" or width % 2):
             raise ValueError(
@@ -150,6 +156,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, width) or (B, out_features)."""
+        if x.ndim < 2:
+            raise ValueError(f"This MLP takes a batch of shape (B, ...), got x of shape {tuple(x.shape)}.")
         x = x.flatten(1)
         if x.shape[1] != self.in_features:
             raise ValueError(f"This MLP takes {self.in_features} features a sample, got {x.shape[1]}.")
@@ -159,8 +167,17 @@ class MLP(nn.Module):
         return x if self.head is None else self.head(x)
 
 
-def _check_choice(name: str, choice: str, known: Collection[str]) -> None:
-    if choice not in known:
+def check_size(name: str, size: object) -> None:
+    """A size is a whole number of at least 1, or an error says which argument is not."""
+    if isinstance(size, bool) or not isinstance(size, Integral):
+        raise TypeError(f"{name} must be a whole number of at least 1, got {size!r}.")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}.")
+
+
+def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
+    """A choice is one of the known names, or an error lists them and offers the nearest."""
+    if choice not in tuple(known):
         close = get_close_matches(str(choice), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {choice!r}{hint}")

@@ -1,0 +1,29 @@
+"""The README's code runs, and its commands and links exist."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_of_the_readme_runs(capsys):
+    mpl.use("Agg")
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["profile"].growth().verdict == "exploding"
+    assert "exploding" in capsys.readouterr().out
+    assert len(names["frame"]) == 51
+    assert names["matrix"].log10_values.shape == (51, 51)
+
+
+def test_commands_and_links_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"make (demo|test|setup)\b", README)) <= set(targets)
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for study in re.findall(r"study=(\w+)", README):
+        assert (ROOT / "conf" / "study" / f"{study}.yaml").is_file() or study == "mine"
