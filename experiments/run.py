@@ -82,7 +82,7 @@ def manifest(cfg: DictConfig, seconds: float) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "config": OmegaConf.to_container(cfg, resolve=True),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": {
             "machine": platform.machine(),

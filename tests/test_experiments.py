@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import collect, config, data, figures, measure, report, run
+from experiments import collect, config, data, figures, measure, reference, report, run
 from experiments.arguments import parse
 from gradscope import frames
 
@@ -91,7 +91,10 @@ def test_published_results_are_drawn_without_any_run(tmp_path):
     text = command("figures", "study=s", f"results={tmp_path}/none", f"reference={tmp_path}/ref")
     assert f"Figure: {published}/gsc.png" in text
     original = frames.load(tmp_path / "runs" / "s" / "collected.parquet")
-    again = frames.load(published / "data.csv")
+    again, manifest = reference.load(published)
+    assert manifest["runs"] == 2
+    assert set(again.columns) == set(original.columns)
+    assert len(list((tmp_path / "ref" / "s").glob("*.svg"))) == 0
     np.testing.assert_allclose(again["log10_value"], original["log10_value"], rtol=1e-5, atol=1e-6)
 
 

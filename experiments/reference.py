@@ -1,0 +1,56 @@
+"""Reference results of a study: small enough to commit, complete enough to redraw every figure.
+
+``data.csv`` holds what varies from row to row; columns that are the same in all rows, or the same for all rows of one
+model, stand in ``manifest.json`` instead, and ``value`` follows from ``log10_value``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.run import write_json
+from gradscope import frames
+
+DIGITS = {"log10_value": 6, "log10_stderr_probe": 3, "log10_stderr_sample": 3}
+
+
+def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
+    """Write ``data.csv`` and ``manifest.json``; logarithms keep six digits, their errors three."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
+    constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}
+    by_model = frame.groupby("model", observed=True, sort=False)
+    varying = [name for name in config if name not in constants]
+    own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
+    models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
+    rows = frame.drop(columns=[*constants, *own, "value"])
+    for name, digits in DIGITS.items():
+        rows[name] = ["" if pd.isna(value) else f"{value:.{digits}g}" for value in rows[name]]
+    temporary = folder / "data.csv.part"
+    rows.to_csv(temporary, index=False)
+    temporary.replace(folder / "data.csv")
+    write_json(folder / "manifest.json", {**manifest, "columns": {"constant": constants, "by_model": models}})
+
+
+def load(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The checked frame that `save` was given, up to digits, and its manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rows = pd.read_csv(folder / "data.csv", keep_default_na=False, na_values=[""])
+    columns: dict[str, Any] = manifest["columns"]
+    rows["value"] = 10.0 ** rows["log10_value"]
+    for name, value in columns["constant"].items():
+        rows[name] = [value] * len(rows)
+    for name in next(iter(columns["by_model"].values())):
+        rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
+    return frames.check(rows.astype(frames.COLUMNS)), manifest
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as JSON knows it; any null as None."""
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
