@@ -15,6 +15,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
@@ -30,7 +31,8 @@ mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150
 class Config:
     """What to draw: the runs of ``sweep`` (default: of that name), else the reference results of ``study``.
 
-    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``.
+    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``; ``note`` says there, and in the
+    titles, what the configuration cannot know about the data.
     """
 
     study: str = "architectures"
@@ -38,6 +40,7 @@ class Config:
     results: str = "results/runs"
     reference: str = "results"
     publish: bool = False
+    note: str | None = None
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -82,7 +85,7 @@ def _panels(frame: pd.DataFrame, title: str, notes: dict[tuple[str, ...], str]) 
     )
     for ax, model in zip(axes[0], models, strict=True):
         plots.named_profile(frame[frame["model"] == model], ax=ax)
-        ax.set_title(f"{model}: {notes[model,]} a layer" if (model,) in notes else model, fontsize=10)
+        ax.set_title(f"{model}: rate {notes[model,]}" if (model,) in notes else model, fontsize=10)
     figure.suptitle(f"{title}; {_spread(frame)}", fontsize=10)
     return figure
 
@@ -140,17 +143,21 @@ def read(cfg: Config) -> tuple[pd.DataFrame, dict[str, Any], Path]:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """A PNG of 256 colors, which these figures do not exceed visibly, at a third of the size."""
+    """A small PNG: lines and bands do with 256 colors, a heat map keeps all of them at two thirds of the resolution."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
+    smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
+    figure.savefig(buffer, format="png", dpi=100 if smooth else 150)
+    image = Image.open(buffer).convert("RGB")
+    (image if smooth else image.quantize(256, kmeans=4)).save(path, optimize=True)
 
 
 def main(cfg: Config) -> None:
     """Print the table of growth rates, and write every figure as PNG and SVG."""
     frame, manifest, output = read(cfg)
     keys = report.network_keys(frame)
-    title = describe(frame)
+    if cfg.note:
+        manifest["note"] = cfg.note
+    title = describe(frame) + (f" ({manifest['note']})" if "note" in manifest else "")
     growth = report.growth_table(frame, keys)
     report.print_growth(growth, keys, f"{cfg.study}: {title}")
     if cfg.publish:

@@ -15,11 +15,11 @@ import pandas as pd
 from experiments.run import write_json
 from gradscope import frames
 
-DIGITS = {"log10_value": 6, "log10_stderr_probe": 3, "log10_stderr_sample": 3}
+DIGITS = {"log10_value": 5, "log10_stderr_probe": 2, "log10_stderr_sample": 2}
 
 
 def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
-    """Write ``data.csv`` and ``manifest.json``; logarithms keep six digits, their errors three."""
+    """Write ``data.csv`` and ``manifest.json``; logarithms keep five digits, their errors two."""
     folder.mkdir(parents=True, exist_ok=True)
     config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
     constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}

@@ -140,23 +140,8 @@ def _measure(
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     starts = [_start(captured, column, exact, num, generator) for column, num in zip(columns, nums, strict=True)]
     sources = [row for row in rows if row.index != columns[0].index]
-    readings = (
-        sweep(captured.graph, sources, starts, batch_size=captured.batch_size, progress=progress) if sources else []
-    )
-
-    squares, exponents = squared_lengths(rows)
-    lengths = {row.index: Length(s, int(e)) for row, s, e in zip(rows, squares, exponents, strict=True)}
-    for target in targets:
-        if not lengths[target.index].squares.any():
-            raise ValueError(
-                f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
-            )
-        zero = np.flatnonzero(lengths[target.index].squares == 0)
-        if reduction != "batch" and len(zero):
-            raise ValueError(
-                f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "
-                'leave it out, or use reduction="batch".'
-            )
+    readings = sweep(captured.graph, sources, starts, batch_size=captured.batch_size, progress=progress)
+    lengths = _lengths(rows, targets, reduction)
     place = {target.index: number for number, target in enumerate(targets)}
     log10, probe, sample = (np.full((len(rows), len(targets)), np.nan) for _ in range(3))
     counts = np.zeros((len(rows), len(targets)), dtype=np.int64)
@@ -166,8 +151,7 @@ def _measure(
             log10[own] = probe[own] = sample[own] = 0.0
     for row, (layer, reading) in enumerate(zip(sources, readings, strict=True)):
         first = 0
-        seen = zip(columns, nums, strict=True) if len(columns) == 1 else _above(captured, columns, nums, layer)
-        for num, group in groupby(seen, key=lambda pair: pair[1]):
+        for num, group in groupby(_above(captured, columns, nums, layer), key=lambda pair: pair[1]):
             members = [column for column, _ in group]
             last = first + num * len(members)
             gain = Gain.of(
@@ -202,11 +186,28 @@ def _measure(
     }
 
 
+def _lengths(rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> dict[int, Length]:
+    """Lengths of all rows by index; a target of length zero is an error, for it has no relative change."""
+    squares, exponents = squared_lengths(rows)
+    lengths = {row.index: Length(s, int(e)) for row, s, e in zip(rows, squares, exponents, strict=True)}
+    for target in targets:
+        zero = np.flatnonzero(lengths[target.index].squares == 0)
+        if len(zero) == len(lengths[target.index].squares):
+            raise ValueError(
+                f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
+            )
+        if reduction != "batch" and len(zero):
+            raise ValueError(
+                f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "
+                'leave it out, or use reduction="batch".'
+            )
+    return lengths
+
+
 def _above(captured: Capture, columns: Sequence[Layer], nums: Sequence[int], layer: Layer) -> list[tuple[Layer, int]]:
-    """The columns whose cotangents reach ``layer``: those strictly later on the trunk."""
-    position = captured.graph.position
-    own = position[vertex(layer.edge)]
-    return [(c, num) for c, num in zip(columns, nums, strict=True) if position[vertex(c.edge)] > own]
+    """The columns, with their numbers of cotangents, that ``layer`` flows into: those strictly later."""
+    own = captured.graph.order(layer.edge)
+    return [(c, num) for c, num in zip(columns, nums, strict=True) if captured.graph.order(c.edge) > own]
 
 
 def _plan(

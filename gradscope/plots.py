@@ -167,9 +167,12 @@ def _label_ends(
     colors: Mapping[str, Any],
 ) -> None:
     """Write each curve's name at its right end instead of a legend, moved apart where they would overlap."""
-    ends = {name: float(rows.loc[rows[x] == rows[x].max(), y].mean()) for name, rows in curves.items()}
-    order = sorted(ends, key=lambda name: ends[name])
-    heights = [ends[name] for name in order]
+    ends = {}
+    for name, rows in curves.items():
+        last = float(rows[x].max())
+        ends[name] = last, float(rows.loc[rows[x] == last, y].mean())
+    order = sorted(ends, key=lambda name: ends[name][1])
+    heights = [ends[name][1] for name in order]
     low, high = ax.get_ylim()
     gap = (high - low) * LABEL_HEIGHT
     for _ in range(100):  # push overlapping neighbors apart until all fit
@@ -177,12 +180,12 @@ def _label_ends(
             if (overlap := gap - (heights[a + 1] - heights[a])) > 1e-9:
                 heights[a] -= overlap / 2
                 heights[a + 1] += overlap / 2
-    right = max(float(rows[x].max()) for rows in curves.values())
+    right = max(last for last, _ in ends.values())
     for name, height in zip(order, heights, strict=True):
         color = colors.get(name[0], "0.2")
         ax.annotate(
             "+".join(part for part in name if part != "none") + (f": {notes[name]}" if name in notes else ""),
-            (right, ends[name]), xytext=(right * 1.03, height), va="center",
+            ends[name], xytext=(right * 1.03, height), va="center",
             fontsize=9, color=color, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip

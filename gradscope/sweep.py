@@ -90,6 +90,8 @@ def sweep(
     Raises:
         FloatingPointError: A gradient became NaN or Inf between two rescalings; the layer is named.
     """
+    if not rows:
+        return []
     schedule = _Schedule(trunk, rows, rescale_every)
     pull_back = _PullBack()
     read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ class _AlexNet(nn.Sequential):
                 initializers.BY_NAME[init](layer.weight, generator=generator)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+
+    def __getitem__(self, index: slice | int) -> Any:
+        """One layer, or a slice as an ordinary `nn.Sequential` with the same names."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 32, 32) -> (B, num_classes)."""
