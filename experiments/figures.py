@@ -143,10 +143,10 @@ def read(cfg: Config) -> tuple[pd.DataFrame, dict[str, Any], Path]:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """A small PNG: lines and bands do with 256 colors, a heat map keeps all of them at two thirds of the resolution."""
+    """A small PNG: lines and bands do with 256 colors, a heat map keeps all of them at half of the resolution."""
     buffer = io.BytesIO()
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
-    figure.savefig(buffer, format="png", dpi=100 if smooth else 150)
+    figure.savefig(buffer, format="png", dpi=80 if smooth else 150)
     image = Image.open(buffer).convert("RGB")
     (image if smooth else image.quantize(256, kmeans=4)).save(path, optimize=True)
 

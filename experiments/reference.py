@@ -15,11 +15,11 @@ import pandas as pd
 from experiments.run import write_json
 from gradscope import frames
 
-DIGITS = {"log10_value": 5, "log10_stderr_probe": 2, "log10_stderr_sample": 2}
+FORMATS = {"log10_value": ".4f", "log10_stderr_probe": ".2g", "log10_stderr_sample": ".2g"}
 
 
 def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
-    """Write ``data.csv`` and ``manifest.json``; logarithms keep five digits, their errors two."""
+    """Write ``data.csv`` and ``manifest.json``; logarithms keep four decimals, their errors two digits."""
     folder.mkdir(parents=True, exist_ok=True)
     config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
     constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}
@@ -28,8 +28,8 @@ def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
     own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
     models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
     rows = frame.drop(columns=[*constants, *own, "value"])
-    for name, digits in DIGITS.items():
-        rows[name] = ["" if pd.isna(value) else f"{value:.{digits}g}" for value in rows[name]]
+    for name, digits in FORMATS.items():
+        rows[name] = ["" if pd.isna(value) else f"{value:{digits}}" for value in rows[name]]
     temporary = folder / "data.csv.part"
     rows.to_csv(temporary, index=False)
     temporary.replace(folder / "data.csv")
