@@ -160,13 +160,14 @@ def main(cfg: Config) -> None:
     title = describe(frame) + (f" ({manifest['note']})" if "note" in manifest else "")
     growth = report.growth_table(frame, keys)
     report.print_growth(growth, keys, f"{cfg.study}: {title}")
+    published = Path(cfg.reference) / cfg.study
     if cfg.publish:
-        output = Path(cfg.reference) / cfg.study
+        output = published
         reference.save(frame, manifest, output)
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in draw(frame, keys, growth, title).items():
         write_png(figure, output / f"{name}.png")
-        if not cfg.publish:
+        if output != published:
             figure.savefig(output / f"{name}.svg")
         print(f"Figure: {output / name}.png")
         plt.close(figure)
