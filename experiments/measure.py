@@ -53,24 +53,20 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
         torch.set_num_threads(cfg.num_threads)
     torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
     model, x = build(cfg)
-    bar = LateBar("measuring", 1.0)
-    options: dict[str, Any] = {
-        "probes": cfg.probes,
-        "reduction": cfg.reduction,
-        "target": cfg.target,
-        "progress": lambda fraction: bar.advance(fraction - bar.done),
-    }
-    profile = gs.gsc(model, x, **options, generator=run.generator(cfg.seed, "probes"))
+    options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target}
+    with LateBar("profile", 1.0) as bar:
+        random = run.generator(cfg.seed, "probes")
+        profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)
     parts = [profile.to_frame()]
     if any(isinstance(module, gs.measuring.NONLINEARITIES) for module in model.modules()):
         parts.append(gs.measure(model, x))
     if cfg.matrix:
-        layers = list(cfg.matrix_layers) if cfg.matrix_layers else None
-        options["probes"] = cfg.matrix_probes
-        matrix = gs.gsc_matrix(model, x, **options, layers=layers, generator=run.generator(cfg.seed, "matrix"))
+        options["layers"] = list(cfg.matrix_layers) if cfg.matrix_layers else None
+        with LateBar("matrix", 1.0) as bar:
+            random = run.generator(cfg.seed, "matrix")
+            matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
         parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
-    bar.close()
     return profile, pd.concat(parts, ignore_index=True).assign(**run.columns(cfg, choices))
 
 

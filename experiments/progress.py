@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Self
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -56,10 +56,20 @@ class LateBar:
 
     def advance(self, amount: float) -> None:
         """Some more is done."""
-        self.done += amount
+        self.show(self.done + amount)
+
+    def show(self, done: float) -> None:
+        """So much is done in all."""
+        self.done = done
         if self.visible and time.monotonic() - self.began > DELAY_SECONDS:
             self.progress.start()
         self.progress.update(self.task, completed=self.done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Remove the bar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,7 +16,7 @@ from gradscope.inputs import Forward, LossFunction
 from gradscope.layers import Layer, LayerFilter, select, squared_lengths
 from gradscope.probes import rademacher
 from gradscope.profiles import Matrix, Profile
-from gradscope.recorder import unwrap
+from gradscope.recorder import state_restored, unwrap
 from gradscope.recording import Capture, capture
 from gradscope.reductions import Gain, Length, reduce
 from gradscope.sweep import BUNDLE_BYTES, PEAK_BYTES, Progress, Start, sweep
@@ -74,10 +75,10 @@ def gsc(
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
     """
     captured = _captured(model, data, forward=forward, loss_fn=loss_fn, target=target)
-    rows = list(captured.units) if layers is None else select(captured.layers, layers)
     last = captured.target
-    rows = [row for row in rows if row.index != last.index] + [last]
-    fields = _measure(captured, rows, [last], probes, reduction, generator, progress, AUTO_PROBES["profile"])
+    rows = [row for row in _rows(captured, layers) if row.index != last.index] + [last]
+    with state_restored(unwrap(model)):  # checkpointed layers run again during the sweep
+        fields = _measure(captured, rows, [last], probes, reduction, generator, progress, AUTO_PROBES["profile"])
     return Profile(**fields)
 
 
@@ -105,13 +106,15 @@ def gsc_matrix(
     Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
     """
     captured = _captured(model, data, forward=forward, loss_fn=loss_fn, target=target)
-    rows = list(captured.units) if layers is None else select(captured.layers, layers)
+    rows = _rows(captured, layers)
     if branch := [row.name for row in rows if not row.on_trunk]:
         raise ValueError(
             f"Layer {branch[0]!r} lies inside a branch, off the trunk, so no column of a matrix can start there; "
             f"use gsc(..., target={branch[0]!r}), or leave it out of layers=."
         )
-    return Matrix(**_measure(captured, rows, rows, probes, reduction, generator, progress, AUTO_PROBES["matrix"]))
+    with state_restored(unwrap(model)):
+        fields = _measure(captured, rows, rows, probes, reduction, generator, progress, AUTO_PROBES["matrix"])
+    return Matrix(**fields)
 
 
 def _captured(model: nn.Module, data: Any, **options: Any) -> Capture:
@@ -121,6 +124,21 @@ def _captured(model: nn.Module, data: Any, **options: Any) -> Capture:
             "nn.ModuleList. For a function without parameters there is gs.capture(model, x).jacobian(source, target)."
         )
     return capture(model, data, **options)
+
+
+def _rows(captured: Capture, layers: LayerFilter | None) -> list[Layer]:
+    """The chosen layers, or the units of the trunk; warns where there is none besides the target."""
+    if layers is not None:
+        return select(captured.layers, layers, captured.elsewhere)
+    if len(captured.units) < 2:
+        names = [layer.name for layer in captured.layers if layer.index != captured.target.index]
+        warnings.warn(
+            "No layer but the target lies on the trunk, through which every path from the inputs passes (several "
+            f"floating-point inputs, or one that feeds every layer?). Recorded are {', '.join(names[:8])}: choose with "
+            "layers=, or hold other inputs fixed with forward=lambda model, x: model(x, other).",
+            stacklevel=3,
+        )
+    return list(captured.units)
 
 
 def _measure(
@@ -216,7 +234,10 @@ def _plan(
     """Whether to be exact, and how many cotangents each target needs."""
     if isinstance(probes, bool) or not (probes in ("exact", "auto") or (isinstance(probes, int) and probes >= 1)):
         raise ValueError(f'probes must be a whole number >= 1, "exact" or "auto", got {probes!r}.')
-    needed = [column.size if captured.coupled else column.size // captured.batch_size for column in columns]
+    needed = []
+    for column in columns:  # one basis serves all samples only where they are independent and come first
+        shared = not captured.coupled and column.shape[:1] == (captured.batch_size,)
+        needed.append(column.size // captured.batch_size if shared else column.size)
     if reduction == "geometric" and isinstance(probes, int):
         raise ValueError(
             'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
@@ -229,7 +250,7 @@ def _plan(
 
 def _start(captured: Capture, column: Layer, exact: bool, num: int, generator: torch.Generator) -> Start:
     """Cotangents of one target: basis vectors (one basis for all samples where they are independent), or signs."""
-    device = column.squares.device
+    device = column.device
 
     def basis(first: int, last: int) -> Tensor:
         cotangents = torch.zeros(last - first, column.size // num, num, dtype=column.dtype, device=device)

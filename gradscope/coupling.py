@@ -15,6 +15,8 @@ from gradscope.trunk import Trunk
 def coupled(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
     """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
 
+    The rows are all recorded tensors that lead to the target, also those in branches: batch statistics may lie there.
+
     Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Uncoupled
     samples give exact zeros in the other half, in floating point too.  Any ordered pair of samples in different halves
     is seen, so k independent couplings are missed with probability 2^-k; batch normalization couples all pairs.
@@ -32,7 +34,7 @@ def coupled(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int)
     masks = torch.stack([half, ~half]).reshape(2, batch_size, *[1] * (len(target.shape) - 1))
 
     def draw(first: int, last: int) -> Tensor:
-        return (masks[first:last] * values).to(dtype=target.dtype, device=target.squares.device)
+        return (masks[first:last] * values).to(dtype=target.dtype, device=target.device)
 
     start = Start(len(trunk.edges) - 1, 2, draw, target.size * target.dtype.itemsize)
     readings = sweep(trunk, rows, [start], batch_size=batch_size)

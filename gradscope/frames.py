@@ -71,7 +71,7 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     if path.suffix == ".parquet":
         frame.to_parquet(temporary, index=False)
     elif path.suffix == ".csv":
-        frame.to_csv(temporary, index=False, float_format="%.10g")
+        frame.to_csv(temporary, index=False)  # every digit, so that value and log10_value still agree
     else:
         raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
     return temporary.replace(path)

@@ -68,6 +68,11 @@ def fit_growth(log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike) ->
         raise ValueError(f"GSC is zero or not finite {where:g} layers from the target (a dead layer?): no rate exists.")
 
     half = len(depth) // 2
+    if min(len(np.unique(depth[:half])), len(np.unique(depth[half:]))) < MIN_LAYERS // 2:
+        raise ValueError(
+            f"A growth rate needs {MIN_LAYERS // 2} or more different depths in each half of the layers, got "
+            f"{', '.join(f'{d:g}' for d in np.unique(depth))}: layers inside one unit share its depth."
+        )
     near, near_error, freedom = _slope(depth[: half + len(depth) % 2], y[:, : half + len(depth) % 2])
     far, far_error, _ = _slope(depth[half:], y[:, half:])
     straight = abs(far - near) <= max(3 * math.hypot(near_error, far_error), 0.25 * abs(near))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
@@ -42,6 +42,7 @@ class Layer:
     index: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
     origins: dict[str, Origin] = field(repr=False)
     edge: GradientEdge = field(repr=False)
     squares: Tensor = field(repr=False)
@@ -66,11 +67,12 @@ class Layer:
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
-def select(layers: Sequence[Layer], wanted: LayerFilter) -> list[Layer]:
+def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[str] = ()) -> list[Layer]:
     """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
 
     Raises:
-        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.
+        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.  A layer of that name
+            ``elsewhere`` was recorded, but the target does not depend on it.
     """
     if not isinstance(wanted, str) and callable(wanted):
         chosen = [layer for layer in layers if wanted(layer)]
@@ -81,14 +83,14 @@ def select(layers: Sequence[Layer], wanted: LayerFilter) -> list[Layer]:
     for pattern in [wanted] if isinstance(wanted, str) else wanted:
         matches = {layer.index: name for layer in layers for name in layer.names if _matches(name, pattern)}
         if not matches:
-            raise ValueError(f"No layer is called {pattern!r}. " + _nearest(pattern, layers))
+            raise ValueError(_missing(pattern, layers, elsewhere))
         names = matches | names
     if not names:
         raise ValueError("layers= is an empty list; leave it out to measure every unit. " + _listed(layers))
     return [layer.called(names[layer.index]) for layer in layers if layer.index in names]
 
 
-def find(layers: Sequence[Layer], name: str) -> Layer:
+def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
     """The one layer of that name.
 
     Raises:
@@ -97,7 +99,7 @@ def find(layers: Sequence[Layer], name: str) -> Layer:
     for layer in layers:
         if name in layer.origins:
             return layer.called(name)
-    raise ValueError(f"No layer is called {name!r}. " + _nearest(name, layers))
+    raise ValueError(_missing(name, layers, elsewhere))
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
@@ -112,9 +114,12 @@ def module_name(name: str) -> str:
     return name.partition("#")[0].partition("[")[0]
 
 
-def _nearest(pattern: str, layers: Sequence[Layer]) -> str:
+def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) -> str:
+    if any(_matches(name, pattern) for name in elsewhere):
+        return f"Layer {pattern!r} was recorded, but the target does not depend on it, so it has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
-    return f"Nearest names: {', '.join(map(repr, close))}." if close else _listed(layers)
+    offer = f"Nearest names: {', '.join(map(repr, close))}." if close else _listed(layers)
+    return f"No layer is called {pattern!r}. {offer}"
 
 
 def _listed(layers: Sequence[Layer]) -> str:

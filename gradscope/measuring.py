@@ -63,12 +63,14 @@ def measure(
     """
     model = unwrap(model)
     batch = as_batch(data, forward=forward, loss_fn=None)
-    check_devices(model, batch)
+    if forward is None:
+        check_devices(model, batch)
     found: list[tuple[str, list[Estimate]]] = []
 
     def listen(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found.append((name, [statistic(args[0]) for statistic in measures]))
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            received = args[0] if args else kwargs["input"]
+            found.append((name, [statistic(received) for statistic in measures]))
 
         return hook
 
@@ -76,8 +78,8 @@ def measure(
     try:
         for name, module in model.named_modules():
             if isinstance(module, NONLINEARITIES):
-                handles.append(module.register_forward_pre_hook(listen(name)))
-        with state_restored(model, batch), torch.no_grad():
+                handles.append(module.register_forward_pre_hook(listen(name), with_kwargs=True))
+        with state_restored(model), torch.no_grad():
             batch.run(model, forward)
     finally:
         for handle in handles:

@@ -40,7 +40,8 @@ def qm_norm(
         its square is unbiased.  Cost: ``probes`` products, or min(m, n) products when exact.
 
     Raises:
-        ValueError: Fewer than two dimensions, an empty matrix, or ``probes`` less than one.
+        ValueError: Fewer than two dimensions, an empty matrix, ``probes`` less than one, or a product of an operator
+            that is not finite.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified".
     """
@@ -54,7 +55,7 @@ def qm_norm(
     a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()
     # Dividing by a power of two near the largest entry changes no digit, and keeps every square inside float64.
     scale = power_of_two(torch.frexp(a.amax(dim=(-2, -1), keepdim=True)).exponent, torch.float64)
-    return torch.linalg.matrix_norm(a / scale) * scale[..., 0, 0] / a.shape[-1] ** 0.5
+    return torch.linalg.matrix_norm(a / scale) / a.shape[-1] ** 0.5 * scale[..., 0, 0]
 
 
 def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Generator | None) -> Estimate:
@@ -68,6 +69,8 @@ def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Ge
         raise ValueError(f'probes must be a whole number >= 1 or "exact", got {probes!r}.')
     directions = probe_vectors.sphere(probes, n, generator=generator, dtype=op.dtype, device=op.device)
     squares, exponents = zip(*(sum_of_squares(op.matvec(v)) for v in directions), strict=True)
+    if not torch.isfinite(torch.stack(squares)).all():
+        raise ValueError("A product of the operator with a random direction is NaN or Inf; scale the operator down.")
     moments = Moments.of(torch.stack(squares).cpu().numpy() / n, 2 * torch.stack(exponents).cpu().numpy())
     return moments.estimate().sqrt()
 
@@ -83,7 +86,7 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
         a = a.cpu()
     exponent = torch.zeros((), dtype=torch.int64, device=a.device)
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
-        exponent = torch.frexp(a.abs().amax()).exponent.to(torch.int64)
+        exponent = torch.frexp(a.abs().amax()).exponent.to(torch.int64).clamp(-1022, 1022)
         a = a * power_of_two(-exponent, a.real.dtype)
     dims = tuple(range(start_dim, a.ndim))
     if not dims:
@@ -95,8 +98,10 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
 def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
     """``2**exponents`` exactly, clamped to what ``dtype`` holds as normal numbers.
 
-    Built from the bits of float64, because ``torch.pow`` and ``ldexp`` may be off by a rounding on some devices.
+    Built from the bits of the number, because ``torch.pow`` and ``ldexp`` may be off by a rounding on some devices.
     """
     largest = math.frexp(torch.finfo(dtype).max)[1] - 1
     exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)
-    return ((exponents + 1023) << 52).view(torch.float64).to(dtype)
+    if dtype == torch.float64:
+        return ((exponents + 1023) << 52).view(torch.float64)
+    return ((exponents + 127) << 23).to(torch.int32).view(torch.float32).to(dtype)

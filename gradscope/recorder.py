@@ -64,11 +64,12 @@ def record(
         ValueError: Non-finite activations (the first layer is named), a loss that is not one number a sample, an
             output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
     """
-    check_devices(model, batch)
+    if forward is None:  # which may move the batch itself
+        check_devices(model, batch)
     recorder = _Recorder(model, batch.size)
     token = _active.set(recorder)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), state_restored(model, batch), recorder.hooked():
+        with torch.inference_mode(False), torch.enable_grad(), state_restored(model), recorder.hooked():
             differentiable, sources = batch.differentiable()
             for number, source in enumerate(sources):
                 recorder.add_source(source, f"{INPUT}[{number}]" if number else INPUT)
@@ -81,6 +82,12 @@ def record(
                 recorder.check_finite()
     finally:
         _active.reset(token)
+    if not recorder.sources:
+        raise ValueError(
+            "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
+            "functional embedding?), so there is nothing to differentiate by: unfreeze the embedding with "
+            "requires_grad_(), or embed first and measure the rest of the model."
+        )
     if not target.requires_grad:
         raise ValueError(
             "The output does not depend on x: it carries no gradient. Look for .detach(), torch.no_grad(), "
@@ -156,6 +163,7 @@ class _Recorder:
             "call": call,
             "shape": tuple(tensor.shape),
             "dtype": tensor.dtype,
+            "device": tensor.device,
             "origins": {name: origin},
             "edge": edge,
             "squares": squares.reshape(-1),
@@ -205,11 +213,8 @@ class _Recorder:
                 passed_on = vertex(get_gradient_edge(tensor)) in received
                 origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
                 self.add(tensor, f"{label}[{number}]" if number else label, origin, call)
-                if (
-                    len(self.sources) == known
-                    and not received
-                    and any(not t.is_floating_point() for t in _tensors((args, kwargs)))
-                ):
+                integers = any(not t.is_floating_point() for t in _tensors((args, kwargs)))
+                if name and integers and not received and len(self.sources) == known:
                     # An embedding: integers have no gradient, so differentiation starts at its output.
                     self.sources.append(get_gradient_edge(tensor))
 
@@ -230,9 +235,10 @@ def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def state_restored(model: nn.Module, batch: Batch) -> Iterator[None]:
+def state_restored(model: nn.Module) -> Iterator[None]:
     """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
-    cuda = sorted({t.device.index for t in batch.tensors if t.device.type == "cuda"})
+    tensors = (*model.parameters(), *model.buffers())
+    cuda = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     originals = {module: dict(module._buffers) for module in model.modules()}
     clones: dict[int, Tensor] = {}
     for module, buffers in originals.items():

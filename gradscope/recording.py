@@ -23,9 +23,10 @@ from gradscope.units import units
 class Capture:
     """One forward pass with its autograd graph, which lives as long as this object.
 
-    ``layers``: every recorded tensor that the target depends on, in execution order.  ``units``: the rows of a default
-    profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the autograd graph.
-    ``uncalled``: modules whose hooks did not fire.
+    ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
+    ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
+    autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
+    not lead to the target.
     """
 
     layers: tuple[Layer, ...]
@@ -33,7 +34,9 @@ class Capture:
     target: Layer
     batch_size: int
     uncalled: tuple[str, ...]
+    elsewhere: tuple[str, ...]
     graph: Trunk = field(repr=False)
+    reached: tuple[Layer, ...] = field(repr=False)
 
     @property
     def trunk(self) -> tuple[Layer, ...]:
@@ -43,7 +46,7 @@ class Capture:
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other; see `gradscope.coupling`."""
-        return coupled(self.graph, self.trunk, self.target, self.batch_size)
+        return coupled(self.graph, self.reached, self.target, self.batch_size)
 
     def jacobian(self, source: str, target: str) -> LinearOperator:
         """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
@@ -54,7 +57,7 @@ class Capture:
         Raises:
             ValueError: No layer of that name, or the target does not depend on the source.
         """
-        from_layer, to_layer = find(self.layers, source), find(self.layers, target)
+        from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it does not depend on it; swap them.")
 
@@ -78,7 +81,7 @@ class Capture:
                 return torch.autograd.grad(rmatvec(u, create_graph=True), u, v)[0]
 
         shape = (to_layer.size, from_layer.size)
-        return LinearOperator(shape, matvec, rmatvec, to_layer.dtype, to_layer.squares.device)
+        return LinearOperator(shape, matvec, rmatvec, to_layer.dtype, to_layer.device)
 
     def describe(self) -> pd.DataFrame:
         """One row a recorded tensor: layer, aliases, call, shape, dtype, on_trunk, unit; then modules not called."""
@@ -147,5 +150,14 @@ def capture(
     if last is None:  # a target inside a unit
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
-    kept = reached if layers is None else select(reached, layers)
-    return Capture(tuple(kept), tuple(rows), last, recording.batch_size, recording.uncalled, graph)
+    elsewhere = tuple(n for layer in recording.layers if not graph.reaches_target(layer.edge) for n in layer.names)
+    return Capture(
+        layers=tuple(reached if layers is None else select(reached, layers, elsewhere)),
+        units=tuple(rows),
+        target=last,
+        batch_size=recording.batch_size,
+        uncalled=recording.uncalled,
+        elsewhere=elsewhere,
+        graph=graph,
+        reached=tuple(reached),
+    )

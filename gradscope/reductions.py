@@ -39,8 +39,8 @@ class Length:
 class Gain:
     """Estimated a_b = ``value * 4**exponent`` of one source for T targets, and the variance of each estimate.
 
-    ``value`` (T, B) and ``variance`` (T, B), B = 1 where only the total is known; ``exponent`` (T,).
-    ``variance`` is 0 where exact and NaN where unknown.  ``bound``: it is an upper bound, from one probe.
+    ``value`` (T, B) and ``variance`` (T, B), B = 1 where only the total is known; ``exponent`` (T,).  ``variance`` is 0
+    where exact and NaN where unknown (one probe, coupled samples).  ``bound``: one probe, so it is an upper bound.
     """
 
     value: FloatArray
@@ -60,7 +60,7 @@ class Gain:
             return cls(a.sum(axis=1), np.zeros_like(a[:, 0]), common, False)
         if num > 1:
             return cls(a.mean(axis=1), a.var(axis=1, ddof=1) / num, common, False)
-        if a.shape[2] == 1:
+        if coupled:
             return cls(a[:, 0], np.full_like(a[:, 0], np.nan), common, True)
         # One probe: Var[x] <= 2 E[x]^2 for a quadratic form in random signs, hence Var[x] <= (2/3) E[x^2],
         # with equality at rank one, which deep Jacobians approach.
@@ -74,10 +74,12 @@ def reduce(
 
     ``size``: B d_k.  Errors are standard errors of log10 GSC to first order, NaN where unknown; each of the two leaves
     the other out.  Over samples, "batch" is a ratio of three correlated sums, so its error goes by influences
-    a_b/mean(a) + p_b/mean(p) - q_b/mean(q) - 1 (delta method).
+    a_b/mean(a) + p_b/mean(p) - q_b/mean(q) - 1 (delta method).  That is first order: where the GSC of single samples is
+    heavy-tailed, as in deep networks, it comes out too small (by 40 % for tanh with layer normalization at depth 50 and
+    B = 100).
     """
     p = source.squares
-    per_sample = all(len(s) == batch_size > 1 for s in (p, gain.value[0], *(target.squares for target in targets)))
+    per_sample = all(len(s) == batch_size for s in (p, gain.value[0], *(target.squares for target in targets)))
     q = np.stack([target.squares for target in targets]) if per_sample else np.empty(0)
     exponents = np.array([target.exponent for target in targets])
     if reduction == "batch":
@@ -101,10 +103,10 @@ def reduce(
     with np.errstate(divide="ignore"):
         log10_values = np.log10(total) + offset
     sample = np.full_like(total, np.nan)
-    if per_sample and not gain.bound:
+    if per_sample and batch_size > 1 and not gain.bound:
         influence = share * batch_size / safe[:, None] - 1
         if reduction == "batch":
-            influence = influence + p / p.mean() - q / q.mean(axis=1, keepdims=True)
+            influence = influence + p / (p.mean() or 1.0) - q / q.mean(axis=1, keepdims=True)
         variance = np.square(influence).sum(axis=1) / (batch_size * (batch_size - 1))
         sample = np.sqrt(np.maximum(variance - probe_variance, 0.0)) / LN10
     return log10_values, np.sqrt(probe_variance) / LN10, sample

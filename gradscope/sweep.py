@@ -8,6 +8,7 @@ the result is bit-exact at any depth, also where samples are coupled.
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,10 @@ class _PullBack:
 
         if self.vectorized and len(cotangents) > 1:
             try:
-                return torch.vmap(vjp)(cotangents)
+                with warnings.catch_warnings():
+                    # A batching rule that torch has not written yet costs time, and no user can do anything about it.
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    return torch.vmap(vjp)(cotangents)
             except RuntimeError:
                 # No batching rule, or a backward that branches on its data.  A real error comes again below.
                 self.vectorized = False

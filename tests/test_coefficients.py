@@ -248,3 +248,78 @@ def test_half_precision_networks_are_measured(dtype=torch.bfloat16):
     rounded = gs.gsc(model.to(dtype), x.to(dtype)).log10_values[:, 0]
     # bfloat16 rounds to 2^-8; ten layers of such errors, relative, on a squared quantity.
     np.testing.assert_allclose(rounded, exact, atol=10 * 2 * 2**-8 / math.log(10))
+
+
+def test_a_batch_of_one_in_every_reduction():
+    model, x = mlp(activation="tanh"), noise(1, 12)
+    batch, mean, geometric = (gs.gsc(model, x, reduction=r).log10_values for r in ("batch", "mean", "geometric"))
+    np.testing.assert_allclose(mean, batch, atol=1e-12)
+    np.testing.assert_allclose(geometric, batch, atol=1e-12)
+    assert (gs.gsc(model, x, probes=1).log10_stderr_probe[:-1] > 0).all()
+
+
+class TwoInputs(nn.Module):
+    """Batch normalization in a branch that joins before the trunk begins."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.h = (nn.Linear(4, 4) for _ in range(3))
+        self.bn = nn.BatchNorm1d(4)
+
+    def forward(self, a, b):
+        return self.h(torch.tanh(torch.tanh(self.bn(self.a(a))) + self.b(b)))
+
+
+def test_coupling_inside_a_branch_is_seen():
+    model, a, b = TwoInputs().double(), noise(6, 4), noise(6, 4, seed=2)
+    captured = gs.capture(model, {"a": a, "b": b})
+    assert captured.coupled
+    profile = gs.gsc(model, {"a": a, "b": b}, layers=["input", "a", "b"], probes="exact")
+    J = torch.autograd.functional.jacobian(lambda v: model(v, b), a).reshape(24, 24)
+    expected = J.square().sum() / 24 * a.square().sum() / model(a, b).detach().square().sum()
+    assert profile["input"].log10_value == pytest.approx(float(expected.log10()), abs=1e-10)
+    with pytest.raises(ValueError, match="needs independent samples"):
+        gs.gsc(model, {"a": a, "b": b}, layers=["a", "b"], reduction="mean")
+
+
+def test_coupling_does_not_depend_on_the_layers_that_were_asked_for():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Tanh()).double()
+    assert gs.capture(model, noise(6, 4), layers="3").coupled
+
+
+def test_several_inputs_without_a_trunk_are_pointed_out():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x, t):
+            for layer in self.layers:
+                x = torch.tanh(layer(x) * t)
+            return x
+
+    model, batch = Gated().double(), {"x": noise(5, 4), "t": noise(5, 1, seed=2)}
+    with pytest.warns(UserWarning, match=r"No layer but the target lies on the trunk.*forward=lambda model, x"):
+        gs.gsc(model, batch)
+    held = gs.gsc(model, batch["x"], forward=lambda model, x: model(x, batch["t"]), layers="layers.*")
+    assert len(held.layers) == 4
+
+
+@pytest.mark.parametrize(("num_samples", "num_tokens"), [(6, 4), (4, 2)])
+def test_a_column_whose_first_dimension_is_not_the_batch(num_samples, num_tokens):
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inp, self.ln, self.out = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.out(torch.tanh(self.ln(self.inp(x).transpose(0, 1)))).transpose(0, 1)
+
+    model, x = TimeFirst().double(), noise(num_samples, num_tokens, 4)
+    matrix = gs.gsc_matrix(model, x, layers=["input", "inp", "ln", "out"], probes="exact")
+    J = torch.autograd.functional.jacobian(lambda v: model.ln(model.inp(v).transpose(0, 1)), x).reshape(x.numel(), -1)
+    f_l = model.ln(model.inp(x).transpose(0, 1)).detach()
+    expected = J.square().sum() / x.numel() * x.square().sum() / f_l.square().sum()
+    column = matrix.targets.index("ln")
+    assert matrix.log10_values[0, column] == pytest.approx(float(expected.log10()), abs=1e-10)

@@ -12,7 +12,7 @@ from gradscope import frames
 def example(**changes) -> pd.DataFrame:
     columns = {
         "layer": ["a", "b", "c"], "index": [0, 1, 2], "depth_from_output": [2, 1, 0], "target": "c", "quantity": "gsc",
-        "log10_value": [336.25, 0.5, 0.0], "log10_stderr_probe": [0.01, math.nan, 0.0],
+        "log10_value": [336.2512345678901, 3.14159265358979, 0.0], "log10_stderr_probe": [0.01, math.nan, 0.0],
         "log10_stderr_sample": [math.nan, 0.02, 0.0], "reduction": "batch", "coupled": True,
         "num_probes": [32, 1, 0], "num_samples": 100,
     }  # fmt: skip
@@ -24,7 +24,7 @@ def test_round_trip(tmp_path, suffix):
     frame = example().assign(norm=["none", "NA", "batch"], seed=3)
     path = frames.save(frame, tmp_path / f"frame.{suffix}")
     again = frames.load(path)
-    pd.testing.assert_frame_equal(again[list(frames.COLUMNS)], frame[list(frames.COLUMNS)], rtol=1e-9)
+    pd.testing.assert_frame_equal(again[list(frames.COLUMNS)], frame[list(frames.COLUMNS)], rtol=1e-13)
     assert list(again["norm"]) == ["none", "NA", "batch"]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 

@@ -70,6 +70,11 @@ def test_text():
     assert text.startswith("rate 1.5000 (95 % interval 1.5000 to 1.5000) a layer, exploding")
 
 
+def test_layers_of_one_unit_share_a_depth():
+    with pytest.raises(ValueError, match="3 or more different depths in each half of the layers, got 3, 4"):
+        fit_growth(np.arange(9.0), np.array([4, 4, 4, 4, 3, 3, 3, 3, 0]))
+
+
 def test_errors():
     with pytest.raises(ValueError, match="at least 6 layers besides the target, got 4"):
         fit_growth(np.zeros(5), np.arange(5))

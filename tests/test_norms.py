@@ -47,6 +47,20 @@ def test_no_overflow_and_no_underflow(value, dtype):
     )
 
 
+@pytest.mark.parametrize("power", [1023.5, 1022.0, -1040.0])
+def test_the_ends_of_float64(power):
+    value = 2.0**1023 * 2.0 ** (power - 1023) if power > 0 else math.ldexp(1.0, int(power))
+    A = value * torch.eye(3, dtype=torch.float64)
+    assert float(gs.qm_norm(A)) == pytest.approx(value, rel=1e-9)
+    estimate = gs.qm_norm(matrix(A), probes="exact")
+    assert estimate.log10_value == pytest.approx(power * math.log10(2), abs=1e-6)
+
+
+def test_a_product_that_overflows_is_an_error():
+    with pytest.raises(ValueError, match="product of the operator with a random direction is NaN or Inf"):
+        gs.qm_norm(matrix(torch.full((3, 3), 1.5e308, dtype=torch.float64)), probes=8, generator=seeded())
+
+
 def test_zero_and_complex_matrices():
     assert float(gs.qm_norm(torch.zeros(3, 4))) == 0
     A = torch.tensor([[3 + 4j, 0]])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
 from gradscope.models.mlp import MLP
@@ -254,3 +255,34 @@ def test_a_mapping_that_is_no_dict():
     np.testing.assert_array_equal(
         gs.gsc(model, UserDict(x=noise(5, 6))).log10_values, gs.gsc(model, noise(5, 6)).log10_values
     )
+
+
+def test_checkpointed_layers_do_not_move_running_statistics():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(linears(1)[0], nn.BatchNorm1d(6).double(), nn.Tanh())
+            self.head = linears(1)[0]
+
+        def forward(self, x):
+            return self.head(checkpoint(self.block, x, use_reentrant=False))
+
+    model, x = Checkpointed(), noise(8, 6)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    profile = gs.gsc(model, x, probes="exact")
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    plain = nn.Sequential(model.block, model.head)
+    assert profile["input"].log10_value == pytest.approx(gsc_log10(plain, "input", x), abs=1e-10)
+
+
+def test_a_frozen_embedding_is_named_as_the_reason():
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 6)).double()
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no module with trainable weights .* unfreeze the embedding"):
+        gs.gsc(model, torch.randint(0, 11, (4, 3), generator=seeded()))
+
+
+def test_a_layer_that_does_not_lead_to_the_target():
+    model = MLP(depth=4, width=6, generator=seeded()).double()
+    with pytest.raises(ValueError, match=r"Layer 'layers\.3' was recorded, but the target does not depend on it"):
+        gs.gsc(model, noise(5, 6), target="layers.1", layers="layers.3")

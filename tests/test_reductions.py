@@ -106,6 +106,15 @@ def test_probe_noise_is_taken_out_of_the_sampling_error():
     assert sample[0] < 0.3 * probe[0]
 
 
+def test_a_dead_source_has_coefficient_zero_and_no_warning():
+    gain = Gain.of(np.ones((1, 1, 3)), np.zeros((1, 1), dtype=int), exact=True, coupled=False)
+    value, _, sample = reduce(
+        gain, Length(np.zeros(3), 0), [Length(np.ones(3), 0)], size=6, reduction="batch", batch_size=3
+    )
+    assert value[0] == -math.inf
+    assert np.isfinite(sample[0])
+
+
 def test_a_gradient_of_exact_zeros_is_zero():
     gain = Gain.of(np.zeros((1, 2, 3)), np.zeros((1, 2), dtype=int), exact=True, coupled=False)
     ones = Length(np.ones(3), 0)
