@@ -190,9 +190,9 @@ def rescale(bundle: Tensor) -> tuple[Tensor, Tensor]:
     """
     largest = bundle.abs().flatten(1).amax(dim=1)
     exponents = torch.frexp(largest.float() if largest.element_size() < 4 else largest).exponent.to(torch.int64)
-    limit = math.frexp(torch.finfo(bundle.dtype).max)[1] - 2
+    limit = math.frexp(torch.finfo(largest.dtype).max)[1] - 2
     exponents = exponents.clamp(-limit, limit)
-    return bundle * power_of_two(-exponents, bundle.dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
+    return bundle * power_of_two(-exponents, largest.dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
 
 
 class _PullBack:

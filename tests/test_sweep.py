@@ -55,6 +55,28 @@ def test_rescaling_is_exact_over_the_whole_range(dtype):
         assert float(scaled[0, 0, 0]) * 2.0 ** int(exponents[0]) == float(bundle[0, 0, 0])
 
 
+def test_a_trunk_of_complex_tensors():
+    class Spectral(nn.Module):
+        """A filter in the frequency domain: a circular convolution, whose Jacobian is a circulant matrix."""
+
+        def __init__(self, seed: int):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(6, dtype=torch.float64, generator=seeded(seed)))
+
+        def forward(self, x):
+            return torch.fft.ifft(torch.fft.fft(x) * torch.fft.fft(self.kernel)).real
+
+    model = nn.Sequential(*(Spectral(seed) for seed in range(4)))
+    x = torch.randn(3, 6, dtype=torch.float64, generator=seeded(9))
+    profile = gs.gsc(model, x, probes="exact")
+    J = torch.eye(6, dtype=torch.float64)
+    for depth in reversed(range(4)):
+        J = J @ torch.stack([model[depth].kernel.detach().roll(i) for i in range(6)], dim=1)
+        f_k = model[:depth](x).detach()
+        expected = J.square().sum() / 6 * f_k.square().sum() / (f_k @ J.T).square().sum()
+        assert profile["input" if depth == 0 else str(depth - 1)].value == pytest.approx(float(expected), rel=1e-9)
+
+
 class NotVectorizable(torch.autograd.Function):
     """x^2 with a backward that branches on its data, which vmap refuses."""
 
