@@ -9,11 +9,13 @@ from gradscope.measuring import measure
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.profiles import Matrix, Profile
-from gradscope.recorder import tap
 from gradscope.recording import Capture, capture
+from gradscope.subspace import Deflated
+from gradscope.taps import tap
 
 __all__ = [
     "Capture",
+    "Deflated",
     "Estimate",
     "Growth",
     "Layer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,11 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All input tensors, in the order of the structure that holds them."""
         return [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+
+    @property
+    def floats(self) -> list[Tensor]:
+        """The input tensors that can be differentiated by."""
+        return [tensor for tensor in self.tensors if tensor.is_floating_point()]
 
     @property
     def size(self) -> int:
@@ -51,6 +56,39 @@ class Batch:
             return sources[-1]
 
         return replace(self, inputs=pytree.tree_map(follow, self.inputs)), sources
+
+    def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
+        """A copy with something added to each floating-point tensor, in their order."""
+        remaining = iter(shifts)
+
+        def follow(leaf: Any) -> Any:
+            floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            return leaf.detach() + next(remaining) if floating else leaf
+
+        return replace(self, inputs=pytree.tree_map(follow, self.inputs))
+
+
+def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Iterator[Any] | None:
+    """The batches of a loader, list or iterator, one by one; None where ``data`` is itself one batch.
+
+    With ``forward``, tuples and lists are batches, for only the user knows their structure.  Without ``loss_fn`` the
+    labels of pairs are left aside.
+    """
+    if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable):
+        return None
+    if isinstance(data, list) and (forward is not None or _is_pair(data)):
+        return None
+    if forward is not None or loss_fn is not None:
+        return iter(data)
+    return (batch[0] if isinstance(batch, (tuple, list)) and _is_pair(batch) else batch for batch in data)
+
+
+def _is_pair(batch: Any) -> bool:
+    """Whether this looks like (inputs, labels) rather than two batches."""
+    if len(batch) != 2 or not isinstance(batch[1], Tensor):
+        return False
+    inputs, labels = batch
+    return not isinstance(inputs, Tensor) or inputs.shape[1:] != labels.shape[1:] or inputs.dtype != labels.dtype
 
 
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
@@ -102,12 +140,13 @@ def _check_finite(tensor: Tensor) -> None:
 def check_devices(model: nn.Module, batch: Batch) -> None:
     """Raise ValueError if a parameter or buffer lies on another device than the data."""
     device = batch.tensors[0].device
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device != device:
-            raise ValueError(
-                f"x is on {device}, but {name!r} of the model is on {tensor.device}: "
-                f"move one of them, for example x.to({str(tensor.device)!r})."
-            )
+    for prefix, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.device != device:
+                raise ValueError(
+                    f"x is on {device}, but {f'{prefix}.{name}'.lstrip('.')!r} of the model is on {tensor.device}: "
+                    f"move one of them, for example x.to({str(tensor.device)!r})."
+                )
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,8 @@ class Layer:
     ``name``: the module's name, with ``#2``, ``#3`` for its further calls and ``[1]``, ``[2]`` for its further outputs.
     ``origins``: every name of the tensor and how it came by it.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
-    ``squares``: sum of squares of each sample (B,), or of the batch (1,) where the leading dimension is not the batch;
-    the true sums are ``squares * 4**exponent``.  ``on_trunk``: whether every path from input to target passes here.
+    ``norms``: length of each sample (B,), or of the batch () where the leading dimension is not the batch; the true
+    lengths are ``norms * 2**exponent``.  ``on_trunk``: whether every path from input to target passes here.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Layer:
     device: torch.device
     origins: dict[str, Origin] = field(repr=False)
     edge: GradientEdge = field(repr=False)
-    squares: Tensor = field(repr=False)
+    norms: Tensor = field(repr=False)
     exponent: Tensor = field(repr=False)
     on_trunk: bool = False
 
@@ -61,9 +62,20 @@ class Layer:
 
     def called(self, name: str) -> Layer:
         """The same layer under another of its names."""
-        return replace(self, name=name)
+        return self if name == self.name else replace(self, name=name)
 
 
+class Named(Protocol):
+    """Whatever can be looked up by name."""
+
+    name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of it."""
+
+
+NamedT = TypeVar("NamedT", bound=Named)
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
@@ -96,17 +108,28 @@ def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) ->
     Raises:
         ValueError: There is none; the nearest names are offered.
     """
-    for layer in layers:
-        if name in layer.origins:
-            return layer.called(name)
-    raise ValueError(_missing(name, layers, elsewhere))
+    return lookup(layers, name, elsewhere).called(name)
+
+
+def lookup(tensors: Sequence[NamedT], name: str, elsewhere: Collection[str] = ()) -> NamedT:
+    """The one tensor that has this name among its names; raises as `find` does."""
+    for tensor in tensors:
+        if name in tensor.names:
+            return tensor
+    raise ValueError(_missing(name, tensors, elsewhere))
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
-    """``squares`` of every layer, and all exponents, on the CPU; one copy for all of them."""
-    squares = torch.cat([layer.squares for layer in layers]).cpu().numpy()
-    ends = np.cumsum([len(layer.squares) for layer in layers])[:-1]
-    return np.split(squares, ends), torch.stack([layer.exponent for layer in layers]).cpu().numpy()
+    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU; one copy for all of them."""
+    norms = torch.cat([layer.norms.reshape(-1) for layer in layers]).cpu().numpy()
+    ends = np.cumsum([layer.norms.numel() for layer in layers])[:-1]
+    exponents = torch.stack([layer.exponent.cpu() for layer in layers]).numpy()
+    return np.split(np.square(norms), ends), exponents
+
+
+def numbered(label: str, number: int) -> str:
+    """Name of the output of that number, from 0, of a module call."""
+    return f"{label}[{number}]" if number else label
 
 
 def module_name(name: str) -> str:
@@ -114,7 +137,7 @@ def module_name(name: str) -> str:
     return name.partition("#")[0].partition("[")[0]
 
 
-def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) -> str:
+def _missing(pattern: str, layers: Sequence[Named], elsewhere: Collection[str]) -> str:
     if any(_matches(name, pattern) for name in elsewhere):
         return f"Layer {pattern!r} was recorded, but the target does not depend on it, so it has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
@@ -122,7 +145,7 @@ def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) 
     return f"No layer is called {pattern!r}. {offer}"
 
 
-def _listed(layers: Sequence[Layer]) -> str:
+def _listed(layers: Sequence[Named]) -> str:
     names = [layer.name for layer in layers]
     return f"Recorded are {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
 

@@ -14,7 +14,7 @@ from gradscope import frames
 from gradscope.estimates import Estimate
 from gradscope.inputs import Forward, as_batch, check_devices
 from gradscope.measures import PreactivationStd, SignDiversity
-from gradscope.recorder import state_restored, unwrap
+from gradscope.modules import state_restored, unwrap
 
 # Elementwise nonlinearities of torch.nn.  Classes, because "what the nonlinearity receives" is a question about roles;
 # gradients never depend on this list.

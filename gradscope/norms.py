@@ -76,23 +76,40 @@ def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Ge
 
 
 def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
-    """Sum of |a|^2 over the dimensions from ``start_dim`` on, as float64 ``squares * 4**exponent``.
+    """Sum of |a|^2 over the dimensions from ``start_dim`` on, as float64 ``squares * 4**exponent``."""
+    norms, exponent = vector_norms(a, start_dim)
+    return norms.square(), exponent
 
-    ``exponent`` is one int64 for the whole tensor.  float32 and narrower cannot overflow a float64 sum, so they skip
-    the search for the largest entry.  Nothing is synchronized with the device.
+
+def vector_norms(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
+
+    ``exponent`` is one int64 for the whole tensor, on the CPU where it is 0: the squares of float32 and narrower cannot
+    overflow a float64 sum, so they skip the search for the largest entry.  Nothing is synchronized with the device.
     """
     a = a.detach()
-    if a.device.type == "mps":  # has no float64
-        a = a.cpu()
-    exponent = torch.zeros((), dtype=torch.int64, device=a.device)
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
         exponent = torch.frexp(a.abs().amax()).exponent.to(torch.int64).clamp(-1022, 1022)
-        a = a * power_of_two(-exponent, a.real.dtype)
-    dims = tuple(range(start_dim, a.ndim))
-    if not dims:
-        return a.abs().double().square(), exponent
+        return plain_norms(a * power_of_two(-exponent, torch.float64), start_dim), exponent
+    return plain_norms(a, start_dim), _ZERO
+
+
+def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
+    """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64, for entries whose squares fit.
+
+    ``scratch``: float64 memory for a copy of ``a``, which torch else allocates anew in each call.
+    """
+    if a.device.type == "mps":  # has no float64
+        a = a.cpu()
+    if start_dim == a.ndim:
+        return a.abs().double()
+    if scratch is not None and a.is_floating_point() and a.dtype != torch.float64:
+        a = scratch[: a.numel()].view(a.shape).copy_(a)
     dtype = torch.complex128 if a.is_complex() else torch.float64
-    return torch.linalg.vector_norm(a, dim=dims, dtype=dtype).square(), exponent
+    return torch.linalg.vector_norm(a, dim=tuple(range(start_dim, a.ndim)), dtype=dtype)
+
+
+_ZERO = torch.zeros((), dtype=torch.int64)
 
 
 def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:

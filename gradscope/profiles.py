@@ -23,7 +23,9 @@ class Matrix:
     ``sources`` and ``targets``: names in execution order.  ``indices``: how many units of the network come before each
     source, so that a selection of layers keeps its place.  ``log10_values``, ``log10_stderr_probe``,
     ``log10_stderr_sample``: (sources, targets), NaN where the source lies above the target; the errors are NaN too
-    where unknown.  ``num_probes``: (sources, targets), 0 where exact.
+    where unknown.  ``num_probes``: (sources, targets), random probes a batch, 0 where exact.  ``relative_error``: the
+    largest relative standard error of a value, of the probes for one batch, of probes and samples for a stream, which
+    ended because of ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or "interrupted".
     """
 
     sources: tuple[str, ...]
@@ -36,6 +38,8 @@ class Matrix:
     num_samples: int
     reduction: str
     coupled: bool
+    stopped: str = "end of data"
+    relative_error: float = 0.0
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row a pair, targets in execution order, each target's own row (GSC = 1) last."""

@@ -1,55 +1,59 @@
 """One forward pass, recorded: every module call becomes a layer with an edge of the autograd graph and its length.
 
-Hooks are attached for one call and removed again; edges, not tensors, are stored, so in-place operations later in the
-model cannot redirect a gradient (a stored tensor would silently become the later one).
+Edges, not tensors, are stored, so in-place operations later in the model cannot redirect a gradient (a stored tensor
+would silently become the later one); lengths are taken at once for the same reason.
 """
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils import _pytree as pytree
 
 from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor
-from gradscope.layers import INPUT, LOSS, OUTPUT, Layer, Origin
-from gradscope.norms import sum_of_squares
+from gradscope.layers import INPUT, LOSS, OUTPUT, Origin, numbered
+from gradscope.modules import state_restored, tensors, watched
+from gradscope.norms import vector_norms
+from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
 
-_active: ContextVar[_Recorder | None] = ContextVar("gradscope_recorder", default=None)
+
+@dataclass
+class Entry:
+    """A tensor of the forward pass while it is being recorded: a `Layer` without its place in the graph."""
+
+    name: str
+    call: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    origins: dict[str, Origin]
+    edge: GradientEdge
+    norms: Tensor
+    exponent: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of this tensor."""
+        return tuple(self.origins)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What one forward pass left behind: layers in execution order, the graph's sources, and the target's edge.
+    """What one forward pass left behind: tensors in execution order, the graph's sources, and the target's edge.
 
-    ``uncalled``: modules whose hooks did not fire.
+    ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
     """
 
-    layers: tuple[Layer, ...]
+    entries: tuple[Entry, ...]
     sources: tuple[GradientEdge, ...]
+    source_names: tuple[str, ...]
     target: GradientEdge
     batch_size: int
     uncalled: tuple[str, ...]
-
-
-def tap(tensor: Tensor, name: str) -> Tensor:
-    """Mark a tensor inside a ``forward`` as a layer of its own, ``name``; returns the tensor itself.
-
-    For functional code that no module computes.  Outside a measurement it does nothing, so it can stay in the model.
-    """
-    recorder = _active.get()
-    if recorder is not None:
-        recorder.add(tensor, name, Origin.MARKED)
-    return tensor
 
 
 def record(
@@ -67,21 +71,23 @@ def record(
     if forward is None:  # which may move the batch itself
         check_devices(model, batch)
     recorder = _Recorder(model, batch.size)
-    token = _active.set(recorder)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), state_restored(model), recorder.hooked():
-            differentiable, sources = batch.differentiable()
-            for number, source in enumerate(sources):
-                recorder.add_source(source, f"{INPUT}[{number}]" if number else INPUT)
-            target = first_tensor(differentiable.run(model, forward))
-            recorder.add(target, OUTPUT, Origin.OUTPUT)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        state_restored(model),
+        tapped(recorder),
+        watched(model, recorder) as calls,
+    ):
+        differentiable, sources = batch.differentiable()
+        for number, source in enumerate(sources):
+            recorder.add_source(source, numbered(INPUT, number))
+        target = first_tensor(differentiable.run(model, forward))
+        recorder.add(target, OUTPUT, Origin.OUTPUT)
+        recorder.check_finite()
+        if loss_fn is not None:
+            target = _per_sample_loss(loss_fn(target, batch.labels), batch.size)
+            recorder.add(target, LOSS, Origin.MARKED)
             recorder.check_finite()
-            if loss_fn is not None:
-                target = _per_sample_loss(loss_fn(target, batch.labels), batch.size)
-                recorder.add(target, LOSS, Origin.MARKED)
-                recorder.check_finite()
-    finally:
-        _active.reset(token)
     if not recorder.sources:
         raise ValueError(
             "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
@@ -93,136 +99,87 @@ def record(
             "The output does not depend on x: it carries no gradient. Look for .detach(), torch.no_grad(), "
             "integer or boolean steps, or a constant output in the model's forward."
         )
-    return recorder.finish(get_gradient_edge(target))
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once a call.
-
-    Raises:
-        TypeError: Not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
-        warnings.warn("The model is compiled; its eager original is measured, on the same weights.", stacklevel=3)
-        return unwrap(original)
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(model.module)
-    return model
+    return Recording(
+        entries=tuple(recorder.entries.values()),
+        sources=tuple(edge for _, edge in recorder.sources),
+        source_names=tuple(name for name, _ in recorder.sources),
+        target=get_gradient_edge(target),
+        batch_size=batch.size,
+        uncalled=tuple(name for name in recorder.modules if name and name not in calls),
+    )
 
 
 class _Recorder:
-    """Collects layers while the hooks of one forward pass fire."""
+    """Collects tensors while the modules of one forward pass are called."""
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.modules = dict(model.named_modules())
-        self.calls: dict[str, int] = defaultdict(int)
-        self.entries: dict[Vertex, dict[str, Any]] = {}
-        self.sources: list[GradientEdge] = []
-        self.running: list[tuple[str, set[Vertex], int]] = []
+        self.modules = {name for name, _ in model.named_modules()}
+        self.entries: dict[Vertex, Entry] = {}
+        self.sources: list[tuple[str, GradientEdge]] = []
 
-    @contextlib.contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Attach two hooks to every module; whatever happens, they are gone afterwards."""
-        handles = []
-        try:
-            for name, module in self.modules.items():
-                handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._after(name), with_kwargs=True))
-            yield
-        except Exception as error:
-            where = self.running[-1][0] if self.running else ""
-            if "Expected more than 1 value per channel" in str(error):
-                raise ValueError(
-                    f"{where!r} normalizes over the batch, and a batch of one has no variance: "
-                    "give at least two samples, or model.eval() to use running statistics."
-                ) from error
-            if where:
-                error.add_note(f"Raised inside layer {where!r} during the recorded forward pass.")
-            raise
-        finally:
-            for handle in handles:
-                handle.remove()
+    def before(self, args: Any, kwargs: Any) -> tuple[set[Vertex], int]:
+        """Which tensors a module receives, before it can overwrite them, and how many sources are known."""
+        return {_vertex(t) for t in tensors(args, kwargs) if t.requires_grad}, len(self.sources)
+
+    def after(
+        self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: tuple[set[Vertex], int]
+    ) -> None:
+        """Record what a module returns."""
+        received, known = token
+        outputs = [t for t in tensors((output,), {}) if t.requires_grad]
+        for number, tensor in enumerate(outputs):
+            passed_on = _vertex(tensor) in received
+            origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
+            self.add(tensor, numbered(label, number), origin, call)
+        first = outputs and name and not received and len(self.sources) == known
+        if first and any(not t.is_floating_point() for t in tensors(args, kwargs)):
+            # An embedding: integers have no gradient, so differentiation starts at its output.
+            self.sources += [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
         """Record a tensor under a name; a tensor that is known already only gains the name."""
-        if not tensor.is_floating_point() or not tensor.requires_grad:
+        if not tensor.requires_grad or not tensor.is_floating_point():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
             name = f"({name})"  # a module owns the plain word
-        edge = get_gradient_edge(tensor)
-        if vertex(edge) in self.entries:
-            self.entries[vertex(edge)]["origins"].setdefault(name, origin)
+        key = _vertex(tensor)
+        if key in self.entries:
+            self.entries[key].origins.setdefault(name, origin)
             return
-        per_sample = tensor.ndim > 0 and tensor.shape[0] == self.batch_size
-        squares, exponent = sum_of_squares(tensor, start_dim=1 if per_sample else 0)
-        self.entries[vertex(edge)] = {
-            "name": name,
-            "call": call,
-            "shape": tuple(tensor.shape),
-            "dtype": tensor.dtype,
-            "device": tensor.device,
-            "origins": {name: origin},
-            "edge": edge,
-            "squares": squares.reshape(-1),
-            "exponent": exponent,
-        }
+        shape = tuple(tensor.shape)
+        norms, exponent = vector_norms(tensor, 1 if shape and shape[0] == self.batch_size else 0)
+        self.entries[key] = Entry(
+            name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
+        )
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """Record a marked tensor."""
+        self.add(tensor, name, Origin.MARKED)
+        return tensor
 
     def add_source(self, tensor: Tensor, name: str) -> None:
         """Record a tensor at which differentiation starts."""
         self.add(tensor, name, Origin.MARKED)
-        self.sources.append(get_gradient_edge(tensor))
+        self.sources.append((name, get_gradient_edge(tensor)))
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first layer, in execution order, with a NaN or Inf.  One device sync."""
         entries = list(self.entries.values())
-        if not entries:
+        if not entries or torch.isfinite(torch.cat([entry.norms.reshape(-1) for entry in entries])).all():
             return
-        finite = torch.stack([torch.isfinite(entry["squares"]).all() for entry in entries]).tolist()
-        if not all(finite):
-            entry = entries[finite.index(False)]
-            raise ValueError(
-                f"Layer {entry['name']!r} is the first with NaN or Inf in its output (shape {entry['shape']}): "
-                "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
-                "or in float64."
-            )
-
-    def finish(self, target: GradientEdge) -> Recording:
-        """The layers in the order in which they were computed."""
-        layers = tuple(Layer(index=index, **entry) for index, entry in enumerate(self.entries.values()))
-        uncalled = tuple(name for name in self.modules if name and name not in self.calls)
-        return Recording(layers, tuple(self.sources), target, self.batch_size, uncalled)
-
-    def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            received = {vertex(get_gradient_edge(t)) for t in _tensors((args, kwargs)) if t.requires_grad}
-            self.running.append((name, received, len(self.sources)))
-
-        return hook
-
-    def _after(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            _, received, known = self.running.pop()
-            self.calls[name] += 1
-            call = self.calls[name]
-            label = (name or OUTPUT) + (f"#{call}" if call > 1 else "")
-            outputs = [t for t in _tensors(output) if t.is_floating_point() and t.requires_grad]
-            for number, tensor in enumerate(outputs):
-                passed_on = vertex(get_gradient_edge(tensor)) in received
-                origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
-                self.add(tensor, f"{label}[{number}]" if number else label, origin, call)
-                integers = any(not t.is_floating_point() for t in _tensors((args, kwargs)))
-                if name and integers and not received and len(self.sources) == known:
-                    # An embedding: integers have no gradient, so differentiation starts at its output.
-                    self.sources.append(get_gradient_edge(tensor))
-
-        return hook
+        entry = next(entry for entry in entries if not torch.isfinite(entry.norms).all())
+        raise ValueError(
+            f"Layer {entry.name!r} is the first with NaN or Inf in its output (shape {entry.shape}): "
+            "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
+            "or in float64."
+        )
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _vertex(tensor: Tensor) -> Vertex:
+    """`vertex` of the tensor's gradient edge; reading ``grad_fn`` is several times faster than making the edge."""
+    node = tensor.grad_fn
+    return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
 
 
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
@@ -232,26 +189,3 @@ def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
             'A mean would put a factor 1/B into every value: use reduction="none".'
         )
     return loss
-
-
-@contextlib.contextmanager
-def state_restored(model: nn.Module) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
-    tensors = (*model.parameters(), *model.buffers())
-    cuda = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
-    originals = {module: dict(module._buffers) for module in model.modules()}
-    clones: dict[int, Tensor] = {}
-    for module, buffers in originals.items():
-        for name, buffer in buffers.items():
-            if buffer is not None:
-                # One clone for each original, so that buffers shared between modules stay shared.
-                if id(buffer) not in clones:
-                    clones[id(buffer)] = buffer.clone()
-                module._buffers[name] = clones[id(buffer)]
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            yield
-    finally:
-        for module, buffers in originals.items():
-            module._buffers.clear()
-            module._buffers.update(buffers)

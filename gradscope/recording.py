@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from gradscope.coupling import coupled
 from gradscope.inputs import Forward, LossFunction, as_batch
-from gradscope.layers import Layer, LayerFilter, find, select
+from gradscope.layers import Layer, LayerFilter, find, lookup, select
+from gradscope.modules import unwrap
 from gradscope.operators import LinearOperator
-from gradscope.recorder import record, unwrap
+from gradscope.recorder import record
 from gradscope.trunk import Trunk, find_trunk, vertex
 from gradscope.units import units
 
@@ -26,7 +27,7 @@ class Capture:
     ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
     ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
     autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
-    not lead to the target.
+    not lead to the target.  ``source_names``: where differentiation starts.
     """
 
     layers: tuple[Layer, ...]
@@ -35,6 +36,7 @@ class Capture:
     batch_size: int
     uncalled: tuple[str, ...]
     elsewhere: tuple[str, ...]
+    source_names: tuple[str, ...]
     graph: Trunk = field(repr=False)
     reached: tuple[Layer, ...] = field(repr=False)
 
@@ -129,7 +131,7 @@ def capture(
     model = unwrap(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
-    end = recording.target if target is None else find(recording.layers, target).edge
+    end = recording.target if target is None else lookup(recording.entries, target).edge
     try:
         graph = find_trunk(end, recording.sources)
     except ValueError as error:
@@ -138,19 +140,19 @@ def capture(
             f"{what} does not depend on x: no differentiable path leads from the input to it. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
-    reached = [layer for layer in recording.layers if graph.reaches_target(layer.edge)]
+    entries = [entry for entry in recording.entries if graph.reaches_target(entry.edge)]
     # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
-    reached.sort(key=lambda layer: graph.order(layer.edge))
+    entries.sort(key=lambda entry: graph.order(entry.edge))
     reached = [
-        replace(layer, index=index, on_trunk=vertex(layer.edge) in graph.position)
-        for index, layer in enumerate(reached)
+        Layer(**vars(entry), index=index, on_trunk=vertex(entry.edge) in graph.position)
+        for index, entry in enumerate(entries)
     ]
     rows = units(model, reached)
     last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
     if last is None:  # a target inside a unit
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
-    elsewhere = tuple(n for layer in recording.layers if not graph.reaches_target(layer.edge) for n in layer.names)
+    elsewhere = tuple(n for entry in recording.entries if not graph.reaches_target(entry.edge) for n in entry.origins)
     return Capture(
         layers=tuple(reached if layers is None else select(reached, layers, elsewhere)),
         units=tuple(rows),
@@ -158,6 +160,7 @@ def capture(
         batch_size=recording.batch_size,
         uncalled=recording.uncalled,
         elsewhere=elsewhere,
+        source_names=recording.source_names,
         graph=graph,
         reached=tuple(reached),
     )

@@ -1,8 +1,9 @@
 """The backward sweep: a bundle of cotangents is pulled down the trunk, and its lengths are read at every layer.
 
-The bundle has shape (cotangents, *shape of a trunk tensor).  Every few cut vertices each cotangent is divided by a
-power of two, the same for all its samples, and the exponent goes into an integer ledger: pulling back is linear, so
-the result is bit-exact at any depth, also where samples are coupled.
+The bundle has shape (cotangents, *shape of a trunk tensor).  At every so many cut vertices each cotangent is divided by
+a power of two, the same for all its samples, and the exponent goes into an integer ledger: pulling back is linear, so
+the result is bit-exact at any depth, also where samples are coupled.  A sweep is first tried with few rescalings; where
+a length came near the end of its floating-point range on the way, it is done again with more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -21,11 +23,12 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradscope.layers import Layer
-from gradscope.norms import power_of_two, sum_of_squares
+from gradscope.links import WORTHWHILE, Link, find_links
+from gradscope.norms import plain_norms, power_of_two, vector_norms
 from gradscope.trunk import Trunk, vertex
 
-# Between two rescalings nothing overflows unless gradients grow 1e38 times over this many cut vertices (float32).
-RESCALE_EVERY = 8
+# Cut vertices between two rescalings: as few rescalings as will do.
+STRIDES = (128, 8, 1)
 
 # A bundle that stays in a core's cache is pulled back faster than one that does not.
 BUNDLE_BYTES = 1 << 20
@@ -33,7 +36,11 @@ BUNDLE_BYTES = 1 << 20
 # Where layers below the target are wider than it, the bundle at the widest of them stays within this.
 PEAK_BYTES = 1 << 28
 
+# The engine returns the gradients of all layers of one call at once; these together stay within this.
+RUN_BYTES = 1 << 26
+
 Progress = Callable[[float], None]
+Draw = Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,25 +48,25 @@ class Start:
     """Cotangents that begin at one cut vertex.
 
     ``position``: index into the trunk.  ``num``: how many.  ``draw(first, last)``: those numbered first to last - 1,
-    shape (last - first, *shape); called once for each, in order.  ``bytes_each``: what one counts for in a
-    bundle.
+    shape (last - first, *shape); called in order, and again from the first where a sweep has to be repeated.
+    ``bytes_each``: what one counts for in a bundle.
     """
 
     position: int
     num: int
-    draw: Callable[[int, int], Tensor]
+    draw: Draw
     bytes_each: int
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Squared lengths of cotangents pulled back to one layer: |J^T v|^2 = ``squares * 4**exponents``.
+    """Lengths of cotangents pulled back to one layer: |J^T v| = ``norms * 2**exponents``.
 
-    ``squares`` (cotangents, samples) in float64, ``exponents`` (cotangents,); samples is 1 where the leading dimension
+    ``norms`` (cotangents, samples) in float64, ``exponents`` (cotangents,); samples is 1 where the leading dimension
     of the layer is not the batch.  The cotangents are those of all starts above the layer, in the order of the starts.
     """
 
-    squares: npt.NDArray[np.float64]
+    norms: npt.NDArray[np.float64]
     exponents: npt.NDArray[np.int64]
 
 
@@ -69,7 +76,7 @@ def sweep(
     starts: Sequence[Start],
     *,
     batch_size: int,
-    rescale_every: int | None = RESCALE_EVERY,
+    strides: Sequence[int | None] = STRIDES,
     progress: Progress | None = None,
 ) -> list[Reading]:
     """Pull the cotangents of all ``starts`` back to all ``rows``.
@@ -79,30 +86,53 @@ def sweep(
         rows: Layers from which the target is reached, on the trunk or in a branch.
         starts: Sorted by descending position.
         batch_size: Number of samples B.
-        rescale_every: Cut vertices between two rescalings; None never rescales.
+        strides: Cut vertices between two rescalings, None for no rescaling; the next is tried where one was too long.
         progress: Called with the fraction done.
 
     Returns:
         One `Reading` a row.  A row sees the starts that lie strictly above it.
 
     Cost: one backward pass to activations for each cotangent, in bundles of about ``BUNDLE_BYTES``; memory beyond the
-    graph is one bundle and its pullback over ``rescale_every`` cut vertices.  One device sync.
+    graph is two bundles, or ``RUN_BYTES`` of gradients.  One device sync.
 
     Raises:
-        FloatingPointError: A gradient became NaN or Inf between two rescalings; the layer is named.
+        FloatingPointError: A gradient is NaN or Inf with the shortest stride; the layer is named.
     """
     if not rows:
         return []
-    schedule = _Schedule(trunk, rows, rescale_every)
-    pull_back = _PullBack()
-    read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
     chunks = list(_chunks(starts))
-    for done, chunk in enumerate(chunks, start=1):
-        for row, squares, exponents in _descend(schedule, chunk, pull_back, batch_size):
-            read[row].append((squares, exponents))
-        if progress is not None:
-            progress(done / len(chunks))
-    return _collect(rows, read)
+    pull_back = _PullBack()
+    for stride in strides:
+        schedule = _Schedule(trunk, rows, stride)
+        read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+        with torch.no_grad(), warnings.catch_warnings():
+            # A batching rule that torch has not written yet costs time, and no user can do anything about it.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            for done, chunk in enumerate(chunks, start=1):
+                for row, norms, exponents in _descend(schedule, chunk, pull_back, batch_size):
+                    read[row].append((norms, exponents))
+                if progress is not None:
+                    progress(done / len(chunks))
+        readings = _collect(read)
+        if _comfortable(rows, readings):
+            break
+    for layer, reading in zip(rows, readings, strict=True):
+        if not np.isfinite(reading.norms).all():
+            raise FloatingPointError(
+                f"The gradient at layer {layer.name!r} is NaN or Inf although the activations are finite: a backward "
+                "there divides by zero or overflows in one step. Measure in float64, or move x off the singular point."
+            )
+    return readings
+
+
+def _comfortable(rows: Sequence[Layer], readings: Sequence[Reading]) -> bool:
+    """Whether no cotangent's length, before its exponent, came near an end of the range of its dtype."""
+    for layer, reading in zip(rows, readings, strict=True):
+        reach = 2.0**5 if layer.dtype == torch.float16 else 2.0**40
+        rms = np.sqrt(np.square(reading.norms).sum(axis=1) / layer.size)
+        if not np.all((rms > 1 / reach) & (rms < reach)):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -137,8 +167,8 @@ def _chunks(starts: Sequence[Start]) -> Iterator[list[_Piece]]:
 class _Schedule:
     """Where the sweep stops on the trunk, and which rows it reads on the way."""
 
-    def __init__(self, trunk: Trunk, rows: Sequence[Layer], rescale_every: int | None) -> None:
-        self.trunk, self.rows, self.rescale_every = trunk, rows, rescale_every
+    def __init__(self, trunk: Trunk, rows: Sequence[Layer], stride: int | None) -> None:
+        self.trunk, self.rows, self.stride = trunk, rows, stride
         keys = [vertex(layer.edge) for layer in rows]
         self.on = sorted((trunk.position[key], row) for row, key in enumerate(keys) if key in trunk.position)
         self.off = sorted((trunk.above[key], row) for row, key in enumerate(keys) if key not in trunk.position)
@@ -148,8 +178,37 @@ class _Schedule:
     def stations(self, pieces: Sequence[_Piece]) -> list[int]:
         """Cut vertices at which cotangents join or the bundle is rescaled, from the topmost start to the bottom."""
         joining = {piece.start.position for piece in pieces if piece.start.position > self.bottom}
-        regular = range(max(joining, default=self.bottom), self.bottom, -(self.rescale_every or len(self.trunk.edges)))
+        regular = range(max(joining, default=self.bottom), self.bottom, -(self.stride or len(self.trunk.edges)))
         return sorted(joining | set(regular) | {self.bottom}, reverse=True)
+
+    def crossings(self, lower: int, upper: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
+        """(upper, lower, link) from one station to the next: single links, or runs that the engine crosses at once."""
+        top, room = upper, RUN_BYTES
+        linked = num_cotangents >= WORTHWHILE
+        for position in range(upper, lower, -1):
+            link = self.links[position] if linked else None
+            if top > position and (link is not None or room < self.bytes[position - 1] * num_cotangents):
+                yield top, position, None
+                top, room = position, RUN_BYTES
+            if link is not None:
+                yield position, position - 1, link
+                top = position - 1
+            room -= self.bytes[position - 1] * num_cotangents
+        if top > lower:
+            yield top, lower, None
+
+    @cached_property
+    def bytes(self) -> list[int]:
+        """What one gradient of the rows at every cut vertex, and in the branches above it, takes."""
+        taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is that of position -1
+        for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
+            taken[position] += self.rows[row].size * self.rows[row].dtype.itemsize
+        return taken
+
+    @cached_property
+    def links(self) -> list[Link | None]:
+        """The link below every cut vertex."""
+        return find_links(self.trunk)
 
     def between(self, lower: int, upper: int) -> list[int]:
         """Rows on the trunk in [lower, upper), and in branches that flow into a cut vertex of (lower, upper]."""
@@ -161,38 +220,65 @@ class _Schedule:
 def _descend(
     schedule: _Schedule, pieces: Sequence[_Piece], pull_back: _PullBack, batch_size: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Carry one bundle from its topmost start to the bottom; yields (row, squares, exponents)."""
-    edges = schedule.trunk.edges
+    """Carry one bundle from its topmost start to the bottom; yields (row, norms, exponents)."""
     bundle: list[Tensor] = []
     ledger: list[Tensor] = []
+    spare: Tensor | None = None
+    scratch = torch.empty(0)
     for upper, lower in pairwise(schedule.stations(pieces)):
         for piece in pieces:
             if piece.start.position == upper:
                 bundle.append(piece.draw())
                 ledger.append(torch.zeros(piece.last - piece.first, dtype=torch.int64, device=bundle[-1].device))
-        cotangents, exponents = torch.cat(bundle), torch.cat(ledger)
-        rows = schedule.between(lower, upper)
-        below = [edges[lower]] if lower >= 0 else []
-        gradients = pull_back(edges[upper], [*below, *(schedule.rows[row].edge for row in rows)], cotangents)
-        for row, gradient in zip(rows, gradients[len(below) :], strict=True):
-            per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size
-            squares, exponent = sum_of_squares(gradient, start_dim=2 if per_sample else 1)
-            yield row, squares.reshape(len(cotangents), -1), exponents + exponent
-        if below:
-            scaled, shift = rescale(gradients[0]) if schedule.rescale_every else (gradients[0], 0)
+        cotangents = torch.cat(bundle)  # a copy, which links may overwrite
+        exponents = torch.cat(ledger) if len(ledger) > 1 else ledger[0]
+        for top, bottom, link in schedule.crossings(lower, upper, len(cotangents)):
+            rows = schedule.between(bottom, top)
+            if link is not None:
+                cotangents, spare = link(cotangents, spare)
+                gradients = dict.fromkeys(rows, cotangents)
+            else:
+                gradients, cotangents = _pull(schedule, top, bottom, rows, pull_back, cotangents)
+            for row in rows:
+                gradient = gradients[row]
+                if scratch.numel() < gradient.numel():
+                    scratch = torch.empty(gradient.numel(), dtype=torch.float64, device=gradient.device)
+                per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size
+                yield row, plain_norms(gradient, 2 if per_sample else 1, scratch), exponents
+        if lower >= 0:
+            scaled, shift = rescale(cotangents) if schedule.stride else (cotangents, 0)
             bundle, ledger = [scaled], [exponents + shift]
 
 
+def _pull(
+    schedule: _Schedule, top: int, bottom: int, rows: Sequence[int], pull_back: _PullBack, cotangents: Tensor
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Through the autograd engine: gradients of the rows between two cut vertices, and of the lower one."""
+    edges = schedule.trunk.edges
+    wanted = {vertex(schedule.rows[row].edge): schedule.rows[row].edge for row in rows}
+    if bottom >= 0:
+        wanted[vertex(edges[bottom])] = edges[bottom]
+    pulled = dict(zip(wanted, pull_back(edges[top], list(wanted.values()), cotangents), strict=True))
+    gradients = {row: pulled[vertex(schedule.rows[row].edge)] for row in rows}
+    if bottom < 0:
+        return gradients, cotangents
+    below = pulled[vertex(edges[bottom])]
+    # A link overwrites its bundle, and this one may share its memory with the cotangents or with itself.
+    return gradients, below if schedule.links[bottom] is None else below.contiguous().clone()
+
+
 def rescale(bundle: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each cotangent (first dimension) by the power of two next above its largest entry; exact.
+    """Divide each cotangent (first dimension) by the power of two next above its root mean square; exact.
 
     Returns the scaled bundle and the int64 exponents taken out.  A cotangent of zeros is left alone.
     """
-    largest = bundle.abs().flatten(1).amax(dim=1)
-    exponents = torch.frexp(largest.float() if largest.element_size() < 4 else largest).exponent.to(torch.int64)
-    limit = math.frexp(torch.finfo(largest.dtype).max)[1] - 2
-    exponents = exponents.clamp(-limit, limit)
-    return bundle * power_of_two(-exponents, largest.dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
+    norms, common = vector_norms(bundle, 1)
+    rms = norms / math.sqrt(bundle[0].numel())
+    exponents = torch.where(rms > 0, torch.frexp(rms).exponent + common.to(rms.device), 0)
+    dtype = bundle.real.dtype if bundle.is_complex() else bundle.dtype
+    limit = math.frexp(torch.finfo(dtype).max)[1] - 2
+    exponents = exponents.to(device=bundle.device, dtype=torch.int64).clamp(-limit, limit)
+    return bundle * power_of_two(-exponents, dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
 
 
 class _PullBack:
@@ -207,33 +293,29 @@ class _PullBack:
         def vjp(v: Tensor) -> tuple[Tensor, ...]:
             return torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
 
-        if self.vectorized and len(cotangents) > 1:
+        if len(cotangents) == 1:
+            return [gradient[None] for gradient in vjp(cotangents[0])]
+        if self.vectorized:
             try:
-                with warnings.catch_warnings():
-                    # A batching rule that torch has not written yet costs time, and no user can do anything about it.
-                    warnings.filterwarnings("ignore", message="There is a performance drop")
-                    return torch.vmap(vjp)(cotangents)
+                return torch.vmap(vjp)(cotangents)
             except RuntimeError:
                 # No batching rule, or a backward that branches on its data.  A real error comes again below.
                 self.vectorized = False
         return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]
 
 
-def _collect(rows: Sequence[Layer], read: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Reading]:
-    """Bring everything to the CPU in one copy, and check it."""
-    squares = [torch.cat([s for s, _ in pieces]) if pieces else torch.zeros(0, 1) for pieces in read]
-    exponents = [torch.cat([e for _, e in pieces]) if pieces else torch.zeros(0) for pieces in read]
-    device = next((s.device for s in squares if s.numel()), torch.device("cpu"))
-    all_squares = torch.cat([s.reshape(-1).to(device) for s in squares]).cpu().numpy().astype(np.float64)
-    all_exponents = torch.cat([e.to(device) for e in exponents]).cpu().numpy().astype(np.int64)
-    readings = []
-    for layer, s, e in zip(rows, squares, exponents, strict=True):
-        values, all_squares = np.split(all_squares, [s.numel()])
-        powers, all_exponents = np.split(all_exponents, [e.numel()])
-        if not np.isfinite(values).all():
-            raise FloatingPointError(
-                f"The gradient at layer {layer.name!r} is NaN or Inf although the activations are finite: a backward "
-                "there divides by zero or overflows in one step. Measure in float64, or move x off the singular point."
-            )
-        readings.append(Reading(values.reshape(s.shape), powers))
+def _collect(read: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Reading]:
+    """Bring everything to the CPU in one copy."""
+    pieces = [piece for of_row in read for piece in of_row]
+    if not pieces:
+        return [Reading(np.zeros((0, 1)), np.zeros(0, dtype=np.int64)) for _ in read]
+    device = pieces[0][0].device
+    norms = torch.cat([norms.reshape(-1).to(device) for norms, _ in pieces]).cpu().numpy()
+    exponents = torch.cat([exponents.to(device) for _, exponents in pieces]).cpu().numpy()
+    readings, first, second = [], 0, 0
+    for of_row in read:
+        size, num = sum(norms.numel() for norms, _ in of_row), sum(len(exponents) for _, exponents in of_row)
+        values = norms[first : first + size]
+        readings.append(Reading(values.reshape(num, -1) if num else np.zeros((0, 1)), exponents[second : second + num]))
+        first, second = first + size, second + num
     return readings

@@ -13,16 +13,21 @@ PACKAGE = ROOT / "gradscope"
 ORDER = """
 estimates operators probes trunk
 growth norms frames
-layers
+layers taps
+modules
 inputs
 recorder
 units
+operations links
 sweep
 coupling
 recording
 reductions
+subspace cotangents
 measures.activation measures
 measuring
+pairs
+planning streaming
 profiles
 coefficients
 plots

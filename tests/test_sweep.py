@@ -16,10 +16,10 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def readings(captured: gs.Capture, cotangents: torch.Tensor, rescale_every: int | None):
+def readings(captured: gs.Capture, cotangents: torch.Tensor, stride: int | None):
     start = Start(len(captured.graph.edges) - 1, len(cotangents), lambda a, b: cotangents[a:b], 10_000)
     rows = captured.units[:-1]
-    return sweep(captured.graph, rows, [start], batch_size=captured.batch_size, rescale_every=rescale_every)
+    return sweep(captured.graph, rows, [start], batch_size=captured.batch_size, strides=[stride])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,14 +34,14 @@ def test_scaled_and_unscaled_sweeps_are_bit_equal(norm, dtype):
         scaled = readings(captured, cotangents, every)
         assert (scaled[0].exponents != plain[0].exponents).any()
         for a, b in zip(plain, scaled, strict=True):
-            np.testing.assert_array_equal(*(np.ldexp(r.squares, 2 * r.exponents[:, None]) for r in (a, b)))
+            np.testing.assert_array_equal(*(np.ldexp(r.norms, r.exponents[:, None]) for r in (a, b)))
 
 
 def test_one_scale_serves_all_samples_of_a_cotangent():
     bundle = torch.tensor([[[1e20, 1.0], [3e-5, 2.0]], [[0.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
     scaled, exponents = rescale(bundle)
-    assert exponents.tolist() == [67, 0]  # 2^66 < 1e20 < 2^67
-    np.testing.assert_array_equal(torch.ldexp(scaled[0], torch.tensor(67)), bundle[0])
+    assert exponents.tolist() == [66, 0]  # 2^65 < 1e20 / sqrt(4) < 2^66
+    np.testing.assert_array_equal(torch.ldexp(scaled[0], torch.tensor(66)), bundle[0])
     assert not scaled[1].any()
 
 

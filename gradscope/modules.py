@@ -1,0 +1,118 @@
+"""Around a forward pass of a user's module: wrappers taken off, every call watched, everything put back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradscope.layers import OUTPUT
+
+
+class Watcher(Protocol):
+    """What is told of every module call."""
+
+    def before(self, args: Any, kwargs: Any) -> Any:
+        """Called with what the module receives; whatever it returns is handed to ``after`` as ``token``."""
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> Any:
+        """Called with what the module returns; anything but None replaces it.
+
+        ``name`` is empty for the root, ``call`` counts the calls of this module from 1, and ``label`` is the name of
+        the layer: the module's name, with ``#2``, ``#3`` for its further calls, or "output" for the root.
+        """
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once a call.
+
+    Raises:
+        TypeError: Not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+        warnings.warn("The model is compiled; its eager original is measured, on the same weights.", stacklevel=3)
+        return unwrap(original)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(model.module)
+    return model
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, watcher: Watcher) -> Iterator[dict[str, int]]:
+    """Tell ``watcher`` of every module call; yields the number of calls by name.
+
+    Two hooks on every module, gone afterwards whatever happens.  An exception is annotated with the layer in which it
+    was raised.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    calls: dict[str, int] = defaultdict(int)
+    running: list[tuple[str, Any]] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append((names[module], watcher.before(args, kwargs)))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        name, token = running.pop()
+        calls[name] = call = calls[name] + 1
+        label = name or OUTPUT
+        return watcher.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)
+
+    handles = []
+    try:
+        for module in names:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield calls
+    except Exception as error:
+        where = running[-1][0] if running else ""
+        if "Expected more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"{where!r} normalizes over the batch, and a batch of one has no variance: "
+                "give at least two samples, or model.eval() to use running statistics."
+            ) from error
+        if where:
+            error.add_note(f"Raised inside layer {where!r} during the recorded forward pass.")
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors(args: Any, kwargs: Any) -> list[Tensor]:
+    """All tensors in what a module receives or returns."""
+    if not kwargs and type(args) is tuple and all(type(arg) is Tensor for arg in args):
+        return list(args)  # nearly always, and the general way costs more than a layer of a small network
+    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def state_restored(model: nn.Module) -> Iterator[None]:
+    """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
+    modules = list(model.modules())
+    originals = {module: dict(module._buffers) for module in modules if module._buffers}
+    parameters = (p for module in modules for p in module._parameters.values())
+    buffers = (b for owned in originals.values() for b in owned.values())
+    cuda = sorted({t.device.index for t in (*parameters, *buffers) if t is not None and t.is_cuda})
+    clones: dict[int, Tensor] = {}
+    for module, owned in originals.items():
+        for name, buffer in owned.items():
+            if buffer is not None:
+                # One clone for each original, so that buffers shared between modules stay shared.
+                if id(buffer) not in clones:
+                    clones[id(buffer)] = buffer.clone()
+                module._buffers[name] = clones[id(buffer)]
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        for module, owned in originals.items():
+            module._buffers.clear()
+            module._buffers.update(owned)

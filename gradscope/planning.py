@@ -1,0 +1,142 @@
+"""How many cotangents a measurement needs: exact where that is cheaper, else as many as a pilot suggests.
+
+The cost of a plan is counted in backward passes: one a cotangent, and one more for each direction of the subspace,
+which takes a forward pass to find.  The numbers of a pilot decide the plan and are then thrown away: a value whose
+probes also decided when to stop would be biased.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gradscope.cotangents import Cotangents, basis, deflated, needed_for_exact, signs
+from gradscope.layers import Layer
+from gradscope.pairs import Board
+from gradscope.subspace import Deflated, Rerun, find_subspaces
+
+Probes = int | str | Deflated
+
+# Without rtol=, "auto" is exact up to so many cotangents in all; it asks for this relative error, at this cost at most.
+EXACT_LIMIT = 128
+AUTO_RTOL = 0.02
+AUTO_COST = 64
+
+# A batch of a stream gets few probes: more samples say more.
+STREAM_PLAN = Deflated(4, 4)
+
+# The pilot, and how far the rank may be doubled.
+PILOT = Deflated(4, 6)
+MAX_RANK = 32
+
+# A pilot's estimate of the noise is itself noisy.
+SAFETY = 1.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Exact, plain signs (rank 0), or deflated."""
+
+    exact: bool
+    rank: int = 0
+    num: int = 0
+
+    @property
+    def cost(self) -> int:
+        """In backward passes a target."""
+        return 2 * self.rank + self.num
+
+
+EXACT = Plan(True)
+
+
+class Planner:
+    """Chooses the cotangents of one recorded batch."""
+
+    def __init__(self, board: Board, rerun: Rerun, generator: torch.Generator) -> None:
+        self.board, self.rerun, self.generator = board, rerun, generator
+        captured = board.captured
+        self.needed = [
+            needed_for_exact(column, captured.batch_size, coupled=captured.coupled) for column in board.columns
+        ]
+
+    def asked(self, probes: Probes, reduction: str) -> Plan | None:
+        """The plan that ``probes`` says; None where it leaves the choice."""
+        if probes == "exact" or reduction == "geometric":
+            return EXACT
+        if isinstance(probes, Deflated):
+            return Plan(False, probes.rank, probes.num)
+        return Plan(False, 0, probes) if isinstance(probes, int) else None
+
+    def for_stream(self) -> Plan:
+        """Few probes a batch, or the exact Jacobian where that costs no more."""
+        plan = Plan(False, STREAM_PLAN.rank, STREAM_PLAN.num)
+        return EXACT if sum(self.needed) <= plan.cost * len(self.needed) else plan
+
+    def chosen(self, rtol: float | None, plain: bool = False) -> Plan:
+        """The cheapest plan that a pilot expects to reach ``rtol``; None asks for a default at a bounded cost.
+
+        ``plain``: no subspaces.
+        """
+        total = sum(self.needed)
+        if rtol is None and total <= EXACT_LIMIT:
+            return EXACT
+        wanted, best = rtol or AUTO_RTOL, None
+        rank = 0 if plain else PILOT.rank
+        while True:
+            plan = self._reaching(wanted, Plan(False, rank, PILOT.num))
+            if best is not None and plan.cost >= best.cost:
+                break
+            best = plan
+            # A subspace of twice the rank pays only if it saves more probes than it costs.
+            if plain or 2 * rank > MAX_RANK or plan.num <= 2 * rank:
+                break
+            rank *= 2
+        if best.cost * len(self.needed) >= total:
+            return EXACT
+        if rtol is None and best.cost > AUTO_COST:
+            return Plan(False, min(best.rank, AUTO_COST // 4), AUTO_COST - 2 * min(best.rank, AUTO_COST // 4))
+        return best
+
+    def _reaching(self, rtol: float, pilot: Plan) -> Plan:
+        """The pilot's rank, with the number of probes that its noise asks for."""
+        noise = worst_error(self.board.measure(self.cotangents(pilot)).spread("log10_stderr_probe"))
+        num = math.ceil(SAFETY * pilot.num * (noise / rtol) ** 2)
+        return Plan(False, pilot.rank, max(2, num))
+
+    def cotangents(self, plan: Plan) -> list[Cotangents]:
+        """Cotangents of every column; a target for which exact is cheaper than the plan is exact."""
+        columns, coupled = self.board.columns, self.board.captured.coupled
+        exact = [plan.exact or needed <= plan.rank + plan.num for needed in self.needed]
+        wanted = [column for column, is_exact in zip(columns, exact, strict=True) if not is_exact]
+        subspaces = self._subspaces(wanted, plan.rank) if plan.rank and wanted else {}
+        chosen = []
+        for column, needed, is_exact in zip(columns, self.needed, exact, strict=True):
+            if is_exact:
+                chosen.append(basis(column, needed))
+            elif (subspace := subspaces.get(column.index)) is not None:
+                chosen.append(deflated(column, subspace, plan.num, self.generator, coupled=coupled))
+            else:
+                chosen.append(signs(column, plan.rank + plan.num, self.generator))
+        return chosen
+
+    def _subspaces(self, columns: Sequence[Layer], rank: int) -> dict[int, torch.Tensor]:
+        names = {name: column for column in columns for name in column.names}
+        found = find_subspaces(
+            self.rerun,
+            {name: column.shape for name, column in names.items()},
+            rank,
+            coupled=self.board.captured.coupled,
+            generator=self.generator,
+        )
+        return {names[name].index: subspace for name, subspace in found.items()}
+
+
+def worst_error(log10_stderr: np.ndarray) -> float:
+    """The largest relative standard error among all pairs; inf where one is unknown."""
+    errors = log10_stderr[~np.isnan(log10_stderr)] * math.log(10)
+    return float(errors.max(initial=0.0))
