@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -177,6 +178,10 @@ def _measured(
         "reduction": reduction,
         "coupled": pairs.coupled,
         "stopped": stopped,
+        "num_batches": pairs.num_batches,
+        "log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
+        "fixed_share": pairs.spread("fixed_share", 1.0),
+        "probe_freedom": pairs.spread("probe_freedom", np.inf),
         "relative_error": worst_error(pairs.spread("log10_stderr_probe")) if batches is None else relative_error(pairs),
     }
 

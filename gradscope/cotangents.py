@@ -23,6 +23,12 @@ class Cotangents:
     num_fixed: int
     draw: Draw
 
+    def window(self, first: int, last: int) -> Cotangents:
+        """Those numbered first to last - 1, or as many of them as there are."""
+        last = min(last, self.num)
+        fixed = min(max(self.num_fixed - first, 0), last - first)
+        return Cotangents(last - first, fixed, lambda a, b: self.draw(first + a, first + b))
+
     @property
     def num_probes(self) -> int:
         """How many random probes; 0 where the result is exact."""

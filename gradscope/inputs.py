@@ -80,7 +80,7 @@ def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) 
         return None
     if forward is not None or loss_fn is not None:
         return iter(data)
-    return (batch[0] if isinstance(batch, (tuple, list)) and _is_pair(batch) else batch for batch in data)
+    return (batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch for batch in data)
 
 
 def _is_pair(batch: Any) -> bool:
@@ -88,7 +88,7 @@ def _is_pair(batch: Any) -> bool:
     if len(batch) != 2 or not isinstance(batch[1], Tensor):
         return False
     inputs, labels = batch
-    return not isinstance(inputs, Tensor) or inputs.shape[1:] != labels.shape[1:] or inputs.dtype != labels.dtype
+    return not isinstance(inputs, Tensor) or inputs.ndim != labels.ndim or inputs.dtype != labels.dtype
 
 
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from gradscope.cotangents import Cotangents
 from gradscope.layers import Layer, squared_lengths
+from gradscope.memory import bundle_bytes, peak_bytes
 from gradscope.recording import Capture
 from gradscope.reductions import Gain, Length, Tally
-from gradscope.sweep import BUNDLE_BYTES, PEAK_BYTES, Progress, Start, sweep
+from gradscope.sweep import Progress, Start, sweep
 from gradscope.trunk import vertex
 
 FloatArray = npt.NDArray[np.float64]
@@ -26,6 +27,9 @@ REDUCTIONS = ("batch", "mean", "geometric")
 
 # Arrays over pairs, cotangents and samples are reduced once they have so many entries.
 _BLOCK = 1 << 20
+
+# Cotangents of a single column in one sweep.
+_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -106,23 +110,14 @@ class Board:
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
         """One sweep with the given cotangents of each column; `columns` says their order."""
-        captured, graph, widest = self.captured, self.captured.graph, self._widest()
-        starts = [
-            Start(graph.position[vertex(column.edge)], c.num, c.draw, max(column.size * column.dtype.itemsize, widest))
-            for column, c in zip(self.columns, cotangents, strict=True)
-        ]
-        readings = sweep(graph, self.sources, starts, batch_size=captured.batch_size, progress=progress)
-        tallies = _Tallies(self)
-        runs = self._runs(cotangents)
-        for layer, reading in zip(self.sources, readings, strict=True):
-            visible, first = self._visible(layer), 0
-            for start, stop, num, num_fixed in runs:
-                stop = min(stop, visible)
-                if start < stop:
-                    last = first + num * (stop - start)
-                    norms, exponents = reading.norms[first:last], reading.exponents[first:last]
-                    tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
-                    first = last
+        tallies, captured = _Tallies(self), self.captured
+        # Many cotangents of one column are swept window by window, so that what is kept of each does not add up.
+        last = max(c.num for c in cotangents)
+        step = _WINDOW if len(cotangents) == 1 else last
+        for first in range(0, last, step):
+            shown = None if progress is None else _within(progress, first / last, min(first + step, last) / last)
+            self._sweep([c.window(first, first + step) for c in cotangents], tallies, shown)
+            tallies.reduce()
         number = {row.index: place for place, row in enumerate(self.rows)}
         num_probes = np.zeros((len(self.rows), len(self.columns)), dtype=np.int64)
         for place, (column, c) in enumerate(zip(reversed(self.columns), reversed(cotangents), strict=True)):
@@ -140,6 +135,25 @@ class Board:
             coupled=captured.coupled,
             reduction=self.reduction,
         )
+
+    def _sweep(self, cotangents: Sequence[Cotangents], tallies: _Tallies, progress: Progress | None) -> None:
+        captured, graph, widest = self.captured, self.captured.graph, self._widest()
+        starts = [
+            Start(graph.position[vertex(column.edge)], c.num, c.draw, max(column.size * column.dtype.itemsize, widest))
+            for column, c in zip(self.columns, cotangents, strict=True)
+        ]
+        samples = 0 if captured.coupled else captured.batch_size
+        readings = sweep(graph, self.sources, starts, batch_size=samples, progress=progress)
+        runs = self._runs(cotangents)
+        for layer, reading in zip(self.sources, readings, strict=True):
+            visible, first = self._visible(layer), 0
+            for start, stop, num, num_fixed in runs:
+                stop = min(stop, visible)
+                if start < stop:
+                    last = first + num * (stop - start)
+                    norms, exponents = reading.norms[first:last], reading.exponents[first:last]
+                    tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
+                    first = last
 
     def _visible(self, layer: Layer) -> int:
         """How many columns a layer flows into: those strictly later, which are the first ones."""
@@ -161,19 +175,30 @@ class Board:
         return runs
 
     def _widest(self) -> int:
-        """What a cotangent counts for in a bundle, so that the bundle at the widest layer stays within bounds."""
+        """What a cotangent counts for at least, so that a bundle at the widest layer stays within its peak."""
+        device = self.columns[0].device
         widest = max(layer.size * layer.dtype.itemsize for layer in self.captured.layers)
-        return widest * BUNDLE_BYTES // PEAK_BYTES
+        return widest * bundle_bytes(device) // peak_bytes(device)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Of the sources and targets of some pairs: everything that does not depend on cotangents."""
+
+    pairs: IntArray
+    source: Length
+    target: Length
+    sizes: IntArray
 
 
 class _Tallies:
-    """Collects readings of one sweep, and reduces them block by block."""
+    """Collects readings, and reduces them block by block."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
         self.place = {row.index: place for place, row in enumerate(board.rows)}
         self.pending: dict[tuple[int, ...], list[tuple[Any, ...]]] = defaultdict(list)
-        self.entries: dict[tuple[int, ...], int] = defaultdict(int)
+        self.gains: dict[tuple[int, ...], tuple[_Lengths, Gain]] = {}
         self.done: dict[bool, list[tuple[IntArray, Tally]]] = defaultdict(list)
 
     def add(
@@ -186,7 +211,7 @@ class _Tallies:
         q, q_exponent = zip(*(board.lengths[column.index] for column in columns), strict=True)
         p, p_exponent = board.lengths[layer.index]
         last = len(board.columns) - 1
-        key = (num, num_fixed, norms.shape[1], len(p), len(q[0]))
+        key = (len(p), len(q[0]), norms.shape[1], num, num_fixed)
         self.pending[key].append(
             (
                 self.place[layer.index] * (last + 1) + last - np.arange(start, stop),
@@ -199,32 +224,40 @@ class _Tallies:
                 np.full(members, layer.size),
             )
         )
-        self.entries[key] += norms.size
-        if self.entries[key] > _BLOCK:
-            self._reduce(key)
+        if last and sum(len(entry[0]) for entry in self.pending[key]) * num * board.captured.batch_size > _BLOCK:
+            self.reduce()
+            self._finish_gains()
 
-    def _reduce(self, key: tuple[int, ...]) -> None:
-        pairs, norms, exponents, p, p_exponent, q, q_exponent, sizes = map(
-            np.concatenate, zip(*self.pending.pop(key), strict=True)
-        )
-        self.entries.pop(key)
-        captured, num_fixed = self.board.captured, key[1]
-        gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=captured.coupled)
-        tally = Tally.of(
-            gain,
-            Length(p, p_exponent),
-            Length(q, q_exponent),
-            sizes=sizes,
-            reduction=self.board.reduction,
-            batch_size=captured.batch_size,
-        )
-        by_sample = not captured.coupled and min(key[2:]) == captured.batch_size
-        self.done[by_sample].append((pairs, tally))
+    def reduce(self) -> None:
+        """Turn pending readings into gains, or add them to the gains that earlier windows gave the same pairs."""
+        for (*widths, _, num_fixed), entries in self.pending.items():
+            parts = map(np.concatenate, zip(*entries, strict=True))
+            pairs, norms, exponents, p, p_exponent, q, q_exponent, sizes = parts
+            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=self.board.captured.coupled)
+            lengths = _Lengths(pairs, Length(p, p_exponent), Length(q, q_exponent), sizes)
+            key = (*widths, int(pairs[0]))
+            known = self.gains.get(key)
+            self.gains[key] = (lengths, gain) if known is None else (lengths, known[1].merge(gain))
+        self.pending.clear()
+
+    def _finish_gains(self) -> None:
+        captured = self.board.captured
+        for (*widths, _), (lengths, gain) in self.gains.items():
+            tally = Tally.of(
+                gain,
+                lengths.source,
+                lengths.target,
+                sizes=lengths.sizes,
+                reduction=self.board.reduction,
+                batch_size=captured.batch_size,
+            )
+            by_sample = not captured.coupled and min(widths) == captured.batch_size
+            self.done[by_sample].append((lengths.pairs, tally))
+        self.gains.clear()
 
     def finish(self) -> dict[bool, tuple[IntArray, Tally]]:
         """All pairs in their order, those counted sample by sample (True) and batch by batch (False)."""
-        for key in list(self.pending):
-            self._reduce(key)
+        self._finish_gains()
         finished = {}
         for by_sample, parts in self.done.items():
             pairs = np.concatenate([pairs for pairs, _ in parts])
@@ -232,6 +265,11 @@ class _Tallies:
             tally = parts[0][1] if len(parts) == 1 else Tally.concatenate([tally for _, tally in parts])
             finished[by_sample] = (pairs[order], tally.take(order))
         return finished
+
+
+def _within(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of a part of the whole."""
+    return lambda fraction: progress(first + fraction * (last - first))
 
 
 def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) -> None:

@@ -109,9 +109,9 @@ class Planner:
         return Plan(False, pilot.rank, max(2, num))
 
     def cotangents(self, plan: Plan) -> list[Cotangents]:
-        """Cotangents of every column; a target for which exact is cheaper than the plan is exact."""
+        """Cotangents of every column; a target for which exact is cheaper than a subspace with probes is exact."""
         columns, coupled = self.board.columns, self.board.captured.coupled
-        exact = [plan.exact or needed <= plan.rank + plan.num for needed in self.needed]
+        exact = [plan.exact or (plan.rank > 0 and needed <= plan.rank + plan.num) for needed in self.needed]
         wanted = [column for column, is_exact in zip(columns, exact, strict=True) if not is_exact]
         subspaces = self._subspaces(wanted, plan.rank) if plan.rank and wanted else {}
         chosen = []

@@ -12,6 +12,7 @@ import pandas as pd
 from gradscope import frames
 from gradscope.estimates import LOG10_2, Estimate
 from gradscope.growth import Growth, fit_growth
+from gradscope.intervals import probe_interval, sample_margin
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -25,7 +26,9 @@ class Matrix:
     ``log10_stderr_sample``: (sources, targets), NaN where the source lies above the target; the errors are NaN too
     where unknown.  ``num_probes``: (sources, targets), random probes a batch, 0 where exact.  ``relative_error``: the
     largest relative standard error of a value, of the probes for one batch, of probes and samples for a stream, which
-    ended because of ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or "interrupted".
+    ended after ``num_batches`` because of ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or
+    "interrupted".  ``log10_stderr_cautious``, ``fixed_share`` (the part of each value that is free of probe noise) and
+    ``probe_freedom`` (degrees of freedom of the probes' variance) make the `interval`.
     """
 
     sources: tuple[str, ...]
@@ -38,13 +41,37 @@ class Matrix:
     num_samples: int
     reduction: str
     coupled: bool
-    stopped: str = "end of data"
-    relative_error: float = 0.0
+    stopped: str
+    relative_error: float
+    num_batches: int
+    log10_stderr_cautious: FloatArray
+    fixed_share: FloatArray
+    probe_freedom: FloatArray
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row a pair, targets in execution order, each target's own row (GSC = 1) last."""
         columns = [self._column(target) for target in range(len(self.targets))]
         return pd.concat(columns, ignore_index=True)
+
+    @property
+    def complete(self) -> bool:
+        """False if an interrupt (Ctrl-C) ended the stream."""
+        return "interrupted" not in self.stopped
+
+    def interval(self, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper ends, as log10 GSC, of intervals that hold each coefficient with probability ``level``.
+
+        For one batch the coefficient of that batch: only probes are random, see
+        `gradscope.intervals.probe_interval`.  For a stream that of the data set: probes and samples in quadrature, with
+        Student's t where batches are counted.  NaN where the error is unknown.
+        """
+        if self.num_batches == 1:
+            return probe_interval(
+                self.log10_values, self.log10_stderr_cautious, self.fixed_share, self.probe_freedom, level
+            )
+        error = np.hypot(self.log10_stderr_probe, self.log10_stderr_sample)
+        margin = sample_margin(error, self.num_batches if self.coupled else self.num_samples, level)
+        return self.log10_values - margin, self.log10_values + margin
 
     def growth(self) -> Growth:
         """Growth of the coefficients to the last target; see `gradscope.growth.fit_growth`."""
@@ -102,10 +129,13 @@ class Profile(Matrix):
     def summary(self) -> str:
         """A few lines for the terminal: what was measured, first and last coefficients, growth and verdict."""
         kind = "exact" if not self.num_probes.any() else f"{int(self.num_probes.max())} probes"
+        if self.num_batches > 1:
+            kind += f" a batch, {self.num_batches} batches, {self.stopped}"
         lines = [
             f"GSC (squared) of {len(self.sources) - 1} layers to {self.target!r}: "
             f"{self.num_samples} samples{', coupled' if self.coupled else ''}, reduction {self.reduction!r}, {kind}",
             f"  {self.sources[0]}: log10 GSC = {self.log10_values[0, 0]:.4f}",
+            f"  largest relative standard error: {self.relative_error:.2g}",
         ]
         try:
             lines.append(f"  {self.growth()}")

@@ -35,17 +35,18 @@ class Length:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated a_b = ``value * 4**exponent`` of N pairs of layers, and the variance of each estimate.
+    """Estimated a_b of N pairs of layers: ``fixed``, known without error, and the mean of ``num`` probes of the rest.
 
-    ``value`` (N, B) and ``variance`` (N, B), B = 1 where only the total is known; ``exponent`` (N,).  ``variance`` is 0
-    where exact and NaN where unknown (one probe, coupled samples); from one probe and uncoupled samples it is an upper
-    bound.  ``fixed`` (N, B): the part of the value that is known without error.
+    ``fixed``, ``mean`` and ``m2``, the probes' sum of squared deviations, are (N, B), B = 1 where only the total is
+    known, on the scales ``4**exponent`` (N,), and twice that for ``m2``.
     """
 
-    value: FloatArray
-    variance: FloatArray
     fixed: FloatArray
+    mean: FloatArray
+    m2: FloatArray
+    num: int
     exponent: IntArray
+    coupled: bool
 
     @classmethod
     def of(cls, norms: FloatArray, exponents: IntArray, *, num_fixed: int, coupled: bool) -> Gain:
@@ -60,14 +61,43 @@ class Gain:
             a = a.sum(axis=2, keepdims=True)
         fixed, random = a[:, :num_fixed].sum(axis=1), a[:, num_fixed:]
         num = random.shape[1]
-        if num == 0:
-            return cls(fixed, np.zeros_like(fixed), fixed, common)
-        if num > 1:
-            return cls(fixed + random.mean(axis=1), random.var(axis=1, ddof=1) / num, fixed, common)
+        mean = random.mean(axis=1) if num else np.zeros_like(fixed)
+        return cls(fixed, mean, np.square(random - mean[:, None]).sum(axis=1), num, common, coupled)
+
+    def merge(self, other: Gain) -> Gain:
+        """With further cotangents of the same pairs and samples, by the formula of Chan, Golub and LeVeque (1979)."""
+        exponent = np.maximum(self.exponent, other.exponent)
+        a, b = self._at(exponent), other._at(exponent)
+        num, delta = a.num + b.num, b.mean - a.mean
+        mean = a.mean + delta * (b.num / max(num, 1))
+        m2 = a.m2 + b.m2 + np.square(delta) * (a.num * b.num / max(num, 1))
+        return Gain(a.fixed + b.fixed, mean, m2, num, exponent, self.coupled)
+
+    def _at(self, exponent: IntArray) -> Gain:
+        shift = 2 * (self.exponent - exponent)[:, None]
+        fixed, mean = np.ldexp(self.fixed, shift), np.ldexp(self.mean, shift)
+        return replace(self, fixed=fixed, mean=mean, m2=np.ldexp(self.m2, 2 * shift), exponent=exponent)
+
+    @property
+    def value(self) -> FloatArray:
+        """The estimate of a_b."""
+        return self.fixed + self.mean
+
+    @property
+    def variance(self) -> FloatArray:
+        """Variance of the estimate: 0 where exact, NaN where unknown, an upper bound from one probe of a sample."""
+        if self.num > 1:
+            return self.m2 / (self.num * (self.num - 1))
+        if self.num == 0:
+            return np.zeros_like(self.fixed)
         # One probe: Var[x] <= 2 E[x]^2 for a quadratic form in random signs, hence Var[x] <= (2/3) E[x^2],
         # with equality at rank one, which deep Jacobians approach.
-        bound = np.full_like(fixed, np.nan) if coupled else 2 / 3 * np.square(random[:, 0])
-        return cls(fixed + random[:, 0], bound, fixed, common)
+        return np.full_like(self.mean, np.nan) if self.coupled else 2 / 3 * np.square(self.mean)
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of each variance."""
+        return max(1, self.num - 1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +107,9 @@ class Tally:
     For the reduction "batch" the quantities are (a, p, q, n), for the others the coefficient of a sample, or its
     logarithm to base 10.  ``mean`` (N, C) and ``moment`` (N, C, C), the sum of products of deviations, are on the
     scales ``2**exponent`` (N, C).  ``probe`` (N,): sum of the variances that are due to probes, of the first quantity.
-    ``fixed`` (N,): mean of the part of the first quantity that is free of probe noise.
+    ``doubt`` (N,): sum of the squares of those variances, each over its degrees of freedom.  ``fixed`` (N,): mean of
+    the part of the first quantity that is free of probe noise; ``square`` (N,): sum of the squares of the other part;
+    ``ratio`` (N,): sum of the variances, each relative to that square.
     """
 
     reduction: str
@@ -85,7 +117,10 @@ class Tally:
     mean: FloatArray
     moment: FloatArray
     probe: FloatArray
+    doubt: FloatArray
     fixed: FloatArray
+    square: FloatArray
+    ratio: FloatArray
     exponent: IntArray
 
     @classmethod
@@ -97,31 +132,40 @@ class Tally:
         entries = np.asarray(sizes, dtype=np.float64)[:, None] / batch_size
         e_a, e_p, e_q = 2 * gain.exponent, 2 * source.exponent, 2 * target.exponent
         if reduction == "batch":
-            if len({p.shape[1], q.shape[1], gain.value.shape[1], batch_size}) > 1:
-                totals = (x.sum(axis=1, keepdims=True) for x in (gain.value, gain.variance, gain.fixed))
-                gain = Gain(*totals, gain.exponent)
-                p, q = p.sum(axis=1, keepdims=True), q.sum(axis=1, keepdims=True)
+            value, variance, fixed = gain.value, gain.variance, gain.fixed
+            if len({p.shape[1], q.shape[1], value.shape[1], batch_size}) > 1:
+                value, variance, fixed, p, q = (x.sum(axis=1, keepdims=True) for x in (value, variance, fixed, p, q))
                 entries = entries * batch_size
-            values = np.stack(np.broadcast_arrays(gain.value, p, q, entries), axis=2)
+            values = np.stack(np.broadcast_arrays(value, p, q, entries), axis=2)
             exponent = np.stack(np.broadcast_arrays(e_a, e_p, e_q, 0), axis=1)
-            return cls._of(reduction, values, exponent, gain.variance, gain.fixed)
+            return cls._of(reduction, values, exponent, variance, fixed, gain.freedom)
         weight = p / (q * entries)
         values, exponent = weight * gain.value, (e_a + e_p - e_q)[:, None]
         if reduction == "geometric":
             with np.errstate(divide="ignore"):
                 values = np.log10(values) + exponent * LOG10_2
-            return cls._of(reduction, values[..., None], np.zeros_like(exponent), np.zeros_like(values), values)
+            return cls._of(reduction, values[..., None], np.zeros_like(exponent), np.zeros_like(values), values, 1)
         variance, fixed = np.square(weight) * gain.variance, weight * gain.fixed
-        return cls._of(reduction, values[..., None], exponent, variance, fixed)
+        return cls._of(reduction, values[..., None], exponent, variance, fixed, gain.freedom)
 
     @classmethod
     def _of(
-        cls, reduction: str, values: FloatArray, exponent: IntArray, variance: FloatArray, fixed: FloatArray
+        cls,
+        reduction: str,
+        values: FloatArray,
+        exponent: IntArray,
+        variance: FloatArray,
+        fixed: FloatArray,
+        freedom: int,
     ) -> Tally:
         mean = values.mean(axis=1)
         deviations = values - mean[:, None]
         moment = np.swapaxes(deviations, 1, 2) @ deviations
-        return cls(reduction, values.shape[1], mean, moment, variance.sum(axis=1), fixed.mean(axis=1), exponent)
+        probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
+        random = np.square(values[:, :, 0] - fixed)
+        ratio = np.divide(variance, random, out=np.zeros_like(variance), where=random > 0).sum(axis=1)
+        fixed, square = fixed.mean(axis=1), random.sum(axis=1)
+        return cls(reduction, values.shape[1], mean, moment, probe, doubt, fixed, square, ratio, exponent)
 
     def merge(self, other: Tally) -> Tally:
         """Both together, by the pairwise formula of Chan, Golub and LeVeque (1979)."""
@@ -135,7 +179,10 @@ class Tally:
             a.mean + delta * (b.count / count),
             a.moment + b.moment + delta[:, :, None] * delta[:, None, :] * (a.count * b.count / count),
             a.probe + b.probe,
+            a.doubt + b.doubt,
             a.fixed + (b.fixed - a.fixed) * (b.count / count),
+            a.square + b.square,
+            a.ratio + b.ratio,
             exponent,
         )
 
@@ -146,7 +193,9 @@ class Tally:
             mean=np.ldexp(self.mean, shift),
             moment=np.ldexp(self.moment, shift[:, :, None] + shift[:, None, :]),
             probe=np.ldexp(self.probe, 2 * shift[:, 0]),
+            doubt=np.ldexp(self.doubt, 4 * shift[:, 0]),
             fixed=np.ldexp(self.fixed, shift[:, 0]),
+            square=np.ldexp(self.square, 2 * shift[:, 0]),
             exponent=exponent,
         )
 
@@ -176,6 +225,30 @@ class Tally:
         return np.sqrt(self.probe) / (self.count * _or_one(self.mean[:, 0])) / LN10
 
     @property
+    def log10_stderr_cautious(self) -> FloatArray:
+        """The larger of `log10_stderr_probe` and of what it were if all samples had the same relative noise.
+
+        With few probes the sum of the samples' variances is often too small where a few samples outweigh the others,
+        and small when the value is; their mean relative variance is far steadier.
+        """
+        if self.reduction == "geometric":
+            return self.probe
+        variance = np.maximum(self.probe, self.ratio / self.count * self.square)
+        return np.sqrt(variance) / (self.count * _or_one(self.mean[:, 0])) / LN10
+
+    @property
+    def fixed_share(self) -> FloatArray:
+        """Which part of each value is free of probe noise, 0 to 1."""
+        return np.where(self.mean[:, 0] > 0, self.fixed / _or_one(self.mean[:, 0]), 1.0)
+
+    @property
+    def probe_freedom(self) -> FloatArray:
+        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf where exact."""
+        return np.where(
+            self.doubt > 0, np.square(self.probe) / _or_one(self.doubt), np.where(self.probe > 0, 1.0, np.inf)
+        )
+
+    @property
     def log10_stderr_sample(self) -> FloatArray:
         """Standard error of log10 GSC that is due to the choice of samples, to first order; NaN where unknown.
 
@@ -197,7 +270,7 @@ class Tally:
         return np.sqrt(np.maximum(spread - of_probes, 0.0)) / LN10
 
 
-_OF_PAIRS = ("mean", "moment", "probe", "fixed", "exponent")
+_OF_PAIRS = ("mean", "moment", "probe", "doubt", "fixed", "square", "ratio", "exponent")
 
 
 def _or_one(values: FloatArray) -> FloatArray:

@@ -24,17 +24,12 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.layers import Layer
 from gradscope.links import WORTHWHILE, Link, find_links
+from gradscope.memory import bundle_bytes, is_out_of_memory
 from gradscope.norms import plain_norms, power_of_two, vector_norms
 from gradscope.trunk import Trunk, vertex
 
 # Cut vertices between two rescalings: as few rescalings as will do.
 STRIDES = (128, 8, 1)
-
-# A bundle that stays in a core's cache is pulled back faster than one that does not.
-BUNDLE_BYTES = 1 << 20
-
-# Where layers below the target are wider than it, the bundle at the widest of them stays within this.
-PEAK_BYTES = 1 << 28
 
 # The engine returns the gradients of all layers of one call at once; these together stay within this.
 RUN_BYTES = 1 << 26
@@ -85,34 +80,48 @@ def sweep(
         trunk: Cut vertices of the recorded graph, which must still be alive.
         rows: Layers from which the target is reached, on the trunk or in a branch.
         starts: Sorted by descending position.
-        batch_size: Number of samples B.
+        batch_size: Number of samples B; 0 reads only the length of the whole batch.
         strides: Cut vertices between two rescalings, None for no rescaling; the next is tried where one was too long.
         progress: Called with the fraction done.
 
     Returns:
         One `Reading` a row.  A row sees the starts that lie strictly above it.
 
-    Cost: one backward pass to activations for each cotangent, in bundles of about ``BUNDLE_BYTES``; memory beyond the
-    graph is two bundles, or ``RUN_BYTES`` of gradients.  One device sync.
+    Cost: one backward pass to activations for each cotangent; one device sync.  Memory beyond the graph: with w bytes
+    at the widest layer and c cotangents in a bundle, 5 c w and ``RUN_BYTES``, where c w is at most 256 MiB and a
+    twentieth of what is free, or c = 1; and 16 bytes for each cotangent, row and sample.  Where memory runs out, a
+    bundle of half the size is tried.
 
     Raises:
         FloatingPointError: A gradient is NaN or Inf with the shortest stride; the layer is named.
     """
     if not rows:
         return []
-    chunks = list(_chunks(starts))
+    size = bundle_bytes(rows[0].device)
+    total = sum(start.num for start in starts)
     pull_back = _PullBack()
     for stride in strides:
         schedule = _Schedule(trunk, rows, stride)
         read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
+        done = 0
         with torch.no_grad(), warnings.catch_warnings():
             # A batching rule that torch has not written yet costs time, and no user can do anything about it.
             warnings.filterwarnings("ignore", message="There is a performance drop")
-            for done, chunk in enumerate(chunks, start=1):
-                for row, norms, exponents in _descend(schedule, chunk, pull_back, batch_size):
+            while done < total:
+                chunk = _chunk(starts, done, size)
+                num = sum(piece.last - piece.first for piece in chunk)
+                try:
+                    found = list(_descend(schedule, chunk, pull_back, batch_size))
+                except (RuntimeError, MemoryError) as error:
+                    if num == 1 or not is_out_of_memory(error):
+                        raise
+                    size = sum((piece.last - piece.first) * piece.start.bytes_each for piece in chunk) // 2
+                    continue
+                for row, norms, exponents in found:
                     read[row].append((norms, exponents))
+                done += num
                 if progress is not None:
-                    progress(done / len(chunks))
+                    progress(done / total)
         readings = _collect(read)
         if _comfortable(rows, readings):
             break
@@ -147,21 +156,19 @@ class _Piece:
         return self.start.draw(self.first, self.last)
 
 
-def _chunks(starts: Sequence[Start]) -> Iterator[list[_Piece]]:
-    """Split all cotangents, in order, into bundles of about ``BUNDLE_BYTES``."""
+def _chunk(starts: Sequence[Start], done: int, size: int) -> list[_Piece]:
+    """The next cotangents, in order, after the first ``done``: as many as fit into a bundle of so many bytes."""
     chunk: list[_Piece] = []
-    room = BUNDLE_BYTES
     for start in starts:
-        first = 0
-        while first < start.num:
-            if chunk and room < start.bytes_each:
-                yield chunk
-                chunk, room = [], BUNDLE_BYTES
-            last = min(start.num, first + max(1, room // start.bytes_each))
+        first = min(done, start.num)
+        done -= first
+        last = min(start.num, first + max(0 if chunk else 1, size // start.bytes_each))
+        if first < last:
             chunk.append(_Piece(start, first, last))
-            room -= (last - first) * start.bytes_each
-            first = last
-    yield chunk
+            size -= (last - first) * start.bytes_each
+        if last < start.num:
+            break
+    return chunk
 
 
 class _Schedule:
@@ -298,7 +305,9 @@ class _PullBack:
         if self.vectorized:
             try:
                 return torch.vmap(vjp)(cotangents)
-            except RuntimeError:
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 # No batching rule, or a backward that branches on its data.  A real error comes again below.
                 self.vectorized = False
         return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]

@@ -80,7 +80,9 @@ def test_layers_that_choose_nothing():
 
 @pytest.mark.parametrize("probes", [0, -3, 2.5, True, "all"])
 def test_probes(probes):
-    with pytest.raises(ValueError, match=r'probes must be a whole number >= 1, "exact" or "auto", got '):
+    with pytest.raises(
+        ValueError, match=r'probes must be a whole number >= 1, "exact", "auto" or gs\.Deflated\(rank, num\), got '
+    ):
         gs.gsc(mlp(), noise(5, 6), probes=probes)
 
 
@@ -132,7 +134,7 @@ def test_forms_of_data():
     with pytest.raises(TypeError, match=r"With loss_fn, data is a pair \(inputs, labels\); got Tensor"):
         gs.gsc(mlp(), noise(5, 6), loss_fn=nn.MSELoss(reduction="none"))
     with pytest.raises(TypeError, match=r"got list_iterator; a stream of batches is measured one batch at a time"):
-        gs.gsc(mlp(), iter([noise(5, 6)]))
+        gs.capture(mlp(), iter([noise(5, 6)]))
     with pytest.raises(ValueError, match=r"data holds no tensor"):
         gs.gsc(mlp(), {"x": 3})
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got builtin"):

@@ -154,7 +154,8 @@ def test_one_probe_bounds_its_error_where_samples_are_independent_and_admits_ign
     x = noise(8, 12)
     independent = gs.gsc(mlp(), x, probes=1)
     assert (independent.log10_stderr_probe[:-1] > 0).all()
-    assert np.isnan(independent.log10_stderr_sample[:-1]).all()
+    # An upper bound of the one leaves a lower bound of the other, and together they are the spread that is seen.
+    assert np.isfinite(independent.log10_stderr_sample[:-1]).all()
     coupled = gs.gsc(mlp(norm="batch"), x, probes=1)
     assert np.isnan(coupled.log10_stderr_probe[:-1]).all()
     assert (coupled.num_probes[:-1] == 1).all()
@@ -222,7 +223,7 @@ def test_matrix_refuses_a_layer_inside_a_branch():
 def test_bundles_of_any_size_give_the_same_numbers(monkeypatch):
     model, x = mlp(norm="batch"), noise(8, 12)
     whole = gs.gsc_matrix(model, x, probes=5)
-    monkeypatch.setattr("gradscope.sweep.BUNDLE_BYTES", 3 * 8 * 12 * 8)
+    monkeypatch.setattr("gradscope.sweep.bundle_bytes", lambda device: 3 * 8 * 12 * 8)
     pieces = gs.gsc_matrix(model, x, probes=5)
     np.testing.assert_allclose(pieces.log10_values, whole.log10_values, atol=1e-12)
 

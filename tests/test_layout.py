@@ -12,8 +12,8 @@ PACKAGE = ROOT / "gradscope"
 # Each file may import the ones before it, and those of its own line only where listed first.
 ORDER = """
 estimates operators probes trunk
-growth norms frames
-layers taps
+growth intervals norms frames
+layers taps memory
 modules
 inputs
 recorder

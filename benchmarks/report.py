@@ -1,0 +1,97 @@
+"""Rows as tables for the terminal, and the machine and versions that they were measured with."""
+
+from __future__ import annotations
+
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from benchmarks.demands import Demand
+from benchmarks.rows import Row
+
+PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
+PREFIXES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))}
+
+
+def table(group: str, rows: Sequence[Row]) -> Table:
+    """One group: median and quartiles, and the ratio to the reference."""
+    with_cases = any(row.case for row in rows)
+    made = Table(title=group, title_justify="left")
+    for column in (["case"] if with_cases else []) + ["what"]:
+        made.add_column(column, overflow="fold")
+    for column in ("median", "quartiles", "runs", "ratio", "to"):
+        made.add_column(column, justify="right" if column != "to" else "left", no_wrap=column != "to")
+    for row in rows:
+        quartiles = (
+            "" if math.isnan(row.low) else f"{_value(row.low, row.quantity)} .. {_value(row.high, row.quantity)}"
+        )
+        spread = "" if math.isnan(row.ratio_low) else f" [{row.ratio_low:.3g} .. {row.ratio_high:.3g}]"
+        ratio = "" if math.isnan(row.ratio) else f"{row.ratio:.3g}{spread}"
+        cells = [row.what, _value(row.value, row.quantity), quartiles, str(row.num), ratio, row.reference]
+        made.add_row(*([row.case] if with_cases else []), *cells)
+    return made
+
+
+def demand_table(demands: Iterable[Demand], *, judged: bool) -> Table:
+    """What must be shown.  ``judged``: whether the sizes are those that the bounds are meant for."""
+    made = Table(title="Must show" if judged else "Must show (tiny sizes: no verdict)", title_justify="left")
+    for column in ("what", "measured", "demanded", ""):
+        made.add_column(column, justify="right" if column in ("measured", "demanded") else "left")
+    for demand in demands:
+        verdict = "" if not judged else "ok" if demand.met else "NOT MET"
+        made.add_row(demand.what, f"{demand.measured:.4g}", demand.demanded, verdict)
+    return made
+
+
+def manifest(**run: Any) -> dict[str, Any]:
+    """What made the numbers: the run's own settings, commit, versions, hardware, threads, command line, date."""
+    return run | {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": {"cpu": _cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
+        "command": " ".join(["python -m benchmarks.coefficients", *sys.argv[1:]]),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _value(value: float, quantity: str) -> str:
+    """A number with its unit."""
+    if quantity == "relative_rms":
+        return f"{100 * value:.3g} %"
+    if quantity not in ("seconds", "bytes"):
+        return f"{value:.3g}"
+    prefixes = PREFIXES["s" if quantity == "seconds" else "B"]
+    factor, unit = next((pair for pair in prefixes if value >= pair[0]), prefixes[-1])
+    return f"{value / factor:.3g} {unit}"
+
+
+def _cpu() -> str | None:
+    """Model of the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

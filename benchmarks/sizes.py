@@ -1,0 +1,45 @@
+"""Sizes of the networks of the benchmark: those that count, and tiny ones that show that the code runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``deep``, ``wide``: (depth, width, batch) of the two SELU networks; ``images``: batch of AlexNet A.
+
+    ``deflated_wide``: (rank, num) of the deflated profile of the wide network; ``deflated_deep``: those held against
+    plain probes.  ``seeds``: repetitions with other probes, for errors.  ``depths`` .. ``probes``: growth series
+    through the deep network.  ``memory_depths``, ``memory_probes``: those whose peak memory is compared.
+    """
+
+    deep: tuple[int, int, int] = (50, 100, 100)
+    wide: tuple[int, int, int] = (50, 1000, 32)
+    images: int = 32
+    deflated_wide: tuple[int, int] = (4, 8)
+    deflated_deep: tuple[tuple[int, int], ...] = ((4, 8), (8, 8))
+    seeds: int = 40
+    depths: tuple[int, ...] = (25, 50, 100, 200)
+    widths: tuple[int, ...] = (50, 100, 200, 400)
+    batches: tuple[int, ...] = (25, 50, 100, 200)
+    probes: tuple[int, ...] = (1, 4, 16, 64)
+    memory_depths: tuple[int, int] = (100, 400)
+    memory_probes: tuple[int, ...] = (8, 256)
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    deep=(8, 20, 10),
+    wide=(8, 40, 4),
+    images=2,
+    deflated_deep=((2, 4),),
+    deflated_wide=(2, 4),
+    seeds=4,
+    depths=(4, 8),
+    widths=(10, 20),
+    batches=(5, 10),
+    probes=(1, 4),
+    memory_depths=(8, 32),
+    memory_probes=(8,),
+)
