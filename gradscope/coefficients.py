@@ -153,9 +153,10 @@ def _measured(
         batch = as_batch(one, forward=forward, loss_fn=loss_fn)
         captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
         rows = _rows(captured, layers, matrix)
-        with state_restored(model):  # checkpointed layers run again during the sweep
+        rerun = Rerun(model, batch, forward, loss_fn, captured.source_names)
+        with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
             board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
-            planner = Planner(board, Rerun(model, batch, forward, loss_fn, captured.source_names), generator)
+            planner = Planner(board, rerun, generator)
             if plan is None:
                 plan = planner.asked(probes, reduction)
             if plan is None:

@@ -137,10 +137,10 @@ def _check_finite(tensor: Tensor) -> None:
     )
 
 
-def check_devices(model: nn.Module, batch: Batch) -> None:
+def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
     """Raise ValueError if a parameter or buffer lies on another device than the data."""
     device = batch.tensors[0].device
-    for prefix, module in model.named_modules():
+    for prefix, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and tensor.device != device:
                 raise ValueError(

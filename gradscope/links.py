@@ -1,8 +1,8 @@
 """How a bundle crosses from one cut vertex to the next below it, where a single known operation lies between the two.
 
 The autograd engine computes an elementwise derivative anew for each cotangent, and each of its calls has its price.
-Where the operation is known, a bundle of many cotangents is multiplied by the derivative, computed once a bundle, or by
-the weight.  Everything else goes through the engine.
+Where the operation is known, a bundle of many cotangents is multiplied by the derivative, computed once, or by the
+weight.  Everything else goes through the engine.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
 from gradscope.trunk import Trunk, Vertex, vertex
+from gradscope.workspace import Workspace
 
-# (bundle, spare) -> (bundle, spare): the pulled-back bundle, and memory that may be overwritten.  Fresh memory for each
-# link would cost more than its arithmetic.
-Link = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Link = Callable[[Tensor, Workspace], Tensor]
 
 # With fewer cotangents in a bundle the engine is as fast.
 WORTHWHILE = 4
+
+# Elementwise derivatives of one sweep that are kept from bundle to bundle.
+KEPT_BYTES = 1 << 26
 
 
 def find_links(trunk: Trunk) -> list[Link | None]:
@@ -32,10 +34,28 @@ def find_links(trunk: Trunk) -> list[Link | None]:
     """
     live = trunk.position.keys() | trunk.above.keys()
     below = (None, *trunk.edges)
-    return [lower and _link(upper, lower, live) for lower, upper in zip(below, trunk.edges, strict=False)]
+    kept = _Derivatives()
+    return [lower and _link(upper, lower, live, kept) for lower, upper in zip(below, trunk.edges, strict=False)]
 
 
-def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex]) -> Link | None:
+class _Derivatives:
+    """Elementwise derivatives for the bundles to come, as many as fit into ``KEPT_BYTES``."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Vertex, Tensor] = {}
+        self.room = KEPT_BYTES
+
+    def get(self, edge: GradientEdge) -> Tensor | None:
+        return self.kept.get(vertex(edge))
+
+    def add(self, edge: GradientEdge, derivative: Tensor) -> None:
+        size = derivative.numel() * derivative.element_size()
+        if size <= self.room:
+            self.kept[vertex(edge)] = derivative
+            self.room -= size
+
+
+def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex], kept: _Derivatives) -> Link | None:
     node: Any = upper.node
     inputs = live_inputs(node, live)
     if len(inputs) != 1 or node.next_functions[inputs[0]] != vertex(lower):
@@ -46,20 +66,20 @@ def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex]) ->
     name = node.name()
     if name in ELEMENTWISE and shape == shape_below:
 
-        def pointwise(bundle: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            ones = torch.ones_like(bundle[0])
-            (derivative,) = torch.autograd.grad((upper,), (lower,), (ones,), retain_graph=True)
-            return bundle.mul_(derivative), spare
+        def pointwise(bundle: Tensor, workspace: Workspace) -> Tensor:
+            if (derivative := kept.get(upper)) is None:
+                ones = torch.ones_like(bundle[0])
+                (derivative,) = torch.autograd.grad((upper,), (lower,), (ones,), retain_graph=True)
+                kept.add(upper, derivative)
+            return bundle.mul_(derivative)
 
         return pointwise
     if PRODUCTS.get(name) == inputs[0] and getattr(node, "_saved_alpha", 1) == 1:
 
-        def product(bundle: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            shape = (*bundle.shape[:2], *shape_below[1:])
-            if spare is None or spare.shape != shape:
-                spare = bundle.new_empty(shape)
-            torch.mm(bundle.flatten(0, 1), node._saved_mat2.T, out=spare.flatten(0, 1))
-            return spare, bundle
+        def product(bundle: Tensor, workspace: Workspace) -> Tensor:
+            below = workspace.beside(bundle, (*bundle.shape[:2], *shape_below[1:]))
+            torch.mm(bundle.flatten(0, 1), node._saved_mat2.T, out=below.flatten(0, 1))
+            return below
 
         return product
     return None

@@ -63,8 +63,9 @@ def measure(
     """
     model = unwrap(model)
     batch = as_batch(data, forward=forward, loss_fn=None)
+    modules = dict(model.named_modules())
     if forward is None:
-        check_devices(model, batch)
+        check_devices(modules, batch)
     found: list[tuple[str, list[Estimate]]] = []
 
     def listen(name: str) -> Callable[..., None]:
@@ -76,10 +77,10 @@ def measure(
 
     handles = []
     try:
-        for name, module in model.named_modules():
+        for name, module in modules.items():
             if isinstance(module, NONLINEARITIES):
                 handles.append(module.register_forward_pre_hook(listen(name), with_kwargs=True))
-        with state_restored(model), torch.no_grad():
+        with state_restored(modules), torch.no_grad():
             batch.run(model, forward)
     finally:
         for handle in handles:

@@ -7,7 +7,7 @@ import os
 import torch
 
 # On a CPU a bundle that stays in a core's cache is pulled back faster; other devices want large products.
-_BUNDLE = {"cpu": 1 << 20}
+_BUNDLE = {"cpu": 1 << 21}
 _BUNDLE_ELSEWHERE = 1 << 28
 
 # A bundle at the widest layer takes five times its size: itself, the next one, a copy in float64, a derivative.

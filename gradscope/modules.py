@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -45,14 +45,17 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+Modules = Mapping[str, nn.Module]
+
+
 @contextlib.contextmanager
-def watched(model: nn.Module, watcher: Watcher) -> Iterator[dict[str, int]]:
-    """Tell ``watcher`` of every module call; yields the number of calls by name.
+def watched(modules: Modules, watcher: Watcher) -> Iterator[dict[str, int]]:
+    """Tell ``watcher`` of every call of the ``modules`` (``dict(model.named_modules())``); yields the calls by name.
 
     Two hooks on every module, gone afterwards whatever happens.  An exception is annotated with the layer in which it
     was raised.
     """
-    names = {module: name for name, module in model.named_modules()}
+    names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
 
@@ -86,19 +89,18 @@ def watched(model: nn.Module, watcher: Watcher) -> Iterator[dict[str, int]]:
             handle.remove()
 
 
-def tensors(args: Any, kwargs: Any) -> list[Tensor]:
+def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     """All tensors in what a module receives or returns."""
-    if not kwargs and type(args) is tuple and all(type(arg) is Tensor for arg in args):
-        return list(args)  # nearly always, and the general way costs more than a layer of a small network
+    if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
+        return args  # nearly always, and the general way costs more than a layer of a small network
     return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 @contextlib.contextmanager
-def state_restored(model: nn.Module) -> Iterator[None]:
+def state_restored(modules: Modules) -> Iterator[None]:
     """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
-    modules = list(model.modules())
-    originals = {module: dict(module._buffers) for module in modules if module._buffers}
-    parameters = (p for module in modules for p in module._parameters.values())
+    originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
+    parameters = (p for module in modules.values() for p in module._parameters.values())
     buffers = (b for owned in originals.values() for b in owned.values())
     cuda = sorted({t.device.index for t in (*parameters, *buffers) if t is not None and t.is_cuda})
     clones: dict[int, Tensor] = {}

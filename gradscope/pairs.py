@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,6 +154,12 @@ class Board:
                     tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
                     first = last
 
+    def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
+        """Lengths of ``layers[place]`` for every place; they must be of one width."""
+        unique, inverse = np.unique(places, return_inverse=True)
+        squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
+        return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
+
     def _visible(self, layer: Layer) -> int:
         """How many columns a layer flows into: those strictly later, which are the first ones."""
         order = self.captured.graph.order
@@ -197,47 +202,40 @@ class _Tallies:
     def __init__(self, board: Board) -> None:
         self.board = board
         self.place = {row.index: place for place, row in enumerate(board.rows)}
-        self.pending: dict[tuple[int, ...], list[tuple[Any, ...]]] = defaultdict(list)
+        self.pending: dict[tuple[int, ...], list[tuple[int, int, int, FloatArray, IntArray]]] = defaultdict(list)
         self.gains: dict[tuple[int, ...], tuple[_Lengths, Gain]] = {}
         self.done: dict[bool, list[tuple[IntArray, Tally]]] = defaultdict(list)
 
     def add(
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
-        """Readings (cotangents, samples) of one source from the columns ``start`` to ``stop`` - 1."""
-        board = self.board
-        members = stop - start
-        columns = board.columns[start:stop]
-        q, q_exponent = zip(*(board.lengths[column.index] for column in columns), strict=True)
-        p, p_exponent = board.lengths[layer.index]
-        last = len(board.columns) - 1
-        key = (len(p), len(q[0]), norms.shape[1], num, num_fixed)
-        self.pending[key].append(
-            (
-                self.place[layer.index] * (last + 1) + last - np.arange(start, stop),
-                norms.reshape(members, num, -1),
-                exponents.reshape(members, num),
-                np.broadcast_to(p, (members, len(p))),
-                np.full(members, p_exponent),
-                np.stack(q),
-                np.array(q_exponent),
-                np.full(members, layer.size),
-            )
-        )
-        if last and sum(len(entry[0]) for entry in self.pending[key]) * num * board.captured.batch_size > _BLOCK:
+        """Readings (cotangents, samples) of one source from the columns ``start`` to ``stop`` - 1, all of one width."""
+        p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
+        key = (len(p), len(q), norms.shape[1], num, num_fixed)
+        shape = (stop - start, num)
+        entry = (self.place[layer.index], start, stop, norms.reshape(*shape, -1), exponents.reshape(shape))
+        self.pending[key].append(entry)
+        if len(self.board.columns) > 1 and sum(entry[3].size for entry in self.pending[key]) > _BLOCK:
             self.reduce()
             self._finish_gains()
 
     def reduce(self) -> None:
         """Turn pending readings into gains, or add them to the gains that earlier windows gave the same pairs."""
+        board, num_columns = self.board, len(self.board.columns)
         for (*widths, _, num_fixed), entries in self.pending.items():
-            parts = map(np.concatenate, zip(*entries, strict=True))
-            pairs, norms, exponents, p, p_exponent, q, q_exponent, sizes = parts
-            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=self.board.captured.coupled)
-            lengths = _Lengths(pairs, Length(p, p_exponent), Length(q, q_exponent), sizes)
-            key = (*widths, int(pairs[0]))
+            rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
+            columns = np.concatenate([np.arange(start, stop) for _, start, stop, *_ in entries])
+            norms, exponents = (np.concatenate([entry[number] for entry in entries]) for number in (3, 4))
+            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=board.captured.coupled)
+            lengths = _Lengths(
+                rows * num_columns + num_columns - 1 - columns,
+                board.length_of(board.rows, rows),
+                board.length_of(board.columns, columns),
+                np.array([layer.size for layer in board.rows])[rows],
+            )
+            key = (*widths, int(lengths.pairs[0]))
             known = self.gains.get(key)
-            self.gains[key] = (lengths, gain) if known is None else (lengths, known[1].merge(gain))
+            self.gains[key] = (lengths, gain if known is None else known[1].merge(gain))
         self.pending.clear()
 
     def _finish_gains(self) -> None:

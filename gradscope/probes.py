@@ -25,7 +25,7 @@ def rademacher(
     # Bits are drawn where the generator lives, so that a seed means the same probes on every device.
     source = generator.device if generator is not None else torch.device(device)
     bits = torch.randint(0, 2, (num, size), generator=generator, dtype=torch.int8, device=source)
-    return (2 * bits - 1).to(device=device, dtype=dtype)
+    return bits.mul_(2).sub_(1).to(device=device, dtype=dtype)
 
 
 def sphere(

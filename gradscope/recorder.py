@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor
 from gradscope.layers import INPUT, LOSS, OUTPUT, Origin, numbered
-from gradscope.modules import state_restored, tensors, watched
+from gradscope.modules import Modules, state_restored, tensors, watched
 from gradscope.norms import vector_norms
 from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
@@ -68,15 +68,16 @@ def record(
         ValueError: Non-finite activations (the first layer is named), a loss that is not one number a sample, an
             output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
     """
+    modules = dict(model.named_modules())
     if forward is None:  # which may move the batch itself
-        check_devices(model, batch)
-    recorder = _Recorder(model, batch.size)
+        check_devices(modules, batch)
+    recorder = _Recorder(modules, batch.size)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        state_restored(model),
+        state_restored(modules),
         tapped(recorder),
-        watched(model, recorder) as calls,
+        watched(modules, recorder) as calls,
     ):
         differentiable, sources = batch.differentiable()
         for number, source in enumerate(sources):
@@ -105,16 +106,15 @@ def record(
         source_names=tuple(name for name, _ in recorder.sources),
         target=get_gradient_edge(target),
         batch_size=batch.size,
-        uncalled=tuple(name for name in recorder.modules if name and name not in calls),
+        uncalled=tuple(name for name in modules if name and name not in calls),
     )
 
 
 class _Recorder:
     """Collects tensors while the modules of one forward pass are called."""
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.modules = {name for name, _ in model.named_modules()}
+    def __init__(self, modules: Modules, batch_size: int) -> None:
+        self.batch_size, self.modules = batch_size, modules
         self.entries: dict[Vertex, Entry] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
 

@@ -56,7 +56,8 @@ class Gain:
         each of the others is an unbiased estimate of the rest.
         """
         common = exponents.max(axis=1)
-        a = np.square(np.ldexp(norms, (exponents - common[:, None])[..., None]))
+        shift = exponents - common[:, None]
+        a = np.square(np.ldexp(norms, shift[..., None]) if shift.any() else norms)
         if coupled:  # a cotangent's share of one sample means nothing by itself
             a = a.sum(axis=2, keepdims=True)
         fixed, random = a[:, :num_fixed].sum(axis=1), a[:, num_fixed:]
@@ -136,7 +137,7 @@ class Tally:
             if len({p.shape[1], q.shape[1], value.shape[1], batch_size}) > 1:
                 value, variance, fixed, p, q = (x.sum(axis=1, keepdims=True) for x in (value, variance, fixed, p, q))
                 entries = entries * batch_size
-            values = np.stack(np.broadcast_arrays(value, p, q, entries), axis=2)
+            values = np.stack(np.broadcast_arrays(value, p, q, entries))
             exponent = np.stack(np.broadcast_arrays(e_a, e_p, e_q, 0), axis=1)
             return cls._of(reduction, values, exponent, variance, fixed, gain.freedom)
         weight = p / (q * entries)
@@ -144,9 +145,9 @@ class Tally:
         if reduction == "geometric":
             with np.errstate(divide="ignore"):
                 values = np.log10(values) + exponent * LOG10_2
-            return cls._of(reduction, values[..., None], np.zeros_like(exponent), np.zeros_like(values), values, 1)
+            return cls._of(reduction, values[None], np.zeros_like(exponent), np.zeros_like(values), values, 1)
         variance, fixed = np.square(weight) * gain.variance, weight * gain.fixed
-        return cls._of(reduction, values[..., None], exponent, variance, fixed, gain.freedom)
+        return cls._of(reduction, values[None], exponent, variance, fixed, gain.freedom)
 
     @classmethod
     def _of(
@@ -158,14 +159,16 @@ class Tally:
         fixed: FloatArray,
         freedom: int,
     ) -> Tally:
-        mean = values.mean(axis=1)
-        deviations = values - mean[:, None]
-        moment = np.swapaxes(deviations, 1, 2) @ deviations
+        # values (C, N, B): the samples lie side by side, which makes the sums several times faster.
+        mean = values.mean(axis=2)
+        deviations = values - mean[:, :, None]
+        products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
+        moment = np.moveaxis(np.array(products), 2, 0)
         probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
-        random = np.square(values[:, :, 0] - fixed)
+        random = np.square(values[0] - fixed)
         ratio = np.divide(variance, random, out=np.zeros_like(variance), where=random > 0).sum(axis=1)
         fixed, square = fixed.mean(axis=1), random.sum(axis=1)
-        return cls(reduction, values.shape[1], mean, moment, probe, doubt, fixed, square, ratio, exponent)
+        return cls(reduction, values.shape[2], mean.T, moment, probe, doubt, fixed, square, ratio, exponent)
 
     def merge(self, other: Tally) -> Tally:
         """Both together, by the pairwise formula of Chan, Golub and LeVeque (1979)."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from gradscope.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.layers import LOSS, OUTPUT, numbered
-from gradscope.modules import state_restored, tensors, watched
+from gradscope.modules import Modules, state_restored, tensors, watched
 from gradscope.taps import tapped
 
 # Finite differences aim at this relative change of the targets: small against curvature, large against rounding.
@@ -59,12 +60,17 @@ class Rerun:
     loss_fn: LossFunction | None
     source_names: tuple[str, ...]
 
+    @cached_property
+    def modules(self) -> Modules:
+        """Every module by its name."""
+        return dict(self.model.named_modules())
+
     def outputs(self, wanted: Collection[str], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of those names from one forward pass without gradients, with ``shifts`` added to the sources."""
         listener = _Listener(set(wanted), shifts)
         names = self.source_names[: len(self.batch.floats)]
         batch = self.batch.shifted([shifts.get(name, 0.0) for name in names])
-        with torch.no_grad(), state_restored(self.model), tapped(listener), watched(self.model, listener):
+        with torch.no_grad(), state_restored(self.modules), tapped(listener), watched(self.modules, listener):
             for name, tensor in zip(names, batch.floats, strict=True):
                 listener.keep(name, tensor)
             output = first_tensor(batch.run(self.model, self.forward))

@@ -27,6 +27,7 @@ from gradscope.links import WORTHWHILE, Link, find_links
 from gradscope.memory import bundle_bytes, is_out_of_memory
 from gradscope.norms import plain_norms, power_of_two, vector_norms
 from gradscope.trunk import Trunk, vertex
+from gradscope.workspace import Workspace
 
 # Cut vertices between two rescalings: as few rescalings as will do.
 STRIDES = (128, 8, 1)
@@ -43,7 +44,7 @@ class Start:
     """Cotangents that begin at one cut vertex.
 
     ``position``: index into the trunk.  ``num``: how many.  ``draw(first, last)``: those numbered first to last - 1,
-    shape (last - first, *shape); called in order, and again from the first where a sweep has to be repeated.
+    shape (last - first, *shape), in fresh memory; called in order, and again where a sweep has to be repeated.
     ``bytes_each``: what one counts for in a bundle.
     """
 
@@ -138,8 +139,8 @@ def _comfortable(rows: Sequence[Layer], readings: Sequence[Reading]) -> bool:
     """Whether no cotangent's length, before its exponent, came near an end of the range of its dtype."""
     for layer, reading in zip(rows, readings, strict=True):
         reach = 2.0**5 if layer.dtype == torch.float16 else 2.0**40
-        rms = np.sqrt(np.square(reading.norms).sum(axis=1) / layer.size)
-        if not np.all((rms > 1 / reach) & (rms < reach)):
+        square = np.einsum("ij,ij->i", reading.norms, reading.norms) / layer.size
+        if len(square) and not (square.min() > reach**-2 and square.max() < reach**2):
             return False
     return True
 
@@ -172,21 +173,23 @@ def _chunk(starts: Sequence[Start], done: int, size: int) -> list[_Piece]:
 
 
 class _Schedule:
-    """Where the sweep stops on the trunk, and which rows it reads on the way."""
+    """Where the sweep stops on the trunk, which rows it reads on the way, and the memory that it uses again."""
 
     def __init__(self, trunk: Trunk, rows: Sequence[Layer], stride: int | None) -> None:
         self.trunk, self.rows, self.stride = trunk, rows, stride
+        self.workspace = Workspace()
         keys = [vertex(layer.edge) for layer in rows]
         self.on = sorted((trunk.position[key], row) for row, key in enumerate(keys) if key in trunk.position)
         self.off = sorted((trunk.above[key], row) for row, key in enumerate(keys) if key not in trunk.position)
         # A tensor in a branch is read before the next cut vertex below it; below the first one there is none: -1.
         self.bottom = min([p for p, _ in self.on] + [p - 1 for p, _ in self.off])
 
-    def stations(self, pieces: Sequence[_Piece]) -> list[int]:
-        """Cut vertices at which cotangents join or the bundle is rescaled, from the topmost start to the bottom."""
+    def stations(self, pieces: Sequence[_Piece]) -> list[tuple[int, bool]]:
+        """Cut vertices at which cotangents join, or (True) the bundle is rescaled, from the topmost start downward."""
         joining = {piece.start.position for piece in pieces if piece.start.position > self.bottom}
-        regular = range(max(joining, default=self.bottom), self.bottom, -(self.stride or len(self.trunk.edges)))
-        return sorted(joining | set(regular) | {self.bottom}, reverse=True)
+        top = max(joining, default=self.bottom)
+        regular = set(range(top - self.stride, self.bottom, -self.stride)) if self.stride else set()
+        return [(at, at in regular) for at in sorted(joining | regular | {self.bottom}, reverse=True)]
 
     def crossings(self, lower: int, upper: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
         """(upper, lower, link) from one station to the next: single links, or runs that the engine crosses at once."""
@@ -230,31 +233,35 @@ def _descend(
     """Carry one bundle from its topmost start to the bottom; yields (row, norms, exponents)."""
     bundle: list[Tensor] = []
     ledger: list[Tensor] = []
-    spare: Tensor | None = None
-    scratch = torch.empty(0)
-    for upper, lower in pairwise(schedule.stations(pieces)):
+    workspace = schedule.workspace
+    for (upper, _), (lower, rescaled) in pairwise(schedule.stations(pieces)):
         for piece in pieces:
             if piece.start.position == upper:
                 bundle.append(piece.draw())
                 ledger.append(torch.zeros(piece.last - piece.first, dtype=torch.int64, device=bundle[-1].device))
-        cotangents = torch.cat(bundle)  # a copy, which links may overwrite
-        exponents = torch.cat(ledger) if len(ledger) > 1 else ledger[0]
+        cotangents = bundle[0] if len(bundle) == 1 else _joined(bundle, workspace)
+        exponents = ledger[0] if len(ledger) == 1 else torch.cat(ledger)
         for top, bottom, link in schedule.crossings(lower, upper, len(cotangents)):
             rows = schedule.between(bottom, top)
             if link is not None:
-                cotangents, spare = link(cotangents, spare)
+                cotangents = link(cotangents, workspace)
                 gradients = dict.fromkeys(rows, cotangents)
             else:
                 gradients, cotangents = _pull(schedule, top, bottom, rows, pull_back, cotangents)
             for row in rows:
                 gradient = gradients[row]
-                if scratch.numel() < gradient.numel():
-                    scratch = torch.empty(gradient.numel(), dtype=torch.float64, device=gradient.device)
                 per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size
-                yield row, plain_norms(gradient, 2 if per_sample else 1, scratch), exponents
-        if lower >= 0:
-            scaled, shift = rescale(cotangents) if schedule.stride else (cotangents, 0)
-            bundle, ledger = [scaled], [exponents + shift]
+                yield row, plain_norms(gradient, 2 if per_sample else 1, workspace.scratch(gradient)), exponents
+        if rescaled:
+            cotangents, shift = rescale(cotangents)
+            exponents = exponents + shift
+        bundle, ledger = [cotangents], [exponents]
+
+
+def _joined(bundle: Sequence[Tensor], workspace: Workspace) -> Tensor:
+    """All cotangents in one tensor."""
+    shape = (sum(len(part) for part in bundle), *bundle[0].shape[1:])
+    return torch.cat(list(bundle), out=workspace.beside(bundle[0], shape))
 
 
 def _pull(
@@ -271,7 +278,8 @@ def _pull(
         return gradients, cotangents
     below = pulled[vertex(edges[bottom])]
     # A link overwrites its bundle, and this one may share its memory with the cotangents or with itself.
-    return gradients, below if schedule.links[bottom] is None else below.contiguous().clone()
+    linked = len(cotangents) >= WORTHWHILE and schedule.links[bottom] is not None
+    return gradients, below.clone(memory_format=torch.contiguous_format) if linked else below
 
 
 def rescale(bundle: Tensor) -> tuple[Tensor, Tensor]:

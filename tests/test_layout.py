@@ -18,7 +18,7 @@ modules
 inputs
 recorder
 units
-operations links
+operations workspace links
 sweep
 coupling
 recording

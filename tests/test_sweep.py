@@ -17,7 +17,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def readings(captured: gs.Capture, cotangents: torch.Tensor, stride: int | None):
-    start = Start(len(captured.graph.edges) - 1, len(cotangents), lambda a, b: cotangents[a:b], 10_000)
+    start = Start(len(captured.graph.edges) - 1, len(cotangents), lambda a, b: cotangents[a:b].clone(), 10_000)
     rows = captured.units[:-1]
     return sweep(captured.graph, rows, [start], batch_size=captured.batch_size, strides=[stride])
 
