@@ -68,7 +68,9 @@ class Layer:
 class Named(Protocol):
     """Whatever can be looked up by name."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name that stands for it."""
 
     @property
     def names(self) -> tuple[str, ...]:

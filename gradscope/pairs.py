@@ -85,10 +85,9 @@ class Pairs:
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
         """An attribute of the tallies as an array (sources, targets); NaN where the source lies above the target."""
-        values = np.full(len(self.sources) * len(self.targets), np.nan)
+        values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
-            values[pairs] = getattr(tally, name)
-        values = values.reshape(len(self.sources), len(self.targets))
+            values.flat[pairs] = getattr(tally, name)
         for column, target in enumerate(self.targets):  # the Jacobian to itself is the identity
             values[self.sources.index(target), column] = diagonal
         return values

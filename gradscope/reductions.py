@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -209,7 +210,8 @@ class Tally:
     @classmethod
     def concatenate(cls, tallies: Sequence[Tally]) -> Tally:
         """Of all their pairs; the counts must agree."""
-        return replace(tallies[0], **{name: np.concatenate([getattr(t, name) for t in tallies]) for name in _OF_PAIRS})
+        joined: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in tallies]) for name in _OF_PAIRS}
+        return replace(tallies[0], **joined)
 
     @property
     def log10_values(self) -> FloatArray:

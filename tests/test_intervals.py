@@ -1,4 +1,4 @@
-"""Do intervals hold what they promise?  Replayed from exact Jacobians, so that thousands of repetitions cost seconds."""
+"""Do intervals hold what they promise?  Replayed from exact Jacobians, thousands of repetitions cost seconds."""
 
 import numpy as np
 import pytest
@@ -84,3 +84,51 @@ def test_coverage_with_few_and_many_probes(network):
                 )
                 coverage = np.mean((low <= truth) & (truth <= high))
                 assert 0.93 <= coverage <= 0.97, (name, directions.shape[1], num, coverage)
+
+
+@pytest.mark.parametrize(
+    ("network", "probes"),
+    [("selu", gs.Deflated(3, 4)), ("relu+batch", 6), ("alexnet_a", 4)],
+    ids=["selu", "batch", "a"],
+)
+def test_coverage_of_true_runs(network, probes):
+    model, shape, names = networks()[network]
+    x = torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
+    if network == "alexnet_a":  # as exact as it needs to be, and twice as fast
+        model, x = model.float(), x[:3].float()
+    exact = gs.gsc(model, x, probes="exact")
+    inside = []
+    for seed in range(200):
+        profile = gs.gsc(model, x, probes=probes, generator=seeded(seed))
+        low, high = profile.interval()
+        inside.append((low <= exact.log10_values) & (exact.log10_values <= high))
+        assert (profile.num_probes[:-1] > 0).all()
+    coverage = dict(zip(exact.layers, np.mean(inside, axis=0)[:, 0], strict=True))
+    for name in names:
+        assert 0.90 <= coverage[name] <= 0.98, coverage
+
+
+def test_an_exact_value_is_its_own_interval_and_an_unknown_error_has_none():
+    model, shape, _ = networks()["relu+batch"]
+    x = torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
+    exact = gs.gsc(model, x, target="layers.2", probes="exact")
+    for end in exact.interval():
+        np.testing.assert_array_equal(end, exact.log10_values)
+    unknown = gs.gsc(model, x, probes=1).interval()
+    assert np.isnan(unknown[0][:-1]).all()
+    assert np.isnan(unknown[1][:-1]).all()
+
+
+def test_a_higher_level_makes_a_wider_interval():
+    model, shape, _ = networks()["selu"]
+    profile = gs.gsc(model, torch.randn(*shape, dtype=torch.float64, generator=seeded(1)), probes=4)
+    (low, high), (lower, higher) = profile.interval(0.68), profile.interval(0.99)
+    assert (lower[:-1] < low[:-1]).all()
+    assert (high[:-1] < higher[:-1]).all()
+    with pytest.raises(ValueError, match=r"level must lie between 0 and 1, such as 0\.95; got 95"):
+        profile.interval(95)
+
+
+def test_the_margin_of_few_batches_is_that_of_student():
+    # 97.5 % quantile of Student's t with 3 degrees of freedom, from a table.
+    assert sample_margin(np.array([[1.0]]), 4, 0.95)[0, 0] == pytest.approx(3.182446, abs=1e-6)
