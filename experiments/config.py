@@ -83,6 +83,7 @@ class MeasureConfig:
     num_threads: int | None = None
     target: str | None = None
     probes: Any = MISSING
+    rtol: float | None = None
     reduction: str = MISSING
     matrix: bool = MISSING
     matrix_layers: list[str] | None = field(default=None)

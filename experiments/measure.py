@@ -53,7 +53,7 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
         torch.set_num_threads(cfg.num_threads)
     torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
     model, x = build(cfg)
-    options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target}
+    options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
         random = run.generator(cfg.seed, "probes")
         profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -13,10 +14,10 @@ from gradscope.inputs import Forward, LossFunction, as_batch, stream
 from gradscope.layers import Layer, LayerFilter, select
 from gradscope.modules import state_restored, unwrap
 from gradscope.pairs import Board, Pairs
-from gradscope.planning import Plan, Planner, Probes, worst_error
+from gradscope.planning import Plan, Planner, Probes
 from gradscope.profiles import Matrix, Profile
 from gradscope.recording import Capture, capture
-from gradscope.streaming import Budget, accumulate, relative_error
+from gradscope.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
 from gradscope.subspace import Deflated, Rerun
 from gradscope.sweep import Progress
 
@@ -55,12 +56,14 @@ def gsc(
         loss_fn: ``(output, labels) -> (B,)`` losses, one a sample.
         probes: ``"exact"`` (basis cotangents: d_l of them, B d_l where samples are coupled); a number of random
             cotangents; `Deflated` (a subspace exactly, and probes of the rest); or ``"auto"``: exact up to 128
-            cotangents, else deflated with as much as a pilot finds necessary for an error of 2 %, up to the cost of 64
-            backward passes.  In a stream ``"auto"`` is exact up to 12 cotangents, else ``Deflated(4, 4)`` a batch.
+            cotangents, else deflated with as much as a pilot finds necessary for an error of 5 %, up to the cost of 40
+            backward passes a target.  In a stream ``"auto"`` is exact up to 12 cotangents, else ``Deflated(4, 4)`` a
+            batch.
         rtol: Asked relative standard error of every value.  For one batch it is that of the probes, and decides how
             many there are (exact where that is cheaper); for a stream it is that of probes and samples together, and
-            batches are taken until it is reached.
-        max_samples, max_seconds: A stream also ends here (after the batch that reaches it).
+            batches are taken until it is reached.  ``relative_error`` of the result says what was reached.
+        max_samples, max_seconds: A stream also ends here (after the batch that reaches it), and a measurement for
+            ``rtol`` after the sweep that reaches ``max_seconds``; a warning says so.
         reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, right also
             for coupled samples.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, uncoupled ones only.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
@@ -161,12 +164,18 @@ def _measured(
                 plan = planner.asked(probes, reduction)
             if plan is None:
                 plan = planner.chosen(budget.rtol) if batches is None else planner.for_stream()
+            if batches is None and budget.rtol is not None:
+                return planner.reach(plan, budget.rtol, budget.max_seconds or math.inf, progress)
             return board.measure(planner.cotangents(plan), progress)
 
     if batches is None:
-        pairs, stopped = measure(data), "end of data"
+        pairs = measure(data)
+        error = probe_error(pairs)
+        stopped = "end of data" if budget.rtol is None else "rtol reached" if error <= budget.rtol else "max_seconds"
+        warn_if_missed(budget, error, stopped, pairs)
     else:
         pairs, stopped = accumulate(batches, measure, budget)
+        error = relative_error(pairs)
     return {
         "sources": pairs.sources,
         "targets": pairs.targets,
@@ -183,7 +192,7 @@ def _measured(
         "log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
         "fixed_share": pairs.spread("fixed_share", 1.0),
         "probe_freedom": pairs.spread("probe_freedom", np.inf),
-        "relative_error": worst_error(pairs.spread("log10_stderr_probe")) if batches is None else relative_error(pairs),
+        "relative_error": error,
     }
 
 

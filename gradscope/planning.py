@@ -8,30 +8,35 @@ probes also decided when to stop would be biased.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from gradscope.cotangents import Cotangents, basis, deflated, needed_for_exact, signs
 from gradscope.layers import Layer
-from gradscope.pairs import Board
+from gradscope.pairs import Board, Pairs
+from gradscope.streaming import probe_error
 from gradscope.subspace import Deflated, Rerun, find_subspaces
+from gradscope.sweep import Progress
 
 Probes = int | str | Deflated
 
 # Without rtol=, "auto" is exact up to so many cotangents in all; it asks for this relative error, at this cost at most.
 EXACT_LIMIT = 128
-AUTO_RTOL = 0.02
-AUTO_COST = 64
+AUTO_RTOL = 0.05
+AUTO_COST = 40
 
 # A batch of a stream gets few probes: more samples say more.
 STREAM_PLAN = Deflated(4, 4)
 
-# The pilot, and how far the rank may be doubled.
+# The pilot, and how far the rank may be doubled: only while the subspace holds this share of the noisiest value, for
+# else the spectrum is flat, and more directions would hold little more.
 PILOT = Deflated(4, 6)
 MAX_RANK = 32
+WORTHWHILE_SHARE = 0.5
 
 # A pilot's estimate of the noise is itself noisy.
 SAFETY = 1.3
@@ -77,36 +82,54 @@ class Planner:
         plan = Plan(False, STREAM_PLAN.rank, STREAM_PLAN.num)
         return EXACT if sum(self.needed) <= plan.cost * len(self.needed) else plan
 
-    def chosen(self, rtol: float | None, plain: bool = False) -> Plan:
-        """The cheapest plan that a pilot expects to reach ``rtol``; None asks for a default at a bounded cost.
+    def chosen(self, rtol: float | None) -> Plan:
+        """The cheapest plan that pilots expect to reach ``rtol``; None asks for a default at a bounded cost.
 
-        ``plain``: no subspaces.
+        The share of a value that the pilot's few directions hold tells its effective rank.
         """
         total = sum(self.needed)
         if rtol is None and total <= EXACT_LIMIT:
             return EXACT
-        wanted, best = rtol or AUTO_RTOL, None
-        rank = 0 if plain else PILOT.rank
+        best, rank = None, PILOT.rank
         while True:
-            plan = self._reaching(wanted, Plan(False, rank, PILOT.num))
+            plan, share = self._reaching(rtol or AUTO_RTOL, rank)
             if best is not None and plan.cost >= best.cost:
                 break
             best = plan
             # A subspace of twice the rank pays only if it saves more probes than it costs.
-            if plain or 2 * rank > MAX_RANK or plan.num <= 2 * rank:
+            if 2 * rank > MAX_RANK or plan.num <= 2 * rank or share < WORTHWHILE_SHARE:
                 break
             rank *= 2
         if best.cost * len(self.needed) >= total:
             return EXACT
         if rtol is None and best.cost > AUTO_COST:
-            return Plan(False, min(best.rank, AUTO_COST // 4), AUTO_COST - 2 * min(best.rank, AUTO_COST // 4))
+            return replace(best, num=max(PILOT.num, AUTO_COST - 2 * best.rank))
         return best
 
-    def _reaching(self, rtol: float, pilot: Plan) -> Plan:
-        """The pilot's rank, with the number of probes that its noise asks for."""
-        noise = worst_error(self.board.measure(self.cotangents(pilot)).spread("log10_stderr_probe"))
-        num = math.ceil(SAFETY * pilot.num * (noise / rtol) ** 2)
-        return Plan(False, pilot.rank, max(2, num))
+    def reach(self, plan: Plan, rtol: float, seconds: float, progress: Progress | None) -> Pairs:
+        """Measure by this plan, and again by a larger one until ``rtol`` is reached, or so many seconds have passed.
+
+        What fell short is thrown away, for a value that decided when to stop would be biased.
+        """
+        began = time.monotonic()
+        while True:
+            pairs = self.board.measure(self.cotangents(plan), progress)
+            error = probe_error(pairs)
+            if error <= rtol or plan.exact or time.monotonic() - began >= seconds:
+                return pairs
+            # One probe of a coupled batch knows no error; a few know enough to go on.
+            factor = SAFETY * (error / rtol) ** 2 if math.isfinite(error) else 4
+            plan = replace(plan, num=math.ceil(factor * plan.num))
+            if plan.cost * len(self.needed) >= sum(self.needed):
+                plan = EXACT
+
+    def _reaching(self, rtol: float, rank: int) -> tuple[Plan, float]:
+        """Number of probes beside ``rank`` directions for ``rtol``, and the share of the noisiest value these hold."""
+        pilot = self.board.measure(self.cotangents(Plan(False, rank, PILOT.num)))
+        errors = np.nan_to_num(pilot.spread("log10_stderr_probe"))
+        worst = np.unravel_index(errors.argmax(), errors.shape)
+        num = math.ceil(SAFETY * PILOT.num * (errors[worst] * math.log(10) / rtol) ** 2)
+        return Plan(False, rank, max(2, num)), float(pilot.spread("fixed_share", 1.0)[worst])
 
     def cotangents(self, plan: Plan) -> list[Cotangents]:
         """Cotangents of every column; a target for which exact is cheaper than a subspace with probes is exact."""
@@ -134,9 +157,3 @@ class Planner:
             generator=self.generator,
         )
         return {names[name].index: subspace for name, subspace in found.items()}
-
-
-def worst_error(log10_stderr: np.ndarray) -> float:
-    """The largest relative standard error among all pairs; inf where one is unknown."""
-    errors = log10_stderr[~np.isnan(log10_stderr)] * math.log(10)
-    return float(errors.max(initial=0.0))

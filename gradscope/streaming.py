@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradscope.pairs import Pairs
@@ -35,12 +36,19 @@ class Budget:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}.")
 
 
+def probe_error(pairs: Pairs) -> float:
+    """The largest relative standard error of all pairs that is due to probes; inf where it is unknown."""
+    return _largest(pairs, pairs.spread("log10_stderr_probe"))
+
+
 def relative_error(pairs: Pairs) -> float:
     """The largest relative standard error of all pairs, of probes and samples together; inf where it is unknown."""
-    probe, sample = pairs.spread("log10_stderr_probe"), pairs.spread("log10_stderr_sample")
-    valid = ~np.isnan(pairs.spread("log10_values"))
-    total = np.hypot(probe[valid], sample[valid]) * math.log(10)
-    return float(np.nan_to_num(total, nan=math.inf).max(initial=0.0))
+    return _largest(pairs, np.hypot(pairs.spread("log10_stderr_probe"), pairs.spread("log10_stderr_sample")))
+
+
+def _largest(pairs: Pairs, log10_stderr: npt.NDArray[np.float64]) -> float:
+    measured = ~np.isnan(pairs.spread("log10_values"))
+    return float(np.nan_to_num(log10_stderr[measured], nan=math.inf).max(initial=0.0)) * math.log(10)
 
 
 def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], budget: Budget) -> tuple[Pairs, str]:
@@ -72,13 +80,19 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], budget: 
     found, reason = _over_ranks(found, reason)
     if found is None:
         raise ValueError("data yields no batch: an exhausted iterator, or an empty loader?")
-    if budget.rtol is not None and reason != "interrupted" and (error := relative_error(found)) > budget.rtol:
+    if reason != "interrupted":
+        warn_if_missed(budget, relative_error(found), reason, found)
+    return found, reason
+
+
+def warn_if_missed(budget: Budget, error: float, reason: str, found: Pairs) -> None:
+    """Warn if the asked relative error was not reached, and say what was."""
+    if budget.rtol is not None and error > budget.rtol:
         warnings.warn(
             f"The asked rtol of {budget.rtol:g} was not reached, because of {reason!r}: the largest relative standard "
             f"error is {error:.2g} after {found.num_samples} samples.",
-            stacklevel=4,
+            stacklevel=5,
         )
-    return found, reason
 
 
 def _stop(found: Pairs, budget: Budget, seconds: float) -> str:

@@ -27,7 +27,7 @@ subspace cotangents
 measures.activation measures
 measuring
 pairs
-planning streaming
+streaming planning
 profiles
 coefficients
 plots

@@ -1,0 +1,63 @@
+"""bfloat16 and float16 models, against float32 copies with the same rounded weights and data."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import gradscope as gs
+from gradscope.models.alexnet import AlexNetA
+from gradscope.models.mlp import MLP
+from tests.helpers import seeded
+
+# Largest relative deviation of a coefficient over ten layers, and of the mean growth rate over seeds.
+DEVIATIONS = {torch.bfloat16: (0.10, 0.004), torch.float16: (0.02, 0.001)}
+
+
+def both(model, x, dtype, **options):
+    half = copy.deepcopy(model).to(dtype)
+    measured = gs.gsc(half, x.to(dtype), **options)
+    return measured, gs.gsc(half.float(), x.to(dtype).float(), **options)
+
+
+@pytest.mark.parametrize("dtype", DEVIATIONS, ids=str)
+@pytest.mark.parametrize(("activation", "norm"), [("selu", "none"), ("tanh", "layer"), ("relu", "none")])
+def test_multilayer_perceptrons(dtype, activation, norm):
+    single, mean = DEVIATIONS[dtype]
+    rates = []
+    for seed in range(8):
+        model = MLP(depth=12, width=50, activation=activation, norm=norm, generator=seeded(seed))
+        x = torch.randn(32, 50, generator=seeded(100 + seed))
+        half, full = both(model, x, dtype, probes="exact")
+        deviation = (half.log10_values - full.log10_values)[:, 0] * math.log(10)
+        assert np.abs(deviation).max() < single
+        rates.append(deviation[0] / 12)
+    assert abs(np.mean(rates)) < mean
+
+
+@pytest.mark.parametrize("dtype", DEVIATIONS, ids=str)
+def test_alexnet(dtype):
+    half, full = both(AlexNetA(generator=seeded()).eval(), torch.randn(3, 3, 32, 32, generator=seeded(1)), dtype)
+    assert np.abs(half.log10_values - full.log10_values).max() * math.log(10) < DEVIATIONS[dtype][0] / 4
+
+
+@pytest.mark.parametrize("dtype", DEVIATIONS, ids=str)
+def test_probes_of_a_subspace_stay_unbiased(dtype):
+    model = MLP(depth=8, width=40, activation="selu", generator=seeded())
+    x = torch.randn(16, 40, generator=seeded(1))
+    _, exact = both(model, x, dtype, probes="exact")
+    values = []
+    for seed in range(60):
+        half = copy.deepcopy(model).to(dtype)
+        profile = gs.gsc(half, x.to(dtype), probes=gs.Deflated(3, 4), generator=seeded(seed))
+        values.append(10 ** (profile.log10_values - exact.log10_values)[:-1, 0])
+    error = np.std(values, axis=0) / math.sqrt(60)
+    np.testing.assert_array_less(np.abs(np.mean(values, axis=0) - 1), 4 * error + DEVIATIONS[dtype][0] / 3)
+
+
+def test_sixty_exploding_layers_in_half_precision_stay_finite():
+    model = MLP(depth=60, width=40, activation="relu", norm="batch", generator=seeded()).half()
+    profile = gs.gsc(model, torch.randn(40, 40, generator=seeded(1)).half(), probes=6)
+    assert profile.growth().rate == pytest.approx(1.5, abs=0.1)
