@@ -37,9 +37,10 @@ class Chain:
         return torch.autograd.grad(self.model(self.x).square().sum(), tuple(self.model.parameters()))
 
 
-def mlp(depth: int, width: int, batch: int) -> Chain:
+def mlp(depth: int, width: int, batch: int, norm: str = "none") -> Chain:
     """SELU network of equal layers on Gaussian noise: a deep Jacobian of low effective rank."""
-    model = MLP(depth=depth, width=width, activation="selu", generator=torch.Generator().manual_seed(SEED))
+    generator = torch.Generator().manual_seed(SEED)
+    model = MLP(depth=depth, width=width, activation="selu", norm=norm, generator=generator)
     modules = OrderedDict((f"layers.{name}", layer) for name, layer in model.layers.named_children())
     return Chain(model, modules, torch.randn(batch, width, generator=torch.Generator().manual_seed(SEED + 1)))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import errors, memory, speed
+from benchmarks import errors, matrices, memory, speed
 from benchmarks.demands import demands
 from benchmarks.peers import HAS_CURVLINOPS
 from benchmarks.report import demand_table, manifest, table
@@ -40,6 +40,7 @@ GROUPS: dict[str, Callable[[str, Sizes, int], Iterable[Row]]] = {
     "selu_50x1000": speed.wide,
     "alexnet_a": speed.images,
     "deflated_vs_plain": errors.deflated_vs_plain,
+    "matrix_errors": matrices.matrix_errors,
     "growth": speed.growth,
     "memory": memory.memory,
 }

@@ -1,4 +1,4 @@
-"""The floor of an exact profile of an MLP: the same products as plain matrix multiplications, nothing else."""
+"""Floors: what an exact profile, and a profile of one probe, cannot do without."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def products(chain: Chain) -> Callable[[], Tensor]:
         return v
 
     return call
+
+
+def hooked_pass(chain: Chain) -> Tensor:
+    """A forward pass that calls two empty hooks for every module, and one backward pass to the input.
+
+    What capture by hooks costs at least, whatever it does with what it sees.
+    """
+    handles = []
+    for module in chain.model.modules():
+        handles.append(module.register_forward_pre_hook(lambda *_: None, with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda *_: None, with_kwargs=True))
+    x = chain.x.clone().requires_grad_()
+    output = chain.model(x)
+    for handle in handles:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(output, x, torch.ones_like(output))
+    return gradient
 
 
 def flops(chain: Chain) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,8 @@ class Sizes:
 
     ``deflated_wide``: (rank, num) of the deflated profile of the wide network; ``deflated_deep``: those held against
     plain probes.  ``seeds``: repetitions with other probes, for errors.  ``depths`` .. ``probes``: growth series
-    through the deep network.  ``memory_depths``, ``memory_probes``: those whose peak memory is compared.
+    through the deep network.  ``matrix``: (depth, width, batch) by normalization.  ``memory_depths``,
+    ``memory_probes``: those whose peak memory is compared.
     """
 
     deep: tuple[int, int, int] = (50, 100, 100)
@@ -24,6 +25,9 @@ class Sizes:
     widths: tuple[int, ...] = (50, 100, 200, 400)
     batches: tuple[int, ...] = (25, 50, 100, 200)
     probes: tuple[int, ...] = (1, 4, 16, 64)
+    matrix: dict[str, tuple[int, int, int]] = field(
+        default_factory=lambda: {"none": (30, 100, 20), "batch": (30, 30, 20)}
+    )
     memory_depths: tuple[int, int] = (100, 400)
     memory_probes: tuple[int, ...] = (8, 256)
 
@@ -40,6 +44,7 @@ QUICK = Sizes(
     widths=(10, 20),
     batches=(5, 10),
     probes=(1, 4),
+    matrix={"none": (10, 20, 5), "batch": (10, 10, 5)},
     memory_depths=(8, 32),
     memory_probes=(8,),
 )

@@ -16,6 +16,7 @@ from benchmarks.timing import Contestant, race
 
 PASS = "forward + backward"
 PROFILE = "profile, 1 probe"
+HOOKED = "forward with empty hooks + backward to the input"
 MATRIX = "matrix, 1 probe a target"
 EXACT = "profile, exact"
 DEFLATED = "profile, deflated"
@@ -34,6 +35,7 @@ def deep(group: str, sizes: Sizes, repeats: int) -> list[Row]:
     chain = mlp(*sizes.deep)
     contestants = [
         *_common(chain),
+        Contestant(HOOKED, lambda: floor.hooked_pass(chain)),
         Contestant(MATRIX, lambda: gs.gsc_matrix(chain.model, chain.x, probes=1)),
         Contestant(EXACT, lambda: gs.gsc(chain.model, chain.x, probes="exact")),
         Contestant(FLOOR, floor.products(chain)),

@@ -100,6 +100,8 @@ class Planner:
             if 2 * rank > MAX_RANK or plan.num <= 2 * rank or share < WORTHWHILE_SHARE:
                 break
             rank *= 2
+        if share < WORTHWHILE_SHARE:
+            best = min(best, self._reaching(rtol or AUTO_RTOL, 0)[0], key=lambda plan: plan.cost)
         if best.cost * len(self.needed) >= total:
             return EXACT
         if rtol is None and best.cost > AUTO_COST:

@@ -1,0 +1,50 @@
+"""Do subspaces pay in a matrix of all pairs?  Errors of near and far pairs beside their cost."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+import gradscope as gs
+from benchmarks.chains import Chain, mlp
+from benchmarks.errors import relative_rms
+from benchmarks.rows import Row, timed
+from benchmarks.sizes import Sizes
+from benchmarks.timing import Contestant, race
+
+WAYS: dict[str, int | gs.Deflated] = {
+    "8 plain": 8,
+    "32 plain": 32,
+    "rank 4, num 4": gs.Deflated(4, 4),
+    "rank 8, num 8": gs.Deflated(8, 8),
+}
+SEEDS = 8
+
+
+def matrix_errors(group: str, sizes: Sizes, repeats: int) -> list[Row]:
+    """rms error of pairs at most a tenth of the depth apart, and of those at least half of it, against exact."""
+    rows = []
+    for norm in ("none", "batch"):
+        depth, width, batch = sizes.matrix[norm]
+        chain = mlp(depth, width, batch, norm=norm)
+        exact = gs.gsc_matrix(chain.model, chain.x, probes="exact").log10_values
+        sources, targets = np.triu_indices(len(exact), 1)
+        distance = targets - sources
+        contestants = [
+            Contestant(name, partial(gs.gsc_matrix, chain.model, chain.x, probes=way)) for name, way in WAYS.items()
+        ]
+        case = f"norm {norm}"
+        rows += timed(group, case, race(contestants, repeats), "8 plain")
+        for name, way in WAYS.items():
+            errors = relative_rms(_log10_values(chain, way), exact)[sources, targets]
+            for which, chosen in (("near", distance <= depth // 10), ("far", distance >= depth // 2)):
+                value = float(np.sqrt(np.mean(np.square(errors[chosen]))))
+                rows.append(Row(group, case, f"{name}, {which} pairs", "relative_rms", value, num=SEEDS))
+    return rows
+
+
+def _log10_values(chain: Chain, way: int | gs.Deflated) -> np.ndarray:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(SEEDS)]
+    return np.stack([gs.gsc_matrix(chain.model, chain.x, probes=way, generator=g).log10_values for g in generators])
