@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_SEEDS ?= 8
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test setup lint bench clean
 
 demo: setup
 	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo "seed=range($(DEMO_SEEDS))"
@@ -17,6 +17,11 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Beside vmap(jacrev), torch.autograd.functional.jacobian and curvlinops; nothing else should run meanwhile.
+bench: setup
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	@$(BIN)/python -m benchmarks.coefficients
 
 setup: .venv/.done
 

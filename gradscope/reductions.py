@@ -161,10 +161,16 @@ class Tally:
         freedom: int,
     ) -> Tally:
         # values (C, N, B): the samples lie side by side, which makes the sums several times faster.
-        mean = values.mean(axis=2)
-        deviations = values - mean[:, :, None]
-        products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
-        moment = np.moveaxis(np.array(products), 2, 0)
+        if reduction != "geometric":  # fourth powers follow, so each quantity is brought near one
+            shift = np.clip(np.frexp(np.abs(values).max(axis=2))[1], -500, 500)
+            scale = np.ldexp(1.0, -shift)
+            values, exponent = values * scale[:, :, None], exponent + shift.T
+            fixed, variance = fixed * scale[0][:, None], variance * np.square(scale[0])[:, None]
+        with np.errstate(invalid="ignore"):  # the logarithm of a sample whose coefficient is zero has no spread: NaN
+            mean = values.mean(axis=2)
+            deviations = values - mean[:, :, None]
+            products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
+            moment = np.moveaxis(np.array(products), 2, 0)
         probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
         random = np.square(values[0] - fixed)
         ratio = np.divide(variance, random, out=np.zeros_like(variance), where=random > 0).sum(axis=1)

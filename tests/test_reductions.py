@@ -6,9 +6,29 @@ import math
 import numpy as np
 import pytest
 
-from gradscope.reductions import Gain, Length, reduce
+from gradscope.reductions import Gain, Length, Tally
 
 RNG = np.random.default_rng
+
+
+def gain_of(squares, exponents=None, *, num_fixed=0, coupled=False):
+    """From squared lengths (pairs, cotangents, samples)."""
+    squares = np.asarray(squares, dtype=float)
+    exponents = np.zeros(squares.shape[:2], dtype=int) if exponents is None else np.asarray(exponents)
+    return Gain.of(np.sqrt(squares), exponents, num_fixed=num_fixed, coupled=coupled)
+
+
+def length(squares, exponent=0):
+    squares = np.atleast_2d(squares)
+    return Length(squares, np.full(len(squares), exponent))
+
+
+def tally_of(gain, p, q, reduction="batch", size=None, exponents=(0, 0)):
+    batch_size = np.atleast_2d(p).shape[1]
+    sizes = np.full(len(gain.fixed), batch_size if size is None else size)
+    return Tally.of(
+        gain, length(p, exponents[0]), length(q, exponents[1]), sizes=sizes, reduction=reduction, batch_size=batch_size
+    )
 
 
 def brute(a, p, q, size, reduction):
@@ -22,19 +42,60 @@ def brute(a, p, q, size, reduction):
 @pytest.mark.parametrize("reduction", ["batch", "mean", "geometric"])
 @pytest.mark.parametrize("shift", [0, 3000, -3000])
 def test_definitions_at_any_scale(reduction, shift):
-    rng = RNG(0)
-    a, p, q = rng.lognormal(size=(3, 6))
-    squares = np.stack([a / 4, a * 3 / 4])[None]  # one target, two exact cotangents that add up to a
-    exponents = np.full((1, 2), shift)
-    gain = Gain.of(squares, exponents, exact=True, coupled=False)
-    value, probe, _ = reduce(gain, Length(p, 7), [Length(q, -2)], size=30, reduction=reduction, batch_size=6)
+    a, p, q = RNG(0).lognormal(size=(3, 6))
+    squares = np.stack([a / 4, a * 3 / 4])[None]  # one pair, two exact cotangents that add up to a
+    gain = gain_of(squares, np.full((1, 2), shift), num_fixed=2)
+    tally = tally_of(gain, p, q, reduction, size=30, exponents=(7, -2))
     expected = math.log10(brute(a, p, q, 30, reduction)) + 2 * (shift + 7 + 2) * math.log10(2)
-    assert value[0] == pytest.approx(expected, rel=1e-12)
-    assert probe[0] == 0
+    assert tally.log10_values[0] == pytest.approx(expected, rel=1e-12)
+    assert tally.log10_stderr_probe[0] == 0
+    assert tally.fixed_share[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("reduction", ["batch", "mean", "geometric"])
+def test_merging_is_measuring_together(reduction):
+    rng = RNG(5)
+    a, p, q = rng.lognormal(size=(3, 2, 12))
+    random = rng.lognormal(size=(2, 4, 12))
+    parts = []
+    for chosen, shift in ((slice(0, 3), 200), (slice(3, 4), -40), (slice(4, 12), 0)):
+        # The same numbers on scales of their own.
+        squares = np.concatenate([a[:, None, chosen], random[:, :, chosen]], axis=1) * 4.0**-shift
+        gain = gain_of(squares, np.full((2, 5), shift), num_fixed=1)
+        parts.append(tally_of(gain, p[:, chosen], q[:, chosen], reduction, size=5 * (chosen.stop - chosen.start)))
+    whole = tally_of(gain_of(np.concatenate([a[:, None], random], axis=1), num_fixed=1), p, q, reduction, size=60)
+    for first, second, third in itertools.permutations(parts):
+        merged = first.merge(second.merge(third))
+        assert merged.count == 12
+        for name in (
+            "log10_values",
+            "log10_stderr_probe",
+            "log10_stderr_sample",
+            "log10_stderr_cautious",
+            "fixed_share",
+            "probe_freedom",
+        ):
+            np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-10, err_msg=name)
+
+
+def test_cotangents_in_two_sweeps_are_cotangents_in_one():
+    norms = RNG(6).lognormal(size=(3, 7, 4))
+    exponents = RNG(7).integers(-5, 5, size=(3, 7))
+    whole = Gain.of(norms, exponents, num_fixed=2, coupled=False)
+    parts = [
+        Gain.of(norms[:, :3], exponents[:, :3], num_fixed=2, coupled=False),
+        Gain.of(norms[:, 3:4], exponents[:, 3:4], num_fixed=0, coupled=False),
+        Gain.of(norms[:, 4:], exponents[:, 4:], num_fixed=0, coupled=False),
+    ]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    assert merged.num == whole.num == 5
+    scale = 4.0 ** (merged.exponent - whole.exponent)[:, None]
+    np.testing.assert_allclose(merged.value * scale, whole.value, rtol=1e-12)
+    np.testing.assert_allclose(merged.variance * scale**2, whole.variance, rtol=1e-12)
 
 
 def test_cotangents_of_different_exponents_are_brought_to_one():
-    gain = Gain.of(np.ones((1, 3, 1)), np.array([[10, 0, -2000]]), exact=False, coupled=True)
+    gain = gain_of(np.ones((1, 3, 1)), [[10, 0, -2000]], coupled=True)
     assert gain.exponent[0] == 10
     assert gain.value[0, 0] == pytest.approx((1 + 4.0**-10) / 3, rel=1e-15)
 
@@ -49,7 +110,7 @@ def test_two_probes_estimate_their_own_variance_without_bias_by_enumeration():
     J = RNG(1).normal(size=(4, 3))
     x = all_probes(J)
     pairs = np.array(list(itertools.product(x, x)))  # all ordered pairs of independent probes
-    gain = Gain.of(pairs[:, :, None], np.zeros(pairs.shape, dtype=int), exact=False, coupled=True)
+    gain = gain_of(pairs[:, :, None], coupled=True)
     assert gain.value.mean() == pytest.approx(np.square(J).sum(), rel=1e-12)
     assert gain.variance.mean() == pytest.approx(gain.value.var(), rel=1e-10)
 
@@ -59,65 +120,58 @@ def test_one_probe_bounds_its_variance_from_above_by_enumeration(rank):
     for seed in range(20):
         J = RNG(seed).normal(size=(6, rank)) @ RNG(seed + 99).normal(size=(rank, 5))
         x = all_probes(J)
-        gain = Gain.of(np.repeat(x[:, None, None], 2, axis=2), np.zeros((64, 1), dtype=int), exact=False, coupled=False)
-        assert gain.bound
+        gain = gain_of(np.repeat(x[:, None, None], 2, axis=2))
         assert gain.variance.mean() >= x.var()
         if rank == 1:  # the bound is not empty: signs over six dimensions come close to it
             assert gain.variance.mean() < 4 * x.var()
 
 
 def test_one_probe_of_a_coupled_batch_knows_no_error():
-    gain = Gain.of(np.ones((1, 1, 4)), np.zeros((1, 1), dtype=int), exact=False, coupled=True)
-    _, probe, sample = reduce(
-        gain, Length(np.ones(4), 0), [Length(np.ones(4), 0)], size=8, reduction="batch", batch_size=4
-    )
-    assert np.isnan(probe[0])
-    assert np.isnan(sample[0])
+    tally = tally_of(gain_of(np.ones((1, 1, 4)), coupled=True), np.ones(4), np.ones(4))
+    assert np.isnan(tally.log10_stderr_probe[0])
+    assert np.isnan(tally.log10_stderr_sample[0])
 
 
 def test_coupled_totals_add_the_samples_of_each_probe():
-    squares = np.array([[[1.0, 2.0], [3.0, 6.0]]])
-    gain = Gain.of(squares, np.zeros((1, 2), dtype=int), exact=False, coupled=True)
-    assert gain.value[0, 0] == 6
-    assert gain.variance[0, 0] == 9  # (3 - 9)^2 / 2, over two probes
+    gain = gain_of([[[1.0, 2.0], [3.0, 6.0]]], coupled=True)
+    assert gain.value[0, 0] == pytest.approx(6)
+    assert gain.variance[0, 0] == pytest.approx(9)  # (3 - 9)^2 / 2, over two probes
 
 
 def test_the_sampling_error_of_a_ratio_of_three_correlated_sums():
     rng = RNG(2)
-    values, errors = [], []
-    for _ in range(2000):
-        common = rng.normal(size=50)
-        a, p, q = (np.exp(0.4 * rng.normal(size=50) + w * common) for w in (0.3, 0.5, 0.6))
-        gain = Gain.of(a[None, None], np.zeros((1, 1), dtype=int), exact=True, coupled=False)
-        value, _, sample = reduce(gain, Length(p, 0), [Length(q, 0)], size=50, reduction="batch", batch_size=50)
-        values.append(value[0])
-        errors.append(sample[0])
-    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
+    common = rng.normal(size=(2000, 50))
+    a, p, q = (np.exp(0.4 * rng.normal(size=(2000, 50)) + w * common) for w in (0.3, 0.5, 0.6))
+    tally = tally_of(gain_of(a[:, None], num_fixed=1), p, q)
+    assert tally.log10_stderr_sample.mean() == pytest.approx(tally.log10_values.std(), rel=0.1)
 
 
 def test_probe_noise_is_taken_out_of_the_sampling_error():
-    rng = RNG(3)
     a = np.full(4000, 2.0)  # no spread over samples at all
-    x = a * rng.chisquare(1, size=(4, 4000))  # rank-one probes: relative variance 2
-    gain = Gain.of(x[None], np.zeros((1, 4), dtype=int), exact=False, coupled=False)
-    ones = Length(np.ones(4000), 0)
-    _, probe, sample = reduce(gain, ones, [ones], size=4000, reduction="batch", batch_size=4000)
-    assert probe[0] * math.log(10) == pytest.approx(math.sqrt(2 / 4 / 4000), rel=0.05)
-    assert sample[0] < 0.3 * probe[0]
+    x = a * RNG(3).chisquare(1, size=(4, 4000))  # rank-one probes: relative variance 2
+    tally = tally_of(gain_of(x[None]), np.ones(4000), np.ones(4000))
+    assert tally.log10_stderr_probe[0] * math.log(10) == pytest.approx(math.sqrt(2 / 4 / 4000), rel=0.05)
+    assert tally.log10_stderr_sample[0] < 0.3 * tally.log10_stderr_probe[0]
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_probe_and_sampling_error_together_are_the_spread_over_repetitions(num):
+    rng = RNG(4)
+    a = np.exp(0.8 * rng.normal(size=(1500, 60)))
+    x = a[:, None] * rng.chisquare(1, size=(1500, num, 60))
+    tally = tally_of(gain_of(x), np.ones((1500, 60)), np.ones((1500, 60)))
+    together = np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample) * math.log(10)
+    values = 10**tally.log10_values
+    assert np.sqrt(np.mean(np.square(together))) == pytest.approx(values.std() / values.mean(), rel=0.15)
 
 
 def test_a_dead_source_has_coefficient_zero_and_no_warning():
-    gain = Gain.of(np.ones((1, 1, 3)), np.zeros((1, 1), dtype=int), exact=True, coupled=False)
-    value, _, sample = reduce(
-        gain, Length(np.zeros(3), 0), [Length(np.ones(3), 0)], size=6, reduction="batch", batch_size=3
-    )
-    assert value[0] == -math.inf
-    assert np.isfinite(sample[0])
+    tally = tally_of(gain_of(np.ones((1, 1, 3)), num_fixed=1), np.zeros(3), np.ones(3))
+    assert tally.log10_values[0] == -math.inf
+    assert np.isfinite(tally.log10_stderr_sample[0])
 
 
 def test_a_gradient_of_exact_zeros_is_zero():
-    gain = Gain.of(np.zeros((1, 2, 3)), np.zeros((1, 2), dtype=int), exact=True, coupled=False)
-    ones = Length(np.ones(3), 0)
-    value, probe, _ = reduce(gain, ones, [ones], size=6, reduction="batch", batch_size=3)
-    assert value[0] == -math.inf
-    assert probe[0] == 0
+    tally = tally_of(gain_of(np.zeros((1, 2, 3))), np.ones(3), np.ones(3))
+    assert tally.log10_values[0] == -math.inf
+    assert tally.log10_stderr_probe[0] == 0
