@@ -18,8 +18,8 @@ class Sizes:
     deep: tuple[int, int, int] = (50, 100, 100)
     wide: tuple[int, int, int] = (50, 1000, 32)
     images: int = 32
-    deflated_wide: tuple[int, int] = (8, 12)
-    deflated_deep: tuple[tuple[int, int], ...] = ((4, 8), (8, 8))
+    deflated_wide: tuple[int, int] = (8, 8)
+    deflated_deep: tuple[tuple[int, int], ...] = ((8, 8),)
     seeds: int = 40
     depths: tuple[int, ...] = (25, 50, 100, 200)
     widths: tuple[int, ...] = (50, 100, 200, 400)

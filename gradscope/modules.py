@@ -64,6 +64,8 @@ def watched(modules: Modules, watcher: Watcher) -> Iterator[dict[str, int]]:
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         name, token = running.pop()
+        while name != names[module]:  # a call inside this one raised, and the model went on
+            name, token = running.pop()
         calls[name] = call = calls[name] + 1
         label = name or OUTPUT
         return watcher.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)

@@ -13,8 +13,10 @@ from torch.autograd.graph import Node
 from gradscope.trunk import Vertex
 
 # An entry of the result depends on the same entry of each operand (operands may be broadcast).
+# The digit tells variants apart, such as an operand that is a number.
 ELEMENTWISE = frozenset(
-    f"{name}Backward0"
+    f"{name}Backward{variant}"
+    for variant in (0, 1)
     for name in (
         "Abs Add Clamp ClampMax ClampMin Clone Cos Div Elu Erf Exp Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Log "
         "Maximum Minimum Mish Mul NativeDropout Neg Pow Reciprocal Relu Rsqrt Sigmoid Silu Sin Softplus Sqrt Sub Tanh "

@@ -25,10 +25,10 @@ IntArray = npt.NDArray[np.int64]
 REDUCTIONS = ("batch", "mean", "geometric")
 
 # Arrays over pairs, cotangents and samples are reduced once they have so many entries.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 # Cotangents of a single column in one sweep.
-_WINDOW = 256
+_WINDOW = 64
 
 
 @dataclass(frozen=True)

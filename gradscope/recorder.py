@@ -6,6 +6,7 @@ would silently become the later one); lengths are taken at once for the same rea
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from gradscope.modules import Modules, state_restored, tensors, watched
 from gradscope.norms import vector_norms
 from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
+
+Received = tuple[Collection[Vertex], int]
 
 
 @dataclass
@@ -118,13 +121,12 @@ class _Recorder:
         self.entries: dict[Vertex, Entry] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
 
-    def before(self, args: Any, kwargs: Any) -> tuple[set[Vertex], int]:
+    def before(self, args: Any, kwargs: Any) -> Received:
         """Which tensors a module receives, before it can overwrite them, and how many sources are known."""
-        return {_vertex(t) for t in tensors(args, kwargs) if t.requires_grad}, len(self.sources)
+        received = tensors(args, kwargs)
+        return [_vertex(t) for t in received if t.requires_grad], len(self.sources)
 
-    def after(
-        self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: tuple[set[Vertex], int]
-    ) -> None:
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record what a module returns."""
         received, known = token
         outputs = [t for t in tensors((output,), {}) if t.requires_grad]

@@ -286,3 +286,25 @@ def test_a_layer_that_does_not_lead_to_the_target():
     model = MLP(depth=4, width=6, generator=seeded()).double()
     with pytest.raises(ValueError, match=r"Layer 'layers\.3' was recorded, but the target does not depend on it"):
         gs.gsc(model, noise(5, 6), target="layers.1", layers="layers.3")
+
+
+def test_a_model_that_catches_the_exception_of_a_layer():
+    class Raises(nn.Module):
+        def forward(self, x):
+            raise ArithmeticError
+
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.raises, self.second = Raises(), linears(1)[0]
+            self.block = nn.Sequential(self.raises, linears(1)[0])
+
+        def forward(self, x):
+            try:
+                return self.block(x)
+            except ArithmeticError:
+                return self.second(x)
+
+    captured = gs.capture(Careful(), noise(5, 6))
+    assert [layer.name for layer in captured.layers] == ["input", "second"]
+    assert "raises" in captured.uncalled

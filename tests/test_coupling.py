@@ -1,0 +1,118 @@
+"""Independence of samples: proved only where it is true, and known in every case."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradscope as gs
+from gradscope.coupling import separate
+from gradscope.models.alexnet import AlexNetA
+from tests.helpers import noise
+
+
+class ReluBackward0(torch.autograd.Function):
+    """Swaps samples, under a name like that of one of torch's own nodes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.flip(0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.flip(0)
+
+
+class Function(nn.Module):
+    def __init__(self, function, width=6):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = (nn.Linear(width, width, dtype=torch.float64) for _ in range(2))
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+COUPLED = {
+    "batch norm": lambda h: functional.batch_norm(h, None, None, training=True),
+    "minus the mean": lambda h: h - h.mean(0),
+    "mean, kept": lambda h: h - h.mean(0, keepdim=True),
+    "transposed": lambda h: h.T,
+    "product of the transposed": lambda h: h @ (h.T @ h),
+    "view that mixes": lambda h: h.T.reshape(6, 6),
+    "cumulative sum": lambda h: h.cumsum(0),
+    "attention over the batch": lambda h: torch.softmax(h @ h.T, dim=1) @ h,
+    "softmax over the batch": lambda h: torch.softmax(h, dim=0),
+    "layer norm over everything": lambda h: functional.layer_norm(h, h.shape),
+    "broadcast sample": lambda h: h + h[0],
+    "scaled by the batch": lambda h: h * h.norm(),
+    "rolled": lambda h: h.roll(1, 0),
+    "sorted": lambda h: h.sort(dim=0).values,
+    "swapped by a user's function": lambda h: ReluBackward0.apply(h),
+    "weights made of the data": lambda h: functional.linear(h, h),
+    "pooled over the batch": lambda h: h + functional.max_pool1d(h.T[None], 2).mean(),
+}
+APART = {
+    "nothing": lambda h: h,
+    "activation": lambda h: functional.gelu(h),
+    "layer norm": lambda h: functional.layer_norm(h, (6,)),
+    "fixed batch norm": lambda h: functional.batch_norm(
+        h, torch.zeros(6).double(), torch.ones(6).double(), training=False
+    ),
+    "residual": lambda h: h + h.tanh() * 2,
+    "dropout": lambda h: functional.dropout(h, 0.5),
+    "images": lambda h: functional.avg_pool2d(h.view(6, 1, 2, 3), (2, 1)).repeat_interleave(2, 2).view(6, 6),
+    "a gate of each sample": lambda h: h * h.sigmoid().mean(1, keepdim=True),
+}
+
+
+def truth(model, x):
+    J = torch.autograd.functional.jacobian(model, x)
+    B = len(x)
+    return any(bool(J[i][..., j, :].any()) for i in range(B) for j in range(B) if i != j)
+
+
+@pytest.mark.parametrize("function", COUPLED.values(), ids=COUPLED.keys())
+def test_coupled(function):
+    # As many samples as features: shapes alone prove nothing.
+    model, x = Function(function), noise(6, 6)
+    assert truth(model, x)
+    captured = gs.capture(model, x)
+    assert not separate(captured.graph, 6)
+    assert captured.coupled
+
+
+@pytest.mark.parametrize("function", APART.values(), ids=APART.keys())
+def test_apart(function):
+    model, x = Function(function), noise(6, 6)
+    assert not truth(model, x)
+    assert not gs.capture(model, x).coupled
+
+
+PROVED = {
+    "perceptron": gs.models.MLP(depth=3, width=6, norm="layer").double(),
+    "residual": gs.models.MLP(depth=3, width=6, residual="identity").double(),
+    "fixed batch norm": gs.models.MLP(depth=3, width=6, norm="batch").double().eval(),
+}
+
+
+@pytest.mark.parametrize("model", PROVED.values(), ids=PROVED.keys())
+def test_proved_without_a_backward_pass(model):
+    assert separate(gs.capture(model, noise(6, 6)).graph, 6)
+
+
+def test_a_convolutional_network_is_proved():
+    assert separate(gs.capture(AlexNetA().eval(), torch.zeros(2, 3, 32, 32) + 0.1).graph, 2)
+
+
+def test_coupling_inside_a_branch():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(6, 6, dtype=torch.float64), nn.BatchNorm1d(6, dtype=torch.float64)
+
+        def forward(self, x):
+            return x + self.norm(self.linear(x))
+
+    assert gs.capture(Branch(), noise(5, 6)).coupled
