@@ -51,6 +51,8 @@ COUPLED = {
     "sorted": lambda h: h.sort(dim=0).values,
     "swapped by a user's function": lambda h: ReluBackward0.apply(h),
     "weights made of the data": lambda h: functional.linear(h, h),
+    "both factors": lambda h: h @ h,
+    "a sample's number for a feature of all": lambda h: h * functional.linear(h, torch.ones(1, 6).double()).view(6),
     "pooled over the batch": lambda h: h + functional.max_pool1d(h.T[None], 2).mean(),
 }
 APART = {

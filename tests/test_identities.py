@@ -125,3 +125,16 @@ def test_five_thousand_affine_layers_neither_overflow_nor_underflow(a, expected,
     assert profile.growth().verdict == ("exploding" if a > 1 else "vanishing")
     frame = profile.to_frame()
     assert frame["value"].iloc[0] == (math.inf if a > 1 else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("a", [2.0**7, 2.0**-7])
+@pytest.mark.parametrize("probes", ["exact", 1])
+def test_growth_beyond_the_range_within_one_stride(a, dtype, probes):
+    # 2^7 a layer leaves float32 within nineteen layers and float16 within three, up or down.
+    depth = 60
+    model = nn.Sequential(*(Affine(1.0, seed % 7, torch.float64) for seed in range(depth)))
+    for layer in model:
+        layer.weight.data = a * torch.eye(4, dtype=torch.float64).roll(1, 0)
+    profile = gs.gsc(model.to(dtype), torch.ones(2, 4, dtype=dtype), probes=probes)
+    assert profile["input"].log10_value == pytest.approx(2 * depth * math.log10(a), rel=1e-12)
