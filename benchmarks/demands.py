@@ -58,6 +58,11 @@ def demands(rows: Sequence[Row]) -> Iterator[Demand]:
     if grown["matrix"] and grown["graph"]:
         what = "growth of the matrix's peak memory, depth 400 over 100, against a forward pass that keeps its graph"
         ratios.append((what, grown["matrix"].value, grown["graph"].value, False))
+    for row in rows:
+        allowed = next((other for other in rows if (other.case, other.what) == (row.case, memory.BOUND)), None)
+        if (row.group, row.what) == ("memory", memory.MATRIX) and allowed:
+            what = f"peak of the matrix over its documented bound, {row.case}"
+            ratios.append((what, row.value / allowed.value, 1, False))
     for what, measured, bound, at_least in ratios:
         if measured is not None:
             yield Demand(what, measured, bound, at_least)

@@ -26,6 +26,7 @@ MATRIX = "matrix, 1 probe a target"
 PROFILE = "profile"
 EXACT = "profile, exact"
 GROWTH = "growth of the peak"
+BOUND = "graph + bound of docs/estimates.md for the matrix"
 CASES = {"graph": GRAPH, "matrix": MATRIX, "profile": PROFILE, "exact": EXACT}
 
 
@@ -59,6 +60,12 @@ def peak(case: str, depth: int, width: int, batch: int, probes: int) -> int:
     return after - before
 
 
+def sweep_bound(depth: int, width: int, batch: int) -> int:
+    """The bound of docs/estimates.md, in bytes: one float32 cotangent a target, pulled back in one bundle."""
+    bundle = depth * width * batch * 4
+    return 5 * bundle + (128 << 20) + 16 * depth * (depth + 1) * batch
+
+
 def memory(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
     """The matrix against a forward pass at two depths; profiles with few, many and exact probes."""
     if not Path("/proc/self/clear_refs").exists():
@@ -70,6 +77,9 @@ def memory(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
         for case in ("graph", "matrix"):
             peaks[case, depth] = _row(group, f"depth {depth}", case, (depth, width, batch, 1), activations)
             yield peaks[case, depth]
+        bound = peaks["graph", depth].value + sweep_bound(depth, width, batch)
+        reference = "outputs of all layers"
+        yield Row(group, f"depth {depth}", BOUND, "bytes", bound, reference=reference, ratio=bound / activations)
     shallow, deep = sizes.memory_depths
     for case in ("graph", "matrix"):
         growth = peaks[case, deep].value / max(peaks[case, shallow].value, 1)
