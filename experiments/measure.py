@@ -25,9 +25,13 @@ import gradscope as gs
 from experiments import config, report, run
 from experiments.cifar10 import IMAGE_SHAPE
 from experiments.progress import LateBar
+from gradscope.measures import PreactivationStd, SignDiversity
+from gradscope.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+STATISTICS = (PreactivationStd(), SignDiversity())
 
 config.register()
 
@@ -58,8 +62,8 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
         random = run.generator(cfg.seed, "probes")
         profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)
     parts = [profile.to_frame()]
-    if any(isinstance(module, gs.measuring.NONLINEARITIES) for module in model.modules()):
-        parts.append(gs.measure(model, x))
+    if any(isinstance(module, NONLINEARITIES) for module in model.modules()):
+        parts.append(gs.measure(model, x, measures=STATISTICS))
     if cfg.matrix:
         options["layers"] = list(cfg.matrix_layers) if cfg.matrix_layers else None
         with LateBar("matrix", 1.0) as bar:

@@ -1,6 +1,6 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
-from gradscope import frames, initializers, measures, measuring, models, plots, probes
+from gradscope import frames, initializers, measures, models, plots, probes
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.estimates import Estimate
 from gradscope.growth import Growth
@@ -8,6 +8,7 @@ from gradscope.layers import Layer
 from gradscope.measuring import measure
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
+from gradscope.parameters import parameter_gsc
 from gradscope.profiles import Matrix, Profile
 from gradscope.recording import Capture, capture
 from gradscope.subspace import Deflated
@@ -29,8 +30,8 @@ __all__ = [
     "initializers",
     "measure",
     "measures",
-    "measuring",
     "models",
+    "parameter_gsc",
     "plots",
     "probes",
     "qm_norm",

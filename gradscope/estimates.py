@@ -40,15 +40,15 @@ class Estimate:
 
     @property
     def log10_value(self) -> float:
-        """log10 of the number, finite at every scale; ``-inf`` only for an exact zero."""
-        if self.mantissa == 0:
-            return -math.inf
+        """log10 of the number, finite at every scale; ``-inf`` only for an exact zero, NaN below."""
+        if self.mantissa <= 0:
+            return -math.inf if self.mantissa == 0 else math.nan
         return math.log10(self.mantissa) + self.exponent * LOG10_2
 
     @property
     def log10_stderr(self) -> float | None:
-        """Standard error of ``log10_value`` to first order: stderr / (value ln 10)."""
-        if self.mantissa_stderr is None:
+        """Standard error of ``log10_value`` to first order: stderr / (value ln 10); None at zero and below."""
+        if self.mantissa_stderr is None or (self.mantissa_stderr and self.mantissa <= 0):
             return None
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
 
@@ -56,6 +56,11 @@ class Estimate:
     def exact(cls, value: float, exponent: int = 0) -> Self:
         """``value * 2**exponent``, known without error."""
         return cls(value, 0.0, exponent, 0)
+
+    def scaled(self, factor: float) -> Estimate:
+        """The number and its error times a known positive factor."""
+        error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
+        return Estimate(self.mantissa * factor, error, self.exponent, self.num_probes)
 
     def sqrt(self) -> Estimate:
         """Square root, its error to first order: stderr / (2 sqrt(value))."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 COLUMNS: dict[str, str] = {
     "layer": "str",
@@ -19,6 +19,7 @@ COLUMNS: dict[str, str] = {
     "log10_value": "float64",
     "log10_stderr_probe": "float64",
     "log10_stderr_sample": "float64",
+    "stderr_sample": "float64",
     "reduction": "str",
     "coupled": "boolean",
     "num_probes": "Int64",
@@ -26,20 +27,25 @@ COLUMNS: dict[str, str] = {
 }
 """Column name -> pandas dtype.  GSC is in the squared convention.
 
-``log10_value`` is authoritative; ``value`` may be inf or 0 where float64 ends.  A null standard error means that it is
+``log10_value`` is authoritative; ``value`` may be inf or 0 where float64 ends.  A statistic that may be negative (a
+mean, a cosine) has no logarithm: its ``log10_value`` is null, ``value`` is authoritative, and its error stands in
+``stderr_sample``, which is on the scale of ``value`` and null for coefficients.  A null standard error means that it is
 unknown (``num_probes`` is 1, or samples are coupled); ``num_probes == 0`` marks an exact number.  ``index`` counts the
 units of the network in execution order (input 0), ``depth_from_output`` the units between a layer and the target (0).
 Statistics of a layer by itself have no target, reduction or probes.
 """
 
-NULLABLE = {"target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "coupled", "num_probes"}
+NULLABLE = {
+    "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled",
+    "num_probes",
+}  # fmt: skip
 
 
 def tidy(columns: dict[str, object]) -> pd.DataFrame:
-    """A checked frame from columns; ``value`` is filled in from ``log10_value``."""
+    """A checked frame from columns; ``value`` is filled in from ``log10_value`` where only that is given."""
     with np.errstate(over="ignore", under="ignore"):
         value = np.power(10.0, np.asarray(columns["log10_value"], dtype=np.float64))
-    frame = pd.DataFrame({**columns, "value": value})
+    frame = pd.DataFrame({"value": value, "stderr_sample": np.nan, **columns})
     return check(frame[list(COLUMNS)].astype(COLUMNS))
 
 
@@ -51,13 +57,15 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing}; a tidy frame has {list(COLUMNS)}.")
+    signed = frame["stderr_sample"].notna()
     for name in COLUMNS.keys() - NULLABLE:
-        if (bad := frame[name].isna()).any():
+        if (bad := frame[name].isna() & ~(signed & (name == "log10_value"))).any():
             raise ValueError(f"Column {name!r} holds {int(bad.sum())} nulls, the first at row {frame.index[bad][0]}.")
     with np.errstate(over="ignore", under="ignore"):
         expected = np.power(10.0, frame["log10_value"].to_numpy(dtype=np.float64))
     values = frame["value"].to_numpy(dtype=np.float64)
-    if not np.allclose(values, expected, rtol=1e-9, atol=0):
+    logarithmic = frame["log10_value"].notna().to_numpy()
+    if not np.allclose(values[logarithmic], expected[logarithmic], rtol=1e-9, atol=0):
         raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
     return frame
 
@@ -87,4 +95,6 @@ def load(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+    if "stderr_sample" not in frame.columns and "log10_stderr_sample" in frame.columns:  # schema version 1
+        frame = frame.assign(stderr_sample=np.nan)
     return check(frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns}))

@@ -1,8 +1,8 @@
-"""``measure(model, x)``: statistics of every layer's pre-activations, from one forward pass."""
+"""``measure(model, x, y, loss_fn)``: statistics of every layer's pre-activations and of its parameters' gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,102 +12,166 @@ from torch import Tensor, nn
 
 from gradscope import frames
 from gradscope.estimates import Estimate
-from gradscope.inputs import Forward, as_batch, check_devices
-from gradscope.measures import PreactivationStd, SignDiversity
-from gradscope.modules import state_restored, unwrap
-
-# Elementwise nonlinearities of torch.nn.  Classes, because "what the nonlinearity receives" is a question about roles;
-# gradients never depend on this list.
-NONLINEARITIES = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
-    nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
-    nn.Tanh, nn.Tanhshrink, nn.Threshold,
-)  # fmt: skip
+from gradscope.inputs import Batch, Forward, LossFunction, as_batch, check_devices
+from gradscope.layer_gradients import layer_gradients
+from gradscope.measures import (
+    DeadFraction,
+    EffectiveRank,
+    GradientCosine,
+    GradientNorm,
+    GradientRms,
+    GradientToWeight,
+    GradientZeroFraction,
+    Kurtosis,
+    PreactivationMean,
+    PreactivationStd,
+    SampleCosine,
+    SaturatedFraction,
+    SignalToNoise,
+    SignDiversity,
+    UpdateToWeight,
+)
+from gradscope.measures.activation import PREACTIVATIONS, SLOPES
+from gradscope.measures.gradient import GRADIENTS
+from gradscope.modules import Modules, state_restored, unwrap
+from gradscope.preactivations import heard, slopes
 
 
 class Measure(Protocol):
-    """A statistic of one layer: the name of its quantity, and a pure function of the pre-activations (B, ...)."""
+    """A statistic of one layer: a pure function with the name of its quantity.
+
+    ``of`` says of what: ``"preactivations"`` or ``"slopes"``, tensors (B, ...), or ``"gradients"``, a
+    `gradscope.measures.LayerGradient`.  A statistic that may be negative also has ``signed = True``.
+    """
 
     @property
     def quantity(self) -> str:
         """Name of the statistic in a frame."""
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
+    @property
+    def of(self) -> str:
+        """What the statistic is taken of."""
+
+    def __call__(self, values: Any, /) -> Estimate:
         """The statistic with its standard error over samples."""
 
 
-DEFAULT_MEASURES: tuple[Measure, ...] = (PreactivationStd(), SignDiversity())
+PREACTIVATION_MEASURES: tuple[Measure, ...] = (
+    PreactivationMean(), PreactivationStd(), SignDiversity(), SaturatedFraction(), DeadFraction(), Kurtosis(),
+    EffectiveRank(), SampleCosine(),
+)  # fmt: skip
+GRADIENT_MEASURES: tuple[Measure, ...] = (
+    GradientNorm(), GradientRms(), GradientZeroFraction(), GradientToWeight(), GradientCosine(), SignalToNoise(),
+)  # fmt: skip
+
+Found = list[tuple[str, list[Estimate]]]
 
 
 def measure(
     model: nn.Module,
-    data: Any,
+    x: Any,
+    y: Any = None,
+    loss_fn: LossFunction | None = None,
+    measures: Sequence[Measure] | None = None,
     *,
+    learning_rate: float | None = None,
     forward: Forward | None = None,
-    measures: Sequence[Measure] = DEFAULT_MEASURES,
 ) -> pd.DataFrame:
-    """Statistics of what every nonlinearity of the model receives, as a tidy frame.
+    """Statistics of what every nonlinearity receives, and with a loss of every layer's gradient, as a tidy frame.
 
     Arguments:
-        model: Any module whose nonlinearities are modules of torch.nn; it is left exactly as it was.
-        data: A tensor (B, ...), or a mapping; with ``forward`` anything.
+        model: Any module; it is left exactly as it was.
+        x: A tensor (B, ...), or a mapping; with ``forward`` anything.
+        y: Labels, handed to ``loss_fn``.
+        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample; the gradient is that of their mean.
+        measures: Statistics to take (`gradscope.measures`, or your own).  Default: all of pre-activations; with
+            ``loss_fn`` also all of gradients.
+        learning_rate: Adds `gradscope.measures.UpdateToWeight` at this rate.
         forward: ``(model, batch) -> output``.
-        measures: Statistics to take, each a callable (B, ...) -> `Estimate`.
 
     Returns:
-        One row a call of a nonlinearity and measure; ``index`` counts those calls from 1, ``log10_stderr_sample`` is
-        the sampling error over the batch.  Cost: one forward pass without gradients.
+        One row a measure and a call of a nonlinearity (a module of torch.nn), or a module that holds parameters;
+        ``index`` counts those calls, or modules, from 1.  ``log10_stderr_sample``, or ``stderr_sample`` for statistics
+        that may be negative, is the sampling error over the batch.
+
+    Cost: one forward pass without gradients; for gradients one with, and one backward pass a sample, vectorized.
 
     Raises:
-        ValueError: No nonlinearity fired, or bad data.
+        ValueError: No nonlinearity fired although a measure wants its input, no trainable parameters, a gradient
+            measure without ``loss_fn``, or bad data.
+        FloatingPointError: A gradient is NaN or Inf; the layer is named.
     """
     model = unwrap(model)
-    batch = as_batch(data, forward=forward, loss_fn=None)
-    modules = dict(model.named_modules())
+    by_default = PREACTIVATION_MEASURES + (GRADIENT_MEASURES if loss_fn is not None else ())
+    chosen = list(by_default if measures is None else measures)
+    if learning_rate is not None:
+        chosen.append(UpdateToWeight(learning_rate))
+    if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, GRADIENTS)]:
+        raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes' or 'gradients'.")
+    of_gradients = [m for m in chosen if m.of == GRADIENTS]
+    if of_gradients and loss_fn is None:
+        raise ValueError(
+            f"{of_gradients[0].quantity!r} is a statistic of gradients, so it needs loss_fn= and labels y."
+        )
+    batch = as_batch(x if loss_fn is None else (x, y), forward=forward, loss_fn=loss_fn)
+    parts = []
+    if of_activations := [m for m in chosen if m.of != GRADIENTS]:
+        parts += _frames(of_activations, _activations(model, batch, forward, of_activations), batch)
+    if of_gradients and loss_fn is not None:
+        found = layer_gradients(model, batch, forward=forward, loss_fn=loss_fn)
+        parts += _frames(of_gradients, [(name, [m(g) for m in of_gradients]) for name, g in found.items()], batch)
+    if not parts:
+        raise ValueError("measures= is an empty list; leave it out to take all of them.")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measures: Sequence[Measure]) -> Found:
+    """The statistics of every call of a nonlinearity, in execution order."""
+    modules: Modules = dict(model.named_modules())
     if forward is None:
         check_devices(modules, batch)
-    found: list[tuple[str, list[Estimate]]] = []
+    found: Found = []
 
-    def listen(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            received = args[0] if args else kwargs["input"]
-            found.append((name, [statistic(received) for statistic in measures]))
+    def listen(name: str, module: nn.Module, received: Tensor) -> None:
+        flat = slopes(module, received) if any(m.of == SLOPES for m in measures) else received
+        found.append((name, [m(flat if m.of == SLOPES else received) for m in measures]))
 
-        return hook
-
-    handles = []
-    try:
-        for name, module in modules.items():
-            if isinstance(module, NONLINEARITIES):
-                handles.append(module.register_forward_pre_hook(listen(name), with_kwargs=True))
-        with state_restored(modules), torch.no_grad():
-            batch.run(model, forward)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with heard(modules, listen), state_restored(modules), torch.no_grad():
+        batch.run(model, forward)
     if not found:
         raise ValueError(
             f"No nonlinearity module fired in {type(model).__name__}: functional calls such as F.relu are not seen; "
-            "use nn.ReLU() and the like as modules."
+            "use nn.ReLU() and the like as modules, or choose measures= of gradients only."
         )
+    return found
+
+
+def _frames(measures: Sequence[Measure], found: Found, batch: Batch) -> list[pd.DataFrame]:
+    """One frame a measure."""
     index = np.arange(1, len(found) + 1)
-    parts = [
-        frames.tidy(
-            {
-                "layer": [name for name, _ in found],
-                "index": index,
-                "depth_from_output": len(found) - index,
-                "target": None,
-                "quantity": statistic.quantity,
-                "log10_value": [values[number].log10_value for _, values in found],
-                "log10_stderr_probe": 0.0,
-                "log10_stderr_sample": [values[number].log10_stderr for _, values in found],
-                "reduction": None,
-                "coupled": None,
-                "num_probes": 0,
-                "num_samples": batch.size,
-            }
-        )
-        for number, statistic in enumerate(measures)
-    ]
-    return pd.concat(parts, ignore_index=True)
+    names = [name for name, _ in found]
+    return [_frame(m, names, [values[n] for _, values in found], index, batch.size) for n, m in enumerate(measures)]
+
+
+def _frame(
+    measure: Measure, names: list[str], values: list[Estimate], index: np.ndarray, num_samples: int
+) -> pd.DataFrame:
+    signed = getattr(measure, "signed", False)
+    return frames.tidy(
+        {
+            "layer": names,
+            "index": index,
+            "depth_from_output": len(index) - index,
+            "target": None,
+            "quantity": measure.quantity,
+            "value": [value.value for value in values],
+            "log10_value": [np.nan if signed else value.log10_value for value in values],
+            "log10_stderr_probe": 0.0,
+            "log10_stderr_sample": [np.nan if signed else value.log10_stderr for value in values],
+            "stderr_sample": [value.stderr for value in values],
+            "reduction": None,
+            "coupled": None,
+            "num_probes": 0,
+            "num_samples": num_samples,
+        }
+    )

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from gradscope.layers import Layer
 from gradscope.links import WORTHWHILE, Link, find_links
 from gradscope.memory import bundle_bytes, is_out_of_memory
 from gradscope.norms import plain_norms, power_of_two, vector_norms
+from gradscope.pulling import PullBack
 from gradscope.trunk import Trunk, vertex
 from gradscope.workspace import Workspace
 
@@ -100,7 +100,7 @@ def sweep(
         return []
     size = bundle_bytes(rows[0].device)
     total = sum(start.num for start in starts)
-    pull_back = _PullBack()
+    pull_back = PullBack()
     for stride in strides:
         schedule = _Schedule(trunk, rows, stride)
         read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
@@ -228,7 +228,7 @@ class _Schedule:
 
 
 def _descend(
-    schedule: _Schedule, pieces: Sequence[_Piece], pull_back: _PullBack, batch_size: int
+    schedule: _Schedule, pieces: Sequence[_Piece], pull_back: PullBack, batch_size: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Carry one bundle from its topmost start to the bottom; yields (row, norms, exponents)."""
     bundle: list[Tensor] = []
@@ -265,7 +265,7 @@ def _joined(bundle: Sequence[Tensor], workspace: Workspace) -> Tensor:
 
 
 def _pull(
-    schedule: _Schedule, top: int, bottom: int, rows: Sequence[int], pull_back: _PullBack, cotangents: Tensor
+    schedule: _Schedule, top: int, bottom: int, rows: Sequence[int], pull_back: PullBack, cotangents: Tensor
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Through the autograd engine: gradients of the rows between two cut vertices, and of the lower one."""
     edges = schedule.trunk.edges
@@ -294,31 +294,6 @@ def rescale(bundle: Tensor) -> tuple[Tensor, Tensor]:
     limit = math.frexp(torch.finfo(dtype).max)[1] - 2
     exponents = exponents.to(device=bundle.device, dtype=torch.int64).clamp(-limit, limit)
     return bundle * power_of_two(-exponents, dtype).reshape(-1, *[1] * (bundle.ndim - 1)), exponents
-
-
-class _PullBack:
-    """Vector-Jacobian products of a whole bundle: vectorized, or one by one where a backward cannot be."""
-
-    def __init__(self) -> None:
-        self.vectorized = True
-
-    def __call__(self, output: GradientEdge, inputs: Sequence[GradientEdge], cotangents: Tensor) -> Sequence[Tensor]:
-        """J^T v for every cotangent v of ``output`` (first dimension), at every edge of ``inputs``."""
-
-        def vjp(v: Tensor) -> tuple[Tensor, ...]:
-            return torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
-
-        if len(cotangents) == 1:
-            return [gradient[None] for gradient in vjp(cotangents[0])]
-        if self.vectorized:
-            try:
-                return torch.vmap(vjp)(cotangents)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                # No batching rule, or a backward that branches on its data.  A real error comes again below.
-                self.vectorized = False
-        return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]
 
 
 def _collect(read: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Reading]:

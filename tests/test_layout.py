@@ -18,13 +18,16 @@ modules
 inputs
 recorder
 units
+pulling
 operations workspace links
 sweep
 coupling
 recording
 reductions
 subspace cotangents
-measures.activation measures
+parameters
+measures.samples measures.activation measures.gradient measures
+preactivations layer_gradients
 measuring
 pairs
 streaming planning

@@ -1,0 +1,39 @@
+"""Vector-Jacobian products of a whole bundle of cotangents on a recorded graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradscope.memory import is_out_of_memory
+
+
+class PullBack:
+    """Vector-Jacobian products: vectorized, or one by one where a backward cannot be.
+
+    ``vectorized`` tells afterwards which of the two it was.
+    """
+
+    def __init__(self) -> None:
+        self.vectorized = True
+
+    def __call__(self, output: GradientEdge, inputs: Sequence[GradientEdge], cotangents: Tensor) -> Sequence[Tensor]:
+        """J^T v for every cotangent v of ``output`` (first dimension), at every edge of ``inputs``."""
+
+        def vjp(v: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
+
+        if len(cotangents) == 1:
+            return [gradient[None] for gradient in vjp(cotangents[0])]
+        if self.vectorized:
+            try:
+                return torch.vmap(vjp)(cotangents)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                # No batching rule, or a backward that branches on its data.  A real error comes again below.
+                self.vectorized = False
+        return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]
