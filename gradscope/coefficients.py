@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gradscope.inputs import Forward, LossFunction, as_batch, stream
+from gradscope.inputs import Forward, LossFunction, stream
 from gradscope.layers import Layer, LayerFilter, select
 from gradscope.modules import state_restored, unwrap
 from gradscope.pairs import Board, Pairs
@@ -18,7 +18,7 @@ from gradscope.planning import Plan, Planner, Probes
 from gradscope.profiles import Matrix, Profile
 from gradscope.recording import Capture, capture
 from gradscope.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
-from gradscope.subspace import Deflated, Rerun
+from gradscope.subspace import Deflated
 from gradscope.sweep import Progress
 
 
@@ -153,10 +153,9 @@ def _measured(
 
     def measure(one: Any) -> Pairs:
         nonlocal plan
-        batch = as_batch(one, forward=forward, loss_fn=loss_fn)
         captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
         rows = _rows(captured, layers, matrix)
-        rerun = Rerun(model, batch, forward, loss_fn, captured.source_names)
+        rerun = captured.rerun
         with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
             board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
             planner = Planner(board, rerun, generator)

@@ -13,7 +13,7 @@ from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
 from gradscope.modules import state_restored
 from gradscope.parameters import Owned, owned_parameters
-from gradscope.pulling import PullBack
+from gradscope.pulling import PullBack, pulling
 from gradscope.recorder import record
 from gradscope.trunk import vertex
 
@@ -48,7 +48,7 @@ def layer_gradients(
     device = next(iter(owners.values()))[0].device
     per_bundle = max(1, peak_bytes(device) // (4 * max(1, flat.numel)))
     pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
-    with state_restored(modules):  # checkpointed layers run again
+    with state_restored(modules), pulling():  # checkpointed layers run again
 
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
             return flat(pull_back(recording.target, list(inputs.values()), cotangents))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+from scipy.sparse.linalg import svds
 from torch import Tensor
+
+# Matrices up to this smaller side are cheap to decompose whole.
+DENSE_UP_TO = 500
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,35 @@ class LinearOperator:
         columns = torch.eye(n, dtype=self.dtype, device=self.device)
         return torch.stack([self.matvec(column) for column in columns], dim=1)
 
-    def singular_values(self) -> Tensor:
-        """All min(m, n) singular values, descending, in float64.  Cost: ``dense()`` and a LAPACK SVD."""
-        return torch.linalg.svdvals(self.dense().double())
+    def singular_values(self, k: int | None = None) -> Tensor:
+        """The ``k`` largest singular values, descending, in float64; all min(m, n) of them by default.
+
+        Cost: ``dense()`` and a LAPACK SVD; where k is less than a tenth of min(m, n) > 500, Lanczos iterations
+        instead, some 10 k products with A and A^T, to a relative error of 1e-10.
+
+        Raises:
+            ValueError: ``k`` is not between 1 and min(m, n).
+        """
+        smaller = min(self.shape)
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= smaller):
+            raise ValueError(f"k must be a whole number from 1 to min(m, n) = {smaller}, got {k!r}.")
+        if k is not None and smaller > DENSE_UP_TO and 10 * k < smaller:
+            start = np.random.default_rng(0).standard_normal(smaller)
+            values = svds(self.to_scipy(), k, return_singular_vectors=False, tol=1e-10, v0=start)
+            return torch.from_numpy(np.sort(values)[::-1].copy())
+        return torch.linalg.svdvals(self.dense().double())[:k]
+
+    def condition(self) -> float:
+        """Largest over smallest of the min(m, n) singular values; infinite where the smallest is 0."""
+        values = self.singular_values()
+        return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
+
+    def log_volume(self) -> float:
+        """Sum of ln s_i over the min(m, n) singular values: ln |det A| of a square matrix, -inf of a singular one.
+
+        With m >= n, log_volume / n <= ln |A|_qm, and equal only if all singular values are.
+        """
+        return float(self.singular_values().log().sum())
 
     def to_scipy(self) -> ScipyLinearOperator:
         """The same operator for ``scipy.sparse.linalg`` (float64 NumPy vectors in and out)."""

@@ -19,7 +19,7 @@ from gradscope.layers import squared_lengths
 from gradscope.memory import peak_bytes
 from gradscope.modules import Modules, state_restored, unwrap
 from gradscope.norms import sum_of_squares
-from gradscope.pulling import PullBack
+from gradscope.pulling import PullBack, pulling
 from gradscope.recording import Capture, capture
 from gradscope.sweep import rescale
 from gradscope.trunk import Trunk, vertex
@@ -91,7 +91,7 @@ def parameter_gsc(
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     cotangents = _cotangents(captured, probes, generator)
-    with state_restored(modules):  # checkpointed layers run again
+    with state_restored(modules), pulling():  # checkpointed layers run again
         pulled = pull_to_parameters(captured.graph, owners, cotangents)
     (lengths,), (exponent,) = squared_lengths([captured.target])
     target_square = Estimate.exact(float(lengths.sum()), 2 * int(exponent))

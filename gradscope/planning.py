@@ -18,8 +18,9 @@ import torch
 from gradscope.cotangents import Cotangents, basis, deflated, needed_for_exact, signs
 from gradscope.layers import Layer
 from gradscope.pairs import Board, Pairs
+from gradscope.rerun import Rerun
 from gradscope.streaming import probe_error
-from gradscope.subspace import Deflated, Rerun, find_subspaces
+from gradscope.subspace import Deflated, find_subspaces
 from gradscope.sweep import Progress
 
 Probes = int | str | Deflated

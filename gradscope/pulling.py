@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradscope.memory import is_out_of_memory
+
+
+@contextlib.contextmanager
+def pulling() -> Iterator[None]:
+    """Around any number of products: nothing is recorded, and slow vectorization is no reason for a warning.
+
+    A batching rule that torch has not written yet costs time, and no user can do anything about it.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
 class PullBack:

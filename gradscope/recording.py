@@ -7,16 +7,16 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradscope.coupling import coupled
 from gradscope.inputs import Forward, LossFunction, as_batch
+from gradscope.jacobians import Jacobian
 from gradscope.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.modules import unwrap
-from gradscope.operators import LinearOperator
 from gradscope.recorder import record
-from gradscope.trunk import Trunk, find_trunk, vertex
+from gradscope.rerun import Rerun
+from gradscope.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.units import units
 
 
@@ -27,7 +27,7 @@ class Capture:
     ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
     ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
     autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
-    not lead to the target.  ``source_names``: where differentiation starts.
+    not lead to the target.  ``source_names``: where differentiation starts.  ``rerun``: runs the same pass again.
     """
 
     layers: tuple[Layer, ...]
@@ -37,6 +37,7 @@ class Capture:
     uncalled: tuple[str, ...]
     elsewhere: tuple[str, ...]
     source_names: tuple[str, ...]
+    rerun: Rerun = field(repr=False)
     graph: Trunk = field(repr=False)
     reached: tuple[Layer, ...] = field(repr=False)
 
@@ -50,11 +51,8 @@ class Capture:
         """Whether samples of the batch influence each other; see `gradscope.coupling`."""
         return coupled(self.graph, self.reached, self.target, self.batch_size)
 
-    def jacobian(self, source: str, target: str) -> LinearOperator:
-        """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
-
-        Shape (B d_target) x (B d_source).  A product with the transpose costs one backward pass between the layers; a
-        product with J costs two, by differentiating the first (it needs backward formulas that are differentiable).
+    def jacobian(self, source: str, target: str) -> Jacobian:
+        """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
 
         Raises:
             ValueError: No layer of that name, or the target does not depend on the source.
@@ -62,28 +60,9 @@ class Capture:
         from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it does not depend on it; swap them.")
-
-        def rmatvec(u: Tensor, create_graph: bool = False) -> Tensor:
-            if from_layer.index == to_layer.index:
-                return u
-            (gradient,) = torch.autograd.grad(
-                (to_layer.edge,), (from_layer.edge,), (u.reshape(to_layer.shape),), retain_graph=True,
-                create_graph=create_graph, allow_unused=True,
-            )  # fmt: skip
-            if gradient is None:
-                raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
-            return gradient.reshape(-1)
-
-        def matvec(v: Tensor) -> Tensor:
-            if from_layer.index == to_layer.index:
-                return v
-            # J^T u is linear in u, so its derivative in the direction v is J v, at any u.
-            u = torch.zeros(to_layer.size, dtype=to_layer.dtype, device=v.device, requires_grad=True)
-            with torch.enable_grad():
-                return torch.autograd.grad(rmatvec(u, create_graph=True), u, v)[0]
-
-        shape = (to_layer.size, from_layer.size)
-        return LinearOperator(shape, matvec, rmatvec, to_layer.dtype, to_layer.device)
+        if not depends(to_layer.edge, from_layer.edge):
+            raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
+        return Jacobian(from_layer, to_layer, self.rerun)
 
     def describe(self) -> pd.DataFrame:
         """One row a recorded tensor: layer, aliases, call, shape, dtype, on_trunk, unit; then modules not called."""
@@ -161,6 +140,7 @@ def capture(
         uncalled=recording.uncalled,
         elsewhere=elsewhere,
         source_names=recording.source_names,
+        rerun=Rerun(model, batch, forward, loss_fn, recording.source_names),
         graph=graph,
         reached=tuple(reached),
     )

@@ -9,7 +9,6 @@ a length came near the end of its floating-point range on the way, it is done ag
 from __future__ import annotations
 
 import math
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from gradscope.layers import Layer
 from gradscope.links import WORTHWHILE, Link, find_links
 from gradscope.memory import bundle_bytes, is_out_of_memory
 from gradscope.norms import plain_norms, power_of_two, vector_norms
-from gradscope.pulling import PullBack
+from gradscope.pulling import PullBack, pulling
 from gradscope.trunk import Trunk, vertex
 from gradscope.workspace import Workspace
 
@@ -105,9 +104,7 @@ def sweep(
         schedule = _Schedule(trunk, rows, stride)
         read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in rows]
         done = 0
-        with torch.no_grad(), warnings.catch_warnings():
-            # A batching rule that torch has not written yet costs time, and no user can do anything about it.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with pulling():
             while done < total:
                 chunk = _chunk(starts, done, size)
                 num = sum(piece.last - piece.first for piece in chunk)

@@ -44,6 +44,14 @@ def vertex(edge: GradientEdge) -> Vertex:
     return edge.node, edge.output_nr
 
 
+def depends(target: GradientEdge, source: GradientEdge) -> bool:
+    """Whether a path of the graph leads from ``source`` to ``target``.  Cost: linear in the nodes below the target."""
+    wanted = vertex(source)
+    return vertex(target) == wanted or any(
+        (parent, number) == wanted for node in _topological_order(target.node) for parent, number in node.next_functions
+    )
+
+
 def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
     """Cut vertices of the graph between all ``sources`` and ``target``.
 

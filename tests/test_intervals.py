@@ -10,7 +10,8 @@ from gradscope.intervals import probe_interval, sample_margin
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
 from gradscope.reductions import Gain, Length, Tally
-from gradscope.subspace import Rerun, find_subspaces
+from gradscope.rerun import Rerun
+from gradscope.subspace import find_subspaces
 from tests.helpers import seeded
 
 REPETITIONS = 2000

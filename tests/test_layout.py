@@ -16,12 +16,13 @@ growth intervals norms frames
 layers taps memory
 modules
 inputs
+rerun
 recorder
 units
 pulling
 operations workspace links
 sweep
-coupling
+coupling jacobians
 recording
 reductions
 subspace cotangents

@@ -12,7 +12,8 @@ from gradscope import cotangents
 from gradscope.inputs import as_batch
 from gradscope.models.mlp import MLP
 from gradscope.pairs import Board
-from gradscope.subspace import Rerun, find_subspaces
+from gradscope.rerun import Rerun
+from gradscope.subspace import find_subspaces
 from tests.helpers import noise, seeded
 
 
