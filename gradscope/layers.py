@@ -35,7 +35,9 @@ class Layer:
     ``origins``: every name of the tensor and how it came by it.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
     ``norms``: length of each sample (B,), or of the batch () where the leading dimension is not the batch; the true
-    lengths are ``norms * 2**exponent``.  ``on_trunk``: whether every path from input to target passes here.
+    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; all
+    that is said of the layer holds for the tensor before.  ``on_trunk``: whether every path from input to target passes
+    here.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layer:
     edge: GradientEdge = field(repr=False)
     norms: Tensor = field(repr=False)
     exponent: Tensor = field(repr=False)
+    modified: bool = False
     on_trunk: bool = False
 
     @property

@@ -102,9 +102,6 @@ def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
 def state_restored(modules: Modules) -> Iterator[None]:
     """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
     originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
-    parameters = (p for module in modules.values() for p in module._parameters.values())
-    buffers = (b for owned in originals.values() for b in owned.values())
-    cuda = sorted({t.device.index for t in (*parameters, *buffers) if t is not None and t.is_cuda})
     clones: dict[int, Tensor] = {}
     for module, owned in originals.items():
         for name, buffer in owned.items():
@@ -114,9 +111,20 @@ def state_restored(modules: Modules) -> Iterator[None]:
                     clones[id(buffer)] = buffer.clone()
                 module._buffers[name] = clones[id(buffer)]
     try:
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=_cuda_devices(modules)):
             yield
     finally:
         for module, owned in originals.items():
             module._buffers.clear()
             module._buffers.update(owned)
+
+
+def random_state(modules: Modules) -> list[Tensor]:
+    """State of the random generators that a forward pass of the modules may draw from."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(modules))]
+
+
+def _cuda_devices(modules: Modules) -> list[int]:
+    """Indices of the CUDA devices that hold parameters or buffers."""
+    held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
+    return sorted({t.device.index for t in held if t is not None and t.is_cuda})

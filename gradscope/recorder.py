@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor
 from gradscope.layers import INPUT, LOSS, OUTPUT, Origin, numbered
-from gradscope.modules import Modules, state_restored, tensors, watched
+from gradscope.modules import Modules, random_state, state_restored, tensors, watched
 from gradscope.norms import vector_norms
 from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
@@ -37,6 +38,7 @@ class Entry:
     edge: GradientEdge
     norms: Tensor
     exponent: Tensor
+    modified: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,6 +51,7 @@ class Recording:
     """What one forward pass left behind: tensors in execution order, the graph's sources, and the target's edge.
 
     ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
+    ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
     """
 
     entries: tuple[Entry, ...]
@@ -57,6 +60,8 @@ class Recording:
     target: GradientEdge
     batch_size: int
     uncalled: tuple[str, ...]
+    dropout: tuple[str, ...]
+    random: bool
 
 
 def record(
@@ -82,6 +87,7 @@ def record(
         tapped(recorder),
         watched(modules, recorder) as calls,
     ):
+        state = random_state(modules)
         differentiable, sources = batch.differentiable()
         for number, source in enumerate(sources):
             recorder.add_source(source, numbered(INPUT, number))
@@ -92,6 +98,8 @@ def record(
             target = _per_sample_loss(loss_fn(target, batch.labels), batch.size)
             recorder.add(target, LOSS, Origin.MARKED)
             recorder.check_finite()
+        drew = not all(map(torch.equal, state, random_state(modules)))
+    recorder.compare_versions()
     if not recorder.sources:
         raise ValueError(
             "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
@@ -110,6 +118,10 @@ def record(
         target=get_gradient_edge(target),
         batch_size=batch.size,
         uncalled=tuple(name for name in modules if name and name not in calls),
+        dropout=tuple(
+            n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
+        ),
+        random=drew,
     )
 
 
@@ -120,6 +132,7 @@ class _Recorder:
         self.batch_size, self.modules = batch_size, modules
         self.entries: dict[Vertex, Entry] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
+        self.versions: list[tuple[Entry, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Which tensors a module receives, before it can overwrite them, and how many sources are known."""
@@ -151,9 +164,16 @@ class _Recorder:
             return
         shape = tuple(tensor.shape)
         norms, exponent = vector_norms(tensor, 1 if shape and shape[0] == self.batch_size else 0)
-        self.entries[key] = Entry(
+        self.entries[key] = entry = Entry(
             name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
         )
+        self.versions.append((entry, tensor, tensor._version))
+
+    def compare_versions(self) -> None:
+        """Note which tensors a later operation overwrote, and let go of all of them."""
+        for entry, tensor, version in self.versions:
+            entry.modified = tensor._version > version
+        self.versions.clear()
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
         """Record a marked tensor."""

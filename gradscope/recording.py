@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from gradscope.coupling import coupled
+from gradscope.describing import Description, describe
 from gradscope.inputs import Forward, LossFunction, as_batch
 from gradscope.jacobians import Jacobian
 from gradscope.layers import Layer, LayerFilter, find, lookup, select
@@ -27,7 +27,8 @@ class Capture:
     ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
     ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
     autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
-    not lead to the target.  ``source_names``: where differentiation starts.  ``rerun``: runs the same pass again.
+    not lead to the target.  ``source_names``: where differentiation starts.  ``dropout``: modules that dropped entries.
+    ``random``: whether the pass drew random numbers.  ``rerun``: runs the same pass again.
     """
 
     layers: tuple[Layer, ...]
@@ -37,6 +38,8 @@ class Capture:
     uncalled: tuple[str, ...]
     elsewhere: tuple[str, ...]
     source_names: tuple[str, ...]
+    dropout: tuple[str, ...]
+    random: bool
     rerun: Rerun = field(repr=False)
     graph: Trunk = field(repr=False)
     reached: tuple[Layer, ...] = field(repr=False)
@@ -64,24 +67,12 @@ class Capture:
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
         return Jacobian(from_layer, to_layer, self.rerun)
 
-    def describe(self) -> pd.DataFrame:
-        """One row a recorded tensor: layer, aliases, call, shape, dtype, on_trunk, unit; then modules not called."""
-        names = {layer.index: layer.name for layer in self.units}
-        rows: list[dict[str, Any]] = [
-            {
-                "layer": names.get(layer.index, layer.name),
-                "aliases": ", ".join(name for name in layer.names if name != names.get(layer.index, layer.name)),
-                "call": layer.call,
-                "shape": "x".join(map(str, layer.shape)),
-                "dtype": str(layer.dtype).removeprefix("torch."),
-                "on_trunk": layer.on_trunk,
-                "unit": layer.index in names,
-                "fired": True,
-            }
-            for layer in self.layers
-        ]
-        rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in self.uncalled]
-        return pd.DataFrame(rows)
+    def describe(self) -> Description:
+        """What was recorded and how it can be pulled back, and what was not seen; see `gradscope.describing`."""
+        return describe(
+            self.reached, self.units, self.graph, self.target, coupled=self.coupled, uncalled=self.uncalled,
+            elsewhere=self.elsewhere, dropout=self.dropout, random=self.random,
+        )  # fmt: skip
 
 
 def capture(
@@ -140,6 +131,8 @@ def capture(
         uncalled=recording.uncalled,
         elsewhere=elsewhere,
         source_names=recording.source_names,
+        dropout=recording.dropout,
+        random=recording.random,
         rerun=Rerun(model, batch, forward, loss_fn, recording.source_names),
         graph=graph,
         reached=tuple(reached),

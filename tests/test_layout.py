@@ -22,7 +22,7 @@ units
 pulling
 operations workspace links
 sweep
-coupling jacobians
+coupling jacobians describing
 recording
 reductions
 subspace cotangents

@@ -188,7 +188,7 @@ def test_describe_lists_layers_and_modules_that_never_fired():
         def forward(self, x):
             return self.used(x)
 
-    frame = gs.capture(Unused(), noise(5, 6)).describe().set_index("layer")
+    frame = gs.capture(Unused(), noise(5, 6)).describe().to_frame().set_index("layer")
     assert list(frame.index) == ["input", "used", "unused"]
     assert list(frame["fired"]) == [True, True, False]
     assert frame.loc["used", "shape"] == "5x6"

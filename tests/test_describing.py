@@ -1,0 +1,70 @@
+"""What a capture says of itself: each column on a model that has one of everything, and the closing sentences."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope as gs
+from tests.helpers import noise
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.running, self.drop = nn.BatchNorm2d(4).eval(), nn.Dropout(0.3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.aside, self.head, self.unused = nn.Linear(4, 2), nn.Linear(4, 5), nn.Linear(3, 3)
+
+    def forward(self, x):
+        h = self.drop(self.running(self.relu(self.norm(self.conv(x)))))
+        h = h.flatten(2).transpose(1, 2)
+        h = h + self.attention(h, h, h, need_weights=False)[0]
+        self.aside(h)
+        return self.head(h.mean(dim=1))
+
+
+@pytest.fixture(scope="module")
+def description():
+    return gs.capture(Everything().double(), noise(4, 3, 6, 6)).describe()
+
+
+def test_columns(description):
+    frame = description.to_frame().set_index("layer")
+    assert list(frame.index[:7]) == ["input", "conv", "norm", "relu", "running", "drop", "attention"]
+    assert list(frame.index[frame["modified"].fillna(False)]) == ["norm"]
+    assert frame["batch_norm"].dropna().to_dict() == {"norm": "batch", "running": "running"}
+    assert list(frame.index[frame["dropout"].fillna(False)]) == ["drop"]
+    assert not frame.loc["attention", "on_trunk"] and frame.loc["drop", "on_trunk"]
+    assert frame.loc["drop", "backward"] == "loop"  # torch has no batching rule for attention's backward on a CPU
+    assert frame.loc["conv", "backward"] == "vmap"
+    assert frame.loc["head", "aliases"] == "output"
+    assert frame.loc["conv", "bytes"] == 4 * 4 * 6 * 6 * 8
+    assert set(frame.index[~frame["fired"]]) == {"attention.out_proj", "unused"}
+
+
+def test_printed_table_ends_with_what_was_not_seen(description):
+    text = str(description)
+    assert "Samples influence each other" in text
+    assert "Overwritten in place later, and measured as they were before: norm." in text
+    assert "running statistics, which are (0, 1) in a model that was never trained" in text
+    assert "one by one through an operation above drop" in text
+    assert "The forward pass drew random numbers" in text
+    assert "Inside branches, so not in a default profile: attention." in text
+    assert "the target does not depend on them: aside" in text
+    assert "Never called as modules, so not seen: attention.out_proj, unused." in text
+    assert text.endswith("gs.tap marks one.")
+
+
+def test_a_plain_network_says_little():
+    text = str(gs.capture(nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double(), noise(4, 3)).describe())
+    assert "Samples are independent." in text and "3 of them on the trunk to '1'" in text
+    for sentence in ("random", "Overwritten", "Never called", "branches", "depend on them", "one by one", "statistics"):
+        assert sentence not in text
+
+
+def test_describing_leaves_the_random_state_alone():
+    model, x = Everything(), torch.randn(4, 3, 6, 6)
+    state = torch.get_rng_state()
+    gs.capture(model, x).describe()
+    assert torch.equal(state, torch.get_rng_state())
