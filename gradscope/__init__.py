@@ -1,6 +1,7 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
 from gradscope import frames, initializers, measures, models, plots, probes
+from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.estimates import Estimate
 from gradscope.growth import Growth
@@ -24,6 +25,7 @@ __all__ = [
     "Matrix",
     "Profile",
     "capture",
+    "check",
     "frames",
     "gsc",
     "gsc_matrix",

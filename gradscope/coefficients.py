@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradscope.describing import off_trunk
 from gradscope.inputs import Forward, LossFunction, stream
 from gradscope.layers import Layer, LayerFilter, select
 from gradscope.modules import state_restored, unwrap
@@ -149,12 +150,15 @@ def _measured(
     if generator is None:
         generator = torch.Generator().manual_seed(_rank())
     plan: Plan | None = None
+    remarks: tuple[str, ...] = ()
     batches = stream(data, forward=forward, loss_fn=loss_fn)
 
     def measure(one: Any) -> Pairs:
-        nonlocal plan
+        nonlocal plan, remarks
         captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
         rows = _rows(captured, layers, matrix)
+        branch = [row.name for row in rows if not row.on_trunk]
+        remarks = (*captured.remarks, *([off_trunk(branch)] if branch else []))
         rerun = captured.rerun
         with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
             board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
@@ -192,6 +196,7 @@ def _measured(
         "fixed_share": pairs.spread("fixed_share", 1.0),
         "probe_freedom": pairs.spread("probe_freedom", np.inf),
         "relative_error": error,
+        "remarks": remarks,
     }
 
 

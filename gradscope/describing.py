@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -48,11 +48,11 @@ def describe(
     graph: Trunk,
     target: Layer,
     *,
+    remarks: Sequence[str],
     coupled: bool,
     uncalled: Sequence[str],
     elsewhere: Sequence[str],
     dropout: Sequence[str],
-    random: bool,
 ) -> Description:
     """Describe a capture.  Cost: two cotangents pulled through the trunk."""
     names = {layer.index: layer.name for layer in units}
@@ -81,11 +81,34 @@ def describe(
     rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in uncalled]
     frame = pd.DataFrame(rows).astype({"batch_norm": "str", "modified": "boolean", "dropout": "boolean"})
     frame = frame.astype({"call": "Int64", "bytes": "Int64"})
-    return Description(frame, tuple(_notes(frame, target, coupled, uncalled, elsewhere, random)))
+    return Description(frame, tuple(_notes(frame, target, remarks, coupled, uncalled, elsewhere)))
+
+
+def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
+    """Sentences on what the numbers rest on."""
+    statistics = {_batch_norm(layer) for layer in layers}
+    if BATCH in statistics:
+        yield "Batch normalization used the statistics of this batch."
+    if RUNNING in statistics:
+        yield "Batch normalization used running statistics, which are (0, 1) in a model that was never trained."
+    if random:
+        yield "The forward pass drew random numbers (dropout?): all numbers are those of one draw."
+    if picked:
+        yield picked
+
+
+def off_trunk(names: Sequence[str]) -> str:
+    """What is to be said of rows inside branches."""
+    return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
 
 
 def _notes(
-    frame: pd.DataFrame, target: Layer, coupled: bool, uncalled: Sequence[str], elsewhere: Sequence[str], random: bool
+    frame: pd.DataFrame,
+    target: Layer,
+    remarks: Sequence[str],
+    coupled: bool,
+    uncalled: Sequence[str],
+    elsewhere: Sequence[str],
 ) -> list[str]:
     """Sentences about the whole; the last ones say what was not seen and what to do."""
     seen = frame[frame["fired"]]
@@ -93,13 +116,8 @@ def _notes(
         f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to {target.name!r}, "
         f"{int(seen['unit'].sum())} rows of a default profile; {int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
         "Samples influence each other, so they are measured as one vector." if coupled else "Samples are independent.",
+        *remarks,
     ]
-    if (seen["batch_norm"] == BATCH).any():
-        notes.append("Batch normalization used the statistics of this batch.")
-    if (seen["batch_norm"] == RUNNING).any():
-        notes.append("Batch normalization used running statistics, which are (0, 1) in a model that was never trained.")
-    if random:
-        notes.append("The forward pass drew random numbers (dropout?): all numbers are those of one draw.")
     if changed := list(seen.loc[seen["modified"], "layer"]):
         notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
     if slow := list(seen.loc[seen["backward"] == LOOP, "layer"]):
@@ -107,7 +125,7 @@ def _notes(
     if inside := list(seen.loc[~seen["on_trunk"], "layer"]):
         notes.append(
             f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
-            "is then that through this tensor, the other paths held fixed."
+            "is then that through this tensor alone."
         )
     if elsewhere:
         notes.append(f"Recorded, but the target does not depend on them: {_listed(elsewhere)}.")

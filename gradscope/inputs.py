@@ -149,6 +149,14 @@ def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
                 )
 
 
+def picked(output: Any) -> str | None:
+    """In words, which part of a structured output `first_tensor` measures; None where the output is one tensor."""
+    if isinstance(output, Tensor):
+        return None
+    which = "its .logits" if isinstance(getattr(output, "logits", None), Tensor) else "its first floating-point tensor"
+    return f"The model returned {type(output).__name__}; {which} is what is measured."
+
+
 def first_tensor(output: Any) -> Tensor:
     """``output.logits`` where it exists, else the first floating-point tensor of the model's output.
 

@@ -28,7 +28,8 @@ class Matrix:
     largest relative standard error of a value, of the probes for one batch, of probes and samples for a stream, which
     ended after ``num_batches`` because of ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or
     "interrupted".  ``log10_stderr_cautious``, ``fixed_share`` (the part of each value that is free of probe noise) and
-    ``probe_freedom`` (degrees of freedom of the probes' variance) make the `interval`.
+    ``probe_freedom`` (degrees of freedom of the probes' variance) make the `interval`.  ``remarks``: sentences on
+    what the numbers rest on: statistics of normalization, random numbers, which output, rows inside branches.
     """
 
     sources: tuple[str, ...]
@@ -47,6 +48,7 @@ class Matrix:
     log10_stderr_cautious: FloatArray
     fixed_share: FloatArray
     probe_freedom: FloatArray
+    remarks: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row a pair, targets in execution order, each target's own row (GSC = 1) last."""
@@ -141,4 +143,5 @@ class Profile(Matrix):
             lines.append(f"  {self.growth()}")
         except ValueError as reason:
             lines.append(f"  no growth rate: {reason}")
+        lines += [f"  {remark}" for remark in self.remarks]
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor
+from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.layers import INPUT, LOSS, OUTPUT, Origin, numbered
 from gradscope.modules import Modules, random_state, state_restored, tensors, watched
 from gradscope.norms import vector_norms
@@ -52,6 +52,7 @@ class Recording:
 
     ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
     ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
+    ``picked``: which part of a structured output is measured, in words.
     """
 
     entries: tuple[Entry, ...]
@@ -62,6 +63,7 @@ class Recording:
     uncalled: tuple[str, ...]
     dropout: tuple[str, ...]
     random: bool
+    picked: str | None
 
 
 def record(
@@ -91,7 +93,8 @@ def record(
         differentiable, sources = batch.differentiable()
         for number, source in enumerate(sources):
             recorder.add_source(source, numbered(INPUT, number))
-        target = first_tensor(differentiable.run(model, forward))
+        output = differentiable.run(model, forward)
+        target = first_tensor(output)
         recorder.add(target, OUTPUT, Origin.OUTPUT)
         recorder.check_finite()
         if loss_fn is not None:
@@ -122,6 +125,7 @@ def record(
             n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
         ),
         random=drew,
+        picked=picked(output),
     )
 
 

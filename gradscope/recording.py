@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradscope.coupling import coupled
-from gradscope.describing import Description, describe
+from gradscope.describing import Description, describe, remarks
 from gradscope.inputs import Forward, LossFunction, as_batch
 from gradscope.jacobians import Jacobian
 from gradscope.layers import Layer, LayerFilter, find, lookup, select
@@ -28,7 +28,8 @@ class Capture:
     ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
     autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
     not lead to the target.  ``source_names``: where differentiation starts.  ``dropout``: modules that dropped entries.
-    ``random``: whether the pass drew random numbers.  ``rerun``: runs the same pass again.
+    ``random``: whether the pass drew random numbers.  ``picked``: which part of a structured output is measured.
+    ``rerun``: runs the same pass again.
     """
 
     layers: tuple[Layer, ...]
@@ -40,6 +41,7 @@ class Capture:
     source_names: tuple[str, ...]
     dropout: tuple[str, ...]
     random: bool
+    picked: str | None
     rerun: Rerun = field(repr=False)
     graph: Trunk = field(repr=False)
     reached: tuple[Layer, ...] = field(repr=False)
@@ -53,6 +55,11 @@ class Capture:
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other; see `gradscope.coupling`."""
         return coupled(self.graph, self.reached, self.target, self.batch_size)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what the numbers rest on: statistics of normalization, random numbers, the part measured."""
+        return tuple(remarks(self.reached, random=self.random, picked=self.picked))
 
     def jacobian(self, source: str, target: str) -> Jacobian:
         """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
@@ -70,8 +77,8 @@ class Capture:
     def describe(self) -> Description:
         """What was recorded and how it can be pulled back, and what was not seen; see `gradscope.describing`."""
         return describe(
-            self.reached, self.units, self.graph, self.target, coupled=self.coupled, uncalled=self.uncalled,
-            elsewhere=self.elsewhere, dropout=self.dropout, random=self.random,
+            self.reached, self.units, self.graph, self.target, remarks=self.remarks, coupled=self.coupled,
+            uncalled=self.uncalled, elsewhere=self.elsewhere, dropout=self.dropout,
         )  # fmt: skip
 
 
@@ -133,6 +140,7 @@ def capture(
         source_names=recording.source_names,
         dropout=recording.dropout,
         random=recording.random,
+        picked=recording.picked,
         rerun=Rerun(model, batch, forward, loss_fn, recording.source_names),
         graph=graph,
         reached=tuple(reached),

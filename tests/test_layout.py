@@ -34,6 +34,7 @@ pairs
 streaming planning
 profiles
 coefficients
+checking
 plots
 initializers
 models.mlp models.alexnet models
