@@ -173,7 +173,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
         # Where the steps disagree, the network bends or rounds too much there to judge anything.
         noise, slope = max(slopes[name]) - min(slopes[name]), slopes[name][1]
         scale = abs(slope) + abs(predicted) or 1.0
-        if noise > 0.02 * scale:
+        if noise > 0.02 * abs(slope):
             continue
         judged += 1
         error = abs(slope - predicted) / scale
