@@ -35,15 +35,26 @@ def coupled(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int)
 
     The rows are all recorded tensors that lead to the target, also those in branches: batch statistics may lie there.
     Where every operation between sources and target is known to act on each sample alone, that is a proof, and costs
-    nothing; else gradients are asked, see `detected`.  A tensor whose leading dimension is not the batch says
-    nothing, and is skipped.
+    nothing; so is a batch normalization with the statistics of the batch.  Else gradients are asked, see `detected`.
+    A tensor whose leading dimension is not the batch says nothing, and is skipped.
     """
     if batch_size == 1:
         return False
     rows = [layer for layer in rows if layer.shape[:1] == (batch_size,) and layer.index != target.index]
     if target.shape[:1] != (batch_size,) or not rows:
         return True  # nothing is known, and treating samples as coupled is right in either case
-    return not separate(trunk, batch_size) and detected(trunk, rows, target, batch_size)
+    if separate(trunk, batch_size):
+        return False
+    return mixed(trunk) or detected(trunk, rows, target, batch_size)
+
+
+def mixed(trunk: Trunk) -> bool:
+    """Whether the graph proves that samples influence each other: by batch normalization with the batch's statistics.
+
+    To count samples as coupled is right in either case, so this spares a test that could only confirm it.
+    """
+    nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
+    return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
 
 
 def separate(trunk: Trunk, batch_size: int) -> bool:
