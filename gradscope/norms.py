@@ -81,7 +81,7 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
     return norms.square(), exponent
 
 
-def vector_norms(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
+def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
 
     ``exponent`` is one int64 for the whole tensor, on the CPU where it is 0: the squares of float32 and narrower cannot
@@ -91,22 +91,36 @@ def vector_norms(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
         exponent = torch.frexp(a.abs().amax()).exponent.to(torch.int64).clamp(-1022, 1022)
         return plain_norms(a * power_of_two(-exponent, torch.float64), start_dim), exponent
-    return plain_norms(a, start_dim), _ZERO
+    return plain_norms(a, start_dim, scratch), _ZERO
 
 
 def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
     """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64, for entries whose squares fit.
 
-    ``scratch``: float64 memory for a copy of ``a``, which torch else allocates anew in each call.
+    ``scratch``: flat float64 memory for copies of ``a``, or of parts of it one after the other: several times faster
+    than torch's own sum of float32 numbers in float64.
     """
     if a.device.type == "mps":  # has no float64
         a = a.cpu()
     if start_dim == a.ndim:
         return a.abs().double()
     if scratch is not None and a.is_floating_point() and a.dtype != torch.float64:
+        if a.numel() > scratch.numel():
+            return _norms_of_parts(a, start_dim, scratch)
         a = scratch[: a.numel()].view(a.shape).copy_(a)
     dtype = torch.complex128 if a.is_complex() else torch.float64
     return torch.linalg.vector_norm(a, dim=tuple(range(start_dim, a.ndim)), dtype=dtype)
+
+
+def _norms_of_parts(a: Tensor, start_dim: int, scratch: Tensor) -> Tensor:
+    """`plain_norms` of a tensor larger than the scratch memory."""
+    if start_dim == 0:
+        parts = a.reshape(-1).split(scratch.numel())
+        return torch.linalg.vector_norm(torch.stack([plain_norms(part, 0, scratch) for part in parts]))
+    rows = scratch.numel() // max(1, a[0].numel())
+    if rows == 0:
+        return torch.stack([plain_norms(part, start_dim - 1, scratch) for part in a])
+    return torch.cat([plain_norms(part, start_dim, scratch) for part in a.split(rows)])
 
 
 _ZERO = torch.zeros((), dtype=torch.int64)

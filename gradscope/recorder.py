@@ -21,6 +21,7 @@ from gradscope.modules import Modules, random_state, state_restored, tensors, wa
 from gradscope.norms import vector_norms
 from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
+from gradscope.workspace import Workspace
 
 Received = tuple[Collection[Vertex], int]
 
@@ -134,6 +135,7 @@ class _Recorder:
 
     def __init__(self, modules: Modules, batch_size: int) -> None:
         self.batch_size, self.modules = batch_size, modules
+        self.workspace = Workspace()
         self.entries: dict[Vertex, Entry] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
         self.versions: list[tuple[Entry, Tensor, int]] = []
@@ -167,7 +169,8 @@ class _Recorder:
             self.entries[key].origins.setdefault(name, origin)
             return
         shape = tuple(tensor.shape)
-        norms, exponent = vector_norms(tensor, 1 if shape and shape[0] == self.batch_size else 0)
+        per_sample = bool(shape) and shape[0] == self.batch_size
+        norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
         self.entries[key] = entry = Entry(
             name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
         )

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+# Numbers that are copied to float64 at a time.
+SCRATCH = 1 << 21
+
 
 class Workspace:
     """Two buffers for bundles, used in turn, and one in float64; they grow where they must, and never shrink."""
@@ -23,8 +26,8 @@ class Workspace:
         return self._buffers[number][: math.prod(shape)].view(shape)
 
     def scratch(self, a: Tensor) -> Tensor:
-        """A flat float64 buffer on the same device with room for ``a``."""
-        self._scratch = _grown(self._scratch, a.numel(), torch.float64, a.device)
+        """A flat float64 buffer on the same device with room for ``a``, or for a part of a large one."""
+        self._scratch = _grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
         return self._scratch
 
 

@@ -13,14 +13,14 @@ PACKAGE = ROOT / "gradscope"
 ORDER = """
 estimates operators probes trunk
 growth intervals norms frames
-layers taps memory
+layers taps memory workspace
 modules
 inputs
 rerun
 recorder
 units
 pulling
-operations workspace links
+operations links
 sweep
 coupling jacobians describing
 recording

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 
 import gradscope as gs
-from gradscope.norms import power_of_two, sum_of_squares
+from gradscope.norms import plain_norms, power_of_two, sum_of_squares
 from gradscope.operators import matrix
 from tests.helpers import noise, seeded
 
@@ -119,3 +119,14 @@ def test_powers_of_two_are_exact_over_all_normal_numbers(dtype):
     expected = torch.tensor([math.ldexp(1.0, int(e)) for e in exponents], dtype=torch.float64)
     assert torch.equal(actual, expected)
     assert float(power_of_two(torch.tensor(5000), dtype)) <= info.max
+
+
+@pytest.mark.parametrize("room", [1, 7, 30, 10**4])
+@pytest.mark.parametrize("start_dim", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_in_little_memory(room, start_dim, dtype):
+    a = noise(4, 5, 6).to(dtype)
+    expected = torch.linalg.vector_norm(a.double(), dim=tuple(range(start_dim, 3)))
+    scratch = torch.empty(room, dtype=torch.float64)
+    for given in (a, a.transpose(0, 2).contiguous().transpose(0, 2)):
+        torch.testing.assert_close(plain_norms(given, start_dim, scratch), expected, rtol=1e-13, atol=0)
