@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from gradscope.layers import OUTPUT
 
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+
 
 class Watcher(Protocol):
     """What is told of every module call."""
@@ -34,9 +36,16 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: Not a module.
+        ValueError: Parameters are sharded (FSDP), so that no process holds a whole layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        if any(base.__name__ in _SHARDED for base in type(module).__mro__):
+            raise ValueError(
+                f"{name or 'The model'!r} is sharded (FSDP): its parameters are whole on no process. Measure the model "
+                "before it is wrapped, or load its full state dict into a plain copy."
+            )
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn("The model is compiled; its eager original is measured, on the same weights.", stacklevel=3)
         return unwrap(original)
@@ -46,6 +55,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 Modules = Mapping[str, nn.Module]
+
+
+@contextlib.contextmanager
+def eager(modules: Modules) -> Iterator[None]:
+    """Run compiled parts of the model uncompiled: a compiled one would be compiled again, with the hooks."""
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())
+    # The first use imports the compiler, which takes seconds.
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager

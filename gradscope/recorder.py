@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.layers import INPUT, LOSS, OUTPUT, Origin, numbered
-from gradscope.modules import Modules, random_state, state_restored, tensors, watched
+from gradscope.modules import Modules, eager, random_state, state_restored, tensors, watched
 from gradscope.norms import vector_norms
 from gradscope.taps import tapped
 from gradscope.trunk import Vertex, vertex
@@ -88,6 +88,7 @@ def record(
         torch.enable_grad(),
         state_restored(modules),
         tapped(recorder),
+        eager(modules),
         watched(modules, recorder) as calls,
     ):
         state = random_state(modules)

@@ -117,6 +117,11 @@ def capture(
             f"{what} does not depend on x: no differentiable path leads from the input to it. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
+    if any(node.name() == "CheckpointFunctionBackward" for node, _ in (*graph.position, *graph.above)):
+        raise ValueError(
+            "The model uses reentrant checkpointing, through which torch gives no gradient of inner tensors: call "
+            "checkpoint(..., use_reentrant=False)."
+        )
     entries = [entry for entry in recording.entries if graph.reaches_target(entry.edge)]
     # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
     entries.sort(key=lambda entry: graph.order(entry.edge))

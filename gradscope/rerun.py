@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.layers import LOSS, OUTPUT, numbered
-from gradscope.modules import Modules, state_restored, tensors, watched
+from gradscope.modules import Modules, eager, state_restored, tensors, watched
 from gradscope.taps import tapped
 
 
@@ -36,7 +36,13 @@ class Rerun:
         listener = _Listener(set(wanted), shifts)
         names = self.source_names[: len(self.batch.floats)]
         batch = self.batch.shifted([shifts.get(name, 0.0) for name in names])
-        with torch.no_grad(), state_restored(self.modules), tapped(listener), watched(self.modules, listener):
+        with (
+            torch.no_grad(),
+            state_restored(self.modules),
+            eager(self.modules),
+            tapped(listener),
+            watched(self.modules, listener),
+        ):
             for name, tensor in zip(names, batch.floats, strict=True):
                 listener.keep(name, tensor)
             output = first_tensor(batch.run(self.model, self.forward))
