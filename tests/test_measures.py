@@ -119,7 +119,8 @@ def gradients(model, x, y):
 
 @pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(7)])
 def test_gradient_statistics_in_numpy(norm):
-    model = nn.Sequential(nn.Linear(5, 7), norm, nn.ReLU(), nn.Linear(7, 3)).double()
+    torch.manual_seed(0)  # no bias before batch normalization: its gradient is 0 but for rounding
+    model = nn.Sequential(nn.Linear(5, 7, bias=False), norm, nn.Tanh(), nn.Linear(7, 3)).double()
     x, y = noise(11, 5), torch.arange(11) % 3
     frame = gs.measure(model, x, y, losses, learning_rate=0.1)
     values = frame.pivot_table(index="layer", columns="quantity", values="value", aggfunc="first", dropna=False)
@@ -159,6 +160,15 @@ def test_standard_error_of_gradient_statistics(statistic):
 
     values, errors = np.transpose([estimate(seed) for seed in range(150)])
     assert errors.mean() == pytest.approx(values.std(), rel=0.25)
+
+
+def test_dead_units_have_zero_gradients():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    nn.init.constant_(model[0].bias[1:3], -100.0)  # two of four units never fire: 2 (5 + 1) of 24 entries
+    frame = gs.measure(model, noise(9, 5), torch.arange(9) % 3, losses, measures=GRADIENT_MEASURES)
+    values = frame.set_index(["layer", "quantity"])["value"]
+    assert values["0", "gradient_zero_fraction"] >= 0.5
+    assert values["2", "gradient_zero_fraction"] == pytest.approx(6 / 15)
 
 
 def test_the_model_keeps_its_gradients_and_unused_layers_have_none():
