@@ -217,12 +217,14 @@ def _chosen(captured: Capture, layers: LayerFilter | None) -> list[Layer]:
     """The chosen layers, or the units of the trunk; warns where there is none besides the target."""
     if layers is not None:
         return select(captured.layers, layers, captured.elsewhere)
-    if len(captured.units) < 2:
-        names = [layer.name for layer in captured.layers if layer.index != captured.target.index]
+    known = {layer.index for layer in captured.units}
+    others = [layer.name for layer in captured.reached if layer.index not in known]
+    if len(known) < 3 and (others or captured.uncalled):
+        offer = f"Recorded are also {', '.join(others[:8])}: choose with" if others else "None other was called; see"
         warnings.warn(
-            "No layer but the target lies on the trunk, through which every path from the inputs passes (several "
-            f"floating-point inputs, or one that feeds every layer?). Recorded are {', '.join(names[:8])}: choose with "
-            "layers=, or hold other inputs fixed with forward=lambda model, x: model(x, other).",
+            f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
+            f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "
+            "hold other inputs fixed with forward=lambda model, x: model(x, other).",
             stacklevel=6,
         )
     return list(captured.units)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.layers import Layer
+from gradscope.layers import INPUT, Layer
 from gradscope.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
 from gradscope.sweep import Start, sweep
 from gradscope.trunk import Trunk, Vertex
@@ -30,19 +30,26 @@ _PROVISO: dict[str, Callable[[Node, int], bool]] = {
 }
 
 
-def coupled(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
+def coupled(
+    trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int, sources: Collection[str] = (INPUT,)
+) -> bool:
     """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
 
-    The rows are all recorded tensors that lead to the target, also those in branches: batch statistics may lie there.
+    It shows at the sources, named ``sources``, and at the rows on the trunk; inside a branch a leading dimension of B
+    may mean something else (the tokens of an expert, say).  Where that of a source or of the target is not B, samples
+    count as coupled.
     Where every operation between sources and target is known to act on each sample alone, that is a proof, and costs
     nothing; so is a batch normalization with the statistics of the batch.  Else gradients are asked, see `detected`.
-    A tensor whose leading dimension is not the batch says nothing, and is skipped.
     """
     if batch_size == 1:
         return False
-    rows = [layer for layer in rows if layer.shape[:1] == (batch_size,) and layer.index != target.index]
-    if target.shape[:1] != (batch_size,) or not rows:
+    ends = [layer for layer in rows if not layer.origins.keys().isdisjoint(sources)]
+    if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
         return True  # nothing is known, and treating samples as coupled is right in either case
+    rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
+    rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
+    if not rows:
+        return False
     if separate(trunk, batch_size):
         return False
     return mixed(trunk) or detected(trunk, rows, target, batch_size)

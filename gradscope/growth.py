@@ -14,6 +14,12 @@ FloatArray = npt.NDArray[np.float64]
 EXPLODING_RATE, VANISHING_RATE = 1.02, 0.98
 MIN_LAYERS = 6
 
+# An interval around 1 that is wider than this says nothing.
+WIDEST_STABLE = 0.1
+
+_ROUNDS = 3
+_FLOOR = 1e-20
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -21,7 +27,8 @@ class Growth:
 
     ``rate_low``, ``rate_high``: 95 % interval.  ``intercept``: c of c * r^(k - l).
     ``verdict``: "exploding" (a straight line on a log axis with rate_low > 1.02), "vanishing" (rate_high < 0.98),
-    "stable" (the interval straddles 1 or lies within 0.98..1.02), else "irregular" (curved, or undecided).
+    "stable" (the interval straddles 1 and lies within 0.9..1.1, or lies within 0.98..1.02), else "irregular" (curved,
+    or undecided).
     ``straight``: whether the half of the layers far from the target grows at the same rate.
     """
 
@@ -39,17 +46,22 @@ class Growth:
         )
 
 
-def fit_growth(log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike) -> Growth:
+def fit_growth(
+    log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike, log10_stderr: npt.ArrayLike = 0.0
+) -> Growth:
     """Fit log GSC against depth over the half of the layers nearer the target, where growth that persists is seen.
 
     Arguments:
         log10_values: log10 GSC, shape (layers,), or (seeds, layers) for independent initializations of one network.
         depth_from_output: Layers between each layer and the target, shape (layers,); the target itself (0) is left out.
+        log10_stderr: Standard errors by measurement (probes), of the same shape; NaN, unknown, counts as 0.
 
-    The slope is ordinary least squares.  Its standard error treats log GSC as a sum of independent increments, as it is
-    in a random network, so neighboring layers are not counted as independent; with two or more seeds it comes from the
-    spread between seeds instead.  Noise of probes never enters by itself.  The line is straight if the far half's slope
-    agrees within three standard errors or 25 %.  Cost: O(seeds * layers).
+    The slope is generalized least squares under the covariance that log GSC of a random network has: a sum of
+    independent increments (covariance s^2 min(d, d') between layers d and d'), plus independent noise of measurement.
+    s^2 comes from the residual increments, so neighboring layers are not counted as independent and noise of probes
+    never makes the interval by itself; with two or more seeds the error comes from the spread between seeds instead.
+    Layers of equal depth are averaged.  The line is straight if the far half's slope agrees within three standard
+    errors or 25 %.  Cost: O(seeds * layers^2 + layers^3).
 
     Raises:
         ValueError: Fewer than six layers, a coefficient that is exactly zero or not finite, or shapes that do not fit.
@@ -58,42 +70,57 @@ def fit_growth(log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike) ->
     depth = np.asarray(depth_from_output, dtype=np.float64)
     if y.shape[1:] != depth.shape:
         raise ValueError(f"log10_values of shape {y.shape} does not fit {depth.shape[0]} depths.")
-    order = np.argsort(depth)
-    order = order[depth[order] > 0]
-    y, depth = y[:, order], depth[order]
+    noise = np.nan_to_num(np.broadcast_to(np.asarray(log10_stderr, dtype=np.float64), y.shape)) * math.log(10)
+    kept = depth > 0
+    y, noise, depth = y[:, kept], noise[:, kept], depth[kept]
     if len(depth) < MIN_LAYERS:
         raise ValueError(f"A growth rate needs at least {MIN_LAYERS} layers besides the target, got {len(depth)}.")
     if not np.isfinite(y).all():
         where = depth[~np.isfinite(y).all(axis=0)][0]
         raise ValueError(f"GSC is zero or not finite {where:g} layers from the target (a dead layer?): no rate exists.")
 
+    depth, place, count = np.unique(depth, return_inverse=True, return_counts=True)
     half = len(depth) // 2
-    if min(len(np.unique(depth[:half])), len(np.unique(depth[half:]))) < MIN_LAYERS // 2:
+    if half < MIN_LAYERS // 2:
         raise ValueError(
             f"A growth rate needs {MIN_LAYERS // 2} or more different depths in each half of the layers, got "
-            f"{', '.join(f'{d:g}' for d in np.unique(depth))}: layers inside one unit share its depth."
+            f"{', '.join(f'{d:g}' for d in depth)}: layers inside one unit share its depth."
         )
-    near, near_error, freedom = _slope(depth[: half + len(depth) % 2], y[:, : half + len(depth) % 2])
-    far, far_error, _ = _slope(depth[half:], y[:, half:])
+    average = np.zeros((len(place), len(depth)))
+    average[np.arange(len(place)), place] = 1 / count[place]
+    y, noise = y @ average, np.sqrt(np.square(noise) @ np.square(average))
+    end = half + len(depth) % 2
+    near, near_error, freedom = _slope(depth[:end], y[:, :end], noise[:, :end])
+    far, far_error, _ = _slope(depth[half:], y[:, half:], noise[:, half:])
     straight = abs(far - near) <= max(3 * math.hypot(near_error, far_error), 0.25 * abs(near))
     margin = float(stats.t.ppf(0.975, freedom)) * near_error
     low, high = math.exp(near - margin), math.exp(near + margin)
-    intercept = float(np.mean(y[:, : half + len(depth) % 2]) - near * np.mean(depth[: half + len(depth) % 2]))
+    intercept = float(np.mean(y[:, :end]) - near * np.mean(depth[:end]))
     return Growth(math.exp(near), math.exp(intercept), low, high, _verdict(low, high, straight), straight)
 
 
-def _slope(depth: FloatArray, y: FloatArray) -> tuple[float, float, int]:
-    """Least-squares slope, its standard error, and the degrees of freedom of that error."""
-    weights = (depth - depth.mean()) / np.square(depth - depth.mean()).sum()
-    slopes = y @ weights
-    seeds = len(slopes)
-    if seeds > 1:
-        return float(slopes.mean()), float(slopes.std(ddof=1) / math.sqrt(seeds)), seeds - 1
-    # slope = sum of influence * increment, where an increment moves every later layer.
-    influence = np.cumsum(weights[::-1])[::-1][1:]
-    increments = np.diff(y[0])
-    error = float(increments.std(ddof=1)) * float(np.linalg.norm(influence))
-    return float(slopes[0]), error, len(increments) - 1
+def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, float, int]:
+    """Generalized least-squares slope, its standard error, and the degrees of freedom of that error.
+
+    On increments, where the random walk is white and the noise of measurement correlates neighbors.
+    """
+    steps, increments = np.diff(depth), np.diff(y, axis=1)
+    slopes, errors = [], []
+    for change, own in zip(increments, np.square(noise), strict=True):
+        measured = np.diag(own[:-1] + own[1:]) - np.diag(own[1:-1], 1) - np.diag(own[1:-1], -1)
+        slope = change.sum() / steps.sum()
+        for _ in range(_ROUNDS):
+            residual = np.square(change - slope * steps) / steps
+            walk = max(residual.sum() - (np.diag(measured) / steps).sum(), 0.0) / (len(steps) - 1)
+            # A floor keeps a noiseless exact line from being divided by zero; it changes no weight.
+            covariance = measured + np.diag((walk + _FLOOR) * steps)
+            weights = np.linalg.solve(covariance, steps)
+            slope = float(weights @ change / (weights @ steps))
+        slopes.append(slope)
+        errors.append(math.sqrt(max(1 / float(weights @ steps) - _FLOOR / steps.sum(), 0.0)))
+    if len(slopes) > 1:
+        return float(np.mean(slopes)), float(np.std(slopes, ddof=1) / math.sqrt(len(slopes))), len(slopes) - 1
+    return slopes[0], errors[0], len(steps) - 1
 
 
 def _verdict(low: float, high: float, straight: bool) -> str:
@@ -101,6 +128,6 @@ def _verdict(low: float, high: float, straight: bool) -> str:
         return "exploding"
     if high < VANISHING_RATE:
         return "vanishing"
-    if low <= 1 <= high or (low >= VANISHING_RATE and high <= EXPLODING_RATE):
+    if 1 - WIDEST_STABLE <= low <= 1 <= high <= 1 + WIDEST_STABLE or (low >= VANISHING_RATE and high <= EXPLODING_RATE):
         return "stable"
     return "irregular"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from gradscope.trees import leaf_tensors
+
 Forward = Callable[[nn.Module, Any], Tensor]
 LossFunction = Callable[[Tensor, Any], Tensor]
 
@@ -24,7 +26,7 @@ class Batch:
     @property
     def tensors(self) -> list[Tensor]:
         """All input tensors, in the order of the structure that holds them."""
-        return [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        return list(leaf_tensors(self.inputs))
 
     @property
     def floats(self) -> list[Tensor]:
@@ -166,9 +168,9 @@ def first_tensor(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
+    for tensor in leaf_tensors(output):
+        if tensor.is_floating_point():
+            return tensor
     raise TypeError(
         f"The model returned {type(output).__name__} without a floating-point tensor; "
         "give forward=, a function (model, batch) -> tensor, that picks the output to measure."

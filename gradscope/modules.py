@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from gradscope.layers import OUTPUT
+from gradscope.trees import leaf_tensors
 
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
@@ -113,12 +113,17 @@ def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     """All tensors in what a module receives or returns."""
     if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
         return args  # nearly always, and the general way costs more than a layer of a small network
-    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return list(leaf_tensors((args, kwargs)))
 
 
 @contextlib.contextmanager
 def state_restored(modules: Modules) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then put back the originals and the random state."""
+    """Let a forward pass work on clones of all buffers, then put back the originals and the random state.
+
+    Also the weights of embeddings with ``max_norm``, whose forward pass shortens them in place.
+    """
+    shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
+    weights = [(weight, weight.detach().clone()) for weight in shortened]
     originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
     clones: dict[int, Tensor] = {}
     for module, owned in originals.items():
@@ -132,6 +137,8 @@ def state_restored(modules: Modules) -> Iterator[None]:
         with torch.random.fork_rng(devices=_cuda_devices(modules)):
             yield
     finally:
+        for weight, before in weights:
+            weight.data.copy_(before)  # past the version counter: the recorded graph does not need the values
         for module, owned in originals.items():
             module._buffers.clear()
             module._buffers.update(owned)

@@ -77,7 +77,8 @@ class Matrix:
 
     def growth(self) -> Growth:
         """Growth of the coefficients to the last target; see `gradscope.growth.fit_growth`."""
-        return fit_growth(self.log10_values[:, -1], self.indices[-1] - np.array(self.indices))
+        depth = self.indices[-1] - np.array(self.indices)
+        return fit_growth(self.log10_values[:, -1], depth, self.log10_stderr_probe[:, -1])
 
     def save(self, path: str | Path) -> Path:
         """Write the tidy frame as ``.parquet`` or ``.csv``."""

@@ -6,7 +6,7 @@ would silently become the later one); lengths are taken at once for the same rea
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def record(
     modules = dict(model.named_modules())
     if forward is None:  # which may move the batch itself
         check_devices(modules, batch)
-    recorder = _Recorder(modules, batch.size)
+    recorder = _Recorder(modules, batch.size, batch.tensors)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -105,6 +105,7 @@ def record(
             recorder.check_finite()
         drew = not all(map(torch.equal, state, random_state(modules)))
     recorder.compare_versions()
+    recorder.embed()
     if not recorder.sources:
         raise ValueError(
             "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
@@ -134,17 +135,19 @@ def record(
 class _Recorder:
     """Collects tensors while the modules of one forward pass are called."""
 
-    def __init__(self, modules: Modules, batch_size: int) -> None:
+    def __init__(self, modules: Modules, batch_size: int, data: Sequence[Tensor]) -> None:
         self.batch_size, self.modules = batch_size, modules
         self.workspace = Workspace()
         self.entries: dict[Vertex, Entry] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
+        self.data = {tensor.untyped_storage().data_ptr() for tensor in data}
+        self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
         self.versions: list[tuple[Entry, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
-        """Which tensors a module receives, before it can overwrite them, and how many sources are known."""
+        """Which tensors a module receives, before it can overwrite them, and how many embeddings are known."""
         received = tensors(args, kwargs)
-        return [_vertex(t) for t in received if t.requires_grad], len(self.sources)
+        return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record what a module returns."""
@@ -154,10 +157,23 @@ class _Recorder:
             passed_on = _vertex(tensor) in received
             origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
             self.add(tensor, numbered(label, number), origin, call)
-        first = outputs and name and not received and len(self.sources) == known
-        if first and any(not t.is_floating_point() for t in tensors(args, kwargs)):
-            # An embedding: integers have no gradient, so differentiation starts at its output.
-            self.sources += [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
+        if outputs and name and not received and len(self.embeddings) == known:
+            integers = [t for t in tensors(args, kwargs) if not t.is_floating_point()]
+            if integers:
+                reads_data = any(t.untyped_storage().data_ptr() in self.data for t in integers)
+                edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
+                self.embeddings.append((reads_data, edges))
+
+    def embed(self) -> None:
+        """Let differentiation start at embeddings too: integers have no gradient.
+
+        Those that read the data; positions and the like are made by the model itself, and are sources only where no
+        other is known (integers that the model converted first).
+        """
+        reading = [edges for reads_data, edges in self.embeddings if reads_data]
+        if not self.sources and not reading:
+            reading = [edges for _, edges in self.embeddings]
+        self.sources += [source for edges in reading for source in edges]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
         """Record a tensor under a name; a tensor that is known already only gains the name."""

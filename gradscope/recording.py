@@ -54,7 +54,7 @@ class Capture:
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other; see `gradscope.coupling`."""
-        return coupled(self.graph, self.reached, self.target, self.batch_size)
+        return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
 
     @property
     def remarks(self) -> tuple[str, ...]:

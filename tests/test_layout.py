@@ -13,7 +13,7 @@ PACKAGE = ROOT / "gradscope"
 ORDER = """
 estimates operators probes trunk
 growth intervals norms frames
-layers taps memory workspace
+layers taps memory workspace trees
 modules
 inputs
 rerun
@@ -33,6 +33,7 @@ measuring
 pairs
 streaming planning
 profiles
+nonlinearity
 coefficients
 checking
 plots

@@ -11,9 +11,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_code_of_the_readme_runs(capsys):
     mpl.use("Agg")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, names)
     assert names["profile"].growth().verdict == "exploding"
     assert "exploding" in capsys.readouterr().out
     assert len(names["frame"]) == 51
