@@ -1,0 +1,204 @@
+"""How lengths, correlations and gradients go from layer to layer of a wide random network without normalization.
+
+Pre-activations h = W phi(h') + b with weights of variance ``weight_variance`` / n and biases of variance
+``bias_variance`` are Gaussian of variance q, with correlation c between two samples (Poole et al. 2016,
+arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+
+from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.meanfield.quadrature import gaussian, gaussian_pair
+
+FloatArray = npt.NDArray[np.float64]
+
+# Fixed points of the length are looked for between these.
+LEAST, MOST = 1e-12, 1e8
+# A length map within this of the identity everywhere has every length as a fixed point (ReLU after He).
+NEUTRAL = 1e-9
+
+
+@dataclass(frozen=True)
+class MeanField:
+    """One layer h -> W phi(h) + b of infinite width.
+
+    ``activation``: a name, a callable on arrays, or an `Activation`.  ``weight_variance``: sigma_w^2, a weight having
+    variance sigma_w^2 / fan_in.  ``bias_variance``: sigma_b^2.  ``keep``: probability that dropout keeps an activation
+    (scaled by 1 / keep).
+
+    Raises:
+        ValueError: A variance that is negative or not finite, ``keep`` outside (0, 1], or a bad activation.
+    """
+
+    activation: Activation
+    weight_variance: float
+    bias_variance: float
+    keep: float
+
+    def __init__(
+        self,
+        activation: str | Function | Activation,
+        weight_variance: float,
+        bias_variance: float = 0.0,
+        keep: float = 1.0,
+    ) -> None:
+        for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep must be in (0, 1], got {keep!r}.")
+        for name, given in (
+            ("activation", as_activation(activation)), ("weight_variance", float(weight_variance)),
+            ("bias_variance", float(bias_variance)), ("keep", float(keep)),
+        ):  # fmt: skip
+            object.__setattr__(self, name, given)
+
+    def mean_square(self, q: npt.ArrayLike) -> FloatArray:
+        """E[phi(sqrt(q) z)^2] / keep, the mean square of an activation."""
+        return second_moment(self.activation, q) / self.keep
+
+    def length(self, q: npt.ArrayLike) -> FloatArray:
+        """The length map: q of the next layer, sigma_w^2 E[phi^2] / keep + sigma_b^2."""
+        return self.weight_variance * self.mean_square(q) + self.bias_variance
+
+    def covariance(self, q: float, c: float) -> float:
+        """Covariance of the next layer's pre-activations of two samples; dropout masks are independent."""
+        phi = self.activation
+        return (
+            self.weight_variance * gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
+            + self.bias_variance
+        )
+
+    def correlation(self, q: float, c: float) -> float:
+        """The correlation map: c of the next layer for two samples of equal length q."""
+        return self.covariance(q, c) / float(self.length(q))
+
+    def chi(self, q: npt.ArrayLike) -> FloatArray:
+        """chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep: growth of a squared gradient in one layer, backward."""
+        return self.weight_variance * slope_moment(self.activation, q) / self.keep
+
+    def chi_c(self, q: float, c: float) -> float:
+        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q'; at a fixed point of the length chi_c."""
+        phi = self.activation
+        slope = gaussian_pair(phi.derivative, phi.derivative, math.sqrt(q), c, phi.kinks)
+        return self.weight_variance * slope * q / float(self.length(q))
+
+    def fixed_length(self, start: float = 1.0) -> float:
+        """q*, the stable fixed point of the length map that iteration from ``start`` reaches; 0 where lengths vanish.
+
+        Where every length is a fixed point, ``start`` itself.
+
+        Raises:
+            ValueError: Lengths grow without bound.
+        """
+        grid = np.logspace(math.log10(LEAST), math.log10(MOST), 161)
+        excess = np.asarray(self.length(grid)) / grid - 1
+        if np.abs(excess).max() < NEUTRAL:
+            return start
+        here = int(np.searchsorted(grid, start))
+        ahead = float(self.length(start)) / start - 1
+        if abs(ahead) < 1e-14:
+            return start
+        if ahead > 0:
+            beyond = [n for n in range(here, len(grid)) if excess[n] <= 0]
+            if not beyond:
+                raise ValueError(
+                    f"Lengths grow without bound for {self.activation.name} with weight_variance="
+                    f"{self.weight_variance:g}: there is no fixed point. Lower the weight variance."
+                )
+            bracket = (max(start, grid[beyond[0] - 1]), grid[beyond[0]])
+        else:
+            below = [n for n in range(here - 1, -1, -1) if excess[n] >= 0]
+            if not below:
+                return 0.0
+            bracket = (grid[below[0]], min(start, grid[below[0] + 1]))
+        root = brentq(lambda logq: float(self.length(math.exp(logq))) / math.exp(logq) - 1,
+                      *map(math.log, bracket), xtol=1e-15, rtol=1e-14)  # fmt: skip
+        return math.exp(root)
+
+    def fixed_correlation(self, q: float | None = None) -> float:
+        """c*, the stable fixed point of the correlation map below or at 1, at the length ``q`` (default q*)."""
+        q = self.fixed_length() if q is None else q
+        if q == 0:
+            return 1.0
+        if float(self.chi(q)) * q / float(self.length(q)) <= 1 and self.keep == 1:
+            return 1.0
+
+        def excess(c: float) -> float:
+            return self.correlation(q, c) - c
+
+        grid = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 1 - 1e-6, 1 - 1e-8]
+        high = next((c for c in grid if excess(c) < 0), None)
+        if high is None:
+            return 1.0
+        if high == 0.0:
+            return float(brentq(excess, -1 + 1e-9, 0.0, xtol=1e-14))
+        return float(brentq(excess, 0.0, high, xtol=1e-14))
+
+    def depth_scales(self) -> DepthScales:
+        """Depths over which gradients, correlations and lengths change by a factor e, at the fixed point."""
+        q = self.fixed_length()
+        c = self.fixed_correlation(q)
+        if q == 0:
+            rate = self.chi_at_zero()
+            return DepthScales(q, c, rate, rate, _scale(rate), _scale(rate), _scale(rate))
+        chi_1 = float(self.chi(q))
+        chi_c = chi_1 if c == 1 else self.chi_c(q, c)
+        step = 1e-5 * q
+        slope = float(self.length(q + step) - self.length(q - step)) / (2 * step)
+        return DepthScales(q, c, chi_1, chi_c, _scale(chi_1), _scale(chi_c), _scale(slope))
+
+    def chi_at_zero(self) -> float:
+        """chi_1 in the limit of vanishing lengths."""
+        return float(self.chi(1e-16))
+
+
+@dataclass(frozen=True)
+class DepthScales:
+    """Fixed point (``length`` q*, ``correlation`` c*), slopes there, and depth scales.
+
+    ``gradient``: xi = -1 / ln chi_1, negative where gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, how
+    deep a signal tells two inputs apart.  ``lengths``: xi_q.  Infinite at criticality.
+    """
+
+    length: float
+    correlation: float
+    chi_1: float
+    chi_c: float
+    gradient: float
+    correlations: float
+    lengths: float
+
+    def trainable_depth(self, multiple: float = 6.0) -> float:
+        """Depth up to which a network trains, ``multiple`` times xi_c: about 6 in Schoenholz et al. (2017)."""
+        return multiple * self.correlations
+
+
+def second_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
+    """E[phi(sqrt(q) z)^2]."""
+    return gaussian(lambda h: np.square(activation.function(h)), np.sqrt(np.asarray(q, dtype=float)), activation.kinks)
+
+
+def slope_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
+    """E[phi'(sqrt(q) z)^2]."""
+    return gaussian(
+        lambda h: np.square(activation.derivative(h)), np.sqrt(np.asarray(q, dtype=float)), activation.kinks
+    )
+
+
+def mean_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
+    """E[phi(sqrt(q) z)]."""
+    return gaussian(activation.function, np.sqrt(np.asarray(q, dtype=float)), activation.kinks)
+
+
+def _scale(slope: float) -> float:
+    if slope <= 0:
+        return 0.0
+    return math.inf if abs(slope - 1) < 1e-12 else -1 / math.log(slope)

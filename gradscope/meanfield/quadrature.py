@@ -1,0 +1,105 @@
+"""Expectations over Gaussians, and over spheres, of functions with kinks: panels that never reach across one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+# Beyond so many standard deviations a Gaussian holds less than 1e-23.
+REACH = 10.0
+PANELS, ORDER = 10, 16
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(ORDER)
+
+
+def panels(breaks: FloatArray, num: int = PANELS) -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights of composite Gauss-Legendre quadrature over sorted breaks (..., k): (..., (k - 1) num order)."""
+    fractions = np.linspace(0, 1, num + 1)
+    left, right = breaks[..., :-1, None], breaks[..., 1:, None]
+    edges = left + (right - left) * fractions
+    half = (edges[..., 1:] - edges[..., :-1]) / 2
+    middle = (edges[..., 1:] + edges[..., :-1]) / 2
+    nodes = middle[..., None] + half[..., None] * _NODES
+    weights = half[..., None] * _WEIGHTS
+    flat = (*breaks.shape[:-1], -1)
+    return nodes.reshape(flat), weights.reshape(flat)
+
+
+def gaussian(
+    function: Callable[[FloatArray], FloatArray], scale: npt.ArrayLike = 1.0, kinks: Sequence[float] = (),
+    shift: npt.ArrayLike = 0.0,
+) -> FloatArray:
+    """E[function(shift + scale z)] for z standard normal; ``scale`` and ``shift`` may be arrays of one shape.
+
+    ``kinks``: where the function is not smooth.  Relative error about 1e-12 for functions of moderate growth.  Cost:
+    160 (k + 1) evaluations for k kinks.
+    """
+    s, m = np.broadcast_arrays(np.asarray(scale, dtype=np.float64), np.asarray(shift, dtype=np.float64))
+    z, w = normal_nodes([(kink - m) / np.maximum(s, 1e-300) for kink in kinks], s.shape)
+    return np.asarray((w * function(m[..., None] + s[..., None] * z)).sum(axis=-1))
+
+
+def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights for E[f(z)], z standard normal, split at ``breaks``, each of ``shape``."""
+    ends = [np.full(shape, -REACH), *(np.clip(b, -REACH, REACH) for b in breaks), np.full(shape, REACH)]
+    z, w = panels(np.sort(np.stack(ends, axis=-1), axis=-1))
+    return z, w * np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
+
+
+def gaussian_pair(
+    first: Callable[[FloatArray], FloatArray],
+    second: Callable[[FloatArray], FloatArray],
+    scale: float,
+    correlation: float,
+    kinks: Sequence[float] = (),
+) -> float:
+    """E[first(u) second(v)] for u, v normal of standard deviation ``scale`` and that correlation.
+
+    The inner integral is split where v meets a kink; as a function of u it bends within sqrt(1 - c^2) of a kink, so the
+    outer one is refined there.  Relative error about 1e-10.
+    """
+    if abs(correlation) >= 1:
+        sign = np.sign(correlation)
+        return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))
+    spread = np.sqrt((1 - correlation) * (1 + correlation))
+    corners = [kink / scale for kink in kinks]
+    breaks = list(corners)
+    for corner in corners:
+        if correlation:
+            width = spread / abs(correlation)
+            breaks += [corner / correlation + width * far for far in (-8.0, -2.0, 0.0, 2.0, 8.0)]
+    u, w = normal_nodes([np.array(b) for b in breaks], ())
+    inner = gaussian(second, scale * spread, kinks, scale * correlation * u)
+    return float((w * first(scale * u) * inner).sum())
+
+
+def sphere_pair_nodes(
+    dimension: int, first_kinks: Sequence[float], correlation: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Nodes (s, t) and weights for two coordinates at an angle of a uniform point on the unit sphere of R^dimension.
+
+    s is one coordinate and t = correlation s + sqrt(1 - correlation^2) s', with s' an orthogonal coordinate.  Both are
+    parametrized by angles, whose densities are powers of the cosine; split where either meets a kink.  dimension >= 3.
+    """
+    def split(cosines: FloatArray) -> FloatArray:
+        return np.arcsin(np.clip(cosines, -1, 1))
+
+    # Densities fall off within 1 / sqrt(dimension): no panel is wider than that.
+    reach = min(np.pi / 2, REACH / np.sqrt(max(dimension - 2, 1)))
+    ends = [np.array(-reach), *(np.clip(split(np.array(k)), -reach, reach) for k in first_kinks), np.array(reach)]
+    alpha, w = panels(np.sort(np.stack(ends)))
+    w = w * np.cos(alpha) ** (dimension - 2)
+    s = np.sin(alpha)
+    radius = np.cos(alpha) * np.sqrt(1 - correlation**2)
+    inner = [np.full(s.shape, -reach)]
+    for kink in first_kinks:
+        inner.append(np.clip(split((kink - correlation * s) / np.maximum(radius, 1e-300)), -reach, reach))
+    beta, v = panels(np.sort(np.stack([*inner, np.full(s.shape, reach)], axis=-1), axis=-1))
+    v = v * np.cos(beta) ** (dimension - 3)
+    weights = w[:, None] * v / v.sum(axis=1, keepdims=True)
+    weights = weights / w.sum()
+    t = correlation * s[:, None] + radius[:, None] * np.sin(beta)
+    return np.broadcast_to(s[:, None], t.shape), t, weights
