@@ -156,7 +156,7 @@ def _measured(
     def measure(one: Any) -> Pairs:
         nonlocal plan, remarks
         captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
-        rows = _rows(captured, layers, matrix)
+        rows = _rows(captured, layers, matrix, whole=target is None)
         branch = [row.name for row in rows if not row.on_trunk]
         remarks = (*captured.remarks, *([off_trunk(branch)] if branch else []))
         rerun = captured.rerun
@@ -200,9 +200,9 @@ def _measured(
     }
 
 
-def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool) -> list[Layer]:
+def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool, whole: bool) -> list[Layer]:
     """The rows of the result, the target last where it is a profile."""
-    rows = _chosen(captured, layers)
+    rows = _chosen(captured, layers, whole)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
     if branch := [row.name for row in rows if not row.on_trunk]:
@@ -213,13 +213,13 @@ def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool) -> list[L
     return rows
 
 
-def _chosen(captured: Capture, layers: LayerFilter | None) -> list[Layer]:
-    """The chosen layers, or the units of the trunk; warns where there is none besides the target."""
+def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[Layer]:
+    """The chosen layers, or the units of the trunk; warns where those of the ``whole`` network are hardly any."""
     if layers is not None:
         return select(captured.layers, layers, captured.elsewhere)
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
-    if len(known) < 3 and (others or captured.uncalled):
+    if whole and len(known) < 3 and (others or captured.uncalled):
         offer = f"Recorded are also {', '.join(others[:8])}: choose with" if others else "None other was called; see"
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "

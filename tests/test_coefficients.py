@@ -301,7 +301,7 @@ def test_several_inputs_without_a_trunk_are_pointed_out():
             return x
 
     model, batch = Gated().double(), {"x": noise(5, 4), "t": noise(5, 1, seed=2)}
-    with pytest.warns(UserWarning, match=r"No layer but the target lies on the trunk.*forward=lambda model, x"):
+    with pytest.warns(UserWarning, match=r"Only 1 layers lie on the trunk.*forward=lambda model, x"):
         gs.gsc(model, batch)
     held = gs.gsc(model, batch["x"], forward=lambda model, x: model(x, batch["t"]), layers="layers.*")
     assert len(held.layers) == 4

@@ -12,6 +12,8 @@ PACKAGE = ROOT / "gradscope"
 # Each file may import the ones before it, and those of its own line only where listed first.
 ORDER = """
 estimates operators probes trunk
+meanfield.activations meanfield.quadrature meanfield.maps meanfield.batch meanfield.rates
+meanfield.spectrum meanfield.prediction meanfield.critical meanfield
 growth intervals norms frames
 layers taps memory workspace trees
 modules
@@ -83,7 +85,9 @@ def test_the_library_knows_no_hydra_no_prints_and_no_global_seed(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["gradscope/plots.py", "gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
+    "name",
+    ["gradscope/plots.py", "gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
+    + [f"gradscope/meanfield/{path.name}" for path in (PACKAGE / "meanfield").glob("*.py")],
 )
 def test_files_that_need_no_torch_import_none(name):
     assert not any(imported.split(".")[0] == "torch" for imported in imports(ROOT / name))

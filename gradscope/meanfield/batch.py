@@ -51,8 +51,8 @@ def batch_moments(activation: Activation, batch_size: float) -> BatchMoments:
     """
     if not (batch_size == math.inf or (batch_size >= 4 and float(batch_size).is_integer())):
         raise ValueError(
-            f"batch_size must be a whole number >= 4 or infinite for batch normalization, got {batch_size!r}: with fewer "
-            "samples the mean squared gradient is infinite."
+            f"batch_size must be a whole number >= 4 or infinite for batch normalization, got {batch_size!r}: with "
+            "fewer samples the mean squared gradient is infinite."
         )
     if batch_size == math.inf:
         square, mean, slope = (float(m(activation, 1.0)) for m in (second_moment, mean_moment, slope_moment))
@@ -60,7 +60,9 @@ def batch_moments(activation: Activation, batch_size: float) -> BatchMoments:
     else:
         moments = _finite(activation, int(batch_size))
     if moments.square - moments.product <= 1e-14 * moments.square:
-        raise ValueError(f"activation {activation.name!r} is constant on normalized inputs, so nothing is left to normalize.")
+        raise ValueError(
+            f"activation {activation.name!r} is constant on normalized inputs: nothing is left to normalize."
+        )
     return moments
 
 

@@ -119,9 +119,11 @@ class MeanField:
             if not below:
                 return 0.0
             bracket = (grid[below[0]], min(start, grid[below[0] + 1]))
-        root = brentq(lambda logq: float(self.length(math.exp(logq))) / math.exp(logq) - 1,
-                      *map(math.log, bracket), xtol=1e-15, rtol=1e-14)  # fmt: skip
-        return math.exp(root)
+        low, high = map(math.log, bracket)
+        root = brentq(
+            lambda logq: float(self.length(math.exp(logq))) / math.exp(logq) - 1, low, high, xtol=1e-15, rtol=1e-14
+        )
+        return math.exp(float(root))
 
     def fixed_correlation(self, q: float | None = None) -> float:
         """c*, the stable fixed point of the correlation map below or at 1, at the length ``q`` (default q*)."""

@@ -1,0 +1,50 @@
+"""Theory of wide random networks: lengths, correlations, gradients, GSC, NLC, and where they are critical.
+
+NumPy and SciPy only.  All rates are those of GSC in the squared convention, a layer.  Limits of validity: infinite
+width (measured rates deviate by order 1 / width), independent inputs unless ``correlation`` says otherwise, and with
+batch normalization a batch that is much smaller than the width.
+"""
+
+from gradscope.meanfield.activations import NAMED, Activation, as_activation
+from gradscope.meanfield.batch import BatchMoments, batch_moments
+from gradscope.meanfield.critical import (
+    CriticalPoint,
+    PhaseDiagram,
+    critical_line,
+    critical_point,
+    phase_diagram,
+    weight_gain,
+)
+from gradscope.meanfield.maps import DepthScales, MeanField
+from gradscope.meanfield.prediction import LayerSpec, Prediction, predict, predict_mlp
+from gradscope.meanfield.quadrature import gaussian, gaussian_pair
+from gradscope.meanfield.rates import gsc_rate, residual_rate, standard_variance
+from gradscope.meanfield.spectrum import elementwise_nlc, log_gradient_variance, network_nlc
+
+__all__ = [
+    "NAMED",
+    "Activation",
+    "BatchMoments",
+    "CriticalPoint",
+    "DepthScales",
+    "LayerSpec",
+    "MeanField",
+    "PhaseDiagram",
+    "Prediction",
+    "as_activation",
+    "batch_moments",
+    "critical_line",
+    "critical_point",
+    "elementwise_nlc",
+    "gaussian",
+    "gaussian_pair",
+    "gsc_rate",
+    "log_gradient_variance",
+    "network_nlc",
+    "phase_diagram",
+    "predict",
+    "predict_mlp",
+    "residual_rate",
+    "standard_variance",
+    "weight_gain",
+]
