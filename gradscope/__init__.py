@@ -1,12 +1,14 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
-from gradscope import frames, initializers, measures, models, plots, probes
+from gradscope import frames, initializers, meanfield, measures, models, plots, probes
 from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
+from gradscope.comparison import compare
 from gradscope.estimates import Estimate
 from gradscope.growth import Growth
 from gradscope.layers import Layer
 from gradscope.measuring import measure
+from gradscope.nonlinearity import nlc
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.parameters import parameter_gsc
@@ -26,13 +28,16 @@ __all__ = [
     "Profile",
     "capture",
     "check",
+    "compare",
     "frames",
     "gsc",
     "gsc_matrix",
     "initializers",
+    "meanfield",
     "measure",
     "measures",
     "models",
+    "nlc",
     "parameter_gsc",
     "plots",
     "probes",

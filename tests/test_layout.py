@@ -37,6 +37,7 @@ streaming planning
 profiles
 nonlinearity
 coefficients
+reading comparison
 checking
 plots
 initializers
