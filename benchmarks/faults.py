@@ -29,7 +29,7 @@ def one(activation: str, norm: str, seed: int, depth: int, width: int, planted: 
     fault = int(np.random.default_rng(seed).integers(depth)) if planted else None
     if fault is not None:
         with torch.no_grad():
-            model.layers[fault].linear.weight.mul_(GAIN)  # type: ignore[union-attr]
+            model.get_submodule(f"layers.{fault}.linear").get_parameter("weight").mul_(GAIN)
     x = torch.randn(BATCH, width, generator=generator)
     found = gs.compare(model, x, probes=gs.Deflated(2, 4))
     return {

@@ -191,6 +191,14 @@ def test_sign_diversity_by_simulation():
         assert abs(minority.mean() - _sign_diversity(shared, own, B)) < 4.5 * error
 
 
+def test_sign_diversity_after_batch_normalization_by_simulation():
+    rng, B = np.random.default_rng(0), 100
+    h = rng.standard_normal((40_000, B))
+    positive = (h > h.mean(axis=1, keepdims=True)).sum(axis=1)
+    predicted = mf.predict_mlp("tanh", 2, batch_size=B, norm="batch").sign_diversity
+    np.testing.assert_allclose(predicted, (np.minimum(positive, B - positive) / B).mean(), atol=1e-3)
+
+
 def test_nonlinearity_coefficients():
     assert mf.elementwise_nlc("square") == pytest.approx(math.sqrt(2), rel=1e-12)
     assert mf.elementwise_nlc("relu") == pytest.approx(1.21117, abs=5e-6)

@@ -137,15 +137,18 @@ def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool)
         received, received_cov = 1.0, -1 / (batch_size - 1)
         square, product = moments.square, moments.product
         backward = layer.weight_variance * share * inflation / spread
-        std, mean_share = 1.0, 0.0
+        std = 1.0
     else:
         received, received_cov = (1.0, q_cov / q) if layer.norm == "layer" else (q, q_cov)
         square = float(unit.mean_square(received))
         product = unit.covariance(received, max(-1.0, min(1.0, received_cov / received)))
         backward = layer.weight_variance * float(unit.chi(received)) / (q if layer.norm == "layer" else 1.0)
         std = math.sqrt(max(received - received_cov, 0.0) * (1 - 1 / batch_size))
-        mean_share = max(received_cov, 0.0)
-    diversity = _sign_diversity(mean_share, received - mean_share, batch_size)
+    if layer.norm == "batch":
+        diversity = _centred_sign_diversity(batch_size)
+    else:
+        shared = max(received_cov, 0.0)
+        diversity = _sign_diversity(shared, received - shared, batch_size)
     if layer.branch_variance is None:
         return _Step(square, product, q, std, diversity, backward)
     skip = layer.skip_weight**2
@@ -179,6 +182,16 @@ def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
     # As a function of m it falls off within sqrt(own).
     width = math.sqrt(own)
     return float(gaussian(given, math.sqrt(shared), [far * width for far in (-8.0, -2.0, 0.0, 2.0, 8.0)]))
+
+
+def _centred_sign_diversity(batch_size: int) -> float:
+    """The same for samples that sum to zero, whose signs have the correlation (2 / pi) arcsin(-1 / (B - 1)).
+
+    P is nearly normal with the variance that follows, so E min(P, N) = B / 2 - sqrt(2 Var / pi); right to 1 / B.
+    """
+    signs = 2 / math.pi * math.asin(-1 / (batch_size - 1))
+    variance = batch_size / 4 * (1 + (batch_size - 1) * signs)
+    return 0.5 - math.sqrt(2 * variance / math.pi) / batch_size
 
 
 def predict_mlp(
