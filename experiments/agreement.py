@@ -3,8 +3,8 @@
     python -m experiments.agreement [--quick] [--output FILE]
 
 Rates of GSC a layer (squared convention) at widths 100 and 600 and extrapolated to infinite width from 200, 400 and
-800; totals, statistics, nonlinearity coefficients and residual laws.  Networks are bias-free MLPs on Gaussian noise, batch
-100, as initialized; a measurement is the mean over seeds of a logarithm, its error that of seeds.
+800; totals, statistics, nonlinearity coefficients and residual laws.  Networks are bias-free MLPs on Gaussian noise,
+batch 100, as initialized; a measurement is the mean over seeds of a logarithm, its error that of seeds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
-from gradscope import frames, initializers, meanfield, measures, models, plots, probes
+from gradscope import frames, initializers, meanfield, measures, models, plots, probes, testing
 from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.comparison import compare
@@ -43,5 +43,6 @@ __all__ = [
     "probes",
     "qm_norm",
     "tap",
+    "testing",
 ]
 __version__ = "0.1.0"

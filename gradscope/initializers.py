@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gradscope.meanfield import Activation, CriticalPoint, critical_point
 from gradscope.probes import orthonormal
 
 Initializer = Callable[..., Tensor]
@@ -85,6 +86,47 @@ def looks_linear(
     if mirror_output:
         block = torch.cat([block, -block], dim=0)
     return _fill(weight, block)
+
+
+def critical(
+    model: nn.Module,
+    activation: str | Activation,
+    *,
+    bias_variance: float = 0.0,
+    chi: float = 1.0,
+    orthogonal_weights: bool = False,
+    generator: torch.Generator | None = None,
+) -> CriticalPoint:
+    """Fill every linear and convolutional layer of ``model`` so that gradients grow by ``chi`` a layer, chi_1 = 1.
+
+    Weights are Gaussian of variance sigma_w^2 / fan_in, or scaled orthogonal of that mean square; biases Gaussian of
+    ``bias_variance``, or 0.  sigma_w^2 solves chi_1 = ``chi`` at the fixed point of the length
+    (`gradscope.meanfield.critical_point`); with a bias it is a point of the line of critical points, without one, for
+    an activation that is not homogeneous, the limit of short lengths.
+
+    Returns:
+        The point used.
+
+    Raises:
+        ValueError: No such point, or a model without linear or convolutional layers.
+
+    Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
+    """
+    point = critical_point(activation, bias_variance, chi)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to fill.")
+    for layer in layers:
+        fan_in = _fans(layer.weight)[0]
+        if orthogonal_weights:
+            short = min(layer.weight.shape[0], fan_in)
+            gain = math.sqrt(point.weight_variance * layer.weight.shape[0] / short)
+            orthogonal(layer.weight, gain=gain, generator=generator)
+        else:
+            _normal(layer.weight, point.weight_variance / fan_in, generator)
+        if layer.bias is not None:
+            _normal(layer.bias, bias_variance, generator)
+    return point
 
 
 def auto(activation: str) -> Initializer:

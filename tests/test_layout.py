@@ -38,7 +38,7 @@ profiles
 nonlinearity
 coefficients
 reading comparison
-checking
+checking testing
 plots
 initializers
 models.mlp models.alexnet models

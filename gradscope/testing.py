@@ -1,0 +1,142 @@
+"""Assertions for your own test suite, so that a model's repository can hold a gradient test.
+
+    def test_gradients_neither_explode_nor_vanish():
+        gs.testing.assert_growth(build_model(), batch, low=0.98, high=1.02)
+
+Each measures, and raises AssertionError with the profile, the interval and the first layer to blame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gradscope.coefficients import gsc
+from gradscope.estimates import Estimate
+from gradscope.inputs import Forward, as_batch
+from gradscope.measures.activation import SampleCosine
+from gradscope.norms import qm_norm
+from gradscope.operators import LinearOperator
+from gradscope.planning import Probes
+from gradscope.profiles import Profile
+from gradscope.recording import capture
+
+__all__ = ["assert_growth", "assert_no_collapse", "assert_qm_norm"]
+
+
+def assert_growth(
+    model: nn.Module,
+    data: Any,
+    *,
+    low: float = 0.98,
+    high: float = 1.02,
+    forward: Forward | None = None,
+    probes: Probes = "auto",
+) -> Profile:
+    """GSC (squared convention) grows by a factor within [low, high] a layer, away from the output.
+
+    Fails where the 95 % interval of the rate lies wholly outside, so that noise alone hardly ever fails a test: use
+    several layers, and a batch of some tens of samples, for an interval that is narrow enough to see anything.
+
+    Returns:
+        The `Profile`, for further assertions.
+
+    Raises:
+        AssertionError: The rate lies outside; the message has the profile and the layer whose step is the worst.
+        ValueError: Fewer than six layers, or bounds that are no interval.
+    """
+    if not 0 < low <= high:
+        raise ValueError(f"low and high must be an interval of positive numbers, got {low!r} and {high!r}.")
+    profile = gsc(model, data, forward=forward, probes=probes)
+    growth = profile.growth()
+    if growth.rate_low > high or growth.rate_high < low:
+        steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
+        allowed = math.log10(high if growth.rate_low > high else low)
+        beyond = steps - allowed if growth.rate_low > high else allowed - steps
+        first = int(np.flatnonzero(beyond > 0)[0]) if (beyond > 0).any() else int(np.argmax(beyond))
+        worst = int(np.argmax(beyond))
+        raise AssertionError(
+            f"GSC grows by {growth.rate:.4f} a layer (95 % interval {growth.rate_low:.4f} to {growth.rate_high:.4f}), "
+            f"outside [{low:g}, {high:g}]: {growth.verdict}.\n"
+            f"First layer beyond: {profile.layers[first + 1]!r} (a factor {10 ** steps[first]:.4g}); worst: "
+            f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n{_printed(profile)}"
+        )
+    return profile
+
+
+def assert_no_collapse(
+    model: nn.Module, data: Any, *, most: float = 0.99, forward: Forward | None = None
+) -> dict[str, float]:
+    """Samples stay apart: the mean cosine between two of them is below ``most`` at every unit of the trunk.
+
+    Returns:
+        The cosine at every unit, by name.
+
+    Raises:
+        AssertionError: A collapsed layer; the message names the first one and shows all.
+        ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
+    """
+    if not 0 < most <= 1:
+        raise ValueError(f"most must be in (0, 1], got {most!r}.")
+    if as_batch(data, forward=forward, loss_fn=None).size < 2:
+        raise ValueError("Collapse is about different samples: give a batch of at least two.")
+    captured = capture(model, data, forward=forward)
+    units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]
+    values = captured.rerun.outputs([name for unit in units for name in unit.names], {})
+    found = {}
+    for unit in units:
+        value = next((values[name] for name in unit.names if name in values), None)
+        if value is not None:
+            found[unit.name] = SampleCosine()(value).value
+    if not found:
+        raise ValueError("No unit of the trunk has the batch as its leading dimension, so samples cannot be compared.")
+    collapsed = [name for name, cosine in found.items() if cosine >= most]
+    # Data that already point one way are not the network's doing.
+    if collapsed and collapsed[0] != next(iter(found)):
+        shown = "\n".join(f"  {name:<30} {cosine:.4f}" for name, cosine in found.items())
+        raise AssertionError(
+            f"The domain collapses at {collapsed[0]!r}: the mean cosine between samples is {found[collapsed[0]]:.4f}, "
+            f"at least {most:g}. Cosines by layer:\n{shown}"
+        )
+    return found
+
+
+def assert_qm_norm(
+    operator: LinearOperator | Tensor | npt.NDArray[np.generic],
+    expected: float,
+    *,
+    rtol: float = 1e-6,
+    probes: int | str = "exact",
+    generator: torch.Generator | None = None,
+) -> None:
+    """The quadratic mean norm |A|_F / sqrt(columns) of a matrix or an operator is ``expected``.
+
+    Exactly up to ``rtol``, or with random ``probes`` within three standard errors besides.
+
+    Raises:
+        AssertionError: It is not; the message has the value and its error.
+    """
+    if isinstance(operator, LinearOperator):
+        found = qm_norm(operator, probes=probes, generator=generator)
+    else:
+        found = Estimate.exact(float(qm_norm(operator)))
+    allowed = rtol * abs(expected) + 3 * (found.stderr or 0.0)
+    if not abs(found.value - expected) <= allowed:
+        raise AssertionError(f"The qm norm is {found}, expected {expected:g} within {allowed:.2g}.")
+
+
+def _printed(profile: Profile, most: int = 24) -> str:
+    """A line a layer, the middle ones left out of long profiles."""
+    lines = [
+        f"  {name:<30} log10 GSC = {value:.4f}"
+        for name, value in zip(profile.layers, profile.log10_values[:, 0], strict=True)
+    ]
+    if len(lines) > most:
+        half = most // 2
+        lines = [*lines[:half], f"  ... {len(lines) - most} more", *lines[-half:]]
+    return "\n".join(lines)

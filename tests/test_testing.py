@@ -1,0 +1,65 @@
+"""The assertions for users' suites: they pass, they fail, and they say where."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope as gs
+from gradscope.models import MLP
+from tests.helpers import noise, seeded
+
+
+def test_growth():
+    x = noise(32, 60)
+    profile = gs.testing.assert_growth(MLP(depth=30, width=60, activation="tanh", generator=seeded()).double(), x)
+    assert len(profile.layers) == 31
+    exploding = MLP(depth=30, width=60, activation="relu", norm="batch", generator=seeded()).double()
+    with pytest.raises(
+        AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ a layer .*outside \[0.98, 1.02\]: exploding"
+    ):
+        gs.testing.assert_growth(exploding, x)
+    gs.testing.assert_growth(exploding, x, low=1.3, high=1.6)
+    with pytest.raises(AssertionError, match=r"(?s)outside \[2, 3\].*First layer beyond: 'layers.0'.*log10 GSC = "):
+        gs.testing.assert_growth(exploding, x, low=2, high=3)
+
+
+def test_growth_names_the_worst_layer():
+    model = MLP(depth=12, width=60, activation="linear", generator=seeded(), init="orthogonal").double()
+    model.layers[4].activation = nn.Softshrink(1.0)  # most entries become 0, so what is left changes more
+    with pytest.raises(AssertionError, match=r"worst: 'layers\.4'"):
+        gs.testing.assert_growth(model, noise(16, 60), low=1e-6, high=2e-6)
+
+
+def test_collapse():
+    x = noise(16, 60)
+    cosines = gs.testing.assert_no_collapse(MLP(depth=5, width=60, generator=seeded()).double(), x)
+    assert list(cosines)[:2] == ["input", "layers.0"] and abs(cosines["input"]) < 0.1
+    with pytest.raises(
+        AssertionError, match=r"(?s)The domain collapses at 'layers.\d+': the mean cosine .*at least 0.9"
+    ):
+        gs.testing.assert_no_collapse(MLP(depth=60, width=60, generator=seeded()).double(), x, most=0.9)
+    gs.testing.assert_no_collapse(MLP(depth=60, width=60, norm="batch", generator=seeded()).double(), x)
+
+
+def test_qm_norm():
+    gs.testing.assert_qm_norm(2 * torch.eye(5).double(), 2)
+    jacobian = gs.capture(nn.Linear(4, 4).double(), noise(3, 4)).jacobian("input", "output")
+    value = float(gs.qm_norm(jacobian.dense()))
+    gs.testing.assert_qm_norm(jacobian, value)
+    gs.testing.assert_qm_norm(jacobian, value, probes=200)
+    with pytest.raises(AssertionError, match=r"The qm norm is .* expected 2 within"):
+        gs.testing.assert_qm_norm(torch.eye(5), 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: gs.testing.assert_growth(m, x, low=2, high=1), "must be an interval of positive numbers"),
+        (lambda m, x: gs.testing.assert_growth(m, x), "at least 6 layers"),
+        (lambda m, x: gs.testing.assert_no_collapse(m, x[:1]), "give a batch of at least two"),
+        (lambda m, x: gs.testing.assert_no_collapse(m, x, most=2), r"most must be in \(0, 1\], got 2"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(MLP(depth=3, width=4, generator=seeded()).double(), noise(5, 4))
