@@ -83,7 +83,8 @@ def _profile(width: int, depth: int, seed: int, **options: Any) -> FloatArray:
     generator = torch.Generator().manual_seed(1000 * width + seed)
     model = MLP(depth=depth, width=width, generator=generator, **options)
     x = torch.randn(BATCH, width, generator=generator)
-    return gs.gsc(model, x, probes=PROBES).log10_values[:, 0] * math.log(10)
+    layers = ["input", "layers.0"] if depth == 1 else None  # a single layer would be pointed out as no trunk
+    return gs.gsc(model, x, layers=layers, probes=PROBES).log10_values[:, 0] * math.log(10)
 
 
 def rate(ln_gsc: FloatArray) -> tuple[float, float]:

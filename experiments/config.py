@@ -27,7 +27,9 @@ class MLPConfig(ModelConfig):
     residual: str = MISSING
     skip_weight: float = MISSING
     init: str = MISSING
+    weight_variance: float | None = None
     bias: bool = MISSING
+    bias_variance: float = 0.0
     in_features: int | None = MISSING
     out_features: int | None = MISSING
 

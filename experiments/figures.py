@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
@@ -20,7 +21,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import arguments, reference, report
+import gradscope.meanfield as mf
+from experiments import arguments, reference, report, theory
 from gradscope import frames, plots
 
 mpl.use("Agg")
@@ -48,6 +50,10 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
 
     ``keys`` tell the networks apart: the first by color, the second by dash; more than two become one label.
     """
+    if set(keys) == {"weight_variance", "bias_variance"}:
+        return {"phase_diagram": _phases(frame, growth, title)}
+    if "width" in keys and growth["theory"].notna().all():
+        return {"convergence": _convergence(growth, keys, title)}
     notes = {
         tuple(str(row[key]) for key in keys): f"{row['rate']:.3f}, {row['verdict']}"
         for row in growth.to_dict("records")
@@ -74,7 +80,35 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
 def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes: dict[tuple[str, ...], str]) -> Figure:
     figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
     plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
+    predicted = theory.profiles(frame, [key for key in (hue, style) if key])
+    if len(predicted):
+        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax)
     ax.set_title(f"{title}\n{_spread(frame)}; labels: rate a layer, verdict", fontsize=10)
+    return figure
+
+
+def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
+    """Theory over the plane of variances, and the measured networks on it."""
+    activation = str(frame["activation"].iloc[0])
+    weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
+    biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
+    diagram = mf.phase_diagram(activation, weights, biases)
+    figure, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
+    plots.phase_diagram(weights, biases, diagram.chi_1, points=growth, ax=ax)
+    seeds = frame["seed"].nunique()
+    ax.set_title(
+        f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10
+    )
+    return figure
+
+
+def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
+    """Rates against 1 / width, a curve a network."""
+    others = [key for key in keys if key != "width"]
+    name = growth[others].apply(report.network_name, axis=1) if others else "network"
+    figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
+    plots.convergence(growth.assign(network=name), hue="network", ax=ax)
+    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: mean field", fontsize=10)
     return figure
 
 

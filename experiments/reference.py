@@ -28,6 +28,8 @@ def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
     own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
     models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
     rows = frame.drop(columns=[*constants, *own, "value"])
+    if rows["stderr_sample"].isna().all():
+        rows = rows.drop(columns="stderr_sample")
     for name, digits in FORMATS.items():
         rows[name] = ["" if pd.isna(value) else f"{value:{digits}}" for value in rows[name]]
     temporary = folder / "data.csv.part"
@@ -46,7 +48,7 @@ def load(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         rows[name] = [value] * len(rows)
     for name in next(iter(columns["by_model"].values())):
         rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
-    return frames.check(rows.astype(frames.COLUMNS)), manifest
+    return frames.check(frames.upgraded(rows)), manifest
 
 
 def _plain(value: Any) -> Any:

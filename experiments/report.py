@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradscope as gs
+from experiments import theory
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
 from gradscope.plots import to_last_target
@@ -78,13 +79,13 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
             growth = fit_growth(values.to_numpy(), values.columns.to_numpy())
         except ValueError as reason:
             growth = Growth(math.nan, math.nan, math.nan, math.nan, str(reason), False)
-        result.append(entry | asdict(growth))
+        result.append(entry | asdict(growth) | {"theory": theory.rate(group.iloc[0])})
     return pd.DataFrame(result)
 
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
-    table = Table("network", "seeds", "log10 GSC", "rate a layer (95 %)", "verdict", title=title)
+    table = Table("network", "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
     for row in growth.to_dict("records"):
         style = STYLES.get(row["verdict"], "")
         table.add_row(
@@ -92,6 +93,7 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
             str(row["num_seeds"]),
             f"{row['log10_gsc']:.2f} +- {row['log10_gsc_stderr']:.2f}",
             f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
+            "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
     Console().print(table)

@@ -95,6 +95,11 @@ def load(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+    return check(upgraded(frame))
+
+
+def upgraded(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame as read from a file, of this schema or the one before, in this one's columns and types; not checked."""
     if "stderr_sample" not in frame.columns and "log10_stderr_sample" in frame.columns:  # schema version 1
         frame = frame.assign(stderr_sample=np.nan)
-    return check(frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns}))
+    return frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns})

@@ -34,6 +34,11 @@ def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor
     return _normal(weight, 1 / _fans(weight)[0], generator)
 
 
+def gaussian(weight: Tensor, *, variance: float, generator: torch.Generator | None = None) -> Tensor:
+    """Gaussian of ``variance`` / fan_in."""
+    return _normal(weight, variance / _fans(weight)[0], generator)
+
+
 def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Gaussian of variance 2 / (fan_in + fan_out), between what signals and what gradients ask for.
 

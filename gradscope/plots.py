@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -69,6 +70,81 @@ def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="", ylabel=LABELS["gsc"])
     if _runs(rows) == 1:
         ax.errorbar(rows["index"], rows["log10_value"], rows["log10_stderr_sample"].fillna(0), fmt="none", color="0.4")
+    return ax
+
+
+def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes) -> Axes:
+    """Predicted log10 GSC behind the measured curves of `profile`, dashed, one line for each network of ``keys``.
+
+    ``predicted``: columns ``depth_from_output``, ``log10_value`` and the keys.
+    """
+    for number, (_, rows) in enumerate(predicted.groupby(list(keys), sort=False, observed=True)):
+        ax.plot(
+            rows["depth_from_output"], rows["log10_value"], color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)),
+            zorder=1.5, label="mean field" if number == 0 else "_nolegend_",
+        )  # fmt: skip
+    handles = [line for line in ax.get_lines() if line.get_label() == "mean field"]
+    ax.legend(handles=handles, loc="upper left", frameon=False, fontsize=9)
+    return ax
+
+
+def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axes:
+    """Measured rates against 1 / width with 95 % intervals, and theory as a star at infinite width.
+
+    ``frame``: one row a network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, ``theory`` and ``hue``.
+    """
+    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    colors = sns.color_palette("colorblind")
+    for color, (name, rows) in zip(colors, frame.groupby(hue, sort=False, observed=True), strict=False):
+        rows = rows.sort_values("width")
+        inverse = 1 / rows["width"].astype(float)
+        spread = [rows["rate"] - rows["rate_low"], rows["rate_high"] - rows["rate"]]
+        ax.errorbar(inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2)
+        ax.axhline(float(rows["theory"].iloc[0]), color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
+        ax.plot(0, rows["theory"].iloc[0], marker="*", markersize=12, color=color, clip_on=False, zorder=5)
+        ax.annotate(
+            f"{name}: theory {rows['theory'].iloc[0]:.4f}", (0, rows["theory"].iloc[0]), xytext=(8, 6),
+            textcoords="offset points", color=color, fontsize=9,
+        )  # fmt: skip
+    widths = sorted(frame["width"].unique(), reverse=True)
+    ax.set_xticks(
+        [0, *(1 / float(width) for width in widths)], [r"$\infty$", *map(str, widths)], rotation=60, fontsize=8
+    )
+    ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate a layer (squared convention)")
+    sns.despine(ax=ax)
+    return ax
+
+
+def phase_diagram(
+    weight_variances: npt.ArrayLike,
+    bias_variances: npt.ArrayLike,
+    chi_1: npt.NDArray[np.float64],
+    *,
+    points: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """chi_1 over weight and bias variance with the critical line chi_1 = 1, and measured networks on it.
+
+    ``chi_1[i, j]`` at ``weight_variances[i]``, ``bias_variances[j]``.  ``points``: columns ``weight_variance``,
+    ``bias_variance`` and ``rate``, drawn on the same scale, which then spans their rates, and labeled.
+    """
+    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.6), layout="constrained")[1]
+    scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
+    limit = float(np.nanmax(np.abs(scale)))
+    shown = ax.pcolormesh(
+        weight_variances, bias_variances, np.log10(chi_1).T, cmap=DIVERGING, vmin=-limit, vmax=limit, shading="gouraud"
+    )
+    lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
+    ax.clabel(lines, fmt={1.0: r"$\chi_1 = 1$"}, fontsize=9)
+    if points is not None:
+        ax.scatter(
+            points["weight_variance"], points["bias_variance"], c=np.log10(points["rate"]), cmap=DIVERGING, vmin=-limit,
+            vmax=limit, edgecolor="black", linewidth=0.8, s=60, zorder=3, clip_on=False,
+        )  # fmt: skip
+        for x, y, rate in zip(points["weight_variance"], points["bias_variance"], points["rate"], strict=True):
+            ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
+    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC a layer")
+    ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
     return ax
 
 

@@ -81,7 +81,9 @@ class MLP(nn.Module):
         skip_weight: Factor of the skip connection.
         init: auto (he or lecun, as suits the activation), he, lecun, xavier, orthogonal, looks_linear.  It fills W.  No
             activation follows V, stem and head, so they keep lengths with lecun, or orthogonal where that is asked for.
+        weight_variance: sigma_w^2 instead of ``init``: W is Gaussian of variance sigma_w^2 / fan_in.
         bias: Whether linear maps have a bias, which begins at zero.
+        bias_variance: sigma_b^2; above zero, biases before a nonlinearity begin Gaussian of that variance.
         in_features: Features of a flattened sample; default ``width``.
         out_features: Features of the head; default no head.
         generator: Source of the weights; default torch's global one.
@@ -102,7 +104,9 @@ class MLP(nn.Module):
         residual: str = "none",
         skip_weight: float = 1.0,
         init: str = "auto",
+        weight_variance: float | None = None,
         bias: bool = False,
+        bias_variance: float = 0.0,
         in_features: int | None = None,
         out_features: int | None = None,
         generator: torch.Generator | None = None,
@@ -126,14 +130,26 @@ class MLP(nn.Module):
                 "init='looks_linear' needs activation='relu', norm='none', residual='none' and an even width, got "
                 f"activation={activation!r}, norm={norm!r}, residual={residual!r}, width={width}."
             )
+        for name, variance in (("weight_variance", weight_variance or 0.0), ("bias_variance", bias_variance)):
+            if not (math.isfinite(variance) and variance >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {variance!r}.")
+        if bias_variance and not bias:
+            raise ValueError("bias_variance is that of biases, so it needs bias=True.")
+        if weight_variance is not None and init != "auto":
+            raise ValueError(f"weight_variance and init both fill the weights; leave one out, got init={init!r}.")
         inner = initializers.auto(activation) if init == "auto" else initializers.BY_NAME[init]
+        if weight_variance is not None:
+            inner = partial(initializers.gaussian, variance=weight_variance)
         linear = initializers.orthogonal if init == "orthogonal" else initializers.lecun
 
         def make(n_in: int, n_out: int, fill: initializers.Initializer) -> nn.Linear:
             layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
             fill(layer.weight, generator=generator)
             if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+                if bias_variance and fill is not linear:
+                    initializers.gaussian(layer.bias[:, None], variance=bias_variance, generator=generator)
+                else:
+                    nn.init.zeros_(layer.bias)
             return layer
 
         self.in_features = in_features

@@ -1,0 +1,60 @@
+"""What mean-field theory predicts for the networks of a study, read from their configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+import gradscope.meanfield as mf
+
+NEEDED = ("activation", "norm", "depth", "residual", "data", "init", "batch_size")
+
+
+def predictable(row: pd.Series) -> bool:
+    """Whether theory here covers a network: a plain or residual MLP of standard weights on Gaussian noise."""
+    return (
+        all(name in row and not pd.isna(row[name]) for name in NEEDED)
+        and row["data"] == "noise"
+        and row["init"] == "auto"
+        and row["activation"] in mf.NAMED
+        and (pd.isna(row.get("out_features")) or row.get("out_features") is None)
+    )
+
+
+def profile(row: pd.Series) -> mf.Prediction:
+    """The prediction for one network's configuration."""
+    phi = mf.as_activation(str(row["activation"]))
+    given = row.get("weight_variance")
+    variance = mf.standard_variance(phi) if given is None or pd.isna(given) else float(given)
+    residual = row["residual"] == "identity"
+    layer = mf.LayerSpec.of(
+        phi, variance, float(row.get("bias_variance") or 0.0), str(row["norm"]),
+        1.0 if residual else None, float(row["skip_weight"]) if residual else 1.0,
+    )  # fmt: skip
+    return mf.predict([layer] * int(row["depth"]), batch_size=int(row["batch_size"]))
+
+
+def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Predicted log10 GSC to the output, one row a layer, for each network of ``keys`` that theory covers."""
+    parts = []
+    for _, group in frame.groupby(list(keys), sort=False, observed=True, dropna=False):
+        row = group.iloc[0]
+        if predictable(row):
+            log10_gsc = profile(row).log10_gsc
+            depth = np.arange(len(log10_gsc))[::-1]
+            own = {key: row[key] for key in keys}
+            parts.append(pd.DataFrame({**own, "depth_from_output": depth, "log10_value": log10_gsc}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def rate(row: pd.Series) -> float:
+    """Predicted growth a layer over the half nearer the output; NaN where theory does not cover the network."""
+    if not predictable(row):
+        return math.nan
+    log10_gsc = profile(row).log10_gsc
+    depth = len(log10_gsc) - 1
+    first, last = depth // 2, depth - 1
+    return float(10 ** ((log10_gsc[first] - log10_gsc[last]) / (last - first)))
