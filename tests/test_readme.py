@@ -14,6 +14,7 @@ def test_the_code_of_the_readme_runs(capsys):
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(code, names)
+    names["test_gradients_neither_explode_nor_vanish"]()
     assert names["profile"].growth().verdict == "exploding"
     assert "exploding" in capsys.readouterr().out
     assert len(names["frame"]) == 51

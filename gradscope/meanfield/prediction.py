@@ -23,7 +23,9 @@ FloatArray = npt.NDArray[np.float64]
 class LayerSpec:
     """f_l = phi(norm(W f_{l-1} + b)), or with ``branch_variance`` a block skip f_{l-1} + V phi(norm(W f_{l-1} + b)).
 
-    Variances are those of a weight times its fan_in: ``weight_variance`` of W, ``branch_variance`` of V.
+    Variances are those of a weight times its fan_in: ``weight_variance`` of W, ``branch_variance`` of V.  A block with
+    pre-activation, skip f_{l-1} + V phi(norm(f_{l-1})), has the second moments of one with ``weight_variance`` 1.
+    Dropout changes no coefficient without biases, and correlations only (`MeanField`).
     """
 
     activation: Activation
