@@ -242,7 +242,48 @@ def residuals(sizes: Sizes) -> Iterator[Row]:
                   math.exp(value / depth) * error / depth, 0.006)  # fmt: skip
 
 
-PARTS = (rates, totals, statistics, nonlinearity, residuals)
+class BatchNormBlock(torch.nn.Module):
+    """x + V relu(BN(W BN(x))), the block with pre-activation of a ResNet without convolutions."""
+
+    def __init__(self, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        linears = (torch.nn.Linear(width, width, bias=False), torch.nn.Linear(width, width, bias=False))
+        for linear, variance in zip(linears, (1.0, 2.0), strict=True):  # the branch has mean square 1
+            gs.initializers.gaussian(linear.weight, variance=variance, generator=generator)
+        norms = [torch.nn.BatchNorm1d(width, affine=False) for _ in range(2)]
+        self.branch = torch.nn.Sequential(norms[0], linears[0], norms[1], torch.nn.ReLU(), linears[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, width) -> (B, width)."""
+        y: torch.Tensor = x + self.branch(x)
+        return y
+
+
+def power_law(sizes: Sizes) -> Iterator[Row]:
+    """A ResNet with batch normalization: growth as a power of depth, about L^(r - 1), r the rate of the plain branch.
+
+    Block l receives a stream of mean square 1 + l, whose variance over the batch, 1 + v l, is less by what ReLU's mean
+    adds to all samples alike.  A squared gradient grows by 1 + c / (1 + v l), c the slope of the branch, and GSC by the
+    product of that over 1 + L: as L^(c / v - 1), and c / v is the rate of ReLU with batch normalization.
+    """
+    width = sizes.extrapolated[-1][0] // 2
+    relu, linear = (mf.batch_moments(mf.as_activation(name), BATCH) for name in ("relu", "linear"))
+    variance = 2 * (relu.square - relu.product)
+    slope = 2 * relu.centred * relu.inflation * (1 - 1 / BATCH) * linear.centred * linear.inflation
+    for depth in (8, 16) if sizes is QUICK else (16, 32, 64):
+        predicted = sum(math.log1p(slope / (1 + variance * block)) for block in range(depth)) - math.log1p(depth)
+        found = []
+        for seed in range(sizes.seeds):
+            generator = torch.Generator().manual_seed(seed)
+            model = torch.nn.Sequential(*(BatchNormBlock(width, generator) for _ in range(depth)))
+            x = torch.randn(BATCH, width, generator=generator)
+            found.append(gs.gsc(model, x, probes=PROBES).log10_values[0, 0] * math.log(10))
+        value, error = math.exp(float(np.mean(found))), float(np.std(found, ddof=1) / math.sqrt(len(found)))
+        name = f"BN-linear-BN-relu-linear, {depth} blocks"
+        yield Row("total gsc of a resnet", name, str(width), math.exp(predicted), value, value * error, 0.03)
+
+
+PARTS = (rates, totals, statistics, nonlinearity, residuals, power_law)
 
 
 def main(arguments: list[str] | None = None) -> None:
