@@ -8,6 +8,8 @@ from gradscope.estimates import Estimate
 from gradscope.growth import Growth
 from gradscope.layers import Layer
 from gradscope.measuring import measure
+from gradscope.monitor import Monitor, MonitorWarning, NonFiniteError
+from gradscope.nonfinite import first_nonfinite
 from gradscope.nonlinearity import nlc
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
@@ -25,10 +27,14 @@ __all__ = [
     "Layer",
     "LinearOperator",
     "Matrix",
+    "Monitor",
+    "MonitorWarning",
+    "NonFiniteError",
     "Profile",
     "capture",
     "check",
     "compare",
+    "first_nonfinite",
     "frames",
     "gsc",
     "gsc_matrix",

@@ -39,6 +39,7 @@ nonlinearity
 coefficients
 reading comparison
 checking testing
+nonfinite monitor
 plots
 initializers
 models.mlp models.alexnet models

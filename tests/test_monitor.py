@@ -1,0 +1,246 @@
+"""The monitor on real training: records, schedules, budgets, warnings, and the layer that is to blame."""
+
+import itertools
+import math
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradscope as gs
+from tests.helpers import noise
+
+
+class Net(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.first, self.act1, self.second = nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width)
+        self.act2, self.last = nn.ReLU(), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.last(self.act2(self.second(self.act1(self.first(x)))))
+
+
+def losses(output, labels):
+    return functional.cross_entropy(output, labels, reduction="none")
+
+
+def batches(num, seed=0):
+    for step in range(num):
+        x = noise(20, 6, seed=seed + step)
+        yield x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def train(model, monitor, num, lr=0.1):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    recorded = []
+    for number, (x, y) in enumerate(batches(num)):
+        optimizer.zero_grad()
+        loss = losses(model(x), y).mean()
+        loss.backward()
+        if monitor.step(loss, (x, y)):
+            recorded.append(number)
+        optimizer.step()
+    return recorded
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def test_records_are_what_the_functions_give(model):
+    x = noise(12, 6, seed=99)
+    with gs.Monitor(model, x, every=4, probes="exact", max_overhead=None) as monitor:
+        assert train(model, monitor, 9) == [0, 4, 8]
+        weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    frame = monitor.to_frame()
+    gs.frames.check(frame)
+    assert set(frame["step"]) == {0, 4, 8} and frame["step"].is_monotonic_increasing
+    # The record at step 8 was taken before the last update; take that back.
+    last = frame[frame["step"] == 8]
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(weights[name] + 0.1 * gradients[name])
+    profile = gs.gsc(model, x, probes="exact")
+    found = last[last["quantity"] == "gsc"].set_index("layer")["log10_value"]
+    np.testing.assert_allclose(found, profile.log10_values[:, 0], atol=1e-9)
+    for quantity, values in (
+        ("weight_norm", {n: p.detach() for n, p in model.named_parameters()}),
+        ("gradient_norm", gradients),
+    ):
+        row = last[last["quantity"] == quantity].set_index("layer")["value"]["second"]
+        assert row == pytest.approx(math.hypot(*(float(values[f"second.{n}"].norm()) for n in ("weight", "bias"))))
+    statistics = gs.measure(model, x)
+    dead = statistics[(statistics["quantity"] == "dead_fraction")].set_index("layer")["value"]
+    assert last[last["quantity"] == "dead_fraction"].set_index("layer")["value"].to_dict() == dead.to_dict()
+
+
+def test_updates_between_records(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=5, max_overhead=None)
+    before = torch.cat([model.first.weight.detach().flatten(), model.first.bias.detach()]).clone()
+    monitor.step()
+    with torch.no_grad():
+        model.first.weight.mul_(1.1)
+    for _ in range(5):
+        monitor.step()
+    after = torch.cat([model.first.weight.detach().flatten(), model.first.bias.detach()])
+    frame = monitor.to_frame()
+    update = frame[(frame["quantity"] == "update_to_weight") & (frame["layer"] == "first")]["value"]
+    assert update.to_list() == pytest.approx([float((after - before).norm() / after.norm()) / 5])
+
+
+def test_a_monitored_run_trains_as_an_unmonitored_one(model):
+    alone = Net().double()
+    alone.load_state_dict(model.state_dict())
+    train(model, gs.Monitor(model, noise(8, 6), every=1, max_overhead=None), 6)
+
+    class Nothing:
+        def step(self, loss, batch):
+            return False
+
+    train(alone, Nothing(), 6)
+    for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_logarithmic_schedule(model):
+    monitor = gs.Monitor(model, noise(8, 6), every="log", max_overhead=None)
+    assert train(model, monitor, 20) == [0, 1, 2, 4, 8, 16]
+
+
+def test_the_budget_thins_the_schedule(model):
+    # A clock on which each reading takes a second: a record takes one, a step without one takes one too.
+    ticks = itertools.count()
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=0.1, clock=lambda: float(next(ticks)))
+    recorded = train(model, monitor, 200)
+    assert recorded[0] == 0 and 10 < len(recorded) < 60
+    assert monitor.skipped == 200 - len(recorded) and monitor.overhead <= 0.11
+    free = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+    assert len(train(model, free, 5)) == 5 and free.skipped == 0
+
+
+def test_a_loss_that_is_not_finite_names_the_layer(model, tmp_path):
+    monitor = gs.Monitor(model, noise(8, 6), every=100, loss_fn=losses, save_to=tmp_path)
+    x, y = next(batches(1))
+    with torch.no_grad():
+        model.second.weight[2, 3] = math.inf
+    with pytest.raises(
+        gs.NonFiniteError, match=r"(?s)The loss is (nan|inf).*the parameters of layer 'second'.*nonfinite.pt"
+    ):
+        monitor.step(losses(model(x), y).mean(), (x, y))
+    saved = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
+    assert torch.equal(saved["batch"][0], x) and saved["model"]["second.weight"][2, 3] == math.inf
+    assert saved["step"] == 0
+
+
+def test_a_run_that_diverges_stops_with_a_layer_named():
+    torch.manual_seed(0)
+    model = Net()
+    model.act1, model.act2 = nn.ReLU(), nn.ReLU()
+    monitor = gs.Monitor(model, noise(8, 6).float(), every=1000, loss_fn=losses)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e12)
+    with pytest.raises(
+        gs.NonFiniteError, match=r"layer '\w+' is the first with NaN or Inf in its (forward|backward) pass"
+    ):
+        for x, y in batches(50):
+            optimizer.zero_grad()
+            loss = losses(model(x.float()), y).mean()
+            loss.backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", gs.MonitorWarning)
+                monitor.step(loss, (x.float(), y))
+            optimizer.step()
+
+
+class Planted(Net):
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def forward(self, x):
+        h = self.act1(self.first(x))
+        if self.where == "forward":
+            h = self.second(h) / 0.0
+        elif self.where == "backward":
+            h = self.second(torch.sqrt(0.0 * h + 0.0) + h)  # sqrt(0) has an infinite slope
+        return self.last(self.act2(h))
+
+
+def test_the_first_layer_and_its_direction():
+    x, y = next(batches(1))
+    torch.manual_seed(0)
+    healthy = Net().double()
+    assert gs.first_nonfinite(healthy, (x, y), loss_fn=losses) is None
+    found = gs.first_nonfinite(Planted("forward").double(), (x, y), loss_fn=losses)
+    assert (found.layer, found.direction) == ("last", "forward") or found.direction == "forward"
+    found = gs.first_nonfinite(Planted("backward").double(), (x, y), loss_fn=losses)
+    assert (found.layer, found.direction) == ("act1", "backward")
+    assert str(found) == "layer 'act1' is the first with NaN or Inf in its backward pass"
+    healthy.second.register_forward_hook(lambda m, args, out: out * math.inf)
+    found = gs.first_nonfinite(healthy, (x, y), loss_fn=losses)
+    assert (found.layer, found.direction) == ("second", "forward")
+
+
+def test_going_on_after_a_warning(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=100, on_nonfinite="warn")
+    with pytest.warns(gs.MonitorWarning, match=r"The loss is nan at or before step 0: a second pass was finite"):
+        monitor.step(torch.tensor(math.nan), next(batches(1)))
+    monitor.step(math.nan)  # once is enough
+    assert monitor.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda m: m.second.weight.data.mul_(20), r"weight growth at layer 'second', step 1: its weights are"),
+        (lambda m: m.second.bias.data[:15].fill_(-20), "dead units at layer 'act2', step 1: 9[0-9] % of its units"),
+    ],
+    ids=["weights", "dead"],
+)
+def test_warnings_name_the_layer_once(model, prepare, message):
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None, layers=["first", "second"])
+    monitor.step()
+    prepare(model)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        monitor.step()
+        monitor.step()
+    assert [bool(re.search(message, str(warning.message))) for warning in seen].count(True) == 1
+
+
+def test_exploding_and_jumping():
+    deep = gs.models.MLP(depth=40, width=12, norm="batch", generator=torch.Generator().manual_seed(0))
+    monitor = gs.Monitor(deep, noise(24, 12).float(), every=1, max_overhead=None)
+    with pytest.warns(
+        gs.MonitorWarning, match=r"exploding at layer '(input|layers.0)', step 0: its GSC is 10\^"
+    ) as seen:
+        monitor.step()
+        monitor.step()
+    assert len(seen) == 1
+    calm = gs.Monitor(Net().double(), noise(8, 6), every=100)
+    with pytest.warns(gs.MonitorWarning, match="loss jump at layer 'loss', step 10: 50 after a median of 1"):
+        for value in [1.0] * 10 + [50.0]:
+            calm.step(torch.tensor(value))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, 'every must be a whole number >= 1 or "log", got 0'),
+        ({"probes": 5}, "probes must be a whole number from 1 to 4"),
+        ({"max_overhead": 0}, r"max_overhead must be in \(0, 1\]"),
+        ({"on_nonfinite": "stop"}, 'on_nonfinite must be "raise" or "warn"'),
+    ],
+)
+def test_refusals(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        gs.Monitor(model, noise(8, 6), **options)
+    with pytest.raises(ValueError, match=r"Nothing was recorded: call step\(\)"):
+        gs.Monitor(model, noise(8, 6)).to_frame()
