@@ -94,10 +94,67 @@ class MeasureConfig:
     sweep: str = MISSING
 
 
+@dataclass
+class AugmentationConfig:
+    """Arguments of `experiments.images.Augmentation`."""
+
+    flip: bool = MISSING
+    crop: int = MISSING
+    cutout: int = MISSING
+
+
+@dataclass
+class RecipeConfig:
+    """Arguments of `experiments.loop.Recipe`."""
+
+    epochs: float = MISSING
+    max_steps: int | None = MISSING
+    batch_size: int = MISSING
+    optimizer: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    schedule: str = MISSING
+    warmup: float = MISSING
+    label_smoothing: float = MISSING
+    clip: float | None = MISSING
+    precision: str = MISSING
+    checkpoint_every: int | None = MISSING
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass
+class MonitorConfig:
+    """Arguments of `gradscope.Monitor`, and the size of its probe batch."""
+
+    every: Any = MISSING
+    probes: Any = MISSING
+    batch_size: int = MISSING
+    max_overhead: float | None = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """Keys of conf/train.yaml."""
+
+    model: Any = MISSING
+    data: Any = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    num_threads: int | None = None
+    tf32: bool = MISSING
+    resume: str = MISSING
+    train: RecipeConfig = field(default_factory=RecipeConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    results: str = MISSING
+    sweep: str = MISSING
+
+
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="measure_schema", node=MeasureConfig)
+    store.store(name="train_schema", node=TrainConfig)
     store.store(group="model", name="mlp_schema", node=MLPConfig)
     store.store(group="model", name="alexnet_a_schema", node=AlexNetAConfig)
     store.store(group="model", name="alexnet_b_schema", node=AlexNetBConfig)

@@ -42,11 +42,11 @@ def build(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    x = _call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
+    x = call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
     sizes = {}
     if "in_features" in cfg.model and cfg.model.in_features is None:
         sizes["in_features"] = math.prod(x.shape[1:])
-    model = _call(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
+    model = call(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
     device, dtype = run.device(cfg.device), DTYPES[cfg.dtype]
     return model.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
 
@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> None:
         report.print_run(profile, frame, folder)
 
 
-def _call(cfg: DictConfig, **further: Any) -> Any:
+def call(cfg: DictConfig, **further: Any) -> Any:
     """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
     arguments = {str(key): value for key, value in cfg.items() if key != "_target_"}
     return get_object(cfg._target_)(**(arguments | further))
