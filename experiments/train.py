@@ -46,6 +46,8 @@ def train(cfg: DictConfig, folder: Path, console: Console) -> list[dict[str, Any
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
         raise ValueError(f"resume must be auto or none, got {cfg.resume!r}.")
+    if "download" not in cfg.data:
+        raise ValueError("experiments.train learns from images with labels: data=cifar10.")
     device = run.device(cfg.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
     model = call(cfg.model, generator=run.generator(cfg.seed, "model")).to(device, memory_format=torch.channels_last)

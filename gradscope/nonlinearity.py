@@ -58,7 +58,7 @@ def nlc(
         are coupled (batch normalization), J is that of the whole batch, inputs vary independently, and the error counts
         samples as if they were not.
 
-    Cost: two forward passes, one backward pass a cotangent, and N^2 d operations a cotangent.  Memory: the data, and
+    Cost: three forward passes, one backward pass a cotangent, and N^2 d operations a cotangent.  Memory: the data, and
     one N x N matrix.
 
     Raises:

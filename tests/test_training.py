@@ -2,14 +2,18 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from rich.console import Console
 from torch import nn
 
 import gradscope as gs
-from experiments import checkpoints, loop
+from experiments import checkpoints, loop, train
 from experiments.images import Augmentation, Images
 
 
@@ -173,6 +177,22 @@ def test_the_monitor_watches_a_run():
     loop.train(model, data, None, loop.Recipe(epochs=2, batch_size=16, precision="float32"), monitor=monitor)
     frame = monitor.to_frame()
     assert set(frame["step"]) == {0, 4} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
+
+
+def test_training_needs_labels():
+    cfg = OmegaConf.create({"num_threads": None, "resume": "auto", "data": {"batch_size": 4}, "device": "cpu"})
+    with pytest.raises(ValueError, match="learns from images with labels: data=cifar10"):
+        train.train(cfg, Path(), Console())
+    with pytest.raises(ValueError, match="resume must be auto or none, got 'yes'"):
+        train.train(OmegaConf.merge(cfg, {"resume": "yes"}), Path(), Console())
+
+
+def test_the_configuration_is_the_recipe():
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("train", ["train.lr=0.01", "train.augmentation.crop=4", "seed=3"])
+    found = train.recipe(cfg)
+    assert (found.lr, found.augmentation.crop, found.seed, found.batch_size) == (0.01, 4, 3, 128)
+    assert set(vars(found)) == {*cfg.train, "seed"}
 
 
 @pytest.mark.parametrize(
