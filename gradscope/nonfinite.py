@@ -17,12 +17,18 @@ FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 
 @dataclass(frozen=True)
 class Culprit:
-    """The layer that made the first NaN or Inf, and the ``direction``: "forward", "backward", or "parameters"."""
+    """The layer that made the first NaN or Inf, and the ``direction``: "forward", "backward", or "parameters".
+
+    ``before``: it was not the layer itself but code between modules, of which this layer was the first to receive it.
+    """
 
     layer: str
     direction: str
+    before: bool = False
 
     def __str__(self) -> str:
+        if self.before:
+            return f"code before layer {self.layer!r}, in no module, is the first with NaN or Inf in its forward pass"
         if self.direction == PARAMETERS:
             return f"the parameters of layer {self.layer!r} hold NaN or Inf"
         return f"layer {self.layer!r} is the first with NaN or Inf in its {self.direction} pass"
@@ -59,7 +65,7 @@ def first_nonfinite(
         output = first_tensor(differentiable.run(model, forward))
         loss = output if loss_fn is None else loss_fn(output, batch.labels)
         if listener.first is not None:
-            return Culprit(listener.first, FORWARD)
+            return Culprit(listener.first, FORWARD, listener.received)
         if not _finite(loss):
             return Culprit("loss", FORWARD)
         made = [(name, tensor) for name, tensor in listener.outputs if tensor.requires_grad]
@@ -78,11 +84,14 @@ class _Listener:
     def __init__(self) -> None:
         self.outputs: list[tuple[str, Tensor]] = []
         self.first: str | None = None
+        self.received = False
 
     def before(self, args: Any, kwargs: Any) -> bool:
         return all(_finite(t) for t in tensors(args, kwargs))
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: bool) -> None:
+        if self.first is None and not token:
+            self.first, self.received = label, True
         for number, tensor in enumerate(t for t in tensors((output,), {}) if t.is_floating_point()):
             if self.first is None and token and not _finite(tensor):
                 self.first = numbered(label, number)

@@ -179,13 +179,14 @@ def test_the_first_layer_and_its_direction():
     healthy = Net().double()
     assert gs.first_nonfinite(healthy, (x, y), loss_fn=losses) is None
     found = gs.first_nonfinite(Planted("forward").double(), (x, y), loss_fn=losses)
-    assert (found.layer, found.direction) == ("last", "forward") or found.direction == "forward"
+    assert (found.layer, found.direction, found.before) == ("act2", "forward", True)
+    assert str(found) == "code before layer 'act2', in no module, is the first with NaN or Inf in its forward pass"
     found = gs.first_nonfinite(Planted("backward").double(), (x, y), loss_fn=losses)
     assert (found.layer, found.direction) == ("act1", "backward")
     assert str(found) == "layer 'act1' is the first with NaN or Inf in its backward pass"
     healthy.second.register_forward_hook(lambda m, args, out: out * math.inf)
     found = gs.first_nonfinite(healthy, (x, y), loss_fn=losses)
-    assert (found.layer, found.direction) == ("second", "forward")
+    assert (found.layer, found.direction, found.before) == ("second", "forward", False)
 
 
 def test_going_on_after_a_warning(model):
