@@ -1,6 +1,6 @@
 """Does the comparison with theory name the one layer that was initialized with 1.3 times the gain?
 
-    python -m benchmarks.faults [--seeds N] [--width N] [--depth N] [--output FILE]
+    python -m benchmarks.faults [--seeds N] [--first-seed N] [--width N] [--depth N] [--output FILE]
 
 Plain networks of 50 layers, a fault at a random layer in half of them.  One row a network: what was planted and named.
 """
@@ -60,7 +60,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> None:
     """Measure all networks, write one row each, print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seeds", 100), ("width", 400), ("depth", 50)):
+    for name, default in (("seeds", 100), ("first-seed", 0), ("width", 400), ("depth", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", type=Path, default=Path("results/theory/faults.csv"))
     options = parser.parse_args(arguments)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         one(activation, norm, seed, options.depth, options.width, planted)
         for cases, seeds in ((CASES, options.seeds), (SEEN_BY_WEIGHTS, max(1, options.seeds // 5)))
         for activation, norm in cases.items()
-        for seed in range(seeds)
+        for seed in range(options.first_seed, options.first_seed + seeds)
         for planted in (True, False)
     ]
     frame = pd.DataFrame(rows)

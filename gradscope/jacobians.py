@@ -23,6 +23,7 @@ class Jacobian(LinearOperator):
 
     source: Layer
     target: Layer
+    _rerun: Rerun
 
     def __init__(self, source: Layer, target: Layer, rerun: Rerun) -> None:
         for name, value in (("source", source), ("target", target), ("_rerun", rerun)):
@@ -54,8 +55,7 @@ class Jacobian(LinearOperator):
         Raises:
             ValueError: The forward pass does not reproduce the target, as a model with a state of its own would.
         """
-        rerun: Rerun = self._rerun  # type: ignore[attr-defined]
-        value = rerun.outputs(self.target.names, {}).get(self.target.name)
+        value = self._rerun.outputs(self.target.names, {}).get(self.target.name)
         if value is None or tuple(value.shape) != self.target.shape:
             raise ValueError(
                 f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state of its own "
