@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-LAST = "last.pt"
+LAST, BEST = "last.pt", "best.pt"
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
@@ -17,24 +19,49 @@ def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
     Raises:
         OSError: The disk is full or cannot be written; the message says that the last checkpoint is still good.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / name, folder / f"{name}.part"
+    return _written(folder / name, lambda temporary: torch.save(state, temporary))
+
+
+def keep(folder: Path, step: int, num: int) -> None:
+    """Keep the last checkpoint also under its step, and of those the newest ``num``.
+
+    Raises:
+        OSError: As for `save`.
+    """
+    if num == 0:
+        return
+    _written(folder / f"step-{step:08d}.pt", lambda temporary: shutil.copyfile(folder / LAST, temporary))
+    for old in sorted(folder.glob("step-*.pt"))[:-num]:
+        old.unlink()
+
+
+def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
+    """The checkpoint of that name, None where there is none.
+
+    Raises:
+        ValueError: The file is no checkpoint.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); remove it, or begin anew: resume=none."
+        ) from error
+    return state
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         return temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         before = f"the checkpoint before it, {path}, is intact" if path.exists() else "there is none before it"
         raise OSError(f"The checkpoint {path} could not be written ({error}); {before}. Free some space.") from error
-
-
-def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
-    """The checkpoint of that name, None where there is none."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    return state

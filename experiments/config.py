@@ -51,6 +51,19 @@ class AlexNetAConfig(AlexNetBConfig):
 
 
 @dataclass
+class ResNetConfig(ModelConfig):
+    """Arguments of `gradscope.models.resnet.ResNet`."""
+
+    depth: int = MISSING
+    width: int = MISSING
+    residual: str = MISSING
+    norm: str = MISSING
+    in_channels: int = MISSING
+    num_classes: int = MISSING
+    init: str = MISSING
+
+
+@dataclass
 class DataConfig:
     """What every data set shares: the function to call, and the number of samples."""
 
@@ -105,20 +118,19 @@ class AugmentationConfig:
 
 @dataclass
 class RecipeConfig:
-    """Arguments of `experiments.loop.Recipe`."""
+    """Arguments of `experiments.recipe.Recipe`, short of the optimizer."""
 
     epochs: float = MISSING
     max_steps: int | None = MISSING
     batch_size: int = MISSING
-    optimizer: str = MISSING
-    lr: float = MISSING
-    momentum: float = MISSING
-    weight_decay: float = MISSING
     schedule: str = MISSING
     warmup: float = MISSING
     label_smoothing: float = MISSING
     clip: float | None = MISSING
     precision: str = MISSING
+    compile: bool = MISSING
+    log_every: int = MISSING
+    keep: int = MISSING
     checkpoint_every: int | None = MISSING
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
@@ -128,6 +140,7 @@ class MonitorConfig:
     """Arguments of `gradscope.Monitor`, and the size of its probe batch."""
 
     every: Any = MISSING
+    statistics_every: Any = MISSING
     probes: Any = MISSING
     batch_size: int = MISSING
     max_overhead: float | None = MISSING
@@ -139,11 +152,15 @@ class TrainConfig:
 
     model: Any = MISSING
     data: Any = MISSING
+    optimizer: Any = MISSING
     seed: int = MISSING
     device: str = MISSING
     num_threads: int | None = None
     tf32: bool = MISSING
     resume: str = MISSING
+    holdout: int | None = MISSING
+    memory_map: str | None = MISSING
+    sinks: list[str] = MISSING
     train: RecipeConfig = field(default_factory=RecipeConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     results: str = MISSING
@@ -158,6 +175,7 @@ def register() -> None:
     store.store(group="model", name="mlp_schema", node=MLPConfig)
     store.store(group="model", name="alexnet_a_schema", node=AlexNetAConfig)
     store.store(group="model", name="alexnet_b_schema", node=AlexNetBConfig)
+    store.store(group="model", name="resnet_schema", node=ResNetConfig)
     store.store(group="data", name="noise_schema", node=NoiseConfig)
     store.store(group="data", name="cifar10_schema", node=Cifar10Config)
     store.store(group="data", name="digits_schema", node=DataConfig)

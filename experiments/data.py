@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,17 @@ def digits(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generato
     """
     images = _digits()
     batch = _choose(images, batch_size, "digits", generator)[:, None]
-    enlarged = torch.nn.functional.interpolate(batch, size=IMAGE_SHAPE[1:], mode="bilinear", align_corners=False)
-    return ((enlarged - images.mean()) / images.std()).expand(-1, *IMAGE_SHAPE).contiguous()
+    return ((_enlarged(batch) - images.mean()) / images.std()).expand(-1, *IMAGE_SHAPE).contiguous()
+
+
+def digits_with_labels() -> tuple[Tensor, Tensor]:
+    """All digits as bytes (1797, 3, 32, 32), and what they show."""
+    enlarged = _enlarged(_digits()[:, None]) * (255 / 16)
+    return enlarged.round().clamp(0, 255).to(torch.uint8).expand(-1, *IMAGE_SHAPE).contiguous(), _digit_labels()
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    return torch.nn.functional.interpolate(images, size=IMAGE_SHAPE[1:], mode="bilinear", align_corners=False)
 
 
 def _choose(images: Tensor, batch_size: int, what: str, generator: torch.Generator) -> Tensor:
@@ -63,12 +73,20 @@ def _cifar10_pool(download: bool) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(split.images), torch.from_numpy(split.labels)
 
 
-@lru_cache(maxsize=1)
 def _digits() -> Tensor:
+    return torch.from_numpy(np.asarray(_digit_set().images, dtype=np.float32))
+
+
+def _digit_labels() -> Tensor:
+    return torch.from_numpy(np.asarray(_digit_set().target, dtype=np.int64))
+
+
+@lru_cache(maxsize=1)
+def _digit_set() -> Any:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'data=digits needs scikit-learn: pip install "gradscope-toolkit[digits]", or use data=noise.'
         ) from error
-    return torch.from_numpy(np.asarray(load_digits().images, dtype=np.float32))
+    return load_digits()

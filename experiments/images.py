@@ -6,14 +6,21 @@ in the middle of an epoch sees exactly the batches that it would have seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from experiments import cifar10, run
-from experiments.data import CIFAR10_MEAN, CIFAR10_STD
+from experiments.data import CIFAR10_MEAN, CIFAR10_STD, digits_with_labels
+
+DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3235,) * 3
+WHOLE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,16 @@ class Augmentation:
     crop: int = 0
     cutout: int = 0
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, C, H, W) of any dtype to the same, each sample by its own draw."""
+    def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
+        """(B, C, H, W) of any dtype to the same, each sample by its own draw.
+
+        ``part``: which samples of a batch of ``whole`` these are, so that shares of a batch see what the batch would.
+        """
         num, _, height, width = x.shape
         device = x.device
 
         def draw(low: int, high: int) -> Tensor:
-            return torch.randint(low, high, (num,), generator=generator, device=generator.device).to(device)
+            return torch.randint(low, high, (whole or num,), generator=generator)[part].to(device)
 
         if self.flip:
             x = torch.where(draw(0, 2)[:, None, None, None].bool(), x.flip(3), x)
@@ -55,35 +65,92 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` (N, C, H, W) uint8, ``labels`` (N,) int64, on one device; ``mean``, ``std`` by channel, of 0..1."""
+    """``images`` (N, C, H, W) uint8, ``labels`` (N,) int64; ``mean``, ``std`` by channel, of 0..1.
+
+    ``device``: where batches are made; the images themselves lie there too, or in memory or a mapped file, from which
+    each batch is then copied.
+    """
 
     images: Tensor
     labels: Tensor
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
+    on: torch.device | None = None
 
     @classmethod
-    def cifar10(cls, *, train: bool, device: torch.device, download: bool = False, limit: int | None = None) -> Images:
-        """The training or the test set."""
+    def cifar10(cls, *, train: bool, download: bool = False, limit: int | None = None) -> Images:
+        """The training or the test set of CIFAR-10, (N, 3, 32, 32)."""
         split = cifar10.load(train=train, limit=limit, download=download)
-        return cls(torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device))
+        return cls(torch.from_numpy(split.images), torch.from_numpy(split.labels))
+
+    @classmethod
+    def digits(cls, *, train: bool) -> Images:
+        """Three quarters of the handwritten digits of scikit-learn, or the rest, 3 x 32 x 32 pixels."""
+        pixels, labels = digits_with_labels()
+        chosen = torch.arange(len(pixels)) % 4 != 3 if train else torch.arange(len(pixels)) % 4 == 3
+        return cls(pixels[chosen], labels[chosen], DIGITS_MEAN, DIGITS_STD)
+
+    def to(self, device: torch.device) -> Images:
+        """The same, with all images on the device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
+
+    def mapped(self, path: Path, device: torch.device) -> Images:
+        """The same, with images in a file that is mapped into memory, and batches on the device.
+
+        The file is written unless one of the same size is there; it holds the bytes of the images, nothing else.
+        """
+        if not (path.is_file() and path.stat().st_size == self.images.numel()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may find it missing
+            self.images.numpy().tofile(temporary)
+            temporary.replace(path)
+        shape = (*self.images.shape,)
+        # Copy on write, because torch has no tensors that may only be read.
+        mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
+        return replace(self, images=mapped, labels=self.labels, on=device)
+
+    def split(self, num: int) -> tuple[Images, Images]:
+        """All but the last ``num`` images, and those."""
+        if not 0 < num < len(self):
+            raise ValueError(f"train.holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
+        parts = (slice(None, len(self) - num), slice(len(self) - num, None))
+        first, last = (replace(self, images=self.images[part], labels=self.labels[part]) for part in parts)
+        return first, last
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    @property
+    def device(self) -> torch.device:
+        """Where batches are made."""
+        return self.on or self.images.device
+
+    def batch(
+        self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0, part: slice = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """Standardized float32 images and labels of those indices; augmentation draws from a generator of this seed.
 
-        Standardized before it is augmented, so that padding and cutout are the mean color.
+        Standardized before it is augmented, so that padding and cutout are the mean color.  ``part``: only these
+        samples of the batch, exactly as they are in the whole.
         """
-        device = self.images.device
-        x = self.images[indices].float()
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        mean, std = (torch.tensor(values, device=device).reshape(shape) for values in (self.mean, self.std))
-        x = (x / 255 - mean) / std
+        device = self.device
+        chosen = indices[part].to(self.images.device)
+        x, y = self.images[chosen], self.labels[chosen]
+        if x.device != device:
+            pin = device.type == "cuda"  # only pinned memory is copied while the processor goes on
+            x, y = ((t.pin_memory() if pin else t).to(device, non_blocking=pin) for t in (x, y))
+        mean, std = self._moments
+        x = (x.float() / 255 - mean) / std
         if augmentation is not None:
-            x = augmentation(x, torch.Generator().manual_seed(seed))
-        return x, self.labels[indices]
+            x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))
+        return x, y
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on the device, (1, C, 1, 1), made once and not at each step."""
+        shape = (1, -1, *[1] * (self.images.ndim - 2))
+        mean, std = (torch.tensor(values, device=self.device).reshape(shape) for values in (self.mean, self.std))
+        return mean, std
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """All indices, shuffled anew for each epoch."""

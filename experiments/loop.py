@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import gradscope as gs
 from experiments import checkpoints, run
-from experiments.images import Augmentation, Images
+from experiments.images import Images
+from experiments.parallel import Ranks
+from experiments.recipe import Recipe
+from experiments.records import Record
 
-SCHEDULES = ("one_cycle", "cosine", "constant")
-OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("auto", "float32", "bfloat16")
 EVALUATED = 1000  # test images at a time
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.  ``max_steps`` ends before ``epochs`` where it is set; ``warmup``: part of a cycle that rises."""
+class Watcher(Protocol):
+    """What the loop needs of a `gradscope.Monitor`."""
 
-    epochs: float = 4
-    max_steps: int | None = None
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: str = "one_cycle"
-    warmup: float = 0.3
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    precision: str = "auto"
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    checkpoint_every: int | None = None
-    seed: int = 0
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
+        """Gradients of this loss on this batch are there, and the update is not made yet."""
 
-    def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"train.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        positive = ("epochs", "batch_size", "lr", "max_steps", "checkpoint_every", "clip")
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"train.{name} must be a positive number, got {value!r}.")
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"train.warmup must be between 0 and 1, got {self.warmup!r}.")
-
-    def steps(self, num_samples: int) -> int:
-        """How many steps in all."""
-        total = round(self.epochs * self.steps_per_epoch(num_samples))
-        return max(1, total if self.max_steps is None else min(total, self.max_steps))
-
-    def steps_per_epoch(self, num_samples: int) -> int:
-        """Whole batches in an epoch; the rest is left to the next shuffle."""
-        if num_samples < self.batch_size:
-            raise ValueError(f"train.batch_size={self.batch_size} is more than the {num_samples} training images.")
-        return num_samples // self.batch_size
-
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step."""
-        done = step / max(1, total)
-        if self.schedule == "constant":
-            return self.lr
-        if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        rising = min(done / self.warmup, (1 - done) / (1 - self.warmup))
-        return self.lr * max(rising, 0.02)
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
 
 
 def train(
@@ -85,41 +37,47 @@ def train(
     recipe: Recipe,
     folder: Path | None = None,
     *,
-    resume: bool = True,
-    monitor: gs.Monitor | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> list[dict[str, Any]]:
-    """Train ``model`` in place; returns the records, one an epoch and one at the end.
+    state: dict[str, Any] | None = None,
+    monitor: Watcher | None = None,
+    report: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Train ``model`` in place; returns its records.
 
-    ``folder``: where ``checkpoints/last.pt`` and ``metrics.jsonl`` go; with ``resume`` a run goes on from there, on a
-    CPU to the same final weights, bit for bit, as if it had not been stopped.
+    Every ``recipe.log_every`` steps, at the end of an epoch and at the end of all there is a record of the steps since
+    the one before: ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``; at the ends also
+    ``test_accuracy`` and ``test_loss`` where there is a test set.
+
+    ``folder``: where ``checkpoints`` go: ``last.pt``, ``best.pt`` and the last few by step.  ``state``: such a
+    checkpoint to go on from, on a CPU to the same final weights, bit for bit, as if the run had not been stopped.
+    Under ``torch.distributed`` each process takes its share of every batch, and the first writes.
     """
-    device = next(model.parameters()).device
+    device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
-    optimizer = _optimizer(model, recipe)
-    state = checkpoints.load(folder / "checkpoints", device) if folder is not None and resume else None
-    begin, since, records = 0, 0, list[dict[str, Any]]()
+    share, cast = ranks.share(recipe.batch_size), recipe.cast(device)
+    optimizer = recipe.make_optimizer(model)
+    begin, since, records, best = 0, 0, list[Record](), -1.0
     losses = torch.zeros((), device=device)  # of the steps since the last record
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        begin, since, losses, records = state["step"], state["since"], state["losses"], state["records"]
+        begin, since, records, best = state["step"], state["since"], list(state["records"]), state["best"]
+        losses = state["losses"].to(device)
+    forward = ranks.wrap(model)
+    forward = torch.compile(forward) if recipe.compile else forward  # type: ignore[assignment]
     order, order_epoch = torch.empty(0), -1
     first, started = begin, time.perf_counter()
-    cast = torch.bfloat16 if _uses_bfloat16(recipe.precision, device) else None
     model.train()
     for step in range(begin, total):
         epoch, place = divmod(step, per_epoch)
         if epoch != order_epoch:
             order, order_epoch = images.order(recipe.seed, epoch), epoch
         indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
-        x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step))
-        torch.manual_seed(_seed(recipe.seed, "dropout", step))
+        x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
+        torch.manual_seed(_seed(recipe.seed, "dropout", step) + ranks.rank)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.rate(step, total)
-        with torch.autocast(device.type, dtype=cast, enabled=cast is not None):
-            output = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
-        loss = functional.cross_entropy(output.float(), y, label_smoothing=recipe.label_smoothing)
+            group["lr"] = group["initial_lr"] * recipe.factor(step, total)
+        output = _run(forward, x, cast)
+        loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if recipe.clip is not None:
@@ -129,72 +87,57 @@ def train(
         optimizer.step()
         losses += loss.detach()
         done = step + 1
-        if done % per_epoch == 0 or done == total:
-            seconds = time.perf_counter() - started
-            record = {
-                "step": done,
-                "epoch": done / per_epoch,
-                "train_loss": float(losses) / (done - since),
-                "images_per_second": (done - first) * recipe.batch_size / seconds,
-            }
-            if test is not None:
+        ended = done % per_epoch == 0 or done == total
+        if ended or done % recipe.log_every == 0:
+            mean_loss = float(ranks.sum(losses)) / (ranks.world * (done - since))
+            speed = (done - first) * recipe.batch_size / (time.perf_counter() - started)
+            rate = float(optimizer.param_groups[0]["lr"])
+            record: Record = {"step": done, "epoch": done / per_epoch, "train_loss": mean_loss, "learning_rate": rate}
+            record["images_per_second"] = speed
+            if ended and test is not None:
                 record |= evaluate(model, test, cast)
             records.append(record)
             report(record)
             losses, since, first, started = torch.zeros((), device=device), done, done, time.perf_counter()
-        if folder is not None and (done == total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)):
+        improved = ended and test is not None and records[-1]["test_accuracy"] > best
+        best = records[-1]["test_accuracy"] if improved else best
+        due = recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0
+        if due:  # what the first process writes stands for all of them
+            losses = ranks.sum(losses) / ranks.world
+        if folder is not None and ranks.first and (due or improved or done == total):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
-            checkpoints.save(state | {"losses": losses, "records": records}, folder / "checkpoints")
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            state |= {"losses": losses, "records": records, "best": best}
+            state |= {} if monitor is None else {"monitor": monitor.state_dict()}
+            if due or done == total:
+                checkpoints.save(state, folder / "checkpoints")
+                checkpoints.keep(folder / "checkpoints", done, recipe.keep)
+            if improved:
+                checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
     return records
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
-    """Loss and accuracy on all test images, in evaluation mode; the mode is put back."""
-    mode, device = model.training, test.images.device
+    """Loss and accuracy on all test images, in evaluation mode; the mode is put back.  Processes share the work."""
+    mode, ranks = model.training, Ranks.here()
     model.eval()
-    correct, loss = torch.zeros((), device=device), torch.zeros((), device=device)
-    for indices in _chunks(len(test), device):
+    correct_and_loss = torch.zeros(2, device=test.device)
+    for indices in torch.arange(len(test)).split(EVALUATED)[ranks.rank :: ranks.world]:
         x, y = test.batch(indices)
-        with torch.autocast(device.type, dtype=cast, enabled=cast is not None):
-            output = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
-        correct += (output.argmax(1) == y).sum()
-        loss += functional.cross_entropy(output.float(), y, reduction="sum")
+        output = _run(model, x, cast)
+        correct_and_loss[0] += (output.argmax(1) == y).sum()
+        correct_and_loss[1] += functional.cross_entropy(output, y, reduction="sum")
     model.train(mode)
-    return {"test_accuracy": float(correct) / len(test), "test_loss": float(loss) / len(test)}
+    correct, loss = ranks.sum(correct_and_loss).tolist()
+    return {"test_accuracy": correct / len(test), "test_loss": loss / len(test)}
 
 
-def _chunks(num: int, device: torch.device) -> Iterator[Tensor]:
-    yield from torch.arange(num, device=device).split(EVALUATED)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only, not on biases and scales of a normalization."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-
-
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """auto: on CUDA where it is native, on a CPU with instructions for it."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
+    """Logits in float32, of images with the channels last in memory, under autocast to ``cast``."""
+    with torch.autocast(x.device.type, dtype=cast, enabled=cast is not None):
+        output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+    return output.float()
 
 
 def _seed(seed: int, purpose: str, step: int) -> int:
     return run.generator(seed, f"{purpose} of step {step}").initial_seed()
-
-
-def settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for a manifest."""
-    return asdict(recipe)

@@ -18,11 +18,10 @@ import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
 import gradscope as gs
-from experiments import config, report, run
+from experiments import build, config, report, run
 from experiments.cifar10 import IMAGE_SHAPE
 from experiments.progress import LateBar
 from gradscope.measures import PreactivationStd, SignDiversity
@@ -36,17 +35,17 @@ STATISTICS = (PreactivationStd(), SignDiversity())
 config.register()
 
 
-def build(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
+def network(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model and the batch that a configuration describes, on its device."""
     if cfg.mode not in ("train", "eval"):
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    x = call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
+    x = build.call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
     sizes = {}
     if "in_features" in cfg.model and cfg.model.in_features is None:
         sizes["in_features"] = math.prod(x.shape[1:])
-    model = call(cfg.model, **sizes, generator=run.generator(cfg.seed, "model"))
+    model = build.model(cfg, **sizes)
     device, dtype = run.device(cfg.device), DTYPES[cfg.dtype]
     return model.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
 
@@ -56,7 +55,7 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
-    model, x = build(cfg)
+    model, x = network(cfg)
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
         random = run.generator(cfg.seed, "probes")
@@ -85,12 +84,6 @@ def main(cfg: DictConfig) -> None:
     run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
     if info.mode is RunMode.RUN:
         report.print_run(profile, frame, folder)
-
-
-def call(cfg: DictConfig, **further: Any) -> Any:
-    """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
-    arguments = {str(key): value for key, value in cfg.items() if key != "_target_"}
-    return get_object(cfg._target_)(**(arguments | further))
 
 
 def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:

@@ -49,21 +49,21 @@ class LateBar:
         self.progress = Progress(
             TextColumn(what), BarColumn(),
             MofNCompleteColumn() if total > 1 else TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(), console=console, transient=True,
+            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True,
         )  # fmt: skip
         self.visible = console.is_terminal
-        self.task = self.progress.add_task(what, total=total)
+        self.task = self.progress.add_task(what, total=total, text="")
 
     def advance(self, amount: float) -> None:
         """Some more is done."""
         self.show(self.done + amount)
 
-    def show(self, done: float) -> None:
-        """So much is done in all."""
+    def show(self, done: float, text: str = "") -> None:
+        """So much is done in all; ``text`` stands behind the time that is left."""
         self.done = done
         if self.visible and time.monotonic() - self.began > DELAY_SECONDS:
             self.progress.start()
-        self.progress.update(self.task, completed=self.done)
+        self.progress.update(self.task, completed=self.done, text=text)
 
     def __enter__(self) -> Self:
         return self

@@ -21,10 +21,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from gradscope.frames import SCHEMA_VERSION
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
-PLACE_KEYS = ("results", "sweep", "device", "num_threads")
+PLACE_KEYS = ("results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map")
 MAX_NAME = 120
 # Keys that are columns of the frame already, row by row, or no property of a network.
-NO_COLUMN = (*PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes")
+NO_COLUMN = (
+    *PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes", "log_every",
+    "checkpoint_every", "keep", "compile",
+)  # fmt: skip
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
 
 
@@ -66,7 +69,8 @@ def device(name: str) -> torch.device:
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: scalar keys by their own name, groups by what was chosen."""
     flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
-    for group in (cfg, cfg.model, cfg.data):
+    groups = ("model", "optimizer", "train") if "train" in cfg else ("model", "data")
+    for group in (cfg, *(cfg[name] for name in groups)):
         for key, value in group.items():
             if isinstance(value, (DictConfig, ListConfig)) or key in NO_COLUMN:
                 continue

@@ -1,85 +1,178 @@
 """How does a network learn?
 
 python -m experiments.train model=alexnet_a data=cifar10 train.epochs=4
-python -m experiments.train model=alexnet_b train.lr=0.02 train.augmentation.crop=4 monitor.every=200
+python -m experiments.train model=resnet optimizer=adamw train.augmentation.crop=4 monitor.every=200
+python -m experiments.train -m study=alexnet
+torchrun --nproc-per-node=2 -m experiments.train model=alexnet_b
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import gradscope as gs
-from experiments import config, loop, run
+from experiments import build, checkpoints, config, loop, parallel, records, run, sinks
 from experiments.images import Augmentation, Images
-from experiments.measure import call
+from experiments.measure import CONF
+from experiments.parallel import Ranks
+from experiments.progress import LateBar
+from experiments.recipe import Recipe
+from experiments.records import Record, Records
 
 config.register()
 
+SETS: dict[str, Callable[..., Images]] = {
+    "experiments.data.cifar10": Images.cifar10,
+    "experiments.data.digits": Images.digits,
+}
 
-def recipe(cfg: DictConfig) -> loop.Recipe:
+
+def recipe(cfg: DictConfig) -> Recipe:
     """The recipe that a configuration describes."""
     values: dict[str, Any] = OmegaConf.to_container(cfg.train, resolve=True)  # type: ignore[assignment]
-    return loop.Recipe(**(values | {"augmentation": Augmentation(**values["augmentation"]), "seed": cfg.seed}))
+    values |= {"augmentation": Augmentation(**values["augmentation"]), "seed": cfg.seed}
+    return Recipe(**values, optimizer=build.optimizer(cfg.optimizer))
 
 
-def watched(cfg: DictConfig, model: torch.nn.Module, test: Images) -> gs.Monitor | None:
+def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
+    """Training images, and those that accuracy is taken on: the test set, or ``holdout`` of the training images.
+
+    Raises:
+        ValueError: Data without labels.
+    """
+    if cfg.data._target_ not in SETS:
+        raise ValueError("experiments.train learns from images with labels: data=cifar10 or data=digits.")
+    make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
+    sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
+    if cfg.memory_map is None:
+        return sets[0].to(device), sets[1].to(device)
+    name = cfg.data._target_.rpartition(".")[2]
+    return sets[0].mapped(Path(cfg.memory_map) / f"{name}-{len(sets[0])}.bytes", device), sets[1].to(device)
+
+
+def watched(
+    cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
+) -> gs.Monitor | None:
     """The monitor, on the first images of the test set; None where ``monitor.every`` is null."""
-    if cfg.monitor.every is None:
-        return None
-    x, _ = test.batch(torch.arange(cfg.monitor.batch_size, device=test.images.device))
-    return gs.Monitor(
-        model, x, every=cfg.monitor.every, probes=cfg.monitor.probes, max_overhead=cfg.monitor.max_overhead
-    )
+    options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
+    x, _ = test.batch(torch.arange(options.pop("batch_size")))
+    return None if cfg.monitor.every is None else gs.Monitor(model, x, **options, report=report, save_to=folder)
 
 
-def train(cfg: DictConfig, folder: Path, console: Console) -> list[dict[str, Any]]:
-    """Train one network as configured, in its run folder."""
+def train(cfg: DictConfig, folder: Path, console: Console, columns: dict[str, Any] | None = None) -> list[Record]:
+    """Train one network as configured, in its run folder: ``metrics`` and ``monitor`` as JSON lines and as Parquet."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
         raise ValueError(f"resume must be auto or none, got {cfg.resume!r}.")
-    if "download" not in cfg.data:
-        raise ValueError("experiments.train learns from images with labels: data=cifar10.")
-    device = run.device(cfg.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
-    model = call(cfg.model, generator=run.generator(cfg.seed, "model")).to(device, memory_format=torch.channels_last)
-    sets = [Images.cifar10(train=part, device=device, download=cfg.data.download) for part in (True, False)]
-    monitor = watched(cfg, model, sets[1])
+    with parallel.started(run.device(cfg.device)) as device:
+        settings, (learned, test) = recipe(cfg), images(cfg, device)
+        sizes = {"in_features": learned.images[0].numel()} if cfg.model.get("in_features", 0) is None else {}
+        model = build.model(cfg, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state = checkpoints.load(folder / "checkpoints", device) if cfg.resume == "auto" else None
+        outputs = _Outputs(cfg, folder, console, settings.steps(len(learned)), state)
+        monitor = watched(cfg, model, test, outputs.measured, folder)
+        if monitor is not None and state is not None and "monitor" in state:
+            monitor.load_state_dict(state["monitor"], outputs.frames)
+        try:
+            done = loop.train(
+                model, learned, test, settings, folder, state=state, monitor=monitor, report=outputs.trained
+            )
+        finally:
+            outputs.close()
+        if Ranks.here().first:
+            pd.DataFrame(done).assign(**columns or {}).to_parquet(folder / "metrics.parquet", index=False)
+            if monitor is not None and outputs.frames:
+                gs.frames.save(monitor.to_frame().assign(**columns or {}), folder / "monitor.parquet")
+    return done
 
-    def report(record: dict[str, Any]) -> None:
-        console.print(
-            f"epoch {record['epoch']:.2f}  loss {record['train_loss']:.4f}  test accuracy "
-            f"{100 * record['test_accuracy']:.2f} %  {record['images_per_second']:.0f} images/s",
-            highlight=False,
-        )
 
-    images, test = sets
-    records = loop.train(
-        model, images, test, recipe(cfg), folder, resume=cfg.resume == "auto", monitor=monitor, report=report
-    )
-    if monitor is not None and monitor.steps:
-        gs.frames.save(monitor.to_frame(), folder / "monitor.parquet")
-    return records
+class _Outputs:
+    """Where records go while a run lasts: files of JSON lines, sinks, the progress bar, and a line an epoch."""
+
+    def __init__(
+        self, cfg: DictConfig, folder: Path, console: Console, steps: int, state: dict[str, Any] | None
+    ) -> None:
+        self.console, self.frames, self.active = console, list[pd.DataFrame](), Ranks.here().first
+        begin = 0 if state is None else state["step"]
+        measured = [record for record in records.read(folder / "monitor.jsonl") if record["step"] < begin]
+        self.frames += [_from_record(record) for record in measured]
+        if not self.active:
+            return
+        self.metrics = Records(folder / "metrics.jsonl", [] if state is None else state["records"])
+        self.monitored = Records(folder / "monitor.jsonl", measured)
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.sinks = sinks.make(cfg.sinks, folder, plain)
+        self.bar = LateBar("steps", steps)
+        self.bar.show(begin)
+
+    def trained(self, record: Record) -> None:
+        """A record of training."""
+        if not self.active:
+            return
+        self.metrics.append(record)
+        for sink in self.sinks:
+            sink.write(record["step"], sinks.of_record(record))
+        accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %" if "test_accuracy" in record else ""
+        text = f"loss {record['train_loss']:.4f}{accuracy}  {record['images_per_second']:.0f} images/s"
+        self.bar.show(record["step"], text)
+        if accuracy:
+            console = self.bar.progress.console if self.bar.visible else self.console
+            console.print(f"epoch {record['epoch']:.2f}  {text}", highlight=False)
+
+    def measured(self, frame: pd.DataFrame) -> None:
+        """A record of the monitor."""
+        self.frames.append(frame)
+        if not self.active:
+            return
+        values = {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame}
+        self.monitored.append(values | {"step": int(frame["step"].iloc[0])})
+        for sink in self.sinks:
+            sink.write(int(frame["step"].iloc[0]), sinks.of_frame(frame))
+
+    def close(self) -> None:
+        """The run is over, or was stopped."""
+        if self.active:
+            self.bar.close()
+            self.metrics.close()
+            self.monitored.close()
+            for sink in self.sinks:
+                sink.close()
+
+
+def _from_record(record: Record) -> pd.DataFrame:
+    """A record of the monitor as the frame it was."""
+    return gs.frames.upgraded(pd.DataFrame(record)).astype({"step": "int64"})
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train one network and write its run folder."""
-    began = time.perf_counter()
-    folder = run.folder(cfg, HydraConfig.get().overrides.task)
+    began, info = time.perf_counter(), HydraConfig.get()
+    folder = run.folder(cfg, info.overrides.task)
     console = Console()
-    train(cfg, folder, console)
-    run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    try:
+        train(cfg, folder, console, run.columns(cfg, dict(info.runtime.choices)))
+    except gs.NonFiniteError as error:
+        sys.exit(f"Stopped: {error}\nRun folder: {folder}")
+    if Ranks.here().first:
+        run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
+        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = run.with_study_defaults(sys.argv[1:], CONF)
     main()

@@ -1,6 +1,7 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
 from gradscope import frames, initializers, meanfield, measures, models, plots, probes, testing
+from gradscope.alarms import MonitorWarning
 from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.comparison import compare
@@ -8,7 +9,7 @@ from gradscope.estimates import Estimate
 from gradscope.growth import Growth
 from gradscope.layers import Layer
 from gradscope.measuring import measure
-from gradscope.monitor import Monitor, MonitorWarning, NonFiniteError
+from gradscope.monitor import Monitor, NonFiniteError
 from gradscope.nonfinite import first_nonfinite
 from gradscope.nonlinearity import nlc
 from gradscope.norms import qm_norm

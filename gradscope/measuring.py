@@ -116,10 +116,10 @@ def measure(
     batch = as_batch(x if loss_fn is None else (x, y), forward=forward, loss_fn=loss_fn)
     parts = []
     if of_activations := [m for m in chosen if m.of != GRADIENTS]:
-        parts += _frames(of_activations, _activations(model, batch, forward, of_activations), batch)
+        parts.append(_frame(of_activations, _activations(model, batch, forward, of_activations), batch))
     if of_gradients and loss_fn is not None:
         found = layer_gradients(model, batch, forward=forward, loss_fn=loss_fn)
-        parts += _frames(of_gradients, [(name, [m(g) for m in of_gradients]) for name, g in found.items()], batch)
+        parts.append(_frame(of_gradients, [(name, [m(g) for m in of_gradients]) for name, g in found.items()], batch))
     if not parts:
         raise ValueError("measures= is an empty list; leave it out to take all of them.")
     return pd.concat(parts, ignore_index=True)
@@ -146,32 +146,27 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
     return found
 
 
-def _frames(measures: Sequence[Measure], found: Found, batch: Batch) -> list[pd.DataFrame]:
-    """One frame a measure."""
-    index = np.arange(1, len(found) + 1)
-    names = [name for name, _ in found]
-    return [_frame(m, names, [values[n] for _, values in found], index, batch.size) for n, m in enumerate(measures)]
-
-
-def _frame(
-    measure: Measure, names: list[str], values: list[Estimate], index: np.ndarray, num_samples: int
-) -> pd.DataFrame:
-    signed = getattr(measure, "signed", False)
+def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFrame:
+    """One frame of all measures, one after the other."""
+    rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
+    index = np.array([layer + 1 for _, layer, _, _ in rows])
+    signed = [getattr(m, "signed", False) for m, *_ in rows]
+    values = [value for *_, value in rows]
     return frames.tidy(
         {
-            "layer": names,
+            "layer": [name for _, _, name, _ in rows],
             "index": index,
-            "depth_from_output": len(index) - index,
+            "depth_from_output": len(found) - index,
             "target": None,
-            "quantity": measure.quantity,
+            "quantity": [m.quantity for m, *_ in rows],
             "value": [value.value for value in values],
-            "log10_value": [np.nan if signed else value.log10_value for value in values],
+            "log10_value": [np.nan if s else v.log10_value for s, v in zip(signed, values, strict=True)],
             "log10_stderr_probe": 0.0,
-            "log10_stderr_sample": [np.nan if signed else value.log10_stderr for value in values],
+            "log10_stderr_sample": [np.nan if s else v.log10_stderr for s, v in zip(signed, values, strict=True)],
             "stderr_sample": [value.stderr for value in values],
             "reduction": None,
             "coupled": None,
             "num_probes": 0,
-            "num_samples": num_samples,
+            "num_samples": batch.size,
         }
     )

@@ -49,6 +49,8 @@ def slopes(module: nn.Module, received: Tensor) -> Tensor:
 
     RReLU in training mode draws its slopes anew; the model's random numbers are not used up.
     """
+    if type(module) is nn.ReLU:  # the most frequent one, and automatic differentiation takes four times as long
+        return (received > 0).to(received.dtype)
     devices = [received.device] if received.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         leaf = received.detach().requires_grad_()

@@ -39,10 +39,11 @@ nonlinearity
 coefficients
 reading comparison
 checking testing
-nonfinite monitor
+nonfinite
+weights alarms schedule monitor
 plots
 initializers
-models.mlp models.alexnet models
+models.mlp models.alexnet models.resnet models
 __init__
 """.split()
 

@@ -44,9 +44,13 @@ class PreactivationStd:
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         """``preactivations``: (B, ...), B >= 2."""
-        h = _neurons(preactivations)
-        squares = (h - h.mean(dim=0)).square().mean(dim=1)  # (B,), its mean is the mean variance
-        return sample_mean(squares).sqrt()
+        # Deviations from the first sample are exact where a neuron hardly varies, so the mean is not needed in float64.
+        h = _flat(preactivations)
+        h = h if h.dtype == torch.float64 else h.float()
+        deviations = h - h[0]
+        deviations -= deviations.mean(dim=0)
+        lengths = torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64)
+        return sample_mean(lengths.square() / h.shape[1]).sqrt()  # the mean over samples is the mean variance
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,13 @@ class SignDiversity:
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         """``preactivations``: (B, ...), B >= 2."""
-        h = _neurons(preactivations)
-        positive, negative = (h > 0).double(), (h < 0).double()
-        fewer_positive = positive.sum(dim=0) <= negative.sum(dim=0)
-        signed = (positive + negative).mean(dim=0)
-        minority = positive.where(fewer_positive, negative) / signed.where(signed > 0, 1.0)
-        return sample_mean(minority.mean(dim=1))
+        h = _flat(preactivations)
+        positive, negative = h > 0, h < 0
+        num_positive, num_negative = positive.sum(dim=0), negative.sum(dim=0)
+        signed = (num_positive + num_negative).clamp_min(1).double()
+        # Each sample adds 1 / signed at every neuron where it is in the minority; a mask is a byte, not eight.
+        minority = positive.where(num_positive <= num_negative, negative)
+        return sample_mean(len(h) * torch.stack([(row / signed).mean() for row in minority]))
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class DeadFraction:
 
     def __call__(self, slopes: Tensor) -> Estimate:
         """``slopes``: phi'(h), (B, ...), B >= 2."""
-        return Estimate(float((_neurons(slopes) == 0).all(dim=0).double().mean()), None)
+        return Estimate(float((_flat(slopes) == 0).all(dim=0).double().mean()), None)
 
 
 def _effective_rank(h: Tensor) -> float:
@@ -174,8 +179,16 @@ def _effective_rank(h: Tensor) -> float:
 
 def _neurons(values: Tensor) -> Tensor:
     """(B, ...) -> (B, neurons) in float64."""
+    return _flat(values).double()
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(B, ...) -> (B, neurons) as they are, in the order in which they lie in memory: neurons have no order."""
     if values.ndim < 2 or values.shape[0] < 2:
         raise ValueError(
             f"Statistics over samples need at least two of them, got pre-activations of shape {tuple(values.shape)}."
         )
-    return values.detach().flatten(1).double()
+    values = values.detach()
+    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.flatten(1)

@@ -2,5 +2,6 @@
 
 from gradscope.models.alexnet import AlexNetA, AlexNetB
 from gradscope.models.mlp import MLP
+from gradscope.models.resnet import ResNet
 
-__all__ = ["MLP", "AlexNetA", "AlexNetB"]
+__all__ = ["MLP", "AlexNetA", "AlexNetB", "ResNet"]

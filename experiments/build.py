@@ -1,0 +1,46 @@
+"""From a configuration to what it describes."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import run
+from experiments.recipe import MakeOptimizer
+
+
+def call(cfg: DictConfig, **further: Any) -> Any:
+    """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
+    return get_object(cfg._target_)(**(_arguments(cfg) | further))
+
+
+def model(cfg: DictConfig, **further: Any) -> torch.nn.Module:
+    """The model of a configuration, with weights from the seed's own generator.
+
+    A class that takes no ``generator`` draws from torch's global one, which is seeded for it and put back.
+    """
+    generator = run.generator(cfg.seed, "model")
+    if "generator" in inspect.signature(get_object(cfg.model._target_)).parameters:
+        made = call(cfg.model, **further, generator=generator)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(generator.initial_seed())
+            made = call(cfg.model, **further)
+    if not isinstance(made, torch.nn.Module):
+        raise TypeError(f"model._target_={cfg.model._target_} made a {type(made).__name__}, not a torch.nn.Module.")
+    return made
+
+
+def optimizer(cfg: DictConfig) -> MakeOptimizer:
+    """The optimizer of a configuration, short of the parameters."""
+    return partial(get_object(cfg._target_), **_arguments(cfg))
+
+
+def _arguments(cfg: DictConfig) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return {key: value for key, value in values.items() if key != "_target_"}

@@ -1,0 +1,87 @@
+"""What in training is worth a warning: each thing once, by the name of the layer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+# A loss so many times the recent median, weights so many times as long as at the beginning, coefficients beyond so many
+# powers of ten between a layer and the target, and this part of a layer's units dead.
+LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
+WEIGHT_GROWTH = 10.0
+EXTREME_LOG10 = 6.0
+DEAD = 0.9
+
+
+class MonitorWarning(UserWarning):
+    """Something in training looks wrong; the message names the layer."""
+
+
+class Alarms:
+    """Remembers what was normal, and warns once of each kind of trouble at each layer.
+
+    ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning, for
+    "vanishing", "exploding", "dead units", "weight growth", "loss jump" and "nonfinite".
+    """
+
+    def __init__(self, first_lengths: dict[str, float]) -> None:
+        self.first_lengths = first_lengths
+        self.losses: list[float] = []
+        self.fired: list[tuple[str, str, int]] = []
+
+    def loss(self, value: float, step: int) -> None:
+        """A finite loss: is it far above those before it?"""
+        recent = self.losses
+        if len(recent) >= FEWEST and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
+            self.warn("loss jump", "loss", step, f"{value:.4g} after a median of {np.median(recent):.4g}")
+        self.losses = [*recent[1 - RECENT :], value]
+
+    def record(self, frame: pd.DataFrame, step: int) -> None:
+        """What a record of the monitor shows."""
+
+        def values(quantity: str, column: str = "value") -> dict[str, float]:
+            rows = frame[frame["quantity"] == quantity]
+            return dict(zip(rows["layer"].astype(str), rows[column].astype(float), strict=True))
+
+        # Where a gradient explodes it does so at many layers, so the worst stands for all.
+        coefficients = sorted((value, layer) for layer, value in values("gsc", "log10_value").items())
+        for kind, sign, place in (("vanishing", -1, 0), ("exploding", 1, -1)):
+            if not coefficients or any(kind == known for known, *_ in self.fired):
+                continue
+            log10_gsc, layer = coefficients[place]
+            if sign * log10_gsc > EXTREME_LOG10:
+                self.warn(kind, layer, step, f"its GSC is 10^{log10_gsc:.1f}, the most extreme of all layers")
+        for layer, dead in values("dead_fraction").items():
+            if dead >= DEAD:
+                self.warn("dead units", layer, step, f"{100 * dead:.0f} % of its units pass no gradient")
+        for layer, length in values("weight_norm").items():
+            if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first:
+                self.warn("weight growth", layer, step, f"its weights are {length / first:.0f} times as long")
+
+    def warn(self, kind: str, layer: str, step: int, what: str) -> None:
+        """Warn of this at this layer, unless that was done before."""
+        if self._new(kind, layer, step):
+            warnings.warn(f"{kind} at layer {layer!r}, step {step}: {what}.", MonitorWarning, stacklevel=2)
+
+    def nonfinite(self, message: str, step: int) -> None:
+        """Warn of a loss that is not finite, the first time."""
+        if self._new("nonfinite", "loss", step):
+            warnings.warn(message, MonitorWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {"first_lengths": self.first_lengths, "losses": self.losses, "fired": [list(f) for f in self.fired]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
+        self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
+
+    def _new(self, kind: str, layer: str, step: int) -> bool:
+        known = any((kind, layer) == (k, name) for k, name, _ in self.fired)
+        if not known:
+            self.fired.append((kind, layer, step))
+        return not known

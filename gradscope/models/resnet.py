@@ -1,0 +1,112 @@
+"""The residual network of He et al. for CIFAR-10, and the same network without its skip connections."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradscope import initializers
+from gradscope.models.alexnet import INITS
+from gradscope.models.mlp import check_choice, check_size
+
+NORMS = ("batch", "none")
+RESIDUALS = ("identity", "none")
+STAGES = 3
+
+
+class ResidualBlock(nn.Module):
+    """``relu(shortcut(x) + norm2(conv2(relu1(norm1(conv1(x))))))``; without ``residual`` the shortcut is left out.
+
+    Where the block halves the sides, the shortcut takes every second position and fills the new channels with zeros
+    (option A of He et al.), so that it has no parameters.
+    """
+
+    def __init__(self, conv1: nn.Conv2d, conv2: nn.Conv2d, norm: str, residual: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv1, conv2
+        self.norm1, self.norm2 = _norm(norm, conv1.out_channels), _norm(norm, conv2.out_channels)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        h = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        if self.residual:
+            stride, new = self.conv1.stride[0], self.conv1.out_channels - x.shape[1]
+            shortcut = x[:, :, ::stride, ::stride]
+            h = h + (functional.pad(shortcut, (0, 0, 0, 0, new // 2, new - new // 2)) if new else shortcut)
+        y: Tensor = self.relu2(h)
+        return y
+
+
+class ResNet(nn.Sequential):
+    """conv3-w, three stages of n blocks with w, 2w and 4w channels, mean over positions, linear: 6 n + 2 layers.
+
+    Arguments:
+        depth: 6 n + 2: 8, 14, 20, 32, 44, 56, 110, ...
+        width: Channels w of the first stage.
+        residual: identity, or none: the same layers and parameters without skip connections.
+        norm: batch, or none (then convolutions have a bias).
+        in_channels, num_classes: Channels of an image, number of logits.
+        init: he, lecun, xavier or orthogonal; biases begin at zero.
+        generator: Source of the weights; default torch's global one.
+
+    Raises:
+        TypeError: A size that is not whole.
+        ValueError: A depth that is not 6 n + 2, an unknown name, or a size below one.
+
+    Reference: He, Zhang, Ren and Sun (2016), "Deep Residual Learning for Image Recognition", section 4.2.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 20,
+        width: int = 16,
+        residual: str = "identity",
+        norm: str = "batch",
+        in_channels: int = 3,
+        num_classes: int = 10,
+        init: str = "he",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        sizes = {"depth": depth, "width": width, "in_channels": in_channels, "num_classes": num_classes}
+        for name, size in sizes.items():
+            check_size(name, size)
+        if depth < 8 or (depth - 2) % (2 * STAGES):
+            raise ValueError(f"depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, ...), got {depth}.")
+        check_choice("residual", residual, RESIDUALS)
+        check_choice("norm", norm, NORMS)
+        check_choice("init", init, INITS)
+
+        def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
+            made: nn.Conv2d = nn.utils.skip_init(
+                nn.Conv2d, n_in, n_out, 3, stride=stride, padding=1, bias=norm == "none"
+            )
+            return made
+
+        layers = OrderedDict[str, nn.Module](conv1=conv(in_channels, width), norm1=_norm(norm, width), relu1=nn.ReLU())
+        channels = width
+        for stage in range(STAGES):
+            blocks = []
+            for number in range((depth - 2) // (2 * STAGES)):
+                new = width * 2**stage
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(ResidualBlock(conv(channels, new, stride), conv(new, new), norm, residual == "identity"))
+                channels = new
+            layers[f"stage{stage + 1}"] = nn.Sequential(*blocks)
+        layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        layers["fc"] = nn.utils.skip_init(nn.Linear, channels, num_classes)
+        super().__init__(layers)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                initializers.BY_NAME[init](module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _norm(norm: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()

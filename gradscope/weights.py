@@ -1,0 +1,112 @@
+"""Lengths of each layer's weights, of the gradient that it holds in ``.grad``, and of its changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope import frames
+from gradscope.parameters import Owned, owned_parameters
+
+
+class Weights:
+    """Statistics of parameters and gradients of every layer that holds trainable parameters, between updates.
+
+    With w and g of P entries, all parameters of one layer in one vector: ``weight_norm`` |w|; ``gradient_norm`` |g|,
+    ``gradient_rms`` |g| / sqrt(P), ``gradient_zero_fraction``, ``gradient_to_weight`` |g| / |w|; and
+    ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are taken in float64.
+
+    Cost: three reads of all parameters and a copy of them, and one synchronization with the device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owners: Owned = owned_parameters(dict(model.named_modules()))
+        self._before: tuple[int, list[Tensor]] | None = None
+
+    def norms(self) -> dict[str, float]:
+        """|w| of every layer."""
+        return dict(zip(self.owners, _together(_length(ps) for ps in self.owners.values()), strict=True))
+
+    def frame(self, step: int) -> pd.DataFrame:
+        """A tidy frame, one row a statistic and a layer; ``step`` counts the updates before this call.
+
+        A number that is not finite is left out, for a logarithm of it says nothing; `Monitor` reports it otherwise.
+        """
+        weights = self.norms()
+        columns: dict[str, dict[str, float]] = {"weight_norm": weights}
+        gradients = {
+            name: [p.grad.detach() for p in parameters if p.grad is not None]
+            for name, parameters in self.owners.items()
+        }
+        gradients = {name: parts for name, parts in gradients.items() if parts}
+        if gradients:
+            lengths = dict(zip(gradients, _together(map(_length, gradients.values())), strict=True))
+            zeros = _together(torch.stack([(g == 0).sum() for g in parts]).sum() for parts in gradients.values())
+            sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
+            columns["gradient_norm"] = lengths
+            columns["gradient_rms"] = {name: value / math.sqrt(sizes[name]) for name, value in lengths.items()}
+            columns["gradient_zero_fraction"] = {
+                name: value / sizes[name] for name, value in zip(gradients, zeros, strict=True)
+            }
+            columns["gradient_to_weight"] = {name: _ratio(value, weights[name]) for name, value in lengths.items()}
+        current = [p for parameters in self.owners.values() for p in parameters]
+        if self._before is not None and self._before[0] < step:
+            since, before = self._before
+            changes = iter(p.detach() - old for p, old in zip(current, before, strict=True))
+            moved = _together(_length([next(changes) for _ in own]) for own in self.owners.values())
+            columns["update_to_weight"] = {
+                name: _ratio(value / (step - since), weights[name])
+                for name, value in zip(self.owners, moved, strict=True)
+            }
+        self._before = step, [p.detach().clone() for p in current]
+        return _tidy(columns, list(self.owners))
+
+
+def _length(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean length of all of them as one vector, summed in float64 without a copy in float64."""
+    lengths = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(lengths))
+
+
+def _together(values: Iterable[Tensor]) -> list[float]:
+    """Numbers that lie on the device, read at once."""
+    return torch.stack([value.double() for value in values]).tolist()
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Infinite where the whole is 0."""
+    return part / whole if whole else math.inf
+
+
+def _tidy(columns: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> pd.DataFrame:
+    rows = [
+        (quantity, layer, value)
+        for quantity, values in columns.items()
+        for layer, value in values.items()
+        if not math.isnan(value)
+    ]
+    order = {layer: index for index, layer in enumerate(layers, start=1)}
+    index = np.array([order[layer] for _, layer, _ in rows])
+    with np.errstate(divide="ignore"):
+        logs = np.log10(np.array([value for _, _, value in rows]))
+    return frames.tidy(
+        {
+            "layer": [layer for _, layer, _ in rows],
+            "index": index,
+            "depth_from_output": len(order) - index,
+            "target": None,
+            "quantity": [quantity for quantity, _, _ in rows],
+            "log10_value": logs,
+            "log10_stderr_probe": 0.0,
+            "log10_stderr_sample": np.nan,
+            "reduction": None,
+            "coupled": None,
+            "num_probes": 0,
+            "num_samples": 1,
+        }
+    )
