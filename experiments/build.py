@@ -25,7 +25,7 @@ def model(cfg: DictConfig, **further: Any) -> torch.nn.Module:
     A class that takes no ``generator`` draws from torch's global one, which is seeded for it and put back.
     """
     generator = run.generator(cfg.seed, "model")
-    if "generator" in inspect.signature(get_object(cfg.model._target_)).parameters:
+    if _takes_generator(get_object(cfg.model._target_)):
         made = call(cfg.model, **further, generator=generator)
     else:
         with torch.random.fork_rng():
@@ -39,6 +39,13 @@ def model(cfg: DictConfig, **further: Any) -> torch.nn.Module:
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
     """The optimizer of a configuration, short of the parameters."""
     return partial(get_object(cfg._target_), **_arguments(cfg))
+
+
+def _takes_generator(made_by: Any) -> bool:
+    try:
+        return "generator" in inspect.signature(made_by).parameters
+    except ValueError:  # a class written in C has no signature
+        return False
 
 
 def _arguments(cfg: DictConfig) -> dict[str, Any]:

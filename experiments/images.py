@@ -112,7 +112,7 @@ class Images:
     def split(self, num: int) -> tuple[Images, Images]:
         """All but the last ``num`` images, and those."""
         if not 0 < num < len(self):
-            raise ValueError(f"train.holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
+            raise ValueError(f"holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
         parts = (slice(None, len(self) - num), slice(len(self) - num, None))
         first, last = (replace(self, images=self.images[part], labels=self.labels[part]) for part in parts)
         return first, last

@@ -90,7 +90,7 @@ def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:
     """Shape of one sample of noise: as configured, or what the model takes."""
     if cfg.data.get("shape") is not None:
         return tuple(cfg.data.shape)
-    if "width" in cfg.model:
+    if "in_features" in cfg.model:
         return (cfg.model.in_features or cfg.model.width,)
     return IMAGE_SHAPE
 

@@ -201,21 +201,29 @@ class Monitor:
                 return
             self.alarms.loss(value, self.steps - 1)
 
-    def _nonfinite(self, value: float, batch: Any) -> None:
-        """Find the culprit, save what shows it, and raise or warn."""
-        culprit = None
+    def _culprit(self, batch: Any) -> str:
+        """In words, what a second pass on the batch, else on the probe batch, shows."""
+        remark = ""
         if batch is not None:
             inputs = batch[0] if isinstance(batch, (tuple, list)) and self.loss_fn is None else batch
-            culprit = first_nonfinite(self.model, inputs, forward=self.forward, loss_fn=self.loss_fn)
-        if culprit is None:
-            culprit = first_nonfinite(self.model, self.x, forward=self.forward)
+            try:
+                if culprit := first_nonfinite(self.model, inputs, forward=self.forward, loss_fn=self.loss_fn):
+                    return str(culprit)
+            except Exception as error:  # whatever goes wrong here must not hide that the loss is not finite
+                remark = f"; the batch itself could not be looked into ({error})"
+        culprit = first_nonfinite(self.model, self.x, forward=self.forward)
+        none = "a second pass was finite, so the numbers of that step are gone"
+        return (str(culprit) if culprit else none) + remark
+
+    def _nonfinite(self, value: float, batch: Any) -> None:
+        """Find the culprit, save what shows it, and raise or warn."""
+        where = self._culprit(batch)
         saved = ""
         if self.save_to is not None:
             self.save_to.mkdir(parents=True, exist_ok=True)
             state = {"batch": batch, "model": self.model.state_dict(), "step": self.steps - 1}
             torch.save(state, self.save_to / "nonfinite.pt")
             saved = f" The batch and the state are in {self.save_to / 'nonfinite.pt'}."
-        where = str(culprit) if culprit else "a second pass was finite, so the numbers of that step are gone"
         message = f"The loss is {value} at or before step {self.steps - 1}: {where}.{saved}"
         if self.on_nonfinite == "raise":
             raise NonFiniteError(message)

@@ -161,7 +161,9 @@ def test_missing_runs_say_what_to_do(tmp_path):
 def test_every_model_and_data_composes_and_measures(model, source):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"model={model}", f"data={source}", "data.batch_size=4", "probes=2"]
-        overrides += [] if model.startswith("alexnet") else ["model.depth=3", "model.width=8"]
+        special = {"resnet": ["model.depth=8"], "custom": ["model._target_=gradscope.models.alexnet.AlexNetB"]}
+        images = [] if model.startswith("alexnet") else ["model.depth=3", "model.width=8"]
+        overrides += special.get(model, images)
         cfg = compose("measure", overrides)
     profile, frame = measure.measure(cfg, {"model": model, "data": source})
     assert np.isfinite(profile.log10_values).all()

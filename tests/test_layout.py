@@ -41,6 +41,7 @@ reading comparison
 checking testing
 nonfinite
 weights alarms schedule monitor
+callbacks.lightning callbacks.transformers callbacks
 plots
 initializers
 models.mlp models.alexnet models.resnet models

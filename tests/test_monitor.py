@@ -1,5 +1,6 @@
 """The monitor on real training: records, schedules, budgets, warnings, and the layer that is to blame."""
 
+import io
 import itertools
 import math
 import re
@@ -110,6 +111,94 @@ def test_a_monitored_run_trains_as_an_unmonitored_one(model):
         assert torch.equal(a, b)
 
 
+def test_cheap_statistics_between(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=6, statistics_every=2, max_overhead=None)
+    assert train(model, monitor, 9) == [0, 2, 4, 6, 8]
+    frame = monitor.to_frame()
+    assert set(frame[frame["quantity"] == "gsc"]["step"]) == {0, 6}
+    for quantity in ("preactivation_std", "gradient_rms", "weight_norm"):
+        assert set(frame[frame["quantity"] == quantity]["step"]) == {0, 2, 4, 6, 8}
+
+
+def test_gradient_statistics_of_the_training_batch(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+    train(model, monitor, 1)
+    frame = monitor.to_frame().set_index(["quantity", "layer"])["value"]
+    for name in ("first", "second", "last"):
+        module = model.get_submodule(name)
+        # The update was w -= 0.1 g, so the weights of the record are these plus 0.1 g.
+        g = torch.cat([p.grad.flatten() for p in module.parameters()])
+        w = torch.cat([p.detach().flatten() for p in module.parameters()]) + 0.1 * g
+        assert frame["gradient_rms", name] == pytest.approx(float(g.square().mean().sqrt()))
+        assert frame["gradient_zero_fraction", name] == pytest.approx(float((g == 0).double().mean()))
+        assert frame["gradient_to_weight", name] == pytest.approx(float(g.norm() / w.norm()))
+        assert frame["weight_norm", name] == pytest.approx(float(w.norm()))
+
+
+def test_accumulated_gradients_count_once(model):
+    alone = Net().double()
+    alone.load_state_dict(model.state_dict())
+    x, y = next(batches(1))
+    monitors = [gs.Monitor(m, noise(8, 6), every=1, max_overhead=None) for m in (model, alone)]
+    losses(alone(x), y).mean().backward()
+    for part in (slice(0, 10), slice(10, 20)):
+        (losses(model(x[part]), y[part]).mean() / 2).backward()
+    frames_ = []
+    for monitor in monitors:
+        monitor.step()
+        frames_.append(monitor.to_frame())
+    np.testing.assert_allclose(frames_[0]["log10_value"], frames_[1]["log10_value"], atol=1e-9)
+
+
+def test_under_autocast_and_a_gradient_scaler():
+    torch.manual_seed(0)
+    model = Net()
+    x, y = next(batches(1))
+    x, probe = x.float(), noise(8, 6).float()
+    expected = gs.gsc(model, probe, probes="exact").log10_values[:, 0]
+    monitor = gs.Monitor(model, probe, every=1, probes="exact", max_overhead=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = losses(model(x), y).mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        monitor.step(loss, (x, y))
+    frame = monitor.to_frame()
+    np.testing.assert_allclose(frame[frame["quantity"] == "gsc"]["log10_value"], expected, atol=1e-6)
+    norm = frame[(frame["quantity"] == "gradient_norm") & (frame["layer"] == "last")]["value"].item()
+    model.zero_grad()
+    losses(model(x), y).mean().backward()
+    expected = torch.cat([p.grad.flatten() for p in model.last.parameters()]).norm()
+    assert norm == pytest.approx(float(expected), rel=0.02)
+
+
+def test_a_compiled_model(model):
+    compiled = torch.compile(model, backend="aot_eager")
+    probe = noise(8, 6)
+    with pytest.warns(UserWarning, match="its eager original is measured"):
+        monitor = gs.Monitor(compiled, probe, every=2, probes="exact", max_overhead=None)
+    assert train(compiled, monitor, 3) == [0, 2]
+    frame = monitor.to_frame()
+    assert set(frame[frame["quantity"] == "gradient_norm"]["layer"]) == {"first", "second", "last"}
+    assert torch.isfinite(compiled(probe)).all()  # still compiled, and still runs
+
+
+def test_a_monitor_goes_on_from_its_state(model):
+    kept = []
+    first = gs.Monitor(model, noise(8, 6), every=2, max_overhead=None, report=kept.append)
+    train(model, first, 3)
+    state = first.state_dict()
+    torch.save(state, buffer := io.BytesIO())
+    buffer.seek(0)
+    second = gs.Monitor(model, noise(8, 6), every=2, max_overhead=None)
+    second.load_state_dict(torch.load(buffer, weights_only=True), kept)
+    assert train(model, second, 3) == [1]  # steps 3, 4, 5
+    assert sorted(set(second.to_frame()["step"])) == [0, 2, 4]
+    assert second.alarms.losses[:3] == first.alarms.losses and len(second.alarms.losses) == 6
+    assert second.alarms.first_lengths == first.alarms.first_lengths
+
+
 def test_logarithmic_schedule(model):
     monitor = gs.Monitor(model, noise(8, 6), every="log", max_overhead=None)
     assert train(model, monitor, 20) == [0, 1, 2, 4, 8, 16]
@@ -189,6 +278,14 @@ def test_the_first_layer_and_its_direction():
     assert (found.layer, found.direction, found.before) == ("second", "forward", False)
 
 
+def test_a_batch_that_is_bad_itself_does_not_hide_the_loss(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=100, loss_fn=losses)
+    x, y = next(batches(1))
+    x[3, 2] = math.nan
+    with pytest.raises(gs.NonFiniteError, match=r"The loss is nan.*the batch itself .*x holds 1 NaN .*at \(3, 2\)"):
+        monitor.step(losses(model(x), y).mean(), (x, y))
+
+
 def test_going_on_after_a_warning(model):
     monitor = gs.Monitor(model, noise(8, 6), every=100, on_nonfinite="warn")
     with pytest.warns(gs.MonitorWarning, match=r"The loss is nan at or before step 0: a second pass was finite"):
@@ -235,6 +332,7 @@ def test_exploding_and_jumping():
     ("options", "message"),
     [
         ({"every": 0}, 'every must be a whole number >= 1 or "log", got 0'),
+        ({"statistics_every": 1.5}, 'statistics_every must be a whole number >= 1 or "log", got 1.5'),
         ({"probes": 5}, "probes must be a whole number from 1 to 4"),
         ({"max_overhead": 0}, r"max_overhead must be in \(0, 1\]"),
         ({"on_nonfinite": "stop"}, 'on_nonfinite must be "raise" or "warn"'),

@@ -1,20 +1,26 @@
 """The training loop: what a resumed run gives, what batches hold, and what a full disk leaves behind."""
 
-import json
 import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch import nn
 
 import gradscope as gs
-from experiments import checkpoints, loop, train
+from experiments import build, checkpoints, loop, train
 from experiments.images import Augmentation, Images
+from experiments.recipe import SCHEDULES, Recipe
+
+ROOT = Path(__file__).parent.parent
 
 
 def images(num, seed=0, size=8):
@@ -31,9 +37,12 @@ def network():
     )
 
 
-RECIPE = loop.Recipe(
-    epochs=3, batch_size=16, augmentation=Augmentation(crop=2, cutout=3), precision="float32", checkpoint_every=2
-)
+RECIPE = Recipe(
+    epochs=3, batch_size=16, augmentation=Augmentation(crop=2, cutout=3), precision="float32", checkpoint_every=2,
+    log_every=3, optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4),
+)  # fmt: skip
+ADAMW = partial(torch.optim.AdamW, lr=0.01)
+CPU = torch.device("cpu")
 
 
 class KilledError(Exception):
@@ -51,28 +60,61 @@ class Killer:
         if self.left < 0:
             raise KilledError
 
+    def state_dict(self):
+        return {}
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+
+def resumed(folder):
+    return checkpoints.load(folder / "checkpoints", CPU)
+
+
+def without_time(records):
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
+
+
+@pytest.mark.parametrize("optimizer", [RECIPE.optimizer, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("after", [1, 5, 8, 11])
 def test_a_run_that_was_killed_ends_with_the_same_weights(tmp_path, optimizer, after):
     data, test = images(67), images(30, seed=1)
-    recipe = loop.Recipe(**{**vars(RECIPE), "optimizer": optimizer, "lr": 0.01})
+    recipe = replace(RECIPE, optimizer=optimizer)
     whole = network()
     expected = loop.train(whole, data, test, recipe)
-    model = network()
     with pytest.raises(KilledError):
-        loop.train(model, data, test, recipe, tmp_path, monitor=Killer(after))
-    resumed = network()
-    records = loop.train(resumed, data, test, recipe, tmp_path)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        loop.train(network(), data, test, recipe, tmp_path, monitor=Killer(after))
+    model = network()
+    records = loop.train(model, data, test, recipe, tmp_path, state=resumed(tmp_path))
+    for (name, a), b in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    without_time = [
-        [{k: v for k, v in r.items() if k != "images_per_second"} for r in one] for one in (records, expected)
-    ]
-    assert without_time[0] == without_time[1] and len(records) == 3
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
+    assert without_time(records) == without_time(expected)
+    assert [record["step"] for record in records] == [3, 4, 6, 8, 9, 12]  # 4 steps an epoch, a record every 3
+    assert [record["step"] for record in records if "test_accuracy" in record] == [4, 8, 12]
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    assert state["step"] == 12 and torch.equal(state["model"]["5.weight"], resumed[5].weight)
+    assert state["step"] == 12 and torch.equal(state["model"]["5.weight"], model[5].weight)
+
+
+def test_the_loss_of_a_record_is_the_mean_of_its_steps(tmp_path):
+    seen = []
+
+    class Listener(Killer):
+        def step(self, loss, batch):
+            seen.append(float(loss.detach()))
+
+    records = loop.train(network(), images(67), None, RECIPE, monitor=Listener(0))
+    begins = [0, *(record["step"] for record in records)]
+    for begin, record in zip(begins, records, strict=False):
+        assert record["train_loss"] == pytest.approx(np.mean(seen[begin : record["step"]]), rel=1e-6)
+        assert record["learning_rate"] == pytest.approx(0.01 * RECIPE.factor(record["step"] - 1, 12))
+
+
+def test_checkpoints_that_are_kept(tmp_path):
+    records = loop.train(network(), images(67), images(30, seed=1), replace(RECIPE, keep=3), tmp_path)
+    folder = tmp_path / "checkpoints"
+    steps = {path.name for path in folder.iterdir()} - {"last.pt", "best.pt"}
+    assert steps == {f"step-{n:08d}.pt" for n in (8, 10, 12)}
+    assert checkpoints.load(folder, CPU, "step-00000010.pt")["step"] == 10
+    accuracies = {record["step"]: record["test_accuracy"] for record in records if "test_accuracy" in record}
+    best = checkpoints.load(folder, CPU, "best.pt")
+    assert accuracies[best["step"]] == best["best"] == max(accuracies.values())
 
 
 def bright(num, seed):
@@ -85,7 +127,7 @@ def bright(num, seed):
 
 def test_it_learns():
     records = loop.train(
-        network(), bright(512, 0), bright(200, 1), loop.Recipe(epochs=6, batch_size=32, precision="float32")
+        network(), bright(512, 0), bright(200, 1), Recipe(epochs=6, batch_size=32, precision="float32")
     )
     assert records[-1]["test_accuracy"] > 0.95
     assert records[-1]["train_loss"] < 0.5 * records[0]["train_loss"]
@@ -125,10 +167,10 @@ def test_order_and_augmentation_depend_on_seed_and_time_alone():
     assert sorted(data.order(1, 0).tolist()) == list(range(40))
 
 
-@pytest.mark.parametrize("schedule", loop.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules(schedule):
-    recipe = loop.Recipe(schedule=schedule, lr=0.2, warmup=0.25)
-    rates = [recipe.rate(step, 100) for step in range(101)]
+    recipe = Recipe(schedule=schedule, warmup=0.25)
+    rates = [0.2 * recipe.factor(step, 100) for step in range(101)]
     if schedule == "constant":
         assert set(rates) == {0.2}
     elif schedule == "cosine":
@@ -146,67 +188,104 @@ def test_a_step_on_the_meta_device():
     assert x.device.type == y.device.type == "meta"
     loss = nn.functional.cross_entropy(model(x), y)
     loss.backward()
-    loop._optimizer(model, RECIPE).step()
+    RECIPE.make_optimizer(model).step()
 
 
 def test_weight_decay_spares_biases_and_scales():
-    optimizer = loop._optimizer(network(), loop.Recipe(weight_decay=0.1))
-    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(2, 0.1), (4, 0.0)]
+    optimizer = Recipe().make_optimizer(network())
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(2, 5e-4), (4, 0.0)]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    checkpoints.save({"step": 1}, tmp_path)
+SAVE = """
+import resource, sys
+from pathlib import Path
+import torch
+from experiments import checkpoints
+folder = Path(sys.argv[1])
+checkpoints.save({"step": 1}, folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpoints.save({"step": 2, "large": torch.zeros(1_000_000)}, folder)
+"""
 
-    def full(state, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"could not be written .*No space left.*last.pt, is intact\. Free some space"):
-        checkpoints.save({"step": 2}, tmp_path)
-    monkeypatch.undo()
-    assert checkpoints.load(tmp_path, torch.device("cpu")) == {"step": 1}
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SAVE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(
+        r"OSError: The checkpoint .*last.pt could not be written .*last.pt, is intact. Free some space.", done.stderr
+    )
+    assert checkpoints.load(tmp_path, CPU) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
-    assert checkpoints.load(tmp_path / "nowhere", torch.device("cpu")) is None
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    assert checkpoints.load(tmp_path / "nowhere", CPU) is None
+    (tmp_path / "last.pt").write_bytes(b"PK half")
+    with pytest.raises(ValueError, match=r"last.pt cannot be read as a checkpoint .*resume=none"):
+        checkpoints.load(tmp_path, CPU)
 
 
 def test_the_monitor_watches_a_run():
     data = images(64)
     model = network()
     monitor = gs.Monitor(model, data.batch(torch.arange(8))[0], every=4, max_overhead=None)
-    loop.train(model, data, None, loop.Recipe(epochs=2, batch_size=16, precision="float32"), monitor=monitor)
+    loop.train(model, data, None, Recipe(epochs=2, batch_size=16, precision="float32"), monitor=monitor)
     frame = monitor.to_frame()
     assert set(frame["step"]) == {0, 4} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
 
 
-def test_training_needs_labels():
-    cfg = OmegaConf.create({"num_threads": None, "resume": "auto", "data": {"batch_size": 4}, "device": "cpu"})
-    with pytest.raises(ValueError, match="learns from images with labels: data=cifar10"):
-        train.train(cfg, Path(), Console())
+def composed(*overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def test_training_needs_labels(tmp_path):
+    with pytest.raises(ValueError, match="learns from images with labels: data=cifar10 or data=digits"):
+        train.train(composed("data=noise"), tmp_path, Console())
     with pytest.raises(ValueError, match="resume must be auto or none, got 'yes'"):
-        train.train(OmegaConf.merge(cfg, {"resume": "yes"}), Path(), Console())
+        train.train(composed("resume=yes"), tmp_path, Console())
 
 
 def test_the_configuration_is_the_recipe():
-    with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("train", ["train.lr=0.01", "train.augmentation.crop=4", "seed=3"])
+    cfg = composed("optimizer.lr=0.01", "train.augmentation.crop=4", "seed=3")
     found = train.recipe(cfg)
-    assert (found.lr, found.augmentation.crop, found.seed, found.batch_size) == (0.01, 4, 3, 128)
-    assert set(vars(found)) == {*cfg.train, "seed"}
+    assert (found.augmentation.crop, found.seed, found.batch_size) == (4, 3, 128)
+    assert set(vars(found)) == {*cfg.train, "seed", "optimizer"}
+    optimizer = found.make_optimizer(network())
+    assert type(optimizer) is torch.optim.SGD and optimizer.param_groups[0]["lr"] == 0.01
+    adamw = train.recipe(composed("optimizer=adamw")).make_optimizer(network())
+    assert type(adamw) is torch.optim.AdamW and [group["weight_decay"] for group in adamw.param_groups] == [0.05, 0.0]
+
+
+def test_any_optimizer_and_any_model():
+    cfg = composed(
+        "optimizer._target_=torch.optim.RMSprop", "~optimizer.nesterov",
+        "model=custom", "model._target_=torch.nn.Linear", "+model.in_features=3", "+model.out_features=2",
+    )  # fmt: skip
+    model = build.model(cfg)
+    assert type(train.recipe(cfg).make_optimizer(model)) is torch.optim.RMSprop
+    state = torch.get_rng_state()
+    assert torch.equal(build.model(cfg).weight, model.weight) and torch.equal(torch.get_rng_state(), state)
+    cfg.seed = 1
+    assert not torch.equal(build.model(cfg).weight, model.weight)
+    cfg.model = {"_target_": "collections.OrderedDict"}
+    with pytest.raises(TypeError, match=r"_target_=collections.OrderedDict made a OrderedDict, not a torch.nn"):
+        build.model(cfg)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"schedule": "step"}, "train.schedule must be one of one_cycle, cosine, constant, got 'step'"),
-        ({"optimizer": "lion"}, "train.optimizer must be one of sgd, adamw"),
-        ({"lr": -1.0}, "train.lr must be a positive number, got -1.0"),
+        ({"epochs": -1.0}, "train.epochs must be a positive number, got -1.0"),
+        ({"label_smoothing": 1.0}, r"train.label_smoothing must be in \[0, 1\), got 1.0"),
+        ({"keep": -1}, "train.keep must be a whole number >= 0"),
         ({"warmup": 1.0}, "train.warmup must be between 0 and 1"),
         ({"precision": "float16"}, "train.precision must be one of auto, float32, bfloat16"),
     ],
 )
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
-        loop.Recipe(**options)
+        Recipe(**options)
     with pytest.raises(ValueError, match=r"train\.batch_size=128 is more than the 10 training images"):
-        loop.train(network(), images(10), None, loop.Recipe())
+        loop.train(network(), images(10), None, Recipe())

@@ -1,0 +1,60 @@
+"""``Trainer(callbacks=[MonitorCallback(x, every=100)])`` for Hugging Face; the extra ``transformers``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gradscope.monitor import Monitor
+
+
+class MonitorCallback(TrainerCallback):
+    """A `gradscope.Monitor` of the Trainer's model, one step an update, after gradients were clipped.
+
+    Arguments:
+        x: The probe batch, a mapping without labels (``{"input_ids": ...}``), moved to the model's device.
+        options: Those of `gradscope.Monitor`.
+
+    The loss is read off what the model returns, for the Trainer's own logs leave out losses that are not finite.
+    ``monitor`` is there once training begins.
+    """
+
+    monitor: Monitor
+
+    def __init__(self, x: Mapping[str, Tensor], **options: Any) -> None:
+        self.x, self.options = x, options
+        self._losses: list[Tensor] = []
+        self._batch: dict[str, Any] | None = None
+        self._hook: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The model is on its device."""
+        x = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.x))
+        self.monitor = Monitor(kwargs["model"], x, **self.options)
+        self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are complete, and the update is not made yet."""
+        loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
+        self._losses = []
+        self.monitor.step(loss, self._batch)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The model is left without hooks."""
+        self._hook.remove()
+
+    def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if module.training and loss is not None:  # neither evaluation nor the monitor's own passes
+            self._losses.append(loss.detach())
+            self._batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}

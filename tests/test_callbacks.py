@@ -1,0 +1,136 @@
+"""The monitor inside Lightning and inside the Trainer of transformers, on real runs of both."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import gradscope as gs
+from tests.helpers import noise
+
+lightning = pytest.importorskip("lightning.pytorch", reason="needs the extra lightning")
+transformers = pytest.importorskip("transformers", reason="needs the extra transformers")
+
+# Both frameworks warn of things that are none of ours: few workers, no logger, deprecated calls of torch.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.filterwarnings("error::gradscope.MonitorWarning")]
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, poison_at=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.last = nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)
+        self.poison_at, self.losses = poison_at, []
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        if batch_idx == self.poison_at:
+            with torch.no_grad():
+                self.first.weight[0, 0] = math.nan
+        loss = functional.cross_entropy(self(x), y)
+        self.losses.append(float(loss.detach()))
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(module, callback, tmp_path, **options):
+    x = noise(96, 6).float()
+    loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8)
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback], **options,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    return trainer
+
+
+def test_lightning(tmp_path):
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    probe, module = noise(8, 6, seed=3).float(), Module()
+    before = gs.gsc(module, probe, probes="exact").log10_values[:, 0]
+    callback = MonitorCallback(probe, every=2, probes="exact", max_overhead=None)
+    fit(module, callback, tmp_path, accumulate_grad_batches=3)
+    frame = callback.monitor.to_frame()
+    assert callback.monitor.steps == 4 and set(frame["step"]) == {0, 2}  # 12 batches, 3 an update
+    np.testing.assert_allclose(
+        frame[(frame["step"] == 0) & (frame["quantity"] == "gsc")]["log10_value"], before, rtol=1e-12
+    )
+    assert callback.monitor.alarms.losses == pytest.approx(np.mean(np.reshape(module.losses, (4, 3)), axis=1), rel=1e-6)
+    again = MonitorCallback(probe, every=2)
+    again.load_state_dict(callback.state_dict())
+    fit(module, again, tmp_path)
+    assert again.monitor.steps == 4 + 12
+
+
+def test_lightning_stops_with_the_layer_named(tmp_path):
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    with pytest.raises(gs.NonFiniteError, match="at or before step 5: the parameters of layer 'first' hold NaN or Inf"):
+        fit(Module(poison_at=5), MonitorCallback(noise(8, 6).float(), every=100), tmp_path)
+
+
+def language_model():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=16)
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Sentences(torch.utils.data.Dataset):
+    def __init__(self):
+        self.ids = torch.randint(0, 40, (48, 8), generator=torch.Generator().manual_seed(1))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def run_trainer(model, callbacks, tmp_path):
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=6,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=1, seed=0,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=callbacks)
+    trainer.train()
+    return trainer
+
+
+def test_the_trainer_of_transformers(tmp_path):
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    probe = {"input_ids": torch.randint(0, 40, (4, 8), generator=torch.Generator().manual_seed(2))}
+    model, alone = language_model(), language_model()
+    callback = MonitorCallback(probe, every=2, max_overhead=None)
+    trainer = run_trainer(model, [callback], tmp_path)
+    frame = callback.monitor.to_frame()
+    assert callback.monitor.steps == 6 and set(frame["step"]) == {0, 2, 4}
+    assert {"transformer.h.0", "transformer.h.1"} <= set(frame[frame["quantity"] == "gsc"]["layer"])
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    found = np.array(callback.monitor.alarms.losses)
+    assert np.ptp(found / np.array(logged)) < 1e-2 and len(found) == 6  # the same up to the Trainer's own scale
+    assert not model._forward_hooks
+    run_trainer(alone, [], tmp_path)
+    for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_trainer_of_transformers_stops_with_the_layer_named(tmp_path):
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    model = language_model()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = math.nan
+    probe = {"input_ids": torch.zeros(4, 8, dtype=torch.long)}
+    with pytest.raises(gs.NonFiniteError, match=r"the parameters of layer 'transformer\.h\.1\.mlp\.c_fc' hold NaN"):
+        run_trainer(model, [MonitorCallback(probe, every=100)], tmp_path)

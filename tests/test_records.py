@@ -1,0 +1,120 @@
+"""Records while a run lasts, where they go besides, and images from a mapped file."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments import sinks
+from experiments.images import Augmentation, Images
+from experiments.records import Records, read
+
+
+def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = Records(path, [{"step": 1}])
+    records.append({"step": 2, "loss": math.nan, "norm": math.inf, "values": [1.5, math.nan]})
+    expected = [{"step": 1}, {"step": 2, "loss": None, "norm": "inf", "values": [1.5, None]}]
+    assert read(path) == expected  # not closed yet
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert read(path) == expected
+    records.close()
+    Records(path, read(path)[:1]).close()
+    assert read(path) == [{"step": 1}] and read(tmp_path / "none.jsonl") == []
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1, is not JSON"):
+        read(path)
+
+
+FRAME = pd.DataFrame(
+    {
+        "quantity": ["gsc", "gradient_norm"], "layer": ["conv1", "conv1"], "value": [100.0, 0.5],
+        "log10_value": [2.0, math.log10(0.5)],
+    }
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the extra sinks")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (sink,) = sinks.make(["tensorboard"], tmp_path, {})
+    sink.write(7, sinks.of_record({"step": 7, "train_loss": 1.25, "test_accuracy": None}))
+    sink.write(8, sinks.of_frame(FRAME))
+    sink.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {"train_loss": [(7, 1.25)], "log10_gsc/conv1": [(8, 2.0)], "gradient_norm/conv1": [(8, 0.5)]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow(tmp_path):
+    pytest.importorskip("mlflow", reason="needs the extra sinks")
+    from mlflow import MlflowClient
+
+    folder = tmp_path / "mysweep" / "a run"
+    (sink,) = sinks.make(["mlflow"], folder, {"seed": 3, "train": {"epochs": 4}})
+    sink.write(7, {"train_loss": 1.25})
+    sink.write(9, {"train_loss": 1.0} | sinks.of_frame(FRAME))
+    sink.close()
+    client = MlflowClient(tracking_uri=(tmp_path / "mysweep" / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("mysweep")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == "a run" and found.info.status == "FINISHED"
+    assert found.data.params == {"seed": "3", "train.epochs": "4"}
+    history = client.get_metric_history(found.info.run_id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(7, 1.25), (9, 1.0)]
+    assert found.data.metrics["log10_gsc/conv1"] == 2.0
+
+
+def test_an_unknown_sink(tmp_path):
+    with pytest.raises(ValueError, match="sinks must be among tensorboard, mlflow; got 'wandb'"):
+        sinks.make(["wandb"], tmp_path, {})
+
+
+def plain(num=20):
+    pixels = torch.randint(256, (num, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Images(pixels, torch.arange(num))
+
+
+def test_a_mapped_file_gives_the_same_batches(tmp_path):
+    data, path = plain(), tmp_path / "cache" / "train.bytes"
+    mapped = data.mapped(path, torch.device("cpu"))
+    np.testing.assert_array_equal(np.fromfile(path, dtype=np.uint8), data.images.numpy().ravel())
+    indices, augmentation = torch.tensor([3, 19, 0]), Augmentation(crop=2, cutout=2)
+    for a, b in zip(data.batch(indices, augmentation, 5), mapped.batch(indices, augmentation, 5), strict=True):
+        assert torch.equal(a, b)
+    written = path.stat().st_mtime_ns
+    data.mapped(path, torch.device("cpu"))
+    assert path.stat().st_mtime_ns == written
+    path.write_bytes(b"torn")
+    assert torch.equal(data.mapped(path, torch.device("cpu")).images, data.images)
+
+
+def test_shares_of_a_batch_are_what_the_whole_batch_holds():
+    data, indices, augmentation = plain(), torch.randperm(20)[:12], Augmentation(crop=2, cutout=2)
+    whole = data.batch(indices, augmentation, 5)
+    shares = [data.batch(indices, augmentation, 5, slice(first, first + 4)) for first in (0, 4, 8)]
+    for n in range(2):
+        assert torch.equal(whole[n], torch.cat([share[n] for share in shares]))
+
+
+def test_a_part_held_out():
+    learned, held = plain().split(5)
+    assert held.labels.tolist() == [15, 16, 17, 18, 19] and len(learned) == 15
+    with pytest.raises(ValueError, match=r"holdout must be between 1 and 19 images, got 20"):
+        plain().split(20)
+
+
+def test_digits_with_labels():
+    pytest.importorskip("sklearn")
+    learned, test = Images.digits(train=True), Images.digits(train=False)
+    assert (len(learned), len(test)) == (1348, 449) and learned.images.shape[1:] == (3, 32, 32)
+    x, y = learned.batch(torch.arange(1348))
+    assert abs(float(x.mean())) < 1e-3 and float(x.std()) == pytest.approx(1, abs=1e-3)
+    assert sorted(y.unique().tolist()) == list(range(10))
