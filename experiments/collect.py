@@ -13,12 +13,24 @@ from typing import Any
 import pandas as pd
 
 from experiments import arguments
-from experiments.run import write_json
+from experiments.run import write_json, write_table
 from gradscope import frames
 
+FRAMES = ("frame.parquet", "monitor.parquet")  # of a measurement, of a training run that was watched
+METRICS = "metrics.parquet"
 
-def collect(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All finished runs below a sweep's folder as one frame, and what their manifests have in common.
+
+@dataclass(frozen=True)
+class Collected:
+    """All finished runs of a sweep: one tidy frame, one table of training records (or None), and what they share."""
+
+    frame: pd.DataFrame
+    metrics: pd.DataFrame | None
+    manifest: dict[str, Any]
+
+
+def collect(folder: Path) -> Collected:
+    """All finished runs below a sweep's folder.
 
     Raises:
         FileNotFoundError: There are none.
@@ -29,9 +41,12 @@ def collect(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             f"No finished runs under {folder}: measure first, for example "
             "python -m experiments.measure -m study=architectures"
         )
-    frame = pd.concat([frames.load(path.parent / "frame.parquet") for path in paths], ignore_index=True)
+    parts = [path.parent / name for path in paths for name in FRAMES if (path.parent / name).is_file()]
+    records = [path.parent / METRICS for path in paths if (path.parent / METRICS).is_file()]
+    if not parts:
+        raise FileNotFoundError(f"The runs under {folder} were not watched, so there is no frame: monitor.every=100.")
     manifests = [json.loads(path.read_text()) for path in paths]
-    return frame, {
+    manifest = {
         "runs": len(paths),
         "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
         **{
@@ -40,6 +55,8 @@ def collect(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             if key not in ("seconds", "finished")
         },
     }
+    metrics = pd.concat(map(pd.read_parquet, records), ignore_index=True) if records else None
+    return Collected(pd.concat(map(frames.load, parts), ignore_index=True), metrics, manifest)
 
 
 def _distinct(values: list[Any]) -> Any:
@@ -62,12 +79,14 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    """Write ``collected.parquet`` and ``collected.json`` into the sweep's folder."""
+    """Write ``collected.parquet``, ``collected.json`` and records of training into the sweep's folder."""
     folder = Path(cfg.results) / cfg.sweep
-    frame, manifest = collect(folder)
-    path = frames.save(frame, folder / "collected.parquet")
-    write_json(folder / "collected.json", manifest)
-    print(f"{manifest['runs']} runs, {len(frame)} rows -> {path}")
+    collected = collect(folder)
+    path = frames.save(collected.frame, folder / "collected.parquet")
+    if collected.metrics is not None:
+        write_table(collected.metrics, folder / "collected_metrics.parquet")
+    write_json(folder / "collected.json", collected.manifest)
+    print(f"{collected.manifest['runs']} runs, {len(collected.frame)} rows -> {path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import gradscope.meanfield as mf
-from experiments import arguments, reference, report, theory
+from experiments import arguments, collect, reference, report, theory, training_figures
 from gradscope import frames, plots
 
 mpl.use("Agg")
@@ -158,18 +157,21 @@ def describe(frame: pd.DataFrame) -> str:
     return text.replace("cifar10", "CIFAR-10")
 
 
-def read(cfg: Config) -> tuple[pd.DataFrame, dict[str, Any], Path]:
-    """The study's frame and manifest, from its runs or else from the reference results, and where figures go.
+def read(cfg: Config) -> tuple[collect.Collected, Path]:
+    """The study's frame, records of training and manifest, from its runs or else from the reference results, and where
+    figures go.
 
     Raises:
         FileNotFoundError: Neither exists.
     """
     runs, published = Path(cfg.results) / (cfg.sweep or cfg.study), Path(cfg.reference) / cfg.study
     if (runs / "collected.parquet").is_file():
-        manifest = json.loads((runs / "collected.json").read_text())
-        return frames.load(runs / "collected.parquet"), manifest, runs / "figures"
+        manifest, records = json.loads((runs / "collected.json").read_text()), runs / "collected_metrics.parquet"
+        metrics = pd.read_parquet(records) if records.is_file() else None
+        return collect.Collected(frames.load(runs / "collected.parquet"), metrics, manifest), runs / "figures"
     if (published / "data.csv").is_file():
-        return *reference.load(published), published
+        frame, manifest = reference.load(published)
+        return collect.Collected(frame, reference.load_metrics(published), manifest), published
     raise FileNotFoundError(
         f"Nothing to draw: neither {runs / 'collected.parquet'} (python -m experiments.collect sweep={runs.name}) "
         f"nor {published / 'data.csv'} exists."
@@ -186,20 +188,31 @@ def write_png(figure: Figure, path: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Print the table of growth rates, and write every figure as PNG and SVG."""
-    frame, manifest, output = read(cfg)
+    """Print the table of growth rates, or of accuracies, and write every figure as PNG and SVG."""
+    collected, output = read(cfg)
+    frame, manifest = collected.frame, collected.manifest
     keys = report.network_keys(frame)
     if cfg.note:
         manifest["note"] = cfg.note
     title = describe(frame) + (f" ({manifest['note']})" if "note" in manifest else "")
-    growth = report.growth_table(frame, keys)
-    report.print_growth(growth, keys, f"{cfg.study}: {title}")
+    if collected.metrics is None:
+        growth = report.growth_table(frame, keys)
+        report.print_growth(growth, keys, f"{cfg.study}: {title}")
+        drawn = draw(frame, keys, growth, title)
+    else:
+        named, metrics = (
+            table.assign(network=table[keys].apply(report.network_name, axis=1)) for table in (frame, collected.metrics)
+        )
+        report.print_learning(metrics, f"{cfg.study}: {title}")
+        drawn = training_figures.draw(named, metrics, title)
     published = Path(cfg.reference) / cfg.study
     if cfg.publish:
         output = published
         reference.save(frame, manifest, output)
+        if collected.metrics is not None:
+            reference.save_metrics(collected.metrics, keys, output)
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in draw(frame, keys, growth, title).items():
+    for name, figure in drawn.items():
         write_png(figure, output / f"{name}.png")
         if output != published:
             figure.savefig(output / f"{name}.svg")

@@ -26,6 +26,9 @@ class Watcher(Protocol):
     def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
         """Gradients of this loss on this batch are there, and the update is not made yet."""
 
+    def record(self) -> None:
+        """Training is over."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
 
@@ -113,6 +116,8 @@ def train(
                 checkpoints.keep(folder / "checkpoints", done, recipe.keep)
             if improved:
                 checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
+    if monitor is not None:
+        monitor.record()
     return records
 
 

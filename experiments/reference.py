@@ -1,12 +1,14 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
 ``data.csv`` holds what varies from row to row; columns that are the same in all rows, or the same for all rows of one
-model, stand in ``manifest.json`` instead, and ``value`` follows from ``log10_value``.
+model, stand in ``manifest.json`` instead, and ``value`` follows from ``log10_value``.  Where networks were trained,
+``metrics.csv`` holds the records of training.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pandas as pd
 from experiments.run import write_json
 from gradscope import frames
 
+RECORDED = (
+    "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",
+)  # fmt: skip
 FORMATS = {"log10_value": ".4f", "log10_stderr_probe": ".2g", "log10_stderr_sample": ".2g"}
 
 
@@ -36,6 +41,21 @@ def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
     rows.to_csv(temporary, index=False)
     temporary.replace(folder / "data.csv")
     write_json(folder / "manifest.json", {**manifest, "columns": {"constant": constants, "by_model": models}})
+
+
+def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:
+    """Write ``metrics.csv``: what was recorded of each run, six digits; ``keys`` and seed tell the runs apart."""
+    temporary = folder / "metrics.csv.part"
+    metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]].to_csv(
+        temporary, index=False, float_format="%.6g"
+    )
+    temporary.replace(folder / "metrics.csv")
+
+
+def load_metrics(folder: Path) -> pd.DataFrame | None:
+    """What `save_metrics` wrote, None where it wrote nothing."""
+    path = folder / "metrics.csv"
+    return pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.is_file() else None
 
 
 def load(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

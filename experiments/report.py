@@ -99,9 +99,26 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     Console().print(table)
 
 
+def print_learning(metrics: pd.DataFrame, title: str) -> None:
+    """The last test accuracy of each ``network``, with one standard deviation over seeds."""
+    table = Table("network", "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
+    for network, rows in metrics.groupby("network", sort=False, observed=True):
+        last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
+        spread = f" +- {last.std():.2f}" if len(last) > 1 else ""
+        table.add_row(
+            str(network),
+            str(len(last)),
+            f"{rows['epoch'].max():g}",
+            f"{last.mean():.2f} %{spread}",
+            f"{last.min():.2f} .. {last.max():.2f}",
+            f"{rows['images_per_second'].median():.0f}",
+        )
+    Console().print(table)
+
+
 def network_name(values: Iterable[object]) -> str:
-    """``relu+batch`` for ("relu", "batch"); the word none is left out, numbers are kept."""
-    return "+".join(str(value) for value in values if value != "none")
+    """``relu+batch`` for ("relu", "batch"); the word none is left out, unless nothing else is there."""
+    return "+".join(str(value) for value in values if value != "none") or "none"
 
 
 def _number(value: Any) -> str:

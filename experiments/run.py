@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -106,6 +107,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> Path:
+    """Write Parquet by temporary file and rename."""
+    temporary = path.with_name(path.name + ".part")
+    table.to_parquet(temporary, index=False)
+    return temporary.replace(path)
 
 
 def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:

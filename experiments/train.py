@@ -71,32 +71,31 @@ def watched(
     return None if cfg.monitor.every is None else gs.Monitor(model, x, **options, report=report, save_to=folder)
 
 
-def train(cfg: DictConfig, folder: Path, console: Console, columns: dict[str, Any] | None = None) -> list[Record]:
+def train(
+    cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
+) -> list[Record]:
     """Train one network as configured, in its run folder: ``metrics`` and ``monitor`` as JSON lines and as Parquet."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
         raise ValueError(f"resume must be auto or none, got {cfg.resume!r}.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
-    with parallel.started(run.device(cfg.device)) as device:
-        settings, (learned, test) = recipe(cfg), images(cfg, device)
-        sizes = {"in_features": learned.images[0].numel()} if cfg.model.get("in_features", 0) is None else {}
-        model = build.model(cfg, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        state = checkpoints.load(folder / "checkpoints", device) if cfg.resume == "auto" else None
-        outputs = _Outputs(cfg, folder, console, settings.steps(len(learned)), state)
-        monitor = watched(cfg, model, test, outputs.measured, folder)
-        if monitor is not None and state is not None and "monitor" in state:
-            monitor.load_state_dict(state["monitor"], outputs.frames)
-        try:
-            done = loop.train(
-                model, learned, test, settings, folder, state=state, monitor=monitor, report=outputs.trained
-            )
-        finally:
-            outputs.close()
-        if Ranks.here().first:
-            pd.DataFrame(done).assign(**columns or {}).to_parquet(folder / "metrics.parquet", index=False)
-            if monitor is not None and outputs.frames:
-                gs.frames.save(monitor.to_frame().assign(**columns or {}), folder / "monitor.parquet")
+    settings, (learned, test) = recipe(cfg), images(cfg, device)
+    sizes = {"in_features": learned.images[0].numel()} if cfg.model.get("in_features", 0) is None else {}
+    model = build.model(cfg, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = checkpoints.load(folder / "checkpoints", device) if cfg.resume == "auto" else None
+    outputs = _Outputs(cfg, folder, console, settings.steps(len(learned)), state)
+    monitor = watched(cfg, model, test, outputs.measured, folder)
+    if monitor is not None and state is not None and "monitor" in state:
+        monitor.load_state_dict(state["monitor"], outputs.frames)
+    try:
+        done = loop.train(model, learned, test, settings, folder, state=state, monitor=monitor, report=outputs.trained)
+    finally:
+        outputs.close()
+    if outputs.active:
+        run.write_table(pd.DataFrame(done).assign(**columns or {}), folder / "metrics.parquet")
+        if monitor is not None and outputs.frames:
+            gs.frames.save(monitor.to_frame().assign(**columns or {}), folder / "monitor.parquet")
     return done
 
 
@@ -162,15 +161,15 @@ def _from_record(record: Record) -> pd.DataFrame:
 def main(cfg: DictConfig) -> None:
     """Train one network and write its run folder."""
     began, info = time.perf_counter(), HydraConfig.get()
-    folder = run.folder(cfg, info.overrides.task)
-    console = Console()
-    try:
-        train(cfg, folder, console, run.columns(cfg, dict(info.runtime.choices)))
-    except gs.NonFiniteError as error:
-        sys.exit(f"Stopped: {error}\nRun folder: {folder}")
-    if Ranks.here().first:
-        run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
-        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    folder, console = run.folder(cfg, info.overrides.task), Console()
+    with parallel.started(run.device(cfg.device)) as device:
+        try:
+            train(cfg, folder, device, console, run.columns(cfg, dict(info.runtime.choices)))
+        except gs.NonFiniteError as error:
+            sys.exit(f"Stopped: {error}\nRun folder: {folder}")
+        if Ranks.here().first:
+            run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
+            console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

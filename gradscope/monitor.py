@@ -137,10 +137,12 @@ class Monitor:
             self._read_losses(batch)
         if kind is None or not _agreed(self.schedule.allows(kind)):
             return False
-        begin = self.schedule.clock()
         self._record(number, kind)
-        self.schedule.took(kind, self.schedule.clock() - begin)
         return True
+
+    def record(self) -> None:
+        """Record everything now, whatever the schedule and the budget say; at the end of training, for one."""
+        self._record(self.steps, GSC)
 
     def to_frame(self) -> pd.DataFrame:
         """All records: the tidy frame of `gradscope.frames` with a column ``step``.
@@ -172,7 +174,7 @@ class Monitor:
         self.alarms.load_state_dict(state["alarms"])
 
     def _record(self, number: int, kind: str) -> None:
-        parts = []
+        begin, parts = self.schedule.clock(), []
         # Autocast would measure another network than the one whose weights are recorded, and coarser.
         with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
             if kind == GSC:
@@ -188,6 +190,7 @@ class Monitor:
         if self.report is not None:
             self.report(frame)
         self.alarms.record(frame, number)
+        self.schedule.took(kind, self.schedule.clock() - begin)
 
     def _read_losses(self, batch: Any = None) -> None:
         """Look at the losses since the last time: one synchronization with the device for all of them."""

@@ -76,7 +76,8 @@ def test_a_sweep_is_collected_and_drawn(tmp_path):
 def test_a_study_key_on_the_command_line_replaces_the_studys_own(tmp_path):
     command("measure", "-m", "study=architectures", "seed=3", "model=relu,tanh_batch", *SMALL, "matrix=false",
             f"results={tmp_path}")  # fmt: skip
-    frame, manifest = collect.collect(tmp_path / "architectures")
+    collected = collect.collect(tmp_path / "architectures")
+    frame, manifest = collected.frame, collected.manifest
     assert manifest["runs"] == 2
     assert set(frame["seed"]) == {3}
     assert set(frame["model"]) == {"relu", "tanh_batch"}
@@ -174,7 +175,8 @@ def test_every_model_and_data_composes_and_measures(model, source):
 @pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "study").glob("*.yaml"))])
 def test_every_study_composes(study):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("measure", [f"study={study}"])
+        trains = "\ntrain:" in (CONF / "study" / f"{study}.yaml").read_text()
+        cfg = compose("train" if trains else "measure", [f"study={study}"])
     assert cfg.sweep == study
 
 

@@ -42,7 +42,7 @@ checking testing
 nonfinite
 weights alarms schedule monitor
 callbacks.lightning callbacks.transformers callbacks
-plots
+plots.rows plots.curves plots.maps plots.training plots
 initializers
 models.mlp models.alexnet models.resnet models
 __init__
@@ -90,8 +90,12 @@ def test_the_library_knows_no_hydra_no_prints_and_no_global_seed(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["gradscope/plots.py", "gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
-    + [f"gradscope/meanfield/{path.name}" for path in (PACKAGE / "meanfield").glob("*.py")],
+    ["gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
+    + [
+        f"gradscope/{folder}/{path.name}"
+        for folder in ("meanfield", "plots")
+        for path in (PACKAGE / folder).glob("*.py")
+    ],
 )
 def test_files_that_need_no_torch_import_none(name):
     assert not any(imported.split(".")[0] == "torch" for imported in imports(ROOT / name))

@@ -60,6 +60,9 @@ class Killer:
         if self.left < 0:
             raise KilledError
 
+    def record(self):
+        pass
+
     def state_dict(self):
         return {}
 
@@ -231,7 +234,7 @@ def test_the_monitor_watches_a_run():
     monitor = gs.Monitor(model, data.batch(torch.arange(8))[0], every=4, max_overhead=None)
     loop.train(model, data, None, Recipe(epochs=2, batch_size=16, precision="float32"), monitor=monitor)
     frame = monitor.to_frame()
-    assert set(frame["step"]) == {0, 4} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
+    assert set(frame["step"]) == {0, 4, 8} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
 
 
 def composed(*overrides):
@@ -241,9 +244,9 @@ def composed(*overrides):
 
 def test_training_needs_labels(tmp_path):
     with pytest.raises(ValueError, match="learns from images with labels: data=cifar10 or data=digits"):
-        train.train(composed("data=noise"), tmp_path, Console())
+        train.train(composed("data=noise"), tmp_path, CPU, Console())
     with pytest.raises(ValueError, match="resume must be auto or none, got 'yes'"):
-        train.train(composed("resume=yes"), tmp_path, Console())
+        train.train(composed("resume=yes"), tmp_path, CPU, Console())
 
 
 def test_the_configuration_is_the_recipe():

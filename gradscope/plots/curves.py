@@ -1,4 +1,4 @@
-"""Figures: a tidy frame in, matplotlib Axes out.  Nothing is measured here, nothing is saved."""
+"""Curves: coefficients and statistics against depth, and rates against width."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.frames import COLUMNS
+from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart, to_last_target
 
-LABELS = {
-    "gsc": r"$\log_{10}$ GSC (squared convention)",
-    "preactivation_std": "pre-activation standard deviation",
-    "sign_diversity": "sign diversity",
-    "depth_from_output": "layers between $f_k$ and the target",
-    "index": "layer, from the input",
-}
-DIVERGING = "vlag"  # red and blue about white: told apart with every common color blindness, and in gray by lightness
 MAX_DIRECT_LABELS = 8
-MAX_NAMED_LAYERS = 24
-MAX_ANNOTATED = 12
 LABEL_HEIGHT = 0.047  # of the axis
 
 
@@ -50,7 +38,7 @@ def profile(
     Raises:
         ValueError: No such rows.
     """
-    rows = to_last_target(_rows(frame, "gsc"))
+    rows = to_last_target(rows_of(frame, "gsc"))
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel=LABELS["depth_from_output"], ylabel=LABELS["gsc"])
@@ -62,13 +50,13 @@ def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Bands are one standard deviation between runs; with a single run, bars are its standard error of sampling the batch.
     """
-    rows = to_last_target(_rows(frame, "gsc"))
+    rows = to_last_target(rows_of(frame, "gsc"))
     ax = _curves(rows, "index", "log10_value", None, None, ax, marker="o")
     names = rows.drop_duplicates("index").sort_values("index")
     ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor")
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="", ylabel=LABELS["gsc"])
-    if _runs(rows) == 1:
+    if num_runs(rows) == 1:
         ax.errorbar(rows["index"], rows["log10_value"], rows["log10_stderr_sample"].fillna(0), fmt="none", color="0.4")
     return ax
 
@@ -115,39 +103,6 @@ def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
     return ax
 
 
-def phase_diagram(
-    weight_variances: npt.ArrayLike,
-    bias_variances: npt.ArrayLike,
-    chi_1: npt.NDArray[np.float64],
-    *,
-    points: pd.DataFrame | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """chi_1 over weight and bias variance with the critical line chi_1 = 1, and measured networks on it.
-
-    ``chi_1[i, j]`` at ``weight_variances[i]``, ``bias_variances[j]``.  ``points``: columns ``weight_variance``,
-    ``bias_variance`` and ``rate``, drawn on the same scale, which then spans their rates, and labeled.
-    """
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.6), layout="constrained")[1]
-    scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
-    limit = float(np.nanmax(np.abs(scale)))
-    shown = ax.pcolormesh(
-        weight_variances, bias_variances, np.log10(chi_1).T, cmap=DIVERGING, vmin=-limit, vmax=limit, shading="gouraud"
-    )
-    lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
-    ax.clabel(lines, fmt={1.0: r"$\chi_1 = 1$"}, fontsize=9)
-    if points is not None:
-        ax.scatter(
-            points["weight_variance"], points["bias_variance"], c=np.log10(points["rate"]), cmap=DIVERGING, vmin=-limit,
-            vmax=limit, edgecolor="black", linewidth=0.8, s=60, zorder=3, clip_on=False,
-        )  # fmt: skip
-        for x, y, rate in zip(points["weight_variance"], points["bias_variance"], points["rate"], strict=True):
-            ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
-    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC a layer")
-    ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
-    return ax
-
-
 def statistic(
     frame: pd.DataFrame, quantity: str, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -155,54 +110,10 @@ def statistic(
 
     Lines, bands and errors as in `profile`.
     """
-    ax = _curves(_rows(frame, quantity), "index", "value", hue, style, ax)
+    ax = _curves(rows_of(frame, quantity), "index", "value", hue, style, ax)
     ax.set(xlabel=LABELS["index"], ylabel=LABELS.get(quantity, quantity))
     ax.set_ylim(bottom=0)
     return ax
-
-
-def matrix(
-    frame: pd.DataFrame, *, limits: tuple[float, float] | None = None, colorbar: bool = True, ax: Axes | None = None
-) -> Axes:
-    """log10 GSC of every source (column) to every target (row) as a heat map, the mean over runs.
-
-    Arguments:
-        frame: Tidy frame with rows of quantity "gsc" toward several targets.
-        limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0.
-    """
-    rows = _rows(frame, "gsc")
-    rows = rows[rows["layer"].isin(rows["target"])]
-    order = rows.drop_duplicates("layer").sort_values("index")["layer"]
-    table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)
-    table = table.reindex(index=order, columns=order)
-    largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
-    low, high = limits or (-largest, largest)
-    ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
-    sns.heatmap(
-        table, mask=table.isna(), vmin=low, vmax=high, cmap=DIVERGING, square=True, ax=ax, cbar=colorbar,
-        annot=table.round(1) + 0.0 if len(order) <= MAX_ANNOTATED else False, fmt=".1f", annot_kws={"size": 7},
-        cbar_kws={"label": LABELS["gsc"]}, xticklabels=_thinned(order), yticklabels=_thinned(order),
-    )  # fmt: skip
-    ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
-    plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    plt.setp(ax.get_yticklabels(), rotation=0, fontsize=8)
-    return ax
-
-
-def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of quantity "gsc", those toward their run's last target; runs differ in columns beyond the schema."""
-    own = rows["index"].where(rows["depth_from_output"] == 0)
-    runs = [rows[name] for name in rows.columns if name not in COLUMNS]
-    last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
-    return rows[rows["index"] + rows["depth_from_output"] == last]
-
-
-def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    rows = frame[frame["quantity"] == quantity]
-    if rows.empty:
-        known = ", ".join(map(repr, frame["quantity"].unique()))
-        raise ValueError(f"The frame has no rows of quantity {quantity!r}; it has {known}.")
-    return rows
 
 
 def _curves(
@@ -220,7 +131,7 @@ def _curves(
     keys = [key for key in (hue, style) if key is not None]
     sns.lineplot(
         rows, x=x, y=y, hue=hue, style=style,
-        errorbar="sd" if _runs(rows) > 1 else None, palette="colorblind" if hue else None,
+        errorbar="sd" if num_runs(rows) > 1 else None, palette="colorblind" if hue else None,
         color=None if hue else sns.color_palette("colorblind")[0], marker=marker, ax=ax, linewidth=1.8,
     )  # fmt: skip
     sns.despine(ax=ax)
@@ -247,17 +158,10 @@ def _label_ends(
     for name, rows in curves.items():
         last = float(rows[x].max())
         ends[name] = last, float(rows.loc[rows[x] == last, y].mean())
-    order = sorted(ends, key=lambda name: ends[name][1])
-    heights = [ends[name][1] for name in order]
     low, high = ax.get_ylim()
-    gap = (high - low) * LABEL_HEIGHT
-    for _ in range(100):  # push overlapping neighbors apart until all fit
-        for a in range(len(heights) - 1):
-            if (overlap := gap - (heights[a + 1] - heights[a])) > 1e-9:
-                heights[a] -= overlap / 2
-                heights[a + 1] += overlap / 2
+    heights = spread_apart([end for _, end in ends.values()], gap=(high - low) * LABEL_HEIGHT)
     right = max(last for last, _ in ends.values())
-    for name, height in zip(order, heights, strict=True):
+    for name, height in zip(ends, heights, strict=True):
         color = colors.get(name[0], "0.2")
         ax.annotate(
             "+".join(part for part in name if part != "none") + (f": {notes[name]}" if name in notes else ""),
@@ -269,12 +173,3 @@ def _label_ends(
 
 def _names(key: Sequence[object]) -> tuple[str, ...]:
     return tuple(str(part) for part in key)
-
-
-def _runs(rows: pd.DataFrame) -> int:
-    return int(rows["seed"].nunique()) if "seed" in rows else 1
-
-
-def _thinned(names: pd.Series) -> list[str]:
-    step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))
-    return [name if number % step == 0 else "" for number, name in enumerate(names)]

@@ -1,0 +1,75 @@
+"""Maps: coefficients between all pairs of layers, and theory over a plane of variances."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from gradscope.plots.rows import DIVERGING, LABELS, rows_of, thinned
+
+MAX_ANNOTATED = 12
+
+
+def phase_diagram(
+    weight_variances: npt.ArrayLike,
+    bias_variances: npt.ArrayLike,
+    chi_1: npt.NDArray[np.float64],
+    *,
+    points: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """chi_1 over weight and bias variance with the critical line chi_1 = 1, and measured networks on it.
+
+    ``chi_1[i, j]`` at ``weight_variances[i]``, ``bias_variances[j]``.  ``points``: columns ``weight_variance``,
+    ``bias_variance`` and ``rate``, drawn on the same scale, which then spans their rates, and labeled.
+    """
+    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.6), layout="constrained")[1]
+    scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
+    limit = float(np.nanmax(np.abs(scale)))
+    shown = ax.pcolormesh(
+        weight_variances, bias_variances, np.log10(chi_1).T, cmap=DIVERGING, vmin=-limit, vmax=limit, shading="gouraud"
+    )
+    lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
+    ax.clabel(lines, fmt={1.0: r"$\chi_1 = 1$"}, fontsize=9)
+    if points is not None:
+        ax.scatter(
+            points["weight_variance"], points["bias_variance"], c=np.log10(points["rate"]), cmap=DIVERGING, vmin=-limit,
+            vmax=limit, edgecolor="black", linewidth=0.8, s=60, zorder=3, clip_on=False,
+        )  # fmt: skip
+        for x, y, rate in zip(points["weight_variance"], points["bias_variance"], points["rate"], strict=True):
+            ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
+    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC a layer")
+    ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
+    return ax
+
+
+def matrix(
+    frame: pd.DataFrame, *, limits: tuple[float, float] | None = None, colorbar: bool = True, ax: Axes | None = None
+) -> Axes:
+    """log10 GSC of every source (column) to every target (row) as a heat map, the mean over runs.
+
+    Arguments:
+        frame: Tidy frame with rows of quantity "gsc" toward several targets.
+        limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0.
+    """
+    rows = rows_of(frame, "gsc")
+    rows = rows[rows["layer"].isin(rows["target"])]
+    order = rows.drop_duplicates("layer").sort_values("index")["layer"]
+    table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)
+    table = table.reindex(index=order, columns=order)
+    largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
+    low, high = limits or (-largest, largest)
+    ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
+    sns.heatmap(
+        table, mask=table.isna(), vmin=low, vmax=high, cmap=DIVERGING, square=True, ax=ax, cbar=colorbar,
+        annot=table.round(1) + 0.0 if len(order) <= MAX_ANNOTATED else False, fmt=".1f", annot_kws={"size": 7},
+        cbar_kws={"label": LABELS["gsc"]}, xticklabels=thinned(order), yticklabels=thinned(order),
+    )  # fmt: skip
+    ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
+    plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    plt.setp(ax.get_yticklabels(), rotation=0, fontsize=8)
+    return ax
