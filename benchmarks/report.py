@@ -59,7 +59,7 @@ def manifest(**run: Any) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": {"cpu": _cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
-        "command": " ".join(["python -m benchmarks.coefficients", *sys.argv[1:]]),
+        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

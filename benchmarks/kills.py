@@ -1,0 +1,142 @@
+"""Does a training run that is killed end as one that is not?
+
+    python -m benchmarks.kills [--kills N] [--output FOLDER]
+
+One run of ``experiments.train`` is left alone.  Then, N times, the same run is started in a folder of its own, killed
+with SIGKILL at a random moment of its training (also while it writes a checkpoint, which it does every third step),
+looked at (is every file under ``checkpoints`` a whole checkpoint?), and started again until it is done.  Each must end
+with the same weights, bit for bit, and the same records.  Digits of scikit-learn, a small ResNet, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from benchmarks.report import manifest
+from experiments.records import read
+
+OUTPUT = Path("results/benchmarks")
+OPTIONS = [
+    "model=resnet", "model.depth=8", "model.width=8", "data=digits", "train.epochs=3", "train.batch_size=32",
+    "train.checkpoint_every=3", "train.keep=2", "train.log_every=5", "train.precision=float32",
+    "train.augmentation.crop=2", "monitor.every=20", "monitor.max_overhead=null", "num_threads=1",
+]  # fmt: skip
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    """The run, in a process that nothing else depends on."""
+    command = [sys.executable, "-m", "experiments.train", *OPTIONS, f"results={folder}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def training(folder: Path, process: subprocess.Popen[str]) -> bool:
+    """Wait until the process has loaded everything and trains; False where it ended before that was seen."""
+    begin = time.time_ns()
+    while process.poll() is None:
+        if any(path.stat().st_mtime_ns > begin for path in folder.glob("train/*/monitor.jsonl")):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def finish(folder: Path) -> float:
+    """Run to the end; seconds that it trained.  RuntimeError with its output where it fails."""
+    process = start(folder)
+    training(folder, process)
+    begin = time.perf_counter()
+    output, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(output)
+    return time.perf_counter() - begin
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be the same: a digest of the weights, and the records without their speed."""
+    (run,) = (folder / "train").iterdir()
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    digest = hashlib.sha256()
+    for name, weight in state["model"].items():
+        digest.update(name.encode() + weight.numpy().tobytes())
+    records = [{k: v for k, v in record.items() if k != "images_per_second"} for record in read(run / "metrics.jsonl")]
+    steps = [record["step"] for record in read(run / "monitor.jsonl")]
+    return {"weights": digest.hexdigest(), "records": records, "monitored": steps, "step": state["step"]}
+
+
+def unreadable(folder: Path) -> int:
+    """Checkpoints that cannot be loaded; what a kill left unfinished is named .part, and is none."""
+    bad = 0
+    for path in folder.glob("train/*/checkpoints/*.pt"):
+        try:
+            torch.load(path, weights_only=True)
+        except Exception:
+            bad += 1
+    return bad
+
+
+def killed(folder: Path, moment: random.Random, seconds: float, kills: int) -> dict[str, Any]:
+    """Start and kill ``kills`` times, each within ``seconds`` of training, then let it finish."""
+    steps, bad, parts = [], 0, 0
+    for _ in range(kills):
+        process = start(folder)
+        if training(folder, process):
+            time.sleep(moment.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        bad += unreadable(folder)
+        parts += len(list(folder.glob("train/*/checkpoints/*.part")))
+        records = [record["step"] for path in folder.glob("train/*/metrics.jsonl") for record in read(path)]
+        steps.append(max(records, default=0))
+    finish(folder)
+    return {"last_record_before_kill": steps, "unreadable": bad, "half_written": parts}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the campaign; exit 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args(arguments)
+    console, moment, root = Console(), random.Random(0), Path(tempfile.mkdtemp())
+    whole = finish(root / "whole")
+    expected = outcome(root / "whole")
+    console.print(f"left alone: {expected['step']} steps in {whole:.1f} s of training", highlight=False)
+    rows = []
+    for number in range(options.kills):
+        folder = root / f"killed{number}"
+        # Twice each, because a start that goes on from a checkpoint is killed as well.
+        row = killed(folder, moment, 0.6 * whole, kills=2)
+        found = outcome(folder)
+        row |= {f"same_{key}": found[key] == expected[key] for key in ("weights", "records", "monitored")}
+        rows.append({"run": number} | row)
+        console.print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), highlight=False)
+        shutil.rmtree(folder)
+    shutil.rmtree(root)
+    frame = pd.DataFrame(rows)
+    options.output.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(options.output / "kills.csv", index=False)
+    (options.output / "kills.json").write_text(json.dumps(manifest(options=OPTIONS), indent=2) + "\n")
+    same = frame[["same_weights", "same_records", "same_monitored"]].all(axis=None)
+    verdict = "all as if left alone" if same and not frame["unreadable"].sum() else "DIFFERENCES"
+    console.print(f"{len(frame)} runs, {2 * len(frame)} kills: {verdict}")
+    sys.exit(verdict == "DIFFERENCES")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Images a second of ``experiments.loop`` beside what a user would write, and what watching costs.
+
+    python -m benchmarks.training [--quick] [--repeats N] [--output FOLDER] [--models a,b]
+
+AlexNets on CIFAR-10 (GRADSCOPE_DATA; noise of the same shape with --quick), batch 128, flips, SGD with Nesterov
+momentum, label smoothing, taking turns in one process:
+
+- *bare loop*: a Dataset that standardizes and flips one image at a time, a DataLoader with two workers, float32;
+- *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast where it gains, a fused optimizer;
+- *gradscope*: ``experiments.loop.train`` with the same recipe, records every 50 steps.
+
+Then the loop watched: statistics of activations and gradients every 10 steps, GSC of every layer every 100 steps,
+everything every step, each beside the loop alone; histograms of all parameters and gradients every step, as
+``wandb.watch`` makes them; and BackPACK, which brings Cockpit its quantities, every step.  No budget thins them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+import gradscope as gs
+from benchmarks.report import manifest, table
+from benchmarks.rows import Row, timed, to_frame
+from benchmarks.timing import Contestant, race
+from experiments import loop
+from experiments.data import CIFAR10_MEAN, CIFAR10_STD
+from experiments.images import Augmentation, Images
+from experiments.recipe import Recipe
+from gradscope.models import AlexNetA, AlexNetB
+
+OUTPUT = Path("results/benchmarks")
+REPEATS, WIDTH, BATCH, SMOOTHING = 4, 150, 128, 0.1
+BARE, TUNED, OURS = "bare loop, DataLoader, float32", "hand-tuned loop", "gradscope"
+STATISTICS, COEFFICIENTS, ALL = "statistics every 10 steps", "GSC every 100 steps", "everything every step"
+HISTOGRAMS, BACKPACK = "histograms of parameters and gradients every step", "BackPACK, variance and norms, every step"
+MODELS: dict[str, Callable[..., nn.Module]] = {"alexnet_a": AlexNetA, "alexnet_b": AlexNetB}
+Watch = Callable[[nn.Module], Any]
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """One image at a time, as tutorials write it."""
+
+    def __init__(self, images: Images) -> None:
+        self.images, self.labels = images.images.numpy(), images.labels.tolist()
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (CIFAR10_MEAN, CIFAR10_STD))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x = torch.from_numpy(self.images[index]).float() / 255
+        x = (x - self.mean) / self.std
+        return (x.flip(2) if torch.rand(()) < 0.5 else x), self.labels[index]
+
+
+def bare(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
+    """As a user would write it."""
+    model = make()
+    optimizer = SGD(model.parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
+    loader = DataLoader(Pictures(images), batch_size=BATCH, shuffle=True, num_workers=2, drop_last=True)
+    for x, y in itertools.islice(loader, steps):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x), y, label_smoothing=SMOOTHING)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def tuned(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
+    """The same by hand, with what makes it fast and nothing else."""
+    model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = SGD(model.parameters(), fused=True)
+    cast = Recipe().cast(torch.device("cpu"))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CIFAR10_MEAN, CIFAR10_STD))
+    order = torch.randperm(len(images.images))
+    for step in range(steps):
+        chosen = order[step * BATCH : (step + 1) * BATCH]
+        x = (images.images[chosen].float() / 255 - mean) / std
+        x = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, x.flip(3), x).contiguous(memory_format=torch.channels_last)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * min(step / (0.3 * steps), (steps - step) / (0.7 * steps))
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=cast, enabled=cast is not None):
+            output = model(x)
+        functional.cross_entropy(output.float(), images.labels[chosen], label_smoothing=SMOOTHING).backward()
+        optimizer.step()
+
+
+class Silent:
+    """Watches nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        """Nothing."""
+
+    def record(self) -> None:
+        """Nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class Histograms(Silent):
+    """64 bins of every parameter and every gradient, every step."""
+
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        for p in self.model.parameters():
+            for values in (p.detach(), p.grad):
+                if values is not None:
+                    low, high = float(values.min()), float(values.max())
+                    torch.histc(values.float(), bins=64, min=low, max=high).tolist()
+
+
+class BackPack(Silent):
+    """A second pass with BackPACK's extensions on the same batch: gradients of single samples, norms and variances."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from backpack import extend
+
+        super().__init__(extend(model))
+        self.loss = extend(nn.CrossEntropyLoss())
+
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        from backpack import backpack
+        from backpack.extensions import BatchL2Grad, Variance
+
+        kept = [p.grad for p in self.model.parameters()]
+        with backpack(BatchL2Grad(), Variance()):
+            self.loss(self.model(batch[0]), batch[1]).backward()
+        for p, grad in zip(self.model.parameters(), kept, strict=True):
+            p.grad = grad
+
+
+def ours(make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None) -> None:
+    """``experiments.loop.train``, watched or not."""
+    model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    recipe = Recipe(
+        epochs=100, max_steps=steps, batch_size=BATCH, optimizer=SGD, label_smoothing=SMOOTHING,
+        augmentation=Augmentation(flip=True),
+    )  # fmt: skip
+    loop.train(model, images, None, recipe, monitor=None if watch is None else watch(model))
+
+
+def light(images: Images) -> Iterator[tuple[str, Watch]]:
+    """What is measured now and then."""
+    yield STATISTICS, partial(_monitor, images, every=10**9, statistics_every=10)
+    yield COEFFICIENTS, partial(_monitor, images, every=100)
+
+
+def heavy(images: Images) -> Iterator[tuple[str, Watch]]:
+    """What is measured every step."""
+    yield ALL, partial(_monitor, images, every=1, probes=1)
+    yield HISTOGRAMS, Histograms
+    if importlib.util.find_spec("backpack") is not None:
+        yield BACKPACK, BackPack
+
+
+class Running(Silent):
+    """A monitor in the middle of a long run: past its record at step 0, and before the one at the end."""
+
+    def __init__(self, model: nn.Module, monitor: gs.Monitor) -> None:
+        super().__init__(model)
+        self.monitor = monitor
+        monitor.steps = 1
+
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        self.monitor.step(loss, batch)
+
+
+def _monitor(images: Images, model: nn.Module, **options: Any) -> Running:
+    x, _ = images.batch(torch.arange(32))
+    return Running(model, gs.Monitor(model, x, max_overhead=None, **options))
+
+
+def speed(name: str, images: Images, steps: int, repeats: int) -> list[Row]:
+    """The three loops, seconds, and ratios to gradscope's."""
+    make = partial(_seeded, MODELS[name])
+    loops = {OURS: ours, TUNED: tuned, BARE: bare}
+    times = race([Contestant(what, partial(f, make, images, steps)) for what, f in loops.items()], repeats)
+    return timed(name, f"{steps} steps of {BATCH} images", times, OURS)
+
+
+def watching(name: str, images: Images, watches: Iterable[tuple[str, Watch]], steps: int, repeats: int) -> list[Row]:
+    """The loop with each way to watch, over the loop alone."""
+    make = partial(_seeded, MODELS[name])
+    contestants = [Contestant(OURS, partial(ours, make, images, steps))]
+    contestants += [Contestant(what, partial(ours, make, images, steps, watch)) for what, watch in watches]
+    return timed(f"{name}, watched", f"{steps} steps of {BATCH} images", race(contestants, repeats), OURS)
+
+
+def _seeded(make: Callable[..., nn.Module]) -> nn.Module:
+    return make(generator=torch.Generator().manual_seed(0))
+
+
+def _data(quick: bool) -> Images:
+    if not quick:
+        return Images.cifar10(train=True)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (1024, 3, 32, 32), dtype=np.uint8)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(generator.integers(0, 10, 1024)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print both tables of each model, and write one frame and its manifest."""
+    options = _options(arguments)
+    console, begin, rows = Console(width=WIDTH), time.perf_counter(), list[Row]()
+    images, quick = _data(options.quick), options.quick
+    for name in options.models.split(","):
+        for group in (
+            speed(name, images, 2 if quick else 30, options.repeats),
+            watching(name, images, light(images), 2 if quick else 100, options.repeats),
+            watching(name, images, heavy(images), 2 if quick else 20, options.repeats),
+        ):
+            console.print(table(group[0].group, group))
+            rows += group
+    options.output.mkdir(parents=True, exist_ok=True)
+    to_frame(rows).to_csv(options.output / "training.csv", index=False)
+    seconds = time.perf_counter() - begin
+    cast = Recipe().cast(torch.device("cpu"))
+    written = manifest(quick=options.quick, repeats=options.repeats, seconds=round(seconds, 1), autocast=str(cast))
+    (options.output / "training.json").write_text(json.dumps(written, indent=2) + "\n")
+    console.print(f"{options.output / 'training.csv'} ({seconds:.1f} s)", highlight=False)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two steps on noise: shows that it runs")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--models", default="alexnet_a,alexnet_b")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a GPU must do as a CPU does.  Everything here skips, and says so, where there is none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import gradscope as gs
+from experiments import loop
+from experiments.images import Augmentation, Images
+from experiments.recipe import Recipe
+from gradscope.models import AlexNetB, ResNet
+from tests.helpers import seeded
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none here"),
+]
+RECIPE = Recipe(
+    max_steps=20, batch_size=32, log_every=5, precision="float32", augmentation=Augmentation(crop=4, cutout=8)
+)
+
+
+def images():
+    pixels = torch.randint(256, (256, 3, 32, 32), generator=seeded(), dtype=torch.uint8)
+    return Images(pixels, (pixels[:, 0].float().mean((1, 2)) > 127.5).long())
+
+
+def trained(device, recipe, data=None):
+    model = AlexNetB(generator=seeded()).to(device).to(memory_format=torch.channels_last)
+    data = data or images().to(torch.device(device))
+    return model, loop.train(model, data, data, recipe)
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_the_same_losses_as_on_a_cpu():
+    losses = [[r["train_loss"] for r in trained(device, RECIPE)[1]] for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"compile": True}], ids=["bfloat16", "compile"])
+def test_faster_ways_give_nearly_the_same(change):
+    losses = [[r["train_loss"] for r in trained("cuda", recipe)[1]] for recipe in (RECIPE, replace(RECIPE, **change))]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+def test_mapped_images_arrive_unchanged(tmp_path):
+    data, device = images(), torch.device("cuda")
+    mapped = data.mapped(tmp_path / "train.bytes", device)
+    for a, b in zip(data.to(device).batch(torch.arange(40)), mapped.batch(torch.arange(40)), strict=True):
+        assert a.is_cuda and torch.equal(a, b)
+
+
+def test_coefficients_and_monitor():
+    model, x = ResNet(depth=8, width=8, generator=seeded()), torch.randn(8, 3, 32, 32, generator=seeded(1))
+    expected = gs.gsc(model, x, probes=2).log10_values
+    model, x = model.cuda(), x.cuda()
+    np.testing.assert_allclose(gs.gsc(model, x, probes=2).log10_values, expected, atol=1e-3)
+    monitor = gs.Monitor(model, x, every=2, max_overhead=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        monitor.step(loss, x)
+        optimizer.step()
+    assert set(monitor.to_frame()["step"]) == {0, 2}
