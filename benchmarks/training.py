@@ -137,6 +137,9 @@ class BackPack(Silent):
     def __init__(self, model: nn.Module) -> None:
         from backpack import extend
 
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):  # BackPACK takes padding in pixels only; strides are 1, sides odd
+                module.padding = (module.kernel_size[0] // 2, module.kernel_size[1] // 2)
         super().__init__(extend(model))
         self.loss = extend(nn.CrossEntropyLoss())
 
@@ -171,6 +174,10 @@ def heavy(images: Images) -> Iterator[tuple[str, Watch]]:
     """What is measured every step."""
     yield ALL, partial(_monitor, images, every=1, probes=1)
     yield HISTOGRAMS, Histograms
+
+
+def heaviest() -> Iterator[tuple[str, Watch]]:
+    """What takes many times as long as the step itself."""
     if importlib.util.find_spec("backpack") is not None:
         yield BACKPACK, BackPack
 
@@ -230,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
             speed(name, images, 2 if quick else 30, options.repeats),
             watching(name, images, light(images), 2 if quick else 100, options.repeats),
             watching(name, images, heavy(images), 2 if quick else 20, options.repeats),
+            watching(name, images, heaviest(), 1 if quick else 2, 1),
         ):
             console.print(table(group[0].group, group))
             rows += group

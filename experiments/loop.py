@@ -86,7 +86,8 @@ def train(
         if recipe.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         if monitor is not None:
-            monitor.step(loss, (x, y))
+            with _autocast(device, cast):
+                monitor.step(loss, (x, y))
         optimizer.step()
         losses += loss.detach()
         done = step + 1
@@ -117,7 +118,8 @@ def train(
             if improved:
                 checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
     if monitor is not None:
-        monitor.record()
+        with _autocast(device, cast):
+            monitor.record()
     return records
 
 
@@ -139,9 +141,13 @@ def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) ->
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
     """Logits in float32, of images with the channels last in memory, under autocast to ``cast``."""
-    with torch.autocast(x.device.type, dtype=cast, enabled=cast is not None):
+    with _autocast(x.device, cast):
         output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     return output.float()
+
+
+def _autocast(device: torch.device, cast: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=cast, enabled=cast is not None)
 
 
 def _seed(seed: int, purpose: str, step: int) -> int:

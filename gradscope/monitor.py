@@ -47,7 +47,8 @@ class Monitor:
     On its schedule it measures, on the fixed probe batch ``x`` and with the same probe vectors each time, so that
     curves are comparable: GSC of every unit (squared convention), statistics of pre-activations where nonlinearities
     are modules, and what `gradscope.weights.Weights` says of every layer's weights, gradients (those in ``.grad``, of
-    the training batch) and updates.  Everything is measured in the parameters' own precision, also under autocast.
+    the training batch) and updates.  Coefficients are measured in the parameters' own precision; statistics of
+    pre-activations as the network runs where `step` is called, so inside ``torch.autocast`` in its precision.
 
     Arguments:
         model: What is trained; wrappers of ``torch.compile`` and data parallelism are taken off for measuring.
@@ -175,15 +176,15 @@ class Monitor:
 
     def _record(self, number: int, kind: str) -> None:
         begin, parts = self.schedule.clock(), []
-        # Autocast would measure another network than the one whose weights are recorded, and coarser.
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-            if kind == GSC:
-                x = iter([_part(self.x, self.forward)]) if _parallel() else self.x
+        if kind == GSC:
+            x = iter([_part(self.x, self.forward)]) if _parallel() else self.x
+            # Autocast would multiply rounded Jacobians, layer after layer.
+            with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
                 profile = gsc(self.model, x, forward=self.forward, layers=self.layers, probes=self.probes)
-                parts.append(profile.to_frame())
-            if self.has_statistics:
-                parts.append(measure(self.model, self.x, measures=STATISTICS, forward=self.forward))
-            parts.append(self.weights.frame(number))
+            parts.append(profile.to_frame())
+        if self.has_statistics:
+            parts.append(measure(self.model, self.x, measures=STATISTICS, forward=self.forward))
+        parts.append(self.weights.frame(number))
         frame = pd.concat(parts, ignore_index=True)
         frame.insert(0, "step", number)
         self._records.append(frame)

@@ -45,12 +45,12 @@ def heard(modules: Modules, listener: Listener) -> Iterator[None]:
 
 
 def slopes(module: nn.Module, received: Tensor) -> Tensor:
-    """phi'(h) of an elementwise nonlinearity at every entry of ``received``, by automatic differentiation.
+    """phi'(h) of an elementwise nonlinearity at every entry of ``received``, by automatic differentiation; bool of ReLU.
 
     RReLU in training mode draws its slopes anew; the model's random numbers are not used up.
     """
-    if type(module) is nn.ReLU:  # the most frequent one, and automatic differentiation takes four times as long
-        return (received > 0).to(received.dtype)
+    if type(module) is nn.ReLU:  # the most frequent one, and automatic differentiation takes many times as long
+        return received > 0
     devices = [received.device] if received.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         leaf = received.detach().requires_grad_()

@@ -46,24 +46,30 @@ class Weights:
         gradients = {name: parts for name, parts in gradients.items() if parts}
         if gradients:
             lengths = dict(zip(gradients, _together(map(_length, gradients.values())), strict=True))
-            zeros = _together(torch.stack([(g == 0).sum() for g in parts]).sum() for parts in gradients.values())
+            others = _together(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
             sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
             columns["gradient_norm"] = lengths
             columns["gradient_rms"] = {name: value / math.sqrt(sizes[name]) for name, value in lengths.items()}
             columns["gradient_zero_fraction"] = {
-                name: value / sizes[name] for name, value in zip(gradients, zeros, strict=True)
+                name: 1 - value / sizes[name] for name, value in zip(gradients, others, strict=True)
             }
             columns["gradient_to_weight"] = {name: _ratio(value, weights[name]) for name, value in lengths.items()}
-        current = [p for parameters in self.owners.values() for p in parameters]
-        if self._before is not None and self._before[0] < step:
-            since, before = self._before
-            changes = iter(p.detach() - old for p, old in zip(current, before, strict=True))
+        current = [p.detach() for parameters in self.owners.values() for p in parameters]
+        if self._before is None:
+            self._before = step, [p.clone() for p in current]
+        since, before = self._before
+        if since < step:
+            for old, p in zip(before, current, strict=True):
+                torch.sub(p, old, out=old)  # without another copy of all parameters
+            changes = iter(before)
             moved = _together(_length([next(changes) for _ in own]) for own in self.owners.values())
             columns["update_to_weight"] = {
                 name: _ratio(value / (step - since), weights[name])
                 for name, value in zip(self.owners, moved, strict=True)
             }
-        self._before = step, [p.detach().clone() for p in current]
+            for old, p in zip(before, current, strict=True):
+                old.copy_(p)
+            self._before = step, before
         return _tidy(columns, list(self.owners))
 
 

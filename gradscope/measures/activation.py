@@ -6,6 +6,7 @@ pre-activation (for a convolution one channel at one position).  Standard errors
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from gradscope.estimates import Estimate
 from gradscope.measures.samples import influenced, jackknife, sample_mean
 
 PREACTIVATIONS, SLOPES = "preactivations", "slopes"
+BLOCK = 1 << 18  # numbers
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class PreactivationStd:
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         """``preactivations``: (B, ...), B >= 2."""
-        # Deviations from the first sample are exact where a neuron hardly varies, so the mean is not needed in float64.
-        h = _flat(preactivations)
-        h = h if h.dtype == torch.float64 else h.float()
-        deviations = h - h[0]
-        deviations -= deviations.mean(dim=0)
-        lengths = torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64)
-        return sample_mean(lengths.square() / h.shape[1]).sqrt()  # the mean over samples is the mean variance
+        total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
+        for h in _blocks(preactivations):
+            h = h if h.dtype == torch.float64 else h.float()
+            # From the first sample, not from zero: a mean far above the deviations would drown them in rounding.
+            deviations = h - h[0]
+            deviations -= deviations.mean(dim=0)
+            total += torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64).square()
+        squares = total / preactivations[0].numel()  # (B,), its mean is the mean variance
+        return sample_mean(squares).sqrt()
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ class SignDiversity:
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         """``preactivations``: (B, ...), B >= 2."""
-        h = _flat(preactivations)
-        positive, negative = h > 0, h < 0
-        num_positive, num_negative = positive.sum(dim=0), negative.sum(dim=0)
-        signed = (num_positive + num_negative).clamp_min(1).double()
-        # Each sample adds 1 / signed at every neuron where it is in the minority; a mask is a byte, not eight.
-        minority = positive.where(num_positive <= num_negative, negative)
-        return sample_mean(len(h) * torch.stack([(row / signed).mean() for row in minority]))
+        total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
+        for h in _blocks(preactivations):
+            signs = h.sign() if h.dtype == torch.float64 else h.float().sign()
+            nonzero, surplus = signs.abs(), signs.sum(dim=0)
+            minority = torch.where(surplus <= 0, 1.0, -1.0).to(signs.dtype)
+            weights = 0.5 / nonzero.sum(dim=0).clamp_min(1)  # a sample in the minority counts 1 / (P + N)
+            total += (nonzero @ weights + signs @ (minority * weights)).double()
+        return sample_mean(total * (len(preactivations) / preactivations[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,15 @@ class DeadFraction:
 
     def __call__(self, slopes: Tensor) -> Estimate:
         """``slopes``: phi'(h), (B, ...), B >= 2."""
-        return Estimate(float((_flat(slopes) == 0).all(dim=0).double().mean()), None)
+        # The largest of bytes, because torch is slow at "all" along the first dimension.
+        alive = sum(int((block != 0).view(torch.uint8).amax(dim=0).count_nonzero()) for block in _blocks(slopes))
+        return Estimate(1 - alive / slopes[0].numel(), None)
+
+
+def _blocks(values: Tensor) -> Sequence[Tensor]:
+    """(B, ...) as pieces (B, some neurons) that stay in the processor's cache."""
+    flat = _flat(values)
+    return flat.split(max(1, BLOCK // len(flat)), dim=1)
 
 
 def _effective_rank(h: Tensor) -> float:
