@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -157,12 +158,26 @@ def _from_record(record: Record) -> pd.DataFrame:
     return gs.frames.upgraded(pd.DataFrame(record)).astype({"step": "int64"})
 
 
+def _shown(console: Console) -> Callable[..., None]:
+    """Warnings of the monitor in one line, without the place in the code; others as always."""
+    always = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, gs.MonitorWarning):
+            console.print(f"Warning: {message}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            always(message, category, *place)
+
+    return show
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train one network and write its run folder."""
     began, info = time.perf_counter(), HydraConfig.get()
     folder, console = run.folder(cfg, info.overrides.task), Console()
-    with parallel.started(run.device(cfg.device)) as device:
+    with parallel.started(run.device(cfg.device)) as device, warnings.catch_warnings():
+        warnings.showwarning = _shown(console)
         try:
             train(cfg, folder, device, console, run.columns(cfg, dict(info.runtime.choices)))
         except gs.NonFiniteError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,22 +55,33 @@ class Alarms:
             log10_gsc, layer = coefficients[place]
             if sign * log10_gsc > EXTREME_LOG10:
                 self.warn(kind, layer, step, f"its GSC is 10^{log10_gsc:.1f}, the most extreme of all layers")
-        for layer, dead in values("dead_fraction").items():
-            if dead >= DEAD:
-                self.warn("dead units", layer, step, f"{100 * dead:.0f} % of its units pass no gradient")
-        for layer, length in values("weight_norm").items():
-            if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first:
-                self.warn("weight growth", layer, step, f"its weights are {length / first:.0f} times as long")
+        dead = {layer: value for layer, value in values("dead_fraction").items() if value >= DEAD}
+        self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
+        grown = {
+            layer: length / first
+            for layer, length in values("weight_norm").items()
+            if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first
+        }
+        self.together("weight growth", grown, step, lambda value: f"its weights are {value:.3g} times as long")
+
+    def together(self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str]) -> None:
+        """One warning for all layers at which this is new, by the name of the worst."""
+        new = {layer: value for layer, value in found.items() if self._new(kind, layer, step)}
+        if not new:
+            return
+        worst = max(new, key=lambda layer: new[layer])
+        others = f"; the same at {len(new) - 1} other layers" if len(new) > 1 else ""
+        _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
 
     def warn(self, kind: str, layer: str, step: int, what: str) -> None:
         """Warn of this at this layer, unless that was done before."""
         if self._new(kind, layer, step):
-            warnings.warn(f"{kind} at layer {layer!r}, step {step}: {what}.", MonitorWarning, stacklevel=2)
+            _warn(f"{kind} at layer {layer!r}, step {step}: {what}.")
 
     def nonfinite(self, message: str, step: int) -> None:
         """Warn of a loss that is not finite, the first time."""
         if self._new("nonfinite", "loss", step):
-            warnings.warn(message, MonitorWarning, stacklevel=2)
+            _warn(message)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -85,3 +97,7 @@ class Alarms:
         if not known:
             self.fired.append((kind, layer, step))
         return not known
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, MonitorWarning, stacklevel=3)

@@ -45,7 +45,7 @@ def heard(modules: Modules, listener: Listener) -> Iterator[None]:
 
 
 def slopes(module: nn.Module, received: Tensor) -> Tensor:
-    """phi'(h) of an elementwise nonlinearity at every entry of ``received``, by automatic differentiation; bool of ReLU.
+    """phi'(h) of an elementwise nonlinearity at every entry of ``received``, by differentiation; of ReLU as a mask.
 
     RReLU in training mode draws its slopes anew; the model's random numbers are not used up.
     """

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import frames
+from gradscope.norms import plain_norms
 from gradscope.parameters import Owned, owned_parameters
+from gradscope.workspace import Workspace
 
 
 class Weights:
@@ -27,10 +29,11 @@ class Weights:
     def __init__(self, model: nn.Module) -> None:
         self.owners: Owned = owned_parameters(dict(model.named_modules()))
         self._before: tuple[int, list[Tensor]] | None = None
+        self._workspace = Workspace()
 
     def norms(self) -> dict[str, float]:
         """|w| of every layer."""
-        return dict(zip(self.owners, _together(_length(ps) for ps in self.owners.values()), strict=True))
+        return dict(zip(self.owners, _together(self._length(ps) for ps in self.owners.values()), strict=True))
 
     def frame(self, step: int) -> pd.DataFrame:
         """A tidy frame, one row a statistic and a layer; ``step`` counts the updates before this call.
@@ -45,7 +48,7 @@ class Weights:
         }
         gradients = {name: parts for name, parts in gradients.items() if parts}
         if gradients:
-            lengths = dict(zip(gradients, _together(map(_length, gradients.values())), strict=True))
+            lengths = dict(zip(gradients, _together(map(self._length, gradients.values())), strict=True))
             others = _together(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
             sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
             columns["gradient_norm"] = lengths
@@ -62,7 +65,7 @@ class Weights:
             for old, p in zip(before, current, strict=True):
                 torch.sub(p, old, out=old)  # without another copy of all parameters
             changes = iter(before)
-            moved = _together(_length([next(changes) for _ in own]) for own in self.owners.values())
+            moved = _together(self._length([next(changes) for _ in own]) for own in self.owners.values())
             columns["update_to_weight"] = {
                 name: _ratio(value / (step - since), weights[name])
                 for name, value in zip(self.owners, moved, strict=True)
@@ -72,11 +75,10 @@ class Weights:
             self._before = step, before
         return _tidy(columns, list(self.owners))
 
-
-def _length(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean length of all of them as one vector, summed in float64 without a copy in float64."""
-    lengths = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
-    return torch.linalg.vector_norm(torch.stack(lengths))
+    def _length(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Euclidean length of all of them as one vector."""
+        lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
+        return torch.linalg.vector_norm(torch.stack(lengths))
 
 
 def _together(values: Iterable[Tensor]) -> list[float]:

@@ -313,6 +313,21 @@ def test_warnings_name_the_layer_once(model, prepare, message):
     assert [bool(re.search(message, str(warning.message))) for warning in seen].count(True) == 1
 
 
+def test_many_layers_in_one_warning(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+    with torch.no_grad():
+        model.first.weight.mul_(30)
+        model.second.weight.mul_(90)
+        model.last.weight.mul_(50)
+    with pytest.warns(
+        gs.MonitorWarning,
+        match=r"weight growth at layer 'second', step 0: its .* times as long; the same at 2 other layers",
+    ):
+        monitor.step()
+    kinds = sorted((kind, layer) for kind, layer, _ in monitor.alarms.fired if kind == "weight growth")
+    assert kinds == [("weight growth", layer) for layer in ("first", "last", "second")]
+
+
 def test_exploding_and_jumping():
     deep = gs.models.MLP(depth=40, width=12, norm="batch", generator=torch.Generator().manual_seed(0))
     monitor = gs.Monitor(deep, noise(24, 12).float(), every=1, max_overhead=None)

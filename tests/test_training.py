@@ -237,6 +237,41 @@ def test_the_monitor_watches_a_run():
     assert set(frame["step"]) == {0, 4, 8} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
 
 
+def test_a_run_with_a_planted_infinity_stops_with_the_layer_named(tmp_path):
+    data, model = images(64), network()
+
+    class Planting(gs.Monitor):
+        def step(self, loss, batch):
+            if self.steps == 5:
+                with torch.no_grad():
+                    model[1].weight[3] = math.inf
+            return super().step(loss, batch)
+
+    monitor = Planting(model, data.batch(torch.arange(8))[0], every=100, save_to=tmp_path)
+    with pytest.raises(gs.NonFiniteError, match=r"The loss is nan .* step 6: the parameters of layer '1' hold NaN"):
+        loop.train(model, data, None, replace(RECIPE, epochs=9), monitor=monitor)
+    assert torch.load(tmp_path / "nonfinite.pt", weights_only=True)["step"] == 6
+
+
+def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
+    pytest.importorskip("sklearn")
+    options = ["model=alexnet_b", "data=digits", "optimizer.lr=10", "train.batch_size=32", f"results={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *options], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 1
+    named = r"Stopped: The loss is \w+ at or before step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
+    found = re.search(named + r"\. The batch and the state are in (\S+)\.\n", done.stderr)
+    saved = torch.load(found[2], weights_only=True)
+    model = gs.models.AlexNetB()
+    model.load_state_dict(saved["model"])
+    x, bad = saved["batch"][0], []
+    for name, layer in model.named_children():  # layer by layer, the plain way
+        x = layer(x)
+        bad += [name] * (not torch.isfinite(x).all())
+    assert bad[0] == found[1]
+
+
 def composed(*overrides):
     with initialize_config_module("conf", version_base="1.3"):
         return compose("train", list(overrides))
