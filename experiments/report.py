@@ -48,11 +48,11 @@ def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
 
 
 def network_keys(frame: pd.DataFrame) -> list[str]:
-    """Configuration columns that tell the networks of a study apart: those that vary, seeds aside.
+    """Configuration columns that tell the networks of a study apart: those that vary, seeds and steps aside.
 
     ``model`` and ``data`` are left out where the other columns say the same, and keys that not every model has.
     """
-    own = [name for name in frame.columns if name not in frames.COLUMNS and name != "seed"]
+    own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step")]
     varying = [name for name in own if frame[name].nunique() > 1 and frame[name].notna().all()]
     for name in ("model", "data"):
         rest = [other for other in varying if other != name]

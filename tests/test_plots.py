@@ -110,3 +110,54 @@ def test_the_heat_map_holds_every_pair():
 def test_a_missing_quantity_is_an_error():
     with pytest.raises(ValueError, match="no rows of quantity 'sign_diversity'; it has 'gsc'"):
         plots.statistic(profile(0, 0.1), "sign_diversity")
+
+
+def records(seed: int, steps=(0, 10, 40)) -> pd.DataFrame:
+    parts = []
+    for number, step in enumerate(steps):
+        gsc = profile(seed, 0.1 * number, depth=4)
+        norms = gsc[gsc["index"] > 0].assign(quantity="gradient_norm", target=None, depth_from_output=0)
+        parts += [gsc.assign(step=step), norms.assign(step=step, log10_value=-norms["index"].astype(float) - number)]
+    return pd.concat(parts).assign(seed=seed)
+
+
+def test_evolution_shows_each_layer_and_step():
+    frame = pd.concat([records(0), records(1)])
+    ax = plots.evolution(frame)
+    (mesh,) = ax.collections
+    expected = frame[frame["quantity"] == "gsc"].groupby(["index", "step"])["log10_value"].mean().unstack()
+    np.testing.assert_allclose(mesh.get_array(), expected)
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"layers.{i}" for i in range(5)]
+    assert mesh.norm.vmin == -mesh.norm.vmax and ax.yaxis_inverted()
+    np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], [-5, 5, 25, 55])  # cells end half way between steps
+    norms = plots.evolution(frame, "gradient_norm", colorbar=False).collections[0]
+    assert norms.norm.vmin == pytest.approx(-6) and norms.norm.vmax == pytest.approx(-1)
+    with pytest.raises(ValueError, match="no rows of quantity 'nothing'"):
+        plots.evolution(frame, "nothing")
+
+
+def test_before_and_after():
+    ax = plots.before_after(pd.concat([records(0), records(1)]))
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()[:2]}
+    np.testing.assert_allclose(lines["before (step 0)"], 0, atol=0.05)
+    np.testing.assert_allclose(lines["after (step 40)"], [0.8, 0.6, 0.4, 0.2, 0], atol=0.05)
+    alone = plots.before_after(records(0, steps=(7,)))
+    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["after (step 7)"]
+
+
+def test_over_steps_names_each_layer_once():
+    ax = plots.over_steps(pd.concat([records(0), records(1)]), "gradient_norm")
+    assert [text.get_text() for text in ax.texts] == [f"layers.{i}" for i in range(1, 5)]
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [1e-1, 1e-2, 1e-3])
+    heights = sorted(np.log10(text.xyann[1]) for text in ax.texts)
+    assert all(b - a > 0.05 for a, b in pairwise(heights))
+
+
+def test_learning_curves():
+    metrics = pd.DataFrame(
+        {"step": [1, 2, 1, 2], "seed": [0, 0, 1, 1], "train_loss": [3.0, 2.0, 1.0, 0.0], "model": "a"}
+    )
+    ax = plots.learning(metrics, "train_loss")
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [2, 1])
+    with pytest.raises(ValueError, match="no 'test_loss'; their columns are"):
+        plots.learning(metrics, "test_loss")

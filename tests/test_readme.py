@@ -21,6 +21,14 @@ def test_the_code_of_the_readme_runs(capsys):
     assert names["matrix"].log10_values.shape == (51, 51)
 
 
+def test_the_loop_of_the_training_page_runs():
+    mpl.use("Agg")
+    names: dict = {}
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    exec(code[1], names)
+    assert set(names["frame"]["step"]) == {0, 2}
+
+
 def test_commands_and_links_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"make (demo|test|setup)\b", README)) <= set(targets)

@@ -253,6 +253,33 @@ def test_a_run_with_a_planted_infinity_stops_with_the_layer_named(tmp_path):
     assert torch.load(tmp_path / "nonfinite.pt", weights_only=True)["step"] == 6
 
 
+def test_a_sweep_is_collected_drawn_and_published(tmp_path):
+    pytest.importorskip("sklearn")
+
+    def command(module, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", f"experiments.{module}", *arguments], cwd=ROOT, capture_output=True, text=True,
+            timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2"]
+    said = command("train", "-m", *small, "train.batch_size=32", "optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10",
+                   "monitor.max_overhead=null", f"results={tmp_path}", "sweep=s")  # fmt: skip
+    accuracies = re.findall(r"epoch 2.00 .* test accuracy ([\d.]+) %", said)
+    assert len(accuracies) == 4
+    command("collect", f"results={tmp_path}", "sweep=s")
+    table = command("figures", "study=s", f"results={tmp_path}", f"reference={tmp_path}/ref", "publish=true")
+    by_network = [np.mean([float(a) for a in accuracies[n : n + 2]]) for n in (0, 2)]
+    assert [float(v) for v in re.findall(r"([\d.]+) % \+-", table)] == pytest.approx(by_network, abs=0.011)
+    names = {"learning.png", "gsc_over_training.png", "gsc_before_after.png", "gradient_norms.png"}
+    published = tmp_path / "ref" / "s"
+    assert {path.name for path in published.iterdir()} == names | {"data.csv", "metrics.csv", "manifest.json"}
+    again = command("figures", "study=s", f"results={tmp_path}/none", f"reference={tmp_path}/ref")
+    assert again.splitlines()[:9] == table.splitlines()[:9]  # the same table from the published records
+
+
 def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
     pytest.importorskip("sklearn")
     options = ["model=alexnet_b", "data=digits", "optimizer.lr=10", "train.batch_size=32", f"results={tmp_path}"]
@@ -260,7 +287,7 @@ def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
         [sys.executable, "-m", "experiments.train", *options], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    named = r"Stopped: The loss is \w+ at or before step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
+    named = r"Stopped: The loss is \w+ at .* step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
     found = re.search(named + r"\. The batch and the state are in (\S+)\.\n", done.stderr)
     saved = torch.load(found[2], weights_only=True)
     model = gs.models.AlexNetB()
