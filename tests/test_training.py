@@ -264,9 +264,9 @@ def test_a_sweep_is_collected_drawn_and_published(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2"]
-    said = command("train", "-m", *small, "train.batch_size=32", "optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10",
-                   "monitor.max_overhead=null", f"results={tmp_path}", "sweep=s")  # fmt: skip
+    small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2", "train.batch_size=32"]
+    sweep = ["optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10", "sweep=s"]
+    said = command("train", "-m", *small, *sweep, "monitor.max_overhead=null", f"results={tmp_path}")
     accuracies = re.findall(r"epoch 2.00 .* test accuracy ([\d.]+) %", said)
     assert len(accuracies) == 4
     command("collect", f"results={tmp_path}", "sweep=s")
