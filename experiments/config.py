@@ -144,6 +144,7 @@ class MonitorConfig:
     probes: Any = MISSING
     batch_size: int = MISSING
     max_overhead: float | None = MISSING
+    on_nonfinite: str = MISSING
 
 
 @dataclass

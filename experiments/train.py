@@ -107,7 +107,7 @@ class _Outputs:
         self, cfg: DictConfig, folder: Path, console: Console, steps: int, state: dict[str, Any] | None
     ) -> None:
         self.console, self.frames, self.active = console, list[pd.DataFrame](), Ranks.here().first
-        begin = 0 if state is None else state["step"]
+        begin, self.accuracy = 0 if state is None else state["step"], ""
         measured = [record for record in records.read(folder / "monitor.jsonl") if record["step"] < begin]
         self.frames += [_from_record(record) for record in measured]
         if not self.active:
@@ -126,10 +126,12 @@ class _Outputs:
         self.metrics.append(record)
         for sink in self.sinks:
             sink.write(record["step"], sinks.of_record(record))
-        accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %" if "test_accuracy" in record else ""
-        text = f"loss {record['train_loss']:.4f}{accuracy}  {record['images_per_second']:.0f} images/s"
+        tested = "test_accuracy" in record
+        if tested:
+            self.accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %"
+        text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} images/s"
         self.bar.show(record["step"], text)
-        if accuracy:
+        if tested:
             console = self.bar.progress.console if self.bar.visible else self.console
             console.print(f"epoch {record['epoch']:.2f}  {text}", highlight=False)
 

@@ -228,6 +228,18 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         checkpoints.load(tmp_path, CPU)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_is_the_same_run():
+    data = images(64)
+    plain, compiled = network(), network()
+    plain[4].p = compiled[4].p = 0.0  # the compiler draws other masks
+    records = [loop.train(model, data, data, replace(RECIPE, compile=model is compiled)) for model in (plain, compiled)]
+    np.testing.assert_allclose(*([r["train_loss"] for r in found] for found in records), rtol=1e-4)
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 def test_the_monitor_watches_a_run():
     data = images(64)
     model = network()
