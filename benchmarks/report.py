@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from rich.table import Table
 
 from benchmarks.demands import Demand
 from benchmarks.rows import Row
+from experiments.manifest import cpu, provenance
 
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
 PREFIXES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))}
@@ -55,10 +54,8 @@ def demand_table(demands: Iterable[Demand], *, judged: bool) -> Table:
 def manifest(**run: Any) -> dict[str, Any]:
     """What made the numbers: the run's own settings, commit, versions, hardware, threads, command line, date."""
     return run | {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "hardware": {"cpu": _cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
+        **provenance(PACKAGES),
+        "hardware": {"cpu": cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
         "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -73,25 +70,3 @@ def _value(value: float, quantity: str) -> str:
     prefixes = PREFIXES["s" if quantity == "seconds" else "B"]
     factor, unit = next((pair for pair in prefixes if value >= pair[0]), prefixes[-1])
     return f"{value / factor:.3g} {unit}"
-
-
-def _cpu() -> str | None:
-    """Model of the processor, where the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from experiments.files import written
+
 LAST, BEST = "last.pt", "best.pt"
 
 
@@ -54,14 +56,13 @@ def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any]
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
+    def flushed(temporary: Path) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        return temporary.replace(path)
+
+    try:
+        return written(path, flushed)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         before = f"the checkpoint before it, {path}, is intact" if path.exists() else "there is none before it"
         raise OSError(f"The checkpoint {path} could not be written ({error}); {before}. Free some space.") from error

@@ -1,23 +1,30 @@
-"""Many runs -> one frame.
+"""Many runs -> one Parquet data set.
 
 python -m experiments.collect sweep=architectures
+python -m experiments.collect sweep=architectures csv=true
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from experiments import arguments
-from experiments.run import write_json, write_table
+from experiments import arguments, launches
+from experiments.files import read_json, write_json
+from experiments.ledger import DONE, FAILED, FRAMES, STATUS, Status
 from gradscope import frames
 
-FRAMES = ("frame.parquet", "monitor.parquet")  # of a measurement, of a training run that was watched
-METRICS = "metrics.parquet"
+DATA, METRICS = "data", "metrics"
+INDEX = "collected.json"
+# What a manifest says of one run only.
+OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -29,64 +36,183 @@ class Collected:
     manifest: dict[str, Any]
 
 
-def collect(folder: Path) -> Collected:
-    """All finished runs below a sweep's folder.
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    identity: int
+    frame: pd.DataFrame
+    metrics: pd.DataFrame | None
+    manifest: dict[str, Any]
+
+
+def collect(sweep: Path) -> Collected:
+    """Bring the data set of a sweep up to date, reading new and changed runs only, and load it.
+
+    ``data`` and ``metrics`` are folders of Parquet, partitioned by model, with a column ``run`` that names the run's
+    folder.  The manifest counts runs: ``runs`` collected, ``failed``, ``half_done``, ``missing`` of those planned, and
+    ``stale`` ones of a schema that is too old to be read, which are left out.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There is no finished run.
+        ValueError: A run that says it is done has a frame that cannot be read.
     """
-    paths = sorted(folder.glob("*/manifest.json"))
-    if not paths:
-        raise FileNotFoundError(
-            f"No finished runs under {folder}: measure first, for example "
-            "python -m experiments.measure -m study=architectures"
-        )
-    parts = [path.parent / name for path in paths for name in FRAMES if (path.parent / name).is_file()]
-    records = [path.parent / METRICS for path in paths if (path.parent / METRICS).is_file()]
-    if not parts:
-        raise FileNotFoundError(f"The runs under {folder} were not watched, so there is no frame: monitor.every=100.")
-    manifests = [json.loads(path.read_text()) for path in paths]
-    manifest = {
-        "runs": len(paths),
-        "seconds": round(sum(manifest["seconds"] for manifest in manifests), 1),
-        **{
-            key: _distinct([manifest[key] for manifest in manifests])
-            for key in manifests[0]
-            if key not in ("seconds", "finished")
-        },
+    if not sweep.is_dir():
+        raise FileNotFoundError(_nothing(sweep))
+    index = read_json(sweep / INDEX) or {"collected": {}, "distinct": {}}
+    known: dict[str, Any] = index["collected"] if (sweep / DATA).is_dir() else {}
+    states = {folder.name: (folder, Status.read(folder)) for folder in launches.folders(sweep)}
+    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and s.state == DONE}
+    stale = {name for name, (_, status) in done.items() if status.schema > frames.SCHEMA_VERSION or status.schema < 1}
+    current = {name: pair for name, pair in done.items() if name not in stale}
+    if not current:
+        raise FileNotFoundError(_nothing(sweep))
+    fresh = [pair for name, pair in current.items() if known.get(name, [None])[0] != _identity(pair[0])]
+    gone = known.keys() - current.keys()
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda pair: _read(*pair), fresh))
+    collected = {name: entry for name, entry in known.items() if name not in gone}
+    collected |= {run.name: [run.identity, run.manifest.get("seconds", 0.0)] for run in runs}
+    changed = {run.name for run in runs} | gone
+    frame = _update(sweep / DATA, [run.frame.assign(run=run.name) for run in runs], changed, bool(known))
+    tables = [run.metrics.assign(run=run.name) for run in runs if run.metrics is not None]
+    metrics = _update(sweep / METRICS, tables, changed, bool(known))
+    distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
+    missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
+    counts = {
+        "runs": len(collected),
+        "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
+        "half_done": sum(status is None for _, status in states.values()),
+        "missing": missing,
+        "stale": len(stale),
+        "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
     }
-    metrics = pd.concat(map(pd.read_parquet, records), ignore_index=True) if records else None
-    return Collected(pd.concat(map(frames.load, parts), ignore_index=True), metrics, manifest)
+    manifest = counts | _together(distinct)
+    write_json(sweep / INDEX, {"collected": collected, "distinct": distinct, "manifest": manifest})
+    assert frame is not None
+    return Collected(_checked(frame, sweep), metrics, manifest)
 
 
-def _distinct(values: list[Any]) -> Any:
-    """One value where all agree, a mapping key by key, else the list of what occurs."""
-    if all(value == values[0] for value in values):
-        return values[0]
-    if all(isinstance(value, dict) for value in values):
-        keys = dict.fromkeys(key for value in values for key in value)
-        return {key: _distinct([value.get(key) for value in values]) for key in keys}
-    unique = {json.dumps(value, sort_keys=True): value for value in values}
-    return list(unique.values())
+def load(sweep: Path) -> Collected | None:
+    """What `collect` wrote last, None where it did not."""
+    index = read_json(sweep / INDEX)
+    if index is None or not (sweep / DATA).is_dir():
+        return None
+    metrics = _loaded(sweep / METRICS) if (sweep / METRICS).is_dir() else None
+    return Collected(_checked(_loaded(sweep / DATA), sweep), metrics, index["manifest"])
+
+
+def _read(folder: Path, status: Status) -> _Run:
+    path = next((folder / name for name in FRAMES if name in status.files), None)
+    if path is None:
+        raise ValueError(f"The run {folder} was not watched, so there is no frame to collect: monitor.every=100.")
+    identity = _identity(folder)  # before reading, so that a run that is made again meanwhile is read again
+    try:
+        frame = frames.upgraded(pd.read_parquet(path))
+        metrics = folder / "metrics.parquet"
+        table = pd.read_parquet(metrics) if metrics.name in status.files else None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}), though the run says it is done; the sweep's command makes it again."
+        ) from error
+    return _Run(folder.name, identity, frame, table, read_json(folder / "manifest.json") or {})
+
+
+def _identity(folder: Path) -> int:
+    """Another one whenever the run is made again; no question of clocks, for it is only compared for equality."""
+    return (folder / STATUS).stat().st_mtime_ns
+
+
+def _update(folder: Path, parts: Sequence[pd.DataFrame], changed: set[str], known: bool) -> pd.DataFrame | None:
+    """The data set without the rows of runs that changed or are gone, and with the new ones; None where it is empty."""
+    before = [_loaded(folder)] if known and folder.is_dir() else []
+    if not changed:
+        return before[0] if before else None
+    kept = [table[~table["run"].isin(changed)] for table in before]
+    tables = [table for table in (*kept, *parts) if len(table)]
+    if not tables:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    # A key that only some models have is null for the others, of whatever type.
+    table = pd.concat(tables, ignore_index=True)
+    temporary, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
+    for path in (temporary, old):
+        shutil.rmtree(path, ignore_errors=True)
+    table.to_parquet(temporary, index=False, partition_cols=["model"])
+    if folder.is_dir():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return table
+
+
+def _loaded(folder: Path) -> pd.DataFrame:
+    table = pd.read_parquet(folder)
+    return table.astype({"model": "str"}) if "model" in table else table
+
+
+def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
+    try:
+        return frames.check(frames.upgraded(frame))
+    except ValueError as error:
+        raise ValueError(f"A frame of {sweep} does not keep the schema: {error}") from error
+
+
+def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every value that each key of the manifests has had, nested keys by their path."""
+    merged = {key: {json.dumps(value, sort_keys=True): None for value in values} for key, values in distinct.items()}
+    for manifest in manifests:
+        for path, value in _flat({key: value for key, value in manifest.items() if key not in OF_ONE_RUN}):
+            merged.setdefault(json.dumps(path), {})[json.dumps(value, sort_keys=True)] = None
+    return {key: [json.loads(value) for value in values] for key, values in merged.items()}
+
+
+def _together(distinct: dict[str, Any]) -> dict[str, Any]:
+    """The same as one nested manifest: one value where all agree, else the list of what occurs."""
+    result: dict[str, Any] = {}
+    for key, values in distinct.items():
+        *parents, last = json.loads(key)
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = values[0] if len(values) == 1 else values
+    return result
+
+
+def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    flat = []
+    for key, value in content.items():
+        nested = isinstance(value, dict) and value
+        flat += _flat(value, (*prefix, key)) if nested else [((*prefix, key), value)]
+    return flat
+
+
+def _nothing(sweep: Path) -> str:
+    example = "python -m experiments.measure -m study=architectures"
+    return f"No finished runs under {sweep}: measure first, for example {example}"
 
 
 @dataclass
 class Config:
-    """``results``/``sweep`` is the folder whose runs are collected."""
+    """``results``/``sweep`` is the folder whose runs are collected; ``csv``: also as one table ``collected.csv``."""
 
     results: str = "results/runs"
     sweep: str = "measure"
+    csv: bool = False
 
 
 def main(cfg: Config) -> None:
-    """Write ``collected.parquet``, ``collected.json`` and records of training into the sweep's folder."""
-    folder = Path(cfg.results) / cfg.sweep
-    collected = collect(folder)
-    path = frames.save(collected.frame, folder / "collected.parquet")
-    if collected.metrics is not None:
-        write_table(collected.metrics, folder / "collected_metrics.parquet")
-    write_json(folder / "collected.json", collected.manifest)
-    print(f"{collected.manifest['runs']} runs, {len(collected.frame)} rows -> {path}")
+    """Bring the data set of a sweep up to date, and say how complete it is."""
+    sweep = Path(cfg.results) / cfg.sweep
+    collected = collect(sweep)
+    counts = collected.manifest
+    rest = ", ".join(
+        f"{counts[name]} {name.replace('_', ' ')}"
+        for name in ("failed", "half_done", "missing", "stale")
+        if counts[name]
+    )
+    print(f"{counts['runs']} runs{f' ({rest})' if rest else ''}, {len(collected.frame)} rows -> {sweep / DATA}")
+    if cfg.csv:
+        print(f"-> {frames.save(collected.frame, sweep / 'collected.csv')}")
 
 
 if __name__ == "__main__":

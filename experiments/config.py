@@ -103,6 +103,9 @@ class MeasureConfig:
     matrix: bool = MISSING
     matrix_layers: list[str] | None = field(default=None)
     matrix_probes: Any = MISSING
+    seeds: Any = MISSING
+    rerun: bool = MISSING
+    on_error: str = MISSING
     results: str = MISSING
     sweep: str = MISSING
 
@@ -164,6 +167,8 @@ class TrainConfig:
     sinks: list[str] = MISSING
     train: RecipeConfig = field(default_factory=RecipeConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    rerun: bool = MISSING
+    on_error: str = MISSING
     results: str = MISSING
     sweep: str = MISSING
 
@@ -171,6 +176,8 @@ class TrainConfig:
 def register() -> None:
     """Make the schemas known to Hydra."""
     store = ConfigStore.instance()
+    sweeper = {"_target_": "hydra_plugins.gradscope_sweeper.sweeper.ComposedSweeper", "max_batch_size": None}
+    store.store(group="hydra/sweeper", name="composed", node=sweeper | {"params": None}, provider="gradscope")
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(group="model", name="mlp_schema", node=MLPConfig)

@@ -6,7 +6,6 @@ python -m experiments.figures study=architectures
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from PIL import Image
 
 import gradscope.meanfield as mf
 from experiments import arguments, collect, reference, report, theory, training_figures
-from gradscope import frames, plots
+from gradscope import plots
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
@@ -165,15 +164,13 @@ def read(cfg: Config) -> tuple[collect.Collected, Path]:
         FileNotFoundError: Neither exists.
     """
     runs, published = Path(cfg.results) / (cfg.sweep or cfg.study), Path(cfg.reference) / cfg.study
-    if (runs / "collected.parquet").is_file():
-        manifest, records = json.loads((runs / "collected.json").read_text()), runs / "collected_metrics.parquet"
-        metrics = pd.read_parquet(records) if records.is_file() else None
-        return collect.Collected(frames.load(runs / "collected.parquet"), metrics, manifest), runs / "figures"
+    if (collected := collect.load(runs)) is not None:
+        return collected, runs / "figures"
     if (published / "data.csv").is_file():
         frame, manifest = reference.load(published)
         return collect.Collected(frame, reference.load_metrics(published), manifest), published
     raise FileNotFoundError(
-        f"Nothing to draw: neither {runs / 'collected.parquet'} (python -m experiments.collect sweep={runs.name}) "
+        f"Nothing to draw: neither {runs / collect.DATA} (python -m experiments.collect sweep={runs.name}) "
         f"nor {published / 'data.csv'} exists."
     )
 
@@ -190,7 +187,7 @@ def write_png(figure: Figure, path: Path) -> None:
 def main(cfg: Config) -> None:
     """Print the table of growth rates, or of accuracies, and write every figure as PNG and SVG."""
     collected, output = read(cfg)
-    frame, manifest = collected.frame, collected.manifest
+    frame, manifest = collected.frame.drop(columns="run", errors="ignore"), collected.manifest
     keys = report.network_keys(frame)
     if cfg.note:
         manifest["note"] = cfg.note

@@ -6,7 +6,6 @@ in the middle of an epoch sees exactly the batches that it would have seen.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from experiments import cifar10, run
 from experiments.data import CIFAR10_MEAN, CIFAR10_STD, digits_with_labels
+from experiments.files import written
 
 DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3235,) * 3
 WHOLE = slice(None)
@@ -100,10 +100,7 @@ class Images:
         The file is written unless one of the same size is there; it holds the bytes of the images, nothing else.
         """
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may find it missing
-            self.images.numpy().tofile(temporary)
-            temporary.replace(path)
+            written(path, self.images.numpy().tofile)
         shape = (*self.images.shape,)
         # Copy on write, because torch has no tensors that may only be read.
         mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))

@@ -23,6 +23,9 @@ from omegaconf import DictConfig
 import gradscope as gs
 from experiments import build, config, report, run
 from experiments.cifar10 import IMAGE_SHAPE
+from experiments.files import write_json
+from experiments.guard import carry_out
+from experiments.manifest import manifest
 from experiments.progress import LateBar
 from gradscope.measures import PreactivationStd, SignDiversity
 from gradscope.preactivations import NONLINEARITIES
@@ -74,16 +77,47 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
-def main(cfg: DictConfig) -> None:
-    """Measure one network and write its run folder."""
-    began = time.perf_counter()
+def main(cfg: DictConfig) -> float | None:
+    """Measure one network and write its run folder; returns the growth rate, for sweepers that search."""
     info = HydraConfig.get()
-    profile, frame = measure(cfg, dict(info.runtime.choices))
+    alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     folder = run.folder(cfg, info.overrides.task)
-    gs.frames.save(frame, folder / "frame.parquet")
-    run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
-    if info.mode is RunMode.RUN:
-        report.print_run(profile, frame, folder)
+
+    def work() -> float | None:
+        began = time.perf_counter()
+        profile, frame = measure_seeds(cfg, choices)
+        gs.frames.save(frame, folder / "frame.parquet")
+        write_json(folder / "manifest.json", manifest(cfg, choices, time.perf_counter() - began))
+        if alone:
+            report.print_run(profile, frame, folder)
+        return _rate(profile)
+
+    return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
+
+
+def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.DataFrame]:
+    """`measure` for each of ``seeds`` (a number n: 0 to n - 1; null: ``seed`` alone); the last profile and one frame.
+
+    Raises:
+        ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
+    """
+    if cfg.seeds is None:
+        return measure(cfg, choices)
+    seeds = range(cfg.seeds) if isinstance(cfg.seeds, int) else list(cfg.seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds must be a positive number or a list of different whole numbers, got {cfg.seeds!r}.")
+    cfg, parts = cfg.copy(), []
+    for cfg.seed in seeds:
+        profile, frame = measure(cfg, choices)
+        parts.append(frame)
+    return profile, pd.concat(parts, ignore_index=True)
+
+
+def _rate(profile: gs.Profile) -> float | None:
+    try:
+        return profile.growth().rate
+    except ValueError:  # too few layers for a rate
+        return None
 
 
 def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from experiments.files import written
+
 Record = dict[str, Any]
 
 
@@ -15,10 +17,7 @@ class Records:
     """Appends to a file of JSON lines that begins with the records ``kept`` from before."""
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text("".join(map(_line, kept)))
-        temporary.replace(path)
+        written(path, lambda temporary: temporary.write_text("".join(map(_line, kept))))
         self._file = path.open("a")
 
     def append(self, record: Record) -> None:

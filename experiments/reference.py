@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.run import write_json
+from experiments.files import write_json, written
 from gradscope import frames
 
 RECORDED = (
@@ -37,9 +37,7 @@ def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
         rows = rows.drop(columns="stderr_sample")
     for name, digits in FORMATS.items():
         rows[name] = ["" if pd.isna(value) else f"{value:{digits}}" for value in rows[name]]
-    temporary = folder / "data.csv.part"
-    rows.to_csv(temporary, index=False)
-    temporary.replace(folder / "data.csv")
+    written(folder / "data.csv", lambda temporary: rows.to_csv(temporary, index=False))
     write_json(folder / "manifest.json", {**manifest, "columns": {"constant": constants, "by_model": models}})
 
 

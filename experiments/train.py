@@ -20,12 +20,16 @@ import hydra
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import gradscope as gs
 from experiments import build, checkpoints, config, loop, parallel, records, run, sinks
+from experiments.files import write_json, write_table
+from experiments.guard import carry_out
 from experiments.images import Augmentation, Images
+from experiments.manifest import manifest
 from experiments.measure import CONF
 from experiments.parallel import Ranks
 from experiments.progress import LateBar
@@ -94,7 +98,7 @@ def train(
     finally:
         outputs.close()
     if outputs.active:
-        run.write_table(pd.DataFrame(done).assign(**columns or {}), folder / "metrics.parquet")
+        write_table(folder / "metrics.parquet", pd.DataFrame(done).assign(**columns or {}))
         if monitor is not None and outputs.frames:
             gs.frames.save(monitor.to_frame().assign(**columns or {}), folder / "monitor.parquet")
     return done
@@ -174,19 +178,28 @@ def _shown(console: Console) -> Callable[..., None]:
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Train one network and write its run folder."""
-    began, info = time.perf_counter(), HydraConfig.get()
+def main(cfg: DictConfig) -> float | None:
+    """Train one network and write its run folder; returns the last test accuracy, for sweepers that search."""
+    info = HydraConfig.get()
+    alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     folder, console = run.folder(cfg, info.overrides.task), Console()
     with parallel.started(run.device(cfg.device)) as device, warnings.catch_warnings():
         warnings.showwarning = _shown(console)
+
+        def work() -> float:
+            began = time.perf_counter()
+            records = train(cfg, folder, device, console, run.columns(cfg, choices))
+            if Ranks.here().first:
+                write_json(folder / "manifest.json", manifest(cfg, choices, time.perf_counter() - began))
+                console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+            return float(records[-1]["test_accuracy"])
+
         try:
-            train(cfg, folder, device, console, run.columns(cfg, dict(info.runtime.choices)))
+            # Of several processes the first answers for the run; the others do as it does.
+            first = Ranks.here().first
+            return carry_out(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
             sys.exit(f"Stopped: {error}\nRun folder: {folder}")
-        if Ranks.here().first:
-            run.write_json(folder / "manifest.json", run.manifest(cfg, time.perf_counter() - began))
-            console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""One run: left alone where it is done, claimed, carried out, and its end written down, whatever the end is."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import claims, launches, ledger
+from experiments.files import written
+from experiments.ledger import BUSY, DONE, FAILED, SKIPPED, Status
+
+ERROR = "error.txt"
+ON_ERROR = ("continue", "stop")
+
+
+def carry_out(
+    cfg: DictConfig, folder: Path, overrides: Sequence[str], work: Callable[[], float | None], *, alone: bool
+) -> float | None:
+    """Carry out one run in its folder; returns what ``work`` does, or did when the run was done before.
+
+    ``work`` writes its results into the folder; ``status.json`` is written after it, so a run without one is half done
+    and is carried out again.  In a sweep an exception is written to ``error.txt`` with the configuration, and the sweep
+    goes on, or with ``on_error=stop`` begins no further run; a run that another process holds is left to it.
+
+    ``alone``: not in a sweep, so it is always carried out, and its exception is the user's.
+
+    Raises:
+        ValueError: ``on_error`` is neither.
+        RuntimeError: Alone, and another process holds the run.
+    """
+    if cfg.on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
+    if not alone and launches.stopped():
+        return None
+    if not (alone or cfg.rerun) and ledger.is_done(folder):
+        return _skipped(folder)
+    with claims.claimed(folder) as mine:
+        if not mine:
+            if alone:
+                raise RuntimeError(f"{folder} is held by another process that works on the same run; wait for it.")
+            launches.note(folder, BUSY)
+            return None
+        if not (alone or cfg.rerun) and ledger.is_done(folder):  # by the one that held it until now
+            return _skipped(folder)
+        return _worked(cfg, folder, tuple(overrides), work, alone)
+
+
+def _worked(
+    cfg: DictConfig, folder: Path, overrides: tuple[str, ...], work: Callable[[], float | None], alone: bool
+) -> float | None:
+    begin = time.perf_counter()
+    for name in (ledger.STATUS, ERROR):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        value = work()
+        Status(DONE, overrides, ledger.outputs(folder), time.perf_counter() - begin, value).write(folder)
+        launches.note(folder, DONE)
+    except Exception as error:
+        last = f"{type(error).__name__}: {error}".splitlines()[0]
+        launches.note(folder, FAILED, last)
+        if cfg.on_error == "stop":
+            launches.stop()
+        _write_down(cfg, folder, Status(FAILED, overrides, (), time.perf_counter() - begin, None, last))
+        if alone:
+            raise
+        return None
+    return value
+
+
+def _write_down(cfg: DictConfig, folder: Path, status: Status) -> None:
+    """The traceback of what was just raised, the configuration with its seed, and the status."""
+    text = f"{traceback.format_exc()}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
+    try:
+        written(folder / ERROR, lambda temporary: temporary.write_text(text))
+        status.write(folder)
+    except OSError:
+        pass  # a full disk may be what went wrong; without a status the run counts as half done
+
+
+def _skipped(folder: Path) -> float | None:
+    status = Status.read(folder)
+    launches.note(folder, SKIPPED)
+    return None if status is None else status.value

@@ -1,0 +1,342 @@
+"""Sweeps that are killed, restarted, shared, and disturbed: nothing is lost, nothing is done twice."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from experiments import claims, collect, config, launches, ledger, rerun, run, status
+from experiments.composing import Composer
+from experiments.files import read_json, write_json
+from gradscope import frames
+
+ROOT = Path(__file__).parent.parent
+config.register()
+SMALL = ("model.depth=6", "model.width=8", "data.batch_size=8", "probes=2")
+
+
+def start(results, *arguments, module="measure", **environment):
+    command = [sys.executable, "-m", f"experiments.{module}", "-m", *SMALL, f"results={results}", "sweep=s", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **environment},
+    )  # fmt: skip
+
+
+def sweep(results, *arguments, ok=True, **environment):
+    process = start(results, *arguments, **environment)
+    output, _ = process.communicate(timeout=240)
+    assert (process.returncode == 0) == ok, output
+    return output
+
+
+def states(results):
+    """How every run ended, launch by launch."""
+    paths = sorted((results / "s" / "launches").glob("*.jsonl"))
+    return [[entry["state"] for entry in launches.ended(path)] for path in paths]
+
+
+def done(results):
+    return [folder for folder in launches.folders(results / "s") if ledger.is_done(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of four runs that is done."""
+    results = tmp_path_factory.mktemp("finished")
+    sweep(results, "seed=range(4)")
+    return results
+
+
+@pytest.fixture
+def four(finished, tmp_path):
+    """A copy of it."""
+    shutil.copytree(finished, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_done_runs_are_skipped_and_broken_ones_made_again(four):
+    before = {folder.name: frames.load(folder / "frame.parquet") for folder in done(four)}
+    truncated, corrupt, deleted, _ = sorted(launches.folders(four / "s"))
+    (truncated / "frame.parquet").write_bytes((truncated / "frame.parquet").read_bytes()[:100])
+    (corrupt / "status.json").write_text('{"state": "do')
+    shutil.rmtree(deleted)
+    sweep(four, "seed=range(4)")
+    assert [sorted(s) for s in states(four)] == [["done"] * 4, ["done"] * 3 + ["skipped"]]
+    after = {folder.name: frames.load(folder / "frame.parquet") for folder in done(four)}
+    assert after.keys() == before.keys()
+    for name, frame in before.items():
+        pd.testing.assert_frame_equal(frame, after[name])
+    sweep(four, "seed=range(4)", "rerun=true")
+    assert states(four)[-1] == ["done"] * 4
+
+
+def test_a_sweep_is_extended(four):
+    sweep(four, "seed=range(6)")
+    assert sorted(states(four)[-1]) == ["done"] * 2 + ["skipped"] * 4
+    assert len(done(four)) == len(launches.folders(four / "s")) == 6
+
+
+def test_a_failure_costs_one_run(tmp_path):
+    said = sweep(tmp_path, "model.activation=relu,nonsense,tanh", ok=False)
+    assert states(tmp_path) == [["done", "failed", "done"]]
+    assert "1 of 3 runs failed" in said and "activation must be one of linear, relu" in said
+    assert "The same command runs those again that are not done." in said
+    (failed,) = [folder for folder in launches.folders(tmp_path / "s") if not ledger.is_done(folder)]
+    text = (failed / "error.txt").read_text()
+    assert "Traceback" in text and "seed: 0" in text and "activation: nonsense" in text
+    assert ledger.Status.read(failed).error.startswith("ValueError: activation must be one of")
+    said = sweep(tmp_path, "model.activation=nonsense,relu", "on_error=stop", "rerun=true", ok=False)
+    assert states(tmp_path)[-1] == ["failed"] and "runs after the first failure were not begun" in said
+    with pytest.raises(AssertionError, match="on_error must be one of continue, stop, got 'maybe'"):
+        sweep(tmp_path, "seed=1,2", "on_error=maybe")
+
+
+def test_two_launches_at_once_share_the_work(tmp_path):
+    both = [start(tmp_path, "seed=range(12)") for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    counted = [state for launch in states(tmp_path) for state in launch]
+    assert counted.count("done") == 12 == len(done(tmp_path)) and len(counted) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["serial", "processes"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how):
+    moment = random.Random(int(how))
+    for _ in range(2):
+        process = start(tmp_path, "seed=range(10)", f"launcher={launcher}", GRADSCOPE_PROCESSES="2")
+        begin = time.monotonic()
+        while not list(tmp_path.glob("s/*/status.json")) and time.monotonic() < begin + 60:
+            time.sleep(0.02)
+        time.sleep(moment.uniform(0, 0.4))
+        if how == signal.SIGKILL:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.send_signal(how)
+        process.communicate(timeout=60)
+        assert running_in(process.pid) == []
+    sweep(tmp_path, "seed=range(10)")
+    assert len(done(tmp_path)) == len(launches.folders(tmp_path / "s")) == 10
+    counted = [state for launch in states(tmp_path) for state in launch]
+    assert counted.count("done") >= 10 and "failed" not in counted
+    alone = collect.collect(finished / "s").frame
+    frame = collect.collect(tmp_path / "s").frame
+    assert (
+        sorted(frame["seed"].unique()) == list(range(10)) and not frame.duplicated(["seed", "layer", "quantity"]).any()
+    )
+    same = frame[frame["seed"] < 4].sort_values(["seed", "index", "quantity"])["log10_value"]
+    np.testing.assert_array_equal(same, alone.sort_values(["seed", "index", "quantity"])["log10_value"])
+
+
+def running_in(session):
+    """Processes of a session that are alive, after a moment to end."""
+    for _ in range(100):
+        alive = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                alive.append(path)
+        if not alive:
+            return []
+        time.sleep(0.1)
+    return alive
+
+
+def test_a_claim_belongs_to_one(tmp_path):
+    with claims.claimed(tmp_path) as first:
+        assert first and claims.owned(tmp_path)
+        with claims.claimed(tmp_path) as second:
+            assert not second
+    assert not claims.owned(tmp_path) and list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_find_a_dead_owner_one_wins(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    words = {"host": claims.socket.gethostname(), "pid": int(dead.stdout), "started": "1"}
+    won, together = [], threading.Barrier(8)
+
+    def claim(folder):
+        together.wait()
+        with claims.claimed(folder) as mine:
+            won.append(mine)
+            together.wait()
+
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "000004.lock").write_text(json.dumps(words))
+        won.clear()
+        threads = [threading.Thread(target=claim, args=(folder,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert won.count(True) == 1 and list(folder.iterdir()) == []
+
+
+def test_an_owner_elsewhere_is_believed_while_it_beats(tmp_path):
+    lock = tmp_path / "000000.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    os.utime(lock, (0, 0))  # its clock is far behind
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.1):
+            os.utime(lock)
+
+    beats = threading.Thread(target=beat)
+    beats.start()
+    with claims.claimed(tmp_path, patience=0.6) as mine:
+        assert not mine
+    stop.set()
+    beats.join()
+    with claims.claimed(tmp_path, patience=0.6) as mine:
+        assert mine
+
+
+def test_a_lock_that_was_never_written_is_taken_over(tmp_path):
+    (tmp_path / "000000.lock").touch()
+    with claims.claimed(tmp_path) as mine:
+        assert mine
+
+
+def test_collect_reads_what_is_new(four, monkeypatch):
+    first = collect.collect(four / "s")
+    assert first.manifest["runs"] == 4 and first.manifest["config"]["seed"] == [0, 1, 2, 3]
+    read = []
+    original = collect._read
+    monkeypatch.setattr(
+        collect, "_read", lambda folder, status: (read.append(folder.name), original(folder, status))[1]
+    )
+    again = collect.collect(four / "s")
+    assert read == [] and len(again.frame) == len(first.frame)
+    sweep(four, "seed=4")
+    gone = launches.folders(four / "s")[0]
+    shutil.rmtree(gone)
+    third = collect.collect(four / "s")
+    assert len(read) == 1 and third.manifest["runs"] == 4 and third.manifest["missing"] == 1
+    assert gone.name not in set(third.frame["run"]) and set(third.frame["seed"]) == {1, 2, 3, 4}
+    plain = pd.read_parquet(four / "s" / "data")
+    assert len(plain) == len(third.frame) and set(plain["depth"]) == {6}
+
+
+def test_collect_refuses_what_it_cannot_read(four):
+    one, two, *_ = launches.folders(four / "s")
+    content = read_json(one / "status.json")
+    write_json(one / "status.json", content | {"schema": 99})
+    assert collect.collect(four / "s").manifest["stale"] == 1
+    (two / "frame.parquet").write_bytes(b"PAR1 torn")
+    os.utime(two / "status.json", (1, 1))
+    with pytest.raises(ValueError, match=r"frame.parquet cannot be read .* the sweep's command makes it again"):
+        collect.collect(four / "s")
+
+
+def test_status_counts_and_names(four, capsys):
+    truncated, *_ = launches.folders(four / "s")
+    (truncated / "status.json").unlink()
+    sweep(four, "seed=9", "model.activation=nonsense,relu", ok=False)
+    shutil.rmtree(next(folder for folder in launches.folders(four / "s") if "relu" in folder.name))
+    progress = status.look(four / "s")
+    assert (len(progress.done), len(progress.failed), len(progress.half)) == (3, 1, 1)
+    assert len(progress.missing) == 1 and progress.left == 3 and progress.seconds_left > 0
+    status.main(["s", "--results", str(four)])
+    assert "activation must be" in capsys.readouterr().out
+    with claims.claimed(truncated):
+        assert status.look(four / "s").running == [truncated]
+    with pytest.raises(SystemExit, match=r"There is no sweep .*nothing; sweeps there are: s"):
+        status.main(["nothing", "--results", str(four)])
+
+
+def test_a_run_is_reproduced_or_not(four, capsys):
+    folder = launches.folders(four / "s")[0]
+    with pytest.raises(SystemExit) as ended:
+        rerun.main([str(folder)])
+    assert not ended.value.code and "Reproduced: bit for bit the same" in capsys.readouterr().out
+    frame = frames.load(folder / "frame.parquet")
+    frame.loc[3, "log10_value"] += 1e-6
+    frame["value"] = 10.0 ** frame["log10_value"]
+    frames.save(frame, folder / "frame.parquet")
+    with pytest.raises(SystemExit) as ended:
+        rerun.main([str(folder)])
+    assert ended.value.code and "NOT reproduced: largest difference of a log10: 1e-06" in capsys.readouterr().out
+    frames.save(frame.iloc[:-1], folder / "frame.parquet")
+    with pytest.raises(SystemExit, match="The repeated run has other rows"):
+        rerun.main([str(folder)])
+    with pytest.raises(SystemExit, match="has no manifest"):
+        rerun.main([str(folder.parent)])
+
+
+def test_many_seeds_in_one_run(finished, tmp_path):
+    sweep(tmp_path, "seeds=4", "model.activation=relu,tanh")
+    frame = collect.collect(tmp_path / "s").frame
+    alone = collect.collect(finished / "s").frame
+    order = ["seed", "index", "quantity"]
+    relu = frame[frame["activation"] == "relu"].sort_values(order)["log10_value"]
+    np.testing.assert_array_equal(relu, alone.sort_values(order)["log10_value"])
+    assert "whole numbers, got" in sweep(tmp_path, "seeds=[1,1]", "model.bias=true,false", ok=False)
+
+
+LINES = [
+    ["model.depth=5,7", "seed=range(3)"],
+    ["model=relu,tanh_batch,alexnet_b", "seed=choice(1,2)"],
+    ["model=mlp", "model.activation=glob(*)", "model.norm=batch"],
+    ["matrix_layers=[layers.0,layers.1],[layers.2]", "matrix=true,false"],
+    ["+extra={a:1},{b:2}", "probes=exact,4", "seed=1,2"],
+    ["study=architectures", "model=selu,relu", "hydra.job.name=x"],
+    ["model.in_features=null,12", "target=layers.0,null"],
+]
+
+
+@pytest.mark.parametrize("line", LINES, ids=[" ".join(line) for line in LINES])
+def test_composed_once_is_as_hydra_composes_it(line):
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    with initialize_config_module("conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        if line[1].startswith("model.activation=glob"):
+            line = [line[0], "model.activation=relu,tanh", line[2]]  # glob is for groups
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(line)
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        master = loader.load_configuration("measure", line, run_mode=RunMode.MULTIRUN)
+        composer = Composer(loader)
+        for job in [*jobs, *jobs[::-1]]:
+            expected, found = (c.load_sweep_config(master, list(job)) for c in (loader, composer))
+            a, b = (OmegaConf.to_container(c, resolve=False) for c in (expected, found))
+            assert a == b
+            assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
+
+
+def test_names_are_short_plain_and_never_twice(tmp_path):
+    with initialize_config_module("conf", version_base="1.3"):
+        cfgs = {n: compose("measure", [f"sweep='{n}'", f"results={tmp_path}"]) for n in ("Ä ß/…", "s")}
+        other = compose("measure", ["launcher=processes", f"results={tmp_path}", "sweep=s"])
+    name = run.folder(cfgs["s"], [f"model.init={'ü' * 300}", "launcher=slurm", "hydra/sweeper=basic"]).name
+    assert len(name) <= 120 and name.isascii() and "slurm" not in name and "sweeper" not in name
+    assert run.folder(cfgs["s"], ["seed=0"]).name == name  # the same configuration in other words
+    assert run.folder(other, ["launcher=processes"]).name == name
+    assert run.folder(cfgs["Ä ß/…"], []).parent == tmp_path / "Ä ß/…"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "s").write_text("a file where the folder should be")
+    assert "s" in sweep(tmp_path, "seed=1,2", ok=False)
