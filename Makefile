@@ -29,7 +29,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,digits,zoo,sinks,lightning,transformers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers]"
 	@touch $@
 
 clean:

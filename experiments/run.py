@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
@@ -63,13 +64,15 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
+    """``auto`` is CUDA where there is one, else the CPU; with several GPUs the runs of a sweep take them in turn.
 
     Raises:
         ValueError: Not a device, or none of that kind in this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", _job() % torch.cuda.device_count())
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -105,3 +108,11 @@ def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
         return list(arguments)
     kept = [f"{key}={value}" for key, value in params.items() if key not in given]
     return [*arguments, "hydra.sweeper.params=null", *kept]
+
+
+def _job() -> int:
+    """The number of this run in its sweep; 0 where it is no sweep."""
+    if not HydraConfig.initialized():
+        return 0
+    job = HydraConfig.get().job
+    return 0 if OmegaConf.is_missing(job, "num") else int(job.num)

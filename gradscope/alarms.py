@@ -43,23 +43,24 @@ class Alarms:
     def record(self, frame: pd.DataFrame, step: int) -> None:
         """What a record of the monitor shows."""
 
-        def values(quantity: str, column: str = "value") -> dict[str, float]:
-            rows = frame[frame["quantity"] == quantity]
-            return dict(zip(rows["layer"].astype(str), rows[column].astype(float), strict=True))
-
+        found: dict[str, dict[str, float]] = {}
+        # Plain lists: asking the frame for each quantity costs more than a small network's statistics.
+        rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
+        for quantity, layer, value, logarithm in zip(*rows, strict=True):
+            found.setdefault(quantity, {})[layer] = logarithm if quantity == "gsc" else value
         # Where a gradient explodes it does so at many layers, so the worst stands for all.
-        coefficients = sorted((value, layer) for layer, value in values("gsc", "log10_value").items())
+        coefficients = sorted((value, layer) for layer, value in found.get("gsc", {}).items())
         for kind, sign, place in (("vanishing", -1, 0), ("exploding", 1, -1)):
             if not coefficients or any(kind == known for known, *_ in self.fired):
                 continue
             log10_gsc, layer = coefficients[place]
             if sign * log10_gsc > EXTREME_LOG10:
                 self.warn(kind, layer, step, f"its GSC is 10^{log10_gsc:.1f}, the most extreme of all layers")
-        dead = {layer: value for layer, value in values("dead_fraction").items() if value >= DEAD}
+        dead = {layer: value for layer, value in found.get("dead_fraction", {}).items() if value >= DEAD}
         self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
         grown = {
             layer: length / first
-            for layer, length in values("weight_norm").items()
+            for layer, length in found["weight_norm"].items()
             if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first
         }
         self.together("weight growth", grown, step, lambda value: f"its weights are {value:.3g} times as long")

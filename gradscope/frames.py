@@ -42,11 +42,24 @@ NULLABLE = {
 
 
 def tidy(columns: dict[str, object]) -> pd.DataFrame:
-    """A checked frame from columns; ``value`` is filled in from ``log10_value`` where only that is given."""
+    """A checked frame from columns; ``value`` is filled in from ``log10_value`` where only that is given.
+
+    A scalar stands for all rows.  Each column is made in its own type at once, for `Monitor` makes many small frames.
+    """
+    logarithms = np.asarray(columns["log10_value"], dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
-        value = np.power(10.0, np.asarray(columns["log10_value"], dtype=np.float64))
-    frame = pd.DataFrame({"value": value, "stderr_sample": np.nan, **columns})
-    return check(frame[list(COLUMNS)].astype(COLUMNS))
+        value = np.power(10.0, logarithms)
+    given = {"value": value, "stderr_sample": np.nan, **columns}
+    made = {name: _column(given[name], kind, len(logarithms)) for name, kind in COLUMNS.items()}
+    return check(pd.DataFrame(made, copy=False))
+
+
+def _column(given: object, kind: str, num: int) -> object:
+    if kind in ("float64", "int64"):
+        return np.array(np.broadcast_to(np.asarray(given, dtype=kind), num))
+    scalar = given is None or isinstance(given, (str, bool, int))
+    values: list[object] = [given] * num if scalar else list(given)  # type: ignore[call-overload]
+    return pd.array(values, dtype=kind)  # type: ignore[call-overload]
 
 
 def check(frame: pd.DataFrame) -> pd.DataFrame:
@@ -57,14 +70,15 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing}; a tidy frame has {list(COLUMNS)}.")
-    signed = frame["stderr_sample"].notna()
+    signed = frame["stderr_sample"].notna().to_numpy()
     for name in COLUMNS.keys() - NULLABLE:
-        if (bad := frame[name].isna() & ~(signed & (name == "log10_value"))).any():
+        bad = frame[name].isna().to_numpy() & ~(signed & (name == "log10_value"))
+        if bad.any():
             raise ValueError(f"Column {name!r} holds {int(bad.sum())} nulls, the first at row {frame.index[bad][0]}.")
     with np.errstate(over="ignore", under="ignore"):
         expected = np.power(10.0, frame["log10_value"].to_numpy(dtype=np.float64))
     values = frame["value"].to_numpy(dtype=np.float64)
-    logarithmic = frame["log10_value"].notna().to_numpy()
+    logarithmic = ~np.isnan(frame["log10_value"].to_numpy(dtype=np.float64))
     if not np.allclose(values[logarithmic], expected[logarithmic], rtol=1e-9, atol=0):
         raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
     return frame

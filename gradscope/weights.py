@@ -23,7 +23,7 @@ class Weights:
     ``gradient_rms`` |g| / sqrt(P), ``gradient_zero_fraction``, ``gradient_to_weight`` |g| / |w|; and
     ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are taken in float64.
 
-    Cost: three reads of all parameters and a copy of them, and one synchronization with the device.
+    Cost: four reads of all parameters, a copy of them kept, and four synchronizations with the device.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -297,11 +297,12 @@ def test_many_seeds_in_one_run(finished, tmp_path):
 LINES = [
     ["model.depth=5,7", "seed=range(3)"],
     ["model=relu,tanh_batch,alexnet_b", "seed=choice(1,2)"],
-    ["model=mlp", "model.activation=glob(*)", "model.norm=batch"],
+    ["model=mlp", "model.activation=relu,tanh", "model.norm=batch"],
     ["matrix_layers=[layers.0,layers.1],[layers.2]", "matrix=true,false"],
     ["+extra={a:1},{b:2}", "probes=exact,4", "seed=1,2"],
     ["study=architectures", "model=selu,relu", "hydra.job.name=x"],
     ["model.in_features=null,12", "target=layers.0,null"],
+    ["model=glob(tanh*)", "~hydra.callbacks"],
 ]
 
 
@@ -313,8 +314,6 @@ def test_composed_once_is_as_hydra_composes_it(line):
 
     with initialize_config_module("conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        if line[1].startswith("model.activation=glob"):
-            line = [line[0], "model.activation=relu,tanh", line[2]]  # glob is for groups
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(line)
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
         master = loader.load_configuration("measure", line, run_mode=RunMode.MULTIRUN)
@@ -340,3 +339,63 @@ def test_names_are_short_plain_and_never_twice(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "s").write_text("a file where the folder should be")
     assert "s" in sweep(tmp_path, "seed=1,2", ok=False)
+
+
+def test_a_full_disk_costs_runs_and_not_the_sweep(tmp_path):
+    limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
+    limited += "import sys; sys.argv[0] = 'measure'; runpy.run_module('experiments.measure', run_name='__main__')"
+    command = [sys.executable, "-c", limited, "-m", *SMALL, f"results={tmp_path}", "sweep=s", "seed=1,2"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert process.returncode == 1 and "2 of 2 runs failed" in process.stderr, process.stderr
+    assert "File too large" in process.stderr and done(tmp_path) == []
+    assert not list(tmp_path.rglob("*.part"))
+    sweep(tmp_path, "seed=1,2")
+    assert len(done(tmp_path)) == 2
+
+
+def test_folders_with_unusual_names(tmp_path):
+    results = tmp_path / "Ergebnisse ü, 1=2"
+    long = ",".join(f"layers.{n % 6}" for n in range(60))
+    sweep(f"'{results}'", f"matrix_layers=[{long}]", "matrix=true", "seed=1,2")
+    (one, two) = launches.folders(results / "s")
+    assert len(one.name) <= 120 and ledger.is_done(one) and ledger.is_done(two)
+    assert collect.collect(results / "s").manifest["runs"] == 2
+
+
+@pytest.mark.parametrize("launcher", ["processes", "slurm_local"])
+def test_launchers_give_the_same_numbers(finished, tmp_path, launcher):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    sweep(tmp_path, "seed=range(2)", f"launcher={launcher}", GRADSCOPE_PROCESSES="2")
+    frame, alone = (collect.collect(results / "s").frame for results in (tmp_path, finished))
+    order = ["seed", "index", "quantity"]
+    expected = alone[alone["seed"] < 2].sort_values(order)["log10_value"]
+    np.testing.assert_array_equal(frame.sort_values(order)["log10_value"], expected)
+    assert {read_json(folder / "manifest.json")["hardware"]["num_threads"] for folder in done(tmp_path)} == {1}
+    sweep(tmp_path, "seed=range(2)")
+    assert states(tmp_path)[-1] == ["skipped"] * 2  # how it was launched is no part of what it is
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_optuna_is_told_the_growth_rate(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    sweep(
+        tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "model.depth=12",
+        "hydra.sweeper.direction=minimize", "model.weight_variance=interval(1.0,3.0)", "model.activation=tanh",
+    )  # fmt: skip
+    best = read_yaml(tmp_path / "s" / "optimization_results.yaml")
+    values = {ledger.Status.read(folder).value for folder in done(tmp_path)}
+    assert len(values) == 3 and best["best_value"] == pytest.approx(min(values))
+
+
+def read_yaml(path):
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def test_gpus_are_dealt_out(monkeypatch):
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run.torch.cuda, "device_count", lambda: 3)
+    dealt = []
+    for number in range(4):
+        monkeypatch.setattr(run, "_job", lambda number=number: number)
+        dealt.append(str(run.device("auto")))
+    assert dealt == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]

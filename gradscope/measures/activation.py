@@ -172,7 +172,8 @@ class DeadFraction:
     def __call__(self, slopes: Tensor) -> Estimate:
         """``slopes``: phi'(h), (B, ...), B >= 2."""
         # The largest of bytes, because torch is slow at "all" along the first dimension.
-        alive = sum(int((block != 0).view(torch.uint8).amax(dim=0).count_nonzero()) for block in _blocks(slopes))
+        masks = (block if block.dtype == torch.bool else block != 0 for block in _blocks(slopes))
+        alive = sum(int(mask.view(torch.uint8).amax(dim=0).count_nonzero()) for mask in masks)
         return Estimate(1 - alive / slopes[0].numel(), None)
 
 
