@@ -3,8 +3,8 @@
     python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--output FOLDER]
 
 Sweeps of 40 runs (8 on slurm_local) are killed at random moments, launcher and workers at once, with SIGKILL or (every
-fourth) SIGINT, and started again, and killed again, until they are done.  Then every run must be there, with the numbers of
-a sweep that was left alone, bit for bit, none carried out again after it was done, and no process may be left.
+fourth) SIGINT, and started again, and killed again, until they are done.  Then every run must be there, with the
+numbers of a sweep that was left alone, bit for bit, none carried out again after it was done, and no process left.
 """
 
 from __future__ import annotations

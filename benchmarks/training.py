@@ -11,7 +11,8 @@ momentum, label smoothing, taking turns in one process:
 
 Then the loop watched: statistics of activations and gradients every 10 steps, GSC of every layer every 100 steps,
 everything every step, each beside the loop alone; histograms of all parameters and gradients every step, as
-``wandb.watch`` makes them; and BackPACK, which brings Cockpit its quantities, every step.  No budget thins them out but where one is named.
+``wandb.watch`` makes them; and BackPACK, which brings Cockpit its quantities, every step.  No budget thins
+them out but where one is named.
 """
 
 from __future__ import annotations
