@@ -53,8 +53,9 @@ def _worked(
     cfg: DictConfig, folder: Path, overrides: tuple[str, ...], work: Callable[[], float | None], alone: bool
 ) -> float | None:
     begin = time.perf_counter()
-    for name in (ledger.STATUS, ERROR):
-        (folder / name).unlink(missing_ok=True)
+    # What an earlier attempt left: its status, and files that a kill kept it from finishing.
+    for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
+        path.unlink(missing_ok=True)
     try:
         value = work()
         Status(DONE, overrides, ledger.outputs(folder), time.perf_counter() - begin, value).write(folder)

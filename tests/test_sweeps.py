@@ -74,7 +74,10 @@ def test_done_runs_are_skipped_and_broken_ones_made_again(four):
     (truncated / "frame.parquet").write_bytes((truncated / "frame.parquet").read_bytes()[:100])
     (corrupt / "status.json").write_text('{"state": "do')
     shutil.rmtree(deleted)
+    (truncated / "checkpoints").mkdir()
+    (truncated / "checkpoints" / "last.pt.123.part").write_bytes(b"half")
     sweep(four, "seed=range(4)")
+    assert not list(four.rglob("*.part"))
     assert [sorted(s) for s in states(four)] == [["done"] * 4, ["done"] * 3 + ["skipped"]]
     after = {folder.name: frames.load(folder / "frame.parquet") for folder in done(four)}
     assert after.keys() == before.keys()
