@@ -24,7 +24,8 @@ from rich.console import Console
 from benchmarks import errors, matrices, memory, speed
 from benchmarks.demands import demands
 from benchmarks.peers import HAS_CURVLINOPS
-from benchmarks.report import demand_table, manifest, table
+from benchmarks.provenance import manifest
+from benchmarks.report import demand_table, table
 from benchmarks.rows import Row, to_frame
 from benchmarks.sizes import FULL, QUICK, Sizes
 

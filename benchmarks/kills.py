@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from benchmarks.report import manifest
+from benchmarks.provenance import manifest
 from experiments.records import read
 
 OUTPUT = Path("results/benchmarks")

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 import gradscope as gs
 from benchmarks.memory import resident
-from benchmarks.report import manifest, table
+from benchmarks.provenance import manifest
+from benchmarks.report import table
 from benchmarks.rows import Row, timed, to_frame
 from benchmarks.timing import Contestant, race
 

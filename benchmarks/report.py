@@ -1,23 +1,15 @@
-"""Rows as tables for the terminal, and the machine and versions that they were measured with."""
+"""Rows and demands as tables for the terminal."""
 
 from __future__ import annotations
 
 import math
-import platform
-import sys
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
 from rich.table import Table
 
 from benchmarks.demands import Demand
 from benchmarks.rows import Row
-from experiments.manifest import cpu, provenance
 
-PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
 PREFIXES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))}
 
 
@@ -49,16 +41,6 @@ def demand_table(demands: Iterable[Demand], *, judged: bool) -> Table:
         verdict = "" if not judged else "ok" if demand.met else "NOT MET"
         made.add_row(demand.what, f"{demand.measured:.4g}", demand.demanded, verdict)
     return made
-
-
-def manifest(**run: Any) -> dict[str, Any]:
-    """What made the numbers: the run's own settings, commit, versions, hardware, threads, command line, date."""
-    return run | {
-        **provenance(PACKAGES),
-        "hardware": {"cpu": cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
-        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def _value(value: float, quantity: str) -> str:

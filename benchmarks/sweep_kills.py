@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from benchmarks.report import manifest
+from benchmarks.provenance import manifest
 from experiments import collect, launches, ledger
 
 OUTPUT = Path("results/benchmarks")

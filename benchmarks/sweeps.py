@@ -26,7 +26,8 @@ import torch
 from rich.console import Console
 
 import gradscope as gs
-from benchmarks.report import manifest, table
+from benchmarks.provenance import manifest
+from benchmarks.report import table
 from benchmarks.rows import Row, to_frame
 from experiments import collect, launches
 from gradscope.measures import PreactivationStd, SignDiversity

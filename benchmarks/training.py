@@ -35,7 +35,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import gradscope as gs
-from benchmarks.report import manifest, table
+from benchmarks.provenance import manifest
+from benchmarks.report import table
 from benchmarks.rows import Row, timed, to_frame
 from benchmarks.timing import Contestant, race
 from experiments import loop

@@ -43,11 +43,8 @@ def save(frame: pd.DataFrame, manifest: dict[str, Any], folder: Path) -> None:
 
 def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:
     """Write ``metrics.csv``: what was recorded of each run, six digits; ``keys`` and seed tell the runs apart."""
-    temporary = folder / "metrics.csv.part"
-    metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]].to_csv(
-        temporary, index=False, float_format="%.6g"
-    )
-    temporary.replace(folder / "metrics.csv")
+    table = metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]]
+    written(folder / "metrics.csv", lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def load_metrics(folder: Path) -> pd.DataFrame | None:

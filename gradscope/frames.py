@@ -88,15 +88,19 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a checked frame as ``.parquet`` or ``.csv``, by temporary file and rename, so that no torn file is left."""
     path = Path(path)
     check(frame)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        frame.to_parquet(temporary, index=False)
-    elif path.suffix == ".csv":
-        frame.to_csv(temporary, index=False)  # every digit, so that value and log10_value still agree
-    else:
-        raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
-    return temporary.replace(path)
+    try:
+        if path.suffix == ".parquet":
+            frame.to_parquet(temporary, index=False)
+        else:
+            frame.to_csv(temporary, index=False)  # every digit, so that value and log10_value still agree
+        return temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a full disk, say
+        raise
 
 
 def load(path: str | Path) -> pd.DataFrame:

@@ -1,0 +1,25 @@
+"""The machine, versions and settings that the numbers of a benchmark were measured with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.manifest import cpu, provenance
+
+PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
+
+
+def manifest(**run: Any) -> dict[str, Any]:
+    """What made the numbers: the run's own settings, commit, versions, hardware, threads, command line, date."""
+    return run | {
+        **provenance(PACKAGES),
+        "hardware": {"cpu": cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
+        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
