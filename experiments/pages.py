@@ -1,0 +1,63 @@
+"""The page of a study: docs/studies/NAME.md, its numbers read from the frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.collect import Collected
+from experiments.files import written
+from experiments.study import Study, results
+
+NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
+
+
+def write(name: str, asked: Study, collected: Collected, figures: Sequence[Path], folder: Path) -> Path:
+    """Write the page of a study, which shows ``figures``, into ``folder``; returns its path."""
+    text = page(name, asked, collected, [(path.stem, os.path.relpath(path, folder)) for path in figures])
+    return written(folder / f"{name}.md", lambda temporary: temporary.write_text(text))
+
+
+def page(name: str, asked: Study, collected: Collected, figures: Sequence[tuple[str, str]]) -> str:
+    """Question, answer, claims, method, figures, how sure, and where the numbers come from; ``figures``: name, path."""
+    claims = ["| claim | verdict | because |", "|---|---|---|"]
+    claims += [f"| {claim.says} | **{claim.verdict}** | {claim.because} |" for claim in asked.claims(collected)]
+    parts = [
+        NOTICE,
+        f"# {asked.QUESTION}",
+        asked.answer(collected).strip(),
+        "\n".join(claims),
+        "## Method",
+        asked.METHOD.strip(),
+        "\n\n".join(f"![{figure.replace('_', ' ')}]({path})" for figure, path in figures),
+        "## How sure",
+        asked.HOW_SURE.strip(),
+        "## Run it again",
+        _origin(name, collected),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(name: str, collected: Collected) -> str:
+    manifest = collected.manifest
+    module = "train" if collected.metrics is not None else "measure"
+    source = results(name)
+    hardware = manifest["hardware"]
+    facts = [
+        f"{manifest['runs']} runs, {manifest['seconds']:.0f} s of one process",
+        f"{hardware['cpu']}, {hardware['num_threads']} threads a run, not measured on a GPU"
+        if hardware["gpu"] is None
+        else f"{hardware['gpu']}",
+        f"torch {manifest['versions']['torch']}, commit {str(manifest['commit'])[:10]}",
+    ]
+    if "note" in manifest:
+        facts.append(str(manifest["note"]))
+    commands = [
+        f"python -m experiments.{module} -m study={source}",
+        f"python -m experiments.collect sweep={source}",
+        f"python -m experiments.figures study={name}",
+    ]
+    return (
+        "```sh\n" + "\n".join(commands) + "\n```\n\nThe reference results were measured so: " + "; ".join(facts) + "."
+    )
