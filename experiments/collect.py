@@ -7,7 +7,6 @@ python -m experiments.collect sweep=architectures csv=true
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from experiments import arguments, launches
+from experiments import arguments, dataset, launches
 from experiments.files import read_json, write_json
 from experiments.ledger import DONE, FAILED, FRAMES, STATUS, Status
 from gradscope import frames
@@ -40,8 +40,8 @@ class Collected:
 class _Run:
     name: str
     identity: int
-    frame: pd.DataFrame
-    metrics: pd.DataFrame | None
+    frame: pa.Table
+    metrics: pa.Table | None
     manifest: dict[str, Any]
 
 
@@ -72,10 +72,9 @@ def collect(sweep: Path) -> Collected:
         runs = list(pool.map(lambda pair: _read(*pair), fresh))
     collected = {name: entry for name, entry in known.items() if name not in gone}
     collected |= {run.name: [run.identity, run.manifest.get("seconds", 0.0)] for run in runs}
-    changed = {run.name for run in runs} | gone
-    frame = _update(sweep / DATA, [run.frame.assign(run=run.name) for run in runs], changed, bool(known))
-    tables = [run.metrics.assign(run=run.name) for run in runs if run.metrics is not None]
-    metrics = _update(sweep / METRICS, tables, changed, bool(known))
+    if changed := {run.name for run in runs} | gone:
+        dataset.update(sweep / DATA, [run.frame for run in runs], changed)
+        dataset.update(sweep / METRICS, [run.metrics for run in runs if run.metrics is not None], changed)
     distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
     missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
     counts = {
@@ -88,17 +87,17 @@ def collect(sweep: Path) -> Collected:
     }
     manifest = counts | _together(distinct)
     write_json(sweep / INDEX, {"collected": collected, "distinct": distinct, "manifest": manifest})
-    assert frame is not None
-    return Collected(_checked(frame, sweep), metrics, manifest)
+    collected_now = load(sweep)
+    assert collected_now is not None
+    return collected_now
 
 
 def load(sweep: Path) -> Collected | None:
     """What `collect` wrote last, None where it did not."""
-    index = read_json(sweep / INDEX)
-    if index is None or not (sweep / DATA).is_dir():
+    index, frame = read_json(sweep / INDEX), dataset.load(sweep / DATA)
+    if index is None or frame is None:
         return None
-    metrics = _loaded(sweep / METRICS) if (sweep / METRICS).is_dir() else None
-    return Collected(_checked(_loaded(sweep / DATA), sweep), metrics, index["manifest"])
+    return Collected(_checked(frame, sweep), dataset.load(sweep / METRICS), index["manifest"])
 
 
 def _read(folder: Path, status: Status) -> _Run:
@@ -107,9 +106,9 @@ def _read(folder: Path, status: Status) -> _Run:
         raise ValueError(f"The run {folder} was not watched, so there is no frame to collect: monitor.every=100.")
     identity = _identity(folder)  # before reading, so that a run that is made again meanwhile is read again
     try:
-        frame = frames.upgraded(pd.read_parquet(path))
+        frame = dataset.read_part(path, folder.name)
         metrics = folder / "metrics.parquet"
-        table = pd.read_parquet(metrics) if metrics.name in status.files else None
+        table = dataset.read_part(metrics, folder.name) if metrics.name in status.files else None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}), though the run says it is done; the sweep's command makes it again."
@@ -120,34 +119,6 @@ def _read(folder: Path, status: Status) -> _Run:
 def _identity(folder: Path) -> int:
     """Another one whenever the run is made again; no question of clocks, for it is only compared for equality."""
     return (folder / STATUS).stat().st_mtime_ns
-
-
-def _update(folder: Path, parts: Sequence[pd.DataFrame], changed: set[str], known: bool) -> pd.DataFrame | None:
-    """The data set without the rows of runs that changed or are gone, and with the new ones; None where it is empty."""
-    before = [_loaded(folder)] if known and folder.is_dir() else []
-    if not changed:
-        return before[0] if before else None
-    kept = [table[~table["run"].isin(changed)] for table in before]
-    tables = [table for table in (*kept, *parts) if len(table)]
-    if not tables:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    # A key that only some models have is null for the others, of whatever type.
-    table = pd.concat(tables, ignore_index=True)
-    temporary, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)
-    table.to_parquet(temporary, index=False, partition_cols=["model"])
-    if folder.is_dir():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return table
-
-
-def _loaded(folder: Path) -> pd.DataFrame:
-    table = pd.read_parquet(folder)
-    return table.astype({"model": "str"}) if "model" in table else table
 
 
 def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
