@@ -58,6 +58,5 @@ def _origin(name: str, collected: Collected) -> str:
         f"python -m experiments.collect sweep={source}",
         f"python -m experiments.figures study={name}",
     ]
-    return (
-        "```sh\n" + "\n".join(commands) + "\n```\n\nThe reference results were measured so: " + "; ".join(facts) + "."
-    )
+    lines = ["```sh", *commands, "```", "", f"The reference results: {'; '.join(facts)}."]
+    return "\n".join(lines)

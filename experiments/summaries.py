@@ -39,3 +39,17 @@ def mean(values: npt.ArrayLike) -> Mean:
     value, num = float(array.mean()), len(array)
     margin = math.inf if num < 2 else float(stats.t.ppf(0.975, num - 1) * array.std(ddof=1) / math.sqrt(num))
     return Mean(value, value - margin, value + margin, num)
+
+
+def geometric_mean(values: npt.ArrayLike) -> Mean:
+    """Of positive values whose logarithms are nearly normal; the interval is that of their mean.
+
+    Raises:
+        ValueError: There are none, or one is not positive.
+    """
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if not (array > 0).all():
+        raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
+    logarithms = mean(np.log(array))
+    value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
+    return Mean(value, low, high, logarithms.num)

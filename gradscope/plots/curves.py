@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -104,15 +105,25 @@ def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
 
 
 def statistic(
-    frame: pd.DataFrame, quantity: str, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None
+    frame: pd.DataFrame,
+    quantity: str,
+    *,
+    log10: bool = False,
+    hue: str | None = None,
+    style: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """A statistic of every layer by itself ("preactivation_std", "sign_diversity") against depth, input first.
 
-    Lines, bands and errors as in `profile`.
+    Lines, bands and errors as in `profile`; with ``log10`` those of its logarithm, where it has one.
     """
-    ax = _curves(rows_of(frame, quantity), "index", "value", hue, style, ax)
-    ax.set(xlabel=LABELS["index"], ylabel=LABELS.get(quantity, quantity))
-    ax.set_ylim(bottom=0)
+    rows, label = rows_of(frame, quantity), LABELS.get(quantity, quantity)
+    if log10:
+        rows = rows[np.isfinite(rows["log10_value"])]
+    ax = _curves(rows, "index", "log10_value" if log10 else "value", hue, style, ax)
+    ax.set(xlabel=LABELS["index"], ylabel=rf"$\log_{{10}}$ {label}" if log10 else label)
+    if not log10:
+        ax.set_ylim(bottom=0)
     return ax
 
 

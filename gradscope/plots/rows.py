@@ -12,6 +12,7 @@ LABELS = {
     "gsc": r"$\log_{10}$ GSC (squared convention)",
     "preactivation_std": "pre-activation standard deviation",
     "sign_diversity": "sign diversity",
+    "linear_fit_error": "linear fit error",
     "depth_from_output": "layers between $f_k$ and the target",
     "index": "layer, from the input",
 }
