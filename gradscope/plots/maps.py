@@ -64,7 +64,7 @@ def matrix(
     largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
     low, high = limits or (-largest, largest)
     ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
-    centers = np.arange(len(order)) + 0.5
+    centers = [number + 0.5 for number in range(len(order))]
     shown = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy()), vmin=low, vmax=high, cmap=DIVERGING)
     ax.set(aspect="equal", ylim=(len(order), 0))
     ax.set_xticks(centers, thinned(order))
