@@ -51,6 +51,16 @@ def test_the_page_is_what_its_frame_says(name):
     assert text == pages.page(name, study.find(name), published(name), drawn)
 
 
+def test_the_index_counts_the_claims():
+    text = (ROOT / "docs" / "studies" / "README.md").read_text()
+    studies = {name: (study.find(name), published(name)) for name in STUDIES}
+    assert text == pages.index(studies)
+    for name, (asked, collected) in studies.items():
+        verdicts = [claim.verdict for claim in asked.claims(collected)]
+        counts = " | ".join(str(verdicts.count(word)) for word in ("supported", "contradicted", "undecided"))
+        assert f"| [{name}]({name}.md) | {asked.QUESTION} | {counts} |" in text
+
+
 def test_the_numbers_of_a_page_follow_the_frame(tmp_path):
     asked, collected = study.find("architectures"), published("architectures")
     frame = collected.frame.copy()
@@ -62,10 +72,10 @@ def test_the_numbers_of_a_page_follow_the_frame(tmp_path):
     assert "**supported**" in text.split("| relu neither explodes")[1].splitlines()[0]
 
 
-def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch, capsys):
+def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)))
-    figures.main(figures.Config(study="all", reference=str(ROOT / "results")))
+    figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
     assert {name for name, _ in made} == folders | set(STUDIES)
     assert {results for _, results in made} == {""}  # never the runs of this machine
