@@ -22,7 +22,7 @@ def write(name: str, asked: Study, collected: Collected, figures: Sequence[Path]
 def page(name: str, asked: Study, collected: Collected, figures: Sequence[tuple[str, str]]) -> str:
     """Question, answer, claims, method, figures, how sure, and where the numbers come from; ``figures``: name, path."""
     claims = ["| claim | verdict | because |", "|---|---|---|"]
-    claims += [f"| {claim.says} | **{claim.verdict}** | {claim.because} |" for claim in asked.claims(collected)]
+    claims += [_row(claim.says, f"**{claim.verdict}**", claim.because) for claim in asked.claims(collected)]
     parts = [
         NOTICE,
         f"# {asked.QUESTION}",
@@ -52,12 +52,17 @@ def index(studies: Mapping[str, tuple[Study, Collected]]) -> str:
     for name, (asked, collected) in studies.items():
         claims = asked.claims(collected)
         counts = [sum(claim.holds is holds for claim in claims) for holds in (True, False, None)]
-        rows.append(f"| [{name}]({name}.md) | {asked.QUESTION} | {' | '.join(map(str, counts))} |")
+        rows.append(_row(f"[{name}]({name}.md)", asked.QUESTION, *map(str, counts)))
         contradicted += [
             f"- [{name}]({name}.md): {claim.says}. {claim.because}." for claim in claims if claim.holds is False
         ]
     parts = [NOTICE, "# Studies", "\n".join(rows), "## What the data contradict", "\n".join(contradicted)]
     return "\n\n".join(parts) + "\n"
+
+
+def _row(*cells: str) -> str:
+    """Of a table in Markdown, where a bar ends a cell."""
+    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
 
 
 def _origin(name: str, collected: Collected) -> str:
