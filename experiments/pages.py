@@ -62,7 +62,8 @@ def index(studies: Mapping[str, tuple[Study, Collected]]) -> str:
 
 def _row(*cells: str) -> str:
     """Of a table in Markdown, where a bar ends a cell."""
-    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _origin(name: str, collected: Collected) -> str:
