@@ -22,8 +22,8 @@ from gradscope.measures import GradientNorm
 
 QUESTION = "Do gradients vanish because the slope of a sigmoid is at most 1/4?"
 METHOD = """
-**By hand.** A chain of two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), with the
-loss E = (t - y)^2 / 2. With s' = s (1 - s) the chain rule gives
+**By hand.** A chain of two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), with
+the loss E = (t - y)^2 / 2. With s' = s (1 - s) the chain rule gives
 
 - dE/dw3 = -(t - y) y (1 - y) a2
 - dE/dw2 = -(t - y) y (1 - y) w3 a2 (1 - a2) a1
@@ -33,16 +33,16 @@ which is evaluated in plain floating-point arithmetic and compared with what `gs
 differentiation.
 
 **Chains.** L units h <- s(w h + b) in a row: the derivative of the last with respect to the first is a product of L
-factors w s', so at most (|w| / 4)^L. Measured for w = 1, b = 0, and for w = 8, b = -4, which holds the unit where its
+factors w s', so at most (w / 4)^L. Measured for w = 1, b = 0, and for w = 8, b = -4, which holds the unit where its
 slope is largest.
 
-**Networks.** Depth 30 and width 100 with a linear head for ten classes, float64, on a batch of 100 samples of Gaussian
-noise with random labels: the length of the gradient of the mean cross-entropy with respect to the weights of every layer
-(`gs.measure`), its factor a layer between the second layer and the last, from the output toward the input, and the growth
-rate of GSC beside it. Initialization he for ReLU, lecun for the others.
+**Networks.** Depth 30 and width 100 with a linear head for ten classes, float64, on 32 samples of Gaussian noise with
+random labels: the length of the gradient of the mean cross-entropy with respect to the weights of every layer
+(`gs.measure`), its factor a layer between the last layer and the second, from the output toward the input; and the
+growth rate of GSC. Initialization he for ReLU, lecun for the others.
 """
 HOW_SURE = """
-Intervals are over eight initializations, 95 %, Student's t of the logarithm. The hand-derived chain is exact up to rounding.
+Intervals are over initializations, 95 %, Student's t of the logarithm; the hand-derived chain is exact up to rounding.
 The networks are at initialization; widths, depths and weight variances other than these shift the rates, and a sigmoid
 network with larger weights need not vanish, as the second chain shows.
 """
@@ -89,9 +89,10 @@ def _by_hand() -> pd.DataFrame:
     """The three derivatives by hand, as `gs.measure` has them, and their relative difference."""
     chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
     with torch.no_grad():
-        for linear, weight in zip(chain[::2], WEIGHTS, strict=True):
-            linear.weight.fill_(weight)
-    x, target = (torch.tensor([[value]], dtype=torch.float64) for value in (INPUT, TARGET))
+        for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):
+            parameter.fill_(weight)
+    # Twice the same sample, because statistics of gradients compare samples; its mean is the same.
+    x, target = (torch.full((2, 1), value, dtype=torch.float64) for value in (INPUT, TARGET))
 
     def loss(output: Tensor, wanted: Tensor) -> Tensor:
         return 0.5 * (wanted - output).square().sum(dim=1)
@@ -156,8 +157,8 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "Whatever the weights, a chain of sigmoids shrinks a gradient",
             _last(frame, "log10_chain", held) < 0,
-            f"with weights of 8 and the units held in the middle it grows to 10^{_last(frame, 'log10_chain', held):.2f} "
-            "after 30 units",
+            f"with weights of 8 and the units held in the middle it grows to "
+            f"10^{_last(frame, 'log10_chain', held):.2f} after 30 units",
         ),
         Claim(
             "In a sigmoid network a gradient shrinks to a quarter a layer, or less",
@@ -186,10 +187,10 @@ def answer(collected: Collected) -> str:
     by_hand_, by_autograd = (_rows(chosen, name).set_index("layer")["value"] for name in ("by_hand", "by_autograd"))
     table += [f"| abs dE/d{name} | {by_hand_[name]:.10g} | {by_autograd[name]:.10g} |" for name in by_hand_.index]
     return (
-        "For small weights yes: the slope bounds the factor of every unit. A gradient changes on its way from the output to "
-        f"the input by a factor a layer of {plain}. Normalization holds pre-activations where the sigmoid bends and its "
-        f"Jacobian is divided by their deviation, which changes the factor ({normalized}). Large weights undo the bound.\n\n"
-        + "\n".join(table)
+        "For small weights yes: the slope bounds the factor of every unit. On its way from the output to the input a "
+        f"gradient changes by a factor a layer of {plain}. Normalization spreads the pre-activations of sigmoid networks "
+        f"and divides their Jacobians by what the spread was; then the factor is {normalized}. Large weights undo the "
+        "bound.\n\n" + "\n".join(table)
     )
 
 
@@ -215,19 +216,20 @@ def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return frame[frame["quantity"] == quantity]
 
 
-def _last(frame: pd.DataFrame, quantity: str, chain: str) -> float:
+def _chain_rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
+    """By the number of units; every run has the same chains."""
     rows = _rows(frame, quantity)
-    rows = rows[rows["layer"] == chain]
-    return float(rows.loc[rows["index"] == rows["index"].max(), "value"].iloc[0])
+    return rows[rows["layer"] == chain].groupby("index", observed=True)["value"].first()
+
+
+def _last(frame: pd.DataFrame, quantity: str, chain: str) -> float:
+    return float(_chain_rows(frame, quantity, chain).iloc[-1])
 
 
 def _excess(frame: pd.DataFrame, chain: str) -> float:
     """By how much log10 of a chain's derivative exceeds its bound, at most."""
-    tables = [
-        _rows(frame, name)[lambda rows: rows["layer"] == chain].groupby("index", observed=True)["value"].first()
-        for name in ("log10_chain", "log10_chain_bound")
-    ]
-    return float((tables[0] - tables[1]).max())
+    found, bound = (_chain_rows(frame, name, chain) for name in ("log10_chain", "log10_chain_bound"))
+    return float((found - bound).max())
 
 
 def _gradients(frame: pd.DataFrame) -> Figure:
@@ -237,7 +239,8 @@ def _gradients(frame: pd.DataFrame) -> Figure:
     for ax, norm in zip(axes, NORMS, strict=True):
         sns.lineplot(
             rows[rows["norm"] == norm], x="index", y="log10_value", hue="activation", hue_order=ACTIVATIONS,
-            style="activation", style_order=ACTIVATIONS, errorbar="sd", palette="colorblind", ax=ax, legend=norm == "none",
+            style="activation", style_order=ACTIVATIONS, errorbar="sd", palette="colorblind", ax=ax,
+            legend=norm == "none",
         )  # fmt: skip
         ax.set(title={"none": "no normalization", "batch": "batch normalization", "layer": "layer normalization"}[norm])
         ax.set(xlabel="layer, from the input", ylabel=r"$\log_{10}$ length of the gradient of its weights")
@@ -255,11 +258,9 @@ def _chains(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for color, chain in zip(sns.color_palette("colorblind"), CHAINS, strict=False):
         for quantity, style, words in (("log10_chain", "-", "measured"), ("log10_chain_bound", ":", "bound")):
-            rows = _rows(frame, quantity)
-            rows = rows[rows["layer"] == chain].groupby("index", observed=True)["value"].first()
-            ax.plot(
-                rows.index, rows, style, color=color, label=f"{chain}: {words}", linewidth=2.4 if style == ":" else 1.4
-            )
+            values = _chain_rows(frame, quantity, chain)
+            width = 2.4 if style == ":" else 1.4
+            ax.plot(values.index, values, style, color=color, label=f"{chain}: {words}", linewidth=width)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="units L in a row", ylabel=r"$\log_{10} |dh_L / dh_0|$", title="Chains of sigmoid units, exact")
     ax.legend(frameon=False, fontsize=9)
