@@ -42,7 +42,7 @@ def test_by_hand_and_measured_agree(frame):
 
 
 def test_chains(frame):
-    """With w = 8, b = -4 the units stay at 1/2, where the slope is 8 / 4; with w = 1 the factors are multiplied here."""
+    """With w = 8, b = -4 the units stay at 1/2, of slope 8 / 4; with w = 1 factors are multiplied here."""
     plain, held = vanishing.CHAINS
     rows = frame[frame["quantity"] == "log10_chain"]
     np.testing.assert_allclose(rows.loc[rows["layer"] == held, "value"], np.arange(1, 31) * math.log10(2), rtol=1e-12)

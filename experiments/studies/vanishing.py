@@ -71,7 +71,7 @@ def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> tup
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.DataFrame:
-    """Gradients of every layer and GSC of a network with a head; the chain by hand, and chains as deep as 30 units."""
+    """Gradients of every layer and GSC of a network with a head; of a sigmoid network also the chains."""
     with torch.no_grad():
         num_classes = model(x).shape[1]
     y = torch.randint(num_classes, (len(x),), generator=generator)
@@ -80,8 +80,9 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
         return functional.cross_entropy(output, labels, reduction="none")
 
     gradients = gs.measure(model, x, y, loss, measures=[GradientNorm()])
-    parts = [gradients, gs.gsc(model, x).to_frame(), _by_hand()]
-    parts += [_chain(name, *values) for name, values in CHAINS.items()]
+    parts = [gradients, gs.gsc(model, x).to_frame()]
+    if any(isinstance(module, nn.Sigmoid) for module in model.modules()):
+        parts += [_by_hand(), *(_chain(name, *values) for name, values in CHAINS.items())]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -188,9 +189,9 @@ def answer(collected: Collected) -> str:
     table += [f"| abs dE/d{name} | {by_hand_[name]:.10g} | {by_autograd[name]:.10g} |" for name in by_hand_.index]
     return (
         "For small weights yes: the slope bounds the factor of every unit. On its way from the output to the input a "
-        f"gradient changes by a factor a layer of {plain}. Normalization spreads the pre-activations of sigmoid networks "
-        f"and divides their Jacobians by what the spread was; then the factor is {normalized}. Large weights undo the "
-        "bound.\n\n" + "\n".join(table)
+        f"gradient changes by a factor a layer of {plain}. Normalization spreads the pre-activations of sigmoid "
+        f"networks and divides their Jacobians by what the spread was; then the factor is {normalized}. Large weights "
+        "undo the bound.\n\n" + "\n".join(table)
     )
 
 
