@@ -103,6 +103,9 @@ class MeasureConfig:
     matrix: bool = MISSING
     matrix_layers: list[str] | None = field(default=None)
     matrix_probes: Any = MISSING
+    statistics: list[str] = MISSING
+    nlc: bool = MISSING
+    measurement: Any = None
     seeds: Any = MISSING
     rerun: bool = MISSING
     on_error: str = MISSING

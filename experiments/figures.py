@@ -1,178 +1,81 @@
-"""Frames -> figures.
+"""Frames -> figures, and the page of a study.
 
 python -m experiments.figures study=architectures
+python -m experiments.figures study=all                # every study, from the reference results
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-import gradscope.meanfield as mf
-from experiments import arguments, collect, reference, report, theory, training_figures
-from gradscope import plots
+from experiments import arguments, collect, drawing, pages, reference, report, study, training_figures
+from experiments.collect import Collected
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
 
+ALL = "all"
+
 
 @dataclass
 class Config:
-    """What to draw: the runs of ``sweep`` (default: of that name), else the reference results of ``study``.
+    """What to draw: the runs of ``sweep`` (default: of that name), else the reference results of ``study``; with
+    ``study=all`` all reference results.
 
-    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``; ``note`` says there, and in the
-    titles, what the configuration cannot know about the data.
+    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``, and the page of a study to
+    ``pages``; ``note`` says there, and in the titles, what the configuration cannot know about the data.
     """
 
     study: str = "architectures"
     sweep: str | None = None
     results: str = "results/runs"
     reference: str = "results"
+    pages: str = "docs/studies"
     publish: bool = False
     note: str | None = None
 
 
-def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict.
-
-    ``keys`` tell the networks apart: the first by color, the second by dash; more than two become one label.
-    """
-    if set(keys) == {"weight_variance", "bias_variance"}:
-        return {"phase_diagram": _phases(frame, growth, title)}
-    if "width" in keys and growth["theory"].notna().all():
-        return {"convergence": _convergence(growth, keys, title)}
-    notes = {
-        tuple(str(row[key]) for key in keys): f"{row['rate']:.3f}, {row['verdict']}"
-        for row in growth.to_dict("records")
-        if not pd.isna(row["rate"])
-    }
-    if len(keys) > 2:
-        frame = frame.assign(network=frame[keys].apply(report.network_name, axis=1))
-        notes = {(report.network_name(key),): note for key, note in notes.items()}
-        keys = ["network"]
-    hue, style = keys[0], keys[1] if keys[1:] else None
-    profile = frame[frame["quantity"] == "gsc"]
-    named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
-    figures = {"gsc": _panels(frame, title, notes) if named else _curves(frame, title, hue, style, notes)}
-    for quantity in ("preactivation_std", "sign_diversity"):
-        if (frame["quantity"] == quantity).any():
-            figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
-            plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
-            ax.set_title(f"{title}\n{_spread(frame)}", fontsize=10)
-    if len(profile) > len(plots.to_last_target(profile)):
-        figures["gsc_matrix"] = _matrices(profile, keys, title)
-    return figures
-
-
-def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes: dict[tuple[str, ...], str]) -> Figure:
-    figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
-    plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
-    predicted = theory.profiles(frame, [key for key in (hue, style) if key])
-    if len(predicted):
-        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax)
-    ax.set_title(f"{title}\n{_spread(frame)}; labels: rate a layer, verdict", fontsize=10)
-    return figure
-
-
-def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
-    """Theory over the plane of variances, and the measured networks on it."""
-    activation = str(frame["activation"].iloc[0])
-    weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
-    biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
-    diagram = mf.phase_diagram(activation, weights, biases)
-    figure, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
-    plots.phase_diagram(weights, biases, diagram.chi_1, points=growth, ax=ax)
-    seeds = frame["seed"].nunique()
-    ax.set_title(
-        f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10
-    )
-    return figure
-
-
-def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
-    """Rates against 1 / width, a curve a network."""
-    others = [key for key in keys if key != "width"]
-    name = growth[others].apply(report.network_name, axis=1) if others else "network"
-    figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
-    plots.convergence(growth.assign(network=name), hue="network", ax=ax)
-    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: mean field", fontsize=10)
-    return figure
-
-
-def _panels(frame: pd.DataFrame, title: str, notes: dict[tuple[str, ...], str]) -> Figure:
-    models = list(frame["model"].unique())
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(5.2 * len(models), 4.2), layout="constrained", squeeze=False, sharey=True
-    )
-    for ax, model in zip(axes[0], models, strict=True):
-        plots.named_profile(frame[frame["model"] == model], ax=ax)
-        ax.set_title(f"{model}: rate {notes[model,]}" if (model,) in notes else model, fontsize=10)
-    figure.suptitle(f"{title}; {_spread(frame)}", fontsize=10)
-    return figure
-
-
-def _matrices(profile: pd.DataFrame, keys: list[str], title: str) -> Figure:
-    """One heat map a network, on one color scale."""
-    networks = list(profile.groupby(keys, sort=False, observed=True))
-    num_columns = min(4, len(networks))
-    num_rows = -(-len(networks) // num_columns)
-    size = (4.0 * num_columns + 0.8, 3.9 * num_rows)
-    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat[len(networks) :]:
-        ax.set_axis_off()
-    limit = float(profile.groupby([*keys, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
-    for ax, (key, rows) in zip(axes.flat, networks, strict=False):
-        plots.matrix(rows, limits=(-limit, limit), colorbar=False, ax=ax)
-        ax.set_title(report.network_name(key), fontsize=10)
-    colors = ScalarMappable(Normalize(-limit, limit), cmap=plots.DIVERGING)
-    figure.colorbar(colors, ax=axes, label=plots.LABELS["gsc"], shrink=0.6)
-    figure.suptitle(f"{title}; mean over {profile['seed'].nunique()} seeds", fontsize=11)
-    return figure
-
-
-def _spread(frame: pd.DataFrame) -> str:
-    seeds = frame["seed"].nunique()
-    return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
-
-
-def describe(frame: pd.DataFrame) -> str:
-    """Depth, width, batch and data of a study, as far as all its runs share them."""
-    words = []
-    for name in ("depth", "width", "batch_size", "data"):
-        if name in frame and frame[name].nunique() == 1:
-            words.append(f"{'batch' if name == 'batch_size' else name} {frame[name].iloc[0]}")
-    text = ", ".join(words).replace("data ", "").replace("noise", "Gaussian noise")
-    return text.replace("cifar10", "CIFAR-10")
-
-
-def read(cfg: Config) -> tuple[collect.Collected, Path]:
+def read(cfg: Config) -> tuple[Collected, Path]:
     """The study's frame, records of training and manifest, from its runs or else from the reference results, and where
     figures go.
 
     Raises:
         FileNotFoundError: Neither exists.
     """
-    runs, published = Path(cfg.results) / (cfg.sweep or cfg.study), Path(cfg.reference) / cfg.study
+    name = study.results(cfg.study)
+    runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
     if (collected := collect.load(runs)) is not None:
-        return collected, runs / "figures"
-    if (published / "data.csv").is_file():
-        frame, manifest = reference.load(published)
-        return collect.Collected(frame, reference.load_metrics(published), manifest), published
+        return replace(collected, frame=collected.frame.drop(columns="run", errors="ignore")), runs / "figures"
+    if (published / reference.DATA).is_file():
+        return reference.load(published), Path(cfg.reference) / cfg.study
     raise FileNotFoundError(
         f"Nothing to draw: neither {runs / collect.DATA} (python -m experiments.collect sweep={runs.name}) "
-        f"nor {published / 'data.csv'} exists."
+        f"nor {published / reference.DATA} exists."
     )
+
+
+def drawn(name: str, collected: Collected) -> dict[str, Figure]:
+    """The figures of a study, or of any sweep; its claims, growth rates or accuracies are printed."""
+    title = drawing.describe(collected)
+    if (asked := study.find(name)) is not None:
+        report.print_claims(asked.claims(collected), f"{asked.QUESTION} ({title})")
+        return asked.figures(collected)
+    keys = report.network_keys(collected.frame)
+    if collected.metrics is None:
+        growth = report.growth_table(collected.frame, keys)
+        report.print_growth(growth, keys, f"{name}: {title}")
+        return drawing.draw(collected.frame, keys, growth, title)
+    frame, metrics = (report.with_networks(table, keys) for table in (collected.frame, collected.metrics))
+    report.print_learning(metrics, f"{name}: {title}")
+    return training_figures.draw(frame, metrics, title)
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -181,40 +84,53 @@ def write_png(figure: Figure, path: Path) -> None:
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
     figure.savefig(buffer, format="png", dpi=80 if smooth else 150)
     image = Image.open(buffer).convert("RGB")
-    (image if smooth else image.quantize(256, kmeans=4)).save(path, optimize=True)
+    (image if smooth else image.quantize(256, kmeans=1)).save(path, optimize=True)
 
 
 def main(cfg: Config) -> None:
-    """Print the table of growth rates, or of accuracies, and write every figure as PNG and SVG."""
-    collected, output = read(cfg)
-    frame, manifest = collected.frame.drop(columns="run", errors="ignore"), collected.manifest
-    keys = report.network_keys(frame)
-    if cfg.note:
-        manifest["note"] = cfg.note
-    title = describe(frame) + (f" ({manifest['note']})" if "note" in manifest else "")
-    if collected.metrics is None:
-        growth = report.growth_table(frame, keys)
-        report.print_growth(growth, keys, f"{cfg.study}: {title}")
-        drawn = draw(frame, keys, growth, title)
+    """Print what was found, and write every figure as PNG and SVG; of reference results PNG and the page."""
+    if cfg.study == ALL:
+        if cfg.publish or cfg.sweep or cfg.note:
+            raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
+        published = _published(cfg)
+        for name in published:
+            _make(replace(cfg, study=name, results=""))
+        answered = {
+            name: (asked, reference.load(Path(cfg.reference) / study.results(name)))
+            for name in published
+            if (asked := study.find(name)) is not None
+        }
+        print(f"Page: {pages.write_index(answered, Path(cfg.pages))}")
     else:
-        named, metrics = (
-            table.assign(network=table[keys].apply(report.network_name, axis=1)) for table in (frame, collected.metrics)
-        )
-        report.print_learning(metrics, f"{cfg.study}: {title}")
-        drawn = training_figures.draw(named, metrics, title)
+        _make(cfg)
+
+
+def _published(cfg: Config) -> list[str]:
+    """Every study with reference results, its own or those of another."""
+    own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
+    return sorted(own | {name for name in study.names() if study.results(name) in own})
+
+
+def _make(cfg: Config) -> None:
+    collected, output = read(cfg)
     published = Path(cfg.reference) / cfg.study
+    if cfg.note:
+        collected.manifest["note"] = cfg.note
+    figures = drawn(cfg.study, collected)
     if cfg.publish:
         output = published
-        reference.save(frame, manifest, output)
-        if collected.metrics is not None:
-            reference.save_metrics(collected.metrics, keys, output)
+        reference.save(collected, output)
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         write_png(figure, output / f"{name}.png")
         if output != published:
             figure.savefig(output / f"{name}.svg")
         print(f"Figure: {output / name}.png")
         plt.close(figure)
+    asked = study.find(cfg.study)
+    if output == published and asked is not None:
+        paths = [output / f"{name}.png" for name in figures]
+        print(f"Page: {pages.write(cfg.study, asked, collected, paths, Path(cfg.pages))}")
 
 
 if __name__ == "__main__":

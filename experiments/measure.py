@@ -7,9 +7,9 @@ python -m experiments.measure -m study=architectures
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +22,42 @@ from omegaconf import DictConfig
 
 import gradscope as gs
 from experiments import build, config, report, run
-from experiments.cifar10 import IMAGE_SHAPE
 from experiments.files import write_json
 from experiments.guard import carry_out
 from experiments.manifest import manifest
+from experiments.networks import network
 from experiments.progress import LateBar
-from gradscope.measures import PreactivationStd, SignDiversity
+from experiments.study import observed
+from gradscope.measuring import PREACTIVATION_MEASURES, Measure
 from gradscope.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-STATISTICS = (PreactivationStd(), SignDiversity())
+STATISTICS = {measure.quantity: measure for measure in PREACTIVATION_MEASURES}
 
 config.register()
 
 
-def network(cfg: DictConfig) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The model and the batch that a configuration describes, on its device."""
-    if cfg.mode not in ("train", "eval"):
-        raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
-    if cfg.dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    x = build.call(cfg.data, shape=_sample_shape(cfg), generator=run.generator(cfg.seed, "data"))
-    sizes = {}
-    if "in_features" in cfg.model and cfg.model.in_features is None:
-        sizes["in_features"] = math.prod(x.shape[1:])
-    model = build.model(cfg, **sizes)
-    device, dtype = run.device(cfg.device), DTYPES[cfg.dtype]
-    return model.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
+def measure(cfg: DictConfig) -> tuple[gs.Profile | None, pd.DataFrame]:
+    """The profile of one network, and the frame of everything measured.
 
-
-def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.DataFrame]:
-    """The profile of one network, and the frame of everything measured, with the configuration as columns."""
+    With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``, its frame and no profile.
+    """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
     model, x = network(cfg)
+    if cfg.measurement is not None:
+        return None, build.call(cfg.measurement, model=model, x=x, generator=run.generator(cfg.seed, "probes"))
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
         random = run.generator(cfg.seed, "probes")
         profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)
     parts = [profile.to_frame()]
     if any(isinstance(module, NONLINEARITIES) for module in model.modules()):
-        parts.append(gs.measure(model, x, measures=STATISTICS))
+        parts.append(gs.measure(model, x, measures=statistics(cfg.statistics)))
+    if cfg.nlc:
+        coefficient = gs.nlc(model, x, generator=run.generator(cfg.seed, "nlc"))
+        parts.append(observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)))
     if cfg.matrix:
         options["layers"] = list(cfg.matrix_layers) if cfg.matrix_layers else None
         with LateBar("matrix", 1.0) as bar:
@@ -73,7 +65,18 @@ def measure(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.Da
             matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
         parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
-    return profile, pd.concat(parts, ignore_index=True).assign(**run.columns(cfg, choices))
+    return profile, pd.concat(parts, ignore_index=True)
+
+
+def statistics(names: Sequence[str]) -> list[Measure]:
+    """Statistics of pre-activations by their names.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if unknown := [name for name in names if name not in STATISTICS]:
+        raise ValueError(f"statistics: {unknown[0]!r} is none of {', '.join(STATISTICS)}.")
+    return [STATISTICS[name] for name in names]
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
@@ -90,27 +93,28 @@ def main(cfg: DictConfig) -> float | None:
         write_json(folder / "manifest.json", manifest(cfg, choices, time.perf_counter() - began))
         if alone:
             report.print_run(profile, frame, folder)
-        return _rate(profile)
+        return None if profile is None else _rate(profile)
 
     return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
 
 
-def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile, pd.DataFrame]:
-    """`measure` for each of ``seeds`` (a number n: 0 to n - 1; null: ``seed`` alone); the last profile and one frame.
+def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile | None, pd.DataFrame]:
+    """`measure` for each of ``seeds`` (a number n: 0 to n - 1; null: ``seed`` alone); the last profile and one frame,
+    with the configuration as columns.
 
     Raises:
         ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
     """
-    if cfg.seeds is None:
-        return measure(cfg, choices)
-    seeds = range(cfg.seeds) if isinstance(cfg.seeds, int) else list(cfg.seeds)
+    seeds = [cfg.seed] if cfg.seeds is None else range(cfg.seeds) if isinstance(cfg.seeds, int) else list(cfg.seeds)
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"seeds must be a positive number or a list of different whole numbers, got {cfg.seeds!r}.")
     cfg, parts = cfg.copy(), []
     for cfg.seed in seeds:
-        profile, frame = measure(cfg, choices)
-        parts.append(frame)
-    return profile, pd.concat(parts, ignore_index=True)
+        profile, frame = measure(cfg)
+        parts.append(frame.assign(seed=cfg.seed))
+    # Together, because columns that are added to many small frames take longer than measuring them.
+    columns = {name: value for name, value in run.columns(cfg, choices).items() if name != "seed"}
+    return profile, pd.concat(parts, ignore_index=True).assign(**columns)
 
 
 def _rate(profile: gs.Profile) -> float | None:
@@ -118,15 +122,6 @@ def _rate(profile: gs.Profile) -> float | None:
         return profile.growth().rate
     except ValueError:  # too few layers for a rate
         return None
-
-
-def _sample_shape(cfg: DictConfig) -> tuple[int, ...]:
-    """Shape of one sample of noise: as configured, or what the model takes."""
-    if cfg.data.get("shape") is not None:
-        return tuple(cfg.data.shape)
-    if "in_features" in cfg.model:
-        return (cfg.model.in_features or cfg.model.width,)
-    return IMAGE_SHAPE
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,36 @@ from rich.table import Table
 
 import gradscope as gs
 from experiments import theory
+from experiments.study import Claim
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
-from gradscope.plots import to_last_target
 
 MAX_ROWS = 64
 STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}
 
 
-def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
-    """One row a layer: log10 GSC with its two standard errors; pre-activation statistics where a layer has them."""
+def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
+    """One row a layer: log10 GSC with its two standard errors; pre-activation statistics where a layer has them.
+
+    Without a profile one row a quantity.
+    """
+    console = Console()
+    if profile is None:
+        console.print(_quantities(frame))
+    else:
+        console.print(_layers(profile, frame))
+        console.print(profile.summary(), highlight=False)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _quantities(frame: pd.DataFrame) -> Table:
+    table = Table("quantity", "rows", "smallest", "largest")
+    for quantity, rows in frame.groupby("quantity", sort=False, observed=True):
+        table.add_row(str(quantity), str(len(rows)), f"{rows['value'].min():.6g}", f"{rows['value'].max():.6g}")
+    return table
+
+
+def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
     rows = frame[(frame["quantity"] == "gsc") & (frame["target"] == profile.target)].drop_duplicates("layer")
     table = Table("layer", "depth", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign div.")
     for number, row in enumerate(rows.itertuples()):
@@ -41,10 +61,7 @@ def print_run(profile: gs.Profile, frame: pd.DataFrame, folder: Path) -> None:
             _number(row.log10_stderr_sample),
             *(f"{values.iloc[0]:.3f}" if len(values) else "" for values in statistics),
         )
-    console = Console()
-    console.print(table)
-    console.print(profile.summary(), highlight=False)
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    return table
 
 
 def network_keys(frame: pd.DataFrame) -> list[str]:
@@ -68,7 +85,7 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     farthest layer with its standard error over seeds.  A network too small for a rate has nulls, and the verdict says
     why.
     """
-    rows = to_last_target(frame[frame["quantity"] == "gsc"])
+    rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []
     for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
         values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
@@ -96,6 +113,20 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
             "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
+    Console().print(table)
+
+
+def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """With a column ``network``, the name of each row's network."""
+    return table.assign(network=table[list(keys)].apply(network_name, axis=1))
+
+
+def print_claims(claims: Sequence[Claim], title: str) -> None:
+    """What a study was asked to decide, and how the data did."""
+    table = Table("claim", "", "because", title=title)
+    styles = {True: "green", False: "bold red", None: "yellow"}
+    for claim in claims:
+        table.add_row(claim.says, f"[{styles[claim.holds]}]{claim.verdict}[/]", claim.because)
     Console().print(table)
 
 

@@ -24,7 +24,7 @@ MAX_NAME = 120
 # Keys that are columns of the frame already, row by row, or no property of a network.
 NO_COLUMN = (
     *PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes", "log_every",
-    "checkpoint_every", "keep", "compile", "seeds",
+    "checkpoint_every", "keep", "compile", "seeds", "measurement", "nlc",
 )  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def device(name: str) -> torch.device:
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: scalar keys by their own name, groups by what was chosen."""
     flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
-    groups = ("model", "optimizer", "train") if "train" in cfg else ("model", "data")
-    for group in (cfg, *(cfg[name] for name in groups)):
+    groups = ("model", "optimizer", "train") if "train" in cfg else ("model", "data", "measurement")
+    for group in (cfg, *(cfg[name] for name in groups if cfg[name] is not None)):
         for key, value in group.items():
             if isinstance(value, (DictConfig, ListConfig)) or key in NO_COLUMN:
                 continue

@@ -23,6 +23,7 @@ from gradscope.measures import (
     GradientToWeight,
     GradientZeroFraction,
     Kurtosis,
+    LinearFitError,
     PreactivationMean,
     PreactivationStd,
     SampleCosine,
@@ -31,16 +32,17 @@ from gradscope.measures import (
     SignDiversity,
     UpdateToWeight,
 )
-from gradscope.measures.activation import PREACTIVATIONS, SLOPES
+from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.modules import Modules, state_restored, unwrap
-from gradscope.preactivations import heard, slopes
+from gradscope.preactivations import heard, response, slopes
 
 
 class Measure(Protocol):
     """A statistic of one layer: a pure function with the name of its quantity.
 
-    ``of`` says of what: ``"preactivations"`` or ``"slopes"``, tensors (B, ...), or ``"gradients"``, a
+    ``of`` says of what: ``"preactivations"`` or ``"slopes"``, tensors (B, ...), ``"responses"``, the pair of
+    pre-activations and what the nonlinearity makes of them, or ``"gradients"``, a
     `gradscope.measures.LayerGradient`.  A statistic that may be negative also has ``signed = True``.
     """
 
@@ -58,7 +60,7 @@ class Measure(Protocol):
 
 PREACTIVATION_MEASURES: tuple[Measure, ...] = (
     PreactivationMean(), PreactivationStd(), SignDiversity(), SaturatedFraction(), DeadFraction(), Kurtosis(),
-    EffectiveRank(), SampleCosine(),
+    EffectiveRank(), SampleCosine(), LinearFitError(),
 )  # fmt: skip
 GRADIENT_MEASURES: tuple[Measure, ...] = (
     GradientNorm(), GradientRms(), GradientZeroFraction(), GradientToWeight(), GradientCosine(), SignalToNoise(),
@@ -106,8 +108,8 @@ def measure(
     chosen = list(by_default if measures is None else measures)
     if learning_rate is not None:
         chosen.append(UpdateToWeight(learning_rate))
-    if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, GRADIENTS)]:
-        raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes' or 'gradients'.")
+    if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, RESPONSES, GRADIENTS)]:
+        raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes', 'responses' or 'gradients'.")
     of_gradients = [m for m in chosen if m.of == GRADIENTS]
     if of_gradients and loss_fn is None:
         raise ValueError(
@@ -133,8 +135,13 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
     found: Found = []
 
     def listen(name: str, module: nn.Module, received: Tensor) -> None:
-        flat = slopes(module, received) if any(m.of == SLOPES for m in measures) else received
-        found.append((name, [m(flat if m.of == SLOPES else received) for m in measures]))
+        wanted = {m.of for m in measures}
+        values: dict[str, Any] = {PREACTIVATIONS: received}
+        if SLOPES in wanted:
+            values[SLOPES] = slopes(module, received)
+        if RESPONSES in wanted:
+            values[RESPONSES] = received, response(module, received)
+        found.append((name, [m(values[m.of]) for m in measures]))
 
     with heard(modules, listen), state_restored(modules), torch.no_grad():
         batch.run(model, forward)

@@ -51,9 +51,15 @@ def slopes(module: nn.Module, received: Tensor) -> Tensor:
     """
     if type(module) is nn.ReLU:  # the most frequent one, and automatic differentiation takes many times as long
         return received > 0
-    devices = [received.device] if received.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.enable_grad():
         leaf = received.detach().requires_grad_()
+        return torch.autograd.grad(response(module, leaf).sum(), leaf)[0]
+
+
+def response(module: nn.Module, received: Tensor) -> Tensor:
+    """phi(h) of a nonlinearity; RReLU in training mode draws its slopes anew, as for `slopes`."""
+    devices = [received.device] if received.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
         # Not the module's call, which would be heard again; a clone, because it may work in place.
-        value = module.forward(leaf.clone())
-        return torch.autograd.grad(value.sum(), leaf)[0]
+        value: Tensor = module.forward(received.clone())
+    return value

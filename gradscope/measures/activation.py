@@ -1,7 +1,8 @@
 """Statistics of pre-activations: what a nonlinearity receives, after any normalization.
 
-Each is a function of the pre-activations (B, ...), or of the slopes phi'(h) there; a neuron is one entry of the
-pre-activation (for a convolution one channel at one position).  Standard errors are those of sampling the batch.
+Each is a function of the pre-activations (B, ...), of the slopes phi'(h) there, or of pre-activations and responses
+phi(h) together; a neuron is one entry of the pre-activation (for a convolution one channel at one position).  Standard
+errors are those of sampling the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from gradscope.estimates import Estimate
 from gradscope.measures.samples import influenced, jackknife, sample_mean
 
-PREACTIVATIONS, SLOPES = "preactivations", "slopes"
+PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 18  # numbers
 
 
@@ -175,6 +176,35 @@ class DeadFraction:
         masks = (block if block.dtype == torch.bool else block != 0 for block in _blocks(slopes))
         alive = sum(int(mask.view(torch.uint8).amax(dim=0).count_nonzero()) for mask in masks)
         return Estimate(1 - alive / slopes[0].numel(), None)
+
+
+@dataclass(frozen=True)
+class LinearFitError:
+    """Part of the variance of phi(h) that no linear function of h explains: 0 where a layer is linear over the data.
+
+    sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], a line for each neuron n; between 0 and
+    1, and 0 where nothing varies.  It measures pseudo-linearity directly, where a small deviation or sign diversity of
+    the pre-activations only makes it likely.  For h ~ N(0, 1): ReLU 0.2665, tanh 0.0697.
+
+    The error is that of sampling the batch to first order; the fit itself takes two degrees of freedom a neuron, so
+    that on B samples the value is about a factor 1 - 1/B too small.
+    """
+
+    quantity: ClassVar[str] = "linear_fit_error"
+    of: ClassVar[str] = RESPONSES
+
+    def __call__(self, responses: tuple[Tensor, Tensor]) -> Estimate:
+        """``responses``: h and phi(h), both (B, ...), B >= 2."""
+        h, a = (_neurons(values) for values in responses)
+        h, a = h - h.mean(dim=0), a - a.mean(dim=0)
+        variance = h.square().mean(dim=0)
+        slope = (h * a).mean(dim=0) / variance.where(variance > 0, 1.0)
+        left, total = (a - slope * h).square().sum(dim=1), a.square().sum(dim=1)  # (B,)
+        if not total.any():
+            return Estimate.exact(0.0)
+        value = float(left.mean() / total.mean())
+        # The fit is a minimum, so that to first order a sample does not move its line.
+        return influenced(value, (left - value * total) / total.mean())
 
 
 def _blocks(values: Tensor) -> Sequence[Tensor]:

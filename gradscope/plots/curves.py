@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart, to_last_target
+from gradscope.frames import to_last_target
+from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart
 
 MAX_DIRECT_LABELS = 8
 LABEL_HEIGHT = 0.047  # of the axis
@@ -104,15 +106,25 @@ def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
 
 
 def statistic(
-    frame: pd.DataFrame, quantity: str, *, hue: str | None = None, style: str | None = None, ax: Axes | None = None
+    frame: pd.DataFrame,
+    quantity: str,
+    *,
+    log10: bool = False,
+    hue: str | None = None,
+    style: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """A statistic of every layer by itself ("preactivation_std", "sign_diversity") against depth, input first.
 
-    Lines, bands and errors as in `profile`.
+    Lines, bands and errors as in `profile`; with ``log10`` those of its logarithm, where it has one.
     """
-    ax = _curves(rows_of(frame, quantity), "index", "value", hue, style, ax)
-    ax.set(xlabel=LABELS["index"], ylabel=LABELS.get(quantity, quantity))
-    ax.set_ylim(bottom=0)
+    rows, label = rows_of(frame, quantity), LABELS.get(quantity, quantity)
+    if log10:
+        rows = rows[np.isfinite(rows["log10_value"])]
+    ax = _curves(rows, "index", "log10_value" if log10 else "value", hue, style, ax)
+    ax.set(xlabel=LABELS["index"], ylabel=rf"$\log_{{10}}$ {label}" if log10 else label)
+    if not log10:
+        ax.set_ylim(bottom=0)
     return ax
 
 

@@ -64,11 +64,23 @@ def matrix(
     largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
     low, high = limits or (-largest, largest)
     ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
-    sns.heatmap(
-        table, mask=table.isna(), vmin=low, vmax=high, cmap=DIVERGING, square=True, ax=ax, cbar=colorbar,
-        annot=table.round(1) + 0.0 if len(order) <= MAX_ANNOTATED else False, fmt=".1f", annot_kws={"size": 7},
-        cbar_kws={"label": LABELS["gsc"]}, xticklabels=thinned(order), yticklabels=thinned(order),
-    )  # fmt: skip
+    centers = [number + 0.5 for number in range(len(order))]
+    shown = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy()), vmin=low, vmax=high, cmap=DIVERGING)
+    ax.set(aspect="equal", ylim=(len(order), 0))
+    ax.set_xticks(centers, thinned(order))
+    ax.set_yticks(centers, thinned(order))
+    ax.tick_params(length=2)
+    sns.despine(ax=ax, left=True, bottom=True)
+    if len(order) <= MAX_ANNOTATED:
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            if np.isfinite(value):
+                strong = abs(value - (low + high) / 2) > 0.3 * (high - low)
+                ax.text(
+                    centers[column], centers[row], f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
+                    fontsize=7, color="white" if strong else "0.15",
+                )  # fmt: skip
+    if colorbar:
+        ax.figure.colorbar(shown, ax=ax, label=LABELS["gsc"])
     ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
     plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     plt.setp(ax.get_yticklabels(), rotation=0, fontsize=8)

@@ -1,0 +1,120 @@
+"""What a study is: a question, figures and claims that its frame supports, or contradicts."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from experiments.collect import Collected
+from gradscope import frames
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PACKAGE = "experiments.studies"
+NETWORK = "network"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the data decide.
+
+    ``says`` is what is claimed, ``holds`` whether the data support it (None: they cannot tell), ``because`` the numbers
+    with their errors, read from the frame.
+    """
+
+    says: str
+    holds: bool | None
+    because: str
+
+    @property
+    def verdict(self) -> str:
+        """supported, contradicted or undecided."""
+        return {True: "supported", False: "contradicted", None: "undecided"}[self.holds]
+
+
+class Study(Protocol):
+    """A module of `experiments.studies`, by the name of its configuration in conf/study."""
+
+    QUESTION: str
+    """The question, as the title of its page."""
+    METHOD: str
+    """What is measured and how, with formulas and references; Markdown."""
+    HOW_SURE: str
+    """What the error bars are of, and what the answer does not cover; Markdown."""
+
+    def figures(self, collected: Collected) -> dict[str, Figure]:
+        """Figures by the name of their file; the first stands for the study."""
+
+    def claims(self, collected: Collected) -> list[Claim]:
+        """What was claimed, decided."""
+
+    def answer(self, collected: Collected) -> str:
+        """The answer in a few sentences, its numbers read from the frame; Markdown."""
+
+
+def names() -> list[str]:
+    """Every study that has a page."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def find(name: str) -> Study | None:
+    """The study of that name; None where a name has runs or a configuration only."""
+    if name not in names():
+        return None
+    return cast(Study, importlib.import_module(f"{PACKAGE}.{name}"))
+
+
+def results(name: str) -> str:
+    """The study whose runs it reads: its own, unless it says ``RESULTS``."""
+    return getattr(find(name), "RESULTS", name)
+
+
+def observed(
+    quantity: str,
+    values: npt.ArrayLike,
+    *,
+    layer: str | Sequence[str] = NETWORK,
+    index: npt.ArrayLike = 0,
+    stderr: npt.ArrayLike = 0.0,
+    num_samples: int = 1,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Numbers that are no coefficients, of any sign, as rows of a tidy frame.
+
+    Arguments:
+        quantity: Their name, in lower_case.
+        values: One or many; they stand in ``value`` and have no logarithm.  Infinite where a number overflowed.
+        layer, index: What they are of; one for all rows, or one a row.
+        stderr: Standard errors on the scale of the values, 0 where exact.
+        num_samples: Samples that each value was taken from.
+        columns: What else tells the rows apart (step, shift, ...), one for all rows, or one a row.
+    """
+    value = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    frame = frames.tidy(
+        {
+            "layer": [layer] * len(value) if isinstance(layer, str) else list(layer),
+            "index": np.broadcast_to(np.asarray(index), len(value)),
+            "depth_from_output": 0,
+            "target": None,
+            "quantity": quantity,
+            "value": value,
+            "log10_value": np.full(len(value), np.nan),
+            "log10_stderr_probe": np.nan,
+            "log10_stderr_sample": np.nan,
+            "stderr_sample": np.broadcast_to(np.asarray(stderr, dtype=np.float64), len(value)),
+            "reduction": None,
+            "coupled": None,
+            "num_probes": 0,
+            "num_samples": num_samples,
+        }
+    )
+    return frame.assign(**columns)
