@@ -10,8 +10,9 @@ demo: setup
 	@$(BIN)/python -m experiments.collect sweep=demo
 	@$(BIN)/python -m experiments.figures study=architectures sweep=demo
 
+# A process for each core, so one thread in each; the tests of one file stay together and share its fixtures.
 test: setup
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -116,10 +116,12 @@ def _make(cfg: Config) -> None:
     published = Path(cfg.reference) / cfg.study
     if cfg.note:
         collected.manifest["note"] = cfg.note
-    figures = drawn(cfg.study, collected)
     if cfg.publish:
         output = published
         reference.save(collected, output)
+        # What is drawn and written is what the saved digits say, so that anybody can draw and write the same.
+        collected = reference.load(output)
+    figures = drawn(cfg.study, collected)
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         write_png(figure, output / f"{name}.png")

@@ -1,0 +1,259 @@
+"""A network in other units: the same function, the same training, other raw gradients, the same coefficients."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradscope as gs
+from experiments.collect import Collected
+from experiments.study import Claim, observed
+from experiments.summaries import Mean, geometric_mean, mean
+from gradscope.models import MLP
+
+QUESTION = "Can the length of raw gradients tell whether a network explodes?"
+METHOD = """
+A ReLU network without normalization (depth 20, width 64, a linear head for ten classes, float64), and the same network
+with every layer in other units: the output of the layer that lies l layers before the output is multiplied by R^-l.
+As ReLU is positively homogeneous, it takes a factor R on every weight matrix but the first, which gets R^-L. The
+function is the same; for R a power of two even bit for bit.
+
+A weight c w has a gradient 1/c times as long, and takes a step c times as long as that of w if its learning rate is
+multiplied by c^2. Both networks are trained by gradient descent on 128 samples of Gaussian noise, labeled by a random
+linear map, sixty steps with these rates; a third time with one rate for all layers.
+
+Measured before training: the length of the gradient of the loss with respect to every layer's output, and GSC of every
+layer to the logits, exact. The construction is that of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+"""
+HOW_SURE = """
+Nothing here is a matter of chance but the weights, data and labels: identities hold for every seed up to rounding.
+The statement is about networks that are positively homogeneous in every layer; with tanh the compensation would have
+to stand outside of the nonlinearity.
+"""
+
+PLAIN, RESCALED, SAME_RATE = "plain", "rescaled", "rescaled, one rate"
+# Rounding in float64, grown over the steps of training.
+ROUNDING = 1e-9
+
+
+def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
+    """The same function with the output of layer i of L multiplied by factor^-(L + 1 - i), and what each weight got.
+
+    Raises:
+        ValueError: The network is not positively homogeneous layer by layer, or has no head.
+    """
+    activations = [getattr(layer, "activation", None) for layer in model.layers]
+    plain = all(isinstance(a, nn.ReLU) for a in activations) and all(layer.norm is None for layer in model.layers)
+    if not plain or model.head is None or any(name.endswith("bias") for name, _ in model.named_parameters()):
+        raise ValueError("Only a ReLU network with a head, without normalization and biases, can be rescaled.")
+    other, depth = copy.deepcopy(model), len(model.layers)
+    factors = [factor**-depth] + [factor] * depth
+    with torch.no_grad():
+        for weight, scale in zip(other.parameters(), factors, strict=True):
+            weight.mul_(scale)
+    return other, factors
+
+
+def measure(
+    model: nn.Module, x: Tensor, *, generator: torch.Generator, factor: float, steps: int, learning_rate: float
+) -> pd.DataFrame:
+    """Raw gradients, GSC and losses in training of a network and of itself in other units, told apart by ``variant``.
+
+    Arguments:
+        model, x: A ReLU network with a head, and its batch.
+        generator: The map that labels the batch.
+        factor: R.
+        steps, learning_rate: Of gradient descent on the whole batch.
+    """
+    if not isinstance(model, MLP):
+        raise ValueError(f"Only a gradscope.models.MLP can be rescaled here, got {type(model).__name__}.")
+    other, factors = rescaled(model, factor)
+    with torch.no_grad():
+        num_classes = model(x).shape[1]
+    labels = (x.flatten(1) @ torch.randn(x[0].numel(), num_classes, dtype=x.dtype, generator=generator)).argmax(dim=1)
+    networks = {PLAIN: model, RESCALED: other}
+    gradients = {variant: np.log10(raw_gradients(network, x, labels)) for variant, network in networks.items()}
+    profiles = {variant: gs.gsc(network, x, probes="exact") for variant, network in networks.items()}
+    rates = {PLAIN: [1.0] * len(factors), RESCALED: [scale**2 for scale in factors], SAME_RATE: [1.0] * len(factors)}
+    losses = {
+        variant: descend(networks.get(variant, other), x, labels, [learning_rate * rate for rate in own], steps)
+        for variant, own in rates.items()
+    }
+    depth = len(factors) - 1
+    layers: dict[str, Any] = {"layer": [f"layers.{i}" for i in range(depth)], "index": np.arange(1, depth + 1)}
+    expected = np.arange(depth, 0, -1) * math.log10(factor)
+    moved = profiles[RESCALED].log10_values[:, 0] - profiles[PLAIN].log10_values[:, 0]
+    # Differences are taken here, at full precision: a saved frame keeps fewer digits.
+    parts = [
+        observed("ratio_error", 10 ** (gradients[RESCALED] - gradients[PLAIN] - expected) - 1, **layers),
+        observed("gsc_difference", 10**moved - 1, index=np.arange(len(moved))),
+        observed("loss_difference", _distance(losses[RESCALED], losses[PLAIN]), index=np.arange(steps + 1)),
+    ]
+    parts += [observed("log10_raw_gradient", lengths, variant=v, **layers) for v, lengths in gradients.items()]
+    parts += [profile.to_frame().assign(variant=variant) for variant, profile in profiles.items()]
+    parts += [observed("loss", values, index=np.arange(steps + 1), variant=v) for v, values in losses.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _distance(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
+    """Of two descents, step by step; two that have both left the range of numbers are infinitely far apart."""
+    first, second = np.array(values), np.array(others)
+    distance = np.full(first.shape, np.inf)
+    return np.abs(np.subtract(first, second, out=distance, where=np.isfinite(first) & np.isfinite(second)))
+
+
+def raw_gradients(model: MLP, x: Tensor, labels: Tensor) -> list[float]:
+    """Length of the gradient of the mean loss with respect to the output of every layer, input first."""
+    outputs = []
+    h = x.flatten(1)
+    for layer in model.layers:
+        h = layer(h)
+        outputs.append(h)
+    assert model.head is not None
+    gradients = torch.autograd.grad(functional.cross_entropy(model.head(h), labels), outputs)
+    return [float(gradient.norm()) for gradient in gradients]
+
+
+def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps: int) -> list[float]:
+    """Losses before every step and after the last of gradient descent, a learning rate for each weight matrix.
+
+    A loss that is not finite stands as infinite, and ends the descent; ``model`` is left as it is.
+    """
+    network, losses = copy.deepcopy(model), []
+    for step in range(steps + 1):
+        loss = functional.cross_entropy(network(x), labels)
+        losses.append(float(loss.detach()) if torch.isfinite(loss) else math.inf)
+        if step == steps or losses[-1] == math.inf:
+            break
+        weights = list(network.parameters())
+        with torch.no_grad():
+            for weight, gradient, rate in zip(weights, torch.autograd.grad(loss, weights), rates, strict=True):
+                weight.sub_(gradient, alpha=rate)
+    return losses + [math.inf] * (steps + 1 - len(losses))
+
+
+def figures(collected: Collected) -> dict[str, Figure]:
+    """Raw gradients, coefficients and losses, side by side."""
+    frame = collected.frame
+    figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
+    colors = dict(zip(_factors(frame), sns.color_palette("colorblind")[1:], strict=False))
+    gsc = frame[(frame["quantity"] == "gsc") & (frame["index"] > 0)]
+    for ax, rows, column in ((axes[0], _rows(frame, "log10_raw_gradient"), "value"), (axes[1], gsc, "log10_value")):
+        _line(ax, rows[rows["variant"] == PLAIN], column, "black", "plain")
+        for factor, color in colors.items():
+            chosen = rows[(rows["variant"] == RESCALED) & (rows["factor"] == factor)]
+            _line(ax, chosen, column, color, f"R = {factor:g}", linestyle="--")
+        ax.set(xlabel="layer, from the input")
+    losses = _rows(frame, "loss")
+    _line(axes[2], losses[losses["variant"] == PLAIN], "value", "black", "plain")
+    for factor, color in colors.items():
+        chosen = losses[losses["factor"] == factor]
+        _line(axes[2], chosen[chosen["variant"] == RESCALED], "value", color, f"R = {factor:g}", linestyle="--")
+        stuck = chosen[(chosen["variant"] == SAME_RATE) & np.isfinite(chosen["value"]) & (chosen["value"] < 10)]
+        _line(axes[2], stuck, "value", color, f"R = {factor:g}, one rate", linestyle=":")
+    axes[0].set(ylabel=r"$\log_{10}$ length of the raw gradient", title="raw gradients explode toward the input")
+    axes[1].set(ylabel=r"$\log_{10}$ GSC (squared convention)", title="coefficients are the same")
+    axes[2].set(xlabel="step", ylabel="training loss", title="and so is training")
+    for ax in axes:
+        ax.legend(frameon=False, fontsize=8)
+        sns.despine(ax=ax)
+    seeds = frame["seed"].nunique()
+    figure.suptitle(f"One network in four units; mean over {seeds} seeds", fontsize=10)
+    return {"rescaling": figure}
+
+
+def claims(collected: Collected) -> list[Claim]:
+    """The same training, the same coefficients, other gradients."""
+    frame = collected.frame
+    drift = {factor: _largest(frame, "loss_difference", factor) for factor in _factors(frame)}
+    exact = [factor for factor in drift if math.log2(factor).is_integer()]
+    ratio, moved = (max(_largest(frame, name, f) for f in drift) for name in ("ratio_error", "gsc_difference"))
+    most = max(drift)
+    apart = {factor: _final(frame, SAME_RATE, factor) for factor in drift}
+    end = _final(frame, PLAIN, most)
+    return [
+        Claim(
+            "With its step sizes rescaled the network trains identically",
+            max(drift.values()) < ROUNDING and all(drift[factor] == 0 for factor in exact),
+            "largest difference of the loss over all steps and seeds "
+            + ", ".join(f"{_bound(difference)} for R = {factor:g}" for factor, difference in drift.items()),
+        ),
+        Claim(
+            "Its raw gradient grows by R a layer more than that of the plain network",
+            ratio < ROUNDING,
+            f"relative error of the ratio of both {_bound(ratio)}; for R = {most:g} it grows by "
+            f"{_growth(frame, RESCALED, most):.3f} a layer, plain by {_growth(frame, PLAIN, most):.3f}",
+        ),
+        Claim("GSC does not move", moved < ROUNDING, f"largest relative difference {_bound(moved)}"),
+        Claim(
+            "It trains identically with one learning rate for all layers, too",
+            all(abs(final.value - end.value) < ROUNDING for final in apart.values()),
+            f"final loss {end:.3f} plain, "
+            + ", ".join(f"{_reached(final)} for R = {factor:g}" for factor, final in apart.items()),
+        ),
+    ]
+
+
+def answer(collected: Collected) -> str:
+    """No."""
+    frame = collected.frame
+    most = max(_factors(frame))
+    return (
+        f"No. In other units the same network has a raw gradient that grows by a factor "
+        f"{_growth(frame, RESCALED, most):.2f} a layer toward the input (R = {most:g}), and it trains exactly as "
+        "before if its step sizes are in these units as well. GSC, which compares relative changes, is the same number "
+        "for both."
+    )
+
+
+def _rows(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    return frame[frame["quantity"] == quantity]
+
+
+def _factors(frame: pd.DataFrame) -> list[float]:
+    return sorted(float(factor) for factor in frame["factor"].unique())
+
+
+def _largest(frame: pd.DataFrame, quantity: str, factor: float) -> float:
+    """Over layers or steps, and seeds."""
+    return float(_rows(frame[frame["factor"] == factor], quantity)["value"].abs().max())
+
+
+def _growth(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
+    """Of the raw gradient, a layer toward the input."""
+    rows = _rows(frame[(frame["factor"] == factor) & (frame["variant"] == variant)], "log10_raw_gradient")
+    table = rows.pivot_table(index="seed", columns="index", values="value", observed=True).to_numpy()
+    return geometric_mean(10 ** ((table[:, 0] - table[:, -1]) / (table.shape[1] - 1)))
+
+
+def _final(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
+    """Of the loss over seeds; infinite if one of them left the range of numbers."""
+    rows = _rows(frame[(frame["factor"] == factor) & (frame["variant"] == variant)], "loss")
+    losses = rows[rows["index"] == rows["index"].max()]["value"]
+    return mean(losses) if np.isfinite(losses).all() else Mean(math.inf, math.inf, math.inf, len(losses))
+
+
+def _reached(loss: Mean) -> str:
+    return f"{loss:.3f}" if math.isfinite(loss.value) else "beyond the range of numbers"
+
+
+def _bound(difference: float) -> str:
+    """Of rounding only the power of ten can be repeated on another processor."""
+    return "0" if difference == 0 else f"below 1e{math.floor(math.log10(difference)) + 1}"
+
+
+def _line(ax: Axes, rows: pd.DataFrame, column: str, color: object, label: str, linestyle: str = "-") -> None:
+    means = rows.groupby("index", observed=True)[column].mean()
+    ax.plot(means.index, means, color=color, label=label, linestyle=linestyle, linewidth=1.6)
