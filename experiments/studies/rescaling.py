@@ -145,32 +145,23 @@ def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """Raw gradients, coefficients and losses, side by side."""
+    """Raw gradients, coefficients and losses, side by side; lines that coincide lie on each other, the later thinner."""
     frame = collected.frame
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
-    colors = dict(zip(_factors(frame), sns.color_palette("colorblind")[1:], strict=False))
-    gsc = frame[(frame["quantity"] == "gsc") & (frame["index"] > 0)]
-    for ax, rows, column in ((axes[0], _rows(frame, "log10_raw_gradient"), "value"), (axes[1], gsc, "log10_value")):
-        _line(ax, rows[rows["variant"] == PLAIN], column, "black", "plain")
-        for factor, color in colors.items():
+    parts = [("log10_raw_gradient", "value"), ("gsc", "log10_value"), ("loss", "value")]
+    for ax, (quantity, column) in zip(axes, parts, strict=True):
+        rows = _rows(frame[frame["index"] > 0] if quantity == "gsc" else frame, quantity)
+        _line(ax, rows[rows["variant"] == PLAIN], column, "0.8", "plain", 7.0)
+        for place, factor in enumerate(_factors(frame)):
             chosen = rows[(rows["variant"] == RESCALED) & (rows["factor"] == factor)]
-            _line(ax, chosen, column, color, f"R = {factor:g}", linestyle="--")
-        ax.set(xlabel="layer, from the input")
-    losses = _rows(frame, "loss")
-    _line(axes[2], losses[losses["variant"] == PLAIN], "value", "black", "plain")
-    for factor, color in colors.items():
-        chosen = losses[losses["factor"] == factor]
-        _line(axes[2], chosen[chosen["variant"] == RESCALED], "value", color, f"R = {factor:g}", linestyle="--")
-        stuck = chosen[(chosen["variant"] == SAME_RATE) & np.isfinite(chosen["value"]) & (chosen["value"] < 10)]
-        _line(axes[2], stuck, "value", color, f"R = {factor:g}, one rate", linestyle=":")
-    axes[0].set(ylabel=r"$\log_{10}$ length of the raw gradient", title="raw gradients explode toward the input")
-    axes[1].set(ylabel=r"$\log_{10}$ GSC (squared convention)", title="coefficients are the same")
-    axes[2].set(xlabel="step", ylabel="training loss", title="and so is training")
-    for ax in axes:
-        ax.legend(frameon=False, fontsize=8)
+            _line(ax, chosen, column, sns.color_palette("colorblind")[place], f"R = {factor:g}", 4.5 - 1.6 * place)
         sns.despine(ax=ax)
-    seeds = frame["seed"].nunique()
-    figure.suptitle(f"One network in four units; mean over {seeds} seeds", fontsize=10)
+    label = "layer, from the input"
+    axes[0].set(xlabel=label, ylabel=r"$\log_{10}$ length of the raw gradient", title="raw gradients: four different")
+    axes[1].set(xlabel=label, ylabel=r"$\log_{10}$ GSC (squared convention)", title="coefficients: all the same")
+    axes[2].set(xlabel="step", ylabel="training loss", title="training, step sizes rescaled: all the same")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"One network in four units; means over {frame['seed'].nunique()} seeds", fontsize=10)
     return {"rescaling": figure}
 
 
@@ -254,6 +245,6 @@ def _bound(difference: float) -> str:
     return "0" if difference == 0 else f"below 1e{math.floor(math.log10(difference)) + 1}"
 
 
-def _line(ax: Axes, rows: pd.DataFrame, column: str, color: object, label: str, linestyle: str = "-") -> None:
+def _line(ax: Axes, rows: pd.DataFrame, column: str, color: object, label: str, width: float) -> None:
     means = rows.groupby("index", observed=True)[column].mean()
-    ax.plot(means.index, means, color=color, label=label, linestyle=linestyle, linewidth=1.6)
+    ax.plot(means.index, means, color=color, label=label, linewidth=width)
