@@ -145,7 +145,7 @@ def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """Raw gradients, coefficients and losses, side by side; lines that coincide lie on each other, the later thinner."""
+    """Raw gradients, coefficients and losses, side by side; where lines coincide the later is thinner."""
     frame = collected.frame
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
     parts = [("log10_raw_gradient", "value"), ("gsc", "log10_value"), ("loss", "value")]
