@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradscope.measures import argmax_agreement, contrast, equivariance_error, invariance_error, shifted
-from gradscope.measures.symmetry import FILLS, _interior
+from gradscope.measures.symmetry import FILLS, _interior, _nearest
 
 ROUNDING = 1e-14
 
@@ -99,6 +99,19 @@ def test_the_interior_is_all_that_does_not_see_the_border(module):
     free = (small - whole).abs().amax(dim=(0, 1)) < 1e-12
     found = _interior(module, x, (0, 0), (0, 0), (stride, stride), small.shape[2:])
     assert torch.equal(found, free)
+
+
+def test_a_map_moves_by_the_nearest_whole_number_of_positions():
+    pairs = {(0, 2): 0, (1, 2): 0, (2, 2): 1, (3, 2): 1, (-1, 2): 0, (-3, 2): -1, (2, 4): 0, (3, 4): 1, (-3, 4): -1}
+    assert {pair: _nearest(*pair) for pair in pairs} == pairs
+
+
+def test_what_the_map_moves_over_must_be_inside_too():
+    # Position i sees columns 4 i - 1 to 4 i + 4 of 16.  Moved by 3, columns 0 to 2 are brought in, so that 0 and 3 drop
+    # out; the map moves by one position, and 1 would be compared with 0, which sees column -1.
+    module = conv(2, 1, 6, stride=4, padding=1)
+    inside = _interior(module, images(side=16), (3, 0), (1, 0), (4, 4), (4, 4))
+    assert inside.any(dim=0).tolist() == [False, False, True, False]
 
 
 def test_a_gain_that_depends_on_the_position_is_not_equivariant_by_hand():
