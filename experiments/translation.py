@@ -88,7 +88,7 @@ def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
 def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
     """Of the maps of each stage: away from the border, on mosaics of four images because the last stages see more than
     one; and around a torus, by a shift that all strides divide."""
-    mosaics, parts = mosaic(x), []
+    mosaics, parts = mosaic(x).contiguous(memory_format=torch.channels_last), []  # twice as fast
     for index, stage in enumerate(STAGES):
         front = up_to(network, stage)
         errors = [equivariance_error(front, mosaics, (shift, 0)) for shift in SHIFTS]
