@@ -84,7 +84,7 @@ def write_png(figure: Figure, path: Path) -> None:
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
     figure.savefig(buffer, format="png", dpi=80 if smooth else 150)
     image = Image.open(buffer).convert("RGB")
-    (image if smooth else image.quantize(256, kmeans=4)).save(path, optimize=True)
+    (image if smooth else image.quantize(256, kmeans=1)).save(path, optimize=True)
 
 
 def main(cfg: Config) -> None:
@@ -92,8 +92,15 @@ def main(cfg: Config) -> None:
     if cfg.study == ALL:
         if cfg.publish or cfg.sweep or cfg.note:
             raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
-        for name in _published(cfg):
+        published = _published(cfg)
+        for name in published:
             _make(replace(cfg, study=name, results=""))
+        answered = {
+            name: (asked, reference.load(Path(cfg.reference) / study.results(name)))
+            for name in published
+            if (asked := study.find(name)) is not None
+        }
+        print(f"Page: {pages.write_index(answered, Path(cfg.pages))}")
     else:
         _make(cfg)
 

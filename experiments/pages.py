@@ -1,9 +1,9 @@
-"""The page of a study: docs/studies/NAME.md, its numbers read from the frame."""
+"""The pages of studies in docs/studies, their numbers read from the frames."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.collect import Collected
@@ -22,7 +22,7 @@ def write(name: str, asked: Study, collected: Collected, figures: Sequence[Path]
 def page(name: str, asked: Study, collected: Collected, figures: Sequence[tuple[str, str]]) -> str:
     """Question, answer, claims, method, figures, how sure, and where the numbers come from; ``figures``: name, path."""
     claims = ["| claim | verdict | because |", "|---|---|---|"]
-    claims += [f"| {claim.says} | **{claim.verdict}** | {claim.because} |" for claim in asked.claims(collected)]
+    claims += [_row(claim.says, f"**{claim.verdict}**", claim.because) for claim in asked.claims(collected)]
     parts = [
         NOTICE,
         f"# {asked.QUESTION}",
@@ -37,6 +37,33 @@ def page(name: str, asked: Study, collected: Collected, figures: Sequence[tuple[
         _origin(name, collected),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write_index(studies: Mapping[str, tuple[Study, Collected]], folder: Path) -> Path:
+    """Write ``README.md`` into the folder of the pages: every study with its verdicts; returns its path."""
+    text = index(studies)
+    return written(folder / "README.md", lambda temporary: temporary.write_text(text))
+
+
+def index(studies: Mapping[str, tuple[Study, Collected]]) -> str:
+    """One row a study: its question, and how many claims the data support, contradict, or cannot decide."""
+    rows = ["| study | question | supported | contradicted | undecided |", "|---|---|---|---|---|"]
+    contradicted = []
+    for name, (asked, collected) in studies.items():
+        claims = asked.claims(collected)
+        counts = [sum(claim.holds is holds for claim in claims) for holds in (True, False, None)]
+        rows.append(_row(f"[{name}]({name}.md)", asked.QUESTION, *map(str, counts)))
+        contradicted += [
+            f"- [{name}]({name}.md): {claim.says}. {claim.because}." for claim in claims if claim.holds is False
+        ]
+    parts = [NOTICE, "# Studies", "\n".join(rows), "## What the data contradict", "\n".join(contradicted)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(*cells: str) -> str:
+    """Of a table in Markdown, where a bar ends a cell."""
+    escaped = [cell.replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _origin(name: str, collected: Collected) -> str:

@@ -17,7 +17,6 @@ from experiments import theory
 from experiments.study import Claim
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
-from gradscope.plots import to_last_target
 
 MAX_ROWS = 64
 STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}
@@ -86,7 +85,7 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     farthest layer with its standard error over seeds.  A network too small for a rate has nulls, and the verdict says
     why.
     """
-    rows = to_last_target(frame[frame["quantity"] == "gsc"])
+    rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []
     for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
         values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)

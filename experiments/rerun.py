@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import measure, run, train
 from experiments.files import read_json
 from experiments.manifest import cpu, provenance
+from experiments.measure import CONF
 from gradscope import frames
 
 # Largest difference of a log10 between machines: float32 sums in another order move a coefficient by about 1e-5.
@@ -55,8 +57,8 @@ def again(folder: Path) -> Comparison:
     manifest = read_json(folder / "manifest.json")
     if manifest is None or "choices" not in manifest:
         raise FileNotFoundError(f"{folder} has no manifest that says what was run; runs write one when they end.")
-    cfg: DictConfig = OmegaConf.create(manifest["config"])
-    trained = "train" in cfg
+    trained = "train" in manifest["config"]
+    cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
     path = folder / ("monitor.parquet" if trained else "frame.parquet")
     before = frames.load(path)
     torch.set_num_threads(manifest["hardware"]["num_threads"])
@@ -83,6 +85,15 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, allowed: float, why: str)
         elif used.any():
             largest = max(largest, float(np.abs(a[used] - b[used]).max()))
     return Comparison(largest, allowed, why)
+
+
+def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
+    """As the manifest has it; a key that is younger than the run has its default, which is what it did then."""
+    values = yaml.safe_load(defaults.read_text())
+    known = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+    merged = OmegaConf.merge(known, config)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _trained(cfg: DictConfig, choices: dict[str, Any]) -> pd.DataFrame:

@@ -6,15 +6,17 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from experiments.collect import Collected
 from gradscope import frames
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PACKAGE = "experiments.studies"
 NETWORK = "network"

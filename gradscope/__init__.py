@@ -1,6 +1,9 @@
 """Gradient diagnostics for torch networks: Gradient Scale Coefficients with error bars, growth rates and a verdict."""
 
-from gradscope import frames, initializers, meanfield, measures, models, plots, probes, testing
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gradscope import frames, initializers, meanfield, measures, models, probes, testing
 from gradscope.alarms import MonitorWarning
 from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
@@ -19,6 +22,9 @@ from gradscope.profiles import Matrix, Profile
 from gradscope.recording import Capture, capture
 from gradscope.subspace import Deflated
 from gradscope.taps import tap
+
+if TYPE_CHECKING:
+    from gradscope import plots
 
 __all__ = [
     "Capture",
@@ -53,3 +59,10 @@ __all__ = [
     "testing",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``plots`` on first use: matplotlib and seaborn take longer to import than a small network to measure."""
+    if name == "plots":
+        return importlib.import_module("gradscope.plots")
+    raise AttributeError(f"module 'gradscope' has no attribute {name!r}")

@@ -121,3 +121,11 @@ def upgraded(frame: pd.DataFrame) -> pd.DataFrame:
     if "stderr_sample" not in frame.columns and "log10_stderr_sample" in frame.columns:  # schema version 1
         frame = frame.assign(stderr_sample=np.nan)
     return frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns})
+
+
+def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows of quantity "gsc", those toward their run's last target; runs differ in columns beyond the schema."""
+    own = rows["index"].where(rows["depth_from_output"] == 0)
+    runs = [rows[name] for name in rows.columns if name not in COLUMNS]
+    last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
+    return rows[rows["index"] + rows["depth_from_output"] == last]

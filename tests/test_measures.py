@@ -13,6 +13,7 @@ from gradscope.measures import (
     DeadFraction,
     EffectiveRank,
     Kurtosis,
+    LinearFitError,
     PreactivationMean,
     PreactivationStd,
     SampleCosine,
@@ -55,7 +56,7 @@ def test_standard_error_over_batches(statistic):
     def batch(seed):
         h = noise(100, 30, seed=seed)
         h = h * (1 + 0.3 * noise(100, 1, seed=1000 + seed).abs()) + 0.4 * noise(100, 1, seed=2000 + seed) + 0.5
-        return slopes(nn.ReLU(), h - 2.5) if statistic.of == "slopes" else h
+        return {"preactivations": h, "slopes": slopes(nn.ReLU(), h - 2.5), "responses": (h, h.relu())}[statistic.of]
 
     estimates = [statistic(batch(seed)) for seed in range(300)]
     spread = np.std([e.value for e in estimates])
@@ -256,3 +257,36 @@ def test_errors():
         gs.measure(nn.Linear(3, 3), torch.randn(4, 3, generator=seeded()))
     with pytest.raises(ValueError, match=r"at least two of them, got pre-activations of shape \(1, 3\)"):
         gs.measure(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(1, 3, generator=seeded()))
+
+
+def test_linear_fit_error_of_gaussian_preactivations():
+    """1 - Cov(h, phi)^2 / Var(phi) for h ~ N(0, 1): Cov = E phi' by Stein's lemma."""
+    h = noise(40_000, 5, seed=3)
+    relu = LinearFitError()((h, h.relu()))
+    expected = 1 - 0.25 / (0.5 - 1 / (2 * math.pi))
+    assert relu.value == pytest.approx(expected, abs=4 * relu.stderr)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    slope, variance = weights @ (1 - np.tanh(nodes) ** 2), weights @ np.tanh(nodes) ** 2
+    tanh = LinearFitError()((h, h.tanh()))
+    assert tanh.value == pytest.approx(1 - slope**2 / variance, abs=4 * tanh.stderr)
+    assert tanh.stderr < 0.001
+
+
+def test_linear_fit_error_is_that_of_least_squares():
+    h = noise(30, 4, seed=1).double() * torch.tensor([1.0, 5.0, 0.1, 2.0]) + 3
+    a = torch.nn.functional.selu(h - 3)
+    left = sum(np.polyfit(x, y, 1, full=True)[1][0] for x, y in zip(h.T.numpy(), a.T.numpy(), strict=True))
+    total = float((a - a.mean(dim=0)).square().sum())
+    assert LinearFitError()((h, a)).value == pytest.approx(left / total, rel=1e-9)
+    assert LinearFitError()((h, 2 * h - 7)).value == pytest.approx(0, abs=1e-12)
+    assert LinearFitError()((h, torch.ones_like(h))).value == 0
+
+
+def test_linear_fit_errors_of_a_model_that_works_in_place():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Tanh()).double()
+    x = noise(50, 4)
+    frame = gs.measure(model, x, measures=[LinearFitError()])
+    h = model[0](x)
+    assert frame["value"].iloc[0] == pytest.approx(LinearFitError()((h, h.relu())).value, rel=1e-9)
+    assert frame["layer"].tolist() == ["1", "3"]

@@ -11,8 +11,10 @@ import threading
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -261,8 +263,22 @@ def test_status_counts_and_names(four, capsys):
         status.main(["nothing", "--results", str(four)])
 
 
+def test_the_data_set_is_read_by_other_libraries(four):
+    frame = collect.collect(four / "s").frame
+    files = str(four / "s" / "data" / "*" / "*.parquet")
+    total = frame["log10_value"].sum()
+    table = polars.read_parquet(files, hive_partitioning=True)
+    assert table.shape == frame.shape and set(table["model"]) == set(frame["model"])
+    assert table["log10_value"].sum() == pytest.approx(total, rel=1e-12)
+    query = f"select count(*), sum(log10_value), any_value(model) from read_parquet('{files}', hive_partitioning=true)"
+    assert duckdb.sql(query).fetchall() == [(len(frame), pytest.approx(total, rel=1e-12), "mlp")]
+
+
 def test_a_run_is_reproduced_or_not(four, capsys):
     folder = launches.folders(four / "s")[0]
+    manifest = read_json(folder / "manifest.json")
+    del manifest["config"]["nlc"]  # as a run had it that is older than this key
+    write_json(folder / "manifest.json", manifest)
     with pytest.raises(SystemExit) as ended:
         rerun.main([str(folder)])
     assert not ended.value.code and "Reproduced: bit for bit the same" in capsys.readouterr().out

@@ -1,8 +1,9 @@
 """Figures: a tidy frame in, matplotlib Axes out.  Nothing is measured here, nothing is saved."""
 
+from gradscope.frames import to_last_target
 from gradscope.plots.curves import convergence, named_profile, profile, statistic, theory
 from gradscope.plots.maps import matrix, phase_diagram
-from gradscope.plots.rows import DIVERGING, LABELS, MAX_NAMED_LAYERS, to_last_target
+from gradscope.plots.rows import DIVERGING, LABELS, MAX_NAMED_LAYERS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
 
 __all__ = [

@@ -12,7 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart, to_last_target
+from gradscope.frames import to_last_target
+from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart
 
 MAX_DIRECT_LABELS = 8
 LABEL_HEIGHT = 0.047  # of the axis

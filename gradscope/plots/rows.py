@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from gradscope.frames import COLUMNS
-
 LABELS = {
     "gsc": r"$\log_{10}$ GSC (squared convention)",
     "preactivation_std": "pre-activation standard deviation",
@@ -18,14 +16,6 @@ LABELS = {
 }
 DIVERGING = "vlag"  # red and blue about white: told apart with every common color blindness, and in gray by lightness
 MAX_NAMED_LAYERS = 24
-
-
-def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of quantity "gsc", those toward their run's last target; runs differ in columns beyond the schema."""
-    own = rows["index"].where(rows["depth_from_output"] == 0)
-    runs = [rows[name] for name in rows.columns if name not in COLUMNS]
-    last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
-    return rows[rows["index"] + rows["depth_from_output"] == last]
 
 
 def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:

@@ -8,7 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from gradscope.plots.rows import DIVERGING, LABELS, num_runs, rows_of, spread_apart, to_last_target
+from gradscope.frames import to_last_target
+from gradscope.plots.rows import DIVERGING, LABELS, num_runs, rows_of, spread_apart
 
 STEP = "step of training"
 
