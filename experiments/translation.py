@@ -23,6 +23,7 @@ from gradscope.models import MLP
 
 SHIFTS = (1, 2, 3, 4, 6, 8)
 CONVOLUTIONAL, CONNECTED = "alexnet_b", "fully_connected"
+BEFORE, AFTER = "before", "after"
 STAGES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4")
 RECTIFIED = ("relu1", "relu2")
 POOLINGS: dict[str, nn.Module] = {
@@ -33,7 +34,7 @@ POOLINGS: dict[str, nn.Module] = {
 }
 # The measured images are drawn from the first 10,000; these networks learn from the others.
 MEASURED = 10_000
-TESTED = 2_000
+TESTED = 1_000
 # The recipe's own rate is for batches of 128.
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
 DISTANCES = 17
@@ -55,15 +56,15 @@ def measure(
     recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
     parts = [stationarity(gray(learned, num_images, generator))]
     for name, network in networks.items():
-        for trained in (False, True):
-            if trained:
+        for training in (BEFORE, AFTER):
+            if training == AFTER:
                 loop.train(network.train(), learned, None, recipe)
                 accuracy = loop.evaluate(network, tested)["test_accuracy"]
                 parts.append(observed("test_accuracy", accuracy, network=name))
             found = [invariance(network.eval(), x)]
             if name == CONVOLUTIONAL:
                 found += [equivariance(network, x), pooling(network, x)]
-            parts.append(pd.concat(found).assign(network=name, trained=trained))
+            parts.append(pd.concat(found).assign(network=name, training=training))
     return pd.concat(parts, ignore_index=True)
 
 
