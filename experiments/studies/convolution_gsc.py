@@ -179,7 +179,7 @@ def _total(frame: pd.DataFrame) -> Figure:
     ax.axvspan(1 / UNCHANGED, UNCHANGED, color="0.9", zorder=0, label="ten percent")
     ax.set_yticks(range(len(kinds)), [WORDS[kind] for kind in kinds])
     ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="GSC of the input to the output (squared convention), relative to the stack on a torus")
+    ax.set(xscale="log", xlabel="GSC (squared convention), input to output, relative to the torus")
     ax.set_xticks([0.03, 0.1, 0.3, 1], ["0.03", "0.1", "0.3", "1"])
     ax.minorticks_off()
     ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0.02, 0.30))
