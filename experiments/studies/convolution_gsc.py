@@ -96,7 +96,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         *(
             _near(
-                f"{WORDS[kind].capitalize()} does so by what mean field says",
+                f"{WORDS[kind].capitalize()} changes GSC by what mean field says",
                 found[kind],
                 float(_predicted(frame, kind)[0]),
                 TOLERANCE ** _num_steps(frame, kind),
@@ -112,9 +112,9 @@ def answer(collected: Collected) -> str:
     keeps = max(abs(math.log(found[kind].value)) for kind in KEEPING)
     lowered = ", ".join(f"{WORDS[kind]} by a factor of {1 / found[kind].value:.1f}" for kind in POOLING)
     return (
-        f"Stride and padding hardly change it: GSC over a whole stack by {math.expm1(keeps):.1%} at most. Three times "
-        f"2 x 2 pooling lowers it, {lowered}: the values of a window have a part in common, which pooling keeps, and a "
-        "random change has none."
+        f"Stride and padding hardly matter: they change GSC over a whole stack by {100 * math.expm1(keeps):.1f} % at "
+        f"most. Three times 2 x 2 pooling lowers it, {lowered}: an average keeps what the values of a window have in "
+        "common, and of a random change that is little."
     )
 
 
@@ -161,7 +161,7 @@ def _near(says: str, found: Mean, expected: float, margin: float) -> Claim:
     return Claim(
         says,
         True if inside else False if outside else None,
-        f"factor {found:.3f}, expected {expected:.3f}, within {expected / margin:.3f} to {expected * margin:.3f}",
+        f"factor {found:.3f}, expected {expected:.3f}, accepted {expected / margin:.3f} to {expected * margin:.3f}",
     )
 
 
