@@ -10,7 +10,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import drawing
 from experiments.collect import Collected
 from experiments.summaries import mean
 from experiments.translation import AFTER, BEFORE, CONNECTED, CONVOLUTIONAL, RECTIFIED, SHIFTS, STAGES
@@ -26,13 +25,16 @@ COLORS = sns.color_palette("colorblind")
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """Maps, outputs, pooled maps and pixels."""
-    frame, data = collected.frame, drawing.describe(collected)
+    frame, note = collected.frame, collected.manifest.get("note")
+    data = f"CIFAR-10 ({note})" if note else "CIFAR-10"
     bars = f"{data}; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval"
     return {
         "equivariance": _equivariance(frame, f"Do the maps of AlexNet B move with the image?\n{bars}"),
         "invariance": _invariance(frame, f"Does the output stay as it is?\n{bars}"),
         "pooling": _pooling(frame, f"Maps of AlexNet B under a shift by one pixel, pooled\n{bars}"),
-        "stationarity": _stationarity(frame, f"Gray values by position; {data}; mean over seeds"),
+        "stationarity": _stationarity(
+            frame, f"Gray values by position; {data}, mean over seeds; band: standard deviation over positions"
+        ),
     }
 
 
@@ -122,10 +124,10 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
         axes[2].fill_between(np.arange(len(middle)), middle - spread, middle + spread, color=color, alpha=0.2)
     axes[0].set(
         xlabel="position",
-        ylabel="mean of the gray value, 0 to 1",
+        ylabel="mean gray value, 0 to 1",
     )
-    axes[1].set(xlabel="position", ylabel="standard deviation of the gray value", ylim=(0, None))
-    axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels, band: sd over positions")
+    axes[1].set(xlabel="position", ylabel="standard deviation", ylim=(0, None))
+    axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels")
     axes[2].set(ylim=(0, 1.02), xticks=range(0, 17, 4))
     for ax in axes:
         ax.legend(frameon=False, fontsize=9)

@@ -46,8 +46,8 @@ CIFAR-10 that they did not learn from.
 maps of two images: as they are, every second pixel, and after 2 x 2 max or average pooling.
 
 **Stationarity.** Of the gray values of 5,000 images of CIFAR-10: how much mean and variance differ between positions,
-and which part of the differences between the covariances of pairs of pixels is one between displacements. All are products of two
-halves of the images, so that sampling errors count for nothing on average.
+and which part of the differences between the covariances of pairs of pixels is one between displacements. All are
+products of two halves of the images, so that sampling errors count for nothing on average.
 """
 HOW_SURE = """
 Intervals are over five seeds, 95 %, Student's t: another initialization, other measured images, another order of
