@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +21,16 @@ from gradscope import initializers
 
 FloatArray = npt.NDArray[np.float64]
 
-# What each kind does at its border, at the first convolution of a stage, and at the end of a stage.
-KINDS: dict[str, tuple[str, int, str]] = {
-    "circular": ("circular", 1, "none"),
-    "valid": ("valid", 1, "none"),
-    "reflect": ("reflect", 1, "none"),
-    "zeros": ("zeros", 1, "none"),
-    "strided": ("circular", 2, "none"),
-    "max": ("circular", 1, "max"),
-    "average": ("circular", 1, "average"),
+Mode = Literal["zeros", "reflect", "circular"]
+# What each kind pads with and by how much, the stride of the first convolution of a stage, and the end of a stage.
+KINDS: dict[str, tuple[Mode, int, int, str]] = {
+    "circular": ("circular", 1, 1, "none"),
+    "valid": ("zeros", 0, 1, "none"),
+    "reflect": ("reflect", 1, 1, "none"),
+    "zeros": ("zeros", 1, 1, "none"),
+    "strided": ("circular", 1, 2, "none"),
+    "max": ("circular", 1, 1, "max"),
+    "average": ("circular", 1, 1, "average"),
 }
 KERNEL = 3
 TAPS = 4  # of a window of pooling, 2 x 2
@@ -55,7 +57,7 @@ class Stack(nn.Sequential):
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-        padding, stride, pool = KINDS[kind]
+        mode, padding, stride, pool = KINDS[kind]
         layers = OrderedDict[str, nn.Module]()
         for stage in range(stages):
             for place in range(convs):
@@ -64,8 +66,8 @@ class Stack(nn.Sequential):
                     channels,
                     KERNEL,
                     stride=stride if place == 0 else 1,
-                    padding=0 if padding == "valid" else KERNEL // 2,
-                    padding_mode="zeros" if padding == "valid" else padding,
+                    padding=padding,
+                    padding_mode=mode,
                     bias=False,
                 )
                 initializers.he(conv.weight, generator=generator)
@@ -79,7 +81,7 @@ def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> Floa
     """Mean field of log10 GSC to the output, of the input and every layer of a `Stack` on white noise of that side."""
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
-    pool = KINDS[kind][2]
+    pool = KINDS[kind][-1]
     if pool == "none":
         return np.zeros(stages * convs + 1)
     factors, c = list[float](), 0.0  # c: correlation of any two positions, before a layer

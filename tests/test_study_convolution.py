@@ -163,6 +163,6 @@ def test_figures_show_the_means(published):
     line = next(c for c in before.containers if c.get_label() == "conv4").lines[0]
     rows = published.frame[published.frame["quantity"] == "equivariance_error"]
     rows = rows[(rows["layer"] == "conv4") & (rows["training"] == "before")]
-    np.testing.assert_allclose(line.get_ydata(), rows.groupby("shift")["value"].mean())
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), rows.groupby("shift")["value"].mean())
     for figure in drawn.values():
         plt.close(figure)

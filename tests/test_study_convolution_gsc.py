@@ -61,7 +61,9 @@ def test_average_pooling_of_given_taps_is_exact():
     taps = torch.stack([x[:, :, u::2, v::2] for u in (0, 1) for v in (0, 1)]).flatten(1)
     gram = taps @ taps.T
     rho = float((gram.sum() - gram.trace()) / 3 / gram.trace())
-    found = gs.gsc(nn.Sequential(nn.AvgPool2d(2)), x, probes="exact").to_frame()["value"].iloc[0]
+    same = nn.Conv2d(3, 3, 1, bias=False).double()
+    nn.init.dirac_(same.weight)  # GSC is that of networks with parameters
+    found = gs.gsc(nn.Sequential(same, nn.AvgPool2d(2)), x, probes="exact").to_frame()["value"].iloc[0]
     assert found == pytest.approx(1 / (1 + 3 * rho), rel=1e-10)
 
 
