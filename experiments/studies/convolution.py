@@ -39,8 +39,7 @@ root mean square); pixels that come in mirror the image. Beside it how often the
 
 **Networks.** An AlexNet B (5 x 5 convolutions with zero padding, two 2 x 2 max poolings, two linear layers) and a fully
 connected ReLU network of two layers of 256, at initialization and after 200 steps of SGD with batches of 64 images
-(augmented by mirroring left and right, not by shifts), measured on 32 images of
-CIFAR-10 that they did not learn from.
+of CIFAR-10 (augmented by mirroring left and right, not by shifts), measured on 32 images that they did not learn from.
 
 **Pooling.** The change of the first two rectified maps under a shift by one pixel, as a part of the distance of the
 maps of two images: as they are, every second pixel, and after 2 x 2 max or average pooling.
@@ -143,7 +142,7 @@ def _outputs(frame: pd.DataFrame) -> list[Claim]:
     return [
         *(
             _small(
-                f"{words[training]} the output of the AlexNet is invariant to a shift by one pixel",
+                f"{words[training]} the output of the AlexNet is nearly invariant to a shift by one pixel",
                 mean(changes[CONVOLUTIONAL, training]),
                 "change, of the distance of two images,",
             )
@@ -178,7 +177,7 @@ def _images(frame: pd.DataFrame) -> list[Claim]:
             "standard deviation over positions, in standard deviations of a pixel,",
         ),
         _small(
-            "So is its variance",
+            "The variance of a pixel is the same everywhere",
             mean(by_seed(frame, "variance_spread")),
             "standard deviation over positions, of the mean variance,",
         ),
