@@ -87,6 +87,7 @@ def test_two_layers_in_a_row_by_the_chain_rule():
 
 
 def test_digits_too():
+    pytest.importorskip("sklearn")
     from experiments.data import digits_with_labels
 
     x = digits_with_labels()[0][:3, :1].double().numpy() / 255
