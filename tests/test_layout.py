@@ -29,7 +29,7 @@ recording
 reductions
 subspace cotangents
 parameters
-measures.samples measures.activation measures.gradient measures
+measures.samples measures.activation measures.gradient measures.symmetry measures
 preactivations layer_gradients
 measuring
 pairs

@@ -1,4 +1,5 @@
-"""Per-layer statistics, one small frozen dataclass each: fields are the configuration, calls are pure."""
+"""Statistics of layers, one small frozen dataclass each: fields are the configuration, calls are pure; and the
+symmetries of maps and outputs under translation."""
 
 from gradscope.measures.activation import (
     DeadFraction,
@@ -21,6 +22,7 @@ from gradscope.measures.gradient import (
     SignalToNoise,
     UpdateToWeight,
 )
+from gradscope.measures.symmetry import argmax_agreement, contrast, equivariance_error, invariance_error, shifted
 
 __all__ = [
     "DeadFraction",
@@ -40,4 +42,9 @@ __all__ = [
     "SignDiversity",
     "SignalToNoise",
     "UpdateToWeight",
+    "argmax_agreement",
+    "contrast",
+    "equivariance_error",
+    "invariance_error",
+    "shifted",
 ]

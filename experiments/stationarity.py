@@ -1,0 +1,116 @@
+"""Are the statistics of images the same everywhere?  Means, variances and covariances of pixels, by position.
+
+Images are stationary where the mean of a pixel and its variance do not depend on its position, and the covariance of
+two pixels depends on the displacement between them only: the symmetry under translation that convolutions build in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """``mean`` (H, W) and ``covariance`` (H W, H W) of the pixels of gray images, over images."""
+
+    mean: FloatArray
+    covariance: FloatArray
+
+    @classmethod
+    def of(cls, images: FloatArray) -> Moments:
+        """``images``: (N, H, W), N >= 2.  Cost: N (H W)^2."""
+        if images.ndim != 3 or len(images) < 2:
+            raise ValueError(f"Moments are over at least two gray images (N, H, W), got shape {images.shape}.")
+        mean = images.mean(axis=0)
+        deviations = (images - mean).reshape(len(images), -1)
+        return cls(mean, deviations.T @ deviations / (len(images) - 1))
+
+    @property
+    def variance(self) -> FloatArray:
+        """(H, W)."""
+        return np.diag(self.covariance).reshape(self.mean.shape)
+
+    @property
+    def correlation(self) -> FloatArray:
+        """(H W, H W)."""
+        deviation = np.sqrt(np.diag(self.covariance))
+        return self.covariance / np.outer(deviation, deviation)
+
+
+def mean_spread(first: Moments, second: Moments) -> float:
+    """Standard deviation over positions of the mean, in mean standard deviations of a pixel.
+
+    As all numbers here from two independent halves of the images: the products of their deviations have no bias, where
+    the square of one would count its sampling error as a dependence on the position.
+    """
+    scale = np.sqrt((first.variance + second.variance).mean() / 2)
+    return _root(_covariance_over_positions(first.mean, second.mean)) / float(scale)
+
+
+def variance_spread(first: Moments, second: Moments) -> float:
+    """Standard deviation over positions of the variance, as a part of its mean."""
+    scale = (first.variance + second.variance).mean() / 2
+    return _root(_covariance_over_positions(first.variance, second.variance)) / float(scale)
+
+
+def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tuple[int, int]) -> float:
+    """Part of the differences between pairs of pixels that is one between displacements: 1 for stationary images.
+
+        1 - sum_pq (C_pq - S(q - p))^2 / sum_pq (C_pq - mean C)^2,    S(d) = mean of C_pq over pairs with q - p = d
+
+    Arguments:
+        first, second: C, covariances or correlations of all pairs (H W, H W), of two halves of the images.
+        shape: (H, W).
+    """
+    groups = _displacements(shape)
+    left, total = (
+        float(((first - _means(first, by)) * (second - _means(second, by))).sum()) for by in (groups, 0 * groups)
+    )
+    return 1 - left / total
+
+
+def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[FloatArray, FloatArray]:
+    """Correlation of two pixels at the distances 0 .. ``distances`` - 1 along an axis (0: down, 1: across).
+
+    The mean over positions, and the standard deviation over them.
+    """
+    height, width = first.mean.shape
+    halves = [moments.correlation.reshape(height, width, height, width) for moments in (first, second)]
+    mean, spread = np.empty(distances), np.empty(distances)
+    for distance in range(distances):
+        values = []
+        for half in halves:
+            same = np.einsum("ijkj->jik" if axis == 0 else "ijil->ijl", half)  # pairs of one column, or of one row
+            values.append(np.diagonal(same, offset=distance, axis1=1, axis2=2))
+        mean[distance] = (values[0].mean() + values[1].mean()) / 2
+        spread[distance] = _root(_covariance_over_positions(*values))
+    return mean, spread
+
+
+def _covariance_over_positions(first: FloatArray, second: FloatArray) -> float:
+    return float(((first - first.mean()) * (second - second.mean())).mean())
+
+
+def _root(value: float) -> float:
+    """Of what is a square but for its sampling error, which may make it negative."""
+    return float(np.sqrt(max(value, 0.0)))
+
+
+def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """A number for the displacement of each pair of pixels, (H W, H W)."""
+    height, width = shape
+    rows, columns = (place.ravel() for place in np.mgrid[:height, :width])
+    down, across = rows[None] - rows[:, None], columns[None] - columns[:, None]
+    return (down + height - 1) * (2 * width - 1) + across + width - 1
+
+
+def _means(values: FloatArray, groups: npt.NDArray[np.int64]) -> FloatArray:
+    """Of each entry the mean over its group."""
+    flat = groups.ravel()
+    sums, counts = np.bincount(flat, weights=values.ravel()), np.bincount(flat)
+    return (sums / np.maximum(counts, 1))[groups]

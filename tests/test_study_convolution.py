@@ -1,0 +1,168 @@
+"""The study of convolution, on synthetic pictures."""
+
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import by_hand, reference, symmetry_figures, translation
+from experiments.images import Images
+from experiments.studies import convolution
+from gradscope.measures import shifted
+from tests.helpers import seeded
+
+
+@pytest.fixture(scope="module")
+def published():
+    return reference.load(Path(__file__).parent.parent / "results" / "convolution")
+
+
+def pictures(num, seed):
+    """Of 3 x 32 x 32 bytes, and their labels."""
+    return Images(
+        torch.randint(256, (num, 3, 32, 32), dtype=torch.uint8, generator=seeded(seed)),
+        torch.randint(10, (num,), generator=seeded(seed)),
+    )
+
+
+def small_alexnet():
+    """The layers of AlexNet B with few channels."""
+    layers, channels = [], 3
+    for name, width, pooled in (("1", 4, True), ("2", 4, True), ("3", 4, False), ("4", 4, False)):
+        layers += [(f"conv{name}", nn.Conv2d(channels, width, 5, padding=2)), (f"relu{name}", nn.ReLU())]
+        layers += [(f"pool{name}", nn.MaxPool2d(2))] if pooled else []
+        channels = width
+    return nn.Sequential(OrderedDict([*layers, ("flatten", nn.Flatten()), ("fc", nn.Linear(4 * 64, 10))]))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The untrained network, the images, and the frame."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(translation, "pictures", lambda: (pictures(60, 0), pictures(20, 1)))
+        model, x = small_alexnet(), torch.randn(8, 3, 32, 32, generator=seeded(2))
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        options = {"train_steps": 3, "train_batch": 16, "num_images": 50}
+        frame = convolution.measure(model, x, generator=seeded(3), **options)
+        assert any((tensor != before[name]).any() for name, tensor in model.state_dict().items())
+        model.load_state_dict(before)
+    return model, x, frame.assign(seed=0)
+
+
+def test_gradients_by_hand_are_compared_and_a_wrong_one_is_seen(monkeypatch):
+    def worst():
+        return by_hand.compared(seeded(0)).set_index("layer")["value"]
+
+    assert (worst() < 1e-14).all()
+    right = by_hand.bp.conv2d_input_gradient
+    monkeypatch.setattr(
+        by_hand.bp, "conv2d_input_gradient", lambda g, w, *rest, **how: right(g, w[:, :, ::-1, ::-1], *rest, **how)
+    )
+    monkeypatch.setattr(by_hand.bp, "average_pool2d_gradient", lambda g, shape, size, **how: np.zeros(shape))
+    wrong = worst()
+    assert wrong["convolution, input"] > 0.1 and wrong["average pooling"] == 1
+    assert wrong["convolution, kernel"] < 1e-14
+
+
+def test_an_output_under_a_shift_by_hand(measured):
+    model, x, frame = measured
+    with torch.no_grad():
+        f, moved = model(x), model(shifted(x, (2, 0)))
+    distances = (f[:, None] - f[None]).square().sum(dim=2)
+    typical = distances.sum() / (len(x) * (len(x) - 1))
+    expected = ((f - moved).square().sum(dim=1).mean() / typical).sqrt()
+    found = symmetry_figures.change(frame, "alexnet_b", "before", 2)
+    np.testing.assert_allclose(found, [float(expected)], rtol=1e-4)
+    same = (f.argmax(1) == moved.argmax(1)).float().mean()
+    of = {"network": "alexnet_b", "training": "before", "shift": 2}
+    assert symmetry_figures.by_seed(frame, "class_agreement", **of) == pytest.approx([float(same)])
+
+
+def test_maps_move_by_whole_strides_only(measured):
+    _, _, frame = measured
+    rows = frame[frame["quantity"] == "equivariance_error"]
+    assert set(rows["layer"]) == set(convolution.STRIDES_OF) and set(rows["training"]) == {"before", "after"}
+    for row in rows.itertuples():
+        whole = row.shift % convolution.STRIDES_OF[row.layer] == 0
+        assert row.value < 1e-5 if whole else row.value > 0.01
+
+
+def test_pooled_maps_by_hand(measured):
+    model, x, frame = measured
+    with torch.no_grad():
+        maps, moved = (
+            nn.functional.avg_pool2d(model.relu1(model.conv1(images)), 2).flatten(1)
+            for images in (x, shifted(x, (1, 0)))
+        )
+    typical = (maps[:, None] - maps[None]).square().sum(dim=2).sum() / (len(x) * (len(x) - 1))
+    expected = ((maps - moved).square().sum(dim=1).mean() / typical).sqrt()
+    of = {"pooling": "average", "layer": "relu1", "training": "before"}
+    assert symmetry_figures.by_seed(frame, "pooled_change", **of) == pytest.approx([float(expected)], rel=1e-4)
+
+
+def test_a_mosaic_is_four_images():
+    x = torch.arange(8 * 2 * 3 * 3.0).reshape(8, 2, 3, 3)
+    tiles = translation.mosaic(x)
+    assert tiles.shape == (2, 2, 6, 6)
+    assert torch.equal(tiles[1, :, :3, 3:], x[5]) and torch.equal(tiles[1, :, 3:, :3], x[6])
+
+
+def test_noise_is_stationary_and_accuracies_are_there(measured):
+    _, _, frame = measured
+    assert frame.loc[frame["quantity"] == "test_accuracy", "value"].between(0, 1).all()
+    assert (frame["quantity"] == "test_accuracy").sum() == 2
+    many = translation.stationarity(np.random.default_rng(0).random((4000, 8, 8)))
+    found = many.drop_duplicates("quantity").set_index("quantity")["value"]
+    assert found["mean_spread"] < 0.02 and found["variance_spread"] < 0.02
+    assert found["covariance_explained"] == pytest.approx(1, abs=0.01)
+
+
+def says(collected):
+    return {claim.says: claim.holds for claim in convolution.claims(collected)}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "claim", "holds"),
+    [
+        ("backpropagation_error", 1e-3, "The gradients of convolution and pooling by hand", False),
+        ("equivariance_error", 0.2, "Away from the border maps move", False),
+        ("equivariance_error", 0.01, "Shifts by one or two pixels", False),
+        ("border_error", 0.0, "Zero padding breaks", False),
+        ("class_agreement", 1.0, "After training nine classes of ten", True),
+        ("invariance_error", 1e3, "After training the output of the AlexNet", False),
+        ("mean_spread", 0.0, "The mean of a pixel", True),
+        ("covariance_explained", 0.99, "The covariance of two pixels", True),
+        ("correlation_spread", 0.5, "Neighboring pixels", False),
+    ],
+)
+def test_claims_follow_the_frame(published, quantity, value, claim, holds):
+    frame = published.frame.copy()
+    frame["value"] = frame["value"].where(frame["quantity"] != quantity, value)
+    found = says(replace(published, frame=frame))
+    assert [verdict for text, verdict in found.items() if text.startswith(claim)] == [holds]
+
+
+def test_pooled_maps_are_compared_seed_by_seed(published):
+    frame = published.frame.copy()
+    worse = (frame["quantity"] == "pooled_change") & (frame["pooling"] == "max")
+    frame["value"] = frame["value"].where(~worse, 10.0)
+    found = says(replace(published, frame=frame))
+    assert found["A map changes less under a shift by one pixel after max pooling"] is False
+    assert found["A map changes less after average pooling than after max pooling"] is True
+
+
+def test_figures_show_the_means(published):
+    drawn = convolution.figures(published)
+    before = drawn["equivariance"].axes[0]
+    line = next(c for c in before.containers if c.get_label() == "conv4").lines[0]
+    rows = published.frame[published.frame["quantity"] == "equivariance_error"]
+    rows = rows[(rows["layer"] == "conv4") & (rows["training"] == "before")]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), rows.groupby("shift")["value"].mean())
+    for figure in drawn.values():
+        plt.close(figure)
