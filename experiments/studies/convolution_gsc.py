@@ -41,9 +41,9 @@ theory of CNNs" (arXiv:1806.05393).
 """
 HOW_SURE = """
 Intervals are over initializations and noise, 95 %, Student's t of the logarithm. A total that changes by less than ten
-percent counts as unchanged. Mean field, which is for infinitely many channels, is granted three percent a layer. All of
-it is for white noise: the pixels of pictures are correlated from the start, and then average pooling lowers GSC more
-from the first stage on.
+percent counts as unchanged. Mean field, which is for infinitely many channels, is granted three percent a layer, a
+margin that was chosen after trial runs, not before. All of it is for white noise: the pixels of pictures are correlated
+from the start, and then average pooling lowers GSC more from the first stage on.
 """
 
 SIDE = 16  # of the noise, which is no column of a frame
