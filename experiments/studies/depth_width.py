@@ -1,0 +1,304 @@
+"""Is the growth of GSC a layer a property of the architecture, whatever the depth and the width?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor, nn
+
+import gradscope as gs
+import gradscope.meanfield as mf
+from experiments import report
+from experiments.collect import Collected
+from experiments.study import Claim
+from experiments.summaries import Mean, mean
+from gradscope import plots
+from gradscope.growth import fit_growth
+
+FloatArray = npt.NDArray[np.float64]
+
+QUESTION = "Does the growth of GSC a layer depend on the depth or on the width of the network?"
+METHOD = """
+Seven plain networks, each of three depths and three widths, on 32 samples of Gaussian noise, eight initializations
+each. GSC (squared convention) to the output is measured from ten layers at equal distances by eight random probes; the
+**rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`).
+
+**Independent** means here: within 0.005 of the mean over all nine sizes. A rate that is off by as much changes GSC by a
+factor of e over the deepest network, 200 layers, against the e^14 by which SELU grows there. The means over the widths
+at each depth, and over the depths at each width, are held against that tolerance with intervals that hold together at
+95 % (Student's t over seeds, paired, Bonferroni over the three): all inside, independent; one outside, dependent; else
+undecided.
+
+**Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width, at this batch size. Finite networks
+should deviate from it by a constant over the width, so the rate is also extrapolated: the line through the rates
+against 1 / width, at 0.
+"""
+HOW_SURE = """
+Intervals are over initializations, 95 %, Student's t. Probes add little, because the noise of a probe is nearly the
+same in all layers far from the output. The batch is smaller than every width; with batch normalization a batch larger
+than the width lowers the rate. The steadiness of a rate says nothing of the first and last few layers, whose GSC may
+change by other factors.
+"""
+
+NETWORKS = ("relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch", "selu")
+# A factor of e over 200 layers.
+TOLERANCE = 0.005
+
+
+def measure(
+    model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int, num_sources: int
+) -> pd.DataFrame:
+    """GSC to the last layer of an MLP from ``num_sources`` layers at equal distances, itself included."""
+    depth = len(model.get_submodule("layers")._modules)
+    if depth % num_sources:
+        raise ValueError(f"num_sources={num_sources} layers at equal distances need a depth they divide, got {depth}.")
+    step = depth // num_sources
+    chosen = [f"layers.{number}" for number in range(step - 1, depth, step)]
+    return gs.gsc(model, x, layers=chosen, probes=num_probes, generator=generator).to_frame()
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of one network: ``values`` (seeds, depths, widths), and what mean field says of them."""
+
+    values: FloatArray
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    theory: float
+
+    @property
+    def common(self) -> Mean:
+        """Over all sizes."""
+        return mean(self.values.mean(axis=(1, 2)))
+
+    @property
+    def by_depth(self) -> FloatArray:
+        """Less the common mean, averaged over widths, (seeds, depths)."""
+        return self.values.mean(axis=2) - self.values.mean(axis=(1, 2))[:, None]
+
+    @property
+    def by_width(self) -> FloatArray:
+        """Less the common mean, averaged over depths, (seeds, widths)."""
+        return self.values.mean(axis=1) - self.values.mean(axis=(1, 2))[:, None]
+
+    @property
+    def lines(self) -> FloatArray:
+        """Least squares of the rate against 1 / width, a seed each, (seeds, 2): its value at infinite width, slope."""
+        design = np.column_stack([np.ones(len(self.widths)), 1 / np.array(self.widths, dtype=np.float64)])
+        return np.asarray(np.linalg.lstsq(design, self.values.mean(axis=1).T, rcond=None)[0].T)
+
+
+def simultaneous(deviations: FloatArray) -> FloatArray:
+    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %."""
+    seeds, columns = deviations.shape
+    quantile = float(stats.t.ppf(1 - 0.025 / columns, seeds - 1))
+    margin = quantile * deviations.std(axis=0, ddof=1) / math.sqrt(seeds)
+    return np.stack([deviations.mean(axis=0) - margin, deviations.mean(axis=0) + margin])
+
+
+def independent(deviations: FloatArray) -> bool | None:
+    """Whether all means lie within the tolerance of 0; None where the intervals cannot tell."""
+    low, high = simultaneous(deviations)
+    if ((low > -TOLERANCE) & (high < TOLERANCE)).all():
+        return True
+    return False if ((low > TOLERANCE) | (high < -TOLERANCE)).any() else None
+
+
+def figures(collected: Collected) -> dict[str, Figure]:
+    """Rates of all sizes, their deviations from mean field against the width, and two networks layer by layer."""
+    found = all_rates(collected.frame)
+    return {"rates": _rates(found), "width": _deviations(found), "profiles": _profiles(collected.frame)}
+
+
+def claims(collected: Collected) -> list[Claim]:
+    """Depth and width for each network, and the limit of infinite width."""
+    found = all_rates(collected.frame)
+    return [
+        *(_claim(name, "depth", rates.by_depth, rates.depths) for name, rates in found.items()),
+        *(_claim(name, "width", rates.by_width, rates.widths) for name, rates in found.items()),
+        *(_limit(name, rates) for name, rates in found.items()),
+    ]
+
+
+def answer(collected: Collected) -> str:
+    """A table of the networks."""
+    found = all_rates(collected.frame)
+    table = [
+        "| network | rate a layer | mean field | deepest less shallowest | widest less narrowest | at infinite width |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rates in found.items():
+        depth, width = (mean(values[:, -1] - values[:, 0]) for values in (rates.by_depth, rates.by_width))
+        table.append(
+            f"| {_name(name)} | {rates.common:.4f} | {rates.theory:.4f} | {depth:+.4f} | {width:+.4f} | "
+            f"{mean(rates.lines[:, 0]):.4f} |"
+        )
+    selu = found["selu"]
+    return (
+        f"{_verdicts(found, 'depth')} {_verdicts(found, 'width')} SELU grows by {selu.common:.4f} a layer in all nine "
+        f"sizes together (mean field {selu.theory:.4f}).\n\n" + "\n".join(table)
+    )
+
+
+def all_rates(frame: pd.DataFrame) -> dict[str, Rates]:
+    """By network, in the order of `NETWORKS`."""
+    own = frame[frame["quantity"] == "gsc"]
+    return {name: _of_network(rows) for name in NETWORKS if len(rows := own[own["model"] == name])}
+
+
+def _of_network(rows: pd.DataFrame) -> Rates:
+    depths, widths, seeds = (tuple(sorted(map(int, rows[key].unique()))) for key in ("depth", "width", "seed"))
+    values = np.full((len(seeds), len(depths), len(widths)), math.nan)
+    for (depth, width, seed), run in rows.groupby(["depth", "width", "seed"], observed=True):
+        place = seeds.index(seed), depths.index(depth), widths.index(width)
+        values[place] = fit_growth(run["log10_value"].to_numpy(), run["depth_from_output"].to_numpy()).rate
+    row = rows.iloc[0]
+    return Rates(values, depths, widths, _theory(row["activation"], row["norm"], int(row["batch_size"])))
+
+
+@cache
+def _theory(activation: str, norm: str, batch_size: int) -> float:
+    return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
+
+
+def _claim(network: str, size: str, deviations: FloatArray, sizes: tuple[int, ...]) -> Claim:
+    low, high = simultaneous(deviations)
+    parts = [
+        f"{middle:+.4f} ({a:+.4f} to {b:+.4f}) at {number}"
+        for middle, a, b, number in zip(deviations.mean(axis=0), low, high, sizes, strict=True)
+    ]
+    return Claim(
+        f"The rate of {_name(network)} does not depend on the {size}",
+        independent(deviations),
+        f"from the common mean {', '.join(parts)}; the tolerance is {TOLERANCE:g}",
+    )
+
+
+def _limit(network: str, rates: Rates) -> Claim:
+    ends, slopes = mean(rates.lines[:, 0] - rates.theory), mean(rates.lines[:, 1])
+    inside, outside = max(-ends.low, ends.high) < TOLERANCE, ends.low > TOLERANCE or ends.high < -TOLERANCE
+    return Claim(
+        f"At infinite width the rate of {_name(network)} is that of mean field",
+        True if inside else False if outside else None,
+        f"extrapolated less mean field {ends:+.4f}; the deviation at width n is that and {slopes:+.2f} / n",
+    )
+
+
+def _verdicts(found: dict[str, Rates], size: str) -> str:
+    """Which networks are independent of that size, in a sentence or three."""
+    words: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, rates in found.items():
+        words[independent(rates.by_depth if size == "depth" else rates.by_width)].append(_name(name))
+    starts = {
+        True: f"The rate is independent of the {size}, within {TOLERANCE:g}, for",
+        False: f"It depends on the {size} for",
+        None: f"The intervals are too wide to tell whether it depends on the {size} for",
+    }
+    return " ".join(f"{starts[verdict]} {', '.join(names)}." for verdict, names in words.items() if names)
+
+
+def _rates(found: dict[str, Rates]) -> Figure:
+    figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.4), layout="constrained", sharex=True)
+    half = 1.1 * max(_reach(rates) for rates in found.values())
+    for ax, (name, rates) in zip(axes.flat, found.items(), strict=False):
+        _draw_sizes(ax, rates)
+        ax.set_ylim(rates.common.value - half, rates.common.value + half)
+        ax.set_title(_name(name), fontsize=10)
+    for ax in axes.flat[len(found) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("GSC rate a layer (squared)")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[-1].legend(handles, labels, loc="center", frameon=False, fontsize=10)
+    seeds = len(next(iter(found.values())).values)
+    figure.suptitle(f"Rates of nine sizes; mean over {seeds} seeds, bars: 95 % interval", fontsize=11)
+    return figure
+
+
+def _reach(rates: Rates) -> float:
+    """How far an interval or mean field lies from the common mean, at most."""
+    cells = [mean(column) for column in rates.values.reshape(len(rates.values), -1).T]
+    ends = [end for cell in cells for end in (cell.low, cell.high)] + [rates.theory]
+    return max(abs(end - rates.common.value) for end in ends)
+
+
+def _draw_sizes(ax: Axes, rates: Rates) -> None:
+    ax.axhspan(
+        rates.common.value - TOLERANCE, rates.common.value + TOLERANCE, color="0.9", zorder=0,
+        label=f"common mean $\\pm$ {TOLERANCE:g}",
+    )  # fmt: skip
+    ax.axhline(rates.theory, color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)), label="mean field")
+    places = np.arange(len(rates.depths))
+    for number, (color, marker, width) in enumerate(
+        zip(sns.color_palette("colorblind"), ("o", "s", "^"), rates.widths, strict=False)
+    ):
+        cells = [mean(column) for column in rates.values[:, :, number].T]
+        middles = np.array([cell.value for cell in cells])
+        margins = np.array([cell.high - cell.value for cell in cells])
+        ax.errorbar(
+            places + 0.16 * (number - 1), middles, yerr=margins, fmt=f"{marker}-", color=color, linewidth=0.8,
+            elinewidth=1.4, markersize=5, capsize=2, label=f"width {width}",
+        )  # fmt: skip
+    ax.set_xticks(places, [str(depth) for depth in rates.depths])
+    ax.set_xlabel("depth")
+    sns.despine(ax=ax)
+
+
+def _deviations(found: dict[str, Rates]) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
+    markers = ("o", "s", "^", "D", "v", "P", "X")
+    widths = next(iter(found.values())).widths
+    for number, (color, (name, rates)) in enumerate(zip(sns.color_palette("colorblind"), found.items(), strict=False)):
+        columns = rates.values.mean(axis=1).T - rates.theory
+        cells = [mean(column) for column in columns]
+        at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
+        ends, slope = rates.lines.mean(axis=0)
+        ax.plot([0, 1 / widths[0]], [ends - rates.theory, ends - rates.theory + slope / widths[0]], color=color,
+                linewidth=0.8)  # fmt: skip
+        ax.errorbar(
+            at, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells], fmt=markers[number],
+            color=color, markersize=5, capsize=2, label=_name(name),
+        )  # fmt: skip
+    ax.axhline(0, color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)))
+    ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
+    ax.set(xlabel="width (linear in 1 / width)", ylabel="rate less mean field")
+    ax.set_title("Deviation from mean field, mean over depths; bars: 95 % interval, lines: least squares", fontsize=10)
+    ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
+    sns.despine(ax=ax)
+    return figure
+
+
+def _profiles(frame: pd.DataFrame) -> Figure:
+    """Two networks of all sizes: curves of one architecture lie on each other."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
+    for ax, name in zip(axes, ("selu", "relu_batch"), strict=True):
+        rows = frame[(frame["model"] == name) & (frame["quantity"] == "gsc")]
+        sns.lineplot(
+            rows, x="depth_from_output", y="log10_value", hue="width", style="depth", palette="colorblind",
+            errorbar=None, ax=ax, legend=name == "selu", linewidth=1.2,
+        )  # fmt: skip
+        row = rows.iloc[0]
+        rate = _theory(row["activation"], row["norm"], int(row["batch_size"]))
+        far = float(rows["depth_from_output"].max())
+        ax.plot([0, far], [0, far * math.log10(rate)], color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)),
+                label=f"mean field: {rate:.4f} a layer", zorder=0)  # fmt: skip
+        ax.set(title=_name(name), xlabel="layers to the output", ylabel=plots.LABELS["gsc"])
+        ax.legend(frameon=False, fontsize=9)
+        sns.despine(ax=ax)
+    figure.suptitle(f"Nine sizes of two networks; mean over {frame['seed'].nunique()} seeds", fontsize=11)
+    return figure
+
+
+def _name(model: str) -> str:
+    return report.network_name(model.split("_"))
