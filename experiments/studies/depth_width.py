@@ -35,10 +35,9 @@ each. GSC (squared convention) to the output is measured from ten layers at equa
 **rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`).
 
 **Independent** means here: within 0.005 of the mean over all nine sizes. A rate that is off by as much changes GSC by a
-factor of e over the deepest network, 200 layers, against the e^14 by which SELU grows there. The means over the widths
-at each depth, and over the depths at each width, are held against that tolerance with intervals that hold together at
-95 % (Student's t over seeds, paired, Bonferroni over the three): all inside, independent; one outside, dependent; else
-undecided.
+factor of e over the deepest network, 200 layers. The means over the widths at each depth, and over the depths at each
+width, are held against that tolerance with intervals that hold together at 95 % (Student's t over seeds, paired,
+Bonferroni over the three): all inside, independent; one outside, dependent; else undecided.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width, at this batch size. Finite networks
 should deviate from it by a constant over the width, so the rate is also extrapolated: the line through the rates
