@@ -45,7 +45,7 @@ def test_intervals_hold_together():
     held = 0
     for draw in draws:
         low, high = depth_width.simultaneous(draw)
-        held += bool(((low < [3.0, -1.0, 0.0]) & ([3.0, -1.0, 0.0] < high)).all())
+        held += bool(((low < [3.0, -1.0, 0.0]) & (high > [3.0, -1.0, 0.0])).all())
     # Bonferroni covers 95 % at least, and of independent columns (1 - 0.05 / 3)^3 = 95.08 %.
     assert held / len(draws) == pytest.approx((1 - 0.05 / 3) ** 3, abs=4 * math.sqrt(0.05 * 0.95 / len(draws)))
     low, high = depth_width.simultaneous(draws[0][:, :1])
