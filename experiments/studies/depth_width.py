@@ -30,8 +30,8 @@ FloatArray = npt.NDArray[np.float64]
 
 QUESTION = "Does the growth of GSC a layer depend on the depth or on the width of the network?"
 METHOD = """
-Seven plain networks, each of three depths and three widths, on 32 samples of Gaussian noise, eight initializations
-each. GSC (squared convention) to the output is measured from ten layers at equal distances by eight random probes; the
+Seven plain networks, each of three depths and three widths, on 32 samples of Gaussian noise, sixteen initializations
+each. GSC (squared convention) to the output is measured from ten layers at equal distances by four random probes; the
 **rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`).
 
 **Independent** means here: within 0.005 of the mean over all nine sizes. A rate that is off by as much changes GSC by a
