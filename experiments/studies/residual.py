@@ -1,0 +1,358 @@
+"""Skip connections: dilution, exponential growth against a power of the depth, and a ResNet beside a plain network."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import gradscope.meanfield as mf
+from experiments import skips
+from experiments.collect import Collected
+from experiments.skips import BRANCHES, DILUTIONS, UNIT
+from experiments.study import Claim
+from experiments.summaries import Mean, mean
+from gradscope import plots
+from gradscope.growth import fit_growth
+
+QUESTION = "How do skip connections change the growth of GSC?"
+METHOD = """
+Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) of depth 100 and width 100, 32 samples of Gaussian noise, a
+linear map (stem) in front, eight initializations; GSC in the squared convention by four random probes.
+
+**Law.** With the **dilution** k = |skip| / |branch|, a ratio of lengths, and r the GSC of the branch alone, a block has
+
+- GSC = (k^2 + r) / (k^2 + 1)
+
+where skip and branch are orthogonal in value and in Jacobian (G. Philipp, D. Song and J. Carbonell, arXiv:1712.05577;
+`gradscope.meanfield.residual_rate`): the excess over 1 shrinks by k^2 + 1.
+
+**Constant dilution.** The branch of a normalized block has the same length whatever its input, so that with a skip
+weight s below 1 lengths settle, at k = s / sqrt(1 - s^2). Skip weights are chosen for k = 0 (no skip), 0.5, 1, 2, 4.
+The measured excess of the rate, times k^2 + 1, is held against the excess without a skip, same seeds: the law holds
+where the ratio is within 10 % of 1.
+
+**Unit skips** (s = 1): lengths grow with every block, so does k^2, in proportion to the depth, and the product of the
+blocks grows like depth^(r - 1) instead of r^depth. The growth of log GSC a block between blocks 32 and 100, over that
+between blocks 8 and 32, tells the two apart: 1 for an exponential, 0.29 for a power; the line is drawn at their
+geometric mean, 0.54. Theory is the product of the law over the blocks, k and r from mean field.
+
+**Single blocks.** GSC of block and branch and the dilution of six blocks of every network, with the law between them.
+Besides the above a ReLU network without normalization, and one whose branches end in the ReLU instead of a linear map,
+f_l = f_(l-1) + relu(W f_(l-1)).
+
+**ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) with 32 layers, 15 blocks, width 16, with and
+without its skip connections, all else equal, on noise of the size of an image: GSC from every block to the logits.
+"""
+HOW_SURE = """
+Intervals are over initializations, 95 %, Student's t. Mean field is the limit of infinite width; at width 100 plain
+networks exceed its rate a little (`depth_width`), which the ratio to the network without a skip takes out. The ResNet's
+blocks end in a ReLU, so the law does not cover them. Everything is at initialization.
+"""
+
+# Growth a block between blocks 32 and 100 over that between 8 and 32: a power of the depth leaves
+# (ln(100 / 32) / 68) / (ln(32 / 8) / 24), an exponential 1.
+POWER = (math.log(100 / 32) / 68) / (math.log(32 / 8) / 24)
+HALFWAY = math.sqrt(POWER)
+# At width 100 plain networks exceed the excess of mean field by up to 6 %.
+TOLERANCE = 0.1
+# Of the GSC of a single block, whose probes and finite width leave about as much.
+BLOCK_TOLERANCE = 0.02
+# What `gradscope.growth` calls neither exploding nor vanishing.
+STEADY = 0.02
+
+
+def figures(collected: Collected) -> dict[str, Figure]:
+    """The law, growth with the depth, single blocks, and the ResNet."""
+    frame = collected.frame
+    return {"law": _law(frame), "growth": _growth(frame), "blocks": _blocks(frame), "resnet": _resnet(frame)}
+
+
+def claims(collected: Collected) -> list[Claim]:
+    """Dilution, exponential or power, single blocks, and the ResNet."""
+    frame = collected.frame
+    rows = [_undiluted(frame, branch) for branch in BRANCHES]
+    rows += [_diluted(frame, branch, k) for branch in BRANCHES for k in DILUTIONS[1:]]
+    for branch in BRANCHES:
+        rows += [_exponential(frame, branch), _power(frame, branch), _exponent(frame, branch)]
+    rows += [_single_blocks(frame, branch) for branch in (*BRANCHES, "relu", "relu_end")]
+    plain, residual = (block_rates(frame, f"resnet-{skip}") for skip in ("0", UNIT))
+    length, gsc = _lengths(frame), mean(_from_stem(frame, "relu-unit")[:, -1])
+    return [
+        *rows,
+        Claim(
+            "An unnormalized ReLU network with unit skips keeps its GSC although its lengths explode",
+            length.low > 1 and abs(gsc.value) < 1 and -1 < gsc.low and gsc.high < 1,
+            f"over 100 blocks the squared length grows by 10^{length:.1f}, and log10 GSC is {gsc:.2f}",
+        ),
+        Claim(
+            "Skip connections lower the growth of a ResNet",
+            _below(mean(plain - residual)),
+            f"factor a block {mean(plain):.3f} without, {mean(residual):.3f} with skip connections",
+        ),
+        Claim(
+            "With its skip connections the ResNet does not explode",
+            _within(mean(residual), 1.0, STEADY),
+            f"factor a block {mean(residual):.3f}; not exploding is below {1 + STEADY:g}",
+        ),
+    ]
+
+
+def answer(collected: Collected) -> str:
+    """Dilution, the power, and the ResNet, in numbers."""
+    frame = collected.frame
+    table = ["| branch | k = 0 | 0.5 | 1 | 2 | 4 | unit skips: exponent |", "|---|---|---|---|---|---|---|"]
+    for branch in BRANCHES:
+        cells = [f"{mean(rates(frame, branch, k)):.4f}" for k in DILUTIONS]
+        table.append(f"| {_name(branch)} | {' | '.join(cells)} | {mean(exponents(frame, branch)):.3f} |")
+        theory = [f"{mf.residual_rate(branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
+        expected = f"{_expected_exponent(frame, branch):.3f}"
+        table.append(f"| {_name(branch)}, law | {' | '.join(theory)} | {expected} |")
+    plain, residual = (mean(block_rates(frame, f"resnet-{skip}")) for skip in ("0", UNIT))
+    return (
+        "They dilute it: the part of a block's growth that exceeds 1 is divided by k^2 + 1, where the skip is k times "
+        "as long as the branch. At constant dilution GSC still explodes exponentially, only slower; with unit skips "
+        "and normalized branches lengths grow, the dilution with them, and GSC grows as a power of the depth. GSC "
+        f"a block of a ResNet of 32 layers changes from {plain:.3f} without to {residual:.3f} with skip "
+        "connections.\n\n" + "\n".join(table)
+    )
+
+
+def rates(frame: pd.DataFrame, branch: str, dilution: str) -> np.ndarray:
+    """GSC a block over the half nearer the output, a seed each."""
+    rows = frame[(frame["case"] == f"{branch}-{dilution}") & (frame["quantity"] == "gsc")]
+    table = rows.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
+    return np.array([fit_growth(values, table.columns.to_numpy()).rate for values in table.to_numpy()])
+
+
+def exponents(frame: pd.DataFrame, branch: str) -> np.ndarray:
+    """d log GSC / d log depth from block 32 to block 100 with unit skips, a seed each."""
+    values = _from_stem(frame, f"{branch}-{UNIT}")
+    return np.asarray((values[:, -1] - values[:, skips.REACHED.index(32)]) / math.log10(100 / 32))
+
+
+def block_rates(frame: pd.DataFrame, case: str) -> np.ndarray:
+    """Factor a block of a ResNet from its last block to its first, a seed each."""
+    rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc")]
+    values = rows.pivot_table(index="seed", columns="index", values="log10_value", observed=True).to_numpy()
+    return np.asarray(10 ** ((values[:, 0] - values[:, -1]) / (values.shape[1] - 1)))
+
+
+def branch_rate(frame: pd.DataFrame, branch: str) -> float:
+    """r of mean field at the batch size of the study."""
+    return skips.rate(branch, int(frame["batch_size"].iloc[0]))
+
+
+@cache
+def _theory(branch: str, dilution: str, batch_size: int) -> np.ndarray:
+    return skips.law(branch, dilution, max(skips.REACHED), batch_size)
+
+
+def _expected(frame: pd.DataFrame, branch: str, dilution: str) -> np.ndarray:
+    return _theory(branch, dilution, int(frame["batch_size"].iloc[0]))
+
+
+def _expected_exponent(frame: pd.DataFrame, branch: str) -> float:
+    values = _expected(frame, branch, UNIT)
+    return float((values[100] - values[32]) / math.log10(100 / 32))
+
+
+def _from_stem(frame: pd.DataFrame, case: str) -> np.ndarray:
+    """log10 GSC from the stem to the blocks of `skips.REACHED`, (seeds, blocks)."""
+    rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc_from_stem")]
+    return rows.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True).to_numpy()
+
+
+def _steadiness(frame: pd.DataFrame, case: str) -> Mean:
+    """Growth of log GSC a block between blocks 32 and 100 over that between 8 and 32."""
+    values = _from_stem(frame, case)
+    eighth, middle = skips.REACHED.index(8), skips.REACHED.index(32)
+    near, far = (values[:, middle] - values[:, eighth]) / 24, (values[:, -1] - values[:, middle]) / 68
+    return mean(far / near)
+
+
+def _lengths(frame: pd.DataFrame) -> Mean:
+    return mean(frame.loc[(frame["case"] == "relu-unit") & (frame["quantity"] == "log10_length_growth"), "value"])
+
+
+def _within(found: Mean, wanted: float, tolerance: float) -> bool | None:
+    if max(found.high - wanted, wanted - found.low) < tolerance:
+        return True
+    return False if found.low > wanted + tolerance or found.high < wanted - tolerance else None
+
+
+def _below(difference: Mean) -> bool | None:
+    return True if difference.low > 0 else False if difference.high < 0 else None
+
+
+def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
+    found, theory = mean(rates(frame, branch, "0")), branch_rate(frame, branch)
+    ratio = mean((rates(frame, branch, "0") - 1) / (theory - 1))
+    return Claim(
+        f"Without a skip {_name(branch)} grows as mean field says",
+        _within(ratio, 1.0, TOLERANCE),
+        f"rate {found:.4f}, mean field {theory:.4f}; ratio of the excesses {ratio:.3f}",
+    )
+
+
+def _diluted(frame: pd.DataFrame, branch: str, dilution: str) -> Claim:
+    k, found, plain = float(dilution), rates(frame, branch, dilution), rates(frame, branch, "0")
+    ratio = mean((found - 1) * (k**2 + 1) / (plain - 1))
+    law = mf.residual_rate(branch_rate(frame, branch), k)
+    return Claim(
+        f"{_name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess",
+        _within(ratio, 1.0, TOLERANCE),
+        f"rate {mean(found):.4f}, by the law {law:.4f}; excess times k^2 + 1 over that without a skip {ratio:.3f}",
+    )
+
+
+def _exponential(frame: pd.DataFrame, branch: str) -> Claim:
+    found = _steadiness(frame, f"{branch}-1")
+    return Claim(
+        f"At constant dilution, k = 1, {_name(branch)} grows exponentially",
+        True if found.low > HALFWAY else False if found.high < HALFWAY else None,
+        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.2f}",
+    )
+
+
+def _power(frame: pd.DataFrame, branch: str) -> Claim:
+    found = _steadiness(frame, f"{branch}-{UNIT}")
+    return Claim(
+        f"With unit skips {_name(branch)} grows as a power of the depth",
+        True if found.high < HALFWAY else False if found.low > HALFWAY else None,
+        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.2f}",
+    )
+
+
+def _exponent(frame: pd.DataFrame, branch: str) -> Claim:
+    found, theory = mean(exponents(frame, branch)), _expected_exponent(frame, branch)
+    return Claim(
+        f"The power of {_name(branch)} is that of the law",
+        _within(mean(exponents(frame, branch) / theory), 1.0, TOLERANCE),
+        f"exponent from block 32 to 100 {found:.3f}, by the law {theory:.3f}, and r - 1 = "
+        f"{branch_rate(frame, branch) - 1:.3f} in the limit",
+    )
+
+
+def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
+    """Of every measured block of a branch, all dilutions above 0: ``dilution``, ``branch_gsc``, ``block_gsc``, ``law``;
+    indexed by case, seed and block."""
+    rows = frame[frame["case"].str.rpartition("-")[0] == branch]
+    rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
+    table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)
+    table = table[table["dilution"] > 0]
+    squares = table["dilution"] ** 2
+    return table.assign(law=(squares + table["branch_gsc"]) / (squares + 1))
+
+
+def _single_blocks(frame: pd.DataFrame, branch: str) -> Claim:
+    table = single_blocks(frame, branch)
+    ratio = mean((table["block_gsc"] / table["law"]).groupby(level="seed").mean())
+    where = "whose branches end in the ReLU" if branch == "relu_end" else "whose branches end in a linear map"
+    return Claim(
+        f"The law holds in single blocks of {_name(branch.removesuffix('_end'))} {where}",
+        _within(ratio, 1.0, BLOCK_TOLERANCE),
+        f"GSC of a block over the law {ratio:.3f}, mean of {len(table)} blocks",
+    )
+
+
+def _law(frame: pd.DataFrame) -> Figure:
+    """Excess against dilution."""
+    figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
+    at = np.linspace(0, 4.2, 200)
+    for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), BRANCHES, strict=False)):
+        cells = [mean(rates(frame, branch, k) - 1) for k in DILUTIONS]
+        ax.errorbar(
+            [float(k) + 0.03 * (2 * number - 1) for k in DILUTIONS], [cell.value for cell in cells],
+            yerr=[cell.high - cell.value for cell in cells], fmt="os"[number], color=color, capsize=3, markersize=5,
+            label=f"{_name(branch)}, measured",
+        )  # fmt: skip
+        r = branch_rate(frame, branch)
+        ax.plot(at, (r - 1) / (at**2 + 1), color=color, linewidth=1, linestyle=(0, (4, 2.5)),
+                label=f"{_name(branch)}, (r - 1) / (k$^2$ + 1), r = {r:.3f}")  # fmt: skip
+    ax.set(yscale="log", xlabel="dilution k = |skip| / |branch|", ylabel="GSC rate a block (squared) less 1")
+    ax.set_title(f"Constant dilution; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval", fontsize=10)
+    ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _growth(frame: pd.DataFrame) -> Figure:
+    """GSC from the stem, the depth linear on the left and logarithmic on the right."""
+    figure, axes = plt.subplots(len(BRANCHES), 2, figsize=(10.4, 7.4), layout="constrained", sharey="row")
+    words = {k: "no skip" if k == "0" else f"k = {k}" for k in ("0", "1", "2")} | {UNIT: "unit skips"}
+    for row, branch in zip(axes, BRANCHES, strict=True):
+        for ax, scale in zip(row, ("linear", "log"), strict=True):
+            _draw_growth(ax, frame, branch, words)
+            ax.set(xscale=scale, xlabel="blocks from the stem")
+            ax.set_title(_name(branch), fontsize=10)
+        row[1].set_xticks(skips.REACHED, [str(number) for number in skips.REACHED])
+        row[1].minorticks_off()
+        row[0].set_ylabel(plots.LABELS["gsc"])
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    seeds = frame["seed"].nunique()
+    figure.suptitle(
+        f"GSC from the stem to a block; mean over {seeds} seeds, bars: 95 % interval, dashed: the law", fontsize=11
+    )
+    return figure
+
+
+def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, str]) -> None:
+    reached = np.array(skips.REACHED)
+    for color, marker, (dilution, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
+        cells = [mean(column) for column in _from_stem(frame, f"{branch}-{dilution}").T]
+        ax.errorbar(
+            reached, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells],
+            fmt=f"{marker}-", color=color, markersize=4, linewidth=1.2, capsize=2, label=word,
+        )  # fmt: skip
+        ax.plot(reached, _expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
+                linestyle=(0, (4, 2.5)), zorder=3)  # fmt: skip
+    sns.despine(ax=ax)
+
+
+def _blocks(frame: pd.DataFrame) -> Figure:
+    """GSC of single blocks against the law."""
+    figure, ax = plt.subplots(figsize=(6.0, 5.2), layout="constrained")
+    words = {branch: _name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
+    for color, marker, (branch, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
+        table = single_blocks(frame, branch)
+        ax.plot(table["law"], table["block_gsc"], marker, color=color, markersize=3.5, alpha=0.5, linestyle="none",
+                markeredgewidth=0, label=word)  # fmt: skip
+    low, high = ax.get_xlim()
+    ax.plot([low, high], [low, high], color="0.3", linewidth=0.9, zorder=0)
+    ax.set(xlabel="(k$^2$ + r) / (k$^2$ + 1), k and r of the same block", ylabel="GSC of the block (squared)")
+    ax.set_title(f"Single blocks of all dilutions, {frame['seed'].nunique()} seeds; line: the law", fontsize=10)
+    ax.legend(frameon=False, fontsize=9, markerscale=2)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _resnet(frame: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}
+    for color, style, (case, word) in zip(sns.color_palette("colorblind"), "-s", words.items(), strict=False):
+        rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc")]
+        values = rows.pivot_table(index="seed", columns="layer", values="log10_value", observed=True)
+        middle, spread = values.mean(), values.std()
+        places = np.arange(len(middle))
+        ax.plot(places, middle, "-", color=color, marker="os"[style == "s"], markersize=4,
+                label=f"{word}: factor a block {mean(block_rates(frame, case)):.3f}")  # fmt: skip
+        ax.fill_between(places, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
+        ax.set_xticks(places, list(values.columns), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="", ylabel=f"{plots.LABELS['gsc']}, to the logits")
+    seeds = frame["seed"].nunique()
+    ax.set_title(f"ResNet of 32 layers; mean over {seeds} seeds, band: one standard deviation", fontsize=10)
+    ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _name(branch: str) -> str:
+    return branch.replace("_", "+")
