@@ -76,12 +76,13 @@ def test_limits_of_the_law():
     far = skips.law("tanh_layer", "unit", 40000, 32)
     assert (far[-1] - far[10000]) / math.log10(4) == pytest.approx(r - 1, rel=1e-3)
     np.testing.assert_allclose(skips.law("relu", "unit", 50, 32), 0, atol=1e-12)
-    # Late over early growth of depth^0.7, and of an exponential.
+
+
+def test_power_and_exponential_are_told_apart():
     early, middle, late = (0.7 * math.log(depth) for depth in (8, 32, 100))
     assert (late - middle) / 68 / ((middle - early) / 24) == pytest.approx(residual.POWER)
-    assert residual.POWER < residual.HALFWAY < 1 and residual.HALFWAY / residual.POWER == pytest.approx(
-        1 / residual.HALFWAY
-    )
+    ratio = residual.HALFWAY / residual.POWER
+    assert ratio == pytest.approx(1 / residual.HALFWAY)
 
 
 def test_cases():
