@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +25,24 @@ UNIT = "unit"
 OTHERS = {"relu": ("relu", "none"), "relu_end": ("relu", "none")}
 RESNET, RESNET_DEPTH = "resnet", 32
 NUM_SOURCES, NUM_BLOCKS = 10, 6
-REACHED = (1, 2, 4, 8, 16, 32, 64, 100)
+REACHED = (2, 4, 8, 16, 32, 64, 100)
 
 
 def network(case: str, depth: int, width: int, *, generator: torch.Generator) -> nn.Module:
-    """The network of a case on images of 3 x 32 x 32, ``<branch>-<dilution>`` or ``<branch>-unit``.
+    """The network of a case on images of 3 x 32 x 32.
+
+    Arguments:
+        case: ``<branch>-<dilution>`` or ``<branch>-unit``; with a third part, such as ``-100``, of that width instead.
+        depth, width: Of a residual MLP; those of the ResNet are given.
 
     Raises:
         ValueError: No such case.
     """
     known = {*BRANCHES, *OTHERS, RESNET}
-    branch, _, dilution = case.rpartition("-")
-    if branch not in known or not (dilution == UNIT or dilution.replace(".", "", 1).isdigit()):
+    found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
+    if found is None or found[1] not in known:
         raise ValueError(f"A case is one of {', '.join(sorted(known))}, then -unit or a dilution; got {case!r}.")
+    branch, dilution, width = found[1], found[2], int(found[3] or width)
     if branch == RESNET:
         skips = "identity" if dilution == UNIT else "none"
         return ResNet(depth=RESNET_DEPTH, residual=skips, generator=generator)
