@@ -207,8 +207,9 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     k, found, plain = float(dilution), rates(frame, branch, dilution + width), rates(frame, branch, f"0{width}")
     ratio = mean((found - 1) * (k**2 + 1) / (plain - 1))
     law = mf.residual_rate(branch_rate(frame, branch), k)
+    where = ", at width 100" if width else ""
     return Claim(
-        f"{_name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{', at width 100' if width else ''}",
+        f"{_name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
         _within(ratio, 1.0, TOLERANCE),
         f"rate {mean(found):.4f}, by the law {law:.4f}; excess times k^2 + 1 over that without a skip {ratio:.3f}",
     )
