@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -115,6 +116,7 @@ def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
     return float(left.square().sum() / (num - size - 1) / (y.square().sum() / (num - 1)))
 
 
+@cache
 def rate(case: str, batch_size: int) -> float:
     """GSC a layer of mean field; NaN where it has no rate (residual connections), or none is known."""
     baseline, _, remedy = case.partition("-")
