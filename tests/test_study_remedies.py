@@ -128,7 +128,8 @@ def test_claims_of_a_frame_that_is_known():
     left = dict.fromkeys(CASES, 0.5) | {"selu-residual": 0.1, "selu-batch": 0.9, "tanh_large-wider": 0.8}
     left["relu_batch-looks_linear"] = 0.0
     frame = synthetic(rates, left)
-    outcome = remedies.outcomes(frame)["selu"]["residual"]
+    outcomes = remedies.outcomes(frame)
+    outcome = outcomes["selu"]["residual"]
     np.testing.assert_allclose(outcome.total, 10 * math.log10(1.1) * np.array([1, 1.001, 1.002]))
     np.testing.assert_allclose(outcome.rate, 1.1, rtol=1e-3)
     found = {claim.says: claim.holds for claim in remedies.claims(Collected(frame, None, {}))}
@@ -141,4 +142,4 @@ def test_claims_of_a_frame_that_is_known():
     assert found["selu: the less a remedy leaves of GSC, the less it leaves of nonlinearity"] is True
     assert found["tanh, large weights: the less a remedy leaves of GSC, the less it leaves of nonlinearity"] is False
     assert found["A looks-linear network is nonlinear"] is False
-    assert remedies.lowered(remedies.outcomes(frame)["selu"]) == pytest.approx(math.log(1.1) / math.log(1.5))
+    assert remedies.lowered(outcomes["selu"]) == pytest.approx(math.log(1.1) / math.log(1.5))
