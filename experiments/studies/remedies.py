@@ -19,7 +19,6 @@ from experiments.collect import Collected
 from experiments.remedied import BASELINES, NONE
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
-from gradscope import plots
 from gradscope.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
@@ -62,6 +61,7 @@ NAMES = {"tanh_large": "tanh, large weights", "relu_batch": "relu+batch", "selu"
 KEPT = 0.1
 # Rates that differ by less are called equal: what `gradscope.growth` takes for no growth.
 EQUAL = 0.02
+TOTAL = r"$\log_{10}$ GSC (squared), input to output"
 # An affine map up to float32.
 ROUNDING = 1e-6
 
@@ -240,9 +240,11 @@ def _goes_together(by_remedy: dict[str, Outcome], baseline: str) -> Claim:
 
 
 def _styles() -> dict[str, tuple[tuple[float, float, float], str]]:
-    """Color and marker of every remedy."""
-    colors, markers = sns.color_palette("colorblind"), "oDs^vP<>Xphd*"
-    return {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(REMEDIES)}
+    """Color and marker of every remedy; the network as it is in black."""
+    colors, markers = sns.color_palette("colorblind"), "oD^vP<>Xp*dh"
+    others = [remedy for remedy in REMEDIES if remedy != NONE]
+    styles = {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(others)}
+    return {NONE: ((0.0, 0.0, 0.0), "s"), **styles}
 
 
 def _growth(found: dict[str, dict[str, Outcome]]) -> Figure:
@@ -251,7 +253,7 @@ def _growth(found: dict[str, dict[str, Outcome]]) -> Figure:
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
         order = sorted(by_remedy, key=lambda remedy: by_remedy[remedy].total.mean())
         _draw_bars(column[0], by_remedy, order, "total")
-        column[0].set(xlabel=f"{plots.LABELS['gsc']}, input to output", title=NAMES[baseline])
+        column[0].set(xlabel=TOTAL, title=NAMES[baseline])
         _draw_bars(column[1], by_remedy, order, "rate")
         for place, remedy in enumerate(order):
             if not math.isnan(theory := by_remedy[remedy].theory):
@@ -287,7 +289,7 @@ def _cost(found: dict[str, dict[str, Outcome]]) -> Figure:
                 total.value, left.value, xerr=total.high - total.value, yerr=left.high - left.value, fmt=marker,
                 color=color, markersize=7, capsize=2, elinewidth=1, markeredgecolor="0.2", markeredgewidth=0.5,
             )  # fmt: skip
-        ax.set(title=NAMES[baseline], xlabel=f"{plots.LABELS['gsc']}, input to output")
+        ax.set(title=NAMES[baseline], xlabel=TOTAL)
         sns.despine(ax=ax)
     axes[0].set_ylabel("part of the outputs' variance that is not affine")
     handles = [shown[remedy] for remedy in REMEDIES if remedy in shown]
