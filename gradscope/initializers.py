@@ -1,7 +1,8 @@
 """Weight initializations by name, each filling one weight tensor in place from an explicit generator.
 
 A weight has shape (out, in, *kernel); fan_in = in * kernel area and fan_out = out * kernel area.  Draws are made where
-the generator lives, so that a seed means the same weights on every device.  Each function returns its argument.
+the generator lives, so that a seed means the same weights on every device.  Each function returns its argument, but
+for `critical` and `lsuv`, which fill a whole model.
 """
 
 from __future__ import annotations
