@@ -196,16 +196,16 @@ def _limit(network: str, rates: Rates) -> Claim:
 
 
 def _verdicts(found: dict[str, Rates], size: str) -> str:
-    """Which networks are independent of that size, in a sentence or three."""
+    """Which networks are independent of that size, in a sentence or more."""
     words: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for name, rates in found.items():
         words[independent(rates.by_depth if size == "depth" else rates.by_width)].append(_name(name))
-    starts = {
-        True: f"The rate is independent of the {size}, within {TOLERANCE:g}, for",
-        False: f"It depends on the {size} for",
-        None: f"The intervals are too wide to tell whether it depends on the {size} for",
+    sentences = {
+        True: f"Whatever the {size}, the rate stays within {TOLERANCE:g} of the common mean for {{}}.",
+        False: f"With the {size} it leaves that for {{}}.",
+        None: f"Whether it stays there whatever the {size}, the intervals are too wide to tell for {{}}.",
     }
-    return " ".join(f"{starts[verdict]} {', '.join(names)}." for verdict, names in words.items() if names)
+    return " ".join(sentences[verdict].format(", ".join(names)) for verdict, names in words.items() if names)
 
 
 def _differing(found: dict[str, Rates]) -> str:
