@@ -10,6 +10,7 @@ from scipy import stats
 from torch import nn
 
 import gradscope.meanfield as mf
+from experiments import sizes
 from experiments.collect import Collected
 from experiments.studies import depth_width
 from gradscope import frames
@@ -44,11 +45,11 @@ def test_intervals_hold_together():
     draws = np.random.default_rng(0).standard_normal((4000, 6, 3)) * [1.0, 5.0, 0.2] + [3.0, -1.0, 0.0]
     held = 0
     for draw in draws:
-        low, high = depth_width.simultaneous(draw)
+        low, high = sizes.simultaneous(draw)
         held += bool(((low < [3.0, -1.0, 0.0]) & (high > [3.0, -1.0, 0.0])).all())
     # Bonferroni covers 95 % at least, and of independent columns (1 - 0.05 / 3)^3 = 95.08 %.
     assert held / len(draws) == pytest.approx((1 - 0.05 / 3) ** 3, abs=4 * math.sqrt(0.05 * 0.95 / len(draws)))
-    low, high = depth_width.simultaneous(draws[0][:, :1])
+    low, high = sizes.simultaneous(draws[0][:, :1])
     expected = stats.t.interval(0.95, 5, loc=draws[0][:, 0].mean(), scale=stats.sem(draws[0][:, 0]))
     assert (low[0], high[0]) == pytest.approx(expected)
 
@@ -92,7 +93,7 @@ def test_an_effect_is_found_where_it_is(effects, by_depth, by_width):
 
 
 def test_rates_of_a_frame_that_is_known():
-    rates = depth_width.all_rates(synthetic(width_effect=2.0))["selu"]
+    rates = sizes.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
     assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
     np.testing.assert_allclose(rates.values, np.broadcast_to(1.1 + 2.0 / np.array([100, 200, 400]), (8, 3, 3)))
     np.testing.assert_allclose(rates.lines, [[1.1, 2.0]] * 8)

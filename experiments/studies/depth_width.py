@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor, nn
 
 import gradscope as gs
-import gradscope.meanfield as mf
 from experiments import report
 from experiments.collect import Collected
+from experiments.sizes import FloatArray, Rates, all_rates, simultaneous, theory
 from experiments.study import Claim
-from experiments.summaries import Mean, mean
+from experiments.summaries import mean
 from gradscope import plots
-from gradscope.growth import fit_growth
-
-FloatArray = npt.NDArray[np.float64]
 
 QUESTION = "Does the growth of GSC a layer depend on the depth or on the width of the network?"
 METHOD = """
@@ -67,45 +60,6 @@ def measure(
     return gs.gsc(model, x, layers=chosen, probes=num_probes, generator=generator).to_frame()
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Rates of one network: ``values`` (seeds, depths, widths), and what mean field says of them."""
-
-    values: FloatArray
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
-    theory: float
-
-    @property
-    def common(self) -> Mean:
-        """Over all sizes."""
-        return mean(self.values.mean(axis=(1, 2)))
-
-    @property
-    def by_depth(self) -> FloatArray:
-        """Less the common mean, averaged over widths, (seeds, depths)."""
-        return self.values.mean(axis=2) - self.values.mean(axis=(1, 2))[:, None]
-
-    @property
-    def by_width(self) -> FloatArray:
-        """Less the common mean, averaged over depths, (seeds, widths)."""
-        return self.values.mean(axis=1) - self.values.mean(axis=(1, 2))[:, None]
-
-    @property
-    def lines(self) -> FloatArray:
-        """Least squares of the rate against 1 / width, a seed each, (seeds, 2): its value at infinite width, slope."""
-        design = np.column_stack([np.ones(len(self.widths)), 1 / np.array(self.widths, dtype=np.float64)])
-        return np.asarray(np.linalg.lstsq(design, self.values.mean(axis=1).T, rcond=None)[0].T)
-
-
-def simultaneous(deviations: FloatArray) -> FloatArray:
-    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %."""
-    seeds, columns = deviations.shape
-    quantile = float(stats.t.ppf(1 - 0.025 / columns, seeds - 1))
-    margin = quantile * deviations.std(axis=0, ddof=1) / math.sqrt(seeds)
-    return np.stack([deviations.mean(axis=0) - margin, deviations.mean(axis=0) + margin])
-
-
 def independent(deviations: FloatArray) -> bool | None:
     """Whether all means lie within the tolerance of 0; None where the intervals cannot tell."""
     low, high = simultaneous(deviations)
@@ -116,13 +70,13 @@ def independent(deviations: FloatArray) -> bool | None:
 
 def figures(collected: Collected) -> dict[str, Figure]:
     """Rates of all sizes, their deviations from mean field against the width, and two networks layer by layer."""
-    found = all_rates(collected.frame)
+    found = all_rates(collected.frame, NETWORKS)
     return {"rates": _rates(found), "width": _deviations(found), "profiles": _profiles(collected.frame)}
 
 
 def claims(collected: Collected) -> list[Claim]:
     """Depth and width for each network, and the limit of infinite width."""
-    found = all_rates(collected.frame)
+    found = all_rates(collected.frame, NETWORKS)
     return [
         *(_claim(name, "depth", rates.by_depth, rates.depths) for name, rates in found.items()),
         *(_claim(name, "width", rates.by_width, rates.widths) for name, rates in found.items()),
@@ -132,7 +86,7 @@ def claims(collected: Collected) -> list[Claim]:
 
 def answer(collected: Collected) -> str:
     """A table of the networks."""
-    found = all_rates(collected.frame)
+    found = all_rates(collected.frame, NETWORKS)
     table = [
         "| network | rate a layer | mean field | deepest less shallowest | widest less narrowest | at infinite width |",
         "|---|---|---|---|---|---|",
@@ -149,27 +103,6 @@ def answer(collected: Collected) -> str:
         f"from the narrowest for {_differing(found)}. SELU grows by {selu.common:.4f} a layer in all nine sizes "
         f"together (mean field {selu.theory:.4f}).\n\n" + "\n".join(table)
     )
-
-
-def all_rates(frame: pd.DataFrame) -> dict[str, Rates]:
-    """By network, in the order of `NETWORKS`."""
-    own = frame[frame["quantity"] == "gsc"]
-    return {name: _of_network(rows) for name in NETWORKS if len(rows := own[own["model"] == name])}
-
-
-def _of_network(rows: pd.DataFrame) -> Rates:
-    depths, widths, seeds = (tuple(sorted(map(int, rows[key].unique()))) for key in ("depth", "width", "seed"))
-    values = np.full((len(seeds), len(depths), len(widths)), math.nan)
-    for (depth, width, seed), run in rows.groupby(["depth", "width", "seed"], observed=True):
-        place = seeds.index(seed), depths.index(depth), widths.index(width)
-        values[place] = fit_growth(run["log10_value"].to_numpy(), run["depth_from_output"].to_numpy()).rate
-    row = rows.iloc[0]
-    return Rates(values, depths, widths, _theory(row["activation"], row["norm"], int(row["batch_size"])))
-
-
-@cache
-def _theory(activation: str, norm: str, batch_size: int) -> float:
-    return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
 
 
 def _claim(network: str, size: str, deviations: FloatArray, sizes: tuple[int, ...]) -> Claim:
@@ -296,7 +229,7 @@ def _profiles(frame: pd.DataFrame) -> Figure:
             errorbar=None, ax=ax, legend=name == "selu", linewidth=1.2,
         )  # fmt: skip
         row = rows.iloc[0]
-        rate = _theory(row["activation"], row["norm"], int(row["batch_size"]))
+        rate = theory(row["activation"], row["norm"], int(row["batch_size"]))
         far = float(rows["depth_from_output"].max())
         ax.plot([0, far], [0, far * math.log10(rate)], color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)),
                 label=f"mean field: {rate:.4f} a layer", zorder=0)  # fmt: skip

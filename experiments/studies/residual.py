@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,11 +14,22 @@ from matplotlib.figure import Figure
 import gradscope.meanfield as mf
 from experiments import skips
 from experiments.collect import Collected
+from experiments.skip_numbers import (
+    block_rates,
+    branch_rate,
+    expected,
+    expected_exponent,
+    exponents,
+    from_stem,
+    rates,
+    ratios,
+    single_blocks,
+    steadiness,
+)
 from experiments.skips import BRANCHES, DILUTIONS, UNIT
 from experiments.study import Claim
 from experiments.summaries import Mean, mean
 from gradscope import plots
-from gradscope.growth import fit_growth
 
 QUESTION = "How do skip connections change the growth of GSC?"
 METHOD = """
@@ -86,7 +96,7 @@ def claims(collected: Collected) -> list[Claim]:
     rows += [_single_blocks(frame, branch) for branch in (*BRANCHES, "relu", "relu_end")]
     plain, residual = (block_rates(frame, f"resnet-{skip}") for skip in ("0", UNIT))
     last = mean(block_rates(frame, f"resnet-{UNIT}", "stage3"))
-    length, gsc = _lengths(frame), mean(_from_stem(frame, "relu-unit")[:, -1])
+    length, gsc = _lengths(frame), mean(from_stem(frame, "relu-unit")[:, -1])
     return [
         *rows,
         Claim(
@@ -115,10 +125,10 @@ def answer(collected: Collected) -> str:
         cells = [f"{mean(rates(frame, branch, k)):.4f}" for k in DILUTIONS]
         table.append(f"| {_name(branch)} | {' | '.join(cells)} | {mean(exponents(frame, branch)):.3f} |")
         theory = [f"{mf.residual_rate(branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
-        expected = f"{_expected_exponent(frame, branch):.3f}"
+        expected = f"{expected_exponent(frame, branch):.3f}"
         table.append(f"| {_name(branch)}, law | {' | '.join(theory)} | {expected} |")
     plain, residual = (mean(block_rates(frame, f"resnet-{skip}")) for skip in ("0", UNIT))
-    narrow = ", ".join(f"{_name(branch)} {mean(_ratios(frame, branch, '4', NARROW)):.2f}" for branch in BRANCHES)
+    narrow = ", ".join(f"{_name(branch)} {mean(ratios(frame, branch, '4', NARROW)):.2f}" for branch in BRANCHES)
     return (
         "They dilute it: the part of a block's growth that exceeds 1 is divided by k^2 + 1, where the skip is k times "
         "as long as the branch. At constant dilution GSC still explodes exponentially, only slower; with unit skips "
@@ -127,59 +137,6 @@ def answer(collected: Collected) -> str:
         "connections. The law is one of wide networks: at width 100 and k = 4 the excess is so many times what the law "
         f"leaves of it: {narrow}.\n\n" + "\n".join(table)
     )
-
-
-def rates(frame: pd.DataFrame, branch: str, dilution: str) -> np.ndarray:
-    """GSC a block over the half nearer the output, a seed each."""
-    rows = frame[(frame["case"] == f"{branch}-{dilution}") & (frame["quantity"] == "gsc")]
-    table = rows.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
-    return np.array([fit_growth(values, table.columns.to_numpy()).rate for values in table.to_numpy()])
-
-
-def exponents(frame: pd.DataFrame, branch: str) -> np.ndarray:
-    """d log GSC / d log depth from block 32 to block 100 with unit skips, a seed each."""
-    values = _from_stem(frame, f"{branch}-{UNIT}")
-    return np.asarray((values[:, -1] - values[:, skips.REACHED.index(32)]) / math.log10(100 / 32))
-
-
-def block_rates(frame: pd.DataFrame, case: str, stage: str = "stage") -> np.ndarray:
-    """Factor a block of a ResNet, or one stage of it, from the last block to the first, a seed each."""
-    rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc") & frame["layer"].str.startswith(stage)]
-    values = rows.pivot_table(index="seed", columns="index", values="log10_value", observed=True).to_numpy()
-    return np.asarray(10 ** ((values[:, 0] - values[:, -1]) / (values.shape[1] - 1)))
-
-
-def branch_rate(frame: pd.DataFrame, branch: str) -> float:
-    """r of mean field at the batch size of the study."""
-    return skips.rate(branch, int(frame["batch_size"].iloc[0]))
-
-
-@cache
-def _theory(branch: str, dilution: str, batch_size: int) -> np.ndarray:
-    return skips.law(branch, dilution, max(skips.REACHED), batch_size)
-
-
-def _expected(frame: pd.DataFrame, branch: str, dilution: str) -> np.ndarray:
-    return _theory(branch, dilution, int(frame["batch_size"].iloc[0]))
-
-
-def _expected_exponent(frame: pd.DataFrame, branch: str) -> float:
-    values = _expected(frame, branch, UNIT)
-    return float((values[100] - values[32]) / math.log10(100 / 32))
-
-
-def _from_stem(frame: pd.DataFrame, case: str) -> np.ndarray:
-    """log10 GSC from the stem to the blocks of `skips.REACHED`, (seeds, blocks)."""
-    rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc_from_stem")]
-    return rows.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True).to_numpy()
-
-
-def _steadiness(frame: pd.DataFrame, case: str) -> Mean:
-    """Growth of log GSC a block between blocks 32 and 100 over that between 8 and 32."""
-    values = _from_stem(frame, case)
-    eighth, middle = skips.REACHED.index(8), skips.REACHED.index(32)
-    near, far = (values[:, middle] - values[:, eighth]) / 24, (values[:, -1] - values[:, middle]) / 68
-    return mean(far / near)
 
 
 def _lengths(frame: pd.DataFrame) -> Mean:
@@ -206,14 +163,8 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     )
 
 
-def _ratios(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> np.ndarray:
-    """Excess times k^2 + 1 over that without a skip, a seed each."""
-    plain, found = (rates(frame, branch, case + width) for case in ("0", dilution))
-    return np.asarray((found - 1) * (float(dilution) ** 2 + 1) / (plain - 1))
-
-
 def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> Claim:
-    found, ratio = rates(frame, branch, dilution + width), mean(_ratios(frame, branch, dilution, width))
+    found, ratio = rates(frame, branch, dilution + width), mean(ratios(frame, branch, dilution, width))
     law = mf.residual_rate(branch_rate(frame, branch), float(dilution))
     where = ", at width 100" if width else ""
     return Claim(
@@ -224,7 +175,7 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
 
 
 def _exponential(frame: pd.DataFrame, branch: str) -> Claim:
-    found = _steadiness(frame, f"{branch}-1")
+    found = steadiness(frame, f"{branch}-1")
     return Claim(
         f"At constant dilution, k = 1, {_name(branch)} grows exponentially",
         True if found.low > HALFWAY else False if found.high < HALFWAY else None,
@@ -233,7 +184,7 @@ def _exponential(frame: pd.DataFrame, branch: str) -> Claim:
 
 
 def _power(frame: pd.DataFrame, branch: str) -> Claim:
-    found = _steadiness(frame, f"{branch}-{UNIT}")
+    found = steadiness(frame, f"{branch}-{UNIT}")
     return Claim(
         f"With unit skips {_name(branch)} grows as a power of the depth",
         True if found.high < HALFWAY else False if found.low > HALFWAY else None,
@@ -242,24 +193,13 @@ def _power(frame: pd.DataFrame, branch: str) -> Claim:
 
 
 def _exponent(frame: pd.DataFrame, branch: str) -> Claim:
-    found, theory = mean(exponents(frame, branch)), _expected_exponent(frame, branch)
+    found, theory = mean(exponents(frame, branch)), expected_exponent(frame, branch)
     return Claim(
         f"The power of {_name(branch)} is that of the law",
         _within(mean(exponents(frame, branch) / theory), 1.0, TOLERANCE),
         f"exponent from block 32 to 100 {found:.3f}, by the law {theory:.3f}, and r - 1 = "
         f"{branch_rate(frame, branch) - 1:.3f} in the limit",
     )
-
-
-def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
-    """Of every measured block of a branch, all dilutions above 0: ``dilution``, ``branch_gsc``, ``block_gsc``, ``law``;
-    indexed by case, seed and block."""
-    rows = frame[frame["case"].str.split("-").str[0] == branch]
-    rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
-    table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)
-    table = table[table["dilution"] > 0]
-    squares = table["dilution"] ** 2
-    return table.assign(law=(squares + table["branch_gsc"]) / (squares + 1))
 
 
 def _single_blocks(frame: pd.DataFrame, branch: str) -> Claim:
@@ -322,12 +262,12 @@ def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, st
     for color, marker, (dilution, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
         if dilution not in shown:
             continue
-        cells = [mean(column) for column in _from_stem(frame, f"{branch}-{dilution}").T]
+        cells = [mean(column) for column in from_stem(frame, f"{branch}-{dilution}").T]
         ax.errorbar(
             reached, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells],
             fmt=f"{marker}-", color=color, markersize=4, linewidth=1.2, capsize=2, label=word,
         )  # fmt: skip
-        ax.plot(reached, _expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
+        ax.plot(reached, expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
                 linestyle=(0, (4, 2.5)), zorder=3)  # fmt: skip
     sns.despine(ax=ax)
 
