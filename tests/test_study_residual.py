@@ -3,13 +3,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import gradscope.meanfield as mf
-from experiments import skips
+from experiments import skip_numbers, skips
 from experiments.studies import residual
+from experiments.study import observed
+from gradscope import frames
 from gradscope.models.resnet import ResNet
 from tests.helpers import noise, seeded
 
@@ -25,7 +28,7 @@ def gsc(function, x):
 def test_blocks_by_their_whole_jacobians(case):
     model, x = skips.network(case, 3, 8, generator=seeded()).double(), noise(6, 3, 32, 32)
     frame = skips.measure(model, x, generator=seeded(1), num_probes=1500)
-    rows = frame.pivot_table(index="index", columns="quantity", values="value", aggfunc="first")
+    quantities = frame.pivot_table(index="index", columns="quantity", values="value", aggfunc="first")
     f, s = model.stem(x.flatten(1)).detach(), skips.skip_weight(case.rpartition("-")[2])
     for number, block in enumerate(model.layers):
         branch = (block(f) - s * f).detach()
@@ -34,7 +37,7 @@ def test_blocks_by_their_whole_jacobians(case):
         assert row["block_gsc"] == pytest.approx(gsc(block, f), rel=0.04)
         assert row["branch_gsc"] == pytest.approx(gsc(lambda z, block=block: block(z) - s * z, f), rel=0.04)
         f = block(f).detach()
-    assert "log10_length_growth" in rows.columns
+    assert "log10_length_growth" in quantities.columns
     from_stem = frame[frame["quantity"] == "gsc_from_stem"]
     assert from_stem["target"].tolist() == ["layers.1"]
     first = model.stem(x.flatten(1)).detach()
@@ -101,3 +104,47 @@ def test_a_resnet_has_a_row_a_block():
     model = ResNet(depth=14, width=4, generator=seeded())
     frame = skips.measure(model, noise(4, 3, 8, 8).float(), generator=seeded(), num_probes=2)
     assert frame["layer"].tolist() == [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
+
+
+def rows(case, seed, quantity, layers, depth, log10_values):
+    return frames.tidy(
+        {
+            "layer": layers, "index": range(len(layers)), "depth_from_output": depth, "target": "last",
+            "quantity": quantity, "log10_value": log10_values, "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0,
+            "reduction": "batch", "coupled": False, "num_probes": 0, "num_samples": 32,
+        }
+    ).assign(case=case, seed=seed, batch_size=32)  # fmt: skip
+
+
+def test_numbers_of_a_frame_that_is_known():
+    reached, away = np.array(skips.REACHED), np.arange(9, -1, -1)
+    blocks = [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
+    parts = []
+    for seed in range(3):
+        scale = 1 + 0.01 * seed
+        parts += [
+            rows("tanh_layer-unit", seed, "gsc_from_stem", ["stem"] * len(reached), reached,
+                 0.3 * scale * np.log10(reached)),
+            rows("tanh_layer-1", seed, "gsc_from_stem", ["stem"] * len(reached), reached, 0.02 * scale * reached),
+            rows("tanh_layer-0", seed, "gsc", [f"layers.{n}" for n in range(10)], away, away * math.log10(1.2)),
+            rows("tanh_layer-2", seed, "gsc", [f"layers.{n}" for n in range(10)], away, away * math.log10(1.06)),
+            rows("resnet-0", seed, "gsc", blocks, range(8, 2, -1), math.log10(2) * np.array([5, 4, 3, 2, 1.5, 1])),
+        ]  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
+    np.testing.assert_allclose(skip_numbers.exponents(frame, "tanh_layer"), [0.3, 0.303, 0.306])
+    assert skip_numbers.steadiness(frame, "tanh_layer-unit").value == pytest.approx(residual.POWER)
+    assert skip_numbers.steadiness(frame, "tanh_layer-1").value == pytest.approx(1)
+    np.testing.assert_allclose(skip_numbers.rates(frame, "tanh_layer", "2"), 1.06)
+    np.testing.assert_allclose(skip_numbers.ratios(frame, "tanh_layer", "2"), 0.06 * 5 / 0.2)
+    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0"), 2**0.8)
+    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0", "stage3"), 2**0.5)
+
+
+def test_the_law_of_single_blocks_is_taken_by_case_and_block():
+    parts = [
+        observed(name, value, layer="layers.7", index=7).assign(case=case, seed=0)
+        for case, values in {"relu-unit": (2.0, 1.5, 1.1), "relu_end-unit": (1.0, 3.0, 1.0)}.items()
+        for name, value in zip(("dilution", "branch_gsc", "block_gsc"), values, strict=True)
+    ]
+    table = skip_numbers.single_blocks(pd.concat(parts, ignore_index=True), "relu")
+    assert table["law"].tolist() == [pytest.approx((4 + 1.5) / 5)] and table["block_gsc"].tolist() == [1.1]
