@@ -1,21 +1,26 @@
 """Weight initializations by name, each filling one weight tensor in place from an explicit generator.
 
 A weight has shape (out, in, *kernel); fan_in = in * kernel area and fan_out = out * kernel area.  Draws are made where
-the generator lives, so that a seed means the same weights on every device.  Each function returns its argument.
+the generator lives, so that a seed means the same weights on every device.  Each function returns its argument, but
+for `critical` and `lsuv`, which fill a whole model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradscope.inputs import Forward, as_batch
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
+from gradscope.modules import state_restored, unwrap
 from gradscope.probes import orthonormal
 
 Initializer = Callable[..., Tensor]
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -118,10 +123,7 @@ def critical(
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
     """
     point = critical_point(activation, bias_variance, chi)
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to fill.")
-    for layer in layers:
+    for layer in weighted(model).values():
         fan_in = _fans(layer.weight)[0]
         if orthogonal_weights:
             short = min(layer.weight.shape[0], fan_in)
@@ -132,6 +134,88 @@ def critical(
         if layer.bias is not None:
             _normal(layer.bias, bias_variance, generator)
     return point
+
+
+def lsuv(
+    model: nn.Module,
+    data: Any,
+    *,
+    tolerance: float = 0.1,
+    max_rounds: int = 10,
+    forward: Forward | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, float]:
+    """Layer-sequential unit variance: orthonormal weights, each layer's divided by the deviation of its output.
+
+    Every linear and convolutional layer is filled by `orthogonal`.  Then, in the order in which a forward pass of the
+    batch calls them, W <- W / sqrt(v) with v the variance (1/N) of all entries of the layer's output, again until
+    |v - 1| <= ``tolerance``; without a bias the first division makes v = 1.  Layers further on see the output of the
+    scaled ones.  Biases stay as they are.  A layer that is called again keeps what its first call made, one that is not
+    called its orthonormal weights.
+
+    Arguments:
+        model: Any module; buffers (running statistics), mode and random state are left as they were.
+        data: One batch: a tensor, or a mapping; with ``forward`` anything.
+        tolerance: Largest |v - 1|; 0.1 in the paper.
+        max_rounds: Divisions a layer at most; 10 in the paper.
+        forward: ``(model, batch) -> output``.
+        generator: Source of the orthonormal weights.
+
+    Returns:
+        The standard deviation of the output of every layer that was called, by name, in the order of the calls.
+
+    Cost: one forward pass, in which every layer is evaluated once more for each division.
+
+    Raises:
+        ValueError: No linear or convolutional layer, an output that is constant or not finite, or of another variance
+            after ``max_rounds`` (a bias of more than unit variance, say); the layer is named.
+
+    Reference: Mishkin and Matas (2016), "All you need is a good init", arXiv:1511.06422.
+    """
+    if not tolerance > 0 or max_rounds < 1:
+        raise ValueError(f"lsuv needs tolerance > 0 and max_rounds >= 1, got {tolerance!r} and {max_rounds!r}.")
+    model = unwrap(model)
+    layers = weighted(model)
+    for layer in layers.values():
+        orthogonal(layer.weight, generator=generator)
+    batch, found = as_batch(data, forward=forward, loss_fn=None), dict[str, float]()
+
+    def scale(name: str) -> Callable[..., Any]:
+        def hook(layer: Weighted, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            if name in found:
+                return None
+            for number in range(max_rounds + 1):
+                variance = float(output.double().var(correction=0))
+                if abs(variance - 1) <= tolerance:
+                    found[name] = math.sqrt(variance)
+                    return output
+                if number == max_rounds or not (variance > 0 and math.isfinite(variance)):
+                    break
+                layer.weight.div_(math.sqrt(variance))
+                output = layer.forward(*args, **kwargs)  # not its call, which would be heard again
+            raise ValueError(
+                f"The output of {name or 'the model'!r} has variance {variance:g} after {number} divisions and no unit "
+                "variance: is it dead, constant over the batch, or ruled by its bias?"
+            )
+
+        return hook
+
+    handles = [layer.register_forward_hook(scale(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        with torch.no_grad(), state_restored(dict(model.named_modules())):
+            batch.run(model, forward)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def weighted(model: nn.Module) -> dict[str, Weighted]:
+    """The linear and convolutional layers of a model by name; ValueError where there are none."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Weighted)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to fill.")
+    return layers
 
 
 def auto(activation: str) -> Initializer:

@@ -144,3 +144,94 @@ def test_a_vector_and_an_empty_weight_have_no_fans(name):
 def test_looks_linear_fills_matrices_only():
     with pytest.raises(ValueError, match=r"fills a matrix \(out, in\), got a weight of shape \(4, 4, 3, 3\)"):
         initializers.looks_linear(torch.empty(4, 4, 3, 3))
+
+
+def outputs_of(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of every layer with weights, in the order of the calls."""
+    kept = {}
+    for name, layer in initializers.weighted(model).items():
+        layer.register_forward_hook(lambda _, args, output, name=name: kept.update({name: output.detach()}))
+    model(x)
+    return kept
+
+
+def test_lsuv_of_two_layers_by_hand():
+    model, x = MLP(depth=2, width=6, activation="tanh", generator=seeded()).double(), noise(40, 6)
+    found = initializers.lsuv(model, x, tolerance=1e-6, generator=seeded(5))
+    generator = seeded(5)
+    first, second = (initializers.orthogonal(torch.empty(6, 6).double(), generator=generator).numpy() for _ in range(2))
+    h = x.numpy() @ first.T
+    first = first / h.std()
+    np.testing.assert_allclose(model.layers[0].linear.weight.detach(), first, rtol=1e-12)
+    h = np.tanh(x.numpy() @ first.T) @ second.T
+    np.testing.assert_allclose(model.layers[1].linear.weight.detach(), second / h.std(), rtol=1e-10)
+    assert found == pytest.approx({"layers.0.linear": 1, "layers.1.linear": 1}, abs=1e-12)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.5])
+def test_lsuv_makes_unit_variance_of_convolutions_and_biases_in_the_order_of_calls(tolerance):
+    class Backwards(torch.nn.Module):
+        """Defined in another order than called."""
+
+        def __init__(self):
+            super().__init__()
+            self.last = torch.nn.Linear(36, 4)
+            self.first = torch.nn.Conv2d(2, 4, 3)
+            self.norm = torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.last(self.norm(torch.relu(self.first(x))).flatten(1))
+
+    model, x = Backwards().double(), noise(30, 2, 5, 5)
+    with torch.no_grad():
+        model.first.bias.copy_(torch.tensor([0.5, -0.5, 0.3, 0.0]))
+        model.last.bias.zero_()
+    before = model.norm.running_mean.clone()
+    found = initializers.lsuv(model, x, tolerance=tolerance, generator=seeded())
+    assert list(found) == ["first", "last"]
+    assert torch.equal(model.norm.running_mean, before) and model.training
+    deviations = {name: float(output.std(correction=0)) for name, output in outputs_of(model, x).items()}
+    assert found == pytest.approx(deviations, rel=1e-12)
+    assert all(abs(deviation**2 - 1) <= tolerance for deviation in deviations.values())
+    weight = model.last.weight.detach()
+    gram = weight @ weight.T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(4, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_lsuv_leaves_a_layer_that_is_within_the_tolerance():
+    model, x = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False)).double(), noise(64, 8)
+    x = 1.04 * x / x.std(correction=0)
+    initializers.lsuv(model, x, generator=seeded())
+    weight = model[0].weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_lsuv_keeps_what_the_first_call_of_a_shared_layer_made():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 6, bias=False)
+
+        def forward(self, x):
+            return self.layer(torch.relu(self.layer(3 * x)))
+
+    model, x = Twice().double(), noise(20, 6)
+    found = initializers.lsuv(model, x, generator=seeded())
+    assert found == {"layer": pytest.approx(1, abs=1e-12)}
+    assert float((3 * x @ model.layer.weight.T).detach().std(correction=0)) == pytest.approx(1)
+
+
+def test_lsuv_names_the_layer_that_it_cannot_scale():
+    dead = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Threshold(1e9, 0.0), torch.nn.Linear(4, 4, bias=False))
+    with pytest.raises(ValueError, match=r"The output of '2' has variance 0 after 0 divisions .* is it dead"):
+        initializers.lsuv(dead, noise(9, 4).float(), generator=seeded())
+    ruled = torch.nn.Linear(2, 2).double()
+    with torch.no_grad():
+        ruled.bias.copy_(torch.tensor([-9.0, 9.0]))
+    with pytest.raises(ValueError, match=r"The output of 'the model' has variance .* after 10 divisions"):
+        initializers.lsuv(ruled, noise(9, 2), generator=seeded())
+    assert not ruled._forward_hooks
+    with pytest.raises(ValueError, match="Sequential has no linear or convolutional layer to fill"):
+        initializers.lsuv(torch.nn.Sequential(torch.nn.Tanh()), noise(9, 2))
+    with pytest.raises(ValueError, match=r"tolerance > 0 and max_rounds >= 1, got 0 and 10"):
+        initializers.lsuv(ruled, noise(9, 2), tolerance=0)

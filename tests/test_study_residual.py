@@ -1,0 +1,150 @@
+"""The study of skip connections against exact Jacobians, sums of the law, and mean field."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import gradscope.meanfield as mf
+from experiments import skip_numbers, skips
+from experiments.studies import residual
+from experiments.study import observed
+from gradscope import frames
+from gradscope.models.resnet import ResNet
+from tests.helpers import noise, seeded
+
+
+def gsc(function, x):
+    """By the whole Jacobian of the batch."""
+    jacobian = torch.autograd.functional.jacobian(function, x).reshape(x.numel(), x.numel())
+    y = function(x).detach()
+    return float(jacobian.square().sum() / x.numel() * x.square().sum() / y.square().sum())
+
+
+@pytest.mark.parametrize("case", ["tanh_layer-2", "relu_batch-unit", "relu_end-unit"])
+def test_blocks_by_their_whole_jacobians(case):
+    model, x = skips.network(case, 3, 8, generator=seeded()).double(), noise(6, 3, 32, 32)
+    frame = skips.measure(model, x, generator=seeded(1), num_probes=1500)
+    quantities = frame.pivot_table(index="index", columns="quantity", values="value", aggfunc="first")
+    f, s = model.stem(x.flatten(1)).detach(), skips.skip_weight(case.rpartition("-")[2])
+    for number, block in enumerate(model.layers):
+        branch = (block(f) - s * f).detach()
+        row = frame[(frame["layer"] == f"layers.{number}") & frame["log10_value"].isna()].set_index("quantity")["value"]
+        assert row["dilution"] == pytest.approx(float((s * f).norm() / branch.norm()))
+        assert row["block_gsc"] == pytest.approx(gsc(block, f), rel=0.04)
+        assert row["branch_gsc"] == pytest.approx(gsc(lambda z, block=block: block(z) - s * z, f), rel=0.04)
+        f = block(f).detach()
+    assert "log10_length_growth" in quantities.columns
+    from_stem = frame[frame["quantity"] == "gsc_from_stem"]
+    assert from_stem["target"].tolist() == ["layers.1"]
+    first = model.stem(x.flatten(1)).detach()
+    assert from_stem["value"].iloc[0] == pytest.approx(gsc(model.layers[:2], first), rel=0.05)
+
+
+def test_the_law_holds_in_a_block_that_is_orthogonal_by_construction():
+    """The skip carries the first half of the features, the branch turns it into the second: no term is shared."""
+    turn = torch.zeros(8, 8, dtype=torch.float64)
+    turn[4:, :4] = torch.linalg.qr(noise(4, 4))[0]
+    block = nn.Linear(8, 8, bias=False, dtype=torch.float64)
+    block.weight.data = torch.eye(8, dtype=torch.float64) + 0.5 * turn
+    block.skip_weight = 1.0
+    x = torch.cat([noise(5, 4), torch.zeros(5, 4, dtype=torch.float64)], dim=1)
+    frame = skips._block(block, x, 0, seeded(), 2000).set_index("quantity")["value"]
+    k, r = frame["dilution"], frame["branch_gsc"]
+    # |branch| = 0.5 |x| and |J_branch|^2 = 0.25 * 4, over the columns of the whole: r = 0.5, k = 2, GSC = 4.5 / 5.
+    assert (k, r) == (pytest.approx(2), pytest.approx(0.5, rel=0.02))
+    assert frame["block_gsc"] == pytest.approx((4 + 0.5) / (4 + 1), rel=0.02) == mf.residual_rate(0.5, 2)
+
+
+@pytest.mark.parametrize("dilution", ["0", "0.5", "2", "unit"])
+def test_the_law_beside_mean_field(dilution):
+    layer = mf.LayerSpec.of("tanh", 1.0, 0.0, "layer", 1.0, skips.skip_weight(dilution))
+    law = skips.law("tanh_layer", dilution, 30, 32)
+    for depth in (1, 7, 30):
+        assert law[depth] == pytest.approx(mf.predict([layer] * depth, batch_size=32).log10_gsc[0], rel=1e-6)
+    # With batch normalization mean field counts the last layer apart, and here there is none.
+    layer = mf.LayerSpec.of("relu", 2.0, 0.0, "batch", 1.0, skips.skip_weight(dilution))
+    expected = mf.predict([layer] * 30, batch_size=1000).log10_gsc[0]
+    assert skips.law("relu_batch", dilution, 30, 1000)[-1] == pytest.approx(expected, rel=0.04)
+
+
+def test_limits_of_the_law():
+    assert skips.skip_weight("0") == 0 and skips.skip_weight("unit") == 1
+    r = mf.gsc_rate("tanh", "layer")
+    steps = np.diff(skips.law("tanh_layer", "2", 400, 32))
+    assert 10 ** steps[-1] == pytest.approx((4 + r) / 5, rel=1e-9)
+    far = skips.law("tanh_layer", "unit", 40000, 32)
+    assert (far[-1] - far[10000]) / math.log10(4) == pytest.approx(r - 1, rel=1e-3)
+    np.testing.assert_allclose(skips.law("relu", "unit", 50, 32), 0, atol=1e-12)
+
+
+def test_power_and_exponential_are_told_apart():
+    early, middle, late = (0.7 * math.log(depth) for depth in (8, 32, 100))
+    assert (late - middle) / 68 / ((middle - early) / 24) == pytest.approx(residual.POWER)
+    ratio = residual.HALFWAY / residual.POWER
+    assert ratio == pytest.approx(1 / residual.HALFWAY)
+
+
+def test_cases():
+    model = skips.network("resnet-0", 3, 8, generator=seeded())
+    assert isinstance(model, ResNet) and not any(block.residual for block in model.stage1)
+    assert all(block.residual for block in skips.network("resnet-unit", 3, 8, generator=seeded()).stage1)
+    assert skips.network("tanh_layer-2-6", 3, 8, generator=seeded()).layers[0].linear.weight.shape == (6, 6)
+    assert skips.evenly(100, 6) == [16, 33, 49, 66, 83, 99] and skips.evenly(100, 10)[-2:] == [89, 99]
+    assert skips.evenly(3, 6) == [0, 1, 2]
+    for bad in ("selu-1", "tanh_layer", "tanh_layer-", "tanh_layer-x", "tanh_layer-2-x"):
+        with pytest.raises(ValueError, match=rf"relu_batch, .* then -unit or a dilution; got '{bad}'"):
+            skips.network(bad, 3, 8, generator=seeded())
+
+
+def test_a_resnet_has_a_row_a_block():
+    model = ResNet(depth=14, width=4, generator=seeded())
+    frame = skips.measure(model, noise(4, 3, 8, 8).float(), generator=seeded(), num_probes=2)
+    assert frame["layer"].tolist() == [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
+
+
+def rows(case, seed, quantity, layers, depth, log10_values):
+    return frames.tidy(
+        {
+            "layer": layers, "index": range(len(layers)), "depth_from_output": depth, "target": "last",
+            "quantity": quantity, "log10_value": log10_values, "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0,
+            "reduction": "batch", "coupled": False, "num_probes": 0, "num_samples": 32,
+        }
+    ).assign(case=case, seed=seed, batch_size=32)  # fmt: skip
+
+
+def test_numbers_of_a_frame_that_is_known():
+    reached, away = np.array(skips.REACHED), np.arange(9, -1, -1)
+    blocks = [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
+    parts = []
+    for seed in range(3):
+        scale = 1 + 0.01 * seed
+        parts += [
+            rows("tanh_layer-unit", seed, "gsc_from_stem", ["stem"] * len(reached), reached,
+                 0.3 * scale * np.log10(reached)),
+            rows("tanh_layer-1", seed, "gsc_from_stem", ["stem"] * len(reached), reached, 0.02 * scale * reached),
+            rows("tanh_layer-0", seed, "gsc", [f"layers.{n}" for n in range(10)], away, away * math.log10(1.2)),
+            rows("tanh_layer-2", seed, "gsc", [f"layers.{n}" for n in range(10)], away, away * math.log10(1.06)),
+            rows("resnet-0", seed, "gsc", blocks, range(8, 2, -1), math.log10(2) * np.array([5, 4, 3, 2, 1.5, 1])),
+        ]  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
+    np.testing.assert_allclose(skip_numbers.exponents(frame, "tanh_layer"), [0.3, 0.303, 0.306])
+    assert skip_numbers.steadiness(frame, "tanh_layer-unit").value == pytest.approx(residual.POWER)
+    assert skip_numbers.steadiness(frame, "tanh_layer-1").value == pytest.approx(1)
+    np.testing.assert_allclose(skip_numbers.rates(frame, "tanh_layer", "2"), 1.06)
+    np.testing.assert_allclose(skip_numbers.ratios(frame, "tanh_layer", "2"), 0.06 * 5 / 0.2)
+    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0"), 2**0.8)
+    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0", "stage3"), 2**0.5)
+
+
+def test_the_law_of_single_blocks_is_taken_by_case_and_block():
+    parts = [
+        observed(name, value, layer="layers.7", index=7).assign(case=case, seed=0)
+        for case, values in {"relu-unit": (2.0, 1.5, 1.1), "relu_end-unit": (1.0, 3.0, 1.0)}.items()
+        for name, value in zip(("dilution", "branch_gsc", "block_gsc"), values, strict=True)
+    ]
+    table = skip_numbers.single_blocks(pd.concat(parts, ignore_index=True), "relu")
+    assert table["law"].tolist() == [pytest.approx((4 + 1.5) / 5)] and table["block_gsc"].tolist() == [1.1]
