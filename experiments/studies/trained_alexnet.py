@@ -49,7 +49,7 @@ def claims(collected: Collected) -> list[Claim]:
     assert collected.metrics is not None
     moved, made = _movement(collected.frame), list[Claim]()
     for model in _models(collected):
-        table = moved.xs(model, level="model")
+        table = _part(moved, "model", model)
         made += [_after(model, table), _during(model, table), _never_extreme(model, collected.frame)]
         made += [_where(model, table), _when(model, table)]
     return [*made, _accuracy(collected)]
@@ -61,7 +61,7 @@ def answer(collected: Collected) -> str:
     moved, parts = _movement(collected.frame), []
     accuracy = _accuracies(collected.metrics)
     for model in _models(collected):
-        unit, change = _farthest(_last(moved.xs(model, level="model")))
+        unit, change = _farthest(_last(_part(moved, "model", model)))
         parts.append(
             f"{model} reaches {100 * mean(accuracy[model]).value:.1f} % test accuracy; the unit that moved most, "
             f"{unit}, ends at 10^{change.value:+.2f} times the GSC that it began with"
@@ -78,16 +78,20 @@ def _models(collected: Collected) -> list[str]:
 
 def _movement(frame: pd.DataFrame) -> pd.DataFrame:
     """log10 GSC minus that at step 0: a row for each (model, layer, step), a column a seed."""
-    rows = frame[frame["quantity"] == "gsc"]
+    rows = frame[frame["quantity"] == "gsc"].sort_values("step", kind="stable")
     table = rows.pivot_table(
         index=["model", "layer", "step"], columns="seed", values="log10_value", observed=True, sort=False
     )
-    begin = table.xs(0, level="step").reindex(table.index.droplevel("step"))
-    return table - begin.to_numpy()
+    return table - table.groupby(level=["model", "layer"], sort=False).transform("first")
+
+
+def _part(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
+    """The rows of one value of an index level, without it."""
+    return table[table.index.get_level_values(level) == value].droplevel(level)
 
 
 def _last(table: pd.DataFrame) -> pd.DataFrame:
-    return table.xs(table.index.get_level_values("step").max(), level="step")
+    return _part(table, "step", table.index.get_level_values("step").max())
 
 
 def _means(table: pd.DataFrame) -> dict[str, Mean]:
@@ -155,7 +159,7 @@ def _where(model: str, table: pd.DataFrame) -> Claim:
 
 def _when(model: str, table: pd.DataFrame) -> Claim:
     """The path of log10 GSC of the input: is more than half of it gone in the first quarter of the steps?"""
-    path = table.xs("input", level="layer").diff().abs()
+    path = _part(table, "layer", "input").diff().abs()
     early = path[path.index <= path.index.max() / 4].sum() / path.sum()
     part = mean(early)
     return Claim(
