@@ -206,9 +206,8 @@ def _ends(frame: pd.DataFrame) -> dict[tuple[str, str], Mean]:
         for quantity in ("log_qm_norm", "mean_log_singular_value"):
             rows = _rows(frame[frame["model"] == model], quantity)
             table = rows.pivot_table(index="seed", columns="index", values="value", observed=True)
-            found[model, quantity] = mean(
-                (table.iloc[:, -1] - table.iloc[:, 0]) / (table.columns[-1] - table.columns[0])
-            )
+            values = table.to_numpy()
+            found[model, quantity] = mean((values[:, -1] - values[:, 0]) / (values.shape[1] - 1))
     return found
 
 
