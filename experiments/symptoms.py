@@ -15,62 +15,71 @@ from gradscope.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GR
 
 KEYS = ["model", "lr", "seed"]
 FAILURE = 10 * math.log(10)
+GRADIENT_JUMP, GSC_JUMP, LARGE_UPDATE = 10.0, 10.0, 0.1
 THRESHOLDS = {
     "loss_jump": LOSS_JUMP,
-    "gradient_jump": 10.0,
-    "update": 0.1,
+    "gradient_jump": GRADIENT_JUMP,
+    "update": LARGE_UPDATE,
     "weight_growth": WEIGHT_GROWTH,
     "gsc": 10.0**EXTREME_LOG10,
+    "gsc_jump": GSC_JUMP,
 }
 
 
 def condensed(collected: Collected) -> Collected:
-    """Of every run when it failed and when each signal passed its threshold; every step of the run that failed last."""
+    """Of every run when it failed and when each signal passed its threshold; every step of the run that failed last.
+
+    The last is the last of those that end in NaN, where there are any.
+    """
     assert collected.metrics is not None
     table = series(collected.frame, collected.metrics)
     found = first_steps(table)
     config = [name for name in collected.frame.columns if name not in (*frames.COLUMNS, "step")]
-    about = collected.frame[config].drop_duplicates(KEYS)
-    failed = found["failure_step"][np.isfinite(found["failure_step"])]
-    last = failed.idxmax() if len(failed) else None
+    about = collected.frame[config].drop_duplicates(KEYS).to_dict("records")
+    columns = {tuple(row[key] for key in KEYS): {str(name): value for name, value in row.items()} for row in about}
+    example = _last_to_fail(found)
     parts = []
     for run, row in zip(found.index, found.to_dict("records"), strict=True):
-        own_config = about[(about[KEYS] == list(run)).all(axis=1)].iloc[0]
-        columns = {str(name): value for name, value in own_config.items()}
         own = [observed(str(name), value, step=0) for name, value in row.items()]
-        if run == last:
-            steps = table.xs(last).drop(columns="start")
+        if run == example:
+            steps = table.groupby(level=KEYS, observed=True).get_group(run).droplevel([*KEYS]).drop(columns="start")
             own += [observed(str(name), part, step=part.index) for name in steps if len(part := steps[name].dropna())]
-        parts.append(pd.concat(own, ignore_index=True).assign(**columns))
+        parts.append(pd.concat(own, ignore_index=True).assign(**columns[run]))
     metrics = collected.metrics.sort_values("step").groupby(KEYS, observed=True, sort=False).tail(1)
     return replace(collected, frame=pd.concat(parts, ignore_index=True), metrics=metrics)
 
 
+def _last_to_fail(found: pd.DataFrame) -> object:
+    for candidates in (found[np.isfinite(found["nan_step"])], found[np.isfinite(found["failure_step"])]):
+        if len(candidates):
+            return candidates["failure_step"].idxmax()
+    return None
+
+
 def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Loss, signals and "start" (largest GSC at step 0), a row for each (model, lr, seed, step)."""
-    index = [*KEYS, "step"]
+    """Loss, signals and "start" (largest log10 GSC at step 0), a row for each (model, lr, seed, step)."""
     # The record after a step is of the loss at its beginning, where the monitor looks.
-    losses = metrics.assign(step=metrics["step"] - 1).set_index(index)["train_loss"].sort_index()
+    losses = metrics.assign(step=metrics["step"] - 1).set_index([*KEYS, "step"])["train_loss"].sort_index()
     made = pd.DataFrame({"loss": losses})
     made["loss_jump"] = _jump(made["loss"])
-    gradient = _layers(frame, "gradient_norm")
-    made["gradient_jump"] = _jump(gradient.pow(2).sum(axis=1).pow(0.5).reindex(made.index))
-    made["update"] = _layers(frame, "update_to_weight").max(axis=1)
-    lengths = _layers(frame, "weight_norm")
-    first = lengths.groupby(level=KEYS, observed=True).transform("first")
-    made["weight_growth"] = (lengths / first).max(axis=1)
-    coefficients = frame[frame["quantity"] == "gsc"].groupby(index, observed=True)["log10_value"].max()
-    made["gsc"] = 10.0**coefficients
-    made["start"] = coefficients.groupby(level=KEYS, observed=True).transform("first")
+    gradient = _layers(frame, "gradient_norm", made.index)
+    made["gradient_jump"] = _jump(gradient.pow(2).sum(axis=1).pow(0.5))
+    made["update"] = _layers(frame, "update_to_weight", made.index).max(axis=1)
+    lengths = _layers(frame, "weight_norm", made.index)
+    made["weight_growth"] = (lengths / lengths.groupby(level=KEYS, observed=True).transform("first")).max(axis=1)
+    coefficients = frame[frame["quantity"] == "gsc"].groupby([*KEYS, "step"], observed=True)["log10_value"].max()
+    made["gsc"] = 10.0 ** coefficients.reindex(made.index)
+    made["gsc_jump"] = _jump(made["gsc"])
+    made["start"] = np.log10(made["gsc"].groupby(level=KEYS, observed=True).transform("first"))
     return made
 
 
-def _layers(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """A column a layer; infinite where a layer's number was not finite and so left out, though others' were."""
+def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame:
+    """A column a layer; infinite where a number was not finite and so left out, once there has been one."""
     rows = frame[frame["quantity"] == quantity]
-    table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True, sort=True)
-    known = table.groupby(level=KEYS, observed=True).transform("max").notna()
-    return table.mask(table.isna() & known, math.inf)
+    table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True).reindex(index)
+    began = table.notna().groupby(level=KEYS, observed=True).cummax()
+    return table.mask(table.isna() & began, math.inf)
 
 
 def _jump(values: pd.Series) -> pd.Series:
@@ -80,9 +89,10 @@ def _jump(values: pd.Series) -> pd.Series:
 
 
 def first_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: failure_step, first_SIGNAL (infinite: never), and log10_gsc_at_start."""
+    """A row a run: failure_step, nan_step, first_SIGNAL (infinite: never), and log10_gsc_at_start."""
     steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
-    passed = {"failure_step": ~np.isfinite(table["loss"]) | (table["loss"] > FAILURE)}
+    nan = ~np.isfinite(table["loss"])
+    passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
     passed |= {f"first_{name}": table[name] > threshold for name, threshold in THRESHOLDS.items()}
     found = {
         name: steps.where(where, math.inf).groupby(level=KEYS, observed=True).min() for name, where in passed.items()
@@ -92,12 +102,22 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
 
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
     """What `condensed` says of each run, a row a run."""
-    rows = frame[frame["quantity"].str.startswith(("failure_step", "first_", "log10_gsc"))]
+    rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc"))]
     return rows.pivot_table(index=KEYS, columns="quantity", values="value", observed=True)
 
 
-def leads(found: pd.DataFrame) -> pd.DataFrame:
-    """Steps from each signal to the failure of the runs that failed; NaN where it did not come before."""
-    failed = found[np.isfinite(found["failure_step"])]
-    steps = pd.DataFrame({name: failed["failure_step"] - failed[f"first_{name}"] for name in THRESHOLDS})
-    return steps.where(steps > 0)
+def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
+    """Steps from each signal to the failure, or to ``end``, of the runs that came to it; NaN where it was not before.
+
+    Only a signal before the failure counts, whatever ``end`` is.
+    """
+    ended = found[np.isfinite(found[end])]
+    firsts = ended[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
+
+
+def quiet(found: pd.DataFrame) -> pd.DataFrame:
+    """Whether each signal rang, of the runs that did not fail."""
+    others = found[~np.isfinite(found["failure_step"])]
+    firsts = others[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    return firsts.apply(np.isfinite)

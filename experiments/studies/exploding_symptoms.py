@@ -2,135 +2,182 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
-from scipy import stats
 
+from experiments import symptom_figures
 from experiments.collect import Collected
+from experiments.counts import median, part
 from experiments.study import Claim
 from experiments.summaries import Mean, mean
-from experiments.symptoms import FAILURE, THRESHOLDS, condensed
-from experiments.symptoms import leads as leads_of
+from experiments.symptom_figures import WORDS
+from experiments.symptoms import THRESHOLDS, condensed, leads, quiet
 from experiments.symptoms import runs as runs_of
 
 __all__ = ["condensed"]
 
 QUESTION = "Which signal warns first when training explodes, and how long before?"
 METHOD = """
-Plain networks of depth 20 and width 50 learn digits by SGD with momentum at a constant learning rate, 40 steps, in
-float32: three that explode at initialization (relu_batch, tanh_layer, selu) and two that do not (relu, tanh), at
-learning rates from sane to far too large. Everything is recorded at every step before the update.
+Plain networks of depth 20 and width 50 learn digits by SGD with momentum in float32, 50 steps in which the learning
+rate rises in a straight line to its peak, as in a range test (L. N. Smith, arXiv:1506.01186): training goes well until
+it does not. Three networks explode at initialization (relu_batch, tanh_layer, selu), two do not (relu, tanh); peaks go
+from sane to far too large. Everything is recorded at every step before the update; GSC from two random vectors, the
+same at every step, on 32 test images.
 
 **Failure** is the first step whose loss is not finite or above 10 ln 10, ten times that of guessing among ten classes.
-**Signals** have thresholds that were fixed before any run, where the monitor has one, its own:
+The runs that do not fail are the controls. **Signals** have thresholds that were fixed before these runs, where the
+monitor has one, its own; a *jump* is over the median of up to 50 steps before, of which there must be 5:
 
-- *loss jump*: the loss above 5 times the median of up to 50 before it, of which there must be 5;
-- *gradient jump*: the length of the whole gradient above 10 times its recent median, by the same rule;
+- *loss jump*: the loss above 5 times that median;
+- *gradient jump*: the length of the whole gradient above 10 times it;
 - *update*: a layer's update longer than 0.1 of its weights;
 - *weight growth*: a layer's weights 10 times as long as at the beginning;
-- *GSC*: the coefficient of some layer to the logits (squared convention, arXiv:1712.05577) above 10^6.
+- *GSC*: the coefficient of some layer to the logits (squared convention, arXiv:1712.05577) above 10^6;
+- *GSC jump*: the largest coefficient of all layers above 10 times its median.
 
-A run is **warned** by a signal that passes its threshold at a step before the failure; the lead is the number of steps
-between. In a run that does not fail the same signal is a **false alarm**.
+A failing run is **warned** by a signal that passes its threshold at a step before the failure; the **lead** is the
+number of steps between. In a run that does not fail the same signal is a **false alarm**. A signal is called
+**trusty** here if it is a false alarm in at most a tenth of the controls.
 """
 HOW_SURE = """
-Parts of runs have Wilson intervals, 95 %, which take runs as independent; seeds of one network at one learning rate are
-alike, so they are too narrow. That of the ranking by GSC is over seeds, Student's t, with these networks and learning
-rates as they are. Failures later than the last step count as none. Where a run fails within five steps no jump can be
-seen, for there is nothing to jump from. Another grid of learning rates would give other parts.
+Parts of runs have Wilson intervals and medians of leads those of order statistics, 95 %, both of which take runs as
+independent; seeds of one network at one learning rate are alike, so they are too narrow. The interval of the ranking by
+GSC is over seeds, Student's t, with these networks and learning rates as they are. Failures later than the last step
+count as none, and a failing run is watched for fewer steps than a control, so false alarms have more time than
+warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from. Trusty signals
+were found in the runs that they are judged by. Other networks, and learning rates that rise more slowly, would give
+other leads.
 """
 
-WORDS = {
-    "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
-    "gsc": "GSC",
-}  # fmt: skip
+# A monitor that stops a run in vain more often than this costs more than it saves.
+MOST_FALSE_ALARMS = 0.1
+# A warning so many steps before is early, and a loss that is not finite so soon after the failure comes at once.
+FEW_STEPS = 5
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """One run, leads, how many were warned, and who failed."""
-    runs = runs_of(collected.frame)
-    return {
-        "warnings": _draw_warnings(runs),
-        "leads": _draw_leads(leads_of(runs)),
-        "one_run": _draw_run(collected.frame),
-        "failures": _draw_failures(runs),
-    }
+    """How many were warned, how long before, one run, and who failed."""
+    return symptom_figures.draw(runs_of(collected.frame), collected.frame)
 
 
 def claims(collected: Collected) -> list[Claim]:
     """Warnings and false alarms of each signal, which comes first, and what GSC at the beginning predicts."""
     runs = runs_of(collected.frame)
+    found, rang = leads(runs), quiet(runs)
     return [
-        *(_warns(name, leads_of(runs)[name]) for name in THRESHOLDS),
-        *(_silent(name, runs) for name in THRESHOLDS),
-        _update_first(leads_of(runs)),
+        *(_warns(name, found[name]) for name in THRESHOLDS),
+        *(_silent(name, rang[name]) for name in THRESHOLDS),
+        _update_first(found),
+        *_trust(found, rang),
+        _at_once(runs),
         _predicts(runs),
     ]
 
 
 def answer(collected: Collected) -> str:
-    """Who warns, how long before, and at what price."""
+    """The first signals, and a table of all."""
     runs = runs_of(collected.frame)
-    leads, quiet = leads_of(runs), runs[np.isinf(runs["failure_step"])]
-    parts = [
-        f"{WORDS[name]} warns {leads[name].notna().sum()} of {len(leads)} failing runs ({_quartiles(leads[name])}) and "
-        f"{np.isfinite(quiet[f'first_{name}']).sum()} of {len(quiet)} others"
-        for name in sorted(THRESHOLDS, key=lambda name: -leads[name].notna().sum())
+    found, rang, to_nan = leads(runs), quiet(runs), leads(runs, "nan_step")
+    lines = [
+        "| signal | failing runs warned | first | lead to failure | lead to NaN | false alarms |",
+        "|" + 6 * "---|",
     ]
+    first = _first(found)
+    for name in sorted(THRESHOLDS, key=lambda name: -found[name].notna().sum()):
+        cells = [
+            WORDS[name], str(part(found[name].notna())), str(first[name].sum()), _lead(found[name]),
+            _lead(to_nan[name]), str(part(rang[name])),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return f"{_in_words(runs)}\n\n" + "\n".join(lines)
+
+
+def _in_words(runs: pd.DataFrame) -> str:
+    found, rang, ended = leads(runs), quiet(runs), runs[np.isfinite(runs["nan_step"])]
+    begin = (
+        f"Of {len(runs)} runs {len(found)} fail, {len(ended)} of these with a loss that is not finite, "
+        f"{median(ended['nan_step'] - ended['failure_step'])} steps later. "
+    )
+    earliest = _winners(_first(found).sum())
+    begin += f"The first to warn is most often: {earliest}, first in {_first(found).sum().max()} of the failing runs. "
+    own = found[trusty(rang)]
+    if not own.notna().any(axis=None):
+        return begin + "No trusty signal warns of any failure."
+    lead, to_nan = own.max(axis=1).dropna(), leads(runs, "nan_step")[own.columns].max(axis=1).dropna()
     return (
-        f"{'; '.join(parts)}. Failures come at a median step of "
-        f"{runs['failure_step'][np.isfinite(runs['failure_step'])].median():g}, so there is little time to warn."
+        f"{begin}Of the trusty signals {_winners(_first(own).sum())} comes first most often, and "
+        f"{_winners(own.notna().sum())} warns of most failures; any of them warns of {part(own.notna().any(axis=1))}, "
+        f"{median(lead)} steps before the failure and {median(to_nan)} before the loss is not finite. Steps are "
+        "medians; all intervals are of 95 %."
     )
 
 
-def _quartiles(lead: pd.Series) -> str:
-    known = lead.dropna()
-    if not len(known):
-        return "0 leads"
-    low, middle, high = known.quantile([0.25, 0.5, 0.75])
-    return f"lead {middle:g} steps, quartiles {low:g} and {high:g}"
+def trusty(rang: pd.DataFrame) -> list[str]:
+    """Signals that are seldom a false alarm."""
+    return [name for name in THRESHOLDS if part(rang[name]).value <= MOST_FALSE_ALARMS]
 
 
-def _part(successes: int, num: int) -> tuple[float, float, float]:
-    """Of runs, with its Wilson interval; everything is possible where there are none."""
-    if not num:
-        return math.nan, 0.0, 1.0
-    interval = stats.binomtest(successes, num).proportion_ci(method="wilson")
-    return successes / num, float(interval.low), float(interval.high)
+def _winners(counts: pd.Series) -> str:
+    """In words those with the largest count."""
+    return " and ".join(WORDS[name] for name in counts.index if counts[name] == counts.max())
 
 
-def _most(says: str, successes: int, num: int, more: str = "") -> Claim:
-    """That more than half of the runs do."""
-    _, low, high = _part(successes, num)
-    return Claim(
-        says,
-        True if low > 0.5 else False if high < 0.5 else None,
-        f"{successes} of {num} runs, {100 * low:.0f} to {100 * high:.0f} %{more}",
-    )
+def _first(found: pd.DataFrame) -> pd.DataFrame:
+    """Whether a signal was the first of a failing run, alone or with others."""
+    return found.eq(found.max(axis=1), axis=0)
+
+
+def _lead(values: pd.Series) -> str:
+    known = values.dropna()
+    return f"{median(known)} steps" if len(known) else "none"
 
 
 def _warns(name: str, lead: pd.Series) -> Claim:
-    says = f"{WORDS[name]} comes before the failure in most runs that fail"
-    return _most(says, int(lead.notna().sum()), len(lead), f"; {_quartiles(lead)}")
+    warned = part(lead.notna())
+    says = f"{WORDS[name]} warns before the failure in most runs that fail"
+    return Claim(says, warned.most, f"{warned}; median lead {_lead(lead)}")
 
 
-def _silent(name: str, runs: pd.DataFrame) -> Claim:
-    firsts = runs[np.isinf(runs["failure_step"])][f"first_{name}"]
-    return _most(f"{WORDS[name]} is silent in most runs that do not fail", int(np.isinf(firsts).sum()), len(firsts))
+def _silent(name: str, rang: pd.Series) -> Claim:
+    silent = part(~rang)
+    return Claim(f"{WORDS[name]} is silent in most runs that do not fail", silent.most, str(silent))
 
 
-def _update_first(leads: pd.DataFrame) -> Claim:
-    warned = leads[leads.notna().any(axis=1)]
-    first = warned.eq(warned.max(axis=1), axis=0)
-    says = "The update is the first to warn, alone or with others, in most failing runs that are warned at all"
+def _update_first(found: pd.DataFrame) -> Claim:
+    warned = found[found.notna().any(axis=1)]
+    first = _first(warned)
+    update = part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in THRESHOLDS if name != "update")
-    return _most(says, int(first["update"].sum()), len(warned), f"; the others are first in: {others}")
+    says = "The update is the first to warn, alone or with others, in most failing runs that are warned at all"
+    return Claim(says, update.most, f"{update}; the others are first in: {others}")
+
+
+def _trust(found: pd.DataFrame, rang: pd.DataFrame) -> list[Claim]:
+    """What those do together that are seldom a false alarm."""
+    names = trusty(rang)
+    lead = found[names].max(axis=1)
+    warned, early = part(lead.notna()), part(lead.dropna() >= FEW_STEPS)
+    together = ", ".join(WORDS[name] for name in names) or "none"
+    return [
+        Claim("Some trusty signal warns of most failures", warned.most, f"{warned}; {together}"),
+        Claim(
+            f"Where a trusty signal warns, the first is mostly {FEW_STEPS} steps or more before the failure",
+            early.most,
+            f"{early}; median lead {_lead(lead)}",
+        ),
+    ]
+
+
+def _at_once(runs: pd.DataFrame) -> Claim:
+    ended = runs[np.isfinite(runs["nan_step"])]
+    after = ended["nan_step"] - ended["failure_step"]
+    soon = part(after <= FEW_STEPS)
+    return Claim(
+        f"In most runs that come to it the loss is not finite {FEW_STEPS} steps after the failure or sooner",
+        soon.most,
+        f"{soon}; median {_lead(after)}",
+    )
 
 
 def _predicts(runs: pd.DataFrame) -> Claim:
@@ -152,89 +199,8 @@ def _ranking(runs: pd.DataFrame) -> Mean | None:
         for _, group in own.groupby(level="lr", observed=True):
             bad = np.isfinite(group["failure_step"].to_numpy())
             start = group["log10_gsc_at_start"].to_numpy()
-            difference = start[bad][:, None] - start[~bad][None, :]
-            wins.append((np.sign(difference).ravel() + 1) / 2)
+            wins.append((np.sign(start[bad][:, None] - start[~bad][None, :]).ravel() + 1) / 2)
         pairs = np.concatenate(wins)
         if len(pairs):
             areas.append(pairs.mean())
     return mean(areas) if areas else None
-
-
-def _draw_run(frame: pd.DataFrame) -> Figure:
-    """Everything over its own threshold."""
-    figure, ax = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    rows = frame[frame["quantity"].isin(["loss", *THRESHOLDS])]
-    limits = {"loss": FAILURE} | THRESHOLDS
-    colors = dict(zip(limits, ["black", *sns.color_palette("colorblind")], strict=False))
-    for name, limit in limits.items():
-        own = rows[(rows["quantity"] == name) & np.isfinite(rows["value"])].sort_values("step")
-        label = "loss (failure)" if name == "loss" else WORDS[name]
-        ax.plot(own["step"], own["value"] / limit, "o-", color=colors[name], markersize=3, linewidth=1.3, label=label)
-    ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
-    one = rows.iloc[0]
-    ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold")
-    ax.set_title(
-        f"The run that failed last: {one['model']}, learning rate {one['lr']:g}, seed {one['seed']}", fontsize=10
-    )
-    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    sns.despine(ax=ax)
-    return figure
-
-
-def _draw_leads(leads: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
-    long = leads.melt(var_name="signal", value_name="lead").dropna()
-    order = list(THRESHOLDS)
-    color = sns.color_palette("colorblind")[0]
-    sns.stripplot(
-        long, x="lead", y="signal", order=order, orient="h", color=color, alpha=0.45, size=4, jitter=0.28, ax=ax,
-    )  # fmt: skip
-    for place, name in enumerate(order):
-        known = leads[name].dropna()
-        if len(known):
-            low, middle, high = known.quantile([0.25, 0.5, 0.75])
-            ax.plot([low, high], [place, place], color="black", linewidth=2, zorder=5)
-            ax.plot(middle, place, "D", color="black", markersize=6, zorder=6)
-    ax.set_yticks(range(len(order)), [f"{WORDS[name]}\n{leads[name].notna().sum()} of {len(leads)}" for name in order])
-    ax.set(xlabel="steps between warning and failure", ylabel="")
-    ax.set_xlim(left=0)
-    ax.set_title("Lead of each signal, a dot a warned run; diamond: median, bar: quartiles", fontsize=10)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _draw_warnings(runs: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
-    failed, leads = np.isfinite(runs["failure_step"]), leads_of(runs)
-    colors = sns.color_palette("colorblind")
-    bars: tuple[tuple[str, Callable[[str], pd.Series]], ...] = (
-        (f"warned before the failure, of {failed.sum()} failing runs", lambda name: leads[name].notna()),
-        (f"false alarm, of {(~failed).sum()} other runs", lambda name: np.isfinite(runs[~failed][f"first_{name}"])),
-    )
-    for number, (label, which) in enumerate(bars):
-        parts = [_part(int(which(name).sum()), len(which(name))) for name in THRESHOLDS]
-        value, low, high = (100 * np.array(column) for column in zip(*parts, strict=True))
-        place = np.arange(len(parts)) + 0.38 * (number - 0.5)
-        ax.bar(place, value, width=0.36, color=colors[number], label=label)
-        ax.errorbar(place, value, yerr=[value - low, high - value], fmt="none", color="black", linewidth=1, capsize=3)
-    ax.set_xticks(range(len(THRESHOLDS)), list(WORDS.values()))
-    ax.set(ylabel="runs in %", ylim=(0, 119), yticks=range(0, 101, 20))
-    ax.legend(frameon=False, fontsize=9, loc="upper left")
-    ax.set_title("Warnings and false alarms; error bars: Wilson, 95 %, over runs", fontsize=10)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _draw_failures(runs: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    start = runs["log10_gsc_at_start"].groupby(level="model", observed=True).mean().sort_values()
-    part = np.isfinite(runs["failure_step"]).groupby(level=["model", "lr"], observed=True).mean().unstack("lr")
-    sns.heatmap(
-        100 * part.loc[start.index], vmin=0, vmax=100, cmap="Greys", annot=True, fmt=".0f", ax=ax,
-        cbar_kws={"label": "runs that fail in %"},
-    )  # fmt: skip
-    ax.set_yticks(np.arange(len(start)) + 0.5, [f"{model}\n{value:.1f}" for model, value in start.items()], rotation=0)
-    ax.set(xlabel="learning rate", ylabel=r"network, its mean largest $\log_{10}$ GSC at step 0")
-    seeds = runs.index.get_level_values("seed").nunique()
-    ax.set_title(f"Failures within the run, {seeds} seeds a cell; error bars: none, counts", fontsize=10)
-    return figure
