@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,16 +36,14 @@ def condensed(collected: Collected) -> Collected:
     table = series(collected.frame, collected.metrics)
     found = first_steps(table)
     config = [name for name in collected.frame.columns if name not in (*frames.COLUMNS, "step")]
-    about = collected.frame[config].drop_duplicates(KEYS).to_dict("records")
-    columns = {tuple(row[key] for key in KEYS): {str(name): value for name, value in row.items()} for row in about}
-    example = _last_to_fail(found)
-    parts = []
-    for run, row in zip(found.index, found.to_dict("records"), strict=True):
-        own = [observed(str(name), value, step=0) for name, value in row.items()]
-        if run == example:
-            steps = table.groupby(level=KEYS, observed=True).get_group(run).droplevel([*KEYS]).drop(columns="start")
-            own += [observed(str(name), part, step=part.index) for name in steps if len(part := steps[name].dropna())]
-        parts.append(pd.concat(own, ignore_index=True).assign(**columns[run]))
+    about = collected.frame[config].drop_duplicates(KEYS).set_index(KEYS, drop=False).loc[found.index]
+    columns: dict[str, Any] = {str(name): about[name].to_numpy() for name in about}
+    parts = [observed(str(name), found[name], step=0, **columns) for name in found]
+    if (example := _last_to_fail(found)) is not None:
+        steps = table.groupby(level=KEYS, observed=True).get_group(example).droplevel([*KEYS])
+        own = {name: values[found.index == example][0] for name, values in columns.items()}
+        known = (steps[name].dropna() for name in ("loss", *THRESHOLDS))
+        parts += [observed(str(one.name), one, step=one.index, **own) for one in known if len(one)]
     metrics = collected.metrics.sort_values("step").groupby(KEYS, observed=True, sort=False).tail(1)
     return replace(collected, frame=pd.concat(parts, ignore_index=True), metrics=metrics)
 
