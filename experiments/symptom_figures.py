@@ -15,6 +15,8 @@ WORDS = {
     "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
     "gsc": "GSC", "gsc_jump": "GSC jump",
 }  # fmt: skip
+# Of signals over their thresholds: a loss that explodes would press everything else flat.
+SHOWN = (1e-7, 1e4)
 
 
 def draw(runs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Figure]:
@@ -51,7 +53,7 @@ def _warnings(runs: pd.DataFrame) -> Figure:
 
 def _leads(runs: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), layout="constrained", sharex=True, sharey=True)
-    ends = {"failure_step": "the failure", "nan_step": "the loss is not finite"}
+    ends = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
         found = leads(runs, end)
         long = found.melt(var_name="signal", value_name="lead").dropna()
@@ -64,14 +66,14 @@ def _leads(runs: pd.DataFrame) -> Figure:
             known = found[name].dropna()
             if len(known):
                 middle = median(known)
-                ends_of_bar = np.clip([middle.low, middle.high], known.min(), known.max())
-                ax.plot(ends_of_bar, [place, place], color="black", linewidth=2, zorder=5)
+                if np.isfinite(middle.high):
+                    ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
                 ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
             ax.text(1.0, place - 0.3, f"{len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
                     ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
         ax.set_yticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
         ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
-        ax.set_xlim(left=0)
+        ax.set(xlim=(0, None), ylim=(len(THRESHOLDS) - 0.5, -0.6))
         sns.despine(ax=ax)
     figure.suptitle("A dot a warned run; diamond: median, bar: its 95 % interval, by order statistics", fontsize=10)
     return figure
@@ -88,12 +90,12 @@ def _one_run(frame: pd.DataFrame) -> Figure:
         label = "loss (failure)" if name == "loss" else WORDS[name]
         ax.plot(own["step"], own["value"] / limit, "o-", color=colors[name], markersize=3, linewidth=1.3, label=label)
     ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
-    ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold")
+    ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold", ylim=SHOWN)
     if len(rows):
         one = rows.iloc[0]
         ax.set_title(
             f"One run, the last to fail: {one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}; "
-            "no error bars",
+            f"beyond {SHOWN[1]:g} not shown",
             fontsize=10,
         )
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))

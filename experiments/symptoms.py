@@ -15,7 +15,8 @@ from gradscope import frames
 from gradscope.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
 
 KEYS = ["model", "lr", "seed"]
-FAILURE = 10 * math.log(10)
+GUESSING = math.log(10)
+FAILURE, LEARNED = 10 * GUESSING, 0.5 * GUESSING
 GRADIENT_JUMP, GSC_JUMP, LARGE_UPDATE = 10.0, 10.0, 0.1
 THRESHOLDS = {
     "loss_jump": LOSS_JUMP,
@@ -88,7 +89,7 @@ def _jump(values: pd.Series) -> pd.Series:
 
 
 def first_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: failure_step, nan_step, first_SIGNAL (infinite: never), and log10_gsc_at_start."""
+    """A row a run: failure_step, nan_step, first_SIGNAL (infinite: never), log10_gsc_at_start and last_loss."""
     steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
     nan = ~np.isfinite(table["loss"])
     passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
@@ -96,12 +97,14 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
     found = {
         name: steps.where(where, math.inf).groupby(level=KEYS, observed=True).min() for name, where in passed.items()
     }
-    return pd.DataFrame(found | {"log10_gsc_at_start": table["start"].groupby(level=KEYS, observed=True).first()})
+    own = table.groupby(level=KEYS, observed=True)
+    last = own["loss"].agg(lambda losses: losses.iloc[-1])  # also where it is NaN
+    return pd.DataFrame(found | {"log10_gsc_at_start": own["start"].first(), "last_loss": last.fillna(math.inf)})
 
 
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
     """What `condensed` says of each run, a row a run."""
-    rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc"))]
+    rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc", "last_loss"))]
     return rows.pivot_table(index=KEYS, columns="quantity", values="value", observed=True)
 
 
@@ -115,8 +118,8 @@ def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
     return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
 
 
-def quiet(found: pd.DataFrame) -> pd.DataFrame:
-    """Whether each signal rang, of the runs that did not fail."""
-    others = found[~np.isfinite(found["failure_step"])]
+def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
+    """Whether each signal rang, of the runs that did not fail, or of those alone that ``learned``."""
+    others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
     firsts = others[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
     return firsts.apply(np.isfinite)

@@ -63,7 +63,8 @@ def from_step(step, value, before=1.0):
 
 def test_a_run_without_symptoms():
     found = firsts()
-    assert np.isinf(found.drop("log10_gsc_at_start")).all() and found["log10_gsc_at_start"] == pytest.approx(1)
+    assert found["log10_gsc_at_start"] == pytest.approx(1) and found["last_loss"] == 1
+    assert np.isinf(found.drop(["log10_gsc_at_start", "last_loss"])).all()
 
 
 @pytest.mark.parametrize(
@@ -150,10 +151,13 @@ def kept(*found):
     """What `condensed` would keep of runs, each a dict of its steps; what is not given never came."""
     names = ["failure_step", "nan_step", *(f"first_{name}" for name in symptoms.THRESHOLDS)]
     runs = pd.DataFrame(
-        [dict.fromkeys(names, math.inf) | {"log10_gsc_at_start": 1.0, "lr": 0.1} | row for row in found]
+        [
+            dict.fromkeys(names, math.inf) | {"log10_gsc_at_start": 1.0, "last_loss": 1.0, "lr": 0.1} | row
+            for row in found
+        ]
     )
     keys = {key: runs[key].to_numpy() for key in symptoms.KEYS}
-    parts = [observed(name, runs[name], step=0, **keys) for name in (*names, "log10_gsc_at_start")]
+    parts = [observed(name, runs[name], step=0, **keys) for name in (*names, "log10_gsc_at_start", "last_loss")]
     return Collected(pd.concat(parts, ignore_index=True), None, {})
 
 
@@ -253,6 +257,17 @@ def test_the_ranking_by_gsc_is_the_statistic_of_mann_and_whitney(failing_larger)
     low, high = np.mean(expected) - margin, np.mean(expected) + margin
     assert f"in a part of {np.mean(expected):.2f} ({low:.2f} to {high:.2f})" in claim.because
     assert claim.holds is failing_larger
+
+
+def test_false_alarms_where_something_was_learned():
+    """The last loss counts, against half of ln 10."""
+    losses = [np.r_[np.ones(STEPS - 1), last] for last in (1.14, 1.16, math.nan, 1e9)]
+    runs = together(*(told(seed, loss=loss, update=from_step(9, 1.0)) for seed, loss in enumerate(losses)))
+    found = symptoms.first_steps(symptoms.series(runs.frame, runs.metrics))
+    assert len(symptoms.quiet(found)) == 2 and len(symptoms.quiet(found, learned=True)) == 1
+    stuck = {"seed": 1, "model": "stuck", "last_loss": 2.0, "first_update": 3}
+    claim = verdicts(kept(stuck, {"seed": 1, "model": "sane"}))["update is silent in most runs that do not fail"]
+    assert claim.because == "1 of 2 runs (9 to 91 %); of those that learned 1 of 1 runs (21 to 100 %)"
 
 
 def test_without_failures_and_without_controls():

@@ -26,7 +26,8 @@ from sane to far too large. Everything is recorded at every step before the upda
 same at every step, on 32 test images.
 
 **Failure** is the first step whose loss is not finite or above 10 ln 10, ten times that of guessing among ten classes.
-The runs that do not fail are the controls. **Signals** have thresholds that were fixed before these runs, where the
+The runs that do not fail are the controls; those among them have **learned** whose last loss is below half of that of
+guessing. **Signals** have thresholds that were fixed before these runs, where the
 monitor has one, its own; a *jump* is over the median of up to 50 steps before, of which there must be 5:
 
 - *loss jump*: the loss above 5 times that median;
@@ -67,7 +68,7 @@ def claims(collected: Collected) -> list[Claim]:
     found, rang = leads(runs), quiet(runs)
     return [
         *(_warns(name, found[name]) for name in THRESHOLDS),
-        *(_silent(name, rang[name]) for name in THRESHOLDS),
+        *(_silent(name, rang[name], quiet(runs, learned=True)[name]) for name in THRESHOLDS),
         _update_first(found),
         *_trust(found, rang),
         _at_once(runs),
@@ -79,15 +80,13 @@ def answer(collected: Collected) -> str:
     """The first signals, and a table of all."""
     runs = runs_of(collected.frame)
     found, rang, to_nan = leads(runs), quiet(runs), leads(runs, "nan_step")
-    lines = [
-        "| signal | failing runs warned | first | lead to failure | lead to NaN | false alarms |",
-        "|" + 6 * "---|",
-    ]
+    heads = ["failing runs warned", "first", "lead to failure", "lead to NaN", "false alarms", "where it learned"]
+    lines = [f"| signal | {' | '.join(heads)} |", "|" + 7 * "---|"]
     first = _first(found)
     for name in sorted(THRESHOLDS, key=lambda name: -found[name].notna().sum()):
         cells = [
             WORDS[name], str(part(found[name].notna())), str(first[name].sum()), _lead(found[name]),
-            _lead(to_nan[name]), str(part(rang[name])),
+            _lead(to_nan[name]), str(part(rang[name])), str(part(quiet(runs, learned=True)[name])),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return f"{_in_words(runs)}\n\n" + "\n".join(lines)
@@ -139,9 +138,10 @@ def _warns(name: str, lead: pd.Series) -> Claim:
     return Claim(says, warned.most, f"{warned}; median lead {_lead(lead)}")
 
 
-def _silent(name: str, rang: pd.Series) -> Claim:
+def _silent(name: str, rang: pd.Series, where_learned: pd.Series) -> Claim:
     silent = part(~rang)
-    return Claim(f"{WORDS[name]} is silent in most runs that do not fail", silent.most, str(silent))
+    says = f"{WORDS[name]} is silent in most runs that do not fail"
+    return Claim(says, silent.most, f"{silent}; of those that learned {part(~where_learned)}")
 
 
 def _update_first(found: pd.DataFrame) -> Claim:
