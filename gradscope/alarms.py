@@ -25,7 +25,7 @@ class Alarms:
     """Remembers what was normal, and warns once of each kind of trouble at each layer.
 
     ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning, for
-    "vanishing", "exploding", "dead units", "weight growth", "loss jump" and "nonfinite".
+    "vanishing", "exploding", "dead units", "zero output", "weight growth", "loss jump" and "nonfinite".
     """
 
     def __init__(self, first_lengths: dict[str, float]) -> None:
