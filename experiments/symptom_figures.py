@@ -54,6 +54,7 @@ def _warnings(runs: pd.DataFrame) -> Figure:
 def _leads(runs: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), layout="constrained", sharex=True, sharey=True)
     ends = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}
+    longest = max(float(np.nan_to_num(leads(runs, end).to_numpy()).max(initial=1.0)) for end in ends)
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
         found = leads(runs, end)
         long = found.melt(var_name="signal", value_name="lead").dropna()
@@ -73,7 +74,7 @@ def _leads(runs: pd.DataFrame) -> Figure:
                     ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
         ax.set_yticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
         ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
-        ax.set(xlim=(0, None), ylim=(len(THRESHOLDS) - 0.5, -0.6))
+        ax.set(xlim=(0, 1.2 * longest), ylim=(len(THRESHOLDS) - 0.5, -0.6))
         sns.despine(ax=ax)
     figure.suptitle("A dot a warned run; diamond: median, bar: its 95 % interval, by order statistics", fontsize=10)
     return figure

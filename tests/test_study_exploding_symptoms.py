@@ -217,7 +217,10 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_rings():
     trusty = "Some trusty signal warns of most failures"
     assert found[trusty].holds is True and "update" not in found[trusty].because
     assert found["Where a trusty signal warns, the first is mostly 5 steps or more before the failure"].holds is True
+    assert found["The same of failures after step 10"].holds is True
     answer = study.answer(story())
+    first = "update is the first to warn most often, in 20 of them; it comes 28 (28 to 28) steps before the failure"
+    assert first in answer and "false alarm in 20 of 20 runs (84 to 100 %) that do not fail" in answer
     assert answer.startswith("Of 40 runs 20 fail, 20 of these with a loss that is not finite, 2 (2 to 2) steps later.")
     assert "Of the trusty signals gradient jump comes first most often" in answer
     assert (
@@ -270,10 +273,19 @@ def test_false_alarms_where_something_was_learned():
     assert claim.because == "1 of 2 runs (9 to 91 %); of those that learned 1 of 1 runs (21 to 100 %)"
 
 
+def test_late_failures_are_decided_by_themselves():
+    late = [{"model": "net", "seed": s, "failure_step": 11, "first_loss_jump": 9} for s in range(20)]
+    soon = [{"model": "net", "seed": s, "lr": 3.0, "failure_step": 10} for s in range(20)]
+    found = verdicts(kept(*late, *soon, {"model": "sane", "seed": 0}))
+    assert found["Some trusty signal warns of most failures"].holds is None
+    claim = found["The same of failures after step 10"]
+    assert claim.holds is True and claim.because.startswith("20 of 20 runs")
+
+
 def test_without_failures_and_without_controls():
     alone = story(0, 6)
     assert verdicts(alone)["update warns before the failure in most runs that fail"].holds is None
-    assert study.answer(alone).startswith("Of 6 runs 0 fail")
+    assert study.answer(alone).startswith("None of 6 runs fails.")
     assert verdicts(story(6, 0))["update is silent in most runs that do not fail"].holds is None
 
 

@@ -14,6 +14,7 @@ from experiments.summaries import Mean, mean
 from experiments.symptom_figures import WORDS
 from experiments.symptoms import THRESHOLDS, condensed, leads, quiet
 from experiments.symptoms import runs as runs_of
+from gradscope.alarms import FEWEST
 
 __all__ = ["condensed"]
 
@@ -55,6 +56,8 @@ other leads.
 MOST_FALSE_ALARMS = 0.1
 # A warning so many steps before is early, and a loss that is not finite so soon after the failure comes at once.
 FEW_STEPS = 5
+# Twice the steps that a jump must have before it: whoever fails later than this leaves jumps time to be seen.
+LATE = 2 * FEWEST
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -70,7 +73,7 @@ def claims(collected: Collected) -> list[Claim]:
         *(_warns(name, found[name]) for name in THRESHOLDS),
         *(_silent(name, rang[name], quiet(runs, learned=True)[name]) for name in THRESHOLDS),
         _update_first(found),
-        *_trust(found, rang),
+        *_trust(runs),
         _at_once(runs),
         _predicts(runs),
     ]
@@ -94,20 +97,27 @@ def answer(collected: Collected) -> str:
 
 def _in_words(runs: pd.DataFrame) -> str:
     found, rang, ended = leads(runs), quiet(runs), runs[np.isfinite(runs["nan_step"])]
+    if not len(found):
+        return f"None of {len(runs)} runs fails."
     begin = (
         f"Of {len(runs)} runs {len(found)} fail, {len(ended)} of these with a loss that is not finite, "
         f"{median(ended['nan_step'] - ended['failure_step'])} steps later. "
     )
-    earliest = _winners(_first(found).sum())
-    begin += f"The first to warn is most often: {earliest}, first in {_first(found).sum().max()} of the failing runs. "
+    firsts = _first(found).sum()
+    earliest, to_nan = str(firsts.idxmax()), leads(runs, "nan_step")
+    begin += (
+        f"{WORDS[earliest]} is the first to warn most often, in {firsts.max()} of them; it comes "
+        f"{_lead(found[earliest])} before the failure and {_lead(to_nan[earliest])} before the loss is "
+        f"not finite, but is a false alarm in {part(rang[earliest])} that do not fail. "
+    )
     own = found[trusty(rang)]
     if not own.notna().any(axis=None):
         return begin + "No trusty signal warns of any failure."
-    lead, to_nan = own.max(axis=1).dropna(), leads(runs, "nan_step")[own.columns].max(axis=1).dropna()
+    lead, lead_to_nan = own.max(axis=1), to_nan[own.columns].max(axis=1)
     return (
         f"{begin}Of the trusty signals {_winners(_first(own).sum())} comes first most often, and "
         f"{_winners(own.notna().sum())} warns of most failures; any of them warns of {part(own.notna().any(axis=1))}, "
-        f"{median(lead)} steps before the failure and {median(to_nan)} before the loss is not finite. Steps are "
+        f"{_lead(lead)} before the failure and {_lead(lead_to_nan)} before the loss is not finite. Steps are "
         "medians; all intervals are of 95 %."
     )
 
@@ -153,14 +163,16 @@ def _update_first(found: pd.DataFrame) -> Claim:
     return Claim(says, update.most, f"{update}; the others are first in: {others}")
 
 
-def _trust(found: pd.DataFrame, rang: pd.DataFrame) -> list[Claim]:
+def _trust(runs: pd.DataFrame) -> list[Claim]:
     """What those do together that are seldom a false alarm."""
-    names = trusty(rang)
-    lead = found[names].max(axis=1)
-    warned, early = part(lead.notna()), part(lead.dropna() >= FEW_STEPS)
+    names = trusty(quiet(runs))
+    lead = leads(runs)[names].max(axis=1)
+    late = lead[runs["failure_step"].loc[lead.index] > LATE]
+    warned, warned_late, early = part(lead.notna()), part(late.notna()), part(lead.dropna() >= FEW_STEPS)
     together = ", ".join(WORDS[name] for name in names) or "none"
     return [
         Claim("Some trusty signal warns of most failures", warned.most, f"{warned}; {together}"),
+        Claim(f"The same of failures after step {LATE}", warned_late.most, str(warned_late)),
         Claim(
             f"Where a trusty signal warns, the first is mostly {FEW_STEPS} steps or more before the failure",
             early.most,
