@@ -219,7 +219,7 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_rings():
     assert found["Where a trusty signal warns, the first is mostly 5 steps or more before the failure"].holds is True
     assert found["The same of failures after step 10"].holds is True
     answer = study.answer(story())
-    first = "update is the first to warn most often, in 20 of them; it comes 28 (28 to 28) steps before the failure"
+    first = "Most often update warns first, in 20 of them: 28 (28 to 28) steps before the failure, 30 (30 to 30) steps"
     assert first in answer and "false alarm in 20 of 20 runs (84 to 100 %) that do not fail" in answer
     assert answer.startswith("Of 40 runs 20 fail, 20 of these with a loss that is not finite, 2 (2 to 2) steps later.")
     assert "Of the trusty signals gradient jump comes first most often" in answer

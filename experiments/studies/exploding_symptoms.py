@@ -28,8 +28,8 @@ same at every step, on 32 test images.
 
 **Failure** is the first step whose loss is not finite or above 10 ln 10, ten times that of guessing among ten classes.
 The runs that do not fail are the controls; those among them have **learned** whose last loss is below half of that of
-guessing. **Signals** have thresholds that were fixed before these runs, where the
-monitor has one, its own; a *jump* is over the median of up to 50 steps before, of which there must be 5:
+guessing. **Signals** have thresholds that were fixed before these runs, where the monitor has one, its own; a *jump* is
+over the median of up to 50 steps before, of which there must be 5:
 
 - *loss jump*: the loss above 5 times that median;
 - *gradient jump*: the length of the whole gradient above 10 times it;
@@ -39,17 +39,17 @@ monitor has one, its own; a *jump* is over the median of up to 50 steps before, 
 - *GSC jump*: the largest coefficient of all layers above 10 times its median.
 
 A failing run is **warned** by a signal that passes its threshold at a step before the failure; the **lead** is the
-number of steps between. In a run that does not fail the same signal is a **false alarm**. A signal is called
-**trusty** here if it is a false alarm in at most a tenth of the controls.
+number of steps between; that to a loss that is not finite (NaN) is of the runs that come to it. In a control the same
+signal is a **false alarm**. A signal is called **trusty** here if it is one in at most a tenth of the controls.
 """
 HOW_SURE = """
 Parts of runs have Wilson intervals and medians of leads those of order statistics, 95 %, both of which take runs as
 independent; seeds of one network at one learning rate are alike, so they are too narrow. The interval of the ranking by
 GSC is over seeds, Student's t, with these networks and learning rates as they are. Failures later than the last step
 count as none, and a failing run is watched for fewer steps than a control, so false alarms have more time than
-warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from. Trusty signals
-were found in the runs that they are judged by. Other networks, and learning rates that rise more slowly, would give
-other leads.
+warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from; late failures were set apart for
+that after a first look at the runs. Trusty signals were found in the runs that they are judged by. Other networks, and
+learning rates that rise more slowly, would give other leads.
 """
 
 # A monitor that stops a run in vain more often than this costs more than it saves.
@@ -106,9 +106,9 @@ def _in_words(runs: pd.DataFrame) -> str:
     firsts = _first(found).sum()
     earliest, to_nan = str(firsts.idxmax()), leads(runs, "nan_step")
     begin += (
-        f"{WORDS[earliest]} is the first to warn most often, in {firsts.max()} of them; it comes "
-        f"{_lead(found[earliest])} before the failure and {_lead(to_nan[earliest])} before the loss is "
-        f"not finite, but is a false alarm in {part(rang[earliest])} that do not fail. "
+        f"Most often {WORDS[earliest]} warns first, in {firsts.max()} of them: {_lead(found[earliest])} before the "
+        f"failure, {_lead(to_nan[earliest])} before the loss is not finite; but it is a false alarm in "
+        f"{part(rang[earliest])} that do not fail. "
     )
     own = found[trusty(rang)]
     if not own.notna().any(axis=None):
