@@ -47,9 +47,9 @@ Parts of runs have Wilson intervals and medians of leads those of order statisti
 independent; seeds of one network at one learning rate are alike, so they are too narrow. The interval of the ranking by
 GSC is over seeds, Student's t, with these networks and learning rates as they are. Failures later than the last step
 count as none, and a failing run is watched for fewer steps than a control, so false alarms have more time than
-warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from; late failures were set apart for
-that after a first look at the runs. Trusty signals were found in the runs that they are judged by. Other networks, and
-learning rates that rise more slowly, would give other leads.
+warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from; late failures were
+set apart for that after a first look at the runs. Trusty signals were found in the runs that they are judged by. Other
+networks, and learning rates that rise more slowly, would give other leads.
 """
 
 # A monitor that stops a run in vain more often than this costs more than it saves.
