@@ -110,6 +110,9 @@ def _in_words(runs: pd.DataFrame) -> str:
         f"failure, {_lead(to_nan[earliest])} before the loss is not finite; but it is a false alarm in "
         f"{part(rang[earliest])} that do not fail. "
     )
+    learned = quiet(runs, learned=True)
+    alarms = [f"{WORDS[name]} (in {learned[name].sum()})" for name in THRESHOLDS if learned[name].any()]
+    begin += f"In the {len(learned)} of these that learned, false alarms are of: {', '.join(alarms) or 'no signal'}. "
     own = found[trusty(rang)]
     if not own.notna().any(axis=None):
         return begin + "No trusty signal warns of any failure."
