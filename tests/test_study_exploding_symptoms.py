@@ -15,10 +15,10 @@ from rich.console import Console
 from scipy import stats
 
 import gradscope as gs
-from experiments import reference, run, symptoms, train
+from experiments import figures, reference, run, symptoms, train
 from experiments.collect import Collected
 from experiments.studies import exploding_symptoms as study
-from experiments.study import observed
+from experiments.study import condensed, observed
 from gradscope import frames
 from gradscope.alarms import Alarms, MonitorWarning
 
@@ -158,7 +158,8 @@ def kept(*found):
     )
     keys = {key: runs[key].to_numpy() for key in symptoms.KEYS}
     parts = [observed(name, runs[name], step=0, **keys) for name in (*names, "log10_gsc_at_start", "last_loss")]
-    return Collected(pd.concat(parts, ignore_index=True), None, {})
+    frame = pd.concat(parts, ignore_index=True)
+    return Collected(frame.assign(norm=np.where(frame["model"] == "normed", "layer", "none")), None, {})
 
 
 def story(num_failing=20, num_controls=20, false_alarms=0, lead=10):
@@ -198,6 +199,16 @@ def test_what_is_kept_of_the_runs(tmp_path):
         example = collected.frame[collected.frame["quantity"] == "loss"]
         assert example["seed"].unique().tolist() == [0] and example["model"].unique().tolist() == ["net"]
         assert example["step"].tolist() == list(range(30)) and (example["width"] == 50).all()
+
+
+def test_figures_read_what_is_kept_of_runs(monkeypatch, tmp_path):
+    everything = together(told(0, loss=from_step(30, math.nan)), told(1))
+    everything = replace(everything, frame=everything.frame.assign(run="folder"))
+    monkeypatch.setattr(figures.collect, "load", lambda folder: everything)
+    kept_of_it, folder = figures.read(figures.Config(study="exploding_symptoms", results=str(tmp_path)))
+    assert folder == tmp_path / "exploding_symptoms" / "figures" and "run" not in kept_of_it.frame
+    assert symptoms.runs(kept_of_it.frame)["failure_step"].tolist() == [30, math.inf]
+    assert condensed("architectures", everything) is everything
 
 
 def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_rings():
@@ -255,9 +266,12 @@ def test_the_ranking_by_gsc_is_the_statistic_of_mann_and_whitney(failing_larger)
         runs.append(
             {"model": "net0", "seed": seed, "lr": 0.01, "log10_gsc_at_start": 9}
         )  # at this rate there is no pair
-    claim = study.claims(kept(*runs))[-1]
+    normed = [{"model": "normed", "seed": seed, "log10_gsc_at_start": 99} for seed in range(5)]  # would win every pair
+    found = study.claims(kept(*runs, *normed))
+    assert float(found[-2].because.split("part of ")[1].split()[0]) < round(np.mean(expected), 2)
+    claim = found[-1]
     margin = stats.t.ppf(0.975, 4) * np.std(expected, ddof=1) / math.sqrt(5)
-    low, high = np.mean(expected) - margin, np.mean(expected) + margin
+    low, high = max(np.mean(expected) - margin, 0), min(np.mean(expected) + margin, 1)
     assert f"in a part of {np.mean(expected):.2f} ({low:.2f} to {high:.2f})" in claim.because
     assert claim.holds is failing_larger
 
@@ -330,9 +344,9 @@ def test_the_reference_results():
     by_hand = [row["first_update"] < row["failure_step"] < math.inf for _, row in runs.iterrows()]
     claim = verdicts(published)["update warns before the failure in most runs that fail"]
     assert claim.because.startswith(f"{sum(by_hand)} of {failed.sum()} runs")
-    figures = study.figures(published)
-    assert list(figures) == ["warnings", "leads", "one_run", "failures"]
-    bars = [patch.get_height() for patch in figures["warnings"].axes[0].patches]
+    drawn = study.figures(published)
+    assert list(drawn) == ["warnings", "leads", "one_run", "failures"]
+    bars = [patch.get_height() for patch in drawn["warnings"].axes[0].patches]
     assert bars[2] == pytest.approx(100 * sum(by_hand) / failed.sum())
-    for figure in figures.values():
+    for figure in drawn.values():
         plt.close(figure)
