@@ -124,7 +124,7 @@ def _in_words(runs: pd.DataFrame) -> str:
     lead, lead_to_nan = own.max(axis=1), to_nan[own.columns].max(axis=1)
     return (
         f"{begin}Of the trusty signals {_winners(_first(own).sum())} comes first most often, and "
-        f"{_winners(own.notna().sum())} warns of most failures; any of them warns of {part(own.notna().any(axis=1))}, "
+        f"{_winners(own.notna().sum())} warns of the most; any of them warns of {part(own.notna().any(axis=1))}, "
         f"{_lead(lead)} before the failure and {_lead(lead_to_nan)} before the loss is not finite. Steps are "
         "medians; all intervals are of 95 %."
     )
