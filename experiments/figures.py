@@ -53,7 +53,8 @@ def read(cfg: Config) -> tuple[Collected, Path]:
     name = study.results(cfg.study)
     runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
     if (collected := collect.load(runs)) is not None:
-        return replace(collected, frame=collected.frame.drop(columns="run", errors="ignore")), runs / "figures"
+        own = replace(collected, frame=collected.frame.drop(columns="run", errors="ignore"))
+        return study.condensed(cfg.study, own), runs / "figures"
     if (published / reference.DATA).is_file():
         return reference.load(published), Path(cfg.reference) / cfg.study
     raise FileNotFoundError(

@@ -71,9 +71,10 @@ def _origin(name: str, collected: Collected) -> str:
     module = "train" if collected.metrics is not None else "measure"
     source = results(name)
     hardware = manifest["hardware"]
+    cpu = hardware.get("cpu", hardware["machine"])  # older manifests do not name it
     facts = [
         f"{manifest['runs']} runs, {manifest['seconds']:.0f} s of one process",
-        f"{hardware['cpu']}, {hardware['num_threads']} threads a run, not measured on a GPU"
+        f"{cpu}, {hardware['num_threads']} threads a run, not measured on a GPU"
         if hardware["gpu"] is None
         else f"{hardware['gpu']}",
         f"torch {manifest['versions']['torch']}, commit {str(manifest['commit'])[:10]}",

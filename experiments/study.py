@@ -78,6 +78,11 @@ def results(name: str) -> str:
     return getattr(find(name), "RESULTS", name)
 
 
+def condensed(name: str, collected: Collected) -> Collected:
+    """What a study keeps of its runs: everything, unless it has a function ``condensed``, for frames of many steps."""
+    return getattr(find(name), "condensed", lambda everything: everything)(collected)
+
+
 def observed(
     quantity: str,
     values: npt.ArrayLike,

@@ -18,10 +18,11 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Fi
     """Loss and accuracy; GSC of each layer over training, before and after; gradient norms.  By column ``network``."""
     seeds = frame["seed"].nunique()
     spread = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
+    band = f"{spread}, band: one standard deviation" if seeds > 1 else spread
     return {
-        "learning": _learning(metrics, f"{title}\n{spread}" + (", band: one standard deviation" if seeds > 1 else "")),
+        "learning": _learning(metrics, f"{title}\n{band}"),
         "gsc_over_training": _heat_maps(frame, f"{title}; GSC of each layer to the logits, {spread}"),
-        "gsc_before_after": _panels(frame, plots.before_after, f"{title}; {spread}", sharey=True),
+        "gsc_before_after": _panels(frame, plots.before_after, f"{title}; {band}", sharey=True),
         "gradient_norms": _panels(
             frame, lambda rows, ax: plots.over_steps(rows, "gradient_norm", ax=ax),
             f"{title}; gradient of each layer's parameters, {spread} of its logarithm",

@@ -25,7 +25,7 @@ class Alarms:
     """Remembers what was normal, and warns once of each kind of trouble at each layer.
 
     ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning, for
-    "vanishing", "exploding", "dead units", "weight growth", "loss jump" and "nonfinite".
+    "vanishing", "exploding", "dead units", "zero output", "weight growth", "loss jump" and "nonfinite".
     """
 
     def __init__(self, first_lengths: dict[str, float]) -> None:
@@ -60,7 +60,7 @@ class Alarms:
         self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
         grown = {
             layer: length / first
-            for layer, length in found["weight_norm"].items()
+            for layer, length in found.get("weight_norm", {}).items()
             if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first
         }
         self.together("weight growth", grown, step, lambda value: f"its weights are {value:.3g} times as long")

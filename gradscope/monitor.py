@@ -21,6 +21,7 @@ from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
 from gradscope.measuring import Measure, measure
 from gradscope.modules import unwrap
 from gradscope.nonfinite import first_nonfinite
+from gradscope.pairs import ZeroOutputError
 from gradscope.planning import Probes
 from gradscope.preactivations import NONLINEARITIES
 from gradscope.schedule import Every, Schedule
@@ -61,7 +62,8 @@ class Monitor:
         max_overhead: The part of the time since the monitor began that measuring may take; where a record that is due
             would exceed it, it is left out.  None: never left out.
         loss_fn: ``(output, labels) -> losses``, by which a loss that is not finite is traced with the batch of `step`.
-        on_nonfinite: "raise" a `NonFiniteError`, or "warn".
+        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and go on; records then lack what is not finite, and the
+            coefficients of a network that is so dead that its output is zero.
         save_to: Folder for the batch and the model's state (``nonfinite.pt``) at the first loss that is not finite.
         report: Called with the frame of each record as soon as it is taken.
 
@@ -175,23 +177,47 @@ class Monitor:
         self.alarms.load_state_dict(state["alarms"])
 
     def _record(self, number: int, kind: str) -> None:
-        begin, parts = self.schedule.clock(), []
+        begin = self.schedule.clock()
+        try:
+            parts = self._measured(number, kind)
+        except ValueError:
+            if not self._diverged(number):
+                raise
+            parts = []
+        parts.append(self.weights.frame(number))
+        frame = pd.concat(parts, ignore_index=True)
+        frame.insert(0, "step", number)
+        if len(frame):  # where no weight is finite, nothing is
+            self._records.append(frame)
+            if self.report is not None:
+                self.report(frame)
+            self.alarms.record(frame, number)
+        self.schedule.took(kind, self.schedule.clock() - begin)
+
+    def _measured(self, number: int, kind: str) -> list[pd.DataFrame]:
+        """What is measured on the probe batch."""
+        parts = []
         if kind == GSC:
             x = iter([_part(self.x, self.forward)]) if _parallel() else self.x
             # Autocast would multiply rounded Jacobians, layer after layer.
             with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-                profile = gsc(self.model, x, forward=self.forward, layers=self.layers, probes=self.probes)
-            parts.append(profile.to_frame())
+                try:
+                    profile = gsc(self.model, x, forward=self.forward, layers=self.layers, probes=self.probes)
+                    parts.append(profile.to_frame())
+                except ZeroOutputError as error:
+                    if self.on_nonfinite == "raise":
+                        raise
+                    self.alarms.warn("zero output", "network", number, str(error).removesuffix("."))
         if self.has_statistics:
             parts.append(measure(self.model, self.x, measures=STATISTICS, forward=self.forward))
-        parts.append(self.weights.frame(number))
-        frame = pd.concat(parts, ignore_index=True)
-        frame.insert(0, "step", number)
-        self._records.append(frame)
-        if self.report is not None:
-            self.report(frame)
-        self.alarms.record(frame, number)
-        self.schedule.took(kind, self.schedule.clock() - begin)
+        return parts
+
+    def _diverged(self, number: int) -> bool:
+        """Whether the monitor only warns of numbers that are not finite, and there are some on the probe batch."""
+        culprit = first_nonfinite(self.model, self.x, forward=self.forward) if self.on_nonfinite == "warn" else None
+        if culprit is not None:
+            self.alarms.nonfinite(f"The probe batch cannot be measured at step {number}: {culprit}.", number)
+        return culprit is not None
 
     def _read_losses(self, batch: Any = None) -> None:
         """Look at the losses since the last time: one synchronization with the device for all of them."""

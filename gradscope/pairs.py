@@ -288,11 +288,17 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
             )
 
 
+class ZeroOutputError(ValueError):
+    """The target is zero, so no relative change of it exists: of a network all of whose units are dead, say."""
+
+
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
     """A target of length zero is an error, for it has no relative change."""
     zero = np.flatnonzero(squares == 0)
     if len(zero) == len(squares):
-        raise ValueError(f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change.")
+        raise ZeroOutputError(
+            f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
+        )
     if reduction != "batch" and len(zero):
         raise ValueError(
             f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "

@@ -294,6 +294,47 @@ def test_going_on_after_a_warning(model):
     assert monitor.steps == 2
 
 
+@pytest.mark.parametrize("spoiled", ["one", "all"])
+def test_a_network_that_has_diverged_is_watched_on_after_a_warning(model, spoiled):
+    """Records lack what is not finite; with all weights gone there is nothing to record."""
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None, on_nonfinite="warn")
+    monitor.step(1.0)
+    with torch.no_grad():
+        for parameter in [model.second.weight] if spoiled == "one" else model.parameters():
+            parameter.fill_(math.nan)
+    with pytest.warns(
+        gs.MonitorWarning, match="cannot be measured at step 1: the parameters of layer '(first|second)'"
+    ):
+        monitor.step(1.0)
+    monitor.step(1.0)
+    frame = monitor.to_frame()
+    after = frame[frame["step"] > 0]
+    assert set(after["layer"]) == ({"first", "last"} if spoiled == "one" else set())
+    assert "gsc" not in set(after["quantity"])
+
+
+def test_a_network_whose_output_is_zero_is_watched_on_after_a_warning(model):
+    with torch.no_grad():
+        for parameter in model.last.parameters():
+            parameter.zero_()
+    strict = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+    with pytest.raises(ValueError, match="The output of layer 'last' is zero for the whole batch"):
+        strict.step(1.0)
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None, on_nonfinite="warn")
+    with pytest.warns(gs.MonitorWarning, match="zero output at layer 'network', step 0: The output of layer 'last' is"):
+        monitor.step(1.0)
+    monitor.step(1.0)  # said once
+    frame = monitor.to_frame()
+    assert "gsc" not in set(frame["quantity"]) and set(frame["step"]) == {0, 1}
+    assert set(frame.loc[frame["quantity"] == "weight_norm", "layer"]) == {"first", "second", "last"}
+
+
+def test_a_measurement_that_fails_for_another_reason_is_an_error(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=1, layers=["no_such_layer"], on_nonfinite="warn")
+    with pytest.raises(ValueError, match="no_such_layer"):
+        monitor.step(1.0)
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

@@ -1,0 +1,116 @@
+"""Figures of signals that warn of training that explodes."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from experiments.counts import median, part
+from experiments.symptoms import FAILURE, THRESHOLDS, leads, quiet
+
+WORDS = {
+    "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
+    "gsc": "GSC", "gsc_jump": "GSC jump",
+}  # fmt: skip
+# Of signals over their thresholds: a loss that explodes would press everything else flat.
+SHOWN = (1e-7, 1e4)
+
+
+def draw(runs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Figure]:
+    """Of a table of `experiments.symptoms.runs`, and of the frame that also holds every step of one run."""
+    return {
+        "warnings": _warnings(runs),
+        "leads": _leads(runs),
+        "one_run": _one_run(frame),
+        "failures": _failures(runs),
+    }
+
+
+def _warnings(runs: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.4, 4.0), layout="constrained")
+    warned, rang = leads(runs).notna(), quiet(runs)
+    colors = sns.color_palette("colorblind")
+    bars = ((warned, f"warned before the failure, of {len(warned)} failing runs"),
+            (rang, f"false alarm, of {len(rang)} controls"))  # fmt: skip
+    for number, (table, label) in enumerate(bars):
+        parts = [part(table[name]) for name in THRESHOLDS]
+        value = 100 * np.array([one.value for one in parts])
+        low, high = 100 * np.array([one.interval for one in parts]).T
+        place = np.arange(len(parts)) + 0.38 * (number - 0.5)
+        ax.bar(place, value, width=0.36, color=colors[number], label=label)
+        margins = np.clip([value - low, high - value], 0, None)  # of 0 runs the lower end is 0 up to rounding
+        ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=3)
+    ax.set_xticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
+    ax.set(ylabel="runs in %", ylim=(0, 124), yticks=range(0, 101, 20))
+    ax.legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
+    ax.set_title("Warnings and false alarms; error bars: Wilson, 95 %, over runs", fontsize=10)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _leads(runs: pd.DataFrame) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), layout="constrained", sharex=True, sharey=True)
+    ends = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}
+    longest = max(float(np.nan_to_num(leads(runs, end).to_numpy()).max(initial=1.0)) for end in ends)
+    for ax, (end, words) in zip(axes, ends.items(), strict=True):
+        found = leads(runs, end)
+        color = sns.color_palette("colorblind")[0]
+        for place, name in enumerate(THRESHOLDS):
+            known = found[name].dropna()
+            heights = place + 0.08 * (known.groupby(known).cumcount() % 7 - 3)  # equal leads side by side
+            ax.plot(known, heights, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
+            if len(known):
+                middle = median(known)
+                if np.isfinite(middle.high):
+                    ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
+                ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
+            ax.text(1.0, place - 0.3, f"{len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
+                    ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
+        ax.set_yticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
+        ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
+        ax.set(xlim=(0, 1.2 * longest), ylim=(len(THRESHOLDS) - 0.5, -0.6))
+        sns.despine(ax=ax)
+    figure.suptitle("A dot a warned run; diamond: median, bar: its 95 % interval, by order statistics", fontsize=10)
+    return figure
+
+
+def _one_run(frame: pd.DataFrame) -> Figure:
+    """Everything over its own threshold."""
+    figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
+    limits = {"loss": FAILURE} | THRESHOLDS
+    rows = frame[frame["quantity"].isin(list(limits))]
+    colors = dict(zip(limits, ["black", *sns.color_palette("colorblind")], strict=False))
+    for name, limit in limits.items():
+        own = rows[(rows["quantity"] == name) & np.isfinite(rows["value"])].sort_values("step")
+        label = "loss (failure)" if name == "loss" else WORDS[name]
+        ax.plot(own["step"], own["value"] / limit, "o-", color=colors[name], markersize=3, linewidth=1.3, label=label)
+    ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
+    ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold", ylim=SHOWN)
+    if len(rows):
+        one = rows.iloc[0]
+        ax.set_title(
+            f"One run, the last to fail: {one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}; "
+            f"beyond {SHOWN[1]:g} not shown",
+            fontsize=10,
+        )
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return figure
+
+
+def _failures(runs: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    start = runs["log10_gsc_at_start"].groupby(level="model", observed=True).mean().sort_values()
+    failed = np.isfinite(runs["failure_step"]).groupby(level=["model", "lr"], observed=True).mean().unstack("lr")
+    sns.heatmap(
+        100 * failed.loc[start.index], vmin=0, vmax=100, cmap="Greys", annot=True, fmt=".0f", ax=ax,
+        cbar_kws={"label": "runs that fail in %"},
+    )  # fmt: skip
+    ax.set_yticks(np.arange(len(start)) + 0.5, [f"{model}\n{value:.1f}" for model, value in start.items()], rotation=0)
+    ax.set(xlabel="peak of the learning rate", ylabel="network, its mean largest\n" + r"$\log_{10}$ GSC at step 0")
+    seeds = runs.index.get_level_values("seed").nunique()
+    ax.set_title(f"Failures within the run, {seeds} seeds a cell; counts, no error bars", fontsize=10)
+    return figure
