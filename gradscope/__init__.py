@@ -8,6 +8,7 @@ from gradscope.alarms import MonitorWarning
 from gradscope.checking import check
 from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.comparison import compare
+from gradscope.depth import EffectiveDepth, effective_depth
 from gradscope.estimates import Estimate
 from gradscope.growth import Growth
 from gradscope.layers import Layer
@@ -22,6 +23,7 @@ from gradscope.profiles import Matrix, Profile
 from gradscope.recording import Capture, capture
 from gradscope.subspace import Deflated
 from gradscope.taps import tap
+from gradscope.taylor import taylor_losses
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Capture",
     "Deflated",
+    "EffectiveDepth",
     "Estimate",
     "Growth",
     "Layer",
@@ -41,6 +44,7 @@ __all__ = [
     "capture",
     "check",
     "compare",
+    "effective_depth",
     "first_nonfinite",
     "frames",
     "gsc",
@@ -56,6 +60,7 @@ __all__ = [
     "probes",
     "qm_norm",
     "tap",
+    "taylor_losses",
     "testing",
 ]
 __version__ = "0.1.0"

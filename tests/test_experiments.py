@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 
 from experiments import collect, config, data, figures, measure, reference, report, run
 from experiments.arguments import parse
+from experiments.study import results
 from gradscope import frames
 
 ROOT = Path(__file__).parent.parent
@@ -181,10 +182,10 @@ def test_every_model_and_data_composes_and_measures(model, source):
 
 @pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "study").glob("*.yaml"))])
 def test_every_study_composes(study):
+    settings = (CONF / "study" / f"{results(study)}.yaml").read_text()  # whose runs it reads
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        trains = "\ntrain:" in (CONF / "study" / f"{study}.yaml").read_text()
-        cfg = compose("train" if trains else "measure", [f"study={study}"])
-    assert cfg.sweep == study
+        cfg = compose("train" if "\ntrain:" in settings else "measure", [f"study={study}"])
+    assert cfg.sweep == results(study)
 
 
 def test_equal_configuration_equal_folder_and_place_does_not_matter():

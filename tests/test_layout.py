@@ -26,9 +26,11 @@ operations links
 sweep
 coupling jacobians describing
 recording
+segments taylor
 reductions
 subspace cotangents
 parameters
+depth
 measures.samples measures.activation measures.gradient measures.symmetry measures
 preactivations layer_gradients
 measuring
