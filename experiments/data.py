@@ -51,6 +51,18 @@ def digits_with_labels() -> tuple[Tensor, Tensor]:
     return enlarged.round().clamp(0, 255).to(torch.uint8).expand(-1, *IMAGE_SHAPE).contiguous(), _digit_labels()
 
 
+def digits_8x8(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Random handwritten digits as they are, 64 features, standardized as a whole, (batch_size, 64)."""
+    pixels, _ = digits_8x8_with_labels()
+    return _choose(pixels, batch_size, "digits", generator)
+
+
+def digits_8x8_with_labels() -> tuple[Tensor, Tensor]:
+    """All digits, (1797, 64), standardized as a whole, and what they show."""
+    images = _digits()
+    return ((images - images.mean()) / images.std()).flatten(1), _digit_labels()
+
+
 def _enlarged(images: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(images, size=IMAGE_SHAPE[1:], mode="bilinear", align_corners=False)
 

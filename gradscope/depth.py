@@ -46,15 +46,17 @@ AUTO, AUTO_LAYER = 32, 8
 class EffectiveDepth:
     """Contributions of every number lambda of layers that were trained, from 0 on.
 
-    ``log10_values``: log10 of |C^lambda|_F / |J|_F over the batch, J the Jacobian of the output with respect to the
-    first tensor of the trunk; the terms of different lambda may cancel, so these may exceed 0.  ``log10_stderr``: its
-    standard error, over samples where ``num_probes`` is 0, else over probes; NaN where it is unknown.
+    ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, and ``log10_stderr``
+    its standard error, over samples where ``num_probes`` is 0, else over probes; NaN where it is unknown.
+    ``log10_cancellation``: log10 of that sum over |J|_F, J the Jacobian of the output with respect to the first tensor
+    of the trunk: 0 where contributions add up, large where they cancel because little is left of the network of before.
     ``layers``: units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each, -inf where nothing
     changed, with ``log10_changes_stderr`` over random cotangents.
     """
 
     log10_values: FloatArray
     log10_stderr: FloatArray
+    log10_cancellation: float
     layers: tuple[str, ...]
     log10_changes: FloatArray
     log10_changes_stderr: FloatArray
@@ -84,14 +86,16 @@ class EffectiveDepth:
         p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) within S and of 1 - p_l without, an elementary symmetric polynomial, by the
         recurrence e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1).
         """
-        return 0.5 / math.log(10) * symmetric_logarithms(2 * math.log(10) * self.log10_changes)
+        halves = symmetric_logarithms(2 * math.log(10) * self.log10_changes) / 2
+        values: FloatArray = (halves - np.logaddexp.reduce(halves)) / math.log(10)
+        return values
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy rows: ``contribution`` and ``independent_contribution``, ``index`` lambda and the network's name as
-        layer; ``change`` of each unit."""
+        """Tidy rows: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` lambda),
+        ``cancellation``, and ``change`` of each unit."""
         num = len(self.log10_values)
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
-        units = len(self.layers)
+        whole, units = {**terms, "index": 0}, len(self.layers)
         places = {"layer": list(self.layers), "index": np.arange(1, units + 1)}
         places["depth_from_output"] = np.arange(units - 1, -1, -1)
         probe, sample = (self.log10_stderr, np.full(num, np.nan))
@@ -100,6 +104,7 @@ class EffectiveDepth:
         parts = [
             self._rows("contribution", self.log10_values, probe, sample, self.num_probes, terms),
             self._rows("independent_contribution", self.log10_independent[:num], np.nan, np.nan, AUTO_LAYER, terms),
+            self._rows("cancellation", np.array([self.log10_cancellation]), np.nan, np.nan, self.num_probes, whole),
             self._rows("change", self.log10_changes, self.log10_changes_stderr, np.nan, AUTO_LAYER, places),
         ]
         return pd.concat(parts, ignore_index=True)
@@ -134,7 +139,7 @@ def effective_depth(
 
     by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), an elementary symmetric polynomial of
     matrices, applied from the output down to a bundle of cotangents; the sum of all C^lambda is the Jacobian J itself.
-    ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance |J|_F.
+    ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
         model: Any module, trained; left as it is.
@@ -162,10 +167,11 @@ def effective_depth(
     with state_restored(captured.rerun.modules), pulling():  # checkpointed layers run again
         changes, errors = _changes(captured, now, then, generator)
         lengths = _lengths(captured, now, then, cotangents)
-    values, stderr = _ratios(lengths, exact=cotangents.num_probes == 0)
+    values, stderr, cancellation = _shares(lengths, exact=cotangents.num_probes == 0)
     return EffectiveDepth(
         log10_values=values,
         log10_stderr=stderr,
+        log10_cancellation=cancellation,
         layers=tuple(segment.name for segment in now),
         log10_changes=changes,
         log10_changes_stderr=errors,
@@ -264,16 +270,24 @@ def _changes(
     return np.array(values), np.array(errors)
 
 
-def _ratios(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray]:
-    """log10 of |C^lambda|_F / |J|_F and its standard error, over samples where exact, else over probes."""
+def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, float]:
+    """log10 of the share of every C^lambda, its standard error over samples where exact, else over probes (to first
+    order), and log10 of the sum of all over |J|_F."""
     squares = (
         np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
     )  # (samples or probes, terms)
-    if not squares[:, 0].any():
-        raise ValueError("The Jacobian of the network is zero, so no contribution is relative to it.")
-    found = [_log10_root_of_ratio(squares[:, 1 + n], squares[:, 0]) for n in range(squares.shape[1] - 1)]
-    values, errors = np.array(found).T
-    return values, errors
+    means = squares.mean(axis=0)
+    if not means[0] > 0:
+        raise ValueError("The Jacobian of the network is zero, so nothing contributes to it.")
+    roots = np.sqrt(means)
+    shares = roots[1:] / roots[1:].sum()
+    relative = squares[:, 1:] / np.where(means[1:] > 0, means[1:], 1.0)
+    influence = (relative - (relative @ shares)[:, None]) / 2
+    errors = np.full(len(shares), np.nan)
+    if len(squares) > 1:
+        errors = np.where(shares > 0, influence.std(axis=0, ddof=1), 0.0) / math.sqrt(len(squares)) / math.log(10)
+    with np.errstate(divide="ignore"):
+        return np.log10(shares), errors, float(np.log10(roots[1:].sum() / roots[0]))
 
 
 def _log10_root_of_ratio(numerators: FloatArray, denominators: FloatArray) -> tuple[float, float]:

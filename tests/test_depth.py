@@ -26,7 +26,8 @@ def trained(model, scale=0.3, seed=1):
 
 
 def brute_force(now, before, x):
-    """|C^lambda|_F / |J|_F from dense Jacobians of each layer over the whole batch, one product for each set."""
+    """Shares of |C^lambda|_F, and their sum over |J|_F, from dense Jacobians of each layer over the whole batch, one
+    product for each set."""
     factors, h = [], x
     for new, old in zip(now, before, strict=True):
         size = h.numel()
@@ -39,7 +40,8 @@ def brute_force(now, before, x):
         for factor, which in zip(factors, chosen, strict=True):
             product = factor[which] @ product
         terms[sum(chosen)] = terms[sum(chosen)] + product
-    return [float(term.norm() / sum(terms).norm()) for term in terms]
+    norms = np.array([float(term.norm()) for term in terms])
+    return norms / norms.sum(), norms.sum() / float(sum(terms).norm())
 
 
 def layers_of(model):
@@ -60,9 +62,10 @@ def test_contributions_are_sums_over_sets_of_layers(options):
     generator = torch.Generator().manual_seed(0)
     model, before = trained(gs.models.MLP(depth=4, width=5, out_features=3, generator=generator, **options).double())
     x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
-    expected = brute_force(layers_of(model), layers_of(before), x)
+    expected, cancellation = brute_force(layers_of(model), layers_of(before), x)
     found = gs.effective_depth(model, before, x, probes="exact")
     np.testing.assert_allclose(10**found.log10_values, expected, rtol=1e-10)
+    assert found.log10_cancellation == pytest.approx(math.log10(cancellation), abs=1e-10)
     assert found.num_probes == 0
     assert found.layers == ("layers.0", "layers.1", "layers.2", "layers.3", "head")
     assert found.coupled == (options.get("norm") == "batch")
@@ -98,7 +101,7 @@ def test_branches_pooling_and_in_place_operations_are_cut_too():
     def layers(m):
         return [m.stem, m.both, lambda h: m.pool(h + 0.1), lambda h: m.head(h.flatten(1))]
 
-    expected = brute_force(layers(model), layers(before), x)
+    expected, _ = brute_force(layers(model), layers(before), x)
     assert len(found.log10_values) == 4  # of pooling there is nothing to train
     np.testing.assert_allclose(10**found.log10_values, expected[:4], rtol=1e-10)
     assert expected[4] == 0
@@ -230,7 +233,7 @@ def test_an_integer_input_begins_at_the_embedding():
     x = torch.arange(3).reshape(3, 1)
     found = gs.effective_depth(model, before, x)
     h = model[0](x).detach()
-    expected = brute_force([*model[1:]], [*before[1:]], h)
+    expected, _ = brute_force([*model[1:]], [*before[1:]], h)
     np.testing.assert_allclose(10**found.log10_values, expected[:3], rtol=1e-10)
 
 
