@@ -1,0 +1,339 @@
+"""How much of a network's depth does training use?  Plain and residual, shallow and deep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from experiments.collect import Collected
+from experiments.depths import MOMENTUM, PROBES, TOLERANCES, TRIED
+from experiments.report import network_name
+from experiments.study import Claim
+from experiments.summaries import Mean, mean
+
+# Above the loss of the whole network; of ten classes guessing costs 2.3.
+SUFFERS = 0.1
+# "As if independent": within so many layers.
+NEAR = 1.0
+
+QUESTION = "How many layers of a trained network act on each other's changes?"
+METHOD = f"""
+**Residual trick.** Every layer is what it was before training plus what training added, f_l = i_l + r_l. At what enters
+it now its Jacobian is I_l + R_l, and the Jacobian of the network, a product over layers, is a sum of one term for each
+set of layers that give R_l instead of I_l. C^k is the sum of the terms with k such layers: what k trained layers make
+on top of each other. All C^k are found exactly, by the recurrence of elementary symmetric polynomials, applied to
+matrices:
+
+- C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)
+
+The **effective depth** is the largest k whose share, the length of C^k over the sum of the lengths of all, reaches
+{TOLERANCES[0]:g}. The residual trick and the term are those of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577),
+who bound C^k by norms of the layers; the share of exact contributions is this project's definition
+(`gradscope.effective_depth`). Beside it stands what the shares would be if the layers had directions independent of
+each other, from the lengths of I_l and R_l alone.
+
+**Taylor replacement.** The last n layers are replaced by their first-order expansion around the parameters before
+training (`gradscope.taylor_losses`), in which one layer's change never meets another's. The loss suffers where it is
+more than {SUFFERS:g} above that of the whole network, on {TRIED} training digits.
+
+**Networks.** Multilayer perceptrons of width 50 with and without skip connections (f + V phi(norm(W f)), one block
+counts as a layer) learn the digits of scikit-learn, 64 features, by SGD with a momentum of {MOMENTUM:g}; of several
+learning rates each run keeps the one that ends with the lowest training loss. Effective depths are measured in float64
+on a batch of digits, exactly, or from {PROBES} random vectors where batch normalization couples the samples.
+"""
+HOW_SURE = """
+Intervals are over seeds (weights, order and measured digits), 95 %, Student's t. Contributions are exact for the
+measured digits, or known so well from random vectors that the effective depth of a run seldom changes within their
+error. What counts as a layer is a matter of definition: a residual block is one. The tolerance is a convention; the
+table has a second one. Effective depth says how much of the change was composed, not whether it was of use: a network
+that fails to learn moves its layers too, and a wider, a longer or a better training would give other numbers.
+"""
+CAPTIONS = {
+    "effective_depth": "Effective depth while networks of depth 50 learn, and at the end for both depths; mean over "
+    "seeds, bars and bands: 95 % interval.",
+    "contributions": "Shares of what k trained layers make together, at the end of training, depth 50; mean of the "
+    "logarithms over seeds. Dotted: if the layers had independent directions.",
+    "taylor": "Loss when the last layers are replaced by one first-order expansion, depth 50; median over seeds, band "
+    "from the lowest to the highest.",
+}
+
+NETWORK = ["activation", "norm", "residual", "depth"]
+Key = tuple[str, str, str, int]
+
+
+def name(key: Key) -> str:
+    """``selu`` or ``tanh+layer, residual``; without the depth."""
+    return network_name(key[:2]) + ("" if key[2] == "none" else ", residual")
+
+
+def trained(frame: pd.DataFrame) -> list[Key]:
+    """Networks that learned with some learning rate in every seed, the plain first."""
+    losses = frame[frame["quantity"] == "train_loss"].groupby(NETWORK, observed=True, sort=False)["value"]
+    keys = [key for key, values in losses if np.isfinite(values).all()]
+    return sorted(keys, key=lambda key: (key[3], key[2] != "none"))  # type: ignore[index]
+
+
+def by_seed(frame: pd.DataFrame, key: Key, quantity: str, *, tolerance: float | None = None) -> pd.DataFrame:
+    """Values of a quantity of one network, steps in rows and seeds in columns."""
+    rows = frame[frame["quantity"] == quantity]
+    for column, value in zip(NETWORK, key, strict=True):
+        rows = rows[rows[column] == value]
+    if tolerance is not None:
+        rows = rows[rows["tolerance"] == tolerance]
+    return rows.assign(step=rows["step"].fillna(0)).pivot_table(
+        index="step", columns="seed", values="value", observed=True
+    )
+
+
+def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
+    """Of every seed, at the end of training, at the tolerance of that index."""
+    tolerance = TOLERANCES[index] if quantity.endswith("depth") else None
+    return by_seed(frame, key, quantity, tolerance=tolerance).iloc[-1]
+
+
+def layers(frame: pd.DataFrame, key: Key) -> int:
+    """How many layers of the network have a Jacobian that training may change."""
+    rows = frame[(frame["quantity"] == "change") & (frame[NETWORK] == list(key)).all(axis=1)]
+    return int(rows["index"].max())
+
+
+def taylor(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
+    """Loss above that of the whole network by the number of replaced layers, a column a seed."""
+    rows = frame[(frame["quantity"] == "taylor_loss") & (frame[NETWORK] == list(key)).all(axis=1)]
+    table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
+    return table - table.iloc[0]
+
+
+def replaceable(frame: pd.DataFrame, key: Key) -> pd.Series:
+    """Of every seed, the largest number of last layers up to which the loss never suffers."""
+    suffers = ~(taylor(frame, key) <= SUFFERS)
+    return suffers.idxmax().where(suffers.any(), len(suffers)) - 1
+
+
+def claims(collected: Collected) -> list[Claim]:
+    """Of each network how much of its depth counts, what skips and depth change, and the check by replacement."""
+    frame = collected.frame
+    keys = trained(frame)
+    shallow, deep = (min(key[3] for key in keys), max(key[3] for key in keys))
+    made = [_half(frame, key) for key in keys if key[3] == deep]
+    made += [_all(frame, key) for key in keys if key[3] == shallow]
+    made += [_grows(frame, key) for key in keys if key[3] == deep]
+    made += [_deeper(frame, key, shallow) for key in keys if key[3] == deep and (*key[:3], shallow) in keys]
+    made += [_skips(frame, key) for key in keys if key[3] == deep and key[2] == "none" and _residual(key) in keys]
+    made += [_stands(frame, key) for key in keys if key[3] == deep]
+    return [*made, _independent(frame, keys), _together(frame, keys)]
+
+
+def answer(collected: Collected) -> str:
+    """A table of all networks, and what fails."""
+    frame = collected.frame
+    keys = trained(frame)
+    deepest = [key for key in keys if key[3] == max(key[3] for key in keys)]
+    parts = {key: mean(final(frame, key)).value / layers(frame, key) for key in deepest}
+    low, high = min(parts, key=parts.__getitem__), max(parts, key=parts.__getitem__)
+    text = (
+        f"From {100 * parts[low]:.0f} % ({name(low)}) to {100 * parts[high]:.0f} % ({name(high)}) of the layers of the "
+        "deep networks, as the table says."
+    )
+    failed = [key for key in frame[NETWORK].drop_duplicates().itertuples(index=False, name=None) if key not in keys]
+    if failed:
+        text += " Training fails with every learning rate for " + "; ".join(f"{name(k)}, depth {k[3]}" for k in failed)
+        text += "."
+    header = ["network", "layers", "test accuracy, %", "effective depth"]
+    header += [f"at {TOLERANCES[1]:g}", "if independent", "replaceable"]
+    rows = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for key in keys:
+        cells = [f"{name(key)}, depth {key[3]}", str(layers(frame, key))]
+        cells.append(f"{100 * mean(final(frame, key, 'test_accuracy')).value:.1f}")
+        numbers = [final(frame, key), final(frame, key, index=1), final(frame, key, "independent_depth")]
+        cells += [f"{mean(values):.1f}" for values in (*numbers, replaceable(frame, key))]
+        rows.append("| " + " | ".join(cells) + " |")
+    return text + "\n\n" + "\n".join(rows)
+
+
+def figures(collected: Collected) -> dict[str, Figure]:
+    """Effective depth over training, shares of all contributions, and losses with layers replaced."""
+    return {
+        "effective_depth": _over_training(collected.frame),
+        "contributions": _contributions(collected.frame),
+        "taylor": _replaced(collected.frame),
+    }
+
+
+def _residual(key: Key) -> Key:
+    return (*key[:2], "identity", key[3])
+
+
+def _decided(found: Mean, threshold: float) -> bool | None:
+    """Above the threshold, below it, or neither for sure."""
+    return True if found.low > threshold else False if found.high < threshold else None
+
+
+def _half(frame: pd.DataFrame, key: Key) -> Claim:
+    num, found = layers(frame, key), mean(final(frame, key))
+    more = _decided(found, num / 2)
+    return Claim(
+        f"Of {name(key)}, depth {key[3]}, fewer than half of the layers count",
+        None if more is None else not more,
+        f"effective depth {found:.1f} of {num} layers",
+    )
+
+
+def _all(frame: pd.DataFrame, key: Key) -> Claim:
+    num, values = layers(frame, key), final(frame, key)
+    return Claim(
+        f"Of {name(key)}, depth {key[3]}, all layers count",
+        bool((values == num).all()),
+        f"effective depth {mean(values):.1f} of {num} layers",
+    )
+
+
+def _grows(frame: pd.DataFrame, key: Key) -> Claim:
+    table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
+    first, last = table.index[0], table.index[-1]
+    change = mean(table.loc[last] - table.loc[first])
+    return Claim(
+        f"The effective depth of {name(key)}, depth {key[3]}, grows while it learns",
+        _decided(change, 0.0),
+        f"from {mean(table.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}",
+    )
+
+
+def _deeper(frame: pd.DataFrame, key: Key, shallow: int) -> Claim:
+    difference = mean(final(frame, key) - final(frame, (*key[:3], shallow)))
+    return Claim(
+        f"{name(key)} of depth {key[3]} has a larger effective depth than that of depth {shallow}",
+        _decided(difference, 0.0),
+        f"larger by {difference:.1f}",
+    )
+
+
+def _skips(frame: pd.DataFrame, key: Key) -> Claim:
+    difference = mean(final(frame, _residual(key)) - final(frame, key))
+    return Claim(
+        f"Skip connections enlarge the effective depth of {name(key)}, depth {key[3]}",
+        _decided(difference, 0.0),
+        f"it changes by {difference:.1f}",
+    )
+
+
+def _stands(frame: pd.DataFrame, key: Key) -> Claim:
+    found, num = mean(replaceable(frame, key)), layers(frame, key)
+    return Claim(
+        f"The last half of {name(key)}, depth {key[3]}, can be replaced by a first-order expansion",
+        _decided(found, num / 2),
+        f"{found:.1f} of {num} layers before the loss rises by {SUFFERS:g}",
+    )
+
+
+def _independent(frame: pd.DataFrame, keys: list[Key]) -> Claim:
+    differences = {key: mean(final(frame, key, "independent_depth") - final(frame, key)) for key in keys}
+    outside = any(one.low > NEAR or one.high < -NEAR for one in differences.values())
+    inside = all(one.low > -NEAR and one.high < NEAR for one in differences.values())
+    farthest = max(differences, key=lambda key: abs(differences[key].value))
+    return Claim(
+        f"Effective depth is, within {NEAR:g} layer, as if layers had independent directions",
+        False if outside else True if inside else None,
+        f"farthest is {name(farthest)}, depth {farthest[3]}, by {differences[farthest]:.1f}",
+    )
+
+
+def _together(frame: pd.DataFrame, keys: list[Key]) -> Claim:
+    """Over networks, by a permutation test."""
+    used = [mean(final(frame, key)).value / layers(frame, key) for key in keys]
+    stands = [mean(replaceable(frame, key)).value / layers(frame, key) for key in keys]
+    found = stats.permutation_test(
+        (used,), lambda order: stats.spearmanr(order, stands).statistic, permutation_type="pairings",
+        n_resamples=9999, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    correlated = bool(found.pvalue < 0.05)
+    return Claim(
+        "The larger the part of its depth that a network uses, the smaller the part that can be replaced",
+        found.statistic < 0 if correlated else None,
+        f"rank correlation over {len(keys)} networks {found.statistic:.2f}, p = {found.pvalue:.2g}",
+    )
+
+
+def _styles(frame: pd.DataFrame) -> dict[Key, tuple[object, str]]:
+    """Color by architecture, dashes for residual networks."""
+    keys = trained(frame)
+    architectures = list(dict.fromkeys(key[:2] for key in keys))
+    colors = dict(zip(architectures, sns.color_palette("colorblind"), strict=False))
+    return {key: (colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys}
+
+
+def _deep(frame: pd.DataFrame) -> Iterator[tuple[Key, object, str]]:
+    styles = _styles(frame)
+    for key, (color, dash) in styles.items():
+        if key[3] == max(other[3] for other in styles):
+            yield key, color, dash
+
+
+def _over_training(frame: pd.DataFrame) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
+    for key, color, dash in _deep(frame):
+        table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
+        found = [mean(values) for values in table.to_numpy()]
+        left.plot(table.index, [one.value for one in found], dash, color=color, label=name(key))
+        left.fill_between(
+            table.index, [one.low for one in found], [one.high for one in found], color=color, alpha=0.15, linewidth=0
+        )
+    left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
+    left.legend(frameon=False, fontsize=9)
+    styles = _styles(frame)
+    architectures = list(dict.fromkeys((*key[:3],) for key in styles))
+    for key, (color, dash) in styles.items():
+        found, place = mean(final(frame, key)), architectures.index(key[:3])
+        depths = sorted({other[3] for other in styles})
+        shift = 0.16 * (2 * depths.index(key[3]) / max(1, len(depths) - 1) - 1)
+        right.errorbar(
+            found.value, place + shift, xerr=[[found.value - found.low], [found.high - found.value]], color=color,
+            marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
+        )  # fmt: skip
+        right.plot(layers(frame, key), place + shift, "|", color="0.3", markersize=10)
+    right.set(xlabel="effective depth [layers]", title="at the end; | all layers; filled: deep")
+    right.set_yticks(range(len(architectures)), [name((*one, 0)) for one in architectures])
+    right.invert_yaxis()
+    for ax in (left, right):
+        sns.despine(ax=ax)
+    return figure
+
+
+def _contributions(frame: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
+    for key, color, dash in _deep(frame):
+        for quantity, style, width in (("contribution", dash, 1.6), ("independent_contribution", ":", 1.2)):
+            rows = frame[(frame["quantity"] == quantity) & (frame[NETWORK] == list(key)).all(axis=1)]
+            means = rows.groupby("index", observed=True)["log10_value"].mean()
+            label = name(key) if quantity == "contribution" else None
+            ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
+    ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
+    ax.legend(frameon=False, fontsize=9, title="dotted: independent directions", title_fontsize=9)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _replaced(frame: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
+    for key, color, dash in _deep(frame):
+        _band(ax, taylor(frame, key), name(key), color, dash)
+    ax.axhline(SUFFERS, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
+    ax.set_yscale("symlog", linthresh=SUFFERS)
+    ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _band(ax: Axes, table: pd.DataFrame, label: str, color: object, dash: str) -> None:
+    ax.plot(table.index, table.median(axis=1), dash, color=color, label=label)
+    ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, linewidth=0)
