@@ -14,13 +14,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.collect import Collected
+from experiments.depth_numbers import NETWORK, SUFFERS, Key, by_seed, final, layers, name, replaceable, taylor, trained
 from experiments.depths import MOMENTUM, PROBES, TOLERANCES, TRIED
-from experiments.report import network_name
 from experiments.study import Claim
 from experiments.summaries import Mean, mean
 
-# Above the loss of the whole network; of ten classes guessing costs 2.3.
-SUFFERS = 0.1
 # "As if independent": within so many layers.
 NEAR = 1.0
 
@@ -64,58 +62,6 @@ CAPTIONS = {
     "taylor": "Loss when the last layers are replaced by one first-order expansion, depth 50; median over seeds, band "
     "from the lowest to the highest.",
 }
-
-NETWORK = ["activation", "norm", "residual", "depth"]
-Key = tuple[str, str, str, int]
-
-
-def name(key: Key) -> str:
-    """``selu`` or ``tanh+layer, residual``; without the depth."""
-    return network_name(key[:2]) + ("" if key[2] == "none" else ", residual")
-
-
-def trained(frame: pd.DataFrame) -> list[Key]:
-    """Networks that learned with some learning rate in every seed, the plain first."""
-    losses = frame[frame["quantity"] == "train_loss"].groupby(NETWORK, observed=True, sort=False)["value"]
-    keys = [key for key, values in losses if np.isfinite(values).all()]
-    return sorted(keys, key=lambda key: (key[3], key[2] != "none"))  # type: ignore[index]
-
-
-def by_seed(frame: pd.DataFrame, key: Key, quantity: str, *, tolerance: float | None = None) -> pd.DataFrame:
-    """Values of a quantity of one network, steps in rows and seeds in columns."""
-    rows = frame[frame["quantity"] == quantity]
-    for column, value in zip(NETWORK, key, strict=True):
-        rows = rows[rows[column] == value]
-    if tolerance is not None:
-        rows = rows[rows["tolerance"] == tolerance]
-    return rows.assign(step=rows["step"].fillna(0)).pivot_table(
-        index="step", columns="seed", values="value", observed=True
-    )
-
-
-def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
-    """Of every seed, at the end of training, at the tolerance of that index."""
-    tolerance = TOLERANCES[index] if quantity.endswith("depth") else None
-    return by_seed(frame, key, quantity, tolerance=tolerance).iloc[-1]
-
-
-def layers(frame: pd.DataFrame, key: Key) -> int:
-    """How many layers of the network have a Jacobian that training may change."""
-    rows = frame[(frame["quantity"] == "change") & (frame[NETWORK] == list(key)).all(axis=1)]
-    return int(rows["index"].max())
-
-
-def taylor(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
-    """Loss above that of the whole network by the number of replaced layers, a column a seed."""
-    rows = frame[(frame["quantity"] == "taylor_loss") & (frame[NETWORK] == list(key)).all(axis=1)]
-    table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
-    return table - table.iloc[0]
-
-
-def replaceable(frame: pd.DataFrame, key: Key) -> pd.Series:
-    """Of every seed, the largest number of last layers up to which the loss never suffers."""
-    suffers = ~(taylor(frame, key) <= SUFFERS)
-    return suffers.idxmax().where(suffers.any(), len(suffers)) - 1
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -247,17 +193,18 @@ def _independent(frame: pd.DataFrame, keys: list[Key]) -> Claim:
 
 
 def _together(frame: pd.DataFrame, keys: list[Key]) -> Claim:
-    """Over networks, by a permutation test."""
+    """Over networks, by a permutation test of the rank correlation."""
     used = [mean(final(frame, key)).value / layers(frame, key) for key in keys]
     stands = [mean(replaceable(frame, key)).value / layers(frame, key) for key in keys]
+    ranks, others = (stats.zscore(stats.rankdata(values)) for values in (used, stands))
     found = stats.permutation_test(
-        (used,), lambda order: stats.spearmanr(order, stands).statistic, permutation_type="pairings",
+        (ranks,), lambda order, axis: (order * others).mean(axis=axis), permutation_type="pairings", vectorized=True,
         n_resamples=9999, rng=np.random.default_rng(0),
     )  # fmt: skip
     correlated = bool(found.pvalue < 0.05)
     return Claim(
         "The larger the part of its depth that a network uses, the smaller the part that can be replaced",
-        found.statistic < 0 if correlated else None,
+        bool(found.statistic < 0) if correlated else None,
         f"rank correlation over {len(keys)} networks {found.statistic:.2f}, p = {found.pvalue:.2g}",
     )
 
@@ -281,11 +228,10 @@ def _over_training(frame: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
     for key, color, dash in _deep(frame):
         table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
-        found = [mean(values) for values in table.to_numpy()]
-        left.plot(table.index, [one.value for one in found], dash, color=color, label=name(key))
-        left.fill_between(
-            table.index, [one.low for one in found], [one.high for one in found], color=color, alpha=0.15, linewidth=0
-        )
+        path = [mean(values) for values in table.to_numpy()]
+        left.plot(table.index, [one.value for one in path], dash, color=color, label=name(key))
+        low, high = [one.low for one in path], [one.high for one in path]
+        left.fill_between(table.index, low, high, color=color, alpha=0.15, linewidth=0)
     left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
     left.legend(frameon=False, fontsize=9)
     styles = _styles(frame)
