@@ -29,16 +29,20 @@ def trained(frame: pd.DataFrame) -> list[Key]:
     return sorted(keys, key=lambda key: (key[3], key[2] != "none"))
 
 
+def rows(frame: pd.DataFrame, key: Key, quantity: str) -> pd.DataFrame:
+    """Those of one quantity of one network."""
+    chosen = frame[frame["quantity"] == quantity]
+    for column, value in zip(NETWORK, key, strict=True):
+        chosen = chosen[chosen[column] == value]
+    return chosen
+
+
 def by_seed(frame: pd.DataFrame, key: Key, quantity: str, *, tolerance: float | None = None) -> pd.DataFrame:
     """Values of a quantity of one network, steps in rows and seeds in columns."""
-    rows = frame[frame["quantity"] == quantity]
-    for column, value in zip(NETWORK, key, strict=True):
-        rows = rows[rows[column] == value]
+    chosen = rows(frame, key, quantity)
     if tolerance is not None:
-        rows = rows[rows["tolerance"] == tolerance]
-    return rows.assign(step=rows["step"].fillna(0)).pivot_table(
-        index="step", columns="seed", values="value", observed=True
-    )
+        chosen = chosen[chosen["tolerance"] == tolerance]
+    return chosen.pivot_table(index="step", columns="seed", values="value", observed=True)
 
 
 def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
@@ -49,14 +53,12 @@ def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, i
 
 def layers(frame: pd.DataFrame, key: Key) -> int:
     """How many layers of the network have a Jacobian that training may change."""
-    rows = frame[(frame["quantity"] == "change") & (frame[NETWORK] == list(key)).all(axis=1)]
-    return int(rows["index"].max())
+    return int(rows(frame, key, "change")["index"].max())
 
 
 def taylor(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
     """Loss above that of the whole network by the number of replaced layers, a column a seed."""
-    rows = frame[(frame["quantity"] == "taylor_loss") & (frame[NETWORK] == list(key)).all(axis=1)]
-    table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
+    table = rows(frame, key, "taylor_loss").pivot_table(index="index", columns="seed", values="value", observed=True)
     return table - table.iloc[0]
 
 

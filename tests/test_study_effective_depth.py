@@ -162,7 +162,7 @@ def test_the_committed_frame_tells_effective_depth_from_its_own_contributions():
     """What was recorded beside each other in a run agrees: shares with depths."""
     frame = reference.load(study_folder()).frame
     for key in depth_numbers.trained(frame):
-        rows = frame[(frame["quantity"] == "contribution") & (frame[depth_numbers.NETWORK] == list(key)).all(axis=1)]
+        rows = depth_numbers.rows(frame, key, "contribution")
         reached = rows[rows["log10_value"] >= math.log10(TOLERANCES[0])].groupby("seed")["index"].max()
         np.testing.assert_array_equal(reached, depth_numbers.final(frame, key))
 

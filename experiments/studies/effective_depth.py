@@ -14,7 +14,19 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.collect import Collected
-from experiments.depth_numbers import NETWORK, SUFFERS, Key, by_seed, final, layers, name, replaceable, taylor, trained
+from experiments.depth_numbers import (
+    NETWORK,
+    SUFFERS,
+    Key,
+    by_seed,
+    final,
+    layers,
+    name,
+    replaceable,
+    rows,
+    taylor,
+    trained,
+)
 from experiments.depths import MOMENTUM, PROBES, TOLERANCES, TRIED
 from experiments.study import Claim
 from experiments.summaries import Mean, mean
@@ -95,14 +107,14 @@ def answer(collected: Collected) -> str:
         text += "."
     header = ["network", "layers", "test accuracy, %", "effective depth"]
     header += [f"at {TOLERANCES[1]:g}", "if independent", "replaceable"]
-    rows = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for key in keys:
         cells = [f"{name(key)}, depth {key[3]}", str(layers(frame, key))]
         cells.append(f"{100 * mean(final(frame, key, 'test_accuracy')).value:.1f}")
         numbers = [final(frame, key), final(frame, key, index=1), final(frame, key, "independent_depth")]
         cells += [f"{mean(values):.1f}" for values in (*numbers, replaceable(frame, key))]
-        rows.append("| " + " | ".join(cells) + " |")
-    return text + "\n\n" + "\n".join(rows)
+        lines.append("| " + " | ".join(cells) + " |")
+    return text + "\n\n" + "\n".join(lines)
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -257,8 +269,7 @@ def _contributions(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
     for key, color, dash in _deep(frame):
         for quantity, style, width in (("contribution", dash, 1.6), ("independent_contribution", ":", 1.2)):
-            rows = frame[(frame["quantity"] == quantity) & (frame[NETWORK] == list(key)).all(axis=1)]
-            means = rows.groupby("index", observed=True)["log10_value"].mean()
+            means = rows(frame, key, quantity).groupby("index", observed=True)["log10_value"].mean()
             label = name(key) if quantity == "contribution" else None
             ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
     ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
