@@ -47,7 +47,7 @@ def by_seed(frame: pd.DataFrame, key: Key, quantity: str, *, tolerance: float | 
 
 def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
     """Of every seed, at the end of training, at the tolerance of that index."""
-    tolerance = TOLERANCES[index] if quantity.endswith("depth") else None
+    tolerance = TOLERANCES[index] if "depth" in quantity else None
     return by_seed(frame, key, quantity, tolerance=tolerance).iloc[-1]
 
 

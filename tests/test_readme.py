@@ -35,4 +35,4 @@ def test_commands_and_links_exist():
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / link).exists(), link
     for study in re.findall(r"study=(\w+)", README):
-        assert (ROOT / "conf" / "study" / f"{study}.yaml").is_file() or study == "mine"
+        assert (ROOT / "conf" / "study" / f"{study}.yaml").is_file() or study in ("mine", "all", "NAME")

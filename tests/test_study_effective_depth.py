@@ -12,6 +12,7 @@ import torch
 
 import gradscope as gs
 from experiments import data, depth_numbers, depths, reference, study
+from experiments.collect import Collected
 from experiments.depths import TOLERANCES
 from experiments.studies import effective_depth as asked
 from experiments.study import observed
@@ -93,7 +94,8 @@ def made_up(depth_used, replaced, *, seeds=4, failed=()):
             rows = [observed("train_loss", 0.1, step=8), observed("test_accuracy", 0.9, step=8)]
             for step, part in ((1, 0.25), (8, 1.0)):
                 more = seed % 2 if step == 8 else 0
-                rows.append(observed("effective_depth", part * used + more, step=step, **at))
+                for end in ("", "_low", "_high"):
+                    rows.append(observed(f"effective_depth{end}", part * used + more, step=step, **at))
                 rows.append(observed("effective_depth", 1.0, step=step, tolerance=TOLERANCES[1]))
             rows.append(observed("independent_depth", used + seed % 2, step=8, **at))
             rows.append(observed("change", np.ones(depth), index=np.arange(1, depth + 1), step=8))
@@ -118,7 +120,7 @@ def test_claims_follow_what_was_put_in():
     found = verdicts(made_up(used, stands, failed=[(("selu", "none", "identity"), 50)]))
     assert found["Of tanh+layer, depth 50, fewer than half of the layers count"] == "contradicted"
     assert found["Of tanh+layer, residual, depth 50, fewer than half of the layers count"] == "supported"
-    assert found["Of tanh+layer, depth 10, all layers count"] == "contradicted"
+    assert found["Of tanh+layer, depth 10, all layers count in every run"] == "contradicted"
     assert found["The effective depth of tanh+layer, depth 50, grows while it learns"] == "supported"
     assert found["tanh+layer of depth 50 has a larger effective depth than that of depth 10"] == "supported"
     assert found["Skip connections enlarge the effective depth of tanh+layer, depth 50"] == "contradicted"
@@ -142,6 +144,17 @@ def test_claims_turn_with_the_frame():
     assert verdicts(other)["Effective depth is, within 1 layer, as if layers had independent directions"] == (
         "contradicted"
     )
+
+
+def test_what_is_kept_of_a_frame_decides_the_same():
+    used = {(PLAIN, 10): 9, (PLAIN, 50): 40, (SKIPS, 10): 6, (SKIPS, 50): 8}
+    collected = Collected(made_up(used, dict.fromkeys(used, 3)).frame, None, {})
+    tiny = observed("contribution", np.ones(1), index=9, step=8).assign(log10_value=-40.0, value=1e-40)
+    own = collected.frame.iloc[0][[*depth_numbers.NETWORK, "seed"]].to_dict()
+    more = Collected(pd.concat([collected.frame, tiny.assign(**own)], ignore_index=True), None, {})
+    kept = asked.condensed(more)
+    assert len(kept.frame) == len(asked.condensed(collected).frame) < len(collected.frame)
+    assert asked.claims(kept) == asked.claims(collected)
 
 
 def test_replaceable_counts_up_to_the_first_that_suffers():

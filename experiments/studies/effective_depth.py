@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from experiments import depth_figures
 from experiments.collect import Collected
 from experiments.depth_numbers import (
     NETWORK,
@@ -23,8 +21,6 @@ from experiments.depth_numbers import (
     layers,
     name,
     replaceable,
-    rows,
-    taylor,
     trained,
 )
 from experiments.depths import MOMENTUM, PROBES, TOLERANCES, TRIED
@@ -33,6 +29,10 @@ from experiments.summaries import Mean, mean
 
 # "As if independent": within so many layers.
 NEAR = 1.0
+# A network has learned that tells so many of the test digits right.
+LEARNED = 0.5
+# Of shares below this the frame keeps nothing, nor of the ends of intervals before the end of training.
+SMALLEST = -15.0
 
 QUESTION = "How many layers of a trained network act on each other's changes?"
 METHOD = f"""
@@ -60,11 +60,11 @@ learning rates each run keeps the one that ends with the lowest training loss. E
 on a batch of digits, exactly, or from {PROBES} random vectors where batch normalization couples the samples.
 """
 HOW_SURE = """
-Intervals are over seeds (weights, order and measured digits), 95 %, Student's t. Contributions are exact for the
-measured digits, or known so well from random vectors that the effective depth of a run seldom changes within their
-error. What counts as a layer is a matter of definition: a residual block is one. The tolerance is a convention; the
-table has a second one. Effective depth says how much of the change was composed, not whether it was of use: a network
-that fails to learn moves its layers too, and a wider, a longer or a better training would give other numbers.
+Intervals are over seeds (weights, order and measured digits), 95 %, Student's t, each by itself, not corrected for
+there being many. Contributions are exact for the measured digits, or come from random vectors. What counts as a layer
+is a matter of definition: a residual block is one. The tolerance is a convention; the table has a second one. Effective
+depth says how much of the change was composed, not whether it was of use: a network that fails to learn moves its
+layers too, and a wider, a longer or a better training would give other numbers.
 """
 CAPTIONS = {
     "effective_depth": "Effective depth while networks of depth 50 learn, and at the end for both depths; mean over "
@@ -74,6 +74,16 @@ CAPTIONS = {
     "taylor": "Loss when the last layers are replaced by one first-order expansion, depth 50; median over seeds, band "
     "from the lowest to the highest.",
 }
+
+
+def condensed(collected: Collected) -> Collected:
+    """Without shares that are far below every tolerance, and without intervals of effective depth along the way."""
+    frame = collected.frame
+    shares = frame["quantity"].isin(["contribution", "independent_contribution"])
+    along = frame["quantity"].isin(["effective_depth_low", "effective_depth_high"]) & (
+        frame["step"] < frame["step"].max()
+    )
+    return replace(collected, frame=frame[~(shares & (frame["log10_value"] < SMALLEST)) & ~along])
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -87,20 +97,27 @@ def claims(collected: Collected) -> list[Claim]:
     made += [_deeper(frame, key, shallow) for key in keys if key[3] == deep and (*key[:3], shallow) in keys]
     made += [_skips(frame, key) for key in keys if key[3] == deep and key[2] == "none" and _residual(key) in keys]
     made += [_stands(frame, key) for key in keys if key[3] == deep]
-    return [*made, _independent(frame, keys), _together(frame, keys)]
+    return [*made, _independent(frame, keys), _together(frame, keys), _certain(frame, keys)]
 
 
 def answer(collected: Collected) -> str:
-    """A table of all networks, and what fails."""
+    """What the networks that learn have in common, a table of all networks, and what fails."""
     frame = collected.frame
     keys = trained(frame)
-    deepest = [key for key in keys if key[3] == max(key[3] for key in keys)]
-    parts = {key: mean(final(frame, key)).value / layers(frame, key) for key in deepest}
-    low, high = min(parts, key=parts.__getitem__), max(parts, key=parts.__getitem__)
-    text = (
-        f"From {100 * parts[low]:.0f} % ({name(low)}) to {100 * parts[high]:.0f} % ({name(high)}) of the layers of the "
-        "deep networks, as the table says."
-    )
+    deep = [key for key in keys if key[3] == max(key[3] for key in keys)]
+    accuracy = {key: mean(final(frame, key, "test_accuracy")).value for key in deep}
+    learned, others = ([key for key in deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
+    text = f"The networks of depth {deep[0][3]} that learn to tell digits {_used(frame, learned)}."
+    if others:
+        named = ", ".join(f"{name(key)} ({100 * accuracy[key]:.0f} % right)" for key in others)
+        text += f" Those that hardly learn, {named}, {_used(frame, others)}: a large effective depth is no success."
+    for skips, words in ((False, "without"), (True, "with")):
+        stands = [mean(replaceable(frame, key)).value for key in deep if (key[2] != "none") is skips]
+        if stands:
+            text += (
+                f" Of the deep networks {words} skip connections {min(stands):.0f} to {max(stands):.0f} of the last "
+            )
+            text += "layers can be replaced by a first-order expansion."
     failed = [key for key in frame[NETWORK].drop_duplicates().itertuples(index=False, name=None) if key not in keys]
     if failed:
         text += " Training fails with every learning rate for " + "; ".join(f"{name(k)}, depth {k[3]}" for k in failed)
@@ -120,10 +137,16 @@ def answer(collected: Collected) -> str:
 def figures(collected: Collected) -> dict[str, Figure]:
     """Effective depth over training, shares of all contributions, and losses with layers replaced."""
     return {
-        "effective_depth": _over_training(collected.frame),
-        "contributions": _contributions(collected.frame),
-        "taylor": _replaced(collected.frame),
+        "effective_depth": depth_figures.over_training(collected.frame),
+        "contributions": depth_figures.contributions(collected.frame),
+        "taylor": depth_figures.replaced(collected.frame),
     }
+
+
+def _used(frame: pd.DataFrame, keys: Sequence[Key]) -> str:
+    depths = [mean(final(frame, key)).value for key in keys]
+    most = max(layers(frame, key) for key in keys)
+    return f"have effective depths of {min(depths):.1f} to {max(depths):.1f}, of {most} layers at most"
 
 
 def _residual(key: Key) -> Key:
@@ -148,7 +171,7 @@ def _half(frame: pd.DataFrame, key: Key) -> Claim:
 def _all(frame: pd.DataFrame, key: Key) -> Claim:
     num, values = layers(frame, key), final(frame, key)
     return Claim(
-        f"Of {name(key)}, depth {key[3]}, all layers count",
+        f"Of {name(key)}, depth {key[3]}, all layers count in every run",
         bool((values == num).all()),
         f"effective depth {mean(values):.1f} of {num} layers",
     )
@@ -221,76 +244,13 @@ def _together(frame: pd.DataFrame, keys: list[Key]) -> Claim:
     )
 
 
-def _styles(frame: pd.DataFrame) -> dict[Key, tuple[object, str]]:
-    """Color by architecture, dashes for residual networks."""
-    keys = trained(frame)
-    architectures = list(dict.fromkeys(key[:2] for key in keys))
-    colors = dict(zip(architectures, sns.color_palette("colorblind"), strict=False))
-    return {key: (colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys}
-
-
-def _deep(frame: pd.DataFrame) -> Iterator[tuple[Key, object, str]]:
-    styles = _styles(frame)
-    for key, (color, dash) in styles.items():
-        if key[3] == max(other[3] for other in styles):
-            yield key, color, dash
-
-
-def _over_training(frame: pd.DataFrame) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
-    for key, color, dash in _deep(frame):
-        table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
-        path = [mean(values) for values in table.to_numpy()]
-        left.plot(table.index, [one.value for one in path], dash, color=color, label=name(key))
-        low, high = [one.low for one in path], [one.high for one in path]
-        left.fill_between(table.index, low, high, color=color, alpha=0.15, linewidth=0)
-    left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
-    left.legend(frameon=False, fontsize=9)
-    styles = _styles(frame)
-    architectures = list(dict.fromkeys((*key[:3],) for key in styles))
-    for key, (color, dash) in styles.items():
-        found, place = mean(final(frame, key)), architectures.index(key[:3])
-        depths = sorted({other[3] for other in styles})
-        shift = 0.16 * (2 * depths.index(key[3]) / max(1, len(depths) - 1) - 1)
-        right.errorbar(
-            found.value, place + shift, xerr=[[found.value - found.low], [found.high - found.value]], color=color,
-            marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
-        )  # fmt: skip
-        right.plot(layers(frame, key), place + shift, "|", color="0.3", markersize=10)
-    right.set(xlabel="effective depth [layers]", title="at the end; | all layers; filled: deep")
-    right.set_yticks(range(len(architectures)), [name((*one, 0)) for one in architectures])
-    right.invert_yaxis()
-    for ax in (left, right):
-        sns.despine(ax=ax)
-    return figure
-
-
-def _contributions(frame: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(frame):
-        for quantity, style, width in (("contribution", dash, 1.6), ("independent_contribution", ":", 1.2)):
-            means = rows(frame, key, quantity).groupby("index", observed=True)["log10_value"].mean()
-            label = name(key) if quantity == "contribution" else None
-            ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
-    ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
-    ax.legend(frameon=False, fontsize=9, title="dotted: independent directions", title_fontsize=9)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _replaced(frame: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(frame):
-        _band(ax, taylor(frame, key), name(key), color, dash)
-    ax.axhline(SUFFERS, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
-    ax.set_yscale("symlog", linthresh=SUFFERS)
-    ax.legend(frameon=False, fontsize=9)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _band(ax: Axes, table: pd.DataFrame, label: str, color: object, dash: str) -> None:
-    ax.plot(table.index, table.median(axis=1), dash, color=color, label=label)
-    ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, linewidth=0)
+def _certain(frame: pd.DataFrame, keys: list[Key]) -> Claim:
+    ends = [(final(frame, key, "effective_depth_low"), final(frame, key, "effective_depth_high")) for key in keys]
+    widest = max(int((high - low).max()) for low, high in ends)
+    runs = sum(len(low) for low, _ in ends)
+    same = sum(int((low == high).sum()) for low, high in ends)
+    return Claim(
+        "Within the error of its contributions the effective depth of a run is certain to a layer",
+        widest <= 1,
+        f"certain in {same} of {runs} runs, elsewhere within {widest}",
+    )
