@@ -55,10 +55,11 @@ class Rates:
         return np.asarray(np.linalg.lstsq(design, self.logs.mean(axis=1).T, rcond=None)[0].T)
 
 
-def simultaneous(deviations: FloatArray) -> FloatArray:
-    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %."""
+def simultaneous(deviations: FloatArray, looks: int = 1) -> FloatArray:
+    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %
+    (Bonferroni), at all of so many looks at a growing number of seeds."""
     seeds, columns = deviations.shape
-    quantile = float(stats.t.ppf(1 - 0.025 / columns, seeds - 1))
+    quantile = float(stats.t.ppf(1 - 0.025 / (columns * looks), seeds - 1))
     margin = quantile * deviations.std(axis=0, ddof=1) / math.sqrt(seeds)
     return np.stack([deviations.mean(axis=0) - margin, deviations.mean(axis=0) + margin])
 

@@ -17,34 +17,35 @@ from experiments.size_figures import name
 from experiments.sizes import FloatArray, Rates, all_rates, simultaneous
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
-from experiments.verdicts import told, within
+from experiments.verdicts import listed, told, within
 
 # The network of the question comes first.
 NETWORKS = ("selu", "relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch")
 DEPTHS, WIDTHS = (50, 100, 200), (100, 200, 400)
 BATCH_SIZE, NUM_SOURCES, NUM_PROBES, NUM_SEEDS = 32, 10, 4, 39
-# Initializations of the first look.
-FIRST_SEEDS = 13
+# Initializations of the first look, and how often it was looked.
+FIRST_SEEDS, LOOKS = 13, 2
 # Of the log rate: a factor of e over the deepest network, whatever its rate.
 TOLERANCE = 1 / max(DEPTHS)
 
 QUESTION = "Does the growth of GSC a layer depend on the depth or on the width of the network?"
 METHOD = f"""
-{len(NETWORKS)} plain networks, each of the depths {", ".join(map(str, DEPTHS))} and the widths
-{", ".join(map(str, WIDTHS))}, on {BATCH_SIZE} samples of Gaussian noise, {NUM_SEEDS} initializations each. GSC (squared
-convention) to the output is measured from {NUM_SOURCES} layers at equal distances by {NUM_PROBES} random probes; the
-**rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`). Rates are
-compared by their natural logarithms, because that is what adds up over layers.
+{len(NETWORKS)} plain networks, each of the depths {listed(list(map(str, DEPTHS)))} and of the widths
+{listed(list(map(str, WIDTHS)))}, on {BATCH_SIZE} samples of Gaussian noise, {NUM_SEEDS} initializations each. GSC
+(squared convention) to the output is measured from {NUM_SOURCES} layers at equal distances by {NUM_PROBES} random
+probes; the **rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`).
+Rates are compared by their natural logarithms, because that is what adds up over layers.
 
 **Within tolerance** means: the log rate lies within {TOLERANCE:g} of its mean over all sizes. A log rate that is off by
 as much changes GSC by a factor of e over the deepest network, {max(DEPTHS)} layers. The means over the widths at each
 depth, and over the depths at each width, are held against that tolerance with intervals that hold together at 95 %
-(Student's t over seeds, paired, Bonferroni over the {len(DEPTHS)}): all inside, within tolerance; one outside, not;
-else undecided.
+(Student's t over seeds, paired, Bonferroni over the {len(DEPTHS)} and over {LOOKS} looks at the data): all inside,
+within tolerance; one outside, not; else undecided.
 
 **A dependence, however little,** is another question: the deepest networks against the shallowest, and the widest
-against the narrowest, with intervals that hold together over both for all {len(NETWORKS)} networks. It is found where
-the interval leaves out 0. Where it does not, nothing is found, which does not mean that there is nothing.
+against the narrowest, with intervals that hold together over both for all {len(NETWORKS)} networks and {LOOKS} looks.
+It is found where the interval leaves out 0. Where it does not, nothing is found, which does not mean that there is
+nothing.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width, at this batch size. Finite networks
 should deviate from it by a constant over the width, so the log rate is also extrapolated: the line through the log
@@ -54,10 +55,10 @@ HOW_SURE = f"""
 Intervals are over initializations, Student's t, 95 %: each for itself in the table and for the limit of infinite width,
 together where the method says so. A first look with {FIRST_SEEDS} initializations left the width of SELU undecided by a
 hair; the number was then raised to {NUM_SEEDS}, for all networks and once, and comparisons turned from rates to log
-rates. What the initializations after the first {FIRST_SEEDS} say by themselves stands in the answer. Probes add little,
-because the noise of a probe is nearly the same in all layers far from the output. The batch is smaller than every
-width; with batch normalization a batch larger than the width lowers the rate. The steadiness of a rate says nothing of
-the first and last few layers, whose GSC may change by other factors.
+rates. Intervals that decide hold at both looks. What the initializations after the first {FIRST_SEEDS} say by
+themselves stands in the answer. Probes add little, because the noise of a probe is nearly the same in all layers far
+from the output. The batch is smaller than every width; with batch normalization a batch larger than the width lowers
+the rate. The steadiness of a rate says nothing of the first and last few layers, whose GSC may change by other factors.
 """
 
 
@@ -75,7 +76,7 @@ def measure(
 
 def independent(deviations: FloatArray) -> bool | None:
     """Whether all means lie within the tolerance of 0; None where the intervals cannot tell."""
-    low, high = simultaneous(deviations)
+    low, high = simultaneous(deviations, LOOKS)
     if ((low > -TOLERANCE) & (high < TOLERANCE)).all():
         return True
     return False if ((low > TOLERANCE) | (high < -TOLERANCE)).any() else None
@@ -119,6 +120,7 @@ def answer(collected: Collected) -> str:
     others = {network: rates for network, rates in found.items() if network != "selu"}
     sentences = [
         _selu(found),
+        "The other networks follow." if others else "",
         *(_verdicts(others, size) for size in ("depth", "width")),
         f"A dependence, however little, is found on the depth for {_dependents(found, 'depth')}; on the width for "
         f"{_dependents(found, 'width')}.",
@@ -166,8 +168,8 @@ def _ends(rates: Rates, size: str) -> FloatArray:
 
 
 def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
-    """The mean of `_ends`, with an interval that holds together with those of both sizes of all networks."""
-    return mean(_ends(found[network], size), comparisons=2 * len(found))
+    """The mean of `_ends`, with an interval that holds together with those of both sizes, all networks, and looks."""
+    return mean(_ends(found[network], size), comparisons=2 * len(found) * LOOKS)
 
 
 def _apart(change: Mean) -> bool:
@@ -177,7 +179,7 @@ def _apart(change: Mean) -> bool:
 
 def _steady(network: str, size: str, rates: Rates) -> Claim:
     deviations, sizes = _by(rates, size), _sizes(rates, size)
-    low, high = simultaneous(deviations)
+    low, high = simultaneous(deviations, LOOKS)
     parts = [
         f"{middle:+.4f} ({a:+.4f} to {b:+.4f}) at {number}"
         for middle, a, b, number in zip(deviations.mean(axis=0), low, high, sizes, strict=True)
