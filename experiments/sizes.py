@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 import gradscope.meanfield as mf
-from experiments.summaries import Mean, mean
+from experiments.summaries import Mean, geometric_mean
 from gradscope.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
@@ -29,31 +29,37 @@ class Rates:
     theory: float
 
     @property
+    def logs(self) -> FloatArray:
+        """Natural logarithms of the rates: what a deviation adds to log GSC with every layer."""
+        return np.log(self.values)
+
+    @property
     def common(self) -> Mean:
-        """Over all sizes."""
-        return mean(self.values.mean(axis=(1, 2)))
+        """The geometric mean over all sizes."""
+        return geometric_mean(np.exp(self.logs.mean(axis=(1, 2))))
 
     @property
     def by_depth(self) -> FloatArray:
-        """Less the common mean, averaged over widths, (seeds, depths)."""
-        return self.values.mean(axis=2) - self.values.mean(axis=(1, 2))[:, None]
+        """Log rates less their common mean, averaged over widths, (seeds, depths)."""
+        return np.asarray(self.logs.mean(axis=2) - self.logs.mean(axis=(1, 2))[:, None])
 
     @property
     def by_width(self) -> FloatArray:
-        """Less the common mean, averaged over depths, (seeds, widths)."""
-        return self.values.mean(axis=1) - self.values.mean(axis=(1, 2))[:, None]
+        """Log rates less their common mean, averaged over depths, (seeds, widths)."""
+        return np.asarray(self.logs.mean(axis=1) - self.logs.mean(axis=(1, 2))[:, None])
 
     @property
     def lines(self) -> FloatArray:
-        """Least squares of the rate against 1 / width, a seed each, (seeds, 2): its value at infinite width, slope."""
+        """Least squares of the log rate against 1 / width, a seed each, (seeds, 2): at infinite width, and slope."""
         design = np.column_stack([np.ones(len(self.widths)), 1 / np.array(self.widths, dtype=np.float64)])
-        return np.asarray(np.linalg.lstsq(design, self.values.mean(axis=1).T, rcond=None)[0].T)
+        return np.asarray(np.linalg.lstsq(design, self.logs.mean(axis=1).T, rcond=None)[0].T)
 
 
-def simultaneous(deviations: FloatArray) -> FloatArray:
-    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %."""
+def simultaneous(deviations: FloatArray, looks: int = 1) -> FloatArray:
+    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %
+    (Bonferroni), at all of so many looks at a growing number of seeds."""
     seeds, columns = deviations.shape
-    quantile = float(stats.t.ppf(1 - 0.025 / columns, seeds - 1))
+    quantile = float(stats.t.ppf(1 - 0.025 / (columns * looks), seeds - 1))
     margin = quantile * deviations.std(axis=0, ddof=1) / math.sqrt(seeds)
     return np.stack([deviations.mean(axis=0) - margin, deviations.mean(axis=0) + margin])
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``num`` independent values, and its 95 % interval of Student's t; infinite with a single value."""
+    """The mean of ``num`` independent values, and its interval of Student's t, 95 %; infinite with a single value."""
 
     value: float
     low: float
@@ -27,8 +27,11 @@ class Mean:
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
-def mean(values: npt.ArrayLike) -> Mean:
+def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     """Of independent values, one a seed.
+
+    With ``comparisons`` the interval is one of so many that hold together at 95 % (Bonferroni): its own level is
+    1 - 0.05 / comparisons.
 
     Raises:
         ValueError: There are none, or one is NaN.
@@ -37,7 +40,11 @@ def mean(values: npt.ArrayLike) -> Mean:
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
     value, num = float(array.mean()), len(array)
-    margin = math.inf if num < 2 else float(stats.t.ppf(0.975, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    margin = (
+        math.inf
+        if num < 2
+        else float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    )
     return Mean(value, value - margin, value + margin, num)
 
 

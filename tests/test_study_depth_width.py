@@ -1,7 +1,9 @@
 """The study of depth and width against networks of known rate, and intervals that hold together."""
 
 import math
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +12,10 @@ from scipy import stats
 from torch import nn
 
 import gradscope.meanfield as mf
-from experiments import sizes
+from experiments import reference, size_figures, sizes
 from experiments.collect import Collected
 from experiments.studies import depth_width
+from experiments.summaries import mean
 from gradscope import frames
 from tests.helpers import noise, seeded
 
@@ -52,15 +55,17 @@ def test_intervals_hold_together():
     low, high = sizes.simultaneous(draws[0][:, :1])
     expected = stats.t.interval(0.95, 5, loc=draws[0][:, 0].mean(), scale=stats.sem(draws[0][:, 0]))
     assert (low[0], high[0]) == pytest.approx(expected)
+    wider = stats.t.interval(1 - 0.05 / 6, 5, loc=draws[0].mean(axis=0), scale=stats.sem(draws[0]))
+    np.testing.assert_allclose(sizes.simultaneous(draws[0], looks=2), wider)
 
 
-def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0):
-    """SELU of nine sizes whose rate is 1.1 + depth_effect (depth / 100) + width_effect / width."""
+def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0, base=1.1, num_seeds=8):
+    """SELU of nine sizes whose rate is base + depth_effect (depth / 100) + width_effect / width."""
     generator, parts = np.random.default_rng(1), []
-    for seed in range(8):
+    for seed in range(num_seeds):
         for depth in (50, 100, 200):
             for width in (100, 200, 400):
-                rate = 1.1 + depth_effect * depth / 100 + width_effect / width + noise_of * generator.standard_normal()
+                rate = base + depth_effect * depth / 100 + width_effect / width + noise_of * generator.standard_normal()
                 away = np.arange(9, -1, -1) * (depth // 10)
                 parts.append(
                     frames.tidy(
@@ -78,31 +83,99 @@ def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0):
 
 
 @pytest.mark.parametrize(
-    ("effects", "by_depth", "by_width"),
+    ("effects", "within", "dependent"),
     [
-        ({"noise_of": 0.001}, True, True),
-        ({"noise_of": 0.1}, None, None),
-        ({"depth_effect": 0.02, "noise_of": 0.001}, False, True),
-        ({"width_effect": 2.0, "noise_of": 0.001}, True, False),
+        ({"noise_of": 0.001}, [True, True], [None, None]),
+        ({"noise_of": 0.1}, [None, None], [None, None]),
+        ({"depth_effect": 0.02, "noise_of": 0.001}, [False, True], [True, None]),
+        ({"width_effect": 2.0, "noise_of": 0.001}, [True, False], [None, True]),
+        ({"width_effect": 0.5, "noise_of": 0.0005}, [True, True], [None, True]),  # little, and yet there
+        ({"depth_effect": 0.007, "base": 1.0, "noise_of": 1e-4}, [False, True], [True, None]),
+        ({"depth_effect": 0.007, "base": 1.6, "noise_of": 1e-4}, [True, True], [True, None]),  # what counts is the log
     ],
 )
-def test_an_effect_is_found_where_it_is(effects, by_depth, by_width):
+def test_an_effect_is_found_where_it_is(effects, within, dependent):
     found = depth_width.claims(Collected(synthetic(**effects), None, {}))
-    assert [claim.holds for claim in found[:2]] == [by_depth, by_width]
-    assert "does not depend on the depth" in found[0].says and "does not depend on the width" in found[1].says
+    assert [claim.holds for claim in found[:2]] == within
+    assert [claim.holds for claim in found[2:4]] == dependent
+    says = [claim.says for claim in found]
+    assert "within tolerance whatever the depth" in says[0] and "within tolerance whatever the width" in says[1]
+    assert "depends on the depth, however little" in says[2] and "depends on the width, however little" in says[3]
+
+
+def test_the_answer_follows_the_verdicts():
+    same, other = (
+        depth_width.answer(Collected(synthetic(width_effect=effect, noise_of=1e-3, num_seeds=16), None, {}))
+        for effect in (0.0, 2.0)
+    )
+    assert same.startswith("SELU, the network of the question, grows by 1.")
+    for text, verdict, dependence in (
+        (same, "supported", "no dependence found"),
+        (other, "contradicted", "a dependence"),
+    ):
+        assert f"Within 0.005 of the common log rate whatever the width: {verdict}; the widest less" in text
+        assert f"{dependence}. The 3 initializations after the first look alone say: supported for the depth, " in text
+        assert "whatever the depth: supported" in text
+    assert "is found on the depth for none; on the width for none." in same
+    assert "other networks" not in same  # there are none
+    assert "on the depth for none; on the width for selu (-0.0" in other
+    few = depth_width.answer(Collected(synthetic(noise_of=1e-3), None, {}))
+    assert "after the first look" not in few  # there are none
+
+
+def test_a_dependence_is_corrected_for_all_that_were_looked_at():
+    """The widest grow less, by 2.6 standard errors: enough for a single test of eight seeds, not for one of four."""
+    frame = synthetic()
+    widest = frame["width"] == 400
+    change = -0.002 + 0.002035 * np.where(frame["seed"] % 2, 1, -1)
+    frame.loc[widest, "log10_value"] += (frame["depth_from_output"] * change / math.log(10))[widest]
+    ends = (lambda rates: rates.by_width[:, -1] - rates.by_width[:, 0])(sizes.all_rates(frame, ["selu"])["selu"])
+    assert ends.mean() / stats.sem(ends) == pytest.approx(-2.6, abs=0.01)
+    assert mean(ends).high < 0 < mean(ends, comparisons=4).high
+    claim = depth_width.claims(Collected(frame, None, {}))[3]
+    assert claim.holds is None and f"{mean(ends, comparisons=4):+.4f}" in claim.because
+
+
+def test_the_method_names_the_sizes_that_were_measured():
+    collected = reference.load(Path(__file__).parent.parent / "results" / "depth_width")
+    config, frame = collected.manifest["config"], collected.frame
+    assert tuple(sorted(config["model"]["depth"])) == depth_width.DEPTHS
+    assert tuple(sorted(config["model"]["width"])) == depth_width.WIDTHS
+    assert config["data"]["batch_size"] == depth_width.BATCH_SIZE
+    assert config["measurement"]["num_probes"] == depth_width.NUM_PROBES
+    assert config["measurement"]["num_sources"] == depth_width.NUM_SOURCES
+    assert config["seeds"] == frame["seed"].nunique() == depth_width.NUM_SEEDS > depth_width.FIRST_SEEDS
+    assert set(collected.manifest["choices"]["model"]) == set(depth_width.NETWORKS)
+    np.testing.assert_allclose(math.exp(depth_width.TOLERANCE * 200), math.e)
 
 
 def test_rates_of_a_frame_that_is_known():
     rates = sizes.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
+    known = np.log(1.1 + 2.0 / np.array([100, 200, 400]))
     assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
-    np.testing.assert_allclose(rates.values, np.broadcast_to(1.1 + 2.0 / np.array([100, 200, 400]), (8, 3, 3)))
-    np.testing.assert_allclose(rates.lines, [[1.1, 2.0]] * 8)
-    assert rates.common.value == pytest.approx(1.1 + 2 * (0.01 + 0.005 + 0.0025) / 3)
-    np.testing.assert_allclose(rates.by_width[0], 2 * np.array([0.01, 0.005, 0.0025]) - 2 * 0.0175 / 3)
+    np.testing.assert_allclose(rates.values, np.broadcast_to(np.exp(known), (8, 3, 3)))
+    assert rates.common.value == pytest.approx(np.exp(known.mean()))
+    np.testing.assert_allclose(rates.by_width[0], known - known.mean())
+    np.testing.assert_allclose(rates.by_depth, 0, atol=1e-12)
+    slope, end = np.polyfit(1 / np.array([100, 200, 400]), known, 1)
+    np.testing.assert_allclose(rates.lines, [[end, slope]] * 8)
     assert rates.theory == mf.gsc_rate("selu")
 
 
 def test_the_limit_is_held_against_mean_field():
     *_, limit = depth_width.claims(Collected(synthetic(width_effect=2.0, noise_of=1e-4), None, {}))
     assert limit.holds is False  # 1.1, and mean field says 1.0716
-    assert f"{1.1 - mf.gsc_rate('selu'):+.4f}" in limit.because
+    *_, limit = depth_width.claims(Collected(synthetic(width_effect=0.1, base=mf.gsc_rate("selu")), None, {}))
+    assert limit.holds is True
+
+
+def test_profiles_run_from_mean_field():
+    frame = synthetic(base=1.2, num_seeds=2)
+    both = pd.concat([frame, frame.assign(model="relu_batch", activation="relu", norm="batch")])
+    figure = size_figures.profiles(both)
+    curve = next(line for line in figure.axes[0].lines if line.get_label() == "width 100, depth 200")
+    expected = 180 * (math.log10(1.2) - math.log10(mf.gsc_rate("selu")))
+    assert max(curve.get_xdata()) == 180 and curve.get_ydata()[-1] == pytest.approx(expected)
+    styles = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines[:9]}
+    assert len(styles) == 9
+    plt.close(figure)

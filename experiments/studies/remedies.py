@@ -3,105 +3,115 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
-from experiments import remedied
+from experiments import remedy_figures
 from experiments.collect import Collected
-from experiments.remedied import BASELINES, NONE
+from experiments.remedied import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS
+from experiments.remedy_numbers import (
+    MEASURES,
+    NAMES,
+    REMEDIES,
+    ROUNDING,
+    TESTED,
+    TWINS,
+    Outcome,
+    Outcomes,
+    correlation,
+    left,
+    level,
+    outcomes,
+    percent,
+    remedies_of,
+    theory_of,
+)
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
-from gradscope.growth import fit_growth
+from experiments.verdicts import above, below, told, within
+from gradscope.growth import EXPLODING_RATE
 
-FloatArray = npt.NDArray[np.float64]
+DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
+# log10 GSC: what a rate at the edge of no growth makes of all layers.  Less is not worth the name of a remedy.
+LEAST = DEPTH * math.log10(EXPLODING_RATE)
+# Rates that differ by less are called equal: what `gradscope.growth` takes for no growth.
+EQUAL = EXPLODING_RATE - 1
+# Part of the baseline's linear fit error of the last layer below which its layers are called nearly linear, as in the
+# study of architectures.
+KEPT = 0.1
+# A remedy that keeps so much of the nonlinearity of the outputs and takes the growth is an example against its price.
+MOSTLY = 0.5
+SIGNIFICANCE = 0.05
+NUM_TESTS = len(BASELINES) * len(TESTED)
 
 QUESTION = "What helps against exploding gradients, and what does it cost?"
-METHOD = """
-Three networks that explode, depth 50 and width 100 with a linear head of ten outputs: tanh with weight variance
-4 / fan-in, ReLU with batch normalization, and SELU; 32 samples of Gaussian noise, 16 initializations. Each is
-measured as it is and with one thing changed, the number of parameters equal within 1 %:
+METHOD = f"""
+Three networks that explode, depth {DEPTH} and width {WIDTH} with a linear head of {NUM_OUTPUTS} outputs: tanh with
+weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in, ReLU with batch normalization, and SELU;
+{BATCH_SIZE} samples of Gaussian noise, {NUM_SEEDS} initializations. Each is measured as it is and with one thing
+changed, the number of parameters equal within 1 %:
 
-- **wider**: a fifth of the layers, as much wider
+- **wider**: {FEWER} times fewer layers, as much wider
 - **residual**: unit skips f + V phi(W f), two linear maps a block, half as many blocks
 - **batch**, **layer**: normalization of the pre-activations; **plain**: without the normalization there was
 - **he**, **lecun**, **xavier** (in square layers the same as lecun), **orthogonal**, **critical** (chi_1 = 1 by mean
   field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV**: orthonormal, then
   each layer divided by the deviation of its output over a batch (arXiv:1511.06422, `gradscope.initializers.lsuv`)
 
+**Not all of them are remedies of their own.** Of weights mean field knows the variance alone. For tanh without biases
+critical is lecun to the last digit of its law, and orthogonal has the same variance; batch normalization undoes every
+scale, so that xavier, orthogonal and LSUV leave the network as it is; and LSUV sets for SELU what SELU is made to have.
+These are marked †, held against the network they repeat, and left out wherever remedies are counted.
+
 What counts is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not;
-the rate a layer or block stands beside it, with mean field where it has one.
+the rate a layer or block stands beside it, with mean field where it has one. A remedy **lowers** GSC if it lowers
+log10 GSC by {LEAST:.2f} or more, which is what a rate of {EXPLODING_RATE:g}, the edge of what `gradscope.growth` calls
+no growth, makes of {DEPTH} layers: the whole interval must lie beyond. The intervals of these changes hold together
+(Bonferroni over all of them).
 
 Little growth alone is no merit: an affine map has none. **Nonlinearity** is measured by the part of the variance of the
-outputs that the best affine map of the inputs leaves over, on 1000 further samples, corrected for the size of the fit
-(0: the network is an affine map; 1: nothing in it is affine, as in chaos, too); by the same of the last layer's
+outputs that the best affine map of the inputs leaves over, on {NUM_FITTED} further samples, corrected for the size of
+the fit (0: the network is an affine map; 1: nothing in it is affine, as in chaos, too); by the same of the last layer's
 nonlinearity, a line for each neuron; and by the nonlinearity coefficient, NLC (arXiv:1806.00179; 1 for an affine map).
+Whether **little growth is paid for** is a question about remedies, not about seeds: Spearman's rank correlation of
+growth and nonlinearity over the networks, means over seeds, and the part of all orders of them that correlate as much
+(exact, two-sided). A correlation counts where that part is below {SIGNIFICANCE:g} / {NUM_TESTS}, for there are
+{NUM_TESTS} of them. NLC is shown and not tested: on such data its square is GSC from input to output but for the mean
+of the outputs, which it takes off, and where there is none (tanh) the two go together by construction.
 """
 HOW_SURE = """
-Intervals are over initializations, 95 %, Student's t, differences paired by seed (NLC: of the geometric mean). One
-depth, one number of parameters, Gaussian noise, at initialization: nothing here says how the networks train, and a
-network that is nearly affine at first need not stay so. The remedies are not combined.
+Intervals are over initializations, Student's t, differences paired by seed (NLC: of the geometric mean); 95 % in the
+tables, and 95 % for all changes of GSC together where claims are decided. The least change that counts was set after a
+first look at the data, when any change of known sign counted, and so were the networks that are counted once. Remedies
+were chosen and not drawn, and are few for each network: an order that does not count here may be real. One depth, one
+number of parameters, Gaussian noise, at initialization: nothing here says how the networks train, and a network
+that is nearly affine at first need not stay so. The remedies are not combined.
 """
-
-REMEDIES = {
-    NONE: "as it is", "wider": "wider", "residual": "residual", "batch": "batch norm", "layer": "layer norm",
-    "plain": "plain", "he": "he", "lecun": "lecun", "xavier": "xavier", "orthogonal": "orthogonal",
-    "critical": "critical", "lsuv": "LSUV", "looks_linear": "looks linear",
-}  # fmt: skip
-NAMES = {"tanh_large": "tanh, large weights", "relu_batch": "relu+batch", "selu": "selu"}
-# Part of the baseline's linear fit error of the last layer below which its layers are called nearly linear, as in the
-# study of architectures.
-KEPT = 0.1
-# Rates that differ by less are called equal: what `gradscope.growth` takes for no growth.
-EQUAL = 0.02
-TOTAL = r"$\log_{10}$ GSC (squared), input to output"
-# An affine map up to float32.
-ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one network, a number a seed each: log10 GSC from input to output, rate, and nonlinearity."""
-
-    total: FloatArray
-    rate: FloatArray
-    nonlinearity: FloatArray
-    last_layer: FloatArray
-    nlc: FloatArray
-    theory: float
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
     """How much each remedy lowers, and what is left of nonlinearity."""
     found = outcomes(collected.frame)
-    return {"growth": _growth(found), "cost": _cost(found)}
+    return {"growth": remedy_figures.growth(found), "cost": remedy_figures.cost(found)}
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Every remedy for every network, then what lowers the rate itself, and the price."""
+    """Every remedy for every network, those that repeat another, then what lowers the rate itself, and the price."""
     found = outcomes(collected.frame)
-    rows = [_lowers(found, b, remedy) for b in BASELINES for remedy in found[b] if remedy != NONE]
-    rows += [_same_rate(found[b], b) for b in BASELINES]
-    rows += [_same_rate_of_batch(found["relu_batch"], init) for init in ("xavier", "orthogonal", "lsuv")]
-    rows += [_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "orthogonal", "critical", "lsuv")]
-    rows += [_goes_together(found[b], b) for b in BASELINES]
     linear = found["relu_batch"]["looks_linear"]
-    rows.append(
+    return [
+        *(_lowers(found, b, remedy) for b in BASELINES for remedy in remedies_of(b, found[b])),
+        *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b]),
+        *(_same_rate(found, b) for b in BASELINES),
+        *(_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "lsuv")),
+        *(_paid_for(found, b, measure) for b in BASELINES for measure in TESTED),
         Claim(
-            "A looks-linear network is an affine map",
-            bool((linear.nonlinearity < ROUNDING).all()),
-            f"one leaves {'less' if (linear.nonlinearity < ROUNDING).all() else 'more'} than 1e-6 of the variance, "
-            f"although lines leave {mean(linear.last_layer):.2f} of that of its last ReLUs",
-        )
-    )
-    return rows
+            "A looks-linear network is an affine map up to rounding",
+            linear.affine,
+            f"the best affine map leaves {linear.nonlinearity.max():.1g} of the variance at most, rounding is below "
+            f"{ROUNDING:g}; of the last layer's lines leave {mean(linear.last_layer):.2f}",
+        ),
+    ]
 
 
 def answer(collected: Collected) -> str:
@@ -115,103 +125,120 @@ def answer(collected: Collected) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for remedy, outcome in sorted(by_remedy.items(), key=lambda item: -item[1].total.mean()):
-            theory = "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}"
-            left = "below 1e-6" if (outcome.nonlinearity < ROUNDING).all() else f"{mean(outcome.nonlinearity):.2f}"
             table.append(
-                f"| {REMEDIES[remedy]} | {mean(outcome.total):.2f} | {mean(outcome.rate):.3f} | {theory} | {left} | "
+                f"| {REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''} | {mean(outcome.total):.2f} | "
+                f"{mean(outcome.rate):.3f} | {theory_of(outcome)} | {left(outcome)} | "
                 f"{geometric_mean(outcome.last_layer):.1g} | {geometric_mean(outcome.nlc):.3g} |"
             )
         parts.append("\n".join(table))
+    parts.append("† To mean field the same network as another of the table, see the method.")
     return "\n\n".join(parts)
 
 
-def _summary(found: dict[str, dict[str, Outcome]]) -> str:
-    parts = []
+def _summary(found: Outcomes) -> str:
+    """The answer in sentences, each by its verdicts."""
+    shown = []
     for baseline, by_remedy in found.items():
-        least = min(by_remedy, key=lambda remedy: float(by_remedy[remedy].total.mean()))
-        shown = dict.fromkeys(remedy for remedy in (NONE, "wider", "residual", least) if remedy in by_remedy)
-        parts.append(f"{NAMES[baseline]}: {', '.join(_in_short(remedy, by_remedy[remedy]) for remedy in shown)}")
-    correlations = ", ".join(f"{NAMES[b]} {_correlation(by_remedy).value:.2f}" for b, by_remedy in found.items())
-    changes = ", ".join(f"{mean(o['wider'].rate - o[NONE].rate).value:+.3f}" for o in found.values())
-    return (
+        least = min(remedies_of(baseline, by_remedy), key=lambda remedy: float(by_remedy[remedy].total.mean()))
+        kinds = dict.fromkeys(remedy for remedy in (NONE, "wider", "residual", least) if remedy in by_remedy)
+        shown.append(f"{NAMES[baseline]}: {', '.join(_in_short(remedy, by_remedy[remedy]) for remedy in kinds)}")
+    lowers = {
+        (NAMES[b], REMEDIES[remedy]): _lowers(found, b, remedy).holds
+        for b in BASELINES
+        for remedy in remedies_of(b, found[b])
+    }
+    helped = sum(holds is True for holds in lowers.values())
+    orders = {NAMES[b]: correlation(b, by_remedy, "nlc").value for b, by_remedy in found.items()}
+    nlc = ", ".join(f"rank correlation {value:.2f} for {name}" for name, value in orders.items())
+    sentences = [
         "log10 GSC from input to output at equal parameters, with the part of the outputs' variance that is not affine "
-        f"in brackets. {'; '.join(parts)}. With fewer and wider layers the rate a layer changes by {changes} only; "
-        "there are fewer of them to grow. Initialization matters where no normalization undoes it. And little growth "
-        "is paid for: over the remedies, GSC and nonlinearity fall together (rank correlation "
-        f"{correlations}), down to the looks-linear network, which has no growth because it is an affine map. A low "
-        "GSC says nothing without the nonlinearity beside it."
-    )
+        f"in brackets. {'; '.join(shown)}.",
+        f"GSC falls by more than {LEAST:.2f} with {helped} of {len(lowers)} remedies.",
+        told(lowers, "", "It does not for {}.", "It is undecided for {}."),
+        told(
+            {NAMES[b]: _same_rate(found, b).holds for b in BASELINES},
+            f"Fewer and wider layers leave the rate a layer as it is, within {EQUAL:.2g}, for {{}}: there are fewer of "
+            "them to grow.",
+            "They change the rate a layer for {}.",
+            "Whether they change it is undecided for {}.",
+        ),
+        told(
+            {(NAMES[b], REMEDIES[remedy]): _repeats(found, b, remedy).holds for b in BASELINES for remedy in TWINS[b]},
+            f"Some are no remedies of their own, with the GSC of the network they repeat, within {LEAST:.2f}: {{}}.",
+            "Though mean field does not tell them from another network, their GSC differs: {}.",
+            "Whether they repeat another network, as mean field says, is undecided: {}.",
+        ),
+        told(
+            {(NAMES[b], MEASURES[m]): _paid_for(found, b, m).holds for b in BASELINES for m in TESTED},
+            "That little growth is paid for, the less of it the less nonlinearity, holds in the order of the remedies "
+            "for {}.",
+            "The less growth, the more nonlinearity for {}.",
+            "It is undecided for {}.",
+        ),
+        f"NLC, whose square is GSC but for the mean of the outputs, is no test of that ({nlc}).",
+        _counterexamples(found),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _in_short(remedy: str, outcome: Outcome) -> str:
-    share = "0 %" if (outcome.nonlinearity < ROUNDING).all() else f"{100 * outcome.nonlinearity.mean():.0f} %"
-    return f"{REMEDIES[remedy]} {outcome.total.mean():.1f} ({share})"
+    return f"{REMEDIES[remedy]} {outcome.total.mean():.1f} ({percent(outcome)})"
 
 
-def outcomes(frame: pd.DataFrame) -> dict[str, dict[str, Outcome]]:
-    """By baseline and remedy, in the order of `REMEDIES`."""
-    batch_size = int(frame["batch_size"].iloc[0])
-    by_case = {str(case): rows for case, rows in frame.groupby("case", sort=False, observed=True)}
-    return {
-        baseline: {
-            remedy: _outcome(by_case[f"{baseline}-{remedy}"], remedied.rate(f"{baseline}-{remedy}", batch_size))
-            for remedy in REMEDIES
-            if f"{baseline}-{remedy}" in by_case
-        }
-        for baseline in BASELINES
-    }
+def _counterexamples(found: Outcomes) -> str:
+    """Remedies that leave hardly any growth and most of the nonlinearity of the outputs, by all three measures."""
+    parts = []
+    for baseline, by_remedy in found.items():
+        before = by_remedy[NONE]
+        most = max(by_remedy, key=lambda remedy: level(by_remedy[remedy], "last_layer"))
+        for remedy in remedies_of(baseline, by_remedy):
+            after = by_remedy[remedy]
+            if below(mean(after.total), LEAST) and above(mean(after.nonlinearity / before.nonlinearity), MOSTLY):
+                other = "the most of all" if remedy == most else f"instead of {level(before, 'last_layer'):.1g}"
+                parts.append(
+                    f"{NAMES[baseline]} with {REMEDIES[remedy]} has log10 GSC {mean(after.total):.2f}, and "
+                    f"{percent(after)} of it is not affine, NLC {level(after, 'nlc'):.3g}, linear fit error of the "
+                    f"last layer {level(after, 'last_layer'):.1g} ({other})"
+                )
+    if not parts:
+        return f"No remedy takes the growth and keeps more than {100 * MOSTLY:.0f} % of what is not affine."
+    return f"Examples against a price: {'; '.join(parts)}."
 
 
-def _outcome(rows: pd.DataFrame, theory: float) -> Outcome:
-    profile = rows[rows["quantity"] == "gsc"]
-    table = profile.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
-    rates = [fit_growth(values, table.columns.to_numpy()).rate for values in table.to_numpy()]
-
-    def numbers(quantity: str) -> FloatArray:
-        return rows[rows["quantity"] == quantity].sort_values("seed")["value"].to_numpy(dtype=np.float64)
-
-    return Outcome(
-        table.iloc[:, -1].to_numpy(), np.array(rates), numbers("network_linear_fit_error"),
-        numbers("linear_fit_error"), numbers("nlc"), theory,
-    )  # fmt: skip
+def _change(found: Outcomes, baseline: str, remedy: str, other: str) -> Mean:
+    """Of log10 GSC against another network; one of the intervals that hold together."""
+    comparisons = sum(len(by_remedy) - 1 for by_remedy in found.values())
+    return mean(found[baseline][remedy].total - found[baseline][other].total, comparisons)
 
 
-def _sign(difference: Mean) -> bool | None:
-    """Whether a difference is below 0."""
-    return True if difference.high < 0 else False if difference.low > 0 else None
-
-
-def _lowers(found: dict[str, dict[str, Outcome]], baseline: str, remedy: str) -> Claim:
+def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
+    change = _change(found, baseline, remedy, NONE)
     before, after = found[baseline][NONE], found[baseline][remedy]
     return Claim(
         f"{NAMES[baseline]}: {REMEDIES[remedy]} lowers GSC from input to output",
-        _sign(mean(after.total - before.total)),
-        f"log10 GSC changes by {mean(after.total - before.total):+.2f}; rate {mean(after.rate):.3f} instead of "
+        below(change, -LEAST),
+        f"log10 GSC changes by {change:+.2f}, what counts is {-LEAST:.2f}; rate {mean(after.rate):.3f} instead of "
         f"{before.rate.mean():.3f}",
     )
 
 
-def _equal(difference: Mean) -> bool | None:
-    if difference.low > -EQUAL and difference.high < EQUAL:
-        return True
-    return False if difference.low > EQUAL or difference.high < -EQUAL else None
-
-
-def _same_rate(by_remedy: dict[str, Outcome], baseline: str) -> Claim:
-    difference = mean(by_remedy["wider"].rate - by_remedy[NONE].rate)
+def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
+    twin = TWINS[baseline][remedy]
+    change = _change(found, baseline, remedy, twin)
+    rate = mean(found[baseline][remedy].rate - found[baseline][twin].rate)
     return Claim(
-        f"{NAMES[baseline]}: fewer and wider layers leave the rate a layer as it is",
-        _equal(difference),
-        f"the rate changes by {difference:+.3f}; equal is within {EQUAL:g}",
+        f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the network as it is' if twin == NONE else twin}",
+        within(change, 0.0, LEAST),
+        f"log10 GSC differs by {change:+.2f}, what counts is {LEAST:.2f}; the rate by {rate:+.3f}",
     )
 
 
-def _same_rate_of_batch(by_remedy: dict[str, Outcome], init: str) -> Claim:
-    difference = mean(by_remedy[init].rate - by_remedy[NONE].rate)
+def _same_rate(found: Outcomes, baseline: str) -> Claim:
+    difference = mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     return Claim(
-        f"With batch normalization {REMEDIES[init]} leaves the rate a layer as it is",
-        _equal(difference),
-        f"the rate changes by {difference:+.3f}; equal is within {EQUAL:g}",
+        f"{NAMES[baseline]}: fewer and wider layers leave the rate a layer as it is",
+        within(difference, 0.0, EQUAL),
+        f"the rate changes by {difference:+.3f}; equal is within {EQUAL:.2g}",
     )
 
 
@@ -219,82 +246,16 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     kept = geometric_mean(by_remedy[remedy].last_layer / by_remedy[NONE].last_layer)
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
-        True if kept.low > KEPT else False if kept.high < KEPT else None,
+        above(kept, KEPT),
         f"linear fit error of the last layer {kept:.2g} of that with large weights; nearly linear is below {KEPT:g}",
     )
 
 
-def _correlation(by_remedy: dict[str, Outcome]) -> Mean:
-    """Rank correlation of log10 GSC and nonlinearity over the remedies, a seed each."""
-    totals, left = (np.array([getattr(o, name) for o in by_remedy.values()]) for name in ("total", "nonlinearity"))
-    return mean([stats.spearmanr(a, b).statistic for a, b in zip(totals.T, left.T, strict=True)])
-
-
-def _goes_together(by_remedy: dict[str, Outcome], baseline: str) -> Claim:
-    correlation = _correlation(by_remedy)
+def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
+    order = correlation(baseline, found[baseline], measure)
     return Claim(
-        f"{NAMES[baseline]}: the less a remedy leaves of GSC, the less it leaves of nonlinearity",
-        True if correlation.low > 0 else False if correlation.high < 0 else None,
-        f"rank correlation over {len(by_remedy)} networks {correlation:.2f}",
+        f"{NAMES[baseline]}: the less a remedy leaves of GSC, the less of nonlinearity, by {MEASURES[measure]}",
+        order.value > 0 if order.p < SIGNIFICANCE / NUM_TESTS else None,
+        f"rank correlation {order.value:.2f} over {order.num} networks, p = {order.p:.2g}; what counts is below "
+        f"{SIGNIFICANCE / NUM_TESTS:.2g}",
     )
-
-
-def _styles() -> dict[str, tuple[tuple[float, float, float], str]]:
-    """Color and marker of every remedy; the network as it is in black."""
-    colors, markers = sns.color_palette("colorblind"), "oD^vP<>Xp*dh"
-    others = [remedy for remedy in REMEDIES if remedy != NONE]
-    styles = {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(others)}
-    return {NONE: ((0.0, 0.0, 0.0), "s"), **styles}
-
-
-def _growth(found: dict[str, dict[str, Outcome]]) -> Figure:
-    """log10 GSC from input to output, and the rate."""
-    figure, axes = plt.subplots(2, len(found), figsize=(12.6, 8.0), layout="constrained")
-    for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
-        order = sorted(by_remedy, key=lambda remedy: by_remedy[remedy].total.mean())
-        _draw_bars(column[0], by_remedy, order, "total")
-        column[0].set(xlabel=TOTAL, title=NAMES[baseline])
-        _draw_bars(column[1], by_remedy, order, "rate")
-        for place, remedy in enumerate(order):
-            if not math.isnan(theory := by_remedy[remedy].theory):
-                column[1].plot(theory, place, "|", color="0.15", markersize=13, markeredgewidth=1.6)
-        column[1].set(xlabel="GSC rate a layer (squared); bars: mean field")
-    seeds = len(next(iter(found.values()))[NONE].total)
-    figure.suptitle(f"Remedies at equal parameters; mean over {seeds} seeds, whiskers: 95 % interval", fontsize=11)
-    return figure
-
-
-def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: str) -> None:
-    colors = sns.color_palette("colorblind")
-    for place, remedy in enumerate(order):
-        cell = mean(getattr(by_remedy[remedy], name))
-        ax.errorbar(
-            cell.value, place, xerr=cell.high - cell.value, fmt="s" if remedy == NONE else "o",
-            color=colors[3] if remedy == NONE else colors[0], capsize=3, markersize=5,
-        )  # fmt: skip
-    ax.axvline(0.0 if name == "total" else 1.0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set_yticks(range(len(order)), [REMEDIES[remedy] for remedy in order])
-    sns.despine(ax=ax)
-
-
-def _cost(found: dict[str, dict[str, Outcome]]) -> Figure:
-    """Nonlinearity against growth."""
-    figure, axes = plt.subplots(1, len(found), figsize=(12.6, 4.6), layout="constrained", sharey=True)
-    styles, shown = _styles(), {}
-    for ax, (baseline, by_remedy) in zip(axes, found.items(), strict=True):
-        for remedy, outcome in by_remedy.items():
-            color, marker = styles[remedy]
-            total, left = mean(outcome.total), mean(outcome.nonlinearity)
-            shown[remedy] = ax.errorbar(
-                total.value, left.value, xerr=total.high - total.value, yerr=left.high - left.value, fmt=marker,
-                color=color, markersize=7, capsize=2, elinewidth=1, markeredgecolor="0.2", markeredgewidth=0.5,
-            )  # fmt: skip
-        ax.set(title=NAMES[baseline], xlabel=TOTAL)
-        sns.despine(ax=ax)
-    axes[0].set_ylabel("part of the outputs' variance that is not affine")
-    handles = [shown[remedy] for remedy in REMEDIES if remedy in shown]
-    words = [REMEDIES[remedy] for remedy in REMEDIES if remedy in shown]
-    figure.legend(handles, words, loc="outside right center", frameon=False, fontsize=9)
-    seeds = len(next(iter(found.values()))[NONE].total)
-    figure.suptitle(f"Growth and nonlinearity; mean over {seeds} seeds, bars: 95 % interval", fontsize=11)
-    return figure

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-import math
-
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import gradscope.meanfield as mf
-from experiments import skips
+from experiments import skip_figures
 from experiments.collect import Collected
 from experiments.skip_numbers import (
-    block_rates,
+    CASES,
+    NARROW,
+    NARROW_WIDTH,
+    POWER,
+    WINDOW,
+    block_excess,
+    block_totals,
     branch_rate,
-    expected,
     expected_exponent,
+    expected_steadiness,
     exponents,
+    factors_by_stage,
+    flattening,
     from_stem,
+    name,
     rates,
     ratios,
     single_blocks,
     steadiness,
 )
-from experiments.skips import BRANCHES, DILUTIONS, UNIT
+from experiments.skips import BRANCHES, DILUTIONS, NUM_BLOCKS, RESNET_DEPTH, UNIT
 from experiments.study import Claim
-from experiments.summaries import Mean, mean
-from gradscope import plots
+from experiments.summaries import mean
+from experiments.verdicts import above, all_of, below, told, within
+
+DEPTH, WIDTH, BATCH_SIZE, NUM_PROBES, NUM_SEEDS = 100, 400, 32, 4, 8
+RESNET_BLOCKS, RESNET_WIDTH = 15, 16
+# The part by which an excess, or a growth, may miss the law.  Finite width moves an excess by about half of that
+# where there is no skip (tanh+layer against mean field), so that less could not be told from it.
+TOLERANCE = 0.1
+# Of the GSC of a block without an excess: what `gradscope.growth` calls neither exploding nor vanishing.
+STEADY = 0.02
+# log10 of what counts as keeping GSC over all blocks: one order of magnitude, where lengths go through tens of them.
+KEEPS = 1.0
 
 QUESTION = "How do skip connections change the growth of GSC?"
-METHOD = """
-Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) of depth 100 and width 400, 32 samples of Gaussian noise, a
-linear map (stem) in front, eight initializations; GSC in the squared convention by four random probes.
+METHOD = f"""
+Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) of depth {DEPTH} and width {WIDTH}, {BATCH_SIZE} samples of
+Gaussian noise, a linear map (stem) in front, {NUM_SEEDS} initializations; GSC in the squared convention by {NUM_PROBES}
+random probes.
 
 **Law.** With the **dilution** k = |skip| / |branch|, a ratio of lengths, and r the GSC of the branch alone, a block has
 
@@ -44,45 +58,49 @@ where skip and branch are orthogonal in value and in Jacobian (G. Philipp, D. So
 `gradscope.meanfield.residual_rate`): the excess over 1 shrinks by k^2 + 1.
 
 **Constant dilution.** The branch of a normalized block has the same length whatever its input, so that with a skip
-weight s below 1 lengths settle, at k = s / sqrt(1 - s^2). Skip weights are chosen for k = 0 (no skip), 0.5, 1, 2, 4.
-The measured excess of the rate, times k^2 + 1, is held against the excess without a skip, same seeds: the law holds
-where the ratio is within 10 % of 1. The strongest dilution is also measured at width 100.
+weight s below 1 lengths settle, at k = s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no
+skip). The measured excess of the rate, times k^2 + 1, is held against the excess without a skip, same seeds: the law
+holds where the ratio is within {100 * TOLERANCE:.0f} % of 1. The strongest dilution is also measured at width
+{NARROW_WIDTH}.
 
 **Unit skips** (s = 1): lengths grow with every block, so does k^2, in proportion to the depth, and the product of the
-blocks grows like depth^(r - 1) instead of r^depth. The growth of log GSC a block between blocks 32 and 100, over that
-between blocks 8 and 32, tells the two apart: 1 for an exponential, 0.29 for a power; the line is drawn at their
-geometric mean, 0.54. Theory is the product of the law over the blocks, k and r from mean field.
+blocks approaches depth^(r - 1) instead of r^depth. The growth of log GSC a block between blocks {WINDOW[1]} and
+{WINDOW[2]}, over that between blocks {WINDOW[0]} and {WINDOW[1]}, is 1 for an exponential and {POWER:.3f} for a power
+of the depth. The law itself has not come down to that power in this window, so the measured ratio is held against the
+law's own: the product of the law over the blocks, k and r from mean field.
 
-**Single blocks.** GSC of block and branch and the dilution of six blocks of every network, with the law between them.
-Besides the above a ReLU network without normalization, and one whose branches end in the ReLU instead of a linear map,
-f_l = f_(l-1) + relu(W f_(l-1)).
+**Single blocks.** GSC of block and branch and the dilution of {NUM_BLOCKS} blocks of every network. The law holds where
+the excess of the blocks of a case over 1, in their sum, is within {100 * TOLERANCE:.0f} % of what k and r of the same
+blocks make of it: an excess, because a GSC near 1 agrees with any law of dilution. (At k = 1 it cannot tell k from
+k^2.) Besides the above a ReLU network without normalization, and one whose branches end in the ReLU instead of a linear
+map, f_l = f_(l-1) + relu(W f_(l-1)): there r is 1, so that the law has no excess, whatever k, and GSC itself must be
+within {100 * STEADY:.0f} % of it.
 
-**ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) with 32 layers, 15 blocks, width 16, with and
-without its skip connections, all else equal, on noise of the size of an image: GSC from every block to the logits.
+**ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) with {RESNET_DEPTH} layers, {RESNET_BLOCKS}
+blocks, width {RESNET_WIDTH}, with and without its skip connections, all else equal, on noise of the size of an image:
+GSC from every block to the logits. Its growth changes from stage to stage, so that no factor a block stands for all of
+them: judged are the growth from the first block to the last, and how much of the growth a block is left in the last
+stage.
 """
-HOW_SURE = """
-Intervals are over initializations, 95 %, Student's t. The law and mean field are limits of infinite width: what finite
-networks add to the rate (`depth_width`) is no part of the branch's excess, and need not shrink with it. The ResNet's
-blocks end in a ReLU, so the law does not cover them. Everything is at initialization.
+HOW_SURE = f"""
+Intervals are over initializations, 95 %, Student's t, each for itself: of so many claims one may be wrong by chance.
+**The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look** at width {NARROW_WIDTH}; of that the
+strongest dilution is shown, where the excess is smallest. The law and mean field are limits of infinite width: what
+finite networks add to the rate (`depth_width`) is no part of the branch's excess, and need not shrink with it. The
+ResNet's blocks end in a ReLU, so the law does not cover them, and its stages differ in width, too, so that what changes
+from stage to stage is not dilution alone. Everything is at initialization.
 """
-
-# Growth a block between blocks 32 and 100 over that between 8 and 32: a power of the depth leaves
-# (ln(100 / 32) / 68) / (ln(32 / 8) / 24), an exponential 1.
-POWER = (math.log(100 / 32) / 68) / (math.log(32 / 8) / 24)
-HALFWAY = math.sqrt(POWER)
-# Plain networks exceed the excess of mean field by up to 2 % at width 400 (`depth_width`), which leaves room for noise.
-TOLERANCE = 0.1
-# Of the GSC of a single block, whose probes and finite width leave about as much.
-BLOCK_TOLERANCE = 0.02
-NARROW = "-100"
-# What `gradscope.growth` calls neither exploding nor vanishing.
-STEADY = 0.02
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
     """The law, growth with the depth, single blocks, and the ResNet."""
     frame = collected.frame
-    return {"law": _law(frame), "growth": _growth(frame), "blocks": _blocks(frame), "resnet": _resnet(frame)}
+    return {
+        "law": skip_figures.law(frame),
+        "growth": skip_figures.growth(frame),
+        "blocks": skip_figures.blocks(frame, TOLERANCE),
+        "resnet": skip_figures.resnet(frame),
+    }
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -92,29 +110,10 @@ def claims(collected: Collected) -> list[Claim]:
     rows += [_diluted(frame, branch, k) for branch in BRANCHES for k in DILUTIONS[1:]]
     rows += [_diluted(frame, branch, "4", NARROW) for branch in BRANCHES]
     for branch in BRANCHES:
-        rows += [_exponential(frame, branch), _power(frame, branch), _exponent(frame, branch)]
-    rows += [_single_blocks(frame, branch) for branch in (*BRANCHES, "relu", "relu_end")]
-    plain, residual = (block_rates(frame, f"resnet-{skip}") for skip in ("0", UNIT))
-    last = mean(block_rates(frame, f"resnet-{UNIT}", "stage3"))
-    length, gsc = _lengths(frame), mean(from_stem(frame, "relu-unit")[:, -1])
-    return [
-        *rows,
-        Claim(
-            "An unnormalized ReLU network with unit skips keeps its GSC although its lengths explode",
-            length.low > 1 and gsc.low > -1 and gsc.high < 1,
-            f"over 100 blocks the squared length grows by 10^{length:.1f}, and log10 GSC is {gsc:.2f}",
-        ),
-        Claim(
-            "Skip connections lower the growth of a ResNet",
-            _below(mean(plain - residual)),
-            f"factor a block {mean(plain):.3f} without, {mean(residual):.3f} with skip connections",
-        ),
-        Claim(
-            "With its skip connections the ResNet does not explode",
-            _within(mean(residual), 1.0, STEADY),
-            f"factor a block {mean(residual):.3f}, in the last stage {last:.3f}; not exploding is below {1 + STEADY:g}",
-        ),
-    ]
+        rows += [_exponential(frame, branch), _slower(frame, branch), _slows(frame, branch), _exponent(frame, branch)]
+    rows += [_in_blocks(frame, branch, case) for branch in BRANCHES for case in CASES]
+    rows += [_without_excess(frame, "relu", "a linear map"), _without_excess(frame, "relu_end", "the ReLU")]
+    return [*rows, _keeps(frame), _lowers(frame), _flattens(frame)]
 
 
 def answer(collected: Collected) -> str:
@@ -123,42 +122,77 @@ def answer(collected: Collected) -> str:
     table = ["| branch | k = 0 | 0.5 | 1 | 2 | 4 | unit skips: exponent |", "|---|---|---|---|---|---|---|"]
     for branch in BRANCHES:
         cells = [f"{mean(rates(frame, branch, k)):.4f}" for k in DILUTIONS]
-        table.append(f"| {_name(branch)} | {' | '.join(cells)} | {mean(exponents(frame, branch)):.3f} |")
+        table.append(f"| {name(branch)} | {' | '.join(cells)} | {mean(exponents(frame, branch)):.3f} |")
         theory = [f"{mf.residual_rate(branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
-        expected = f"{expected_exponent(frame, branch):.3f}"
-        table.append(f"| {_name(branch)}, law | {' | '.join(theory)} | {expected} |")
-    plain, residual = (mean(block_rates(frame, f"resnet-{skip}")) for skip in ("0", UNIT))
-    narrow = ", ".join(f"{_name(branch)} {mean(ratios(frame, branch, '4', NARROW)):.2f}" for branch in BRANCHES)
-    return (
-        "They dilute it: the part of a block's growth that exceeds 1 is divided by k^2 + 1, where the skip is k times "
-        "as long as the branch. At constant dilution GSC still explodes exponentially, only slower; with unit skips "
-        "and normalized branches lengths grow, the dilution with them, and GSC grows as a power of the depth. GSC "
-        f"a block of a ResNet of 32 layers changes from {plain:.3f} without to {residual:.3f} with skip "
-        "connections. The law is one of wide networks: at width 100 and k = 4 the excess is so many times what the law "
-        f"leaves of it: {narrow}.\n\n" + "\n".join(table)
-    )
+        known = f"{expected_exponent(frame, branch):.3f}"
+        table.append(f"| {name(branch)}, law | {' | '.join(theory)} | {known} |")
+    return f"{_summary(frame)}\n\n" + "\n".join(table)
 
 
-def _lengths(frame: pd.DataFrame) -> Mean:
-    return mean(frame.loc[(frame["case"] == "relu-unit") & (frame["quantity"] == "log10_length_growth"), "value"])
-
-
-def _within(found: Mean, wanted: float, tolerance: float) -> bool | None:
-    if max(found.high - wanted, wanted - found.low) < tolerance:
-        return True
-    return False if found.low > wanted + tolerance or found.high < wanted - tolerance else None
-
-
-def _below(difference: Mean) -> bool | None:
-    return True if difference.low > 0 else False if difference.high < 0 else None
+def _summary(frame: pd.DataFrame) -> str:
+    """The answer in sentences, each by its verdicts."""
+    part, branches = f"{100 * TOLERANCE:.0f} %", {name(branch): branch for branch in BRANCHES}
+    totals = {skip: mean(block_totals(frame, f"resnet-{skip}")) for skip in ("0", UNIT)}
+    flat = {skip: mean(flattening(frame, f"resnet-{skip}")) for skip in ("0", UNIT)}
+    narrow = ", ".join(f"{word} {mean(ratios(frame, b, '4', NARROW)):.2f}" for word, b in branches.items())
+    sentences = [
+        told(
+            {(name(b), f"k = {k}"): _diluted(frame, b, k).holds for b in BRANCHES for k in DILUTIONS[1:]},
+            "They dilute it: the part of a block's growth that exceeds 1 is divided by k^2 + 1, where the skip is k "
+            f"times as long as the branch, within {part} for {{}}.",
+            f"It is not divided by k^2 + 1 for {{}}, where the excess is off by more than {part}.",
+            f"Whether it is divided by k^2 + 1, within {part}, is undecided for {{}}.",
+        ),
+        told(
+            {word: _diluted(frame, b, "4", NARROW).holds for word, b in branches.items()},
+            f"At width {NARROW_WIDTH} and k = 4 the same holds for {{}}.",
+            f"At width {NARROW_WIDTH} and k = 4 it does not hold for {{}}.",
+            f"At width {NARROW_WIDTH} and k = 4 it is undecided for {{}}.",
+        ),
+        f"The excess there is so many times what the law leaves of it: {narrow}.",
+        told(
+            {word: _exponential(frame, b).holds for word, b in branches.items()},
+            "At constant dilution (k = 1) GSC explodes exponentially all the same for {}.",
+            "At constant dilution (k = 1) GSC does not grow exponentially for {}.",
+            "Whether GSC grows exponentially at constant dilution (k = 1) is undecided for {}.",
+        ),
+        told(
+            {word: _slower(frame, b).holds for word, b in branches.items()},
+            "With unit skips lengths grow, the dilution with them, and GSC more slowly than an exponential for {}.",
+            "With unit skips GSC grows no more slowly than an exponential for {}.",
+            "Whether GSC grows more slowly than an exponential with unit skips is undecided for {}.",
+        ),
+        told(
+            {word: _slows(frame, b).holds for word, b in branches.items()},
+            f"It slows down as the law does, which approaches a power of the depth, within {part} for {{}}.",
+            "It does not slow down as the law does, which approaches a power of the depth, for {}.",
+            f"Whether it slows down as the law does, within {part}, which approaches a power of the depth, is "
+            "undecided for {}.",
+        ),
+        told(
+            {(name(b), CASES[case]): _in_blocks(frame, b, case).holds for b in BRANCHES for case in CASES},
+            f"In single blocks the law holds within {part} of the excess for {{}}.",
+            "In single blocks it does not hold for {}.",
+            "In single blocks it is undecided for {}.",
+        ),
+        told(
+            {"lower": _lowers(frame).holds},
+            "Skip connections lower the growth of a ResNet: ",
+            "Skip connections do not lower the growth of a ResNet: ",
+            "Whether skip connections lower the growth of a ResNet is undecided: ",
+        )
+        + f"log10 GSC from the first block to the last is {totals['0']:.2f} without and {totals[UNIT]:.2f} with them. "
+        f"Of the growth a block in the first stage {flat['0']:.2f} is left in the last without, {flat[UNIT]:.2f} with.",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     found, theory = mean(rates(frame, branch, "0")), branch_rate(frame, branch)
     ratio = mean((rates(frame, branch, "0") - 1) / (theory - 1))
     return Claim(
-        f"Without a skip {_name(branch)} grows as mean field says",
-        _within(ratio, 1.0, TOLERANCE),
+        f"Without a skip {name(branch)} grows as mean field says",
+        within(ratio, 1.0, TOLERANCE),
         f"rate {found:.4f}, mean field {theory:.4f}; ratio of the excesses {ratio:.3f}",
     )
 
@@ -166,149 +200,99 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
 def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> Claim:
     found, ratio = rates(frame, branch, dilution + width), mean(ratios(frame, branch, dilution, width))
     law = mf.residual_rate(branch_rate(frame, branch), float(dilution))
-    where = ", at width 100" if width else ""
+    where = f", at width {NARROW_WIDTH}" if width else ""
     return Claim(
-        f"{_name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
-        _within(ratio, 1.0, TOLERANCE),
+        f"{name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
+        within(ratio, 1.0, TOLERANCE),
         f"rate {mean(found):.4f}, by the law {law:.4f}; excess times k^2 + 1 over that without a skip {ratio:.3f}",
     )
 
 
 def _exponential(frame: pd.DataFrame, branch: str) -> Claim:
-    found = steadiness(frame, f"{branch}-1")
+    found = mean(steadiness(frame, f"{branch}-1"))
     return Claim(
-        f"At constant dilution, k = 1, {_name(branch)} grows exponentially",
-        True if found.low > HALFWAY else False if found.high < HALFWAY else None,
-        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.2f}",
+        f"At constant dilution, k = 1, {name(branch)} grows exponentially",
+        within(found, 1.0, TOLERANCE),
+        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.3f}",
     )
 
 
-def _power(frame: pd.DataFrame, branch: str) -> Claim:
-    found = steadiness(frame, f"{branch}-{UNIT}")
+def _slower(frame: pd.DataFrame, branch: str) -> Claim:
+    found = mean(steadiness(frame, f"{branch}-{UNIT}"))
     return Claim(
-        f"With unit skips {_name(branch)} grows as a power of the depth",
-        True if found.high < HALFWAY else False if found.low > HALFWAY else None,
-        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.2f}",
+        f"With unit skips {name(branch)} grows more slowly than an exponential",
+        below(found, 1 - TOLERANCE),
+        f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.3f}",
+    )
+
+
+def _slows(frame: pd.DataFrame, branch: str) -> Claim:
+    found, law = steadiness(frame, f"{branch}-{UNIT}"), expected_steadiness(frame, branch, UNIT)
+    return Claim(
+        f"With unit skips {name(branch)} slows down as the law does, which approaches a power of the depth",
+        within(mean(found / law), 1.0, TOLERANCE),
+        f"growth a block late over early {mean(found):.3f}, by the law {law:.3f}; the one over the other "
+        f"{mean(found / law):.2f}; a power of the depth has {POWER:.3f}",
     )
 
 
 def _exponent(frame: pd.DataFrame, branch: str) -> Claim:
     found, theory = mean(exponents(frame, branch)), expected_exponent(frame, branch)
     return Claim(
-        f"The power of {_name(branch)} is that of the law",
-        _within(mean(exponents(frame, branch) / theory), 1.0, TOLERANCE),
-        f"exponent from block 32 to 100 {found:.3f}, by the law {theory:.3f}, and r - 1 = "
-        f"{branch_rate(frame, branch) - 1:.3f} in the limit",
+        f"The exponent of {name(branch)} from block {WINDOW[1]} to {WINDOW[2]} is that of the law",
+        within(mean(exponents(frame, branch) / theory), 1.0, TOLERANCE),
+        f"{found:.3f}, by the law {theory:.3f}, and r - 1 = {branch_rate(frame, branch) - 1:.3f} in the limit",
     )
 
 
-def _single_blocks(frame: pd.DataFrame, branch: str) -> Claim:
+def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
+    table = single_blocks(frame, branch)
+    own = table.loc[f"{branch}-{case}"]
+    ratio = mean(block_excess(table, f"{branch}-{case}"))
+    return Claim(
+        f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
+        within(ratio, 1.0, TOLERANCE),
+        f"excess of GSC over 1 in {len(own)} blocks, over that of the law {ratio:.3f}; in the mean k is "
+        f"{own['dilution'].mean():.2f} and r {own['branch_gsc'].mean():.3f}",
+    )
+
+
+def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     table = single_blocks(frame, branch)
     ratio = mean((table["block_gsc"] / table["law"]).groupby(level="seed").mean())
-    where = "whose branches end in the ReLU" if branch == "relu_end" else "whose branches end in a linear map"
     return Claim(
-        f"The law holds in single blocks of {_name(branch.removesuffix('_end'))} {where}",
-        _within(ratio, 1.0, BLOCK_TOLERANCE),
-        f"GSC of a block over the law {ratio:.3f}, mean of {len(table)} blocks",
+        f"The law holds in single blocks of relu whose branches end in {end}, where it has no excess",
+        within(ratio, 1.0, STEADY),
+        f"GSC of a block over the law {ratio:.3f}, mean of {len(table)} blocks; r {table['branch_gsc'].mean():.3f}",
     )
 
 
-def _law(frame: pd.DataFrame) -> Figure:
-    """Excess against dilution."""
-    figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
-    at = np.linspace(0, 4.2, 200)
-    for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), BRANCHES, strict=False)):
-        cells = [mean(rates(frame, branch, k) - 1) for k in DILUTIONS]
-        ax.errorbar(
-            [float(k) + 0.03 * (2 * number - 1) for k in DILUTIONS], [cell.value for cell in cells],
-            yerr=[cell.high - cell.value for cell in cells], fmt="os"[number], color=color, capsize=3, markersize=5,
-            label=f"{_name(branch)}, measured",
-        )  # fmt: skip
-        r = branch_rate(frame, branch)
-        ax.plot(at, (r - 1) / (at**2 + 1), color=color, linewidth=1, linestyle=(0, (4, 2.5)),
-                label=f"{_name(branch)}, (r - 1) / (k$^2$ + 1), r = {r:.3f}")  # fmt: skip
-    ax.set(yscale="log", xlabel="dilution k = |skip| / |branch|", ylabel="GSC rate a block (squared) less 1")
-    ax.set_title(f"Constant dilution; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval", fontsize=10)
-    ax.legend(frameon=False, fontsize=9)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _growth(frame: pd.DataFrame) -> Figure:
-    """GSC from the stem; on the right unit skips alone, where a power of the depth is a straight line."""
-    figure, axes = plt.subplots(len(BRANCHES), 2, figsize=(10.4, 7.4), layout="constrained")
-    words = {k: "no skip" if k == "0" else f"k = {k}" for k in ("0", "1", "2")} | {UNIT: "unit skips"}
-    for (left, right), branch in zip(axes, BRANCHES, strict=True):
-        _draw_growth(left, frame, branch, words, tuple(words))
-        _draw_growth(right, frame, branch, words, (UNIT,))
-        left.set_title(_name(branch), fontsize=10)
-        right.set_title(f"{_name(branch)}, unit skips, logarithmic depth", fontsize=10)
-        right.set_xscale("log")
-        right.set_xticks(skips.REACHED, [str(number) for number in skips.REACHED])
-        right.minorticks_off()
-        left.set_ylabel(plots.LABELS["gsc"])
-        for ax in (left, right):
-            ax.set_xlabel("blocks from the stem")
-    axes[0, 0].legend(frameon=False, fontsize=9)
-    seeds = frame["seed"].nunique()
-    figure.suptitle(
-        f"GSC from the stem to a block; mean over {seeds} seeds, bars: 95 % interval, dashed: the law", fontsize=11
+def _keeps(frame: pd.DataFrame) -> Claim:
+    own = frame[(frame["case"] == f"relu-{UNIT}") & (frame["quantity"] == "log10_length_growth")]
+    length, gsc = mean(own["value"]), mean(from_stem(frame, f"relu-{UNIT}")[:, -1])
+    return Claim(
+        "An unnormalized ReLU network with unit skips keeps its GSC although its lengths explode",
+        all_of(above(length, KEEPS), within(gsc, 0.0, KEEPS)),
+        f"over {DEPTH} blocks the squared length grows by 10^{length:.1f}, and log10 GSC is {gsc:.2f}; what counts is "
+        f"{KEEPS:g}",
     )
-    return figure
 
 
-def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, str], shown: tuple[str, ...]) -> None:
-    reached = np.array(skips.REACHED)
-    for color, marker, (dilution, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
-        if dilution not in shown:
-            continue
-        cells = [mean(column) for column in from_stem(frame, f"{branch}-{dilution}").T]
-        ax.errorbar(
-            reached, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells],
-            fmt=f"{marker}-", color=color, markersize=4, linewidth=1.2, capsize=2, label=word,
-        )  # fmt: skip
-        ax.plot(reached, expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
-                linestyle=(0, (4, 2.5)), zorder=3)  # fmt: skip
-    sns.despine(ax=ax)
+def _lowers(frame: pd.DataFrame) -> Claim:
+    plain, residual = (block_totals(frame, f"resnet-{skip}") for skip in ("0", UNIT))
+    return Claim(
+        "Skip connections lower the growth of a ResNet",
+        above(mean(plain - residual), 0.0),
+        f"log10 GSC from the first block to the last {mean(plain):.2f} without, {mean(residual):.2f} with them",
+    )
 
 
-def _blocks(frame: pd.DataFrame) -> Figure:
-    """GSC of single blocks against the law."""
-    figure, ax = plt.subplots(figsize=(6.0, 5.2), layout="constrained")
-    words = {branch: _name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
-    for color, marker, (branch, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
-        table = single_blocks(frame, branch)
-        ax.plot(table["law"], table["block_gsc"], marker, color=color, markersize=3.5, alpha=0.5, linestyle="none",
-                markeredgewidth=0, label=word)  # fmt: skip
-    low, high = ax.get_xlim()
-    ax.plot([low, high], [low, high], color="0.3", linewidth=0.9, zorder=0)
-    ax.set(xlabel="(k$^2$ + r) / (k$^2$ + 1), k and r of the same block", ylabel="GSC of the block (squared)")
-    ax.set_title(f"Single blocks of all dilutions, {frame['seed'].nunique()} seeds; line: the law", fontsize=10)
-    ax.legend(frameon=False, fontsize=9, markerscale=2)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _resnet(frame: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
-    words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}
-    for color, style, (case, word) in zip(sns.color_palette("colorblind"), "-s", words.items(), strict=False):
-        rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc")]
-        values = rows.pivot_table(index="seed", columns="layer", values="log10_value", observed=True)
-        middle, spread = values.mean(), values.std()
-        places = np.arange(len(middle))
-        ax.plot(places, middle, "-", color=color, marker="os"[style == "s"], markersize=4,
-                label=f"{word}: factor a block {mean(block_rates(frame, case)):.3f}")  # fmt: skip
-        ax.fill_between(places, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
-        ax.set_xticks(places, list(values.columns), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="", ylabel=f"{plots.LABELS['gsc']}, to the logits")
-    seeds = frame["seed"].nunique()
-    ax.set_title(f"ResNet of 32 layers; mean over {seeds} seeds, band: one standard deviation", fontsize=10)
-    ax.legend(frameon=False, fontsize=9)
-    sns.despine(ax=ax)
-    return figure
-
-
-def _name(branch: str) -> str:
-    return branch.replace("_", "+")
+def _flattens(frame: pd.DataFrame) -> Claim:
+    plain, residual = (flattening(frame, f"resnet-{skip}") for skip in ("0", UNIT))
+    return Claim(
+        "With skip connections less of the growth a block is left in the last stage of a ResNet than without",
+        below(mean(residual - plain), 0.0),
+        f"growth of log GSC a block in the last stage over that in the first {mean(residual):.2f} with, "
+        f"{mean(plain):.2f} without; factor a block by stage "
+        f"{factors_by_stage(frame, f'resnet-{UNIT}')} with, {factors_by_stage(frame, 'resnet-0')} without",
+    )
