@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,8 @@ from experiments.depth_numbers import (
 )
 from experiments.depths import MOMENTUM, PROBES, TOLERANCES, TRIED
 from experiments.study import Claim
-from experiments.summaries import Mean, mean
+from experiments.summaries import mean
+from experiments.verdicts import above, all_of, below, within
 
 # "As if independent": within so many layers.
 NEAR = 1.0
@@ -60,11 +61,11 @@ learning rates each run keeps the one that ends with the lowest training loss. E
 on a batch of digits, exactly, or from {PROBES} random vectors where batch normalization couples the samples.
 """
 HOW_SURE = """
-Intervals are over seeds (weights, order and measured digits), 95 %, Student's t, each by itself, not corrected for
-there being many. Contributions are exact for the measured digits, or come from random vectors. What counts as a layer
-is a matter of definition: a residual block is one. The tolerance is a convention; the table has a second one. Effective
-depth says how much of the change was composed, not whether it was of use: a network that fails to learn moves its
-layers too, and a wider, a longer or a better training would give other numbers.
+Intervals are over seeds (weights, order and measured digits), 95 %, Student's t; those of one kind of claim hold
+together (Bonferroni). Contributions are exact for the measured digits, or come from random vectors. What counts as a
+layer is a matter of definition: a residual block is one. The tolerance is a convention; the table has a second one.
+Effective depth says how much of the change was composed, not whether it was of use: a network that fails to learn moves
+its layers too, and a wider, a longer or a better training would give other numbers.
 """
 CAPTIONS = {
     "effective_depth": "Effective depth while networks of depth 50 learn, and at the end for both depths; mean over "
@@ -91,12 +92,16 @@ def claims(collected: Collected) -> list[Claim]:
     frame = collected.frame
     keys = trained(frame)
     shallow, deep = (min(key[3] for key in keys), max(key[3] for key in keys))
-    made = [_half(frame, key) for key in keys if key[3] == deep]
-    made += [_all(frame, key) for key in keys if key[3] == shallow]
-    made += [_grows(frame, key) for key in keys if key[3] == deep]
-    made += [_deeper(frame, key, shallow) for key in keys if key[3] == deep and (*key[:3], shallow) in keys]
-    made += [_skips(frame, key) for key in keys if key[3] == deep and key[2] == "none" and _residual(key) in keys]
-    made += [_stands(frame, key) for key in keys if key[3] == deep]
+    most = [key for key in keys if key[3] == deep]
+    families: list[tuple[Callable[[pd.DataFrame, Key, int], Claim], list[Key]]] = [
+        (_half, most),
+        (_all, [key for key in keys if key[3] == shallow]),
+        (_grows, most),
+        (_deeper, [key for key in most if (*key[:3], shallow) in keys]),
+        (_skips, [key for key in most if key[2] == "none" and _residual(key) in keys]),
+        (_stands, most),
+    ]
+    made = [claim(frame, key, len(family)) for claim, family in families for key in family]
     return [*made, _independent(frame, keys), _together(frame, keys), _certain(frame, keys)]
 
 
@@ -153,76 +158,71 @@ def _residual(key: Key) -> Key:
     return (*key[:2], "identity", key[3])
 
 
-def _decided(found: Mean, threshold: float) -> bool | None:
-    """Above the threshold, below it, or neither for sure."""
-    return True if found.low > threshold else False if found.high < threshold else None
-
-
-def _half(frame: pd.DataFrame, key: Key) -> Claim:
-    num, found = layers(frame, key), mean(final(frame, key))
-    more = _decided(found, num / 2)
+def _half(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
+    num, found = layers(frame, key), mean(final(frame, key), comparisons)
     return Claim(
         f"Of {name(key)}, depth {key[3]}, fewer than half of the layers count",
-        None if more is None else not more,
+        below(found, num / 2),
         f"effective depth {found:.1f} of {num} layers",
     )
 
 
-def _all(frame: pd.DataFrame, key: Key) -> Claim:
+def _all(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     num, values = layers(frame, key), final(frame, key)
     return Claim(
         f"Of {name(key)}, depth {key[3]}, all layers count in every run",
         bool((values == num).all()),
-        f"effective depth {mean(values):.1f} of {num} layers",
+        f"effective depths {values.min():.0f} to {values.max():.0f} of {num} layers",
     )
 
 
-def _grows(frame: pd.DataFrame, key: Key) -> Claim:
+def _grows(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
     first, last = table.index[0], table.index[-1]
-    change = mean(table.loc[last] - table.loc[first])
+    change = mean(table.loc[last] - table.loc[first], comparisons)
     return Claim(
         f"The effective depth of {name(key)}, depth {key[3]}, grows while it learns",
-        _decided(change, 0.0),
+        above(change, 0.0),
         f"from {mean(table.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}",
     )
 
 
-def _deeper(frame: pd.DataFrame, key: Key, shallow: int) -> Claim:
-    difference = mean(final(frame, key) - final(frame, (*key[:3], shallow)))
+def _deeper(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
+    shallow = min(other[3] for other in trained(frame))
+    difference = mean(final(frame, key) - final(frame, (*key[:3], shallow)), comparisons)
     return Claim(
         f"{name(key)} of depth {key[3]} has a larger effective depth than that of depth {shallow}",
-        _decided(difference, 0.0),
+        above(difference, 0.0),
         f"larger by {difference:.1f}",
     )
 
 
-def _skips(frame: pd.DataFrame, key: Key) -> Claim:
-    difference = mean(final(frame, _residual(key)) - final(frame, key))
+def _skips(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
+    difference = mean(final(frame, _residual(key)) - final(frame, key), comparisons)
     return Claim(
         f"Skip connections enlarge the effective depth of {name(key)}, depth {key[3]}",
-        _decided(difference, 0.0),
+        above(difference, 0.0),
         f"it changes by {difference:.1f}",
     )
 
 
-def _stands(frame: pd.DataFrame, key: Key) -> Claim:
-    found, num = mean(replaceable(frame, key)), layers(frame, key)
+def _stands(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
+    found, num = mean(replaceable(frame, key), comparisons), layers(frame, key)
     return Claim(
         f"The last half of {name(key)}, depth {key[3]}, can be replaced by a first-order expansion",
-        _decided(found, num / 2),
+        above(found, num / 2),
         f"{found:.1f} of {num} layers before the loss rises by {SUFFERS:g}",
     )
 
 
 def _independent(frame: pd.DataFrame, keys: list[Key]) -> Claim:
-    differences = {key: mean(final(frame, key, "independent_depth") - final(frame, key)) for key in keys}
-    outside = any(one.low > NEAR or one.high < -NEAR for one in differences.values())
-    inside = all(one.low > -NEAR and one.high < NEAR for one in differences.values())
+    differences = {
+        key: mean(final(frame, key, "independent_depth") - final(frame, key), comparisons=len(keys)) for key in keys
+    }
     farthest = max(differences, key=lambda key: abs(differences[key].value))
     return Claim(
         f"Effective depth is, within {NEAR:g} layer, as if layers had independent directions",
-        False if outside else True if inside else None,
+        all_of(*(within(one, 0.0, NEAR) for one in differences.values())),
         f"farthest is {name(farthest)}, depth {farthest[3]}, by {differences[farthest]:.1f}",
     )
 
