@@ -53,9 +53,9 @@ signal is a **false alarm**. A control is watched to its last step and a failing
 also given **watched as long**: the part of all pairs of a control and a failing run in which the control rings before
 the step at which the other fails.
 
-A signal is called **trusty** if the whole interval of its false alarms lies below a tenth of the controls, not trusty
-if the whole interval lies above, and undecided else. Of a signal that never rang, neither in a control nor before a
-failure, nothing is claimed.
+A signal is called **trusty** if the whole interval of its false alarms lies below {100 * MOST_FALSE_ALARMS:g} % of the
+controls, not trusty if the whole interval lies above, and undecided else. Of a signal that never rang, neither in a
+control nor before a failure, nothing is claimed.
 """
 HOW_SURE = f"""
 Seeds of one network at one learning rate are alike, and failures come from few such cells. Intervals, 95 %, are
@@ -67,8 +67,8 @@ alarms. Failures later than the last step count as none. Where a run fails withi
 for there is nothing to jump from. Claims that begin with "exploratory" were made after a first look at the runs, and
 trusty signals were found in the runs that they are judged by. Other networks, other thresholds, and learning rates that
 rise more slowly, would give other leads. The networks with the largest GSC at step 0 are those with normalization,
-which also bounds what a long update does to the output; the ranking cannot tell the two apart. Depth {DEPTH} is too
-little for coefficients of 10^{EXTREME_LOG10:g}, so that deeper networks would be needed to judge that threshold.
+which also bounds what a long update does to the output; the ranking cannot tell the two apart. A signal that
+was never heard was not tested: a threshold of 10^{EXTREME_LOG10:g} for GSC would need networks deeper than {DEPTH}.
 """
 
 
