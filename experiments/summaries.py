@@ -12,7 +12,10 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``num`` independent values, and its 95 % interval of Student's t; infinite with a single value."""
+    """The mean of ``num`` independent values, and its 95 % interval of Student's t; infinite with a single value.
+
+    One of several simultaneous intervals is wider, so that all of them hold together in 95 % (Bonferroni).
+    """
 
     value: float
     low: float
@@ -27,8 +30,8 @@ class Mean:
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
-def mean(values: npt.ArrayLike) -> Mean:
-    """Of independent values, one a seed.
+def mean(values: npt.ArrayLike, simultaneous: int = 1) -> Mean:
+    """Of independent values, one a seed; one of so many ``simultaneous`` intervals.
 
     Raises:
         ValueError: There are none, or one is NaN.
@@ -37,12 +40,16 @@ def mean(values: npt.ArrayLike) -> Mean:
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
     value, num = float(array.mean()), len(array)
-    margin = math.inf if num < 2 else float(stats.t.ppf(0.975, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    margin = (
+        math.inf
+        if num < 2
+        else float(stats.t.ppf(1 - 0.025 / simultaneous, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    )
     return Mean(value, value - margin, value + margin, num)
 
 
-def geometric_mean(values: npt.ArrayLike) -> Mean:
-    """Of positive values whose logarithms are nearly normal; the interval is that of their mean.
+def geometric_mean(values: npt.ArrayLike, simultaneous: int = 1) -> Mean:
+    """Of positive values whose logarithms are nearly normal; the interval, of so many ``simultaneous``, of their mean.
 
     Raises:
         ValueError: There are none, or one is not positive.
@@ -50,6 +57,6 @@ def geometric_mean(values: npt.ArrayLike) -> Mean:
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
-    logarithms = mean(np.log(array))
+    logarithms = mean(np.log(array), simultaneous)
     value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
     return Mean(value, low, high, logarithms.num)
