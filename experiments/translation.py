@@ -105,15 +105,17 @@ def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def pooling(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Change of maps under a shift by one pixel at the input, as they are and pooled in several ways, as a part of
-    their distance for different images."""
+def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.DataFrame:
+    """Change of maps under a shift at the input, as they are and pooled in several ways, as a part of their distance
+    for different images."""
     parts = []
     for index, layer in enumerate(RECTIFIED):
         for name, pool in POOLINGS.items():
             front = nn.Sequential(up_to(network, layer), pool)
-            change = invariance_error(front, x, (1, 0)).value / contrast(front, x).value
-            parts.append(observed("pooled_change", change, layer=layer, index=index, pooling=name, num_samples=len(x)))
+            distance = contrast(front, x).value
+            changes = [invariance_error(front, x, (shift, 0)).value / distance for shift in shifts]
+            rows = observed("pooled_change", changes, layer=layer, index=index, num_samples=len(x))
+            parts.append(rows.assign(pooling=name, shift=shifts))
     return pd.concat(parts)
 
 
