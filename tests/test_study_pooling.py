@@ -54,6 +54,7 @@ def holds(collected):
 
 
 GAINS, FADES = "A map changes less under a shift by 3 pixels after max pooling", "Max pooling gains less for a shift by"
+INVARIANT = "After max pooling a map is nearly invariant to a shift by 1 pixel"
 SECOND = "Taking every second pixel alone"
 RISING, FALLING = (np.linspace(*ends, len(SHIFTS)) for ends in ((0.5, 0.9), (0.9, 0.5)))
 
@@ -67,6 +68,9 @@ RISING, FALLING = (np.linspace(*ends, len(SHIFTS)) for ends in ((0.5, 0.9), (0.9
         ({"max": RISING}, FADES, True),
         ({"max": FALLING}, FADES, False),
         ({"noise": 0.05}, FADES, None),
+        ({}, INVARIANT, True),  # 0.08 under the smallest shift
+        ({"max": 2.0}, INVARIANT, False),
+        ({"max": 1.0, "noise": 0.05}, INVARIANT, None),
         ({}, SECOND, True),
         ({"subsampled": 1.2}, SECOND, False),
         ({"noise": 0.2}, SECOND, None),  # a wide interval is no agreement
@@ -80,8 +84,12 @@ def test_the_answer_and_the_figure_follow_the_frame():
     collected = told(noise=1e-6, max=RISING, average=[0.5, 0.5, 1.5, 1.5, 1.5, 1.5])
     answer = pooling.answer(collected)
     assert answer.startswith("Max pooling multiplies the change of a map by 0.50, 0.58, 0.66, 0.74, 0.82, 0.90")
-    assert "it surely lowers it for 1, 2, 3, 4, 6, 8, and less is gained for larger shifts. Average" in answer
+    assert "it surely lowers it for 1, 2, 3, 4, 6, 8, and less is gained for larger shifts. It" in answer
     assert "it surely lowers it for 1, 2, and less" in answer
+    assert "gained for larger shifts. It makes a map nearly invariant: under the smallest shift it still" in answer
+    assert "It makes no map nearly invariant: under the smallest shift it still changes by 0.20" in pooling.answer(
+        told(max=2.0)
+    )
     drawn = pooling.figures(collected)["pooling"]
     container = next(c for c in drawn.axes[2].containers if c.get_label() == "max pooling")
     assert container.lines[0].get_ydata() == pytest.approx(RISING, rel=1e-4)

@@ -65,9 +65,10 @@ HOW_SURE = f"""
 Intervals are over seeds, 95 %, Student's t: another initialization, other measured images, another order of training;
 the images of the statistics of pixels overlap between seeds. Training is short, an accuracy far from what the network
 can reach; longer training or shifted images in training may change what is said of training, and nothing of the rest.
-What pooling does was measured for shifts to the right by one pixel only and windows of 2; larger shifts may tell
-another story. A part of {SMALL:g} counts as small throughout. Claims that begin with "exploratory", and the measure of
-how alike neighbors are, were chosen after a first look. The reference results are of CIFAR-10 recompressed as JPEG
+What pooling does is measured here for shifts to the right by one pixel only and windows of 2; how it goes on for larger
+shifts, without training, is the study [pooling](pooling.md). A part of {SMALL:g} counts as small throughout. Claims
+that begin with "exploratory", and the measure of how alike neighbors are, were chosen after a first look.
+The reference results are of CIFAR-10 recompressed as JPEG
 (quality about 75), whose blocks of 8 x 8 pixels may add a dependence on the position that the original images do not
 have.
 """
