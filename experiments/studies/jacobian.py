@@ -43,9 +43,9 @@ weights, keeps every length and every volume; *expanding*, the same times {SCALE
 Of the singular values s_i of the Jacobian from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n: by how much a volume changes, in a direction. It adds up layer by layer and
-  is computed so, because the small singular values of the product lie below the rounding error of the large ones. The
-  mean of squares is never below the geometric mean, so ln qm(J) is at least this;
+- the mean log singular value ln|det J| / n: the logarithm of the factor by which J scales volumes, a dimension. It adds
+  up layer by layer and is computed so, because the small singular values of the product lie below the rounding error of
+  the large ones. A quadratic mean is never below a geometric mean, so ln qm(J) is at least this;
 - the same of all but the largest tenth;
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio): n where all are equal, 1 where one has all of the
   norm. It counts as few directions where it is below {FEW:g} n.
@@ -60,8 +60,8 @@ Intervals are over initializations and input points, 95 %, Student's t; a claim 
 where the whole interval lies within a stated margin, not where a wide interval happens to hold the number. That ln qm
 is at least the mean log singular value, and what rotations do, are known beforehand: they check the measurement, and a
 failure would be an error of the code. Everything is exact in float64 but for rounding, which limits the error of the
-linearization at the smallest steps. Gaussian square matrices lose volume whatever follows them, so that the volume
-collapses says more of the weights than of the nonlinearity. A rate over half of the layers still holds what little of
+linearization at the smallest steps. Gaussian matrices lose volume by themselves, and most of the loss is
+theirs: that the volume collapses says more of the weights than of the nonlinearity. A rate over half of the layers still holds what little of
 the beginning has not died away: tanh networks settle slowly, and deeper ones would tell more. The effective rank and
 the rotations were added after the norms and volumes had been seen. The networks are square and without normalization:
 layer normalization and ReLU make Jacobians singular, whose volume is zero.
