@@ -60,11 +60,11 @@ Intervals are over initializations and input points, 95 %, Student's t; a claim 
 where the whole interval lies within a stated margin, not where a wide interval happens to hold the number. That ln qm
 is at least the mean log singular value, and what rotations do, are known beforehand: they check the measurement, and a
 failure would be an error of the code. Everything is exact in float64 but for rounding, which limits the error of the
-linearization at the smallest steps. Gaussian matrices lose volume by themselves, and most of the loss is
-theirs: that the volume collapses says more of the weights than of the nonlinearity. A rate over half of the layers still holds what little of
-the beginning has not died away: tanh networks settle slowly, and deeper ones would tell more. The effective rank and
-the rotations were added after the norms and volumes had been seen. The networks are square and without normalization:
-layer normalization and ReLU make Jacobians singular, whose volume is zero.
+linearization at the smallest steps. Gaussian matrices lose volume by themselves, and most of the loss is theirs: that
+the volume collapses says more of the weights than of the nonlinearity. A rate over half of the layers still holds what
+little of the beginning has not died away: tanh networks settle slowly, and deeper ones would tell more. The effective
+rank and the rotations were added after the norms and volumes had been seen. The networks are square and without
+normalization: layer normalization and ReLU make Jacobians singular, whose volume is zero.
 """
 
 
