@@ -1,4 +1,9 @@
-"""Parts of runs and medians over runs, with 95 % intervals that ask nothing of the distribution."""
+"""Parts of runs and medians over runs, with 95 % intervals that ask nothing of the distribution.
+
+Runs that come in cells (one network at one learning rate, say) are alike within them.  Then whole cells are drawn anew
+(the cluster bootstrap, A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8), and an
+interval is as wide as this and that of independent runs together: where all runs agree, resampling knows no spread.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,49 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
+
+FloatArray = npt.NDArray[np.float64]
+RESAMPLES = 2000
+
+
+def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray:
+    """How often each run is drawn when as many cells as there are are drawn with replacement: (RESAMPLES, runs).
+
+    Arguments:
+        cells: One label a run, equal for the runs of a cell.
+    """
+    codes, names = pd.factorize(np.asarray(cells))
+    num = len(names)
+    times = generator.multinomial(num, np.full(num, 1 / max(num, 1)), size=RESAMPLES)
+    return times[:, codes].astype(np.float64)
+
+
+def interval(resampled: FloatArray) -> tuple[float, float]:
+    """The middle 95 % of resampled values; NaN is one that could not be taken, and all NaN says nothing."""
+    known = resampled[np.isfinite(resampled)]
+    if not len(known):
+        return -math.inf, math.inf
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
+    """``over / under``, NaN where ``under`` is zero."""
+    return np.divide(over, under, out=np.full(len(over), math.nan), where=under > 0)
 
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs with the 95 % interval of Wilson; anything is possible where there are none."""
+    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` where runs come in cells.
+
+    Anything is possible where there are no runs.
+    """
 
     count: int
     num: int
+    resampled: tuple[float, float] | None = None
 
     @property
     def value(self) -> float:
@@ -28,23 +67,31 @@ class Part:
         if not self.num:
             return 0.0, 1.0
         found = stats.binomtest(self.count, self.num).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        low, high = self.resampled or (1.0, 0.0)
+        return min(float(found.low), low), max(float(found.high), high)
+
+    def above(self, limit: float) -> bool | None:
+        """Whether it is more than ``limit``; None where the interval holds that."""
+        low, high = self.interval
+        return True if low > limit else False if high < limit else None
 
     @property
     def most(self) -> bool | None:
         """Whether it is more than half; None where the interval holds a half."""
-        low, high = self.interval
-        return True if low > 0.5 else False if high < 0.5 else None
+        return self.above(0.5)
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.count} of {self.num} runs ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def part(which: npt.ArrayLike) -> Part:
-    """Of booleans, one a run."""
+def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
+    """Of booleans, one a run; ``drawn`` (resamples, runs) of `draws` where the runs come in cells."""
     array = np.asarray(which, dtype=bool)
-    return Part(int(array.sum()), len(array))
+    resampled = None
+    if drawn is not None and len(array):
+        resampled = interval(ratio(drawn @ array, drawn.sum(axis=1)))
+    return Part(int(array.sum()), len(array), resampled)
 
 
 @dataclass(frozen=True)
@@ -65,15 +112,28 @@ class Median:
         return f"{self.value:g} ({self.low:g} to {self.high:g})"
 
 
-def median(values: npt.ArrayLike) -> Median:
-    """Of independent values, one a run; NaN of none."""
-    array = np.sort(np.asarray(values, dtype=np.float64))
-    num = len(array)
+def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
+    """Of values, one a run, NaN of none; ``drawn`` (resamples, runs) of `draws` where the runs come in cells."""
+    unsorted = np.asarray(values, dtype=np.float64)
+    order = np.argsort(unsorted, kind="stable")
+    array, num = unsorted[order], len(unsorted)
     if not num:
         return Median(math.nan, -math.inf, math.inf)
+    middle = float(np.median(array))
     rank = int(stats.binom.ppf(0.025, num, 0.5))
     if stats.binom.cdf(rank, num, 0.5) <= 0.025:
         rank += 1
     if not rank:
-        return Median(float(np.median(array)), -math.inf, math.inf)
-    return Median(float(np.median(array)), float(array[rank - 1]), float(array[num - rank]))
+        return Median(middle, -math.inf, math.inf)
+    low, high = float(array[rank - 1]), float(array[num - rank])
+    if drawn is not None:
+        lower, upper = interval(_medians(array, drawn[:, order]))
+        low, high = min(low, lower), max(high, upper)
+    return Median(middle, low, high)
+
+
+def _medians(array: FloatArray, times: FloatArray) -> FloatArray:
+    """Of sorted values, each taken as often as a row of ``times`` says; NaN where none is."""
+    passed, total = times.cumsum(axis=1), times.sum(axis=1, keepdims=True)
+    ends = ((passed >= total / 2).argmax(axis=1), (passed > total / 2).argmax(axis=1))
+    return np.where(total[:, 0] > 0, (array[ends[0]] + array[ends[1]]) / 2, math.nan)

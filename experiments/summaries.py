@@ -48,8 +48,8 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     return Mean(value, value - margin, value + margin, num)
 
 
-def geometric_mean(values: npt.ArrayLike) -> Mean:
-    """Of positive values whose logarithms are nearly normal; the interval is that of their mean.
+def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
+    """Of positive values whose logarithms are nearly normal; the interval is that of their mean, as in `mean`.
 
     Raises:
         ValueError: There are none, or one is not positive.
@@ -57,6 +57,6 @@ def geometric_mean(values: npt.ArrayLike) -> Mean:
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
-    logarithms = mean(np.log(array))
+    logarithms = mean(np.log(array), comparisons)
     value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
     return Mean(value, low, high, logarithms.num)

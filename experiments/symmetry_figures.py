@@ -33,7 +33,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
         "invariance": _invariance(frame, f"Does the output stay as it is?\n{bars}"),
         "pooling": _pooling(frame, f"Maps of AlexNet B under a shift by one pixel, pooled\n{bars}"),
         "stationarity": _stationarity(
-            frame, f"Gray values by position; {data}, mean over seeds; band: standard deviation over positions"
+            frame, f"Gray values by position; {bars}; band: standard deviation over positions"
         ),
     }
 
@@ -70,15 +70,15 @@ def _equivariance(frame: pd.DataFrame, title: str) -> Figure:
 
 def _invariance(frame: pd.DataFrame, title: str) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
-    for color, network in zip(COLORS, NAMES, strict=False):
-        for (training, words), style in zip(WHEN.items(), ("o--", "s-"), strict=True):
-            of = {"network": network, "training": training}
-            label = f"{NAMES[network]}, {words}"
-            changes = [change(frame, network, training, shift) for shift in SHIFTS]
-            classes = [by_seed(frame, "class_agreement", shift=shift, **of) for shift in SHIFTS]
-            _bars(left, SHIFTS, changes, label, style[0], color, style[1:])
-            if training == AFTER:  # untrained networks give most images one class
-                _bars(right, SHIFTS, classes, label, style[0], color, style[1:])
+    series = [(number, network, training) for number, network in enumerate(NAMES) for training in WHEN]
+    for place, (number, network, training) in enumerate(series):
+        of = {"network": network, "training": training}
+        label, (marker, line) = f"{NAMES[network]}, {WHEN[training]}", ("o", "--") if training == BEFORE else ("s", "-")
+        changes = [change(frame, network, training, shift) for shift in SHIFTS]
+        classes = [by_seed(frame, "class_agreement", shift=shift, **of) for shift in SHIFTS]
+        beside = np.array(SHIFTS) + 0.08 * (place - 1.5)
+        for ax, values in ((left, changes), (right, classes)):
+            _bars(ax, beside, values, label, marker, COLORS[number], line)
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set_ylabel("change / distance of two images")
     right.set_ylabel("part of the images whose class stays")
@@ -112,33 +112,28 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
     """Mean and standard deviation along each axis, and correlations with their spread over positions."""
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.0), layout="constrained")
     for number, (axis, words) in enumerate(AXES.items()):
-        profiles = {
-            name: _profile(frame, name, axis)
-            for name in ("pixel_mean", "pixel_variance", "correlation", "correlation_spread")
-        }
-        color, style = COLORS[number], ("-", "--")[number]
-        for ax, values in ((axes[0], profiles["pixel_mean"]), (axes[1], np.sqrt(profiles["pixel_variance"]))):
-            ax.plot(values, style, color=color, label=f"by {axis}")
-        middle, spread = profiles["correlation"], profiles["correlation_spread"]
-        axes[2].plot(middle, style, color=color, label=words)
-        axes[2].fill_between(np.arange(len(middle)), middle - spread, middle + spread, color=color, alpha=0.2)
-    axes[0].set(
-        xlabel="position",
-        ylabel="mean gray value, 0 to 1",
-    )
-    axes[1].set(xlabel="position", ylabel="standard deviation", ylim=(0, None))
+        color, line = COLORS[number], ("-", "--")[number]
+        for ax, name, shown in ((axes[0], "pixel_mean", np.asarray), (axes[1], "pixel_variance", np.sqrt)):
+            profile = shown(_profile(frame, name, axis))
+            _bars(ax, np.arange(len(profile)), list(profile), f"by {axis}", "", color, line)
+        middle, spread = (_profile(frame, name, axis) for name in ("correlation", "correlation_spread"))
+        places, center, width = np.arange(len(middle)), middle.mean(axis=1), spread.mean(axis=1)
+        _bars(axes[2], places, list(middle), words, "", color, line)
+        axes[2].fill_between(places, center - width, center + width, color=color, alpha=0.2)
+    axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1")
+    axes[1].set(xlabel="position [pixels]", ylabel="standard deviation of gray values", ylim=(0, None))
     axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels")
     axes[2].set(ylim=(0, 1.02), xticks=range(0, 17, 4))
     for ax in axes:
         ax.legend(frameon=False, fontsize=9)
-        sns.despine(ax=ax)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
+    """Positions x seeds."""
     rows = frame[(frame["quantity"] == quantity) & (frame["axis"] == axis)]
-    return rows.groupby("place")["value"].mean().to_numpy(dtype=np.float64)
+    return rows.pivot_table(index="place", columns="seed", values="value", observed=True).to_numpy(dtype=np.float64)
 
 
 def _bars(

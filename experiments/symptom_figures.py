@@ -8,8 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from experiments.counts import median, part
-from experiments.symptoms import FAILURE, THRESHOLDS, leads, quiet
+from experiments.alarm_rates import Watched
+from experiments.symptoms import FAILURE, THRESHOLDS, leads
 
 WORDS = {
     "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
@@ -19,62 +19,80 @@ WORDS = {
 SHOWN = (1e-7, 1e4)
 
 
-def draw(runs: pd.DataFrame, frame: pd.DataFrame) -> dict[str, Figure]:
-    """Of a table of `experiments.symptoms.runs`, and of the frame that also holds every step of one run."""
+def draw(watched: Watched, frame: pd.DataFrame) -> dict[str, Figure]:
+    """Of runs, and of the frame that also holds every step of one of them."""
     return {
-        "warnings": _warnings(runs),
-        "leads": _leads(runs),
+        "warnings": _warnings(watched),
+        "leads": _leads(watched),
         "one_run": _one_run(frame),
-        "failures": _failures(runs),
+        "failures": _failures(watched.table),
     }
 
 
-def _warnings(runs: pd.DataFrame) -> Figure:
-    figure, ax = plt.subplots(figsize=(7.4, 4.0), layout="constrained")
-    warned, rang = leads(runs).notna(), quiet(runs)
-    colors = sns.color_palette("colorblind")
-    bars = ((warned, f"warned before the failure, of {len(warned)} failing runs"),
-            (rang, f"false alarm, of {len(rang)} controls"))  # fmt: skip
-    for number, (table, label) in enumerate(bars):
-        parts = [part(table[name]) for name in THRESHOLDS]
-        value = 100 * np.array([one.value for one in parts])
-        low, high = 100 * np.array([one.interval for one in parts]).T
-        place = np.arange(len(parts)) + 0.38 * (number - 0.5)
-        ax.bar(place, value, width=0.36, color=colors[number], label=label)
+def _warnings(watched: Watched) -> Figure:
+    """Of the signals that were heard at all: warned, false alarms to the end, and false alarms in equal time."""
+    figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
+    names, colors = watched.heard, sns.color_palette("colorblind")
+    warned = [watched.part(watched.leads[name].notna()) for name in names]
+    alarms = [watched.false_alarms(name) for name in names]
+    matched = [watched.matched(name) for name in names]
+    bars = (
+        (
+            [(one.value, *one.interval) for one in warned],
+            f"warned before the failure, {len(watched.leads)} failing runs",
+        ),
+        ([(one.value, *one.interval) for one in alarms], f"false alarm to the last step, {len(watched.rang)} controls"),
+        ([(one.value, one.low, one.high) for one in matched], "false alarm, watched as long as a failing run"),
+    )
+    for number, (values, label) in enumerate(bars):
+        value, low, high = 100 * np.array(values).reshape(-1, 3).T
+        place = np.arange(len(names)) + 0.27 * (number - 1)
+        hatch = ("", "", "///")[number]
+        ax.bar(place, value, width=0.25, color=colors[number], label=label, hatch=hatch, edgecolor="white")
         margins = np.clip([value - low, high - value], 0, None)  # of 0 runs the lower end is 0 up to rounding
-        ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=3)
-    ax.set_xticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
-    ax.set(ylabel="runs in %", ylim=(0, 124), yticks=range(0, 101, 20))
-    ax.legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
-    ax.set_title("Warnings and false alarms; error bars: Wilson, 95 %, over runs", fontsize=10)
+        ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=2)
+    ax.set_xticks(range(len(names)), [WORDS[name] for name in names])
+    ax.set(ylabel="runs in %", ylim=(0, 138), yticks=range(0, 101, 20))
+    ax.legend(frameon=False, fontsize=9, loc="upper center")
+    ax.set_title("Warnings and false alarms; error bars: 95 %, over cells of network and learning rate", fontsize=10)
     sns.despine(ax=ax)
     return figure
 
 
-def _leads(runs: pd.DataFrame) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.0), layout="constrained", sharex=True, sharey=True)
-    ends = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}
-    longest = max(float(np.nan_to_num(leads(runs, end).to_numpy()).max(initial=1.0)) for end in ends)
+def _leads(watched: Watched) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), layout="constrained", sharex=True, sharey=True)
+    ends, names = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}, watched.heard
+    longest = max(float(np.nan_to_num(leads(watched.table, end).to_numpy()).max(initial=1.0)) for end in ends)
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
-        found = leads(runs, end)
+        found = leads(watched.table, end)
         color = sns.color_palette("colorblind")[0]
-        for place, name in enumerate(THRESHOLDS):
+        for place, name in enumerate(names):
             known = found[name].dropna()
-            heights = place + 0.08 * (known.groupby(known).cumcount() % 7 - 3)  # equal leads side by side
-            ax.plot(known, heights, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
+            ax.plot(known, place + _beside(known), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
             if len(known):
-                middle = median(known)
+                middle = watched.median(found[name])
                 if np.isfinite(middle.high):
                     ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
                 ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
-            ax.text(1.0, place - 0.3, f"{len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
+            ax.text(1.0, place, f"warned {len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
                     ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
-        ax.set_yticks(range(len(THRESHOLDS)), [WORDS[name] for name in THRESHOLDS])
+        ax.set_yticks(range(len(names)), [WORDS[name] for name in names])
         ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
-        ax.set(xlim=(0, 1.2 * longest), ylim=(len(THRESHOLDS) - 0.5, -0.6))
+        ax.set(xlim=(0, 1.35 * longest), ylim=(len(names) - 0.5, -0.6))
         sns.despine(ax=ax)
-    figure.suptitle("A dot a warned run; diamond: median, bar: its 95 % interval, by order statistics", fontsize=10)
+    figure.suptitle(
+        "A dot a warned run, of all that fail (left) and of those that come to a loss that is not finite (right)\n"
+        "diamond: median, bar: its 95 % interval, over cells of network and learning rate",
+        fontsize=10,
+    )
     return figure
+
+
+def _beside(values: pd.Series) -> pd.Series:
+    """Heights around 0 at which equal values lie beside each other, in a row's height however many there are."""
+    equal = values.groupby(values)
+    rank, num = equal.cumcount(), equal.transform("size")
+    return (rank - (num - 1) / 2) * np.minimum(0.08, 0.8 / num)
 
 
 def _one_run(frame: pd.DataFrame) -> Figure:

@@ -23,6 +23,7 @@ from gradscope.models import MLP
 
 SHIFTS = (1, 2, 3, 4, 6, 8)
 CONVOLUTIONAL, CONNECTED = "alexnet_b", "fully_connected"
+CONNECTED_DEPTH, CONNECTED_WIDTH = 2, 256
 BEFORE, AFTER = "before", "after"
 STAGES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4")
 RECTIFIED = ("relu1", "relu2")
@@ -50,7 +51,10 @@ def measure(
         x: Standardized images (B, 3, H, W), B a multiple of four.
     """
     learned, tested = pictures()
-    connected = MLP(depth=2, width=256, in_features=x[0].numel(), out_features=10, bias=True, generator=generator)
+    connected = MLP(
+        depth=CONNECTED_DEPTH, width=CONNECTED_WIDTH, in_features=x[0].numel(), out_features=10, bias=True,
+        generator=generator,
+    )  # fmt: skip
     networks = {CONVOLUTIONAL: model, CONNECTED: connected}
     seed = int(torch.randint(2**31, (1,), generator=generator))
     recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
@@ -101,15 +105,17 @@ def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def pooling(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Change of maps under a shift by one pixel at the input, as they are and pooled in several ways, as a part of
-    their distance for different images."""
+def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.DataFrame:
+    """Change of maps under a shift at the input, as they are and pooled in several ways, as a part of their distance
+    for different images."""
     parts = []
     for index, layer in enumerate(RECTIFIED):
         for name, pool in POOLINGS.items():
             front = nn.Sequential(up_to(network, layer), pool)
-            change = invariance_error(front, x, (1, 0)).value / contrast(front, x).value
-            parts.append(observed("pooled_change", change, layer=layer, index=index, pooling=name, num_samples=len(x)))
+            distance = contrast(front, x).value
+            changes = [invariance_error(front, x, (shift, 0)).value / distance for shift in shifts]
+            rows = observed("pooled_change", changes, layer=layer, index=index, num_samples=len(x))
+            parts.append(rows.assign(pooling=name, shift=shifts))
     return pd.concat(parts)
 
 

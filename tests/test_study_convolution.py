@@ -8,11 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+import yaml
+from scipy import stats
 from torch import nn
 
-from experiments import by_hand, reference, symmetry_figures, translation
+from experiments import by_hand, reference, symmetry_claims, symmetry_figures, translation
 from experiments.images import Images
 from experiments.studies import convolution
+from experiments.summaries import geometric_mean, mean
 from gradscope.measures import shifted
 from tests.helpers import seeded
 
@@ -87,9 +90,9 @@ def test_an_output_under_a_shift_by_hand(measured):
 def test_maps_move_by_whole_strides_only(measured):
     _, _, frame = measured
     rows = frame[frame["quantity"] == "equivariance_error"]
-    assert set(rows["layer"]) == set(convolution.STRIDES_OF) and set(rows["training"]) == {"before", "after"}
+    assert set(rows["layer"]) == set(symmetry_claims.STRIDES_OF) and set(rows["training"]) == {"before", "after"}
     for row in rows.itertuples():
-        whole = row.shift % convolution.STRIDES_OF[row.layer] == 0
+        whole = row.shift % symmetry_claims.STRIDES_OF[row.layer] == 0
         assert row.value < 1e-5 if whole else row.value > 0.01
 
 
@@ -139,6 +142,8 @@ def says(collected):
         ("mean_spread", 0.0, "The mean of a pixel", True),
         ("covariance_explained", 0.99, "The covariance of two pixels", True),
         ("correlation_spread", 0.5, "Neighboring pixels", False),
+        ("correlation_spread", 0.03, "Neighboring pixels", False),  # of 0.08, what neighbors lack to 1
+        ("correlation_spread", 0.001, "Neighboring pixels", True),
     ],
 )
 def test_claims_follow_the_frame(published, quantity, value, claim, holds):
@@ -155,6 +160,92 @@ def test_pooled_maps_are_compared_seed_by_seed(published):
     found = says(replace(published, frame=frame))
     assert found["A map changes less under a shift by one pixel after max pooling"] is False
     assert found["A map changes less after average pooling than after max pooling"] is True
+
+
+def trained(published, quantity, factors, spread=0.01, **columns):
+    """The frame with a quantity after training that is a factor of that before, one a seed, nearly."""
+    frame = published.frame.copy()
+    rows = frame["quantity"] == quantity
+    for name, value in columns.items():
+        rows &= frame[name] == value
+    keys = ["layer", "network", "seed", "shift"]
+    before = frame[rows & (frame["training"] == "before")].set_index(keys)["value"]
+    after = rows & (frame["training"] == "after")
+    wanted = [tuple(row) for row in frame.loc[after, keys].itertuples(index=False)]
+    if quantity == "contrast":  # is of no shift
+        before, wanted = before.droplevel("shift"), [key[:3] for key in wanted]
+    factor = np.array([factors * (1 + spread * (key[2] - 2)) for key in wanted])
+    frame.loc[after, "value"] = before.loc[wanted].to_numpy() * factor
+    return replace(published, frame=frame)
+
+
+STAGE = "raining makes the maps of {} more equivariant, for a shift by one pixel"
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(0.5, True), (1.5, False), (1.0, None)])
+@pytest.mark.parametrize("stage", ["pool1", "conv2", "pool2", "conv3", "conv4"])
+def test_training_is_judged_stage_by_stage(published, stage, factor, holds):
+    collected = trained(published, "equivariance_error", factor, layer=stage)
+    found = {text: verdict for text, verdict in says(collected).items() if text.endswith(STAGE.format(stage))}
+    assert list(found.values()) == [holds]
+    assert next(iter(found)).startswith("Exploratory") is (stage != "conv4")  # the one claimed before looking
+    word = {True: "more equivariant, for a shift by one pixel:", False: "less:", None: "not decided:"}[holds]
+    part = convolution.answer(collected).split(word)[1].replace(".", ";").split(";")[0]
+    assert stage in part
+
+
+def test_one_of_several_intervals_is_that_of_bonferroni():
+    values = [1.0, 2.0, 4.0, 5.0]
+    low, high = stats.t.interval(1 - 0.05 / 5, 3, loc=3.0, scale=stats.sem(values))
+    found = mean(values, comparisons=5)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert geometric_mean(np.exp(values), comparisons=5).high == pytest.approx(np.exp(high))
+
+
+@pytest.mark.parametrize(
+    ("moved", "apart", "holds", "words"),
+    [
+        (1.0, 3.0, True, "so more of what was learned is telling images apart"),
+        (0.2, 1.1, False, "so more of what was learned is ignoring shifts"),
+        (0.5, 2.0, None, "which of the two did more is not decided"),
+    ],
+)
+def test_relative_invariance_is_taken_apart(published, moved, apart, holds, words):
+    """Change and distance after training are known multiples of those before."""
+    once = trained(published, "invariance_error", moved, spread=0.05)
+    collected = trained(once, "contrast", apart)
+    found = says(collected)
+    claim = (
+        "Exploratory: more of what training adds to relative invariance is distance of two images than smaller change"
+    )
+    assert found[claim] is holds
+    assert found["Exploratory: training lowers the change of the output itself"] is (True if moved < 1 else None)
+    assert found["Exploratory: training takes the outputs for two images farther apart"] is True
+    factor, _ = symmetry_claims.parts(collected.frame, "alexnet_b")
+    assert factor.value == pytest.approx(moved, rel=0.01)
+    answer = convolution.answer(collected)
+    assert words in answer and f"the change itself is multiplied by {factor.value:.2f}" in answer
+
+
+def test_the_answer_follows_the_claims(published):
+    assert convolution.answer(published).startswith("Convolutions do, up to rounding")
+    frame = published.frame.copy()
+    frame["value"] = frame["value"].where(frame["quantity"] != "equivariance_error", 0.2)
+    frame["value"] = frame["value"].where(frame["quantity"] != "border_error", 0.0)
+    for name in ("mean_spread", "variance_spread"):
+        frame["value"] = frame["value"].where(frame["quantity"] != name, 0.01)
+    answer = convolution.answer(replace(published, frame=frame))
+    assert answer.startswith("Convolutions do not: even away from the border")
+    assert "What breaks the symmetry: stride." in answer
+    assert "Of 5 properties of stationary images those of CIFAR-10 are found to have 2" in answer
+
+
+def test_sizes_are_those_of_the_configuration():
+    settings = yaml.safe_load((Path(__file__).parent.parent / "conf" / "study" / "convolution.yaml").read_text())
+    options = settings["measurement"]
+    assert (options["train_steps"], options["train_batch"]) == (convolution.TRAIN_STEPS, convolution.TRAIN_BATCH)
+    assert options["num_images"] == convolution.NUM_FOR_PIXELS
+    assert settings["data"]["batch_size"] == convolution.NUM_IMAGES
 
 
 def test_figures_show_the_means(published):

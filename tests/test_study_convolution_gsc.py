@@ -126,21 +126,58 @@ def test_factors_and_claims_follow_the_frame(published):
     found = convolution_gsc.factor(frame, "strided")
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(replace(published, frame=frame))}
-    assert verdicts["Stride 2 changes GSC of a whole stack by less than ten percent"] is False
-    assert verdicts["No padding changes GSC of a whole stack by less than ten percent"] is True
+    assert verdicts["Stride 2 changes GSC of a whole stack by less than 10 %"] is False
+    assert verdicts["No padding changes GSC of a whole stack by less than 10 %"] is True
 
 
-def test_the_noise_is_as_large_as_the_study_says():
+def shifted(published, **factors):
+    """The frame with totals that are known multiples of those of the torus."""
+    frame = published.frame.copy()
+    gsc = frame["quantity"] == "gsc"
+    torus = frame[gsc & (frame["kind"] == "circular") & (frame["layer"] == "input")].set_index("seed")["log10_value"]
+    for kind, factor in factors.items():
+        rows = gsc & (frame["kind"] == kind) & (frame["layer"] == "input")
+        frame.loc[rows, "log10_value"] = frame.loc[rows, "seed"].map(torus) + math.log10(factor)
+    return replace(published, frame=frame)
+
+
+def test_the_answer_follows_the_claims(published):
+    assert "These keep GSC over a whole stack: stride 2, no padding, mirrored padding, zero padding" in (
+        convolution_gsc.answer(published)
+    )
+    collected = shifted(published, strided=2.0, valid=1.05, reflect=1.0, zeros=1.0, max=3.0, average=0.5)
+    answer = convolution_gsc.answer(collected)
+    assert answer.startswith(
+        "These keep GSC over a whole stack: no padding, mirrored padding, zero padding; they change"
+    )
+    assert (
+        "it by 5.0 % at most. Not shown to keep it: stride 2. Pooling 2 x 2, once a stage, lowers it: average" in answer
+    )
+    assert "average pooling by a factor of 2.0." in answer and "max pooling by" not in answer
+    verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(collected)}
+    assert verdicts["Max pooling lowers GSC"] is False and verdicts["Average pooling lowers GSC"] is True
+    assert verdicts["Average pooling changes GSC by what mean field says"] is False
+
+
+def test_sizes_are_those_of_the_configuration():
     path = Path(__file__).parent.parent / "conf" / "study" / "convolution_gsc.yaml"
-    settings = yaml.safe_load(path.read_text())
-    assert settings["data"]["shape"] == [settings["model"]["channels"], convolution_gsc.SIDE, convolution_gsc.SIDE]
+    settings, study = yaml.safe_load(path.read_text()), convolution_gsc
+    assert settings["data"]["shape"] == [settings["model"]["channels"], study.SIDE, study.SIDE]
+    model = settings["model"]
+    assert (model["stages"], model["convs"], model["channels"]) == (study.STAGES, study.CONVS, study.CHANNELS)
+    assert (settings["data"]["batch_size"], settings["probes"]) == (study.NUM_SAMPLES, study.NUM_PROBES)
 
 
 def test_figures_show_the_factors(published):
     drawn = convolution_gsc.figures(published)
-    ax = drawn["total"].axes[0]
-    shown = [float(container.lines[0].get_xdata()[0]) for container in ax.containers]
-    expected = [convolution_gsc.factor(published.frame, kind).value for kind in stacks.KINDS if kind != "circular"]
-    assert sorted(shown) == pytest.approx(sorted(expected))
+    for ax, kinds in zip(drawn["total"].axes, (convolution_gsc.KEEPING, convolution_gsc.POOLING), strict=True):
+        shown = [float(container.lines[0].get_xdata()[0]) for container in ax.containers]
+        assert shown == pytest.approx([convolution_gsc.factor(published.frame, kind).value for kind in kinds])
+    zeros = next(c for c in drawn["layers"].axes[0].containers if c.get_label() == "zero padding").lines[0].get_ydata()
+    expected = [math.log10(convolution_gsc.factor(published.frame, "zeros", place).value) for place in range(7)]
+    assert np.asarray(zeros, dtype=float) == pytest.approx(expected)
+    assert (
+        drawn["layers"].axes[0].get_ylim() != drawn["layers"].axes[1].get_ylim() == drawn["layers"].axes[2].get_ylim()
+    )
     for figure in drawn.values():
         plt.close(figure)

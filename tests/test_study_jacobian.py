@@ -1,13 +1,21 @@
 """The Jacobian study against closed forms."""
 
 import math
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from experiments import local_map
+from experiments.collect import Collected
+from experiments.rotations import rotations
 from experiments.studies import jacobian
+from experiments.study import observed
 from tests.helpers import noise, seeded
 
 
@@ -19,7 +27,7 @@ class Quadratic(nn.Module):
 
 
 def measured(model, x, **options):
-    frame = jacobian.measure(model, x, generator=seeded(0), **({"num_lines": 5, "extent": 0.5} | options))
+    frame = local_map.measure(model, x, generator=seeded(0), **({"num_lines": 5, "extent": 0.5} | options))
     return dict(list(frame.groupby("quantity", sort=False)))
 
 
@@ -68,7 +76,177 @@ def test_the_volume_of_gaussian_matrices():
     draws = [torch.linalg.slogdet(torch.randn(8, 8, generator=generator) / math.sqrt(8))[1] / 8 for _ in range(4000)]
     draws = torch.stack(draws)
     error = float(draws.std() / math.sqrt(len(draws)))
-    assert jacobian._gaussian_log_volume(8) == pytest.approx(float(draws.mean()), abs=4 * error)
+    assert jacobian.gaussian_log_volume(8) == pytest.approx(float(draws.mean()), abs=4 * error)
+
+
+def test_singular_values_that_are_known():
+    """Of diag(d) then 2: s = 2 d; the effective rank has no scale, and of 20 values the 18 smallest are most."""
+    d = torch.tensor([5.0, 3.0, *(0.9**k for k in range(18))], dtype=torch.float64)
+    model = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(2))).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(d))
+        model[1].weight.copy_(2 * torch.eye(20))
+    found = {quantity: rows["value"].to_numpy() for quantity, rows in measured(model, noise(1, 20)).items()}
+    rank = float(d.square().sum().square() / d.pow(4).sum())
+    np.testing.assert_allclose(found["effective_rank"], [rank, rank])
+    most = math.log(0.9) * 17 / 2
+    np.testing.assert_allclose(found["mean_log_of_most"], [most, most + math.log(2)])
+    np.testing.assert_allclose(found["mean_log_singular_value"][0], d.log().mean())
+
+
+def test_the_effective_rank_of_gaussian_matrices_is_half_of_their_width():
+    """E sum s^4 = n (n + n + 1) n / n^2 and E sum s^2 = n for variance 1 / n, so n / 2 for large n."""
+    weight = torch.randn(400, 400, generator=seeded(1), dtype=torch.float64) / 20
+    model = nn.Linear(400, 400, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    found = measured(nn.Sequential(model), noise(1, 400))
+    assert found["effective_rank"]["value"].item() == pytest.approx(200, rel=0.02)
+
+
+def test_small_singular_values_below_the_rounding_of_the_large():
+    """s = 10^(-k) and thirty layers: 10^(-570) and its inverse are no float64 at all, their logarithms are."""
+    d = torch.logspace(0, -19, 20, dtype=torch.float64)
+    model = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(30))).double()
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.copy_(torch.diag(d))
+    found = measured(model, noise(1, 20))
+    np.testing.assert_allclose(
+        found["mean_log_of_most"]["value"], -math.log(10) * np.mean(range(2, 20)) * np.arange(1, 31)
+    )
+
+
+def test_rotations_stretch_all_directions_alike():
+    model = rotations(depth=4, width=7, scale=1.3, in_features=7, generator=seeded(2)).double()
+    found = {quantity: rows["value"].to_numpy() for quantity, rows in measured(model, noise(1, 7)).items()}
+    expected = math.log(1.3) * np.arange(1, 5)
+    for quantity in ("log_qm_norm", "mean_log_singular_value", "mean_log_of_most"):
+        np.testing.assert_allclose(found[quantity], expected, rtol=1e-5)  # weights were drawn in float32
+    np.testing.assert_allclose(found["effective_rank"], 7, rtol=1e-5)
+    assert rotations(depth=1, width=5, scale=1.0, in_features=9, generator=seeded(0))(noise(2, 9).float()).shape == (
+        2,
+        5,
+    )
+
+
+KNOWN = {
+    "linear": (0.0, None),
+    "tanh": (0.0, -0.6),
+    "selu": (0.05, -0.5),
+    "orthogonal": (0.0, 0.0),
+    "expanding": (0.1, 0.1),
+}
+
+
+def told(rates=(), *, power=1.0, area=1e-8, rank=3.0, noise=1e-4, transient=0.0, seeds=6):
+    """A frame of the study: rates of ln qm and of the mean logarithm by model, the rest alike."""
+    parts, generator, steps = [], np.random.default_rng(0), local_map.STEPS
+    for seed in range(seeds):
+        plane = [
+            observed("linearization_error", steps**power, step=steps),
+            observed("area", 2 * (1 + area * steps / steps[0]), step=steps),
+            observed("determinant", 2.0),
+            observed("image", np.arange(8.0), axis=np.tile([0, 1], 4), u=[0, 0, 0, 0, 1, 1, 1, 1], v=[0, 0, 1, 1] * 2),
+            observed("linear", np.arange(6.0), axis=[0, 0, 0, 1, 1, 1], index=[0, 1, 2] * 2),
+        ]
+        parts += [part.assign(model="plane", seed=seed, width=32) for part in plane]
+        for model, (norm, volume) in (KNOWN | dict(rates)).items():
+            volume = jacobian.gaussian_log_volume(50) if volume is None else volume
+            layers = np.arange(1, 21)
+            early = transient * np.minimum(layers, 9)
+            values = {
+                "log_qm_norm": norm * layers + early, "mean_log_singular_value": volume * layers,
+                "mean_log_of_most": volume * layers, "effective_rank": np.full(20, rank),
+            }  # fmt: skip
+            for quantity, value in values.items():
+                shaken = value + noise * generator.normal(size=20)
+                parts.append(observed(quantity, shaken, index=layers).assign(model=model, seed=seed, width=50))
+    return Collected(pd.concat(parts, ignore_index=True), None, {})
+
+
+def holds(collected):
+    return {claim.says: claim.holds for claim in jacobian.claims(collected)}
+
+
+SAYS = {
+    "slope": "The error of the linearization, as a part of the step's image, falls in proportion to the step",
+    "area": "Small squares are scaled by |det J|",
+    "identity": "ln qm(J) is at least the mean log singular value up to rounding (an identity)",
+    "norm": "In quadratic mean the Jacobian of the tanh network neither explodes nor vanishes",
+    "volume": "The volume of the tanh network collapses",
+    "gaussian": "The linear network loses the volume that its Gaussian matrices lose",
+    "orthogonal": "Control: the volume of the orthogonal network neither collapses nor explodes",
+    "expanding": "Control: the volume of the expanding network explodes",
+    "few": "Exploratory: few directions carry the norm of the tanh network at the last layer",
+    "most": "Exploratory: all but the largest tenth of the singular values of the tanh network collapse",
+}
+
+
+@pytest.mark.parametrize(
+    ("story", "claim", "expected"),
+    [
+        ({}, "slope", True),
+        ({"power": 1.1}, "slope", False),
+        ({"area": 0.01}, "area", False),
+        ({}, "area", True),
+        ({"noise": 0.0}, "identity", True),
+        ({"rates": {"tanh": (-0.6, 0.0)}}, "identity", False),
+        ({}, "norm", True),
+        ({"rates": {"tanh": (-0.02, -0.6)}}, "norm", False),
+        ({"rates": {"tanh": (-0.0099, -0.6)}, "noise": 0.02}, "norm", None),
+        ({"transient": -0.1}, "norm", True),  # what the first layers do is no rate
+        ({}, "volume", True),
+        ({"rates": {"tanh": (0.0, 0.0)}}, "volume", False),
+        ({}, "gaussian", True),
+        ({"rates": {"linear": (0.0, -0.3)}}, "gaussian", False),
+        ({"noise": 0.5}, "gaussian", None),  # a wide interval is no agreement
+        ({}, "orthogonal", True),
+        ({"rates": {"orthogonal": (0.1, 0.05)}}, "orthogonal", False),
+        ({}, "expanding", True),
+        ({"rates": {"expanding": (0.1, 0.0)}}, "expanding", False),
+        ({}, "few", True),
+        ({"rank": 20.0}, "few", False),
+        ({}, "most", True),
+        ({"rates": {"tanh": (0.0, 0.1)}}, "most", False),
+    ],
+)
+def test_claims_of_frames_whose_truth_is_known(story, claim, expected):
+    assert holds(told(**story))[SAYS[claim]] is expected
+
+
+def test_the_answer_follows_the_claims():
+    text = jacobian.answer(told())
+    assert text.startswith("It is the map that the network is nearby: the error of the linearization falls")
+    assert "to the power 2.00" in text and "selu 1.051" in text and "expanding 1.105" in text
+    assert text.endswith("most of the others collapse: linear, tanh, selu.")
+    other = jacobian.answer(told({"tanh": (0.0, 0.1)}, power=1.5))
+    assert other.startswith("It is not shown to be the map nearby") and other.endswith("collapse: linear, selu.")
+    assert jacobian.answer(told(rank=30.0)).endswith("collapse: none.")
+
+
+def test_figures_show_rates_and_ranks():
+    drawn = jacobian.figures(told(rank=4.0))
+    axes = drawn["volume"].axes
+    assert [ax.get_title() for ax in axes[:5]] == ["linear", "tanh", "selu", "orthogonal", "expanding"]
+    norm = axes[2].lines[0].get_ydata()
+    assert norm[-1] == pytest.approx(20 * 0.05 / math.log(10), rel=1e-3)
+    assert axes[7].lines[0].get_ydata() == pytest.approx(np.full(20, 4.0), rel=1e-3)
+    for figure in drawn.values():
+        plt.close(figure)
+
+
+def test_sizes_are_those_of_the_configuration():
+    conf = Path(__file__).parent.parent / "conf" / "model"
+    plane, deep, grown, mlp = (
+        yaml.safe_load((conf / f"{name}.yaml").read_text()) for name in ("plane", "orthogonal", "expanding", "mlp")
+    )
+    assert (plane["depth"], plane["width"], plane["weight_variance"]) == (
+        jacobian.PLANE_DEPTH, jacobian.PLANE_WIDTH, jacobian.PLANE_VARIANCE,
+    )  # fmt: skip
+    for sizes in (deep, mlp):
+        assert (sizes["depth"], sizes["width"]) == (jacobian.DEPTH, jacobian.WIDTH)
+    assert (deep["scale"], grown["scale"]) == (1.0, jacobian.SCALE)
 
 
 def test_it_takes_one_point():

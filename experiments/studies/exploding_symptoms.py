@@ -2,233 +2,183 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import symptom_figures
+from experiments import alarm_claims, symptom_figures, symptoms
+from experiments.alarm_claims import LIMITS, MOST_FALSE_ALARMS, firsts, lead_in_words, named, warned_by
+from experiments.alarm_rates import CELL, Watched
 from experiments.collect import Collected
-from experiments.counts import median, part
 from experiments.study import Claim
-from experiments.summaries import Mean, mean
 from experiments.symptom_figures import WORDS
-from experiments.symptoms import THRESHOLDS, condensed, leads, quiet
-from experiments.symptoms import runs as runs_of
-from gradscope.alarms import FEWEST
+from experiments.symptoms import FAILURE, GUESSING, LEARNED, THRESHOLDS, condensed, leads, quiet
+from gradscope.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
 
 __all__ = ["condensed"]
 
+# Of the configuration; the tests hold them against it.
+DEPTH, WIDTH, NUM_STEPS, NUM_PROBES, NUM_IMAGES = 20, 50, 50, 2, 32
+# Of the resampling of cells.
+SEED = 0
+
 QUESTION = "Which signal warns first when training explodes, and how long before?"
-METHOD = """
-Plain networks of depth 20 and width 50 learn digits by SGD with momentum in float32, 50 steps in which the learning
-rate rises in a straight line to its peak, as in a range test (L. N. Smith, arXiv:1506.01186): training goes well until
-it does not. Three networks explode at initialization (relu_batch, tanh_layer, selu), two do not (relu, tanh); peaks go
-from sane to far too large. Everything is recorded at every step before the update; GSC from two random vectors, the
-same at every step, on 32 test images.
+METHOD = f"""
+Plain networks of depth {DEPTH} and width {WIDTH} learn digits by SGD with momentum in float32, {NUM_STEPS} steps in
+which the learning rate rises in a straight line to its peak, as in a range test (L. N. Smith, arXiv:1506.01186):
+training goes well until it does not. Three networks explode at initialization (relu_batch, tanh_layer, selu), two do
+not (relu, tanh); peaks go from sane to far too large. Everything is recorded at every step before the update; GSC from
+{NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
 
-**Failure** is the first step whose loss is not finite or above 10 ln 10, ten times that of guessing among ten classes.
-The runs that do not fail are the controls; those among them have **learned** whose last loss is below half of that of
-guessing. **Signals** have thresholds that were fixed before these runs, where the monitor has one, its own; a *jump* is
-over the median of up to 50 steps before, of which there must be 5:
+**Failure** is the first step whose loss is not finite or above {FAILURE / GUESSING:g} ln 10,
+{FAILURE / GUESSING:g} times that of guessing among ten classes. The runs that do not fail are the controls; those among
+them have **learned** whose last loss is below {LEARNED / GUESSING:g} of that of guessing. **Signals** have thresholds
+that were fixed before these runs, where the monitor has one, its own; a *jump* is over the median of up to {RECENT}
+steps before, of which there must be {FEWEST}:
 
-- *loss jump*: the loss above 5 times that median;
-- *gradient jump*: the length of the whole gradient above 10 times it;
-- *update*: a layer's update longer than 0.1 of its weights;
-- *weight growth*: a layer's weights 10 times as long as at the beginning;
-- *GSC*: the coefficient of some layer to the logits (squared convention, arXiv:1712.05577) above 10^6;
-- *GSC jump*: the largest coefficient of all layers above 10 times its median.
+- *loss jump*: the loss above {LOSS_JUMP:g} times that median;
+- *gradient jump*: the length of the whole gradient above {symptoms.GRADIENT_JUMP:g} times it;
+- *update*: a layer's update longer than {symptoms.LARGE_UPDATE:g} of its weights;
+- *weight growth*: a layer's weights {WEIGHT_GROWTH:g} times as long as at the beginning;
+- *GSC*: the coefficient of some layer to the logits (squared convention, arXiv:1712.05577) above
+  10^{EXTREME_LOG10:g};
+- *GSC jump*: the largest coefficient of all layers above {symptoms.GSC_JUMP:g} times its median.
+
+The loss jump and the failure are two thresholds of one number: from a median near that of guessing the jump is at
+{LOSS_JUMP * GUESSING / FAILURE:g} of the loss that counts as failure. It sees the failure begin, and is no independent
+sign of it.
 
 A failing run is **warned** by a signal that passes its threshold at a step before the failure; the **lead** is the
 number of steps between; that to a loss that is not finite (NaN) is of the runs that come to it. In a control the same
-signal is a **false alarm**. A signal is called **trusty** here if it is one in at most a tenth of the controls.
-"""
-HOW_SURE = """
-Parts of runs have Wilson intervals and medians of leads those of order statistics, 95 %, both of which take runs as
-independent; seeds of one network at one learning rate are alike, so they are too narrow. The interval of the ranking by
-GSC is over seeds, Student's t, with these networks and learning rates as they are. Failures later than the last step
-count as none, and a failing run is watched for fewer steps than a control, so false alarms have more time than
-warnings. Where a run fails within five steps no jump can be seen, for there is nothing to jump from; late failures were
-set apart for that after a first look at the runs. Trusty signals were found in the runs that they are judged by. Other
-networks, other thresholds, and learning rates that rise more slowly, would give other leads. The networks with the
-largest GSC at step 0 are those with normalization, which also bounds what a long update does to the output; the ranking
-cannot tell the two apart, and that without them, which was added after the first look, has three networks.
-"""
+signal is a **false alarm**. A control is watched to its last step and a failing run to its failure; so false alarms are
+also given **watched as long**: the part of all pairs of a control and a failing run in which the control rings before
+the step at which the other fails.
 
-# A monitor that stops a run in vain more often than this costs more than it saves.
-MOST_FALSE_ALARMS = 0.1
-# A warning so many steps before is early, and a loss that is not finite so soon after the failure comes at once.
-FEW_STEPS = 5
-# Twice the steps that a jump must have before it: whoever fails later than this leaves jumps time to be seen.
-LATE = 2 * FEWEST
+A signal is called **trusty** if the whole interval of its false alarms lies below {100 * MOST_FALSE_ALARMS:g} % of the
+controls, not trusty if the whole interval lies above, and undecided else. Of a signal that never rang, neither in a
+control nor before a failure, nothing is claimed.
+"""
+HOW_SURE = f"""
+Seeds of one network at one learning rate are alike, and failures come from few such cells. Intervals, 95 %, are
+therefore over cells drawn anew with all their seeds, widened to those of independent runs (Wilson
+for parts, order statistics for medians) where these are wider; few cells still make them narrow rather than wide, and
+the networks and learning rates are these. Which signal is first depends on the thresholds, whose false alarms differ;
+the frame holds the step at which each was passed and not the signals, so it cannot tell the order at equal false
+alarms. Failures later than the last step count as none. Where a run fails within {FEWEST} steps no jump can be seen,
+for there is nothing to jump from. Claims that begin with "exploratory" were made after a first look at the runs, and
+trusty signals were found in the runs that they are judged by. Other networks, other thresholds, and learning rates that
+rise more slowly, would give other leads. The networks with the largest GSC at step 0 are those with normalization,
+which also bounds what a long update does to the output; the ranking cannot tell the two apart. A signal that
+was never heard was not tested: a threshold of 10^{EXTREME_LOG10:g} for GSC would need networks deeper than {DEPTH}.
+"""
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
     """How many were warned, how long before, one run, and who failed."""
-    return symptom_figures.draw(runs_of(collected.frame), collected.frame)
+    return symptom_figures.draw(_watched(collected), collected.frame)
 
 
 def claims(collected: Collected) -> list[Claim]:
     """Warnings and false alarms of each signal, which comes first, and what GSC at the beginning predicts."""
-    runs = runs_of(collected.frame)
-    found, rang = leads(runs), quiet(runs)
+    watched, frame = _watched(collected), collected.frame
+    networks, plain = (list(part["model"].unique()) for part in (frame, frame[frame["norm"] == "none"]))
+    larger = "At a given learning rate the networks with larger GSC at step 0 are those that fail"
     return [
-        *(_warns(name, found[name]) for name in THRESHOLDS),
-        *(_silent(name, rang[name], quiet(runs, learned=True)[name]) for name in THRESHOLDS),
-        _update_first(found),
-        *_trust(runs),
-        _at_once(runs),
-        _predicts("At a given learning rate the networks with larger GSC at step 0 are those that fail", runs),
-        _predicts("The same among networks without normalization", _without_norm(runs, collected.frame)),
+        *(
+            claim(watched, name)
+            for claim in (alarm_claims.warns, alarm_claims.silent, alarm_claims.tells)
+            for name in watched.heard
+        ),
+        *([alarm_claims.update_first(watched)] if "update" in watched.heard else []),
+        *alarm_claims.trust(watched),
+        alarm_claims.at_once(watched),
+        alarm_claims.predicts(larger, watched, networks),
+        alarm_claims.predicts("Exploratory: the same among networks without normalization", watched, plain),
+        alarm_claims.largest(watched),
     ]
 
 
 def answer(collected: Collected) -> str:
-    """The first signals, and a table of all."""
-    runs = runs_of(collected.frame)
-    found, rang, to_nan = leads(runs), quiet(runs), leads(runs, "nan_step")
-    heads = ["failing runs warned", "first", "lead to failure", "lead to NaN", "false alarms", "where it learned"]
-    lines = [f"| signal | {' | '.join(heads)} |", "|" + 7 * "---|"]
-    first = _first(found)
-    for name in sorted(THRESHOLDS, key=lambda name: -found[name].notna().sum()):
+    """The first signals, what they cost, and a table of all."""
+    watched = _watched(collected)
+    if not len(watched.leads):
+        return f"None of {len(watched.table)} runs fails."
+    return "\n\n".join([_in_words(watched), _signals(watched), _sensitivity(watched)])
+
+
+def _watched(collected: Collected) -> Watched:
+    return Watched.of(collected.frame, generator=np.random.default_rng(SEED))
+
+
+def _in_words(watched: Watched) -> str:
+    found, ended = watched.leads, watched.table[np.isfinite(watched.table["nan_step"])]
+    cells = watched.table.groupby(level=CELL, observed=True)["failure_step"].min()
+    soon = f", {watched.median(ended['nan_step'] - ended['failure_step'])} steps later" if len(ended) else ""
+    text = [
+        f"Of {len(watched.table)} runs {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} cells of "
+        f"network and learning rate; {len(ended)} of them come to a loss that is not finite{soon}."
+    ]
+    if watched.heard:
+        most, first = str(found.notna().sum().idxmax()), firsts(found).sum()
+        warned, alarms = watched.part(found[most].notna()), watched.false_alarms(most)
+        earliest = alarm_claims.names_in_words(list(first.index[first == first.max()]))
+        text.append(
+            f"Most failures are announced by {WORDS[most]}: {alarm_claims.in_percent(warned)} are warned, "
+            f"{lead_in_words(watched, found[most])} before. But it is a false alarm in "
+            f"{alarm_claims.in_percent(alarms)} of those that do not fail, and in "
+            f"{100 * watched.matched(most).value:.0f} % of these where they are watched as long as a run that fails. "
+            f"First of all signals is most often {earliest}, in {first.max()} runs, at thresholds that cost unequal "
+            "false alarms."
+        )
+    verdicts = {name: alarm_claims.tells(watched, name).holds for name in watched.heard}
+    text.append(
+        f"Signals that ring more often before a failure than in a control watched as long: {named(verdicts, True)}; "
+        f"this is not decided of: {named(verdicts, None)}."
+    )
+    text.append(_trust_in_words(watched))
+    if unheard := [name for name in THRESHOLDS if name not in watched.heard]:
+        start = watched.table["log10_gsc_at_start"].max()
+        text.append(
+            f"Never heard, so not tested here: {alarm_claims.names_in_words(unheard)} (the largest coefficient at step "
+            f"0 is 10^{start:.1f})."
+        )
+    text.append(f"{alarm_claims.largest(watched).because}. Steps are medians; all intervals are of 95 %.")
+    return "\n\n".join(text)
+
+
+def _trust_in_words(watched: Watched) -> str:
+    verdicts, (sure, perhaps) = watched.trusty(MOST_FALSE_ALARMS), warned_by(watched, MOST_FALSE_ALARMS)
+    text = (
+        f"Trusty, with false alarms surely in less than {100 * MOST_FALSE_ALARMS:g} % of the controls: "
+        f"{named(verdicts, True)}; undecided: {named(verdicts, None)}. The trusty ones warn of "
+        f"{watched.part(sure.notna())} that fail (lead: {lead_in_words(watched, sure)}), together with the undecided "
+        f"ones of {watched.part(perhaps.notna())}."
+    )
+    return text + (" The loss jump is the failure itself at a lower threshold." if verdicts.get("loss_jump") else "")
+
+
+def _signals(watched: Watched) -> str:
+    """Table of all signals that were heard."""
+    heads = ["failing runs warned", "first", "lead to failure", "lead to NaN", "false alarms", "watched as long",
+             "where it learned"]  # fmt: skip
+    lines = [f"| signal | {' | '.join(heads)} |", "|" + (len(heads) + 1) * "---|"]
+    found, to_nan, first = watched.leads, leads(watched.table, "nan_step"), firsts(watched.leads)
+    learned = quiet(watched.table, learned=True)
+    for name in sorted(watched.heard, key=lambda name: -found[name].notna().sum()):
         cells = [
-            WORDS[name], str(part(found[name].notna())), str(first[name].sum()), _lead(found[name]),
-            _lead(to_nan[name]), str(part(rang[name])), str(part(quiet(runs, learned=True)[name])),
+            WORDS[name], str(watched.part(found[name].notna())), str(first[name].sum()),
+            lead_in_words(watched, found[name]), lead_in_words(watched, to_nan[name]), str(watched.false_alarms(name)),
+            f"{watched.matched(name):.2f}", str(watched.part(learned[name])),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return f"{_in_words(runs)}\n\n" + "\n".join(lines)
+    return "\n".join(lines)
 
 
-def _in_words(runs: pd.DataFrame) -> str:
-    found, rang, ended = leads(runs), quiet(runs), runs[np.isfinite(runs["nan_step"])]
-    if not len(found):
-        return f"None of {len(runs)} runs fails."
-    begin = (
-        f"Of {len(runs)} runs {len(found)} fail, {len(ended)} of these with a loss that is not finite, "
-        f"{median(ended['nan_step'] - ended['failure_step'])} steps later. "
-    )
-    firsts = _first(found).sum()
-    earliest, to_nan = str(firsts.idxmax()), leads(runs, "nan_step")
-    begin += (
-        f"Most often {WORDS[earliest]} warns first, in {firsts.max()} of them: {_lead(found[earliest])} before the "
-        f"failure, {_lead(to_nan[earliest])} before the loss is not finite; but it is a false alarm in "
-        f"{part(rang[earliest])} that do not fail. "
-    )
-    learned = quiet(runs, learned=True)
-    alarms = [f"{WORDS[name]} (in {learned[name].sum()})" for name in THRESHOLDS if learned[name].any()]
-    begin += f"In the {len(learned)} of these that learned, false alarms are of: {', '.join(alarms) or 'no signal'}. "
-    own = found[trusty(rang)]
-    if not own.notna().any(axis=None):
-        return begin + "No trusty signal warns of any failure."
-    lead, lead_to_nan = own.max(axis=1), to_nan[own.columns].max(axis=1)
-    return (
-        f"{begin}Of the trusty signals {_winners(_first(own).sum())} comes first most often, and "
-        f"{_winners(own.notna().sum())} warns of the most; any of them warns of {part(own.notna().any(axis=1))}, "
-        f"{_lead(lead)} before the failure and {_lead(lead_to_nan)} before the loss is not finite. Steps are "
-        "medians; all intervals are of 95 %."
-    )
-
-
-def trusty(rang: pd.DataFrame) -> list[str]:
-    """Signals that are seldom a false alarm."""
-    return [name for name in THRESHOLDS if part(rang[name]).value <= MOST_FALSE_ALARMS]
-
-
-def _winners(counts: pd.Series) -> str:
-    """In words those with the largest count."""
-    return " and ".join(WORDS[name] for name in counts.index if counts[name] == counts.max())
-
-
-def _first(found: pd.DataFrame) -> pd.DataFrame:
-    """Whether a signal was the first of a failing run, alone or with others."""
-    return found.eq(found.max(axis=1), axis=0)
-
-
-def _lead(values: pd.Series) -> str:
-    known = values.dropna()
-    return f"{median(known)} steps" if len(known) else "none"
-
-
-def _warns(name: str, lead: pd.Series) -> Claim:
-    warned = part(lead.notna())
-    says = f"{WORDS[name]} warns before the failure in most runs that fail"
-    return Claim(says, warned.most, f"{warned}; median lead {_lead(lead)}")
-
-
-def _silent(name: str, rang: pd.Series, where_learned: pd.Series) -> Claim:
-    silent = part(~rang)
-    says = f"{WORDS[name]} is silent in most runs that do not fail"
-    return Claim(says, silent.most, f"{silent}; of those that learned {part(~where_learned)}")
-
-
-def _update_first(found: pd.DataFrame) -> Claim:
-    warned = found[found.notna().any(axis=1)]
-    first = _first(warned)
-    update = part(first["update"])
-    others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in THRESHOLDS if name != "update")
-    says = "The update is the first to warn, alone or with others, in most failing runs that are warned at all"
-    return Claim(says, update.most, f"{update}; the others are first in: {others}")
-
-
-def _trust(runs: pd.DataFrame) -> list[Claim]:
-    """What those do together that are seldom a false alarm."""
-    names = trusty(quiet(runs))
-    lead = leads(runs)[names].max(axis=1)
-    late = lead[runs["failure_step"].loc[lead.index] > LATE]
-    warned, warned_late, early = part(lead.notna()), part(late.notna()), part(lead.dropna() >= FEW_STEPS)
-    together = ", ".join(WORDS[name] for name in names) or "none"
-    return [
-        Claim("Some trusty signal warns of most failures", warned.most, f"{warned}; {together}"),
-        Claim(f"The same of failures after step {LATE}", warned_late.most, str(warned_late)),
-        Claim(
-            f"Where a trusty signal warns, the first is mostly {FEW_STEPS} steps or more before the failure",
-            early.most,
-            f"{early}; median lead {_lead(lead)}",
-        ),
-    ]
-
-
-def _at_once(runs: pd.DataFrame) -> Claim:
-    ended = runs[np.isfinite(runs["nan_step"])]
-    after = ended["nan_step"] - ended["failure_step"]
-    soon = part(after <= FEW_STEPS)
-    return Claim(
-        f"In most runs that come to it the loss is not finite {FEW_STEPS} steps after the failure or sooner",
-        soon.most,
-        f"{soon}; median {_lead(after)}",
-    )
-
-
-def _without_norm(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    plain = frame.loc[frame["norm"] == "none", "model"].unique()
-    return runs[runs.index.get_level_values("model").isin(plain)]
-
-
-def _predicts(says: str, runs: pd.DataFrame) -> Claim:
-    area = _ranking(runs)
-    return Claim(
-        says,
-        None if area is None else True if area.low > 0.5 else False if area.high < 0.5 else None,
-        "0 learning rates at which some fail and others do not"
-        if area is None
-        else f"the failing one of a pair of runs has the larger GSC in a part of {area:.2f}; chance is 0.5",
-    )
-
-
-def _ranking(runs: pd.DataFrame) -> Mean | None:
-    """Area under the ROC curve over pairs at one learning rate and seed, averaged over seeds."""
-    areas = []
-    for _, own in runs.groupby(level="seed", observed=True):
-        wins = []
-        for _, group in own.groupby(level="lr", observed=True):
-            bad = np.isfinite(group["failure_step"].to_numpy())
-            start = group["log10_gsc_at_start"].to_numpy()
-            wins.append((np.sign(start[bad][:, None] - start[~bad][None, :]).ravel() + 1) / 2)
-        pairs = np.concatenate(wins)
-        if len(pairs):
-            areas.append(pairs.mean())
-    if not areas:
-        return None
-    found = mean(areas)
-    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))  # Student's t knows no bounds
+def _sensitivity(watched: Watched) -> str:
+    """Table of what trusty signals warn of, by the false alarms that are granted."""
+    heads = ["false alarms granted", "trusty", "undecided", "failing runs warned", "with the undecided"]
+    lines = [f"| {' | '.join(heads)} |", "|" + len(heads) * "---|"]
+    for limit in LIMITS:
+        verdicts, warned = watched.trusty(limit), warned_by(watched, limit)
+        parts = [str(watched.part(lead.notna())) for lead in warned]
+        lines.append(f"| {' | '.join([f'{100 * limit:g} %', named(verdicts, True), named(verdicts, None), *parts])} |")
+    return "\n".join(lines)
