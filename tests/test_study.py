@@ -27,6 +27,12 @@ def published(name):
     return reference.load(ROOT / "results" / study.results(name))
 
 
+def shown(name):
+    """The figures of a page, by name, and where it finds them."""
+    text = (ROOT / "docs" / "studies" / f"{name}.md").read_text()
+    return {Path(path).stem: path for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
+
+
 def assert_same_text(written, computed):
     """The same words, and the same numbers but for a last digit: powers and sums round in their own way on each CPU."""
     number = r"-?\d+\.\d+(?:e[-+]\d+)?"
@@ -56,6 +62,7 @@ def test_a_study_keeps_its_contract(name):
     assert len({claim.says for claim in claims}) == len(claims) > 0
     assert all(re.search(r"\d", claim.because) for claim in claims), "a claim is decided by numbers"
     assert not re.search(r"\bnan\b", asked.answer(published(name)) + "".join(claim.because for claim in claims))
+    assert set(getattr(asked, "CAPTIONS", {})) <= set(shown(name)), "a caption is of a figure of the page"
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -63,10 +70,9 @@ def test_the_page_is_what_its_frame_says(name):
     """And so is every figure that it shows."""
     folder = ROOT / "docs" / "studies"
     text = (folder / f"{name}.md").read_text()
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert shown and all((folder / path).is_file() for path in shown)
-    drawn = [(Path(path).stem, path) for path in shown]
-    assert_same_text(text, pages.page(name, study.find(name), published(name), drawn))
+    drawn = shown(name)
+    assert drawn and all((folder / path).is_file() for path in drawn.values())
+    assert_same_text(text, pages.page(name, study.find(name), published(name), list(drawn.items())))
 
 
 def test_the_index_counts_the_claims():
@@ -75,7 +81,7 @@ def test_the_index_counts_the_claims():
     assert_same_text(text, pages.index(studies))
     for name, (asked, collected) in studies.items():
         verdicts = [claim.verdict for claim in asked.claims(collected)]
-        counts = " | ".join(str(verdicts.count(word)) for word in ("supported", "contradicted", "undecided"))
+        counts = " | ".join(str(verdicts.count(word)) for word in study.VERDICTS)
         assert f"| [{name}]({name}.md) | {asked.QUESTION} | {counts} |" in text
 
 
@@ -95,7 +101,8 @@ def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)))
     figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
-    assert {name for name, _ in made} == folders | set(STUDIES)
+    assert {name for name, _ in made} == {study.reader(name) for name in folders} | set(STUDIES)
+    assert study.reader("alexnet") == "trained_alexnet" and study.reader("phase_diagram") == "phase_diagram"
     assert {results for _, results in made} == {""}  # never the runs of this machine
     with pytest.raises(ValueError, match="study=all draws the reference results; sweep="):
         figures.main(figures.Config(study="all", publish=True))
