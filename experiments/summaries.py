@@ -27,8 +27,8 @@ class Mean:
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
-def mean(values: npt.ArrayLike) -> Mean:
-    """Of independent values, one a seed.
+def mean(values: npt.ArrayLike, *, comparisons: int = 1) -> Mean:
+    """Of independent values, one a seed; intervals of so many ``comparisons`` hold together at 95 % (Bonferroni).
 
     Raises:
         ValueError: There are none, or one is NaN.
@@ -37,12 +37,16 @@ def mean(values: npt.ArrayLike) -> Mean:
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
     value, num = float(array.mean()), len(array)
-    margin = math.inf if num < 2 else float(stats.t.ppf(0.975, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    margin = (
+        math.inf
+        if num < 2
+        else float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
+    )
     return Mean(value, value - margin, value + margin, num)
 
 
-def geometric_mean(values: npt.ArrayLike) -> Mean:
-    """Of positive values whose logarithms are nearly normal; the interval is that of their mean.
+def geometric_mean(values: npt.ArrayLike, *, comparisons: int = 1) -> Mean:
+    """Of positive values whose logarithms are nearly normal; the interval is that of their mean, as for `mean`.
 
     Raises:
         ValueError: There are none, or one is not positive.
@@ -50,6 +54,6 @@ def geometric_mean(values: npt.ArrayLike) -> Mean:
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
-    logarithms = mean(np.log(array))
+    logarithms = mean(np.log(array), comparisons=comparisons)
     value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
     return Mean(value, low, high, logarithms.num)

@@ -157,6 +157,10 @@ def test_a_mean_has_the_interval_of_student(monkeypatch):
     assert (found.value, found.low, found.high, found.num) == pytest.approx((7 / 3, low, high, 3))
     assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (1.50 to 1.50)"
     assert f"{mean([1.5]):.1f}" == "1.5 (one seed)"
+    wider = mean(values, comparisons=4)
+    low, high = stats.t.interval(1 - 0.05 / 4, 2, loc=7 / 3, scale=stats.sem(values))
+    assert (wider.value, wider.low, wider.high) == pytest.approx((7 / 3, low, high))
+    assert geometric_mean([1.0, 10.0], comparisons=4).low < geometric_mean([1.0, 10.0]).low
     logarithmic = geometric_mean([1.0, 10.0, 100.0])
     assert logarithmic.value == pytest.approx(10.0)
     assert math.log10(logarithmic.high) - 1 == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))
