@@ -12,7 +12,7 @@ from experiments.summaries import Mean, geometric_mean
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "selu")
 NORMS = ("none", "batch", "layer")
 SIGMOID = ("sigmoid", "none")
-NUM_NETWORKS = len(ACTIVATIONS) * len(NORMS)
+NETWORKS = tuple((activation, norm) for activation in ACTIVATIONS for norm in NORMS)
 # What the weights of the sigmoid network are multiplied by, besides 1: their variance is the square over n.
 SCALES = (2, 4, 8, 16)
 # The largest slope of a sigmoid.
@@ -31,7 +31,7 @@ def rate(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> Mea
     """
     table = lengths(frame, activation, norm, scale).to_numpy()
     factors = 10 ** ((table[:, 1] - table[:, -1]) / (table.shape[1] - 2))
-    return geometric_mean(factors, comparisons=NUM_NETWORKS if scale == 1 else len(SCALES))
+    return geometric_mean(factors, comparisons=len(NETWORKS) if scale == 1 else len(SCALES))
 
 
 def lengths(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> pd.DataFrame:

@@ -60,12 +60,16 @@ def larger_weights(frame: pd.DataFrame) -> Figure:
     value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
     color, other = sns.color_palette("colorblind")[:2]
     ax.errorbar(scales**2, value, [value - low, high - value], fmt="o", color=color, capsize=3, label="measured")
-    ax.plot(scales**2, [in_theory(scale) for scale in scales], "--", color=color, label="mean field")
+    fine = np.geomspace(1, scales[-1], 33)
+    ax.plot(fine**2, [in_theory(scale) for scale in fine], "--", color=color, label="mean field")
     ax.plot(scales**2, SLOPE * scales, ":", color=other, linewidth=2.4, label="bound by the slope")
     ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
-    ax.set(xlabel="variance of the weights, times n", ylabel="factor of the gradient a layer, toward the input")
+    ax.set_xticks(scales**2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.set(xlabel="variance of the weights, times n", ylabel="factor a layer, toward the input")
     ax.set_title("Sigmoid without normalization; below 1 it vanishes", fontsize=10)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)

@@ -16,9 +16,7 @@ import gradscope.meanfield as mf
 from experiments import chains, report, vanishing_figures
 from experiments.collect import Collected
 from experiments.factors import (
-    ACTIVATIONS,
-    NORMS,
-    NUM_NETWORKS,
+    NETWORKS,
     SCALES,
     SIGMOID,
     SLOPE,
@@ -68,7 +66,7 @@ normalized layer has a further factor, one over the deviation that it divides by
 """
 HOW_SURE = f"""
 Intervals are over initializations, 95 %, Student's t of the logarithm. Those of the factors a layer hold together for
-all {NUM_NETWORKS} networks (Bonferroni), those of scaled weights for all {len(SCALES)} scales. The hand-derived chain
+all {len(NETWORKS)} networks (Bonferroni), those of scaled weights for all {len(SCALES)} scales. The hand-derived chain
 and the bound of a chain are theorems, checked up to rounding. The networks are at initialization, of one depth and one
 width, without biases.
 """
@@ -172,7 +170,7 @@ def claims(collected: Collected) -> list[Claim]:
             steady["verdict"] == "vanishing",
             f"rate {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
         ),
-        *(_keeps(frame, activation, norm) for activation in ACTIVATIONS for norm in NORMS),
+        *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, "the gradient of a sigmoid network shrinks less than to a quarter a layer", SCALES[0], SLOPE),
         _larger(frame, "the gradient of a sigmoid network grows toward the input", SCALES[-1], 1.0),
     ]
@@ -191,7 +189,7 @@ def answer(collected: Collected) -> str:
     return (
         f"{lead}: on its way from the output to the input its gradient changes by a factor of "
         f"{rate(frame, *SIGMOID):.4f} a layer; mean field has {in_theory(1):.4f} and allows {SLOPE:g} at most. But the "
-        f"slope is half of the matter only. With larger weights the factor of the same network is {larger}. And with a "
+        f"slope does not decide alone. With larger weights the factor of the same network is {larger}. And with a "
         f"normalization the same slopes go with other factors. {_kept_names(frame)}\n\n{_network_table(frame)}\n\n"
         "The factor is that of the gradient of the weights, with intervals that hold together; rate, mean field and "
         f"verdict are of GSC.\n\nThe chain by hand, for {inputs} (formulas under Method):\n\n{chains.table(frame)}"
@@ -235,15 +233,15 @@ def _larger(frame: pd.DataFrame, says: str, scale: int, least: float) -> Claim:
 
 
 def _kept_names(frame: pd.DataFrame) -> str:
-    """Which networks keep the length of their gradients, which do not, and which nobody can tell."""
-    found = {(a, n): _keeps(frame, a, n).holds for a in ACTIVATIONS for n in NORMS}
-    words = {True: "is kept", False: "is not kept", None: "may be kept or not"}
-    parts = [
-        f"it {words[holds]} in {', '.join(report.network_name(key) for key, own in found.items() if own is holds)}"
-        for holds in words
-        if holds in found.values()
-    ]
-    return f"Within a factor of {KEPT:g} over {layers(frame)} layers {'; '.join(parts)}."
+    """Which networks keep the length of their gradients, which shrink or grow it, and which nobody can tell."""
+    names: dict[str, list[str]] = {"kept in": [], "shrunk more in": [], "grown more in": [], "kept or not in": []}
+    for activation, norm in NETWORKS:
+        holds = _keeps(frame, activation, norm).holds
+        shrunk = "shrunk more in" if rate(frame, activation, norm).value < 1 else "grown more in"
+        words = {True: "kept in", False: shrunk, None: "kept or not in"}[holds]
+        names[words].append(report.network_name([activation, norm]))
+    parts = [f"{words} {', '.join(own)}" for words, own in names.items() if own]
+    return f"Within a factor of {KEPT:g} over {layers(frame)} layers its length is {'; '.join(parts)}."
 
 
 def _network_table(frame: pd.DataFrame) -> str:
@@ -256,13 +254,18 @@ def _network_table(frame: pd.DataFrame) -> str:
         "std, last layer |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (activation, norm), row in growth.items():
-        factor = rate(frame, activation, norm)
+    for activation, norm in NETWORKS:
+        row, factor = growth[activation, norm], rate(frame, activation, norm)
         expected = mf.gsc_rate(activation, norm, batch_size=batch_size if norm == "batch" else None)
         own = deviations[(deviations["activation"] == activation) & (deviations["norm"] == norm)]["value"]
         lines.append(
             f"| {report.network_name([activation, norm])} | {factor:.3f} | {factor.value**depth:.2g} | "
             f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f}) | {expected:.3f} | "
-            f"{row['verdict']} | {geometric_mean(own):.3g} |"
+            f"{row['verdict']} | {_deviation(own)} |"
         )
     return "\n".join(lines)
+
+
+def _deviation(values: pd.Series) -> str:
+    """Over seeds; samples that are nearer to each other than rounding have none."""
+    return "below rounding" if (values < ROUNDING).all() else f"{geometric_mean(values):.3g}"
