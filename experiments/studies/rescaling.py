@@ -162,7 +162,8 @@ def figures(collected: Collected) -> dict[str, Figure]:
     parts = [("log10_raw_gradient", "value"), ("gsc", "log10_value"), ("loss", "value")]
     for ax, (quantity, column) in zip(axes, parts, strict=True):
         rows = _rows(frame[frame["index"] > 0] if quantity == "gsc" else frame, quantity)
-        _line(ax, rows[rows["variant"] == PLAIN], column, "0.7", "plain", 7.0)
+        once = rows[(rows["variant"] == PLAIN) & (rows["factor"] == max(_factors(frame)))]  # the same beside every R
+        _line(ax, once, column, "0.7", "plain", 7.0)
         for place, factor in enumerate(_factors(frame)):
             chosen = rows[(rows["variant"] == RESCALED) & (rows["factor"] == factor)]
             _line(ax, chosen, column, sns.color_palette("colorblind")[place], f"R = {factor:g}", 4.5 - 1.6 * place)
@@ -293,4 +294,4 @@ def _line(ax: Axes, rows: pd.DataFrame, column: str, color: object, label: str, 
     by_index = rows.groupby("index", observed=True)[column]
     means, deviation = by_index.mean(), by_index.std().fillna(0.0)
     ax.plot(means.index, means, color=color, label=label, linewidth=width)
-    ax.fill_between(means.index, means - deviation, means + deviation, color=color, alpha=0.15, linewidth=0)
+    ax.fill_between(means.index, means - deviation, means + deviation, color=color, alpha=0.1, linewidth=0)
