@@ -169,6 +169,7 @@ def test_over_steps_names_each_layer_once():
     ax = plots.over_steps(pd.concat([records(0), records(1)]), "gradient_norm")
     assert [text.get_text() for text in ax.texts] == [f"layers.{i}" for i in range(1, 5)]
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [1e-1, 1e-2, 1e-3])
+    assert len({line.get_marker() for line in ax.get_lines()}) == 4
     heights = sorted(np.log10(text.xyann[1]) for text in ax.texts)
     assert all(b - a > 0.05 for a, b in pairwise(heights))
 

@@ -160,9 +160,10 @@ def test_a_loss_that_jumps_or_stays_is_no_learning(collected):
 
 def test_the_figure_has_bands_of_one_standard_deviation(collected):
     (figure,) = rescaling.figures(collected).values()
-    loss = collected.frame.query("quantity == 'loss' and variant == 'plain' and index == 5")["value"]
+    plain = collected.frame.query("quantity == 'loss' and variant == 'plain' and factor == 4")
+    loss = plain[plain["index"] == 5]["value"]
     top = max(path.vertices[:, 1].max() for path in figure.axes[2].collections[0].get_paths())
-    first = collected.frame.query("quantity == 'loss' and variant == 'plain' and index == 0")["value"]
+    first = plain[plain["index"] == 0]["value"]
     assert top == pytest.approx(first.mean() + first.std())
     assert figure.axes[2].get_lines()[0].get_ydata()[5] == pytest.approx(loss.mean())
     plt.close(figure)
