@@ -1,5 +1,6 @@
 """What holds for every study: its parts, its page, and the means that it quotes."""
 
+import ast
 import inspect
 import math
 import re
@@ -63,6 +64,35 @@ def test_a_study_keeps_its_contract(name):
     assert all(re.search(r"\d", claim.because) for claim in claims), "a claim is decided by numbers"
     assert not re.search(r"\bnan\b", asked.answer(published(name)) + "".join(claim.because for claim in claims))
     assert set(getattr(asked, "CAPTIONS", {})) <= set(shown(name)), "a caption is of a figure of the page"
+
+
+def typed(source):
+    """Numbers that stand in the words of a study: sizes, counts, and decimals of two digits or more."""
+    words = ("METHOD", "HOW_SURE", "CAPTIONS", "claims", "answer")
+    named = [
+        node
+        for node in ast.parse(source).body
+        if (isinstance(node, ast.FunctionDef) and node.name in words)
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in words)
+    ]
+    inside = [part for node in named for part in ast.walk(node)]
+    forms = {id(part) for node in inside if isinstance(node, ast.FormattedValue) and node.format_spec
+             for part in ast.walk(node.format_spec)}  # fmt: skip
+    texts = [n.value for n in inside if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in forms]
+    number = r"\d\.\d{2,}|\b(?:depth|width) \d+|\b\d+ (?:seeds|runs|samples|layers|steps|initializations)"
+    return [found for text in texts for found in re.findall(number, re.sub(r"arXiv:\S+", "", text))]
+
+
+def test_typed_numbers_are_found():
+    source = (
+        'METHOD = f"On 32 samples of depth {{d}}, width 7, {x:.3f}, arXiv:1712.05577"\ndef claims(): return "0.29"\n'
+    )
+    assert typed(source) == ["32 samples", "width 7", "0.29"]
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if "{num_seeds}" in study.find(name).METHOD])
+def test_a_study_that_fills_numbers_in_types_none(name):
+    assert not typed(inspect.getsource(study.find(name)))
 
 
 @pytest.mark.parametrize("name", STUDIES)

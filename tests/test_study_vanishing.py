@@ -182,6 +182,9 @@ def test_the_answer_follows_the_verdicts():
     assert yes.startswith("Yes for a sigmoid network") and "1.300 with 256 / n" in yes
     assert "shrunk more in sigmoid; grown more in relu+batch." in yes and "| relu+batch | 2.000 (" in yes
     assert vanishing.answer(with_factors({factors.SIGMOID: 0.3}, spread=1e-4)).startswith("Not in a sigmoid network")
+    assert "does not decide alone" in yes
+    bound = with_factors({factors.SIGMOID: 0.2, ("sigmoid", "batch"): 0.2}, {2: 0.2}, spread=1e-4)
+    assert "does not decide alone" not in vanishing.answer(bound)
     unclear = vanishing.answer(with_factors({factors.SIGMOID: 0.25}))
     assert unclear.startswith("The data cannot tell") and "kept or not in sigmoid, " in unclear
 

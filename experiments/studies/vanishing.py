@@ -171,7 +171,7 @@ def claims(collected: Collected) -> list[Claim]:
             f"rate {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
-        _larger(frame, "the gradient of a sigmoid network shrinks less than to a quarter a layer", SCALES[0], SLOPE),
+        _unbound(frame),
         _larger(frame, "the gradient of a sigmoid network grows toward the input", SCALES[-1], 1.0),
     ]
 
@@ -185,12 +185,14 @@ def answer(collected: Collected) -> str:
         None: "The data cannot tell for a sigmoid network with the usual weights, of variance 1 / n",
     }[_quarter(frame).holds]
     larger = ", ".join(f"{rate(frame, *SIGMOID, scale).value:.3f} with {scale**2} / n" for scale in SCALES)
+    alone = not (_unbound(frame).holds or _keeps(frame, "sigmoid", "batch").holds)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
         f"{lead}: on its way from the output to the input its gradient changes by a factor of "
-        f"{rate(frame, *SIGMOID):.4f} a layer; mean field has {in_theory(1):.4f} and allows {SLOPE:g} at most. But the "
-        f"slope does not decide alone. With larger weights the factor of the same network is {larger}. And with a "
-        f"normalization the same slopes go with other factors. {_kept_names(frame)}\n\n{_network_table(frame)}\n\n"
+        f"{rate(frame, *SIGMOID):.4f} a layer; mean field has {in_theory(1):.4f} and allows {SLOPE:g} at most. "
+        f"{'' if alone else 'But the slope does not decide alone. '}With larger weights the factor of the same network "
+        f"is {larger}; with a normalization its slopes are sigmoid's, too. {_kept_names(frame)}\n\n"
+        f"{_network_table(frame)}\n\n"
         "The factor is that of the gradient of the weights, with intervals that hold together; rate, mean field and "
         f"verdict are of GSC.\n\nThe chain by hand, for {inputs} (formulas under Method):\n\n{chains.table(frame)}"
     )
@@ -220,6 +222,10 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
         True if inside else False if outside else None,
         f"factor a layer {factor:.3f}, over {depth} layers {factor.value**depth:.2g}",
     )
+
+
+def _unbound(frame: pd.DataFrame) -> Claim:
+    return _larger(frame, "the gradient of a sigmoid network shrinks less than to a quarter a layer", SCALES[0], SLOPE)
 
 
 def _larger(frame: pd.DataFrame, says: str, scale: int, least: float) -> Claim:
