@@ -122,7 +122,7 @@ def test_the_numbers_of_a_page_follow_the_frame(tmp_path):
     frame["value"] = frame["value"].where(frame["quantity"] != "gsc", 1.0)
     path = pages.write("architectures", asked, replace(collected, frame=frame), [], tmp_path)
     text = path.read_text()
-    assert "| selu explodes | **contradicted** | rate 1.000 (1.000 to 1.000) a layer, stable" in text
+    assert "| selu explodes | **contradicted** | rate 1.000 (1.000 to 1.000) a layer, mean field" in text
     assert "**supported**" in text.split("| relu neither explodes")[1].splitlines()[0]
 
 
