@@ -57,7 +57,7 @@ def test_what_is_expected_is_supported_where_it_is_so():
     assert answer.startswith("Exploding: relu+batch (1.200 a layer), tanh+layer (1.200 a layer)")
     assert "; neither: relu (1.000 a layer), relu+layer (1.000 a layer), tanh (1.000 a layer)." in answer
     assert "The last layer is nearly linear in relu, relu+layer, tanh; nonlinear in relu+batch" in answer
-    assert "No network is shown to do both" in answer and "as a whole agrees" in answer
+    assert "No network is shown to do both" in answer and "as a whole, agrees" in answer
     assert "| tanh+batch | 1.200 (" in answer and "| 50 (" in answer
 
 
@@ -76,7 +76,7 @@ def test_what_is_not_so_is_contradicted():
         assert found[says] is False, says
     answer = study.answer(collected(turned))
     assert "Exploding: relu (1.300 a layer)" in answer and "; vanishing: relu+layer (0.500" in answer
-    assert "by its nonlinearity coefficient: largest NLC without an explosion 90 (" in answer
+    assert "farther from linear than what does: largest NLC without an explosion 90 (" in answer
     assert "Both at once: relu" not in answer
     both = study.answer(collected({"selu": (1.3, 1e-3, 50.0)}))
     assert "Both at once: selu." in both

@@ -23,7 +23,7 @@ STABLE = ("relu", "relu_layer", "tanh")
 KEPT = 0.1
 # Of sign diversity: so few samples of the rarer sign that nearly all lie on one side of the kink.
 COLLAPSED = 0.1
-# Of NLC: twice an affine map's.
+# Of the nonlinearity coefficient: twice an affine map's.
 NONLINEAR = 2.0
 
 QUESTION = "Which plain networks explode at initialization, and which become nearly linear?"
@@ -113,9 +113,9 @@ def answer(collected: Collected) -> str:
     both = [_name(model) for model in growth if verdicts[model] == "explodes" and linear[model]]
     whole = _as_a_whole(frame, growth)
     agree = {
-        True: "The nonlinearity coefficient of the networks as a whole agrees",
-        False: "But nearly linear layers need not make a nearly linear network, by its nonlinearity coefficient",
-        None: "The nonlinearity coefficient of the networks as a whole leaves it open",
+        True: "NLC, of the networks as a whole, agrees",
+        False: "But by NLC, of the network as a whole, what does not explode can be farther from linear than what does",
+        None: "NLC, of the networks as a whole, leaves it open",
     }
     rates = _grouped(growing, verdicts, {model: f" ({row['rate']:.3f} a layer)" for model, row in growth.items()})
     return (
