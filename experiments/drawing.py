@@ -52,7 +52,7 @@ def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes:
     plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
     predicted = theory.profiles(frame, [key for key in (hue, style) if key])
     if len(predicted):
-        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax)
+        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax, hue_order=list(frame[hue].unique()))
     ax.set_title(f"{title}\n{spread(frame)}; labels: rate a layer, verdict", fontsize=10)
     return figure
 

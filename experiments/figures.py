@@ -56,7 +56,7 @@ def read(cfg: Config) -> tuple[Collected, Path]:
         own = replace(collected, frame=collected.frame.drop(columns="run", errors="ignore"))
         return study.condensed(cfg.study, own), runs / "figures"
     if (published / reference.DATA).is_file():
-        return reference.load(published), Path(cfg.reference) / cfg.study
+        return reference.load(published), published
     raise FileNotFoundError(
         f"Nothing to draw: neither {runs / collect.DATA} (python -m experiments.collect sweep={runs.name}) "
         f"nor {published / reference.DATA} exists."
@@ -107,14 +107,15 @@ def main(cfg: Config) -> None:
 
 
 def _published(cfg: Config) -> list[str]:
-    """Every study with reference results, its own or those of another."""
+    """Every study with reference results, its own or those of another, which then has no figures besides."""
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
-    return sorted(own | {name for name in study.names() if study.results(name) in own})
+    return sorted({study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own})
 
 
 def _make(cfg: Config) -> None:
+    cfg = replace(cfg, study=study.reader(cfg.study))
     collected, output = read(cfg)
-    published = Path(cfg.reference) / cfg.study
+    published = Path(cfg.reference) / study.results(cfg.study)
     if cfg.note:
         collected.manifest["note"] = cfg.note
     if cfg.publish:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "experiments.studies"
 NETWORK = "network"
+VERDICTS = ("supported", "contradicted", "undecided", "checked")
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,31 @@ class Claim:
     """A sentence that the data decide.
 
     ``says`` is what is claimed, ``holds`` whether the data support it (None: they cannot tell), ``because`` the numbers
-    with their errors, read from the frame.
+    with their errors, read from the frame.  ``identity``: it is a theorem, held against rounding, so that it says the
+    code is right and nothing of the world; it is counted apart.
     """
 
     says: str
     holds: bool | None
     because: str
+    identity: bool = False
 
     @property
     def verdict(self) -> str:
-        """supported, contradicted or undecided."""
+        """One of `VERDICTS`: an identity that holds is checked, not supported."""
+        if self.identity and self.holds:
+            return "checked"
         return {True: "supported", False: "contradicted", None: "undecided"}[self.holds]
 
 
 class Study(Protocol):
-    """A module of `experiments.studies`, by the name of its configuration in conf/study."""
+    """A module of `experiments.studies`, by the name of its configuration in conf/study.
+
+    In ``METHOD`` and ``HOW_SURE`` a field such as ``{model.depth}`` stands for that key of the configuration, and
+    ``{num_seeds}`` for the number of seeds; `experiments.pages` fills them in.  Optional: ``RESULTS``, the study whose
+    runs are read; ``condensed``, what is kept of them; and ``CAPTIONS``, words under figures by name, whose first
+    sentence, without brackets, is read to those who do not see them.
+    """
 
     QUESTION: str
     """The question, as the title of its page."""
@@ -76,6 +87,11 @@ def find(name: str) -> Study | None:
 def results(name: str) -> str:
     """The study whose runs it reads: its own, unless it says ``RESULTS``."""
     return getattr(find(name), "RESULTS", name)
+
+
+def reader(name: str) -> str:
+    """The study that these runs are for: that of their name, or the one whose ``RESULTS`` they are."""
+    return name if name in names() else next((other for other in names() if results(other) == name), name)
 
 
 def condensed(name: str, collected: Collected) -> Collected:

@@ -55,6 +55,26 @@ def test_lines_are_means_over_seeds():
     assert "layers between" in ax.get_xlabel()
 
 
+def test_a_prediction_has_the_color_of_its_network_and_a_shape_of_its_own():
+    """The color also where the theory of another network is missing."""
+    frame = study()
+    ax = plots.profile(frame, hue="activation", style="norm")
+    drawn, depth = ax.get_lines(), np.arange(11)
+    curve = pd.DataFrame({"depth_from_output": depth, "log10_value": 0.1 * depth})
+    predicted = [curve.assign(activation="tanh", norm=norm) for norm in ("none", "batch")]
+    plots.theory(pd.concat(predicted), ["activation", "norm"], ax=ax, hue_order=["relu", "tanh"])
+    plain, batch = ax.get_lines()[len(drawn) :]
+    np.testing.assert_allclose(plain.get_ydata(), 0.1 * depth)
+    means = frame[frame["activation"] == "tanh"].groupby("depth_from_output")["log10_value"].mean()
+    (measured,) = (old for old in drawn if len(old.get_xdata()) == 11 and np.allclose(old.get_ydata(), means))
+    for line in (plain, batch):
+        assert mpl.colors.to_rgb(line.get_color()) == mpl.colors.to_rgb(measured.get_color())
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["mean field", "mean field, batch"]
+    shapes = [line.get_marker() for line in (plain, batch)]
+    assert len(set(shapes)) == 2 and shapes == [handle.get_marker() for handle in legend.legend_handles]
+
+
 def test_few_curves_are_labeled_at_their_ends_without_overlap():
     ax = plots.profile(study(), hue="activation", style="norm", notes={("relu", "batch"): "1.58, exploding"})
     assert ax.get_legend() is None
@@ -149,6 +169,7 @@ def test_over_steps_names_each_layer_once():
     ax = plots.over_steps(pd.concat([records(0), records(1)]), "gradient_norm")
     assert [text.get_text() for text in ax.texts] == [f"layers.{i}" for i in range(1, 5)]
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [1e-1, 1e-2, 1e-3])
+    assert len({line.get_marker() for line in ax.get_lines()}) == 4
     heights = sorted(np.log10(text.xyann[1]) for text in ax.texts)
     assert all(b - a > 0.05 for a, b in pairwise(heights))
 

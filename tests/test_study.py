@@ -1,5 +1,6 @@
 """What holds for every study: its parts, its page, and the means that it quotes."""
 
+import ast
 import inspect
 import math
 import re
@@ -25,6 +26,12 @@ STUDIES = study.names()
 
 def published(name):
     return reference.load(ROOT / "results" / study.results(name))
+
+
+def shown(name):
+    """The figures of a page, by name, and where it finds them."""
+    text = (ROOT / "docs" / "studies" / f"{name}.md").read_text()
+    return {Path(path).stem: path for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)}
 
 
 def assert_same_text(written, computed):
@@ -56,6 +63,36 @@ def test_a_study_keeps_its_contract(name):
     assert len({claim.says for claim in claims}) == len(claims) > 0
     assert all(re.search(r"\d", claim.because) for claim in claims), "a claim is decided by numbers"
     assert not re.search(r"\bnan\b", asked.answer(published(name)) + "".join(claim.because for claim in claims))
+    assert set(getattr(asked, "CAPTIONS", {})) <= set(shown(name)), "a caption is of a figure of the page"
+
+
+def typed(source):
+    """Numbers that stand in the words of a study: sizes, counts, and decimals of two digits or more."""
+    words = ("METHOD", "HOW_SURE", "CAPTIONS", "claims", "answer")
+    named = [
+        node
+        for node in ast.parse(source).body
+        if (isinstance(node, ast.FunctionDef) and node.name in words)
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in words)
+    ]
+    inside = [part for node in named for part in ast.walk(node)]
+    forms = {id(part) for node in inside if isinstance(node, ast.FormattedValue) and node.format_spec
+             for part in ast.walk(node.format_spec)}  # fmt: skip
+    texts = [n.value for n in inside if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in forms]
+    number = r"\d\.\d{2,}|\b(?:depth|width) \d+|\b\d+ (?:seeds|runs|samples|layers|steps|initializations)"
+    return [found for text in texts for found in re.findall(number, re.sub(r"arXiv:\S+", "", text))]
+
+
+def test_typed_numbers_are_found():
+    source = (
+        'METHOD = f"On 32 samples of depth {{d}}, width 7, {x:.3f}, arXiv:1712.05577"\ndef claims(): return "0.29"\n'
+    )
+    assert typed(source) == ["32 samples", "width 7", "0.29"]
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if "{num_seeds}" in study.find(name).METHOD])
+def test_a_study_that_fills_numbers_in_types_none(name):
+    assert not typed(inspect.getsource(study.find(name)))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -63,10 +100,9 @@ def test_the_page_is_what_its_frame_says(name):
     """And so is every figure that it shows."""
     folder = ROOT / "docs" / "studies"
     text = (folder / f"{name}.md").read_text()
-    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert shown and all((folder / path).is_file() for path in shown)
-    drawn = [(Path(path).stem, path) for path in shown]
-    assert_same_text(text, pages.page(name, study.find(name), published(name), drawn))
+    drawn = shown(name)
+    assert drawn and all((folder / path).is_file() for path in drawn.values())
+    assert_same_text(text, pages.page(name, study.find(name), published(name), list(drawn.items())))
 
 
 def test_the_index_counts_the_claims():
@@ -75,7 +111,7 @@ def test_the_index_counts_the_claims():
     assert_same_text(text, pages.index(studies))
     for name, (asked, collected) in studies.items():
         verdicts = [claim.verdict for claim in asked.claims(collected)]
-        counts = " | ".join(str(verdicts.count(word)) for word in ("supported", "contradicted", "undecided"))
+        counts = " | ".join(str(verdicts.count(word)) for word in study.VERDICTS)
         assert f"| [{name}]({name}.md) | {asked.QUESTION} | {counts} |" in text
 
 
@@ -86,7 +122,7 @@ def test_the_numbers_of_a_page_follow_the_frame(tmp_path):
     frame["value"] = frame["value"].where(frame["quantity"] != "gsc", 1.0)
     path = pages.write("architectures", asked, replace(collected, frame=frame), [], tmp_path)
     text = path.read_text()
-    assert "| selu explodes | **contradicted** | rate 1.000 (1.000 to 1.000) a layer, stable" in text
+    assert "| selu explodes | **contradicted** | rate 1.000 (1.000 to 1.000) a layer, mean field" in text
     assert "**supported**" in text.split("| relu neither explodes")[1].splitlines()[0]
 
 
@@ -95,7 +131,8 @@ def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)))
     figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
-    assert {name for name, _ in made} == folders | set(STUDIES)
+    assert {name for name, _ in made} == {study.reader(name) for name in folders} | set(STUDIES)
+    assert study.reader("alexnet") == "trained_alexnet" and study.reader("phase_diagram") == "phase_diagram"
     assert {results for _, results in made} == {""}  # never the runs of this machine
     with pytest.raises(ValueError, match="study=all draws the reference results; sweep="):
         figures.main(figures.Config(study="all", publish=True))
@@ -150,6 +187,10 @@ def test_a_mean_has_the_interval_of_student(monkeypatch):
     assert (found.value, found.low, found.high, found.num) == pytest.approx((7 / 3, low, high, 3))
     assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (1.50 to 1.50)"
     assert f"{mean([1.5]):.1f}" == "1.5 (one seed)"
+    wider = mean(values, comparisons=4)
+    low, high = stats.t.interval(1 - 0.05 / 4, 2, loc=7 / 3, scale=stats.sem(values))
+    assert (wider.value, wider.low, wider.high) == pytest.approx((7 / 3, low, high))
+    assert geometric_mean([1.0, 10.0], comparisons=4).low < geometric_mean([1.0, 10.0]).low
     logarithmic = geometric_mean([1.0, 10.0, 100.0])
     assert logarithmic.value == pytest.approx(10.0)
     assert math.log10(logarithmic.high) - 1 == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))

@@ -1,11 +1,14 @@
 """The study of networks in other units: identities that hold exactly, checked by hand-written descent."""
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
 
 import gradscope as gs
+from experiments.collect import Collected
 from experiments.studies import rescaling
 from tests.helpers import noise, seeded
 
@@ -105,3 +108,62 @@ def test_gradients_grow_and_coefficients_stay():
 def test_what_cannot_be_rescaled_is_named(model, message):
     with pytest.raises(ValueError, match=message):
         rescaling.measure(model, noise(4, 12), generator=seeded(1), factor=2.0, steps=1, learning_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    runs = [measured(factor, learning_rate=0.02).assign(factor=factor, seed=0) for factor in (1.5, 4.0)]
+    runs += [run.assign(seed=1, value=run["value"] * 1.001) for run in runs]  # a second seed, near the first
+    return Collected(pd.concat(runs, ignore_index=True), None, {})
+
+
+def changed(collected, quantity, value, variant=None):
+    """The frame with another value wherever this quantity stands."""
+    frame = collected.frame.copy()
+    chosen = frame["quantity"] == quantity
+    frame.loc[chosen if variant is None else chosen & (frame["variant"] == variant), "value"] = value
+    return Collected(frame, None, {})
+
+
+def test_claims_and_answer_of_what_is_measured(collected):
+    found = {claim.says: claim.verdict for claim in rescaling.claims(collected)}
+    assert list(found.values()) == ["checked", "checked", "checked", "supported", "contradicted"]
+    answer = rescaling.answer(collected)
+    assert answer.startswith("No. In other units") and "(R = 4)" in answer
+
+
+@pytest.mark.parametrize(("quantity", "place"), [("loss_difference", 0), ("ratio_error", 1), ("gsc_difference", 2)])
+def test_an_identity_that_fails_is_a_contradiction(collected, quantity, place):
+    broken = changed(collected, quantity, 1e-3)
+    verdicts = [claim.verdict for claim in rescaling.claims(broken)]
+    assert [verdict == "contradicted" for verdict in verdicts[:3]] == [number == place for number in range(3)]
+    assert rescaling.answer(broken).startswith("These runs do not tell")
+    (figure,) = rescaling.figures(broken).values()
+    titles = [ax.get_title() for ax in figure.axes]
+    words = (
+        "training, step sizes rescaled: they differ",
+        "raw gradients: not as R says",
+        "coefficients: they differ",
+    )
+    assert words[place] in titles
+    plt.close(figure)
+
+
+def test_a_loss_that_jumps_or_stays_is_no_learning(collected):
+    (learns,) = (place for place, claim in enumerate(rescaling.claims(collected)) if "never jumps" in claim.says)
+    assert rescaling.claims(changed(collected, "loss", 2.0, rescaling.PLAIN))[learns].holds is None
+    frame = collected.frame
+    rising = changed(collected, "loss", 2.0 + 0.2 * frame["index"], rescaling.PLAIN)
+    claim = rescaling.claims(rising)[learns]
+    assert claim.holds is False and "the largest rise in one step is 10.0 %" in claim.because
+
+
+def test_the_figure_has_bands_of_one_standard_deviation(collected):
+    (figure,) = rescaling.figures(collected).values()
+    plain = collected.frame.query("quantity == 'loss' and variant == 'plain' and factor == 4")
+    loss = plain[plain["index"] == 5]["value"]
+    top = max(path.vertices[:, 1].max() for path in figure.axes[2].collections[0].get_paths())
+    first = plain[plain["index"] == 0]["value"]
+    assert top == pytest.approx(first.mean() + first.std())
+    assert figure.axes[2].get_lines()[0].get_ydata()[5] == pytest.approx(loss.mean())
+    plt.close(figure)

@@ -1,81 +1,198 @@
-"""The study of vanishing gradients against the chain rule, in closed form."""
+"""The study of vanishing gradients against the chain rule, in closed form, and on frames of known factors."""
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import gradscope as gs
+from experiments import chains, factors
+from experiments.collect import Collected
 from experiments.studies import vanishing
+from experiments.study import observed
+from experiments.summaries import geometric_mean
+from gradscope import frames
 from tests.helpers import noise, seeded
 
+DEPTH = 12
+# A factor a layer of every network, and of the sigmoid network with larger weights.
+STEADY = dict.fromkeys(factors.NETWORKS, 1.0)
+LARGER = {2: 0.4, 4: 0.6, 8: 0.9, 16: 1.3}
 
-def test_the_chain_by_hand_is_the_derivative():
-    def loss(weights):
-        a = vanishing.INPUT
-        for w in weights:
-            a = 1 / (1 + math.exp(-w * a))
-        return 0.5 * (vanishing.TARGET - a) ** 2
 
-    by_hand = vanishing.by_hand(vanishing.INPUT, vanishing.TARGET, vanishing.WEIGHTS)
-    for k in range(3):
-        h, ends = 1e-5, []
-        for sign in (1, -1):
-            moved = list(vanishing.WEIGHTS)
-            moved[k] += sign * h
-            ends.append(loss(moved))
-        assert by_hand[k] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-7)
+def sigmoid_network(**kwargs):
+    arguments = {"depth": 4, "width": 12, "activation": "sigmoid", "out_features": 3} | kwargs
+    return gs.models.MLP(**arguments, generator=seeded(0)).double()
 
 
 @pytest.fixture(scope="module")
 def frame():
-    model = gs.models.MLP(depth=4, width=12, activation="sigmoid", out_features=3, generator=seeded(0)).double()
-    return vanishing.measure(model, noise(16, 12), generator=seeded(1))
+    return vanishing.measure(sigmoid_network(), noise(16, 12), generator=seeded(1))
 
 
-def test_by_hand_and_measured_agree(frame):
+def test_the_chain_by_hand_is_the_derivative():
+    def loss(weights):
+        a = chains.INPUT
+        for w in weights:
+            a = 1 / (1 + math.exp(-w * a))
+        return 0.5 * (chains.TARGET - a) ** 2
+
+    by_hand = chains.by_hand(chains.INPUT, chains.TARGET, chains.WEIGHTS)
+    assert by_hand["E"] == pytest.approx(loss(chains.WEIGHTS), rel=1e-14)
+    assert list(by_hand)[:3] == ["a1", "a2", "y"]
+    for k, name in enumerate(chains.DERIVATIVES):
+        h, ends = 1e-5, []
+        for sign in (1, -1):
+            moved = list(chains.WEIGHTS)
+            moved[k] += sign * h
+            ends.append(loss(moved))
+        assert by_hand[name] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-7)
+
+
+def test_by_hand_and_measured_agree_sign_and_all(frame):
     found = frame[frame["quantity"] == "by_autograd"].set_index("layer")["value"]
-    by_hand = vanishing.by_hand(vanishing.INPUT, vanishing.TARGET, vanishing.WEIGHTS)
-    np.testing.assert_allclose(found[["w1", "w2", "w3"]], np.abs(by_hand), rtol=1e-14)
+    by_hand = chains.by_hand(chains.INPUT, chains.TARGET, chains.WEIGHTS)
+    assert found[chains.DERIVATIVES[0]] > 0 > found[chains.DERIVATIVES[2]]
+    for name in chains.DERIVATIVES:
+        assert found[name] == pytest.approx(by_hand[name], rel=1e-14)
     assert frame.loc[frame["quantity"] == "relative_difference", "value"].max() < 1e-14
+    table = chains.table(frame)
+    assert f"| a1 | {by_hand['a1']:.10g} |  |" in table
+    assert f"| dE/dw3 | {by_hand['dE/dw3']:.10g} | {by_hand['dE/dw3']:.10g} |" in table
 
 
 def test_chains(frame):
     """With w = 8, b = -4 the units stay at 1/2, of slope 8 / 4; with w = 1 factors are multiplied here."""
-    plain, held = vanishing.CHAINS
-    rows = frame[frame["quantity"] == "log10_chain"]
-    np.testing.assert_allclose(rows.loc[rows["layer"] == held, "value"], np.arange(1, 31) * math.log10(2), rtol=1e-12)
+    plain, held = chains.LONG
+    number = np.arange(1, chains.UNITS + 1)
+    np.testing.assert_allclose(chains.rows(frame, "log10_chain", held), number * math.log10(2), rtol=1e-12)
     h, total, expected = 0.5, 0.0, []
-    for _ in range(30):
+    for _ in number:
         h = 1 / (1 + math.exp(-h))
         total += math.log10(h * (1 - h))
         expected.append(total)
-    np.testing.assert_allclose(rows.loc[rows["layer"] == plain, "value"], expected, rtol=1e-12)
-    bound = frame[(frame["quantity"] == "log10_chain_bound") & (frame["layer"] == plain)]["value"]
-    np.testing.assert_allclose(bound, -np.arange(1, 31) * math.log10(4))
+    np.testing.assert_allclose(chains.rows(frame, "log10_chain", plain), expected, rtol=1e-12)
+    np.testing.assert_allclose(chains.rows(frame, "log10_chain_bound", plain), -number * math.log10(4))
+    assert chains.excess(frame, plain) < 0 and chains.last(frame, "log10_chain", plain) == pytest.approx(total)
 
 
-def test_gradients_of_layers_are_those_of_autograd(frame):
-    model = gs.models.MLP(depth=4, width=12, activation="sigmoid", out_features=3, generator=seeded(0)).double()
+@pytest.mark.parametrize("scale", [1, 8])
+def test_gradients_of_layers_are_those_of_autograd(frame, scale):
+    model = sigmoid_network()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.linear.weight *= scale
     y = torch.randint(3, (16,), generator=seeded(1))
     torch.nn.functional.cross_entropy(model(noise(16, 12)), y).backward()
-    rows = frame[frame["quantity"] == "gradient_norm"].set_index("layer")["value"]
+    rows = frame[(frame["quantity"] == "gradient_norm") & (frame["weight_scale"] == scale)].set_index("layer")["value"]
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             assert rows[name] == pytest.approx(float(module.weight.grad.norm()), rel=1e-10)
 
 
-def test_the_factor_a_layer():
-    """A gradient of 2^index at each layer halves on its way to the input."""
-    layers = [f"layers.{k}.linear" for k in range(6)]
-    rows = [
-        vanishing.observed("gradient_norm", 2.0 ** np.arange(6) * scale, layer=layers, index=np.arange(6)).assign(
-            seed=seed, activation="tanh", norm="none"
-        )
-        for seed, scale in enumerate((1.0, 3.0))
-    ]
-    made = vanishing.pd.concat(rows, ignore_index=True)
-    made["log10_value"] = np.log10(made["value"])
-    found = vanishing.rate(made, "tanh", "none")
-    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+def test_only_a_plain_sigmoid_network_gets_larger_weights_and_chains(frame):
+    assert set(frame["weight_scale"]) == {1, *factors.SCALES}
+    for other in ({"norm": "layer"}, {"activation": "tanh"}):
+        own = vanishing.measure(sigmoid_network(**other), noise(16, 12), generator=seeded(1))
+        assert set(own["weight_scale"]) == {1}
+        assert set(own["quantity"]) == {"gradient_norm", "gsc", "preactivation_std"}
+
+
+def test_mean_field_of_a_sigmoid_layer_is_the_expectation_by_sampling():
+    """v E[s'^2] where the length settles: half a million draws."""
+    z, q = np.random.default_rng(0).normal(size=500_000), 1.0
+    for _ in range(50):
+        q = 4 * np.mean(1 / (1 + np.exp(-math.sqrt(q) * z)) ** 2)
+    s = 1 / (1 + np.exp(-math.sqrt(q) * z))
+    assert factors.in_theory(2) == pytest.approx(2 * math.sqrt(np.mean((s * (1 - s)) ** 2)), rel=2e-3)
+
+
+def with_factors(networks=None, larger=None, gsc=0.1, chain=-0.7, spread=0.01):
+    """A frame whose gradients change by these factors a layer, its two seeds apart by ``spread``."""
+    parts = [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
+    held = list(chains.LONG)[1]
+    for part in parts:
+        chosen = (part["quantity"] == "log10_chain") & (part["layer"] == held)
+        part.loc[chosen, "value"] = chain * part.loc[chosen, "index"]
+    parts = [part.assign(seed=0, activation="sigmoid", norm="none", weight_scale=1) for part in parts]
+    cases = [(key, 1, factor) for key, factor in (STEADY | (networks or {})).items()]
+    cases += [(factors.SIGMOID, scale, factor) for scale, factor in (LARGER | (larger or {})).items()]
+    for (activation, norm), scale, factor in cases:
+        for seed in range(2):
+            columns = {"seed": seed, "activation": activation, "norm": norm, "weight_scale": scale}
+            slope = -math.log10(factor) + spread * (seed - 0.5)
+            parts.append(profile("gradient_norm", slope * np.arange(DEPTH), "layers.{}.linear").assign(**columns))
+            if scale == 1:
+                growth = (math.log10(gsc) + 1e-3 * seed) * np.arange(DEPTH, -1, -1)
+                parts.append(profile("gsc", growth, "layers.{}").assign(**columns))
+                parts.append(observed("preactivation_std", 0.5, index=DEPTH).assign(**columns))
+    return Collected(pd.concat(parts, ignore_index=True), None, {})
+
+
+def profile(quantity, logarithms, names):
+    index = np.arange(len(logarithms))
+    columns = dict.fromkeys(frames.COLUMNS) | {"num_probes": 0, "num_samples": 8, "quantity": quantity}
+    columns |= {"layer": [names.format(k) for k in index], "index": index, "depth_from_output": index[::-1]}
+    columns |= {"log10_value": logarithms, "log10_stderr_probe": np.nan, "log10_stderr_sample": np.nan}
+    columns["target"] = "head" if quantity == "gsc" else None
+    return frames.tidy({key: value for key, value in columns.items() if key not in ("value", "stderr_sample")})
+
+
+def test_the_factor_a_layer_and_its_joint_interval():
+    made = with_factors({("tanh", "none"): 0.5}).frame
+    expected = geometric_mean(0.5 * 10.0 ** np.array([0.005, -0.005]), comparisons=len(factors.NETWORKS))
+    found = factors.rate(made, "tanh", "none")
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, expected.low, expected.high))
+    assert factors.layers(made) == DEPTH
+
+
+def verdicts(*args, **kwargs):
+    return {claim.says: claim.verdict for claim in vanishing.claims(with_factors(*args, **kwargs))}
+
+
+QUARTER = "In a sigmoid network a gradient shrinks to a quarter a layer, or less"
+GSC = "Measured by GSC a sigmoid network vanishes too, so it is no matter of scale"
+CHAIN = "Whatever the weights, a chain of sigmoids shrinks a gradient"
+LARGEST = "With weights of variance 256 / n the gradient of a sigmoid network grows toward the input"
+SMALLEST = "With weights of variance 4 / n the gradient of a sigmoid network shrinks less than to a quarter a layer"
+
+
+def keeps(network):
+    return f"The gradients of {network} keep their length within a factor of 10 over {DEPTH} layers"
+
+
+def test_claims_follow_the_factors():
+    tight = {"spread": 1e-4}
+    found = verdicts({factors.SIGMOID: 0.2, ("relu", "batch"): 2.0}, **tight)
+    assert found[QUARTER] == found[GSC] == found[CHAIN] == found[LARGEST] == found[SMALLEST] == "supported"
+    assert found[keeps("sigmoid")] == found[keeps("relu+batch")] == "contradicted"
+    assert found[keeps("selu+layer")] == "supported"
+    assert list(found.values()).count("checked") == 2
+    other = verdicts({factors.SIGMOID: 0.3}, {2: 0.2, 16: 0.9}, gsc=1.3, chain=0.1, **tight)
+    assert other[QUARTER] == other[GSC] == other[CHAIN] == other[LARGEST] == other[SMALLEST] == "contradicted"
+    unclear = verdicts({factors.SIGMOID: 0.25, ("tanh", "none"): 10 ** (1 / DEPTH)}, {2: 0.25, 16: 1.0}, **tight)
+    assert unclear[QUARTER] == unclear[LARGEST] == unclear[SMALLEST] == unclear[keeps("tanh")] == "undecided"
+
+
+def test_the_answer_follows_the_verdicts():
+    yes = vanishing.answer(with_factors({factors.SIGMOID: 0.2, ("relu", "batch"): 2.0}, spread=1e-4))
+    assert yes.startswith("Yes for a sigmoid network") and "1.300 with 256 / n" in yes
+    assert "shrunk more in sigmoid; grown more in relu+batch." in yes and "| relu+batch | 2.000 (" in yes
+    assert vanishing.answer(with_factors({factors.SIGMOID: 0.3}, spread=1e-4)).startswith("Not in a sigmoid network")
+    assert "does not decide alone" in yes
+    bound = with_factors({factors.SIGMOID: 0.2, ("sigmoid", "batch"): 0.2}, {2: 0.2}, spread=1e-4)
+    assert "does not decide alone" not in vanishing.answer(bound)
+    unclear = vanishing.answer(with_factors({factors.SIGMOID: 0.25}))
+    assert unclear.startswith("The data cannot tell") and "kept or not in sigmoid, " in unclear
+
+
+def test_figures_hold_what_the_frame_says():
+    drawn = vanishing.figures(with_factors({factors.SIGMOID: 0.2}, spread=1e-4))
+    points = drawn["weights"].axes[0].get_lines()[0]
+    np.testing.assert_allclose(points.get_xdata(), [1, 4, 16, 64, 256])
+    np.testing.assert_allclose(points.get_ydata(), [0.2, *LARGER.values()], rtol=1e-6)
+    for figure in drawn.values():
+        plt.close(figure)

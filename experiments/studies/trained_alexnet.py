@@ -2,85 +2,126 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import drawing, report, training_figures
+from experiments import drawing, training_figures
 from experiments.collect import Collected
 from experiments.study import Claim
-from experiments.summaries import Mean, mean
-from gradscope.alarms import EXTREME_LOG10
+from experiments.summaries import Mean, geometric_mean, mean
 
-QUESTION = "How do the coefficients of two AlexNets move while they learn CIFAR-10?"
-METHOD = """
-Two AlexNets for CIFAR-10, A without dropout and B, are trained by SGD with momentum (one-cycle learning rate, label
-smoothing) in three runs each. Five times an epoch the gradient scale coefficient (GSC) of every unit to the logits is
-measured, exactly and on the same 32 test images; so is the length of every layer's gradient.
-
-The movement of a unit at a record is log10 GSC there minus log10 GSC at step 0 of the same run. "Within one order of
-magnitude" means that it stays between -1 and 1, and is decided by the 95 % intervals of its mean over runs: supported
-where all of them lie within, contradicted where one lies beyond, undecided otherwise. GSC is defined by G. Philipp,
-D. Song and J. Carbonell (arXiv:1712.05577); here it is squared, as everywhere in gradscope, so that the logarithm of
-the paper's moves by half as much. As the word "order of magnitude" depends on that, both are decided.
-"""
-HOW_SURE = """
-Intervals are over three runs that differ in weights and order of the data, 95 %, Student's t. With two degrees of
-freedom they are wide: 4.3 standard errors, so that a claim needs a clear margin to be supported. They are those of one
-unit at one record, not corrected for there being many. Runs begin further apart than they end, so most of the width of
-an interval of movement is that of the beginning. A few epochs of one recipe are no statement about training to
-the end, nor about other learning rates.
-"""
 RESULTS = "alexnet"
-
+NAMES = {"alexnet_a_no_dropout": "A without dropout", "alexnet_b": "B"}
+KINDS = {"conv": "convolution", "relu": "ReLU", "pool": "pooling", "fc": "fully connected layer"}
+ORDINALS = ("zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 # One order of magnitude, of log10.
 ORDER = 1.0
-# What log10 of the squared GSC is multiplied by to be that of each convention.
-CONVENTIONS = {"GSC": 1.0, "GSC without the square": 0.5}
+
+QUESTION = "How do the coefficients of two AlexNets move while they learn CIFAR-10?"
+METHOD = f"""
+Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
+{{optimizer.momentum}}, a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}} and label
+smoothing {{train.label_smoothing}}, in {{num_seeds}} runs each. A goes without its dropout, which cost accuracy in so
+few epochs ([decisions](../decisions.md)). Training is in bfloat16 (autocast); coefficients are measured in float32. The
+images are CIFAR-10 **recompressed as JPEG**, not the original files ([results](../../results/README.md)).
+
+Every {{monitor.every}} steps the gradient scale coefficient (GSC) of every unit to the logits is measured, exactly and
+on the same {{monitor.batch_size}} test images; so is the length of every layer's gradient. The reshape before the first
+fully connected layer has the coefficient of the unit below and is left out.
+
+The movement of a unit at a record is log10 GSC there minus log10 GSC at step 0 of the same run. "Within one order of
+magnitude" means that it stays between -{ORDER:g} and {ORDER:g}, and is decided by the 95 % intervals of its mean over
+runs: supported where all of them lie within, contradicted where one lies beyond, undecided otherwise. GSC is defined by
+G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577); here it is squared, so that in the paper's convention every
+movement is half as large.
+"""
+HOW_SURE = """
+Intervals are over {num_seeds} runs that differ in weights and order of the data, 95 %, Student's t. With so few they
+are wide, so that a claim needs a clear margin to be supported. They are those of one unit at one record, not corrected
+for there being many. The width of an interval of movement holds the spread of runs at the beginning as well as at the
+end. A few epochs of one recipe are no statement about training to the end, nor about other learning rates.
+"""
+CAPTIONS = {
+    "gsc_over_training": (
+        "GSC of every layer to the logits, layer by layer against the steps of training. Red is more than 1, blue less."
+    ),
+    "gsc_before_after": (
+        "GSC of every unit before and after training, a panel a network. Bands are one standard deviation between runs."
+    ),
+    "learning": (
+        "Training loss and test accuracy of both networks against the steps of training. Bands are one standard "
+        "deviation between runs; the legend has the last accuracy."
+    ),
+    "gradient_norms": (
+        "Length of the gradient of every layer's parameters over training, a panel a network. Each layer has its "
+        "marker, and its name at the right end."
+    ),
+}
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
     """GSC over training, before and after; what was learned; gradient norms."""
     assert collected.metrics is not None
-    frame, metrics = (report.with_networks(table, ["model"]) for table in (collected.frame, collected.metrics))
+    frame, metrics = (
+        table.assign(network=[_name(model) for model in table["model"]])
+        for table in (collected.frame, collected.metrics)
+    )
     made = training_figures.draw(frame, metrics, drawing.describe(collected))
     order = ("gsc_over_training", "gsc_before_after", "learning", "gradient_norms")
     return {name: made[name] for name in order}
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Of each network: how far coefficients move, where most, when; and what was learned."""
-    assert collected.metrics is not None
+    """Of each network: which way coefficients move, how far, where most, when; and what was learned."""
     moved, made = _movement(collected.frame), list[Claim]()
     for model in _models(collected):
         table = _part(moved, "model", model)
-        made += [_after(model, table, name) for name in CONVENTIONS]
-        made += [_during(model, table, name) for name in CONVENTIONS]
-        made += [_never_extreme(model, collected.frame), _where(model, table), _when(model, table)]
-    return [*made, _accuracy(collected)]
+        made += [_falls(model, table), _after(model, table), _during(model, table), _where(model, table)]
+        made += [_when(model, table)]
+    return [*made, *_accuracy(collected)]
 
 
 def answer(collected: Collected) -> str:
-    """The movement of both, and their accuracies."""
+    """What was learned, which way coefficients move and how far; before and after of every unit."""
     assert collected.metrics is not None
-    moved, parts = _movement(collected.frame), []
-    accuracy = _accuracies(collected.metrics)
-    for model in _models(collected):
-        unit, change = _farthest(_last(_part(moved, "model", model)))
+    moved, accuracy, models = _movement(collected.frame), _accuracies(collected.metrics), _models(collected)
+    reached = " and ".join(f"{_name(model)} reaches {100 * mean(accuracy[model]).value:.1f} %" for model in models)
+    parts, rising = [], []
+    for model in models:
+        last = _last(_part(moved, "model", model))
+        unit, change = _farthest(last)
+        rising += [f"{_unit(u)} of {_name(model)}, {c:+.2f}" for u, c in _means(last).items() if c.value > 0]
         parts.append(
-            f"{model} reaches {100 * mean(accuracy[model]).value:.1f} % test accuracy; the unit that moved most, "
-            f"{unit}, ends at 10^{change.value:+.2f} times the GSC that it began with; the standard deviation of log10 "
-            "GSC between runs, averaged over units, goes from {:.2f} to {:.2f}".format(*_apart(collected.frame, model))
+            f"Of {_name(model)} {_fallen(last)}; {_unit(unit)} moved most and ends at 10^{change.value:+.2f} times its "
+            "first GSC; the standard deviation of log10 GSC between runs, averaged over units, goes from {:.2f} to "
+            "{:.2f}.".format(*_apart(collected.frame, model))
         )
-    least, most = (
-        10.0 ** getattr(collected.frame.query("quantity == 'gsc'")["log10_value"], end)() for end in ("min", "max")
+    gsc = collected.frame.loc[collected.frame["quantity"] == "gsc", "log10_value"]
+    rises = f"The mean of log10 GSC rises only in {', '.join(rising)}." if rising else "No mean of log10 GSC rises."
+    return (
+        f"{reached} test accuracy in {collected.metrics['epoch'].max():g} epochs. {' '.join(parts)} {rises} All GSC of "
+        f"both, at every record, lie between {10 ** gsc.min():.2g} and {10 ** gsc.max():.2g}.\n\n"
+        f"{_before_after(collected.frame, moved)}"
     )
-    return f"{'. '.join(parts)}. All GSC of both, at every record, lie between {least:.2g} and {most:.2g}."
 
 
 def _models(collected: Collected) -> list[str]:
     return [str(model) for model in collected.frame["model"].unique()]
+
+
+def _name(model: object) -> str:
+    return NAMES.get(str(model), str(model))
+
+
+def _unit(layer: object) -> str:
+    """``the fourth ReLU (relu4)``; a name of another form stays."""
+    found = re.fullmatch(r"([a-z]+)(\d)", str(layer))
+    if found is None or found[1] not in KINDS:
+        return f"the {layer}"
+    return f"the {ORDINALS[int(found[2])]} {KINDS[found[1]]} ({layer})"
 
 
 def _movement(frame: pd.DataFrame) -> pd.DataFrame:
@@ -90,9 +131,9 @@ def _movement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC of all units but the last, whose own is always 1, in rows and columns as above."""
-    rows = frame[(frame["quantity"] == "gsc") & (frame["depth_from_output"] > 0)].sort_values("step", kind="stable")
-    return rows.pivot_table(
+    """log10 GSC of all units but the last, whose own is always 1, and a reshape, in rows and columns as above."""
+    rows = frame[(frame["quantity"] == "gsc") & (frame["depth_from_output"] > 0) & (frame["layer"] != "flatten")]
+    return rows.sort_values("step", kind="stable").pivot_table(
         index=["model", "layer", "step"], columns="seed", values="log10_value", observed=True, sort=False
     )
 
@@ -129,35 +170,45 @@ def _within(found: list[Mean]) -> bool | None:
     return True if all(one.low > -ORDER and one.high < ORDER for one in found) else None
 
 
-def _after(model: str, table: pd.DataFrame, convention: str) -> Claim:
-    last = CONVENTIONS[convention] * _last(table)
-    unit, change = _farthest(last)
-    return Claim(
-        f"After training the {convention} of every unit of {model} is within one order of magnitude of that before",
-        _within(list(_means(last).values())),
-        f"{len(last)} units, the farthest is {unit} with log10 changed by {change:.2f}",
+def _fallen(last: pd.DataFrame) -> str:
+    found = _means(last).values()
+    return (
+        f"{sum(one.value < 0 for one in found)} of {len(found)} units have fallen in the mean, "
+        f"{sum(one.high < 0 for one in found)} with the whole interval"
     )
 
 
-def _during(model: str, table: pd.DataFrame, convention: str) -> Claim:
-    moved = CONVENTIONS[convention] * table[table.index.get_level_values("step") > 0]
+def _falls(model: str, table: pd.DataFrame) -> Claim:
+    found = list(_means(_last(table)).values())
+    fallen, risen = sum(one.high < 0 for one in found), sum(one.low > 0 for one in found)
+    return Claim(
+        f"By the end GSC of most units of {_name(model)} has fallen",
+        True if fallen > len(found) / 2 else False if risen >= len(found) / 2 else None,
+        f"{_fallen(_last(table))}; {risen} have risen with the whole interval",
+    )
+
+
+def _after(model: str, table: pd.DataFrame) -> Claim:
+    last = _last(table)
+    unit, change = _farthest(last)
+    return Claim(
+        f"After training the GSC of every unit of {_name(model)} is within one order of magnitude of that before",
+        _within(list(_means(last).values())),
+        f"{len(last)} units, the farthest is {_unit(unit)} with log10 changed by {change:.2f}",
+    )
+
+
+def _during(model: str, table: pd.DataFrame) -> Claim:
+    moved = table[table.index.get_level_values("step") > 0]
     (unit, step), change = _farthest(moved)
     found = list(_means(moved).values())
     loosest = max(found, key=lambda one: max(abs(one.low), abs(one.high)))
     return Claim(
-        f"The {convention} of {model} is within one order of magnitude of that before at every record during training",
+        f"At every record of training the GSC of every unit of {_name(model)} is within one order of magnitude of that "
+        "before",
         _within(found),
-        f"{len(found)} intervals, the farthest mean is that of {unit} at step {step}, {change:.2f}; the farthest end "
-        f"of an interval belongs to {loosest:.2f}",
-    )
-
-
-def _never_extreme(model: str, frame: pd.DataFrame) -> Claim:
-    values = frame[(frame["quantity"] == "gsc") & (frame["model"] == model)]["log10_value"]
-    return Claim(
-        f"GSC of {model} passes the monitor's threshold of 10^{EXTREME_LOG10:g}, up or down, at no record",
-        bool(values.abs().max() < EXTREME_LOG10),
-        f"log10 GSC between {values.min():.2f} and {values.max():.2f}, {len(values)} values",
+        f"{len(found)} intervals, the farthest mean is that of {_unit(unit)} at step {step}, {change:.2f}; the "
+        f"farthest end of an interval belongs to {loosest:.2f}",
     )
 
 
@@ -165,9 +216,9 @@ def _where(model: str, table: pd.DataFrame) -> Claim:
     last = _last(table)
     farthest = {seed: str(last[seed].abs().idxmax()) for seed in last}
     return Claim(
-        f"The unit of {model} that has moved most by the end is the same in every run",
+        f"The unit of {_name(model)} that has moved most by the end is the same in every run",
         len(set(farthest.values())) == 1,
-        ", ".join(f"{unit} by {last[seed][unit]:+.2f}" for seed, unit in farthest.items()),
+        ", ".join(f"{_unit(unit)} by {last[seed][unit]:+.2f}" for seed, unit in farthest.items()),
     )
 
 
@@ -177,7 +228,7 @@ def _when(model: str, table: pd.DataFrame) -> Claim:
     early = path[path.index <= path.index.max() / 4].sum() / path.sum()
     part = mean(early)
     return Claim(
-        f"Most of the movement of the input's GSC of {model} happens in the first quarter of training",
+        f"Most of the movement of the input's GSC of {_name(model)} happens in the first quarter of training",
         True if part.low > 0.5 else False if part.high < 0.5 else None,
         f"part of the length of its path {part:.2f}",
     )
@@ -189,13 +240,35 @@ def _accuracies(metrics: pd.DataFrame) -> dict[str, pd.Series]:
     return {str(model): last.xs(model, level="model") for model in last.index.get_level_values("model").unique()}
 
 
-def _accuracy(collected: Collected) -> Claim:
+def _accuracy(collected: Collected) -> list[Claim]:
+    """Of two networks, which is the better."""
     assert collected.metrics is not None
     found = _accuracies(collected.metrics)
+    if len(found) != 2:
+        return []
     (a, first), (b, second) = found.items()
     difference = mean(100 * (second - first))
-    return Claim(
-        f"{b} reaches another test accuracy than {a} with this recipe",
-        True if difference.low > 0 or difference.high < 0 else None,
-        f"{a} {mean(100 * first):.1f} %, {b} {mean(100 * second):.1f} %, difference {difference:.1f}",
-    )
+    return [
+        Claim(
+            f"{_name(b)} reaches another test accuracy than {_name(a)} with this recipe",
+            True if difference.low > 0 or difference.high < 0 else None,
+            f"{_name(a)} {mean(100 * first):.1f} %, {_name(b)} {mean(100 * second):.1f} %, difference {difference:.1f}",
+        )
+    ]
+
+
+def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
+    """GSC of every unit at the first and last record, and the change of log10, in Markdown; a column is a network's."""
+    logarithms = _logarithms(frame)
+    models = list(dict.fromkeys(logarithms.index.get_level_values("model")))
+    head = [f"{_name(model)}: {word}" for model in models for word in ("before", "after", "change of log10")]
+    lines = [f"| unit | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+    for layer in dict.fromkeys(logarithms.index.get_level_values("layer")):
+        cells = []
+        for model in models:
+            own = _part(_part(logarithms, "model", model), "layer", layer)
+            change = _part(_part(moved, "model", model), "layer", layer)
+            ends = [f"{geometric_mean(10**row):.2g}" for row in own.iloc[[0, -1]].to_numpy()] if len(own) else ["", ""]
+            cells += [*ends, f"{mean(change.iloc[-1]):+.2f}" if len(own) else ""]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return "\n".join(lines)

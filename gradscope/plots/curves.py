@@ -17,6 +17,8 @@ from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart
 
 MAX_DIRECT_LABELS = 8
 LABEL_HEIGHT = 0.047  # of the axis
+MARKERS = "os^Dv"
+NUM_MARKERS = 12  # along a predicted curve, about
 
 
 def profile(
@@ -63,17 +65,30 @@ def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes) -> Axes:
-    """Predicted log10 GSC behind the measured curves of `profile`, dashed, one line for each network of ``keys``.
+def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order: Sequence[object] = ()) -> Axes:
+    """Predicted log10 GSC behind the measured curves of `profile`: thin, in the color of the network, with markers.
 
-    ``predicted``: columns ``depth_from_output``, ``log10_value`` and the keys.
+    Arguments:
+        predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line for each network of these.
+        keys: The columns that tell curves apart, by color and, if there is a second, by the shape of the markers.
+        ax: Where `profile` drew.
+        hue_order: All values of the first key, in the order in which `profile` met them; default: those predicted.
     """
-    for number, (_, rows) in enumerate(predicted.groupby(list(keys), sort=False, observed=True)):
+    order = list(hue_order) or list(predicted[keys[0]].unique())
+    colors = dict(zip(order, sns.color_palette("colorblind", len(order)), strict=True))
+    shapes: dict[str, str] = {}
+    for _, rows in predicted.groupby(list(keys), sort=False, observed=True):
+        style = str(rows[keys[1]].iloc[0]) if keys[1:] else "none"
+        label = "mean field" if style == "none" else f"mean field, {style}"
         ax.plot(
-            rows["depth_from_output"], rows["log10_value"], color="0.15", linewidth=0.9, linestyle=(0, (4, 2.5)),
-            zorder=1.5, label="mean field" if number == 0 else "_nolegend_",
+            rows["depth_from_output"], rows["log10_value"], color=colors[rows[keys[0]].iloc[0]], linewidth=0.6,
+            marker=shapes.setdefault(label, MARKERS[len(shapes) % len(MARKERS)]), markersize=5, markerfacecolor="none",
+            markevery=max(1, len(rows) // NUM_MARKERS), zorder=1.5, label=label,
         )  # fmt: skip
-    handles = [line for line in ax.get_lines() if line.get_label() == "mean field"]
+    handles = [
+        Line2D([], [], color="0.3", linewidth=0.6, marker=shape, markersize=5, markerfacecolor="none", label=label)
+        for label, shape in shapes.items()
+    ]
     ax.legend(handles=handles, loc="upper left", frameon=False, fontsize=9)
     return ax
 

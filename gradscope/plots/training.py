@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,6 +14,8 @@ from gradscope.frames import to_last_target
 from gradscope.plots.rows import DIVERGING, LABELS, num_runs, rows_of, spread_apart
 
 STEP = "step of training"
+MARKERS = "os^DvPX<>*"
+NUM_MARKERS = 7  # along a curve, about; the last point has one
 
 
 def evolution(
@@ -77,14 +81,18 @@ def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) -> Axes:
     """A quantity of every layer against steps on a logarithmic axis, mean over runs of the logarithm.
 
-    Layers are told apart by lightness, dark at the input, and named at the right end.
+    Layers are told apart by lightness, dark at the input, by markers, and by their names at the right end.
     """
     table = _table(frame, quantity)
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     colors = sns.color_palette("viridis", len(table))
     last = float(table.columns[-1])
-    for color, (_, values) in zip(colors, table.iterrows(), strict=True):
-        ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4)
+    step = max(1, len(table.columns) // NUM_MARKERS)
+    for color, marker, (_, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
+        ax.plot(
+            table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker, markersize=5,
+            markevery=((len(values) - 1) % step, step),
+        )  # fmt: skip
     ax.set_yscale("log")
     ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
     low, high = np.log10(ax.get_ylim())

@@ -1,0 +1,116 @@
+"""Chains of single sigmoid units: one differentiated by hand, and long ones beside their bound."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import gradscope as gs
+from experiments.study import observed
+from gradscope.measures import GradientNorm
+
+# The chain by hand: input, target and weights, chosen without a special value.
+INPUT, TARGET, WEIGHTS = 0.7, 0.9, (0.8, -1.3, 1.7)
+# Weight and bias of long chains; the second holds its units where the slope is largest.
+LONG = {"w = 1, b = 0": (1.0, 0.0), "w = 8, b = -4": (8.0, -4.0)}
+UNITS = 30
+DERIVATIVES = ("dE/dw1", "dE/dw2", "dE/dw3")
+
+
+def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dict[str, float]:
+    """Every number on the way to the derivatives of E = (t - y)^2 / 2 by the chain rule, in the order of the way.
+
+    a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2); d3 = -(t - y) y (1 - y), d2 = d3 w3 a2 (1 - a2), d1 = d2 w2 a1 (1 - a1);
+    dE/dw3 = d3 a2, dE/dw2 = d2 a1, dE/dw1 = d1 x.
+    """
+    w1, w2, w3 = weights
+    a1 = 1 / (1 + math.exp(-w1 * x))
+    a2 = 1 / (1 + math.exp(-w2 * a1))
+    y = 1 / (1 + math.exp(-w3 * a2))
+    d3 = -(target - y) * y * (1 - y)
+    d2 = d3 * w3 * a2 * (1 - a2)
+    d1 = d2 * w2 * a1 * (1 - a1)
+    way = {"a1": a1, "a2": a2, "y": y, "E": 0.5 * (target - y) ** 2, "d3": d3, "d2": d2, "d1": d1}
+    return way | dict(zip(DERIVATIVES, (d1 * x, d2 * a1, d3 * a2), strict=True))
+
+
+def compared() -> pd.DataFrame:
+    """`by_hand`, the derivatives that autograd finds, and the larger relative difference of these and of `gs.measure`.
+
+    `gs.measure` gives lengths of gradients, so that it is held against absolute values.
+    """
+    chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
+    with torch.no_grad():
+        for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):
+            parameter.fill_(weight)
+    # Twice the same sample, because statistics of gradients compare samples; its mean is the same.
+    x, target = (torch.full((2, 1), value, dtype=torch.float64) for value in (INPUT, TARGET))
+
+    def loss(output: Tensor, wanted: Tensor) -> Tensor:
+        return 0.5 * (wanted - output).square().sum(dim=1)
+
+    lengths = gs.measure(chain, x, target, loss, measures=[GradientNorm()])["value"].to_numpy()
+    gradients = torch.autograd.grad(loss(chain(x), target).mean(), list(chain.parameters()))
+    found = np.array([float(gradient) for gradient in gradients])
+    way = by_hand(INPUT, TARGET, WEIGHTS)
+    expected = np.array([way[name] for name in DERIVATIVES])
+    difference = np.maximum(np.abs(found / expected - 1), np.abs(lengths / np.abs(expected) - 1))
+    return pd.concat(
+        [
+            observed("by_hand", list(way.values()), layer=list(way), index=np.arange(len(way))),
+            observed("by_autograd", found, layer=DERIVATIVES, index=[1, 2, 3]),
+            observed("relative_difference", difference, layer=DERIVATIVES, index=[1, 2, 3]),
+        ],
+        ignore_index=True,
+    )
+
+
+def long_chain(name: str) -> pd.DataFrame:
+    """log10 |dh_L / dh_0| of L units h <- s(w h + b) in a row from h_0 = 1/2, L up to `UNITS`; and of (|w| / 4)^L."""
+    weight, bias = LONG[name]
+    first = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    h, logarithms = first, []
+    for _ in range(UNITS):
+        h = torch.sigmoid(weight * h + bias)
+        (slope,) = torch.autograd.grad(h, first, retain_graph=True)
+        logarithms.append(math.log10(abs(float(slope))))
+    index = np.arange(1, UNITS + 1)
+    bound = index * math.log10(abs(weight) / 4)
+    return pd.concat(
+        [
+            observed("log10_chain", logarithms, layer=name, index=index),
+            observed("log10_chain_bound", bound, layer=name, index=index),
+        ],
+        ignore_index=True,
+    )
+
+
+def rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
+    """A quantity of a long chain by the number of units; every run has the same chains."""
+    own = frame[(frame["quantity"] == quantity) & (frame["layer"] == chain)]
+    return own.groupby("index", observed=True)["value"].first()
+
+
+def last(frame: pd.DataFrame, quantity: str, chain: str) -> float:
+    """That of all units."""
+    return float(rows(frame, quantity, chain).iloc[-1])
+
+
+def excess(frame: pd.DataFrame, chain: str) -> float:
+    """By how much log10 of a chain's derivative exceeds its bound, at most."""
+    return float((rows(frame, "log10_chain", chain) - rows(frame, "log10_chain_bound", chain)).max())
+
+
+def table(frame: pd.DataFrame) -> str:
+    """The chain by hand in Markdown, in the order in which it is worked out."""
+    first = frame[frame["quantity"].isin(["by_hand", "by_autograd"])].drop_duplicates(["quantity", "layer"])
+    by_layer = {quantity: own.set_index("layer")["value"] for quantity, own in first.groupby("quantity", observed=True)}
+    lines = ["| | by hand | automatic |", "|---|---|---|"]
+    for name, value in by_layer["by_hand"].items():
+        found = by_layer["by_autograd"].get(name)
+        lines.append(f"| {name} | {value:.10g} | {'' if found is None else f'{found:.10g}'} |")
+    return "\n".join(lines)

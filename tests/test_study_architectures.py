@@ -1,0 +1,98 @@
+"""What the study of architectures says of rates and nonlinearities that are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.collect import Collected
+from experiments.studies import architectures as study
+from experiments.study import observed
+from gradscope import frames
+
+MODELS = ("relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch", "selu")
+DEPTH, SEEDS = 20, 4
+# What the literature expects: rate a layer, part of the linear fit error that is kept, and NLC.
+EXPECTED = {
+    model: (1.2, 1.0, 50.0) if model in study.EXPLODING else (1.0, 1e-3, 1.5 if model == "tanh" else 4.0)
+    for model in MODELS
+}
+
+
+def collected(changes=None, spread=1e-3, signs=0.01):
+    """Seeds are ``spread`` apart in log10 of everything."""
+    parts = []
+    for model, (rate, kept, nlc) in (EXPECTED | (changes or {})).items():
+        for seed in range(SEEDS):
+            apart = spread * (seed - (SEEDS - 1) / 2)
+            own = [
+                observed("linear_fit_error", 10**apart * np.array([0.3, 0.3 * kept]), index=[0, DEPTH]),
+                observed("preactivation_std", [1.0, 0.5], index=[0, DEPTH]),
+                observed("sign_diversity", [0.5, signs * 10**apart], index=[0, DEPTH]),
+                observed("nlc", nlc * 10**apart),
+                gsc((np.log10(rate) + apart) * np.arange(DEPTH, -1, -1)),
+            ]
+            parts += [part.assign(model=model, seed=seed) for part in own]
+    return Collected(pd.concat(parts, ignore_index=True), None, {})
+
+
+def gsc(logarithms):
+    index = np.arange(DEPTH + 1)
+    columns = dict.fromkeys(frames.COLUMNS) | {"num_probes": 0, "num_samples": 8, "quantity": "gsc", "target": "last"}
+    columns |= {"layer": [f"layers.{k}" for k in index], "index": index, "depth_from_output": index[::-1]}
+    columns |= {"log10_value": logarithms, "log10_stderr_probe": np.nan, "log10_stderr_sample": np.nan}
+    return frames.tidy({key: value for key, value in columns.items() if key not in ("value", "stderr_sample")})
+
+
+def verdicts(*args, **kwargs):
+    return {claim.says: claim.holds for claim in study.claims(collected(*args, **kwargs))}
+
+
+WHOLE = "As a whole, too, every network that does not explode is nearer to linear than every one that does"
+UNSEEN = "The rate of GSC does not show that ReLU collapses its data; sign diversity and NLC do"
+
+
+def test_what_is_expected_is_supported_where_it_is_so():
+    assert set(verdicts().values()) == {True}
+    answer = study.answer(collected())
+    assert answer.startswith("Exploding: relu+batch (1.200 a layer), tanh+layer (1.200 a layer)")
+    assert "; neither: relu (1.000 a layer), relu+layer (1.000 a layer), tanh (1.000 a layer)." in answer
+    assert "The last layer is nearly linear in relu, relu+layer, tanh; nonlinear in relu+batch" in answer
+    assert "No network is shown to do both" in answer and "as a whole, agrees" in answer
+    assert "| tanh+batch | 1.200 (" in answer and "| 50 (" in answer
+
+
+def test_what_is_not_so_is_contradicted():
+    turned = {"relu": (1.3, 1.0, 1.1), "selu": (1.0, 1e-3, 1.1), "relu_layer": (0.5, 1.0, 90.0)}
+    found = verdicts(turned)
+    for says in (
+        "selu explodes",
+        "relu neither explodes nor vanishes",
+        "relu+layer neither explodes nor vanishes",
+        "The last layer of relu is nearly linear over its data",
+        "The last layer of selu stays nonlinear",
+        WHOLE,
+        UNSEEN,
+    ):
+        assert found[says] is False, says
+    answer = study.answer(collected(turned))
+    assert "Exploding: relu (1.300 a layer)" in answer and "; vanishing: relu+layer (0.500" in answer
+    assert "farther from linear than what does: largest NLC without an explosion 90 (" in answer
+    assert "Both at once: relu" not in answer
+    both = study.answer(collected({"selu": (1.3, 1e-3, 50.0)}))
+    assert "Both at once: selu." in both
+
+
+@pytest.mark.parametrize(("rate", "holds"), [(1.0, True), (1.015, None), (0.985, None), (1.05, False), (0.9, False)])
+def test_neither_needs_the_whole_interval_within_two_hundredths(rate, holds):
+    """Seeds are so far apart that an interval is about 1 % on both sides."""
+    found = verdicts({"tanh": (rate, 1e-3, 1.5)}, spread=2e-3)
+    assert found["tanh neither explodes nor vanishes"] is holds
+
+
+def test_what_is_not_clear_is_undecided():
+    found = verdicts({"tanh": (1.0, 0.1, 50.0), "selu": (1.02, 0.1, 50.0)})
+    assert found["The last layer of tanh is nearly linear over its data"] is None
+    assert found["selu explodes"] is None and found[WHOLE] is None
+    assert verdicts(signs=0.1)[UNSEEN] is None and verdicts(signs=0.4)[UNSEEN] is False
+    flat = verdicts(dict.fromkeys(MODELS, (1.0, 1.0, 2.0)))
+    assert flat[WHOLE] is None
