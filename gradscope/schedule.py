@@ -25,9 +25,9 @@ class Schedule:
         for name, every in periods.items():
             counted = isinstance(every, int) and not isinstance(every, bool) and every >= 1
             if not (counted or every == "log"):
-                raise ValueError(f'{name} must be a whole number >= 1 or "log", got {every!r}.')
+                raise ValueError(f'monitor.{name} must be a whole number >= 1 or "log", got {every!r}.')
         if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(f"max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
+            raise ValueError(f"monitor.max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
         self.periods, self.max_overhead, self.clock = periods, max_overhead, clock
         self.skipped, self.spent = 0, 0.0
         self._costs: dict[str, list[float]] = {}
