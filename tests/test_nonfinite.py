@@ -55,6 +55,18 @@ class Sqrt(nn.Module):
         return torch.sqrt(h)
 
 
+class Branches(nn.Module):
+    """Two modules beside each other, both at fault: the backward pass comes to the second first."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.one, self.two = nn.Linear(6, 6), Root(), Root()
+
+    def forward(self, h):
+        h = self.linear(h)
+        return self.one(h) + self.two(h)
+
+
 class InPlace(nn.Module):
     def forward(self, h):
         return h.sub_(h.detach()).sqrt_()
@@ -82,9 +94,10 @@ def test_a_gradient_is_traced_to_the_module_that_made_it(place):
         (lambda: nn.Sequential(nn.Linear(6, 6), Lines(after=True)), "code after layer '1.inner', in no module,"),
         (lambda: nn.Sequential(nn.Linear(6, 6), Lines(after=False)), "layer '1'"),
         (Twice, "layer 'sqrt'"),
+        (Branches, "layer 'two'"),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), InPlace()), "layer '2'"),
     ],
-    ids=["nested", "after a child", "before a child", "twice", "in place"],
+    ids=["nested", "after a child", "before a child", "twice", "branches", "in place"],
 )  # fmt: skip
 def test_the_innermost_name_in_deeper_models(model, words):
     assert str(gs.first_nonfinite(model().double(), noise(5, 6))) == f"{words} {FIRST}"
