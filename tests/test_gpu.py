@@ -104,5 +104,5 @@ def test_a_gradient_that_is_not_finite_is_seen_on_the_device():
     model[1].register_forward_hook(lambda module, args, output: output + torch.sqrt(0.0 * output))
     monitor = gs.Monitor(model, x, every=10**6, check_every=1)
     model(x).sum().backward()
-    with pytest.raises(gs.NonFiniteError, match="The gradient is not finite at step 0: .*'1'.* backward pass"):
+    with pytest.raises(gs.NonFiniteError, match=r"The gradient is not finite at step 0: .*'1'.* backward pass"):
         monitor.step(1.0, x)
