@@ -44,17 +44,13 @@ class Alarms:
         self.losses = [*recent[1 - RECENT :], value]
 
     def record(self, frame: pd.DataFrame, step: int) -> None:
-        """What a record of the monitor shows."""
-
+        """What a record of the monitor shows; rows of a quantity are in the order of execution."""
         found: dict[str, dict[str, float]] = {}
         # Plain lists: asking the frame for each quantity costs more than a small network's statistics.
-        rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value", "depth_from_output"))
-        depths: dict[str, int] = {}
-        for quantity, layer, value, logarithm, depth in zip(*rows, strict=True):
+        rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
+        for quantity, layer, value, logarithm in zip(*rows, strict=True):
             found.setdefault(quantity, {})[layer] = logarithm if quantity == "gsc" else value
-            if quantity == "gsc":
-                depths[layer] = depth
-        self._extreme(found.get("gsc", {}), depths, step)
+        self._extreme(found.get("gsc", {}), step)
         dead = {layer: value for layer, value in found.get("dead_fraction", {}).items() if value >= DEAD}
         self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
         grown = {
@@ -91,13 +87,13 @@ class Alarms:
         self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
         self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
 
-    def _extreme(self, log10_gsc: dict[str, float], depths: dict[str, int], step: int) -> None:
+    def _extreme(self, log10_gsc: dict[str, float], step: int) -> None:
         """Where a gradient explodes or vanishes it does so at many layers, so the worst stands for all."""
         for kind, sign in (("vanishing", -1), ("exploding", 1)):
             if not log10_gsc or any(kind == known for known, *_ in self.fired):
                 continue
-            # Of equals, as behind a layer that no gradient passes, the nearest to the output is where it begins.
-            layer = max(log10_gsc, key=lambda name: (sign * log10_gsc[name], -depths[name]))
+            # Of equals, as behind a layer that no gradient passes, it begins at the nearest to the output, the last.
+            layer = max(reversed(log10_gsc), key=lambda name: sign * log10_gsc[name])
             if sign * log10_gsc[layer] > EXTREME_LOG10:
                 size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"
                 words = f"its GSC is {size}, the most extreme of all layers"

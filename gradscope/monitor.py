@@ -59,8 +59,8 @@ class Monitor:
             together with GSC.
         probes: Random vectors a measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
-        max_overhead: The part of the time since the monitor began that measuring may take; where a record that is due
-            would exceed it, it is left out.  None: never left out.
+        max_overhead: How much longer than by itself training may take since the monitor began, as a fraction; where a
+            record that is due would exceed it, it is left out.  None: never left out.
         loss_fn: ``(output, labels) -> losses``, by which what is not finite is traced with the batch of `step`.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and go on; records then lack what is not finite.
         check_every: Steps between two looks at the losses and gradients; None: each step on a CPU, and elsewhere, where
@@ -139,15 +139,19 @@ class Monitor:
         ``loss`` and gradients are looked at as ``check_every`` says.  ``batch``, the inputs or a pair of inputs and
         labels, is what the culprit of a number that is not finite is looked for with.
         """
+        self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1
         kind = self.schedule.due(number)
         self.vitals.keep(number, loss)
+        self.schedule.looked()
         if kind or self.vitals.due:
             self._look(batch, number)
-        if kind is None or not ranks.agreed(self.schedule.allows(kind)):
-            return False
-        self._record(number, kind, strict=self.on_nonfinite == "raise")
-        return True
+        if kind is not None and not ranks.agreed(self.schedule.allows(kind)):
+            kind = None
+        if kind is not None:
+            self._record(number, kind, strict=self.on_nonfinite == "raise")
+        self.schedule.leaves(kind)
+        return kind is not None
 
     def record(self) -> None:
         """Record everything now, whatever the schedule and the budget say; at the end of training, for one.
@@ -155,6 +159,7 @@ class Monitor:
         What is not finite is only warned of, for no training is left to be stopped.
         """
         self._record(self.steps, GSC, strict=False)
+        self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
         """All records: the tidy frame of `gradscope.frames` with a column ``step``.
@@ -173,7 +178,7 @@ class Monitor:
 
     @property
     def overhead(self) -> float:
-        """The part of the time since the monitor began that measuring took."""
+        """How much longer than by itself training takes so far, as a fraction; waits for a device are not in it."""
         return self.schedule.overhead
 
     def state_dict(self) -> dict[str, Any]:
