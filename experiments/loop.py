@@ -171,7 +171,8 @@ def _autocast(device: torch.device, cast: torch.dtype | None) -> torch.autocast:
 
 def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:
     """Names of what a checkpoint would hold that is not finite; one synchronization with the device."""
-    kept = {"the loss": losses} | {repr(name): value for name, value in model.state_dict().items()}
+    weights = {repr(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kept = {"the loss": losses} | weights
     finite = torch.stack([value.isfinite().all() for value in kept.values()]).tolist()
     return [name for name, good in zip(kept, finite, strict=True) if not good]
 

@@ -215,13 +215,8 @@ class Monitor:
                 found, _ = evidence.culprit(self.model, None, self.x, forward=self.forward, loss_fn=None)
                 if found is None and isinstance(error, ValueError):  # a mistake of the user's
                     raise
-                self._tell(
-                    PROBE,
-                    f"The probe batch cannot be measured at step {number}: {found or error}.",
-                    number,
-                    strict,
-                    error,
-                )
+                message = f"The probe batch cannot be measured at step {number}: {found or error}."
+                self._tell(PROBE, message, number, strict, error)
 
     def _coefficients(self) -> pd.DataFrame:
         x = iter([ranks.part(self.x, self.forward)]) if ranks.parallel() else self.x
@@ -266,7 +261,7 @@ class Monitor:
         """The culprit in words, or what may be the reason that there is none."""
         if found is not None:
             return str(found)
-        loss = "" if self.loss_fn is not None else "; with loss_fn= it would take in the loss function"
+        loss = "" if self.loss_fn is not None else "; with loss_fn= it would look at the loss function too"
         scaled = "; a gradient scaler leaves such an update out" if what == GRADIENT else ""
         return f"a second pass was finite, so the numbers of that step are gone{loss}{scaled}"
 

@@ -73,6 +73,24 @@ def test_lightning(tmp_path):
     assert again.monitor.steps == 4 + 12
 
 
+def whole_gradient(monitor):
+    frame = monitor.to_frame().query("quantity == 'gradient_norm' and step == 0")
+    return math.hypot(*frame["value"])
+
+
+def test_whether_gradients_are_clipped(tmp_path):
+    """Lightning tells of them before it clips, the Trainer of transformers only afterwards."""
+    from gradscope.callbacks.lightning import MonitorCallback
+    from gradscope.callbacks.transformers import MonitorCallback as ForTrainer
+
+    callback = MonitorCallback(noise(8, 6, seed=3).float(), every=100)
+    fit(Module(), callback, tmp_path, gradient_clip_val=1e-3)
+    assert whole_gradient(callback.monitor) > 0.1
+    callback = ForTrainer({"input_ids": torch.zeros(4, 8, dtype=torch.long)}, every=100)
+    run_trainer(language_model(), [callback], tmp_path, max_grad_norm=1e-3)
+    assert whole_gradient(callback.monitor) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_lightning_stops_with_the_layer_named(tmp_path):
     from gradscope.callbacks.lightning import MonitorCallback
 
