@@ -109,6 +109,8 @@ def tuned(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
 class Silent:
     """Watches nothing."""
 
+    on_nonfinite = "raise"
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +18,15 @@ from experiments.images import Images
 from experiments.parallel import Ranks
 from experiments.recipe import Recipe
 from experiments.records import Record
+from gradscope import MonitorWarning, NonFiniteError
 
 EVALUATED = 1000  # test images at a time
 
 
 class Watcher(Protocol):
     """What the loop needs of a `gradscope.Monitor`."""
+
+    on_nonfinite: str  # "raise", or "warn" and go on
 
     def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
         """Gradients of this loss on this batch are there, and the update is not made yet."""
@@ -52,7 +57,11 @@ def train(
 
     ``folder``: where ``checkpoints`` go: ``last.pt``, ``best.pt`` and the last few by step.  ``state``: such a
     checkpoint to go on from, on a CPU to the same final weights, bit for bit, as if the run had not been stopped.
+    Weights or losses that are not finite are never written.  ``monitor`` sees gradients before they are clipped.
     Under ``torch.distributed`` each process takes its share of every batch, and the first writes.
+
+    Raises:
+        NonFiniteError: Without a monitor, a recorded loss or a checkpoint that is not finite; with one, what it raises.
     """
     device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
@@ -83,11 +92,11 @@ def train(
         loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         if monitor is not None:
             with _autocast(device, cast):
                 monitor.step(loss, (x, y))
+        if recipe.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
         losses += loss.detach()
         done = step + 1
@@ -98,6 +107,11 @@ def train(
             rate = float(optimizer.param_groups[0]["lr"])
             record: Record = {"step": done, "epoch": done / per_epoch, "train_loss": mean_loss, "learning_rate": rate}
             record["images_per_second"] = speed
+            if monitor is None and not math.isfinite(mean_loss):
+                raise NonFiniteError(
+                    f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and with "
+                    "monitor.every=100 the run stops at the first such step and names the layer."
+                )
             if ended and test is not None:
                 record |= evaluate(model, test, cast)
             records.append(record)
@@ -108,7 +122,12 @@ def train(
         due = recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0
         if due:  # what the first process writes stands for all of them
             losses = ranks.sum(losses) / ranks.world
-        if folder is not None and ranks.first and (due or improved or done == total):
+        if folder is not None and (due or improved or done == total) and (bad := _nonfinite(losses, model)):
+            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; an older one is intact."
+            if monitor is None or monitor.on_nonfinite == "raise":
+                raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
+            warnings.warn(lost, MonitorWarning, stacklevel=2)
+        elif folder is not None and ranks.first and (due or improved or done == total):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
             state |= {"losses": losses, "records": records, "best": best}
             state |= {} if monitor is None else {"monitor": monitor.state_dict()}
@@ -148,6 +167,14 @@ def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
 
 def _autocast(device: torch.device, cast: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=cast, enabled=cast is not None)
+
+
+def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:
+    """Names of what a checkpoint would hold that is not finite; one synchronization with the device."""
+    weights = {repr(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kept = {"the loss": losses} | weights
+    finite = torch.stack([value.isfinite().all() for value in kept.values()]).tolist()
+    return [name for name, good in zip(kept, finite, strict=True) if not good]
 
 
 def _seed(seed: int, purpose: str, step: int) -> int:

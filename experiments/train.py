@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch.nn.functional import cross_entropy
 
 import gradscope as gs
 from experiments import build, checkpoints, config, loop, parallel, records, run, sinks
@@ -73,6 +74,7 @@ def watched(
     """The monitor, on the first images of the test set; None where ``monitor.every`` is null."""
     options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
     x, _ = test.batch(torch.arange(options.pop("batch_size")))
+    options["loss_fn"] = partial(cross_entropy, reduction="none", label_smoothing=cfg.train.label_smoothing)
     return None if cfg.monitor.every is None else gs.Monitor(model, x, **options, report=report, save_to=folder)
 
 

@@ -10,10 +10,11 @@ from gradscope.coefficients import gsc, gsc_matrix
 from gradscope.comparison import compare
 from gradscope.depth import EffectiveDepth, effective_depth
 from gradscope.estimates import Estimate
+from gradscope.evidence import NonFiniteError
 from gradscope.growth import Growth
 from gradscope.layers import Layer
 from gradscope.measuring import measure
-from gradscope.monitor import Monitor, NonFiniteError
+from gradscope.monitor import Monitor
 from gradscope.nonfinite import first_nonfinite
 from gradscope.nonlinearity import nlc
 from gradscope.norms import qm_norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +25,9 @@ class MonitorWarning(UserWarning):
 class Alarms:
     """Remembers what was normal, and warns once of each kind of trouble at each layer.
 
-    ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning, for
-    "vanishing", "exploding", "dead units", "zero output", "weight growth", "loss jump" and "nonfinite".
+    ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning:
+    "vanishing", "exploding", "dead units" and "weight growth" of a layer, "loss jump" and "no loss" of the "loss",
+    "zero output" of the "network", and "nonfinite" of the "loss", the "gradient" or the "probe batch".
     """
 
     def __init__(self, first_lengths: dict[str, float]) -> None:
@@ -34,28 +36,21 @@ class Alarms:
         self.fired: list[tuple[str, str, int]] = []
 
     def loss(self, value: float, step: int) -> None:
-        """A finite loss: is it far above those before it?"""
+        """A finite loss: is it far above those before it?  Losses that may be negative have no scale to judge by."""
         recent = self.losses
-        if len(recent) >= FEWEST and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
-            self.warn("loss jump", "loss", step, f"{value:.4g} after a median of {np.median(recent):.4g}")
+        if len(recent) >= FEWEST and min(recent) >= 0 and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
+            words = f"{value:.4g} after a median of {np.median(recent):.4g}"
+            self.once("loss jump", "loss", step, f"loss jump, step {step}: {words}.")
         self.losses = [*recent[1 - RECENT :], value]
 
     def record(self, frame: pd.DataFrame, step: int) -> None:
-        """What a record of the monitor shows."""
-
+        """What a record of the monitor shows; rows of a quantity are in the order of execution."""
         found: dict[str, dict[str, float]] = {}
         # Plain lists: asking the frame for each quantity costs more than a small network's statistics.
         rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
         for quantity, layer, value, logarithm in zip(*rows, strict=True):
             found.setdefault(quantity, {})[layer] = logarithm if quantity == "gsc" else value
-        # Where a gradient explodes it does so at many layers, so the worst stands for all.
-        coefficients = sorted((value, layer) for layer, value in found.get("gsc", {}).items())
-        for kind, sign, place in (("vanishing", -1, 0), ("exploding", 1, -1)):
-            if not coefficients or any(kind == known for known, *_ in self.fired):
-                continue
-            log10_gsc, layer = coefficients[place]
-            if sign * log10_gsc > EXTREME_LOG10:
-                self.warn(kind, layer, step, f"its GSC is 10^{log10_gsc:.1f}, the most extreme of all layers")
+        self._extreme(found.get("gsc", {}), step)
         dead = {layer: value for layer, value in found.get("dead_fraction", {}).items() if value >= DEAD}
         self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
         grown = {
@@ -74,15 +69,14 @@ class Alarms:
         others = f"; the same at {len(new) - 1} other layers" if len(new) > 1 else ""
         _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
 
-    def warn(self, kind: str, layer: str, step: int, what: str) -> None:
-        """Warn of this at this layer, unless that was done before."""
-        if self._new(kind, layer, step):
-            _warn(f"{kind} at layer {layer!r}, step {step}: {what}.")
-
-    def nonfinite(self, message: str, step: int) -> None:
-        """Warn of a loss that is not finite, the first time."""
-        if self._new("nonfinite", "loss", step):
+    def once(self, kind: str, name: str, step: int, message: str) -> None:
+        """Warn of this kind of trouble of a layer, or of what has this name, unless that was done before."""
+        if self._new(kind, name, step):
             _warn(message)
+
+    def known(self, kind: str, name: str) -> bool:
+        """Whether there was a warning of this."""
+        return any((kind, name) == fired[:2] for fired in self.fired)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -93,11 +87,23 @@ class Alarms:
         self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
         self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
 
-    def _new(self, kind: str, layer: str, step: int) -> bool:
-        known = any((kind, layer) == (k, name) for k, name, _ in self.fired)
-        if not known:
-            self.fired.append((kind, layer, step))
-        return not known
+    def _extreme(self, log10_gsc: dict[str, float], step: int) -> None:
+        """Where a gradient explodes or vanishes it does so at many layers, so the worst stands for all."""
+        for kind, sign in (("vanishing", -1), ("exploding", 1)):
+            if not log10_gsc or any(kind == known for known, *_ in self.fired):
+                continue
+            # Of equals, as behind a layer that no gradient passes, it begins at the nearest to the output, the last.
+            layer = max(reversed(log10_gsc), key=lambda name: sign * log10_gsc[name])
+            if sign * log10_gsc[layer] > EXTREME_LOG10:
+                size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"
+                words = f"its GSC is {size}, the most extreme of all layers"
+                self.once(kind, layer, step, f"{kind} at layer {layer!r}, step {step}: {words}.")
+
+    def _new(self, kind: str, name: str, step: int) -> bool:
+        new = not self.known(kind, name)
+        if new:
+            self.fired.append((kind, name, step))
+        return new
 
 
 def _warn(message: str) -> None:

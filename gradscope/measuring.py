@@ -141,7 +141,9 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
             values[SLOPES] = slopes(module, received)
         if RESPONSES in wanted:
             values[RESPONSES] = received, response(module, received)
-        found.append((name, [m(values[m.of]) for m in measures]))
+        # The network may run under autocast; its numbers are not to be rounded once more.
+        with torch.autocast(received.device.type, enabled=False):
+            found.append((name, [m(values[m.of]) for m in measures]))
 
     with heard(modules, listen), state_restored(modules), torch.no_grad():
         batch.run(model, forward)

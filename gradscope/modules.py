@@ -144,6 +144,16 @@ def state_restored(modules: Modules) -> Iterator[None]:
             module._buffers.update(owned)
 
 
+@contextlib.contextmanager
+def same_draws(modules: Modules) -> Iterator[None]:
+    """Draw the same random numbers each time (the masks of dropout, for one), then put back the random state."""
+    devices = _cuda_devices(modules)
+    with torch.random.fork_rng(devices=devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+            generator.manual_seed(0)
+        yield
+
+
 def random_state(modules: Modules) -> list[Tensor]:
     """State of the random generators that a forward pass of the modules may draw from."""
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(modules))]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gradscope.inputs import Forward, LossFunction, as_batch, first_tensor
-from gradscope.layers import OUTPUT, numbered
+from gradscope.layers import LOSS, OUTPUT, numbered
 from gradscope.modules import eager, state_restored, tensors, unwrap, watched
+from gradscope.trunk import Vertex, vertex
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 
@@ -27,11 +31,12 @@ class Culprit:
     before: bool = False
 
     def __str__(self) -> str:
-        if self.before:
-            return f"code before layer {self.layer!r}, in no module, is the first with NaN or Inf in its forward pass"
         if self.direction == PARAMETERS:
             return f"the parameters of layer {self.layer!r} hold NaN or Inf"
-        return f"layer {self.layer!r} is the first with NaN or Inf in its {self.direction} pass"
+        who = "the loss function" if self.layer == LOSS else f"layer {self.layer!r}"
+        if self.before:
+            who = f"code {'before' if self.direction == FORWARD else 'after'} {who}, in no module,"
+        return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
 def first_nonfinite(
@@ -41,8 +46,11 @@ def first_nonfinite(
 
     A layer whose parameters are not finite is named before all; else the first module, in order of execution, whose
     output is not finite although its inputs are; else, going backward from the loss (the sum of the outputs without
-    ``loss_fn``), the first whose gradient is not finite.  None where everything is finite.  The model is left as it
-    was.  Cost: one forward and one backward pass, and a synchronization with the device a layer.
+    ``loss_fn``), the first that receives a finite gradient and hands on one, to its inputs or its own parameters, that
+    is not.  "loss" stands for ``loss_fn``.  None where everything is finite.  The model is left as it was.
+
+    Cost: one forward and one backward pass, the gradients of all layers at once in memory, and a synchronization with
+    the device a layer.
 
     Raises:
         ValueError, TypeError: See `gradscope.inputs.as_batch`; data that are not finite themselves are refused.
@@ -53,7 +61,7 @@ def first_nonfinite(
         if not all(_finite(p) for p in module._parameters.values() if p is not None):
             return Culprit(name or OUTPUT, PARAMETERS)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
-    listener = _Listener()
+    listener = _Listener(modules)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -63,40 +71,105 @@ def first_nonfinite(
     ):
         differentiable, _ = batch.differentiable()
         output = first_tensor(differentiable.run(model, forward))
+        # The loss is a vertex of its own, so that what the output receives is told from what the model makes of it.
+        received = _edges([output])
         loss = output if loss_fn is None else loss_fn(output, batch.labels)
         if listener.first is not None:
             return Culprit(listener.first, FORWARD, listener.received)
         if not _finite(loss):
-            return Culprit("loss", FORWARD)
-        made = [(name, tensor) for name, tensor in listener.outputs if tensor.requires_grad]
-        if not loss.requires_grad or not made:
+            return Culprit(LOSS, FORWARD)
+        calls = list(listener.calls)  # checkpointed layers are called again in the backward pass
+        edges = {vertex(edge): edge for call in calls for edge in call.edges} | received
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not loss.requires_grad or not edges:
             return None
-        gradients = torch.autograd.grad(loss.sum(), [tensor for _, tensor in made], allow_unused=True)
-    for (name, _), gradient in zip(reversed(made), reversed(gradients), strict=True):
-        if gradient is not None and not _finite(gradient):
-            return Culprit(name, BACKWARD)
-    return None
+        wanted: list[Any] = [*edges.values(), *parameters]
+        gradients = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
+    bad = {at for at, g in zip(edges, gradients, strict=False) if g is not None and not _finite(g)}
+    spoiled = {
+        id(p) for p, g in zip(parameters, gradients[len(edges) :], strict=True) if g is not None and not _finite(g)
+    }
+    return Culprit(LOSS, BACKWARD) if bad & received.keys() else _first_backward(calls, modules, bad, spoiled)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One finished call of a module: what it received and returned, and how many calls were finished as it began."""
+
+    name: str
+    label: str
+    begin: int
+    received: dict[Vertex, GradientEdge]
+    returned: dict[Vertex, GradientEdge] = field(default_factory=dict)
+
+    @property
+    def edges(self) -> Iterator[GradientEdge]:
+        yield from self.received.values()
+        yield from self.returned.values()
+
+
+def _first_backward(
+    calls: Sequence[_Call], modules: Mapping[str, nn.Module], bad: set[Vertex], spoiled: set[int]
+) -> Culprit | None:
+    """Going backward, the innermost call that got a finite gradient and made of it one that is not.
+
+    ``bad``: vertices whose gradient is not finite; ``spoiled``: parameters, by id.
+    """
+    times = Counter(call.name for call in calls)
+
+    def guilty(call: _Call) -> bool:
+        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else: of which of its calls?
+        made = bool(bad & call.received.keys()) or any(id(p) in spoiled for p in own)
+        return made and not bad & call.returned.keys()
+
+    found, begin, end = None, 0, len(calls)
+    while inner := [n for n in range(begin, end) if guilty(calls[n])]:  # calls inside a call are finished before it
+        found, begin, end = calls[inner[-1]], calls[inner[-1]].begin, inner[-1]
+    # Code between the modules inside is nobody's but theirs that it stands between.
+    if after := next((call for call in reversed(calls[begin:end]) if bad & call.returned.keys()), None):
+        return Culprit(after.label, BACKWARD, before=True)
+    if found is not None:
+        return Culprit(found.label, BACKWARD)
+    owners = (name for name, module in modules.items() for p in module._parameters.values() if id(p) in spoiled)
+    return next((Culprit(name or OUTPUT, BACKWARD) for name in owners), None)
 
 
 class _Listener:
-    """Keeps a copy of what every module returns, and the first name under which something is not finite."""
+    """Keeps the edges of every call of a module, and the first name under which something is not finite."""
 
-    def __init__(self) -> None:
-        self.outputs: list[tuple[str, Tensor]] = []
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.calls: list[_Call] = []
         self.first: str | None = None
         self.received = False
 
-    def before(self, args: Any, kwargs: Any) -> bool:
-        return all(_finite(t) for t in tensors(args, kwargs))
+    def before(self, args: Any, kwargs: Any) -> tuple[bool, int, dict[Vertex, GradientEdge]]:
+        received = tensors(args, kwargs)
+        return all(_finite(t) for t in received), len(self.calls), _edges(received)
 
-    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: bool) -> None:
-        if self.first is None and not token:
+    def after(
+        self,
+        name: str,
+        call: int,
+        label: str,
+        args: Any,
+        kwargs: Any,
+        output: Any,
+        token: tuple[bool, int, dict[Vertex, GradientEdge]],
+    ) -> None:
+        finite, begin, received = token
+        if self.first is None and not finite:
             self.first, self.received = label, True
-        for number, tensor in enumerate(t for t in tensors((output,), {}) if t.is_floating_point()):
-            if self.first is None and token and not _finite(tensor):
+        returned = [t for t in tensors((output,), {}) if t.is_floating_point()]
+        for number, tensor in enumerate(returned):
+            if self.first is None and not _finite(tensor):
                 self.first = numbered(label, number)
-            if name:
-                self.outputs.append((numbered(label, number), tensor))
+        self.calls.append(_Call(name, label, begin, received, _edges(returned)))
+
+
+def _edges(values: Sequence[Tensor]) -> dict[Vertex, GradientEdge]:
+    """Edges, not tensors: an operation in place later would make a stored tensor the later one."""
+    edges = (get_gradient_edge(t) for t in values if t.is_floating_point() and t.requires_grad)
+    return {vertex(edge): edge for edge in edges}
 
 
 def _finite(tensor: Tensor) -> bool:

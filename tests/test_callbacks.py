@@ -1,6 +1,7 @@
 """The monitor inside Lightning and inside the Trainer of transformers, on real runs of both."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -72,10 +73,28 @@ def test_lightning(tmp_path):
     assert again.monitor.steps == 4 + 12
 
 
+def whole_gradient(monitor):
+    frame = monitor.to_frame().query("quantity == 'gradient_norm' and step == 0")
+    return math.hypot(*frame["value"])
+
+
+def test_whether_gradients_are_clipped(tmp_path):
+    """Lightning tells of them before it clips, the Trainer of transformers only afterwards."""
+    from gradscope.callbacks.lightning import MonitorCallback
+    from gradscope.callbacks.transformers import MonitorCallback as ForTrainer
+
+    callback = MonitorCallback(noise(8, 6, seed=3).float(), every=100)
+    fit(Module(), callback, tmp_path, gradient_clip_val=1e-3)
+    assert whole_gradient(callback.monitor) > 0.1
+    callback = ForTrainer({"input_ids": torch.zeros(4, 8, dtype=torch.long)}, every=100)
+    run_trainer(language_model(), [callback], tmp_path, max_grad_norm=1e-3)
+    assert whole_gradient(callback.monitor) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_lightning_stops_with_the_layer_named(tmp_path):
     from gradscope.callbacks.lightning import MonitorCallback
 
-    with pytest.raises(gs.NonFiniteError, match="at or before step 5: the parameters of layer 'first' hold NaN or Inf"):
+    with pytest.raises(gs.NonFiniteError, match="at step 5: the parameters of layer 'first' hold NaN or Inf"):
         fit(Module(poison_at=5), MonitorCallback(noise(8, 6).float(), every=100), tmp_path)
 
 
@@ -96,10 +115,11 @@ class Sentences(torch.utils.data.Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-def run_trainer(model, callbacks, tmp_path):
+def run_trainer(model, callbacks, tmp_path, **options):
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=6,
         report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=1, seed=0,
+        **options,
     )  # fmt: skip
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=callbacks)
     trainer.train()
@@ -125,12 +145,33 @@ def test_the_trainer_of_transformers(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_the_trainer_of_transformers_stops_with_the_layer_named(tmp_path):
-    from gradscope.callbacks.transformers import MonitorCallback
-
+def language_model_with_a_nan():
     model = language_model()
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[0, 0] = math.nan
-    probe = {"input_ids": torch.zeros(4, 8, dtype=torch.long)}
-    with pytest.raises(gs.NonFiniteError, match=r"the parameters of layer 'transformer\.h\.1\.mlp\.c_fc' hold NaN"):
-        run_trainer(model, [MonitorCallback(probe, every=100)], tmp_path)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing_factor": 0.1}], ids=["plain", "label smoothing"])
+def test_the_trainer_of_transformers_stops_with_the_layer_named(tmp_path, options):
+    """With label smoothing the model returns no loss, but there are gradients."""
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    model, probe = language_model_with_a_nan(), {"input_ids": torch.zeros(4, 8, dtype=torch.long)}
+    callback = MonitorCallback(probe, every=100)
+    named = r"the parameters of layer 'transformer\.h\.1\.mlp\.c_fc' hold NaN"
+    with warnings.catch_warnings(), pytest.raises(gs.NonFiniteError, match=named):
+        warnings.simplefilter("ignore", gs.MonitorWarning)
+        run_trainer(model, [callback], tmp_path, **options)
+    assert not model._forward_hooks
+    assert set(callback._batch) == {"input_ids"} if options else {"input_ids", "labels"}
+
+
+def test_the_trainer_of_transformers_without_a_loss(tmp_path):
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    callback = MonitorCallback({"input_ids": torch.zeros(4, 8, dtype=torch.long)}, every=2, max_overhead=None)
+    with pytest.warns(gs.MonitorWarning, match="The model returned no loss .label_smoothing_factor or compute") as seen:
+        run_trainer(language_model(), [callback], tmp_path, label_smoothing_factor=0.1)
+    assert len([w for w in seen if w.category is gs.MonitorWarning]) == 1
+    assert callback.monitor.alarms.losses == [] and set(callback.monitor.to_frame()["step"]) == {0, 2, 4}

@@ -73,3 +73,36 @@ def test_coefficients_and_monitor():
         monitor.step(loss, x)
         optimizer.step()
     assert set(monitor.to_frame()["step"]) == {0, 2}
+
+
+@pytest.mark.parametrize(("check_every", "late"), [(1, 0), (None, 46)])
+def test_what_the_monitor_reads_late_it_says_so(check_every, late):
+    """A look waits for the device, so by default there is one in 50 steps; step 0 has a record, and a look."""
+    model, x = (
+        ResNet(depth=8, width=8, generator=seeded()).cuda(),
+        torch.randn(8, 3, 32, 32, generator=seeded(1)).cuda(),
+    )
+    monitor = gs.Monitor(model, x, every=10**6, check_every=check_every)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    named = r"It was read 46 updates later.*check_every=1" if late else f"the parameters of layer '{names[3]}' hold NaN"
+    with pytest.raises(gs.NonFiniteError, match=rf"The loss is nan at step 4: .*{named}"):
+        for step in range(60):
+            if step == 4:
+                with torch.no_grad():
+                    model.get_submodule(names[3]).weight[0] = float("nan")
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            monitor.step(loss, x)
+            optimizer.step()
+    assert monitor.steps == 5 + late
+
+
+def test_a_gradient_that_is_not_finite_is_seen_on_the_device():
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh()).cuda(), torch.ones(2, 4).cuda()
+    model[1].register_forward_hook(lambda module, args, output: output + torch.sqrt(0.0 * output))
+    monitor = gs.Monitor(model, x, every=10**6, check_every=1)
+    model(x).sum().backward()
+    with pytest.raises(gs.NonFiniteError, match=r"The gradient is not finite at step 0: .*'1'.* backward pass"):
+        monitor.step(1.0, x)

@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import gradscope as gs
+from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
-from tests.helpers import seeded
+from tests.helpers import noise, seeded
 
 # Largest relative deviation of a coefficient over ten layers, and of the mean growth rate over seeds.
 DEVIATIONS = {torch.bfloat16: (0.10, 0.004), torch.float16: (0.02, 0.001)}
@@ -61,3 +63,20 @@ def test_sixty_exploding_layers_in_half_precision_stay_finite():
     model = MLP(depth=60, width=40, activation="relu", norm="batch", generator=seeded()).half()
     profile = gs.gsc(model, torch.randn(40, 40, generator=seeded(1)).half(), probes=6)
     assert profile.growth().rate == pytest.approx(1.5, abs=0.1)
+
+
+def test_statistics_under_autocast_are_not_rounded_once_more():
+    """The network runs in bfloat16; counts and sums of what it gave are exact, or those of float32."""
+    model, x, heard = nn.Sequential(nn.Linear(6, 40), nn.ReLU()), noise(31, 6).float(), []
+    model[1].register_forward_pre_hook(lambda module, args: heard.append(args[0].double()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        frame = gs.measure(model, x, measures=[SignDiversity(), DeadFraction(), PreactivationStd()])
+    (h,) = heard
+    positive, negative = (h > 0).sum(0), (h < 0).sum(0)
+    expected = {
+        "sign_diversity": (torch.minimum(positive, negative) / (positive + negative)).mean(),
+        "dead_fraction": (positive == 0).double().mean(),
+        "preactivation_std": h.var(0, correction=0).mean().sqrt(),
+    }
+    for quantity, value in frame.set_index("quantity")["value"].items():
+        assert value == pytest.approx(float(expected[quantity]), rel=1e-6), quantity

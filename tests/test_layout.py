@@ -42,7 +42,7 @@ coefficients
 reading comparison
 checking testing
 nonfinite
-weights alarms schedule monitor
+weights alarms schedule vitals ranks evidence monitor
 callbacks.lightning callbacks.transformers callbacks
 plots.rows plots.curves plots.maps plots.training plots
 initializers

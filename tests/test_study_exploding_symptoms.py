@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from scipy import stats
 
-from experiments import reference, symptoms
+from experiments import config, reference, symptoms
 from experiments.studies import exploding_symptoms as study
 from tests.symptom_stories import STEPS, from_step, kept, together, told
 
@@ -197,6 +197,7 @@ def test_the_reference_results():
 
 
 def test_sizes_are_those_of_the_configuration():
+    config.register()
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("train", ["study=exploding_symptoms"])
     assert (cfg.model.depth, cfg.model.width, cfg.train.max_steps) == (study.DEPTH, study.WIDTH, study.NUM_STEPS)

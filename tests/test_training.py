@@ -249,6 +249,44 @@ def test_the_monitor_watches_a_run():
     assert set(frame["step"]) == {0, 4, 8} and {"gsc", "gradient_norm", "update_to_weight"} <= set(frame["quantity"])
 
 
+def test_the_monitor_sees_gradients_before_they_are_clipped():
+    data, lengths = images(64), []
+    for clip in (None, 1e-3):
+        model = network()
+        monitor = gs.Monitor(model, data.batch(torch.arange(8))[0], every=100)
+        loop.train(model, data, None, replace(RECIPE, max_steps=1, clip=clip), monitor=monitor)
+        frame = monitor.to_frame().query("quantity == 'gradient_norm' and step == 0")
+        lengths.append(dict(zip(frame["layer"], frame["value"], strict=True)))
+        assert sum(p.grad.square().sum() for p in model.parameters()).sqrt() == pytest.approx(
+            math.hypot(*lengths[0].values()) if clip is None else clip, rel=1e-4
+        )
+    assert lengths[0] == lengths[1]
+
+
+def test_the_monitor_of_a_compiled_run(monkeypatch):
+    """It measures the eager original, which has the same weights, and the run goes on compiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    data, records, frames = images(64), [], []
+    for compiled in (False, True):
+        model = network()
+        model[4].p = 0.0  # the compiler draws other masks
+        monitor = gs.Monitor(model, data.batch(torch.arange(8))[0], every=4, max_overhead=None)
+        records.append(loop.train(model, data, None, replace(RECIPE, compile=compiled), monitor=monitor))
+        frames.append(monitor.to_frame())
+    np.testing.assert_allclose(*([r["train_loss"] for r in found] for found in records), rtol=1e-5)
+    assert frames[0][["step", "layer", "quantity"]].equals(frames[1][["step", "layer", "quantity"]])
+    np.testing.assert_allclose(*(frame["log10_value"] for frame in frames), atol=1e-4)
+
+
+def test_the_monitor_of_a_run_knows_its_loss(tmp_path):
+    cfg = composed("train.label_smoothing=0.2", "monitor.batch_size=8", "monitor.max_overhead=null")
+    monitor = train.watched(cfg, network(), images(16), print, tmp_path)
+    output, labels = torch.randn(5, 4), torch.arange(5) % 4
+    expected = nn.functional.cross_entropy(output, labels, label_smoothing=0.2)
+    assert monitor.loss_fn(output, labels).shape == (5,)
+    assert float(monitor.loss_fn(output, labels).mean()) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_a_run_with_a_planted_infinity_stops_with_the_layer_named(tmp_path):
     data, model = images(64), network()
 
@@ -299,7 +337,7 @@ def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
         [sys.executable, "-m", "experiments.train", *options], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 1
-    named = r"Stopped: The loss is \w+ at .* step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
+    named = r"Stopped: The loss is \w+ at step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
     found = re.search(named + r"\. The batch and the state are in (\S+)\.\n", done.stderr)
     saved = torch.load(found[2], weights_only=True)
     model = gs.models.AlexNetB()

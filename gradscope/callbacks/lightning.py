@@ -13,7 +13,10 @@ from gradscope.monitor import Monitor
 
 
 class MonitorCallback(Callback):
-    """A `gradscope.Monitor` of the LightningModule, one step an update; gradients are unscaled, and accumulated.
+    """A `gradscope.Monitor` of the LightningModule, one step an update.
+
+    Gradients are accumulated, unscaled, and not yet clipped.  With several optimizers (manual optimization) the update
+    of each is a step of its own, so ``every`` counts all of them.
 
     Arguments:
         x: The probe batch, handed to the module's ``forward``; it is moved to the module's device.

@@ -11,16 +11,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from gradscope.monitor import Monitor
 
+NO_LOSS = (
+    "The model returned no loss (label_smoothing_factor or compute_loss_func?), so the monitor looks at gradients only."
+)
+
 
 class MonitorCallback(TrainerCallback):
-    """A `gradscope.Monitor` of the Trainer's model, one step an update, after gradients were clipped.
+    """A `gradscope.Monitor` of the Trainer's model, one step an update.
+
+    Gradients are those after ``max_grad_norm``: the Trainer clips them before it tells anyone.
 
     Arguments:
         x: The probe batch, a mapping without labels (``{"input_ids": ...}``), moved to the model's device.
         options: Those of `gradscope.Monitor`.
 
-    The loss is read off what the model returns, for the Trainer's own logs leave out losses that are not finite.
-    ``monitor`` is there once training begins.
+    The loss is read off what the model returns, for the Trainer's own logs leave out losses that are not finite.  With
+    ``label_smoothing_factor`` or ``compute_loss_func`` the model returns none; then there is a warning, and only
+    gradients are looked at.  ``monitor`` is there once training begins.
     """
 
     monitor: Monitor
@@ -37,6 +44,7 @@ class MonitorCallback(TrainerCallback):
         """The model is on its device."""
         x = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.x))
         self.monitor = Monitor(kwargs["model"], x, **self.options)
+        self._remove()  # that of a run that ended in an error of its own
         self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
 
     def on_pre_optimizer_step(
@@ -44,17 +52,29 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """Gradients are complete, and the update is not made yet."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
-        self._losses = []
-        self.monitor.step(loss, self._batch)
+        try:
+            if loss is None:
+                self.monitor.alarms.once("no loss", "loss", self.monitor.steps, NO_LOSS)
+            self.monitor.step(loss, self._batch)
+        except BaseException:  # the Trainer calls nobody after an error
+            self._remove()
+            raise
+        self._losses = []  # also those of a second pass of the monitor
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The model is left without hooks."""
-        self._hook.remove()
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, Mapping) else None
-        if module.training and loss is not None:  # neither evaluation nor the monitor's own passes
+        if not module.training:
+            return
+        # A number beside the batch, like num_items_in_batch, has no samples.
+        self._batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor) and value.ndim}
+        if isinstance(output, Mapping) and (loss := output.get("loss")) is not None:
             self._losses.append(loss.detach())
-            self._batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor)}

@@ -1,0 +1,67 @@
+"""A budget is kept by the clock on the wall, on which also counts what a record costs after it is over."""
+
+import numpy as np
+import pytest
+
+from gradscope.schedule import Schedule
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def trained(steps, *, own=0.2, after=0.1, look=0.0, budget=0.03, noise=0.1, every=2, seed=0):
+    """Seconds of training by itself, seconds in all, and the records of a run of so many steps of about a second."""
+    clock, generator = Clock(), np.random.default_rng(seed)
+    schedule = Schedule({"statistics": every}, budget, clock)
+    alone, records, recorded = 0.0, 0, False
+    for step in range(steps):
+        # Now and then a step takes many times as long: a test set is evaluated, a checkpoint written.
+        seconds = generator.uniform(1 - noise, 1 + noise) + 20 * (generator.random() < 0.01)
+        alone += seconds
+        clock.now += seconds + after * recorded
+        schedule.arrives()
+        clock.now += look
+        schedule.looked()
+        kind = schedule.due(step)
+        recorded = kind is not None and schedule.allows(kind)
+        if recorded:
+            clock.now += own
+            schedule.took(kind, own)
+            records += 1
+        schedule.leaves(kind if recorded else None)
+    return alone, clock.now, records, schedule
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("after", "look"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.005)])
+def test_the_budget_is_kept_by_the_wall_clock(after, look, seed):
+    alone, total, records, schedule = trained(4000, after=after, look=look, seed=seed)
+    # The median of 200 differences has a standard error of 0.0076 s for this noise, that is 0.0008 of the time.
+    assert total / alone == pytest.approx(1.03, abs=0.0025)
+    expected = alone * (0.03 - look) / (0.2 + after)
+    assert records == pytest.approx(expected, rel=0.12) and schedule.skipped == 2000 - records
+    assert schedule.overhead == pytest.approx(total / alone - 1, abs=0.0025)
+
+
+def test_a_step_that_is_shorter_after_a_record_earns_nothing():
+    alone, total, _, _ = trained(4000, after=-0.1)
+    assert total / alone <= 1.03
+
+
+def test_what_is_not_known_yet_is_not_counted():
+    schedule = Schedule({"statistics": 1}, None, clock := Clock())
+    for _ in range(3):
+        clock.now += 1.0
+        schedule.arrives()
+        schedule.looked()
+        clock.now += 0.25
+        schedule.took("statistics", 0.25)
+        schedule.leaves("statistics")
+    assert schedule.spent == 0.75 and schedule.overhead == 0.25
