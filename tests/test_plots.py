@@ -168,13 +168,13 @@ def test_zeros_are_drawn_in_a_color_of_their_own():
     finite = frame.loc[(frame["quantity"] == "gsc") & np.isfinite(frame["log10_value"]), "log10_value"]
     assert mesh.get_clim() == pytest.approx((-finite.abs().max(), finite.abs().max()))
     ax.figure.canvas.draw()
-    black = (mesh.get_facecolors()[:, :3] == 0).all(axis=1).reshape(mesh.get_array().shape)
+    black = (mesh.get_facecolors() == (0, 0, 0, 1)).all(axis=1).reshape(mesh.get_array().shape)
     assert black.tolist() == [[False, index == 1, index == 1] for index in range(5)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["zero"]
     assert plots.evolution(records(0)).get_legend() is None
     narrow = plots.evolution(records(0), "gradient_norm", limits=(-3.0, -2.0)).collections[0]
     narrow.figure.canvas.draw()
-    assert not (narrow.get_facecolors()[:, :3] == 0).all(axis=1).any()  # small, but not zero
+    assert not (narrow.get_facecolors() == (0, 0, 0, 1)).all(axis=1).any()  # small, but not zero
 
 
 def test_lines_of_numbers_that_become_zero():

@@ -39,7 +39,8 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
     if not finite.size:
         raise ValueError("Every number is zero or not finite, so there is nothing to draw on a logarithmic scale.")
     largest = float(np.abs(finite).max())
-    return (-largest, largest) if symmetric else (float(finite.min()), float(finite.max()))
+    low, high = (-largest, largest) if symmetric else (float(finite.min()), float(finite.max()))
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def thinned(names: pd.Series) -> list[str]:

@@ -44,7 +44,7 @@ def evolution(
     edges = _edges(table.columns.to_numpy(dtype=np.float64))
     colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
     # Only zeros are to be under the scale, so what the given limits leave out is put on its ends.
-    inside = np.where(np.isfinite(values), values.clip(low, high), values)
+    inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
     shown = ax.pcolormesh(
         edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high, shading="flat"
     )  # fmt: skip
@@ -103,8 +103,9 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     colors = sns.color_palette("viridis", len(table))
     last = float(table.columns[-1])
-    for color, (_, values) in zip(colors, table.iterrows(), strict=True):
-        ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4)
+    for color, (layer, values) in zip(colors, table.iterrows(), strict=True):
+        marker = "." if layer in zero else None  # or a number between two zeros would not be seen
+        ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker)
     ax.set_yscale("log")
     ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
     low, high = np.log10(ax.get_ylim())
