@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from experiments.files import written
 
 LAST, BEST = "last.pt", "best.pt"
 FOLDER = "checkpoints"  # in that of a run
-# What a run of training writes, by which one that begins anew would be taken for the one before it.
-WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", "mlflow_run.txt")
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
@@ -43,14 +40,6 @@ def keep(folder: Path, step: int, num: int) -> None:
     kept = [path for path in paths if path.name <= own.name][-num:]
     for path in set(paths) - set(kept):
         path.unlink()
-
-
-def clear(run: Path) -> None:
-    """Remove what an earlier run left in its folder, so that nothing of it can be gone on from or taken for the new."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(run / FOLDER)
-    for path in [path for pattern in WRITTEN for path in run.glob(pattern)]:
-        path.unlink(missing_ok=True)
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +15,22 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import gradscope as gs
-from experiments import records, sinks
+from experiments import checkpoints, records, sinks
 from experiments.files import write_table
 from experiments.parallel import Ranks
 from experiments.progress import LateBar
 from experiments.records import Record, Records
+
+# What stands in a run folder besides checkpoints, and of a run that begins anew would be taken for its own.
+WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run left in its folder, so that nothing of it is gone on from or taken for the new."""
+    if (folder / checkpoints.FOLDER).is_dir():
+        shutil.rmtree(folder / checkpoints.FOLDER)
+    for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 class Outputs:

@@ -16,6 +16,7 @@ from experiments.records import Record
 
 # Quantities whose logarithm is what one looks at.
 LOGARITHMIC = ("gsc",)
+MLFLOW_ID = "mlflow_run.txt"  # in the run folder: which run it is in MLflow
 FORBIDDEN = re.compile(r"[^/\w.\- ]")  # in the name of a metric of MLflow; the second call of a layer is "name#2"
 
 
@@ -61,7 +62,7 @@ class MLflow:
         from filelock import FileLock
         from mlflow import MlflowClient
 
-        store, sweep, self._id = folder.parent / "mlruns", folder.parent.name, folder / "mlflow_run.txt"
+        store, sweep, self._id = folder.parent / "mlruns", folder.parent.name, folder / MLFLOW_ID
         folder.mkdir(parents=True, exist_ok=True)
         # Two processes that find neither store nor experiment would both make them.
         with FileLock(store.with_suffix(".lock")):
@@ -116,10 +117,9 @@ def make(names: Sequence[str], folder: Path, config: Mapping[str, Any], begin: i
         ValueError: An unknown name.
         ModuleNotFoundError: Its package is not installed.
     """
+    check(names)
     made: list[Sink] = []
     for name in names:
-        if name not in KNOWN:
-            raise ValueError(f"sinks must be among {', '.join(KNOWN)}; got {name!r}.")
         try:
             made.append(KNOWN[name](folder, config, begin))
         except ModuleNotFoundError as error:
@@ -127,6 +127,12 @@ def make(names: Sequence[str], folder: Path, config: Mapping[str, Any], begin: i
                 f'sinks=[{name}] needs a package of its own: pip install "gradscope-toolkit[sinks]".'
             ) from error
     return made
+
+
+def check(names: Sequence[str]) -> None:
+    """ValueError where there is no sink of a name."""
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise ValueError(f"sinks must be among {', '.join(KNOWN)}; got {unknown[0]!r}.")
 
 
 def of_record(record: Record) -> dict[str, float]:

@@ -25,12 +25,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import gradscope as gs
-from experiments import build, checkpoints, config, guard, interrupts, ledger, loop, parallel, records, run
+from experiments import build, checkpoints, config, guard, interrupts, ledger, loop, parallel, records, run, sinks
 from experiments.files import write_json
 from experiments.images import Augmentation, Images
 from experiments.manifest import manifest
 from experiments.measure import CONF
-from experiments.outputs import Outputs
+from experiments.outputs import Outputs, clear
 from experiments.parallel import Ranks
 from experiments.recipe import Recipe
 from experiments.records import Record
@@ -116,12 +116,13 @@ def train(
     run.tf32(cfg.tf32)
     settings, (learned, test) = recipe(cfg), images(cfg, device)
     model = network(cfg, learned, device)
-    if anew(cfg) and Ranks.here().first:
-        checkpoints.clear(folder)
+    sinks.check(cfg.sinks)
+    monitor = watched(cfg, model, test, lambda frame: outputs.measured(frame), folder)
+    if anew(cfg) and Ranks.here().first:  # after all that may be refused
+        clear(folder)
     state = None if anew(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
     steps = settings.steps(len(learned))
     with interrupts.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
-        monitor = watched(cfg, model, test, outputs.measured, folder)
         if state is not None:
             outputs.say(f"Going on at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
@@ -166,7 +167,8 @@ def main(cfg: DictConfig) -> float | None:
 
             def describe() -> None:
                 if first:
-                    resolved = {"autocast": str(recipe(cfg).cast(device)), "world_size": Ranks.here().world}
+                    cast = recipe(cfg).cast(device)
+                    resolved = {"autocast": cast and str(cast), "world_size": Ranks.here().world}
                     seconds = time.perf_counter() - began
                     write_json(folder / "manifest.json", manifest(cfg, choices, seconds, resolved))
 

@@ -94,6 +94,19 @@ def test_what_begins_anew_does_not_go_on_from_the_run_before(command, tmp_path, 
     assert [r["train_loss"] for r in read(folder / "metrics.jsonl")] == [r["train_loss"] for r in records]
 
 
+@pytest.mark.parametrize(
+    "mistake", ["sinks=[wandb]", "monitor.probes=9", "monitor.batch_size=0", "model.out_features=2"]
+)
+def test_a_mistake_removes_nothing(command, tmp_path, mistake):
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("train", [*SMALL, "resume=none", mistake])
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"of the run before")
+    with pytest.raises(ValueError, match=mistake.partition("=")[0].rpartition(".")[2]):
+        train.train(cfg, tmp_path, CPU, Console(quiet=True))
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["last.pt"]
+
+
 def test_a_sweep_makes_done_runs_again_where_it_is_told_to(command, tmp_path):
     command("sweep=s")
     folder = folder_of(tmp_path, "s")
