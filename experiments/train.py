@@ -73,12 +73,14 @@ def watched(
     Raises:
         ValueError: ``monitor.batch_size`` is less than one, or more than there are test images.
     """
+    if cfg.monitor.every is None:
+        return None
     options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
     size = options.pop("batch_size")
     if not 1 <= size <= len(test):
         raise ValueError(f"monitor.batch_size must be between 1 and the {len(test)} test images, got {size}.")
     x, _ = test.batch(torch.arange(size))
-    return None if cfg.monitor.every is None else gs.Monitor(model, x, **options, report=report, save_to=folder)
+    return gs.Monitor(model, x, **options, report=report, save_to=folder)
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
@@ -134,7 +136,8 @@ def train(
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
             if interrupt.args:  # not where a second one ended a step half way
-                outputs.say(f"{interrupt}; the same command{' with resume=auto' * anew(cfg)} goes on from there.")
+                without = " without resume=none and rerun=true" * anew(cfg)
+                outputs.say(f"{interrupt}; the same command{without} goes on from there.")
             raise
         if monitor is not None and monitor.skipped:
             limit = f"monitor.max_overhead={cfg.monitor.max_overhead}"

@@ -138,7 +138,8 @@ def test_how_often_it_is_saved_makes_no_other_run(tmp_path):
     assert run.folder(composed(where, "train.log_every=7"), SMALL) != plain  # another table of records
 
 
-def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fresh", [None, "resume=none", "rerun=true"])
+def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monkeypatch, fresh):
     command("sweep=whole")
     with monkeypatch.context() as patch:
         original, steps = loop.update, []
@@ -151,8 +152,9 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monke
             return loss
 
         patch.setattr(loop, "update", update)
-        said, code = command()
-    assert code == 130 and "Interrupted after step 3 of 6; the same command goes on from there." in said
+        said, code = command(*[fresh] * (fresh is not None))
+    without = " without resume=none and rerun=true" if fresh else ""
+    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} goes on from there." in said
     assert len(steps) == 3 and checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     said, code = command()

@@ -459,6 +459,8 @@ def test_a_probe_batch_that_there_is_not(tmp_path, size):
     cfg = composed(f"monitor.batch_size={size}")
     with pytest.raises(ValueError, match=f"monitor.batch_size must be between 1 and the 10 test images, got {size}"):
         train.watched(cfg, network(), images(10), print, tmp_path)
+    cfg.monitor.every = None
+    assert train.watched(cfg, network(), images(10), print, tmp_path) is None
 
 
 def test_the_configuration_is_the_recipe():
