@@ -9,6 +9,8 @@ momentum, label smoothing, taking turns in one process:
 - *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast where it gains, a fused optimizer;
 - *gradscope*: ``experiments.loop.train`` with the same recipe, records every 50 steps.
 
+All three once more without bfloat16, as on a processor that has no instructions for it.
+
 Then the loop watched: statistics of activations and gradients every 10 steps, GSC of every layer every 100 steps,
 everything every step, each beside the loop alone; histograms of all parameters and gradients every step, as
 ``wandb.watch`` makes them; and BackPACK, which brings Cockpit its quantities, every step.  No budget thins
@@ -86,11 +88,11 @@ def bare(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
         scheduler.step()
 
 
-def tuned(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
+def tuned(make: Callable[[], nn.Module], images: Images, steps: int, precision: str = "auto") -> None:
     """The same by hand, with what makes it fast and nothing else."""
     model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(model.parameters(), fused=True)
-    cast = Recipe().cast(torch.device("cpu"))
+    cast = Recipe(precision=precision).cast(torch.device("cpu"))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CIFAR10_MEAN, CIFAR10_STD))
     order = torch.randperm(len(images.images))
     for step in range(steps):
@@ -159,12 +161,14 @@ class BackPack(Silent):
             p.grad = grad
 
 
-def ours(make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None) -> None:
+def ours(
+    make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None, precision: str = "auto"
+) -> None:
     """``experiments.loop.train``, watched or not."""
     model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = Recipe(
         epochs=100, max_steps=steps, batch_size=BATCH, optimizer=SGD, label_smoothing=SMOOTHING,
-        augmentation=Augmentation(flip=True),
+        augmentation=Augmentation(flip=True), precision=precision,
     )  # fmt: skip
     loop.train(model, images, None, recipe, monitor=None if watch is None else watch(model))
 
@@ -205,12 +209,17 @@ def _monitor(images: Images, model: nn.Module, **options: Any) -> Running:
     return Running(model, gs.Monitor(model, x, **({"max_overhead": None} | options)))
 
 
-def speed(name: str, images: Images, steps: int, repeats: int) -> list[Row]:
-    """The three loops, seconds, and ratios to gradscope's."""
+def speed(name: str, images: Images, steps: int, repeats: int, precision: str = "auto") -> list[Row]:
+    """The three loops, seconds, and ratios to gradscope's; the bare one is always in float32."""
     make = partial(_seeded, MODELS[name])
-    loops = {OURS: ours, TUNED: tuned, BARE: bare}
-    times = race([Contestant(what, partial(f, make, images, steps)) for what, f in loops.items()], repeats)
-    return timed(name, f"{steps} steps of {BATCH} images", times, OURS)
+    contestants = [
+        Contestant(OURS, partial(ours, make, images, steps, precision=precision)),
+        Contestant(TUNED, partial(tuned, make, images, steps, precision=precision)),
+        Contestant(BARE, partial(bare, make, images, steps)),
+    ]
+    times = race(contestants, repeats)
+    group = name if precision == "auto" else f"{name}, {precision} everywhere"
+    return timed(group, f"{steps} steps of {BATCH} images", times, OURS)
 
 
 def watching(name: str, images: Images, watches: Iterable[tuple[str, Watch]], steps: int, repeats: int) -> list[Row]:
@@ -241,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.models.split(","):
         for group in (
             speed(name, images, 2 if quick else 30, options.repeats),
+            speed(name, images, 2 if quick else 30, options.repeats, precision="float32"),
             watching(name, images, light(images), 2 if quick else 100, options.repeats),
             watching(name, images, heavy(images), 2 if quick else 20, options.repeats),
             watching(name, images, heaviest(), 1 if quick else 2, 1),

@@ -37,8 +37,18 @@ def model(cfg: DictConfig, **further: Any) -> torch.nn.Module:
 
 
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
-    """The optimizer of a configuration, short of the parameters."""
-    return partial(get_object(cfg._target_), **_arguments(cfg))
+    """The optimizer of a configuration, short of the parameters.
+
+    Raises:
+        ValueError: It takes other arguments; those of ``optimizer=sgd`` stay where only the class is replaced.
+    """
+    made_by, arguments = get_object(cfg._target_), _arguments(cfg)
+    taken = inspect.signature(made_by).parameters.values()
+    foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
+    if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        away = " ".join(f"~optimizer.{key}" for key in foreign)
+        raise ValueError(f"optimizer._target_={cfg._target_} takes no {' and no '.join(foreign)}: leave out {away}.")
+    return partial(made_by, **arguments)
 
 
 def _takes_generator(made_by: Any) -> bool:

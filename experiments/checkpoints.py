@@ -13,6 +13,7 @@ import torch
 from experiments.files import written
 
 LAST, BEST = "last.pt", "best.pt"
+FOLDER = "checkpoints"  # in that of a run
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
@@ -27,14 +28,18 @@ def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
 def keep(folder: Path, step: int, num: int) -> None:
     """Keep the last checkpoint also under its step, and of those the newest ``num``.
 
+    Checkpoints of later steps are of a run that this one has taken back, so they go.
+
     Raises:
         OSError: As for `save`.
     """
     if num == 0:
         return
-    _written(folder / f"step-{step:08d}.pt", lambda temporary: shutil.copyfile(folder / LAST, temporary))
-    for old in sorted(folder.glob("step-*.pt"))[:-num]:
-        old.unlink()
+    own = _written(folder / f"step-{step:08d}.pt", lambda temporary: shutil.copyfile(folder / LAST, temporary))
+    paths = sorted(folder.glob("step-*.pt"))
+    kept = [path for path in paths if path.name <= own.name][-num:]
+    for path in set(paths) - set(kept):
+        path.unlink()
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:

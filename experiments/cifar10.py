@@ -84,7 +84,7 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         f"there is no CIFAR-10 in {root}.  Three ways to go on:\n"
         f"  1. put {BINARY}/, {PYTHON}/, or {KAGGLE} with train/ there, or set GRADSCOPE_DATA to their folder;\n"
         "  2. data.download=true fetches the official archive;\n"
-        "  3. data=noise or data=digits needs no files."
+        "  3. data=digits needs no files; nor does data=noise, to measure with and not to train on."
     )
 
 

@@ -49,7 +49,8 @@ def collect(sweep: Path) -> Collected:
     """Bring the data set of a sweep up to date, reading new and changed runs only, and load it.
 
     ``data`` and ``metrics`` are folders of Parquet, partitioned by model, with a column ``run`` that names the run's
-    folder.  The manifest counts runs: ``runs`` collected, ``failed``, ``half_done``, ``missing`` of those planned, and
+    folder.  The manifest counts runs: ``runs`` collected (those that diverged, which count as ``failed`` besides, up to
+    there), ``failed``, ``half_done``, ``missing`` of those planned, and
     ``stale`` ones of a schema that is too old to be read, which are left out.
 
     Raises:
@@ -61,7 +62,7 @@ def collect(sweep: Path) -> Collected:
     index = read_json(sweep / INDEX) or {"collected": {}, "distinct": {}}
     known: dict[str, Any] = index["collected"] if (sweep / DATA).is_dir() else {}
     states = {folder.name: (folder, Status.read(folder)) for folder in launches.folders(sweep)}
-    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and s.state == DONE}
+    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and _has_result(s)}
     stale = {name for name, (_, status) in done.items() if status.schema > frames.SCHEMA_VERSION or status.schema < 1}
     current = {name: pair for name, pair in done.items() if name not in stale}
     if not current:
@@ -90,6 +91,11 @@ def collect(sweep: Path) -> Collected:
     collected_now = load(sweep)
     assert collected_now is not None
     return collected_now
+
+
+def _has_result(status: Status) -> bool:
+    """A run that is done, or one that failed because its loss diverged, with the records up to there."""
+    return status.state == DONE or (status.state == FAILED and bool(set(FRAMES) & set(status.files)))
 
 
 def load(sweep: Path) -> Collected | None:

@@ -151,6 +151,7 @@ class MonitorConfig:
     batch_size: int = MISSING
     max_overhead: float | None = MISSING
     on_nonfinite: str = MISSING
+    check_every: int | None = MISSING
 
 
 @dataclass

@@ -99,6 +99,6 @@ def _digit_set() -> Any:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'data=digits needs scikit-learn: pip install "gradscope-toolkit[digits]", or use data=noise.'
+            'data=digits needs scikit-learn: pip install "gradscope-toolkit[digits]", or measure with data=noise.'
         ) from error
     return load_digits()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +17,17 @@ from experiments.ledger import BUSY, DONE, FAILED, SKIPPED, Status
 
 ERROR = "error.txt"
 ON_ERROR = ("continue", "stop")
+
+
+@contextlib.contextmanager
+def explained(alone: bool) -> Iterator[None]:
+    """What a user can mend is told without its traceback where the run stands ``alone``; ``error.txt`` has that."""
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if not alone:
+            raise
+        sys.exit("\n".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
 
 
 def carry_out(
@@ -65,8 +78,11 @@ def _worked(
         launches.note(folder, FAILED, last)
         if cfg.on_error == "stop":
             launches.stop()
-        _write_down(cfg, folder, Status(FAILED, overrides, (), time.perf_counter() - begin, None, last))
+        # A run that diverged has a result: the records up to there.
+        files = ledger.outputs(folder) if isinstance(error, FloatingPointError) else ()
+        _write_down(cfg, folder, Status(FAILED, overrides, files, time.perf_counter() - begin, None, last))
         if alone:
+            error.add_note(f"Traceback: {folder / ERROR}")
             raise
         return None
     return value

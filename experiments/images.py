@@ -6,6 +6,7 @@ in the middle of an epoch sees exactly the batches that it would have seen.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,28 +40,35 @@ class Augmentation:
         """
         num, _, height, width = x.shape
         device = x.device
-
-        def draw(low: int, high: int) -> Tensor:
-            return torch.randint(low, high, (whole or num,), generator=generator)[part].to(device)
-
+        drawn = iter(self._drawn(whole or num, height, width, generator, part, device))
         if self.flip:
-            x = torch.where(draw(0, 2)[:, None, None, None].bool(), x.flip(3), x)
+            x = torch.where(next(drawn)[:, None, None, None].bool(), x.flip(3), x)
         if self.crop:
             padded = functional.pad(x, [self.crop] * 4)
-            rows = draw(0, 2 * self.crop + 1)[:, None] + torch.arange(height, device=device)
-            columns = draw(0, 2 * self.crop + 1)[:, None] + torch.arange(width, device=device)
+            rows = next(drawn)[:, None] + torch.arange(height, device=device)
+            columns = next(drawn)[:, None] + torch.arange(width, device=device)
             sample = torch.arange(num, device=device)[:, None, None]
             # Indexing puts the channels last; they go back to their place without a copy.
             x = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.cutout:
             inside = torch.ones(num, height, width, dtype=torch.bool, device=device)
             for size, dim in ((height, 1), (width, 2)):
-                start = draw(-(self.cutout // 2), size - self.cutout // 2)[:, None]
+                start = next(drawn)[:, None]
                 place = torch.arange(size, device=device)
                 within = (place >= start) & (place < start + self.cutout)
                 inside &= within[:, :, None] if dim == 1 else within[:, None, :]
             x = x.masked_fill(inside[:, None], 0)
         return x
+
+    def _drawn(
+        self, num: int, height: int, width: int, generator: torch.Generator, part: slice, device: torch.device
+    ) -> Tensor:
+        """What is drawn for each sample, one row a choice, on the device in one copy that is not waited for."""
+        ranges = [(0, 2)] * self.flip + [(0, 2 * self.crop + 1)] * (2 * bool(self.crop))
+        half = self.cutout // 2
+        ranges += [(-half, height - half), (-half, width - half)] * bool(self.cutout)
+        drawn = [torch.randint(low, high, (num,), generator=generator)[part] for low, high in ranges]
+        return _sent(torch.stack(drawn), device) if drawn else torch.empty(0, num, device=device)
 
 
 @dataclass(frozen=True)
@@ -94,13 +102,16 @@ class Images:
         """The same, with all images on the device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
-    def mapped(self, path: Path, device: torch.device) -> Images:
-        """The same, with images in a file that is mapped into memory, and batches on the device.
+    def mapped(self, folder: Path, device: torch.device) -> Images:
+        """The same, with images in a file of the folder that is mapped into memory, and batches on the device.
 
-        The file is written unless one of the same size is there; it holds the bytes of the images, nothing else.
+        The file holds the bytes of the images, nothing else, and is named by their digest, so that other images of the
+        same number are never taken for these.  It is written unless it is there and whole.
         """
+        content = self.images.contiguous().numpy()
+        path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
-            written(path, self.images.numpy().tofile)
+            written(path, content.tofile)
         shape = (*self.images.shape,)
         # Copy on write, because torch has no tensors that may only be read.
         mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
@@ -134,8 +145,7 @@ class Images:
         chosen = indices[part].to(self.images.device)
         x, y = self.images[chosen], self.labels[chosen]
         if x.device != device:
-            pin = device.type == "cuda"  # only pinned memory is copied while the processor goes on
-            x, y = ((t.pin_memory() if pin else t).to(device, non_blocking=pin) for t in (x, y))
+            x, y = _sent(x, device), _sent(y, device)
         mean, std = self._moments
         x = (x.float() / 255 - mean) / std
         if augmentation is not None:
@@ -153,3 +163,9 @@ class Images:
         """All indices, shuffled anew for each epoch."""
         generator = run.generator(seed, f"order of epoch {epoch}")
         return torch.randperm(len(self), generator=generator).to(self.images.device)
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """On the device; to CUDA from pinned memory, for only that is copied while the processor goes on."""
+    pin = device.type == "cuda"
+    return (value.pin_memory() if pin else value).to(device, non_blocking=pin)

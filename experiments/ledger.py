@@ -47,16 +47,21 @@ class Status:
 
 def is_done(folder: Path) -> bool:
     """Whether the run says so, everything that it wrote is there, and its frame passes the check of the schema."""
+    return finished(folder) is not None
+
+
+def finished(folder: Path) -> Status | None:
+    """The status of a run that `is_done`, else None."""
     status = Status.read(folder)
     if status is None or status.state != DONE or not all((folder / name).is_file() for name in status.files):
-        return False
+        return None
     try:
         for name in status.files:
             if name in FRAMES:
                 frames.load(folder / name)
     except Exception:  # whatever makes a frame unreadable, the run is to be made again
-        return False
-    return True
+        return None
+    return status
 
 
 def outputs(folder: Path) -> tuple[str, ...]:

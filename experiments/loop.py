@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -48,6 +49,7 @@ def train(
     state: dict[str, Any] | None = None,
     monitor: Watcher | None = None,
     report: Callable[[Record], None] = lambda record: None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> list[Record]:
     """Train ``model`` in place; returns its records.
 
@@ -58,6 +60,7 @@ def train(
     ``folder``: where ``checkpoints`` go: ``last.pt``, ``best.pt`` and the last few by step.  ``state``: such a
     checkpoint to go on from, on a CPU to the same final weights, bit for bit, as if the run had not been stopped.
     Weights or losses that are not finite are never written.  ``monitor`` sees gradients before they are clipped.
+    ``interrupted`` is asked after each step; if so, a checkpoint is written and KeyboardInterrupt raised.
     Under ``torch.distributed`` each process takes its share of every batch, and the first writes.
 
     Raises:
@@ -65,7 +68,7 @@ def train(
     """
     device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
-    share, cast = ranks.share(recipe.batch_size), recipe.cast(device)
+    cast = recipe.cast(device)
     optimizer = recipe.make_optimizer(model)
     begin, since, records, best = 0, 0, list[Record](), -1.0
     losses = torch.zeros((), device=device)  # of the steps since the last record
@@ -84,21 +87,7 @@ def train(
         if epoch != order_epoch:
             order, order_epoch = images.order(recipe.seed, epoch), epoch
         indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
-        x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
-        torch.manual_seed(_seed(recipe.seed, "dropout", step) + ranks.rank)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * recipe.factor(step, total)
-        output = _run(forward, x, cast)
-        loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if monitor is not None:
-            with _autocast(device, cast):
-                monitor.step(loss, (x, y))
-        if recipe.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        losses += loss.detach()
+        losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
         done = step + 1
         ended = done % per_epoch == 0 or done == total
         if ended or done % recipe.log_every == 0:
@@ -119,7 +108,8 @@ def train(
             losses, since, first, started = torch.zeros((), device=device), done, done, time.perf_counter()
         improved = ended and test is not None and records[-1]["test_accuracy"] > best
         best = records[-1]["test_accuracy"] if improved else best
-        due = recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0
+        stopping = done < total and interrupted()
+        due = stopping or (recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0)
         if due:  # what the first process writes stands for all of them
             losses = ranks.sum(losses) / ranks.world
         if folder is not None and (due or improved or done == total) and (bad := _nonfinite(losses, model)):
@@ -136,10 +126,47 @@ def train(
                 checkpoints.keep(folder / "checkpoints", done, recipe.keep)
             if improved:
                 checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
+        if stopping:
+            raise KeyboardInterrupt(f"Interrupted after step {done} of {total}")
     if monitor is not None:
         with _autocast(device, cast):
             monitor.record()
     return records
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    indices: Tensor,
+    recipe: Recipe,
+    step: int,
+    total: int,
+    *,
+    cast: torch.dtype | None = None,
+    monitor: Watcher | None = None,
+) -> Tensor:
+    """One step of training on the images of these indices, in place; returns its loss.
+
+    Nothing here reads a value from the device, so the processor never waits for it.
+    """
+    ranks = Ranks.here()
+    share = ranks.share(len(indices))
+    x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
+    torch.manual_seed(_seed(recipe.seed, "dropout", step) + ranks.rank)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * recipe.factor(step, total)
+    output = _run(model, x, cast)
+    loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if monitor is not None:
+        with _autocast(x.device, cast):
+            monitor.step(loss, (x, y))
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    return loss.detach()
 
 
 @torch.no_grad()
@@ -165,8 +192,8 @@ def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
     return output.float()
 
 
-def _autocast(device: torch.device, cast: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=cast, enabled=cast is not None)
+def _autocast(device: torch.device, cast: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if cast is None else torch.autocast(device.type, dtype=cast)
 
 
 def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:

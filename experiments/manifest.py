@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -19,11 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.run import device
 from gradscope.frames import SCHEMA_VERSION
 
+COMMAND = "GRADSCOPE_COMMAND"  # a variable of the environment, which worker processes inherit
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
 
 
-def manifest(cfg: DictConfig, choices: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Of the run with this configuration and these choices of groups, which took so long."""
+def manifest(
+    cfg: DictConfig, choices: Mapping[str, Any], seconds: float, resolved: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Of the run with this configuration and these choices of groups, which took so long.
+
+    ``resolved``: what the machine decided, as the type of autocast, and the configuration does not say.
+    """
     return {
         "schema": SCHEMA_VERSION,
         "config": OmegaConf.to_container(cfg, resolve=True),
@@ -36,6 +44,7 @@ def manifest(cfg: DictConfig, choices: Mapping[str, Any], seconds: float) -> dic
             "num_threads": torch.get_num_threads(),
             "device": str(device(cfg.device)),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **(resolved or {}),
         },
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -55,8 +64,12 @@ def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line."""
-    return " ".join(["python -m", Path(sys.argv[0]).stem, *sys.argv[1:]])
+    """The command line, as a shell takes it; in a worker process of a sweep that of the sweep."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    begin = ["python", sys.argv[0]] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*begin, *sys.argv[1:]])
 
 
 def peak_memory() -> int:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 import gradscope as gs
 from experiments import build, config, report, run
 from experiments.files import write_json
-from experiments.guard import carry_out
+from experiments.guard import carry_out, explained
 from experiments.manifest import manifest
 from experiments.networks import network
 from experiments.progress import LateBar
@@ -95,7 +95,9 @@ def main(cfg: DictConfig) -> float | None:
             report.print_run(profile, frame, folder)
         return None if profile is None else _rate(profile)
 
-    return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
+    with explained(alone):
+        run.refuse_part_of_study()
+        return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
 
 
 def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile | None, pd.DataFrame]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,38 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Appends to a file of JSON lines that begins with the records ``kept`` from before."""
+    """Appends to a file of JSON lines that begins with the records ``kept`` from before.
+
+    Raises:
+        OSError: The disk is full or cannot be written; the message names the file.
+    """
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
-        written(path, lambda temporary: temporary.write_text("".join(map(_line, kept))))
-        self._file = path.open("a")
+        self.path = path
+        with self._named():
+            written(path, lambda temporary: temporary.write_text("".join(map(_line, kept))))
+            self._file = path.open("a")
 
     def append(self, record: Record) -> None:
         """Write one record, so that another process sees it at once."""
-        self._file.write(_line(record))
-        self._file.flush()
+        with self._named():
+            self._file.write(_line(record))
+            self._file.flush()
 
     def close(self) -> None:
         """No more records."""
-        self._file.close()
+        with self._named():  # what could not be written before is tried once more
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self.path} could not be written ({error}); the records before are intact. Free some space, and the "
+                "same command goes on."
+            ) from error
 
 
 def read(path: Path) -> list[Record]:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
 PLACE_KEYS = (
     "results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map", "rerun", "on_error",
+    "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 MAX_NAME = 120
 # Keys that are columns of the frame already, row by row, or no property of a network.
@@ -36,7 +38,7 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    content = {str(key): value for key, value in config.items() if key not in PLACE_KEYS}
+    content = _without_place(config)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     sweep = Path(cfg.results) / cfg.sweep
     known = _names(sweep.absolute())
@@ -47,6 +49,15 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(sorted(words)))[: MAX_NAME - len(digest) - 1]
         known[digest] = "-".join(filter(None, (name, digest)))
     return sweep / known[digest]
+
+
+def _without_place(config: dict[Any, Any], group: str = "") -> dict[str, Any]:
+    """What of a configuration changes a result."""
+    return {
+        str(key): _without_place(value, f"{group}{key}.") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if f"{group}{key}" not in PLACE_KEYS
+    }
 
 
 @cache
@@ -82,6 +93,14 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of float32 products and convolutions to TensorFloat-32.
+
+    Not in a file that is run as ``__main__``: launchers pickle its functions, and the module of cuDNN cannot be.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: scalar keys by their own name, groups by what was chosen."""
     flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
@@ -104,10 +123,28 @@ def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
         return list(arguments)
     params = yaml.safe_load(path.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
     given = {item.lstrip("+").split("=", 1)[0] for item in arguments}
-    if not given & params.keys():
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    if not given & params.keys() or not (sweeps or params.keys() <= given):
         return list(arguments)
     kept = [f"{key}={value}" for key, value in params.items() if key not in given]
     return [*arguments, "hydra.sweeper.params=null", *kept]
+
+
+def refuse_part_of_study() -> None:
+    """A study that sweeps is a sweep, or else one run of which each key that it sweeps is given.
+
+    Raises:
+        ValueError: It was started without ``-m``, and would be one run with the defaults of another network.
+    """
+    info = HydraConfig.get()
+    given = {item.lstrip("+").split("=", 1)[0] for item in info.overrides.task}
+    missing = [key for key in info.sweeper.get("params") or {} if key not in given]
+    if info.mode is RunMode.RUN and missing:
+        study = dict(info.runtime.choices)["study"]
+        raise ValueError(
+            f"study={study} sweeps {', '.join(missing)}: add -m to carry out all of its runs, or "
+            f"give one value of each ({' '.join(f'{key}=...' for key in missing)})."
+        )
 
 
 def _job() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import threading
 from collections import Counter
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from experiments import launches, ledger
 from experiments.guard import ERROR
+from experiments.manifest import COMMAND, command
 from experiments.progress import LateBar
 
 POLL_SECONDS = 0.5
@@ -37,6 +39,7 @@ class Sweeping(Callback):
         self.sweep = Path(config.results) / config.sweep
         runs = planned(config)
         self.launch = launches.begin(self.sweep, runs)
+        os.environ[COMMAND] = command()
         self.bar, self.over = LateBar("runs", len(runs)), threading.Event()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
@@ -51,6 +54,7 @@ class Sweeping(Callback):
         ended = launches.ended(self.launch)
         stopped = launches.stopped()
         launches.end()
+        os.environ.pop(COMMAND, None)
         failed = [run for run in ended if run["state"] == ledger.FAILED]
         busy = sum(run["state"] == ledger.BUSY for run in ended)
         if failed or busy or stopped:

@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from gradscope import plots
+from gradscope.plots.rows import finite_limits
 
 
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -33,16 +34,19 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Fi
 def _learning(metrics: pd.DataFrame, title: str) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.0), layout="constrained")
     plots.learning(metrics, "train_loss", hue="network", ax=left)
-    plots.learning(metrics, "test_accuracy", hue="network", ax=right)
     left.set_ylabel("training loss (mean since the last record)")
     right.set_ylabel("test accuracy")
-    final = (
-        metrics[metrics["test_accuracy"].notna()].groupby(["network", "seed"], observed=True)["test_accuracy"].last()
-    )
+    figure.suptitle(title, fontsize=10)
+    tested = metrics[metrics["test_accuracy"].notna()] if "test_accuracy" in metrics else metrics[:0]
+    if tested.empty:
+        right.text(0.5, 0.5, "no run came to its first test", ha="center", transform=right.transAxes)
+        return figure
+    plots.learning(metrics, "test_accuracy", hue="network", ax=right)
+    right.set_ylabel("test accuracy")
+    final = tested.groupby(["network", "seed"], observed=True)["test_accuracy"].last()
     reached = 100 * final.groupby("network", observed=True).mean()
     for text in right.get_legend().get_texts():
         text.set_text(f"{text.get_text()}: {reached[text.get_text()]:.2f} %")
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -52,17 +56,18 @@ def _panels(frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, s
         1, len(networks), figsize=(5.6 * len(networks), 4.4), layout="constrained", squeeze=False, sharey=sharey
     )
     for ax, network in zip(axes[0], networks, strict=True):
-        draw_one(frame[frame["network"] == network], ax=ax)
+        try:
+            draw_one(frame[frame["network"] == network], ax=ax)
+        except ValueError as error:  # of a network that is dead or diverged; the others are still to be seen
+            ax.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8, transform=ax.transAxes)
         ax.set_title(network, fontsize=10)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _heat_maps(frame: pd.DataFrame, title: str) -> Figure:
-    largest = float(frame.loc[frame["quantity"] == "gsc", "log10_value"].abs().max())
-    figure = _panels(
-        frame, lambda rows, ax: plots.evolution(rows, "gsc", limits=(-largest, largest), colorbar=False, ax=ax), title
-    )
-    colors = ScalarMappable(Normalize(-largest, largest), cmap=plots.DIVERGING)
+    limits = finite_limits(frame.loc[frame["quantity"] == "gsc", "log10_value"], symmetric=True)
+    figure = _panels(frame, lambda rows, ax: plots.evolution(rows, "gsc", limits=limits, colorbar=False, ax=ax), title)
+    colors = ScalarMappable(Normalize(*limits), cmap=plots.DIVERGING)
     figure.colorbar(colors, ax=figure.axes, label=plots.LABELS["gsc"], shrink=0.8)
     return figure

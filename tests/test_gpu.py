@@ -46,15 +46,38 @@ def test_the_same_losses_as_on_a_cpu():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"compile": True}], ids=["bfloat16", "compile"])
-def test_faster_ways_give_nearly_the_same(change):
+@pytest.mark.parametrize(
+    ("change", "rtol"), [({"precision": "bfloat16"}, 0.05), ({"compile": True}, 1e-3)], ids=["bfloat16", "compile"]
+)
+def test_faster_ways_give_nearly_the_same(change, rtol):
     losses = [[r["train_loss"] for r in trained("cuda", recipe)[1]] for recipe in (RECIPE, replace(RECIPE, **change))]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=rtol)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+@pytest.mark.parametrize("place", ["device", "file"])
+def test_a_step_never_waits_for_the_device(tmp_path, place, precision):
+    device, recipe = torch.device("cuda"), replace(RECIPE, clip=1.0, label_smoothing=0.1, precision=precision)
+    data = images().to(device) if place == "device" else images().mapped(tmp_path, device)
+    model = AlexNetB(generator=seeded()).to(device).to(memory_format=torch.channels_last)
+    optimizer, order, cast = recipe.make_optimizer(model), data.order(0, 0), recipe.cast(device)
+
+    def step(number):
+        indices = order[32 * (number % 8) : 32 * (number % 8 + 1)]
+        return loop.update(model, optimizer, data, indices, recipe, number, 20, cast=cast)
+
+    step(0)  # what is made once, as mean and deviation of the images
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [step(number) for number in range(1, 11)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(loss) for loss in losses)
 
 
 def test_mapped_images_arrive_unchanged(tmp_path):
     data, device = images(), torch.device("cuda")
-    mapped = data.mapped(tmp_path / "train.bytes", device)
+    mapped = data.mapped(tmp_path, device)
     for a, b in zip(data.to(device).batch(torch.arange(40)), mapped.batch(torch.arange(40)), strict=True):
         assert a.is_cuda and torch.equal(a, b)
 

@@ -1,5 +1,6 @@
 """Two processes on two cores train what one process trains."""
 
+import json
 import os
 import socket
 import subprocess
@@ -19,7 +20,7 @@ OPTIONS = [
     "model=mlp", "model.depth=4", "model.width=32", "model.out_features=10", "model.activation=tanh", "data=digits",
     "train.max_steps=24", "train.batch_size=64", "train.log_every=4", "train.precision=float32", "train.clip=1.0",
     "train.augmentation.crop=2", "optimizer.lr=0.02", "monitor.every=8", "monitor.probes=exact",
-    "monitor.max_overhead=null",
+    "monitor.max_overhead=null", "train.checkpoint_every=8", "train.keep=3",
 ]  # fmt: skip
 
 
@@ -56,6 +57,20 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     assert (watched[0][["step", "layer", "quantity"]] == watched[1][["step", "layer", "quantity"]]).all(axis=None)
     np.testing.assert_allclose(watched[0]["log10_value"], watched[1]["log10_value"], atol=2e-4)
     assert set(watched[0]["num_samples"][watched[0]["quantity"] == "gsc"]) == {32}
+    assert [json.loads((f / "manifest.json").read_text())["hardware"]["world_size"] for f in (alone, together)] == [
+        1,
+        2,
+    ]
+
+    # Killed after step 16 and started again, both processes end with the same weights, bit for bit.
+    last, earlier = (together / "checkpoints" / name for name in ("last.pt", "step-00000016.pt"))
+    earlier.replace(last)
+    (together / "status.json").unlink()
+    said, _ = trained(tmp_path / "two", *torchrun)
+    assert "Going on at step 16 of 24." in said
+    again = torch.load(last, weights_only=True)
+    assert again["step"] == 24 and all(torch.equal(w, again["model"][name]) for name, w in states[1]["model"].items())
+    assert pd.read_parquet(together / "metrics.parquet")["train_loss"].tolist() == two["train_loss"].tolist()
 
 
 def test_a_batch_that_cannot_be_shared():

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import training_figures
 from gradscope import frames, plots
 
 mpl.use("Agg")
@@ -172,6 +173,61 @@ def test_over_steps_names_each_layer_once():
     assert len({line.get_marker() for line in ax.get_lines()}) == 4
     heights = sorted(np.log10(text.xyann[1]) for text in ax.texts)
     assert all(b - a > 0.05 for a, b in pairwise(heights))
+
+
+def with_zeros(seed: int = 0) -> pd.DataFrame:
+    """Records of a network whose layer 1 is dead from step 10 on."""
+    frame = records(seed)
+    dead = (frame["index"] == 1) & (frame["step"] >= 10)
+    return frame.assign(log10_value=frame["log10_value"].mask(dead, -np.inf), value=frame["value"].mask(dead, 0.0))
+
+
+def test_zeros_are_drawn_in_a_color_of_their_own():
+    frame = with_zeros()
+    ax = plots.evolution(frame)
+    (mesh,) = ax.collections
+    finite = frame.loc[(frame["quantity"] == "gsc") & np.isfinite(frame["log10_value"]), "log10_value"]
+    assert mesh.get_clim() == pytest.approx((-finite.abs().max(), finite.abs().max()))
+    ax.figure.canvas.draw()
+    black = (mesh.get_facecolors() == (0, 0, 0, 1)).all(axis=1).reshape(mesh.get_array().shape)
+    assert black.tolist() == [[False, index == 1, index == 1] for index in range(5)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["zero"]
+    assert plots.evolution(records(0)).get_legend() is None
+    narrow = plots.evolution(records(0), "gradient_norm", limits=(-3.0, -2.0)).collections[0]
+    narrow.figure.canvas.draw()
+    assert not (narrow.get_facecolors() == (0, 0, 0, 1)).all(axis=1).any()  # small, but not zero
+
+
+def test_lines_of_numbers_that_become_zero():
+    ax = plots.over_steps(with_zeros(), "gradient_norm")
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.1, np.nan, np.nan])
+    assert [text.get_text() for text in ax.texts] == ["layers.1 (zero at times)", *(f"layers.{i}" for i in (2, 3, 4))]
+    assert all(np.isfinite([*text.xy, *text.xyann]).all() for text in ax.texts)
+    before = plots.before_after(with_zeros())
+    labels = [text.get_text() for text in before.get_legend().get_texts()]
+    assert labels == ["before (step 0)", "after (step 40; zero in 1 of 5 layers)"]
+    assert np.isfinite(before.get_ylim()).all()
+
+
+def test_nothing_but_zeros():
+    frame = records(0).assign(log10_value=-np.inf, value=0.0)
+    for draw in (plots.evolution, plots.over_steps):
+        with pytest.raises(ValueError, match="Every number is zero or not finite, so there is nothing to draw"):
+            draw(frame, "gradient_norm")
+
+
+def test_figures_of_a_network_that_died_beside_one_that_did_not():
+    dead = records(1).assign(log10_value=-np.inf, value=0.0, network="dead")
+    frame = pd.concat([with_zeros().assign(network="alive"), dead], ignore_index=True)
+    metrics = pd.DataFrame({"step": [1, 2] * 2, "seed": 0, "train_loss": 1.0, "network": ["alive"] * 2 + ["dead"] * 2})
+    drawn = training_figures.draw(frame, metrics, "title")  # the run was stopped before its first test
+    assert "no run came to its first test" in [text.get_text() for text in drawn["learning"].axes[1].texts]
+    alive, gone = drawn["gsc_over_training"].axes[:2]
+    assert np.isfinite(alive.collections[0].get_clim()).all()
+    assert alive.collections[0].get_clim() == gone.collections[0].get_clim()
+    assert "Every number is zero" in drawn["gradient_norms"].axes[1].texts[0].get_text()
+    for figure in drawn.values():
+        figure.canvas.draw()
 
 
 def test_learning_curves():

@@ -1,7 +1,10 @@
 """The training loop: what a resumed run gives, what batches hold, and what a full disk leaves behind."""
 
+import json
 import math
+import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +20,10 @@ from torch import nn
 
 import gradscope as gs
 from experiments import build, checkpoints, loop, train
+from experiments import images as images_module
 from experiments.images import Augmentation, Images
 from experiments.recipe import SCHEDULES, Recipe
+from experiments.records import read
 
 ROOT = Path(__file__).parent.parent
 
@@ -164,6 +169,29 @@ def test_augmentation_pixel_by_pixel():
     assert torch.equal(Augmentation(flip=False)(x, torch.Generator()), x)
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(2, 5)])
+@pytest.mark.parametrize("augmentation", [Augmentation(True, 2, 3), Augmentation(False, 0, 2), Augmentation(True)])
+def test_augmentation_draws_the_numbers_that_it_always_drew(augmentation, part):
+    # One draw after the other; published results rest on their order.
+    x, flip, crop, cutout = torch.rand(6, 1, 5, 7), augmentation.flip, augmentation.crop, augmentation.cutout
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(low, high):
+        return torch.randint(low, high, (6,), generator=generator).tolist()
+
+    flips = draw(0, 2) if flip else [0] * 6
+    tops, lefts = [draw(0, 2 * crop + 1) if crop else [0] * 6 for _ in range(2)]
+    rows, columns = [draw(-(cutout // 2), n - cutout // 2) if cutout else [n] * 6 for n in (5, 7)]
+    expected = []
+    for n in range(6):
+        image = x[n].flip(2) if flips[n] else x[n]
+        image = nn.functional.pad(image, [crop] * 4)[:, tops[n] : tops[n] + 5, lefts[n] : lefts[n] + 7].clone()
+        image[:, max(0, rows[n]) : max(0, rows[n] + cutout), max(0, columns[n]) : max(0, columns[n] + cutout)] = 0
+        expected.append(image)
+    found = augmentation(x[part], torch.Generator().manual_seed(4), part, 6)
+    assert torch.equal(found, torch.stack(expected)[part])
+
+
 def test_order_and_augmentation_depend_on_seed_and_time_alone():
     data = images(40)
     assert torch.equal(data.order(0, 3), data.order(0, 3)) and not torch.equal(data.order(0, 3), data.order(0, 4))
@@ -183,15 +211,76 @@ def test_schedules(schedule):
         assert all(math.isclose(rates[s], 0.2 * s / 25) for s in range(5, 26))
 
 
-def test_a_step_on_the_meta_device():
-    # A tensor made on the wrong device in the loop would meet one of the meta device and fail.
-    model = network().to("meta")
+def test_a_step_on_the_meta_device(monkeypatch):
+    # A tensor made on the wrong device in the loop meets one of the meta device and fails.
+    model = network().to("meta").to(memory_format=torch.channels_last)
     data = Images(images(40).images.to("meta"), images(40).labels.to("meta"))
-    x, y = data.batch(torch.arange(8, device="meta"), Augmentation(crop=2, cutout=3), seed=1)
-    assert x.device.type == y.device.type == "meta"
-    loss = nn.functional.cross_entropy(model(x), y)
-    loss.backward()
-    RECIPE.make_optimizer(model).step()
+    recipe = replace(RECIPE, clip=1.0, label_smoothing=0.1)
+    optimizer, indices = recipe.make_optimizer(model), torch.arange(16, device="meta")
+    assert loop.update(model, optimizer, data, indices, recipe, 0, 9).device.type == "meta"
+    forgotten = {  # the device, at one place each
+        (torch, "arange"): lambda num, device: torch.zeros(num, dtype=torch.int64),
+        (images_module, "_sent"): lambda value, device: value,
+        (nn.functional, "cross_entropy"): lambda output, y, **options: (output.sum(1) * torch.rand(16)).mean(),
+    }
+    for (place, name), on_the_cpu in forgotten.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, on_the_cpu)
+            with pytest.raises(RuntimeError, match=r"Tensor on device (cpu|meta) is not on the expected device"):
+                loop.update(model, optimizer, data, indices, recipe, 1, 9)
+
+
+def by_hand(data, recipe, model):
+    """Loss, gradients and learning rate of the first step, from formulas."""
+    x, y = data.batch(data.order(recipe.seed, 0)[: recipe.batch_size])
+    w, b = (p.detach().double() for p in model[1].parameters())
+    z = x.flatten(1).double() @ w.T + b
+    log_p = z - z.exp().sum(1, keepdim=True).log()
+    s, classes = recipe.label_smoothing, z.shape[1]
+    target = (1 - s) * torch.eye(classes, dtype=torch.float64)[y] + s / classes
+    error = (log_p.exp() - target) / len(y)
+    return float(-(target * log_p).sum(1).mean()), (error.T @ x.flatten(1).double(), error.sum(0))
+
+
+LINEAR = Recipe(
+    max_steps=1, batch_size=32, schedule="constant", precision="float32", augmentation=Augmentation(flip=False),
+    optimizer=partial(torch.optim.SGD, lr=0.5, weight_decay=0.0),
+)  # fmt: skip
+
+
+def one_layer():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+
+@pytest.mark.parametrize("clip", [None, 0.01, 1e3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_clipping_and_label_smoothing_by_hand(clip, smoothing):
+    recipe, data, model = replace(LINEAR, clip=clip, label_smoothing=smoothing), images(40), one_layer()
+    loss, gradients = by_hand(data, recipe, model)
+    before = [p.detach().double().clone() for p in model.parameters()]
+    (record,) = loop.train(model, data, None, recipe)
+    assert record["train_loss"] == pytest.approx(loss, rel=1e-5)
+    length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert 0.01 < length < 1e3
+    scale = 1.0 if clip is None else min(1.0, clip / length)
+    for w, g, p in zip(before, gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(p.detach().double(), w - 0.5 * scale * g, rtol=1e-4, atol=2e-7)
+
+
+def test_bfloat16_on_a_cpu_rounds_weights_and_images():
+    data, recipe = images(40), replace(LINEAR, precision="bfloat16")
+    model = one_layer()
+    rounded = one_layer()
+    x, y = data.batch(data.order(0, 0)[:32])
+    with torch.no_grad():
+        w, b = (p.bfloat16().double() for p in rounded[1].parameters())
+        z = (x.flatten(1).bfloat16().double() @ w.T + b).bfloat16().double()
+        expected = float((z.exp().sum(1).log() - z[torch.arange(32), y]).mean())
+    exact, _ = by_hand(data, recipe, rounded)
+    (record,) = loop.train(model, data, None, recipe)
+    assert abs(record["train_loss"] - expected) < 0.1 * abs(expected - exact)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def test_weight_decay_spares_biases_and_scales():
@@ -303,25 +392,37 @@ def test_a_run_with_a_planted_infinity_stops_with_the_layer_named(tmp_path):
     assert torch.load(tmp_path / "nonfinite.pt", weights_only=True)["step"] == 6
 
 
-def test_a_sweep_is_collected_drawn_and_published(tmp_path):
+def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path):
     pytest.importorskip("sklearn")
 
     def command(module, *arguments):
         done = subprocess.run(
             [sys.executable, "-m", f"experiments.{module}", *arguments], cwd=ROOT, capture_output=True, text=True,
-            timeout=240,
+            timeout=240, env=os.environ | {"GRADSCOPE_PROCESSES": "2"},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2", "train.batch_size=32"]
     sweep = ["optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10", "sweep=s"]
-    said = command("train", "-m", *small, *sweep, "monitor.max_overhead=null", f"results={tmp_path}")
-    accuracies = re.findall(r"epoch 2.00 .* test accuracy ([\d.]+) %", said)
-    assert len(accuracies) == 4
+    sweep += ["launcher=processes", "monitor.max_overhead=null", f"results={tmp_path}"]
+    said = command("train", "-m", *small, *sweep)
+    folders = [path.parent for path in (tmp_path / "s").glob("*/manifest.json")]
+    runs = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    assert sorted((r["config"]["model"]["residual"], r["config"]["seed"]) for r in runs) == [
+        ("identity", 0), ("identity", 1), ("none", 0), ("none", 1),
+    ]  # fmt: skip
+    # What a user can type again, also in the manifest that a worker process wrote.
+    assert {r["command"] for r in runs} == {shlex.join(["python", "-m", "experiments.train", "-m", *small, *sweep])}
+    accuracies = [100 * read(folder / "metrics.jsonl")[-1]["test_accuracy"] for folder in folders]
+    printed = re.findall(r"epoch 2.00 .* test accuracy ([\d.]+) %", said)
+    assert sorted(printed) == sorted(f"{accuracy:.2f}" for accuracy in accuracies)
     command("collect", f"results={tmp_path}", "sweep=s")
     table = command("figures", "study=s", f"results={tmp_path}", f"reference={tmp_path}/ref", "publish=true")
-    by_network = [np.mean([float(a) for a in accuracies[n : n + 2]]) for n in (0, 2)]
+    by_network = [
+        np.mean([a for a, r in zip(accuracies, runs, strict=True) if r["config"]["model"]["residual"] == residual])
+        for residual in ("identity", "none")
+    ]
     assert [float(v) for v in re.findall(r"([\d.]+) % \+-", table)] == pytest.approx(by_network, abs=0.011)
     names = {"learning.png", "gsc_over_training.png", "gsc_before_after.png", "gradient_norms.png"}
     published = tmp_path / "ref" / "s"
@@ -361,6 +462,45 @@ def test_training_needs_labels(tmp_path):
         train.train(composed("resume=yes"), tmp_path, CPU, Console())
 
 
+@pytest.mark.parametrize(
+    ("study", "epochs", "augmentation", "padding"),
+    [
+        ("alexnet_a_valid", 50, Augmentation(flip=False), "valid"),
+        ("alexnet_a_long", 100, Augmentation(crop=4, cutout=8), "same"),
+        ("alexnet_b_long", 100, Augmentation(crop=4, cutout=8), None),
+    ],
+)
+def test_the_long_recipes_build(study, epochs, augmentation, padding):
+    cfg = composed(f"study={study}")
+    found = train.recipe(cfg)
+    assert (found.epochs, found.augmentation) == (epochs, augmentation) and cfg.model.get("padding") == padding
+    data = Images(torch.zeros(128, 3, 32, 32, dtype=torch.uint8), torch.arange(128) % 10)
+    model = train.network(cfg, data, CPU)
+    (record,) = loop.train(model, data, None, replace(found, max_steps=1))
+    assert math.isfinite(record["train_loss"])
+
+
+def test_outputs_are_as_many_as_classes():
+    data = Images(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8))
+    small = ["model=mlp", "model.depth=2", "model.width=5"]
+    assert train.network(composed(*small), data, CPU)(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
+    with pytest.raises(
+        ValueError, match=r"gives 7 numbers for an image, but there are 8 classes: model.out_features=8"
+    ):
+        train.network(composed(*small, "model.out_features=7"), data, CPU)
+    with pytest.raises(ValueError, match=r"gives 5 numbers .* 8 classes: model.num_classes=8"):
+        train.network(composed("model=resnet", "model.depth=8", "model.num_classes=5"), data, CPU)
+
+
+@pytest.mark.parametrize("size", [0, 11])
+def test_a_probe_batch_that_there_is_not(tmp_path, size):
+    cfg = composed(f"monitor.batch_size={size}")
+    with pytest.raises(ValueError, match=f"monitor.batch_size must be between 1 and the 10 test images, got {size}"):
+        train.watched(cfg, network(), images(10), print, tmp_path)
+    cfg.monitor.every = None
+    assert train.watched(cfg, network(), images(10), print, tmp_path) is None
+
+
 def test_the_configuration_is_the_recipe():
     cfg = composed("optimizer.lr=0.01", "train.augmentation.crop=4", "seed=3")
     found = train.recipe(cfg)
@@ -379,6 +519,10 @@ def test_any_optimizer_and_any_model():
     )  # fmt: skip
     model = build.model(cfg)
     assert type(train.recipe(cfg).make_optimizer(model)) is torch.optim.RMSprop
+    cfg.optimizer = composed("optimizer._target_=torch.optim.Adagrad").optimizer
+    away = r"takes no momentum and no nesterov: leave out ~optimizer.momentum ~optimizer.nesterov\."
+    with pytest.raises(ValueError, match=rf"optimizer._target_=torch.optim.Adagrad {away}"):
+        train.recipe(cfg)
     state = torch.get_rng_state()
     assert torch.equal(build.model(cfg).weight, model.weight) and torch.equal(torch.get_rng_state(), state)
     cfg.seed = 1

@@ -32,6 +32,17 @@ def num_runs(rows: pd.DataFrame) -> int:
     return int(rows["seed"].nunique()) if "seed" in rows else 1
 
 
+def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, float]:
+    """Ends of a scale that holds every finite logarithm, ``symmetric`` about 0 or not; ValueError if there is none."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not finite.size:
+        raise ValueError("Every number is zero or not finite, so there is nothing to draw on a logarithmic scale.")
+    largest = float(np.abs(finite).max())
+    low, high = (-largest, largest) if symmetric else (float(finite.min()), float(finite.max()))
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
 def thinned(names: pd.Series) -> list[str]:
     """So many of the names as fit on an axis, the others empty."""
     step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))

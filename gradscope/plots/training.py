@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from gradscope.frames import to_last_target
-from gradscope.plots.rows import DIVERGING, LABELS, num_runs, rows_of, spread_apart
+from gradscope.plots.rows import DIVERGING, LABELS, finite_limits, num_runs, rows_of, spread_apart
 
 STEP = "step of training"
 MARKERS = "os^DvPX<>*"
 NUM_MARKERS = 7  # along a curve, about; the last point has one
+ZERO_COLOR = "black"  # in no color map here: the logarithm of zero is below every scale
 
 
 def evolution(
@@ -34,20 +36,24 @@ def evolution(
         limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0 for GSC.
         colorbar: Whether to draw one.
 
+    Zeros, which have no logarithm, are black, and a legend says so.
+
     Raises:
-        ValueError: No rows of that quantity.
+        ValueError: No rows of that quantity, or none that is finite and not zero.
     """
     table = _table(frame, quantity)
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     values = table.to_numpy()
-    finite = values[np.isfinite(values)]
-    largest = float(np.abs(finite).max())
-    low, high = limits or ((-largest, largest) if quantity == "gsc" else (float(finite.min()), float(finite.max())))
+    low, high = limits or finite_limits(values, symmetric=quantity == "gsc")
     edges = _edges(table.columns.to_numpy(dtype=np.float64))
+    colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
+    # Only zeros are to be under the scale, so what the given limits leave out is put on its ends.
+    inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
     shown = ax.pcolormesh(
-        edges, np.arange(len(table) + 1), values, cmap=DIVERGING if quantity == "gsc" else "viridis", vmin=low,
-        vmax=high, shading="flat",
+        edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high, shading="flat"
     )  # fmt: skip
+    if np.isneginf(values).any():
+        ax.legend(handles=[Patch(color=ZERO_COLOR, label="zero")], frameon=True, fontsize=8, loc="lower left")
     ax.set_yticks(np.arange(len(table)) + 0.5, table.index, fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel=STEP, ylabel="")
@@ -57,16 +63,22 @@ def evolution(
 
 
 def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """log10 GSC of every layer to the last target at the first and at the last record; bands: deviation of runs."""
+    """log10 GSC of every layer to the last target at the first and at the last record; bands: deviation of runs.
+
+    Means are those of the runs in which it is not zero; the legend counts the layers where it is zero in some run.
+    """
     rows = to_last_target(rows_of(frame, "gsc"))
     steps = sorted(rows["step"].unique())
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     colors = sns.color_palette("colorblind")
     ends = dict(zip((steps[0], steps[-1]), ("before", "after"), strict=True))
     for color, (step, word) in zip(colors, ends.items(), strict=False):
-        grouped = rows[rows["step"] == step].groupby("index")["log10_value"]
-        mean, deviation = grouped.mean(), grouped.std().fillna(0.0)
-        ax.plot(mean.index, mean, color=color, marker="o", markersize=4, label=f"{word} (step {step})")
+        own = rows[rows["step"] == step]
+        grouped = own.assign(log10_value=own["log10_value"].where(np.isfinite(own["log10_value"]))).groupby("index")
+        mean, deviation = grouped["log10_value"].mean(), grouped["log10_value"].std().fillna(0.0)
+        zeros = own.loc[np.isneginf(own["log10_value"]), "index"].nunique()
+        rest = f"; zero in {zeros} of {len(mean)} layers" if zeros else ""
+        ax.plot(mean.index, mean, color=color, marker="o", markersize=4, label=f"{word} (step {step}{rest})")
         if num_runs(rows) > 1:
             ax.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
     names = rows.drop_duplicates("index").sort_values("index")
@@ -81,25 +93,35 @@ def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) -> Axes:
     """A quantity of every layer against steps on a logarithmic axis, mean over runs of the logarithm.
 
-    Layers are told apart by lightness, dark at the input, by markers, and by their names at the right end.
+    Layers are told apart by lightness, dark at the input, by markers, and by their names at the right end.  Where a
+    number is zero, its line has a gap, and the name of the layer says so.
+
+    Raises:
+        ValueError: No rows of that quantity, or none that is finite and not zero.
     """
     table = _table(frame, quantity)
+    logarithms = table.to_numpy()
+    finite_limits(logarithms, symmetric=False)
+    zero = {layer for layer, row in zip(table.index, logarithms, strict=True) if np.isneginf(row).any()}
+    table = table.where(np.isfinite(logarithms)).dropna(how="all")
     ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
     colors = sns.color_palette("viridis", len(table))
     last = float(table.columns[-1])
     step = max(1, len(table.columns) // NUM_MARKERS)
-    for color, marker, (_, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
+    for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
+        # Of a line with gaps each point, or a number between two zeros would not be seen.
+        places = 1 if layer in zero else ((len(values) - 1) % step, step)
         ax.plot(
-            table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker, markersize=5,
-            markevery=((len(values) - 1) % step, step),
+            table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker, markersize=5, markevery=places
         )  # fmt: skip
     ax.set_yscale("log")
     ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
     low, high = np.log10(ax.get_ylim())
     heights = spread_apart(ends, gap=0.05 * (high - low))
     for color, layer, end, height in zip(colors, table.index, ends, heights, strict=True):
+        name = f"{layer} (zero at times)" if layer in zero else str(layer)
         ax.annotate(
-            str(layer), (last, 10.0**end), xytext=(last * 1.04, 10.0**height), va="center", fontsize=8, color=color,
+            name, (last, 10.0**end), xytext=(last * 1.04, 10.0**height), va="center", fontsize=8, color=color,
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6},
         )  # fmt: skip
     ax.set(xlabel=STEP, ylabel=quantity.replace("_", " "))

@@ -1,0 +1,21 @@
+"""Commands run as a user runs them, in this process, which has imported everything."""
+
+import sys
+
+from experiments import run
+from experiments.measure import CONF
+
+
+def run_main(main, capsys, monkeypatch, *arguments):
+    """What the command printed, and its exit code (None: it just ended)."""
+    monkeypatch.setattr(sys, "argv", ["command", *run.with_study_defaults(arguments, CONF)])
+    code = None
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+        if isinstance(code, str):  # what Python prints then
+            print(code, file=sys.stderr)
+            code = 1
+    said = capsys.readouterr()
+    return said.out + said.err, code
