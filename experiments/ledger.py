@@ -15,6 +15,8 @@ STATUS = "status.json"
 DONE, FAILED, SKIPPED, BUSY = "done", "failed", "skipped", "busy"
 # The frames that a finished run has one of: of a measurement, or of a training run that was watched.
 FRAMES = ("frame.parquet", "monitor.parquet")
+# The records of one that was a training run.
+METRICS = "metrics.parquet"
 
 
 @dataclass(frozen=True)
