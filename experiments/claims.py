@@ -220,6 +220,18 @@ def started(pid: int) -> str | None:
     return "alive"
 
 
+def alive_since(pid: int, moment: float) -> bool:
+    """Whether a process of this machine is alive that was so at a moment, in seconds of its clock."""
+    began = started(pid)
+    if began is None:
+        return False
+    try:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + int(began) / os.sysconf("SC_CLK_TCK") <= moment + 1.0
+    except (OSError, ValueError):
+        return True  # a system that does not tell when it began
+
+
 def _stays_torn(lock: Path) -> bool:
     """Whether a lock says nothing of its owner for a second.
 

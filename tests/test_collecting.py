@@ -18,7 +18,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
-from experiments import claims, collect, config, guard, launches, ledger, measure, rerun, run, train
+from experiments import claims, collect, config, guard, launches, ledger, measure, rerun, run, status, train
 from experiments.differences import differences
 from experiments.files import read_json, write_json
 from experiments.manifest import manifest
@@ -420,3 +420,84 @@ def test_two_collect_at_once(three):
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
     assert "40 runs" in waits.communicate(timeout=60)[0]
+
+
+def launch(sweep, number, pid, age=0.0):
+    """The file of a launch, last touched so long ago."""
+    path = sweep / "launches" / f"{number}-{pid}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_a_watch_ends_when_nothing_will_change(three):
+    assert status.look(three).over
+    write_json(three / "plan.json", {"runs": [["run-0"], ["run-1"], ["run-8"], ["run-9"]]})
+    assert status.look(three).missing and status.look(three).over  # no launch has it in hand
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    launch(three, time.time_ns(), int(dead.stdout), age=3600)
+    assert status.look(three).over
+    launch(three, 1, os.getpid(), age=3600)  # its number belongs to a process that is younger
+    assert status.look(three).over
+    lock = three / "run-8" / "000000.lock"
+    lock.parent.mkdir()
+    lock.write_text(ELSEWHERE)
+    assert status.look(three).running == [lock.parent] and not status.look(three).over
+    os.utime(lock, (time.time() - 2 * 86400,) * 2)
+    assert status.look(three).half == [lock.parent] and status.look(three).over
+    launch(three, 2, int(dead.stdout))  # on another machine, say
+    assert not status.look(three).over
+    launch(three, 2, int(dead.stdout), age=3600)
+    launch(three, time.time_ns(), os.getpid(), age=3600)
+    assert not status.look(three).over
+    for name in ("run-8", "run-9"):
+        finished(three, name, example())
+    lock.unlink()
+    assert status.look(three).over
+
+
+def test_a_watch_lasts_as_long_as_the_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(status, "WATCH_SECONDS", 0.2)
+    command = [sys.executable, "-m", "experiments.measure", "-m", *SMALL, "data.batch_size=4", "probes=2", "sweep=s"]
+    process = subprocess.Popen([*command, f"results={tmp_path}", "seed=range(4)"], cwd=ROOT, start_new_session=True)
+    try:
+        while not (tmp_path / "s" / "plan.json").exists():  # before the first run begins
+            time.sleep(0.01)
+        status.main(["s", "--results", str(tmp_path), "--watch"])
+        assert len(status.look(tmp_path / "s").done) == 4
+    finally:
+        process.communicate(timeout=120)
+    assert "none" in capsys.readouterr().out  # time left
+
+
+def test_a_second_look_reads_what_has_changed(three, monkeypatch):
+    read, original = [], ledger.Status.read
+    monkeypatch.setattr(ledger.Status, "read", lambda folder: (read.append(folder.name), original(folder))[1])
+    known = {}
+    first = status.look(three, known)
+    assert len(read) == 3 == len(first.done)
+    touch(three / "run-1")
+    (three / "run-2" / "status.json").unlink()
+    second = status.look(three, known)
+    assert read[3:] == ["run-1", "run-2"] and len(second.done) == 2 and len(second.half) == 1
+
+
+def test_status_names_what_cannot_be_read(three, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    (three / "run-0" / "frame.parquet").write_bytes(b"PAR1 torn")
+    collect.collect(three)
+    status.main(["s", "--results", str(three.parent)])
+    said = capsys.readouterr().out
+    assert "done, but not collected" in said and "frame.parquet:" in said
+    touch(three / "run-0")  # made again since
+    status.main(["s", "--results", str(three.parent)])
+    assert "not collected" not in capsys.readouterr().out
+
+
+def test_a_sweep_below_results_comes_before_a_folder_of_that_name(three, capsys, monkeypatch):
+    monkeypatch.chdir(three)
+    (three / "s").mkdir()
+    status.main(["s", "--results", str(three.parent)])
+    assert f"{three.name}" in (said := capsys.readouterr().out) and "run-0" in said
+    status.main([str(three), "--results", "nowhere"])
+    assert "run-0" in capsys.readouterr().out
