@@ -501,3 +501,28 @@ def test_a_sweep_below_results_comes_before_a_folder_of_that_name(three, capsys,
     assert f"{three.name}" in (said := capsys.readouterr().out) and "run-0" in said
     status.main([str(three), "--results", "nowhere"])
     assert "run-0" in capsys.readouterr().out
+
+
+def test_every_key_of_a_training_is_a_column():
+    cfg = configured(
+        "train", "model=mlp", "optimizer=adamw", "train.augmentation.crop=1", "+extra={a:{lr:2}}", "+tag=x"
+    )
+    choices = CHOICES | {"optimizer": "adamw", "study": None, "launcher": "serial", "hydra/launcher": "basic"}
+    found = run.columns(cfg, choices)
+    assert list(found)[:3] == ["model", "data", "optimizer"] and found["optimizer"] == "adamw"
+    assert found["lr"] == cfg.optimizer.lr and found["betas"] == "[0.9, 0.999]" and found["extra.a.lr"] == 2
+    assert found["crop"] == 1 and found["flip"] is True and found["every"] == 100 and found["tag"] == "x"
+    assert (found["batch_size"], found["data.batch_size"], found["monitor.batch_size"]) == (128, 100, 32)
+    assert not {"study", "launcher", "results", "device", "_target_", "sinks"} & found.keys()
+    swept = {path for path, _ in run._leaves((), run.OmegaConf.to_container(cfg)) if path[0] not in run.PLACE_KEYS}
+    assert len(swept) + 3 == len(found)  # and the three choices
+
+
+def test_every_key_of_a_measurement_is_a_column():
+    cfg = configured(
+        "measure", "matrix_layers=[layers.0,layers.1]", "data.shape=[3,2]", "+measurement={_target_:a.b,num_probes:8}"
+    )
+    found = run.columns(cfg, CHOICES)
+    assert found["matrix_layers"] == '["layers.0", "layers.1"]' and found["shape"] == "[3, 2]"
+    assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
+    assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
