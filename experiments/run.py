@@ -116,7 +116,10 @@ def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], An
 
 
 def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
-    """Let a key given on the command line replace the same key of a study's sweep, instead of multiplying with it."""
+    """Let a key given on the command line replace the same key of a study's sweep.
+
+    Hydra's own sweeper keeps the last of two, which is the same; the plan of a sweep and other sweepers want only one.
+    """
     study = next((item.split("=", 1)[1] for item in arguments if item.startswith("study=")), None)
     path = conf / "study" / f"{study}.yaml"
     if study is None or not path.is_file():

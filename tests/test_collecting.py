@@ -18,7 +18,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
-from experiments import claims, collect, config, guard, launches, ledger, measure, rerun, run, status, train
+from experiments import arguments, claims, collect, config, guard, launches, ledger, measure, rerun, run, status, train
+from experiments import manifest as manifests
+from experiments.arguments import parse
 from experiments.differences import differences
 from experiments.files import read_json, write_json
 from experiments.manifest import manifest
@@ -526,3 +528,24 @@ def test_every_key_of_a_measurement_is_a_column():
     assert found["matrix_layers"] == '["layers.0", "layers.1"]' and found["shape"] == "[3, 2]"
     assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
     assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
+
+
+def test_switches_and_help(three, capsys, monkeypatch):
+    assert parse(collect.Config, ["--csv", "--sweep=x"]) == collect.Config(sweep="x", csv=True)
+    for words, says in (("--sweep", "'--sweep' needs a value"), ("--cvs", "Unknown key 'cvs'; did you mean 'csv'")):
+        with pytest.raises(ValueError, match=says):
+            parse(collect.Config, [words])
+    monkeypatch.setattr(sys, "argv", ["collect", f"results={three.parent}", "sweep=s", "--csv"])
+    arguments.run(collect.main, collect.Config)
+    assert len(frames.load(three / "collected.csv")) == 9
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["collect", "--help"])
+    arguments.run(collect.main, collect.Config)
+    said = capsys.readouterr().out
+    assert "Many runs -> one Parquet data set" in said and "  csv=False" in said and "``csv``: also" in said
+
+
+def test_without_git_nothing_is_known_of_changes(monkeypatch):
+    monkeypatch.setattr(manifests, "_git", lambda *_: None)
+    found = manifests.provenance(("torch",))  # other packages than those it was asked for before
+    assert found["commit"] is None and found["dirty"] is None
