@@ -111,7 +111,7 @@ def _collect(sweep: Path) -> Collected:
     if not collected:
         raise ValueError(_all_unread(sweep, unread))
     claims.confirm(sweep)
-    if read or index["collected"].keys() != kept:
+    if runs or index["collected"].keys() != kept:
         dataset.update(sweep / DATA, [run.frame for run in runs], kept)
         dataset.update(sweep / RECORDS, [run.metrics for run in runs if run.metrics is not None], kept)
     distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
