@@ -143,11 +143,12 @@ def test_a_data_set_that_was_removed_is_made_again(three, name):
     assert len(again.frame) == len(first.frame) == 9 and len(again.metrics) == 2
 
 
+@pytest.mark.slow
 def test_two_collect_at_once(three):
     for number in range(3, 40):
         finished(three, f"run-{number}", example())
     command = [sys.executable, "-m", "experiments.collect", f"results={three.parent}", "sweep=s"]
-    for _ in range(3):
+    for _ in range(2):
         both = [
             subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for _ in range(2)
