@@ -1,7 +1,7 @@
 """Many runs -> one Parquet data set.
 
 python -m experiments.collect sweep=architectures
-python -m experiments.collect sweep=architectures csv=true
+python -m experiments.collect sweep=architectures --csv
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from experiments import arguments, dataset, launches
+from experiments import arguments, claims, dataset, launches
 from experiments.files import read_json, write_json
-from experiments.ledger import DONE, FAILED, FRAMES, STATUS, Status
+from experiments.ledger import DONE, FAILED, FRAMES, METRICS, STATUS, Status
 from gradscope import frames
 
-DATA, METRICS = "data", "metrics"
+DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
 # What a manifest says of one run only.
 OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
+SHOWN = 5  # of the runs that cannot be read
 
 
 @dataclass(frozen=True)
@@ -45,52 +46,33 @@ class _Run:
     manifest: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Unread:
+    name: str
+    identity: int
+    why: str
+    stale: bool  # of another schema, else torn or incomplete
+
+
 def collect(sweep: Path) -> Collected:
     """Bring the data set of a sweep up to date, reading new and changed runs only, and load it.
 
     ``data`` and ``metrics`` are folders of Parquet, partitioned by model, with a column ``run`` that names the run's
     folder.  The manifest counts runs: ``runs`` collected (those that diverged, which count as ``failed`` besides, up to
-    there), ``failed``, ``half_done``, ``missing`` of those planned, and
-    ``stale`` ones of a schema that is too old to be read, which are left out.
+    there), ``failed``, ``half_done``, ``missing`` of those planned, and those left out though they have a result:
+    ``stale`` ones of a schema that is not known here, and ``unreadable`` ones, whose files are torn or lack what a
+    frame has; the index says of each why.
+
+    One process at a time does this for a sweep; others wait.
 
     Raises:
         FileNotFoundError: There is no finished run.
-        ValueError: A run that says it is done has a frame that cannot be read.
+        ValueError: There is none that can be read.
     """
     if not sweep.is_dir():
         raise FileNotFoundError(_nothing(sweep))
-    index = read_json(sweep / INDEX) or {"collected": {}, "distinct": {}}
-    known: dict[str, Any] = index["collected"] if (sweep / DATA).is_dir() else {}
-    states = {folder.name: (folder, Status.read(folder)) for folder in launches.folders(sweep)}
-    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and _has_result(s)}
-    stale = {name for name, (_, status) in done.items() if status.schema > frames.SCHEMA_VERSION or status.schema < 1}
-    current = {name: pair for name, pair in done.items() if name not in stale}
-    if not current:
-        raise FileNotFoundError(_nothing(sweep))
-    fresh = [pair for name, pair in current.items() if known.get(name, [None])[0] != _identity(pair[0])]
-    gone = known.keys() - current.keys()
-    with ThreadPoolExecutor() as pool:
-        runs = list(pool.map(lambda pair: _read(*pair), fresh))
-    collected = {name: entry for name, entry in known.items() if name not in gone}
-    collected |= {run.name: [run.identity, run.manifest.get("seconds", 0.0)] for run in runs}
-    if changed := {run.name for run in runs} | gone:
-        dataset.update(sweep / DATA, [run.frame for run in runs], changed)
-        dataset.update(sweep / METRICS, [run.metrics for run in runs if run.metrics is not None], changed)
-    distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
-    missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
-    counts = {
-        "runs": len(collected),
-        "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
-        "half_done": sum(status is None for _, status in states.values()),
-        "missing": missing,
-        "stale": len(stale),
-        "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
-    }
-    manifest = counts | _together(distinct)
-    write_json(sweep / INDEX, {"collected": collected, "distinct": distinct, "manifest": manifest})
-    collected_now = load(sweep)
-    assert collected_now is not None
-    return collected_now
+    with claims.claimed(sweep, wait=True):
+        return _collect(sweep)
 
 
 def _has_result(status: Status) -> bool:
@@ -103,28 +85,85 @@ def load(sweep: Path) -> Collected | None:
     index, frame = read_json(sweep / INDEX), dataset.load(sweep / DATA)
     if index is None or frame is None:
         return None
-    return Collected(_checked(frame, sweep), dataset.load(sweep / METRICS), index["manifest"])
+    return Collected(_checked(frame, sweep), dataset.load(sweep / RECORDS), index["manifest"])
 
 
-def _read(folder: Path, status: Status) -> _Run:
+def unreadable(sweep: Path) -> dict[str, tuple[int, str]]:
+    """Runs that were left out when they were last collected: the `identity` that they had, and why, by name."""
+    found = (read_json(sweep / INDEX) or {}).get("unread", {})
+    return {name: (entry[0], entry[1]) for name, entry in found.items()}
+
+
+def _collect(sweep: Path) -> Collected:
+    for folder in (sweep / DATA, sweep / RECORDS):
+        dataset.recover(folder)
+    index = {"collected": {}, "distinct": {}} | (read_json(sweep / INDEX) or {})
+    states = {folder.name: (folder, Status.read(folder)) for folder in launches.folders(sweep)}
+    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and _has_result(s)}
+    if not done:
+        raise FileNotFoundError(_nothing(sweep))
+    known: dict[str, Any] = {name: entry for name, entry in index["collected"].items() if name in done}
+    recorded = any(METRICS in done[name][1].files for name in known)
+    if not (sweep / DATA).is_dir() or (recorded and not (sweep / RECORDS).is_dir()):
+        known = {}
+    fresh = [pair for name, pair in done.items() if known.get(name, [None])[0] != identity(pair[0])]
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda pair: _read(*pair), fresh))
+    runs = [run for run in read if isinstance(run, _Run)]
+    unread = [run for run in read if isinstance(run, _Unread)]
+    kept = known.keys() - {run.name for run in read}
+    collected = {name: known[name] for name in kept}
+    collected |= {run.name: [run.identity, run.manifest.get("seconds", 0.0)] for run in runs}
+    if not collected:
+        raise ValueError(_all_unread(sweep, unread))
+    claims.confirm(sweep)
+    if runs or index["collected"].keys() != kept:
+        dataset.update(sweep / DATA, [run.frame for run in runs], kept)
+        dataset.update(sweep / RECORDS, [run.metrics for run in runs if run.metrics is not None], kept)
+    distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
+    missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
+    counts = {
+        "runs": len(collected),
+        "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
+        "half_done": sum(status is None for _, status in states.values()),
+        "missing": missing,
+        "stale": sum(run.stale for run in unread),
+        "unreadable": sum(not run.stale for run in unread),
+        "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
+    }
+    manifest = counts | _together(distinct)
+    left_out = {run.name: [run.identity, run.why] for run in unread}
+    content = {"collected": collected, "unread": left_out, "distinct": distinct, "manifest": manifest}
+    write_json(sweep / INDEX, content)
+    collected_now = load(sweep)
+    assert collected_now is not None
+    return collected_now
+
+
+def _read(folder: Path, status: Status) -> _Run | _Unread:
+    before = identity(folder)  # before reading, so that a run that is made again meanwhile is read again
     path = next((folder / name for name in FRAMES if name in status.files), None)
     if path is None:
-        raise ValueError(f"The run {folder} was not watched, so there is no frame to collect: monitor.every=100.")
-    identity = _identity(folder)  # before reading, so that a run that is made again meanwhile is read again
+        why = "it has no frame; a training run has one if it is watched (monitor.every=100)"
+        return _Unread(folder.name, before, why, stale=False)
     try:
-        frame = dataset.read_part(path, folder.name)
-        metrics = folder / "metrics.parquet"
-        table = dataset.read_part(metrics, folder.name) if metrics.name in status.files else None
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}), though the run says it is done; the sweep's command makes it again."
-        ) from error
-    return _Run(folder.name, identity, frame, table, read_json(folder / "manifest.json") or {})
+        frames.check_version(status.schema, path)
+        frame = dataset.read_frame(path, folder.name)
+        path = folder / METRICS
+        table = dataset.read_part(path, folder.name) if METRICS in status.files else None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        stale = isinstance(error, frames.SchemaError)
+        return _Unread(folder.name, before, str(error) if stale else f"{path.name}: {error}", stale)
+    return _Run(folder.name, before, frame, table, read_json(folder / "manifest.json") or {})
 
 
-def _identity(folder: Path) -> int:
-    """Another one whenever the run is made again; no question of clocks, for it is only compared for equality."""
-    return (folder / STATUS).stat().st_mtime_ns
+def identity(folder: Path) -> int:
+    """Of a run: another one whenever it is made again, 0 while it is; no question of clocks, for it is only compared
+    for equality."""
+    try:
+        return (folder / STATUS).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
@@ -168,6 +207,15 @@ def _nothing(sweep: Path) -> str:
     return f"No finished runs under {sweep}: measure first, for example {example}"
 
 
+def _all_unread(sweep: Path, unread: Sequence[_Unread]) -> str:
+    stale = sum(run.stale for run in unread)
+    kinds = [f"{num} {kind}" for num, kind in ((stale, "stale"), (len(unread) - stale, "unreadable")) if num]
+    return (
+        f"No run of {sweep} can be collected ({' and '.join(kinds)}): {unread[0].name}: {unread[0].why}\n"
+        "The sweep's command with rerun=true makes them again."
+    )
+
+
 @dataclass
 class Config:
     """``results``/``sweep`` is the folder whose runs are collected; ``csv``: also as one table ``collected.csv``."""
@@ -184,10 +232,15 @@ def main(cfg: Config) -> None:
     counts = collected.manifest
     rest = ", ".join(
         f"{counts[name]} {name.replace('_', ' ')}"
-        for name in ("failed", "half_done", "missing", "stale")
+        for name in ("failed", "half_done", "missing", "stale", "unreadable")
         if counts[name]
     )
     print(f"{counts['runs']} runs{f' ({rest})' if rest else ''}, {len(collected.frame)} rows -> {sweep / DATA}")
+    unread = list(unreadable(sweep).items())
+    for name, (_, why) in unread[:SHOWN]:
+        print(f"Left out: {name}: {why}")
+    if unread[SHOWN:]:
+        print(f"and {len(unread) - SHOWN} more.")
     if cfg.csv:
         print(f"-> {frames.save(collected.frame, sweep / 'collected.csv')}")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from gradscope.frames import beside
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
@@ -24,10 +25,11 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 def written(path: Path, write: Callable[[Path], object]) -> Path:
     """What ``write`` puts into a temporary file, renamed to ``path``; what was there before stays until then.
 
-    The temporary name is the process's own, so that two processes that write the same file do not tear it.
+    The temporary name is the process's own, so that two processes that write the same file, on whatever machines, do
+    not tear it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = beside(path)
     try:
         write(temporary)
         return temporary.replace(path)

@@ -76,9 +76,9 @@ def stopped() -> bool:
 
 
 def folders(sweep: Path) -> list[Path]:
-    """The folders of runs in that of a sweep, by name."""
-    entries = [entry for entry in os.scandir(sweep) if entry.is_dir() and entry.name not in NO_RUNS]
-    return sorted(Path(entry.path) for entry in entries)
+    """The folders of runs in that of a sweep, by name; what a killed `collect` left is none."""
+    names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith((".part", ".old"))}
+    return [sweep / name for name in sorted(names.difference(NO_RUNS))]
 
 
 def planned(sweep: Path) -> list[tuple[str, ...]]:

@@ -55,10 +55,14 @@ def manifest(
 
 @cache
 def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Commit and versions; asked once a process, for git takes as long as a small measurement."""
+    """Commit, whether it was changed, and versions; null without git.
+
+    Asked once a process, for git takes as long as a small measurement.
+    """
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": None if changes is None else bool(changes),
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
     }
 
@@ -73,7 +77,7 @@ def command() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Largest resident memory of this process so far, in bytes; in a serial sweep that of all its runs until now."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -6,7 +6,6 @@ python -m experiments.rerun RUN_FOLDER
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -22,69 +20,91 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import measure, run, train
+from experiments.differences import Difference, differences, largest, recorded_in_both, worst
 from experiments.files import read_json
+from experiments.ledger import FRAMES, METRICS
 from experiments.manifest import cpu, provenance
 from experiments.measure import CONF
 from gradscope import frames
 
+FRAME, MONITOR = FRAMES
 # Largest difference of a log10 between machines: float32 sums in another order move a coefficient by about 1e-5.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 # Two trainings drift apart, step by step, once a sum is rounded otherwise.
 TRAINING_TOLERANCE = 0.5
 
+Tables = dict[str, pd.DataFrame]
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest difference of a log10 between two frames of the same rows; 0 is bit for bit."""
+    """Columns that differ between two results of the same rows, and by how much of a log10 they may."""
 
-    largest: float
+    found: tuple[Difference, ...]
     allowed: float
     why: str
+
+    @property
+    def largest(self) -> float:
+        """The largest difference; 0 is bit for bit."""
+        return largest(self.found)
 
     @property
     def same(self) -> bool:
         """Whether it is within what is allowed."""
         return self.largest <= self.allowed
 
+    def __str__(self) -> str:
+        how = str(worst(self.found)) if self.found else "bit for bit the same"
+        return f"{'Reproduced' if self.same else 'NOT reproduced'}: {how} (allowed: {self.allowed:g}; {self.why})."
+
 
 def again(folder: Path) -> Comparison:
-    """Repeat the run of a folder from its manifest, elsewhere, and compare.
+    """Repeat the run of a folder from its manifest, elsewhere, and compare every table that it left.
 
     Raises:
-        FileNotFoundError: The folder has no manifest or no frame.
-        ValueError: The repeated run has other rows.
+        FileNotFoundError: The folder has no manifest, or not the tables that such a run leaves.
+        ValueError: The repeated run has other rows, or a frame cannot be read.
     """
     manifest = read_json(folder / "manifest.json")
     if manifest is None or "choices" not in manifest:
         raise FileNotFoundError(f"{folder} has no manifest that says what was run; runs write one when they end.")
     trained = "train" in manifest["config"]
     cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
-    path = folder / ("monitor.parquet" if trained else "frame.parquet")
-    before = frames.load(path)
+    before = _trained_tables(folder) if trained else _tables(folder, FRAME)
     torch.set_num_threads(manifest["hardware"]["num_threads"])
-    after = _trained(cfg, manifest["choices"]) if trained else measure.measure_seeds(cfg, manifest["choices"])[1]
+    if trained:
+        after = _trained(cfg, manifest["choices"])
+    else:
+        after = {FRAME: measure.measure_seeds(cfg, manifest["choices"])[1]}
     return compare(before, after, *_allowed(manifest, cfg, trained))
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame, allowed: float, why: str) -> Comparison:
-    """Row by row.
+def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparison:
+    """Row by row and column by column.
 
     Raises:
-        ValueError: Their rows are not those of the same layers and quantities.
+        ValueError: A table is missing, or its rows are not those of the same layers, quantities and steps.
     """
-    names = [name for name in ("step", "seed", "layer", "target", "quantity") if name in before]
-    rows = [frame[names].astype("string").fillna("").reset_index(drop=True) for frame in (before, after)]
-    if len(before) != len(after) or not rows[0].equals(rows[1]):
-        raise ValueError(f"The repeated run has other rows: {len(after)} instead of {len(before)}, or other layers.")
-    largest = 0.0
-    for name in ("log10_value", "value"):
-        a, b = (frame[name].to_numpy(dtype=np.float64) for frame in (before, after))
-        used = np.isfinite(a) if name == "log10_value" else np.isfinite(a) & before["log10_value"].isna().to_numpy()
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            largest = math.inf
-        elif used.any():
-            largest = max(largest, float(np.abs(a[used] - b[used]).max()))
-    return Comparison(largest, allowed, why)
+    found: list[Difference] = []
+    for name, table in before.items():
+        if name not in after:
+            raise ValueError(f"The repeated run has no {name}.")
+        # Which records the monitor's budget of time left out is no result: the repeated run has them all.
+        pair = (table, after[name])
+        found += differences(*(recorded_in_both(*pair) if name == MONITOR else pair))
+    return Comparison(tuple(found), allowed, why)
+
+
+def _tables(folder: Path, *names: str) -> Tables:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} has no {missing[0]} to compare with; the run did not come to its end.")
+    return {name: frames.load(folder / name) if name in FRAMES else pd.read_parquet(folder / name) for name in names}
+
+
+def _trained_tables(folder: Path) -> Tables:
+    """The records of a training run, and what the monitor saw where there was one."""
+    return _tables(folder, METRICS, *([MONITOR] if (folder / MONITOR).is_file() else []))
 
 
 def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
@@ -96,11 +116,14 @@ def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
     return merged
 
 
-def _trained(cfg: DictConfig, choices: dict[str, Any]) -> pd.DataFrame:
+def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
+    cfg = cfg.copy()
+    cfg.sinks = []
+    cfg.monitor.max_overhead = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train.train(cfg, folder, run.device(cfg.device), Console(quiet=True), run.columns(cfg, choices))
-        return frames.load(folder / "monitor.parquet")
+        return _trained_tables(folder)
 
 
 def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[float, str]:
@@ -126,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = again(options.folder)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"Error: {error}")
-    how = "bit for bit the same" if found.largest == 0 else f"largest difference of a log10: {found.largest:.3g}"
-    print(f"{'Reproduced' if found.same else 'NOT reproduced'}: {how} (allowed: {found.allowed:g}; {found.why}).")
+    print(found)
     sys.exit(not found.same)
 
 

@@ -15,7 +15,9 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+
+from gradscope.frames import COLUMNS
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
 PLACE_KEYS = (
@@ -23,11 +25,12 @@ PLACE_KEYS = (
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 MAX_NAME = 120
-# Keys that are columns of the frame already, row by row, or no property of a network.
-NO_COLUMN = (
-    *PLACE_KEYS, "_target_", "target", "probes", "reduction", "matrix", "matrix_probes", "log_every",
-    "checkpoint_every", "keep", "compile", "seeds", "measurement", "nlc",
-)  # fmt: skip
+# Keys that are columns of the frame already, row by row.
+NO_COLUMN = (*PLACE_KEYS, "target", "reduction", "seeds")
+# Groups whose choice is no column: of the same kind as `PLACE_KEYS`.
+NO_CHOICE = ("study", "launcher")
+# Groups whose keys come first to a plain name, of a training run and of a measurement.
+PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
 
 
 def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
@@ -102,21 +105,40 @@ def tf32(allowed: bool) -> None:
 
 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration as columns of its frame: scalar keys by their own name, groups by what was chosen."""
-    flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"]}
-    groups = ("model", "optimizer", "train") if "train" in cfg else ("model", "data", "measurement")
-    for group in (cfg, *(cfg[name] for name in groups if cfg[name] is not None)):
-        for key, value in group.items():
-            if isinstance(value, (DictConfig, ListConfig)) or key in NO_COLUMN:
-                continue
-            if key in flat:
-                raise ValueError(f"Key {key!r} stands in two groups of the configuration; a column needs one meaning.")
-            flat[str(key)] = value
+    """The run's configuration as columns of its frame: every key by its own name, groups by what was chosen.
+
+    A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``); a
+    list is its JSON.  Classes (``_target_``) are left to the choices.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    chosen = {name: choice for name, choice in choices.items() if name not in NO_CHOICE and "/" not in name}
+    flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"], **chosen}
+    groups = {str(key): value for key, value in config.items() if isinstance(value, dict)}
+    first = [name for name in PLAIN["train" if "train" in config else "measure"] if name in groups]
+    others = [key for key in config if key not in (*groups, *NO_COLUMN, *chosen, "measurement")]
+    leaves: list[tuple[tuple[str, ...], Any]] = [((str(key),), config[key]) for key in others]
+    for name in (*first, *(name for name in groups if name not in first)):
+        leaves += _leaves((name,), groups[name])
+    for path, value in leaves:
+        taken = path[-1] in flat or path[-1] in COLUMNS
+        flat[".".join(path) if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
 
+def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Values below a key with their paths; its own first, then those of keys in keys."""
+    if not isinstance(value, dict):
+        return [] if path[-1] == "_target_" else [(path, value)]
+    parts = sorted(value.items(), key=lambda item: isinstance(item[1], dict))
+    return [leaf for key, part in parts for leaf in _leaves((*path, str(key)), part)]
+
+
 def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
-    """Let a key given on the command line replace the same key of a study's sweep, instead of multiplying with it."""
+    """Let a key given on the command line replace the same key of a study's sweep.
+
+    Hydra's own sweeper keeps the last of two, which is the same; the plan of a sweep and other sweepers want only one.
+    """
     study = next((item.split("=", 1)[1] for item in arguments if item.startswith("study=")), None)
     path = conf / "study" / f"{study}.yaml"
     if study is None or not path.is_file():

@@ -6,6 +6,7 @@ python -m experiments.status SWEEP [--watch] [--results results/runs]
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -18,23 +19,39 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from experiments import claims, launches
-from experiments.ledger import DONE, FAILED, Status
+from experiments import claims, collect, launches
+from experiments.ledger import DONE, FAILED, STATUS, Status
 
 RUNNING, MISSING, HALF = "running", "missing", "half done"
-SHOWN = 5  # of the slowest, and of the failures
+SHOWN = 5  # of the slowest, of the failures, and of what cannot be read
 WATCH_SECONDS = 2.0
+# Watching takes at most about one part in so many of the time.
+WATCH_SHARE = 10
+
+# Statuses that were read before, and the time of their file then.
+Known = dict[Path, tuple[int, Status | None]]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Runs of a sweep by what became of them.  ``missing``: overrides that were planned and have no folder."""
+    """Runs of a sweep by what became of them.
+
+    ``missing``: overrides that were planned and have no folder.  ``unreadable``: why `collect` left a run out that says
+    it is done, as long as the run has not been made again since.  ``launched``: whether a launch is at work.
+    """
 
     done: dict[Path, Status]
     failed: dict[Path, Status]
     running: list[Path]
     half: list[Path]
     missing: list[tuple[str, ...]]
+    unreadable: dict[Path, str]
+    launched: bool
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change: nothing runs, and no launch has anything left to begin."""
+        return not self.running and not (self.launched and (self.half or self.missing))
 
     @property
     def left(self) -> int:
@@ -50,29 +67,62 @@ class Progress:
         return mean * (self.left + len(self.running)) / max(1, len(self.running))
 
 
-def look(sweep: Path) -> Progress:
-    """The state of a sweep.
+def look(sweep: Path, known: Known | None = None) -> Progress:
+    """The state of a sweep; what ``known`` holds of an earlier look is not read again.
 
     Raises:
         FileNotFoundError: No such sweep.
     """
     if not sweep.is_dir():
         raise FileNotFoundError(f"There is no sweep {sweep}; sweeps there are: {_others(sweep.parent)}.")
+    known = {} if known is None else known
     done: dict[Path, Status] = {}
     failed: dict[Path, Status] = {}
     running, half = list[Path](), list[Path]()
+    left_out, unreadable = collect.unreadable(sweep), dict[Path, str]()
+    now = claims.clock(sweep)
     for folder in launches.folders(sweep):
-        status = Status.read(folder)
-        if claims.owned(folder):
+        changed, locked = _glance(folder)
+        if known.get(folder, (-1,))[0] != changed:
+            known[folder] = changed, Status.read(folder)
+        status = known[folder][1]
+        if locked and claims.owned(folder, now):
             running.append(folder)
         elif status is None:
             half.append(folder)
         else:
             (done if status.state == DONE else failed)[folder] = status
+            if left_out.get(folder.name, (None,))[0] == changed:
+                unreadable[folder] = left_out[folder.name][1]
     seen = {frozenset(status.overrides) for status in (*done.values(), *failed.values())}
     missing = [overrides for overrides in launches.planned(sweep) if frozenset(overrides) not in seen]
     # Runs at work and half-done ones have no status that says which of the planned they are.
-    return Progress(done, failed, running, half, missing[len(running) + len(half) :])
+    missing = missing[len(running) + len(half) :]
+    return Progress(done, failed, running, half, missing, unreadable, _launched(sweep, now))
+
+
+def _glance(folder: Path) -> tuple[int, bool]:
+    """When the status of a run changed last, 0 where there is none, and whether there is any lock; in one pass."""
+    changed, locked = 0, False
+    try:
+        for entry in os.scandir(folder):
+            if entry.name == STATUS:
+                changed = entry.stat().st_mtime_ns
+            locked |= entry.name.endswith(".lock")
+    except FileNotFoundError:
+        pass  # removed in this moment
+    return changed, locked
+
+
+def _launched(sweep: Path, now: float) -> bool:
+    """Whether the process of a launch is alive, or its file was touched in the last half minute, from wherever."""
+    for path in (sweep / "launches").glob("*.jsonl"):
+        number, _, pid = path.stem.partition("-")
+        if now - path.stat().st_mtime < claims.PATIENCE_SECONDS:
+            return True
+        if pid.isdigit() and claims.alive_since(int(pid), int(number) / 1e9):
+            return True
+    return False
 
 
 def report(sweep: Path, progress: Progress) -> Group:
@@ -99,6 +149,13 @@ def report(sweep: Path, progress: Progress) -> Group:
             one = next(folder for folder, status in progress.failed.items() if status.error == error)
             failures.add_row(str(num), error, one.name)
         shown.append(failures)
+    if progress.unreadable:
+        unreadable = Table("done, but not collected", "why", title_justify="left")
+        for folder, why in list(progress.unreadable.items())[:SHOWN]:
+            unreadable.add_row(folder.name, why)
+        if (more := len(progress.unreadable) - SHOWN) > 0:
+            unreadable.add_row(f"and {more} more", "")
+        shown.append(unreadable)
     return Group(*shown)
 
 
@@ -107,22 +164,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", metavar="SWEEP", help="its name below --results, or the path of its folder")
     parser.add_argument("--results", type=Path, default=Path("results/runs"))
-    parser.add_argument("--watch", action="store_true", help="every two seconds, until nothing runs")
+    parser.add_argument("--watch", action="store_true", help="until nothing runs and no launch goes on")
     options = parser.parse_args(arguments)
-    sweep = Path(options.sweep) if Path(options.sweep).is_dir() else options.results / options.sweep
+    below = options.results / options.sweep
+    sweep = Path(options.sweep) if Path(options.sweep).is_dir() and not below.is_dir() else below
+    known: Known = {}
     try:
-        progress = look(sweep)
+        progress = look(sweep, known)
     except FileNotFoundError as error:
         sys.exit(f"Error: {error}")
     console = Console()
     if not options.watch:
         console.print(report(sweep, progress))
         return
+    took = 0.0
     with Live(report(sweep, progress), console=console) as live:
-        while progress.running:
-            time.sleep(WATCH_SECONDS)
-            progress = look(sweep)
+        while not progress.over:
+            time.sleep(max(WATCH_SECONDS, WATCH_SHARE * took))
+            begin = time.perf_counter()
+            progress = look(sweep, known)
             live.update(report(sweep, progress))
+            took = time.perf_counter() - begin
 
 
 def _span(seconds: float) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 2
+# Where a file says which schema it has: in the metadata of Parquet, in a column of CSV, which has nothing else.
+METADATA_KEY = b"gradscope_schema"
+CSV_COLUMN = "schema_version"
 
 COLUMNS: dict[str, str] = {
     "layer": "str",
@@ -39,6 +47,10 @@ NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled",
     "num_probes",
 }  # fmt: skip
+
+
+class SchemaError(ValueError):
+    """A frame is of a schema that this version of gradscope does not know."""
 
 
 def tidy(columns: dict[str, object]) -> pd.DataFrame:
@@ -75,45 +87,96 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
         bad = frame[name].isna().to_numpy() & ~(signed & (name == "log10_value"))
         if bad.any():
             raise ValueError(f"Column {name!r} holds {int(bad.sum())} nulls, the first at row {frame.index[bad][0]}.")
-    with np.errstate(over="ignore", under="ignore"):
-        expected = np.power(10.0, frame["log10_value"].to_numpy(dtype=np.float64))
-    values = frame["value"].to_numpy(dtype=np.float64)
-    logarithmic = ~np.isnan(frame["log10_value"].to_numpy(dtype=np.float64))
-    if not np.allclose(values[logarithmic], expected[logarithmic], rtol=1e-9, atol=0):
-        raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
+    check_values(frame["value"].to_numpy(dtype=np.float64), frame["log10_value"].to_numpy(dtype=np.float64))
     return frame
 
 
+def check_values(values: npt.NDArray[np.float64], logarithms: npt.NDArray[np.float64]) -> None:
+    """See that values are what their logarithms say, where they have one.
+
+    Raises:
+        ValueError: They are not.
+    """
+    logarithmic = ~np.isnan(logarithms)
+    found = values[logarithmic]
+    with np.errstate(all="ignore"):
+        expected = np.power(10.0, logarithms[logarithmic])
+        close = (found == expected) | ((np.abs(found - expected) <= 1e-9 * expected) & np.isfinite(expected))
+    if not close.all():
+        raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
+
+
 def save(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a checked frame as ``.parquet`` or ``.csv``, by temporary file and rename, so that no torn file is left."""
+    """Write a checked frame as ``.parquet`` or ``.csv``, by temporary file and rename, so that no torn file is left.
+
+    The file says which schema it has: under `METADATA_KEY` in the metadata of Parquet, in a column of CSV.
+
+    Raises:
+        ValueError: The frame does not keep the schema, or the name ends in neither.
+    """
     path = Path(path)
     check(frame)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
-    temporary = path.with_name(path.name + ".part")
+    temporary = beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if path.suffix == ".parquet":
-            frame.to_parquet(temporary, index=False)
-        else:
-            frame.to_csv(temporary, index=False)  # every digit, so that value and log10_value still agree
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            metadata = {**table.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
+            pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        else:  # every digit, so that value and log10_value still agree
+            frame.assign(**{CSV_COLUMN: SCHEMA_VERSION}).to_csv(temporary, index=False)
         return temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # of a full disk, say
         raise
 
 
+def beside(path: Path) -> Path:
+    """A temporary name for a file, of this process of this machine only, so that no two of them tear it."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+
+
 def load(path: str | Path) -> pd.DataFrame:
-    """Read a frame that `save` wrote, and check it."""
+    """Read a frame that `save` wrote, of this schema or an older one, and check it.
+
+    Raises:
+        SchemaError: It is of a schema that is not known here.
+        ValueError: It does not keep its schema, or the name ends in neither ``.parquet`` nor ``.csv``.
+    """
     path = Path(path)
     if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
+        table = pq.ParquetFile(path).read()
+        frame, version = table.to_pandas(), version_of(table.schema)
     elif path.suffix == ".csv":
         # "none" is a norm and "NA" no null: only an empty field is.
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+    check_version(version, path)
     return check(upgraded(frame))
+
+
+def version_of(schema: pa.Schema) -> str | None:
+    """The schema that a Parquet file says it has; None in files from before they said so, which are of 1 or 2."""
+    words = (schema.metadata or {}).get(METADATA_KEY)
+    return None if words is None else words.decode()
+
+
+def check_version(version: object, path: Path) -> None:
+    """See that a file's schema is known here; None is.
+
+    Raises:
+        SchemaError: It is not.
+    """
+    if version is None or str(version) in map(str, range(1, SCHEMA_VERSION + 1)):
+        return
+    raise SchemaError(
+        f"{path} is a frame of schema {version}, and this version of gradscope reads 1 to {SCHEMA_VERSION}: "
+        "read it with the version that wrote it, or make the run again (rerun=true)."
+    )
 
 
 def upgraded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -236,17 +236,6 @@ def test_collect_reads_what_is_new(four, monkeypatch):
     assert len(plain) == len(third.frame) and set(plain["depth"]) == {6}
 
 
-def test_collect_refuses_what_it_cannot_read(four):
-    one, two, *_ = launches.folders(four / "s")
-    content = read_json(one / "status.json")
-    write_json(one / "status.json", content | {"schema": 99})
-    assert collect.collect(four / "s").manifest["stale"] == 1
-    (two / "frame.parquet").write_bytes(b"PAR1 torn")
-    os.utime(two / "status.json", (1, 1))
-    with pytest.raises(ValueError, match=r"frame.parquet cannot be read .* the sweep's command makes it again"):
-        collect.collect(four / "s")
-
-
 def test_status_counts_and_names(four, capsys):
     truncated, *_ = launches.folders(four / "s")
     (truncated / "status.json").unlink()
@@ -288,7 +277,9 @@ def test_a_run_is_reproduced_or_not(four, capsys):
     frames.save(frame, folder / "frame.parquet")
     with pytest.raises(SystemExit) as ended:
         rerun.main([str(folder)])
-    assert ended.value.code and "NOT reproduced: largest difference of a log10: 1e-06" in capsys.readouterr().out
+    assert (
+        ended.value.code and "NOT reproduced: log10_value differs in 1 row, by up to 1e-06" in capsys.readouterr().out
+    )
     frames.save(frame.iloc[:-1], folder / "frame.parquet")
     with pytest.raises(SystemExit, match="The repeated run has other rows"):
         rerun.main([str(folder)])
