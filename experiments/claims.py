@@ -46,6 +46,12 @@ def owned(folder: Path) -> bool:
     return newest is not None and not _gone(newest)
 
 
+def held(folder: Path, patience: float = PATIENCE_SECONDS) -> bool:
+    """Whether a process holds the run, watching one on another machine for a sign of life."""
+    newest = _newest(folder)
+    return newest is not None and not _gone(newest) and not _silent(newest, patience)
+
+
 def _claim(folder: Path, patience: float) -> Path | None:
     """The lock of this process, None where another holds the run."""
     newest = _newest(folder)

@@ -76,12 +76,11 @@ def collect(sweep: Path) -> Collected:
         dataset.update(sweep / DATA, [run.frame for run in runs], changed)
         dataset.update(sweep / METRICS, [run.metrics for run in runs if run.metrics is not None], changed)
     distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
-    missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
     counts = {
         "runs": len(collected),
         "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
         "half_done": sum(status is None for _, status in states.values()),
-        "missing": missing,
+        "missing": len(launches.missing(sweep)),
         "stale": len(stale),
         "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
     }

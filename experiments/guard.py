@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import claims, launches, ledger
 from experiments.files import written
+from experiments.launching import follow
 from experiments.ledger import BUSY, DONE, FAILED, SKIPPED, Status
 
 ERROR = "error.txt"
@@ -30,15 +32,28 @@ def carry_out(
 
     Raises:
         ValueError: ``on_error`` is neither.
+        OSError: Alone, and the folder cannot be written.
         RuntimeError: Alone, and another process holds the run.
     """
     if cfg.on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
-    if not alone and launches.stopped():
-        return None
+    if not alone:
+        follow()
+        if launches.stopped():
+            return None
     if not (alone or cfg.rerun) and ledger.is_done(folder):
         return _skipped(folder)
-    with claims.claimed(folder) as mine:
+    with contextlib.ExitStack() as held:
+        try:
+            mine = held.enter_context(claims.claimed(folder))
+        except OSError as error:
+            what = f"cannot write to {folder}: {error.strerror}"
+            if alone:
+                raise OSError(what) from error
+            if cfg.on_error == "stop":
+                launches.stop()
+            launches.note(folder, FAILED, what)
+            return None
         if not mine:
             if alone:
                 raise RuntimeError(f"{folder} is held by another process that works on the same run; wait for it.")
@@ -53,22 +68,22 @@ def _worked(
     cfg: DictConfig, folder: Path, overrides: tuple[str, ...], work: Callable[[], float | None], alone: bool
 ) -> float | None:
     begin = time.perf_counter()
-    # What an earlier attempt left: its status, and files that a kill kept it from finishing.
-    for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
-        path.unlink(missing_ok=True)
     try:
+        # What an earlier attempt left: its status, and files that a kill kept it from finishing.
+        for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
+            path.unlink(missing_ok=True)
         value = work()
         Status(DONE, overrides, ledger.outputs(folder), time.perf_counter() - begin, value).write(folder)
-        launches.note(folder, DONE)
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
-        launches.note(folder, FAILED, last)
         if cfg.on_error == "stop":
             launches.stop()
         _write_down(cfg, folder, Status(FAILED, overrides, (), time.perf_counter() - begin, None, last))
+        launches.note(folder, FAILED, last)
         if alone:
             raise
         return None
+    launches.note(folder, DONE)
     return value
 
 

@@ -69,10 +69,7 @@ def look(sweep: Path) -> Progress:
             half.append(folder)
         else:
             (done if status.state == DONE else failed)[folder] = status
-    seen = {frozenset(status.overrides) for status in (*done.values(), *failed.values())}
-    missing = [overrides for overrides in launches.planned(sweep) if frozenset(overrides) not in seen]
-    # Runs at work and half-done ones have no status that says which of the planned they are.
-    return Progress(done, failed, running, half, missing[len(running) + len(half) :])
+    return Progress(done, failed, running, half, launches.missing(sweep))
 
 
 def report(sweep: Path, progress: Progress) -> Group:
