@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -73,6 +74,8 @@ def _worked(
         for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
             path.unlink(missing_ok=True)
         value = work()
+        if value is not None and math.isnan(value):
+            value = None  # a sweeper that searches would end at a NaN
         Status(DONE, overrides, ledger.outputs(folder), time.perf_counter() - begin, value).write(folder)
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]

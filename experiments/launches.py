@@ -142,8 +142,9 @@ def settled(sweep: Path, digest: str, name: str) -> str:
 
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
-    """The overrides of every run that any launch of a sweep set out to do, by the digest of its configuration."""
-    plans = [read_json(path) for path in sorted((sweep / FOLDER).glob("*.plan.json"))]
+    """The overrides of every run that any launch of a sweep set out to do, by the digest of its configuration; those of
+    the first launch that did."""
+    plans = [read_json(path) for path in sorted((sweep / FOLDER).glob("*.plan.json"), reverse=True)]
     runs = [item for plan in plans if plan is not None for item in plan["runs"].items()]
     return {digest: tuple(overrides) for digest, overrides in runs}
 

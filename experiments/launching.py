@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,7 +22,6 @@ from hydra.plugins.launcher import Launcher
 
 from experiments import launches
 
-GRACE_SECONDS = 5.0  # of a job that is told to end
 WATCH_SECONDS = 1.0
 
 
@@ -88,10 +88,13 @@ class Launching:
         original = submitit.AutoExecutor.map_array
 
         def map_array(executor: Any, *arguments: Any) -> list[_Job]:
-            self.held = True  # a signal now would come before the job that was just submitted is noted
+            # Ctrl-C reaches all processes of a terminal, and submitit's would each print where they were.  And a signal
+            # now would come before the job that was just submitted is noted.
+            self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 self.jobs.extend(_Job(job) for job in original(executor, *arguments))
             finally:
+                signal.signal(signal.SIGINT, asked)
                 self.held = False
             if self.pending is not None:
                 raise Interrupted(self.pending)
@@ -109,12 +112,7 @@ class Launching:
         if pool is not None:
             pool.shutdown(wait=False, kill_workers=True)
         for job in self.jobs:
-            job.cancel()
-        begin = time.monotonic()
-        while any(job.runs_here() for job in self.jobs) and time.monotonic() < begin + GRACE_SECONDS:
-            time.sleep(0.05)
-        for job in self.jobs:
-            job.kill()
+            job.end()
 
 
 class _Job:
@@ -138,20 +136,18 @@ class _Job:
             self.died, self.error = True, _line(error)
         return [None]
 
-    def cancel(self) -> None:
-        """As submitit cancels."""
-        with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer: nothing more can be done
-            self.job.cancel()
-
-    def runs_here(self) -> bool:
-        """Whether it is a process of this machine that has not ended."""
+    def end(self) -> None:
+        """Cancel it; a job on this machine is a process that watches over that of the run, and both are killed."""
         process = getattr(self.job, "_process", None)
-        return process is not None and process.poll() is None
-
-    def kill(self) -> None:
-        """End it at once if it is a process of this machine; that of its run follows it."""
-        if self.runs_here():
-            self.job._process.kill()
+        if process is None:
+            with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer: nothing more can be done
+                self.job.cancel()
+        elif process.poll() is None:
+            children = _children(process.pid)
+            process.kill()
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
 
 
 def most_at_once(launcher: Launcher) -> int | None:
@@ -185,6 +181,14 @@ def follow() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _children(pid: int) -> list[int]:
+    """Of a process, where the system tells; elsewhere they `follow` it."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _raised(returned: Any) -> str | None:

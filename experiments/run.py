@@ -42,8 +42,9 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         named = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
         texts = [f"{name.rpartition('.')[2]}={value}" for name, value in named if name != "study"]
         text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(sorted(texts)))[: MAX_NAME - len(key) - 1]
-        name = launches.settled(sweep, key, "-".join(filter(None, (text, key))))
-        found = known[key] = Path(name)
+        name = "-".join(filter(None, (text, key)))
+        in_launch = launches.current() is not None  # beside which there may be others
+        found = known[key] = Path(launches.settled(sweep, key, name) if in_launch else name)
     return sweep / found.name
 
 

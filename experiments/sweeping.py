@@ -163,13 +163,13 @@ class Sweep:
     def _look(self, runs: list[Planned]) -> dict[Planned, Outcome]:
         """What has become of runs, by their folders; notes only give words to what has no status."""
         known = {sweep: launches.digests(sweep) for sweep in {run.sweep for run in runs}}
-        noted = {note["run"]: note["error"] for note in launches.ended(self.launch)}
+        noted = {note["run"].rpartition("-")[2]: note["error"] for note in launches.ended(self.launch)}
         outcomes = {}
         for run in runs:
             folder = launches.of_digest(known[run.sweep], run.digest)
             outcome = _ended(run, folder)
             if outcome.state in (TORN, MISSING):
-                error = self.errors.get(run) or next((e for name, e in noted.items() if name == outcome.name), None)
+                error = self.errors.get(run) or noted.get(run.digest)
                 outcome = Outcome(outcome.name, outcome.folder, outcome.state, error)
             outcomes[run] = outcome
         return outcomes
