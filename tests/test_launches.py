@@ -99,6 +99,7 @@ def folder(tmp_path, *overrides):
 
 def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
     where = folder(tmp_path, "seed=1")
+    where.parent.mkdir()
     where.write_text("a file where the folder should be")
     code, said = launch("seed=1,2")
     assert code == 1 and "1 of 2 runs failed" in said and f"cannot write to {where}: File exists" in said
@@ -111,7 +112,7 @@ def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_run_folder(launch, tmp_path):
     where = folder(tmp_path, "seed=1")
-    where.mkdir()
+    where.mkdir(parents=True)
     where.chmod(0o500)
     code, said = launch("seed=1,2")
     assert code == 1 and f"cannot write to {where}: Permission denied" in said
