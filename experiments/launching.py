@@ -43,9 +43,9 @@ class Launching:
     pending: int | None = None
     held: bool = False
 
-    def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], bool]:
-        """Carry out runs, given by their overrides; returns what was raised outside of each (None: nothing), in one
-        line, and whether a process died under its run.
+    def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], str | None]:
+        """Carry out runs, given by their overrides; returns what was raised outside of each, in one line (None:
+        nothing), and what is known of processes that died (None: none did).
 
         Raises:
             Interrupted: A signal asks to end.
@@ -55,9 +55,9 @@ class Launching:
             with self._noted():
                 returns = self.launcher.launch(runs, initial_job_idx=first)
         except BrokenProcessPool as error:
-            return [_line(error)] * len(runs), True
+            return [None] * len(runs), _line(error)
         errors = [job.error for job in self.jobs] or [_raised(returned) for returned in returns]
-        return errors, any(job.died for job in self.jobs)
+        return errors, next((job.died for job in self.jobs if job.died is not None), None)
 
     def __enter__(self) -> Launching:
         self.before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -119,8 +119,9 @@ class _Job:
     """A job of submitit.  One that was killed has no result; Hydra's launcher would give up the others for it."""
 
     def __init__(self, job: Any) -> None:
-        self.job, self.died = job, False
+        self.job = job
         self.error: str | None = None
+        self.died: str | None = None
 
     def results(self) -> list[JobReturn | None]:
         """What `submitit.Job.results` gives, None where it raises."""
@@ -133,7 +134,7 @@ class _Job:
         except FailedJobError as error:
             self.error = _line(error, last=True)
         except UncompletedJobError as error:
-            self.died, self.error = True, _line(error)
+            self.died = _line(error)
         return [None]
 
     def end(self) -> None:

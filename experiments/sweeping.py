@@ -53,6 +53,7 @@ class Sweep:
         self.folder = Path(config.results) / config.sweep
         self.launch = launches.new(self.folder)
         self.errors: dict[Planned, str] = {}
+        self.before: dict[Planned, tuple[int, int] | None] = {}
         self.num_launched = 0
         launches.hand_over(config, self.launch)
 
@@ -120,6 +121,7 @@ class Sweep:
                 launches.note(outcome.folder, SKIPPED, launch=self.launch)
             else:
                 left.append(run)
+                self.before[run] = _identity(outcome.folder)
         return left
 
     def _survived(self, runs: list[Planned]) -> None:
@@ -129,23 +131,26 @@ class Sweep:
         launched once more, alone: what kills its process then has failed.
         """
         left, fruitless = runs, 0
-        while left and self._launched(left) and not launches.stopped(self.launch) and fruitless < FRUITLESS:
+        while left and (died := self._launched(left)) is not None and not launches.stopped(self.launch):
             for run in self._in(left, TORN):
-                if self._launched([run]) and self._in([run], TORN):
+                if self._launched([run]) is not None and self._in([run], TORN):
                     self._killed(run)
             before, left = left, self._in(left, MISSING)
             fruitless = fruitless + 1 if len(left) == len(before) else 0
+            if fruitless == FRUITLESS:
+                self.errors |= dict.fromkeys(left, died)
+                return
 
-    def _launched(self, runs: list[Planned]) -> bool:
-        """Whether a process has died."""
-        any_died = False
+    def _launched(self, runs: list[Planned]) -> str | None:
+        """What is known of processes that died, None where none did."""
+        any_died = None
         step = self.at_once or len(runs)
         for begin in range(0, len(runs), step):
             batch = runs[begin : begin + step]
             errors, died = self.launching.launch([run.overrides for run in batch], self.num_launched)
             self.num_launched += len(batch)
             self.errors |= {run: error for run, error in zip(batch, errors, strict=True) if error is not None}
-            any_died = any_died or died
+            any_died = died or any_died
         return any_died
 
     def _killed(self, run: Planned) -> None:
@@ -168,10 +173,14 @@ class Sweep:
         for run in runs:
             folder = launches.of_digest(known[run.sweep], run.digest)
             outcome = _ended(run, folder)
-            if outcome.state in (TORN, MISSING):
-                error = self.errors.get(run) or noted.get(run.digest)
-                outcome = Outcome(outcome.name, outcome.folder, outcome.state, error)
-            outcomes[run] = outcome
+            state, error = outcome.state, outcome.error
+            if run.rerun and state == DONE and _identity(folder) == self.before.get(run):
+                state = MISSING  # what is done is so from before
+            if run in self.errors:
+                state, error = FAILED, self.errors[run]
+            elif state in (TORN, MISSING):
+                error = noted.get(run.digest)
+            outcomes[run] = Outcome(outcome.name, folder, state, error)
         return outcomes
 
 
@@ -211,6 +220,15 @@ class Sweeping(Callback):
             closing(self.folder, outcomes, launches.stopped(self.launch))
         if any(outcome.state == FAILED for outcome in outcomes):
             sys.exit(1)
+
+
+def _identity(folder: Path | None) -> tuple[int, int] | None:
+    """What tells one status of a run from the next: it is renamed into its place."""
+    try:
+        status = (folder / ledger.STATUS).stat() if folder is not None else None
+    except OSError:
+        return None
+    return None if status is None else (status.st_ino, status.st_mtime_ns)
 
 
 def _ended(run: Planned, folder: Path | None) -> Outcome:

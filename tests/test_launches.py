@@ -204,6 +204,16 @@ def test_runs_of_another_launch_are_waited_for(launch, tmp_path):
     assert code == 0 and "s: waiting for 1 runs of another launch." in said and ledger.is_done(where)
 
 
+def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(launch, tmp_path, monkeypatch):
+    assert launch("seed=1,2")[0] == 0
+    monkeypatch.setattr(measure, "carry_out", full)
+    code, said = launch("seed=1,2", "rerun=true")
+    assert code == 1 and "s: 2 of 2 runs failed.\n  OSError: [Errno 28] No space left on device" in said
+    monkeypatch.setattr(measure, "carry_out", lambda *arguments, **options: None)
+    code, said = launch("seed=1,2", "rerun=true")
+    assert code == 1 and said == "s: 2 of 2 runs were not begun.\n"
+
+
 def dying(name, *arguments):
     return [f"+measurement._target_=tests.dying.{name}", *(f"+measurement.{argument}" for argument in arguments)]
 
