@@ -1,15 +1,17 @@
 """Does a sweep that is killed lose anything, or do anything twice?
 
-    python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--output FOLDER]
+    python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--signals ...] [--output FOLDER]
 
-Sweeps of 40 runs (8 on slurm_local) are killed at random moments, launcher and workers at once, with SIGKILL or (every
-fourth) SIGINT, and started again, and killed again, until they are done.  Then every run must be there, with the
-numbers of a sweep that was left alone, bit for bit, none carried out again after it was done, and no process left.
+Sweeps of 40 runs (8 on slurm_local) are killed at random moments and started again, and killed again, until they are
+done: so many with SIGKILL, of launcher and workers at once, and as many with SIGINT to the launcher.  Then every run
+must be there, with the numbers of a sweep that was left alone, bit for bit, none carried out again after it was done,
+and no process left.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -33,6 +35,7 @@ from experiments import collect, launches, ledger
 
 OUTPUT = Path("results/benchmarks")
 RUNS = {"serial": 40, "processes": 40, "slurm_local": 8}
+SIGNALS = ("SIGKILL", "SIGINT")
 MOST_KILLS = 3  # a sweep
 
 
@@ -107,15 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for launcher, num in (("serial", 50), ("processes", 20), ("slurm-local", 3)):
         parser.add_argument(f"--{launcher}", type=int, default=num)
+    parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args(arguments)
     console, moment, root, rows = Console(), random.Random(0), Path(tempfile.mkdtemp()), []
     start(root / "alone", "serial").wait()
     expected = _sorted(collect.collect(root / "alone" / "s").frame)
-    for launcher in RUNS:
+    for launcher, how in itertools.product(RUNS, map(signal.Signals.__getitem__, chosen.signals)):
         for number in range(getattr(chosen, launcher)):
-            how = signal.SIGINT if number % 4 == 3 else signal.SIGKILL
-            results = root / f"{launcher}{number}"
+            results = root / f"{launcher}{how.name}{number}"
             row = {"launcher": launcher, "number": number, "signal": how.name}
             rows.append(row | killed(results, launcher, moment, how) | looked_at(results, expected, launcher))
             console.print(

@@ -114,6 +114,15 @@ def clock(folder: Path) -> float:
         return time.time()
 
 
+def held(folder: Path, patience: float = PATIENCE_SECONDS) -> bool:
+    """Whether a process holds the run, watching one on another machine for a sign of life."""
+    try:
+        newest = _newest(folder)
+        return newest is not None and not _gone(newest) and not _silent(newest, patience)
+    except FileNotFoundError:
+        return False  # given up in this moment
+
+
 def _claim(folder: Path, patience: float) -> _Claim | None:
     """The claim of this process, None where another holds the run."""
     newest = _newest(folder)

@@ -121,12 +121,11 @@ def _collect(sweep: Path) -> Collected:
         dataset.update(sweep / DATA, [run.frame for run in runs], kept)
         dataset.update(sweep / RECORDS, [run.metrics for run in runs if run.metrics is not None], kept)
     distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
-    missing = len({frozenset(o) for o in launches.planned(sweep)} - {frozenset(s.overrides) for _, s in done.values()})
     counts = {
         "runs": len(collected),
         "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
         "half_done": sum(status is None for _, status in states.values()),
-        "missing": missing,
+        "missing": len(launches.missing(sweep)),
         "stale": sum(run.stale for run in unread),
         "unreadable": sum(not run.stale for run in unread),
         "seconds": round(sum(seconds for _, seconds in collected.values()), 1),

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
 
 # Values that replace what was there; a mapping would be merged into the value of another run.
 PLAIN = (ValueType.ELEMENT,)
@@ -40,8 +41,11 @@ class Composer(ConfigLoader):
             self.known[key] = self.loader.load_sweep_config(master_config, sweep_overrides)
             return copy.deepcopy(self.known[key])
         config = copy.deepcopy(self.known[key])
-        for override in values:
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        try:
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:  # a wrong type; Hydra says so in two lines
+            return self.loader.load_sweep_config(master_config, sweep_overrides)
         with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
             task = [override for override in overrides if not override.is_hydra_override()]
             config.hydra.overrides.task = [override.input_line for override in task]

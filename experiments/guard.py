@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import claims, launches, ledger
 from experiments.files import written
+from experiments.launching import follow
 from experiments.ledger import BUSY, DONE, FAILED, SKIPPED, Status
 
 ERROR = "error.txt"
@@ -43,15 +45,28 @@ def carry_out(
 
     Raises:
         ValueError: ``on_error`` is neither.
+        OSError: Alone, and the folder cannot be written.
         RuntimeError: Alone, and another process holds the run.
     """
     if cfg.on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
-    if not alone and launches.stopped():
-        return None
+    if not alone:
+        follow()
+        if launches.stopped():
+            return None
     if not (alone or cfg.rerun) and ledger.is_done(folder):
         return _skipped(folder)
-    with claims.claimed(folder) as mine:
+    with contextlib.ExitStack() as held:
+        try:
+            mine = held.enter_context(claims.claimed(folder))
+        except OSError as error:
+            what = f"cannot write to {folder}: {error.strerror}"
+            if alone:
+                raise OSError(what) from error
+            if cfg.on_error == "stop":
+                launches.stop()
+            launches.note(folder, FAILED, what)
+            return None
         if not mine:
             if alone:
                 raise RuntimeError(f"{folder} is held by another process that works on the same run; wait for it.")
@@ -66,25 +81,27 @@ def _worked(
     cfg: DictConfig, folder: Path, overrides: tuple[str, ...], work: Callable[[], float | None], alone: bool
 ) -> float | None:
     begin = time.perf_counter()
-    # What an earlier attempt left: its status, and files that a kill kept it from finishing.
-    for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
-        path.unlink(missing_ok=True)
     try:
+        # What an earlier attempt left: its status, and files that a kill kept it from finishing.
+        for path in (folder / ledger.STATUS, folder / ERROR, *folder.rglob("*.part")):
+            path.unlink(missing_ok=True)
         value = work()
+        if value is not None and math.isnan(value):
+            value = None  # a sweeper that searches would end at a NaN
         Status(DONE, overrides, ledger.outputs(folder), time.perf_counter() - begin, value).write(folder)
-        launches.note(folder, DONE)
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
-        launches.note(folder, FAILED, last)
         if cfg.on_error == "stop":
             launches.stop()
         # A run that diverged has a result: the records up to there.
         files = ledger.outputs(folder) if isinstance(error, FloatingPointError) else ()
         _write_down(cfg, folder, Status(FAILED, overrides, files, time.perf_counter() - begin, None, last))
+        launches.note(folder, FAILED, last)
         if alone:
             error.add_note(f"Traceback: {folder / ERROR}")
             raise
         return None
+    launches.note(folder, DONE)
     return value
 
 

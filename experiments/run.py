@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import launches
 from gradscope.frames import COLUMNS
 
 # Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
@@ -31,6 +31,7 @@ NO_COLUMN = (*PLACE_KEYS, "target", "reduction", "seeds")
 NO_CHOICE = ("study", "launcher")
 # Groups whose keys come first to a plain name, of a training run and of a measurement.
 PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
+DIGITS = 12  # of a digest: two of a million runs share one with a probability of 0.2 %
 
 
 def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
@@ -39,23 +40,39 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     The words are those of the first time that this configuration ran in the sweep.  Names are at most 120 characters of
     ASCII, and two of them never differ in case only.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    content = _without_place(config)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    sweep = Path(cfg.results) / cfg.sweep
+    key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
     known = _names(sweep.absolute())
-    if digest not in known:
-        named = [item.lstrip("+~").split("=", 1) for item in overrides if "=" in item]
-        unnamed = (*PLACE_KEYS, "study", "launcher")
-        words = [f"{key.rpartition('.')[2]}={value}" for key, value in named if key not in unnamed and "/" not in key]
-        name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(sorted(words)))[: MAX_NAME - len(digest) - 1]
-        known[digest] = "-".join(filter(None, (name, digest)))
-    return sweep / known[digest]
+    if (found := launches.of_digest(known, key)) is None:
+        named = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
+        texts = [f"{name.rpartition('.')[2]}={value}" for name, value in named if name != "study"]
+        text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(sorted(texts)))[: MAX_NAME - len(key) - 1]
+        name = "-".join(filter(None, (text, key)))
+        in_launch = launches.current() is not None  # beside which there may be others
+        found = known[key] = Path(launches.settled(sweep, key, name) if in_launch else name)
+    return sweep / found.name
 
 
-def _without_place(config: dict[Any, Any], group: str = "") -> dict[str, Any]:
-    """What of a configuration changes a result."""
+def digest(cfg: DictConfig) -> str:
+    """Twelve hex digits of the resolved configuration, without what does not change a result."""
+    content: dict[str, Any] = {}
+    for key in cfg:
+        if key not in (*PLACE_KEYS, "hydra"):
+            value = "???" if OmegaConf.is_missing(cfg, key) else cfg[key]
+            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            content[str(key)] = _without_place(plain, f"{key!s}.") if isinstance(plain, dict) else plain
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def words(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that say what a run is, not where or how it is carried out."""
+    unsaid = (*PLACE_KEYS, "launcher")
+    keys = [item.lstrip("+~").split("=", 1)[0] for item in overrides]
+    kept = [key not in unsaid and "/" not in key and not key.startswith("hydra.") for key in keys]
+    return tuple(item for item, keep in zip(overrides, kept, strict=True) if keep)
+
+
+def _without_place(config: dict[Any, Any], group: str) -> dict[str, Any]:
+    """What of a group of the configuration changes a result."""
     return {
         str(key): _without_place(value, f"{group}{key}.") if isinstance(value, dict) else value
         for key, value in config.items()
@@ -64,11 +81,9 @@ def _without_place(config: dict[Any, Any], group: str = "") -> dict[str, Any]:
 
 
 @cache
-def _names(sweep: Path) -> dict[str, str]:
-    """Names of the run folders of a sweep by the hash that they end with; read once a process."""
-    if not sweep.is_dir():
-        return {}
-    return {entry.name.rpartition("-")[2]: entry.name for entry in os.scandir(sweep) if entry.is_dir()}
+def _names(sweep: Path) -> dict[str, Path]:
+    """Run folders of a sweep by the digest that their names end with; read once a process."""
+    return launches.digests(sweep)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

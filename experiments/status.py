@@ -94,11 +94,7 @@ def look(sweep: Path, known: Known | None = None) -> Progress:
             (done if status.state == DONE else failed)[folder] = status
             if left_out.get(folder.name, (None,))[0] == changed:
                 unreadable[folder] = left_out[folder.name][1]
-    seen = {frozenset(status.overrides) for status in (*done.values(), *failed.values())}
-    missing = [overrides for overrides in launches.planned(sweep) if frozenset(overrides) not in seen]
-    # Runs at work and half-done ones have no status that says which of the planned they are.
-    missing = missing[len(running) + len(half) :]
-    return Progress(done, failed, running, half, missing, unreadable, _launched(sweep, now))
+    return Progress(done, failed, running, half, launches.missing(sweep), unreadable, _launched(sweep, now))
 
 
 def _glance(folder: Path) -> tuple[int, bool]:

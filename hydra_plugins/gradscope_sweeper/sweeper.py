@@ -1,12 +1,17 @@
-"""Hydra looks for plugins in this place only; what this one does is in `experiments.composing`."""
+"""Hydra looks for plugins in this place only; what this one does is in `experiments.composing` and `.sweeping`."""
+
+import itertools
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
 class ComposedSweeper(BasicSweeper):
-    """Hydra's own sweeper, whose launcher composes configurations through `experiments.composing.Composer`."""
+    """Hydra's own sweeper, whose launcher composes configurations through `experiments.composing.Composer`, and whose
+    runs are those of an `experiments.sweeping.Sweep`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """As of Hydra's plugins."""
@@ -14,3 +19,16 @@ class ComposedSweeper(BasicSweeper):
 
         context = HydraContext(config_loader=Composer(hydra_context.config_loader), callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """As of Hydra's plugins; every run is looked at in the end, and exit codes say whether all are done."""
+        from experiments.launching import most_at_once
+        from experiments.sweeping import Sweep
+
+        assert self.hydra_context is not None and self.config is not None and self.launcher is not None
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs = list(itertools.chain.from_iterable(self.split_arguments(overrides, None)))
+        at_once = self.max_batch_size or most_at_once(self.launcher)
+        Sweep(self.config, self.launcher, at_once).carry_out(jobs, loader)

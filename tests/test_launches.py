@@ -1,0 +1,283 @@
+"""How a launch of a sweep ends: its exit code, what it says, and what it leaves behind."""
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from benchmarks import sweep_kills
+from experiments import claims, config, launches, launching, ledger, measure, run, status
+from tests.test_sweeps import SMALL, running_in, start
+
+config.register()
+FAILING = ("mode=train,nonsense", "seed=0,1")
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capfd):
+    """A sweep in this process: its exit code, and what it printed."""
+
+    def launched(*arguments):
+        monkeypatch.setattr(sys, "argv", ["measure", "-m", *SMALL, f"results={tmp_path}", "sweep=s", *arguments])
+        code = 0
+        try:
+            measure.main()
+        except SystemExit as ended:
+            code = ended.code
+        return code, capfd.readouterr().err + (code if isinstance(code, str) else "")
+
+    return launched
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_failures_are_counted_where_a_key_is_globbed(launch):
+    code, said = launch("model=glob(tanh*)", "mode=train,nonsense")
+    assert code == 1 and "s: 3 of 6 runs failed." in said and "mode must be train or eval" in said
+
+
+def test_a_launch_that_cannot_begin_says_so(launch, tmp_path, monkeypatch):
+    (tmp_path / "s").write_text("a file where the folder should be")
+    assert launch("seed=1,2") == (f"cannot write to {tmp_path}/s: Not a directory",) * 2
+    (tmp_path / "s").unlink()
+    monkeypatch.setattr(launches, "write_json", full)
+    assert launch("seed=1,2")[0] == f"cannot write to {tmp_path}/s: No space left on device"
+
+
+def test_torn_lines_of_a_launch_cost_only_progress(launch, monkeypatch, tmp_path):
+    original = launches.note
+
+    def torn(folder, *arguments, **options):
+        with launches.current().open("a") as file:
+            file.write('{"run": "a", "sta\n[]\n')
+        original(folder, *arguments, **options)
+
+    monkeypatch.setattr(launches, "note", torn)
+    code, said = launch(*FAILING)
+    assert code == 1 and "2 of 4 runs failed" in said
+    (path,) = (tmp_path / "s" / "launches").glob("*.jsonl")
+    assert [entry["state"] for entry in launches.ended(path)] == ["done", "done", "failed", "failed"]
+
+
+def test_workers_that_know_no_launch_are_counted_all_the_same(launch, monkeypatch):
+    monkeypatch.setattr(launches, "current", lambda: None)
+    code, said = launch(*FAILING)
+    assert code == 1 and "2 of 4 runs failed" in said
+
+
+def test_a_launch_is_named_by_the_configuration(launch, tmp_path, monkeypatch):
+    seen = []
+    original = launches.current
+    monkeypatch.setattr(launches, "current", lambda: (seen.append(original()), original())[1])
+    assert launch("seed=0,1")[0] == 0
+    (path,) = (tmp_path / "s" / "launches").glob("*.jsonl")
+    assert set(seen) == {path.resolve()} and launches.VARIABLE not in os.environ
+    assert launches.launcher(path) == os.getpid()
+
+
+def test_a_full_disk_still_has_a_table(launch, monkeypatch):
+    monkeypatch.setattr(launches.os, "write", full)
+    code, said = launch(*FAILING)
+    assert code == 1 and "2 of 4 runs failed" in said and "mode must be" in said
+    monkeypatch.setattr(ledger, "write_json", full)
+    code, said = launch("seed=5,6", "on_error=stop")
+    assert code == 1 and "ended without a status" in said and "were not begun" in said
+
+
+def folder(tmp_path, *overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return run.folder(compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s", *overrides]), overrides)
+
+
+def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
+    where = folder(tmp_path, "seed=1")
+    where.parent.mkdir()
+    where.write_text("a file where the folder should be")
+    code, said = launch("seed=1,2")
+    assert code == 1 and "1 of 2 runs failed" in said and f"cannot write to {where}: File exists" in said
+    monkeypatch.setattr(sys, "argv", ["measure", *SMALL, f"results={tmp_path}", "sweep=s", "seed=1"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(OSError, match=r"cannot write to .*: File exists"):
+        measure.main()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_run_folder(launch, tmp_path):
+    where = folder(tmp_path, "seed=1")
+    where.mkdir(parents=True)
+    where.chmod(0o500)
+    code, said = launch("seed=1,2")
+    assert code == 1 and f"cannot write to {where}: Permission denied" in said
+
+
+def test_what_cannot_be_composed_is_said_in_short(launch, tmp_path):
+    code, said = launch("model.depth=5,deep")
+    assert code == 1 and "Value 'deep' of type 'str' could not be converted" in said and "Traceback" not in said
+    code, said = launch("model.deep=5,6")
+    assert code == 1 and "Could not override 'model.deep'" in said
+    assert launch("seed=1,2", "on_error=maybe")[0] == "on_error must be one of continue, stop, got 'maybe'."
+    assert launches.planned(tmp_path / "s") == {}
+
+
+def test_torchrun_and_a_sweep(launch, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "give it one run at a time, without -m" in launch("seed=1,2")[0]
+
+
+def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
+    for arguments in (["matrix=true"], ["matrix=True", "device=cpu"], ["rerun=true", "matrix=true"]):
+        assert launch("seed=1,2", *arguments)[0] == 0
+    assert launches.missing(tmp_path / "s") == [] and len(launches.planned(tmp_path / "s")) == 2
+    shutil.rmtree(launches.folders(tmp_path / "s")[0])
+    ((*_, seed, matrix),) = launches.missing(tmp_path / "s")
+    assert seed == "seed=1" and matrix.lower() == "matrix=true"
+    assert status.look(tmp_path / "s").missing == launches.missing(tmp_path / "s")
+
+
+def test_one_configuration_one_name(tmp_path):
+    together, names = threading.Barrier(8), []
+
+    def ask(number):
+        together.wait()
+        names.append(launches.settled(tmp_path, "abc", f"{number}-abc"))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 1 and len(names) == 8
+    assert [path.name for path in (tmp_path / "launches" / "names").iterdir()] == ["abc"]
+
+
+def test_digests_are_long_and_shorter_ones_of_old_are_known(tmp_path):
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("measure", [f"results={tmp_path}", "sweep=s"])
+    digest = run.digest(cfg)
+    assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
+    old = tmp_path / "s" / f"seed=0-{digest[:8]}"
+    old.mkdir(parents=True)
+    assert run.folder(cfg, ["seed=0"]) == old
+
+
+def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    assert launch("seed=range(2)")[0] == 0
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("sbatch", "srun"):
+        (commands / name).write_text(f'#!/bin/sh\ncp "$1" {commands}/sent\nexit 1\n')
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    assert launch("seed=range(5)", "launcher=slurm")[0] == 1
+    assert "#SBATCH --array=0-2%3" in (commands / "sent").read_text()
+
+
+def test_jobs_that_would_all_begin_at_once_are_capped(monkeypatch):
+    local = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.submitit_launcher", reason="needs slurm")
+    assert launching.most_at_once(local.LocalLauncher()) == os.cpu_count()
+    monkeypatch.setenv("GRADSCOPE_PROCESSES", "3")
+    assert launching.most_at_once(local.LocalLauncher()) == 3 and launching.most_at_once(local.SlurmLauncher()) is None
+
+
+def test_runs_of_another_launch_are_waited_for(launch, tmp_path):
+    where, begun = folder(tmp_path, "seed=1"), threading.Event()
+
+    def other():
+        with claims.claimed(where):
+            begun.set()
+            time.sleep(2)  # and leaves it half done
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    code, said = launch("seed=1,2")
+    thread.join()
+    assert code == 0 and "s: waiting for 1 runs of another launch." in said and ledger.is_done(where)
+
+
+def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(launch, tmp_path, monkeypatch):
+    assert launch("seed=1,2")[0] == 0
+    monkeypatch.setattr(measure, "carry_out", full)
+    code, said = launch("seed=1,2", "rerun=true")
+    assert code == 1 and "s: 2 of 2 runs failed.\n  OSError: [Errno 28] No space left on device" in said
+    monkeypatch.setattr(measure, "carry_out", lambda *arguments, **options: None)
+    code, said = launch("seed=1,2", "rerun=true")
+    assert code == 1 and said == "s: 2 of 2 runs were not begun.\n"
+
+
+def dying(name, *arguments):
+    return [f"+measurement._target_=tests.dying.{name}", *(f"+measurement.{argument}" for argument in arguments)]
+
+
+def test_an_interrupted_sweep_ends_in_one_line(launch):
+    before = signal.getsignal(signal.SIGINT)
+    code, said = launch(*dying("interrupts", "number=0,1,2"))
+    assert code == 130 and said.splitlines() == [
+        "s: stopped by SIGINT; 1 of 3 runs are done, the same command goes on with the rest."
+    ]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher, numbers", [("processes", "0,1"), ("processes", "0,2"), ("slurm_local", "1")])
+def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    process = start(
+        tmp_path, f"launcher={launcher}", *dying("kills", f"number={numbers}", f"marks='{tmp_path}'"),
+        GRADSCOPE_PROCESSES="2",
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=240)
+    folders = launches.folders(tmp_path / "s")
+    done = sorted(word for path in folders if ledger.is_done(path) for word in ledger.Status.read(path).overrides)
+    done = [word[-1] for word in done if "number=" in word]
+    if numbers == "0,2":
+        assert process.returncode == 1 and done == ["0"], output
+        assert "s: 1 of 2 runs failed.\n  killed: by a signal, or out of memory\n" in output
+    else:
+        assert process.returncode == 0 and done == numbers.split(","), output
+    assert "Traceback (most" not in output and running_in(process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher, how",
+    [("processes", signal.SIGTERM), ("processes", signal.SIGKILL), ("slurm_local", signal.SIGINT)],
+)
+def test_a_signal_leaves_no_process(tmp_path, launcher, how):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    process = start(
+        tmp_path, f"launcher={launcher}", *dying("sleeps", "number=range(2)", "seconds=60"), GRADSCOPE_PROCESSES="2"
+    )
+    begin = time.monotonic()
+    while not list(tmp_path.glob("s/*/*.lock")) and time.monotonic() < begin + 120:
+        time.sleep(0.05)
+    assert len(sweep_kills.alive(process.pid)) > 1
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), output
+    assert running_in(process.pid) == []
+    if how != signal.SIGKILL:
+        assert "0 of 2 runs are done" in output and "Traceback" not in output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_search_survives_runs_that_fail(launch, tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    code, said = launch(
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "mode=choice(train,nonsense)",
+        "hydra.sweeper.sampler.seed=0", "model.weight_variance=interval(1.0,3.0)",
+    )  # fmt: skip
+    states = [
+        entry["state"] for path in (tmp_path / "s" / "launches").glob("*.jsonl") for entry in launches.ended(path)
+    ]
+    assert len(states) == 4 and {"done", "failed"} <= set(states)
+    assert code == 1 and "of 4 runs failed" in said
