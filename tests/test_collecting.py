@@ -174,7 +174,8 @@ def launch(sweep, number, pid, age=0.0):
 
 def test_a_watch_ends_when_nothing_will_change(three):
     assert status.look(three).over
-    write_json(three / "plan.json", {"runs": [["run-0"], ["run-1"], ["run-8"], ["run-9"]]})
+    planned = {"0": ["run-0"], "1": ["run-1"], "8": ["run-8"], "9": ["run-9"]}
+    write_json(three / "launches" / "1-1.plan.json", {"runs": planned})
     assert status.look(three).missing and status.look(three).over  # no launch has it in hand
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     launch(three, time.time_ns(), int(dead.stdout), age=3600)
@@ -203,7 +204,7 @@ def test_a_watch_lasts_as_long_as_the_sweep(tmp_path, monkeypatch, capsys):
     command = [sys.executable, "-m", "experiments.measure", "-m", *SMALL, "data.batch_size=4", "probes=2", "sweep=s"]
     process = subprocess.Popen([*command, f"results={tmp_path}", "seed=range(4)"], cwd=ROOT, start_new_session=True)
     try:
-        while not (tmp_path / "s" / "plan.json").exists():  # before the first run begins
+        while not any((tmp_path / "s" / "launches").glob("*.plan.json")):  # before the first run begins
             time.sleep(0.01)
         status.main(["s", "--results", str(tmp_path), "--watch"])
         assert len(status.look(tmp_path / "s").done) == 4

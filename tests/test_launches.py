@@ -105,7 +105,7 @@ def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
     assert code == 1 and "1 of 2 runs failed" in said and f"cannot write to {where}: File exists" in said
     monkeypatch.setattr(sys, "argv", ["measure", *SMALL, f"results={tmp_path}", "sweep=s", "seed=1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(OSError, match=r"cannot write to .*: File exists"):
+    with pytest.raises(SystemExit, match=r"Error: cannot write to .*: File exists"):
         measure.main()
 
 
