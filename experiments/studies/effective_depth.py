@@ -168,6 +168,7 @@ def _half(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
 
 
 def _all(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
+    """Decided run by run, so without an interval, however many ``comparisons`` there are."""
     num, values = layers(frame, key), final(frame, key)
     return Claim(
         f"Of {name(key)}, depth {key[3]}, all layers count in every run",
