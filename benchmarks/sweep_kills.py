@@ -3,9 +3,9 @@
     python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--signals ...] [--output FOLDER]
 
 Sweeps of 40 runs (8 on slurm_local) are killed at random moments and started again, and killed again, until they are
-done: so many with SIGKILL, of launcher and workers at once, and as many with SIGINT to the launcher.  Then every run
-must be there, with the numbers of a sweep that was left alone, bit for bit, none carried out again after it was done,
-and no process left.
+done: so many with SIGKILL, of launcher and workers at once, and as many with SIGINT to the launcher.  One kill in five
+comes while the sweep starts.  Then every run must be there, with the numbers of a sweep that was left alone, bit for
+bit, none carried out again after it was done, and no process left.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ OUTPUT = Path("results/benchmarks")
 RUNS = {"serial": 40, "processes": 40, "slurm_local": 8}
 SIGNALS = ("SIGKILL", "SIGINT")
 MOST_KILLS = 3  # a sweep
+EARLY = 0.2  # of the kills, which do not wait for a run to be done
+STARTING_SECONDS = 5.0  # about as long as it takes until the first run begins
 
 
 def start(results: Path, launcher: str) -> subprocess.Popen[bytes]:
@@ -66,29 +68,33 @@ def alive(session: int) -> list[int]:
 
 def killed(results: Path, launcher: str, moment: random.Random, how: signal.Signals) -> dict[str, Any]:
     """Kill a sweep up to three times at random moments, and let the last start finish."""
-    kills, left = 0, 0
+    kills, starting, left = 0, 0, 0
     for _ in range(MOST_KILLS):
         before = len(list(results.glob("s/*/status.json")))
         process = start(results, launcher)
-        begin = time.monotonic()
-        while process.poll() is None and time.monotonic() < begin + 60:
-            if len(list(results.glob("s/*/status.json"))) > before or time.monotonic() > begin + 20:
-                break
-            time.sleep(0.01)
-        time.sleep(moment.uniform(0, 1.0))
+        if moment.random() < EARLY:
+            time.sleep(moment.uniform(0.5, STARTING_SECONDS))  # after Python itself has come up, to hear of SIGINT
+        else:
+            begin = time.monotonic()
+            while process.poll() is None and time.monotonic() < begin + 20:
+                if len(list(results.glob("s/*/status.json"))) > before:
+                    break
+                time.sleep(0.01)
+            time.sleep(moment.uniform(0, 1.0))
         if process.poll() is not None:
             break
         kills += 1
+        starting += len(list(results.glob("s/*/status.json"))) == before
         if how == signal.SIGKILL:
             for pid in alive(process.pid):  # its workers may be sessions of their own group
                 os.kill(pid, signal.SIGKILL)
         else:
             process.send_signal(how)
-        process.wait()
+        process.wait(timeout=120)
         time.sleep(0.3 if how == signal.SIGKILL else 5.0)
         left += len(alive(process.pid))
     process = start(results, launcher)
-    return {"kills": kills, "processes_left": left, "returned": process.wait()}
+    return {"kills": kills, "while_starting": starting, "processes_left": left, "returned": process.wait()}
 
 
 def looked_at(results: Path, expected: pd.DataFrame, launcher: str) -> dict[str, Any]:

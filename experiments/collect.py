@@ -6,6 +6,7 @@ python -m experiments.collect sweep=architectures --csv
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,16 @@ def _has_result(status: Status) -> bool:
 
 
 def load(sweep: Path) -> Collected | None:
-    """What `collect` wrote last, None where it did not."""
+    """What `collect` wrote last, None where it did not; waits for one that is writing."""
+    if not (sweep / INDEX).is_file():
+        return None
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # nothing can be written here, so nobody does
+            held.enter_context(claims.claimed(sweep, wait=True))
+        return _load(sweep)
+
+
+def _load(sweep: Path) -> Collected | None:
     index, frame = read_json(sweep / INDEX), dataset.load(sweep / DATA)
     if index is None or frame is None:
         return None
@@ -134,7 +144,7 @@ def _collect(sweep: Path) -> Collected:
     left_out = {run.name: [run.identity, run.why] for run in unread}
     content = {"collected": collected, "unread": left_out, "distinct": distinct, "manifest": manifest}
     write_json(sweep / INDEX, content)
-    collected_now = load(sweep)
+    collected_now = _load(sweep)
     assert collected_now is not None
     return collected_now
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import sys
 import time
 import traceback
@@ -23,9 +24,15 @@ ON_ERROR = ("continue", "stop")
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """What a user can mend is told without its traceback where the run stands ``alone``; ``error.txt`` has that."""
+    """What a user can mend, and Ctrl-C, is told without a traceback where the run stands ``alone``; ``error.txt`` has
+    that of an error."""
     try:
         yield
+    except KeyboardInterrupt:
+        if not alone:
+            raise
+        print("Interrupted: the run is half done; the same command begins it anew.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if not alone:
             raise
@@ -109,6 +116,7 @@ def _write_down(cfg: DictConfig, folder: Path, status: Status) -> None:
     """The traceback of what was just raised, the configuration with its seed, and the status."""
     text = f"{traceback.format_exc()}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
     try:
+        claims.confirm(folder)  # else both would stand beside what another process makes of the run
         written(folder / ERROR, lambda temporary: temporary.write_text(text))
         status.write(folder)
     except OSError:

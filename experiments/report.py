@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradscope as gs
-from experiments import theory
+from experiments import run, theory
 from experiments.study import Claim
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
@@ -67,11 +67,12 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
 def network_keys(frame: pd.DataFrame) -> list[str]:
     """Configuration columns that tell the networks of a study apart: those that vary, seeds and steps aside.
 
-    ``model`` and ``data`` are left out where the other columns say the same, and keys that not every model has.
+    Classes, ``model`` and ``data`` are left out where the other columns say the same, and so are keys that not every
+    model has.
     """
     own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step")]
     varying = [name for name in own if frame[name].nunique() > 1 and frame[name].notna().all()]
-    for name in ("model", "data"):
+    for name in (*[name for name in varying if name.endswith(f".{run.CLASS}")], "model", "data"):
         rest = [other for other in varying if other != name]
         if name in varying and rest and (frame.groupby(rest, dropna=False, observed=True)[name].nunique() == 1).all():
             varying = rest

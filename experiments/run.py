@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,8 @@ PLACE_KEYS = (
 MAX_NAME = 120
 # Keys that are columns of the frame already, row by row.
 NO_COLUMN = (*PLACE_KEYS, "target", "reduction", "seeds")
+# The key of a class or a function to call; every group may have one, so its column has the whole path as name.
+CLASS = "_target_"
 # Groups whose choice is no column: of the same kind as `PLACE_KEYS`.
 NO_CHOICE = ("study", "launcher")
 # Groups whose keys come first to a plain name, of a training run and of a measurement.
@@ -38,17 +41,13 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """``<results>/<sweep>/<overridden keys>-<hash of the configuration>``; equal configuration, equal folder.
 
     The words are those of the first time that this configuration ran in the sweep.  Names are at most 120 characters of
-    ASCII, and two of them never differ in case only.
+    ASCII, and two of them never differ in case only; where they would be longer, the longest values are cut.
     """
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
     known = _names(sweep.absolute())
     if (found := launches.of_digest(known, key)) is None:
-        named = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
-        texts = [f"{name.rpartition('.')[2]}={value}" for name, value in named if name != "study"]
-        text = re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(sorted(texts)))[: MAX_NAME - len(key) - 1]
-        name = "-".join(filter(None, (text, key)))
-        in_launch = launches.current() is not None  # beside which there may be others
-        found = known[key] = Path(launches.settled(sweep, key, name) if in_launch else name)
+        name = "-".join(filter(None, (_readable(overrides, MAX_NAME - len(key) - 1), key)))
+        found = known[key] = Path(launches.settled(sweep, key, name))
     return sweep / found.name
 
 
@@ -69,6 +68,19 @@ def words(overrides: Sequence[str]) -> tuple[str, ...]:
     keys = [item.lstrip("+~").split("=", 1)[0] for item in overrides]
     kept = [key not in unsaid and "/" not in key and not key.startswith("hydra.") for key in keys]
     return tuple(item for item, keep in zip(overrides, kept, strict=True) if keep)
+
+
+def _readable(overrides: Sequence[str], room: int) -> str:
+    """Overridden keys, by the last part of their path where no other has it, and values; in so many characters."""
+    given = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
+    last = Counter(key.rpartition(".")[2] for key, _ in given)
+    named = [(key if last[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2], value) for key, value in given]
+    pairs = [(key, re.sub(r"[^A-Za-z0-9._=,+-]", "_", value)) for key, value in sorted(named) if key != "study"]
+    for length in range(max((len(value) for _, value in pairs), default=0), -1, -1):
+        text = ",".join(f"{key}={value[:length]}" for key, value in pairs)
+        if len(text) <= room:
+            return text
+    return text[:room]
 
 
 def _without_place(config: dict[Any, Any], group: str) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: every key by its own name, groups by what was chosen.
 
     A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``); a
-    list is its JSON.  Classes (``_target_``) are left to the choices.
+    list is its JSON.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -136,7 +148,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     for name in (*first, *(name for name in groups if name not in first)):
         leaves += _leaves((name,), groups[name])
     for path, value in leaves:
-        taken = path[-1] in flat or path[-1] in COLUMNS
+        taken = path[-1] in flat or path[-1] in COLUMNS or path[-1] == CLASS
         flat[".".join(path) if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
@@ -144,7 +156,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
 def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
     """Values below a key with their paths; its own first, then those of keys in keys."""
     if not isinstance(value, dict):
-        return [] if path[-1] == "_target_" else [(path, value)]
+        return [(path, value)]
     parts = sorted(value.items(), key=lambda item: isinstance(item[1], dict))
     return [leaf for key, part in parts for leaf in _leaves((*path, str(key)), part)]
 

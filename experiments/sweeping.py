@@ -6,6 +6,7 @@ the sweeper; sweepers of others, which search, have the callback `Sweeping`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -208,6 +209,8 @@ class Sweeping(Callback):
             launches.begin(self.launch, self.folder, {})
         except OSError as error:
             sys.exit(f"cannot write to {self.folder}: {error.strerror}")
+        # A sweeper that raises, as that of Optuna where no run succeeded, is not called back.
+        atexit.register(self._closed, self.launch)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Say what failed.
@@ -217,12 +220,17 @@ class Sweeping(Callback):
         """
         if self.launch is None:
             return
-        notes = launches.ended(self.launch)
+        atexit.unregister(self._closed)
+        if self._closed(self.launch):
+            sys.exit(1)
+
+    def _closed(self, launch: Path) -> bool:
+        """Print what failed; returns whether anything did."""
+        notes = launches.ended(launch)
         outcomes = [Outcome(note["run"], self.folder / note["run"], note["state"], note["error"]) for note in notes]
         if any(outcome.state in (FAILED, BUSY) for outcome in outcomes):
-            closing(self.folder, outcomes, launches.stopped(self.launch))
-        if any(outcome.state == FAILED for outcome in outcomes):
-            sys.exit(1)
+            closing(self.folder, outcomes, launches.stopped(launch))
+        return any(outcome.state == FAILED for outcome in outcomes)
 
 
 def _name_command() -> None:

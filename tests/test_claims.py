@@ -68,7 +68,7 @@ def test_a_lost_claim_leaves_the_run_to_the_other(tmp_path, monkeypatch):
         return 1.0
 
     assert guard.carry_out(cfg, folder, [], lose, alone=False) is None
-    assert ledger.Status.read(folder) is None and other.exists()
+    assert ledger.Status.read(folder) is None and other.exists() and not (folder / guard.ERROR).exists()
     with pytest.raises(claims.LostClaimError, match=r"two was lost to another process, which found no sign of life"):
         guard.carry_out(cfg, tmp_path / "two", [], lambda: (tmp_path / "two" / "000000.lock").unlink(), alone=True)
 

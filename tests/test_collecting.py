@@ -1,11 +1,13 @@
 """What is done with the runs of a sweep: collected, counted, watched, whatever state they are in."""
 
+import errno
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -162,6 +164,29 @@ def test_two_collect_at_once(three):
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
     assert "40 runs" in waits.communicate(timeout=60)[0]
+
+
+def test_what_is_being_collected_is_not_read(three):
+    assert collect.load(three) is None and not list(three.glob("*.lock"))
+    rows = len(collect.collect(three).frame)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(collect.load(three)))
+    with claims.claimed(three):
+        reader.start()
+        reader.join(timeout=1.0)
+        assert found == []
+    reader.join(timeout=30)
+    assert len(found[0].frame) == rows
+
+
+def test_what_was_collected_is_read_where_nothing_can_be_written(three, monkeypatch):
+    rows = len(collect.collect(three).frame)
+
+    def read_only(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(claims, "_claim", read_only)
+    assert len(collect.load(three).frame) == rows
 
 
 def launch(sweep, number, pid, age=0.0):

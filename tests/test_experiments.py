@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import collect, config, data, figures, measure, reference, report, run
+from experiments import collect, config, data, figures, launches, measure, reference, report, run
 from experiments.arguments import parse
 from experiments.study import results
 from gradscope import frames
@@ -44,7 +44,7 @@ def test_a_single_run_prints_its_table_and_writes_frame_and_manifest(tmp_path):
     text = command("measure", *SMALL, "model.activation=selu", "matrix=true", f"results={tmp_path}", "sweep=try")
     assert "layers.3" in text
     assert "rate" in text
-    (folder,) = (tmp_path / "try").iterdir()
+    (folder,) = launches.folders(tmp_path / "try")
     assert folder.name.startswith("activation=selu,batch_size=12,depth=8")
     assert str(folder) in text
     frame = frames.load(folder / "frame.parquet")
@@ -188,12 +188,22 @@ def test_every_study_composes(study):
     assert cfg.sweep == results(study)
 
 
-def test_equal_configuration_equal_folder_and_place_does_not_matter():
+def test_equal_configuration_equal_folder_and_place_does_not_matter(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        a, b, c = (compose("measure", [f"seed={s}", f"device={d}"]) for s, d in ((1, "cpu"), (1, "auto"), (2, "cpu")))
+        a, b, c = (
+            compose("measure", [f"seed={s}", f"device={d}", f"results={tmp_path}"])
+            for s, d in ((1, "cpu"), (1, "auto"), (2, "cpu"))
+        )
     assert run.folder(a, ["seed=1"]) == run.folder(b, ["seed=1"]) != run.folder(c, ["seed=2"])
     long = run.folder(a, [f"model.depth={'9' * 300}"])
     assert len(long.name) <= 120
+
+
+def test_classes_tell_networks_apart_where_nothing_else_does():
+    columns = {"quantity": "gsc", "seed": [0, 1], "model": "custom", "model._target_": ["a.B", "a.C"]}
+    assert report.network_keys(pd.DataFrame(columns)) == ["model._target_"]
+    assert report.network_keys(pd.DataFrame(columns | {"model": ["b", "c"]})) == ["model"]
+    assert report.network_keys(pd.DataFrame(columns | {"model": ["b", "c"], "depth": [1, 2]})) == ["depth"]
 
 
 def test_streams_of_one_seed_are_independent():

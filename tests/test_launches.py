@@ -99,7 +99,6 @@ def folder(tmp_path, *overrides):
 
 def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
     where = folder(tmp_path, "seed=1")
-    where.parent.mkdir()
     where.write_text("a file where the folder should be")
     code, said = launch("seed=1,2")
     assert code == 1 and "1 of 2 runs failed" in said and f"cannot write to {where}: File exists" in said
@@ -281,3 +280,32 @@ def test_a_search_survives_runs_that_fail(launch, tmp_path):
     ]
     assert len(states) == 4 and {"done", "failed"} <= set(states)
     assert code == 1 and "of 4 runs failed" in said
+
+
+def test_a_search_in_which_every_run_fails_says_why(tmp_path):
+    pytest.importorskip("optuna", reason="needs the extra optuna")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "mode=nonsense"]
+    process = start(tmp_path, *search, "model.weight_variance=interval(1.0,3.0)")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = [at for at, text in enumerate(output.splitlines()) if text == "s: 2 of 2 runs failed."]
+    assert "mode must be train or eval, got 'nonsense'" in output.splitlines()[line + 1]
+
+
+def test_a_single_run_goes_by_the_name_that_was_put_down(tmp_path):
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s"])
+    first = run.folder(cfg, ["seed=0"])
+    run._names.cache_clear()  # as in another process, before there is a folder
+    assert run.folder(cfg, ["mode=train"]) == first and first.name.startswith("seed=0-")
+
+
+def test_an_interrupted_run_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    single = ["measure", *SMALL, f"results={tmp_path}", "sweep=s", *dying("interrupts", "number=1")]
+    monkeypatch.setattr(sys, "argv", single)
+    with pytest.raises(SystemExit) as ended:
+        measure.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted: the run is half done; the same command begins it anew.\n"
+    (folder,) = launches.folders(tmp_path / "s")
+    assert list(folder.iterdir()) == []  # neither a status nor a lock

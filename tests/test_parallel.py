@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments import launches
 from experiments.parallel import Ranks
 from gradscope import frames
 
@@ -28,7 +29,7 @@ def trained(folder, *launcher):
     command = [sys.executable, "-m", *launcher, "experiments.train", *OPTIONS, f"results={folder}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    (run_folder,) = (folder / "train").iterdir()
+    (run_folder,) = launches.folders(folder / "train")
     return done.stdout, run_folder
 
 

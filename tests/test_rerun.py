@@ -161,6 +161,7 @@ def test_every_key_of_a_training_is_a_column():
     assert found["crop"] == 1 and found["flip"] is True and found["every"] == 100 and found["tag"] == "x"
     assert (found["batch_size"], found["data.batch_size"], found["monitor.batch_size"]) == (128, 100, 32)
     assert not {"study", "launcher", "results", "device", "_target_", "sinks"} & found.keys()
+    assert found["model._target_"].endswith(".MLP") and found["optimizer._target_"] == "torch.optim.AdamW"
     swept = {path for path, _ in run._leaves((), run.OmegaConf.to_container(cfg)) if path[0] not in run.PLACE_KEYS}
     assert len(swept) + 3 == len(found)  # and the three choices
 
@@ -173,3 +174,4 @@ def test_every_key_of_a_measurement_is_a_column():
     assert found["matrix_layers"] == '["layers.0", "layers.1"]' and found["shape"] == "[3, 2]"
     assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
     assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
+    assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.noise"

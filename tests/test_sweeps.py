@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -339,6 +340,22 @@ def test_names_are_short_plain_and_never_twice(tmp_path):
     assert run.folder(cfgs["s"], ["seed=0"]).name == name  # the same configuration in other words
     assert run.folder(other, ["launcher=processes"]).name == name
     assert run.folder(cfgs["Ä ß/…"], []).parent == tmp_path / "Ä ß/…"
+
+
+def test_a_long_name_shows_every_key(tmp_path):
+    long = [f"model.init={'x' * 300}", f"data.shape=[{'1,' * 60}1]", "model.depth=17", "seed=3", "study=jacobian"]
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("measure", [f"results={tmp_path}", "sweep=s"])
+    name = run.folder(cfg, long).name
+    assert 110 < len(name) <= 120 and name.endswith(f"-{run.digest(cfg)}")
+    kept = dict(part.split("=") for part in re.split(r",(?=[a-z])", name.rpartition("-")[0]))
+    assert list(kept) == ["depth", "init", "seed", "shape"] and (kept["depth"], kept["seed"]) == ("17", "3")
+    assert len(kept["init"]) == len(kept["shape"]) > 30  # cut alike
+    many = [f"+extra.key_number_{number}=1" for number in range(20)]
+    assert len(run._readable(many, 107)) == 107
+    assert run._readable(["model.width=2", "monitor.width=3", "model.depth=1"], 107) == (
+        "depth=1,model.width=2,monitor.width=3"
+    )
 
 
 def test_a_full_disk_costs_runs_and_not_the_sweep(tmp_path):
