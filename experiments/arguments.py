@@ -54,7 +54,7 @@ def run(main: Callable[[Config], None], config: type[Config]) -> None:
         return
     try:
         main(parse(config, sys.argv[1:]))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 
 

@@ -14,6 +14,7 @@ from experiments.ledger import BUSY, FAILED
 
 # Without a status, though begun; and without a folder.
 TORN, MISSING = "half done", "not begun"
+SHOWN = 10  # different errors
 NO_WORDS = "ended without a status: killed, or its folder cannot be written"
 
 
@@ -42,10 +43,14 @@ def closing(sweep: Path, outcomes: Sequence[Outcome], stopped: bool) -> None:
         errors: dict[str, list[str]] = {}
         for outcome in failed:
             errors.setdefault(outcome.error or NO_WORDS, []).append(outcome.name)
-        for error, names in errors.items():
+        for error, names in list(errors.items())[:SHOWN]:
             more = f" and {len(names) - 1} more" if names[1:] else ""
             console.print(f"  {error}\n    {names[0]}{more}")
-        console.print(f"Tracebacks: {sweep}/*/{ERROR}.  The same command runs those again that are not done.")
+        if len(errors) > SHOWN:
+            console.print(f"  and {len(errors) - SHOWN} other errors")
+        places = ", ".join(sorted({f"{outcome.folder.parent}/*/{ERROR}" for outcome in failed if outcome.folder}))
+        console.print(f"Tracebacks: {places}." if places else "None of them could be begun.")
+        console.print("The same command runs those again that are not done.")
     if stopped:
         console.print("on_error=stop: the runs after the first failure were not begun.")
     elif left := sum(outcome.state == MISSING and not outcome.failed for outcome in outcomes):

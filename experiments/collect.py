@@ -107,11 +107,13 @@ def unreadable(sweep: Path) -> dict[str, tuple[int, str]]:
 def _collect(sweep: Path) -> Collected:
     for folder in (sweep / DATA, sweep / RECORDS):
         dataset.recover(folder)
-    index = {"collected": {}, "distinct": {}} | (read_json(sweep / INDEX) or {})
+    index = read_json(sweep / INDEX) or {}
+    if not all(isinstance(index.get(key), dict) for key in ("collected", "distinct")):
+        index = {"collected": {}, "distinct": {}}
     states = {folder.name: (folder, Status.read(folder)) for folder in launches.folders(sweep)}
     done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and _has_result(s)}
     if not done:
-        raise FileNotFoundError(_nothing(sweep))
+        raise FileNotFoundError(_nothing(sweep, [name for name, (_, status) in states.items() if status is not None]))
     known: dict[str, Any] = {name: entry for name, entry in index["collected"].items() if name in done}
     recorded = any(METRICS in done[name][1].files for name in known)
     if not (sweep / DATA).is_dir() or (recorded and not (sweep / RECORDS).is_dir()):
@@ -211,7 +213,12 @@ def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
     return flat
 
 
-def _nothing(sweep: Path) -> str:
+def _nothing(sweep: Path, failed: Sequence[str] = ()) -> str:
+    if failed:
+        return (
+            f"No finished runs under {sweep}: {len(failed)} failed.  python -m experiments.status {sweep} says why; "
+            "the sweep's command makes them again."
+        )
     example = "python -m experiments.measure -m study=architectures"
     return f"No finished runs under {sweep}: measure first, for example {example}"
 

@@ -96,11 +96,17 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Mend what an update left that was killed: put back the data set that was to be replaced."""
+    """Mend what an update left that was killed: put back the data set that was to be replaced.  One whose files cannot
+    be read is removed, for it can be made again."""
     shutil.rmtree(_part(folder), ignore_errors=True)
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)
     shutil.rmtree(_old(folder), ignore_errors=True)
+    try:
+        for path in folder.rglob("*.parquet"):
+            pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        shutil.rmtree(folder)
 
 
 def load(folder: Path) -> pd.DataFrame | None:

@@ -33,10 +33,11 @@ def explained(alone: bool) -> Iterator[None]:
             raise
         print("Interrupted: the run is half done; the same command begins it anew.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if not alone:
+    except Exception as error:
+        notes, plain = getattr(error, "__notes__", []), isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+        if not alone or not (plain or notes):
             raise
-        sys.exit("\n".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
+        sys.exit("\n".join([f"Error: {'' if plain else f'{type(error).__name__}: '}{error}", *notes]))
 
 
 def carry_out(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,13 @@ from experiments.files import read_json, write_json
 
 VARIABLE = "GRADSCOPE_LAUNCH"
 FOLDER = "launches"
-# Folders in that of a sweep that are none of a run.
+# Folders in that of a sweep that are none of a run, and what `collect` leaves when it is killed.
 NO_RUNS = (FOLDER, "data", "metrics", "figures", "mlruns")
+PASSING = (".part", ".old")
 # Hex digits of a digest in the names of folders that older versions made.
 OLD_DIGITS = 8
+# A name that ends with a digest, of whatever version.
+RUN = re.compile(r"(.*-)?[0-9a-f]{8}([0-9a-f]{4})?")
 
 
 def new(sweep: Path) -> Path:
@@ -107,9 +111,25 @@ def stopped(launch: Path | None = None) -> bool:
 
 
 def folders(sweep: Path) -> list[Path]:
-    """The folders of runs in that of a sweep, by name; what a killed `collect` left is none."""
-    names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith((".part", ".old"))}
-    return [sweep / name for name in sorted(names.difference(NO_RUNS))]
+    """The folders of runs in that of a sweep, by name: those that end with a digest, or have a status.  Another sweep,
+    and what somebody else put there, is none."""
+    names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith(PASSING)}
+    return [
+        sweep / name
+        for name in sorted(names.difference(NO_RUNS))
+        if RUN.fullmatch(name) or (sweep / name / "status.json").is_file()
+    ]
+
+
+def check_name(sweep: str) -> None:
+    """See that the runs of a sweep would not stand where something else of another one does.
+
+    Raises:
+        ValueError: A part of the name has such a meaning.
+    """
+    for part in Path(sweep).parts:
+        if part in NO_RUNS or part.endswith(PASSING) or part == "..":
+            raise ValueError(f"sweep={sweep}: no sweep can be called {part!r}, which means something else.")
 
 
 def digests(sweep: Path) -> dict[str, Path]:
@@ -145,7 +165,8 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
     """The overrides of every run that any launch of a sweep set out to do, by the digest of its configuration; those of
     the first launch that did."""
     plans = [read_json(path) for path in sorted((sweep / FOLDER).glob("*.plan.json"), reverse=True)]
-    runs = [item for plan in plans if plan is not None for item in plan["runs"].items()]
+    found = [plan.get("runs") for plan in plans if plan is not None]
+    runs = [item for runs in found if isinstance(runs, dict) for item in runs.items()]
     return {digest: tuple(overrides) for digest, overrides in runs}
 
 

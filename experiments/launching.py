@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from hydra.plugins.launcher import Launcher
 from experiments import launches
 
 WATCH_SECONDS = 1.0
+PROCESSES = "GRADSCOPE_PROCESSES"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,7 +55,9 @@ class Launching:
         """
         self.jobs.clear()
         try:
-            with self._noted():
+            with self._noted(), warnings.catch_warnings():
+                # A worker that has grown is replaced; that is no matter of the user's.
+                warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
                 returns = self.launcher.launch(runs, initial_job_idx=first)
         except BrokenProcessPool as error:
             return [None] * len(runs), _line(error)
@@ -158,9 +163,21 @@ def most_at_once(launcher: Launcher) -> int | None:
         type(launcher).__module__.startswith("hydra_plugins.hydra_submitit")
         and type(launcher).__name__ == "LocalLauncher"
     ):
-        asked = int(os.environ.get("GRADSCOPE_PROCESSES", "-1"))
+        asked = num_processes()
         return asked if asked > 0 else os.cpu_count()
     return None
+
+
+def num_processes() -> int:
+    """What ``GRADSCOPE_PROCESSES`` asks for; -1 where it does not.
+
+    Raises:
+        ValueError: It is neither a positive number nor -1.
+    """
+    asked = os.environ.get(PROCESSES, "-1")
+    if not re.fullmatch(r"-1|0*[1-9]\d*", asked):
+        raise ValueError(f"{PROCESSES} must be a positive number (or -1: as many as cores), got {asked!r}.")
+    return int(asked)
 
 
 @cache

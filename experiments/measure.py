@@ -84,7 +84,6 @@ def main(cfg: DictConfig) -> float | None:
     """Measure one network and write its run folder; returns the growth rate, for sweepers that search."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
-    folder = run.folder(cfg, info.overrides.task)
 
     def work() -> float | None:
         began = time.perf_counter()
@@ -97,6 +96,7 @@ def main(cfg: DictConfig) -> float | None:
 
     with explained(alone):
         run.refuse_part_of_study()
+        folder = run.folder(cfg, info.overrides.task)
         return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
 
 

@@ -66,9 +66,13 @@ def again(folder: Path) -> Comparison:
         FileNotFoundError: The folder has no manifest, or not the tables that such a run leaves.
         ValueError: The repeated run has other rows, or a frame cannot be read.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}.")
     manifest = read_json(folder / "manifest.json")
-    if manifest is None or "choices" not in manifest:
-        raise FileNotFoundError(f"{folder} has no manifest that says what was run; runs write one when they end.")
+    if manifest is None or not {"choices", "config", "hardware", "versions"} <= manifest.keys():
+        raise FileNotFoundError(
+            f"{folder} has no manifest that says what was run: it is no run folder, or its run failed or is not done."
+        )
     trained = "train" in manifest["config"]
     cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
     before = _trained_tables(folder) if trained else _tables(folder, FRAME)
@@ -117,12 +121,12 @@ def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
 
 
 def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
-    cfg = cfg.copy()
+    columns, cfg = run.columns(cfg, choices), cfg.copy()
     cfg.sinks = []
     cfg.monitor.max_overhead = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train.train(cfg, folder, run.device(cfg.device), Console(quiet=True), run.columns(cfg, choices))
+        train.train(cfg, folder, run.device(cfg.device), Console(quiet=True), columns)
         return _trained_tables(folder)
 
 
@@ -147,8 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         found = again(options.folder)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"Error: {error}")
+    except (OSError, ValueError) as error:
+        known = str(options.folder) in str(error)
+        sys.exit(f"Error: {error}" if known else f"Error: {options.folder}: {error}")
     print(found)
     sys.exit(not found.same)
 

@@ -26,8 +26,10 @@ PLACE_KEYS = (
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 MAX_NAME = 120
-# Keys that are columns of the frame already, row by row.
-NO_COLUMN = (*PLACE_KEYS, "target", "reduction", "seeds")
+# Columns that say what was measured, when, and in which run.
+RESERVED = (*COLUMNS, "run", "step", "epoch")
+# Keys that are no columns: a list of seeds is the column of seeds, row by row.
+NO_COLUMN = (*PLACE_KEYS, "seeds")
 # The key of a class or a function to call; every group may have one, so its column has the whole path as name.
 CLASS = "_target_"
 # Groups whose choice is no column: of the same kind as `PLACE_KEYS`.
@@ -42,7 +44,11 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
     The words are those of the first time that this configuration ran in the sweep.  Names are at most 120 characters of
     ASCII, and two of them never differ in case only; where they would be longer, the longest values are cut.
+
+    Raises:
+        ValueError: The name of the sweep is none.
     """
+    launches.check_name(cfg.sweep)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
     known = _names(sweep.absolute())
     if (found := launches.of_digest(known, key)) is None:
@@ -58,7 +64,7 @@ def digest(cfg: DictConfig) -> str:
         if key not in (*PLACE_KEYS, "hydra"):
             value = "???" if OmegaConf.is_missing(cfg, key) else cfg[key]
             plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            content[str(key)] = _without_place(plain, f"{key!s}.") if isinstance(plain, dict) else plain
+            content[str(key)] = _without_place(plain, str(key))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
@@ -83,13 +89,14 @@ def _readable(overrides: Sequence[str], room: int) -> str:
     return text[:room]
 
 
-def _without_place(config: dict[Any, Any], group: str) -> dict[str, Any]:
-    """What of a group of the configuration changes a result."""
-    return {
-        str(key): _without_place(value, f"{group}{key}.") if isinstance(value, dict) else value
-        for key, value in config.items()
-        if f"{group}{key}" not in PLACE_KEYS
-    }
+def _without_place(value: Any, path: str) -> Any:
+    """What of a value of the configuration changes a result; keys as words, so that they have an order."""
+    if isinstance(value, list):
+        return [_without_place(part, path) for part in value]
+    if not isinstance(value, dict):
+        return value
+    parts = {f"{path}.{key}": (str(key), part) for key, part in value.items()}
+    return {key: _without_place(part, whole) for whole, (key, part) in parts.items() if whole not in PLACE_KEYS}
 
 
 @cache
@@ -134,8 +141,8 @@ def tf32(allowed: bool) -> None:
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The run's configuration as columns of its frame: every key by its own name, groups by what was chosen.
 
-    A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``); a
-    list is its JSON.
+    A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``), and
+    in no group ``config.`` before it (``config.target``, what was asked for); a list is its JSON.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -148,8 +155,9 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     for name in (*first, *(name for name in groups if name not in first)):
         leaves += _leaves((name,), groups[name])
     for path, value in leaves:
-        taken = path[-1] in flat or path[-1] in COLUMNS or path[-1] == CLASS
-        flat[".".join(path) if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value
+        taken = path[-1] in flat or path[-1] in RESERVED or path[-1] == CLASS
+        whole = ".".join(path if path[1:] else ("config", *path))
+        flat[whole if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value
     return flat
 
 

@@ -128,7 +128,7 @@ def report(sweep: Path, progress: Progress) -> Group:
         counts.add_column(name, justify="right")
     parts = (progress.done, progress.running, progress.failed, progress.half, progress.missing)
     seconds = progress.seconds_left
-    idle = not progress.running and progress.left
+    idle = progress.left and progress.over
     left = "unknown" if seconds is None else f"{_span(seconds)}{' (nothing runs)' if idle else ''}"
     counts.add_row(*(str(len(part)) for part in parts), left if progress.left or progress.running else "none")
     shown: list[Table] = [counts]
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results/runs"))
     parser.add_argument("--watch", action="store_true", help="until nothing runs and no launch goes on")
     options = parser.parse_args(arguments)
+    options.sweep = options.sweep.removeprefix("sweep=")  # as of the other commands
     below = options.results / options.sweep
     sweep = Path(options.sweep) if Path(options.sweep).is_dir() and not below.is_dir() else below
     known: Known = {}
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         progress = look(sweep, known)
     except FileNotFoundError as error:
         sys.exit(f"Error: {error}")
-    console = Console()
+    console = Console(markup=False)
     if not options.watch:
         console.print(report(sweep, progress))
         return

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from omegaconf import DictConfig
 
 from experiments import claims, launches, ledger
 from experiments.closing import MISSING, TORN, Outcome, closing
-from experiments.guard import ON_ERROR
 from experiments.launching import Interrupted, Launching
 from experiments.ledger import BUSY, DONE, FAILED, SKIPPED, Status
 from experiments.manifest import COMMAND, command
+from experiments.plan import Planned, place, planned
 from experiments.progress import LateBar
-from experiments.run import digest, words
+from experiments.run import words
 
 POLL_SECONDS = 0.5
 KILLED = "killed: by a signal, or out of memory"
@@ -37,22 +36,12 @@ KILLED = "killed: by a signal, or out of memory"
 FRUITLESS = 2
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run that a launch sets out to do."""
-
-    overrides: tuple[str, ...]
-    sweep: Path
-    digest: str
-    rerun: bool
-
-
 class Sweep:
     """One launch of a sweep.  ``at_once``: most runs that are given to the launcher together; None: all."""
 
     def __init__(self, config: DictConfig, launcher: Launcher, at_once: int | None) -> None:
         self.config, self.launching, self.at_once = config, Launching(launcher), at_once
-        self.folder = Path(config.results) / config.sweep
+        self.folder = place(config)
         self.launch = launches.new(self.folder)
         self.errors: dict[Planned, str] = {}
         self.before: dict[Planned, tuple[int, int] | None] = {}
@@ -66,11 +55,12 @@ class Sweep:
         Raises:
             ConfigCompositionException: A run's configuration cannot be composed.
             SystemExit: Not every run is done in the end (1); a signal asked to end (128 and its number); several
-                processes carry out the same sweep, ``on_error`` is wrong, or nothing can be written.
+                processes carry out the same sweep, there are no runs, a name or ``on_error`` is wrong, or nothing can
+                be written.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             sys.exit("torchrun trains one network with several processes; give it one run at a time, without -m.")
-        runs = self._planned(jobs, loader)
+        runs = planned(jobs, self.config, loader)
         try:
             for sweep in {run.sweep for run in runs}:
                 of_sweep = {run.digest: words(run.overrides) for run in runs if run.sweep == sweep}
@@ -92,17 +82,9 @@ class Sweep:
         if any(outcome.state != DONE for outcome in outcomes):
             closing(self.folder, outcomes, launches.stopped(self.launch))
             sys.exit(1)
-
-    def _planned(self, jobs: Sequence[Sequence[str]], loader: ConfigLoader) -> list[Planned]:
-        """The runs, each once; composing them all shows at once whether Hydra can."""
-        runs: dict[tuple[Path, str], Planned] = {}
-        for job in jobs:
-            config = loader.load_sweep_config(self.config, list(job))
-            if config.on_error not in ON_ERROR:
-                sys.exit(f"on_error must be one of {', '.join(ON_ERROR)}, got {config.on_error!r}.")
-            run = Planned(tuple(job), Path(config.results) / config.sweep, digest(config), config.rerun)
-            runs.setdefault((run.sweep, run.digest), run)
-        return list(runs.values())
+        skipped = sum(note["state"] == SKIPPED for note in launches.ended(self.launch))
+        before = f", {skipped} of them from before" if skipped else ""
+        print(f"{self.folder.name}: all {len(runs)} runs are done{before}.", file=sys.stderr)
 
     def _all(self, runs: list[Planned]) -> None:
         self._survived(self._not_done(runs))

@@ -157,9 +157,10 @@ def main(cfg: DictConfig) -> float | None:
     """Train one network and write its run folder; returns the last test accuracy, for sweepers that search."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
-    folder, console = run.folder(cfg, info.overrides.task), Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False)
     with guard.explained(alone), parallel.started(run.device(cfg.device)) as device:
         run.refuse_part_of_study()
+        folder = run.folder(cfg, info.overrides.task)
         first = Ranks.here().first
         if alone and not anew(cfg) and (status := ledger.finished(folder)) is not None:
             if first:

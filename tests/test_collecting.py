@@ -30,10 +30,13 @@ ROOT = Path(__file__).parent.parent
 def three(tmp_path):
     """A sweep of three runs, the last with records of training."""
     for number in range(3):
-        finished(tmp_path / "s", f"run-{number}", example(log10_value=[number, 0.7, 0.0]))
-    pd.DataFrame({"step": [1, 2], "model": "mlp", "seed": 0}).to_parquet(tmp_path / "s" / "run-2" / "metrics.parquet")
+        finished(tmp_path / "s", f"run-{number:08d}", example(log10_value=[number, 0.7, 0.0]))
+    pd.DataFrame({"step": [1, 2], "model": "mlp", "seed": 0}).to_parquet(
+        tmp_path / "s" / "run-00000002" / "metrics.parquet"
+    )
     write_json(
-        tmp_path / "s" / "run-2" / "status.json", {"state": "done", "files": ["frame.parquet", "metrics.parquet"]}
+        tmp_path / "s" / "run-00000002" / "status.json",
+        {"state": "done", "files": ["frame.parquet", "metrics.parquet"]},
     )
     return tmp_path / "s"
 
@@ -50,57 +53,59 @@ def touch(folder):
 
 
 def test_old_schemas_are_collected_and_newer_ones_left_out(three):
-    of_schema(three / "run-0" / "frame.parquet", 1, frames.load(three / "run-0" / "frame.parquet"))
-    of_schema(three / "run-1" / "frame.parquet", 99, frames.load(three / "run-1" / "frame.parquet"))
-    write_json(three / "run-0" / "status.json", read_json(three / "run-0" / "status.json") | {"schema": 1})
+    of_schema(three / "run-00000000" / "frame.parquet", 1, frames.load(three / "run-00000000" / "frame.parquet"))
+    of_schema(three / "run-00000001" / "frame.parquet", 99, frames.load(three / "run-00000001" / "frame.parquet"))
+    write_json(
+        three / "run-00000000" / "status.json", read_json(three / "run-00000000" / "status.json") | {"schema": 1}
+    )
     found = collect.collect(three)
     assert found.manifest["runs"] == 2 and found.manifest["stale"] == 1 and found.manifest["unreadable"] == 0
-    assert set(found.frame["run"]) == {"run-0", "run-2"} and found.frame["stderr_sample"].isna().all()
-    assert "schema 99" in collect.unreadable(three)["run-1"][1]
+    assert set(found.frame["run"]) == {"run-00000000", "run-00000002"} and found.frame["stderr_sample"].isna().all()
+    assert "schema 99" in collect.unreadable(three)["run-00000001"][1]
     for number in (0, 2):
-        shutil.rmtree(three / f"run-{number}")
+        shutil.rmtree(three / f"run-{number:08d}")
     with pytest.raises(
-        ValueError, match=r"can be collected \(1 stale\): run-1: .* of schema 99(.|\n)* rerun=true makes"
+        ValueError, match=r"can be collected \(1 stale\): run-00000001: .* of schema 99(.|\n)* rerun=true makes"
     ):
         collect.collect(three)
 
 
 def test_a_run_that_cannot_be_read_costs_that_run(three, capsys):
-    (three / "run-0" / "frame.parquet").write_bytes(b"PAR1 torn")
-    lacking = pq.read_table(three / "run-1" / "frame.parquet").drop_columns(["num_samples"])
-    pq.write_table(lacking, three / "run-1" / "frame.parquet")
+    (three / "run-00000000" / "frame.parquet").write_bytes(b"PAR1 torn")
+    lacking = pq.read_table(three / "run-00000001" / "frame.parquet").drop_columns(["num_samples"])
+    pq.write_table(lacking, three / "run-00000001" / "frame.parquet")
     for number, change in enumerate((
         {"value": 3.0}, {"index": pd.array([0, None, 2], "Int64")}, {"index": "x"}, {"log10_value": math.nan},
     ), start=3):  # fmt: skip
-        folder = finished(three, f"run-{number}", example())
+        folder = finished(three, f"run-{number:08d}", example())
         frame = pd.read_parquet(folder / "frame.parquet").assign(**change)
         pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / "frame.parquet")
-    (finished(three, "run-7", example()) / "frame.parquet").unlink()
-    finished(three, "run-8", example(), files=["manifest.json"])
-    (three / "run-2" / "metrics.parquet").write_bytes(b"torn")
+    (finished(three, "run-00000007", example()) / "frame.parquet").unlink()
+    finished(three, "run-00000008", example(), files=["manifest.json"])
+    (three / "run-00000002" / "metrics.parquet").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"No run of .* can be collected \(9 unreadable"):
         collect.collect(three)
-    finished(three, "run-9", example())
+    finished(three, "run-00000009", example())
     for _ in range(2):  # the same again, for nothing may depend on what was half collected
-        assert counts(three) == ({"runs": 1, "stale": 0, "unreadable": 9}, {"run-9": 1.5})
+        assert counts(three) == ({"runs": 1, "stale": 0, "unreadable": 9}, {"run-00000009": 1.5})
     why = {name: text for name, (_, text) in collect.unreadable(three).items()}
-    assert why["run-1"].endswith("lacks the columns ['num_samples'].") and "contradict" in why["run-3"]
-    assert "nulls where there may be none (index)" in why["run-4"] and "metrics.parquet" in why["run-2"]
-    assert "it has no frame" in why["run-8"] and "No such file" in why["run-7"]
+    assert why["run-00000001"].endswith("lacks the columns ['num_samples'].") and "contradict" in why["run-00000003"]
+    assert "nulls where there may be none (index)" in why["run-00000004"] and "metrics.parquet" in why["run-00000002"]
+    assert "it has no frame" in why["run-00000008"] and "No such file" in why["run-00000007"]
     collect.main(collect.Config(results=str(three.parent), sweep="s"))
-    assert "Left out: run-0: frame.parquet: " in (text := capsys.readouterr().out) and "and 4 more." in text
-    finished(three, "run-0", example(log10_value=[2.5, 0.7, 0.0]))
-    touch(three / "run-0")
-    assert counts(three)[1] == {"run-0": 2.5, "run-9": 1.5}
+    assert "Left out: run-00000000: frame.parquet: " in (text := capsys.readouterr().out) and "and 4 more." in text
+    finished(three, "run-00000000", example(log10_value=[2.5, 0.7, 0.0]))
+    touch(three / "run-00000000")
+    assert counts(three)[1] == {"run-00000000": 2.5, "run-00000009": 1.5}
 
 
 def test_columns_of_types_that_have_nothing_in_common_are_words(three):
     for number, tag in enumerate((1, "abc", 2.5, True)):
-        finished(three, f"run-{number}", example().assign(tag=tag, half=number / 2))
+        finished(three, f"run-{number:08d}", example().assign(tag=tag, half=number / 2))
     frame = collect.collect(three).frame
     assert frame.groupby("run", observed=True)["tag"].first().to_list() == ["1", "abc", "2.5", "true"]
     assert frame["half"].dtype == "float64"
-    finished(three, "run-4", example().assign(tag=7))
+    finished(three, "run-00000004", example().assign(tag=7))
     assert set(collect.collect(three).frame["tag"]) == {"1", "abc", "2.5", "true", "7"}
 
 
@@ -111,9 +116,9 @@ WHEN = ("before", "between", "after", "metrics")
 def test_a_killed_collect_is_made_good(three, when):
     """Killed before, between and after the two renames of the data, and between those of the records."""
     collect.collect(three)
-    finished(three, "run-0", example(log10_value=[9.0, 0.7, 0.0]))
-    touch(three / "run-0")
-    shutil.rmtree(three / "run-1")
+    finished(three, "run-00000000", example(log10_value=[9.0, 0.7, 0.0]))
+    touch(three / "run-00000000")
+    shutil.rmtree(three / "run-00000001")
     script = f"""
 import os, signal
 from pathlib import Path
@@ -129,10 +134,13 @@ collect.collect(Path({str(three)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert {path.name for path in launches.folders(three)} == {"run-0", "run-2"}
+    assert {path.name for path in launches.folders(three)} == {"run-00000000", "run-00000002"}
     for _ in range(2):
         found = collect.collect(three)
-        assert found.frame.groupby("run", observed=True)["log10_value"].max().to_dict() == {"run-0": 9.0, "run-2": 2.0}
+        assert found.frame.groupby("run", observed=True)["log10_value"].max().to_dict() == {
+            "run-00000000": 9.0,
+            "run-00000002": 2.0,
+        }
         assert len(found.frame) == 6 and len(found.metrics) == 2 and found.manifest["half_done"] == 0
     assert not [path for path in three.iterdir() if path.suffix in (".part", ".old", ".lock")]
 
@@ -148,7 +156,7 @@ def test_a_data_set_that_was_removed_is_made_again(three, name):
 @pytest.mark.slow
 def test_two_collect_at_once(three):
     for number in range(3, 40):
-        finished(three, f"run-{number}", example())
+        finished(three, f"run-{number:08d}", example())
     command = [sys.executable, "-m", "experiments.collect", f"results={three.parent}", "sweep=s"]
     for _ in range(2):
         both = [
@@ -158,12 +166,52 @@ def test_two_collect_at_once(three):
         outputs = [process.communicate(timeout=120)[0] for process in both]
         assert all(output.startswith("40 runs, 120 rows") for output in outputs), outputs
         for number in range(40):
-            touch(three / f"run-{number}")
+            touch(three / f"run-{number:08d}")
     with claims.claimed(three):  # while it is claimed, others wait
         waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
     assert "40 runs" in waits.communicate(timeout=60)[0]
+
+
+@pytest.mark.parametrize("name", ["data", "metrics"])
+def test_a_torn_data_set_is_made_again(three, name):
+    first = collect.collect(three)
+    (path,) = (three / name).rglob("*.parquet")
+    path.write_bytes(path.read_bytes()[:100])
+    again = collect.collect(three)
+    assert len(again.frame) == len(first.frame) == 9 and len(again.metrics) == 2
+
+
+def test_files_of_another_make_cost_nothing(three):
+    first = collect.collect(three)
+    write_json(three / "collected.json", {"collected": [1], "distinct": 3})
+    write_json(three / "launches" / "1-1.plan.json", {})
+    assert len(collect.collect(three).frame) == len(first.frame) and not status.look(three).missing
+
+
+def test_a_sweep_of_failures_is_said_to_be_one(three):
+    for number in range(3):
+        write_json(three / f"run-{number:08d}" / "status.json", {"state": "failed", "error": "why"})
+    with pytest.raises(FileNotFoundError, match=r"3 failed.  python -m experiments.status .*s says why"):
+        collect.collect(three)
+
+
+def test_a_full_disk_is_said_in_one_line(three, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(claims, "_claim", full)
+    monkeypatch.setattr(sys, "argv", ["collect", f"results={three.parent}", "sweep=s"])
+    with pytest.raises(SystemExit, match=r"^Error: .*No space left on device"):
+        arguments.run(collect.main, collect.Config)
+
+
+def test_words_in_brackets_are_shown_as_they_are(three, capsys):
+    why = "ValueError: activation '[/x]' is none of [relu]"
+    write_json(three / "run-00000001" / "status.json", {"state": "failed", "error": why})
+    status.main(["sweep=s", "--results", str(three.parent)])
+    assert why in capsys.readouterr().out.replace("\n", "")
 
 
 def test_what_is_being_collected_is_not_read(three):
@@ -199,7 +247,7 @@ def launch(sweep, number, pid, age=0.0):
 
 def test_a_watch_ends_when_nothing_will_change(three):
     assert status.look(three).over
-    planned = {"0": ["run-0"], "1": ["run-1"], "8": ["run-8"], "9": ["run-9"]}
+    planned = {f"{number:08d}": [f"run-{number:08d}"] for number in (0, 1, 8, 9)}
     write_json(three / "launches" / "1-1.plan.json", {"runs": planned})
     assert status.look(three).missing and status.look(three).over  # no launch has it in hand
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
@@ -207,7 +255,7 @@ def test_a_watch_ends_when_nothing_will_change(three):
     assert status.look(three).over
     launch(three, 1, os.getpid(), age=3600)  # its number belongs to a process that is younger
     assert status.look(three).over
-    lock = three / "run-8" / "000000.lock"
+    lock = three / "run-00000008" / "000000.lock"
     lock.parent.mkdir()
     lock.write_text(ELSEWHERE)
     assert status.look(three).running == [lock.parent] and not status.look(three).over
@@ -218,7 +266,7 @@ def test_a_watch_ends_when_nothing_will_change(three):
     launch(three, 2, int(dead.stdout), age=3600)
     launch(three, time.time_ns(), os.getpid(), age=3600)
     assert not status.look(three).over
-    for name in ("run-8", "run-9"):
+    for name in ("run-00000008", "run-00000009"):
         finished(three, name, example())
     lock.unlink()
     assert status.look(three).over
@@ -244,20 +292,20 @@ def test_a_second_look_reads_what_has_changed(three, monkeypatch):
     known = {}
     first = status.look(three, known)
     assert len(read) == 3 == len(first.done)
-    touch(three / "run-1")
-    (three / "run-2" / "status.json").unlink()
+    touch(three / "run-00000001")
+    (three / "run-00000002" / "status.json").unlink()
     second = status.look(three, known)
-    assert read[3:] == ["run-1", "run-2"] and len(second.done) == 2 and len(second.half) == 1
+    assert read[3:] == ["run-00000001", "run-00000002"] and len(second.done) == 2 and len(second.half) == 1
 
 
 def test_status_names_what_cannot_be_read(three, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    (three / "run-0" / "frame.parquet").write_bytes(b"PAR1 torn")
+    (three / "run-00000000" / "frame.parquet").write_bytes(b"PAR1 torn")
     collect.collect(three)
     status.main(["s", "--results", str(three.parent)])
     said = capsys.readouterr().out
     assert "done, but not collected" in said and "frame.parquet:" in said
-    touch(three / "run-0")  # made again since
+    touch(three / "run-00000000")  # made again since
     status.main(["s", "--results", str(three.parent)])
     assert "not collected" not in capsys.readouterr().out
 
@@ -266,9 +314,9 @@ def test_a_sweep_below_results_comes_before_a_folder_of_that_name(three, capsys,
     monkeypatch.chdir(three)
     (three / "s").mkdir()
     status.main(["s", "--results", str(three.parent)])
-    assert f"{three.name}" in (said := capsys.readouterr().out) and "run-0" in said
+    assert f"{three.name}" in (said := capsys.readouterr().out) and "run-00000000" in said
     status.main([str(three), "--results", "nowhere"])
-    assert "run-0" in capsys.readouterr().out
+    assert "run-00000000" in capsys.readouterr().out
 
 
 def test_switches_and_help(three, capsys, monkeypatch):

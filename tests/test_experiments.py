@@ -65,7 +65,7 @@ def test_a_sweep_is_collected_and_drawn(tmp_path):
         "measure", "-m", *SMALL, "model.activation=relu,tanh", "model.norm=none,batch", "seed=range(2)",
         f"results={tmp_path}", "sweep=grid",
     )  # fmt: skip
-    assert out.strip() == ""  # silent when not a terminal
+    assert out == "grid: all 8 runs are done.\n"  # no bar when not a terminal
     assert "8 runs" in command("collect", f"results={tmp_path}", "sweep=grid")
     text = command("figures", "study=grid", f"results={tmp_path}")
     for network in ("relu", "relu+batch", "tanh", "tanh+batch"):

@@ -2,17 +2,19 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 
 from benchmarks import sweep_kills
-from experiments import claims, config, launches, launching, ledger, measure, run, status
+from experiments import claims, closing, collect, config, launches, launching, ledger, measure, run, status
 from tests.test_sweeps import SMALL, running_in, start
 
 config.register()
@@ -122,7 +124,7 @@ def test_what_cannot_be_composed_is_said_in_short(launch, tmp_path):
     assert code == 1 and "Value 'deep' of type 'str' could not be converted" in said and "Traceback" not in said
     code, said = launch("model.deep=5,6")
     assert code == 1 and "Could not override 'model.deep'" in said
-    assert launch("seed=1,2", "on_error=maybe")[0] == "on_error must be one of continue, stop, got 'maybe'."
+    assert launch("seed=1,2", "on_error=maybe")[0] == "Error: on_error must be one of continue, stop, got 'maybe'."
     assert launches.planned(tmp_path / "s") == {}
 
 
@@ -211,6 +213,103 @@ def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(laun
     monkeypatch.setattr(measure, "carry_out", lambda *arguments, **options: None)
     code, said = launch("seed=1,2", "rerun=true")
     assert code == 1 and said == "s: 2 of 2 runs were not begun.\n"
+
+
+@pytest.mark.parametrize("nothing", ["model=glob(zzz*)", "seed=range(5,3)"])
+def test_a_sweep_without_runs_is_none(launch, nothing):
+    assert "The sweep has no runs: a glob(...) that matches nothing" in launch(nothing)[0]
+
+
+@pytest.mark.parametrize("name, part", [("s/data", "data"), ("metrics", "metrics"), ("s/data.old", "data.old")])
+def test_names_that_mean_something_else_are_refused(launch, tmp_path, monkeypatch, name, part):
+    said = rf"Error: sweep={name}: no sweep can be called '{part}'"
+    assert said in launch(f"sweep={name}", "seed=0,1")[0]
+    monkeypatch.setattr(sys, "argv", ["measure", *SMALL, f"results={tmp_path}", f"sweep={name}"])
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        measure.main()
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_what_is_no_run_is_not_counted(launch, tmp_path):
+    assert launch("seed=0,1")[0] == 0 and launch("seed=0", "sweep=s/inner")[0] == 0
+    for name in ("notes", ".ipynb_checkpoints"):
+        (tmp_path / "s" / name).mkdir()
+    progress = status.look(tmp_path / "s")
+    assert len(progress.done) == 2 and not progress.half and len(status.look(tmp_path / "s" / "inner").done) == 1
+
+
+def test_a_sweep_says_what_is_done(launch):
+    assert launch("seed=0,1") == (0, "s: all 2 runs are done.\n")
+    assert launch("seed=range(3)") == (0, "s: all 3 runs are done, 2 of them from before.\n")
+
+
+def test_what_hydra_knows_of_a_run(launch, tmp_path):
+    assert launch("+tag=${hydra:runtime.choices.model}", "model=tanh,selu")[0] == 0
+    assert set(collect.collect(tmp_path / "s").frame["tag"]) == {"tanh", "selu"}
+    # The number of a run is another with each launch, and the place of a sweep is asked for before there are runs.
+    assert re.match(
+        r"Error: seed: .*job.num.* \(.*mode=train\)$", launch("seed=${hydra:job.num}", "mode=train,eval")[0]
+    )
+    assert launch("sweep=${hydra:job.name}", "seed=0,1")[0].startswith("Error: sweep: ")
+
+
+@pytest.mark.parametrize("asked", ["abc", "0", "-3", "1.5"])
+def test_a_number_of_processes_is_checked(launch, monkeypatch, asked):
+    monkeypatch.setenv("GRADSCOPE_PROCESSES", asked)
+    said = f"Error: GRADSCOPE_PROCESSES must be a positive number (or -1: as many as cores), got {asked!r}."
+    assert launch("seed=0,1")[0] == said
+
+
+@pytest.mark.parametrize("asked", ["abc", "-1", "0"])
+def test_a_size_of_batches_is_checked(launch, asked):
+    code, _ = launch("seed=0,1", f"hydra.sweeper.max_batch_size={asked}")
+    assert code.startswith("Error: hydra.sweeper.max_batch_size must be a positive number, got ")
+
+
+def test_keys_of_mixed_types_have_a_digest(launch):
+    code, said = launch("seed=0,1", "+extra=[{b:3,1:4}]")
+    assert code == 0, said
+
+
+def test_many_different_errors_are_cut(capfd):
+    outcomes = [closing.Outcome(f"run{number}", None, "failed", f"error {number}") for number in range(30)]
+    closing.closing(Path("s"), outcomes, False)
+    said = capfd.readouterr().err
+    assert "error 9\n" in said and "error 10\n" not in said and "and 20 other errors" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["data.shape=[3,2]", "model.in_features=5"], "Error: This MLP takes 5 features a sample, got 6."),
+        (
+            [
+                "model=custom",
+                "model._target_=torch.nn.Linear",
+                "+model.in_features=5",
+                "+model.out_features=2",
+                "data.shape=[6]",
+            ],
+            "Error: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+        ),
+        (["model=custom", "model._target_=tests.dying.Nope"], "Nope"),
+        (["model=custom"], "Error: MissingMandatoryValue: "),
+    ],
+)
+def test_a_single_run_that_fails_says_the_message_alone(tmp_path, monkeypatch, capfd, arguments, said):
+    small = SMALL if "model=custom" not in arguments else ()
+    monkeypatch.setattr(sys, "argv", ["measure", *small, f"results={tmp_path}", "sweep=s", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        measure.main()
+    assert said in ended.value.code and "\nTraceback: " in ended.value.code
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_refused_study_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["measure", "study=architectures", f"results={tmp_path}"])
+    with pytest.raises(SystemExit, match="add -m to carry out all of its runs"):
+        measure.main()
+    assert list(tmp_path.iterdir()) == []
 
 
 def dying(name, *arguments):

@@ -19,7 +19,7 @@ from tests.runs import CHOICES, configured, example, of_schema
 TRAINING = (
     "model=mlp", "data=digits", "model.out_features=10", "train.max_steps=3", "train.batch_size=16",
     "train.log_every=1", "train.checkpoint_every=null", "train.precision=float32", "monitor.every=1",
-    "monitor.batch_size=8", "monitor.max_overhead=null",
+    "monitor.batch_size=8", "monitor.max_overhead=1.0",
 )  # fmt: skip
 
 
@@ -103,6 +103,23 @@ def test_a_run_that_differs_is_named(measured, tmp_path, monkeypatch):
         rerun.again(measured)
 
 
+def test_a_damaged_folder_is_named(measured, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit, match=r"Error: There is no run folder .*run\."):
+        rerun.main([str(folder)])
+    shutil.copytree(measured, folder)
+    content = (folder / "frame.parquet").read_bytes()
+    middle = len(content) // 3
+    (folder / "frame.parquet").write_bytes(content[:middle] + b"x" * 2000 + content[middle + 2000 :])
+    with pytest.raises(SystemExit, match=r"Error: .*run"):
+        rerun.main([str(folder)])
+    write_json(folder / "manifest.json", {"choices": {}})
+    with pytest.raises(
+        SystemExit, match="has no manifest that says what was run: it is no run folder, or its run fail"
+    ):
+        rerun.main([str(folder)])
+
+
 def test_a_training_is_repeated_bit_for_bit(trained, tmp_path):
     assert rerun.again(trained).found == ()
 
@@ -172,6 +189,9 @@ def test_every_key_of_a_measurement_is_a_column():
     )
     found = run.columns(cfg, CHOICES)
     assert found["matrix_layers"] == '["layers.0", "layers.1"]' and found["shape"] == "[3, 2]"
+    assert found["config.target"] is None and found["config.reduction"] == "batch"
+    named = run.columns(configured("measure", "+layer=L", "+run=3", "+step=1"), CHOICES)
+    assert (named["config.layer"], named["config.run"], named["config.step"]) == ("L", 3, 1) and "run" not in named
     assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
     assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
     assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.noise"

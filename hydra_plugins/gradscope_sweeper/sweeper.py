@@ -1,6 +1,7 @@
 """Hydra looks for plugins in this place only; what this one does is in `experiments.composing` and `.sweeping`."""
 
 import itertools
+import sys
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,7 +23,7 @@ class ComposedSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """As of Hydra's plugins; every run is looked at in the end, and exit codes say whether all are done."""
-        from experiments.launching import most_at_once
+        from experiments.launching import most_at_once, num_processes
         from experiments.sweeping import Sweep
 
         assert self.hydra_context is not None and self.config is not None and self.launcher is not None
@@ -30,5 +31,11 @@ class ComposedSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         jobs = list(itertools.chain.from_iterable(self.split_arguments(overrides, None)))
+        if self.max_batch_size is not None and not (isinstance(self.max_batch_size, int) and self.max_batch_size > 0):
+            sys.exit(f"Error: hydra.sweeper.max_batch_size must be a positive number, got {self.max_batch_size!r}.")
+        try:
+            num_processes()
+        except ValueError as error:
+            sys.exit(f"Error: {error}")
         at_once = self.max_batch_size or most_at_once(self.launcher)
         Sweep(self.config, self.launcher, at_once).carry_out(jobs, loader)
