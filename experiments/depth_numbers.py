@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.depths import TOLERANCES
-from experiments.report import network_name
+from experiments.labels import network_name
 
 # Above the loss of the whole network; of ten classes guessing costs 2.3.
 SUFFERS = 0.1

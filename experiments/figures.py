@@ -16,7 +16,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import arguments, collect, drawing, pages, reference, report, study, training_figures
+from experiments import arguments, collect, drawing, labels, pages, reference, report, study, training_figures
 from experiments.collect import Collected
 
 mpl.use("Agg")
@@ -27,14 +27,14 @@ ALL = "all"
 
 @dataclass
 class Config:
-    """What to draw: the runs of ``sweep`` (default: of that name), else the reference results of ``study``; with
-    ``study=all`` all reference results.
+    """What to draw: the runs of ``sweep``, or of the sweep of that name, else the reference results of ``study``; with
+    ``study=all`` all reference results.  ``study`` is whose figures they are (default: of the name of the sweep).
 
     ``publish=true`` writes frame, manifest and figures to ``reference``/``study``, and the page of a study to
     ``pages``; ``note`` says there, and in the titles, what the configuration cannot know about the data.
     """
 
-    study: str = "architectures"
+    study: str | None = None
     sweep: str | None = None
     results: str = "results/runs"
     reference: str = "results"
@@ -43,24 +43,37 @@ class Config:
     note: str | None = None
 
 
+def named(cfg: Config) -> str:
+    """The study to draw.
+
+    Raises:
+        ValueError: None is named.
+    """
+    name = cfg.study or cfg.sweep
+    if name is None:
+        raise ValueError("Name what to draw: study=NAME of a study or of a sweep that was collected, or study=all.")
+    return name
+
+
 def read(cfg: Config) -> tuple[Collected, Path]:
     """The study's frame, records of training and manifest, from its runs or else from the reference results, and where
     figures go.
 
     Raises:
-        FileNotFoundError: Neither exists.
+        FileNotFoundError: Neither exists, or not the sweep that was asked for.
+        ValueError: Neither study nor sweep is named.
     """
-    name = study.results(cfg.study)
+    asked = named(cfg)
+    name = study.results(asked)
     runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
     if (collected := collect.load(runs)) is not None:
         own = replace(collected, frame=collected.frame.drop(columns="run", errors="ignore"))
-        return study.condensed(cfg.study, own), runs / "figures"
-    if (published / reference.DATA).is_file():
+        return study.condensed(asked, own), runs / "figures"
+    if cfg.sweep is None and (published / reference.DATA).is_file():
         return reference.load(published), published
-    raise FileNotFoundError(
-        f"Nothing to draw: neither {runs / collect.DATA} (python -m experiments.collect sweep={runs.name}) "
-        f"nor {published / reference.DATA} exists."
-    )
+    first = f"python -m experiments.collect sweep={runs.relative_to(cfg.results)}"
+    besides = "" if cfg.sweep else f", and {published / reference.DATA} does not exist either"
+    raise FileNotFoundError(f"Nothing to draw: {runs} was not collected ({first}){besides}.")
 
 
 def drawn(name: str, collected: Collected) -> dict[str, Figure]:
@@ -69,12 +82,14 @@ def drawn(name: str, collected: Collected) -> dict[str, Figure]:
     if (asked := study.find(name)) is not None:
         report.print_claims(asked.claims(collected), f"{asked.QUESTION} ({title})")
         return asked.figures(collected)
-    keys = report.network_keys(collected.frame)
+    keys = labels.network_keys(collected.frame)
+    frame = labels.in_order(collected.frame, keys)
     if collected.metrics is None:
-        growth = report.growth_table(collected.frame, keys)
+        growth = report.growth_table(frame, keys)
         report.print_growth(growth, keys, f"{name}: {title}")
-        return drawing.draw(collected.frame, keys, growth, title)
-    frame, metrics = (report.with_networks(table, keys) for table in (collected.frame, collected.metrics))
+        return drawing.draw(frame, keys, growth, title)
+    metrics = labels.in_order(collected.metrics, keys)
+    frame, metrics = (labels.with_networks(table, keys) for table in (frame, metrics))
     report.print_learning(metrics, f"{name}: {title}")
     return training_figures.draw(frame, metrics, title)
 
@@ -113,9 +128,10 @@ def _published(cfg: Config) -> list[str]:
 
 
 def _make(cfg: Config) -> None:
-    cfg = replace(cfg, study=study.reader(cfg.study))
+    name = study.reader(named(cfg))
+    cfg = replace(cfg, study=name)
     collected, output = read(cfg)
-    published = Path(cfg.reference) / study.results(cfg.study)
+    published = Path(cfg.reference) / study.results(name)
     if cfg.note:
         collected.manifest["note"] = cfg.note
     if cfg.publish:
@@ -123,18 +139,18 @@ def _make(cfg: Config) -> None:
         reference.save(collected, output)
         # What is drawn and written is what the saved digits say, so that anybody can draw and write the same.
         collected = reference.load(output)
-    figures = drawn(cfg.study, collected)
+    figures = drawn(name, collected)
     output.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        write_png(figure, output / f"{name}.png")
+    for figure_name, figure in figures.items():
+        write_png(figure, output / f"{figure_name}.png")
         if output != published:
-            figure.savefig(output / f"{name}.svg")
-        print(f"Figure: {output / name}.png")
+            figure.savefig(output / f"{figure_name}.svg")
+        print(f"Figure: {output / figure_name}.png")
         plt.close(figure)
-    asked = study.find(cfg.study)
+    asked = study.find(name)
     if output == published and asked is not None:
-        paths = [output / f"{name}.png" for name in figures]
-        print(f"Page: {pages.write(cfg.study, asked, collected, paths, Path(cfg.pages))}")
+        paths = [output / f"{figure_name}.png" for figure_name in figures]
+        print(f"Page: {pages.write(name, asked, collected, paths, Path(cfg.pages))}")
 
 
 if __name__ == "__main__":

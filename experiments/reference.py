@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import report
+from experiments import labels
 from experiments.collect import Collected
 from experiments.files import write_json, written
 from gradscope import frames
@@ -52,7 +52,7 @@ def save(collected: Collected, folder: Path) -> None:
     columns = {"constant": constants, "by_model": models}
     write_json(folder / "manifest.json", {**collected.manifest, "columns": columns})
     if collected.metrics is not None:
-        save_metrics(collected.metrics, report.network_keys(frame), folder)
+        save_metrics(collected.metrics, labels.network_keys(frame), folder)
 
 
 def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 import gradscope as gs
-from experiments import run, theory
+from experiments import theory
+from experiments.labels import labeled, network_name
 from experiments.study import Claim
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
@@ -64,21 +66,6 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
     return table
 
 
-def network_keys(frame: pd.DataFrame) -> list[str]:
-    """Configuration columns that tell the networks of a study apart: those that vary, seeds and steps aside.
-
-    Classes, ``model`` and ``data`` are left out where the other columns say the same, and so are keys that not every
-    model has.
-    """
-    own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step")]
-    varying = [name for name in own if frame[name].nunique() > 1 and frame[name].notna().all()]
-    for name in (*[name for name in varying if name.endswith(f".{run.CLASS}")], "model", "data"):
-        rest = [other for other in varying if other != name]
-        if name in varying and rest and (frame.groupby(rest, dropna=False, observed=True)[name].nunique() == 1).all():
-            varying = rest
-    return varying or ["model"]
-
-
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Growth of each network of a study: log GSC averaged over seeds, the interval from their spread.
 
@@ -103,23 +90,20 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
-    table = Table("network", "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
-    for row in growth.to_dict("records"):
+    table = Table(_named(), "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
+    names = labeled(growth, keys).apply(network_name, axis=1)
+    for row, name in zip(growth.to_dict("records"), names, strict=True):
         style = STYLES.get(row["verdict"], "")
+        spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.2f}"
         table.add_row(
-            network_name([row[key] for key in keys]),
+            escape(name),
             str(row["num_seeds"]),
-            f"{row['log10_gsc']:.2f} +- {row['log10_gsc_stderr']:.2f}",
+            f"{row['log10_gsc']:.2f}{spread}",
             f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
             "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
     Console().print(table)
-
-
-def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """With a column ``network``, the name of each row's network."""
-    return table.assign(network=table[list(keys)].apply(network_name, axis=1))
 
 
 def print_claims(claims: Sequence[Claim], title: str) -> None:
@@ -133,12 +117,12 @@ def print_claims(claims: Sequence[Claim], title: str) -> None:
 
 def print_learning(metrics: pd.DataFrame, title: str) -> None:
     """The last test accuracy of each ``network``, with one standard deviation over seeds."""
-    table = Table("network", "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
+    table = Table(_named(), "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
     for network, rows in metrics.groupby("network", sort=False, observed=True):
         last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
         spread = f" +- {last.std():.2f}" if len(last) > 1 else ""
         table.add_row(
-            str(network),
+            escape(str(network)),
             str(len(last)),
             f"{rows['epoch'].max():g}",
             f"{last.mean():.2f} %{spread}",
@@ -148,9 +132,9 @@ def print_learning(metrics: pd.DataFrame, title: str) -> None:
     Console().print(table)
 
 
-def network_name(values: Iterable[object]) -> str:
-    """``relu+batch`` for ("relu", "batch"); the word none is left out, unless nothing else is there."""
-    return "+".join(str(value) for value in values if value != "none") or "none"
+def _named() -> Column:
+    """The column of names, which are wrapped rather than cut: they tell the rows apart."""
+    return Column("network", overflow="fold")
 
 
 def _number(value: Any) -> str:

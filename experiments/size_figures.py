@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import report
+from experiments import labels
 from experiments.sizes import Rates, theory
 from experiments.summaries import Mean, geometric_mean, mean
 
@@ -21,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def name(model: str) -> str:
     """``relu+batch`` of ``relu_batch``."""
-    return report.network_name(model.split("_"))
+    return labels.network_name(model.split("_"))
 
 
 def rates(found: dict[str, Rates], tolerance: float) -> Figure:

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from gradscope import plots
 from gradscope.plots.rows import finite_limits
 
+PANELS = 3  # beside each other
+
 
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
     """Loss and accuracy; GSC of each layer over training, before and after; gradient norms.  By column ``network``."""
@@ -26,7 +28,7 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Fi
         "gsc_before_after": _panels(frame, plots.before_after, f"{title}; {band}", sharey=True),
         "gradient_norms": _panels(
             frame, lambda rows, ax: plots.over_steps(rows, "gradient_norm", ax=ax),
-            f"{title}; gradient of each layer's parameters, {spread} of its logarithm",
+            f"{title}; gradient of each layer's parameters, {spread}{' of its logarithm' if seeds > 1 else ''}",
         ),
     }  # fmt: skip
 
@@ -52,10 +54,13 @@ def _learning(metrics: pd.DataFrame, title: str) -> Figure:
 
 def _panels(frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, sharey: bool = False) -> Figure:
     networks = list(frame["network"].unique())
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(5.6 * len(networks), 4.4), layout="constrained", squeeze=False, sharey=sharey
-    )
-    for ax, network in zip(axes[0], networks, strict=True):
+    num_columns = min(PANELS, len(networks))
+    num_rows = -(-len(networks) // num_columns)
+    size = (5.6 * num_columns, 4.4 * num_rows)
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False, sharey=sharey)
+    for ax in axes.flat[len(networks) :]:
+        ax.set_axis_off()
+    for ax, network in zip(axes.flat, networks, strict=False):
         try:
             draw_one(frame[frame["network"] == network], ax=ax)
         except ValueError as error:  # of a network that is dead or diverged; the others are still to be seen

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import collect, config, data, figures, launches, measure, reference, report, run
+from experiments import collect, config, data, figures, labels, launches, measure, reference, report, run
 from experiments.arguments import parse
 from experiments.study import results
 from gradscope import frames
@@ -201,9 +201,9 @@ def test_equal_configuration_equal_folder_and_place_does_not_matter(tmp_path):
 
 def test_classes_tell_networks_apart_where_nothing_else_does():
     columns = {"quantity": "gsc", "seed": [0, 1], "model": "custom", "model._target_": ["a.B", "a.C"]}
-    assert report.network_keys(pd.DataFrame(columns)) == ["model._target_"]
-    assert report.network_keys(pd.DataFrame(columns | {"model": ["b", "c"]})) == ["model"]
-    assert report.network_keys(pd.DataFrame(columns | {"model": ["b", "c"], "depth": [1, 2]})) == ["depth"]
+    assert labels.network_keys(pd.DataFrame(columns)) == ["model._target_"]
+    assert labels.network_keys(pd.DataFrame(columns | {"model": ["b", "c"]})) == ["model"]
+    assert labels.network_keys(pd.DataFrame(columns | {"model": ["b", "c"], "depth": [1, 2]})) == ["depth"]
 
 
 def test_streams_of_one_seed_are_independent():

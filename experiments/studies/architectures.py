@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import drawing, report
+from experiments import drawing, labels, report
 from experiments.collect import Collected
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
@@ -80,7 +80,7 @@ CAPTIONS = {
 def figures(collected: Collected) -> dict[str, Figure]:
     """The generic ones, and the linear fit error."""
     frame = collected.frame
-    keys = report.network_keys(frame)
+    keys = labels.network_keys(frame)
     made = drawing.draw(frame, keys, report.growth_table(frame, keys), drawing.describe(collected))
     made["linear_fit_error"], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     plots.statistic(frame, "linear_fit_error", log10=True, hue=keys[0], style=keys[1], ax=ax)

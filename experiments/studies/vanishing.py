@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import gradscope as gs
 import gradscope.meanfield as mf
-from experiments import chains, report, vanishing_figures
+from experiments import chains, labels, report, vanishing_figures
 from experiments.collect import Collected
 from experiments.factors import (
     NETWORKS,
@@ -214,7 +214,7 @@ def _quarter(frame: pd.DataFrame) -> Claim:
 
 
 def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
-    depth, factor, network = layers(frame), rate(frame, activation, norm), report.network_name([activation, norm])
+    depth, factor, network = layers(frame), rate(frame, activation, norm), labels.network_name([activation, norm])
     most = KEPT ** (1 / depth)
     inside, outside = factor.low > 1 / most and factor.high < most, factor.high < 1 / most or factor.low > most
     return Claim(
@@ -245,7 +245,7 @@ def _kept_names(frame: pd.DataFrame) -> str:
         holds = _keeps(frame, activation, norm).holds
         shrunk = "shrunk more in" if rate(frame, activation, norm).value < 1 else "grown more in"
         words = {True: "kept in", False: shrunk, None: "kept or not in"}[holds]
-        names[words].append(report.network_name([activation, norm]))
+        names[words].append(labels.network_name([activation, norm]))
     parts = [f"{words} {', '.join(own)}" for words, own in names.items() if own]
     return f"Within a factor of {KEPT:g} over {layers(frame)} layers its length is {'; '.join(parts)}."
 
@@ -265,7 +265,7 @@ def _network_table(frame: pd.DataFrame) -> str:
         expected = mf.gsc_rate(activation, norm, batch_size=batch_size if norm == "batch" else None)
         own = deviations[(deviations["activation"] == activation) & (deviations["norm"] == norm)]["value"]
         lines.append(
-            f"| {report.network_name([activation, norm])} | {factor:.3f} | {factor.value**depth:.2g} | "
+            f"| {labels.network_name([activation, norm])} | {factor:.3f} | {factor.value**depth:.2g} | "
             f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f}) | {expected:.3f} | "
             f"{row['verdict']} | {_deviation(own)} |"
         )

@@ -1,14 +1,16 @@
 """Figures: a tidy frame in, matplotlib Axes out.  Nothing is measured here, nothing is saved."""
 
 from gradscope.frames import to_last_target
-from gradscope.plots.curves import convergence, named_profile, profile, statistic, theory
+from gradscope.plots.curves import MAX_DIRECT_LABELS, convergence, named_profile, profile, statistic, theory
 from gradscope.plots.maps import matrix, phase_diagram
+from gradscope.plots.rates import rates
 from gradscope.plots.rows import DIVERGING, LABELS, MAX_NAMED_LAYERS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
 
 __all__ = [
     "DIVERGING",
     "LABELS",
+    "MAX_DIRECT_LABELS",
     "MAX_NAMED_LAYERS",
     "before_after",
     "convergence",
@@ -19,6 +21,7 @@ __all__ = [
     "over_steps",
     "phase_diagram",
     "profile",
+    "rates",
     "statistic",
     "theory",
     "to_last_target",
