@@ -58,7 +58,7 @@ def label(key: str, value: object) -> str:
     short = key if key.endswith(f".{CLASS}") else key.rpartition(".")[2]
     if value is None or pd.isna(value):  # type: ignore[call-overload]
         return f"{short}=null"
-    return f"{short}={str(value).lower() if isinstance(value, bool) else f'{value:g}'}"
+    return f"{short}={str(value).lower() if isinstance(value, (bool, np.bool_)) else f'{value:g}'}"
 
 
 def in_words(key: str, values: pd.Series) -> pd.Series:

@@ -155,6 +155,8 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     for name in (*first, *(name for name in groups if name not in first)):
         leaves += _leaves((name,), groups[name])
     for path, value in leaves:
+        if ".".join(path) in PLACE_KEYS:
+            continue
         taken = path[-1] in flat or path[-1] in RESERVED or path[-1] == CLASS
         whole = ".".join(path if path[1:] else ("config", *path))
         flat[whole if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from experiments import collect, config, data, figures, labels, launches, measure, reference, report, run
+from experiments import collect, config, data, figures, launches, measure, reference, report, run
 from experiments.arguments import parse
 from experiments.study import results
 from gradscope import frames
@@ -156,7 +156,8 @@ def test_arguments_of_figures_and_collect():
 
 def test_missing_runs_say_what_to_do(tmp_path):
     assert "No finished runs under" in command("collect", f"results={tmp_path}", ok=False)
-    assert "Nothing to draw: neither" in command("figures", "study=none", f"results={tmp_path}", ok=False)
+    said = command("figures", "study=none", f"results={tmp_path}", ok=False)
+    assert "none was not collected (python -m experiments.collect sweep=none), and results/none/data.csv does not" in said
 
 
 MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
@@ -197,13 +198,6 @@ def test_equal_configuration_equal_folder_and_place_does_not_matter(tmp_path):
     assert run.folder(a, ["seed=1"]) == run.folder(b, ["seed=1"]) != run.folder(c, ["seed=2"])
     long = run.folder(a, [f"model.depth={'9' * 300}"])
     assert len(long.name) <= 120
-
-
-def test_classes_tell_networks_apart_where_nothing_else_does():
-    columns = {"quantity": "gsc", "seed": [0, 1], "model": "custom", "model._target_": ["a.B", "a.C"]}
-    assert labels.network_keys(pd.DataFrame(columns)) == ["model._target_"]
-    assert labels.network_keys(pd.DataFrame(columns | {"model": ["b", "c"]})) == ["model"]
-    assert labels.network_keys(pd.DataFrame(columns | {"model": ["b", "c"], "depth": [1, 2]})) == ["depth"]
 
 
 def test_streams_of_one_seed_are_independent():

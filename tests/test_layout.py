@@ -44,7 +44,7 @@ checking testing
 nonfinite
 weights alarms schedule vitals ranks evidence monitor
 callbacks.lightning callbacks.transformers callbacks
-plots.rows plots.curves plots.maps plots.training plots
+plots.rows plots.curves plots.rates plots.maps plots.training plots
 initializers
 models.mlp models.alexnet models.resnet models
 __init__

@@ -179,7 +179,9 @@ def test_every_key_of_a_training_is_a_column():
     assert (found["batch_size"], found["data.batch_size"], found["monitor.batch_size"]) == (128, 100, 32)
     assert not {"study", "launcher", "results", "device", "_target_", "sinks"} & found.keys()
     assert found["model._target_"].endswith(".MLP") and found["optimizer._target_"] == "torch.optim.AdamW"
-    swept = {path for path, _ in run._leaves((), run.OmegaConf.to_container(cfg)) if path[0] not in run.PLACE_KEYS}
+    leaves = {path for path, _ in run._leaves((), run.OmegaConf.to_container(cfg))}
+    swept = {path for path in leaves if not {path[0], ".".join(path)} & {*run.PLACE_KEYS}}
+    assert ("train", "checkpoint_every") in leaves - swept
     assert len(swept) + 3 == len(found)  # and the three choices
 
 
