@@ -83,5 +83,13 @@ def network_name(labels: Iterable[object]) -> str:
 
 
 def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """With a column ``network``, the name of each row's network."""
-    return table.assign(**{NETWORK: [network_name(row) for row in labeled(table, keys).itertuples(index=False)]})
+    """With a column ``network``, the name of each row's network; with keys in words where two would be called alike."""
+    parts = labeled(table, keys)
+    networks = parts.drop_duplicates()
+    names = networks.apply(network_name, axis=1)
+    if names.duplicated().any():
+        parts = pd.DataFrame({key: in_words(key, table[key]) for key in keys})
+        networks = parts.drop_duplicates()
+        names = networks.apply("+".join, axis=1)
+    of_row = parts.merge(networks.assign(**{NETWORK: names}), on=list(keys), how="left")[NETWORK]
+    return table.assign(**{NETWORK: of_row.to_numpy()})

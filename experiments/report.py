@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 import gradscope as gs
 from experiments import theory
-from experiments.labels import labeled, network_name
+from experiments.labels import NETWORK, with_networks
 from experiments.study import Claim
 from gradscope import frames
 from gradscope.growth import Growth, fit_growth
@@ -91,12 +91,11 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """The study's table."""
     table = Table(_named(), "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
-    names = labeled(growth, keys).apply(network_name, axis=1)
-    for row, name in zip(growth.to_dict("records"), names, strict=True):
+    for row in with_networks(growth, keys).to_dict("records"):
         style = STYLES.get(row["verdict"], "")
         spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.2f}"
         table.add_row(
-            escape(name),
+            escape(row[NETWORK]),
             str(row["num_seeds"]),
             f"{row['log10_gsc']:.2f}{spread}",
             f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",

@@ -157,7 +157,9 @@ def test_arguments_of_figures_and_collect():
 def test_missing_runs_say_what_to_do(tmp_path):
     assert "No finished runs under" in command("collect", f"results={tmp_path}", ok=False)
     said = command("figures", "study=none", f"results={tmp_path}", ok=False)
-    assert "none was not collected (python -m experiments.collect sweep=none), and results/none/data.csv does not" in said
+    assert (
+        "none was not collected (python -m experiments.collect sweep=none), and results/none/data.csv does not" in said
+    )
 
 
 MODELS = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]

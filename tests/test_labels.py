@@ -57,6 +57,13 @@ def test_no_two_networks_have_the_same_keys(seed):
     assert names.nunique() == len(some), (keys, some)
 
 
+def test_names_that_would_be_alike_say_their_keys():
+    frame = networks(before=["batch", "none"], after=["none", "batch"])
+    assert list(labels.with_networks(frame, ["before", "after"])["network"]) == [
+        "before=batch+after=none", "before=none+after=batch",
+    ]  # fmt: skip
+
+
 def test_numbers_are_in_order_and_words_as_they_come():
     frame = networks(depth=[100, 10, 50, 10], norm=["none", "batch", "none", "none"], value=[1, 2, 3, 4])
     assert list(labels.in_order(frame, ["depth", "norm"])["value"]) == [4, 2, 3, 1]
