@@ -40,8 +40,8 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     known = growth[growth["rate"].notna()]
     profile = frame[frame["quantity"] == "gsc"]
     if len(growth) > plots.MAX_DIRECT_LABELS:
-        figures = _many(frame, keys, title)
-        return figures | ({"rates": _rates(known, title)} if len(known) else {})
+        rates = {"rates": _rates(known, title)} if len(known) else {}
+        return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates
     notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
     by_network = dict(zip(known[labels.NETWORK], notes, strict=True))
     # Columns of labels beside those of values, which theory reads.
@@ -99,7 +99,7 @@ def _grid(rows: pd.DataFrame, quantity: str, roles: list[str], title: str) -> Fi
         grid.legend.set_title("")
     if quantity == "gsc":
         grid.refline(y=0, color="0.6", linewidth=0.8, linestyle="-", zorder=0)
-    grid.figure.suptitle(f"{title}\n{spread(rows)}; rates and verdicts: rates.png", fontsize=10)
+    grid.figure.suptitle(f"{title}\n{spread(rows)}", fontsize=10)
     grid.tight_layout()
     return grid.figure
 
@@ -117,7 +117,7 @@ def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes:
     predicted = theory.profiles(frame, [key for key in (hue, style) if key])
     if len(predicted):
         plots.theory(predicted, [key for key in (hue, style) if key], ax=ax, hue_order=list(frame[hue].unique()))
-    ax.set_title(f"{title}\n{spread(frame)}; labels: rate a layer, verdict", fontsize=10)
+    ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate a layer, verdict' if notes else ''}", fontsize=10)
     return figure
 
 

@@ -13,6 +13,10 @@ from experiments.collect import Collected
 from experiments.files import written
 from experiments.study import VERDICTS, Claim, Study, results
 
+LEGEND = """\
+Of the claims of each study, those that its data support or contradict, and those that they cannot decide. An identity is a theorem: that it
+holds up to rounding says that the code is right, and nothing of the world, so it is counted apart."""
+DENIED = "Each of these sentences was claimed, and is not so; behind it stands what was measured instead."
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 WORDS = """
 > **Words.** **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is
@@ -123,7 +127,15 @@ def index(studies: Mapping[str, tuple[Study, Collected]]) -> str:
         contradicted += [
             f"- [{name}]({name}.md): {claim.says}. {claim.because}." for claim in claims if claim.holds is False
         ]
-    parts = [NOTICE, "# Studies", "\n".join(rows), "## What the data contradict", "\n".join(contradicted)]
+    parts = [
+        NOTICE,
+        "# Studies",
+        "\n".join(rows),
+        LEGEND,
+        "## What the data contradict",
+        DENIED,
+        "\n".join(contradicted),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
