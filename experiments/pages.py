@@ -13,9 +13,11 @@ from experiments.collect import Collected
 from experiments.files import written
 from experiments.study import VERDICTS, Claim, Study, results
 
-LEGEND = """\
-Of the claims of each study, those that its data support or contradict, and those that they cannot decide. An identity is a theorem: that it
-holds up to rounding says that the code is right, and nothing of the world, so it is counted apart."""
+LEGEND = (
+    "Of the claims of each study, those that its data support or contradict, and those that they cannot decide.  An "
+    "identity is a theorem: that it holds up to rounding says that the code is right, and nothing of the world, so it "
+    "is counted apart."
+)
 DENIED = "Each of these sentences was claimed, and is not so; behind it stands what was measured instead."
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 WORDS = """

@@ -112,7 +112,7 @@ def test_many_networks_are_panels_and_rates():
 
 def test_rates_show_verdicts_by_shape_and_theory():
     growth = pd.DataFrame(
-        {"network": ["a", "b", "c"], "rate": [1.2, 1.0, 0.8], "rate_low": [1.1, 0.9, 0.7], "rate_high": [1.3, 1.1, 0.9],
+        {"network": ["a", "b", "c"], "rate": [1.2, 1.0, 0.8], "rate_low": [1.15, 0.9, 0.7], "rate_high": [1.3, 1.1, 0.9],
          "verdict": ["exploding", "stable", "vanishing"], "theory": [1.25, np.nan, np.nan]}
     )  # fmt: skip
     ax = plots.rates(growth)
@@ -121,7 +121,7 @@ def test_rates_show_verdicts_by_shape_and_theory():
         "exploding": ("^", [1.2], [0]), "stable": ("o", [1.0], [1]), "vanishing": ("v", [0.8], [2]),
     }  # fmt: skip
     bars = at["exploding"][2][0].get_segments()[0]
-    np.testing.assert_allclose(bars[:, 0], [1.1, 1.3])
+    np.testing.assert_allclose(bars[:, 0], [1.15, 1.3])
     assert ax.get_ylim() == (2.5, -0.5)  # the first above
     (crosses,) = [line for line in ax.lines if line.get_label() == "theory"]
     assert crosses.get_xdata()[0] == 1.25
