@@ -55,11 +55,12 @@ def manifest(
 
 @cache
 def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Commit, whether it was changed, and versions; null without git.
+    """Commit, whether it was changed (what has been measured and written to ``results`` aside), and versions; null
+    without git.
 
     Asked once a process, for git takes as long as a small measurement.
     """
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),

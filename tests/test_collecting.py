@@ -334,6 +334,25 @@ def test_switches_and_help(three, capsys, monkeypatch):
     assert "Many runs -> one Parquet data set" in said and "  csv=False" in said and "``csv``: also" in said
 
 
+def test_a_result_that_was_written_changes_no_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *arguments], cwd=tmp_path, check=True)
+
+    (tmp_path / "results").mkdir()
+    for path in (tmp_path / "code.py", tmp_path / "results" / "data.csv"):
+        path.write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    (tmp_path / "results" / "data.csv").write_text("after")
+    found = manifests.provenance.__wrapped__()
+    assert found["dirty"] is False and len(found["commit"]) == 40
+    (tmp_path / "code.py").write_text("after")
+    assert manifests.provenance.__wrapped__()["dirty"] is True
+
+
 def test_without_git_nothing_is_known_of_changes(monkeypatch):
     monkeypatch.setattr(manifests, "_git", lambda *_: None)
     found = manifests.provenance(("torch",))  # other packages than those it was asked for before
