@@ -113,7 +113,8 @@ def test_many_networks_are_panels_and_rates():
 def test_rates_show_verdicts_by_shape_and_theory():
     growth = pd.DataFrame(
         {"network": ["a", "b", "c"], "rate": [1.2, 1.0, 0.8], "rate_low": [1.15, 0.9, 0.7],
-         "rate_high": [1.3, 1.1, 0.9], "verdict": ["exploding", "stable", "vanishing"], "theory": [1.25, np.nan, np.nan]}
+         "rate_high": [1.3, 1.1, 0.9], "verdict": ["exploding", "stable", "vanishing"],
+         "theory": [1.25, np.nan, np.nan]}
     )  # fmt: skip
     ax = plots.rates(growth)
     at = {container.get_label(): container for container in ax.containers}
