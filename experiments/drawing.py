@@ -39,9 +39,11 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     frame, growth = (labels.with_networks(table, keys) for table in (frame, growth))
     known = growth[growth["rate"].notna()]
     profile = frame[frame["quantity"] == "gsc"]
+    several = len(profile) > len(plots.to_last_target(profile))
+    matrices = {"gsc_matrix": _matrices(profile, title)} if several else {}
     if len(growth) > plots.MAX_DIRECT_LABELS:
         rates = {"rates": _rates(known, title)} if len(known) else {}
-        return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates
+        return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates | matrices
     notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
     by_network = dict(zip(known[labels.NETWORK], notes, strict=True))
     # Columns of labels beside those of values, which theory reads.
@@ -60,9 +62,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
             plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
             ax.set_title(f"{title}\n{spread(frame)}", fontsize=10)
-    if len(profile) > len(plots.to_last_target(profile)):
-        figures["gsc_matrix"] = _matrices(labels.with_networks(profile, keys), title)
-    return figures
+    return figures | matrices
 
 
 def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
@@ -107,7 +107,8 @@ def _grid(rows: pd.DataFrame, quantity: str, roles: list[str], title: str) -> Fi
 def _rates(growth: pd.DataFrame, title: str) -> Figure:
     figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.22 * len(growth)), layout="constrained")
     plots.rates(growth, ax=ax)
-    ax.set_title(f"{title}\nbars: 95 % interval; crosses: mean field", fontsize=10)
+    crosses = "; crosses: mean field" if growth["theory"].notna().any() else ""
+    ax.set_title(f"{title}\nbars: 95 % interval{crosses}", fontsize=10)
     return figure
 
 
