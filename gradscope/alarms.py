@@ -66,7 +66,7 @@ class Alarms:
         if not new:
             return
         worst = max(new, key=lambda layer: new[layer])
-        others = f"; the same at {len(new) - 1} other layers" if len(new) > 1 else ""
+        others = f"; the same at {len(new) - 1} other layer{'s' * (len(new) > 2)}" if len(new) > 1 else ""
         _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
 
     def once(self, kind: str, name: str, step: int, message: str) -> None:
