@@ -66,6 +66,14 @@ def alive(session: int) -> list[int]:
     return found
 
 
+def alive_after(session: int, seconds: float) -> list[int]:
+    """Processes of a session that have not ended after so long."""
+    begin = time.monotonic()
+    while (found := alive(session)) and time.monotonic() < begin + seconds:
+        time.sleep(0.05)
+    return found
+
+
 def killed(results: Path, launcher: str, moment: random.Random, how: signal.Signals) -> dict[str, Any]:
     """Kill a sweep up to three times at random moments, and let the last start finish."""
     kills, starting, left = 0, 0, 0
@@ -91,8 +99,7 @@ def killed(results: Path, launcher: str, moment: random.Random, how: signal.Sign
         else:
             process.send_signal(how)
         process.wait(timeout=120)
-        time.sleep(0.3 if how == signal.SIGKILL else 5.0)
-        left += len(alive(process.pid))
+        left += len(alive_after(process.pid, 0.3 if how == signal.SIGKILL else 5.0))
     process = start(results, launcher)
     return {"kills": kills, "while_starting": starting, "processes_left": left, "returned": process.wait()}
 
@@ -119,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its own
     console, moment, root, rows = Console(), random.Random(0), Path(tempfile.mkdtemp()), []
     start(root / "alone", "serial").wait()
     expected = _sorted(collect.collect(root / "alone" / "s").frame)

@@ -189,13 +189,20 @@ def test_jobs_that_would_all_begin_at_once_are_capped(monkeypatch):
     assert launching.most_at_once(local.LocalLauncher()) == 3 and launching.most_at_once(local.SlurmLauncher()) is None
 
 
-def test_runs_of_another_launch_are_waited_for(launch, tmp_path):
-    where, begun = folder(tmp_path, "seed=1"), threading.Event()
+def test_runs_of_another_launch_are_waited_for(launch, tmp_path, monkeypatch):
+    where, begun, asked, original = folder(tmp_path, "seed=1"), threading.Event(), threading.Event(), claims.held
+
+    def held(where):
+        found = original(where)
+        asked.set()
+        return found
+
+    monkeypatch.setattr(claims, "held", held)
 
     def other():
         with claims.claimed(where):
             begun.set()
-            time.sleep(2)  # and leaves it half done
+            asked.wait(120)  # and leaves it half done
 
     thread = threading.Thread(target=other)
     thread.start()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments import measure, rerun, run, train
 from experiments.differences import differences
-from experiments.files import write_json
+from experiments.files import read_json, write_json
 from experiments.manifest import manifest
 from gradscope import frames
 from tests.runs import CHOICES, configured, example, of_schema
@@ -19,7 +19,7 @@ from tests.runs import CHOICES, configured, example, of_schema
 TRAINING = (
     "model=mlp", "data=digits", "model.out_features=10", "train.max_steps=3", "train.batch_size=16",
     "train.log_every=1", "train.checkpoint_every=null", "train.precision=float32", "monitor.every=1",
-    "monitor.batch_size=8", "monitor.max_overhead=1.0",
+    "monitor.batch_size=8", "monitor.max_overhead=null",
 )  # fmt: skip
 
 
@@ -122,6 +122,17 @@ def test_a_damaged_folder_is_named(measured, tmp_path):
 
 def test_a_training_is_repeated_bit_for_bit(trained, tmp_path):
     assert rerun.again(trained).found == ()
+
+
+def test_the_budget_that_a_rerun_sets_aside_is_no_difference(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    content = read_json(folder / "manifest.json")
+    content["config"]["monitor"]["max_overhead"] = 0.03
+    write_json(folder / "manifest.json", content)
+    pd.read_parquet(folder / "metrics.parquet").assign(max_overhead=0.03).to_parquet(folder / "metrics.parquet")
+    frames.save(frames.load(folder / "monitor.parquet").assign(max_overhead=0.03), folder / "monitor.parquet")
+    assert rerun.again(folder).found == ()
 
 
 def test_records_of_training_are_compared(trained, tmp_path, monkeypatch):
