@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 import gradscope.meanfield as mf
 from experiments import labels, theory
 from experiments.collect import Collected
+from experiments.panels import panels
 from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
@@ -149,15 +150,8 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
 
 def _panels(frame: pd.DataFrame, title: str, notes: dict[str, str]) -> Figure:
     networks = list(frame[labels.NETWORK].unique())
-    num_columns = min(4, len(networks))
-    num_rows = -(-len(networks) // num_columns)
-    figure, axes = plt.subplots(
-        num_rows, num_columns, figsize=(5.2 * num_columns, 4.2 * num_rows), layout="constrained", squeeze=False,
-        sharey=True,
-    )  # fmt: skip
-    for ax in axes.flat[len(networks) :]:
-        ax.set_axis_off()
-    for ax, network in zip(axes.flat, networks, strict=False):
+    figure, axes = panels(len(networks), 4, 5.2, 4.2, sharey=True)
+    for ax, network in zip(axes, networks, strict=True):
         plots.named_profile(frame[frame[labels.NETWORK] == network], ax=ax)
         ax.set_title(f"{network}: rate {notes[network]}" if network in notes else network, fontsize=10)
     figure.suptitle(f"{title}; {spread(frame)}", fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Number
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,20 +52,24 @@ def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return frame.iloc[order].reset_index(drop=True)
 
 
-def label(key: str, value: object) -> str:
+def label(key: str, value: Any) -> str:
     """``relu`` for a word, ``depth=10`` for a number, a truth or a null, which alone would say nothing."""
     if isinstance(value, str):
         return value
-    short = key if key.endswith(f".{CLASS}") else key.rpartition(".")[2]
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
+    short = _short(key)
+    if value is None or pd.isna(value):
         return f"{short}=null"
     return f"{short}={str(value).lower() if isinstance(value, (bool, np.bool_)) else f'{value:g}'}"
+
+
+def _short(key: str) -> str:
+    return key if key.endswith(f".{CLASS}") else key.rpartition(".")[2]
 
 
 def in_words(key: str, values: pd.Series) -> pd.Series:
     """``norm=batch``, for a picture of several keys, by row."""
     names = labeled(values.to_frame(key), [key])[key]
-    short = key if key.endswith(f".{CLASS}") else key.rpartition(".")[2]
+    short = _short(key)
     return names.where(names.str.startswith(f"{short}="), f"{short}=" + names)
 
 

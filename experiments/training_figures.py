@@ -11,10 +11,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from experiments.panels import panels
 from gradscope import plots
 from gradscope.plots.rows import finite_limits
-
-PANELS = 3  # beside each other
 
 
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -54,13 +53,8 @@ def _learning(metrics: pd.DataFrame, title: str) -> Figure:
 
 def _panels(frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, sharey: bool = False) -> Figure:
     networks = list(frame["network"].unique())
-    num_columns = min(PANELS, len(networks))
-    num_rows = -(-len(networks) // num_columns)
-    size = (5.6 * num_columns, 4.4 * num_rows)
-    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False, sharey=sharey)
-    for ax in axes.flat[len(networks) :]:
-        ax.set_axis_off()
-    for ax, network in zip(axes.flat, networks, strict=False):
+    figure, axes = panels(len(networks), 3, 5.6, 4.4, sharey=sharey)
+    for ax, network in zip(axes, networks, strict=True):
         try:
             draw_one(frame[frame["network"] == network], ax=ax)
         except ValueError as error:  # of a network that is dead or diverged; the others are still to be seen
