@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,25 +16,25 @@ from experiments import run
 from experiments.recipe import MakeOptimizer
 
 
-def call(cfg: DictConfig, **further: Any) -> Any:
+def call(cfg: Mapping[str, Any], **further: Any) -> Any:
     """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
-    return get_object(cfg._target_)(**(_arguments(cfg) | further))
+    return get_object(cfg["_target_"])(**(_arguments(cfg) | further))
 
 
-def model(cfg: DictConfig, **further: Any) -> torch.nn.Module:
+def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
     """The model of a configuration, with weights from the seed's own generator.
 
     A class that takes no ``generator`` draws from torch's global one, which is seeded for it and put back.
     """
-    generator = run.generator(cfg.seed, "model")
-    if _takes_generator(get_object(cfg.model._target_)):
-        made = call(cfg.model, **further, generator=generator)
+    generator = run.generator(seed, "model")
+    if _takes_generator(cfg["_target_"]):
+        made = call(cfg, **further, generator=generator)
     else:
         with torch.random.fork_rng():
-            torch.manual_seed(generator.initial_seed())
-            made = call(cfg.model, **further)
+            run.seed_torch(generator.initial_seed())
+            made = call(cfg, **further)
     if not isinstance(made, torch.nn.Module):
-        raise TypeError(f"model._target_={cfg.model._target_} made a {type(made).__name__}, not a torch.nn.Module.")
+        raise TypeError(f"model._target_={cfg['_target_']} made a {type(made).__name__}, not a torch.nn.Module.")
     return made
 
 
@@ -51,13 +53,15 @@ def optimizer(cfg: DictConfig) -> MakeOptimizer:
     return partial(made_by, **arguments)
 
 
-def _takes_generator(made_by: Any) -> bool:
+@cache
+def _takes_generator(path: str) -> bool:
     try:
-        return "generator" in inspect.signature(made_by).parameters
+        return "generator" in inspect.signature(get_object(path)).parameters
     except ValueError:  # a class written in C has no signature
         return False
 
 
-def _arguments(cfg: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+def _arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    # A copy, because what is called may change a list that it is given, and the next seed is given it too.
+    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
     return {key: value for key, value in values.items() if key != "_target_"}

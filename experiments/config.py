@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
@@ -175,6 +175,19 @@ class TrainConfig:
     on_error: str = MISSING
     results: str = MISSING
     sweep: str = MISSING
+
+
+def resolved(cfg: DictConfig) -> MeasureConfig:
+    """The configuration of a measurement with every value worked out, groups as plain dictionaries; keys that a user
+    adds (``+note=x``) are left out.
+
+    For many short measurements: a look at a key of OmegaConf takes 20 microseconds, at an attribute none.
+
+    Raises:
+        omegaconf.errors.MissingMandatoryValue: A key has no value.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    return MeasureConfig(**{known.name: values[known.name] for known in fields(MeasureConfig)})
 
 
 def register() -> None:

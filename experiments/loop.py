@@ -153,7 +153,7 @@ def update(
     ranks = Ranks.here()
     share = ranks.share(len(indices))
     x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
-    torch.manual_seed(_seed(recipe.seed, "dropout", step) + ranks.rank)
+    run.seed_torch(_seed(recipe.seed, "dropout", step) + ranks.rank)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.factor(step, total)
     output = _run(model, x, cast)

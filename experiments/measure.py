@@ -10,10 +10,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -32,22 +34,28 @@ from gradscope.measuring import PREACTIVATION_MEASURES, Measure
 from gradscope.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
+# So many small frames are kept; garbage collection looks at each of their parts.
+MOST_FRAMES = 100
 STATISTICS = {measure.quantity: measure for measure in PREACTIVATION_MEASURES}
 
 config.register()
 
 
-def measure(cfg: DictConfig) -> tuple[gs.Profile | None, pd.DataFrame]:
-    """The profile of one network, and the frame of everything measured.
+def measure(cfg: config.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
+    """The profile of one network, and a frame of each kind of thing that was measured.
 
     With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``, its frame and no profile.
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    torch.manual_seed(cfg.seed)  # dropout masks come from torch's global generator
+    run.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
     model, x = network(cfg)
     if cfg.measurement is not None:
-        return None, build.call(cfg.measurement, model=model, x=x, generator=run.generator(cfg.seed, "probes"))
+        frame = build.call(cfg.measurement, model=model, x=x, generator=run.generator(cfg.seed, "probes"))
+        if not isinstance(frame, pd.DataFrame):
+            target = cfg.measurement["_target_"]
+            raise TypeError(f"measurement._target_={target} returned a {type(frame).__name__}, not a pandas.DataFrame.")
+        return None, [frame]
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
         random = run.generator(cfg.seed, "probes")
@@ -59,13 +67,13 @@ def measure(cfg: DictConfig) -> tuple[gs.Profile | None, pd.DataFrame]:
         coefficient = gs.nlc(model, x, generator=run.generator(cfg.seed, "nlc"))
         parts.append(observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)))
     if cfg.matrix:
-        options["layers"] = list(cfg.matrix_layers) if cfg.matrix_layers else None
+        options["layers"] = cfg.matrix_layers or None
         with LateBar("matrix", 1.0) as bar:
             random = run.generator(cfg.seed, "matrix")
             matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
         parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
-    return profile, pd.concat(parts, ignore_index=True)
+    return profile, parts
 
 
 def statistics(names: Sequence[str]) -> list[Measure]:
@@ -107,16 +115,22 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
     Raises:
         ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
     """
-    seeds = [cfg.seed] if cfg.seeds is None else range(cfg.seeds) if isinstance(cfg.seeds, int) else list(cfg.seeds)
+    settings = config.resolved(cfg)
+    given = settings.seeds
+    seeds = [settings.seed] if given is None else range(given) if isinstance(given, int) else list(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"seeds must be a positive number or a list of different whole numbers, got {cfg.seeds!r}.")
-    cfg, parts = cfg.copy(), []
-    for cfg.seed in seeds:
-        profile, frame = measure(cfg)
-        parts.append(frame.assign(seed=cfg.seed))
-    # Together, because columns that are added to many small frames take longer than measuring them.
-    columns = {name: value for name, value in run.columns(cfg, choices).items() if name != "seed"}
-    return profile, pd.concat(parts, ignore_index=True).assign(**columns)
+        raise ValueError(f"seeds must be a positive number or a list of different whole numbers, got {given!r}.")
+    frames: list[pd.DataFrame] = []
+    num_rows = []
+    for seed in seeds:
+        profile, found = measure(replace(settings, seed=seed))
+        frames += found
+        num_rows.append(sum(map(len, found)))
+        if len(frames) > MOST_FRAMES:
+            frames = [pd.concat(frames, ignore_index=True)]
+    # Together, because what is done to many small frames takes as long as measuring them.
+    frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
+    return profile, frame.assign(**{name: value for name, value in run.columns(cfg, choices).items() if name != "seed"})
 
 
 def _rate(profile: gs.Profile) -> float | None:

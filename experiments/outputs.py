@@ -91,7 +91,7 @@ class Outputs:
 
     def say(self, text: str) -> None:
         """A line for the user, above the progress bar where there is one."""
-        console = self.bar.progress.console if self.active and self.bar.visible else self.console
+        console = self.bar.console if self.active and self.bar.visible else self.console
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def trained(self, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Self
 
 from rich.console import Console
@@ -15,15 +16,20 @@ class LateBar:
     """A rich progress bar that appears once the work has lasted two seconds; on a terminal only."""
 
     def __init__(self, what: str, total: float) -> None:
-        self.began, self.total, self.done = time.monotonic(), total, 0.0
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn(what), BarColumn(),
-            MofNCompleteColumn() if total > 1 else TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True,
+        self.began, self.what, self.total, self.done = time.monotonic(), what, total, 0.0
+        self.console = Console(stderr=True)
+        self.visible = self.console.is_terminal
+
+    @cached_property
+    def progress(self) -> Progress:
+        """The bar itself, with one task; made where it is seen, for a short measurement takes not much longer."""
+        progress = Progress(
+            TextColumn(self.what), BarColumn(),
+            MofNCompleteColumn() if self.total > 1 else TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=self.console, transient=True,
         )  # fmt: skip
-        self.visible = console.is_terminal
-        self.task = self.progress.add_task(what, total=total, text="")
+        progress.add_task(self.what, total=self.total, text="")
+        return progress
 
     def advance(self, amount: float) -> None:
         """Some more is done."""
@@ -32,9 +38,11 @@ class LateBar:
     def show(self, done: float, text: str = "") -> None:
         """So much is done in all; ``text`` stands behind the time that is left."""
         self.done = done
-        if self.visible and time.monotonic() - self.began > DELAY_SECONDS:
+        if not self.visible:
+            return
+        if time.monotonic() - self.began > DELAY_SECONDS:
             self.progress.start()
-        self.progress.update(self.task, completed=self.done, text=text)
+        self.progress.update(self.progress.task_ids[0], completed=done, text=text)
 
     def __enter__(self) -> Self:
         return self
@@ -44,5 +52,5 @@ class LateBar:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self.progress.live.is_started:  # rich prints an empty line otherwise
+        if self.visible and self.progress.live.is_started:  # rich prints an empty line otherwise
             self.progress.stop()

@@ -111,6 +111,15 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def seed_torch(seed: int) -> None:
+    """What `torch.manual_seed` does; that would also note where it was called for each accelerator that is not there,
+    which takes up to a millisecond."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU; with several GPUs the runs of a sweep take them in turn.
 

@@ -94,7 +94,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     classes = int(learned.labels.max()) + 1
     needed = {"in_features": learned.images[0].numel(), "out_features": classes}
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
-    model = build.model(cfg, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build.model(cfg.model, cfg.seed, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, _ = learned.batch(torch.arange(1))
     with torch.no_grad():
         outputs = model.eval()(x).shape[1]

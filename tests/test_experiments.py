@@ -13,8 +13,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from pandas.testing import assert_frame_equal
 
-from experiments import collect, config, data, figures, launches, measure, reference, report, run
+from experiments import build, collect, config, data, figures, launches, measure, reference, report, run
 from experiments.arguments import parse
 from experiments.study import results
 from gradscope import frames
@@ -141,7 +142,7 @@ def test_bad_values_say_what_is_allowed(override, message):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("measure", [*SMALL, override])
     with pytest.raises(ValueError, match=message):
-        measure.measure(cfg)
+        measure.measure_seeds(cfg, {"model": "mlp", "data": "noise"})
 
 
 def test_arguments_of_figures_and_collect():
@@ -181,6 +182,42 @@ def test_every_model_and_data_composes_and_measures(model, source):
     assert np.isfinite(profile.log10_values).all()
     assert set(frame["data"]) == {source}
     frames.check(frame)
+
+
+def test_a_list_of_seeds_is_the_runs_of_its_seeds(monkeypatch):
+    monkeypatch.setattr(measure, "MOST_FRAMES", 3)  # frames are put together on the way, more than once
+
+    def measured(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("measure", [*SMALL, "matrix=true", "nlc=true", *overrides])
+        return measure.measure_seeds(cfg, {"model": "mlp", "data": "noise"})
+
+    profile, together = measured("seeds=[5,2,7,0,3]", "seed=9")
+    alone = [measured(f"seed={seed}") for seed in (5, 2, 7, 0, 3)]
+    assert_frame_equal(together, pd.concat([frame for _, frame in alone], ignore_index=True))
+    assert_frame_equal(profile.to_frame(), alone[-1][0].to_frame())
+
+
+def test_a_measurement_that_is_no_frame_is_refused():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("measure", [*SMALL, "+measurement._target_=tests.test_experiments.no_frame"])
+    with pytest.raises(TypeError, match=r"measurement\._target_=tests\.test_experiments\.no_frame returned a list"):
+        measure.measure_seeds(cfg, {"model": "mlp", "data": "noise"})
+
+
+def no_frame(model, x, *, generator):
+    return [1.0]
+
+
+def grown(values, *, generator):
+    """A model that changes the list that it is given."""
+    values.append(8)
+    return torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in values))
+
+
+def test_arguments_of_a_configuration_stay_as_they_are():
+    part = {"_target_": "tests.test_experiments.grown", "values": [1]}
+    assert len(build.model(part, 0)) == len(build.model(part, 1)) == 2 and part["values"] == [1]
 
 
 @pytest.mark.parametrize("study", [path.stem for path in sorted((CONF / "study").glob("*.yaml"))])

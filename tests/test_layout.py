@@ -46,7 +46,7 @@ weights alarms schedule vitals ranks evidence monitor
 callbacks.lightning callbacks.transformers callbacks
 plots.rows plots.curves plots.rates plots.maps plots.training plots
 initializers
-models.mlp models.alexnet models.resnet models
+models.unfilled models.mlp models.alexnet models.resnet models
 __init__
 """.split()
 

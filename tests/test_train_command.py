@@ -173,7 +173,7 @@ def test_warnings_are_printed_above_the_bar(tmp_path, monkeypatch):
     with outputs.Outputs(OmegaConf.create({"sinks": []}), tmp_path, quiet, 9, None, {}) as o:
         printed = []
         monkeypatch.setattr(o.bar, "visible", True)
-        monkeypatch.setattr(o.bar.progress.console, "print", lambda text, **options: printed.append(text))
+        monkeypatch.setattr(o.bar.console, "print", lambda text, **options: printed.append(text))
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             shown = outputs.warnings.showwarning

@@ -517,19 +517,19 @@ def test_any_optimizer_and_any_model():
         "optimizer._target_=torch.optim.RMSprop", "~optimizer.nesterov",
         "model=custom", "model._target_=torch.nn.Linear", "+model.in_features=3", "+model.out_features=2",
     )  # fmt: skip
-    model = build.model(cfg)
+    model = build.model(cfg.model, cfg.seed)
     assert type(train.recipe(cfg).make_optimizer(model)) is torch.optim.RMSprop
     cfg.optimizer = composed("optimizer._target_=torch.optim.Adagrad").optimizer
     away = r"takes no momentum and no nesterov: leave out ~optimizer.momentum ~optimizer.nesterov\."
     with pytest.raises(ValueError, match=rf"optimizer._target_=torch.optim.Adagrad {away}"):
         train.recipe(cfg)
     state = torch.get_rng_state()
-    assert torch.equal(build.model(cfg).weight, model.weight) and torch.equal(torch.get_rng_state(), state)
-    cfg.seed = 1
-    assert not torch.equal(build.model(cfg).weight, model.weight)
+    assert torch.equal(build.model(cfg.model, cfg.seed).weight, model.weight)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(build.model(cfg.model, 1).weight, model.weight)
     cfg.model = {"_target_": "collections.OrderedDict"}
     with pytest.raises(TypeError, match=r"_target_=collections.OrderedDict made a OrderedDict, not a torch.nn"):
-        build.model(cfg)
+        build.model(cfg.model, cfg.seed)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradscope import initializers
 from gradscope.models.mlp import check_choice, check_size
+from gradscope.models.unfilled import unfilled
 
 IMAGE_SHAPE = (3, 32, 32)
 INITS = ("he", "lecun", "xavier", "orthogonal")
@@ -75,9 +76,9 @@ class AlexNetA(_AlexNet):
             conv3=_conv(64, 128, 3, padding), relu3=nn.ReLU(),
             conv4=_conv(128, 128, 3, padding), relu4=nn.ReLU(), pool2=nn.MaxPool2d(2),
             flatten=nn.Flatten(),
-            fc1=_linear(128 * side * side, 256), relu5=nn.ReLU(), dropout=nn.Dropout(dropout),
-            fc2=_linear(256, 256), relu6=nn.ReLU(),
-            fc3=_linear(256, num_classes),
+            fc1=unfilled(nn.Linear, 128 * side * side, 256), relu5=nn.ReLU(), dropout=nn.Dropout(dropout),
+            fc2=unfilled(nn.Linear, 256, 256), relu6=nn.ReLU(),
+            fc3=unfilled(nn.Linear, 256, num_classes),
         )  # fmt: skip
         super().__init__(layers, init, generator)
 
@@ -96,17 +97,11 @@ class AlexNetB(_AlexNet):
             conv3=_conv(80, 96, 5), relu3=nn.ReLU(),
             conv4=_conv(96, 64, 5), relu4=nn.ReLU(),
             flatten=nn.Flatten(),
-            fc1=_linear(64 * 8 * 8, 256), relu5=nn.ReLU(),
-            fc2=_linear(256, num_classes),
+            fc1=unfilled(nn.Linear, 64 * 8 * 8, 256), relu5=nn.ReLU(),
+            fc2=unfilled(nn.Linear, 256, num_classes),
         )  # fmt: skip
         super().__init__(layers, init, generator)
 
 
 def _conv(n_in: int, n_out: int, kernel: int, padding: str = "same") -> nn.Conv2d:
-    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, n_in, n_out, kernel, padding=padding)
-    return conv
-
-
-def _linear(n_in: int, n_out: int) -> nn.Linear:
-    linear: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
-    return linear
+    return unfilled(nn.Conv2d, n_in, n_out, kernel, padding=padding)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
+from gradscope.models.unfilled import unfilled
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -143,7 +144,7 @@ class MLP(nn.Module):
         linear = initializers.orthogonal if init == "orthogonal" else initializers.lecun
 
         def make(n_in: int, n_out: int, fill: initializers.Initializer) -> nn.Linear:
-            layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+            layer = unfilled(nn.Linear, n_in, n_out, bias=bias)
             fill(layer.weight, generator=generator)
             if layer.bias is not None:
                 if bias_variance and fill is not linear:

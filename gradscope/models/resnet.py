@@ -11,6 +11,7 @@ from torch.nn import functional
 from gradscope import initializers
 from gradscope.models.alexnet import INITS
 from gradscope.models.mlp import check_choice, check_size
+from gradscope.models.unfilled import unfilled
 
 NORMS = ("batch", "none")
 RESIDUALS = ("identity", "none")
@@ -83,10 +84,7 @@ class ResNet(nn.Sequential):
         check_choice("init", init, INITS)
 
         def conv(n_in: int, n_out: int, stride: int = 1) -> nn.Conv2d:
-            made: nn.Conv2d = nn.utils.skip_init(
-                nn.Conv2d, n_in, n_out, 3, stride=stride, padding=1, bias=norm == "none"
-            )
-            return made
+            return unfilled(nn.Conv2d, n_in, n_out, 3, stride=stride, padding=1, bias=norm == "none")
 
         layers = OrderedDict[str, nn.Module](conv1=conv(in_channels, width), norm1=_norm(norm, width), relu1=nn.ReLU())
         channels = width
@@ -99,7 +97,7 @@ class ResNet(nn.Sequential):
                 channels = new
             layers[f"stage{stage + 1}"] = nn.Sequential(*blocks)
         layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        layers["fc"] = nn.utils.skip_init(nn.Linear, channels, num_classes)
+        layers["fc"] = unfilled(nn.Linear, channels, num_classes)
         super().__init__(layers)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
