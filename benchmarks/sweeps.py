@@ -5,7 +5,8 @@
 Serial sweeps of 10-layer MLPs (width 100, batch 32, 2 random vectors), one thread: with configurations composed once,
 with Hydra's own sweeper, and with a list of seeds in one run; runs of more than a second (exact, width 300); and two
 processes.  Each sweep is a process of its own; a cost a run is the slope between a short and a long sweep, so that
-starting Python and importing torch is left out, but for the first row, which has everything.
+starting Python and importing torch is left out, but for "all in all", which has everything.  Rounds have a plain loop
+before and after; medians and quartiles are over rounds, of the ratios within them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -36,6 +40,8 @@ OUTPUT = Path("results/benchmarks")
 WIDTH = 150
 SHORT = {"depth": 10, "width": 100, "batch": 32, "probes": 2}
 LONG = {"depth": 30, "width": 300, "batch": 128, "probes": 300}
+OWN = "sweep with Hydra's own sweeper, a run more"
+QUARTILES = (0.25, 0.5, 0.75)
 
 
 def options(sizes: dict[str, int]) -> list[str]:
@@ -75,29 +81,56 @@ def slope(few: int, many: int, sizes: dict[str, int], key: str, *arguments: str,
     return (times[1] - times[0]) / (many - few)
 
 
+def beside(sizes: dict[str, int], num: int, call: Callable[[], float], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds that ``call`` finds, and seconds a run of a plain loop, half of it before and half after; of each round.
+
+    A machine that others use as well changes its speed within a minute, so ratios are taken within a round.
+    """
+    found, plain = [], []
+    for _ in range(rounds):
+        before = bare(sizes, num)
+        found.append(call())
+        plain.append((before + bare(sizes, num)) / (2 * num))
+    return found, plain
+
+
+def at_once(pool: Executor, num: int) -> float:
+    """Seconds a run of two plain loops of long runs at the same time, in processes of their own: what the machine has
+    to give to two."""
+    return sum(pool.map(bare, [LONG] * 2, [num] * 2)) / (2 * 2 * num)
+
+
 def measured(runs: int) -> list[Row]:
-    """All rows; a ratio is to the plain loop of the same networks."""
+    """All rows; a ratio is to the plain loop of the same networks, or to one process."""
     torch.set_num_threads(1)
     part = max(4, runs // 10)
     bare(SHORT, 3)
-    alone = {"short": bare(SHORT, part) / part, "long": bare(LONG, 3) / 3}
-    everything = swept(SHORT, f"seed=range({runs})") / runs
-    rows = [Row("short runs", "", "plain loop", "seconds", alone["short"], num=part)]
-    found = {
-        f"sweep of {runs} runs, all in all": everything,
-        "sweep, a run more": slope(part, 2 * part, SHORT, "seed=range(%d)"),
-        "sweep with Hydra's own sweeper, a run more": slope(
-            2, 2 + part // 2, SHORT, "seed=range(%d)", "hydra/sweeper=basic"
-        ),
-        "list of seeds, a seed more": slope(part, 4 * part, SHORT, "seeds=%d"),
-    }
-    rows += [_row("short runs", what, seconds, alone["short"]) for what, seconds in found.items()]
-    rows.append(Row("runs of a second", "", "plain loop", "seconds", alone["long"], num=3))
-    rows.append(_row("runs of a second", "sweep, a run more", slope(2, 10, LONG, "seed=range(%d)"), alone["long"]))
-    serial = slope(2, 10, LONG, "seed=range(%d)")
-    double = slope(2, 10, LONG, "seed=range(%d)", "launcher=processes", processes=2)
-    rows.append(Row("two processes", "", "one process, a run more", "seconds", serial))
-    rows.append(_row("two processes", "two processes, a run more", double, serial))
+    rounds = 7 if runs >= 1000 else 2
+    seeds, plain = beside(SHORT, 2 * part, lambda: slope(part, 11 * part, SHORT, "seeds=%d"), rounds)
+    short = "short runs"
+    rows = [_row(short, "plain loop", plain), _row(short, "list of seeds, a seed more", seeds, plain)]
+    for what, call, num in (
+        (f"sweep of {runs} runs, all in all", lambda: swept(SHORT, f"seed=range({runs})") / runs, 1),
+        ("sweep, a run more", lambda: slope(part, 3 * part, SHORT, "seed=range(%d)"), 3),
+        (OWN, lambda: slope(2, 2 + part // 2, SHORT, "seed=range(%d)", "hydra/sweeper=basic"), 1),
+    ):
+        rows.append(_row(short, what, *beside(SHORT, part, call, num)))
+    bare(LONG, 1)
+    rounds, many = (5, 12) if runs >= 1000 else (1, 4)
+    serial, double = [], []
+
+    def both() -> float:
+        serial.append(slope(2, many, LONG, "seed=range(%d)"))
+        double.append(slope(2, 2 * many, LONG, "seed=range(%d)", "launcher=processes", processes=2))
+        return serial[-1]
+
+    _, plain = beside(LONG, 2, both, rounds)
+    long, two, one = "runs of a second", "two processes", "one process, a run more"
+    rows += [_row(long, "plain loop", plain), _row(long, "sweep, a run more", serial, plain)]
+    rows += [_row(two, one, serial), _row(two, "two processes, a run more", double, serial, one)]
+    with ProcessPoolExecutor(2, get_context("spawn"), _one_thread) as pool:
+        at_once(pool, 1)  # imports torch
+        rows.append(_row(two, "two plain loops at once", *beside(LONG, 2, lambda: at_once(pool, 4), rounds)))
     return rows
 
 
@@ -124,9 +157,21 @@ def collecting(num: int) -> list[Row]:
     return [Row(f"collect, {num} runs", "", w, "seconds", t) for w, t in zip(what, times, strict=True)]
 
 
-def _row(group: str, what: str, seconds: float, reference: float) -> Row:
-    name = "one process, a run more" if group == "two processes" else "plain loop"
-    return Row(group, "", what, "seconds", seconds, reference=name, ratio=seconds / reference)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _row(
+    group: str, what: str, seconds: Sequence[float], reference: Sequence[float] = (), name: str = "plain loop"
+) -> Row:
+    """Medians and quartiles over the rounds, of seconds and of their ratios to a reference in the same round."""
+    low, value, high = np.quantile(seconds, QUARTILES)
+    quartiles = {} if len(seconds) == 1 else {"low": low, "high": high}
+    if not reference:
+        return Row(group, "", what, "seconds", value, **quartiles, num=len(seconds))
+    low, ratio, high = np.quantile(np.divide(seconds, reference), QUARTILES)
+    ratios = {"ratio": ratio} if len(seconds) == 1 else {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    return Row(group, "", what, "seconds", value, **quartiles, num=len(seconds), reference=name, **ratios)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
