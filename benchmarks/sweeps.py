@@ -3,8 +3,8 @@
     python -m benchmarks.sweeps [--runs N] [--output FOLDER]
 
 Serial sweeps of 10-layer MLPs (width 100, batch 32, 2 random vectors), one thread: with configurations composed once,
-with Hydra's own sweeper, and with a list of seeds in one run; runs of more than a second (exact, width 300); and two
-processes.  Each sweep is a process of its own; a cost a run is the slope between a short and a long sweep, so that
+with Hydra's own sweeper, in two processes, and with a list of seeds in one run; and runs of over a second (exact,
+width 300).  Each sweep is a process of its own; a cost a run is the slope between a short and a long sweep, so that
 starting Python and importing torch is left out, but for "all in all", which has everything.  Rounds have a plain loop
 before and after; medians and quartiles are over rounds, of the ratios within them.
 """
@@ -40,7 +40,7 @@ OUTPUT = Path("results/benchmarks")
 WIDTH = 150
 SHORT = {"depth": 10, "width": 100, "batch": 32, "probes": 2}
 LONG = {"depth": 30, "width": 300, "batch": 128, "probes": 300}
-OWN = "sweep with Hydra's own sweeper, a run more"
+PLAIN, SERIAL, DOUBLE = "plain loop", "sweep, a run more", "sweep with two processes, a run more"
 QUARTILES = (0.25, 0.5, 0.75)
 
 
@@ -100,37 +100,40 @@ def at_once(pool: Executor, num: int) -> float:
     return sum(pool.map(bare, [LONG] * 2, [num] * 2)) / (2 * 2 * num)
 
 
-def measured(runs: int) -> list[Row]:
-    """All rows; a ratio is to the plain loop of the same networks, or to one process."""
-    torch.set_num_threads(1)
-    part = max(4, runs // 10)
-    bare(SHORT, 3)
-    rounds = 7 if runs >= 1000 else 2
-    seeds, plain = beside(SHORT, 2 * part, lambda: slope(part, 11 * part, SHORT, "seeds=%d"), rounds)
-    short = "short runs"
-    rows = [_row(short, "plain loop", plain), _row(short, "list of seeds, a seed more", seeds, plain)]
-    for what, call, num in (
-        (f"sweep of {runs} runs, all in all", lambda: swept(SHORT, f"seed=range({runs})") / runs, 1),
-        ("sweep, a run more", lambda: slope(part, 3 * part, SHORT, "seed=range(%d)"), 3),
-        (OWN, lambda: slope(2, 2 + part // 2, SHORT, "seed=range(%d)", "hydra/sweeper=basic"), 1),
-    ):
-        rows.append(_row(short, what, *beside(SHORT, part, call, num)))
-    bare(LONG, 1)
-    rounds, many = (5, 12) if runs >= 1000 else (1, 4)
+def in_two(sizes: dict[str, int], few: int, many: int, rounds: int) -> tuple[list[float], ...]:
+    """Seconds a run of a plain loop, of a serial sweep and of one with two processes, of each round."""
     serial, double = [], []
 
     def both() -> float:
-        serial.append(slope(2, many, LONG, "seed=range(%d)"))
-        double.append(slope(2, 2 * many, LONG, "seed=range(%d)", "launcher=processes", processes=2))
+        serial.append(slope(few, many, sizes, "seed=range(%d)"))
+        double.append(slope(few, 2 * many, sizes, "seed=range(%d)", "launcher=processes", processes=2))
         return serial[-1]
 
-    _, plain = beside(LONG, 2, both, rounds)
-    long, two, one = "runs of a second", "two processes", "one process, a run more"
-    rows += [_row(long, "plain loop", plain), _row(long, "sweep, a run more", serial, plain)]
-    rows += [_row(two, one, serial), _row(two, "two processes, a run more", double, serial, one)]
+    _, plain = beside(sizes, few, both, rounds)
+    return plain, serial, double
+
+
+def measured(runs: int) -> list[Row]:
+    """All rows; a ratio is to the plain loop of the same networks, or to one process."""
+    torch.set_num_threads(1)
+    part, full = max(4, runs // 10), runs >= 1000
+    bare(SHORT, 3)
+    seeds, plain = beside(SHORT, 2 * part, lambda: slope(part, 11 * part, SHORT, "seeds=%d"), 7 if full else 2)
+    group = "short runs"
+    rows = [_row(group, PLAIN, plain), _row(group, "list of seeds, a seed more", seeds, plain)]
+    everything, plain = beside(SHORT, part, lambda: swept(SHORT, f"seed=range({runs})") / runs, 1)
+    rows.append(_row(group, f"sweep of {runs} runs, all in all", everything, plain))
+    own = beside(SHORT, part, lambda: slope(2, 2 + part // 2, SHORT, "seed=range(%d)", "hydra/sweeper=basic"), 1)
+    rows.append(_row(group, "sweep with Hydra's own sweeper, a run more", *own))
+    plain, serial, double = in_two(SHORT, part, 4 * part, 3 if full else 1)
+    rows += [_row(group, SERIAL, serial, plain), _row(group, DOUBLE, double, serial, SERIAL)]
+    bare(LONG, 1)
+    rounds, group = 5 if full else 1, "runs of a second"
+    plain, serial, double = in_two(LONG, 2, 10 if full else 4, rounds)
+    rows += [_row(group, PLAIN, plain), _row(group, SERIAL, serial, plain), _row(group, DOUBLE, double, serial, SERIAL)]
     with ProcessPoolExecutor(2, get_context("spawn"), _one_thread) as pool:
         at_once(pool, 1)  # imports torch
-        rows.append(_row(two, "two plain loops at once", *beside(LONG, 2, lambda: at_once(pool, 4), rounds)))
+        rows.append(_row(group, "two plain loops at once", *beside(LONG, 2, lambda: at_once(pool, 4), rounds)))
     return rows
 
 
@@ -161,9 +164,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _row(
-    group: str, what: str, seconds: Sequence[float], reference: Sequence[float] = (), name: str = "plain loop"
-) -> Row:
+def _row(group: str, what: str, seconds: Sequence[float], reference: Sequence[float] = (), name: str = PLAIN) -> Row:
     """Medians and quartiles over the rounds, of seconds and of their ratios to a reference in the same round."""
     low, value, high = np.quantile(seconds, QUARTILES)
     quartiles = {} if len(seconds) == 1 else {"low": low, "high": high}

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from hydra.core.plugins import Plugins
+
 from experiments.study import observed
 
 
@@ -21,6 +23,12 @@ def sleeps(model, x, *, generator, number, seconds):
     """At work for so long."""
     time.sleep(seconds)
     return observed("number", number)
+
+
+def counts(model, x, *, generator, number):
+    """How many runs there were since Hydra was set up in this process."""
+    Plugins.instance().runs = getattr(Plugins.instance(), "runs", 0) + 1
+    return observed("number", Plugins.instance().runs)
 
 
 def interrupts(model, x, *, generator, number):

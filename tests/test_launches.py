@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_module
 
 from benchmarks import sweep_kills
 from experiments import claims, closing, collect, config, launches, launching, ledger, measure, run, status
+from gradscope import frames
 from tests.test_sweeps import SMALL, running_in, start
 
 config.register()
@@ -330,6 +331,16 @@ def test_an_interrupted_sweep_ends_in_one_line(launch):
         "s: stopped by SIGINT; 1 of 3 runs are done, the same command goes on with the rest."
     ]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_workers_are_set_up_once(tmp_path):
+    counted = dying("counts", "number=range(8)")
+    process = start(tmp_path, "launcher=processes", *counted, GRADSCOPE_PROCESSES="2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    values = [frames.load(folder / "frame.parquet")["value"].item() for folder in launches.folders(tmp_path / "s")]
+    assert len(values) == 8 and values.count(1) <= 2
 
 
 @pytest.mark.slow
