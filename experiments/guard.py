@@ -132,7 +132,7 @@ def _write_down(cfg: DictConfig, folder: Path, status: Status) -> None:
 def _keep_what_is_loaded() -> None:
     """Leave the objects of torch, pandas and Hydra out of garbage collections, once a process.
 
-    A full collection takes 0.2 s to look at them, and is due whenever some hundred small frames were made.
+    A full collection takes more than 0.1 s to look at them, and is due whenever some hundred small frames were made.
     """
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries count what was never collected, and say so

@@ -14,7 +14,7 @@ def unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:
     """A layer such as `torch.nn.Linear` on the CPU, with memory of any content in place of weights, and no random
     number drawn.
 
-    `torch.nn.utils.skip_init` makes the same in twice the time.
+    `torch.nn.utils.skip_init` makes the same; for small layers it takes twice as long.
     """
     layer = kind(*sizes, **options, device="meta")
     for name, parameter in tuple(layer.named_parameters(recurse=False)):
