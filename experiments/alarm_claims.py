@@ -10,7 +10,7 @@ from experiments.counts import Part
 from experiments.study import Claim
 from experiments.symptom_figures import WORDS
 from experiments.symptoms import quiet
-from gradscope.alarms import FEWEST
+from gradscope.monitor.alarms import FEWEST
 
 # A monitor that stops a run in vain more often than this costs more than it saves; and the same more and less strict.
 MOST_FALSE_ALARMS = 0.1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments import backpropagation as bp
-from experiments.study import observed
+from gradscope.frames import observed
 
 SIDE, CHANNELS, FILTERS, KERNEL = 11, 3, 4, 3
 STRIDES, PADDINGS, DILATIONS, WINDOWS = (1, 2, 3), (0, 1), (1, 2), (2, 3)

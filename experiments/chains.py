@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope as gs
-from experiments.study import observed
+from gradscope.frames import observed
 from gradscope.measures import GradientNorm
 
 # The chain by hand: input, target and weights, chosen without a special value.

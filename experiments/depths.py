@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import gradscope as gs
 from experiments.data import digits_8x8_with_labels
-from experiments.study import observed
+from gradscope.frames import observed
 
 MOMENTUM = 0.9
 # Steps after which the effective depth is measured: powers of two, as far as the training goes, and its end.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope as gs
-from experiments.study import observed
+from gradscope.frames import observed
 
 STEPS = np.logspace(-4, 0, 13)
 NUM_DIRECTIONS = 16

@@ -29,9 +29,9 @@ from experiments.guard import carry_out, explained
 from experiments.manifest import manifest
 from experiments.networks import network
 from experiments.progress import LateBar
-from experiments.study import observed
-from gradscope.measuring import PREACTIVATION_MEASURES, Measure
-from gradscope.preactivations import NONLINEARITIES
+from gradscope.frames import observed
+from gradscope.measures.measuring import PREACTIVATION_MEASURES, Measure
+from gradscope.measures.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
 # So many small frames are kept; garbage collection looks at each of their parts.

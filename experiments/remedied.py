@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import gradscope as gs
 import gradscope.meanfield as mf
 from experiments.skips import evenly
-from experiments.study import observed
 from gradscope import initializers
+from gradscope.frames import observed
 from gradscope.measures import LinearFitError, SignDiversity
 from gradscope.models.mlp import MLP
 

@@ -13,7 +13,7 @@ from experiments import remedied
 from experiments.permutations import RankCorrelation, rank_correlation
 from experiments.remedied import BASELINES, NONE
 from experiments.summaries import geometric_mean, mean
-from gradscope.growth import fit_growth
+from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
 

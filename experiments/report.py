@@ -18,7 +18,7 @@ from experiments import theory
 from experiments.labels import NETWORK, with_networks
 from experiments.study import Claim
 from gradscope import frames
-from gradscope.growth import Growth, fit_growth
+from gradscope.coefficients.growth import Growth, fit_growth
 
 MAX_ROWS = 64
 STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}

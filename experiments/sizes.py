@@ -14,7 +14,7 @@ from scipy import stats
 
 import gradscope.meanfield as mf
 from experiments.summaries import Mean, geometric_mean
-from gradscope.growth import fit_growth
+from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments import skips
 from experiments.skips import DILUTIONS, UNIT
-from gradscope.growth import fit_growth
+from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import gradscope as gs
 import gradscope.meanfield as mf
-from experiments.study import observed
+from gradscope.frames import observed
 from gradscope.models.mlp import MLP
 from gradscope.models.resnet import ResNet
 

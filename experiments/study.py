@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
+from typing import TYPE_CHECKING, Protocol, cast
 
 from experiments.collect import Collected
-from gradscope import frames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 PACKAGE = "experiments.studies"
-NETWORK = "network"
 VERDICTS = ("supported", "contradicted", "undecided", "checked")
 
 
@@ -97,45 +91,3 @@ def reader(name: str) -> str:
 def condensed(name: str, collected: Collected) -> Collected:
     """What a study keeps of its runs: everything, unless it has a function ``condensed``, for frames of many steps."""
     return getattr(find(name), "condensed", lambda everything: everything)(collected)
-
-
-def observed(
-    quantity: str,
-    values: npt.ArrayLike,
-    *,
-    layer: str | Sequence[str] = NETWORK,
-    index: npt.ArrayLike = 0,
-    stderr: npt.ArrayLike = 0.0,
-    num_samples: int = 1,
-    **columns: Any,
-) -> pd.DataFrame:
-    """Numbers that are no coefficients, of any sign, as rows of a tidy frame.
-
-    Arguments:
-        quantity: Their name, in lower_case.
-        values: One or many; they stand in ``value`` and have no logarithm.  Infinite where a number overflowed.
-        layer, index: What they are of; one for all rows, or one a row.
-        stderr: Standard errors on the scale of the values, 0 where exact.
-        num_samples: Samples that each value was taken from.
-        columns: What else tells the rows apart (step, shift, ...), one for all rows, or one a row.
-    """
-    value = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    frame = frames.tidy(
-        {
-            "layer": [layer] * len(value) if isinstance(layer, str) else list(layer),
-            "index": np.broadcast_to(np.asarray(index), len(value)),
-            "depth_from_output": 0,
-            "target": None,
-            "quantity": quantity,
-            "value": value,
-            "log10_value": np.full(len(value), np.nan),
-            "log10_stderr_probe": np.nan,
-            "log10_stderr_sample": np.nan,
-            "stderr_sample": np.broadcast_to(np.asarray(stderr, dtype=np.float64), len(value)),
-            "reduction": None,
-            "coupled": None,
-            "num_probes": 0,
-            "num_samples": num_samples,
-        }
-    )
-    return frame.assign(**columns)

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.collect import Collected
-from experiments.study import observed
 from gradscope import frames
-from gradscope.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
+from gradscope.frames import observed
+from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
 
 KEYS = ["model", "lr", "seed"]
 GUESSING = math.log(10)

@@ -16,8 +16,8 @@ from experiments import loop
 from experiments.images import Images
 from experiments.recipe import Recipe
 from experiments.stationarity import Moments, along, explained_by_displacement, mean_spread, variance_spread
-from experiments.study import NETWORK, observed
 from gradscope import Estimate
+from gradscope.frames import NETWORK, observed
 from gradscope.measures import argmax_agreement, contrast, equivariance_error, invariance_error
 from gradscope.models import MLP
 

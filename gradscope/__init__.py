@@ -4,27 +4,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gradscope import frames, initializers, meanfield, measures, models, probes, testing
-from gradscope.alarms import MonitorWarning
-from gradscope.checking import check
-from gradscope.coefficients import gsc, gsc_matrix
-from gradscope.comparison import compare
-from gradscope.depth import EffectiveDepth, effective_depth
+from gradscope.backward.subspace import Deflated
+from gradscope.checks.against_theory import compare
+from gradscope.checks.self_check import check
+from gradscope.coefficients.growth import Growth
+from gradscope.coefficients.gsc import gsc, gsc_matrix
+from gradscope.coefficients.nonlinearity import nlc
+from gradscope.coefficients.parameters import parameter_gsc
+from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.depth.effective import EffectiveDepth, effective_depth
+from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
-from gradscope.evidence import NonFiniteError
-from gradscope.growth import Growth
-from gradscope.layers import Layer
-from gradscope.measuring import measure
-from gradscope.monitor import Monitor
-from gradscope.nonfinite import first_nonfinite
-from gradscope.nonlinearity import nlc
+from gradscope.forward.layers import Layer
+from gradscope.forward.taps import tap
+from gradscope.jacobians.capture import Capture, capture
+from gradscope.measures.measuring import measure
+from gradscope.monitor.alarms import MonitorWarning
+from gradscope.monitor.monitor import Monitor
+from gradscope.monitor.nonfinite import NonFiniteError, first_nonfinite
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
-from gradscope.parameters import parameter_gsc
-from gradscope.profiles import Matrix, Profile
-from gradscope.recording import Capture, capture
-from gradscope.subspace import Deflated
-from gradscope.taps import tap
-from gradscope.taylor import taylor_losses
 
 if TYPE_CHECKING:
     from gradscope import plots

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+NETWORK = "network"
+
+
 SCHEMA_VERSION = 2
 # Where a file says which schema it has: in the metadata of Parquet, in a column of CSV, which has nothing else.
 METADATA_KEY = b"gradscope_schema"
 CSV_COLUMN = "schema_version"
-
 COLUMNS: dict[str, str] = {
     "layer": "str",
     "index": "int64",
@@ -42,7 +46,6 @@ unknown (``num_probes`` is 1, or samples are coupled); ``num_probes == 0`` marks
 units of the network in execution order (input 0), ``depth_from_output`` the units between a layer and the target (0).
 Statistics of a layer by itself have no target, reduction or probes.
 """
-
 NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled",
     "num_probes",
@@ -192,3 +195,45 @@ def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
     runs = [rows[name] for name in rows.columns if name not in COLUMNS]
     last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
     return rows[rows["index"] + rows["depth_from_output"] == last]
+
+
+def observed(
+    quantity: str,
+    values: npt.ArrayLike,
+    *,
+    layer: str | Sequence[str] = NETWORK,
+    index: npt.ArrayLike = 0,
+    stderr: npt.ArrayLike = 0.0,
+    num_samples: int = 1,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Numbers that are no coefficients, of any sign, as rows of a tidy frame.
+
+    Arguments:
+        quantity: Their name, in lower_case.
+        values: One or many; they stand in ``value`` and have no logarithm.  Infinite where a number overflowed.
+        layer, index: What they are of; one for all rows, or one a row.
+        stderr: Standard errors on the scale of the values, 0 where exact.
+        num_samples: Samples that each value was taken from.
+        columns: What else tells the rows apart (step, shift, ...), one for all rows, or one a row.
+    """
+    value = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    frame = tidy(
+        {
+            "layer": [layer] * len(value) if isinstance(layer, str) else list(layer),
+            "index": np.broadcast_to(np.asarray(index), len(value)),
+            "depth_from_output": 0,
+            "target": None,
+            "quantity": quantity,
+            "value": value,
+            "log10_value": np.full(len(value), np.nan),
+            "log10_stderr_probe": np.nan,
+            "log10_stderr_sample": np.nan,
+            "stderr_sample": np.broadcast_to(np.asarray(stderr, dtype=np.float64), len(value)),
+            "reduction": None,
+            "coupled": None,
+            "num_probes": 0,
+            "num_samples": num_samples,
+        }
+    )
+    return frame.assign(**columns)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.inputs import Forward, as_batch
+from gradscope.forward.inputs import Forward, as_batch
+from gradscope.forward.modules import state_restored, unwrap
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
-from gradscope.modules import state_restored, unwrap
 from gradscope.probes import orthonormal
 
 Initializer = Callable[..., Tensor]

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gradscope.coefficients import gsc
+from gradscope.coefficients.gsc import gsc
+from gradscope.coefficients.planning import Probes
+from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
-from gradscope.inputs import Forward, as_batch
+from gradscope.forward.inputs import Forward, as_batch
+from gradscope.jacobians.capture import capture
 from gradscope.measures.activation import SampleCosine
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
-from gradscope.planning import Probes
-from gradscope.profiles import Profile
-from gradscope.recording import capture
 
 __all__ = ["assert_growth", "assert_no_collapse", "assert_qm_norm"]
 

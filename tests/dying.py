@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.core.plugins import Plugins
 
-from experiments.study import observed
+from gradscope.frames import observed
 
 
 def kills(model, x, *, generator, number, marks):

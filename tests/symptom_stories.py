@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiments import symptoms
 from experiments.collect import Collected
-from experiments.study import observed
+from gradscope.frames import observed
 
 STEPS = 40
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradscope as gs
-from gradscope.growth import fit_growth
+from gradscope.coefficients.growth import fit_growth
 from gradscope.models.mlp import MLP
 
 DEPTH, WIDTH, BATCH, SEEDS = 50, 100, 100, 8

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.checking import FAILED, PASSED, SKIPPED
+from gradscope.checks.self_check import FAILED, PASSED, SKIPPED
 from gradscope.models import MLP, AlexNetA
 from tests.helpers import noise, seeded
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import gradscope as gs
 import gradscope.meanfield as mf
+from gradscope.checks.reading import UnreadableError, read
 from gradscope.models import MLP
-from gradscope.reading import UnreadableError, read
 from tests.helpers import noise, seeded
 
 

@@ -137,7 +137,7 @@ def test_sharded_models_are_refused(plain, inside):
 def test_torch_marks_sharded_modules_by_these_names():
     from torch.distributed import fsdp
 
-    from gradscope.modules import _SHARDED
+    from gradscope.forward.modules import _SHARDED
 
     assert {fsdp.FullyShardedDataParallel.__name__, fsdp.FSDPModule.__name__} == _SHARDED
 

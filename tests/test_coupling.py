@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.coupling import separate
+from gradscope.backward.coupling import separate
 from gradscope.models.alexnet import AlexNetA
 from tests.helpers import noise
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import gradscope as gs
 from gradscope import frames
-from gradscope.depth import symmetric_logarithms
+from gradscope.depth.effective import symmetric_logarithms
 
 
 def trained(model, scale=0.3, seed=1):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gradscope.growth import fit_growth
+from gradscope.coefficients.growth import fit_growth
 
 DEPTH = np.arange(50, -1, -1)
 LN10 = math.log(10)

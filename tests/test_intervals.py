@@ -5,13 +5,13 @@ import pytest
 import torch
 
 import gradscope as gs
-from gradscope.inputs import as_batch
-from gradscope.intervals import probe_interval, sample_margin
+from gradscope.backward.subspace import find_subspaces
+from gradscope.coefficients.intervals import probe_interval, sample_margin
+from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.forward.inputs import as_batch
+from gradscope.forward.replay import Rerun
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
-from gradscope.reductions import Gain, Length, Tally
-from gradscope.rerun import Rerun
-from gradscope.subspace import find_subspaces
 from tests.helpers import seeded
 
 REPETITIONS = 2000

@@ -1,62 +1,50 @@
-"""The house rules that a machine can check: imports point down, Hydra stays in experiments, plots know no torch."""
+"""The house rules that a machine can check: imports point down between folders, and who may know whom."""
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "gradscope"
 
-# Each file may import the ones before it, and those of its own line only where listed first.
-ORDER = """
-estimates operators probes trunk
-meanfield.activations meanfield.quadrature meanfield.maps meanfield.batch meanfield.rates
-meanfield.spectrum meanfield.prediction meanfield.critical meanfield
-growth intervals norms frames
-layers taps memory workspace trees
-modules
-inputs
-rerun
-recorder
-units
-pulling
-operations links
-sweep
-coupling jacobians describing
-recording
-segments taylor
-reductions
-subspace cotangents
-parameters
-depth
-measures.samples measures.activation measures.gradient measures.symmetry measures
-preactivations layer_gradients
-measuring
-pairs
-streaming planning
-profiles
-nonlinearity
-coefficients
-reading comparison
-checking testing
-nonfinite
-weights alarms schedule vitals ranks evidence monitor
-callbacks.lightning callbacks.transformers callbacks
-plots.rows plots.curves plots.rates plots.maps plots.training plots
-initializers
-models.unfilled models.mlp models.alexnet models.resnet models
-__init__
-""".split()
+# Folders from the ground up: a file may import files of its own folder and of folders before it.  At the root of a
+# package lie its nouns, which everything is made of, and what stands on top of all folders.
+NOUNS = {
+    "gradscope": "estimates norms operators probes frames memory distributed",
+    "experiments": "files seeds progress",
+}
+ORDER = {
+    "gradscope": """
+        nouns meanfield initializers models forward backward jacobians measures coefficients depth checks monitor callbacks
+        plots top
+    """.split(),
+    "experiments": "nouns runs data config training archive evidence reports studies top".split(),
+}
+# Floors that are files at the root of a package.
+FILE_FLOORS = {"nouns", "initializers", "top"}
+PACKAGES = sorted(ORDER)
+FILES = {package: sorted((ROOT / package).rglob("*.py")) for package in PACKAGES}
+ALL = [path for package in PACKAGES for path in FILES[package]]
+MOST_LINES, MOST_FILES, MOST_FLOORS = 300, 12, 8
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
+def folder(module: str) -> str:
+    """The folder that a module lies in, or one of the two kinds of files at the root of its package."""
+    package, *rest = module.split(".")
+    if rest and rest[0] in ORDER[package]:
+        return rest[0]
+    return "nouns" if rest and rest[0] in NOUNS[package].split() else "top"
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -64,23 +52,64 @@ def imports(path: Path) -> set[str]:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found
+    return frozenset(found)
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+@cache
+def own_imports(path: Path) -> frozenset[str]:
+    """The modules of the same package that a file imports; a folder only where it is its face that is imported."""
+    package = module_name(path).split(".")[0]
+    found = imports(path) & {module_name(other) for other in FILES[package]}
+    folders = {name.rpartition(".")[0] for name in found}
+    return found - {package} - {name for name in folders if module_name(path).startswith(f"{name}.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_name(p) for p in FILES])
+@pytest.mark.parametrize("path", ALL, ids=map(module_name, ALL))
 def test_imports_point_down(path):
     name = module_name(path)
-    own = ORDER.index(name)  # a new file must take its place in the order
-    for imported in imports(path):
-        inner = imported.removeprefix("gradscope.")
-        if imported.startswith("gradscope.") and inner in ORDER:
-            assert ORDER.index(inner) < own, f"{name} imports {inner}, which lies above it"
+    order = ORDER[name.split(".")[0]]
+    for imported in own_imports(path):
+        floors = order.index(folder(imported)), order.index(folder(name))
+        assert floors[0] <= floors[1], f"{name} imports {imported}, whose folder lies above it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=[module_name(p) for p in FILES])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_there_are_no_circles(package):
+    below = {module_name(path): own_imports(path) for path in FILES[package]}
+    while below:
+        ground = {name for name, imported in below.items() if not imported & below.keys() - {name}}
+        assert ground, f"These files import each other: {', '.join(sorted(below))}"
+        below = {name: imported for name, imported in below.items() if name not in ground}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_are_few_floors_high(package):
+    above: dict[str, set[str]] = {name: set() for name in ORDER[package]}
+    for path in FILES[package]:
+        own = folder(module_name(path))
+        above[own] |= {folder(name) for name in own_imports(path)} - {own}
+
+    def height(name: str) -> int:
+        return 1 + max(map(height, above[name]), default=0)
+
+    assert max(height(name) for name in ORDER[package] if name not in FILE_FLOORS) <= MOST_FLOORS
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_has_its_place_and_few_files(package):
+    children = {path.parent.relative_to(ROOT / package).parts for path in FILES[package]}
+    assert {parts[0] for parts in children if parts} == set(ORDER[package]) - FILE_FLOORS
+    for parts in children - {("studies",)}:  # an open set
+        files = [path.name for path in (ROOT / package).joinpath(*parts).glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= MOST_FILES, f"{'/'.join((package, *parts))} holds {len(files)} files: {files}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=map(module_name, ALL))
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", FILES["gradscope"], ids=map(module_name, FILES["gradscope"]))
 def test_the_library_knows_no_hydra_no_prints_and_no_global_seed(path):
     assert not any(name.split(".")[0] in ("hydra", "omegaconf", "experiments") for name in imports(path))
     assert not re.search(
@@ -92,11 +121,11 @@ def test_the_library_knows_no_hydra_no_prints_and_no_global_seed(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["gradscope/frames.py", "gradscope/reductions.py", "gradscope/growth.py"]
+    ["gradscope/frames.py", "gradscope/coefficients/reductions.py", "gradscope/coefficients/growth.py"]
     + [
         f"gradscope/{folder}/{path.name}"
         for folder in ("meanfield", "plots")
-        for path in (PACKAGE / folder).glob("*.py")
+        for path in (ROOT / "gradscope" / folder).glob("*.py")
     ],
 )
 def test_files_that_need_no_torch_import_none(name):
@@ -104,15 +133,51 @@ def test_files_that_need_no_torch_import_none(name):
 
 
 def test_the_measuring_half_does_not_know_the_reference_models():
-    for path in FILES:
-        if module_name(path).split(".")[0] not in ("models", "__init__"):
+    for path in FILES["gradscope"]:
+        if module_name(path).split(".")[1:2] not in (["models"], []):
             assert not any(name.startswith(("gradscope.models", "gradscope.initializers")) for name in imports(path))
+
+
+STUDIES = [path for path in FILES["experiments"] if module_name(path).startswith("experiments.studies.")]
+# What a study may import besides the library, `evidence`, `archive.tables`, `archive.labels`, `reports` and itself.
+EXCEPTIONS = {
+    "pooling": ("experiments.studies.convolution",),
+    "convolution": ("experiments.training", "experiments.data", "experiments.seeds"),
+    "effective_depth": ("experiments.data",),
+}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=map(module_name, STUDIES))
+def test_studies_are_islands(path):
+    study, *inside = module_name(path).split(".")[2:]
+    own = f"experiments.studies.{study}"
+    allowed = (
+        own, "experiments.evidence", "experiments.archive.tables", "experiments.archive.labels", "experiments.reports",
+        *EXCEPTIONS.get(study, ()),
+    )  # fmt: skip
+    packages = ("experiments.archive", "experiments.studies")  # of which only modules are imported
+    for imported in own_imports(path) - set(packages):
+        assert imported.startswith(allowed), f"{module_name(path)} imports {imported}"
+    if inside in (["measurement"], ["numbers"]):
+        assert not any(name.split(".")[0] in ("matplotlib", "seaborn") for name in imports(path))
+    if inside:
+        assert f"{own}.figures" not in imports(path), "only the study's face imports its figures"
+    if inside == ["figures"]:
+        assert f"{own}.claims" not in imports(path)
+
+
+def test_only_the_commands_and_what_they_are_made_of_import_runs_through_its_door():
+    users = ("experiments.measure", "experiments.train", "experiments.status", "experiments.rerun",
+             "experiments.archive", "experiments.config.columns", "experiments.runs")  # fmt: skip
+    for path in FILES["experiments"]:
+        if any(name.startswith("experiments.runs") for name in own_imports(path)):
+            assert module_name(path).startswith(users), module_name(path)
 
 
 def test_no_submodule_hides_a_public_function():
     import gradscope
 
-    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    modules = {path.stem for path in (ROOT / "gradscope").glob("*.py")}
     functions = {name for name in gradscope.__all__ if callable(getattr(gradscope, name))}
     assert not modules & functions
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.links import find_links
+from gradscope.backward.links import find_links
 from tests.bruteforce import gsc_log10
 from tests.helpers import noise, seeded
 
@@ -99,7 +99,7 @@ def test_bundles_equal_the_engine_alone(function, monkeypatch):
     model, x = Apply(function), noise(4, 6)
     torch.manual_seed(3)
     linked = gs.gsc(model, x, probes=12, generator=seeded(5))
-    monkeypatch.setattr("gradscope.sweep.WORTHWHILE", 10**9)
+    monkeypatch.setattr("gradscope.backward.sweep.WORTHWHILE", 10**9)
     torch.manual_seed(3)
     engine = gs.gsc(model, x, probes=12, generator=seeded(5))
     np.testing.assert_allclose(linked.log10_values, engine.log10_values, atol=1e-12)
@@ -138,7 +138,7 @@ def test_memory_that_is_used_again_is_not_mixed_up(size, monkeypatch):
         target: gs.gsc(model, x, target=target, probes="exact").log10_values[:, 0]
         for target in ("layers.0", "layers.3", "head")
     }
-    monkeypatch.setattr("gradscope.sweep.bundle_bytes", lambda device: size)
+    monkeypatch.setattr("gradscope.backward.sweep.bundle_bytes", lambda device: size)
     matrix = gs.gsc_matrix(model, x, probes="exact")
     for target, expected in columns.items():
         column = matrix.log10_values[:, matrix.targets.index(target)]

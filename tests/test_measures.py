@@ -20,8 +20,8 @@ from gradscope.measures import (
     SaturatedFraction,
     SignDiversity,
 )
-from gradscope.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
-from gradscope.preactivations import slopes
+from gradscope.measures.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
+from gradscope.measures.preactivations import slopes
 from tests.helpers import noise, seeded
 
 BOTH = (PreactivationStd(), SignDiversity())

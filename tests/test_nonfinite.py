@@ -11,8 +11,8 @@ from torch.nn import functional
 
 import gradscope as gs
 from experiments import loop
-from gradscope.nonfinite import BACKWARD, FORWARD
-from gradscope.vitals import Vitals
+from gradscope.monitor.nonfinite import BACKWARD, FORWARD
+from gradscope.monitor.vitals import Vitals
 from tests.helpers import noise
 from tests.test_monitor import losses
 from tests.test_training import RECIPE, images, resumed
@@ -276,7 +276,7 @@ def test_evidence_that_cannot_be_saved_does_not_hide_the_layer(tmp_path, monkeyp
         ):
             monitor.step(math.nan, batch)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    monkeypatch.setattr("gradscope.evidence.parallel", lambda: True)
+    monkeypatch.setattr("gradscope.monitor.nonfinite.parallel", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monitor = gs.Monitor(model, noise(8, 6), every=100, save_to=tmp_path)
     with pytest.raises(gs.NonFiniteError, match=r"state are in .*nonfinite-rank1\.pt"):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gradscope.reductions import Gain, Length, Tally
+from gradscope.coefficients.reductions import Gain, Length, Tally
 
 RNG = np.random.default_rng
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradscope.schedule import Schedule
+from gradscope.monitor.schedule import Schedule
 
 
 class Clock:

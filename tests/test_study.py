@@ -16,9 +16,10 @@ import yaml
 from scipy import stats
 
 from experiments import figures, pages, reference, study
-from experiments.study import Claim, observed
+from experiments.study import Claim
 from experiments.summaries import geometric_mean, mean
 from gradscope import frames
+from gradscope.frames import observed
 
 ROOT = Path(__file__).parent.parent
 STUDIES = study.names()

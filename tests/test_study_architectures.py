@@ -6,8 +6,8 @@ import pytest
 
 from experiments.collect import Collected
 from experiments.studies import architectures as study
-from experiments.study import observed
 from gradscope import frames
+from gradscope.frames import observed
 
 MODELS = ("relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch", "selu")
 DEPTH, SEEDS = 20, 4

@@ -15,8 +15,8 @@ from experiments import data, depth_numbers, depths, reference, study
 from experiments.collect import Collected
 from experiments.depths import TOLERANCES
 from experiments.studies import effective_depth as asked
-from experiments.study import observed
 from gradscope import frames
+from gradscope.frames import observed
 
 OPTIONS = {"steps": 6, "train_batch_size": 16}
 

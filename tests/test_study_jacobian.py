@@ -15,7 +15,7 @@ from experiments import local_map
 from experiments.collect import Collected
 from experiments.rotations import rotations
 from experiments.studies import jacobian
-from experiments.study import observed
+from gradscope.frames import observed
 from tests.helpers import noise, seeded
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from experiments.collect import Collected
 from experiments.studies import pooling
-from experiments.study import observed
 from experiments.translation import RECTIFIED, SHIFTS
+from gradscope.frames import observed
 from gradscope.measures import shifted
 from tests.helpers import seeded
 

@@ -17,10 +17,10 @@ from experiments import reference, remedied, remedy_numbers
 from experiments.collect import Collected
 from experiments.permutations import rank_correlation
 from experiments.studies import remedies
-from experiments.study import observed
 from experiments.summaries import Mean, mean
 from experiments.verdicts import above, all_of, below, listed, told, within
 from gradscope import frames
+from gradscope.frames import observed
 from tests.helpers import noise, seeded
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ import gradscope.meanfield as mf
 from experiments import reference, skip_numbers, skips
 from experiments.collect import Collected
 from experiments.studies import residual
-from experiments.study import observed
 from gradscope import frames
+from gradscope.frames import observed
 from gradscope.models.resnet import ResNet
 from tests.helpers import noise, seeded
 

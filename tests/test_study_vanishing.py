@@ -12,9 +12,9 @@ import gradscope as gs
 from experiments import chains, factors
 from experiments.collect import Collected
 from experiments.studies import vanishing
-from experiments.study import observed
 from experiments.summaries import geometric_mean
 from gradscope import frames
+from gradscope.frames import observed
 from tests.helpers import noise, seeded
 
 DEPTH = 12

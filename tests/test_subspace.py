@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from gradscope import cotangents
-from gradscope.inputs import as_batch
+from gradscope.backward import cotangents
+from gradscope.backward.subspace import find_subspaces
+from gradscope.coefficients.pairs import Board
+from gradscope.forward.inputs import as_batch
+from gradscope.forward.replay import Rerun
 from gradscope.models.mlp import MLP
-from gradscope.pairs import Board
-from gradscope.rerun import Rerun
-from gradscope.subspace import find_subspaces
 from tests.helpers import noise, seeded
 
 

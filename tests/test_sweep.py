@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import gradscope as gs
+from gradscope.backward.sweep import Start, rescale, sweep
 from gradscope.models.mlp import MLP
-from gradscope.sweep import Start, rescale, sweep
 
 
 def seeded(seed: int = 0) -> torch.Generator:

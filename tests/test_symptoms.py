@@ -16,7 +16,7 @@ from experiments import figures, reference, run, symptoms, train
 from experiments.collect import Collected
 from experiments.study import condensed
 from gradscope import frames
-from gradscope.alarms import Alarms, MonitorWarning
+from gradscope.monitor.alarms import Alarms, MonitorWarning
 from tests.symptom_stories import STEPS, from_step, together, told
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from gradscope.trunk import find_trunk, vertex
+from gradscope.forward.trunk import find_trunk, vertex
 
 
 def cut_vertices_by_removal(target, sources) -> set:

@@ -14,7 +14,7 @@ from experiments.collect import Collected
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
 from gradscope import plots
-from gradscope.growth import EXPLODING_RATE, VANISHING_RATE
+from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 
 # What is claimed of whom in the literature; the data decide.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")

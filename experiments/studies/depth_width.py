@@ -33,7 +33,8 @@ METHOD = f"""
 {len(NETWORKS)} plain networks, each of the depths {listed(list(map(str, DEPTHS)))} and of the widths
 {listed(list(map(str, WIDTHS)))}, on {BATCH_SIZE} samples of Gaussian noise, {NUM_SEEDS} initializations each. GSC
 (squared convention) to the output is measured from {NUM_SOURCES} layers at equal distances by {NUM_PROBES} random
-probes; the **rate** is its factor a layer, fitted over the half of the network nearer the output (`gradscope.growth`).
+probes; the **rate** is its factor a layer, fitted over the half of the network nearer the output
+(`gradscope.coefficients.growth`).
 Rates are compared by their natural logarithms, because that is what adds up over layers.
 
 **Within tolerance** means: the log rate lies within {TOLERANCE:g} of its mean over all sizes. A log rate that is off by

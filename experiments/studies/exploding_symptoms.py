@@ -12,7 +12,7 @@ from experiments.collect import Collected
 from experiments.study import Claim
 from experiments.symptom_figures import WORDS
 from experiments.symptoms import FAILURE, GUESSING, LEARNED, THRESHOLDS, condensed, leads, quiet
-from gradscope.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
+from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
 
 __all__ = ["condensed"]
 

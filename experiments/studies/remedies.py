@@ -29,12 +29,12 @@ from experiments.remedy_numbers import (
 from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
 from experiments.verdicts import above, below, told, within
-from gradscope.growth import EXPLODING_RATE
+from gradscope.coefficients.growth import EXPLODING_RATE
 
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
 # log10 GSC: what a rate at the edge of no growth makes of all layers.  Less is not worth the name of a remedy.
 LEAST = DEPTH * math.log10(EXPLODING_RATE)
-# Rates that differ by less are called equal: what `gradscope.growth` takes for no growth.
+# Rates that differ by less are called equal: what `gradscope.coefficients.growth` takes for no growth.
 EQUAL = EXPLODING_RATE - 1
 # Part of the baseline's linear fit error of the last layer below which its layers are called nearly linear, as in the
 # study of architectures.
@@ -65,9 +65,9 @@ These are marked †, held against the network they repeat, and left out whereve
 
 What counts is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not;
 the rate a layer or block stands beside it, with mean field where it has one. A remedy **lowers** GSC if it lowers
-log10 GSC by {LEAST:.2f} or more, which is what a rate of {EXPLODING_RATE:g}, the edge of what `gradscope.growth` calls
-no growth, makes of {DEPTH} layers: the whole interval must lie beyond. The intervals of these changes hold together
-(Bonferroni over all of them).
+log10 GSC by {LEAST:.2f} or more, which is what a rate of {EXPLODING_RATE:g}, the edge of what
+`gradscope.coefficients.growth` calls no growth, makes of {DEPTH} layers: the whole interval must lie beyond. The
+intervals of these changes hold together (Bonferroni over all of them).
 
 Little growth alone is no merit: an affine map has none. **Nonlinearity** is measured by the part of the variance of the
 outputs that the best affine map of the inputs leaves over, on {NUM_FITTED} further samples, corrected for the size of

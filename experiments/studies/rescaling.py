@@ -19,8 +19,9 @@ from torch.nn import functional
 
 import gradscope as gs
 from experiments.collect import Collected
-from experiments.study import Claim, observed
+from experiments.study import Claim
 from experiments.summaries import Mean, geometric_mean, mean
+from gradscope.frames import observed
 from gradscope.models import MLP
 
 QUESTION = "Can the length of raw gradients tell whether a network explodes?"

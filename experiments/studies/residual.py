@@ -39,7 +39,7 @@ RESNET_BLOCKS, RESNET_WIDTH = 15, 16
 # The part by which an excess, or a growth, may miss the law.  Finite width moves an excess by about half of that
 # where there is no skip (tanh+layer against mean field), so that less could not be told from it.
 TOLERANCE = 0.1
-# Of the GSC of a block without an excess: what `gradscope.growth` calls neither exploding nor vanishing.
+# Of the GSC of a block without an excess: what `gradscope.coefficients.growth` calls neither exploding nor vanishing.
 STEADY = 0.02
 # log10 of what counts as keeping GSC over all blocks: one order of magnitude, where lengths go through tens of them.
 KEEPS = 1.0

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
-from gradscope.monitor import Monitor
+from gradscope.monitor.monitor import Monitor
 
 
 class MonitorCallback(Callback):

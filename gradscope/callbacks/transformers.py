@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradscope.monitor import Monitor
+from gradscope.monitor.monitor import Monitor
 
 NO_LOSS = (
     "The model returned no loss (label_smoothing_factor or compute_loss_func?), so the monitor looks at gradients only."

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope.estimates import Estimate
+from gradscope.forward.modules import state_restored
 from gradscope.measures.samples import influenced, sample_mean
-from gradscope.modules import state_restored
 
 Shift = tuple[int, int]
 

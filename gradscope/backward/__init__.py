@@ -1,0 +1,1 @@
+"""Cotangents pulled back through a recorded forward pass."""

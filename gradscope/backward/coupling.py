@@ -1,0 +1,121 @@
+"""Do the samples of a batch influence each other?  Proved from the graph or detected from gradients, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from gradscope.backward.sweep import Start, sweep
+from gradscope.forward.layers import INPUT, Layer
+from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
+from gradscope.forward.trunk import Trunk, Vertex
+
+# Operations that act on each entry of the leading dimension alone, and through which of their inputs.
+_LEADING = PRODUCTS | {
+    f"{name}Backward0": 0
+    for name in (
+        "Convolution MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D View UnsafeView ReshapeAlias NativeLayerNorm "
+        "NativeBatchNorm CudnnBatchNorm"
+    ).split()
+}
+
+# What else must hold, by saved attributes of the node; the second argument is the number of dimensions.
+_PROVISO: dict[str, Callable[[Node, int], bool]] = {
+    "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,  # type: ignore[attr-defined]
+    "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
+    "CudnnBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
+}
+
+
+def coupled(
+    trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int, sources: Collection[str] = (INPUT,)
+) -> bool:
+    """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
+
+    It shows at the sources, named ``sources``, and at the rows on the trunk; inside a branch a leading dimension of B
+    may mean something else (the tokens of an expert, say).  Where that of a source or of the target is not B, samples
+    count as coupled.
+    Where every operation between sources and target is known to act on each sample alone, that is a proof, and costs
+    nothing; so is a batch normalization with the statistics of the batch.  Else gradients are asked, see `detected`.
+    """
+    if batch_size == 1:
+        return False
+    ends = [layer for layer in rows if not layer.origins.keys().isdisjoint(sources)]
+    if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
+        return True  # nothing is known, and treating samples as coupled is right in either case
+    rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
+    rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
+    if not rows:
+        return False
+    if separate(trunk, batch_size):
+        return False
+    return mixed(trunk) or detected(trunk, rows, target, batch_size)
+
+
+def mixed(trunk: Trunk) -> bool:
+    """Whether the graph proves that samples influence each other: by batch normalization with the batch's statistics.
+
+    To count samples as coupled is right in either case, so this spares a test that could only confirm it.
+    """
+    nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
+    return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
+
+
+def separate(trunk: Trunk, batch_size: int) -> bool:
+    """Whether the graph proves that samples keep apart: by induction from the sources, whose leading dimension is B.
+
+    Every operation on the way must be one that maps sample b of its live inputs to sample b of its output.  The name of
+    an autograd node says which operation of torch made it (a user's own ``autograd.Function`` never has such a name);
+    False means that nothing is proved.  Cost: linear in the number of nodes.
+    """
+    live = trunk.position.keys() | trunk.above.keys()
+    return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
+
+
+def _keeps_apart(node: Node, live: Collection[Vertex], batch_size: int) -> bool:
+    inputs = live_inputs(node, live)
+    shape, _ = output_kind((node, 0))
+    if shape[:1] != (batch_size,):
+        return False
+    if not inputs:  # a source
+        return True
+    name = node.name()
+    if name in _LEADING:
+        proviso = _PROVISO.get(name)
+        return inputs == [_LEADING[name]] and (proviso is None or proviso(node, len(shape)))
+    # Operands with as many dimensions as the result, and B of them ahead, are not broadcast along the leading one.
+    return name in ELEMENTWISE and all(len(output_kind(_parent(node, number))[0]) == len(shape) for number in inputs)
+
+
+def _parent(node: Node, number: int) -> Vertex:
+    parent, output_nr = node.next_functions[number]
+    assert parent is not None  # it is among the live tensors
+    return parent, output_nr
+
+
+def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
+    """Whether gradients show an influence between samples.
+
+    Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Uncoupled
+    samples give exact zeros in the other half, in floating point too.  Any ordered pair of samples in different halves
+    is seen, so k independent couplings are missed with probability 2^-k; batch normalization couples all pairs.
+    Cost: two backward passes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = torch.zeros(batch_size, dtype=torch.bool)
+    half[torch.randperm(batch_size, generator=generator)[: batch_size // 2]] = True
+    values = torch.randn(target.shape, generator=generator, dtype=torch.float64)
+    masks = torch.stack([half, ~half]).reshape(2, batch_size, *[1] * (len(target.shape) - 1))
+
+    def draw(first: int, last: int) -> Tensor:
+        return (masks[first:last] * values).to(dtype=target.dtype, device=target.device)
+
+    start = Start(len(trunk.edges) - 1, 2, draw, target.size * target.dtype.itemsize)
+    readings = sweep(trunk, rows, [start], batch_size=batch_size)
+    return any(
+        bool((reading.norms[0, ~half.numpy()] != 0).any() or (reading.norms[1, half.numpy()] != 0).any())
+        for reading in readings
+    )

@@ -1,0 +1,1 @@
+"""Is a model measured correctly, and does it behave as mean-field theory predicts?"""

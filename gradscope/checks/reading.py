@@ -1,0 +1,261 @@
+"""What network is this?  A plain or residual perceptron of torch modules, read so that theory can predict it.
+
+The one place, with the pre-activations of `gradscope.measures.preactivations`, that looks at module classes.
+What was read is verified by value: each layer, recomputed from the layer before, must give what the network gave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradscope.forward.inputs import Forward
+from gradscope.forward.layers import Layer, Origin
+from gradscope.forward.modules import unwrap
+from gradscope.jacobians.capture import Capture, capture
+from gradscope.meanfield import Activation, LayerSpec
+from gradscope.measures.preactivations import NONLINEARITIES, slopes
+
+FloatArray = npt.NDArray[np.float64]
+
+_KINKED = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU)
+_SMOOTH = (nn.GELU, nn.LogSigmoid, nn.Mish, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink)
+
+# Relative tolerance with which a layer must be reproduced from the one before.
+REPRODUCED = 1e-3
+
+
+class UnreadableError(ValueError):
+    """The network is none that theory can predict; the message says which part and why."""
+
+
+@dataclass(frozen=True)
+class ReadLayer:
+    """One layer f = phi(norm(W f' + b)) of the network, or one block.
+
+    ``name``: of the tensor f; ``preactivation``: of the tensor W f' + b.  ``spec``: as theory takes it, with the
+    variances measured on the weights.  ``fan_in``, ``width``: of W.  ``square``, ``received``: measured mean squares of
+    f and of W f' + b.  ``overlap``: mean squared cosine between pre-activations of two samples, a sample with itself
+    included.
+    """
+
+    name: str
+    preactivation: str
+    spec: LayerSpec
+    fan_in: int
+    width: int
+    square: float
+    received: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A network as theory takes it: ``layers`` in order, mean square and correlation of the input, the batch size."""
+
+    layers: tuple[ReadLayer, ...]
+    mean_square: float
+    correlation: float
+    batch_size: int
+    source: str
+
+    @property
+    def specs(self) -> list[LayerSpec]:
+        """What `gradscope.meanfield.predict` takes."""
+        return [layer.spec for layer in self.layers]
+
+    def with_variances(self, weights: Sequence[float], biases: Sequence[float]) -> Reading:
+        """The same network with other weight and bias variances, those of a nominal initialization say."""
+        layers = [
+            replace(layer, spec=replace(layer.spec, weight_variance=w, bias_variance=b))
+            for layer, w, b in zip(self.layers, weights, biases, strict=True)
+        ]
+        return replace(self, layers=tuple(layers))
+
+
+def read(model: nn.Module, data: Any, *, forward: Forward | None = None) -> Reading:
+    """Read a perceptron: Linear, then optionally BatchNorm1d or LayerNorm, then optionally a nonlinearity, repeated;
+    or residual blocks s x + V phi(norm(W x)).
+
+    Raises:
+        UnreadableError: Anything else, a normalization with trained scales or running statistics, a nonlinearity that
+            is not a module of torch.nn, or layers that do not follow from each other.
+    """
+    model = unwrap(model)
+    captured = capture(model, data, forward=forward)
+    with torch.no_grad():
+        return _Reader(captured, dict(model.named_modules())).read()
+
+
+class _Reader:
+    """Walks through the modules that made a tensor, in order."""
+
+    def __init__(self, captured: Capture, modules: Mapping[str, nn.Module]) -> None:
+        if len(captured.source_names) != 1:
+            raise UnreadableError(f"The network has {len(captured.source_names)} inputs; theory here takes one.")
+        self.captured, self.modules = captured, modules
+        self.leaves: list[tuple[Layer, str, nn.Module]] = []
+        for layer in captured.reached:
+            for name, origin in layer.origins.items():
+                if origin is Origin.MADE and "#" in name:
+                    raise UnreadableError(f"Module {name.partition('#')[0]!r} is called twice, so weights are shared.")
+                module = modules.get(name)
+                if origin is not Origin.MADE or module is None or isinstance(module, nn.Flatten):
+                    continue
+                if not any(True for _ in module.children()):
+                    self.leaves.append((layer, name, module))
+        self.titles = {layer.index: layer.name for layer in captured.units}
+        blocks = [name for layer in captured.reached if layer.on_trunk for name in layer.names]
+        source = captured.source_names[0]
+        wanted = {source, *(name for _, name, _ in self.leaves), *blocks}
+        self.values = {name: value.flatten(1) for name, value in captured.rerun.outputs(wanted, {}).items()}
+        self.current, self.source = self.values[source], source
+
+    def read(self) -> Reading:
+        x, batch_size = self.current.double(), len(self.current)
+        if batch_size < 2:
+            raise UnreadableError("A single sample says nothing of correlations; give at least two.")
+        layers, place = [], 0
+        while place < len(self.leaves):
+            layer, place = self.layer(place)
+            layers.append(layer)
+        if not layers or self.current.shape != self.values[self.captured.target.name].shape:
+            raise UnreadableError("No chain of linear layers leads from the input to the target.")
+        self.same(self.current, self.captured.target.name, "the output")
+        gram = x @ x.T
+        square = float(gram.diagonal().mean())
+        cross = float((gram.sum() - gram.diagonal().sum()) / (batch_size * (batch_size - 1)))
+        return Reading(tuple(layers), square / x.shape[1], cross / square if square else 0.0, batch_size, self.source)
+
+    def layer(self, place: int) -> tuple[ReadLayer, int]:
+        """The layer or block that begins with the leaf at ``place``, and where the next one begins."""
+        found, name, _ = self.leaves[place]
+        before = self.current
+        linear = self.linear(place)
+        h = self.values[name]
+        norm, value, place = self.norm(place + 1, h)
+        activation, value, last, place = self.activation(place, value, name)
+        spec = LayerSpec.of(activation, *_variances(linear), norm)
+        if found.on_trunk:
+            self.current = value
+            name_of_f = self.title(last)
+        else:
+            out = self.linear(place, value)
+            name_of_f, skip = self.block(place, before)
+            spec = replace(spec, branch_variance=_variances(out)[0], skip_weight=skip)
+            place += 1
+        square = float(self.current.double().square().mean())
+        return ReadLayer(
+            name_of_f, name, spec, linear.in_features, linear.out_features, square,
+            float(h.double().square().mean()), _overlap(h),
+        ), place  # fmt: skip
+
+    def linear(self, place: int, given: Tensor | None = None) -> nn.Linear:
+        """The linear map at ``place``, which must be applied to ``given`` (default: the layer before)."""
+        if place >= len(self.leaves):
+            raise UnreadableError("The last block has no linear map at its end.")
+        _, name, module = self.leaves[place]
+        if not isinstance(module, nn.Linear):
+            raise UnreadableError(f"{name!r} is a {type(module).__name__} where a Linear should begin a layer.")
+        value = self.current if given is None else given
+        if value.shape[1] != module.in_features:
+            raise UnreadableError(f"{name!r} does not take what the layer before it gives.")
+        self.same(
+            functional.linear(value, module.weight.detach(), module.bias), name, "a linear map of the layer before"
+        )
+        return module
+
+    def norm(self, place: int, h: Tensor) -> tuple[str, Tensor, int]:
+        """Normalization at ``place``, if there is one: its kind and what it gives."""
+        if place >= len(self.leaves):
+            return "none", h, place
+        _, name, module = self.leaves[place]
+        if isinstance(module, nn.BatchNorm1d):
+            if not module.training and module.running_mean is not None:
+                raise UnreadableError(f"{name!r} uses running statistics, of which theory knows nothing; use .train().")
+            value, kind = functional.batch_norm(h, None, None, training=True, eps=module.eps), "batch"
+        elif isinstance(module, nn.LayerNorm):
+            value, kind = functional.layer_norm(h, module.normalized_shape, eps=module.eps), "layer"
+        else:
+            return "none", h, place
+        self.same(value, name, "a normalization without trained scale and shift")
+        return kind, self.values[name], place + 1
+
+    def activation(self, place: int, value: Tensor, name: str) -> tuple[Activation, Tensor, str, int]:
+        """Nonlinearity at ``place``, if there is one: it, what it gives, and the name of that."""
+        last = name if place == 0 else self.leaves[place - 1][1]
+        if place < len(self.leaves) and isinstance(self.leaves[place][2], NONLINEARITIES):
+            _, name, module = self.leaves[place]
+            activation = _activation(name, module)
+            self.same(torch.from_numpy(activation(value.double().cpu().numpy())).to(value), name, "its function")
+            return activation, self.values[name], name, place + 1
+        return LayerSpec.of("linear", 1.0).activation, value, last, place
+
+    def block(self, place: int, before: Tensor) -> tuple[str, float]:
+        """The end of a residual block whose branch ends with the linear map at ``place``: name and skip weight."""
+        inner, name, _ = self.leaves[place]
+        after = next(layer for layer in self.captured.reached if layer.on_trunk and layer.index > inner.index)
+        total, branch = self.values.get(after.name), self.values[name]
+        if total is None or total.shape != before.shape:
+            raise UnreadableError(f"The branch that ends with {name!r} does not come back to its input by a sum.")
+        skip = float(((total - branch) * before).sum() / before.square().sum())
+        self.same(skip * before + branch, after.name, "the sum of a skip connection and a branch")
+        self.current = total
+        return self.titles.get(after.index, after.name), round(skip, 6)
+
+    def title(self, name: str) -> str:
+        """The name under which a profile lists the tensor that a leaf made."""
+        index = next(layer.index for layer, other, _ in self.leaves if other == name)
+        return self.titles.get(index, name)
+
+    def same(self, value: Tensor, name: str, what: str) -> None:
+        """Refuse where the recorded tensor is not what was read."""
+        recorded = self.values[name]
+        if value.shape != recorded.shape or not float((value - recorded).norm()) <= REPRODUCED * float(recorded.norm()):
+            raise UnreadableError(f"Layer {name!r} is not {what}, so theory cannot predict it.")
+
+
+def _activation(name: str, module: nn.Module) -> Activation:
+    """The nonlinearity itself, on arrays, with its derivative by automatic differentiation."""
+    if isinstance(module, (nn.Hardtanh, nn.ReLU6)):
+        kinks: tuple[float, ...] = (float(module.min_val), float(module.max_val))
+    elif isinstance(module, _KINKED):
+        kinks = (0.0,)
+    elif isinstance(module, _SMOOTH):
+        kinks = ()
+    else:
+        raise UnreadableError(f"Nonlinearity {name!r} is a {type(module).__name__}, which theory here does not know.")
+
+    def function(h: FloatArray) -> FloatArray:
+        with torch.no_grad():
+            return module.forward(torch.from_numpy(np.array(h, dtype=np.float64))).numpy()
+
+    def derivative(h: FloatArray) -> FloatArray:
+        return slopes(module, torch.from_numpy(np.array(h, dtype=np.float64))).numpy()
+
+    return Activation(type(module).__name__, function, derivative, kinks)
+
+
+def _variances(linear: nn.Linear) -> tuple[float, float]:
+    """sigma_w^2 = fan_in mean(W^2) and sigma_b^2 = mean(b^2)."""
+    bias = 0.0 if linear.bias is None else float(linear.bias.detach().double().square().mean())
+    return linear.in_features * float(linear.weight.detach().double().square().mean()), bias
+
+
+def _overlap(h: Tensor) -> float:
+    """Mean of the squared cosines between samples: how far the entries of a batch repeat each other."""
+    h = h.double()
+    gram = h @ h.T
+    length = gram.diagonal().clamp_min(1e-300)
+    weights = torch.outer(length, length)
+    return (
+        float((gram.square() / weights * weights).sum() / weights.sum()) if math.isfinite(float(weights.sum())) else 1.0
+    )

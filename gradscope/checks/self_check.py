@@ -1,0 +1,293 @@
+"""``check(model, x)``: does gradscope measure this model right?  Tests of its own that anybody can run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope.backward.cotangents import needed_for_exact
+from gradscope.backward.pulling import pulling
+from gradscope.coefficients.gsc import gsc
+from gradscope.forward.inputs import Forward, LossFunction
+from gradscope.forward.layers import Layer
+from gradscope.forward.replay import Rerun
+from gradscope.jacobians.capture import Capture, capture
+from gradscope.probes import sphere
+
+PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
+
+# Layers tried, spread evenly over the network: a check costs a few passes for each.
+MOST_LAYERS = 12
+# Exact coefficients are computed for comparison up to so many cotangents.
+EXACT_LIMIT = 512
+PROBES = 64
+# Standard errors that probes may be off the exact value in the worst of all layers.
+MOST_ERRORS = 5.0
+# Central differences at these steps, relative to the length of the input, in multiples of eps^(1/3).
+STEPS = (3.0, 1.0, 0.3)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test: its ``name``, whether it "passed", "FAILED" or was "skipped", and what was found, with the culprit."""
+
+    name: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All tests of `check`; printed, one line each."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether none failed."""
+        return all(check.status != FAILED for check in self.checks)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a test: name, status, detail."""
+        return pd.DataFrame([asdict(check) for check in self.checks])
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        return "\n".join(f"{check.status:<8}{check.name:<{width + 2}}{check.detail}" for check in self.checks)
+
+
+def check(
+    model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
+) -> Report:
+    """Measure ``model`` on one batch in several ways that must agree, and say where they do not.
+
+    "adjoint": <v, J u> = <J^T v, u> from layer to layer, J u by differentiating twice.  "finite differences": the
+    change of a layer along a random direction of the input is the one that its Jacobian predicts.  "independence":
+    where samples count as independent, changing one leaves the others.  "probes": random probes agree with the exact
+    coefficients within their standard errors.  "determinism": two captures see the same activations.  "left alone":
+    parameters, buffers, gradients, modes and random state are what they were.
+
+    Arguments are those of `gradscope.gsc`, one batch.  Use float64 and a small batch: in float32 the bounds are wide.
+
+    Cost: some hundred forward and backward passes.
+
+    Returns:
+        A `Report`; print it.
+    """
+    before = _state(model)
+    first = capture(model, data, forward=forward, loss_fn=loss_fn)
+    generator = torch.Generator().manual_seed(0)
+
+    def again(captured: Capture) -> Check:
+        return _determinism(captured, capture(model, data, forward=forward, loss_fn=loss_fn))
+
+    tests: dict[str, Callable[[Capture], Check]] = {
+        "adjoint": lambda captured: _adjoint(captured, generator),
+        "finite differences": lambda captured: _finite_differences(captured, generator),
+        "independence": lambda captured: _independence(captured, generator),
+        "probes": lambda captured: _probes(captured, model, data, forward, loss_fn),
+        "determinism": again,
+    }
+    checks = []
+    for name, test in tests.items():
+        try:
+            checks.append(test(first))
+        except Exception as error:
+            checks.append(Check(name, FAILED, f"raised {type(error).__name__}: {error}"))
+    changed = [name for name, value in _state(model).items() if not _same(value, before[name])]
+    detail = f"changed: {', '.join(changed[:4])}" if changed else "parameters, buffers, gradients, modes, random state"
+    checks.append(Check("left alone", FAILED if changed else PASSED, detail))
+    return Report(tuple(checks))
+
+
+def _determinism(first: Capture, second: Capture) -> Check:
+    names = [[layer.name for layer in one.reached] for one in (first, second)]
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1])) or names[0]
+        return Check("determinism", FAILED, f"a second pass takes other layers: {', '.join(odd[:4])}")
+    worst = 0.0
+    for a, b in zip(first.reached, second.reached, strict=True):
+        difference = float((a.norms - b.norms).abs().max() / a.norms.max().clamp_min(1e-300))
+        if not difference <= math.sqrt(torch.finfo(a.dtype).eps):
+            return Check(
+                "determinism", FAILED,
+                f"a second pass with the same random state changes layer {a.name!r} by {difference:.1e}: "
+                "the model has a state of its own, or draws from a generator of its own",
+            )  # fmt: skip
+        worst = max(worst, difference)
+    return Check("determinism", PASSED, f"{len(first.reached)} layers, largest relative difference {worst:.1e}")
+
+
+def _adjoint(captured: Capture, generator: torch.Generator) -> Check:
+    worst, skipped = 0.0, 0
+    pairs = list(_spread(list(_pairs(captured))))
+    for below, above in pairs:
+        jacobian = captured.jacobian(below.name, above.name)
+        u, v = _vector(below, generator), _vector(above, generator)
+        try:
+            product = jacobian.matvec(u)
+        except NotImplementedError:
+            skipped += 1
+            continue
+        forwards, backwards = _dot(v, product), _dot(jacobian.rmatvec(v), u)
+        scale = float(v.double().norm() * product.double().norm()) / math.sqrt(above.size)
+        error = abs(forwards - backwards) / (scale or 1.0)
+        if not error <= 1e3 * torch.finfo(above.dtype).eps * math.sqrt(above.size):
+            return Check(
+                "adjoint", FAILED,
+                f"between {below.name!r} and {above.name!r}: <v, J u> = {forwards:.6g}, <J^T v, u> = {backwards:.6g}",
+            )  # fmt: skip
+        worst = max(worst, error)
+    if skipped == len(pairs):
+        return Check("adjoint", SKIPPED, "no backward pass on the way can be differentiated (attention, checkpoints)")
+    left = f", {skipped} could not be differentiated twice" if skipped else ""
+    return Check("adjoint", PASSED, f"{len(pairs) - skipped} pairs of layers, worst {worst:.1e}{left}")
+
+
+def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
+    """Central differences of <v, f> along a direction of the sources, at several steps, against <J^T v, u>."""
+    layers = [layer for layer in _spread(captured.units) if layer.name not in captured.source_names]
+    rerun, sources = captured.rerun, [layer for layer in captured.reached if layer.name in captured.source_names]
+    if len(sources) != len(captured.source_names):
+        return Check("finite differences", SKIPPED, "not all sources lead to the target")
+    wanted = {layer.name: layer for layer in layers}
+    base = rerun.outputs({*wanted, *captured.source_names}, {})
+    directions = {name: _vector_like(base[name], generator) for name in captured.source_names}
+    cotangents = {name: _vector_like(base[name], generator) for name in wanted if name in base}
+    slopes: dict[str, list[float]] = {name: [] for name in cotangents}
+    for step in STEPS:
+        h = step * max(torch.finfo(source.dtype).eps for source in sources) ** (1 / 3)
+        moved = [rerun.outputs(wanted, {n: sign * h * d for n, d in directions.items()}) for sign in (1.0, -1.0)]
+        for name, v in cotangents.items():
+            slopes[name].append(_dot(v, moved[0][name].double() - moved[1][name].double()) / (2 * h))
+    judged, worst = 0, 0.0
+    for name, v in cotangents.items():
+        predicted = _predicted(captured, wanted[name], sources, v, directions)
+        # Where the steps disagree, the network bends or rounds too much there to judge anything.
+        noise, slope = max(slopes[name]) - min(slopes[name]), slopes[name][1]
+        scale = abs(slope) + abs(predicted) or 1.0
+        if noise > 0.02 * abs(slope):
+            continue
+        judged += 1
+        error = abs(slope - predicted) / scale
+        if not abs(slope - predicted) <= 0.02 * scale + 3 * noise:
+            return Check(
+                "finite differences", FAILED,
+                f"layer {name!r} changes by {slope:.6g} along a direction of the input, and its Jacobian predicts "
+                f"{predicted:.6g}: a gradient is stopped, replaced or wrong at or below it",
+            )  # fmt: skip
+        worst = max(worst, error)
+    if not judged:
+        return Check("finite differences", SKIPPED, "differences at several steps disagree: too curved, or use float64")
+    return Check("finite differences", PASSED, f"{judged} of {len(slopes)} layers, worst {worst:.1e}")
+
+
+def _predicted(
+    captured: Capture, layer: Layer, sources: Sequence[Layer], v: Tensor, directions: dict[str, Tensor]
+) -> float:
+    """<J^T v, u> summed over the sources."""
+    with pulling():
+        gradients = torch.autograd.grad(
+            (layer.edge,), [source.edge for source in sources], (v,), retain_graph=True, allow_unused=True
+        )
+    pairs = zip(sources, gradients, strict=True)
+    return sum(_dot(g, directions[source.name]) for source, g in pairs if g is not None)
+
+
+def _independence(captured: Capture, generator: torch.Generator) -> Check:
+    """Change one sample of the input and look whether others change at the target."""
+    name, target = "independence", captured.target
+    if captured.coupled:
+        return Check(name, SKIPPED, "samples count as coupled, which is right in either case")
+    if captured.batch_size == 1:
+        return Check(name, SKIPPED, "a single sample")
+    rerun: Rerun = captured.rerun
+    base = rerun.outputs({target.name, *captured.source_names}, {})
+    shifts = {}
+    for source in captured.source_names:
+        if base[source].shape[:1] != (captured.batch_size,):
+            return Check(name, SKIPPED, f"the leading dimension of {source!r} is not the batch")
+        shifts[source] = torch.zeros_like(base[source])
+        shifts[source][0] = _vector_like(base[source][0], generator)
+    change = (rerun.outputs([target.name], shifts)[target.name] - base[target.name]).double()
+    change = change.reshape(captured.batch_size, -1).norm(dim=1)
+    own, others = float(change[0]), float(change[1:].max())
+    if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
+        return Check(
+            name,
+            FAILED,
+            f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, without a gradient",
+        )
+    return Check(name, PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}")
+
+
+def _probes(
+    captured: Capture, model: nn.Module, data: Any, forward: Forward | None, loss_fn: LossFunction | None
+) -> Check:
+    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
+    if needed > EXACT_LIMIT:
+        return Check("probes", SKIPPED, f"exact coefficients need {needed} cotangents; give a smaller batch")
+    exact, probed = (gsc(model, data, forward=forward, loss_fn=loss_fn, probes=probes) for probes in ("exact", PROBES))
+    difference = np.abs(probed.log10_values - exact.log10_values)[:-1, 0]
+    errors = probed.log10_stderr_probe[:-1, 0]
+    rounding = 1e3 * torch.finfo(captured.target.dtype).eps
+    z = np.where(difference > rounding, difference / np.maximum(errors, 1e-300), 0.0)
+    if len(z) == 0:
+        return Check("probes", SKIPPED, "no layer but the target")
+    worst = int(np.argmax(z))
+    detail = (
+        f"{PROBES} probes are {z[worst]:.1f} standard errors off the exact value at {exact.layers[worst]!r}, the worst"
+    )
+    return Check("probes", PASSED if z[worst] <= MOST_ERRORS else FAILED, detail)
+
+
+def _pairs(captured: Capture) -> Iterator[tuple[Layer, Layer]]:
+    """Neighbouring units, of which each depends on the one before."""
+    yield from zip(captured.units, captured.units[1:], strict=False)
+
+
+def _spread(items: Sequence[Any]) -> Sequence[Any]:
+    """At most `MOST_LAYERS` of the items, evenly spaced, with the last one."""
+    if len(items) <= MOST_LAYERS:
+        return items
+    return [items[int(place)] for place in np.linspace(0, len(items) - 1, MOST_LAYERS).round()]
+
+
+def _vector(layer: Layer, generator: torch.Generator) -> Tensor:
+    return sphere(1, layer.size, generator=generator, dtype=layer.dtype, device=layer.device)[0]
+
+
+def _vector_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A random direction as long as the tensor itself, or of unit entries where that is 0."""
+    v = sphere(1, tensor.numel(), generator=generator, dtype=torch.float64)[0].to(tensor.device)
+    rms = tensor.double().square().mean().sqrt()
+    return (v * (rms if rms > 0 else 1.0)).to(tensor.dtype).reshape(tensor.shape)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a.detach().double().reshape(-1) * b.detach().double().reshape(-1)).sum())
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything a measurement must not change."""
+    state: dict[str, Any] = {f"parameter {n}": p.detach().clone() for n, p in model.named_parameters()}
+    state |= {f"gradient of {n}": None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    state |= {f"requires_grad of {n}": p.requires_grad for n, p in model.named_parameters()}
+    state |= {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
+    state |= {f"mode of {n or 'the model'}": m.training for n, m in model.named_modules()}
+    hooks = {
+        f"hooks of {n or 'the model'}": (len(m._forward_hooks), len(m._forward_pre_hooks))
+        for n, m in model.named_modules()
+    }
+    return state | hooks | {"random state": torch.get_rng_state()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b

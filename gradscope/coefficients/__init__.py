@@ -1,0 +1,1 @@
+"""Gradient Scale Coefficients with standard errors, growth rates and verdicts."""

@@ -1,0 +1,249 @@
+"""Gradient Scale Coefficients of a network: ``gsc`` to one target, ``gsc_matrix`` between all pairs of layers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradscope.backward.subspace import Deflated
+from gradscope.backward.sweep import Progress
+from gradscope.coefficients.pairs import Board, Pairs
+from gradscope.coefficients.planning import Plan, Planner, Probes
+from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.coefficients.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
+from gradscope.forward.inputs import Forward, LossFunction, stream
+from gradscope.forward.layers import Layer, LayerFilter, select
+from gradscope.forward.modules import state_restored, unwrap
+from gradscope.jacobians.capture import Capture, capture
+from gradscope.jacobians.description import off_trunk
+
+
+def gsc(
+    model: nn.Module,
+    data: Any,
+    *,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    target: str | None = None,
+    loss_fn: LossFunction | None = None,
+    probes: Probes = "auto",
+    rtol: float | None = None,
+    max_samples: int | None = None,
+    max_seconds: float | None = None,
+    reduction: str = "batch",
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Gradient Scale Coefficient of every layer k to one target l, in the squared convention.
+
+    GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2: the squared relative change of f_l for a small random relative change of
+    f_k, where |J|_qm = |J|_F / sqrt(number of columns).
+
+    Arguments:
+        model: Any module; measured in the mode it is in, and left exactly as it was.
+        data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
+            Or a stream of such batches (a DataLoader, a list, an iterator): then the result is that of the data set,
+            and under ``torch.distributed`` that of all ranks together, which must all make this call.  Labels in a
+            stream are left aside where no ``loss_fn`` wants them.
+        forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
+        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row a unit
+            of the trunk (`gradscope.forward.units`).
+        target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
+        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample.
+        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l where samples are coupled); a number of random
+            cotangents; `Deflated` (a subspace exactly, and probes of the rest); or ``"auto"``: exact up to 128
+            cotangents, else deflated with as much as a pilot finds necessary for an error of 5 %, up to the cost of 40
+            backward passes a target.  In a stream ``"auto"`` is exact up to 12 cotangents, else ``Deflated(4, 4)`` a
+            batch.
+        rtol: Asked relative standard error of every value.  For one batch it is that of the probes, and decides how
+            many there are (exact where that is cheaper); for a stream it is that of probes and samples together, and
+            batches are taken until it is reached.  ``relative_error`` of the result says what was reached.
+        max_samples, max_seconds: A stream also ends here (after the batch that reaches it), and a measurement for
+            ``rtol`` after the sweep that reaches ``max_seconds``; a warning says so.
+        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, right also
+            for coupled samples.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, uncoupled ones only.
+        generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
+        progress: Called with the fraction done of one batch.
+
+    Returns:
+        A `Profile`, rows in execution order, the target (GSC = 1) last.  Probes give an unbiased |J|_F^2 and a standard
+        error; with a single probe and independent samples that error is an upper bound, reached at rank one, and with a
+        single probe and coupled samples it is unknown (null).
+
+    Cost: one forward pass and one backward pass for each cotangent; with a subspace also rank + 1 forward passes; two
+    more backward passes where the graph does not prove that samples are independent.  Memory: see
+    `gradscope.backward.sweep.sweep`.
+
+    Raises:
+        ValueError, TypeError: Bad data, names or options; every message names the culprit and the way out.
+
+    Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
+    """
+    fields = _measured(
+        model, data, matrix=False, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
+        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
+    )  # fmt: skip
+    return Profile(**fields)
+
+
+def gsc_matrix(
+    model: nn.Module,
+    data: Any,
+    *,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    target: str | None = None,
+    loss_fn: LossFunction | None = None,
+    probes: Probes = "auto",
+    rtol: float | None = None,
+    max_samples: int | None = None,
+    max_seconds: float | None = None,
+    reduction: str = "batch",
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Matrix:
+    """Gradient Scale Coefficient between every pair of trunk layers, in one backward sweep whose bundle grows.
+
+    Arguments are those of `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
+    (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
+
+    Returns:
+        A `Matrix`, sources x targets, NaN below the diagonal, 1 on it.
+
+    Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
+    """
+    fields = _measured(
+        model, data, matrix=True, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
+        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
+    )  # fmt: skip
+    return Matrix(**fields)
+
+
+def _measured(
+    model: nn.Module,
+    data: Any,
+    *,
+    matrix: bool,
+    forward: Forward | None,
+    layers: LayerFilter | None,
+    target: str | None,
+    loss_fn: LossFunction | None,
+    probes: Probes,
+    budget: Budget,
+    reduction: str,
+    generator: torch.Generator | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The fields of a `Matrix`."""
+    _check_probes(probes, budget.rtol, reduction)
+    model = unwrap(model)
+    if next(model.parameters(), None) is None:
+        raise ValueError(
+            f"{type(model).__name__} has no parameters. Layers kept in a plain list are not registered: use "
+            "nn.ModuleList. For a function without parameters there is gs.capture(model, x).jacobian(source, target)."
+        )
+    if generator is None:
+        generator = torch.Generator().manual_seed(_rank())
+    plan: Plan | None = None
+    remarks: tuple[str, ...] = ()
+    batches = stream(data, forward=forward, loss_fn=loss_fn)
+
+    def measure(one: Any) -> Pairs:
+        nonlocal plan, remarks
+        captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
+        rows = _rows(captured, layers, matrix, whole=target is None)
+        branch = [row.name for row in rows if not row.on_trunk]
+        remarks = (*captured.remarks, *([off_trunk(branch)] if branch else []))
+        rerun = captured.rerun
+        with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
+            board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
+            planner = Planner(board, rerun, generator)
+            if plan is None:
+                plan = planner.asked(probes, reduction)
+            if plan is None:
+                plan = planner.chosen(budget.rtol) if batches is None else planner.for_stream()
+            if batches is None and budget.rtol is not None:
+                return planner.reach(plan, budget.rtol, budget.max_seconds or math.inf, progress)
+            return board.measure(planner.cotangents(plan), progress)
+
+    if batches is None:
+        pairs = measure(data)
+        error = probe_error(pairs)
+        stopped = "end of data" if budget.rtol is None else "rtol reached" if error <= budget.rtol else "max_seconds"
+        warn_if_missed(budget, error, stopped, pairs)
+    else:
+        pairs, stopped = accumulate(batches, measure, budget)
+        error = relative_error(pairs)
+    return {
+        "sources": pairs.sources,
+        "targets": pairs.targets,
+        "indices": pairs.indices,
+        "log10_values": pairs.spread("log10_values"),
+        "log10_stderr_probe": pairs.spread("log10_stderr_probe"),
+        "log10_stderr_sample": pairs.spread("log10_stderr_sample"),
+        "num_probes": pairs.num_probes,
+        "num_samples": pairs.num_samples,
+        "reduction": reduction,
+        "coupled": pairs.coupled,
+        "stopped": stopped,
+        "num_batches": pairs.num_batches,
+        "log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
+        "fixed_share": pairs.spread("fixed_share", 1.0),
+        "probe_freedom": pairs.spread("probe_freedom", np.inf),
+        "relative_error": error,
+        "remarks": remarks,
+    }
+
+
+def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool, whole: bool) -> list[Layer]:
+    """The rows of the result, the target last where it is a profile."""
+    rows = _chosen(captured, layers, whole)
+    if not matrix:
+        return [row for row in rows if row.index != captured.target.index] + [captured.target]
+    if branch := [row.name for row in rows if not row.on_trunk]:
+        raise ValueError(
+            f"Layer {branch[0]!r} lies inside a branch, off the trunk, so no column of a matrix can start there; "
+            f"use gsc(..., target={branch[0]!r}), or leave it out of layers=."
+        )
+    return rows
+
+
+def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[Layer]:
+    """The chosen layers, or the units of the trunk; warns where those of the ``whole`` network are hardly any."""
+    if layers is not None:
+        return select(captured.layers, layers, captured.elsewhere)
+    known = {layer.index for layer in captured.units}
+    others = [layer.name for layer in captured.reached if layer.index not in known]
+    if whole and len(known) < 3 and (others or captured.uncalled):
+        offer = f"Recorded are also {', '.join(others[:8])}: choose with" if others else "None other was called; see"
+        warnings.warn(
+            f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
+            f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "
+            "hold other inputs fixed with forward=lambda model, x: model(x, other).",
+            stacklevel=6,
+        )
+    return list(captured.units)
+
+
+def _check_probes(probes: Probes, rtol: float | None, reduction: str) -> None:
+    counted = isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1
+    if not (counted or isinstance(probes, Deflated) or (isinstance(probes, str) and probes in ("exact", "auto"))):
+        raise ValueError(
+            f'probes must be a whole number >= 1, "exact", "auto" or gs.Deflated(rank, num), got {probes!r}.'
+        )
+    if reduction == "geometric" and not isinstance(probes, str):
+        raise ValueError(
+            'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
+            'use probes="exact", or reduction="mean".'
+        )
+
+
+def _rank() -> int:
+    """This process's number under ``torch.distributed``, so that ranks draw different probes; else 0."""
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,306 @@
+"""One recorded batch: which pairs of layers are measured, and what one sweep says of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+
+from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.sweep import Progress, Start, sweep
+from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.forward.layers import Layer, squared_lengths
+from gradscope.forward.trunk import vertex
+from gradscope.jacobians.capture import Capture
+from gradscope.memory import bundle_bytes, peak_bytes
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+REDUCTIONS = ("batch", "mean", "geometric")
+
+# Arrays over pairs, cotangents and samples are reduced once they have so many entries.
+_BLOCK = 1 << 18
+
+# Cotangents of a single column in one sweep.
+_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What batches so far say of all pairs of a source and a later target; mergeable in any grouping.
+
+    ``sources``, ``targets``: names in execution order.  ``indices``: how many units of the network come before each
+    source.  ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by
+    sample, and for those counted batch by batch; pairs are numbered source * number of targets + target.
+    ``num_probes`` (sources, targets): 0 where exact.  ``num_batches`` counts what was merged.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    indices: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    tallies: dict[bool, tuple[IntArray, Tally]]
+    num_probes: IntArray
+    num_samples: int
+    num_batches: int
+    coupled: bool
+    reduction: str
+
+    def merge(self, other: Pairs) -> Pairs:
+        """Both together.
+
+        Raises:
+            ValueError: Other layers, other shapes, or samples that are coupled in one and independent in the other.
+        """
+        if self.sources != other.sources or self.targets != other.targets:
+            odd = sorted({*self.sources, *self.targets} ^ {*other.sources, *other.targets})
+            raise ValueError(
+                f"Batches do not pass through the same layers: {', '.join(map(repr, odd[:4]))} appear in only some of "
+                "them (routing that depends on the data?). Choose layers that all batches share with layers=."
+            )
+        for name, a, b in zip(self.sources, self.shapes, other.shapes, strict=True):
+            if a != b:
+                raise ValueError(
+                    f"A sample of layer {name!r} has shape {a} in one batch and {b} in another, so their coefficients "
+                    "are not of one network: pad or crop the samples to one shape, or measure such batches apart."
+                )
+        if self.coupled != other.coupled or self.tallies.keys() != other.tallies.keys():
+            raise ValueError(
+                "Samples influence each other in one batch and not in another; measure such batches apart "
+                "(a last batch of one sample? drop it)."
+            )
+        return replace(
+            self,
+            tallies={key: (pairs, tally.merge(other.tallies[key][1])) for key, (pairs, tally) in self.tallies.items()},
+            num_probes=np.maximum(self.num_probes, other.num_probes),
+            num_samples=self.num_samples + other.num_samples,
+            num_batches=self.num_batches + other.num_batches,
+        )
+
+    def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
+        """An attribute of the tallies as an array (sources, targets); NaN where the source lies above the target."""
+        values = np.full((len(self.sources), len(self.targets)), np.nan)
+        for pairs, tally in self.tallies.values():
+            values.flat[pairs] = getattr(tally, name)
+        for column, target in enumerate(self.targets):  # the Jacobian to itself is the identity
+            values[self.sources.index(target), column] = diagonal
+        return values
+
+
+class Board:
+    """The sources and targets of one recorded batch, ready to be swept any number of times."""
+
+    def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
+        check_reduction(captured, reduction, rows)
+        self.captured, self.rows, self.reduction = captured, list(rows), reduction
+        self.columns = list(reversed(targets))  # as they join the sweep
+        self.sources = [row for row in rows if row.index != self.columns[0].index]
+        squares, exponents = squared_lengths(self.rows)
+        self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
+        for target in targets:
+            _check_length(target, self.lengths[target.index][0], reduction)
+
+    def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
+        """One sweep with the given cotangents of each column; `columns` says their order."""
+        tallies, captured = _Tallies(self), self.captured
+        # Many cotangents of one column are swept window by window, so that what is kept of each does not add up.
+        last = max(c.num for c in cotangents)
+        step = _WINDOW if len(cotangents) == 1 else last
+        for first in range(0, last, step):
+            shown = None if progress is None else _within(progress, first / last, min(first + step, last) / last)
+            self._sweep([c.window(first, first + step) for c in cotangents], tallies, shown)
+            tallies.reduce()
+        number = {row.index: place for place, row in enumerate(self.rows)}
+        num_probes = np.zeros((len(self.rows), len(self.columns)), dtype=np.int64)
+        for place, (column, c) in enumerate(zip(reversed(self.columns), reversed(cotangents), strict=True)):
+            num_probes[: number[column.index], place] = c.num_probes
+        order = [unit.index for unit in captured.units]
+        return Pairs(
+            sources=tuple(row.name for row in self.rows),
+            targets=tuple(column.name for column in reversed(self.columns)),
+            indices=tuple(bisect_left(order, row.index) for row in self.rows),
+            shapes=tuple(row.shape[1:] for row in self.rows),
+            tallies=tallies.finish(),
+            num_probes=num_probes,
+            num_samples=captured.batch_size,
+            num_batches=1,
+            coupled=captured.coupled,
+            reduction=self.reduction,
+        )
+
+    def _sweep(self, cotangents: Sequence[Cotangents], tallies: _Tallies, progress: Progress | None) -> None:
+        captured, graph, widest = self.captured, self.captured.graph, self._widest()
+        starts = [
+            Start(graph.position[vertex(column.edge)], c.num, c.draw, max(column.size * column.dtype.itemsize, widest))
+            for column, c in zip(self.columns, cotangents, strict=True)
+        ]
+        samples = 0 if captured.coupled else captured.batch_size
+        readings = sweep(graph, self.sources, starts, batch_size=samples, progress=progress)
+        runs = self._runs(cotangents)
+        for layer, reading in zip(self.sources, readings, strict=True):
+            visible, first = self._visible(layer), 0
+            for start, stop, num, num_fixed in runs:
+                stop = min(stop, visible)
+                if start < stop:
+                    last = first + num * (stop - start)
+                    norms, exponents = reading.norms[first:last], reading.exponents[first:last]
+                    tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
+                    first = last
+
+    def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
+        """Lengths of ``layers[place]`` for every place; they must be of one width."""
+        unique, inverse = np.unique(places, return_inverse=True)
+        squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
+        return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
+
+    def _visible(self, layer: Layer) -> int:
+        """How many columns a layer flows into: those strictly later, which are the first ones."""
+        order = self.captured.graph.order
+        own = order(layer.edge)
+        return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
+
+    def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
+        """Neighboring columns that can be computed together: (first, last + 1, num, num_fixed)."""
+        kinds = [
+            (c.num, c.num_fixed, len(self.lengths[column.index][0]))
+            for column, c in zip(self.columns, cotangents, strict=True)
+        ]
+        runs, first = [], 0
+        for (num, num_fixed, _), members in groupby(kinds):
+            last = first + len(list(members))
+            runs.append((first, last, num, num_fixed))
+            first = last
+        return runs
+
+    def _widest(self) -> int:
+        """What a cotangent counts for at least, so that a bundle at the widest layer stays within its peak."""
+        device = self.columns[0].device
+        widest = max(layer.size * layer.dtype.itemsize for layer in self.captured.layers)
+        return widest * bundle_bytes(device) // peak_bytes(device)
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Of the sources and targets of some pairs: everything that does not depend on cotangents."""
+
+    pairs: IntArray
+    source: Length
+    target: Length
+    sizes: IntArray
+
+
+class _Tallies:
+    """Collects readings, and reduces them block by block."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.place = {row.index: place for place, row in enumerate(board.rows)}
+        self.pending: dict[tuple[int, ...], list[tuple[int, int, int, FloatArray, IntArray]]] = defaultdict(list)
+        self.gains: dict[tuple[int, ...], tuple[_Lengths, Gain]] = {}
+        self.done: dict[bool, list[tuple[IntArray, Tally]]] = defaultdict(list)
+
+    def add(
+        self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
+    ) -> None:
+        """Readings (cotangents, samples) of one source from the columns ``start`` to ``stop`` - 1, all of one width."""
+        p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
+        key = (len(p), len(q), norms.shape[1], num, num_fixed)
+        shape = (stop - start, num)
+        entry = (self.place[layer.index], start, stop, norms.reshape(*shape, -1), exponents.reshape(shape))
+        self.pending[key].append(entry)
+        if len(self.board.columns) > 1 and sum(entry[3].size for entry in self.pending[key]) > _BLOCK:
+            self.reduce()
+            self._finish_gains()
+
+    def reduce(self) -> None:
+        """Turn pending readings into gains, or add them to the gains that earlier windows gave the same pairs."""
+        board, num_columns = self.board, len(self.board.columns)
+        for (*widths, _, num_fixed), entries in self.pending.items():
+            rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
+            columns = np.concatenate([np.arange(start, stop) for _, start, stop, *_ in entries])
+            norms, exponents = (np.concatenate([entry[number] for entry in entries]) for number in (3, 4))
+            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=board.captured.coupled)
+            lengths = _Lengths(
+                rows * num_columns + num_columns - 1 - columns,
+                board.length_of(board.rows, rows),
+                board.length_of(board.columns, columns),
+                np.array([layer.size for layer in board.rows])[rows],
+            )
+            key = (*widths, int(lengths.pairs[0]))
+            known = self.gains.get(key)
+            self.gains[key] = (lengths, gain if known is None else known[1].merge(gain))
+        self.pending.clear()
+
+    def _finish_gains(self) -> None:
+        captured = self.board.captured
+        for (*widths, _), (lengths, gain) in self.gains.items():
+            tally = Tally.of(
+                gain,
+                lengths.source,
+                lengths.target,
+                sizes=lengths.sizes,
+                reduction=self.board.reduction,
+                batch_size=captured.batch_size,
+            )
+            by_sample = not captured.coupled and min(widths) == captured.batch_size
+            self.done[by_sample].append((lengths.pairs, tally))
+        self.gains.clear()
+
+    def finish(self) -> dict[bool, tuple[IntArray, Tally]]:
+        """All pairs in their order, those counted sample by sample (True) and batch by batch (False)."""
+        self._finish_gains()
+        finished = {}
+        for by_sample, parts in self.done.items():
+            pairs = np.concatenate([pairs for pairs, _ in parts])
+            order = np.argsort(pairs)
+            tally = parts[0][1] if len(parts) == 1 else Tally.concatenate([tally for _, tally in parts])
+            finished[by_sample] = (pairs[order], tally.take(order))
+        return finished
+
+
+def _within(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of a part of the whole."""
+    return lambda fraction: progress(first + fraction * (last - first))
+
+
+def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) -> None:
+    """Raise ValueError if the reduction is unknown or does not exist for these layers."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}.")
+    if reduction == "batch":
+        return
+    if captured.coupled:
+        raise ValueError(
+            f"reduction={reduction!r} needs independent samples, but samples of this batch influence each other "
+            '(batch statistics?), so the GSC of a single sample does not exist: use reduction="batch", or model.eval().'
+        )
+    for row in rows:
+        if row.shape[:1] != (captured.batch_size,):
+            raise ValueError(
+                f"reduction={reduction!r} needs samples along the first dimension; layer {row.name!r} has shape "
+                f'{row.shape} at batch size {captured.batch_size}: leave it out, or use reduction="batch".'
+            )
+
+
+class ZeroOutputError(ValueError):
+    """The target is zero, so no relative change of it exists: of a network all of whose units are dead, say."""
+
+
+def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
+    """A target of length zero is an error, for it has no relative change."""
+    zero = np.flatnonzero(squares == 0)
+    if len(zero) == len(squares):
+        raise ZeroOutputError(
+            f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
+        )
+    if reduction != "batch" and len(zero):
+        raise ValueError(
+            f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "
+            'leave it out, or use reduction="batch".'
+        )

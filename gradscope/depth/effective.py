@@ -1,0 +1,300 @@
+"""``effective_depth(model, initial, x)``: how many layers of a trained network act on each other's changes.
+
+Every network is a residual network: layer l is what it was before training plus what training added, f_l = i_l + r_l,
+so that its Jacobian at what enters it now is J_l = I_l + R_l.  The Jacobian of the network, the product of all J_l, is
+then a sum of 2^L terms, one for each set of layers that contribute R_l instead of I_l.  C^lambda is the sum of those
+with lambda such layers: what lambda trained layers composed make.  Where it is negligible for all lambda above some
+Lambda, training made no use of more than Lambda layers on top of each other, whatever their number.
+
+The trick and the term are those of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).  What is measured here is
+this project's own: C^lambda is summed up exactly, at the data, instead of bounded by norms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope import frames
+from gradscope.backward.cotangents import Cotangents, basis, needed_for_exact, signs
+from gradscope.backward.pulling import PullBack, pulling
+from gradscope.backward.sweep import rescale
+from gradscope.depth.segments import Parameters, Segment, cut, initial_parameters
+from gradscope.forward.inputs import Forward
+from gradscope.forward.modules import state_restored, unwrap
+from gradscope.jacobians.capture import Capture, capture
+from gradscope.memory import peak_bytes
+from gradscope.norms import plain_norms
+from gradscope.probes import rademacher
+
+FloatArray = npt.NDArray[np.float64]
+
+TOLERANCE = 1e-6
+# Exact up to so many cotangents, else so many random ones; of each layer by itself so many.
+AUTO, AUTO_LAYER = 32, 8
+
+
+@dataclass(frozen=True)
+class EffectiveDepth:
+    """Contributions of every number lambda of layers that were trained, from 0 on.
+
+    ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, and ``log10_stderr``
+    its standard error, over samples where ``num_probes`` is 0, else over probes; NaN where it is unknown.
+    ``log10_cancellation``: log10 of that sum over |J|_F, J the Jacobian of the output with respect to the first tensor
+    of the trunk: 0 where contributions add up, large where they cancel because little is left of the network of before.
+    ``layers``: units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each, -inf where nothing
+    changed, with ``log10_changes_stderr`` over random cotangents.
+    """
+
+    log10_values: FloatArray
+    log10_stderr: FloatArray
+    log10_cancellation: float
+    layers: tuple[str, ...]
+    log10_changes: FloatArray
+    log10_changes_stderr: FloatArray
+    target: str
+    coupled: bool
+    num_probes: int
+    num_samples: int
+
+    def at(self, tolerance: float = TOLERANCE) -> int:
+        """Effective depth: the largest lambda whose contribution reaches ``tolerance``, at most the number of layers.
+
+        Raises:
+            ValueError: A tolerance that is not between 0 and 1.
+        """
+        return _largest(self.log10_values, tolerance)
+
+    def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
+        """`at` with contributions at both ends of their 95 % intervals; where an error is unknown, as if exact."""
+        margin = 1.96 * np.nan_to_num(self.log10_stderr)
+        return _largest(self.log10_values - margin, tolerance), _largest(self.log10_values + margin, tolerance)
+
+    @property
+    def log10_independent(self) -> FloatArray:
+        """What ``log10_values`` would be if the directions of all I_l and R_l were independent of each other.
+
+        Then squares add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
+        p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) within S and of 1 - p_l without, an elementary symmetric polynomial, by the
+        recurrence e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1).
+        """
+        halves = symmetric_logarithms(2 * math.log(10) * self.log10_changes) / 2
+        values: FloatArray = (halves - np.logaddexp.reduce(halves)) / math.log(10)
+        return values
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy rows: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` lambda),
+        ``cancellation``, and ``change`` of each unit."""
+        num = len(self.log10_values)
+        terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
+        whole, units = {**terms, "index": 0}, len(self.layers)
+        places = {"layer": list(self.layers), "index": np.arange(1, units + 1)}
+        places["depth_from_output"] = np.arange(units - 1, -1, -1)
+        probe, sample = (self.log10_stderr, np.full(num, np.nan))
+        if self.num_probes == 0:
+            probe, sample = np.zeros(num), self.log10_stderr
+        parts = [
+            self._rows("contribution", self.log10_values, probe, sample, self.num_probes, terms),
+            self._rows("independent_contribution", self.log10_independent[:num], np.nan, np.nan, AUTO_LAYER, terms),
+            self._rows("cancellation", np.array([self.log10_cancellation]), np.nan, np.nan, self.num_probes, whole),
+            self._rows("change", self.log10_changes, self.log10_changes_stderr, np.nan, AUTO_LAYER, places),
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def _rows(
+        self, quantity: str, values: FloatArray, probe: Any, sample: Any, num_probes: int, places: dict[str, Any]
+    ) -> pd.DataFrame:
+        own = {"quantity": quantity, "log10_value": values, "log10_stderr_probe": probe, "log10_stderr_sample": sample}
+        about = {"reduction": "batch", "coupled": self.coupled, "num_probes": num_probes}
+        return frames.tidy({**places, "target": self.target, **own, **about, "num_samples": self.num_samples})
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"effective depth {self.at()} ({low} to {high}) of {len(self.layers)} layers at {TOLERANCE:g}"
+
+
+def effective_depth(
+    model: nn.Module,
+    initial: nn.Module | Parameters,
+    data: Any,
+    *,
+    forward: Forward | None = None,
+    probes: int | str = "auto",
+    generator: torch.Generator | None = None,
+) -> EffectiveDepth:
+    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, and so its effective depth.
+
+    With J_l the Jacobian of unit l at its present entry, I_l that of the same unit with the parameters ``initial`` at
+    the same entry, and R_l = J_l - I_l,
+
+        C^lambda = sum over sets S of lambda units of the product of R_l for l in S and of I_l for the others,
+
+    by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), an elementary symmetric polynomial of
+    matrices, applied from the output down to a bundle of cotangents; the sum of all C^lambda is the Jacobian J itself.
+    ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
+
+    Arguments:
+        model: Any module, trained; left as it is.
+        initial: The same model before it was trained, or a copy of its ``state_dict``.  Buffers are those of ``model``.
+        data, forward: As for `gradscope.gsc`, one batch.
+        probes: ``"exact"``, a number of random cotangents, or ``"auto"``: exact up to 32 cotangents, else 32.
+        generator: Source of the probes.  Default: a fixed seed.
+
+    Cost: three forward passes, and for every cotangent as many backward passes as units were trained, and two.
+    Memory: that of two graphs, and a bundle of one cotangent and all lambda.
+
+    Raises:
+        ValueError: ``initial`` is no such model, the network has one unit only, the output does not depend on the
+            input, or ``probes`` is none of these.
+        FloatingPointError: A gradient is NaN or Inf; the unit is named.
+    """
+    model = unwrap(model)
+    if probes not in ("exact", "auto") and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
+        raise ValueError(f'probes must be a whole number >= 1, "exact" or "auto", got {probes!r}.')
+    before = initial_parameters(model, initial)
+    generator = generator or torch.Generator().manual_seed(0)
+    captured = capture(model, data, forward=forward)
+    now, then = cut(captured, before)
+    cotangents = _cotangents(captured, probes, generator)
+    with state_restored(captured.rerun.modules), pulling():  # checkpointed layers run again
+        changes, errors = _changes(captured, now, then, generator)
+        lengths = _lengths(captured, now, then, cotangents)
+    values, stderr, cancellation = _shares(lengths, exact=cotangents.num_probes == 0)
+    return EffectiveDepth(
+        log10_values=values,
+        log10_stderr=stderr,
+        log10_cancellation=cancellation,
+        layers=tuple(segment.name for segment in now),
+        log10_changes=changes,
+        log10_changes_stderr=errors,
+        target=captured.target.name,
+        coupled=captured.coupled,
+        num_probes=cotangents.num_probes,
+        num_samples=captured.batch_size,
+    )
+
+
+def symmetric_logarithms(log_odds: npt.ArrayLike) -> FloatArray:
+    """ln e^lambda for lambda = 0 .. L: the probability that lambda of L independent events happen.
+
+    The elementary symmetric polynomials of p_l / (1 - p_l) = exp(log_odds_l), times the product of all 1 - p_l, by the
+    recurrence in `EffectiveDepth.log10_independent`, in logarithms, so that nothing underflows.  Cost: O(L^2).
+    """
+    odds = np.atleast_1d(np.asarray(log_odds, dtype=np.float64))
+    found = np.zeros(1)
+    for one in odds:
+        without = -np.logaddexp(0.0, one)
+        kept, taken = np.append(found, -np.inf) + without, np.append(-np.inf, found) + (-np.logaddexp(0.0, -one))
+        found = np.logaddexp(kept, taken)
+    return found
+
+
+def _largest(log10_values: FloatArray, tolerance: float) -> int:
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance!r}.")
+    return int(np.flatnonzero(log10_values >= math.log10(tolerance)).max(initial=0))
+
+
+def _cotangents(captured: Capture, probes: int | str, generator: torch.Generator) -> Cotangents:
+    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
+    if probes == "exact" or (probes == "auto" and needed <= AUTO):
+        return basis(captured.target, needed)
+    return signs(captured.target, AUTO if probes == "auto" else int(probes), generator)
+
+
+def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
+    """|C^T v| of each cotangent v, for J and every C^lambda, of each sample or the whole batch, at one scale:
+    (cotangents, 1 + terms, samples)."""
+    widest = max(layer.size * layer.dtype.itemsize for layer in captured.units)
+    size = max(1, peak_bytes(captured.target.device) // (widest * (len(now) + 2)))
+    by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
+    samples = captured.batch_size if by_sample else 1
+    parts, scales = [], []
+    for first in range(0, cotangents.num, size):
+        bundle, exponents = _descend(now, then, cotangents.draw(first, min(first + size, cotangents.num)))
+        parts.append(plain_norms(bundle.reshape(*bundle.shape[:2], samples, -1), 3).cpu().numpy())
+        scales.append(exponents.cpu().numpy())
+    terms = max(part.shape[1] for part in parts)
+    padded = [np.pad(part, ((0, 0), (0, terms - part.shape[1]), (0, 0))) for part in parts]
+    ledger = np.concatenate(scales)
+    lengths: FloatArray = np.ldexp(np.concatenate(padded), (ledger - ledger.max())[:, None, None])
+    return lengths
+
+
+def _descend(now: Sequence[Segment], then: Sequence[Segment], bundle: Tensor) -> tuple[Tensor, Tensor]:
+    """Cotangents (P, *shape) of the output to (P, 1 + terms, *shape) at the bottom, for J and for every C^lambda, as
+    ``bundle * 2**exponents``, (P,)."""
+    exponents = torch.zeros(len(bundle), dtype=torch.int64, device=bundle.device)
+    bundle, pull = torch.stack([bundle, bundle], dim=1), PullBack()
+    for new, old in zip(reversed(now), reversed(then), strict=True):
+        # Of equal shapes, so that a unit that was not trained gives the same bits both times, and R = 0 exactly.
+        moved, kept = (
+            pull(s.exit, [s.entry], bundle.flatten(0, 1))[0].unflatten(0, bundle.shape[:2]) for s in (new, old)
+        )
+        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
+            raise FloatingPointError(f"A gradient through unit {new.name!r} is NaN or Inf; measure in float64.")
+        learned = (moved - kept)[:, 1:]
+        bundle = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
+        if learned.any():
+            bundle = torch.cat([bundle, torch.zeros_like(learned[:, :1])], dim=1)
+            bundle[:, 2:] += learned
+        bundle, shift = rescale(bundle)
+        exponents += shift
+    return bundle, exponents
+
+
+def _changes(
+    captured: Capture, now: Sequence[Segment], then: Sequence[Segment], generator: torch.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """log10 |R_l|_F / |I_l|_F of every unit and its standard error over random cotangents."""
+    shapes = [layer.shape for layer in captured.units if layer.index <= captured.target.index][1:]
+    values, errors, pull = [], [], PullBack()
+    for new, old, shape in zip(now, then, shapes, strict=True):
+        v = rademacher(
+            AUTO_LAYER, math.prod(shape), generator=generator, dtype=captured.target.dtype,
+            device=captured.target.device,
+        ).reshape(-1, *shape)  # fmt: skip
+        (moved,), (kept,) = (pull(segment.exit, [segment.entry], v) for segment in (new, old))
+        squares = np.stack([plain_norms(part, 1).square().cpu().numpy() for part in (moved - kept, kept)], axis=1)
+        value, error = _log10_root_of_ratio(squares[:, 0], squares[:, 1])
+        values.append(value)
+        errors.append(error)
+    return np.array(values), np.array(errors)
+
+
+def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, float]:
+    """log10 of the share of every C^lambda, its standard error over samples where exact, else over probes (to first
+    order), and log10 of the sum of all over |J|_F."""
+    squares = (
+        np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
+    )  # (samples or probes, terms)
+    means = squares.mean(axis=0)
+    if not means[0] > 0:
+        raise ValueError("The Jacobian of the network is zero, so nothing contributes to it.")
+    roots = np.sqrt(means)
+    shares = roots[1:] / roots[1:].sum()
+    relative = squares[:, 1:] / np.where(means[1:] > 0, means[1:], 1.0)
+    influence = (relative - (relative @ shares)[:, None]) / 2
+    errors = np.full(len(shares), np.nan)
+    if len(squares) > 1:
+        errors = np.where(shares > 0, influence.std(axis=0, ddof=1), 0.0) / math.sqrt(len(squares)) / math.log(10)
+    with np.errstate(divide="ignore"):
+        return np.log10(shares), errors, float(np.log10(roots[1:].sum() / roots[0]))
+
+
+def _log10_root_of_ratio(numerators: FloatArray, denominators: FloatArray) -> tuple[float, float]:
+    """log10 sqrt(sum / sum) with the error of the delta method over the entries; NaN of a single one."""
+    ratio = numerators.sum() / denominators.sum()
+    if ratio == 0:
+        return -math.inf, 0.0
+    influence = numerators / numerators.mean() - denominators / denominators.mean()
+    error = influence.std(ddof=1) / math.sqrt(len(influence)) if len(influence) > 1 else math.nan
+    return math.log10(ratio) / 2, error / (2 * math.log(10))

@@ -1,0 +1,139 @@
+"""The network cut at its units: each a piece of graph by itself, with the parameters of now and with those of before.
+
+A forward pass is run in which every unit hands on a fresh leaf instead of what it made.  As all paths pass through the
+units, the graph falls apart into one segment a unit.  Run again with other parameters, but with the leaves of the first
+pass, it gives what each unit of then makes of what enters it now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils import _pytree as pytree
+
+from gradscope.forward.layers import INPUT, numbered
+from gradscope.forward.replay import Unheard
+from gradscope.jacobians.capture import Capture
+
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One unit: ``entry`` is the edge of the tensor that enters it, ``exit`` of the one it makes."""
+
+    name: str
+    entry: GradientEdge
+    exit: GradientEdge
+
+
+def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dict[str, Tensor]:
+    """Parameters of before by their name in ``model``, on its devices and in its types.
+
+    Arguments:
+        model: As it is now.
+        initial: The same model as it was, or a copy of its ``state_dict``; buffers in it are left aside.
+
+    Raises:
+        ValueError: A parameter is missing, has another shape, is of no such model, or is the model's own; it is named.
+    """
+    given = dict(initial.named_parameters() if isinstance(initial, nn.Module) else initial)
+    if unknown := given.keys() - model.state_dict().keys() - dict(model.named_buffers()).keys():
+        raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: it is of another model.")
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name not in given:
+            raise ValueError(
+                f"initial lacks the parameter {name!r}; give the model as it was before training, or a copy of its "
+                "state_dict made then: copy.deepcopy(model.state_dict())."
+            )
+        if given[name].shape != parameter.shape:
+            raise ValueError(
+                f"Parameter {name!r} has shape {tuple(parameter.shape)} in the model and {tuple(given[name].shape)} in "
+                "initial: they are of different models."
+            )
+        if given[name].data_ptr() == parameter.data_ptr() and parameter.numel():
+            raise ValueError(
+                f"Parameter {name!r} of initial is that of the model itself, so it has followed the training; copy the "
+                "model, or its state_dict, before: copy.deepcopy(model)."
+            )
+        found[name] = given[name].detach().to(parameter).requires_grad_(parameter.requires_grad)
+    return found
+
+
+def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Segment]]:
+    """The units between the first tensor of the trunk and the output, in execution order: as they are, and as they were
+    with the parameters ``initial``, at the same entries.
+
+    Cost: two forward passes, with the dropout masks and batch statistics of the capture.
+
+    Raises:
+        ValueError: Nothing lies between, or a unit hands on its output in a structure that cannot be taken apart.
+    """
+    names = [layer.name for layer in captured.units if layer.index < captured.target.index]
+    if not names:
+        raise ValueError("The network is a single unit, so there are no layers to tell apart.")
+    now = _Cutter(names)
+    then = _Cutter(names, now.values)
+    found = []
+    for cutter, parameters in ((now, None), (then, initial)):
+        batch, sources = captured.rerun.batch.differentiable()
+        with torch.enable_grad():
+            for number, source in enumerate(sources):
+                cutter.begin(source, numbered(INPUT, number))
+            output = captured.rerun.output(batch, cutter, parameters)
+        if missing := [name for name in names if name not in cutter.entries]:
+            raise ValueError(
+                f"Unit {missing[0]!r} hands on its output in a structure that torch's pytree does not know, so the "
+                "network cannot be cut there."
+            )
+        exits = [*(cutter.exits[name] for name in names[1:]), get_gradient_edge(output)]
+        ends = zip([*names[1:], captured.target.name], names, exits, strict=True)
+        found.append([Segment(name, cutter.entries[entry], exit) for name, entry, exit in ends])
+    return found[0], found[1]
+
+
+class _Cutter(Unheard):
+    """Hands on leaves in place of the tensors of those names: with the values they have, or with ``values``."""
+
+    def __init__(self, names: Collection[str], values: dict[str, Tensor] | None = None) -> None:
+        self.names, self.given = set(names), values
+        self.values: dict[str, Tensor] = {}
+        self.entries: dict[str, GradientEdge] = {}
+        self.exits: dict[str, GradientEdge] = {}
+
+    def begin(self, tensor: Tensor, name: str) -> None:
+        """A source, which is a leaf already."""
+        if name in self.names:
+            self.entries[name] = get_gradient_edge(tensor)
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
+        """What a module returns, with leaves in place of the wanted tensors."""
+        number, replaced = 0, False
+
+        def follow(leaf: Any) -> Any:
+            nonlocal number, replaced
+            if not isinstance(leaf, Tensor) or not leaf.requires_grad:
+                return leaf
+            fresh = self.tap(leaf, numbered(label, number))
+            number, replaced = number + 1, replaced or fresh is not leaf
+            return fresh
+
+        made = pytree.tree_map(follow, output) if name else output
+        return made if replaced else None
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """A leaf in place of a wanted tensor."""
+        if name not in self.names or name in self.entries:
+            return tensor
+        self.exits[name] = get_gradient_edge(tensor)
+        self.values[name] = value = tensor.detach()
+        # A clone of a leaf, which may be overwritten in place.
+        fresh = (value if self.given is None else self.given[name]).requires_grad_().clone()
+        self.entries[name] = get_gradient_edge(fresh)
+        return fresh

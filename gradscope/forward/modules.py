@@ -1,0 +1,187 @@
+"""Around a forward pass of a user's module: wrappers taken off, every call watched, everything put back."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.forward.inputs import leaf_tensors
+from gradscope.forward.layers import OUTPUT
+
+Owned = Mapping[str, Sequence[Tensor]]
+
+
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+
+
+class Watcher(Protocol):
+    """What is told of every module call."""
+
+    def before(self, args: Any, kwargs: Any) -> Any:
+        """Called with what the module receives; whatever it returns is handed to ``after`` as ``token``."""
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> Any:
+        """Called with what the module returns; anything but None replaces it.
+
+        ``name`` is empty for the root, ``call`` counts the calls of this module from 1, and ``label`` is the name of
+        the layer: the module's name, with ``#2``, ``#3`` for its further calls, or "output" for the root.
+        """
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once a call.
+
+    Raises:
+        TypeError: Not a module.
+        ValueError: Parameters are sharded (FSDP), so that no process holds a whole layer.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        if any(base.__name__ in _SHARDED for base in type(module).__mro__):
+            raise ValueError(
+                f"{name or 'The model'!r} is sharded (FSDP): its parameters are whole on no process. Measure the model "
+                "before it is wrapped, or load its full state dict into a plain copy."
+            )
+    if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
+        warnings.warn("The model is compiled; its eager original is measured, on the same weights.", stacklevel=3)
+        return unwrap(original)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap(model.module)
+    return model
+
+
+Modules = Mapping[str, nn.Module]
+
+
+@contextlib.contextmanager
+def eager(modules: Modules) -> Iterator[None]:
+    """Run compiled parts of the model uncompiled: a compiled one would be compiled again, with the hooks."""
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())
+    # The first use imports the compiler, which takes seconds.
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def watched(modules: Modules, watcher: Watcher) -> Iterator[dict[str, int]]:
+    """Tell ``watcher`` of every call of the ``modules`` (``dict(model.named_modules())``); yields the calls by name.
+
+    Two hooks on every module, gone afterwards whatever happens.  An exception is annotated with the layer in which it
+    was raised.
+    """
+    names = {module: name for name, module in modules.items()}
+    calls: dict[str, int] = defaultdict(int)
+    running: list[tuple[str, Any]] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append((names[module], watcher.before(args, kwargs)))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        name, token = running.pop()
+        while name != names[module]:  # a call inside this one raised, and the model went on
+            name, token = running.pop()
+        calls[name] = call = calls[name] + 1
+        label = name or OUTPUT
+        return watcher.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)
+
+    handles = []
+    try:
+        for module in names:
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        yield calls
+    except Exception as error:
+        where = running[-1][0] if running else ""
+        if "Expected more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"{where!r} normalizes over the batch, and a batch of one has no variance: "
+                "give at least two samples, or model.eval() to use running statistics."
+            ) from error
+        if where:
+            error.add_note(f"Raised inside layer {where!r} during the recorded forward pass.")
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
+    """All tensors in what a module receives or returns."""
+    if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
+        return args  # nearly always, and the general way costs more than a layer of a small network
+    return list(leaf_tensors((args, kwargs)))
+
+
+@contextlib.contextmanager
+def state_restored(modules: Modules) -> Iterator[None]:
+    """Let a forward pass work on clones of all buffers, then put back the originals and the random state.
+
+    Also the weights of embeddings with ``max_norm``, whose forward pass shortens them in place.
+    """
+    shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
+    weights = [(weight, weight.detach().clone()) for weight in shortened]
+    originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
+    clones: dict[int, Tensor] = {}
+    for module, owned in originals.items():
+        for name, buffer in owned.items():
+            if buffer is not None:
+                # One clone for each original, so that buffers shared between modules stay shared.
+                if id(buffer) not in clones:
+                    clones[id(buffer)] = buffer.clone()
+                module._buffers[name] = clones[id(buffer)]
+    try:
+        with torch.random.fork_rng(devices=_cuda_devices(modules)):
+            yield
+    finally:
+        for weight, before in weights:
+            weight.data.copy_(before)  # past the version counter: the recorded graph does not need the values
+        for module, owned in originals.items():
+            module._buffers.clear()
+            module._buffers.update(owned)
+
+
+@contextlib.contextmanager
+def same_draws(modules: Modules) -> Iterator[None]:
+    """Draw the same random numbers each time (the masks of dropout, for one), then put back the random state."""
+    devices = _cuda_devices(modules)
+    with torch.random.fork_rng(devices=devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+            generator.manual_seed(0)
+        yield
+
+
+def random_state(modules: Modules) -> list[Tensor]:
+    """State of the random generators that a forward pass of the modules may draw from."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(modules))]
+
+
+def _cuda_devices(modules: Modules) -> list[int]:
+    """Indices of the CUDA devices that hold parameters or buffers."""
+    held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
+    return sorted({t.device.index for t in held if t is not None and t.is_cuda})
+
+
+def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
+    """Trainable parameters by the name of the module that holds them; a tied one belongs to the first that does."""
+    known: set[int] = set()
+    owners: dict[str, list[Tensor]] = {}
+    for name, module in modules.items():
+        own: list[Tensor] = [
+            p for p in module._parameters.values() if p is not None and p.requires_grad and id(p) not in known
+        ]
+        known |= {id(p) for p in own}
+        if own:
+            owners[name or type(module).__name__] = own
+    if not owners:
+        raise ValueError(
+            "No parameter of the model requires a gradient, so nothing can be said of parameters: unfreeze some with "
+            "requires_grad_()."
+        )
+    return owners

@@ -1,0 +1,237 @@
+"""One forward pass, recorded: every module call becomes a layer with an edge of the autograd graph and its length.
+
+Edges, not tensors, are stored, so in-place operations later in the model cannot redirect a gradient (a stored tensor
+would silently become the later one); lengths are taken at once for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.dropout import _DropoutNd
+
+from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
+from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Origin, numbered
+from gradscope.forward.modules import Modules, eager, random_state, state_restored, tensors, watched
+from gradscope.forward.taps import tapped
+from gradscope.forward.trunk import Vertex, vertex
+from gradscope.memory import Workspace
+from gradscope.norms import vector_norms
+
+Received = tuple[Collection[Vertex], int]
+
+
+@dataclass
+class Entry:
+    """A tensor of the forward pass while it is being recorded: a `Layer` without its place in the graph."""
+
+    name: str
+    call: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    origins: dict[str, Origin]
+    edge: GradientEdge
+    norms: Tensor
+    exponent: Tensor
+    modified: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of this tensor."""
+        return tuple(self.origins)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one forward pass left behind: tensors in execution order, the graph's sources, and the target's edge.
+
+    ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
+    ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
+    ``picked``: which part of a structured output is measured, in words.
+    """
+
+    entries: tuple[Entry, ...]
+    sources: tuple[GradientEdge, ...]
+    source_names: tuple[str, ...]
+    target: GradientEdge
+    batch_size: int
+    uncalled: tuple[str, ...]
+    dropout: tuple[str, ...]
+    random: bool
+    picked: str | None
+
+
+def record(
+    model: nn.Module, batch: Batch, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
+) -> Recording:
+    """Run the model once and record it.  Afterwards the model is as it was, also after an exception.
+
+    Buffers (running statistics) and the random state are put back; mode, ``.grad`` and ``requires_grad`` are not
+    touched.  With ``loss_fn`` the target is the vector of per-sample losses, else the model's output.
+
+    Raises:
+        ValueError: Non-finite activations (the first layer is named), a loss that is not one number a sample, an
+            output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
+    """
+    modules = dict(model.named_modules())
+    if forward is None:  # which may move the batch itself
+        check_devices(modules, batch)
+    recorder = _Recorder(modules, batch.size, batch.tensors)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        state_restored(modules),
+        tapped(recorder),
+        eager(modules),
+        watched(modules, recorder) as calls,
+    ):
+        state = random_state(modules)
+        differentiable, sources = batch.differentiable()
+        for number, source in enumerate(sources):
+            recorder.add_source(source, numbered(INPUT, number))
+        output = differentiable.run(model, forward)
+        target = first_tensor(output)
+        recorder.add(target, OUTPUT, Origin.OUTPUT)
+        recorder.check_finite()
+        if loss_fn is not None:
+            target = _per_sample_loss(loss_fn(target, batch.labels), batch.size)
+            recorder.add(target, LOSS, Origin.MARKED)
+            recorder.check_finite()
+        drew = not all(map(torch.equal, state, random_state(modules)))
+    recorder.compare_versions()
+    recorder.embed()
+    if not recorder.sources:
+        raise ValueError(
+            "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
+            "functional embedding?), so there is nothing to differentiate by: unfreeze the embedding with "
+            "requires_grad_(), or embed first and measure the rest of the model."
+        )
+    if not target.requires_grad:
+        raise ValueError(
+            "The output does not depend on x: it carries no gradient. Look for .detach(), torch.no_grad(), "
+            "integer or boolean steps, or a constant output in the model's forward."
+        )
+    return Recording(
+        entries=tuple(recorder.entries.values()),
+        sources=tuple(edge for _, edge in recorder.sources),
+        source_names=tuple(name for name, _ in recorder.sources),
+        target=get_gradient_edge(target),
+        batch_size=batch.size,
+        uncalled=tuple(name for name in modules if name and name not in calls),
+        dropout=tuple(
+            n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
+        ),
+        random=drew,
+        picked=picked(output),
+    )
+
+
+class _Recorder:
+    """Collects tensors while the modules of one forward pass are called."""
+
+    def __init__(self, modules: Modules, batch_size: int, data: Sequence[Tensor]) -> None:
+        self.batch_size, self.modules = batch_size, modules
+        self.workspace = Workspace()
+        self.entries: dict[Vertex, Entry] = {}
+        self.sources: list[tuple[str, GradientEdge]] = []
+        self.data = {tensor.untyped_storage().data_ptr() for tensor in data}
+        self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
+        self.versions: list[tuple[Entry, Tensor, int]] = []
+
+    def before(self, args: Any, kwargs: Any) -> Received:
+        """Which tensors a module receives, before it can overwrite them, and how many embeddings are known."""
+        received = tensors(args, kwargs)
+        return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
+        """Record what a module returns."""
+        received, known = token
+        outputs = [t for t in tensors((output,), {}) if t.requires_grad]
+        for number, tensor in enumerate(outputs):
+            passed_on = _vertex(tensor) in received
+            origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
+            self.add(tensor, numbered(label, number), origin, call)
+        if outputs and name and not received and len(self.embeddings) == known:
+            integers = [t for t in tensors(args, kwargs) if not t.is_floating_point()]
+            if integers:
+                reads_data = any(t.untyped_storage().data_ptr() in self.data for t in integers)
+                edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
+                self.embeddings.append((reads_data, edges))
+
+    def embed(self) -> None:
+        """Let differentiation start at embeddings too: integers have no gradient.
+
+        Those that read the data; positions and the like are made by the model itself, and are sources only where no
+        other is known (integers that the model converted first).
+        """
+        reading = [edges for reads_data, edges in self.embeddings if reads_data]
+        if not self.sources and not reading:
+            reading = [edges for _, edges in self.embeddings]
+        self.sources += [source for edges in reading for source in edges]
+
+    def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
+        """Record a tensor under a name; a tensor that is known already only gains the name."""
+        if not tensor.requires_grad or not tensor.is_floating_point():
+            return
+        if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
+            name = f"({name})"  # a module owns the plain word
+        key = _vertex(tensor)
+        if key in self.entries:
+            self.entries[key].origins.setdefault(name, origin)
+            return
+        shape = tuple(tensor.shape)
+        per_sample = bool(shape) and shape[0] == self.batch_size
+        norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
+        self.entries[key] = entry = Entry(
+            name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
+        )
+        self.versions.append((entry, tensor, tensor._version))
+
+    def compare_versions(self) -> None:
+        """Note which tensors a later operation overwrote, and let go of all of them."""
+        for entry, tensor, version in self.versions:
+            entry.modified = tensor._version > version
+        self.versions.clear()
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """Record a marked tensor."""
+        self.add(tensor, name, Origin.MARKED)
+        return tensor
+
+    def add_source(self, tensor: Tensor, name: str) -> None:
+        """Record a tensor at which differentiation starts."""
+        self.add(tensor, name, Origin.MARKED)
+        self.sources.append((name, get_gradient_edge(tensor)))
+
+    def check_finite(self) -> None:
+        """Raise ValueError naming the first layer, in execution order, with a NaN or Inf.  One device sync."""
+        entries = list(self.entries.values())
+        if not entries or torch.isfinite(torch.cat([entry.norms.reshape(-1) for entry in entries])).all():
+            return
+        entry = next(entry for entry in entries if not torch.isfinite(entry.norms).all())
+        raise ValueError(
+            f"Layer {entry.name!r} is the first with NaN or Inf in its output (shape {entry.shape}): "
+            "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
+            "or in float64."
+        )
+
+
+def _vertex(tensor: Tensor) -> Vertex:
+    """`vertex` of the tensor's gradient edge; reading ``grad_fn`` is several times faster than making the edge."""
+    node = tensor.grad_fn
+    return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
+
+
+def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
+    if tuple(loss.shape) != (batch_size,):
+        raise ValueError(
+            f"loss_fn must return one loss a sample, shape ({batch_size},); got {tuple(loss.shape)}. "
+            'A mean would put a factor 1/B into every value: use reduction="none".'
+        )
+    return loss

@@ -1,0 +1,121 @@
+"""A recorded forward pass, run again: for values of layers, and at inputs that are shifted a little."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
+from gradscope.forward.layers import LOSS, OUTPUT, numbered
+from gradscope.forward.modules import Modules, Watcher, eager, state_restored, tensors, watched
+from gradscope.forward.taps import TapListener, tapped
+
+
+class Listener(Watcher, TapListener, Protocol):
+    """What is told of every module call and of every marked tensor."""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What it takes to run a recorded forward pass again: the same buffers, random state and dropout masks."""
+
+    model: nn.Module
+    batch: Batch
+    forward: Forward | None
+    loss_fn: LossFunction | None
+    source_names: tuple[str, ...]
+
+    @cached_property
+    def modules(self) -> Modules:
+        """Every module by its name."""
+        return dict(self.model.named_modules())
+
+    def outputs(self, wanted: Collection[str], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of those names from one forward pass without gradients, with ``shifts`` added to the sources."""
+        listener = _Listener(set(wanted), shifts)
+        names = self.source_names[: len(self.batch.floats)]
+        batch = self.batch.shifted([shifts.get(name, 0.0) for name in names])
+        with torch.no_grad():
+            for name, tensor in zip(names, batch.floats, strict=True):
+                listener.keep(name, tensor)
+            output = self.output(batch, listener)
+            listener.keep(OUTPUT, output)
+            if self.loss_fn is not None:
+                listener.keep(LOSS, self.loss_fn(output, batch.labels))
+        return listener.kept
+
+    def output(self, batch: Batch, listener: Listener, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The output for a batch of the same structure, with these ``parameters`` in place of the model's own."""
+        with state_restored(self.modules), eager(self.modules), tapped(listener), watched(self.modules, listener):
+            if parameters is None:
+                return first_tensor(batch.run(self.model, self.forward))
+            call = _Call(self.model, batch, self.forward)
+            return first_tensor(functional_call(call, self._places(parameters), (), tie_weights=False))
+
+    def _places(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters by every place that holds them, each module under one name: torch's own way to tie weights
+        does not put a module back that stands in two places."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            ".".join(filter(None, ("model", prefix, own))): parameters[names[id(parameter)]]
+            for prefix, module in self.modules.items()
+            for own, parameter in module._parameters.items()
+            if parameter is not None
+        }
+
+
+class _Call(nn.Module):
+    """Running a batch through a model as a module without arguments, as `torch.func.functional_call` wants it."""
+
+    def __init__(self, model: nn.Module, batch: Batch, forward: Forward | None) -> None:
+        super().__init__()
+        self.model, self.batch, self.run = model, batch, forward
+
+    def forward(self) -> Any:
+        """What the model returns."""
+        return self.batch.run(self.model, self.run)
+
+
+class Unheard:
+    """A `Listener` that changes nothing."""
+
+    def before(self, args: Any, kwargs: Any) -> None:
+        """Nothing is noted."""
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
+        """Nothing is replaced."""
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+class _Listener(Unheard):
+    """Keeps what modules return under the wanted names, and shifts what embeddings return."""
+
+    def __init__(self, wanted: set[str], shifts: Mapping[str, Tensor]) -> None:
+        self.wanted, self.shifts = wanted, shifts
+        self.kept: dict[str, Tensor] = {}
+
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
+        shifted = None
+        if label in self.shifts and isinstance(output, Tensor):
+            shifted = output = output + self.shifts[label]
+        if name:
+            for number, tensor in enumerate(t for t in tensors((output,), {}) if t.is_floating_point()):
+                self.keep(numbered(label, number), tensor)
+        return shifted
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        self.keep(name, tensor)
+        return tensor
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        if name in self.wanted and name not in self.kept:
+            self.kept[name] = tensor.detach().clone()  # a later operation may overwrite it

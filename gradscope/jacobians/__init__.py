@@ -1,0 +1,1 @@
+"""`capture(model, data)`: the Jacobians between the layers of one forward pass."""

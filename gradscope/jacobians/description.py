@@ -1,0 +1,166 @@
+"""What a capture saw and what it did not, for people: a frame, a printed table, and what to do about the rest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+import torch
+
+from gradscope.backward.pulling import PullBack
+from gradscope.forward.layers import Layer, Origin, module_name
+from gradscope.forward.trunk import Trunk
+
+VMAP, LOOP = "vmap", "loop"
+BATCH, RUNNING = "batch", "running"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A frame, one row a recorded tensor and one a module that never fired, and sentences about the whole.
+
+    Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (a row of the default
+    profile), ``fired``, ``modified`` (overwritten in place later; measured as it was before), ``batch_norm``
+    ("batch" or "running": whose statistics a batch normalization used), ``dropout`` (entries were dropped),
+    ``backward`` (how a bundle of cotangents is pulled to this layer of the trunk: "vmap" at once, or in a "loop") and
+    ``bytes`` of the tensor.
+    """
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The frame alone."""
+        return self.frame
+
+    def __str__(self) -> str:
+        shown = self.frame.astype(object).where(self.frame.notna(), "").replace({True: "yes", False: ""})
+        return "\n".join([shown.to_string(index=False), "", *self.notes])
+
+
+def describe(
+    layers: Sequence[Layer],
+    units: Sequence[Layer],
+    graph: Trunk,
+    target: Layer,
+    *,
+    remarks: Sequence[str],
+    coupled: bool,
+    uncalled: Sequence[str],
+    elsewhere: Sequence[str],
+    dropout: Sequence[str],
+) -> Description:
+    """Describe a capture.  Cost: two cotangents pulled through the trunk."""
+    names = {layer.index: layer.name for layer in units}
+    backward = _backward(layers, graph)
+    rows: list[dict[str, Any]] = []
+    for layer in layers:
+        name = names.get(layer.index, layer.name)
+        made = {module_name(n) for n, origin in layer.origins.items() if origin is Origin.MADE}
+        rows.append(
+            {
+                "layer": name,
+                "aliases": ", ".join(other for other in layer.names if other != name),
+                "call": layer.call,
+                "shape": "x".join(map(str, layer.shape)),
+                "dtype": str(layer.dtype).removeprefix("torch."),
+                "on_trunk": layer.on_trunk,
+                "unit": layer.index in names,
+                "fired": True,
+                "modified": layer.modified,
+                "batch_norm": _batch_norm(layer),
+                "dropout": not made.isdisjoint(dropout),
+                "backward": backward.get(layer.index),
+                "bytes": layer.size * layer.dtype.itemsize,
+            }
+        )
+    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in uncalled]
+    frame = pd.DataFrame(rows).astype({"batch_norm": "str", "modified": "boolean", "dropout": "boolean"})
+    frame = frame.astype({"call": "Int64", "bytes": "Int64"})
+    return Description(frame, tuple(_notes(frame, target, remarks, coupled, uncalled, elsewhere)))
+
+
+def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
+    """Sentences on what the numbers rest on."""
+    statistics = {_batch_norm(layer) for layer in layers}
+    if BATCH in statistics:
+        yield "Batch normalization used the statistics of this batch."
+    if RUNNING in statistics:
+        yield "Batch normalization used running statistics, which are (0, 1) in a model that was never trained."
+    if random:
+        yield "The forward pass drew random numbers (dropout?): all numbers are those of one draw."
+    if picked:
+        yield picked
+
+
+def off_trunk(names: Sequence[str]) -> str:
+    """What is to be said of rows inside branches."""
+    return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
+
+
+def _notes(
+    frame: pd.DataFrame,
+    target: Layer,
+    remarks: Sequence[str],
+    coupled: bool,
+    uncalled: Sequence[str],
+    elsewhere: Sequence[str],
+) -> list[str]:
+    """Sentences about the whole; the last ones say what was not seen and what to do."""
+    seen = frame[frame["fired"]]
+    notes = [
+        f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to {target.name!r}, "
+        f"{int(seen['unit'].sum())} rows of a default profile; {int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
+        "Samples influence each other, so they are measured as one vector." if coupled else "Samples are independent.",
+        *remarks,
+    ]
+    if changed := list(seen.loc[seen["modified"], "layer"]):
+        notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
+    if slow := list(seen.loc[seen["backward"] == LOOP, "layer"]):
+        notes.append(f"torch pulls cotangents one by one through an operation above {_listed(slow)}: right, but slow.")
+    if inside := list(seen.loc[~seen["on_trunk"], "layer"]):
+        notes.append(
+            f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
+            "is then that through this tensor alone."
+        )
+    if elsewhere:
+        notes.append(f"Recorded, but the target does not depend on them: {_listed(elsewhere)}.")
+    if uncalled:
+        notes.append(
+            f"Never called as modules, so not seen: {_listed(uncalled)}. Not used in this pass, containers whose items "
+            "are called one by one, modules called by .forward() or used for their weights only; mark a tensor with "
+            'gs.tap(tensor, "name") to see it.'
+        )
+    notes.append("Functional code (F.relu, +) makes no layer of its own; gs.tap marks one.")
+    return notes
+
+
+def _batch_norm(layer: Layer) -> str | None:
+    """Whose statistics the batch normalization that made this tensor took; None where none did."""
+    node = layer.edge.node
+    if "BatchNorm" not in node.name():
+        return None
+    return BATCH if node._saved_training else RUNNING  # type: ignore[attr-defined]
+
+
+def _backward(layers: Sequence[Layer], graph: Trunk) -> dict[int, str]:
+    """How two cotangents come to each layer of the trunk from the one above it."""
+    trunk = [layer for layer in layers if layer.on_trunk]
+    found = {}
+    for below, above in pairwise(trunk):
+        pull_back = PullBack()
+        zeros = torch.zeros(2, *above.shape, dtype=above.dtype, device=above.device)
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pull_back(above.edge, [below.edge], zeros)
+        slow = any("performance drop" in str(warning.message) for warning in caught)
+        found[below.index] = VMAP if pull_back.vectorized and not slow else LOOP
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")

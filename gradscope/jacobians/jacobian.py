@@ -1,0 +1,112 @@
+"""The Jacobian between two recorded layers, as an operator to take apart, and the affine map it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.backward.pulling import PullBack, pulling
+from gradscope.forward.layers import Layer
+from gradscope.forward.replay import Rerun
+from gradscope.memory import bundle_bytes
+from gradscope.operators import LinearOperator
+
+
+class Jacobian(LinearOperator):
+    """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
+
+    Shape (B d_target) x (B d_source).  A product with the transpose costs one backward pass between the layers; one
+    with J costs two, by differentiating the first.  ``source`` and ``target``: the layers.
+    """
+
+    source: Layer
+    target: Layer
+    _rerun: Rerun
+
+    def __init__(self, source: Layer, target: Layer, rerun: Rerun) -> None:
+        for name, value in (("source", source), ("target", target), ("_rerun", rerun)):
+            object.__setattr__(self, name, value)
+        shape = (target.size, source.size)
+        super().__init__(shape, self._forward, self._backward, target.dtype, target.device)
+
+    def dense(self) -> Tensor:
+        """The matrix itself, row by row.  Cost: B d_target backward passes, vectorized."""
+        rows, pull_back = [], PullBack()
+        num = max(1, bundle_bytes(self.device) // (self.target.size * self.dtype.itemsize))
+        for first in range(0, self.shape[0], num):
+            last = min(first + num, self.shape[0])
+            unit = torch.zeros(last - first, self.shape[0], dtype=self.dtype, device=self.device)
+            unit[torch.arange(last - first), torch.arange(first, last)] = 1
+            if self._same:
+                rows.append(unit)
+                continue
+            with pulling():
+                (block,) = pull_back(self.target.edge, [self.source.edge], unit.reshape(-1, *self.target.shape))
+            rows.append(block.reshape(last - first, -1))
+        return torch.cat(rows)
+
+    def linearize(self) -> Affine:
+        """The affine map dx -> J dx + f at the recorded point; its error against the network falls as |dx|^2.
+
+        Cost: one forward pass without gradients, for the value f of the target.
+
+        Raises:
+            ValueError: The forward pass does not reproduce the target, as a model with a state of its own would.
+        """
+        value = self._rerun.outputs(self.target.names, {}).get(self.target.name)
+        if value is None or tuple(value.shape) != self.target.shape:
+            raise ValueError(
+                f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state of its own "
+                "that changes from call to call, and is not a buffer."
+            )
+        return Affine(self, value)
+
+    @property
+    def _same(self) -> bool:
+        return self.source.index == self.target.index
+
+    def _backward(self, u: Tensor, create_graph: bool = False) -> Tensor:
+        if self._same:
+            return u
+        (gradient,) = torch.autograd.grad(
+            (self.target.edge,), (self.source.edge,), (u.reshape(self.target.shape),), retain_graph=True,
+            create_graph=create_graph,
+        )  # fmt: skip
+        return gradient.reshape(-1)
+
+    def _forward(self, v: Tensor) -> Tensor:
+        if self._same:
+            return v
+        # J^T u is linear in u, so its derivative in the direction v is J v, at any u.
+        u = torch.zeros(self.target.size, dtype=self.dtype, device=v.device, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                return torch.autograd.grad(self._backward(u, create_graph=True), u, v)[0]
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise NotImplementedError(
+                f"J v from {self.source.name!r} to {self.target.name!r} differentiates a backward pass, which torch "
+                f"cannot for one operation between them ({error}). J^T u and dense() need no such thing; for "
+                "attention, capture under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Affine:
+    """dx -> J dx + f(x), the first-order expansion of a layer.  ``value``: f(x), in the shape of the target."""
+
+    jacobian: Jacobian
+    value: Tensor
+
+    def __call__(self, dx: Tensor) -> Tensor:
+        """``dx`` in the shape of the source; the result in that of the target."""
+        if tuple(dx.shape) != self.jacobian.source.shape:
+            raise ValueError(
+                f"dx must have the shape of layer {self.jacobian.source.name!r}, {self.jacobian.source.shape}, "
+                f"got {tuple(dx.shape)}."
+            )
+        flat = dx.reshape(-1).to(self.jacobian.device, self.jacobian.source.dtype)
+        return self.jacobian.matvec(flat).reshape(self.value.shape) + self.value

@@ -1,0 +1,102 @@
+"""Gradients of the samples' losses with respect to each layer's parameters, reduced while they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from gradscope.backward.pulling import PullBack, pulling
+from gradscope.forward.inputs import Batch, Forward, LossFunction
+from gradscope.forward.modules import Owned, owned_parameters, state_restored
+from gradscope.forward.recorder import record
+from gradscope.forward.trunk import vertex
+from gradscope.measures.gradient import LayerGradient
+from gradscope.memory import peak_bytes
+
+# Sums of unit gradients are kept for so many groups of samples, for a jackknife.
+GROUPS = 8
+
+
+def layer_gradients(
+    model: nn.Module, batch: Batch, *, forward: Forward | None, loss_fn: LossFunction
+) -> dict[str, LayerGradient]:
+    """A `LayerGradient` for every module that holds trainable parameters, by its name.
+
+    Cost: one forward pass, one backward pass of the mean loss, and one for each sample, vectorized.  Memory: ten
+    gradients, and as many of single samples as fit into a twentieth of what is free, or one.
+
+    Raises:
+        ValueError: No trainable parameters, a batch of one sample, or losses that no parameter leads to.
+        FloatingPointError: A gradient is NaN or Inf; the layer is named.
+    """
+    if batch.size < 2:
+        raise ValueError("Gradient statistics compare samples, so they need a batch of at least two.")
+    modules = dict(model.named_modules())
+    owners = owned_parameters(modules)
+    recording = record(model, batch, forward=forward, loss_fn=loss_fn)
+    loss = next(entry for entry in recording.entries if vertex(entry.edge) == vertex(recording.target))
+    edges = {id(p): get_gradient_edge(p) for parameters in owners.values() for p in parameters}
+    reached = _reached(recording.target, {edge.node for edge in edges.values()})
+    inputs = {key: edge for key, edge in edges.items() if edge.node in reached}
+    if not inputs:
+        raise ValueError("The losses depend on none of the trainable parameters; does loss_fn detach the output?")
+    flat = _Flat(owners, list(inputs))
+    device = next(iter(owners.values()))[0].device
+    per_bundle = max(1, peak_bytes(device) // (4 * max(1, flat.numel)))
+    pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
+    with state_restored(modules), pulling():  # checkpointed layers run again
+
+        def pull(cotangents: Tensor) -> dict[str, Tensor]:
+            return flat(pull_back(recording.target, list(inputs.values()), cotangents))
+
+        mean = {name: g[0] for name, g in pull(torch.full_like(basis[:1], 1 / batch.size)).items()}
+        groups = min(GROUPS, batch.size)
+        squares = {name: torch.zeros(batch.size, dtype=torch.float64, device=device) for name in mean}
+        projections = {name: torch.zeros_like(part) for name, part in squares.items()}
+        unit_sums = {name: torch.zeros(groups, len(g), dtype=torch.float64, device=device) for name, g in mean.items()}
+        for first in range(0, batch.size, per_bundle):
+            for name, g in pull(basis[first : first + per_bundle]).items():
+                own = slice(first, first + len(g))
+                squares[name][own], projections[name][own] = g.square().sum(dim=1), g @ mean[name]
+                lengths = squares[name][own].sqrt()
+                units = g / lengths.where(lengths > 0, 1.0)[:, None]
+                unit_sums[name].index_add_(0, torch.arange(first, first + len(g), device=device) % groups, units)
+    for name, part in squares.items():
+        if not torch.isfinite(part).all():
+            raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; measure in float64.")
+    weights = {name: torch.cat([p.detach().double().reshape(-1) for p in own]) for name, own in owners.items()}
+    return {n: LayerGradient(mean[n], weights[n], squares[n], projections[n], unit_sums[n]) for n in owners}
+
+
+class _Flat:
+    """Gradients (samples, *shape) of the parameters that have one, as one (samples, P) in float64 for each owner."""
+
+    def __init__(self, owners: Owned, reached: list[int]) -> None:
+        self.owners, self.place = owners, {key: number for number, key in enumerate(reached)}
+        self.numel = sum(p.numel() for parameters in owners.values() for p in parameters)
+
+    def __call__(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        num = len(gradients[0])
+        flat = {}
+        for name, parameters in self.owners.items():
+            parts = []
+            for p in parameters:
+                place = self.place.get(id(p))
+                found = p.new_zeros(num, p.numel()) if place is None else gradients[place].reshape(num, -1)
+                parts.append(found.double())
+            flat[name] = torch.cat(parts, dim=1)
+        return flat
+
+
+def _reached(target: GradientEdge, wanted: set[Node]) -> set[Node]:
+    """Those of the wanted nodes that the target leads to."""
+    stack, seen = [target.node], {target.node}
+    while stack:
+        for parent, _ in stack.pop().next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return seen & wanted

@@ -1,0 +1,120 @@
+"""Lengths of each layer's weights, of the gradient that it holds in ``.grad``, and of its changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope import frames
+from gradscope.forward.modules import Owned, owned_parameters
+from gradscope.memory import Workspace
+from gradscope.norms import plain_norms
+
+
+class Weights:
+    """Statistics of parameters and gradients of every layer that holds trainable parameters, between updates.
+
+    With w and g of P entries, all parameters of one layer in one vector: ``weight_norm`` |w|; ``gradient_norm`` |g|,
+    ``gradient_rms`` |g| / sqrt(P), ``gradient_zero_fraction``, ``gradient_to_weight`` |g| / |w|; and
+    ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are taken in float64.
+
+    Cost: four reads of all parameters, a copy of them kept, and four synchronizations with the device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owners: Owned = owned_parameters(dict(model.named_modules()))
+        self._before: tuple[int, list[Tensor]] | None = None
+        self._workspace = Workspace()
+
+    def norms(self) -> dict[str, float]:
+        """|w| of every layer."""
+        return dict(zip(self.owners, _together(self._length(ps) for ps in self.owners.values()), strict=True))
+
+    def frame(self, step: int) -> pd.DataFrame:
+        """A tidy frame, one row a statistic and a layer; ``step`` counts the updates before this call.
+
+        A number that is not finite is left out, for a logarithm of it says nothing; `Monitor` reports it otherwise.
+        """
+        weights = self.norms()
+        columns: dict[str, dict[str, float]] = {"weight_norm": weights}
+        gradients = {
+            name: [p.grad.detach() for p in parameters if p.grad is not None]
+            for name, parameters in self.owners.items()
+        }
+        gradients = {name: parts for name, parts in gradients.items() if parts}
+        if gradients:
+            lengths = dict(zip(gradients, _together(map(self._length, gradients.values())), strict=True))
+            others = _together(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
+            sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
+            columns["gradient_norm"] = lengths
+            columns["gradient_rms"] = {name: value / math.sqrt(sizes[name]) for name, value in lengths.items()}
+            columns["gradient_zero_fraction"] = {
+                name: 1 - value / sizes[name] for name, value in zip(gradients, others, strict=True)
+            }
+            columns["gradient_to_weight"] = {name: _ratio(value, weights[name]) for name, value in lengths.items()}
+        current = [p.detach() for parameters in self.owners.values() for p in parameters]
+        if self._before is None:
+            self._before = step, [p.clone() for p in current]
+        since, before = self._before
+        if since < step:
+            for old, p in zip(before, current, strict=True):
+                torch.sub(p, old, out=old)  # without another copy of all parameters
+            changes = iter(before)
+            moved = _together(self._length([next(changes) for _ in own]) for own in self.owners.values())
+            columns["update_to_weight"] = {
+                name: _ratio(value / (step - since), weights[name])
+                for name, value in zip(self.owners, moved, strict=True)
+            }
+            for old, p in zip(before, current, strict=True):
+                old.copy_(p)
+            self._before = step, before
+        return _tidy(columns, list(self.owners))
+
+    def _length(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Euclidean length of all of them as one vector."""
+        lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
+        return torch.linalg.vector_norm(torch.stack(lengths))
+
+
+def _together(values: Iterable[Tensor]) -> list[float]:
+    """Numbers that lie on the device, read at once."""
+    return torch.stack([value.double() for value in values]).tolist()
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Infinite where the whole is 0."""
+    return part / whole if whole else math.inf
+
+
+def _tidy(columns: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> pd.DataFrame:
+    rows = [
+        (quantity, layer, value)
+        for quantity, values in columns.items()
+        for layer, value in values.items()
+        if not math.isnan(value)
+    ]
+    order = {layer: index for index, layer in enumerate(layers, start=1)}
+    index = np.array([order[layer] for _, layer, _ in rows])
+    with np.errstate(divide="ignore"):
+        logs = np.log10(np.array([value for _, _, value in rows]))
+    return frames.tidy(
+        {
+            "layer": [layer for _, layer, _ in rows],
+            "index": index,
+            "depth_from_output": len(order) - index,
+            "target": None,
+            "quantity": [quantity for quantity, _, _ in rows],
+            "log10_value": logs,
+            "log10_stderr_probe": 0.0,
+            "log10_stderr_sample": np.nan,
+            "reduction": None,
+            "coupled": None,
+            "num_probes": 0,
+            "num_samples": 1,
+        }
+    )
