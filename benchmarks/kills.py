@@ -29,8 +29,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.provenance import manifest
-from experiments import launches
-from experiments.records import read
+from experiments.runs import names
+from experiments.training.records import read
 
 OUTPUT = Path("results/benchmarks")
 OPTIONS = [
@@ -70,7 +70,7 @@ def finish(folder: Path) -> float:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be the same: a digest of the weights, and the records without their speed."""
-    (run,) = launches.folders(folder / "train")
+    (run,) = names.folders(folder / "train")
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     digest = hashlib.sha256()
     for name, weight in state["model"].items():

@@ -31,7 +31,8 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.provenance import manifest
-from experiments import collect, launches, ledger
+from experiments.archive import collecting
+from experiments.runs import launches, names, outcomes
 
 OUTPUT = Path("results/benchmarks")
 RUNS = {"serial": 40, "processes": 40, "slurm_local": 8}
@@ -106,14 +107,14 @@ def killed(results: Path, launcher: str, moment: random.Random, how: signal.Sign
 
 def looked_at(results: Path, expected: pd.DataFrame, launcher: str) -> dict[str, Any]:
     """What must hold in the end."""
-    folders = launches.folders(results / "s")
+    folders = names.folders(results / "s")
     notes = [entry for path in (results / "s" / "launches").glob("*.jsonl") for entry in launches.ended(path)]
-    twice = sum(num > 1 for num in Counter(entry["run"] for entry in notes if entry["state"] == ledger.DONE).values())
-    frame = _sorted(collect.collect(results / "s").frame)
+    twice = sum(num > 1 for num in Counter(entry["run"] for entry in notes if entry["state"] == outcomes.DONE).values())
+    frame = _sorted(collecting.collect(results / "s").frame)
     wanted = expected[expected["seed"] < RUNS[launcher]].reset_index(drop=True)
     same = len(frame) == len(wanted) and np.array_equal(frame["log10_value"], wanted["log10_value"])
     return {
-        "runs": len(folders), "done": sum(ledger.is_done(folder) for folder in folders), "done_twice": twice,
+        "runs": len(folders), "done": sum(outcomes.is_done(folder) for folder in folders), "done_twice": twice,
         "same_numbers": bool(same),
     }  # fmt: skip
 
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its own
     console, moment, root, rows = Console(), random.Random(0), Path(tempfile.mkdtemp()), []
     start(root / "alone", "serial").wait()
-    expected = _sorted(collect.collect(root / "alone" / "s").frame)
+    expected = _sorted(collecting.collect(root / "alone" / "s").frame)
     for launcher, how in itertools.product(RUNS, map(signal.Signals.__getitem__, chosen.signals)):
         for number in range(getattr(chosen, launcher)):
             results = root / f"{launcher}{how.name}{number}"

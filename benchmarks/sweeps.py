@@ -33,7 +33,8 @@ import gradscope as gs
 from benchmarks.provenance import manifest
 from benchmarks.report import table
 from benchmarks.rows import Row, to_frame
-from experiments import collect, launches
+from experiments.archive import collecting as archive_collecting
+from experiments.runs import names
 from gradscope.measures import PreactivationStd, SignDiversity
 
 OUTPUT = Path("results/benchmarks")
@@ -143,17 +144,17 @@ def collecting(num: int) -> list[Row]:
         sweep = Path(name) / "s"
         command = [sys.executable, "-m", "experiments.measure", "-m", *options(SHORT), f"results={name}", "sweep=s"]
         subprocess.run([*command, "seed=0,1"], check=True, stdout=subprocess.DEVNULL)
-        first, second = launches.folders(sweep)
+        first, second = names.folders(sweep)
         for number in range(num - 2):
             shutil.copytree(first, sweep / f"copy{number:06d}")
         times = []
         for _ in range(2):
             begin = time.perf_counter()
-            collected = collect.collect(sweep)
+            collected = archive_collecting.collect(sweep)
             times.append(time.perf_counter() - begin)
         (second / "status.json").touch()
         begin = time.perf_counter()
-        collect.collect(sweep)
+        archive_collecting.collect(sweep)
         times.append(time.perf_counter() - begin)
         assert collected.manifest["runs"] == num
     what = ("the first time", "nothing is new", "one run is new")

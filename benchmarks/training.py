@@ -1,4 +1,4 @@
-"""Images a second of ``experiments.loop`` beside what a user would write, and what watching costs.
+"""Images a second of ``experiments.training.loop`` beside what a user would write, and what watching costs.
 
     python -m benchmarks.training [--quick] [--repeats N] [--output FOLDER] [--models a,b]
 
@@ -7,7 +7,7 @@ momentum, label smoothing, taking turns in one process:
 
 - *bare loop*: a Dataset that standardizes and flips one image at a time, a DataLoader with two workers, float32;
 - *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast where it gains, a fused optimizer;
-- *gradscope*: ``experiments.loop.train`` with the same recipe, records every 50 steps.
+- *gradscope*: ``experiments.training.loop.train`` with the same recipe, records every 50 steps.
 
 All three once more without bfloat16, as on a processor that has no instructions for it.
 
@@ -41,10 +41,10 @@ from benchmarks.provenance import manifest
 from benchmarks.report import table
 from benchmarks.rows import Row, timed, to_frame
 from benchmarks.timing import Contestant, race
-from experiments import loop
-from experiments.data import CIFAR10_MEAN, CIFAR10_STD
-from experiments.images import Augmentation, Images
-from experiments.recipe import Recipe
+from experiments.data.batches import CIFAR10_MEAN, CIFAR10_STD
+from experiments.data.images import Augmentation, Images
+from experiments.training import loop
+from experiments.training.recipe import Recipe
 from gradscope.models import AlexNetA, AlexNetB
 
 OUTPUT = Path("results/benchmarks")
@@ -164,7 +164,7 @@ class BackPack(Silent):
 def ours(
     make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None, precision: str = "auto"
 ) -> None:
-    """``experiments.loop.train``, watched or not."""
+    """``experiments.training.loop.train``, watched or not."""
     model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = Recipe(
         epochs=100, max_steps=steps, batch_size=BATCH, optimizer=SGD, label_smoothing=SMOOTHING,

@@ -16,8 +16,12 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import arguments, collect, drawing, labels, pages, reference, report, study, training_figures
-from experiments.collect import Collected
+from experiments.archive import collecting, labels, reference
+from experiments.archive.tables import Collected
+from experiments.config import command_line
+from experiments.evidence import study
+from experiments.reports import growth as report_growth
+from experiments.reports import pages, sweep_figures, terminal, training_figures
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
@@ -66,7 +70,7 @@ def read(cfg: Config) -> tuple[Collected, Path]:
     asked = named(cfg)
     name = study.results(asked)
     runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
-    if (collected := collect.load(runs)) is not None:
+    if (collected := collecting.load(runs)) is not None:
         own = replace(collected, frame=collected.frame.drop(columns="run", errors="ignore"))
         return study.condensed(asked, own), runs / "figures"
     if cfg.sweep is None and (published / reference.DATA).is_file():
@@ -78,19 +82,19 @@ def read(cfg: Config) -> tuple[Collected, Path]:
 
 def drawn(name: str, collected: Collected) -> dict[str, Figure]:
     """The figures of a study, or of any sweep; its claims, growth rates or accuracies are printed."""
-    title = drawing.describe(collected)
+    title = sweep_figures.describe(collected)
     if (asked := study.find(name)) is not None:
-        report.print_claims(asked.claims(collected), f"{asked.QUESTION} ({title})")
+        terminal.print_claims(asked.claims(collected), f"{asked.QUESTION} ({title})")
         return asked.figures(collected)
     keys = labels.network_keys(collected.frame)
     frame = labels.in_order(collected.frame, keys)
     if collected.metrics is None:
-        growth = report.growth_table(frame, keys)
-        report.print_growth(growth, keys, f"{name}: {title}")
-        return drawing.draw(frame, keys, growth, title)
+        growth = report_growth.growth_table(frame, keys)
+        terminal.print_growth(growth, keys, f"{name}: {title}")
+        return sweep_figures.draw(frame, keys, growth, title)
     metrics = labels.in_order(collected.metrics, keys)
     frame, metrics = (labels.with_networks(table, keys) for table in (frame, metrics))
-    report.print_learning(metrics, f"{name}: {title}")
+    terminal.print_learning(metrics, f"{name}: {title}")
     return training_figures.draw(frame, metrics, title)
 
 
@@ -154,4 +158,4 @@ def _make(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    arguments.run(main, Config)
+    command_line.run(main, Config)

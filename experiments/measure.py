@@ -23,12 +23,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import gradscope as gs
-from experiments import build, config, report, run
+from experiments import seeds as experiment_seeds
+from experiments.config import build, columns, command_line, schema
+from experiments.config.build import network
 from experiments.files import write_json
-from experiments.guard import carry_out, explained
-from experiments.manifest import manifest
-from experiments.networks import network
 from experiments.progress import LateBar
+from experiments.reports import terminal
+from experiments.runs import names as run_names
+from experiments.runs.carrying_out import carry_out, explained
+from experiments.runs.manifest import manifest
 from gradscope.frames import observed
 from gradscope.measures.measuring import PREACTIVATION_MEASURES, Measure
 from gradscope.measures.preactivations import NONLINEARITIES
@@ -38,38 +41,38 @@ CONF = Path(__file__).parent.parent / "conf"
 MOST_FRAMES = 100
 STATISTICS = {measure.quantity: measure for measure in PREACTIVATION_MEASURES}
 
-config.register()
+schema.register()
 
 
-def measure(cfg: config.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
+def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
     """The profile of one network, and a frame of each kind of thing that was measured.
 
     With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``, its frame and no profile.
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    run.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
+    experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
     model, x = network(cfg)
     if cfg.measurement is not None:
-        frame = build.call(cfg.measurement, model=model, x=x, generator=run.generator(cfg.seed, "probes"))
+        frame = build.call(cfg.measurement, model=model, x=x, generator=experiment_seeds.generator(cfg.seed, "probes"))
         if not isinstance(frame, pd.DataFrame):
             target = cfg.measurement["_target_"]
             raise TypeError(f"measurement._target_={target} returned a {type(frame).__name__}, not a pandas.DataFrame.")
         return None, [frame]
     options: dict[str, Any] = {"reduction": cfg.reduction, "target": cfg.target, "rtol": cfg.rtol}
     with LateBar("profile", 1.0) as bar:
-        random = run.generator(cfg.seed, "probes")
+        random = experiment_seeds.generator(cfg.seed, "probes")
         profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)
     parts = [profile.to_frame()]
     if any(isinstance(module, NONLINEARITIES) for module in model.modules()):
         parts.append(gs.measure(model, x, measures=statistics(cfg.statistics)))
     if cfg.nlc:
-        coefficient = gs.nlc(model, x, generator=run.generator(cfg.seed, "nlc"))
+        coefficient = gs.nlc(model, x, generator=experiment_seeds.generator(cfg.seed, "nlc"))
         parts.append(observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)))
     if cfg.matrix:
         options["layers"] = cfg.matrix_layers or None
         with LateBar("matrix", 1.0) as bar:
-            random = run.generator(cfg.seed, "matrix")
+            random = experiment_seeds.generator(cfg.seed, "matrix")
             matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
         parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
@@ -99,12 +102,12 @@ def main(cfg: DictConfig) -> float | None:
         gs.frames.save(frame, folder / "frame.parquet")
         write_json(folder / "manifest.json", manifest(cfg, choices, time.perf_counter() - began))
         if alone:
-            report.print_run(profile, frame, folder)
+            terminal.print_run(profile, frame, folder)
         return None if profile is None else _rate(profile)
 
     with explained(alone):
-        run.refuse_part_of_study()
-        folder = run.folder(cfg, info.overrides.task)
+        command_line.refuse_part_of_study()
+        folder = run_names.folder(cfg, info.overrides.task)
         return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
 
 
@@ -115,7 +118,7 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
     Raises:
         ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
     """
-    settings = config.resolved(cfg)
+    settings = schema.resolved(cfg)
     given = settings.seeds
     seeds = [settings.seed] if given is None else range(given) if isinstance(given, int) else list(given)
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
@@ -130,7 +133,9 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
             frames = [pd.concat(frames, ignore_index=True)]
     # Together, because what is done to many small frames takes as long as measuring them.
     frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
-    return profile, frame.assign(**{name: value for name, value in run.columns(cfg, choices).items() if name != "seed"})
+    return profile, frame.assign(
+        **{name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}
+    )
 
 
 def _rate(profile: gs.Profile) -> float | None:
@@ -141,5 +146,5 @@ def _rate(profile: gs.Profile) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = run.with_study_defaults(sys.argv[1:], CONF)
+    sys.argv[1:] = command_line.with_study_defaults(sys.argv[1:], CONF)
     main()

@@ -19,12 +19,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from experiments import measure, run, train
-from experiments.differences import Difference, differences, largest, recorded_in_both, worst
+from experiments import measure, seeds, train
+from experiments.archive.differences import Difference, differences, largest, recorded_in_both, worst
+from experiments.config import columns as config_columns
 from experiments.files import read_json
-from experiments.ledger import FRAMES, METRICS
-from experiments.manifest import cpu, provenance
 from experiments.measure import CONF
+from experiments.runs.manifest import cpu, provenance
+from experiments.runs.outcomes import FRAMES, METRICS
 from gradscope import frames
 
 FRAME, MONITOR = FRAMES
@@ -121,18 +122,18 @@ def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
 
 
 def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
-    columns, cfg = run.columns(cfg, choices), cfg.copy()
+    columns, cfg = config_columns.columns(cfg, choices), cfg.copy()
     cfg.sinks = []
     cfg.monitor.max_overhead = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train.train(cfg, folder, run.device(cfg.device), Console(quiet=True), columns)
+        train.train(cfg, folder, seeds.device(cfg.device), Console(quiet=True), columns)
         return _trained_tables(folder)
 
 
 def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[float, str]:
     """How far apart the two may be, and why."""
-    here = {"cpu": cpu(), "device": str(run.device(cfg.device)), "torch": provenance()["versions"]["torch"]}
+    here = {"cpu": cpu(), "device": str(seeds.device(cfg.device)), "torch": provenance()["versions"]["torch"]}
     there = {
         **{key: manifest["hardware"].get(key) for key in ("cpu", "device")},
         "torch": manifest["versions"]["torch"],

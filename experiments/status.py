@@ -19,8 +19,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from experiments import claims, collect, launches
-from experiments.ledger import DONE, FAILED, STATUS, Status
+from experiments.archive import collecting
+from experiments.runs import launches, locks
+from experiments.runs import names as run_names
+from experiments.runs.outcomes import DONE, FAILED, STATUS, Status
 
 RUNNING, MISSING, HALF = "running", "missing", "half done"
 SHOWN = 5  # of the slowest, of the failures, and of what cannot be read
@@ -79,14 +81,14 @@ def look(sweep: Path, known: Known | None = None) -> Progress:
     done: dict[Path, Status] = {}
     failed: dict[Path, Status] = {}
     running, half = list[Path](), list[Path]()
-    left_out, unreadable = collect.unreadable(sweep), dict[Path, str]()
-    now = claims.clock(sweep)
-    for folder in launches.folders(sweep):
+    left_out, unreadable = collecting.unreadable(sweep), dict[Path, str]()
+    now = locks.clock(sweep)
+    for folder in run_names.folders(sweep):
         changed, locked = _glance(folder)
         if known.get(folder, (-1,))[0] != changed:
             known[folder] = changed, Status.read(folder)
         status = known[folder][1]
-        if locked and claims.owned(folder, now):
+        if locked and locks.owned(folder, now):
             running.append(folder)
         elif status is None:
             half.append(folder)
@@ -114,9 +116,9 @@ def _launched(sweep: Path, now: float) -> bool:
     """Whether the process of a launch is alive, or its file was touched in the last half minute, from wherever."""
     for path in (sweep / "launches").glob("*.jsonl"):
         number, _, pid = path.stem.partition("-")
-        if now - path.stat().st_mtime < claims.PATIENCE_SECONDS:
+        if now - path.stat().st_mtime < locks.PATIENCE_SECONDS:
             return True
-        if pid.isdigit() and claims.alive_since(int(pid), int(number) / 1e9):
+        if pid.isdigit() and locks.alive_since(int(pid), int(number) / 1e9):
             return True
     return False
 

@@ -26,21 +26,26 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import gradscope as gs
-from experiments import build, checkpoints, config, guard, interrupts, ledger, loop, parallel, records, run, sinks
+from experiments import seeds
+from experiments.config import build, command_line, schema
+from experiments.config import columns as config_columns
+from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
-from experiments.images import Augmentation, Images
-from experiments.manifest import manifest
 from experiments.measure import CONF
-from experiments.outputs import Outputs, clear
-from experiments.parallel import Ranks
-from experiments.recipe import Recipe
-from experiments.records import Record
+from experiments.runs import carrying_out, names, outcomes
+from experiments.runs.manifest import manifest
+from experiments.training import checkpoints, distributed, loop, records, sinks
+from experiments.training import recipe as training_recipe
+from experiments.training.distributed import Ranks
+from experiments.training.outputs import Outputs, clear
+from experiments.training.recipe import Recipe
+from experiments.training.records import Record
 
-config.register()
+schema.register()
 
 SETS: dict[str, Callable[..., Images]] = {
-    "experiments.data.cifar10": Images.cifar10,
-    "experiments.data.digits": Images.digits,
+    "experiments.data.batches.cifar10": Images.cifar10,
+    "experiments.data.batches.digits": Images.digits,
 }
 
 
@@ -48,7 +53,7 @@ def recipe(cfg: DictConfig) -> Recipe:
     """The recipe that a configuration describes."""
     values: dict[str, Any] = OmegaConf.to_container(cfg.train, resolve=True)  # type: ignore[assignment]
     values |= {"augmentation": Augmentation(**values["augmentation"]), "seed": cfg.seed}
-    return Recipe(**values, optimizer=build.optimizer(cfg.optimizer))
+    return Recipe(**values, optimizer=training_recipe.optimizer(cfg.optimizer))
 
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
@@ -117,7 +122,7 @@ def train(
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
         raise ValueError(f"resume must be auto or none, got {cfg.resume!r}.")
-    run.tf32(cfg.tf32)
+    seeds.tf32(cfg.tf32)
     settings, (learned, test) = recipe(cfg), images(cfg, device)
     model = network(cfg, learned, device)
     sinks.check(cfg.sinks)
@@ -126,7 +131,7 @@ def train(
         clear(folder)
     state = None if anew(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
     steps = settings.steps(len(learned))
-    with interrupts.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
+    with distributed.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
         if state is not None:
             outputs.say(f"Going on at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
@@ -158,11 +163,11 @@ def main(cfg: DictConfig) -> float | None:
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     console = Console(soft_wrap=True, highlight=False)
-    with guard.explained(alone), parallel.started(run.device(cfg.device)) as device:
-        run.refuse_part_of_study()
-        folder = run.folder(cfg, info.overrides.task)
+    with carrying_out.explained(alone), distributed.started(seeds.device(cfg.device)) as device:
+        command_line.refuse_part_of_study()
+        folder = names.folder(cfg, info.overrides.task)
         first = Ranks.here().first
-        if alone and not anew(cfg) and (status := ledger.finished(folder)) is not None:
+        if alone and not anew(cfg) and (status := outcomes.finished(folder)) is not None:
             if first:
                 step = records.read(folder / "metrics.jsonl")[-1]["step"]
                 console.print(f"Already done at step {step}; resume=none trains again.\nRun folder: {folder}")
@@ -179,7 +184,7 @@ def main(cfg: DictConfig) -> float | None:
                     write_json(folder / "manifest.json", manifest(cfg, choices, seconds, resolved))
 
             try:
-                done = train(cfg, folder, device, console, run.columns(cfg, choices))
+                done = train(cfg, folder, device, console, config_columns.columns(cfg, choices))
             except gs.NonFiniteError:
                 describe()  # that it diverges is a result, too
                 raise
@@ -190,7 +195,7 @@ def main(cfg: DictConfig) -> float | None:
 
         try:
             # Of several processes the first answers for the run; the others do as it does.
-            return guard.carry_out(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
+            return carrying_out.carry_out(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
             sys.exit(f"Stopped: {error}\nRun folder: {folder}")
         except KeyboardInterrupt:
@@ -200,5 +205,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = run.with_study_defaults(sys.argv[1:], CONF)
+    sys.argv[1:] = command_line.with_study_defaults(sys.argv[1:], CONF)
     main()

@@ -2,13 +2,13 @@
 
 import sys
 
-from experiments import run
+from experiments.config import command_line
 from experiments.measure import CONF
 
 
 def run_main(main, capsys, monkeypatch, *arguments):
     """What the command printed, and its exit code (None: it just ended)."""
-    monkeypatch.setattr(sys, "argv", ["command", *run.with_study_defaults(arguments, CONF)])
+    monkeypatch.setattr(sys, "argv", ["command", *command_line.with_study_defaults(arguments, CONF)])
     code = None
     try:
         main()

@@ -5,11 +5,11 @@ import json
 import pyarrow.parquet as pq
 from hydra import compose, initialize_config_module
 
-from experiments import config
+from experiments.config import schema
 from experiments.files import write_json
 from gradscope import frames
 
-config.register()
+schema.register()
 CHOICES = {"model": "mlp", "data": "noise", "optimizer": "sgd"}
 SMALL = ("model.depth=4", "model.width=6")
 ELSEWHERE = json.dumps({"host": "elsewhere", "pid": 1, "started": "1"})

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from experiments import symptoms
-from experiments.collect import Collected
+from experiments.archive.tables import Collected
+from experiments.studies.exploding_symptoms import signals
 from gradscope.frames import observed
 
 STEPS = 40
@@ -45,7 +45,7 @@ def from_step(step, value, before=1.0):
 
 def kept(*found):
     """What `symptoms.condensed` would keep of runs, each a dict of its steps; what is not given never came."""
-    names = ["failure_step", "nan_step", *(f"first_{name}" for name in symptoms.THRESHOLDS)]
+    names = ["failure_step", "nan_step", *(f"first_{name}" for name in signals.THRESHOLDS)]
     runs = pd.DataFrame(
         [
             dict.fromkeys(names, math.inf)
@@ -54,7 +54,7 @@ def kept(*found):
             for row in found
         ]
     )
-    keys = {key: runs[key].to_numpy() for key in symptoms.KEYS}
+    keys = {key: runs[key].to_numpy() for key in signals.KEYS}
     parts = [observed(name, runs[name], step=0, **keys) for name in (*names, "log10_gsc_at_start", "last_loss")]
     frame = pd.concat(parts, ignore_index=True)
     return Collected(frame.assign(norm=np.where(frame["model"] == "normed", "layer", "none")), None, {})

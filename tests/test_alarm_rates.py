@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments import symptoms
-from experiments.alarm_rates import Watched
+from experiments.studies.exploding_symptoms import signals
+from experiments.studies.exploding_symptoms.alarms import Watched
 from tests.symptom_stories import kept
 
 
@@ -64,7 +64,7 @@ def test_trust_is_decided_by_the_interval():
 def test_a_signal_that_rings_only_after_failures_was_not_heard():
     found = watched({"model": "bad", "failure_step": 5, "first_gsc": 5, "first_update": 4}, {"model": "good"})
     assert found.heard == ["update"] and set(found.trusty(0.1)) == {"update"}
-    assert set(symptoms.THRESHOLDS) > {"gsc", "update"}
+    assert set(signals.THRESHOLDS) > {"gsc", "update"}
 
 
 def test_cells_are_networks_at_one_learning_rate():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from experiments import backpropagation as bp
+from experiments.studies.convolution import backpropagation as bp
 
 STRIDES, PADDINGS, DILATIONS = (1, 2, 3), (0, 1, 2), (1, 2)
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -88,7 +88,7 @@ def test_two_layers_in_a_row_by_the_chain_rule():
 
 def test_digits_too():
     pytest.importorskip("sklearn")
-    from experiments.data import digits_with_labels
+    from experiments.data.batches import digits_with_labels
 
     x = digits_with_labels()[0][:3, :1].double().numpy() / 255
     weight = np.random.default_rng(4).normal(size=(2, 1, 5, 5))

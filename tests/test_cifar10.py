@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from experiments import cifar10
-from experiments.download import _fetch
+from experiments.data import cifar10_files
+from experiments.data.download import _fetch
 
 NUM_IMAGES = {
     "data_batch_1": 3,
@@ -107,7 +107,7 @@ def test_every_layout_gives_the_images_and_labels_that_went_in(
     write(tmp_path)
     images, labels = split_of(BATCHES, train)
     for limit in (None, 1, 2, len(labels)):
-        split = cifar10.load(tmp_path, train=train, limit=limit)
+        split = cifar10_files.load(tmp_path, train=train, limit=limit)
         np.testing.assert_array_equal(split.images, images[:limit], strict=True)
         np.testing.assert_array_equal(split.labels, np.array(labels[:limit], np.int64), strict=True)
 
@@ -117,16 +117,16 @@ def test_layouts_are_looked_for_in_order(tmp_path: Path) -> None:
     python = write_python(tmp_path)
     binary = write_binary(tmp_path)
     (python / "test_batch").unlink()
-    assert len(cifar10.load(tmp_path, train=False).labels) == 3
+    assert len(cifar10_files.load(tmp_path, train=False).labels) == 3
     for path in binary.iterdir():
         path.unlink()
     binary.rmdir()
     with pytest.raises(FileNotFoundError, match="cifar-10-batches-py/test_batch is missing"):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 def test_class_names() -> None:
-    assert list(cifar10.CLASSES) == CLASSES
+    assert list(cifar10_files.CLASSES) == CLASSES
 
 
 # Where the data is
@@ -135,10 +135,10 @@ def test_class_names() -> None:
 def test_the_environment_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GRADSCOPE_DATA", "~/data")
-    assert cifar10.data_root() == tmp_path / "data"
+    assert cifar10_files.data_root() == tmp_path / "data"
     (tmp_path / "data").mkdir()
     write_binary(tmp_path / "data")
-    assert len(cifar10.load(train=True).labels) == NUM_TRAIN
+    assert len(cifar10_files.load(train=True).labels) == NUM_TRAIN
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_the_default_is_the_cache_folder(
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     monkeypatch.setattr(sys, "platform", platform)
-    assert cifar10.data_root() == tmp_path / folder
+    assert cifar10_files.data_root() == tmp_path / folder
 
 
 def test_missing_data_names_the_folder_and_three_ways_out(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no CIFAR-10 in {re.escape(str(tmp_path))}") as error:
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
     for way_out in (
         "cifar-10-batches-bin/, cifar-10-batches-py/, or trainLabels.csv with train/",
         "set GRADSCOPE_DATA",
@@ -189,26 +189,26 @@ def test_missing_data_names_the_folder_and_three_ways_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize("limit", [0, -5])
 def test_a_limit_below_one(limit: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"limit must be at least 1, or None for all images; got {limit}"):
-        cifar10.load(tmp_path, train=True, limit=limit)
+        cifar10_files.load(tmp_path, train=True, limit=limit)
 
 
 @pytest.mark.parametrize("write", [write_binary, write_python, write_kaggle])
 def test_a_limit_above_what_there_is(write: Callable[[Path], Path], tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(ValueError, match=r"limit is 13, but .* has 12 images in this split"):
-        cifar10.load(tmp_path, train=True, limit=NUM_TRAIN + 1)
+        cifar10_files.load(tmp_path, train=True, limit=NUM_TRAIN + 1)
 
 
 def test_a_limit_reads_no_other_records(tmp_path: Path) -> None:
     binary = write_binary(tmp_path)
     for name in ("data_batch_1.bin", "data_batch_5.bin"):
         overwrite(binary / name, 2 * 3073, 77)  # would be refused if it were read
-    assert len(cifar10.load(tmp_path, train=True, limit=2).labels) == 2
+    assert len(cifar10_files.load(tmp_path, train=True, limit=2).labels) == 2
 
 
 def test_a_limit_reads_no_other_png(tmp_path: Path) -> None:
     (write_kaggle(tmp_path) / "3.png").unlink()
-    assert len(cifar10.load(tmp_path, train=True, limit=2).labels) == 2
+    assert len(cifar10_files.load(tmp_path, train=True, limit=2).labels) == 2
 
 
 # The binary layout
@@ -223,27 +223,27 @@ def overwrite(path: Path, offset: int, value: int) -> None:
 def test_binary_batch_missing(tmp_path: Path) -> None:
     (write_binary(tmp_path) / "data_batch_3.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin is missing: complete the folder"):
-        cifar10.load(tmp_path, train=True, limit=1)
-    assert len(cifar10.load(tmp_path, train=False).labels) == 3
+        cifar10_files.load(tmp_path, train=True, limit=1)
+    assert len(cifar10_files.load(tmp_path, train=False).labels) == 3
 
 
 def test_binary_batch_truncated(tmp_path: Path) -> None:
     path = write_binary(tmp_path) / "data_batch_5.bin"
     path.write_bytes(path.read_bytes()[:-73])
     with pytest.raises(ValueError, match=r"data_batch_5.bin: the record at byte 9219 has 3000 of 3073 bytes"):
-        cifar10.load(tmp_path, train=True, limit=1)
+        cifar10_files.load(tmp_path, train=True, limit=1)
 
 
 def test_binary_batch_empty(tmp_path: Path) -> None:
     (write_binary(tmp_path) / "data_batch_2.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"data_batch_2.bin is empty"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 def test_binary_label_out_of_range(tmp_path: Path) -> None:
     overwrite(write_binary(tmp_path) / "data_batch_5.bin", 2 * 3073, 10)
     with pytest.raises(ValueError, match=r"data_batch_5.bin: the label at byte 6146 is 10, not in 0..9"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 # The Python layout
@@ -256,7 +256,7 @@ ROWS = BATCHES["test_batch"][0].reshape(3, 3072)
 def test_batches_pickled_by_python_3(protocol: int, order: str, tmp_path: Path) -> None:
     data = np.array(ROWS, order="F" if order == "F" else "C")
     (write_python(tmp_path) / "test_batch").write_bytes(pickle.dumps({b"data": data, b"labels": [0, 9, 5]}, protocol))
-    split = cifar10.load(tmp_path, train=False)
+    split = cifar10_files.load(tmp_path, train=False)
     np.testing.assert_array_equal(split.images, BATCHES["test_batch"][0])
     assert split.labels.tolist() == [0, 9, 5]
 
@@ -293,14 +293,14 @@ def test_a_pickle_never_runs_code(
     with pytest.raises(
         ValueError, match=rf"test_batch is not a batch .* forbidden global {name}, which could run code"
     ):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
     assert not marker.exists()
 
 
 def test_a_pickle_cannot_pass_its_bytes_off_as_objects(tmp_path: Path) -> None:
     (write_python(tmp_path) / "test_batch").write_bytes(python2_pickle(ROWS, [0, 1, 2], dtype=b"O8"))
     with pytest.raises(ValueError, match=r"test_batch is not a batch .* data has dtype b'O8', expected uint8"):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_pickle_cannot_pass_its_bytes_off_as_objects(tmp_path: Path) -> None:
 def test_python_batch_with_wrong_content(batch: object, message: str, tmp_path: Path) -> None:
     (write_python(tmp_path) / "test_batch").write_bytes(pickle.dumps(batch, 2))
     with pytest.raises(ValueError, match=message):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 @pytest.mark.parametrize("size", [0, 1, 40, 5000, -1])
@@ -331,19 +331,19 @@ def test_python_batch_truncated(size: int, tmp_path: Path) -> None:
     path = write_python(tmp_path) / "test_batch"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"test_batch is not a batch of CIFAR-10: .*  Replace it by a fresh copy"):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 def test_python_batch_empty(tmp_path: Path) -> None:
     (write_python(tmp_path) / "test_batch").write_bytes(python2_pickle(ROWS[:0], []))
     with pytest.raises(ValueError, match=r"test_batch: data has shape \(0, 3072\), .* with N at least 1"):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 def test_python_batch_missing(tmp_path: Path) -> None:
     (write_python(tmp_path) / "data_batch_4").unlink()
     with pytest.raises(FileNotFoundError, match="data_batch_4 is missing"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 # The Kaggle layout
@@ -352,13 +352,13 @@ def test_python_batch_missing(tmp_path: Path) -> None:
 def test_kaggle_has_no_test_split(tmp_path: Path) -> None:
     write_kaggle(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no labeled test split.  Use the training split, or put cifar-10-bat"):
-        cifar10.load(tmp_path, train=False)
+        cifar10_files.load(tmp_path, train=False)
 
 
 def test_kaggle_image_missing(tmp_path: Path) -> None:
     (write_kaggle(tmp_path) / "7.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"7.png is missing, but .*trainLabels.csv, line 8 names it"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_kaggle_image_of_wrong_size_or_mode(
     Image.new(mode, size).save(write_kaggle(tmp_path) / "7.png")
     message = rf"7.png \(.*trainLabels.csv, line 8\) has pixels of shape {re.escape(str(shape))}, expected 32 x 32 RGB"
     with pytest.raises(ValueError, match=message):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 @pytest.mark.parametrize(
@@ -389,13 +389,13 @@ def test_kaggle_image_damaged(damage: Callable[[bytes], bytes], tmp_path: Path) 
     path = write_kaggle(tmp_path) / "7.png"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"7.png \(.*trainLabels.csv, line 8\) is not a readable PNG"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 def test_kaggle_image_of_another_format(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(write_kaggle(tmp_path) / "7.png", "JPEG")
     with pytest.raises(ValueError, match=r"7.png \(.*trainLabels.csv, line 8\) is not a readable PNG"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 @pytest.mark.parametrize("row", ["2,fish", "2", "2,cat,3", ""])
@@ -405,14 +405,14 @@ def test_kaggle_row_without_a_known_class(row: str, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"trainLabels.csv, line 3: '{row}' is not 'id,label' with a label of airplane"
     ):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 @pytest.mark.parametrize("content", ["", "id,label\n", "1,cat\n2,dog\n"])
 def test_kaggle_table_without_header_or_rows(content: str, tmp_path: Path) -> None:
     (tmp_path / "trainLabels.csv").write_text(content)
     with pytest.raises(ValueError, match=r"trainLabels.csv must have the header 'id,label' and at least one row"):
-        cifar10.load(tmp_path, train=True)
+        cifar10_files.load(tmp_path, train=True)
 
 
 # The download
@@ -431,12 +431,12 @@ def test_download_fetches_unpacks_and_cleans_up(tmp_path: Path, monkeypatch: pyt
     handler = functools.partial(QuietHandler, directory=str(tmp_path))
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-        monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-        monkeypatch.setattr(cifar10, "fetch", _fetch)
+        monkeypatch.setattr(cifar10_files, "ARCHIVE_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        monkeypatch.setattr(cifar10_files, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+        monkeypatch.setattr(cifar10_files, "fetch", _fetch)
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        split = cifar10.load(root, train=True, download=True)
+        split = cifar10_files.load(root, train=True, download=True)
         thread.join()
     np.testing.assert_array_equal(split.images, split_of(BATCHES, train=True)[0])
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-bin"]
@@ -448,13 +448,13 @@ def test_download_is_left_alone_where_a_layout_is_present(
     write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path)
-    monkeypatch.setattr(cifar10, "fetch", lambda *_, **__: pytest.fail("tried to download"))
-    assert len(cifar10.load(tmp_path, train=True, download=True).labels) == NUM_TRAIN
+    monkeypatch.setattr(cifar10_files, "fetch", lambda *_, **__: pytest.fail("tried to download"))
+    assert len(cifar10_files.load(tmp_path, train=True, download=True).labels) == NUM_TRAIN
 
 
 def test_the_archive_is_the_official_one_over_https() -> None:
-    assert cifar10.ARCHIVE_URL == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    assert cifar10.ARCHIVE_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert cifar10_files.ARCHIVE_URL == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert cifar10_files.ARCHIVE_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
 
 
 # The real data
@@ -466,7 +466,7 @@ def test_the_archive_is_the_official_one_over_https() -> None:
 )
 @pytest.mark.parametrize(("train", "num_images"), [(True, 50_000), (False, 10_000)])
 def test_the_real_data_is_balanced(train: bool, num_images: int) -> None:
-    split = cifar10.load(REAL_DATA, train=train)
+    split = cifar10_files.load(REAL_DATA, train=train)
     assert split.images.shape == (num_images, 3, 32, 32)
     assert np.bincount(split.labels).tolist() == [num_images // 10] * 10
     assert 110 < split.images.mean() < 130

@@ -16,10 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import arguments, claims, collect, launches, ledger, status
-from experiments import manifest as manifests
-from experiments.arguments import parse
+from experiments import collect, status
+from experiments.archive import collecting
+from experiments.config import command_line
+from experiments.config.command_line import parse
 from experiments.files import read_json, write_json
+from experiments.runs import locks, manifest, names, outcomes
+from experiments.runs import manifest as manifests
 from gradscope import frames
 from tests.runs import ELSEWHERE, SMALL, example, finished, of_schema
 
@@ -42,7 +45,7 @@ def three(tmp_path):
 
 
 def counts(sweep):
-    found = collect.collect(sweep)
+    found = collecting.collect(sweep)
     rows = found.frame.groupby("run", observed=True)["log10_value"].max().to_dict()
     return {name: found.manifest[name] for name in ("runs", "stale", "unreadable")}, rows
 
@@ -58,16 +61,16 @@ def test_old_schemas_are_collected_and_newer_ones_left_out(three):
     write_json(
         three / "run-00000000" / "status.json", read_json(three / "run-00000000" / "status.json") | {"schema": 1}
     )
-    found = collect.collect(three)
+    found = collecting.collect(three)
     assert found.manifest["runs"] == 2 and found.manifest["stale"] == 1 and found.manifest["unreadable"] == 0
     assert set(found.frame["run"]) == {"run-00000000", "run-00000002"} and found.frame["stderr_sample"].isna().all()
-    assert "schema 99" in collect.unreadable(three)["run-00000001"][1]
+    assert "schema 99" in collecting.unreadable(three)["run-00000001"][1]
     for number in (0, 2):
         shutil.rmtree(three / f"run-{number:08d}")
     with pytest.raises(
         ValueError, match=r"can be collected \(1 stale\): run-00000001: .* of schema 99(.|\n)* rerun=true makes"
     ):
-        collect.collect(three)
+        collecting.collect(three)
 
 
 def test_a_run_that_cannot_be_read_costs_that_run(three, capsys):
@@ -84,11 +87,11 @@ def test_a_run_that_cannot_be_read_costs_that_run(three, capsys):
     finished(three, "run-00000008", example(), files=["manifest.json"])
     (three / "run-00000002" / "metrics.parquet").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"No run of .* can be collected \(9 unreadable"):
-        collect.collect(three)
+        collecting.collect(three)
     finished(three, "run-00000009", example())
     for _ in range(2):  # the same again, for nothing may depend on what was half collected
         assert counts(three) == ({"runs": 1, "stale": 0, "unreadable": 9}, {"run-00000009": 1.5})
-    why = {name: text for name, (_, text) in collect.unreadable(three).items()}
+    why = {name: text for name, (_, text) in collecting.unreadable(three).items()}
     assert why["run-00000001"].endswith("lacks the columns ['num_samples'].") and "contradict" in why["run-00000003"]
     assert "nulls where there may be none (index)" in why["run-00000004"] and "metrics.parquet" in why["run-00000002"]
     assert "it has no frame" in why["run-00000008"] and "No such file" in why["run-00000007"]
@@ -102,11 +105,11 @@ def test_a_run_that_cannot_be_read_costs_that_run(three, capsys):
 def test_columns_of_types_that_have_nothing_in_common_are_words(three):
     for number, tag in enumerate((1, "abc", 2.5, True)):
         finished(three, f"run-{number:08d}", example().assign(tag=tag, half=number / 2))
-    frame = collect.collect(three).frame
+    frame = collecting.collect(three).frame
     assert frame.groupby("run", observed=True)["tag"].first().to_list() == ["1", "abc", "2.5", "true"]
     assert frame["half"].dtype == "float64"
     finished(three, "run-00000004", example().assign(tag=7))
-    assert set(collect.collect(three).frame["tag"]) == {"1", "abc", "2.5", "true", "7"}
+    assert set(collecting.collect(three).frame["tag"]) == {"1", "abc", "2.5", "true", "7"}
 
 
 WHEN = ("before", "between", "after", "metrics")
@@ -115,7 +118,7 @@ WHEN = ("before", "between", "after", "metrics")
 @pytest.mark.parametrize("when", WHEN)
 def test_a_killed_collect_is_made_good(three, when):
     """Killed before, between and after the two renames of the data, and between those of the records."""
-    collect.collect(three)
+    collecting.collect(three)
     finished(three, "run-00000000", example(log10_value=[9.0, 0.7, 0.0]))
     touch(three / "run-00000000")
     shutil.rmtree(three / "run-00000001")
@@ -134,9 +137,9 @@ collect.collect(Path({str(three)!r}))
 """
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert {path.name for path in launches.folders(three)} == {"run-00000000", "run-00000002"}
+    assert {path.name for path in names.folders(three)} == {"run-00000000", "run-00000002"}
     for _ in range(2):
-        found = collect.collect(three)
+        found = collecting.collect(three)
         assert found.frame.groupby("run", observed=True)["log10_value"].max().to_dict() == {
             "run-00000000": 9.0,
             "run-00000002": 2.0,
@@ -147,9 +150,9 @@ collect.collect(Path({str(three)!r}))
 
 @pytest.mark.parametrize("name", ["data", "metrics"])
 def test_a_data_set_that_was_removed_is_made_again(three, name):
-    first = collect.collect(three)
+    first = collecting.collect(three)
     shutil.rmtree(three / name)
-    again = collect.collect(three)
+    again = collecting.collect(three)
     assert len(again.frame) == len(first.frame) == 9 and len(again.metrics) == 2
 
 
@@ -167,7 +170,7 @@ def test_two_collect_at_once(three):
         assert all(output.startswith("40 runs, 120 rows") for output in outputs), outputs
         for number in range(40):
             touch(three / f"run-{number:08d}")
-    with claims.claimed(three):  # while it is claimed, others wait
+    with locks.claimed(three):  # while it is claimed, others wait
         waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
@@ -176,35 +179,35 @@ def test_two_collect_at_once(three):
 
 @pytest.mark.parametrize("name", ["data", "metrics"])
 def test_a_torn_data_set_is_made_again(three, name):
-    first = collect.collect(three)
+    first = collecting.collect(three)
     (path,) = (three / name).rglob("*.parquet")
     path.write_bytes(path.read_bytes()[:100])
-    again = collect.collect(three)
+    again = collecting.collect(three)
     assert len(again.frame) == len(first.frame) == 9 and len(again.metrics) == 2
 
 
 def test_files_of_another_make_cost_nothing(three):
-    first = collect.collect(three)
+    first = collecting.collect(three)
     write_json(three / "collected.json", {"collected": [1], "distinct": 3})
     write_json(three / "launches" / "1-1.plan.json", {})
-    assert len(collect.collect(three).frame) == len(first.frame) and not status.look(three).missing
+    assert len(collecting.collect(three).frame) == len(first.frame) and not status.look(three).missing
 
 
 def test_a_sweep_of_failures_is_said_to_be_one(three):
     for number in range(3):
         write_json(three / f"run-{number:08d}" / "status.json", {"state": "failed", "error": "why"})
     with pytest.raises(FileNotFoundError, match=r"3 failed.  python -m experiments.status .*s says why"):
-        collect.collect(three)
+        collecting.collect(three)
 
 
 def test_a_full_disk_is_said_in_one_line(three, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(claims, "_claim", full)
+    monkeypatch.setattr(locks, "_claim", full)
     monkeypatch.setattr(sys, "argv", ["collect", f"results={three.parent}", "sweep=s"])
     with pytest.raises(SystemExit, match=r"^Error: .*No space left on device"):
-        arguments.run(collect.main, collect.Config)
+        command_line.run(collect.main, collect.Config)
 
 
 def test_words_in_brackets_are_shown_as_they_are(three, capsys):
@@ -215,11 +218,11 @@ def test_words_in_brackets_are_shown_as_they_are(three, capsys):
 
 
 def test_what_is_being_collected_is_not_read(three):
-    assert collect.load(three) is None and not list(three.glob("*.lock"))
-    rows = len(collect.collect(three).frame)
+    assert collecting.load(three) is None and not list(three.glob("*.lock"))
+    rows = len(collecting.collect(three).frame)
     found = []
-    reader = threading.Thread(target=lambda: found.append(collect.load(three)))
-    with claims.claimed(three):
+    reader = threading.Thread(target=lambda: found.append(collecting.load(three)))
+    with locks.claimed(three):
         reader.start()
         reader.join(timeout=1.0)
         assert found == []
@@ -228,13 +231,13 @@ def test_what_is_being_collected_is_not_read(three):
 
 
 def test_what_was_collected_is_read_where_nothing_can_be_written(three, monkeypatch):
-    rows = len(collect.collect(three).frame)
+    rows = len(collecting.collect(three).frame)
 
     def read_only(*arguments):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(claims, "_claim", read_only)
-    assert len(collect.load(three).frame) == rows
+    monkeypatch.setattr(locks, "_claim", read_only)
+    assert len(collecting.load(three).frame) == rows
 
 
 def launch(sweep, number, pid, age=0.0):
@@ -287,8 +290,8 @@ def test_a_watch_lasts_as_long_as_the_sweep(tmp_path, monkeypatch, capsys):
 
 
 def test_a_second_look_reads_what_has_changed(three, monkeypatch):
-    read, original = [], ledger.Status.read
-    monkeypatch.setattr(ledger.Status, "read", lambda folder: (read.append(folder.name), original(folder))[1])
+    read, original = [], outcomes.Status.read
+    monkeypatch.setattr(outcomes.Status, "read", lambda folder: (read.append(folder.name), original(folder))[1])
     known = {}
     first = status.look(three, known)
     assert len(read) == 3 == len(first.done)
@@ -301,7 +304,7 @@ def test_a_second_look_reads_what_has_changed(three, monkeypatch):
 def test_status_names_what_cannot_be_read(three, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     (three / "run-00000000" / "frame.parquet").write_bytes(b"PAR1 torn")
-    collect.collect(three)
+    collecting.collect(three)
     status.main(["s", "--results", str(three.parent)])
     said = capsys.readouterr().out
     assert "done, but not collected" in said and "frame.parquet:" in said
@@ -325,18 +328,18 @@ def test_switches_and_help(three, capsys, monkeypatch):
         with pytest.raises(ValueError, match=says):
             parse(collect.Config, [words])
     monkeypatch.setattr(sys, "argv", ["collect", f"results={three.parent}", "sweep=s", "--csv"])
-    arguments.run(collect.main, collect.Config)
+    command_line.run(collect.main, collect.Config)
     assert len(frames.load(three / "collected.csv")) == 9
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["collect", "--help"])
-    arguments.run(collect.main, collect.Config)
+    command_line.run(collect.main, collect.Config)
     said = capsys.readouterr().out
     assert "Many runs -> one Parquet data set" in said and "  csv=False" in said and "``csv``: also" in said
 
 
 def test_a_result_that_was_written_changes_no_code(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *arguments], cwd=tmp_path, check=True)
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *command_line], cwd=tmp_path, check=True)
 
     (tmp_path / "results").mkdir()
     for path in (tmp_path / "code.py", tmp_path / "results" / "data.csv"):
@@ -354,6 +357,6 @@ def test_a_result_that_was_written_changes_no_code(tmp_path, monkeypatch):
 
 
 def test_without_git_nothing_is_known_of_changes(monkeypatch):
-    monkeypatch.setattr(manifests, "_git", lambda *_: None)
+    monkeypatch.setattr(manifest, "_git", lambda *_: None)
     found = manifests.provenance(("torch",))  # other packages than those it was asked for before
     assert found["commit"] is None and found["dirty"] is None

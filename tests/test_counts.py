@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.counts import draws, interval, median, part, ratio
+from experiments.evidence.counts import draws, interval, median, part, ratio
 
 
 @pytest.mark.parametrize(("count", "num"), [(0, 7), (3, 7), (7, 7), (40, 125), (1, 1)])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.download import _fetch, download, extract
+from experiments.data.download import _fetch, download, extract
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 600_000, np.uint8).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -15,14 +15,19 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from pandas.testing import assert_frame_equal
 
-from experiments import build, collect, config, data, figures, launches, measure, reference, report, run
-from experiments.arguments import parse
-from experiments.study import results
+from experiments import collect, figures, measure, seeds
+from experiments.archive import collecting, reference
+from experiments.config import build, schema
+from experiments.config.command_line import parse
+from experiments.data import batches
+from experiments.evidence.study import results
+from experiments.reports import growth
+from experiments.runs import names
 from gradscope import frames
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-config.register()
+schema.register()
 
 
 def command(module: str, *arguments: str, ok: bool = True) -> str:
@@ -45,7 +50,7 @@ def test_a_single_run_prints_its_table_and_writes_frame_and_manifest(tmp_path):
     text = command("measure", *SMALL, "model.activation=selu", "matrix=true", f"results={tmp_path}", "sweep=try")
     assert "layers.3" in text
     assert "rate" in text
-    (folder,) = launches.folders(tmp_path / "try")
+    (folder,) = names.folders(tmp_path / "try")
     assert folder.name.startswith("activation=selu,batch_size=12,depth=8")
     assert str(folder) in text
     frame = frames.load(folder / "frame.parquet")
@@ -78,7 +83,7 @@ def test_a_sweep_is_collected_and_drawn(tmp_path):
 def test_a_study_key_on_the_command_line_replaces_the_studys_own(tmp_path):
     command("measure", "-m", "study=architectures", "seed=3", "model=relu,tanh_batch", *SMALL, "matrix=false",
             f"results={tmp_path}")  # fmt: skip
-    collected = collect.collect(tmp_path / "architectures")
+    collected = collecting.collect(tmp_path / "architectures")
     frame, manifest = collected.frame, collected.manifest
     assert manifest["runs"] == 2
     assert set(frame["seed"]) == {3}
@@ -93,7 +98,7 @@ def test_published_results_are_drawn_without_any_run(tmp_path):
     assert {"data.csv", "manifest.json", "gsc.png"} <= {path.name for path in published.iterdir()}
     text = command("figures", "study=s", f"results={tmp_path}/none", f"reference={tmp_path}/ref")
     assert f"Figure: {published}/gsc.png" in text
-    original = collect.load(tmp_path / "runs" / "s").frame.drop(columns="run")
+    original = collecting.load(tmp_path / "runs" / "s").frame.drop(columns="run")
     loaded = reference.load(published)
     again = loaded.frame
     assert loaded.manifest["runs"] == 2
@@ -234,14 +239,14 @@ def test_equal_configuration_equal_folder_and_place_does_not_matter(tmp_path):
             compose("measure", [f"seed={s}", f"device={d}", f"results={tmp_path}"])
             for s, d in ((1, "cpu"), (1, "auto"), (2, "cpu"))
         )
-    assert run.folder(a, ["seed=1"]) == run.folder(b, ["seed=1"]) != run.folder(c, ["seed=2"])
-    long = run.folder(a, [f"model.depth={'9' * 300}"])
+    assert names.folder(a, ["seed=1"]) == names.folder(b, ["seed=1"]) != names.folder(c, ["seed=2"])
+    long = names.folder(a, [f"model.depth={'9' * 300}"])
     assert len(long.name) <= 120
 
 
 def test_streams_of_one_seed_are_independent():
     values = {
-        torch.randn(1, generator=run.generator(seed, purpose)).item()
+        torch.randn(1, generator=seeds.generator(seed, purpose)).item()
         for seed in range(4)
         for purpose in ("model", "data", "probes")
     }
@@ -250,13 +255,13 @@ def test_streams_of_one_seed_are_independent():
 
 def test_digits_and_noise_are_standardized():
     generator = torch.Generator().manual_seed(0)
-    digits = data.digits(1000, (), generator=generator)
+    digits = batches.digits(1000, (), generator=generator)
     assert digits.shape == (1000, 3, 32, 32)
     assert torch.equal(digits[:, 0], digits[:, 2])
     assert float(digits.mean()) == pytest.approx(0, abs=0.05)
     with pytest.raises(ValueError, match=r"data\.batch_size=5000 is more than the 1797 digits"):
-        data.digits(5000, (), generator=generator)
-    assert data.noise(3, (2, 5), generator=generator).shape == (3, 2, 5)
+        batches.digits(5000, (), generator=generator)
+    assert batches.noise(3, (2, 5), generator=generator).shape == (3, 2, 5)
 
 
 def test_growth_table_averages_log_gsc_over_seeds():
@@ -272,7 +277,7 @@ def test_growth_table_averages_log_gsc_over_seeds():
         ).assign(model="m", activation="relu", norm="none", seed=seed)
         for seed, slope in enumerate((0.1, 0.2))
     ]  # fmt: skip
-    table = report.growth_table(pd.concat(rows), ["activation", "norm"])
+    table = growth.growth_table(pd.concat(rows), ["activation", "norm"])
     assert table["rate"].item() == pytest.approx(10**0.15)
     assert table["log10_gsc"].item() == pytest.approx(9 * 0.15)
     assert table["log10_gsc_stderr"].item() == pytest.approx(9 * 0.05)
@@ -283,7 +288,7 @@ def test_growth_table_averages_log_gsc_over_seeds():
     reason="GRADSCOPE_DATA has no CIFAR-10",
 )
 def test_cifar10_batches_are_standardized_images():
-    batch = data.cifar10(500, (), download=False, generator=torch.Generator().manual_seed(0))
+    batch = batches.cifar10(500, (), download=False, generator=torch.Generator().manual_seed(0))
     assert batch.shape == (500, 3, 32, 32)
     assert batch.mean(dim=(0, 2, 3)).abs().max() < 0.1
     assert (batch.std(dim=(0, 2, 3)) - 1).abs().max() < 0.1

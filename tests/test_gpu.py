@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import gradscope as gs
-from experiments import loop
-from experiments.images import Augmentation, Images
-from experiments.recipe import Recipe
+from experiments.data.images import Augmentation, Images
+from experiments.training import loop
+from experiments.training.recipe import Recipe
 from gradscope.models import AlexNetB, ResNet
 from tests.helpers import seeded
 

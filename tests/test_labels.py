@@ -9,7 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import arguments, collect, drawing, figures, labels, measure, report
+from experiments import figures, measure
+from experiments.archive import collecting, labels
+from experiments.config import command_line
+from experiments.reports import growth as report_growth
+from experiments.reports import sweep_figures
 from gradscope import plots
 from tests.test_plots import profile
 
@@ -98,7 +102,7 @@ def test_many_networks_are_panels_and_rates():
     frame = many()
     keys = labels.network_keys(frame)
     frame = labels.in_order(frame, keys)
-    made = drawing.draw(frame, keys, report.growth_table(frame, keys), "title")
+    made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), "title")
     assert set(made) == {"gsc", "rates"}
     panels = [ax for ax in made["gsc"].axes if ax.get_title()]
     assert len(panels) == 9 and all("=" in ax.get_title() for ax in panels)
@@ -129,17 +133,17 @@ def test_rates_show_verdicts_by_shape_and_theory():
 
 
 def test_too_many_keys_leave_the_rates(monkeypatch):
-    monkeypatch.setitem(drawing.MOST, "color", 2)
+    monkeypatch.setitem(sweep_figures.MOST, "color", 2)
     frame = many(num_seeds=1)
     keys = labels.network_keys(frame)
-    assert set(drawing.draw(frame, keys, report.growth_table(frame, keys), "title")) == {"rates"}
+    assert set(sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), "title")) == {"rates"}
 
 
 def swept(tmp_path, monkeypatch, *arguments):
     """Run a sweep, collect it, and return what `figures` prints, and its frame."""
-    monkeypatch.setattr(sys, "argv", ["measure", "-m", *SMALL, f"results={tmp_path}", "sweep=s", *arguments])
+    monkeypatch.setattr(sys, "argv", ["measure", "-m", *SMALL, f"results={tmp_path}", "sweep=s", *command_line])
     measure.main()
-    return collect.collect(tmp_path / "s").frame
+    return collecting.collect(tmp_path / "s").frame
 
 
 @pytest.mark.parametrize(
@@ -151,11 +155,11 @@ def swept(tmp_path, monkeypatch, *arguments):
     ],
 )
 def test_settings_of_a_measurement_are_networks_of_their_own(tmp_path, monkeypatch, capsys, arguments, names):
-    frame = swept(tmp_path, monkeypatch, *arguments)
+    frame = swept(tmp_path, monkeypatch, *command_line)
     figures.main(figures.Config(study="s", results=str(tmp_path)))
     printed = capsys.readouterr().out
     keys = labels.network_keys(frame.drop(columns="run"))
-    table = labels.with_networks(report.growth_table(labels.in_order(frame, keys), keys), keys)
+    table = labels.with_networks(report_growth.growth_table(labels.in_order(frame, keys), keys), keys)
     assert sorted(table["network"]) == names and all(name.split("=")[0] in printed for name in names)
     for run, rows in labels.with_networks(frame, keys).groupby("run"):  # each of one seed: the truth is its own frame
         farthest = plots.to_last_target(rows[rows["quantity"] == "gsc"]).sort_values("depth_from_output").iloc[-1]
@@ -166,10 +170,10 @@ def test_settings_of_a_measurement_are_networks_of_their_own(tmp_path, monkeypat
 def test_figures_ask_what_to_draw(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["figures"])
     with pytest.raises(SystemExit, match="Error: Name what to draw: study=NAME"):
-        arguments.run(figures.main, figures.Config)
+        command_line.run(figures.main, figures.Config)
     monkeypatch.setattr(sys, "argv", ["figures", f"results={tmp_path}", "sweep=architectures"])
     with pytest.raises(SystemExit, match=r"architectures was not collected \(python -m experiments.collect sweep=arch"):
-        arguments.run(figures.main, figures.Config)
+        command_line.run(figures.main, figures.Config)
 
 
 def test_figures_of_a_sweep_by_its_name(tmp_path, monkeypatch, capsys):

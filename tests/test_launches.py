@@ -14,11 +14,16 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from benchmarks import sweep_kills
-from experiments import claims, closing, collect, config, launches, launching, ledger, measure, run, status
+from experiments import measure, status
+from experiments.archive import collecting
+from experiments.config import schema
+from experiments.runs import launches, locks, workers
+from experiments.runs import names as run_names
+from experiments.runs import outcomes as run_outcomes
 from gradscope import frames
 from tests.test_sweeps import SMALL, running_in, start
 
-config.register()
+schema.register()
 FAILING = ("mode=train,nonsense", "seed=0,1")
 
 
@@ -90,14 +95,14 @@ def test_a_full_disk_still_has_a_table(launch, monkeypatch):
     monkeypatch.setattr(launches.os, "write", full)
     code, said = launch(*FAILING)
     assert code == 1 and "2 of 4 runs failed" in said and "mode must be" in said
-    monkeypatch.setattr(ledger, "write_json", full)
+    monkeypatch.setattr(run_outcomes, "write_json", full)
     code, said = launch("seed=5,6", "on_error=stop")
     assert code == 1 and "ended without a status" in said and "were not begun" in said
 
 
 def folder(tmp_path, *overrides):
     with initialize_config_module("conf", version_base="1.3"):
-        return run.folder(compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s", *overrides]), overrides)
+        return run_names.folder(compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s", *overrides]), overrides)
 
 
 def test_a_run_folder_that_cannot_be_written(launch, tmp_path, monkeypatch):
@@ -138,7 +143,7 @@ def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
     for arguments in (["matrix=true"], ["matrix=True", "device=cpu"], ["rerun=true", "matrix=true"]):
         assert launch("seed=1,2", *arguments)[0] == 0
     assert launches.missing(tmp_path / "s") == [] and len(launches.planned(tmp_path / "s")) == 2
-    shutil.rmtree(launches.folders(tmp_path / "s")[0])
+    shutil.rmtree(run_names.folders(tmp_path / "s")[0])
     ((*_, seed, matrix),) = launches.missing(tmp_path / "s")
     assert seed == "seed=1" and matrix.lower() == "matrix=true"
     assert status.look(tmp_path / "s").missing == launches.missing(tmp_path / "s")
@@ -149,7 +154,7 @@ def test_one_configuration_one_name(tmp_path):
 
     def ask(number):
         together.wait()
-        names.append(launches.settled(tmp_path, "abc", f"{number}-abc"))
+        names.append(run_names.settled(tmp_path, "abc", f"{number}-abc"))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -163,11 +168,11 @@ def test_one_configuration_one_name(tmp_path):
 def test_digests_are_long_and_shorter_ones_of_old_are_known(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("measure", [f"results={tmp_path}", "sweep=s"])
-    digest = run.digest(cfg)
+    digest = run_names.digest(cfg)
     assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
     old = tmp_path / "s" / f"seed=0-{digest[:8]}"
     old.mkdir(parents=True)
-    assert run.folder(cfg, ["seed=0"]) == old
+    assert run_names.folder(cfg, ["seed=0"]) == old
 
 
 def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
@@ -185,23 +190,23 @@ def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
 
 def test_jobs_that_would_all_begin_at_once_are_capped(monkeypatch):
     local = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.submitit_launcher", reason="needs slurm")
-    assert launching.most_at_once(local.LocalLauncher()) == os.cpu_count()
+    assert workers.most_at_once(local.LocalLauncher()) == os.cpu_count()
     monkeypatch.setenv("GRADSCOPE_PROCESSES", "3")
-    assert launching.most_at_once(local.LocalLauncher()) == 3 and launching.most_at_once(local.SlurmLauncher()) is None
+    assert workers.most_at_once(local.LocalLauncher()) == 3 and workers.most_at_once(local.SlurmLauncher()) is None
 
 
 def test_runs_of_another_launch_are_waited_for(launch, tmp_path, monkeypatch):
-    where, begun, asked, original = folder(tmp_path, "seed=1"), threading.Event(), threading.Event(), claims.held
+    where, begun, asked, original = folder(tmp_path, "seed=1"), threading.Event(), threading.Event(), locks.held
 
     def held(where):
         found = original(where)
         asked.set()
         return found
 
-    monkeypatch.setattr(claims, "held", held)
+    monkeypatch.setattr(locks, "held", held)
 
     def other():
-        with claims.claimed(where):
+        with locks.claimed(where):
             begun.set()
             asked.wait(120)  # and leaves it half done
 
@@ -210,7 +215,7 @@ def test_runs_of_another_launch_are_waited_for(launch, tmp_path, monkeypatch):
     begun.wait()
     code, said = launch("seed=1,2")
     thread.join()
-    assert code == 0 and "s: waiting for 1 runs of another launch." in said and ledger.is_done(where)
+    assert code == 0 and "s: waiting for 1 runs of another launch." in said and run_outcomes.is_done(where)
 
 
 def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(launch, tmp_path, monkeypatch):
@@ -253,7 +258,7 @@ def test_a_sweep_says_what_is_done(launch):
 
 def test_what_hydra_knows_of_a_run(launch, tmp_path):
     assert launch("+tag=${hydra:runtime.choices.model}", "model=tanh,selu")[0] == 0
-    assert set(collect.collect(tmp_path / "s").frame["tag"]) == {"tanh", "selu"}
+    assert set(collecting.collect(tmp_path / "s").frame["tag"]) == {"tanh", "selu"}
     # The number of a run is another with each launch, and the place of a sweep is asked for before there are runs.
     assert re.match(
         r"Error: seed: .*job.num.* \(.*mode=train\)$", launch("seed=${hydra:job.num}", "mode=train,eval")[0]
@@ -280,8 +285,8 @@ def test_keys_of_mixed_types_have_a_digest(launch):
 
 
 def test_many_different_errors_are_cut(capfd):
-    outcomes = [closing.Outcome(f"run{number}", None, "failed", f"error {number}") for number in range(30)]
-    closing.closing(Path("s"), outcomes, False)
+    outcomes = [run_outcomes.Outcome(f"run{number}", None, "failed", f"error {number}") for number in range(30)]
+    run_outcomes.closing(Path("s"), outcomes, False)
     said = capfd.readouterr().err
     assert "error 9\n" in said and "error 10\n" not in said and "and 20 other errors" in said
 
@@ -339,7 +344,7 @@ def test_workers_are_set_up_once(tmp_path):
     process = start(tmp_path, "launcher=processes", *counted, GRADSCOPE_PROCESSES="2")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    values = [frames.load(folder / "frame.parquet")["value"].item() for folder in launches.folders(tmp_path / "s")]
+    values = [frames.load(folder / "frame.parquet")["value"].item() for folder in run_names.folders(tmp_path / "s")]
     assert len(values) == 8 and values.count(1) <= 2
 
 
@@ -352,8 +357,10 @@ def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
         GRADSCOPE_PROCESSES="2",
     )  # fmt: skip
     output, _ = process.communicate(timeout=240)
-    folders = launches.folders(tmp_path / "s")
-    done = sorted(word for path in folders if ledger.is_done(path) for word in ledger.Status.read(path).overrides)
+    folders = run_names.folders(tmp_path / "s")
+    done = sorted(
+        word for path in folders if run_outcomes.is_done(path) for word in run_outcomes.Status.read(path).overrides
+    )
     done = [word[-1] for word in done if "number=" in word]
     if numbers == "0,2":
         assert process.returncode == 1 and done == ["0"], output
@@ -414,9 +421,9 @@ def test_a_search_in_which_every_run_fails_says_why(tmp_path):
 def test_a_single_run_goes_by_the_name_that_was_put_down(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s"])
-    first = run.folder(cfg, ["seed=0"])
-    run._names.cache_clear()  # as in another process, before there is a folder
-    assert run.folder(cfg, ["mode=train"]) == first and first.name.startswith("seed=0-")
+    first = run_names.folder(cfg, ["seed=0"])
+    run_names._names.cache_clear()  # as in another process, before there is a folder
+    assert run_names.folder(cfg, ["mode=train"]) == first and first.name.startswith("seed=0-")
 
 
 def test_an_interrupted_run_ends_in_one_line(tmp_path, monkeypatch, capsys):
@@ -426,5 +433,5 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path, monkeypatch, capsys):
         measure.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "Interrupted: the run is half done; the same command begins it anew.\n"
-    (folder,) = launches.folders(tmp_path / "s")
+    (folder,) = run_names.folders(tmp_path / "s")
     assert list(folder.iterdir()) == []  # neither a status nor a lock

@@ -17,8 +17,8 @@ NOUNS = {
 }
 ORDER = {
     "gradscope": """
-        nouns meanfield initializers models forward backward jacobians measures coefficients depth checks monitor callbacks
-        plots top
+        nouns meanfield forward initializers models backward jacobians measures coefficients depth checks monitor
+        callbacks plots top
     """.split(),
     "experiments": "nouns runs data config training archive evidence reports studies top".split(),
 }

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from experiments import loop
+from experiments.training import loop
 from gradscope.monitor.nonfinite import BACKWARD, FORWARD
 from gradscope.monitor.vitals import Vitals
 from tests.helpers import noise

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from experiments import pages
-from experiments.collect import Collected
-from experiments.study import Claim
+from experiments.archive.tables import Collected
+from experiments.evidence.study import Claim
+from experiments.reports import pages
 
 FIGURES = [("first_one", "a/first_one.png"), ("second", "a/second.png")]
 

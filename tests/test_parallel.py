@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import launches
-from experiments.parallel import Ranks
+from experiments.runs import names
+from experiments.training.distributed import Ranks
 from gradscope import frames
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ def trained(folder, *launcher):
     command = [sys.executable, "-m", *launcher, "experiments.train", *OPTIONS, f"results={folder}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
-    (run_folder,) = launches.folders(folder / "train")
+    (run_folder,) = names.folders(folder / "train")
     return done.stdout, run_folder
 
 

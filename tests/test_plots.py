@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import training_figures
+from experiments.reports import training_figures
 from gradscope import frames, plots
 
 mpl.use("Agg")

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import sinks
-from experiments.images import Augmentation, Images
-from experiments.records import Records, read
+from experiments.data.images import Augmentation, Images
+from experiments.training import sinks
+from experiments.training.records import Records, read
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +41,7 @@ def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path)
 FULL = """
 import resource, sys
 from pathlib import Path
-from experiments.records import Records
+from experiments.training.records import Records
 records = Records(Path(sys.argv[1]), [{"step": 1}])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:

@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from experiments import measure, rerun, run, train
-from experiments.differences import differences
+from experiments import measure, rerun, seeds, train
+from experiments.archive.differences import differences
+from experiments.config import columns
 from experiments.files import read_json, write_json
-from experiments.manifest import manifest
+from experiments.runs import names
+from experiments.runs.manifest import manifest
 from gradscope import frames
 from tests.runs import CHOICES, configured, example, of_schema
 
@@ -38,7 +40,7 @@ def trained(tmp_path_factory):
     """The folder of a training run."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     cfg = configured("train", *TRAINING)
-    train.train(cfg, folder, run.device(cfg.device), Console(quiet=True), run.columns(cfg, CHOICES))
+    train.train(cfg, folder, seeds.device(cfg.device), Console(quiet=True), columns.columns(cfg, CHOICES))
     write_json(folder / "manifest.json", manifest(cfg, CHOICES, 1.0))
     return folder
 
@@ -183,15 +185,15 @@ def test_every_key_of_a_training_is_a_column():
         "train", "model=mlp", "optimizer=adamw", "train.augmentation.crop=1", "+extra={a:{lr:2}}", "+tag=x"
     )
     choices = CHOICES | {"optimizer": "adamw", "study": None, "launcher": "serial", "hydra/launcher": "basic"}
-    found = run.columns(cfg, choices)
+    found = columns.columns(cfg, choices)
     assert list(found)[:3] == ["model", "data", "optimizer"] and found["optimizer"] == "adamw"
     assert found["lr"] == cfg.optimizer.lr and found["betas"] == "[0.9, 0.999]" and found["extra.a.lr"] == 2
     assert found["crop"] == 1 and found["flip"] is True and found["every"] == 100 and found["tag"] == "x"
     assert (found["batch_size"], found["data.batch_size"], found["monitor.batch_size"]) == (128, 100, 32)
     assert not {"study", "launcher", "results", "device", "_target_", "sinks"} & found.keys()
     assert found["model._target_"].endswith(".MLP") and found["optimizer._target_"] == "torch.optim.AdamW"
-    leaves = {path for path, _ in run._leaves((), run.OmegaConf.to_container(cfg))}
-    swept = {path for path in leaves if not {path[0], ".".join(path)} & {*run.PLACE_KEYS}}
+    leaves = {path for path, _ in columns._leaves((), names.OmegaConf.to_container(cfg))}
+    swept = {path for path in leaves if not {path[0], ".".join(path)} & {*names.PLACE_KEYS}}
     assert ("train", "checkpoint_every") in leaves - swept
     assert len(swept) + 3 == len(found)  # and the three choices
 
@@ -200,11 +202,11 @@ def test_every_key_of_a_measurement_is_a_column():
     cfg = configured(
         "measure", "matrix_layers=[layers.0,layers.1]", "data.shape=[3,2]", "+measurement={_target_:a.b,num_probes:8}"
     )
-    found = run.columns(cfg, CHOICES)
+    found = columns.columns(cfg, CHOICES)
     assert found["matrix_layers"] == '["layers.0", "layers.1"]' and found["shape"] == "[3, 2]"
     assert found["config.target"] is None and found["config.reduction"] == "batch"
-    named = run.columns(configured("measure", "+layer=L", "+run=3", "+step=1"), CHOICES)
+    named = columns.columns(configured("measure", "+layer=L", "+run=3", "+step=1"), CHOICES)
     assert (named["config.layer"], named["config.run"], named["config.step"]) == ("L", 3, 1) and "run" not in named
     assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
     assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
-    assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.noise"
+    assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.batches.noise"

@@ -12,8 +12,10 @@ import torch
 from hydra import compose, initialize_config_module
 from rich.console import Console
 
-from experiments import checkpoints, ledger, loop, run, train
-from experiments.records import read
+from experiments import train
+from experiments.runs import names, outcomes
+from experiments.training import checkpoints, loop
+from experiments.training.records import read
 from tests.commands import run_main
 
 pytest.importorskip("sklearn")
@@ -86,7 +88,7 @@ def test_what_begins_anew_does_not_go_on_from_the_run_before(command, tmp_path, 
     with monkeypatch.context() as patch:
         killed_after(patch, 1)  # before its first checkpoint
         assert command(fresh)[1] == 9
-    assert not list(folder.rglob("*.pt")) and not ledger.is_done(folder)
+    assert not list(folder.rglob("*.pt")) and not outcomes.is_done(folder)
     assert read(folder / "metrics.jsonl") == []
     said, code = command()
     assert code is None and "Going on" not in said and "epoch" in said
@@ -114,7 +116,7 @@ def test_a_sweep_makes_done_runs_again_where_it_is_told_to(command, tmp_path):
     assert "epoch" not in command("sweep=s", sweep=True)[0]
     said, _ = command("sweep=s", "rerun=true", sweep=True)
     assert "epoch 0.14" in said and "Going on" not in said
-    assert (folder / "checkpoints" / "last.pt").stat().st_mtime_ns > before and ledger.is_done(folder)
+    assert (folder / "checkpoints" / "last.pt").stat().st_mtime_ns > before and outcomes.is_done(folder)
 
 
 def test_kept_checkpoints_are_of_this_run(tmp_path):
@@ -131,11 +133,11 @@ def composed(*overrides):
 
 def test_how_often_it_is_saved_makes_no_other_run(tmp_path):
     where = f"results={tmp_path}"
-    plain = run.folder(composed(where), SMALL)
+    plain = names.folder(composed(where), SMALL)
     saved = ["train.keep=3", "train.checkpoint_every=7"]
-    assert run.folder(composed(where, *saved), [*SMALL, *saved]) == plain
+    assert names.folder(composed(where, *saved), [*SMALL, *saved]) == plain
     assert "keep" not in plain.name and "checkpoint_every" not in plain.name
-    assert run.folder(composed(where, "train.log_every=7"), SMALL) != plain  # another table of records
+    assert names.folder(composed(where, "train.log_every=7"), SMALL) != plain  # another table of records
 
 
 @pytest.mark.parametrize("fresh", [None, "resume=none", "rerun=true"])
@@ -183,7 +185,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     cfg, folder = composed(*options[len(SMALL) :]), folder_of(tmp_path)
-    assert 0 < checkpoints.load(folder / "checkpoints", CPU)["step"] < 300 and not ledger.is_done(folder)
+    assert 0 < checkpoints.load(folder / "checkpoints", CPU)["step"] < 300 and not outcomes.is_done(folder)
     for into in (folder, tmp_path / "whole"):
         train.train(cfg, into, CPU, Console(quiet=True))
     assert same(weights(folder), weights(tmp_path / "whole"))

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from experiments.stationarity import Moments, along, explained_by_displacement, mean_spread, variance_spread
+from experiments.studies.convolution.stationarity import (
+    Moments,
+    along,
+    explained_by_displacement,
+    mean_spread,
+    variance_spread,
+)
 
 H, W = 6, 5
 

@@ -15,9 +15,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from experiments import figures, pages, reference, study
-from experiments.study import Claim
-from experiments.summaries import geometric_mean, mean
+from experiments import figures
+from experiments.archive import reference
+from experiments.evidence import study
+from experiments.evidence.means import geometric_mean, mean
+from experiments.evidence.study import Claim
+from experiments.reports import pages
 from gradscope import frames
 from gradscope.frames import observed
 

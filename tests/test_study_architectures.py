@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.collect import Collected
+from experiments.archive.tables import Collected
 from experiments.studies import architectures as study
 from gradscope import frames
 from gradscope.frames import observed

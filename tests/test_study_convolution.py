@@ -12,10 +12,11 @@ import yaml
 from scipy import stats
 from torch import nn
 
-from experiments import by_hand, reference, symmetry_claims, symmetry_figures, translation
-from experiments.images import Images
+from experiments.archive import reference
+from experiments.data.images import Images
+from experiments.evidence.means import geometric_mean, mean
 from experiments.studies import convolution
-from experiments.summaries import geometric_mean, mean
+from experiments.studies.convolution import backpropagation, claims, measurement, numbers
 from gradscope.measures import shifted
 from tests.helpers import seeded
 
@@ -48,7 +49,7 @@ def measured():
     """The untrained network, the images, and the frame."""
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         torch.manual_seed(0)
-        patch.setattr(translation, "pictures", lambda: (pictures(60, 0), pictures(20, 1)))
+        patch.setattr(measurement, "pictures", lambda: (pictures(60, 0), pictures(20, 1)))
         model, x = small_alexnet(), torch.randn(8, 3, 32, 32, generator=seeded(2))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         options = {"train_steps": 3, "train_batch": 16, "num_images": 50}
@@ -60,14 +61,16 @@ def measured():
 
 def test_gradients_by_hand_are_compared_and_a_wrong_one_is_seen(monkeypatch):
     def worst():
-        return by_hand.compared(seeded(0)).set_index("layer")["value"]
+        return backpropagation.compared(seeded(0)).set_index("layer")["value"]
 
     assert (worst() < 1e-14).all()
-    right = by_hand.bp.conv2d_input_gradient
+    right = backpropagation.bp.conv2d_input_gradient
     monkeypatch.setattr(
-        by_hand.bp, "conv2d_input_gradient", lambda g, w, *rest, **how: right(g, w[:, :, ::-1, ::-1], *rest, **how)
+        backpropagation.bp,
+        "conv2d_input_gradient",
+        lambda g, w, *rest, **how: right(g, w[:, :, ::-1, ::-1], *rest, **how),
     )
-    monkeypatch.setattr(by_hand.bp, "average_pool2d_gradient", lambda g, shape, size, **how: np.zeros(shape))
+    monkeypatch.setattr(backpropagation.bp, "average_pool2d_gradient", lambda g, shape, size, **how: np.zeros(shape))
     wrong = worst()
     assert wrong["convolution, input"] > 0.1 and wrong["average pooling"] == 1
     assert wrong["convolution, kernel"] < 1e-14
@@ -80,19 +83,19 @@ def test_an_output_under_a_shift_by_hand(measured):
     distances = (f[:, None] - f[None]).square().sum(dim=2)
     typical = distances.sum() / (len(x) * (len(x) - 1))
     expected = ((f - moved).square().sum(dim=1).mean() / typical).sqrt()
-    found = symmetry_figures.change(frame, "alexnet_b", "before", 2)
+    found = numbers.change(frame, "alexnet_b", "before", 2)
     np.testing.assert_allclose(found, [float(expected)], rtol=1e-4)
     same = (f.argmax(1) == moved.argmax(1)).float().mean()
     of = {"network": "alexnet_b", "training": "before", "shift": 2}
-    assert symmetry_figures.by_seed(frame, "class_agreement", **of) == pytest.approx([float(same)])
+    assert numbers.by_seed(frame, "class_agreement", **of) == pytest.approx([float(same)])
 
 
 def test_maps_move_by_whole_strides_only(measured):
     _, _, frame = measured
     rows = frame[frame["quantity"] == "equivariance_error"]
-    assert set(rows["layer"]) == set(symmetry_claims.STRIDES_OF) and set(rows["training"]) == {"before", "after"}
+    assert set(rows["layer"]) == set(claims.STRIDES_OF) and set(rows["training"]) == {"before", "after"}
     for row in rows.itertuples():
-        whole = row.shift % symmetry_claims.STRIDES_OF[row.layer] == 0
+        whole = row.shift % claims.STRIDES_OF[row.layer] == 0
         assert row.value < 1e-5 if whole else row.value > 0.01
 
 
@@ -106,12 +109,12 @@ def test_pooled_maps_by_hand(measured):
     typical = (maps[:, None] - maps[None]).square().sum(dim=2).sum() / (len(x) * (len(x) - 1))
     expected = ((maps - moved).square().sum(dim=1).mean() / typical).sqrt()
     of = {"pooling": "average", "layer": "relu1", "training": "before"}
-    assert symmetry_figures.by_seed(frame, "pooled_change", **of) == pytest.approx([float(expected)], rel=1e-4)
+    assert numbers.by_seed(frame, "pooled_change", **of) == pytest.approx([float(expected)], rel=1e-4)
 
 
 def test_a_mosaic_is_four_images():
     x = torch.arange(8 * 2 * 3 * 3.0).reshape(8, 2, 3, 3)
-    tiles = translation.mosaic(x)
+    tiles = measurement.mosaic(x)
     assert tiles.shape == (2, 2, 6, 6)
     assert torch.equal(tiles[1, :, :3, 3:], x[5]) and torch.equal(tiles[1, :, 3:, :3], x[6])
 
@@ -120,7 +123,7 @@ def test_noise_is_stationary_and_accuracies_are_there(measured):
     _, _, frame = measured
     assert frame.loc[frame["quantity"] == "test_accuracy", "value"].between(0, 1).all()
     assert (frame["quantity"] == "test_accuracy").sum() == 2
-    many = translation.stationarity(np.random.default_rng(0).random((4000, 8, 8)))
+    many = measurement.stationarity(np.random.default_rng(0).random((4000, 8, 8)))
     found = many.drop_duplicates("quantity").set_index("quantity")["value"]
     assert found["mean_spread"] < 0.02 and found["variance_spread"] < 0.02
     assert found["covariance_explained"] == pytest.approx(1, abs=0.01)
@@ -221,7 +224,7 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     assert found[claim] is holds
     assert found["Exploratory: training lowers the change of the output itself"] is (True if moved < 1 else None)
     assert found["Exploratory: training takes the outputs for two images farther apart"] is True
-    factor, _ = symmetry_claims.parts(collected.frame, "alexnet_b")
+    factor, _ = claims.parts(collected.frame, "alexnet_b")
     assert factor.value == pytest.approx(moved, rel=0.01)
     answer = convolution.answer(collected)
     assert words in answer and f"the change itself is multiplied by {factor.value:.2f}" in answer

@@ -13,8 +13,9 @@ from scipy import integrate, stats
 from torch import nn
 
 import gradscope as gs
-from experiments import reference, stacks
+from experiments.archive import reference
 from experiments.studies import convolution_gsc
+from experiments.studies.convolution_gsc import stacks
 from tests.helpers import noise, seeded
 
 

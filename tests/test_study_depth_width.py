@@ -12,10 +12,11 @@ from scipy import stats
 from torch import nn
 
 import gradscope.meanfield as mf
-from experiments import reference, size_figures, sizes
-from experiments.collect import Collected
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.evidence.means import mean
 from experiments.studies import depth_width
-from experiments.summaries import mean
+from experiments.studies.depth_width import figures, numbers
 from gradscope import frames
 from tests.helpers import noise, seeded
 
@@ -48,15 +49,15 @@ def test_intervals_hold_together():
     draws = np.random.default_rng(0).standard_normal((4000, 6, 3)) * [1.0, 5.0, 0.2] + [3.0, -1.0, 0.0]
     held = 0
     for draw in draws:
-        low, high = sizes.simultaneous(draw)
+        low, high = numbers.simultaneous(draw)
         held += bool(((low < [3.0, -1.0, 0.0]) & (high > [3.0, -1.0, 0.0])).all())
     # Bonferroni covers 95 % at least, and of independent columns (1 - 0.05 / 3)^3 = 95.08 %.
     assert held / len(draws) == pytest.approx((1 - 0.05 / 3) ** 3, abs=4 * math.sqrt(0.05 * 0.95 / len(draws)))
-    low, high = sizes.simultaneous(draws[0][:, :1])
+    low, high = numbers.simultaneous(draws[0][:, :1])
     expected = stats.t.interval(0.95, 5, loc=draws[0][:, 0].mean(), scale=stats.sem(draws[0][:, 0]))
     assert (low[0], high[0]) == pytest.approx(expected)
     wider = stats.t.interval(1 - 0.05 / 6, 5, loc=draws[0].mean(axis=0), scale=stats.sem(draws[0]))
-    np.testing.assert_allclose(sizes.simultaneous(draws[0], looks=2), wider)
+    np.testing.assert_allclose(numbers.simultaneous(draws[0], looks=2), wider)
 
 
 def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0, base=1.1, num_seeds=8):
@@ -129,7 +130,7 @@ def test_a_dependence_is_corrected_for_all_that_were_looked_at():
     widest = frame["width"] == 400
     change = -0.002 + 0.002035 * np.where(frame["seed"] % 2, 1, -1)
     frame.loc[widest, "log10_value"] += (frame["depth_from_output"] * change / math.log(10))[widest]
-    ends = (lambda rates: rates.by_width[:, -1] - rates.by_width[:, 0])(sizes.all_rates(frame, ["selu"])["selu"])
+    ends = (lambda rates: rates.by_width[:, -1] - rates.by_width[:, 0])(numbers.all_rates(frame, ["selu"])["selu"])
     assert ends.mean() / stats.sem(ends) == pytest.approx(-2.6, abs=0.01)
     assert mean(ends).high < 0 < mean(ends, comparisons=4).high
     claim = depth_width.claims(Collected(frame, None, {}))[3]
@@ -150,7 +151,7 @@ def test_the_method_names_the_sizes_that_were_measured():
 
 
 def test_rates_of_a_frame_that_is_known():
-    rates = sizes.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
+    rates = numbers.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
     known = np.log(1.1 + 2.0 / np.array([100, 200, 400]))
     assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
     np.testing.assert_allclose(rates.values, np.broadcast_to(np.exp(known), (8, 3, 3)))
@@ -172,7 +173,7 @@ def test_the_limit_is_held_against_mean_field():
 def test_profiles_run_from_mean_field():
     frame = synthetic(base=1.2, num_seeds=2)
     both = pd.concat([frame, frame.assign(model="relu_batch", activation="relu", norm="batch")])
-    figure = size_figures.profiles(both)
+    figure = figures.profiles(both)
     curve = next(line for line in figure.axes[0].lines if line.get_label() == "width 100, depth 200")
     expected = 180 * (math.log10(1.2) - math.log10(mf.gsc_rate("selu")))
     assert max(curve.get_xdata()) == 180 and curve.get_ydata()[-1] == pytest.approx(expected)

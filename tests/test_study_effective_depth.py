@@ -11,10 +11,13 @@ import pytest
 import torch
 
 import gradscope as gs
-from experiments import data, depth_numbers, depths, reference, study
-from experiments.collect import Collected
-from experiments.depths import TOLERANCES
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.data import batches
+from experiments.evidence import study
 from experiments.studies import effective_depth as asked
+from experiments.studies.effective_depth import measurement, numbers
+from experiments.studies.effective_depth.measurement import TOLERANCES
 from gradscope import frames
 from gradscope.frames import observed
 
@@ -27,12 +30,12 @@ def network(**options):
 
 
 def measured(model, **options):
-    x = data.digits_8x8(8, (64,), generator=torch.Generator().manual_seed(1))
-    return depths.measure(model, x, generator=torch.Generator().manual_seed(2), **(OPTIONS | options))
+    x = batches.digits_8x8(8, (64,), generator=torch.Generator().manual_seed(1))
+    return measurement.measure(model, x, generator=torch.Generator().manual_seed(2), **(OPTIONS | options))
 
 
 def test_digits_are_standardized_and_labeled():
-    pixels, labels = data.digits_8x8_with_labels()
+    pixels, labels = batches.digits_8x8_with_labels()
     assert pixels.shape == (1797, 64) and labels.shape == (1797,)
     assert float(pixels.mean()) == pytest.approx(0, abs=1e-5) and float(pixels.std()) == pytest.approx(1, abs=1e-3)
     # The first digits of the set are 0, 1, 2, ...; a zero has an empty middle.
@@ -47,7 +50,7 @@ def test_the_rate_with_the_lowest_loss_is_kept_and_the_network_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     values = frame.groupby("quantity")["value"].first()
     assert values["learning_rate"] == 1e-2
-    pixels, labels = data.digits_8x8_with_labels()
+    pixels, labels = batches.digits_8x8_with_labels()
     training = torch.arange(len(labels)) % 4 != 3
     at_first = torch.nn.functional.cross_entropy(model(pixels[training]), labels[training])
     assert values["train_loss"] < float(at_first.detach()) - 0.3 and 0 <= values["test_accuracy"] <= 1
@@ -67,9 +70,9 @@ def test_a_training_that_fails_is_a_result():
 
 
 def test_descent_is_that_of_torch_by_hand():
-    model, digits = network(), data.digits_8x8_with_labels()
+    model, digits = network(), batches.digits_8x8_with_labels()
     order = torch.arange(64).reshape(2, 32)
-    states = depths.descend(model, digits, order, 0.01)
+    states = measurement.descend(model, digits, order, 0.01)
     by_hand, velocity = copy.deepcopy(model), [torch.zeros_like(p) for p in model.parameters()]
     for chosen in order:
         loss = torch.nn.functional.cross_entropy(by_hand(digits[0][chosen]), digits[1][chosen])
@@ -102,10 +105,10 @@ def made_up(depth_used, replaced, *, seeds=4, failed=()):
             losses = np.where(np.arange(depth + 1) <= replaced[key, depth], 0.5, 5.0)
             rows.append(observed("taylor_loss", losses, index=np.arange(depth + 1), step=8))
             rows.append(observed("contribution", np.ones(3), index=np.arange(3), step=8))
-            columns = dict(zip(depth_numbers.NETWORK, (*key, depth), strict=True))
+            columns = dict(zip(numbers.NETWORK, (*key, depth), strict=True))
             parts.append(pd.concat(rows).assign(seed=seed, **columns))
     for key, depth in failed:
-        columns = dict(zip(depth_numbers.NETWORK, (*key, depth), strict=True))
+        columns = dict(zip(numbers.NETWORK, (*key, depth), strict=True))
         parts.append(observed("train_loss", math.inf, step=8).assign(seed=0, **columns))
     return SimpleNamespace(frame=pd.concat(parts, ignore_index=True), metrics=None, manifest={})
 
@@ -150,7 +153,7 @@ def test_what_is_kept_of_a_frame_decides_the_same():
     used = {(PLAIN, 10): 9, (PLAIN, 50): 40, (SKIPS, 10): 6, (SKIPS, 50): 8}
     collected = Collected(made_up(used, dict.fromkeys(used, 3)).frame, None, {})
     tiny = observed("contribution", np.ones(1), index=9, step=8).assign(log10_value=-40.0, value=1e-40)
-    own = collected.frame.iloc[0][[*depth_numbers.NETWORK, "seed"]].to_dict()
+    own = collected.frame.iloc[0][[*numbers.NETWORK, "seed"]].to_dict()
     more = Collected(pd.concat([collected.frame, tiny.assign(**own)], ignore_index=True), None, {})
     kept = asked.condensed(more)
     assert len(kept.frame) == len(asked.condensed(collected).frame) < len(collected.frame)
@@ -160,8 +163,8 @@ def test_what_is_kept_of_a_frame_decides_the_same():
 def test_replaceable_counts_up_to_the_first_that_suffers():
     used, stands = {(PLAIN, 10): 9, (PLAIN, 50): 40}, {(PLAIN, 10): 10, (PLAIN, 50): 7}
     frame = made_up(used, stands).frame
-    assert depth_numbers.replaceable(frame, (*PLAIN, 10)).tolist() == [10] * 4  # never
-    assert depth_numbers.replaceable(frame, (*PLAIN, 50)).tolist() == [7] * 4
+    assert numbers.replaceable(frame, (*PLAIN, 10)).tolist() == [10] * 4  # never
+    assert numbers.replaceable(frame, (*PLAIN, 50)).tolist() == [7] * 4
 
 
 def test_the_answer_names_what_failed():
@@ -174,10 +177,10 @@ def test_the_answer_names_what_failed():
 def test_the_committed_frame_tells_effective_depth_from_its_own_contributions():
     """What was recorded beside each other in a run agrees: shares with depths."""
     frame = reference.load(study_folder()).frame
-    for key in depth_numbers.trained(frame):
-        rows = depth_numbers.rows(frame, key, "contribution")
+    for key in numbers.trained(frame):
+        rows = numbers.rows(frame, key, "contribution")
         reached = rows[rows["log10_value"] >= math.log10(TOLERANCES[0])].groupby("seed")["index"].max()
-        np.testing.assert_array_equal(reached, depth_numbers.final(frame, key))
+        np.testing.assert_array_equal(reached, numbers.final(frame, key))
 
 
 def study_folder():

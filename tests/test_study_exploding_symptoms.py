@@ -10,8 +10,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from scipy import stats
 
-from experiments import config, reference, symptoms
+from experiments.archive import reference
+from experiments.config import schema
 from experiments.studies import exploding_symptoms as study
+from experiments.studies.exploding_symptoms import signals
 from tests.symptom_stories import STEPS, from_step, kept, together, told
 
 ROOT = Path(__file__).parent.parent
@@ -146,8 +148,8 @@ def test_false_alarms_where_something_was_learned():
     """The last loss counts, against half of ln 10."""
     losses = [np.r_[np.ones(STEPS - 1), last] for last in (1.14, 1.16, math.nan, 1e9)]
     runs = together(*(told(seed, loss=loss, update=from_step(9, 1.0)) for seed, loss in enumerate(losses)))
-    found = symptoms.first_steps(symptoms.series(runs.frame, runs.metrics))
-    assert len(symptoms.quiet(found)) == 2 and len(symptoms.quiet(found, learned=True)) == 1
+    found = signals.first_steps(signals.series(runs.frame, runs.metrics))
+    assert len(signals.quiet(found)) == 2 and len(signals.quiet(found, learned=True)) == 1
     stuck = {"seed": 1, "model": "stuck", "last_loss": 2.0, "first_update": 3}
     claim = verdicts(kept(stuck, {"seed": 1, "model": "sane"}))["update is silent in most runs that do not fail"]
     assert claim.because == "1 of 2 runs (0 to 100 %); of those that learned 1 of 1 runs (21 to 100 %)"
@@ -172,7 +174,7 @@ def test_without_failures_and_without_controls():
 
 def test_the_reference_results():
     published = reference.load(ROOT / "results" / "exploding_symptoms")
-    runs = symptoms.runs(published.frame)
+    runs = signals.runs(published.frame)
     failed = np.isfinite(runs["failure_step"])
     assert len(runs) == published.manifest["runs"] and 0 < failed.sum() < len(runs)
     ended = published.metrics["train_loss"].isna().groupby([published.metrics[key] for key in ("lr", "seed")]).sum()
@@ -197,7 +199,7 @@ def test_the_reference_results():
 
 
 def test_sizes_are_those_of_the_configuration():
-    config.register()
+    schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("train", ["study=exploding_symptoms"])
     assert (cfg.model.depth, cfg.model.width, cfg.train.max_steps) == (study.DEPTH, study.WIDTH, study.NUM_STEPS)

@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import nn
 
-from experiments import local_map
-from experiments.collect import Collected
-from experiments.rotations import rotations
+from experiments.archive.tables import Collected
 from experiments.studies import jacobian
+from experiments.studies.jacobian import measurement
+from experiments.studies.jacobian.measurement import rotations
 from gradscope.frames import observed
 from tests.helpers import noise, seeded
 
@@ -27,7 +27,7 @@ class Quadratic(nn.Module):
 
 
 def measured(model, x, **options):
-    frame = local_map.measure(model, x, generator=seeded(0), **({"num_lines": 5, "extent": 0.5} | options))
+    frame = measurement.measure(model, x, generator=seeded(0), **({"num_lines": 5, "extent": 0.5} | options))
     return dict(list(frame.groupby("quantity", sort=False)))
 
 
@@ -141,7 +141,7 @@ KNOWN = {
 
 def told(rates=(), *, power=1.0, area=1e-8, rank=3.0, noise=1e-4, transient=0.0, seeds=6):
     """A frame of the study: rates of ln qm and of the mean logarithm by model, the rest alike."""
-    parts, generator, steps = [], np.random.default_rng(0), local_map.STEPS
+    parts, generator, steps = [], np.random.default_rng(0), measurement.STEPS
     for seed in range(seeds):
         plane = [
             observed("linearization_error", steps**power, step=steps),

@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import nn
 
-from experiments.collect import Collected
+from experiments.archive.tables import Collected
 from experiments.studies import pooling
-from experiments.translation import RECTIFIED, SHIFTS
+from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
 from gradscope.frames import observed
 from gradscope.measures import shifted
 from tests.helpers import seeded

@@ -13,12 +13,12 @@ from scipy import stats
 
 import gradscope as gs
 import gradscope.meanfield as mf
-from experiments import reference, remedied, remedy_numbers
-from experiments.collect import Collected
-from experiments.permutations import rank_correlation
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, above, all_of, below, listed, mean, told, within
+from experiments.evidence.rank_correlation import rank_correlation
 from experiments.studies import remedies
-from experiments.summaries import Mean, mean
-from experiments.verdicts import above, all_of, below, listed, told, within
+from experiments.studies.remedies import measurement, numbers
 from gradscope import frames
 from gradscope.frames import observed
 from tests.helpers import noise, seeded
@@ -30,7 +30,7 @@ CASES = yaml.safe_load(STUDY.read_text())["hydra"]["sweeper"]["params"]["model.c
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_case_has_as_many_parameters(case):
-    model = remedied.network(case, 50, 100, 100, generator=seeded())
+    model = measurement.network(case, 50, 100, 100, generator=seeded())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(50 * 100**2 + 1000, rel=0.01)
     baseline, _, remedy = case.partition("-")
     assert remedy in remedies.REMEDIES and baseline in remedies.NAMES
@@ -47,28 +47,28 @@ def test_every_case_has_as_many_parameters(case):
      ("relu_batch-xavier", 1), ("selu-none", 1), ("selu-he", 2)],
 )  # fmt: skip
 def test_weight_variances(case, variance):
-    weight = remedied.network(case, 10, 100, 100, generator=seeded()).layers[-1].linear.weight
+    weight = measurement.network(case, 10, 100, 100, generator=seeded()).layers[-1].linear.weight
     error = variance * math.sqrt(2 / weight.numel())
     assert float(weight.detach().square().mean() * weight.shape[1]) == pytest.approx(variance, abs=4 * error)
 
 
 @pytest.mark.parametrize("case", ["tanh_large-orthogonal", "relu_batch-orthogonal", "tanh_large-lsuv"])
 def test_orthogonal_weights(case):
-    weight = remedied.network(case, 4, 20, 20, generator=seeded()).layers[1].linear.weight.detach()
+    weight = measurement.network(case, 4, 20, 20, generator=seeded()).layers[1].linear.weight.detach()
     gram = weight @ weight.T
     torch.testing.assert_close(gram, gram[0, 0] * torch.eye(20), atol=1e-5, rtol=0)
     assert bool((gram[0, 0] - 1).abs() < 1e-5) == ("lsuv" not in case)
 
 
 def test_lsuv_holds_on_other_samples():
-    model = remedied.network("tanh_large-lsuv", 6, 50, 50, generator=seeded())
+    model = measurement.network("tanh_large-lsuv", 6, 50, 50, generator=seeded())
     frame = gs.measure(model, torch.randn(500, 50, generator=seeded(9)), measures=[gs.measures.PreactivationStd()])
     np.testing.assert_allclose(frame["value"], 1, rtol=0.1)
 
 
 def test_a_looks_linear_network_is_affine_as_a_whole():
-    model, x = remedied.network("relu_batch-looks_linear", 5, 20, 20, generator=seeded()), noise(16, 20).float()
-    frame = remedied.measure(model, x, generator=seeded(), num_probes=2).set_index("quantity")["value"]
+    model, x = measurement.network("relu_batch-looks_linear", 5, 20, 20, generator=seeded()), noise(16, 20).float()
+    frame = measurement.measure(model, x, generator=seeded(), num_probes=2).set_index("quantity")["value"]
     assert frame["network_linear_fit_error"] < 1e-10
     assert frame["nlc"] == pytest.approx(1, rel=1e-4)
     assert frame["linear_fit_error"] > 0.1
@@ -78,41 +78,41 @@ def test_linear_fit_error_of_a_network():
     """Of y = x + |x| the variance of |x|, 1 - 2 / pi, is not affine; independent noise is not at all."""
     x = noise(20000, 3)
     share = (1 - 2 / math.pi) / (2 - 2 / math.pi)
-    assert remedied.network_linear_fit_error(x, x + x.abs()) == pytest.approx(share, rel=0.02)
-    assert remedied.network_linear_fit_error(x, 3 * x @ noise(3, 2, seed=4) + 7) < 1e-25
-    few = [remedied.network_linear_fit_error(noise(40, 20, seed=s), noise(40, 5, seed=s + 500)) for s in range(300)]
+    assert measurement.network_linear_fit_error(x, x + x.abs()) == pytest.approx(share, rel=0.02)
+    assert measurement.network_linear_fit_error(x, 3 * x @ noise(3, 2, seed=4) + 7) < 1e-25
+    few = [measurement.network_linear_fit_error(noise(40, 20, seed=s), noise(40, 5, seed=s + 500)) for s in range(300)]
     assert np.mean(few) == pytest.approx(1, abs=4 * np.std(few) / math.sqrt(len(few)))
     with pytest.raises(ValueError, match="An affine map of 3 inputs fits any 4 samples; give more than 4"):
-        remedied.network_linear_fit_error(x[:4], x[:4])
+        measurement.network_linear_fit_error(x[:4], x[:4])
 
 
 @pytest.mark.parametrize(("depth", "n_in"), [(10, 100), (2, 30), (1, 50)])
 def test_equal_width(depth, n_in):
-    width = remedied.equal_width(50000, depth, n_in)
+    width = measurement.equal_width(50000, depth, n_in)
     assert n_in * width + (depth - 1) * width**2 == pytest.approx(50000, rel=0.03)
 
 
 def test_mean_field_beside_the_measurement():
-    assert remedied.rate("tanh_large-none", 32) == mf.gsc_rate("tanh", weight_variance=4.0)
-    assert remedied.rate("tanh_large-lsuv", 32) == pytest.approx(mf.gsc_rate("tanh", "layer"))
-    assert remedied.rate("relu_batch-orthogonal", 32) == mf.gsc_rate("relu", "batch", 32)
-    assert remedied.rate("relu_batch-looks_linear", 32) == remedied.rate("relu_batch-layer", 32) == 1
-    assert math.isnan(remedied.rate("selu-residual", 32)) and math.isnan(remedied.rate("selu-he", 32))
+    assert measurement.rate("tanh_large-none", 32) == mf.gsc_rate("tanh", weight_variance=4.0)
+    assert measurement.rate("tanh_large-lsuv", 32) == pytest.approx(mf.gsc_rate("tanh", "layer"))
+    assert measurement.rate("relu_batch-orthogonal", 32) == mf.gsc_rate("relu", "batch", 32)
+    assert measurement.rate("relu_batch-looks_linear", 32) == measurement.rate("relu_batch-layer", 32) == 1
+    assert math.isnan(measurement.rate("selu-residual", 32)) and math.isnan(measurement.rate("selu-he", 32))
 
 
 def test_unknown_cases():
     with pytest.raises(ValueError, match="A case begins with one of tanh_large, relu_batch, selu, got 'gelu-none'"):
-        remedied.network("gelu-none", 5, 10, 10, generator=seeded())
+        measurement.network("gelu-none", 5, 10, 10, generator=seeded())
     with pytest.raises(ValueError, match="No remedy 'prayer'"):
-        remedied.network("selu-prayer", 5, 10, 10, generator=seeded())
+        measurement.network("selu-prayer", 5, 10, 10, generator=seeded())
 
 
 def test_networks_that_repeat_another_do_so_in_mean_field():
-    for baseline, twins in remedy_numbers.TWINS.items():
+    for baseline, twins in numbers.TWINS.items():
         for remedy, twin in twins.items():
-            rates = [remedied.rate(f"{baseline}-{name}", 32) for name in (remedy, twin)]
+            rates = [measurement.rate(f"{baseline}-{name}", 32) for name in (remedy, twin)]
             assert rates[0] == pytest.approx(rates[1], rel=1e-6)
-    names = [f"{baseline}-{remedy}" for baseline, twins in remedy_numbers.TWINS.items() for remedy in twins]
+    names = [f"{baseline}-{remedy}" for baseline, twins in numbers.TWINS.items() for remedy in twins]
     assert set(names) <= set(CASES)
 
 
@@ -177,7 +177,7 @@ def synthetic(totals, nonlinearity, last_layer=None):
 def graded(start, step):
     """Values by case: the network as it is has ``start``, every remedy of its own a step more than the one before."""
     values = {}
-    for baseline, twins in remedy_numbers.TWINS.items():
+    for baseline, twins in numbers.TWINS.items():
         own = [r for r in remedies.REMEDIES if f"{baseline}-{r}" in CASES and r not in twins]
         mine = {remedy: start + step * number for number, remedy in enumerate(own)}
         mine |= {remedy: mine[twin] for remedy, twin in twins.items()}

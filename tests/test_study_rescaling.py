@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 import gradscope as gs
-from experiments.collect import Collected
+from experiments.archive.tables import Collected
 from experiments.studies import rescaling
 from tests.helpers import noise, seeded
 

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import gradscope.meanfield as mf
-from experiments import reference, skip_numbers, skips
-from experiments.collect import Collected
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.evidence import study
 from experiments.studies import residual
+from experiments.studies.residual import measurement, numbers
 from gradscope import frames
 from gradscope.frames import observed
 from gradscope.models.resnet import ResNet
@@ -28,10 +30,10 @@ def gsc(function, x):
 
 @pytest.mark.parametrize("case", ["tanh_layer-2", "relu_batch-unit", "relu_end-unit"])
 def test_blocks_by_their_whole_jacobians(case):
-    model, x = skips.network(case, 3, 8, generator=seeded()).double(), noise(6, 3, 32, 32)
-    frame = skips.measure(model, x, generator=seeded(1), num_probes=1500)
+    model, x = measurement.network(case, 3, 8, generator=seeded()).double(), noise(6, 3, 32, 32)
+    frame = measurement.measure(model, x, generator=seeded(1), num_probes=1500)
     quantities = frame.pivot_table(index="index", columns="quantity", values="value", aggfunc="first")
-    f, s = model.stem(x.flatten(1)).detach(), skips.skip_weight(case.rpartition("-")[2])
+    f, s = model.stem(x.flatten(1)).detach(), measurement.skip_weight(case.rpartition("-")[2])
     for number, block in enumerate(model.layers):
         branch = (block(f) - s * f).detach()
         row = frame[(frame["layer"] == f"layers.{number}") & frame["log10_value"].isna()].set_index("quantity")["value"]
@@ -54,7 +56,7 @@ def test_the_law_holds_in_a_block_that_is_orthogonal_by_construction():
     block.weight.data = torch.eye(8, dtype=torch.float64) + 0.5 * turn
     block.skip_weight = 1.0
     x = torch.cat([noise(5, 4), torch.zeros(5, 4, dtype=torch.float64)], dim=1)
-    frame = skips._block(block, x, 0, seeded(), 2000).set_index("quantity")["value"]
+    frame = measurement._block(block, x, 0, seeded(), 2000).set_index("quantity")["value"]
     k, r = frame["dilution"], frame["branch_gsc"]
     # |branch| = 0.5 |x| and |J_branch|^2 = 0.25 * 4, over the columns of the whole: r = 0.5, k = 2, GSC = 4.5 / 5.
     assert (k, r) == (pytest.approx(2), pytest.approx(0.5, rel=0.02))
@@ -63,29 +65,29 @@ def test_the_law_holds_in_a_block_that_is_orthogonal_by_construction():
 
 @pytest.mark.parametrize("dilution", ["0", "0.5", "2", "unit"])
 def test_the_law_beside_mean_field(dilution):
-    layer = mf.LayerSpec.of("tanh", 1.0, 0.0, "layer", 1.0, skips.skip_weight(dilution))
-    law = skips.law("tanh_layer", dilution, 30, 32)
+    layer = mf.LayerSpec.of("tanh", 1.0, 0.0, "layer", 1.0, measurement.skip_weight(dilution))
+    law = measurement.law("tanh_layer", dilution, 30, 32)
     for depth in (1, 7, 30):
         assert law[depth] == pytest.approx(mf.predict([layer] * depth, batch_size=32).log10_gsc[0], rel=1e-6)
     # With batch normalization mean field counts the last layer apart, and here there is none.
-    layer = mf.LayerSpec.of("relu", 2.0, 0.0, "batch", 1.0, skips.skip_weight(dilution))
+    layer = mf.LayerSpec.of("relu", 2.0, 0.0, "batch", 1.0, measurement.skip_weight(dilution))
     expected = mf.predict([layer] * 30, batch_size=1000).log10_gsc[0]
-    assert skips.law("relu_batch", dilution, 30, 1000)[-1] == pytest.approx(expected, rel=0.04)
+    assert measurement.law("relu_batch", dilution, 30, 1000)[-1] == pytest.approx(expected, rel=0.04)
 
 
 def test_limits_of_the_law():
-    assert skips.skip_weight("0") == 0 and skips.skip_weight("unit") == 1
+    assert measurement.skip_weight("0") == 0 and measurement.skip_weight("unit") == 1
     r = mf.gsc_rate("tanh", "layer")
-    steps = np.diff(skips.law("tanh_layer", "2", 400, 32))
+    steps = np.diff(measurement.law("tanh_layer", "2", 400, 32))
     assert 10 ** steps[-1] == pytest.approx((4 + r) / 5, rel=1e-9)
-    far = skips.law("tanh_layer", "unit", 40000, 32)
+    far = measurement.law("tanh_layer", "unit", 40000, 32)
     assert (far[-1] - far[10000]) / math.log10(4) == pytest.approx(r - 1, rel=1e-3)
-    np.testing.assert_allclose(skips.law("relu", "unit", 50, 32), 0, atol=1e-12)
+    np.testing.assert_allclose(measurement.law("relu", "unit", 50, 32), 0, atol=1e-12)
 
 
 def test_what_a_power_of_the_depth_leaves_of_growth():
     early, middle, late = (0.7 * math.log(depth) for depth in (8, 32, 100))
-    assert (late - middle) / 68 / ((middle - early) / 24) == pytest.approx(skip_numbers.POWER)
+    assert (late - middle) / 68 / ((middle - early) / 24) == pytest.approx(numbers.POWER)
 
 
 def test_the_method_names_the_sizes_that_were_measured():
@@ -98,26 +100,26 @@ def test_the_method_names_the_sizes_that_were_measured():
     blocks = frame.loc[frame["case"] == "resnet-unit", "layer"]
     assert blocks.str.startswith("stage").all() and blocks.nunique() == residual.RESNET_BLOCKS
     first = next(
-        m for m in skips.network("resnet-unit", 1, 1, generator=seeded()).modules() if isinstance(m, nn.Conv2d)
+        m for m in measurement.network("resnet-unit", 1, 1, generator=seeded()).modules() if isinstance(m, nn.Conv2d)
     )
     assert first.out_channels == residual.RESNET_WIDTH
 
 
 def test_cases():
-    model = skips.network("resnet-0", 3, 8, generator=seeded())
+    model = measurement.network("resnet-0", 3, 8, generator=seeded())
     assert isinstance(model, ResNet) and not any(block.residual for block in model.stage1)
-    assert all(block.residual for block in skips.network("resnet-unit", 3, 8, generator=seeded()).stage1)
-    assert skips.network("tanh_layer-2-6", 3, 8, generator=seeded()).layers[0].linear.weight.shape == (6, 6)
-    assert skips.evenly(100, 6) == [16, 33, 49, 66, 83, 99] and skips.evenly(100, 10)[-2:] == [89, 99]
-    assert skips.evenly(3, 6) == [0, 1, 2]
+    assert all(block.residual for block in measurement.network("resnet-unit", 3, 8, generator=seeded()).stage1)
+    assert measurement.network("tanh_layer-2-6", 3, 8, generator=seeded()).layers[0].linear.weight.shape == (6, 6)
+    assert study.evenly(100, 6) == [16, 33, 49, 66, 83, 99] and study.evenly(100, 10)[-2:] == [89, 99]
+    assert study.evenly(3, 6) == [0, 1, 2]
     for bad in ("selu-1", "tanh_layer", "tanh_layer-", "tanh_layer-x", "tanh_layer-2-x"):
         with pytest.raises(ValueError, match=rf"relu_batch, .* then -unit or a dilution; got '{bad}'"):
-            skips.network(bad, 3, 8, generator=seeded())
+            measurement.network(bad, 3, 8, generator=seeded())
 
 
 def test_a_resnet_has_a_row_a_block():
     model = ResNet(depth=14, width=4, generator=seeded())
-    frame = skips.measure(model, noise(4, 3, 8, 8).float(), generator=seeded(), num_probes=2)
+    frame = measurement.measure(model, noise(4, 3, 8, 8).float(), generator=seeded(), num_probes=2)
     assert frame["layer"].tolist() == [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
 
 
@@ -132,7 +134,7 @@ def rows(case, seed, quantity, layers, depth, log10_values):
 
 
 def test_numbers_of_a_frame_that_is_known():
-    reached, away = np.array(skips.REACHED), np.arange(9, -1, -1)
+    reached, away = np.array(measurement.REACHED), np.arange(9, -1, -1)
     blocks = [f"stage{s}.{n}" for s in (1, 2, 3) for n in (0, 1)]
     parts = []
     for seed in range(3):
@@ -146,16 +148,16 @@ def test_numbers_of_a_frame_that_is_known():
             rows("resnet-0", seed, "gsc", blocks, range(8, 2, -1), math.log10(2) * np.array([5, 4, 3, 2, 1.5, 1])),
         ]  # fmt: skip
     frame = pd.concat(parts, ignore_index=True)
-    np.testing.assert_allclose(skip_numbers.exponents(frame, "tanh_layer"), [0.3, 0.303, 0.306])
-    assert skip_numbers.steadiness(frame, "tanh_layer-unit") == pytest.approx([skip_numbers.POWER] * 3)
-    assert skip_numbers.steadiness(frame, "tanh_layer-1") == pytest.approx([1] * 3)
-    np.testing.assert_allclose(skip_numbers.rates(frame, "tanh_layer", "2"), 1.06)
-    np.testing.assert_allclose(skip_numbers.ratios(frame, "tanh_layer", "2"), 0.06 * 5 / 0.2)
-    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0"), 2**0.8)
-    np.testing.assert_allclose(skip_numbers.block_rates(frame, "resnet-0", "stage3"), 2**0.5)
-    np.testing.assert_allclose(skip_numbers.block_totals(frame, "resnet-0"), 4 * math.log10(2))
-    np.testing.assert_allclose(skip_numbers.flattening(frame, "resnet-0"), 0.5)
-    assert skip_numbers.factors_by_stage(frame, "resnet-0") == "2.00, 2.00, 1.41"
+    np.testing.assert_allclose(numbers.exponents(frame, "tanh_layer"), [0.3, 0.303, 0.306])
+    assert numbers.steadiness(frame, "tanh_layer-unit") == pytest.approx([numbers.POWER] * 3)
+    assert numbers.steadiness(frame, "tanh_layer-1") == pytest.approx([1] * 3)
+    np.testing.assert_allclose(numbers.rates(frame, "tanh_layer", "2"), 1.06)
+    np.testing.assert_allclose(numbers.ratios(frame, "tanh_layer", "2"), 0.06 * 5 / 0.2)
+    np.testing.assert_allclose(numbers.block_rates(frame, "resnet-0"), 2**0.8)
+    np.testing.assert_allclose(numbers.block_rates(frame, "resnet-0", "stage3"), 2**0.5)
+    np.testing.assert_allclose(numbers.block_totals(frame, "resnet-0"), 4 * math.log10(2))
+    np.testing.assert_allclose(numbers.flattening(frame, "resnet-0"), 0.5)
+    assert numbers.factors_by_stage(frame, "resnet-0") == "2.00, 2.00, 1.41"
 
 
 def test_the_law_of_single_blocks_is_taken_by_case_and_block():
@@ -164,7 +166,7 @@ def test_the_law_of_single_blocks_is_taken_by_case_and_block():
         for case, values in {"relu-unit": (2.0, 1.5, 1.1), "relu_end-unit": (1.0, 3.0, 1.0)}.items()
         for name, value in zip(("dilution", "branch_gsc", "block_gsc"), values, strict=True)
     ]
-    table = skip_numbers.single_blocks(pd.concat(parts, ignore_index=True), "relu")
+    table = numbers.single_blocks(pd.concat(parts, ignore_index=True), "relu")
     assert table["law"].tolist() == [pytest.approx((4 + 1.5) / 5)] and table["block_gsc"].tolist() == [1.1]
 
 
@@ -180,19 +182,19 @@ def constructed(law=right_law, unit=None, resnet=((2, 2, 2), (1.4, 1.2, 1.1)), n
     """A frame of every case: rates and single blocks by a law, unit skips by mean field or ``unit`` (log10 GSC by
     blocks), a ResNet of a plain and a residual factor a block in each stage.  Four seeds, whose excesses differ by a
     thousandth, and by ``noise_of``."""
-    reached, away, parts = np.array(skips.REACHED), np.arange(9, -1, -1) * 10, []
+    reached, away, parts = np.array(measurement.REACHED), np.arange(9, -1, -1) * 10, []
     draws = np.random.default_rng(0)
     for seed in range(4):
-        for branch in skips.BRANCHES:
-            r = skips.rate(branch, 32)
-            cases = {k: float(k) for k in skips.DILUTIONS} | {"0-100": 0.0, "4-100": 4.0, "unit": 6.0}
+        for branch in measurement.BRANCHES:
+            r = measurement.rate(branch, 32)
+            cases = {k: float(k) for k in measurement.DILUTIONS} | {"0-100": 0.0, "4-100": 4.0, "unit": 6.0}
             for case, k in cases.items():
                 spread = 1 + 0.001 * seed + noise_of * draws.standard_normal()
                 rate = 1 + (law(k, r) - 1) * spread
                 parts.append(rows(f"{branch}-{case}", seed, "gsc", [f"layers.{n}" for n in range(10)], away,
                                   away * math.log10(rate)))  # fmt: skip
                 dilution = case.split("-")[0]
-                values = skips.law(branch, dilution, 100, 32)[reached]
+                values = measurement.law(branch, dilution, 100, 32)[reached]
                 values = unit(reached) if unit is not None and case == "unit" else values
                 parts.append(rows(f"{branch}-{case}", seed, "gsc_from_stem", ["stem"] * len(reached), reached,
                                   values * spread))  # fmt: skip
@@ -239,7 +241,7 @@ def test_a_wrong_law_is_refused(case):
     """(k + r) / (k + 1) in place of (k^2 + r) / (k^2 + 1), although both are near 1 where the dilution is strong."""
     found = verdicts(constructed(wrong_law))
     for branch in ("tanh+layer", "relu+batch"):
-        assert found[f"The law holds in single blocks of {branch}, {skip_numbers.CASES[case]}"] == "contradicted"
+        assert found[f"The law holds in single blocks of {branch}, {numbers.CASES[case]}"] == "contradicted"
         assert found[f"The law holds in single blocks of {branch}, k = 1"] == "supported"  # where both are one
         if case != "unit":
             where = ", at width 100" if "-" in case else ""

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import reference
-from experiments.collect import Collected
+from experiments.archive import reference
+from experiments.archive.tables import Collected
 from experiments.studies import trained_alexnet as study
 from gradscope import frames
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import gradscope as gs
-from experiments import chains, factors
-from experiments.collect import Collected
+from experiments.archive.tables import Collected
+from experiments.evidence.means import geometric_mean
 from experiments.studies import vanishing
-from experiments.summaries import geometric_mean
+from experiments.studies.vanishing import chains, numbers
 from gradscope import frames
 from gradscope.frames import observed
 from tests.helpers import noise, seeded
 
 DEPTH = 12
 # A factor a layer of every network, and of the sigmoid network with larger weights.
-STEADY = dict.fromkeys(factors.NETWORKS, 1.0)
+STEADY = dict.fromkeys(numbers.NETWORKS, 1.0)
 LARGER = {2: 0.4, 4: 0.6, 8: 0.9, 16: 1.3}
 
 
@@ -94,7 +94,7 @@ def test_gradients_of_layers_are_those_of_autograd(frame, scale):
 
 
 def test_only_a_plain_sigmoid_network_gets_larger_weights_and_chains(frame):
-    assert set(frame["weight_scale"]) == {1, *factors.SCALES}
+    assert set(frame["weight_scale"]) == {1, *numbers.SCALES}
     for other in ({"norm": "layer"}, {"activation": "tanh"}):
         own = vanishing.measure(sigmoid_network(**other), noise(16, 12), generator=seeded(1))
         assert set(own["weight_scale"]) == {1}
@@ -107,7 +107,7 @@ def test_mean_field_of_a_sigmoid_layer_is_the_expectation_by_sampling():
     for _ in range(50):
         q = 4 * np.mean(1 / (1 + np.exp(-math.sqrt(q) * z)) ** 2)
     s = 1 / (1 + np.exp(-math.sqrt(q) * z))
-    assert factors.in_theory(2) == pytest.approx(2 * math.sqrt(np.mean((s * (1 - s)) ** 2)), rel=2e-3)
+    assert numbers.in_theory(2) == pytest.approx(2 * math.sqrt(np.mean((s * (1 - s)) ** 2)), rel=2e-3)
 
 
 def with_factors(networks=None, larger=None, gsc=0.1, chain=-0.7, spread=0.01):
@@ -119,7 +119,7 @@ def with_factors(networks=None, larger=None, gsc=0.1, chain=-0.7, spread=0.01):
         part.loc[chosen, "value"] = chain * part.loc[chosen, "index"]
     parts = [part.assign(seed=0, activation="sigmoid", norm="none", weight_scale=1) for part in parts]
     cases = [(key, 1, factor) for key, factor in (STEADY | (networks or {})).items()]
-    cases += [(factors.SIGMOID, scale, factor) for scale, factor in (LARGER | (larger or {})).items()]
+    cases += [(numbers.SIGMOID, scale, factor) for scale, factor in (LARGER | (larger or {})).items()]
     for (activation, norm), scale, factor in cases:
         for seed in range(2):
             columns = {"seed": seed, "activation": activation, "norm": norm, "weight_scale": scale}
@@ -143,10 +143,10 @@ def profile(quantity, logarithms, names):
 
 def test_the_factor_a_layer_and_its_joint_interval():
     made = with_factors({("tanh", "none"): 0.5}).frame
-    expected = geometric_mean(0.5 * 10.0 ** np.array([0.005, -0.005]), comparisons=len(factors.NETWORKS))
-    found = factors.rate(made, "tanh", "none")
+    expected = geometric_mean(0.5 * 10.0 ** np.array([0.005, -0.005]), comparisons=len(numbers.NETWORKS))
+    found = numbers.rate(made, "tanh", "none")
     assert (found.value, found.low, found.high) == pytest.approx((0.5, expected.low, expected.high))
-    assert factors.layers(made) == DEPTH
+    assert numbers.layers(made) == DEPTH
 
 
 def verdicts(*args, **kwargs):
@@ -166,31 +166,31 @@ def keeps(network):
 
 def test_claims_follow_the_factors():
     tight = {"spread": 1e-4}
-    found = verdicts({factors.SIGMOID: 0.2, ("relu", "batch"): 2.0}, **tight)
+    found = verdicts({numbers.SIGMOID: 0.2, ("relu", "batch"): 2.0}, **tight)
     assert found[QUARTER] == found[GSC] == found[CHAIN] == found[LARGEST] == found[SMALLEST] == "supported"
     assert found[keeps("sigmoid")] == found[keeps("relu+batch")] == "contradicted"
     assert found[keeps("selu+layer")] == "supported"
     assert list(found.values()).count("checked") == 2
-    other = verdicts({factors.SIGMOID: 0.3}, {2: 0.2, 16: 0.9}, gsc=1.3, chain=0.1, **tight)
+    other = verdicts({numbers.SIGMOID: 0.3}, {2: 0.2, 16: 0.9}, gsc=1.3, chain=0.1, **tight)
     assert other[QUARTER] == other[GSC] == other[CHAIN] == other[LARGEST] == other[SMALLEST] == "contradicted"
-    unclear = verdicts({factors.SIGMOID: 0.25, ("tanh", "none"): 10 ** (1 / DEPTH)}, {2: 0.25, 16: 1.0}, **tight)
+    unclear = verdicts({numbers.SIGMOID: 0.25, ("tanh", "none"): 10 ** (1 / DEPTH)}, {2: 0.25, 16: 1.0}, **tight)
     assert unclear[QUARTER] == unclear[LARGEST] == unclear[SMALLEST] == unclear[keeps("tanh")] == "undecided"
 
 
 def test_the_answer_follows_the_verdicts():
-    yes = vanishing.answer(with_factors({factors.SIGMOID: 0.2, ("relu", "batch"): 2.0}, spread=1e-4))
+    yes = vanishing.answer(with_factors({numbers.SIGMOID: 0.2, ("relu", "batch"): 2.0}, spread=1e-4))
     assert yes.startswith("Yes for a sigmoid network") and "1.300 with 256 / n" in yes
     assert "shrunk more in sigmoid; grown more in relu+batch." in yes and "| relu+batch | 2.000 (" in yes
-    assert vanishing.answer(with_factors({factors.SIGMOID: 0.3}, spread=1e-4)).startswith("Not in a sigmoid network")
+    assert vanishing.answer(with_factors({numbers.SIGMOID: 0.3}, spread=1e-4)).startswith("Not in a sigmoid network")
     assert "does not decide alone" in yes
-    bound = with_factors({factors.SIGMOID: 0.2, ("sigmoid", "batch"): 0.2}, {2: 0.2}, spread=1e-4)
+    bound = with_factors({numbers.SIGMOID: 0.2, ("sigmoid", "batch"): 0.2}, {2: 0.2}, spread=1e-4)
     assert "does not decide alone" not in vanishing.answer(bound)
-    unclear = vanishing.answer(with_factors({factors.SIGMOID: 0.25}))
+    unclear = vanishing.answer(with_factors({numbers.SIGMOID: 0.25}))
     assert unclear.startswith("The data cannot tell") and "kept or not in sigmoid, " in unclear
 
 
 def test_figures_hold_what_the_frame_says():
-    drawn = vanishing.figures(with_factors({factors.SIGMOID: 0.2}, spread=1e-4))
+    drawn = vanishing.figures(with_factors({numbers.SIGMOID: 0.2}, spread=1e-4))
     points = drawn["weights"].axes[0].get_lines()[0]
     np.testing.assert_allclose(points.get_xdata(), [1, 4, 16, 64, 256])
     np.testing.assert_allclose(points.get_ydata(), [0.2, *LARGER.values()], rtol=1e-6)

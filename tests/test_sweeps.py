@@ -22,13 +22,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks import sweep_kills
-from experiments import claims, collect, config, launches, ledger, rerun, run, status
-from experiments.composing import Composer
+from experiments import rerun, seeds, status
+from experiments.archive import collecting
+from experiments.config import schema
 from experiments.files import read_json, write_json
+from experiments.runs import launches, locks, names, outcomes
+from experiments.runs.plan import Composer
 from gradscope import frames
 
 ROOT = Path(__file__).parent.parent
-config.register()
+schema.register()
 SMALL = ("model.depth=6", "model.width=8", "data.batch_size=8", "probes=2")
 
 
@@ -54,7 +57,7 @@ def states(results):
 
 
 def done(results):
-    return [folder for folder in launches.folders(results / "s") if ledger.is_done(folder)]
+    return [folder for folder in names.folders(results / "s") if outcomes.is_done(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def four(finished, tmp_path):
 
 def test_done_runs_are_skipped_and_broken_ones_made_again(four):
     before = {folder.name: frames.load(folder / "frame.parquet") for folder in done(four)}
-    truncated, corrupt, deleted, _ = sorted(launches.folders(four / "s"))
+    truncated, corrupt, deleted, _ = sorted(names.folders(four / "s"))
     (truncated / "frame.parquet").write_bytes((truncated / "frame.parquet").read_bytes()[:100])
     (corrupt / "status.json").write_text('{"state": "do')
     shutil.rmtree(deleted)
@@ -94,7 +97,7 @@ def test_done_runs_are_skipped_and_broken_ones_made_again(four):
 def test_a_sweep_is_extended(four):
     sweep(four, "seed=range(6)")
     assert sorted(states(four)[-1]) == ["done"] * 2 + ["skipped"] * 4
-    assert len(done(four)) == len(launches.folders(four / "s")) == 6
+    assert len(done(four)) == len(names.folders(four / "s")) == 6
 
 
 def test_a_failure_costs_one_run(tmp_path):
@@ -102,10 +105,10 @@ def test_a_failure_costs_one_run(tmp_path):
     assert states(tmp_path) == [["done", "failed", "done"]]
     assert "1 of 3 runs failed" in said and "activation must be one of linear, relu" in said
     assert "The same command runs those again that are not done." in said
-    (failed,) = [folder for folder in launches.folders(tmp_path / "s") if not ledger.is_done(folder)]
+    (failed,) = [folder for folder in names.folders(tmp_path / "s") if not outcomes.is_done(folder)]
     text = (failed / "error.txt").read_text()
     assert "Traceback" in text and "seed: 0" in text and "activation: nonsense" in text
-    assert ledger.Status.read(failed).error.startswith("ValueError: activation must be one of")
+    assert outcomes.Status.read(failed).error.startswith("ValueError: activation must be one of")
     said = sweep(tmp_path, "model.activation=nonsense,relu", "on_error=stop", "rerun=true", ok=False)
     assert states(tmp_path)[-1] == ["failed"] and "runs after the first failure were not begun" in said
     with pytest.raises(AssertionError, match="on_error must be one of continue, stop, got 'maybe'"):
@@ -118,7 +121,7 @@ def test_two_launches_at_once_share_the_work(tmp_path):
     outputs = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     counted = [state for launch in states(tmp_path) for state in launch]
-    assert counted.count("done") == 12 == len(done(tmp_path)) == len(launches.folders(tmp_path / "s"))
+    assert counted.count("done") == 12 == len(done(tmp_path)) == len(names.folders(tmp_path / "s"))
     assert len(counted) == 24
 
 
@@ -140,11 +143,11 @@ def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how)
         process.communicate(timeout=60)
         assert running_in(process.pid) == []
     sweep(tmp_path, "seed=range(10)")
-    assert len(done(tmp_path)) == len(launches.folders(tmp_path / "s")) == 10
+    assert len(done(tmp_path)) == len(names.folders(tmp_path / "s")) == 10
     counted = [state for launch in states(tmp_path) for state in launch]
     assert counted.count("done") >= 10 and "failed" not in counted
-    alone = collect.collect(finished / "s").frame
-    frame = collect.collect(tmp_path / "s").frame
+    alone = collecting.collect(finished / "s").frame
+    frame = collecting.collect(tmp_path / "s").frame
     assert (
         sorted(frame["seed"].unique()) == list(range(10)) and not frame.duplicated(["seed", "layer", "quantity"]).any()
     )
@@ -162,21 +165,21 @@ def running_in(session):
 
 
 def test_a_claim_belongs_to_one(tmp_path):
-    with claims.claimed(tmp_path) as first:
-        assert first and claims.owned(tmp_path)
-        with claims.claimed(tmp_path) as second:
+    with locks.claimed(tmp_path) as first:
+        assert first and locks.owned(tmp_path)
+        with locks.claimed(tmp_path) as second:
             assert not second
-    assert not claims.owned(tmp_path) and list(tmp_path.iterdir()) == []
+    assert not locks.owned(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 def test_of_many_that_find_a_dead_owner_one_wins(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    words = {"host": claims.socket.gethostname(), "pid": int(dead.stdout), "started": "1"}
+    words = {"host": locks.socket.gethostname(), "pid": int(dead.stdout), "started": "1"}
     won, together = [], threading.Barrier(8)
 
     def claim(folder):
         together.wait()
-        with claims.claimed(folder) as mine:
+        with locks.claimed(folder) as mine:
             won.append(mine)
             together.wait()
 
@@ -205,34 +208,34 @@ def test_an_owner_elsewhere_is_believed_while_it_beats(tmp_path):
 
     beats = threading.Thread(target=beat)
     beats.start()
-    with claims.claimed(tmp_path, patience=0.6) as mine:
+    with locks.claimed(tmp_path, patience=0.6) as mine:
         assert not mine
     stop.set()
     beats.join()
-    with claims.claimed(tmp_path, patience=0.6) as mine:
+    with locks.claimed(tmp_path, patience=0.6) as mine:
         assert mine
 
 
 def test_a_lock_that_was_never_written_is_taken_over(tmp_path):
     (tmp_path / "000000.lock").touch()
-    with claims.claimed(tmp_path) as mine:
+    with locks.claimed(tmp_path) as mine:
         assert mine
 
 
 def test_collect_reads_what_is_new(four, monkeypatch):
-    first = collect.collect(four / "s")
+    first = collecting.collect(four / "s")
     assert first.manifest["runs"] == 4 and first.manifest["config"]["seed"] == [0, 1, 2, 3]
     read = []
-    original = collect._read
+    original = collecting._read
     monkeypatch.setattr(
-        collect, "_read", lambda folder, status: (read.append(folder.name), original(folder, status))[1]
+        collecting, "_read", lambda folder, status: (read.append(folder.name), original(folder, status))[1]
     )
-    again = collect.collect(four / "s")
+    again = collecting.collect(four / "s")
     assert read == [] and len(again.frame) == len(first.frame)
     sweep(four, "seed=4")
-    gone = launches.folders(four / "s")[0]
+    gone = names.folders(four / "s")[0]
     shutil.rmtree(gone)
-    third = collect.collect(four / "s")
+    third = collecting.collect(four / "s")
     assert len(read) == 1 and third.manifest["runs"] == 4 and third.manifest["missing"] == 1
     assert gone.name not in set(third.frame["run"]) and set(third.frame["seed"]) == {1, 2, 3, 4}
     plain = pd.read_parquet(four / "s" / "data")
@@ -240,23 +243,23 @@ def test_collect_reads_what_is_new(four, monkeypatch):
 
 
 def test_status_counts_and_names(four, capsys):
-    truncated, *_ = launches.folders(four / "s")
+    truncated, *_ = names.folders(four / "s")
     (truncated / "status.json").unlink()
     sweep(four, "seed=9", "model.activation=nonsense,relu", ok=False)
-    shutil.rmtree(next(folder for folder in launches.folders(four / "s") if "relu" in folder.name))
+    shutil.rmtree(next(folder for folder in names.folders(four / "s") if "relu" in folder.name))
     progress = status.look(four / "s")
     assert (len(progress.done), len(progress.failed), len(progress.half)) == (3, 1, 1)
     assert len(progress.missing) == 1 and progress.left == 3 and progress.seconds_left > 0
     status.main(["s", "--results", str(four)])
     assert "activation must be" in capsys.readouterr().out
-    with claims.claimed(truncated):
+    with locks.claimed(truncated):
         assert status.look(four / "s").running == [truncated]
     with pytest.raises(SystemExit, match=r"There is no sweep .*nothing; sweeps there are: s"):
         status.main(["nothing", "--results", str(four)])
 
 
 def test_the_data_set_is_read_by_other_libraries(four):
-    frame = collect.collect(four / "s").frame
+    frame = collecting.collect(four / "s").frame
     files = str(four / "s" / "data" / "*" / "*.parquet")
     total = frame["log10_value"].sum()
     table = polars.read_parquet(files, hive_partitioning=True)
@@ -267,7 +270,7 @@ def test_the_data_set_is_read_by_other_libraries(four):
 
 
 def test_a_run_is_reproduced_or_not(four, capsys):
-    folder = launches.folders(four / "s")[0]
+    folder = names.folders(four / "s")[0]
     manifest = read_json(folder / "manifest.json")
     del manifest["config"]["nlc"]  # as a run had it that is older than this key
     write_json(folder / "manifest.json", manifest)
@@ -292,8 +295,8 @@ def test_a_run_is_reproduced_or_not(four, capsys):
 
 def test_many_seeds_in_one_run(finished, tmp_path):
     sweep(tmp_path, "seeds=4", "model.activation=relu,tanh")
-    frame = collect.collect(tmp_path / "s").frame
-    alone = collect.collect(finished / "s").frame
+    frame = collecting.collect(tmp_path / "s").frame
+    alone = collecting.collect(finished / "s").frame
     order = ["seed", "index", "quantity"]
     relu = frame[frame["activation"] == "relu"].sort_values(order)["log10_value"]
     np.testing.assert_array_equal(relu, alone.sort_values(order)["log10_value"])
@@ -335,25 +338,25 @@ def test_names_are_short_plain_and_never_twice(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         cfgs = {n: compose("measure", [f"sweep='{n}'", f"results={tmp_path}"]) for n in ("Ä ß/…", "s")}
         other = compose("measure", ["launcher=processes", f"results={tmp_path}", "sweep=s"])
-    name = run.folder(cfgs["s"], [f"model.init={'ü' * 300}", "launcher=slurm", "hydra/sweeper=basic"]).name
+    name = names.folder(cfgs["s"], [f"model.init={'ü' * 300}", "launcher=slurm", "hydra/sweeper=basic"]).name
     assert len(name) <= 120 and name.isascii() and "slurm" not in name and "sweeper" not in name
-    assert run.folder(cfgs["s"], ["seed=0"]).name == name  # the same configuration in other words
-    assert run.folder(other, ["launcher=processes"]).name == name
-    assert run.folder(cfgs["Ä ß/…"], []).parent == tmp_path / "Ä ß/…"
+    assert names.folder(cfgs["s"], ["seed=0"]).name == name  # the same configuration in other words
+    assert names.folder(other, ["launcher=processes"]).name == name
+    assert names.folder(cfgs["Ä ß/…"], []).parent == tmp_path / "Ä ß/…"
 
 
 def test_a_long_name_shows_every_key(tmp_path):
     long = [f"model.init={'x' * 300}", f"data.shape=[{'1,' * 60}1]", "model.depth=17", "seed=3", "study=jacobian"]
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("measure", [f"results={tmp_path}", "sweep=s"])
-    name = run.folder(cfg, long).name
-    assert 110 < len(name) <= 120 and name.endswith(f"-{run.digest(cfg)}")
+    name = names.folder(cfg, long).name
+    assert 110 < len(name) <= 120 and name.endswith(f"-{names.digest(cfg)}")
     kept = dict(part.split("=") for part in re.split(r",(?=[a-z])", name.rpartition("-")[0]))
     assert list(kept) == ["depth", "init", "seed", "shape"] and (kept["depth"], kept["seed"]) == ("17", "3")
     assert len(kept["init"]) == len(kept["shape"]) > 30  # cut alike
     many = [f"+extra.key_number_{number}=1" for number in range(20)]
-    assert len(run._readable(many, 107)) == 107
-    assert run._readable(["model.width=2", "monitor.width=3", "model.depth=1"], 107) == (
+    assert len(names._readable(many, 107)) == 107
+    assert names._readable(["model.width=2", "monitor.width=3", "model.depth=1"], 107) == (
         "depth=1,model.width=2,monitor.width=3"
     )
 
@@ -374,16 +377,16 @@ def test_folders_with_unusual_names(tmp_path):
     results = tmp_path / "Ergebnisse ü, 1=2"
     long = ",".join(f"layers.{n % 6}" for n in range(60))
     sweep(f"'{results}'", f"matrix_layers=[{long}]", "matrix=true", "seed=1,2")
-    (one, two) = launches.folders(results / "s")
-    assert len(one.name) <= 120 and ledger.is_done(one) and ledger.is_done(two)
-    assert collect.collect(results / "s").manifest["runs"] == 2
+    (one, two) = names.folders(results / "s")
+    assert len(one.name) <= 120 and outcomes.is_done(one) and outcomes.is_done(two)
+    assert collecting.collect(results / "s").manifest["runs"] == 2
 
 
 @pytest.mark.parametrize("launcher", ["processes", "slurm_local"])
 def test_launchers_give_the_same_numbers(finished, tmp_path, launcher):
     pytest.importorskip("submitit", reason="needs the extra slurm")
     sweep(tmp_path, "seed=range(2)", f"launcher={launcher}", GRADSCOPE_PROCESSES="2")
-    frame, alone = (collect.collect(results / "s").frame for results in (tmp_path, finished))
+    frame, alone = (collecting.collect(results / "s").frame for results in (tmp_path, finished))
     order = ["seed", "index", "quantity"]
     expected = alone[alone["seed"] < 2].sort_values(order)["log10_value"]
     np.testing.assert_array_equal(frame.sort_values(order)["log10_value"], expected)
@@ -400,7 +403,7 @@ def test_optuna_is_told_the_growth_rate(tmp_path):
         "hydra.sweeper.direction=minimize", "model.weight_variance=interval(1.0,3.0)", "model.activation=tanh",
     )  # fmt: skip
     best = read_yaml(tmp_path / "s" / "optimization_results.yaml")
-    values = {ledger.Status.read(folder).value for folder in done(tmp_path)}
+    values = {outcomes.Status.read(folder).value for folder in done(tmp_path)}
     assert len(values) == 3 and best["best_value"] == pytest.approx(min(values))
 
 
@@ -409,10 +412,10 @@ def read_yaml(path):
 
 
 def test_gpus_are_dealt_out(monkeypatch):
-    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(run.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(names.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(names.torch.cuda, "device_count", lambda: 3)
     dealt = []
     for number in range(4):
-        monkeypatch.setattr(run, "_job", lambda number=number: number)
-        dealt.append(str(run.device("auto")))
+        monkeypatch.setattr(seeds, "_job", lambda number=number: number)
+        dealt.append(str(seeds.device("auto")))
     assert dealt == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]

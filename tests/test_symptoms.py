@@ -12,16 +12,19 @@ from hydra import compose, initialize_config_module
 from rich.console import Console
 
 import gradscope as gs
-from experiments import figures, reference, run, symptoms, train
-from experiments.collect import Collected
-from experiments.study import condensed
+from experiments import figures, train
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.config import columns as config_columns
+from experiments.evidence.study import condensed
+from experiments.studies.exploding_symptoms import signals
 from gradscope import frames
 from gradscope.monitor.alarms import Alarms, MonitorWarning
 from tests.symptom_stories import STEPS, from_step, together, told
 
 
 def firsts(**changes):
-    return symptoms.first_steps(symptoms.series(*told(**changes))).iloc[0]
+    return signals.first_steps(signals.series(*told(**changes))).iloc[0]
 
 
 def test_a_run_without_symptoms():
@@ -72,7 +75,7 @@ def test_signals_of_random_runs_are_the_alarms_of_the_monitor():
         walk = np.cumsum(generator.normal(0, 0.8, (4, STEPS)), axis=1)
         loss, gradient, weights, gsc = np.exp(walk * [[0.4], [1], [0.5], [2.5]])
         frame, metrics = told(seed, loss=loss, gradient=gradient, weights=weights / weights[0], gsc=gsc)
-        found = symptoms.first_steps(symptoms.series(frame, metrics)).iloc[0]
+        found = signals.first_steps(signals.series(frame, metrics)).iloc[0]
         alarms, expected = Alarms({"first": 2.0, "second": 1.0}), {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MonitorWarning)
@@ -98,15 +101,15 @@ def test_leads_count_only_what_came_before_the_failure():
         told(1, loss=fails, gradient=from_step(19, 99.0), gsc=from_step(17, 1e7, 10.0)),
         told(2, update=from_step(3, 1.0, 0.01)),
     )
-    found = symptoms.first_steps(symptoms.series(collected.frame, collected.metrics))
+    found = signals.first_steps(signals.series(collected.frame, collected.metrics))
     assert found["failure_step"].tolist() == [18, 18, math.inf] and found["nan_step"].tolist() == [20, 20, math.inf]
-    leads = symptoms.leads(found)
+    leads = signals.leads(found)
     assert leads["update"].tolist()[0] == 7 and leads["gsc"].tolist()[1] == 1
     assert leads.notna().sum().sum() == 3  # also the jump of GSC; weights grew at the failure, not before
-    to_nan = symptoms.leads(found, "nan_step")
+    to_nan = signals.leads(found, "nan_step")
     assert to_nan["update"].tolist()[0] == 9 and to_nan["gsc_jump"].tolist()[1] == 3
     assert to_nan.notna().sum().sum() == 3
-    rang = symptoms.quiet(found)
+    rang = signals.quiet(found)
     assert len(rang) == 1 and rang.sum().sum() == 1 and rang["update"].all()
 
 
@@ -114,11 +117,11 @@ def test_what_is_kept_of_the_runs(tmp_path):
     fails, update = from_step(30, math.nan), from_step(2, 1.0, 0.01)
     failing = [told(seed, loss=fails, update=update, gradient=from_step(20, 99.0)) for seed in range(3)]
     late = told(0, model="late", loss=from_step(35, 1e9))  # the last to fail, but not by NaN
-    once = symptoms.condensed(together(*failing, told(model="sane", update=update), late))
+    once = signals.condensed(together(*failing, told(model="sane", update=update), late))
     reference.save(replace(once, manifest={"runs": 5}), tmp_path)
     again = reference.load(tmp_path)
     for collected in (once, again):
-        runs = symptoms.runs(frames.check(collected.frame))
+        runs = signals.runs(frames.check(collected.frame))
         assert runs["failure_step"].to_dict() == {
             ("late", 0.1, 0): 35, ("net", 0.1, 0): 30, ("net", 0.1, 1): 30, ("net", 0.1, 2): 30,
             ("sane", 0.1, 0): math.inf,
@@ -136,7 +139,7 @@ def test_figures_read_what_is_kept_of_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(figures.collect, "load", lambda folder: everything)
     kept_of_it, folder = figures.read(figures.Config(study="exploding_symptoms", results=str(tmp_path)))
     assert folder == tmp_path / "exploding_symptoms" / "figures" and "run" not in kept_of_it.frame
-    assert symptoms.runs(kept_of_it.frame)["failure_step"].tolist() == [30, math.inf]
+    assert signals.runs(kept_of_it.frame)["failure_step"].tolist() == [30, math.inf]
     assert condensed("architectures", everything) is everything
 
 
@@ -157,13 +160,13 @@ def test_a_run_that_explodes(tmp_path, monkeypatch):
         cfg = compose("train", words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MonitorWarning)
-        columns = run.columns(cfg, {"model": "selu", "data": "digits"})
+        columns = config_columns.columns(cfg, {"model": "selu", "data": "digits"})
         train.train(cfg, tmp_path, torch.device("cpu"), Console(quiet=True), columns)
     collected = Collected(frames.load(tmp_path / "monitor.parquet"), pd.read_parquet(tmp_path / "metrics.parquet"), {})
-    table = symptoms.series(collected.frame, collected.metrics).droplevel(symptoms.KEYS)
+    table = signals.series(collected.frame, collected.metrics).droplevel(signals.KEYS)
     np.testing.assert_allclose(table["loss"], shown, rtol=1e-6)
     bad = [step for step, loss in enumerate(shown) if not loss <= 10 * math.log(10)]
-    kept = symptoms.runs(symptoms.condensed(collected).frame).iloc[0]
+    kept = signals.runs(signals.condensed(collected).frame).iloc[0]
     assert kept["failure_step"] == bad[0] and 0 < bad[0] < 12
     growth = np.max(np.array(lengths) / lengths[0], axis=1)
     np.testing.assert_allclose(table["weight_growth"].iloc[: bad[0]], growth[: bad[0]], rtol=1e-5)

@@ -9,7 +9,8 @@ import pytest
 
 import gradscope.meanfield as mf
 from benchmarks import faults
-from experiments import agreement, theory
+from experiments import agreement
+from experiments.reports import growth
 from gradscope import plots
 
 mpl.use("Agg")
@@ -22,16 +23,16 @@ CONFIG = {
 
 def test_predictions_from_a_configuration():
     row = pd.Series(CONFIG)
-    assert theory.rate(row) == pytest.approx(mf.gsc_rate("tanh", "layer"), rel=1e-6)
+    assert growth.rate(row) == pytest.approx(mf.gsc_rate("tanh", "layer"), rel=1e-6)
     for key, value in (("data", "cifar10"), ("init", "orthogonal"), ("activation", "mish"), ("out_features", 10)):
-        assert math.isnan(theory.rate(pd.Series({**CONFIG, key: value}))), key
+        assert math.isnan(growth.rate(pd.Series({**CONFIG, key: value}))), key
     critical = {**CONFIG, "norm": "none", "weight_variance": 2.0, "bias_variance": 0.1038}
-    assert theory.rate(pd.Series(critical)) == pytest.approx(1, abs=2e-3)
+    assert growth.rate(pd.Series(critical)) == pytest.approx(1, abs=2e-3)
     residual = {**CONFIG, "residual": "identity", "skip_weight": 2.0}
-    assert 1 < theory.rate(pd.Series(residual)) < 1.1
-    frame = theory.profiles(pd.DataFrame([CONFIG, {**CONFIG, "activation": "relu", "norm": "batch"}]), ["activation"])
+    assert 1 < growth.rate(pd.Series(residual)) < 1.1
+    frame = growth.profiles(pd.DataFrame([CONFIG, {**CONFIG, "activation": "relu", "norm": "batch"}]), ["activation"])
     assert len(frame) == 62 and set(frame["activation"]) == {"tanh", "relu"}
-    assert theory.profiles(pd.DataFrame([{**CONFIG, "data": "cifar10"}]), ["activation"]).empty
+    assert growth.profiles(pd.DataFrame([{**CONFIG, "data": "cifar10"}]), ["activation"]).empty
 
 
 def test_the_extrapolation_is_a_weighted_line():

@@ -12,8 +12,11 @@ from rich.console import Console
 from torch import nn
 
 import gradscope as gs
-from experiments import collect, ledger, measure, outputs, sinks, train
-from experiments.records import read
+from experiments import measure, train
+from experiments.archive import collecting
+from experiments.runs import outcomes
+from experiments.training import outputs, sinks
+from experiments.training.records import read
 from gradscope import frames
 from tests.commands import run_main
 
@@ -81,12 +84,12 @@ def test_a_run_that_diverges_leaves_its_tables(command, tmp_path):
     said, code = command(*DIVERGING)
     folder = folder_of(tmp_path)
     assert code == 1 and said.count("Stopped: The loss is") == 1 and "Traceback" not in said
-    status = ledger.Status.read(folder)
-    assert status.state == ledger.FAILED and "monitor.parquet" in status.files
+    status = outcomes.Status.read(folder)
+    assert status.state == outcomes.FAILED and "monitor.parquet" in status.files
     monitored, recorded = frames.load(folder / "monitor.parquet"), read(folder / "monitor.jsonl")
     assert sorted(set(monitored["step"])) == [record["step"] for record in recorded] == [0]
     assert set(monitored["activation"]) == {"relu"}
-    found = collect.collect(tmp_path / "train")
+    found = collecting.collect(tmp_path / "train")
     assert found.manifest["runs"] == found.manifest["failed"] == 1 and len(found.frame) == len(monitored)
 
 

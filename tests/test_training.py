@@ -19,11 +19,13 @@ from rich.console import Console
 from torch import nn
 
 import gradscope as gs
-from experiments import build, checkpoints, loop, train
-from experiments import images as images_module
-from experiments.images import Augmentation, Images
-from experiments.recipe import SCHEDULES, Recipe
-from experiments.records import read
+from experiments import train
+from experiments.config import build
+from experiments.data import images as data_images
+from experiments.data.images import Augmentation, Images
+from experiments.training import checkpoints, loop
+from experiments.training.recipe import SCHEDULES, Recipe
+from experiments.training.records import read
 
 ROOT = Path(__file__).parent.parent
 
@@ -220,7 +222,7 @@ def test_a_step_on_the_meta_device(monkeypatch):
     assert loop.update(model, optimizer, data, indices, recipe, 0, 9).device.type == "meta"
     forgotten = {  # the device, at one place each
         (torch, "arange"): lambda num, device: torch.zeros(num, dtype=torch.int64),
-        (images_module, "_sent"): lambda value, device: value,
+        (data_images, "_sent"): lambda value, device: value,
         (nn.functional, "cross_entropy"): lambda output, y, **options: (output.sum(1) * torch.rand(16)).mean(),
     }
     for (place, name), on_the_cpu in forgotten.items():

@@ -1,1 +1,1 @@
-"""One question a file: see `experiments.study.Study`."""
+"""One question a file: see `experiments.evidence.study.Study`."""

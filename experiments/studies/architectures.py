@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import drawing, labels, report
-from experiments.collect import Collected
-from experiments.study import Claim
-from experiments.summaries import Mean, geometric_mean, mean
+from experiments.archive import labels
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.study import Claim
+from experiments.reports import growth as report_growth
+from experiments.reports import sweep_figures
 from gradscope import plots
 from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 
@@ -81,10 +83,10 @@ def figures(collected: Collected) -> dict[str, Figure]:
     """The generic ones, and the linear fit error."""
     frame = collected.frame
     keys = labels.network_keys(frame)
-    made = drawing.draw(frame, keys, report.growth_table(frame, keys), drawing.describe(collected))
+    made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), sweep_figures.describe(collected))
     made["linear_fit_error"], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     plots.statistic(frame, "linear_fit_error", log10=True, hue=keys[0], style=keys[1], ax=ax)
-    ax.set_title(f"{drawing.describe(collected)}\n{drawing.spread(frame)}", fontsize=10)
+    ax.set_title(f"{sweep_figures.describe(collected)}\n{sweep_figures.spread(frame)}", fontsize=10)
     return made
 
 
@@ -133,7 +135,7 @@ def _grouped(words: Mapping[Any, str], found: Mapping[str, Any], notes: Mapping[
 
 def _growth(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Of GSC, by model."""
-    table = report.growth_table(frame, ["model"]).set_index("model")
+    table = report_growth.growth_table(frame, ["model"]).set_index("model")
     return {str(model): table.loc[model].to_dict() for model in table.index}
 
 

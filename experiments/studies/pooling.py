@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from experiments import translation
-from experiments.collect import Collected
-from experiments.study import Claim
-from experiments.summaries import Mean, geometric_mean
-from experiments.symmetry_figures import POOLED, FloatArray
-from experiments.translation import RECTIFIED, SHIFTS
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, geometric_mean
+from experiments.evidence.study import Claim
+from experiments.studies.convolution import measurement
+from experiments.studies.convolution.figures import FloatArray
+from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
+from experiments.studies.convolution.numbers import POOLED
 
 # Of the configuration; the tests hold it against it.
 NUM_IMAGES = 32
@@ -51,8 +52,8 @@ pooled maps had been seen to change less under the smallest shift.
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.DataFrame:
-    """`experiments.translation.pooling` for all shifts; nothing of it is random."""
-    return translation.pooling(model, x, SHIFTS)
+    """`experiments.studies.convolution.measurement.pooling` for all shifts; nothing of it is random."""
+    return measurement.pooling(model, x, SHIFTS)
 
 
 def figures(collected: Collected) -> dict[str, Figure]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradscope as gs
-from experiments.collect import Collected
-from experiments.study import Claim
-from experiments.summaries import Mean, geometric_mean, mean
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.study import Claim
 from gradscope.frames import observed
 from gradscope.models import MLP
 

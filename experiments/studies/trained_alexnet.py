@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import drawing, training_figures
-from experiments.collect import Collected
-from experiments.study import Claim
-from experiments.summaries import Mean, geometric_mean, mean
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.study import Claim
+from experiments.reports import sweep_figures, training_figures
 
 RESULTS = "alexnet"
 NAMES = {"alexnet_a_no_dropout": "A without dropout", "alexnet_b": "B"}
@@ -69,7 +69,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
         table.assign(network=[_name(model) for model in table["model"]])
         for table in (collected.frame, collected.metrics)
     )
-    made = training_figures.draw(frame, metrics, drawing.describe(collected))
+    made = training_figures.draw(frame, metrics, sweep_figures.describe(collected))
     order = ("gsc_over_training", "gsc_before_after", "learning", "gradient_norms")
     return {name: made[name] for name in order}
 

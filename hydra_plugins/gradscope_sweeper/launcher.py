@@ -1,4 +1,4 @@
-"""Hydra looks for plugins in this place only; what this one does is in `experiments.processes`."""
+"""Hydra looks for plugins in this place only; what this one does is in `experiments.runs.workers`."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class ProcessesLauncher(JoblibLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """As of Hydra's plugins."""
-        from experiments.processes import Shared, launch
+        from experiments.runs.workers import Shared, launch
 
         assert self.hydra_context is not None and self.config is not None and self.task_function is not None
         shared = Shared(self.hydra_context, self.config, self.task_function)

@@ -1,4 +1,4 @@
-"""Hydra looks for plugins in this place only; what this one does is in `experiments.composing` and `.sweeping`."""
+"""Hydra looks for plugins in this place only; what this one does is in `experiments.runs.plan` and `.sweeping`."""
 
 import itertools
 import sys
@@ -11,20 +11,20 @@ from omegaconf import DictConfig
 
 
 class ComposedSweeper(BasicSweeper):
-    """Hydra's own sweeper, whose launcher composes configurations through `experiments.composing.Composer`, and whose
-    runs are those of an `experiments.sweeping.Sweep`."""
+    """Hydra's own sweeper, whose launcher composes configurations through `experiments.runs.plan.Composer`, and whose
+    runs are those of an `experiments.runs.sweep.Sweep`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """As of Hydra's plugins."""
-        from experiments.composing import Composer
+        from experiments.runs.plan import Composer
 
         context = HydraContext(config_loader=Composer(hydra_context.config_loader), callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """As of Hydra's plugins; every run is looked at in the end, and exit codes say whether all are done."""
-        from experiments.launching import most_at_once, num_processes
-        from experiments.sweeping import Sweep
+        from experiments.runs.sweep import Sweep
+        from experiments.runs.workers import most_at_once, num_processes
 
         assert self.hydra_context is not None and self.config is not None and self.launcher is not None
         loader = self.hydra_context.config_loader

@@ -1,0 +1,1 @@
+"""Results that runs have left: collected tables, reference results, labels and differences."""

@@ -1,0 +1,100 @@
+"""What tells the networks of a sweep apart, and what they are called in tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.config.columns import CLASS
+from gradscope import frames
+
+NETWORK = "network"
+
+
+def network_keys(frame: pd.DataFrame) -> list[str]:
+    """Configuration columns that tell the networks of a sweep apart: those that vary, seeds and steps aside.
+
+    A null is a value like any other.  Keys that not every network has, classes, ``data`` and ``model`` are left out
+    where the other columns say the same; so networks that differ in anything differ in one of these keys.
+    """
+    own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step", "run")]
+    networks = frame[own].drop_duplicates()
+    varying = [name for name in own if networks[name].nunique(dropna=False) > 1]
+    holes = [name for name in varying if networks[name].isna().any()]
+    classes = [name for name in varying if name.endswith(f".{CLASS}")]
+    for name in dict.fromkeys([*holes, *classes, "data", "model"]):
+        rest = [other for other in varying if other != name]
+        needed = name == "model" and any(other in holes for other in rest)  # it says why others have no such key
+        if name in varying and rest and not needed and _determined(networks, name, rest):
+            varying = rest
+    return varying or ["model"]
+
+
+def _determined(networks: pd.DataFrame, name: str, rest: list[str]) -> bool:
+    return bool((networks.groupby(rest, dropna=False, observed=True)[name].nunique(dropna=False) == 1).all())
+
+
+def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows by these keys: numbers by size, words as they come."""
+    ranks = {}
+    for key in keys:
+        codes, values = pd.factorize(frame[key], use_na_sentinel=False)
+        holes = pd.isna(values)
+        if all(isinstance(value, Number) for value in values[~holes]):
+            sizes = np.array([np.inf if hole else float(value) for value, hole in zip(values, holes, strict=True)])
+            codes = np.argsort(np.argsort(sizes, kind="stable"))[codes]
+        ranks[key] = codes
+    order = pd.DataFrame(ranks).sort_values(list(keys), kind="stable").index
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def label(key: str, value: Any) -> str:
+    """``relu`` for a word, ``depth=10`` for a number, a truth or a null, which alone would say nothing."""
+    if isinstance(value, str):
+        return value
+    short = _short(key)
+    if value is None or pd.isna(value):
+        return f"{short}=null"
+    return f"{short}={str(value).lower() if isinstance(value, (bool, np.bool_)) else f'{value:g}'}"
+
+
+def _short(key: str) -> str:
+    return key if key.endswith(f".{CLASS}") else key.rpartition(".")[2]
+
+
+def in_words(key: str, values: pd.Series) -> pd.Series:
+    """``norm=batch``, for a picture of several keys, by row."""
+    names = labeled(values.to_frame(key), [key])[key]
+    short = _short(key)
+    return names.where(names.str.startswith(f"{short}="), f"{short}=" + names)
+
+
+def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The labels of these keys, a column each, by row."""
+    columns = {}
+    for key in keys:
+        codes, values = pd.factorize(table[key], use_na_sentinel=False)
+        columns[key] = np.array([label(key, value) for value in values], dtype=object)[codes]
+    return pd.DataFrame(columns, index=table.index)
+
+
+def network_name(labels: Iterable[object]) -> str:
+    """``relu+batch`` for ("relu", "batch"); the word none is left out, unless nothing else is there."""
+    return "+".join(str(value) for value in labels if value != "none") or "none"
+
+
+def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """With a column ``network``, the name of each row's network; with keys in words where two would be called alike."""
+    parts = labeled(table, keys)
+    networks = parts.drop_duplicates()
+    names = networks.apply(network_name, axis=1)
+    if names.duplicated().any():
+        parts = pd.DataFrame({key: in_words(key, table[key]) for key in keys})
+        networks = parts.drop_duplicates()
+        names = networks.apply("+".join, axis=1)
+    of_row = parts.merge(networks.assign(**{NETWORK: names}), on=list(keys), how="left")[NETWORK]
+    return table.assign(**{NETWORK: of_row.to_numpy()})

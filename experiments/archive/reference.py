@@ -1,0 +1,84 @@
+"""Reference results of a study: small enough to commit, complete enough to redraw every figure.
+
+``data.csv`` holds what varies from row to row; columns that are the same in all rows, or the same for all rows of one
+model, stand in ``manifest.json`` instead, and ``value`` follows from ``log10_value`` where there is one.  Where
+networks were trained, ``metrics.csv`` holds the records of training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.archive import labels
+from experiments.archive.tables import Collected
+from experiments.files import write_json, written
+from gradscope import frames
+
+RECORDED = (
+    "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",
+)  # fmt: skip
+FORMATS = {
+    "value": ".10g", "log10_value": ".4f", "log10_stderr_probe": ".2g", "log10_stderr_sample": ".2g",
+    "stderr_sample": ".2g",
+}  # fmt: skip
+SPARSE = ("value", "stderr_sample")
+DATA, METRICS = "data.csv", "metrics.csv"
+
+
+def save(collected: Collected, folder: Path) -> None:
+    """Write ``data.csv`` and ``manifest.json``; logarithms keep four decimals, other numbers ten digits, errors two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = collected.frame
+    config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
+    constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}
+    by_model = frame.groupby("model", observed=True, sort=False)
+    varying = [name for name in config if name not in constants]
+    own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
+    models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
+    rows = frame.drop(columns=[*constants, *own])
+    # Only numbers without a logarithm need their value.
+    rows["value"] = rows["value"].where(rows["log10_value"].isna())
+    rows = rows.drop(columns=[name for name in SPARSE if rows[name].isna().all()])
+    for name, digits in FORMATS.items():
+        if name in rows:
+            rows[name] = ["" if pd.isna(value) else f"{value:{digits}}" for value in rows[name]]
+    written(folder / DATA, lambda temporary: rows.to_csv(temporary, index=False))
+    columns = {"constant": constants, "by_model": models}
+    write_json(folder / "manifest.json", {**collected.manifest, "columns": columns})
+    if collected.metrics is not None:
+        save_metrics(collected.metrics, labels.network_keys(frame), folder)
+
+
+def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:
+    """Write ``metrics.csv``: what was recorded of each run, six digits; ``keys`` and seed tell the runs apart."""
+    table = metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]]
+    written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
+
+
+def load(folder: Path) -> Collected:
+    """What `save` was given, up to digits; the frame is checked."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rows = pd.read_csv(folder / DATA, keep_default_na=False, na_values=[""])
+    columns: dict[str, Any] = manifest["columns"]
+    rows = rows.assign(**{name: math.nan for name in SPARSE if name not in rows})
+    rows["value"] = rows["value"].where(rows["log10_value"].isna(), 10.0 ** rows["log10_value"])
+    for name, value in columns["constant"].items():
+        rows[name] = [value] * len(rows)
+    for name in next(iter(columns["by_model"].values())):
+        rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
+    path = folder / METRICS
+    metrics = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.is_file() else None
+    return Collected(frames.check(frames.upgraded(rows)), metrics, manifest)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as JSON knows it; any null as None."""
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,80 @@
+"""From a configuration to what it describes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import seeds
+from experiments.config.schema import MeasureConfig
+from experiments.data.cifar10_files import IMAGE_SHAPE
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def call(cfg: Mapping[str, Any], **further: Any) -> Any:
+    """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
+    return get_object(cfg["_target_"])(**(_arguments(cfg) | further))
+
+
+def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
+    """The model of a configuration, with weights from the seed's own generator.
+
+    A class that takes no ``generator`` draws from torch's global one, which is seeded for it and put back.
+    """
+    generator = seeds.generator(seed, "model")
+    if _takes_generator(cfg["_target_"]):
+        made = call(cfg, **further, generator=generator)
+    else:
+        with torch.random.fork_rng():
+            seeds.seed_torch(generator.initial_seed())
+            made = call(cfg, **further)
+    if not isinstance(made, torch.nn.Module):
+        raise TypeError(f"model._target_={cfg['_target_']} made a {type(made).__name__}, not a torch.nn.Module.")
+    return made
+
+
+@cache
+def _takes_generator(path: str) -> bool:
+    try:
+        return "generator" in inspect.signature(get_object(path)).parameters
+    except ValueError:  # a class written in C has no signature
+        return False
+
+
+def _arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    # A copy, because what is called may change a list that it is given, and the next seed is given it too.
+    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
+    return {key: value for key, value in values.items() if key != "_target_"}
+
+
+def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The model and the batch that a configuration describes, on its device."""
+    if cfg.mode not in ("train", "eval"):
+        raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
+    if cfg.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
+    x = call(cfg.data, shape=_sample_shape(cfg), generator=seeds.generator(cfg.seed, "data"))
+    sizes = {}
+    if cfg.model.get("in_features", 0) is None:
+        sizes["in_features"] = math.prod(x.shape[1:])
+    built = model(cfg.model, cfg.seed, **sizes)
+    device, dtype = seeds.device(cfg.device), DTYPES[cfg.dtype]
+    return built.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
+
+
+def _sample_shape(cfg: MeasureConfig) -> tuple[int, ...]:
+    """Shape of one sample of noise: as configured, or what the model takes."""
+    if cfg.data.get("shape") is not None:
+        return tuple(cfg.data["shape"])
+    if "in_features" in cfg.model:
+        return (cfg.model["in_features"] or cfg.model["width"],)
+    return IMAGE_SHAPE

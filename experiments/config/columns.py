@@ -1,0 +1,55 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.runs.names import PLACE_KEYS
+from gradscope.frames import COLUMNS
+
+# Columns that say what was measured, when, and in which run.
+RESERVED = (*COLUMNS, "run", "step", "epoch")
+# Keys that are no columns: a list of seeds is the column of seeds, row by row.
+NO_COLUMN = (*PLACE_KEYS, "seeds")
+# The key of a class or a function to call; every group may have one, so its column has the whole path as name.
+CLASS = "_target_"
+# Groups whose choice is no column: of the same kind as `PLACE_KEYS`.
+NO_CHOICE = ("study", "launcher")
+# Groups whose keys come first to a plain name, of a training run and of a measurement.
+PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
+
+
+def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
+    """The run's configuration as columns of its frame: every key by its own name, groups by what was chosen.
+
+    A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``), and
+    in no group ``config.`` before it (``config.target``, what was asked for); a list is its JSON.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    chosen = {name: choice for name, choice in choices.items() if name not in NO_CHOICE and "/" not in name}
+    flat: dict[str, Any] = {"model": choices["model"], "data": choices["data"], **chosen}
+    groups = {str(key): value for key, value in config.items() if isinstance(value, dict)}
+    first = [name for name in PLAIN["train" if "train" in config else "measure"] if name in groups]
+    others = [key for key in config if key not in (*groups, *NO_COLUMN, *chosen, "measurement")]
+    leaves: list[tuple[tuple[str, ...], Any]] = [((str(key),), config[key]) for key in others]
+    for name in (*first, *(name for name in groups if name not in first)):
+        leaves += _leaves((name,), groups[name])
+    for path, value in leaves:
+        if ".".join(path) in PLACE_KEYS:
+            continue
+        taken = path[-1] in flat or path[-1] in RESERVED or path[-1] == CLASS
+        whole = ".".join(path if path[1:] else ("config", *path))
+        flat[whole if taken else path[-1]] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Values below a key with their paths; its own first, then those of keys in keys."""
+    if not isinstance(value, dict):
+        return [(path, value)]
+    parts = sorted(value.items(), key=lambda item: isinstance(item[1], dict))
+    return [leaf for key, part in parts for leaf in _leaves((*path, str(key)), part)]

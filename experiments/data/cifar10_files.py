@@ -1,0 +1,249 @@
+"""CIFAR-10 (Krizhevsky, 2009) from a folder, in any of the three layouts in which people have it.
+
+Looked for in this order:
+
+    cifar-10-batches-bin/   data_batch_1.bin .. data_batch_5.bin, test_batch.bin     the official binary version
+    cifar-10-batches-py/    data_batch_1 .. data_batch_5, test_batch                 the official Python version
+    trainLabels.csv         and train/1.png .. train/50000.png                       the Kaggle version, no test labels
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from experiments.data.download import download as fetch
+from experiments.data.download import extract
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IMAGE_SHAPE = (3, 32, 32)
+IMAGE_SIZE = 3 * 32 * 32
+RECORD_SIZE = 1 + IMAGE_SIZE  # bytes: the label, then the red, green and blue planes row by row
+BINARY = "cifar-10-batches-bin"
+PYTHON = "cifar-10-batches-py"
+KAGGLE = "trainLabels.csv"
+TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST_BATCHES = ("test_batch",)
+ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the test images: ``images`` (N, 3, 32, 32) uint8 in RGB, ``labels`` (N,) int64 in 0..9."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+def data_root() -> Path:
+    """The data folder: the environment variable ``GRADSCOPE_DATA``, else ``gradscope`` in the user's cache folder."""
+    if folder := os.environ.get("GRADSCOPE_DATA"):
+        return Path(folder).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "gradscope"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gradscope"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradscope"
+
+
+def load(root: Path | None = None, *, train: bool, limit: int | None = None, download: bool = False) -> Split:
+    """Read the training or the test images, in the order of the files.
+
+    Arguments:
+        root: Folder that holds one of the layouts; `data_root` by default.
+        train: The training images, or the test images.
+        limit: Read only so many, the first ones.  The binary and the Kaggle layout then read no others.
+        download: Where no layout is present, fetch the official archive (about 170 MB) into ``root`` first.
+
+    Raises:
+        FileNotFoundError: There is no layout, a file of it is missing, or the test split of Kaggle is asked for.
+        ValueError: ``limit`` is less than one or more than there are, or a file is not what its layout says.
+        ConnectionError: The download failed.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or None for all images; got {limit}.")
+    root = data_root() if root is None else root
+    readers = {BINARY: _read_binary, PYTHON: _read_python, KAGGLE: _read_kaggle}
+    if download and not any((root / layout).exists() for layout in readers):
+        _fetch_official(root)
+    for layout, read in readers.items():
+        if (root / layout).exists():
+            return read(root / layout, train, limit)
+    raise FileNotFoundError(
+        f"there is no CIFAR-10 in {root}.  Three ways to go on:\n"
+        f"  1. put {BINARY}/, {PYTHON}/, or {KAGGLE} with train/ there, or set GRADSCOPE_DATA to their folder;\n"
+        "  2. data.download=true fetches the official archive;\n"
+        "  3. data=digits needs no files; nor does data=noise, to measure with and not to train on."
+    )
+
+
+def _fetch_official(root: Path) -> None:
+    archive = fetch(ARCHIVE_URL, root / "cifar-10-binary.tar.gz", md5=ARCHIVE_MD5)
+    extract(archive, root / BINARY, [f"{name}.bin" for name in TRAIN_BATCHES + TEST_BATCHES])
+    archive.unlink()
+
+
+def _batch_paths(folder: Path, train: bool, suffix: str) -> list[Path]:
+    paths = [folder / f"{name}{suffix}" for name in (TRAIN_BATCHES if train else TEST_BATCHES)]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: complete the folder, or delete it and fetch it again.")
+    return paths
+
+
+def _num_wanted(limit: int | None, available: int, source: Path) -> int:
+    if limit is not None and limit > available:
+        raise ValueError(f"limit is {limit}, but {source} has {available} images in this split: ask for fewer.")
+    return available if limit is None else limit
+
+
+def _read_binary(folder: Path, train: bool, limit: int | None) -> Split:
+    paths = _batch_paths(folder, train, ".bin")
+    counts = [_num_records(path) for path in paths]
+    remaining = _num_wanted(limit, sum(counts), folder)
+    batches = []
+    for path, count in zip(paths, counts, strict=True):
+        batches.append(_read_records(path, min(count, remaining)))
+        remaining -= len(batches[-1])
+    records = np.concatenate(batches)  # (N, 3073)
+    return Split(records[:, 1:].reshape(-1, *IMAGE_SHAPE), records[:, 0].astype(np.int64))
+
+
+def _num_records(path: Path) -> int:
+    num_records, rest = divmod(path.stat().st_size, RECORD_SIZE)
+    if rest:
+        raise ValueError(
+            f"{path}: the record at byte {num_records * RECORD_SIZE} has {rest} of {RECORD_SIZE} bytes: the file is "
+            "truncated or not CIFAR-10.  Replace it by a fresh copy."
+        )
+    if not num_records:
+        raise ValueError(f"{path} is empty.  Replace it by a fresh copy.")
+    return num_records
+
+
+def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
+    """The first ``count`` records, (count, 3073)."""
+    records = np.fromfile(path, np.uint8, count * RECORD_SIZE).reshape(count, RECORD_SIZE)
+    bad = np.flatnonzero(records[:, 0] >= len(CLASSES))
+    if bad.size:
+        raise ValueError(
+            f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9: the file is "
+            "damaged or not CIFAR-10.  Replace it by a fresh copy."
+        )
+    return records
+
+
+def _read_python(folder: Path, train: bool, limit: int | None) -> Split:
+    batches = [_read_batch(path) for path in _batch_paths(folder, train, "")]
+    images = np.concatenate([rows for rows, _ in batches])  # (N, 3072)
+    labels = np.concatenate([labels for _, labels in batches])
+    num_images = _num_wanted(limit, len(labels), folder)
+    return Split(images[:num_images].reshape(-1, *IMAGE_SHAPE), labels[:num_images])
+
+
+def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Rows (N, 3072) and labels (N,) of one pickled batch."""
+    with path.open("rb") as file:
+        try:
+            batch = ArrayUnpickler(file, encoding="bytes").load()
+            data, labels = decode(batch[b"data"]), list(batch[b"labels"])
+        except KeyError as error:
+            raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
+        except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+            raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  Replace it by a fresh copy.") from error
+    if data.ndim != 2 or data.shape[1] != IMAGE_SIZE or not len(data):
+        raise ValueError(f"{path}: data has shape {data.shape}, expected (N, {IMAGE_SIZE}) with N at least 1.")
+    if len(labels) != len(data):
+        raise ValueError(f"{path}: {len(labels)} labels for {len(data)} rows of data.")
+    for row, label in enumerate(labels):
+        if label not in range(len(CLASSES)):
+            raise ValueError(f"{path}: the label of row {row} is {label!r}, not an integer in 0..9.")
+    return data, np.array(labels, np.int64)
+
+
+def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
+    if not train:
+        raise FileNotFoundError(
+            f"the Kaggle layout in {table.parent} has no labeled test split.  Use the training split, or put "
+            f"{BINARY}/ or {PYTHON}/ beside it: they are looked for first."
+        )
+    with table.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if rows[:1] != [["id", "label"]] or len(rows) == 1:
+        raise ValueError(f"{table} must have the header 'id,label' and at least one row below it.")
+    num_images = _num_wanted(limit, len(rows) - 1, table)
+    images = np.empty((num_images, *IMAGE_SHAPE), np.uint8)
+    labels = np.empty(num_images, np.int64)
+    for i, row in enumerate(rows[1 : num_images + 1]):
+        line = f"{table}, line {i + 2}"
+        if len(row) != 2 or row[1] not in CLASSES:
+            raise ValueError(f"{line}: {','.join(row)!r} is not 'id,label' with a label of {', '.join(CLASSES)}.")
+        images[i] = _read_png(table.parent / "train" / f"{row[0]}.png", line)
+        labels[i] = CLASSES.index(row[1])
+    return Split(images, labels)
+
+
+def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
+    """One image, (3, 32, 32); ``line`` of the table named it."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = np.asarray(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing, but {line} names it: complete the folder train/.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
+        raise ValueError(f"{path} ({line}) is not a readable PNG: {error}.  Replace it by a fresh copy.") from error
+    if pixels.shape != (32, 32, 3):
+        raise ValueError(f"{path} ({line}) has pixels of shape {pixels.shape}, expected 32 x 32 RGB, (32, 32, 3).")
+    return pixels.transpose(2, 0, 1)
+
+
+class PickledArray:
+    """Stands in for numpy's array and dtype, and keeps what a pickle hands to them."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Admits plain values and numpy arrays; every other global is refused before it is imported.
+
+    Numpy's own functions stay out as well: with forged dtype flags, a pickle of nothing but an array makes numpy take
+    bytes of the file for addresses of objects.
+    """
+
+    ADMITTED: ClassVar[dict[str, Callable[..., object]]] = {
+        "numpy.core.multiarray._reconstruct": PickledArray,
+        "numpy._core.multiarray._reconstruct": PickledArray,
+        "numpy.ndarray": PickledArray,
+        "numpy.dtype": PickledArray,
+        "_codecs.encode": codecs.encode,  # how protocol 2 spells bytes
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in of an admitted global, or an UnpicklingError that names the forbidden one."""
+        if f"{module}.{name}" not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for the forbidden global {module}.{name}, which could run code")
+        return self.ADMITTED[f"{module}.{name}"]
+
+
+def decode(array: PickledArray) -> npt.NDArray[np.uint8]:
+    """The bytes of a pickled uint8 array; any other dtype is a TypeError."""
+    _, shape, dtype, fortran, raw = array.state
+    if dtype.args[0] not in ("u1", b"u1"):
+        raise TypeError(f"data has dtype {dtype.args[0]!r}, expected uint8")
+    return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")

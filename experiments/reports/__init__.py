@@ -1,0 +1,1 @@
+"""Frames turned into tables, figures and pages."""

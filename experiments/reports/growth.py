@@ -1,0 +1,102 @@
+"""What mean-field theory predicts for the networks of a study, read from their configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from gradscope import frames
+from gradscope import meanfield as mf
+from gradscope.coefficients.growth import Growth, fit_growth
+
+NEEDED = ("activation", "norm", "depth", "residual", "data", "init", "batch_size")
+
+
+def predictable(row: pd.Series) -> bool:
+    """Whether theory here covers a network: a plain or residual MLP of standard weights on Gaussian noise."""
+    return (
+        all(name in row and not pd.isna(row[name]) for name in NEEDED)
+        and row["data"] == "noise"
+        and row["init"] == "auto"
+        and row["activation"] in mf.NAMED
+        and (pd.isna(row.get("out_features")) or row.get("out_features") is None)
+    )
+
+
+def profile(row: pd.Series) -> mf.Prediction:
+    """The prediction for one network's configuration."""
+    given = row.get("weight_variance")
+    residual = row["residual"] == "identity"
+    return _predicted(
+        str(row["activation"]), None if given is None or pd.isna(given) else float(given),
+        float(row.get("bias_variance") or 0.0), str(row["norm"]), float(row["skip_weight"]) if residual else None,
+        int(row["depth"]), int(row["batch_size"]),
+    )  # fmt: skip
+
+
+@cache
+def _predicted(
+    activation: str,
+    weight_variance: float | None,
+    bias_variance: float,
+    norm: str,
+    skip_weight: float | None,
+    depth: int,
+    batch_size: int,
+) -> mf.Prediction:
+    """Kept, because tables, figures and claims ask for it again, and batch normalization takes half a second."""
+    phi = mf.as_activation(activation)
+    variance = mf.standard_variance(phi) if weight_variance is None else weight_variance
+    branch = None if skip_weight is None else 1.0
+    layer = mf.LayerSpec.of(phi, variance, bias_variance, norm, branch, 1.0 if skip_weight is None else skip_weight)
+    return mf.predict([layer] * depth, batch_size=batch_size)
+
+
+def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Predicted log10 GSC to the output, one row a layer, for each network of ``keys`` that theory covers."""
+    parts = []
+    for _, group in frame.groupby(list(keys), sort=False, observed=True, dropna=False):
+        row = group.iloc[0]
+        if predictable(row):
+            log10_gsc = profile(row).log10_gsc
+            depth = np.arange(len(log10_gsc))[::-1]
+            own = {key: row[key] for key in keys}
+            parts.append(pd.DataFrame({**own, "depth_from_output": depth, "log10_value": log10_gsc}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def rate(row: pd.Series) -> float:
+    """Predicted growth a layer over the half nearer the output; NaN where theory does not cover the network."""
+    if not predictable(row):
+        return math.nan
+    log10_gsc = profile(row).log10_gsc
+    depth = len(log10_gsc) - 1
+    first, last = depth // 2, depth - 1
+    return float(10 ** ((log10_gsc[first] - log10_gsc[last]) / (last - first)))
+
+
+def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Growth of each network of a study: log GSC averaged over seeds, the interval from their spread.
+
+    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, and log10 GSC of the
+    farthest layer with its standard error over seeds.  A network too small for a rate has nulls, and the verdict says
+    why.
+    """
+    rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
+    result = []
+    for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
+        values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
+        total = values.iloc[:, -1]
+        entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(values), "log10_gsc": float(total.mean())}
+        entry["log10_gsc_stderr"] = float(total.std() / math.sqrt(len(total))) if len(total) > 1 else math.nan
+        try:
+            growth = fit_growth(values.to_numpy(), values.columns.to_numpy())
+        except ValueError as reason:
+            growth = Growth(math.nan, math.nan, math.nan, math.nan, str(reason), False)
+        result.append(entry | asdict(growth) | {"theory": rate(group.iloc[0])})
+    return pd.DataFrame(result)

@@ -1,0 +1,206 @@
+"""The figures of any sweep: whatever its frame has data for."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from experiments.archive import labels
+from experiments.archive.tables import Collected
+from experiments.reports import growth as report_growth
+from gradscope import meanfield as mf
+from gradscope import plots
+
+STATISTICS = ("preactivation_std", "sign_diversity")
+# Values of a key that can be told apart by color, as a column and a row of panels, and by dash.
+MOST = {"color": 10, "column": 6, "row": 6, "dash": 4}
+# Largest over smallest value from which an axis is logarithmic.
+WIDE = 1e3
+LABEL_WIDTH = 28  # characters, beside a small panel
+
+
+def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict.
+
+    ``keys`` tell the networks apart: the first by color, the second by dash; more than two become one label.  More
+    networks than can be told apart in one picture are a panel for each value of a key, their rates in a figure of
+    their own.
+    """
+    if set(keys) == {"weight_variance", "bias_variance"}:
+        return {"phase_diagram": _phases(frame, growth, title)}
+    if "width" in keys and growth["theory"].notna().all():
+        return {"convergence": _convergence(growth, keys, title)}
+    frame, growth = (labels.with_networks(table, keys) for table in (frame, growth))
+    known = growth[growth["rate"].notna()]
+    profile = frame[frame["quantity"] == "gsc"]
+    several = len(profile) > len(plots.to_last_target(profile))
+    matrices = {"gsc_matrix": _matrices(profile, title)} if several else {}
+    if len(growth) > plots.MAX_DIRECT_LABELS:
+        rates = {"rates": _rates(known, title)} if len(known) else {}
+        return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates | matrices
+    notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
+    by_network = dict(zip(known[labels.NETWORK], notes, strict=True))
+    # Columns of labels beside those of values, which theory reads.
+    shown = ["color", "dash"][: len(keys)] if len(keys) <= 2 else [labels.NETWORK]
+    if len(keys) <= 2:
+        frame = frame.assign(**dict(zip(shown, labels.labeled(frame, keys).to_numpy().T, strict=True)))
+        names = zip(*labels.labeled(known, keys).to_numpy().T, strict=True)
+        by_labels = dict(zip(names, notes, strict=True))
+    else:
+        by_labels = {(name,): note for name, note in by_network.items()}
+    hue, style = shown[0], shown[1] if shown[1:] else None
+    named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
+    figures = {"gsc": _panels(frame, title, by_network) if named else _curves(frame, title, hue, style, by_labels)}
+    for quantity in STATISTICS:
+        if (frame["quantity"] == quantity).any():
+            figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+            plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
+            ax.set_title(f"{title}\n{spread(frame)}", fontsize=10)
+    return figures | matrices
+
+
+def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
+    """Curves in panels: keys by color, column, row and dash, most values first; none where there are too many."""
+    counts = frame[keys].nunique(dropna=False).sort_values(ascending=False, kind="stable")
+    roles = dict(zip(map(str, counts.index), MOST, strict=False))
+    if len(keys) > len(MOST) or any(counts[key] > MOST[role] for key, role in roles.items()):
+        return {}
+    frame = frame.assign(**{role: labels.in_words(key, frame[key]) for key, role in roles.items()})
+    return {
+        quantity: _grid(frame[frame["quantity"] == quantity], quantity, list(roles.values()), title)
+        for quantity in ("gsc", *STATISTICS)
+        if (frame["quantity"] == quantity).any()
+    }
+
+
+def _grid(rows: pd.DataFrame, quantity: str, roles: list[str], title: str) -> Figure:
+    x, y, label = "index", "value", plots.LABELS.get(quantity, quantity)
+    if quantity == "gsc":
+        rows, x, y = plots.to_last_target(rows), "depth_from_output", "log10_value"
+    elif (rows["value"] > 0).all() and rows["value"].max() > WIDE * rows["value"].min():
+        rows, label = rows.assign(value=np.log10(rows["value"])), rf"$\log_{{10}}$ {label}"
+    rows = rows.astype({role: pd.CategoricalDtype(list(pd.unique(rows[role]))) for role in roles})
+    grid = sns.relplot(
+        rows, x=x, y=y, kind="line", errorbar="sd" if rows["seed"].nunique() > 1 else None, palette="colorblind",
+        height=2.7, aspect=1.15, linewidth=1.5, **dict(zip(("hue", "col", "row", "style"), roles, strict=False)),
+    )  # fmt: skip
+    if len(roles) > 1:
+        grid.set_titles("{row_name}, {col_name}" if "row" in roles else "{col_name}", size=10)
+    grid.set_axis_labels(plots.LABELS[x], fill(label, LABEL_WIDTH))
+    if grid.legend is not None:
+        for text in grid.legend.get_texts():
+            text.set_text("" if text.get_text() in MOST else text.get_text())
+        grid.legend.set_title("")
+    if quantity == "gsc":
+        grid.refline(y=0, color="0.6", linewidth=0.8, linestyle="-", zorder=0)
+    grid.figure.suptitle(f"{title}\n{spread(rows)}", fontsize=10)
+    grid.tight_layout()
+    return grid.figure
+
+
+def _rates(growth: pd.DataFrame, title: str) -> Figure:
+    figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.22 * len(growth)), layout="constrained")
+    plots.rates(growth, ax=ax)
+    crosses = "; crosses: mean field" if growth["theory"].notna().any() else ""
+    ax.set_title(f"{title}\nbars: 95 % interval{crosses}", fontsize=10)
+    return figure
+
+
+def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes: dict[tuple[str, ...], str]) -> Figure:
+    figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
+    plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
+    predicted = report_growth.profiles(frame, [key for key in (hue, style) if key])
+    if len(predicted):
+        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax, hue_order=list(frame[hue].unique()))
+    ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate a layer, verdict' if notes else ''}", fontsize=10)
+    return figure
+
+
+def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
+    """Theory over the plane of variances, and the measured networks on it."""
+    activation = str(frame["activation"].iloc[0])
+    weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
+    biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
+    diagram = mf.phase_diagram(activation, weights, biases)
+    figure, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
+    plots.phase_diagram(weights, biases, diagram.chi_1, points=growth, ax=ax)
+    seeds = frame["seed"].nunique()
+    ax.set_title(
+        f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10
+    )
+    return figure
+
+
+def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
+    """Rates against 1 / width, a curve a network."""
+    others = [key for key in keys if key != "width"]
+    growth = labels.with_networks(growth, others) if others else growth.assign(network="network")
+    figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
+    plots.convergence(growth, hue=labels.NETWORK, ax=ax)
+    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: mean field", fontsize=10)
+    return figure
+
+
+def _panels(frame: pd.DataFrame, title: str, notes: dict[str, str]) -> Figure:
+    networks = list(frame[labels.NETWORK].unique())
+    figure, axes = panels(len(networks), 4, 5.2, 4.2, sharey=True)
+    for ax, network in zip(axes, networks, strict=True):
+        plots.named_profile(frame[frame[labels.NETWORK] == network], ax=ax)
+        ax.set_title(f"{network}: rate {notes[network]}" if network in notes else network, fontsize=10)
+    figure.suptitle(f"{title}; {spread(frame)}", fontsize=10)
+    return figure
+
+
+def _matrices(profile: pd.DataFrame, title: str) -> Figure:
+    """One heat map a network, on one color scale."""
+    networks = list(profile.groupby(labels.NETWORK, sort=False, observed=True))
+    num_columns = min(4, len(networks))
+    num_rows = -(-len(networks) // num_columns)
+    size = (4.0 * num_columns + 0.8, 3.9 * num_rows)
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False)
+    for ax in axes.flat[len(networks) :]:
+        ax.set_axis_off()
+    limit = float(profile.groupby([labels.NETWORK, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
+    for ax, (name, rows) in zip(axes.flat, networks, strict=False):
+        plots.matrix(rows, limits=(-limit, limit), colorbar=False, ax=ax)
+        ax.set_title(str(name), fontsize=10)
+    colors = ScalarMappable(Normalize(-limit, limit), cmap=plots.DIVERGING)
+    figure.colorbar(colors, ax=axes, label=plots.LABELS["gsc"], shrink=0.6)
+    figure.suptitle(f"{title}; mean over {profile['seed'].nunique()} seeds", fontsize=11)
+    return figure
+
+
+def spread(frame: pd.DataFrame) -> str:
+    """What lines and bands are, in words."""
+    seeds = frame["seed"].nunique()
+    return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
+
+
+def describe(collected: Collected) -> str:
+    """Depth, width, batch and data of a study, as far as all its runs share them, and what is noted of the data."""
+    frame, words = collected.frame, []
+    for name in ("depth", "width", "batch_size", "data"):
+        if name in frame and frame[name].nunique() == 1:
+            words.append(f"{'batch' if name == 'batch_size' else name} {frame[name].iloc[0]}")
+    text = ", ".join(words).replace("data ", "").replace("noise", "Gaussian noise").replace("cifar10", "CIFAR-10")
+    return text + (f" ({collected.manifest['note']})" if "note" in collected.manifest else "")
+
+
+def panels(num: int, in_a_row: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with ``num`` axes of so many inches, ``in_a_row`` beside each other at most."""
+    columns = min(in_a_row, num)
+    rows = -(-num // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
+    for ax in axes.flat[num:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:num])

@@ -1,0 +1,113 @@
+"""Tables for the terminal: one measured network, and a study with its growth rates and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+import gradscope as gs
+from experiments.archive.labels import NETWORK, with_networks
+from experiments.evidence.study import Claim
+
+MAX_ROWS = 64
+STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}
+
+
+def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
+    """One row a layer: log10 GSC with its two standard errors; pre-activation statistics where a layer has them.
+
+    Without a profile one row a quantity.
+    """
+    console = Console()
+    if profile is None:
+        console.print(_quantities(frame))
+    else:
+        console.print(_layers(profile, frame))
+        console.print(profile.summary(), highlight=False)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _quantities(frame: pd.DataFrame) -> Table:
+    table = Table("quantity", "rows", "smallest", "largest")
+    for quantity, rows in frame.groupby("quantity", sort=False, observed=True):
+        table.add_row(str(quantity), str(len(rows)), f"{rows['value'].min():.6g}", f"{rows['value'].max():.6g}")
+    return table
+
+
+def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
+    rows = frame[(frame["quantity"] == "gsc") & (frame["target"] == profile.target)].drop_duplicates("layer")
+    table = Table("layer", "depth", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign div.")
+    for number, row in enumerate(rows.itertuples()):
+        if len(rows) > MAX_ROWS and number == MAX_ROWS // 2:
+            table.add_row(f"... {len(rows) - MAX_ROWS} more", *[""] * 6)
+        if len(rows) > MAX_ROWS and MAX_ROWS // 2 <= number < len(rows) - MAX_ROWS // 2:
+            continue
+        own = frame[(frame["layer"] == row.layer) | frame["layer"].str.startswith(f"{row.layer}.")]
+        statistics = [own.loc[own["quantity"] == name, "value"] for name in ("preactivation_std", "sign_diversity")]
+        table.add_row(
+            str(row.layer),
+            str(row.depth_from_output),
+            f"{row.log10_value:.4f}",
+            _number(row.log10_stderr_probe),
+            _number(row.log10_stderr_sample),
+            *(f"{values.iloc[0]:.3f}" if len(values) else "" for values in statistics),
+        )
+    return table
+
+
+def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
+    """The study's table."""
+    table = Table(_named(), "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
+    for row in with_networks(growth, keys).to_dict("records"):
+        style = STYLES.get(row["verdict"], "")
+        spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.2f}"
+        table.add_row(
+            escape(row[NETWORK]),
+            str(row["num_seeds"]),
+            f"{row['log10_gsc']:.2f}{spread}",
+            f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
+            "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
+            f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
+        )
+    Console().print(table)
+
+
+def print_claims(claims: Sequence[Claim], title: str) -> None:
+    """What a study was asked to decide, and how the data did."""
+    table = Table("claim", "", "because", title=title)
+    styles = {True: "green", False: "bold red", None: "yellow"}
+    for claim in claims:
+        table.add_row(claim.says, f"[{styles[claim.holds]}]{claim.verdict}[/]", claim.because)
+    Console().print(table)
+
+
+def print_learning(metrics: pd.DataFrame, title: str) -> None:
+    """The last test accuracy of each ``network``, with one standard deviation over seeds."""
+    table = Table(_named(), "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
+    for network, rows in metrics.groupby("network", sort=False, observed=True):
+        last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
+        spread = f" +- {last.std():.2f}" if len(last) > 1 else ""
+        table.add_row(
+            escape(str(network)),
+            str(len(last)),
+            f"{rows['epoch'].max():g}",
+            f"{last.mean():.2f} %{spread}",
+            f"{last.min():.2f} .. {last.max():.2f}",
+            f"{rows['images_per_second'].median():.0f}",
+        )
+    Console().print(table)
+
+
+def _named() -> Column:
+    """The column of names, which are wrapped rather than cut: they tell the rows apart."""
+    return Column("network", overflow="fold")
+
+
+def _number(value: Any) -> str:
+    return "unknown" if pd.isna(value) else f"{value:.2g}"

@@ -1,0 +1,106 @@
+"""What made a result: configuration, commit, versions, hardware, threads, command line, time and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.seeds import device
+from gradscope.frames import SCHEMA_VERSION
+
+COMMAND = "GRADSCOPE_COMMAND"  # a variable of the environment, which worker processes inherit
+PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
+
+
+def manifest(
+    cfg: DictConfig, choices: Mapping[str, Any], seconds: float, resolved: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Of the run with this configuration and these choices of groups, which took so long.
+
+    ``resolved``: what the machine decided, as the type of autocast, and the configuration does not say.
+    """
+    return {
+        "schema": SCHEMA_VERSION,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "choices": {name: choice for name, choice in choices.items() if not name.startswith("hydra/")},
+        **provenance(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": cpu(),
+            "system": platform.system(),
+            "num_threads": torch.get_num_threads(),
+            "device": str(device(cfg.device)),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **(resolved or {}),
+        },
+        "command": command(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+@cache
+def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Commit, whether it was changed (what has been measured and written to ``results`` aside), and versions; null
+    without git.
+
+    Asked once a process, for git takes as long as a small measurement.
+    """
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+    }
+
+
+def command() -> str:
+    """The command line, as a shell takes it; in a worker process of a sweep that of the sweep."""
+    if COMMAND in os.environ:
+        return os.environ[COMMAND]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    begin = ["python", sys.argv[0]] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
+    return shlex.join([*begin, *sys.argv[1:]])
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes; in a serial sweep that of all its runs until now."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@cache
+def cpu() -> str | None:
+    """Model of the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

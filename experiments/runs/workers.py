@@ -1,0 +1,265 @@
+"""Hydra's launchers, and what they leave open: a process that dies ends no sweep, and none outlives its launch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
+from omegaconf import DictConfig, open_dict
+
+# In a worker: what it was sent last, by its name.
+_here: dict[str, Shared] = {}
+
+
+PROCESSES = "GRADSCOPE_PROCESSES"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the sweep to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass
+class Launching:
+    """A launcher while its sweep lasts; a context that turns SIGINT and SIGTERM into `Interrupted`, in the main thread,
+    and leaves no process behind."""
+
+    launcher: Launcher
+    jobs: list[_Job] = field(default_factory=list)
+    pending: int | None = None
+    held: bool = False
+
+    def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], str | None]:
+        """Carry out runs, given by their overrides; returns what was raised outside of each, in one line (None:
+        nothing), and what is known of processes that died (None: none did).
+
+        Raises:
+            Interrupted: A signal asks to end.
+        """
+        self.jobs.clear()
+        try:
+            with self._noted(), warnings.catch_warnings():
+                # A worker that has grown is replaced; that is no matter of the user's.
+                warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+                returns = self.launcher.launch(runs, initial_job_idx=first)
+        except BrokenProcessPool as error:
+            return [None] * len(runs), _line(error)
+        errors = [job.error for job in self.jobs] or [_raised(returned) for returned in returns]
+        return errors, next((job.died for job in self.jobs if job.died is not None), None)
+
+    def __enter__(self) -> Launching:
+        self.before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number in self.before:
+            signal.signal(number, signal.SIG_IGN)
+        if raised[0] is not None:
+            self._end()
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self.pending = number
+        if not self.held:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note the jobs that Hydra's launcher hands to submitit and keeps to itself, so that they can be cancelled, and
+        the end of one does not leave the others alone."""
+        if "submitit" not in type(self.launcher).__module__:
+            yield
+            return
+        import submitit
+
+        original = submitit.AutoExecutor.map_array
+
+        def map_array(executor: Any, *arguments: Any) -> list[_Job]:
+            # Ctrl-C reaches all processes of a terminal, and submitit's would each print where they were.  And a signal
+            # now would come before the job that was just submitted is noted.
+            self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
+                self.jobs.extend(_Job(job) for job in original(executor, *arguments))
+            finally:
+                signal.signal(signal.SIGINT, asked)
+                self.held = False
+            if self.pending is not None:
+                raise Interrupted(self.pending)
+            return self.jobs
+
+        submitit.AutoExecutor.map_array = map_array  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            submitit.AutoExecutor.map_array = original  # type: ignore[method-assign]
+
+    def _end(self) -> None:
+        """End the processes of joblib, and the jobs of submitit."""
+        pool = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
+        if pool is not None:
+            pool.shutdown(wait=False, kill_workers=True)
+        for job in self.jobs:
+            job.end()
+
+
+class _Job:
+    """A job of submitit.  One that was killed has no result; Hydra's launcher would give up the others for it."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+        self.error: str | None = None
+        self.died: str | None = None
+
+    def results(self) -> list[JobReturn | None]:
+        """What `submitit.Job.results` gives, None where it raises."""
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            returns: list[JobReturn | None] = self.job.results()
+            self.error = _raised(returns[0])
+            return returns
+        except FailedJobError as error:
+            self.error = _line(error, last=True)
+        except UncompletedJobError as error:
+            self.died = _line(error)
+        return [None]
+
+    def end(self) -> None:
+        """Cancel it; a job on this machine is a process that watches over that of the run, and both are killed."""
+        process = getattr(self.job, "_process", None)
+        if process is None:
+            with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer: nothing more can be done
+                self.job.cancel()
+        elif process.poll() is None:
+            children = _children(process.pid)
+            process.kill()
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+
+def most_at_once(launcher: Launcher) -> int | None:
+    """As many runs as this machine has cores (or ``GRADSCOPE_PROCESSES``) where a launcher would begin all of them at
+    once on it; None where it keeps a limit itself."""
+    if (
+        type(launcher).__module__.startswith("hydra_plugins.hydra_submitit")
+        and type(launcher).__name__ == "LocalLauncher"
+    ):
+        asked = num_processes()
+        return asked if asked > 0 else os.cpu_count()
+    return None
+
+
+def num_processes() -> int:
+    """What ``GRADSCOPE_PROCESSES`` asks for; -1 where it does not.
+
+    Raises:
+        ValueError: It is neither a positive number nor -1.
+    """
+    asked = os.environ.get(PROCESSES, "-1")
+    if not re.fullmatch(r"-1|0*[1-9]\d*", asked):
+        raise ValueError(f"{PROCESSES} must be a positive number (or -1: as many as cores), got {asked!r}.")
+    return int(asked)
+
+
+def _children(pid: int) -> list[int]:
+    """Of a process, where the system tells; elsewhere they `follow` it."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _raised(returned: Any) -> str | None:
+    """What a run has raised outside of `guard.carry_out`."""
+    failed = isinstance(returned, JobReturn) and returned.status is JobStatus.FAILED
+    return _line(returned._return_value) if failed else None
+
+
+def _line(error: BaseException, *, last: bool = False) -> str:
+    lines = f"{type(error).__name__}: {error}".strip().splitlines()
+    return lines[-1] if last else lines[0]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a launch have in common."""
+
+    context: HydraContext
+    config: DictConfig
+    task: TaskFunction
+
+    def sent(self) -> Sent:
+        """To workers, with the state of Hydra in this process."""
+        return Sent(uuid4().hex, cloudpickle.dumps((self, Singleton.get_state())))
+
+    def carry_out(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """One run, as Hydra's launchers do it; returned without configurations, which nobody asks for."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        returned = run_job(
+            hydra_context=self.context,
+            task_function=self.task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        returned.cfg = returned.hydra_cfg = None
+        return returned
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A `Shared` on its way, pickled once for all runs."""
+
+    name: str
+    content: bytes
+
+    def carry_out(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """One run in this process, which is set up by the first."""
+        if self.name not in _here:
+            _here.clear()
+            setup_globals()
+            shared, state = pickle.loads(self.content)
+            Singleton.set_state(state)
+            _here[self.name] = shared
+        return _here[self.name].carry_out(number, overrides)
+
+
+def launch(shared: Shared, options: dict[str, Any], runs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Carry out runs, given by their overrides and numbered from ``first``.  ``options``: of `joblib.Parallel`."""
+    from joblib import Parallel, delayed
+
+    options = options | {"backend": "loky"}  # Hydra's state is that of a process, so threads cannot be
+    process_joblib_cfg(options)
+    sent = shared.sent()
+    returns: list[JobReturn] = Parallel(**options)(
+        delayed(sent.carry_out)(number, overrides) for number, overrides in enumerate(runs, first)
+    )
+    return returns

@@ -1,0 +1,282 @@
+"""Convolution and pooling with their gradients, written out in NumPy to be read beside the formulas.
+
+Images are (B, C, H, W), kernels (K, C, h, w), and a pair of numbers is (rows, columns).  A "convolution" is, as in
+torch, a cross-correlation: the kernel is not flipped on the way forward, and therefore flipped on the way back.  Each
+gradient is that of a number L, from G = dL/dY, which has the shape of the output Y.
+
+    Y[n, k, i, j] = b[k] + sum_c sum_u sum_v W[k, c, u, v] X[n, c, i s + u d - p, j s + v d - p]
+
+with stride s, dilation d and padding p, X = 0 outside.  Loops run over the taps (u, v) of a kernel only; every tap sees
+a strided window of the image.
+
+Reference: V. Dumoulin and F. Visin (2016), "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gradscope.frames import observed
+
+SIDE, CHANNELS, FILTERS, KERNEL = 11, 3, 4, 3
+STRIDES, PADDINGS, DILATIONS, WINDOWS = (1, 2, 3), (0, 1), (1, 2), (2, 3)
+
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+def conv2d(
+    x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Array:
+    """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1.
+
+    Raises:
+        ValueError: Channels that do not fit, a kernel larger than the padded image, or a stride, padding or dilation
+            that makes no sense.
+    """
+    _check(x, weight, stride, padding, dilation)
+    y = _correlate(_padded(x, padding), weight, stride, dilation)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def conv2d_input_gradient(
+    gradient: Array, weight: Array, shape: tuple[int, ...], *, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Array:
+    """dL/dX: a full correlation of G with the flipped kernel, its channels swapped.
+
+        dL/dX[n, c, y, x] = sum_k sum_u sum_v W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d]
+
+    G' is G with s - 1 zeros between its entries, so that an input is reached through tap u only from the outputs that
+    used it with that tap.  Pixels that no window reaches get 0.
+
+    Arguments:
+        gradient: G, (B, K, H', W').
+        weight: W, (K, C, h, w).
+        shape: That of X.
+    """
+    height, width = weight.shape[2:]
+    reach = (dilation * (height - 1), dilation * (width - 1))
+    spread = _spread(gradient, stride)
+    full = np.pad(spread, ((0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2))
+    flipped = weight[:, :, ::-1, ::-1].swapaxes(0, 1)  # (C, K, h, w)
+    reached = _correlate(full, flipped, 1, dilation)
+    padded = np.zeros((*shape[:2], shape[2] + 2 * padding, shape[3] + 2 * padding))
+    padded[:, :, : reached.shape[2], : reached.shape[3]] = reached
+    return _cropped(padded, padding)
+
+
+def conv2d_weight_gradient(
+    gradient: Array, x: Array, kernel_size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> Array:
+    """dL/dW, (K, C, h, w): the correlation of the input with the gradient of the output.
+
+    dL/dW[k, c, u, v] = sum_n sum_i sum_j G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p]
+
+    Stride and dilation have changed places: G is the kernel now, and its entries lie s apart.
+    """
+    result = np.empty((gradient.shape[1], x.shape[1], *kernel_size))
+    size = (gradient.shape[2], gradient.shape[3])
+    for (u, v), window in _windows(_padded(x, padding), kernel_size, size, stride, dilation):
+        result[:, :, u, v] = np.tensordot(gradient, window, axes=((0, 2, 3), (0, 2, 3)))
+    return result
+
+
+def conv2d_bias_gradient(gradient: Array) -> Array:
+    """dL/db, (K,): the sum of G over samples and positions, for b[k] is added at each of them."""
+    return np.asarray(gradient.sum(axis=(0, 2, 3)))
+
+
+def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
+    """The mean of each window of m = size^2 pixels; padding counts as zeros, as torch does by default.
+
+    Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p]
+
+    Arguments:
+        x: (B, C, H, W).
+        size: Side of a window.
+        stride: Distance of windows.  Default: ``size``, so that they do not overlap.
+        padding: At most half of ``size``.
+
+    Raises:
+        ValueError: A window larger than the padded image, or numbers that make no sense.
+    """
+    taps = _pool_taps(x, size, stride, padding, 0.0)
+    return np.asarray(taps.mean(axis=0))
+
+
+def average_pool2d_gradient(
+    gradient: Array, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
+) -> Array:
+    """dL/dX of `average_pool2d`: every pixel of a window receives 1/m of its G, and sums over its windows."""
+    share = gradient / size**2
+    return _scattered([share] * size**2, shape, size, stride, padding)
+
+
+def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> tuple[Array, Indices]:
+    """The largest pixel of each window, and the number u size + v of the tap that holds it.
+
+    Of equal pixels the first counts, row by row, as in torch; padding never wins.  Arguments and errors as for
+    `average_pool2d`; both results are (B, C, H', W').
+    """
+    taps = _pool_taps(x, size, stride, padding, -np.inf)
+    winners = taps.argmax(axis=0)
+    return np.take_along_axis(taps, winners[None], axis=0)[0], winners
+
+
+def max_pool2d_gradient(
+    gradient: Array,
+    winners: Indices,
+    shape: tuple[int, ...],
+    size: int,
+    *,
+    stride: int | None = None,
+    padding: int = 0,
+) -> Array:
+    """dL/dX of `max_pool2d`: the pixel that won receives all of G, the others nothing; sums over windows."""
+    parts = [np.where(winners == tap, gradient, 0.0) for tap in range(size**2)]
+    return _scattered(parts, shape, size, stride, padding)
+
+
+def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
+    """Without padding or bias: one product over channels a tap."""
+    kernel_size = (weight.shape[2], weight.shape[3])
+    size = _output_size(x, kernel_size, stride, dilation)
+    y = np.zeros((len(x), len(weight), *size))
+    for (u, v), window in _windows(x, kernel_size, size, stride, dilation):
+        y += np.einsum("kc,ncij->nkij", weight[:, :, u, v], window, optimize=True)
+    return y
+
+
+def _windows(
+    x: Array, kernel_size: tuple[int, int], size: tuple[int, int], stride: int, dilation: int
+) -> Iterator[tuple[tuple[int, int], Array]]:
+    """For each tap (u, v) the pixels that it meets, one for each output: a view (B, C, H', W')."""
+    for u in range(kernel_size[0]):
+        for v in range(kernel_size[1]):
+            top, left = u * dilation, v * dilation
+            rows = slice(top, top + (size[0] - 1) * stride + 1, stride)
+            columns = slice(left, left + (size[1] - 1) * stride + 1, stride)
+            yield (u, v), x[:, :, rows, columns]
+
+
+def _output_size(x: Array, kernel_size: tuple[int, int], stride: int, dilation: int) -> tuple[int, int]:
+    height, width = (
+        (length - dilation * (side - 1) - 1) // stride + 1
+        for length, side in zip(x.shape[2:], kernel_size, strict=True)
+    )
+    return height, width
+
+
+def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: float) -> Array:
+    """What each tap of a window sees: (size^2, B, C, H', W')."""
+    if size < 1 or (stride is not None and stride < 1) or not 0 <= padding <= size // 2:
+        raise ValueError(
+            f"Pooling needs size and stride of at least 1 and a padding of at most half the size; got size={size}, "
+            f"stride={stride}, padding={padding}."
+        )
+    padded = _padded(x, padding, fill)
+    if min(padded.shape[2:]) < size:
+        raise ValueError(f"A window of {size} x {size} is larger than the padded image, {padded.shape[2:]}.")
+    step = stride or size
+    windows = _windows(padded, (size, size), _output_size(padded, (size, size), step, 1), step, 1)
+    return np.stack([window for _, window in windows])
+
+
+def _scattered(parts: list[Array], shape: tuple[int, ...], size: int, stride: int | None, padding: int) -> Array:
+    """The way back of `_pool_taps`: ``parts[tap]`` added to the pixels that this tap met."""
+    padded = np.zeros((*shape[:2], shape[2] + 2 * padding, shape[3] + 2 * padding))
+    outputs = (parts[0].shape[2], parts[0].shape[3])
+    for part, (_, window) in zip(parts, _windows(padded, (size, size), outputs, stride or size, 1), strict=True):
+        window += part  # the windows are views
+    return _cropped(padded, padding)
+
+
+def _spread(gradient: Array, stride: int) -> Array:
+    """``stride`` - 1 zeros between neighbors."""
+    height, width = ((length - 1) * stride + 1 for length in gradient.shape[2:])
+    result = np.zeros((*gradient.shape[:2], height, width))
+    result[:, :, ::stride, ::stride] = gradient
+    return result
+
+
+def _padded(x: Array, padding: int, fill: float = 0.0) -> Array:
+    return np.pad(x, ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2), constant_values=fill)
+
+
+def _cropped(x: Array, padding: int) -> Array:
+    return x[:, :, padding : x.shape[2] - padding, padding : x.shape[3] - padding]
+
+
+def _check(x: Array, weight: Array, stride: int, padding: int, dilation: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
+            f"{weight.shape}."
+        )
+    if stride < 1 or dilation < 1 or padding < 0:
+        raise ValueError(
+            "stride and dilation must be at least 1 and padding at least 0; "
+            f"got stride={stride}, dilation={dilation}, padding={padding}."
+        )
+    for length, side in zip(x.shape[2:], weight.shape[2:], strict=True):
+        if length + 2 * padding < dilation * (side - 1) + 1:
+            raise ValueError(
+                f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
+                f"{x.shape[2] + 2 * padding} x {x.shape[3] + 2 * padding}; pad it more."
+            )
+
+
+def compared(generator: torch.Generator) -> pd.DataFrame:
+    """Largest difference between a gradient by hand and torch's, as a part of its largest entry; in float64.
+
+    Of convolutions and poolings of all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`, on random pictures.
+    """
+    found: dict[str, list[float]] = {}
+    for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
+        how = {"stride": stride, "padding": padding, "dilation": dilation}
+        x, weight, bias = (_noise(shape, generator) for shape in (
+            (2, CHANNELS, SIDE, SIDE), (FILTERS, CHANNELS, KERNEL, KERNEL), (FILTERS,),
+        ))  # fmt: skip
+        g, expected = _torch(lambda *given, how=how: functional.conv2d(*given, **how), x, weight, bias)
+        _note(found, "convolution, input", conv2d_input_gradient(g, weight, x.shape, **how), expected[0])
+        _note(found, "convolution, kernel", conv2d_weight_gradient(g, x, (KERNEL, KERNEL), **how), expected[1])
+        _note(found, "convolution, bias", conv2d_bias_gradient(g), expected[2])
+    for stride, padding, size in itertools.product(STRIDES, PADDINGS, WINDOWS):
+        how = {"stride": stride, "padding": padding}
+        x = _noise((2, CHANNELS, SIDE, SIDE), generator)
+        g, expected = _torch(lambda x, how=how, size=size: functional.avg_pool2d(x, size, **how), x)
+        _note(found, "average pooling", average_pool2d_gradient(g, x.shape, size, **how), expected[0])
+        g, expected = _torch(lambda x, how=how, size=size: functional.max_pool2d(x, size, **how), x)
+        _, winners = max_pool2d(x, size, **how)
+        _note(found, "max pooling", max_pool2d_gradient(g, winners, x.shape, size, **how), expected[0])
+    parts = [
+        observed("backpropagation_error", max(errors), layer=name, index=index, num_samples=len(errors))
+        for index, (name, errors) in enumerate(found.items())
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Array:
+    return np.asarray(torch.randn(shape, dtype=torch.float64, generator=generator).numpy())
+
+
+def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:
+    """A gradient of the output, a wave over its entries, and torch's gradients of the arrays from it."""
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    y = function(*tensors)
+    g = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).sin().reshape(y.shape)
+    gradients = torch.autograd.grad(y, tensors, g)
+    return g.numpy(), [gradient.numpy() for gradient in gradients]
+
+
+def _note(found: dict[str, list[float]], name: str, by_hand: Array, expected: Array) -> None:
+    found.setdefault(name, []).append(float(np.abs(by_hand - expected).max() / np.abs(expected).max()))

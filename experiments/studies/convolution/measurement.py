@@ -1,0 +1,174 @@
+"""What translation does to networks, before and after training, and how stationary the images are that they see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from experiments.data.images import Images
+from experiments.studies.convolution.stationarity import (
+    Moments,
+    along,
+    explained_by_displacement,
+    mean_spread,
+    variance_spread,
+)
+from experiments.training import loop
+from experiments.training.recipe import Recipe
+from gradscope import Estimate
+from gradscope.frames import NETWORK, observed
+from gradscope.measures import argmax_agreement, contrast, equivariance_error, invariance_error
+from gradscope.models import MLP
+
+SHIFTS = (1, 2, 3, 4, 6, 8)
+CONVOLUTIONAL, CONNECTED = "alexnet_b", "fully_connected"
+CONNECTED_DEPTH, CONNECTED_WIDTH = 2, 256
+BEFORE, AFTER = "before", "after"
+STAGES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4")
+RECTIFIED = ("relu1", "relu2")
+POOLINGS: dict[str, nn.Module] = {
+    "none": nn.Identity(),
+    "subsampled": nn.MaxPool2d(1, stride=2),  # every second pixel of every second row
+    "average": nn.AvgPool2d(2),
+    "max": nn.MaxPool2d(2),
+}
+# The measured images are drawn from the first 10,000; these networks learn from the others.
+MEASURED = 10_000
+TESTED = 1_000
+# The recipe's own rate is for batches of 128.
+SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
+DISTANCES = 17
+
+
+def measure(
+    model: nn.Module, x: Tensor, *, generator: torch.Generator, train_steps: int, train_batch: int, num_images: int
+) -> pd.DataFrame:
+    """Errors of symmetry of an AlexNet and of a fully connected network, before and after ``train_steps`` steps, on
+    ``x``; and the stationarity of ``num_images`` training images.
+
+    Arguments:
+        x: Standardized images (B, 3, H, W), B a multiple of four.
+    """
+    learned, tested = pictures()
+    connected = MLP(
+        depth=CONNECTED_DEPTH, width=CONNECTED_WIDTH, in_features=x[0].numel(), out_features=10, bias=True,
+        generator=generator,
+    )  # fmt: skip
+    networks = {CONVOLUTIONAL: model, CONNECTED: connected}
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
+    parts = [stationarity(gray(learned, num_images, generator))]
+    for name, network in networks.items():
+        for training in (BEFORE, AFTER):
+            if training == AFTER:
+                loop.train(network.train(), learned, None, recipe)
+                accuracy = loop.evaluate(network, tested)["test_accuracy"]
+                parts.append(observed("test_accuracy", accuracy, network=name))
+            found = [invariance(network.eval(), x)]
+            if name == CONVOLUTIONAL:
+                found += [equivariance(network, x), pooling(network, x)]
+            parts.append(pd.concat(found).assign(network=name, training=training))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pictures() -> tuple[Images, Images]:
+    """Training images that are never measured on, and test images."""
+    train = Images.cifar10(train=True)
+    return train.split(len(train) - MEASURED)[1], Images.cifar10(train=False, limit=TESTED)
+
+
+def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
+    """Of the outputs: their change, their distance for different images, and whether the class stays."""
+    errors = [invariance_error(network, x, (shift, 0)) for shift in SHIFTS]
+    agreement = [argmax_agreement(network, x, (shift, 0)) for shift in SHIFTS]
+    parts = [
+        _rows("invariance_error", errors, shift=SHIFTS),
+        _rows("class_agreement", agreement, shift=SHIFTS),
+        _rows("contrast", [contrast(network, x)]),
+    ]
+    return pd.concat(parts).assign(num_samples=len(x))
+
+
+def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
+    """Of the maps of each stage: away from the border, on mosaics of four images because the last stages see more than
+    one; and around a torus, by a shift that all strides divide."""
+    mosaics, parts = mosaic(x).contiguous(memory_format=torch.channels_last), []  # twice as fast
+    for index, stage in enumerate(STAGES):
+        front = up_to(network, stage)
+        errors = [equivariance_error(front, mosaics, (shift, 0)) for shift in SHIFTS]
+        around = equivariance_error(front, x, (SHIFTS[-1], 0), circular=True)
+        parts += [
+            _rows("equivariance_error", errors, stage, index, shift=SHIFTS).assign(num_samples=len(mosaics)),
+            _rows("border_error", [around], stage, index, shift=SHIFTS[-1]).assign(num_samples=len(x)),
+        ]
+    return pd.concat(parts)
+
+
+def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.DataFrame:
+    """Change of maps under a shift at the input, as they are and pooled in several ways, as a part of their distance
+    for different images."""
+    parts = []
+    for index, layer in enumerate(RECTIFIED):
+        for name, pool in POOLINGS.items():
+            front = nn.Sequential(up_to(network, layer), pool)
+            distance = contrast(front, x).value
+            changes = [invariance_error(front, x, (shift, 0)).value / distance for shift in shifts]
+            rows = observed("pooled_change", changes, layer=layer, index=index, num_samples=len(x))
+            parts.append(rows.assign(pooling=name, shift=shifts))
+    return pd.concat(parts)
+
+
+def _rows(
+    quantity: str, estimates: Sequence[Estimate], layer: str = NETWORK, index: int = 0, **columns: Any
+) -> pd.DataFrame:
+    values, errors = [e.value for e in estimates], [e.stderr or 0.0 for e in estimates]
+    return observed(quantity, values, stderr=errors, layer=layer, index=index).assign(**columns)
+
+
+def up_to(network: nn.Module, layer: str) -> nn.Sequential:
+    """The part of a network that ends with a layer, its weights shared."""
+    names = [name for name, _ in network.named_children()]
+    return nn.Sequential(*list(network.children())[: names.index(layer) + 1])
+
+
+def mosaic(x: Tensor) -> Tensor:
+    """Four images beside and below each other: (B, C, H, W) -> (B / 4, C, 2 H, 2 W)."""
+    num, channels, height, width = x.shape
+    tiles = x.reshape(num // 4, 2, 2, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(num // 4, channels, 2 * height, 2 * width)
+
+
+def gray(images: Images, num: int, generator: torch.Generator) -> npt.NDArray[np.float64]:
+    """Random images (num, H, W), the mean of their colors in 0..1."""
+    chosen = torch.randperm(len(images), generator=generator)[:num]
+    return images.images[chosen].double().mean(dim=1).numpy() / 255
+
+
+def stationarity(images: npt.NDArray[np.float64]) -> pd.DataFrame:
+    """How much of means, variances and covariances depends on the position; in detail by row, column and distance."""
+    first, second = Moments.of(images[::2]), Moments.of(images[1::2])
+    shape = (images.shape[1], images.shape[2])
+    numbers = {
+        "mean_spread": mean_spread(first, second),
+        "variance_spread": variance_spread(first, second),
+        "covariance_explained": explained_by_displacement(first.covariance, second.covariance, shape),
+        "correlation_explained": explained_by_displacement(first.correlation, second.correlation, shape),
+    }
+    parts = [observed(quantity, value, num_samples=len(images)) for quantity, value in numbers.items()]
+    for axis, name in enumerate(("row", "column")):
+        profiles = {
+            "pixel_mean": (first.mean + second.mean).mean(axis=1 - axis) / 2,
+            "pixel_variance": (first.variance + second.variance).mean(axis=1 - axis) / 2,
+        }
+        mean, spread = along(first, second, axis, min(DISTANCES, *shape))
+        profiles |= {"correlation": mean, "correlation_spread": spread}
+        for quantity, values in profiles.items():
+            parts.append(observed(quantity, values, axis=name, place=np.arange(len(values)), num_samples=len(images)))
+    return pd.concat(parts)

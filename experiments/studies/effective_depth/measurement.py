@@ -1,0 +1,122 @@
+"""Networks that learn digits, and what of their depth the training used."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradscope as gs
+from experiments.data.batches import digits_8x8_with_labels
+from gradscope.frames import observed
+
+MOMENTUM = 0.9
+# Steps after which the effective depth is measured: powers of two, as far as the training goes, and its end.
+RECORDED = tuple(2**power for power in range(20))
+# Random cotangents where samples are coupled, and training digits that a replaced network is tried on.
+PROBES, TRIED = 8, 256
+TOLERANCES = (1e-6, 1e-3)
+
+Digits = tuple[Tensor, Tensor]
+
+
+def measure(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    generator: torch.Generator,
+    steps: int,
+    train_batch_size: int,
+    learning_rates: Sequence[float],
+) -> pd.DataFrame:
+    """Train a network with each learning rate; of the one that ends with the lowest training loss: how far it came, its
+    effective depth along the way, and its loss with its last layers replaced by a first-order expansion.
+
+    Arguments:
+        model: An MLP with 64 inputs and ten outputs; a copy of it is trained in float32.
+        x: The digits at which effective depths are measured, in float64.
+        generator: Order of the training digits, the same for every rate.
+        steps, train_batch_size, learning_rates: Of SGD with a momentum of 0.9, constant rate.
+    """
+    pixels, labels = digits_8x8_with_labels()
+    held_out = torch.arange(len(pixels)) % 4 == 3
+    digits, test = (pixels[~held_out], labels[~held_out]), (pixels[held_out], labels[held_out])
+    order = torch.randint(len(digits[0]), (steps, train_batch_size), generator=generator)
+    tried = [(descend(model, digits, order, rate), rate) for rate in learning_rates]
+    ends = [loss_of(states[-1], digits) if len(states) > 1 else math.inf for states, _ in tried]
+    if math.isinf(min(ends)):  # with every rate; that is a result, too
+        return observed("train_loss", math.inf, num_samples=len(digits[0]), step=steps)
+    states, rate = tried[int(np.argmin(ends))]
+    recorded = [step for step in RECORDED if step < steps] + [steps]
+    parts = [
+        observed("learning_rate", rate),
+        observed("train_loss", min(ends), num_samples=len(digits[0]), step=steps),
+        observed("test_accuracy", accuracy_of(states[-1], test), num_samples=len(test[0]), step=steps),
+    ]
+    before = _double(model)
+    for step, state in zip(recorded, states[1:], strict=True):
+        found = gs.effective_depth(_double(state), before, x.double(), probes=_probes(model))
+        for tolerance in TOLERANCES:
+            ends_of = (found.at(tolerance), *found.interval(tolerance))
+            for name, value in zip(
+                ("effective_depth", "effective_depth_low", "effective_depth_high"), ends_of, strict=True
+            ):
+                parts.append(observed(name, value, step=step, tolerance=tolerance))
+        parts.append(observed("independent_depth", _independent(found), step=step, tolerance=TOLERANCES[0]))
+    parts.append(found.to_frame().assign(step=steps))
+    some = tuple(part[:TRIED] for part in digits)
+    parts.append(gs.taylor_losses(_double(states[-1]), before, (some[0].double(), some[1]), _losses).assign(step=steps))
+    return pd.concat(parts, ignore_index=True)
+
+
+def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> list[nn.Module]:
+    """Copies of the network before training, at each recorded step and at the end; only the first where it diverged."""
+    network, steps = copy.deepcopy(model).float(), len(order)
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM)
+    states = [copy.deepcopy(network)]
+    for step, chosen in enumerate(order, start=1):
+        loss = _losses(network(digits[0][chosen]), digits[1][chosen]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in RECORDED or step == steps:
+            if not torch.isfinite(loss):
+                return states[:1]
+            states.append(copy.deepcopy(network))
+    return states if math.isfinite(loss_of(network, digits)) else states[:1]
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, digits: Digits) -> float:
+    """Mean cross-entropy over all digits as one batch."""
+    return float(_losses(model(digits[0]), digits[1]).mean())
+
+
+@torch.no_grad()
+def accuracy_of(model: nn.Module, digits: Digits) -> float:
+    """Fraction of digits that are told right, as one batch, with the statistics of that batch."""
+    return float((model(digits[0]).argmax(dim=1) == digits[1]).double().mean())
+
+
+def _losses(output: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(output, labels, reduction="none")
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+def _probes(model: nn.Module) -> int | str:
+    coupled = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return PROBES if coupled else "exact"
+
+
+def _independent(found: gs.EffectiveDepth) -> int:
+    """Effective depth, if the directions of all layers were independent."""
+    return int(np.flatnonzero(found.log10_independent >= math.log10(TOLERANCES[0])).max(initial=0))

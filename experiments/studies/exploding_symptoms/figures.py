@@ -1,0 +1,130 @@
+"""Figures of signals that warn of training that explodes."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from experiments.studies.exploding_symptoms.alarms import Watched
+from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
+
+# Of signals over their thresholds: a loss that explodes would press everything else flat.
+SHOWN = (1e-7, 1e4)
+
+
+def draw(watched: Watched, frame: pd.DataFrame) -> dict[str, Figure]:
+    """Of runs, and of the frame that also holds every step of one of them."""
+    return {
+        "warnings": _warnings(watched),
+        "leads": _leads(watched),
+        "one_run": _one_run(frame),
+        "failures": _failures(watched.table),
+    }
+
+
+def _warnings(watched: Watched) -> Figure:
+    """Of the signals that were heard at all: warned, false alarms to the end, and false alarms in equal time."""
+    figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
+    names, colors = watched.heard, sns.color_palette("colorblind")
+    warned = [watched.part(watched.leads[name].notna()) for name in names]
+    alarms = [watched.false_alarms(name) for name in names]
+    matched = [watched.matched(name) for name in names]
+    bars = (
+        (
+            [(one.value, *one.interval) for one in warned],
+            f"warned before the failure, {len(watched.leads)} failing runs",
+        ),
+        ([(one.value, *one.interval) for one in alarms], f"false alarm to the last step, {len(watched.rang)} controls"),
+        ([(one.value, one.low, one.high) for one in matched], "false alarm, watched as long as a failing run"),
+    )
+    for number, (values, label) in enumerate(bars):
+        value, low, high = 100 * np.array(values).reshape(-1, 3).T
+        place = np.arange(len(names)) + 0.27 * (number - 1)
+        hatch = ("", "", "///")[number]
+        ax.bar(place, value, width=0.25, color=colors[number], label=label, hatch=hatch, edgecolor="white")
+        margins = np.clip([value - low, high - value], 0, None)  # of 0 runs the lower end is 0 up to rounding
+        ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=2)
+    ax.set_xticks(range(len(names)), [WORDS[name] for name in names])
+    ax.set(ylabel="runs in %", ylim=(0, 138), yticks=range(0, 101, 20))
+    ax.legend(frameon=False, fontsize=9, loc="upper center")
+    ax.set_title("Warnings and false alarms; error bars: 95 %, over cells of network and learning rate", fontsize=10)
+    sns.despine(ax=ax)
+    return figure
+
+
+def _leads(watched: Watched) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), layout="constrained", sharex=True, sharey=True)
+    ends, names = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}, watched.heard
+    longest = max(float(np.nan_to_num(leads(watched.table, end).to_numpy()).max(initial=1.0)) for end in ends)
+    for ax, (end, words) in zip(axes, ends.items(), strict=True):
+        found = leads(watched.table, end)
+        color = sns.color_palette("colorblind")[0]
+        for place, name in enumerate(names):
+            known = found[name].dropna()
+            ax.plot(known, place + _beside(known), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
+            if len(known):
+                middle = watched.median(found[name])
+                if np.isfinite(middle.high):
+                    ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
+                ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
+            ax.text(1.0, place, f"warned {len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
+                    ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
+        ax.set_yticks(range(len(names)), [WORDS[name] for name in names])
+        ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
+        ax.set(xlim=(0, 1.35 * longest), ylim=(len(names) - 0.5, -0.6))
+        sns.despine(ax=ax)
+    figure.suptitle(
+        "A dot a warned run, of all that fail (left) and of those that come to a loss that is not finite (right)\n"
+        "diamond: median, bar: its 95 % interval, over cells of network and learning rate",
+        fontsize=10,
+    )
+    return figure
+
+
+def _beside(values: pd.Series) -> pd.Series:
+    """Heights around 0 at which equal values lie beside each other, in a row's height however many there are."""
+    equal = values.groupby(values)
+    rank, num = equal.cumcount(), equal.transform("size")
+    return (rank - (num - 1) / 2) * np.minimum(0.08, 0.8 / num)
+
+
+def _one_run(frame: pd.DataFrame) -> Figure:
+    """Everything over its own threshold."""
+    figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
+    limits = {"loss": FAILURE} | THRESHOLDS
+    rows = frame[frame["quantity"].isin(list(limits))]
+    colors = dict(zip(limits, ["black", *sns.color_palette("colorblind")], strict=False))
+    for name, limit in limits.items():
+        own = rows[(rows["quantity"] == name) & np.isfinite(rows["value"])].sort_values("step")
+        label = "loss (failure)" if name == "loss" else WORDS[name]
+        ax.plot(own["step"], own["value"] / limit, "o-", color=colors[name], markersize=3, linewidth=1.3, label=label)
+    ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
+    ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold", ylim=SHOWN)
+    if len(rows):
+        one = rows.iloc[0]
+        ax.set_title(
+            f"One run, the last to fail: {one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}; "
+            f"beyond {SHOWN[1]:g} not shown",
+            fontsize=10,
+        )
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return figure
+
+
+def _failures(runs: pd.DataFrame) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    start = runs["log10_gsc_at_start"].groupby(level="model", observed=True).mean().sort_values()
+    failed = np.isfinite(runs["failure_step"]).groupby(level=["model", "lr"], observed=True).mean().unstack("lr")
+    sns.heatmap(
+        100 * failed.loc[start.index], vmin=0, vmax=100, cmap="Greys", annot=True, fmt=".0f", ax=ax,
+        cbar_kws={"label": "runs that fail in %"},
+    )  # fmt: skip
+    ax.set_yticks(np.arange(len(start)) + 0.5, [f"{model}\n{value:.1f}" for model, value in start.items()], rotation=0)
+    ax.set(xlabel="peak of the learning rate", ylabel="network, its mean largest\n" + r"$\log_{10}$ GSC at step 0")
+    seeds = runs.index.get_level_values("seed").nunique()
+    ax.set_title(f"Failures within the run, {seeds} seeds a cell; counts, no error bars", fontsize=10)
+    return figure

@@ -1,0 +1,131 @@
+"""Signals that warn of training that explodes: when each passed its threshold, and when the loss failed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.archive.tables import Collected
+from gradscope import frames
+from gradscope.frames import observed
+from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
+
+WORDS = {
+    "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
+    "gsc": "GSC", "gsc_jump": "GSC jump",
+}  # fmt: skip
+
+
+KEYS = ["model", "lr", "seed"]
+GUESSING = math.log(10)
+FAILURE, LEARNED = 10 * GUESSING, 0.5 * GUESSING
+GRADIENT_JUMP, GSC_JUMP, LARGE_UPDATE = 10.0, 10.0, 0.1
+THRESHOLDS = {
+    "loss_jump": LOSS_JUMP,
+    "gradient_jump": GRADIENT_JUMP,
+    "update": LARGE_UPDATE,
+    "weight_growth": WEIGHT_GROWTH,
+    "gsc": 10.0**EXTREME_LOG10,
+    "gsc_jump": GSC_JUMP,
+}
+
+
+def condensed(collected: Collected) -> Collected:
+    """Of every run when it failed and when each signal passed its threshold; every step of the run that failed last.
+
+    The last is the last of those that end in NaN, where there are any.
+    """
+    assert collected.metrics is not None
+    table = series(collected.frame, collected.metrics)
+    found = first_steps(table)
+    config = [name for name in collected.frame.columns if name not in (*frames.COLUMNS, "step")]
+    about = collected.frame[config].drop_duplicates(KEYS).set_index(KEYS, drop=False).loc[found.index]
+    columns: dict[str, Any] = {str(name): about[name].to_numpy() for name in about}
+    parts = [observed(str(name), found[name], step=0, **columns) for name in found]
+    if (example := _last_to_fail(found)) is not None:
+        steps = table.groupby(level=KEYS, observed=True).get_group(example).droplevel([*KEYS])
+        own = {name: values[found.index == example][0] for name, values in columns.items()}
+        known = (steps[name].dropna() for name in ("loss", *THRESHOLDS))
+        parts += [observed(str(one.name), one, step=one.index, **own) for one in known if len(one)]
+    metrics = collected.metrics.sort_values("step").groupby(KEYS, observed=True, sort=False).tail(1)
+    return replace(collected, frame=pd.concat(parts, ignore_index=True), metrics=metrics)
+
+
+def _last_to_fail(found: pd.DataFrame) -> object:
+    for candidates in (found[np.isfinite(found["nan_step"])], found[np.isfinite(found["failure_step"])]):
+        if len(candidates):
+            return candidates["failure_step"].idxmax()
+    return None
+
+
+def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Loss, signals and "start" (largest log10 GSC at step 0), a row for each (model, lr, seed, step)."""
+    # The record after a step is of the loss at its beginning, where the monitor looks.
+    losses = metrics.assign(step=metrics["step"] - 1).set_index([*KEYS, "step"])["train_loss"].sort_index()
+    made = pd.DataFrame({"loss": losses})
+    made["loss_jump"] = _jump(made["loss"])
+    gradient = _layers(frame, "gradient_norm", made.index)
+    made["gradient_jump"] = _jump(gradient.pow(2).sum(axis=1).pow(0.5))
+    made["update"] = _layers(frame, "update_to_weight", made.index).max(axis=1)
+    lengths = _layers(frame, "weight_norm", made.index)
+    made["weight_growth"] = (lengths / lengths.groupby(level=KEYS, observed=True).transform("first")).max(axis=1)
+    coefficients = frame[frame["quantity"] == "gsc"].groupby([*KEYS, "step"], observed=True)["log10_value"].max()
+    made["gsc"] = 10.0 ** coefficients.reindex(made.index)
+    made["gsc_jump"] = _jump(made["gsc"])
+    made["start"] = np.log10(made["gsc"].groupby(level=KEYS, observed=True).transform("first"))
+    return made
+
+
+def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame:
+    """A column a layer; infinite where a number was not finite and so left out, once there has been one."""
+    rows = frame[frame["quantity"] == quantity]
+    table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True).reindex(index)
+    began = table.notna().groupby(level=KEYS, observed=True).cummax()
+    return table.mask(table.isna() & began, math.inf)
+
+
+def _jump(values: pd.Series) -> pd.Series:
+    """Over the median of those before it in its run, by the rule of the monitor."""
+    runs = values.groupby(level=KEYS, observed=True)
+    return values / runs.transform(lambda run: run.shift(1).rolling(RECENT, min_periods=FEWEST).median()).clip(1e-12)
+
+
+def first_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a run: failure_step, nan_step, first_SIGNAL (infinite: never), log10_gsc_at_start and last_loss."""
+    steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
+    nan = ~np.isfinite(table["loss"])
+    passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
+    passed |= {f"first_{name}": table[name] > threshold for name, threshold in THRESHOLDS.items()}
+    found = {
+        name: steps.where(where, math.inf).groupby(level=KEYS, observed=True).min() for name, where in passed.items()
+    }
+    own = table.groupby(level=KEYS, observed=True)
+    last = own["loss"].agg(lambda losses: losses.iloc[-1])  # also where it is NaN
+    return pd.DataFrame(found | {"log10_gsc_at_start": own["start"].first(), "last_loss": last.fillna(math.inf)})
+
+
+def runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `condensed` says of each run, a row a run."""
+    rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc", "last_loss"))]
+    return rows.pivot_table(index=KEYS, columns="quantity", values="value", observed=True)
+
+
+def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
+    """Steps from each signal to the failure, or to ``end``, of the runs that came to it; NaN where it was not before.
+
+    Only a signal before the failure counts, whatever ``end`` is.
+    """
+    ended = found[np.isfinite(found[end])]
+    firsts = ended[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
+
+
+def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
+    """Whether each signal rang, of the runs that did not fail, or of those alone that ``learned``."""
+    others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
+    firsts = others[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    return firsts.apply(np.isfinite)

@@ -1,0 +1,113 @@
+"""The Jacobian at one point as a linear map: its grid and areas in the plane, its singular values at depth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import gradscope as gs
+from gradscope.frames import observed
+from gradscope.models import MLP
+
+STEPS = np.logspace(-4, 0, 13)
+NUM_DIRECTIONS = 16
+# Of all directions: so many are few.
+FEW = 0.1
+
+
+def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_lines: int, extent: float) -> pd.DataFrame:
+    """Of a map of the plane its grid, areas and linearization; of a deep network its singular values by depth.
+
+    Arguments:
+        model, x: A network and one input, (1, n); n = 2 is taken for a map of the plane.
+        generator: Directions of the steps.
+        num_lines, extent: Lines of the grid in each direction, and half of its side.
+
+    Raises:
+        ValueError: ``x`` holds more than one input.
+    """
+    if len(x) != 1:
+        raise ValueError(f"A Jacobian is that at one point: data.batch_size=1, got {len(x)} samples.")
+    return _plane(model, x, generator, num_lines, extent) if x.shape[1] == 2 else _depth(model, x)
+
+
+def _plane(model: nn.Module, x: Tensor, generator: torch.Generator, num_lines: int, extent: float) -> pd.DataFrame:
+    captured = gs.capture(model, x)
+    affine = captured.jacobian("input", captured.target.name).linearize()
+    j, value = affine.jacobian.dense(), affine.value
+    side = torch.linspace(-extent, extent, num_lines, dtype=x.dtype)
+    u, v = (part.flatten() for part in torch.meshgrid(side, side, indexing="ij"))
+    with torch.no_grad():
+        image = model(x + torch.stack([u, v], dim=1))
+        parts = [observed("image", image[:, axis].numpy(), axis=axis, u=u.numpy(), v=v.numpy()) for axis in (0, 1)]
+        parts += [observed("linear", (value[0, a], *j[a]), axis=a, index=[0, 1, 2]) for a in (0, 1)]
+        directions = torch.randn(NUM_DIRECTIONS, 2, dtype=x.dtype, generator=generator)
+        directions /= directions.norm(dim=1, keepdim=True)
+        for step in STEPS:
+            linear = step * directions @ j.T
+            error = (model(x + step * directions) - value - linear).norm(dim=1) / linear.norm(dim=1)
+            corners = model(x + step / 2 * torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=x.dtype))
+            parts.append(observed("linearization_error", float(error.square().mean().sqrt()), step=step))
+            parts.append(observed("area", float(_area(corners) / step**2), step=step))
+    parts.append(observed("determinant", abs(float(torch.linalg.det(j)))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _area(corners: Tensor) -> Tensor:
+    """Of a polygon, (k, 2) -> (): half of the sum of cross products of neighboring corners."""
+    after = corners.roll(-1, dims=0)
+    return (corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]).sum().abs() / 2
+
+
+def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
+    """Of the Jacobian from the input to every layer, with singular values s_1 >= ... >= s_n:
+
+        log_qm_norm               ln of the root of their mean square
+        mean_log_singular_value   mean of ln s_i
+        mean_log_of_most          the same of all but the largest tenth
+        effective_rank            (sum s_i^2)^2 / sum s_i^4: n where all are equal, 1 where one has all of the norm
+
+    Small singular values of a deep Jacobian lie below the rounding error of the large ones.  Their logarithms are
+    never taken: ln|det J| adds up over layers, and what the largest have of it is taken off.
+    """
+    captured = gs.capture(model, x)
+    names = [layer.name for layer in captured.units]
+    total, volume = torch.eye(x.shape[1], dtype=x.dtype), 0.0
+    few = math.ceil(FEW * x.shape[1])
+    numbers: dict[str, list[float]] = {}
+    for before, name in itertools.pairwise(names):
+        step = captured.jacobian(before, name).dense()
+        total, volume = step @ total, volume + float(torch.linalg.slogdet(step).logabsdet)
+        singular = torch.linalg.svdvals(total)
+        shares = (singular / singular[0]).square()
+        found = {
+            "log_qm_norm": float(gs.qm_norm(total).log()),
+            "mean_log_singular_value": volume / len(step),
+            "mean_log_of_most": (volume - float(singular[:few].log().sum())) / (len(step) - few),
+            "effective_rank": float(shares.sum().square() / shares.square().sum()),
+        }
+        for quantity, value in found.items():
+            numbers.setdefault(quantity, []).append(value)
+    index = np.arange(1, len(names))
+    parts = [observed(quantity, values, layer=names[1:], index=index) for quantity, values in numbers.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rotations(depth: int, width: int, scale: float, in_features: int, *, generator: torch.Generator) -> MLP:
+    """Layers f_l = scale Q_l f_{l-1}, the Q_l independent and uniform among orthogonal matrices (width, width).
+
+    All singular values of the Jacobian from the input to layer l are scale^l.  An input of other than ``width``
+    features meets a matrix with orthonormal rows or columns first.
+    """
+    network = MLP(
+        depth=depth, width=width, in_features=in_features, activation="linear", init="orthogonal", generator=generator
+    )
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(scale)
+    return network

@@ -1,0 +1,105 @@
+"""Figures of the study of remedies."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.studies.remedies.measurement import NONE
+from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, TWINS, Outcome, Outcomes
+
+TOTAL = r"$\log_{10}$ GSC (squared), input to output"
+LABELS = {
+    "nonlinearity": "part of the outputs' variance\nthat is not affine",
+    "last_layer": "linear fit error\nof the last layer",
+    "nlc": "NLC",
+}
+
+
+def growth(found: Outcomes) -> Figure:
+    """log10 GSC from input to output, and the rate."""
+    figure, axes = plt.subplots(2, len(found), figsize=(12.6, 8.0), layout="constrained")
+    for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
+        order = sorted(by_remedy, key=lambda remedy: by_remedy[remedy].total.mean())
+        _draw_bars(column[0], by_remedy, order, "total")
+        column[0].set(xlabel=TOTAL, title=NAMES[baseline])
+        _draw_bars(column[1], by_remedy, order, "rate")
+        for place, remedy in enumerate(order):
+            if not math.isnan(theory := by_remedy[remedy].theory):
+                column[1].plot(theory, place, "|", color="0.15", markersize=13, markeredgewidth=1.6)
+        column[1].set(xlabel="GSC rate a layer (squared); bars: mean field")
+    figure.suptitle(
+        f"Remedies at equal parameters; mean over {_num_seeds(found)} seeds, whiskers: 95 % interval", fontsize=11
+    )
+    return figure
+
+
+def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: str) -> None:
+    colors = sns.color_palette("colorblind")
+    for place, remedy in enumerate(order):
+        cell = mean(getattr(by_remedy[remedy], name))
+        ax.errorbar(
+            cell.value, place, xerr=cell.high - cell.value, fmt="s" if remedy == NONE else "o",
+            color=colors[3] if remedy == NONE else colors[0], capsize=3, markersize=5,
+        )  # fmt: skip
+    ax.axvline(0.0 if name == "total" else 1.0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set_yticks(range(len(order)), [REMEDIES[remedy] for remedy in order])
+    sns.despine(ax=ax)
+
+
+def cost(found: Outcomes) -> Figure:
+    """Nonlinearity by all three measures against growth; hollow where mean field knows the network already."""
+    figure, axes = plt.subplots(len(MEASURES), len(found), figsize=(12.6, 9.6), layout="constrained", sharex="col")
+    styles, shown = _styles(), {}
+    for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
+        for ax, measure in zip(column, MEASURES, strict=True):
+            for remedy, outcome in by_remedy.items():
+                color, marker = styles[remedy]
+                hollow = remedy in TWINS[baseline]
+                total, level = mean(outcome.total), _cell(outcome, measure)
+                bars = ax.errorbar(
+                    total.value, level.value, xerr=total.high - total.value,
+                    yerr=[[level.value - level.low], [level.high - level.value]], fmt=marker, color=color, markersize=7,
+                    capsize=2, elinewidth=1, markerfacecolor="none" if hollow else color,
+                    markeredgecolor=color if hollow else "0.2", markeredgewidth=1.5 if hollow else 0.5,
+                )  # fmt: skip
+                if remedy not in shown or not hollow:
+                    shown[remedy] = bars
+            if measure != "nonlinearity":
+                ax.set_yscale("log")
+            sns.despine(ax=ax)
+        column[0].set_title(NAMES[baseline])
+        column[-1].set_xlabel(TOTAL)
+    for ax, measure in zip(axes[:, 0], MEASURES, strict=True):
+        ax.set_ylabel(LABELS[measure])
+    handles = [shown[remedy] for remedy in REMEDIES if remedy in shown]
+    words = [REMEDIES[remedy] for remedy in REMEDIES if remedy in shown]
+    figure.legend(handles, words, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(
+        f"Growth and nonlinearity; mean over {_num_seeds(found)} seeds, bars: 95 % interval, hollow: to mean field the "
+        "same network as another",
+        fontsize=11,
+    )
+    return figure
+
+
+def _cell(outcome: Outcome, measure: str) -> Mean:
+    values = getattr(outcome, measure)
+    return mean(values) if measure == "nonlinearity" else geometric_mean(values)
+
+
+def _styles() -> dict[str, tuple[tuple[float, float, float], str]]:
+    """Color and marker of every remedy; the network as it is in black."""
+    colors, markers = sns.color_palette("colorblind"), "oD^vP<>Xp*dh"
+    others = [remedy for remedy in REMEDIES if remedy != NONE]
+    styles = {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(others)}
+    return {NONE: ((0.0, 0.0, 0.0), "s"), **styles}
+
+
+def _num_seeds(found: Outcomes) -> int:
+    return len(next(iter(found.values()))[NONE].total)

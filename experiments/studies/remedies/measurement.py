@@ -1,0 +1,135 @@
+"""Networks that explode, and the same with a remedy at an equal number of parameters."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import gradscope as gs
+import gradscope.meanfield as mf
+from experiments.evidence.study import evenly
+from gradscope import initializers
+from gradscope.frames import observed
+from gradscope.measures import LinearFitError, SignDiversity
+from gradscope.models.mlp import MLP
+
+BASELINES: dict[str, dict[str, Any]] = {
+    "tanh_large": {"activation": "tanh", "weight_variance": 4.0},
+    "relu_batch": {"activation": "relu", "norm": "batch"},
+    "selu": {"activation": "selu"},
+}
+INITS = ("he", "lecun", "xavier", "orthogonal")
+NONE = "none"
+# How many times fewer layers a network with wider ones has, and samples that whole networks are fitted to.
+FEWER, NUM_FITTED, NUM_SCALED = 5, 1000, 256
+NUM_SOURCES, NUM_OUTPUTS = 10, 10
+
+
+def network(case: str, depth: int, width: int, in_features: int, *, generator: torch.Generator) -> nn.Module:
+    """The network of a case ``<baseline>-<remedy>``, with about as many parameters as a plain one of depth and width.
+
+    All end with a linear map to ten outputs, before which looks-linear networks take the difference of their halves.
+
+    Remedies: ``none``; ``wider``, a fifth of the layers; ``residual``, unit skips around blocks of two linear maps,
+    half as many; ``batch`` and ``layer`` normalization, ``plain`` without any; the initializations he, lecun, xavier,
+    orthogonal, looks_linear (without normalization), critical, and lsuv on a batch of its own.
+
+    Raises:
+        ValueError: No such case.
+    """
+    baseline, _, remedy = case.partition("-")
+    if baseline not in BASELINES:
+        raise ValueError(f"A case begins with one of {', '.join(BASELINES)}, got {case!r}.")
+    sizes = {"depth": depth, "width": width, "in_features": in_features, "out_features": NUM_OUTPUTS}
+    options = {**sizes, **BASELINES[baseline]}
+    if remedy == "wider":
+        options["depth"] = max(1, depth // FEWER)
+        options["width"] = equal_width(in_features * width + (depth - 1) * width**2, options["depth"], in_features)
+    elif remedy == "residual":
+        options |= {"residual": "identity", "depth": max(1, depth // 2)}
+    elif remedy in ("batch", "layer"):
+        options["norm"] = remedy
+    elif remedy == "plain":
+        options["norm"] = "none"
+    elif remedy in (*INITS, "looks_linear"):
+        options |= {"init": remedy, "weight_variance": None}
+        if remedy == "looks_linear":
+            options["norm"] = "none"
+    elif remedy not in (NONE, "critical", "lsuv"):
+        raise ValueError(f"No remedy {remedy!r}; see experiments.studies.remedies.measurement.network.")
+    model = MLP(**options, generator=generator)
+    if remedy == "critical":
+        initializers.critical(model, options["activation"], generator=generator)
+    if remedy == "lsuv":
+        initializers.lsuv(model, torch.randn(NUM_SCALED, in_features, generator=generator), generator=generator)
+    return model
+
+
+def equal_width(num_parameters: int, depth: int, in_features: int) -> int:
+    """Width of a plain network of that depth with about so many weights: in w + (depth - 1) w^2."""
+    if depth == 1:
+        return max(1, round(num_parameters / in_features))
+    root = math.sqrt(in_features**2 + 4 * (depth - 1) * num_parameters)
+    return max(1, round((root - in_features) / (2 * (depth - 1))))
+
+
+def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
+    """GSC from the input and ten layers to the output, and how nonlinear the network is, by four numbers."""
+    depth = len(model.get_submodule("layers")._modules)
+    sources = ["input", *(f"layers.{number}" for number in evenly(depth, NUM_SOURCES)), "head"]
+    profile = gs.gsc(model, x, layers=sources, probes=num_probes, generator=generator).to_frame()
+    statistics = gs.measure(model, x, measures=[SignDiversity(), LinearFitError()])
+    last = statistics[statistics["index"] == statistics["index"].max()].assign(layer="last", index=0)
+    coefficient = gs.nlc(model, x, generator=generator)
+    fresh = torch.randn(NUM_FITTED, *x.shape[1:], generator=generator).to(x)
+    with torch.no_grad(), torch.random.fork_rng():
+        error = network_linear_fit_error(fresh.flatten(1), model(fresh))
+    return pd.concat(
+        [
+            profile,
+            last,
+            observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)),
+            observed("network_linear_fit_error", error, num_samples=len(fresh)),
+            observed("num_parameters", sum(parameter.numel() for parameter in model.parameters())),
+        ],
+        ignore_index=True,
+    )
+
+
+def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
+    """Part of the variance of the outputs y (N, m) that the best affine map of the inputs x (N, d) leaves over.
+
+    Residual sum of squares over N - d - 1, total over N - 1, both summed over outputs: without bias for independent
+    noise, 0 for an affine map.  Needs N > d + 1.
+    """
+    x, y = x.double(), y.double()
+    num, size = x.shape
+    if num <= size + 1:
+        raise ValueError(f"An affine map of {size} inputs fits any {num} samples; give more than {size + 1}.")
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    left = y - x @ torch.linalg.lstsq(x, y).solution
+    return float(left.square().sum() / (num - size - 1) / (y.square().sum() / (num - 1)))
+
+
+@cache
+def rate(case: str, batch_size: int) -> float:
+    """GSC a layer of mean field; NaN where it has no rate (residual connections), or none is known."""
+    baseline, _, remedy = case.partition("-")
+    options = BASELINES[baseline]
+    activation, norm = options["activation"], options.get("norm", "none")
+    norm = {"batch": "batch", "layer": "layer", "plain": "none", "looks_linear": "none"}.get(remedy, norm)
+    if remedy == "residual":
+        return math.nan
+    if norm != "none":
+        return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
+    if remedy == "lsuv":
+        return mf.gsc_rate(activation, q=1.0)
+    if remedy == "he" and activation == "selu":
+        return math.nan  # lengths grow without bound
+    variances = {"he": 2.0, "lecun": 1.0, "xavier": 1.0, "orthogonal": 1.0, "critical": 1.0}
+    return mf.gsc_rate(activation, weight_variance=variances.get(remedy, options.get("weight_variance")))

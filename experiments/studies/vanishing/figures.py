@@ -1,0 +1,86 @@
+"""Figures of the study vanishing, from its frame."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from experiments.studies.vanishing import chains
+from experiments.studies.vanishing.numbers import (
+    ACTIVATIONS,
+    NORMS,
+    SCALES,
+    SIGMOID,
+    SLOPE,
+    chosen,
+    in_theory,
+    layers,
+    rate,
+)
+
+TITLES = {"none": "no normalization", "batch": "batch normalization", "layer": "layer normalization"}
+
+
+def gradients(frame: pd.DataFrame) -> Figure:
+    """log10 of the gradient of the weights of every layer, a panel a normalization."""
+    figure, axes = plt.subplots(1, len(NORMS), figsize=(12.0, 4.2), layout="constrained", sharey=True)
+    rows = chosen(frame[frame["weight_scale"] == 1], "gradient_norm")
+    rows = rows[rows["layer"].str.startswith("layers.")]
+    for ax, norm in zip(axes, NORMS, strict=True):
+        sns.lineplot(
+            rows[rows["norm"] == norm], x="index", y="log10_value", hue="activation", hue_order=ACTIVATIONS,
+            style="activation", style_order=ACTIVATIONS, errorbar="sd", palette="colorblind", ax=ax,
+            legend=norm == "none",
+        )  # fmt: skip
+        ax.set(title=TITLES[norm])
+        ax.set(xlabel="layer, from the input", ylabel=r"$\log_{10}$ length of the gradient of its weights")
+        sns.despine(ax=ax)
+    axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    seeds = frame["seed"].nunique()
+    figure.suptitle(
+        f"Gradients at initialization, {layers(frame)} layers; mean over {seeds} seeds, band: one standard deviation",
+        fontsize=10,
+    )
+    return figure
+
+
+def long_chains(frame: pd.DataFrame) -> Figure:
+    """log10 of the derivative through a row of units, beside its bound."""
+    figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for color, chain in zip(sns.color_palette("colorblind"), chains.LONG, strict=False):
+        for quantity, style, words in (("log10_chain", "-", "measured"), ("log10_chain_bound", ":", "bound")):
+            values = chains.rows(frame, quantity, chain)
+            width = 2.4 if style == ":" else 1.4
+            ax.plot(values.index, values, style, color=color, label=f"{chain}: {words}", linewidth=width)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="units L in a row", ylabel=r"$\log_{10} |dh_L / dh_0|$", title="Chains of sigmoid units, exact")
+    ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return figure
+
+
+def larger_weights(frame: pd.DataFrame) -> Figure:
+    """Factor a layer of the sigmoid network against the variance of its weights, with mean field and the bound."""
+    figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    scales = np.array([1, *SCALES])
+    found = [rate(frame, *SIGMOID, scale) for scale in scales]
+    value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
+    color, other = sns.color_palette("colorblind")[:2]
+    ax.errorbar(scales**2, value, [value - low, high - value], fmt="o", color=color, capsize=3, label="measured")
+    fine = np.geomspace(1, scales[-1], 33)
+    ax.plot(fine**2, [in_theory(scale) for scale in fine], "--", color=color, label="mean field")
+    ax.plot(scales**2, SLOPE * scales, ":", color=other, linewidth=2.4, label="bound by the slope")
+    ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(scales**2)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.set(xlabel="variance of the weights, times n", ylabel="factor a layer, toward the input")
+    ax.set_title("Sigmoid without normalization; below 1 it vanishes", fontsize=10)
+    ax.legend(frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return figure

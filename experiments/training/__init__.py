@@ -1,0 +1,1 @@
+"""The training loop of the reference workload, with its records and checkpoints."""

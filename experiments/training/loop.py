@@ -1,0 +1,209 @@
+"""The training loop, readable from top to bottom; no framework."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from experiments import seeds
+from experiments.data.images import Images
+from experiments.training import checkpoints
+from experiments.training.distributed import Ranks
+from experiments.training.recipe import Recipe
+from experiments.training.records import Record
+from gradscope import MonitorWarning, NonFiniteError
+
+EVALUATED = 1000  # test images at a time
+
+
+class Watcher(Protocol):
+    """What the loop needs of a `gradscope.Monitor`."""
+
+    on_nonfinite: str  # "raise", or "warn" and go on
+
+    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
+        """Gradients of this loss on this batch are there, and the update is not made yet."""
+
+    def record(self) -> None:
+        """Training is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    test: Images | None,
+    recipe: Recipe,
+    folder: Path | None = None,
+    *,
+    state: dict[str, Any] | None = None,
+    monitor: Watcher | None = None,
+    report: Callable[[Record], None] = lambda record: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> list[Record]:
+    """Train ``model`` in place; returns its records.
+
+    Every ``recipe.log_every`` steps, at the end of an epoch and at the end of all there is a record of the steps since
+    the one before: ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``; at the ends also
+    ``test_accuracy`` and ``test_loss`` where there is a test set.
+
+    ``folder``: where ``checkpoints`` go: ``last.pt``, ``best.pt`` and the last few by step.  ``state``: such a
+    checkpoint to go on from, on a CPU to the same final weights, bit for bit, as if the run had not been stopped.
+    Weights or losses that are not finite are never written.  ``monitor`` sees gradients before they are clipped.
+    ``interrupted`` is asked after each step; if so, a checkpoint is written and KeyboardInterrupt raised.
+    Under ``torch.distributed`` each process takes its share of every batch, and the first writes.
+
+    Raises:
+        NonFiniteError: Without a monitor, a recorded loss or a checkpoint that is not finite; with one, what it raises.
+    """
+    device, ranks = next(model.parameters()).device, Ranks.here()
+    total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
+    cast = recipe.cast(device)
+    optimizer = recipe.make_optimizer(model)
+    begin, since, records, best = 0, 0, list[Record](), -1.0
+    losses = torch.zeros((), device=device)  # of the steps since the last record
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        begin, since, records, best = state["step"], state["since"], list(state["records"]), state["best"]
+        losses = state["losses"].to(device)
+    forward = ranks.wrap(model)
+    forward = torch.compile(forward) if recipe.compile else forward  # type: ignore[assignment]
+    order, order_epoch = torch.empty(0), -1
+    first, started = begin, time.perf_counter()
+    model.train()
+    for step in range(begin, total):
+        epoch, place = divmod(step, per_epoch)
+        if epoch != order_epoch:
+            order, order_epoch = images.order(recipe.seed, epoch), epoch
+        indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+        losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
+        done = step + 1
+        ended = done % per_epoch == 0 or done == total
+        if ended or done % recipe.log_every == 0:
+            mean_loss = float(ranks.sum(losses)) / (ranks.world * (done - since))
+            speed = (done - first) * recipe.batch_size / (time.perf_counter() - started)
+            rate = float(optimizer.param_groups[0]["lr"])
+            record: Record = {"step": done, "epoch": done / per_epoch, "train_loss": mean_loss, "learning_rate": rate}
+            record["images_per_second"] = speed
+            if monitor is None and not math.isfinite(mean_loss):
+                raise NonFiniteError(
+                    f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and with "
+                    "monitor.every=100 the run stops at the first such step and names the layer."
+                )
+            if ended and test is not None:
+                record |= evaluate(model, test, cast)
+            records.append(record)
+            report(record)
+            losses, since, first, started = torch.zeros((), device=device), done, done, time.perf_counter()
+        improved = ended and test is not None and records[-1]["test_accuracy"] > best
+        best = records[-1]["test_accuracy"] if improved else best
+        stopping = done < total and interrupted()
+        due = stopping or (recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0)
+        if due:  # what the first process writes stands for all of them
+            losses = ranks.sum(losses) / ranks.world
+        if folder is not None and (due or improved or done == total) and (bad := _nonfinite(losses, model)):
+            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; an older one is intact."
+            if monitor is None or monitor.on_nonfinite == "raise":
+                raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
+            warnings.warn(lost, MonitorWarning, stacklevel=2)
+        elif folder is not None and ranks.first and (due or improved or done == total):
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
+            state |= {"losses": losses, "records": records, "best": best}
+            state |= {} if monitor is None else {"monitor": monitor.state_dict()}
+            if due or done == total:
+                checkpoints.save(state, folder / "checkpoints")
+                checkpoints.keep(folder / "checkpoints", done, recipe.keep)
+            if improved:
+                checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
+        if stopping:
+            raise KeyboardInterrupt(f"Interrupted after step {done} of {total}")
+    if monitor is not None:
+        with _autocast(device, cast):
+            monitor.record()
+    return records
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    indices: Tensor,
+    recipe: Recipe,
+    step: int,
+    total: int,
+    *,
+    cast: torch.dtype | None = None,
+    monitor: Watcher | None = None,
+) -> Tensor:
+    """One step of training on the images of these indices, in place; returns its loss.
+
+    Nothing here reads a value from the device, so the processor never waits for it.
+    """
+    ranks = Ranks.here()
+    share = ranks.share(len(indices))
+    x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
+    seeds.seed_torch(_seed(recipe.seed, "dropout", step) + ranks.rank)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * recipe.factor(step, total)
+    output = _run(model, x, cast)
+    loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if monitor is not None:
+        with _autocast(x.device, cast):
+            monitor.step(loss, (x, y))
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
+    """Loss and accuracy on all test images, in evaluation mode; the mode is put back.  Processes share the work."""
+    mode, ranks = model.training, Ranks.here()
+    model.eval()
+    correct_and_loss = torch.zeros(2, device=test.device)
+    for indices in torch.arange(len(test)).split(EVALUATED)[ranks.rank :: ranks.world]:
+        x, y = test.batch(indices)
+        output = _run(model, x, cast)
+        correct_and_loss[0] += (output.argmax(1) == y).sum()
+        correct_and_loss[1] += functional.cross_entropy(output, y, reduction="sum")
+    model.train(mode)
+    correct, loss = ranks.sum(correct_and_loss).tolist()
+    return {"test_accuracy": correct / len(test), "test_loss": loss / len(test)}
+
+
+def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
+    """Logits in float32, of images with the channels last in memory, under autocast to ``cast``."""
+    with _autocast(x.device, cast):
+        output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+    return output.float()
+
+
+def _autocast(device: torch.device, cast: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if cast is None else torch.autocast(device.type, dtype=cast)
+
+
+def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:
+    """Names of what a checkpoint would hold that is not finite; one synchronization with the device."""
+    weights = {repr(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    kept = {"the loss": losses} | weights
+    finite = torch.stack([value.isfinite().all() for value in kept.values()]).tolist()
+    return [name for name, good in zip(kept, finite, strict=True) if not good]
+
+
+def _seed(seed: int, purpose: str, step: int) -> int:
+    return seeds.generator(seed, f"{purpose} of step {step}").initial_seed()

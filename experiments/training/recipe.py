@@ -1,0 +1,125 @@
+"""How to train: the optimizer, its schedule, and everything else that decides what a run ends with."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
+from torch import nn
+
+from experiments.config.build import _arguments
+from experiments.data.images import Augmentation
+
+SCHEDULES = ("one_cycle", "cosine", "constant")
+PRECISIONS = ("auto", "float32", "bfloat16")
+FUSED = ("cpu", "cuda")  # devices with optimizers of one kernel
+# From groups of parameters to what updates them; its learning rate is the peak of the schedule.
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    ``max_steps`` ends before ``epochs`` where it is set; ``warmup`` is the part of a cycle that rises; ``log_every``
+    and ``checkpoint_every`` count steps, ``keep`` the checkpoints besides the last and the best; ``batch_size`` is that
+    of all processes together.
+
+    Raises:
+        ValueError: A name that is not known, or a number that makes no sense; the key is named.
+    """
+
+    epochs: float = 4
+    max_steps: int | None = None
+    batch_size: int = 128
+    optimizer: MakeOptimizer = SGD
+    schedule: str = "one_cycle"
+    warmup: float = 0.3
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    precision: str = "auto"
+    compile: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    log_every: int = 50
+    checkpoint_every: int | None = None
+    keep: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"train.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        for name in ("epochs", "batch_size", "max_steps", "log_every", "checkpoint_every", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"train.{name} must be a positive number, got {value!r}.")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"train.warmup must be between 0 and 1, got {self.warmup!r}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"train.label_smoothing must be in [0, 1), got {self.label_smoothing!r}.")
+        if self.keep < 0:
+            raise ValueError(f"train.keep must be a whole number >= 0, got {self.keep!r}.")
+
+    def steps(self, num_samples: int) -> int:
+        """How many steps in all."""
+        total = round(self.epochs * self.steps_per_epoch(num_samples))
+        return max(1, total if self.max_steps is None else min(total, self.max_steps))
+
+    def steps_per_epoch(self, num_samples: int) -> int:
+        """Whole batches in an epoch; the rest is left to the next shuffle."""
+        if num_samples < self.batch_size:
+            raise ValueError(f"train.batch_size={self.batch_size} is more than the {num_samples} training images.")
+        return num_samples // self.batch_size
+
+    def factor(self, step: int, total: int) -> float:
+        """Learning rate of a step as a part of the peak."""
+        done = step / max(1, total)
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return max(min(done / self.warmup, (1 - done) / (1 - self.warmup)), 0.02)
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of all parameters; weight decay on matrices and kernels only, not on biases and scales."""
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+            if group.get("fused", False) is None and next(model.parameters()).device.type in FUSED:
+                group["fused"] = True
+        return optimizer
+
+    def cast(self, device: torch.device) -> torch.dtype | None:
+        """The type that autocast takes; auto: bfloat16 where CUDA has it natively, or a CPU has instructions for it."""
+        if self.precision != "auto":
+            return torch.bfloat16 if self.precision == "bfloat16" else None
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+        has_instructions = device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+        return torch.bfloat16 if has_instructions else None
+
+
+def optimizer(cfg: DictConfig) -> MakeOptimizer:
+    """The optimizer of a configuration, short of the parameters.
+
+    Raises:
+        ValueError: It takes other arguments; those of ``optimizer=sgd`` stay where only the class is replaced.
+    """
+    made_by, arguments = get_object(cfg._target_), _arguments(cfg)
+    taken = inspect.signature(made_by).parameters.values()
+    foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
+    if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+        away = " ".join(f"~optimizer.{key}" for key in foreign)
+        raise ValueError(f"optimizer._target_={cfg._target_} takes no {' and no '.join(foreign)}: leave out {away}.")
+    return partial(made_by, **arguments)
