@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import errors, matrices, memory, speed
-from benchmarks.demands import demands
-from benchmarks.peers import HAS_CURVLINOPS
-from benchmarks.provenance import manifest
-from benchmarks.report import demand_table, table
-from benchmarks.rows import Row, to_frame
-from benchmarks.sizes import FULL, QUICK, Sizes
+from benchmarks import matrices, memory
+from benchmarks.race import errors, speed
+from benchmarks.race.demands import demands
+from benchmarks.race.peers import HAS_CURVLINOPS
+from benchmarks.race.sizes import FULL, QUICK, Sizes
+from benchmarks.tables.provenance import manifest
+from benchmarks.tables.report import demand_table, table
+from benchmarks.tables.rows import Row, to_frame
 
 OUTPUT = Path("results/benchmarks")
 REPEATS = 21

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from benchmarks.provenance import manifest
+from benchmarks.tables.provenance import manifest
 from experiments.runs import names
 from experiments.training.records import read
 

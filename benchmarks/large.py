@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import gradscope as gs
 from benchmarks.memory import resident
-from benchmarks.provenance import manifest
-from benchmarks.report import table
-from benchmarks.rows import Row, timed, to_frame
-from benchmarks.timing import Contestant, race
+from benchmarks.tables.provenance import manifest
+from benchmarks.tables.report import table
+from benchmarks.tables.rows import Row, timed, to_frame
+from benchmarks.tables.timing import Contestant, race
 
 OUTPUT = Path("results/benchmarks")
 THREADS, REPEATS, WIDTH = 2, 5, 150

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 import gradscope as gs
-from benchmarks.chains import Chain, mlp
-from benchmarks.errors import relative_rms
-from benchmarks.rows import Row, timed
-from benchmarks.sizes import Sizes
-from benchmarks.timing import Contestant, race
+from benchmarks.race.chains import Chain, mlp
+from benchmarks.race.errors import relative_rms
+from benchmarks.race.sizes import Sizes
+from benchmarks.tables.rows import Row, timed
+from benchmarks.tables.timing import Contestant, race
 
 WAYS: dict[str, int | gs.Deflated] = {
     "8 plain": 8,

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 import gradscope as gs
-from benchmarks.chains import Chain, mlp
-from benchmarks.rows import Row
-from benchmarks.sizes import Sizes
+from benchmarks.race.chains import Chain, mlp
+from benchmarks.race.sizes import Sizes
+from benchmarks.tables.rows import Row
 
 GRAPH = "forward pass that keeps its graph"
 MATRIX = "matrix, 1 probe a target"

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from benchmarks.provenance import manifest
+from benchmarks.tables.provenance import manifest
 from experiments.archive import collecting
 from experiments.runs import launches, names, outcomes
 

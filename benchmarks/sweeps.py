@@ -30,9 +30,9 @@ import torch
 from rich.console import Console
 
 import gradscope as gs
-from benchmarks.provenance import manifest
-from benchmarks.report import table
-from benchmarks.rows import Row, to_frame
+from benchmarks.tables.provenance import manifest
+from benchmarks.tables.report import table
+from benchmarks.tables.rows import Row, to_frame
 from experiments.archive import collecting as archive_collecting
 from experiments.runs import names
 from gradscope.measures import PreactivationStd, SignDiversity

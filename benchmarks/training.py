@@ -37,10 +37,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 import gradscope as gs
-from benchmarks.provenance import manifest
-from benchmarks.report import table
-from benchmarks.rows import Row, timed, to_frame
-from benchmarks.timing import Contestant, race
+from benchmarks.tables.provenance import manifest
+from benchmarks.tables.report import table
+from benchmarks.tables.rows import Row, timed, to_frame
+from benchmarks.tables.timing import Contestant, race
 from experiments.data.batches import CIFAR10_MEAN, CIFAR10_STD
 from experiments.data.images import Augmentation, Images
 from experiments.training import loop

@@ -1,10 +1,14 @@
 """What several tests share."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 import gradscope as gs
 from gradscope.operators import matrix
+
+ROOT = Path(__file__).parent.parent
 
 
 def seeded(seed: int = 0) -> torch.Generator:

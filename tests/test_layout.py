@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 # Folders from the ground up: a file may import files of its own folder and of folders before it.  At the root of a
 # package lie its nouns, which everything is made of, and what stands on top of all folders.

@@ -1,11 +1,11 @@
 """Every row of docs/limitations.md names the test that holds it."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 ROWS = [
     line for line in (ROOT / "docs" / "limitations.md").read_text().splitlines() if line.startswith("| ")
 ][1:]  # fmt: skip

@@ -1,11 +1,11 @@
 """The README's code runs, and its commands and links exist."""
 
 import re
-from pathlib import Path
 
 import matplotlib as mpl
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 README = (ROOT / "README.md").read_text()
 
 

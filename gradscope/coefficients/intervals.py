@@ -23,7 +23,7 @@ def probe_interval(
     large singular values, so mean +- 1.96 standard errors covers too little (70 % with two probes of a coupled batch).
     The random part R is taken for a chi-square of k = 2 R^2 / Var(R) degrees of freedom, and the distances of its
     quantiles from R, on a log scale, are widened by the ratio of Student's t, of the variance's own degrees of freedom,
-    to the normal quantile.  Replayed from exact Jacobians (tests/test_intervals.py) this covers 93 to 97 %.
+    to the normal quantile.  Replayed from exact Jacobians (test_intervals.py) this covers 93 to 97 %.
 
     Arguments:
         log10_values, log10_stderr: The values and the standard errors that are due to probes.

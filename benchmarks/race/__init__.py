@@ -1,0 +1,1 @@
+"""The comparison with other tools, taken apart: what is timed, who competes, errors and demands."""

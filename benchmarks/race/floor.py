@@ -1,0 +1,59 @@
+"""Floors: what an exact profile, and a profile of one probe, cannot do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.race.chains import Chain
+
+SIDE = 1024
+
+
+def products(chain: Chain) -> Callable[[], Tensor]:
+    """One basis cotangent a feature of the output, for every sample, times each weight matrix in turn.
+
+    The (B d_l, d_l) matrix of all cotangents is multiplied from the last layer to the first: what any exact method that
+    goes through the network once has to do.
+    """
+    weights = [weight.detach() for weight in reversed(list(chain.model.parameters()))]
+    cotangents = torch.eye(len(weights[0])).repeat(len(chain.x), 1)
+
+    def call() -> Tensor:
+        v = cotangents
+        for weight in weights:
+            v = v @ weight  # (B d_l, d_k+1) @ (d_k+1, d_k)
+        return v
+
+    return call
+
+
+def hooked_pass(chain: Chain) -> Tensor:
+    """A forward pass that calls two empty hooks for every module, and one backward pass to the input.
+
+    What capture by hooks costs at least, whatever it does with what it sees.
+    """
+    handles = []
+    for module in chain.model.modules():
+        handles.append(module.register_forward_pre_hook(lambda *_: None, with_kwargs=True))
+        handles.append(module.register_forward_hook(lambda *_: None, with_kwargs=True))
+    x = chain.x.clone().requires_grad_()
+    output = chain.model(x)
+    for handle in handles:
+        handle.remove()
+    (gradient,) = torch.autograd.grad(output, x, torch.ones_like(output))
+    return gradient
+
+
+def flops(chain: Chain) -> int:
+    """Floating-point operations of `products`."""
+    rows = len(chain.x) * len(list(chain.model.parameters())[-1])
+    return sum(2 * rows * weight.numel() for weight in chain.model.parameters())
+
+
+def square_product(side: int = SIDE) -> Callable[[], Tensor]:
+    """A float32 product of two square matrices, 2 side**3 operations: the rate that this machine reaches at best."""
+    a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
+    return lambda: a @ b

@@ -1,0 +1,181 @@
+"""The study of depth and width against networks of known rate, and intervals that hold together."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import gradscope.meanfield as mf
+from experiments.archive import reference
+from experiments.archive.tables import Collected
+from experiments.evidence.means import mean
+from experiments.studies import depth_width
+from experiments.studies.depth_width import figures, numbers
+from gradscope import frames
+from tests.helpers import ROOT, noise, seeded
+
+
+class Turn(nn.Module):
+    """x -> a Q (x - 1) + 1 with Q orthogonal, which leaves the point 1 where it is and stretches around it by a."""
+
+    def __init__(self, a, seed):
+        super().__init__()
+        self.weight = nn.Parameter(a * torch.linalg.qr(noise(8, 8, seed=seed))[0])
+
+    def forward(self, x):
+        return (x - 1) @ self.weight.T + 1
+
+
+def test_every_source_at_its_distance():
+    model = nn.Module()
+    model.layers = nn.Sequential(*(Turn(1.5, seed) for seed in range(20)))
+    model.forward = model.layers.forward
+    x = torch.ones(4, 8, dtype=torch.float64)
+    frame = depth_width.measure(model, x, generator=seeded(), num_probes=2, num_sources=5)
+    assert frame["layer"].tolist() == [f"layers.{k}" for k in (3, 7, 11, 15, 19)]
+    assert frame["depth_from_output"].tolist() == [16, 12, 8, 4, 0]
+    np.testing.assert_allclose(frame["log10_value"], 2 * math.log10(1.5) * frame["depth_from_output"], atol=1e-12)
+    with pytest.raises(ValueError, match="num_sources=6 layers at equal distances need a depth they divide, got 20"):
+        depth_width.measure(model, x, generator=seeded(), num_probes=2, num_sources=6)
+
+
+def test_intervals_hold_together():
+    draws = np.random.default_rng(0).standard_normal((4000, 6, 3)) * [1.0, 5.0, 0.2] + [3.0, -1.0, 0.0]
+    held = 0
+    for draw in draws:
+        low, high = numbers.simultaneous(draw)
+        held += bool(((low < [3.0, -1.0, 0.0]) & (high > [3.0, -1.0, 0.0])).all())
+    # Bonferroni covers 95 % at least, and of independent columns (1 - 0.05 / 3)^3 = 95.08 %.
+    assert held / len(draws) == pytest.approx((1 - 0.05 / 3) ** 3, abs=4 * math.sqrt(0.05 * 0.95 / len(draws)))
+    low, high = numbers.simultaneous(draws[0][:, :1])
+    expected = stats.t.interval(0.95, 5, loc=draws[0][:, 0].mean(), scale=stats.sem(draws[0][:, 0]))
+    assert (low[0], high[0]) == pytest.approx(expected)
+    wider = stats.t.interval(1 - 0.05 / 6, 5, loc=draws[0].mean(axis=0), scale=stats.sem(draws[0]))
+    np.testing.assert_allclose(numbers.simultaneous(draws[0], looks=2), wider)
+
+
+def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0, base=1.1, num_seeds=8):
+    """SELU of nine sizes whose rate is base + depth_effect (depth / 100) + width_effect / width."""
+    generator, parts = np.random.default_rng(1), []
+    for seed in range(num_seeds):
+        for depth in (50, 100, 200):
+            for width in (100, 200, 400):
+                rate = base + depth_effect * depth / 100 + width_effect / width + noise_of * generator.standard_normal()
+                away = np.arange(9, -1, -1) * (depth // 10)
+                parts.append(
+                    frames.tidy(
+                        {
+                            "layer": [f"layers.{depth - 1 - d}" for d in away], "index": depth - away,
+                            "depth_from_output": away, "target": f"layers.{depth - 1}", "quantity": "gsc",
+                            "log10_value": away * math.log10(rate), "log10_stderr_probe": 0.0,
+                            "log10_stderr_sample": 0.0, "reduction": "batch", "coupled": False, "num_probes": 0,
+                            "num_samples": 32,
+                        }
+                    ).assign(seed=seed, depth=depth, width=width)
+                )  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.assign(model="selu", activation="selu", norm="none", batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("effects", "within", "dependent"),
+    [
+        ({"noise_of": 0.001}, [True, True], [None, None]),
+        ({"noise_of": 0.1}, [None, None], [None, None]),
+        ({"depth_effect": 0.02, "noise_of": 0.001}, [False, True], [True, None]),
+        ({"width_effect": 2.0, "noise_of": 0.001}, [True, False], [None, True]),
+        ({"width_effect": 0.5, "noise_of": 0.0005}, [True, True], [None, True]),  # little, and yet there
+        ({"depth_effect": 0.007, "base": 1.0, "noise_of": 1e-4}, [False, True], [True, None]),
+        ({"depth_effect": 0.007, "base": 1.6, "noise_of": 1e-4}, [True, True], [True, None]),  # what counts is the log
+    ],
+)
+def test_an_effect_is_found_where_it_is(effects, within, dependent):
+    found = depth_width.claims(Collected(synthetic(**effects), None, {}))
+    assert [claim.holds for claim in found[:2]] == within
+    assert [claim.holds for claim in found[2:4]] == dependent
+    says = [claim.says for claim in found]
+    assert "within tolerance whatever the depth" in says[0] and "within tolerance whatever the width" in says[1]
+    assert "depends on the depth, however little" in says[2] and "depends on the width, however little" in says[3]
+
+
+def test_the_answer_follows_the_verdicts():
+    same, other = (
+        depth_width.answer(Collected(synthetic(width_effect=effect, noise_of=1e-3, num_seeds=16), None, {}))
+        for effect in (0.0, 2.0)
+    )
+    assert same.startswith("SELU, the network of the question, grows by 1.")
+    for text, verdict, dependence in (
+        (same, "supported", "no dependence found"),
+        (other, "contradicted", "a dependence"),
+    ):
+        assert f"Within 0.005 of the common log rate whatever the width: {verdict}; the widest less" in text
+        assert f"{dependence}. The 3 initializations after the first look alone say: supported for the depth, " in text
+        assert "whatever the depth: supported" in text
+    assert "is found on the depth for none; on the width for none." in same
+    assert "other networks" not in same  # there are none
+    assert "on the depth for none; on the width for selu (-0.0" in other
+    few = depth_width.answer(Collected(synthetic(noise_of=1e-3), None, {}))
+    assert "after the first look" not in few  # there are none
+
+
+def test_a_dependence_is_corrected_for_all_that_were_looked_at():
+    """The widest grow less, by 2.6 standard errors: enough for a single test of eight seeds, not for one of four."""
+    frame = synthetic()
+    widest = frame["width"] == 400
+    change = -0.002 + 0.002035 * np.where(frame["seed"] % 2, 1, -1)
+    frame.loc[widest, "log10_value"] += (frame["depth_from_output"] * change / math.log(10))[widest]
+    ends = (lambda rates: rates.by_width[:, -1] - rates.by_width[:, 0])(numbers.all_rates(frame, ["selu"])["selu"])
+    assert ends.mean() / stats.sem(ends) == pytest.approx(-2.6, abs=0.01)
+    assert mean(ends).high < 0 < mean(ends, comparisons=4).high
+    claim = depth_width.claims(Collected(frame, None, {}))[3]
+    assert claim.holds is None and f"{mean(ends, comparisons=4):+.4f}" in claim.because
+
+
+def test_the_method_names_the_sizes_that_were_measured():
+    collected = reference.load(ROOT / "results" / "depth_width")
+    config, frame = collected.manifest["config"], collected.frame
+    assert tuple(sorted(config["model"]["depth"])) == depth_width.DEPTHS
+    assert tuple(sorted(config["model"]["width"])) == depth_width.WIDTHS
+    assert config["data"]["batch_size"] == depth_width.BATCH_SIZE
+    assert config["measurement"]["num_probes"] == depth_width.NUM_PROBES
+    assert config["measurement"]["num_sources"] == depth_width.NUM_SOURCES
+    assert config["seeds"] == frame["seed"].nunique() == depth_width.NUM_SEEDS > depth_width.FIRST_SEEDS
+    assert set(collected.manifest["choices"]["model"]) == set(depth_width.NETWORKS)
+    np.testing.assert_allclose(math.exp(depth_width.TOLERANCE * 200), math.e)
+
+
+def test_rates_of_a_frame_that_is_known():
+    rates = numbers.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
+    known = np.log(1.1 + 2.0 / np.array([100, 200, 400]))
+    assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
+    np.testing.assert_allclose(rates.values, np.broadcast_to(np.exp(known), (8, 3, 3)))
+    assert rates.common.value == pytest.approx(np.exp(known.mean()))
+    np.testing.assert_allclose(rates.by_width[0], known - known.mean())
+    np.testing.assert_allclose(rates.by_depth, 0, atol=1e-12)
+    slope, end = np.polyfit(1 / np.array([100, 200, 400]), known, 1)
+    np.testing.assert_allclose(rates.lines, [[end, slope]] * 8)
+    assert rates.theory == mf.gsc_rate("selu")
+
+
+def test_the_limit_is_held_against_mean_field():
+    *_, limit = depth_width.claims(Collected(synthetic(width_effect=2.0, noise_of=1e-4), None, {}))
+    assert limit.holds is False  # 1.1, and mean field says 1.0716
+    *_, limit = depth_width.claims(Collected(synthetic(width_effect=0.1, base=mf.gsc_rate("selu")), None, {}))
+    assert limit.holds is True
+
+
+def test_profiles_run_from_mean_field():
+    frame = synthetic(base=1.2, num_seeds=2)
+    both = pd.concat([frame, frame.assign(model="relu_batch", activation="relu", norm="batch")])
+    figure = figures.profiles(both)
+    curve = next(line for line in figure.axes[0].lines if line.get_label() == "width 100, depth 200")
+    expected = 180 * (math.log10(1.2) - math.log10(mf.gsc_rate("selu")))
+    assert max(curve.get_xdata()) == 180 and curve.get_ydata()[-1] == pytest.approx(expected)
+    styles = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines[:9]}
+    assert len(styles) == 9
+    plt.close(figure)

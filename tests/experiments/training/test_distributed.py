@@ -1,0 +1,81 @@
+"""Two processes on two cores train what one process trains."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from experiments.runs import names
+from experiments.training.distributed import Ranks
+from gradscope import frames
+from tests.helpers import ROOT
+
+OPTIONS = [
+    "model=mlp", "model.depth=4", "model.width=32", "model.out_features=10", "model.activation=tanh", "data=digits",
+    "train.max_steps=24", "train.batch_size=64", "train.log_every=4", "train.precision=float32", "train.clip=1.0",
+    "train.augmentation.crop=2", "optimizer.lr=0.02", "monitor.every=8", "monitor.probes=exact",
+    "monitor.max_overhead=null", "train.checkpoint_every=8", "train.keep=3",
+]  # fmt: skip
+
+
+def trained(folder, *launcher):
+    command = [sys.executable, "-m", *launcher, "experiments.train", *OPTIONS, f"results={folder}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run_folder,) = names.folders(folder / "train")
+    return done.stdout, run_folder
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
+    pytest.importorskip("sklearn")
+    _, alone = trained(tmp_path / "one")
+    torchrun = ("torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m")
+    said, together = trained(tmp_path / "two", *torchrun)
+    assert said.count("Run folder") == 1 and alone.name == together.name
+    one, two = (pd.read_parquet(folder / "metrics.parquet") for folder in (alone, together))
+    assert one["step"].tolist() == two["step"].tolist() == [4, 8, 12, 16, 20, 21, 24]
+    np.testing.assert_allclose(one["train_loss"], two["train_loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["test_loss"], two["test_loss"], rtol=1e-5)
+    assert one["test_accuracy"].dropna().iloc[-1] > 0.5
+    states = [torch.load(folder / "checkpoints" / "last.pt", weights_only=True) for folder in (alone, together)]
+    for name, weight in states[0]["model"].items():
+        torch.testing.assert_close(states[1]["model"][name], weight, rtol=1e-4, atol=1e-6)
+    watched = [frames.load(folder / "monitor.parquet") for folder in (alone, together)]
+    assert (watched[0][["step", "layer", "quantity"]] == watched[1][["step", "layer", "quantity"]]).all(axis=None)
+    np.testing.assert_allclose(watched[0]["log10_value"], watched[1]["log10_value"], atol=2e-4)
+    assert set(watched[0]["num_samples"][watched[0]["quantity"] == "gsc"]) == {32}
+    assert [json.loads((f / "manifest.json").read_text())["hardware"]["world_size"] for f in (alone, together)] == [
+        1,
+        2,
+    ]
+
+    # Killed after step 16 and started again, both processes end with the same weights, bit for bit.
+    last, earlier = (together / "checkpoints" / name for name in ("last.pt", "step-00000016.pt"))
+    earlier.replace(last)
+    (together / "status.json").unlink()
+    said, _ = trained(tmp_path / "two", *torchrun)
+    assert "Going on at step 16 of 24." in said
+    again = torch.load(last, weights_only=True)
+    assert again["step"] == 24 and all(torch.equal(w, again["model"][name]) for name, w in states[1]["model"].items())
+    assert pd.read_parquet(together / "metrics.parquet")["train_loss"].tolist() == two["train_loss"].tolist()
+
+
+def test_a_batch_that_cannot_be_shared():
+    assert [Ranks(rank, 3).share(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    with pytest.raises(
+        ValueError, match=r"train\.batch_size=10 is that of all processes together and must be a multiple"
+    ):
+        Ranks(0, 3).share(10)

@@ -1,0 +1,206 @@
+"""Data-set-level coefficients: a stream says what one great batch says, in any grouping, and on any number of ranks."""
+
+import itertools
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import gradscope as gs
+from gradscope.models.mlp import MLP
+from tests.bruteforce import stages
+from tests.helpers import ROOT, noise, seeded
+
+
+def mlp(**options):
+    return MLP(**{"depth": 4, "width": 6, "activation": "selu", "generator": seeded(), **options}).double()
+
+
+@pytest.mark.parametrize("reduction", ["batch", "mean", "geometric"])
+@pytest.mark.parametrize("sizes", [[12], [5, 7], [1, 1, 4, 6], [4, 4, 4]])
+def test_a_stream_says_what_one_great_batch_says(reduction, sizes):
+    x = noise(12, 6)
+    whole = gs.gsc(mlp(), x, probes="exact", reduction=reduction)
+    stream = gs.gsc(mlp(), list(x.split(sizes)), probes="exact", reduction=reduction)
+    np.testing.assert_allclose(stream.log10_values, whole.log10_values, atol=1e-12)
+    np.testing.assert_allclose(stream.log10_stderr_sample, whole.log10_stderr_sample, atol=1e-12)
+    assert stream.num_samples == 12
+    assert stream.stopped == "end of data"
+    assert stream.complete
+
+
+def test_a_matrix_streams_too():
+    x = noise(12, 6)
+    whole = gs.gsc_matrix(mlp(), x, probes="exact")
+    stream = gs.gsc_matrix(mlp(), iter(x.split(5)), probes="exact")
+    np.testing.assert_allclose(stream.log10_values, whole.log10_values, atol=1e-12)
+
+
+def test_coupled_batches_are_counted_as_such():
+    model, x = mlp(norm="batch", activation="relu"), noise(24, 6)
+    batches = x.split(6)
+    stream = gs.gsc(model, list(batches), probes="exact")
+    parts = [gs.gsc(model, batch, probes="exact") for batch in batches]
+    # From the definition: squared lengths add up over batches, whose Jacobian is block diagonal.
+    names = [name for name in stream.layers if name != "input"]
+    lengths = [[float(f.square().sum()) for f in stages(model, names, batch)] for batch in batches]
+    for row, name in enumerate(stream.layers[:-1]):
+        p, q = (np.array([length[i] for length in lengths]) for i in (row, -1))
+        a = np.array([part[name].value for part in parts]) * q / p  # |J|^2 / (B d), batch by batch
+        assert stream[name].value == pytest.approx(a.sum() / len(parts) * p.sum() / q.sum(), rel=1e-10)
+    assert np.isfinite(stream.log10_stderr_sample).all()
+    assert stream.coupled
+
+
+def test_a_loader_with_labels():
+    x = noise(12, 6)
+    loader = DataLoader(TensorDataset(x, torch.arange(12) % 3), batch_size=5)
+    model = mlp(out_features=3)
+    assert gs.gsc(model, loader, probes="exact").num_samples == 12
+    loss = nn.CrossEntropyLoss(reduction="none")
+    stream = gs.gsc(model, loader, loss_fn=loss)
+    whole = gs.gsc(model, (x, torch.arange(12) % 3), loss_fn=loss)
+    np.testing.assert_allclose(stream.log10_values, whole.log10_values, atol=1e-12)
+
+
+def test_the_sampling_error_of_a_stream_is_what_repetitions_show():
+    model = mlp(depth=6)
+    values, errors = [], []
+    for seed in range(200):
+        x = noise(60, 6, seed=seed)
+        profile = gs.gsc(model, list(x.split(10)), probes=2, generator=seeded(seed))
+        values.append(profile.log10_values[0, 0])
+        errors.append(math.hypot(profile.log10_stderr_probe[0, 0], profile.log10_stderr_sample[0, 0]))
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_rtol_ends_a_stream():
+    model = mlp(depth=6)
+    endless = (noise(16, 6, seed=seed) for seed in itertools.count())
+    profile = gs.gsc(model, endless, rtol=0.05)
+    assert profile.stopped == "rtol reached"
+    assert profile.relative_error <= 0.05
+    tighter = gs.gsc(model, (noise(16, 6, seed=seed) for seed in itertools.count()), rtol=0.02)
+    assert tighter.num_samples > 2 * profile.num_samples
+
+
+def test_budgets_end_a_stream():
+    def endless():
+        return (noise(16, 6, seed=seed) for seed in itertools.count())
+
+    assert gs.gsc(mlp(), endless(), max_samples=40).num_samples == 48
+    timed = gs.gsc(mlp(), endless(), max_seconds=0.2)
+    assert timed.stopped == "max_seconds"
+    with pytest.warns(UserWarning, match=r"rtol of 1e-06 was not reached, because of 'max_samples': the largest"):
+        short = gs.gsc(mlp(), endless(), rtol=1e-6, max_samples=40)
+    assert short.relative_error > 1e-6
+    with pytest.warns(UserWarning, match=r"not reached, because of 'end of data': .* after 8 samples"):
+        gs.gsc(mlp(), [noise(8, 6)], rtol=1e-3)
+
+
+def test_an_interrupted_stream_returns_what_it_has():
+    def interrupted(after):
+        for seed in range(after):
+            yield noise(8, 6, seed=seed)
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match=r"Interrupted: the result holds the 3 batches measured so far"):
+        profile = gs.gsc(mlp(), interrupted(3), probes="exact")
+    assert not profile.complete
+    expected = gs.gsc(mlp(), [noise(8, 6, seed=seed) for seed in range(3)], probes="exact")
+    np.testing.assert_array_equal(profile.log10_values, expected.log10_values)
+    with pytest.raises(KeyboardInterrupt):
+        gs.gsc(mlp(), interrupted(0))
+
+
+@pytest.mark.parametrize("rtol", [0, -0.1, 1, 1.5, math.nan])
+def test_rtol_out_of_range(rtol):
+    with pytest.raises(ValueError, match=r"rtol is a relative standard error between 0 and 1, such as 0\.02; got"):
+        gs.gsc(mlp(), noise(8, 6), rtol=rtol)
+
+
+def test_budgets_out_of_range():
+    with pytest.raises(ValueError, match=r"max_samples must be at least 1, got 0"):
+        gs.gsc(mlp(), [noise(8, 6)], max_samples=0)
+    with pytest.raises(ValueError, match=r"max_seconds must be positive, got -1"):
+        gs.gsc(mlp(), [noise(8, 6)], max_seconds=-1)
+
+
+@pytest.mark.parametrize("empty", [[], iter(()), DataLoader(TensorDataset(torch.empty(0, 6)))], ids=type)
+def test_a_stream_of_nothing(empty):
+    with pytest.raises(ValueError, match=r"data yields no batch: an exhausted iterator, or an empty loader\?"):
+        gs.gsc(mlp(), empty)
+
+
+def test_samples_of_unequal_shapes():
+    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Tanh(), nn.Conv1d(2, 2, 1)).double()
+    with pytest.raises(ValueError, match=r"layer 'input' has shape \(2, 8\) in one batch and \(2, 9\) in another"):
+        gs.gsc(model, [noise(3, 2, 8), noise(3, 2, 9)])
+
+
+def test_layers_that_only_some_batches_pass():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = (nn.Linear(6, 6, dtype=torch.float64) for _ in range(3))
+
+        def forward(self, x):
+            return self.head((self.left if x.sum() > 0 else self.right)(x))
+
+    x = noise(4, 6).abs()
+    with pytest.raises(ValueError, match=r"do not pass through the same layers: 'left', 'right' appear in only some"):
+        gs.gsc(Routed(), [x, -x])
+
+
+def test_a_last_batch_of_one_sample_beside_coupled_ones():
+    class Centered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6, dtype=torch.float64)
+
+        def forward(self, x):
+            h = self.linear(x)
+            return h - h.mean(dim=0) / 2
+
+    with pytest.raises(ValueError, match=r"influence each other in one batch and not in another; .* one sample\? drop"):
+        gs.gsc(Centered(), [noise(4, 6), noise(1, 6)])
+
+
+RANK = """
+import pickle, sys
+import torch, torch.distributed as dist
+import gradscope as gs
+from tests.test_streaming import mlp
+from tests.helpers import noise
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+batches = noise(24, 6).split(4)
+profile = gs.gsc(mlp(), list(batches[rank::2]), probes="exact")
+pickle.dump((profile.log10_values, profile.log10_stderr_sample, profile.num_samples), open(sys.argv[3 + rank], "wb"))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_say_what_one_says(tmp_path):
+    files = [tmp_path / "0.pkl", tmp_path / "1.pkl"]
+    arguments = [str(tmp_path / "store"), *map(str, files)]
+    root = ROOT
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK, str(rank), *arguments], cwd=root)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (pickle.loads(file.read_bytes()) for file in files)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+    alone = gs.gsc(mlp(), list(noise(24, 6).split(4)), probes="exact")
+    np.testing.assert_allclose(first[0], alone.log10_values, atol=1e-12)
+    np.testing.assert_allclose(first[1], alone.log10_stderr_sample, atol=1e-12)
+    assert first[2] == second[2] == 24
