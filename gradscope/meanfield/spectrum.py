@@ -44,9 +44,7 @@ def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float 
         unit = MeanField(layer.activation, 1.0)
         cov = unit.covariance(h, min(h_cov / h, 1.0))
     if p - cov <= 1e-13 * p:
-        raise ValueError(
-            f"After {len(layers)} layers all samples have the same output up to rounding: NLC is infinite."
-        )
+        raise ValueError(f"After {len(layers)} layers all samples coincide up to rounding, so NLC is infinite.")
     return math.sqrt(product * spread / (p - cov))
 
 
