@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2)) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def name_layers(ax: Axes, rows: pd.DataFrame, **text: object) -> None:
+def name_layers(ax: Axes, rows: pd.DataFrame, **text: Any) -> None:
     """Put the layers' names at their indices on the x axis, and draw the line GSC = 1 of log10 GSC."""
     names = rows.drop_duplicates("index").sort_values("index")
     ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor", **text)
