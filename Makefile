@@ -1,16 +1,19 @@
-# Two commands do everything: `make demo` and `make test`.  Both set up .venv first, and skip what is done.
+# `make demo` and `make test` set up .venv first, and skip what is already installed.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_SEEDS ?= 8
 
-.PHONY: demo test setup lint bench clean
+# Without --no-compile, pip compiles every module of every package; Python compiles only those that are imported.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-demo: setup
+.PHONY: demo test lint bench setup clean
+
+demo: .venv/.project
 	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo "seed=range($(DEMO_SEEDS))"
 	@$(BIN)/python -m experiments.collect sweep=demo
 	@$(BIN)/python -m experiments.figures study=architectures sweep=demo
 
-# A process for each core, so one thread in each; the tests of one file stay together and share its fixtures.
+# One process per core, so one thread in each; the tests of one file stay together and share its fixtures.
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
@@ -19,18 +22,22 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# Beside vmap(jacrev), torch.autograd.functional.jacobian and curvlinops; nothing else should run meanwhile.
+# Compares with vmap(jacrev), torch.autograd.functional.jacobian and curvlinops; run nothing else meanwhile.
 bench: setup
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	@$(INSTALL) --editable ".[bench]"
 	@$(BIN)/python -m benchmarks.coefficients
 
-setup: .venv/.done
+# For development: every extra and the development tools.
+setup: .venv/.development
 
-# Everything is held to the versions that were tested; the marker is younger than what it was made from.
-.venv/.done: pyproject.toml constraints.txt
+# The project alone, which is all that the demo needs.
+.venv/.project: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers]"
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/.development: .venv/.project
+	$(INSTALL) --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers]"
 	@touch $@
 
 clean:
