@@ -1,4 +1,4 @@
-"""Records while a run lasts, where they go besides, and images from a mapped file."""
+"""Records of a run, TensorBoard and MLflow, and images from a memory-mapped file."""
 
 import math
 import re
@@ -55,7 +55,7 @@ finally:
 def test_a_full_disk_is_said_with_the_path(tmp_path):
     path = tmp_path / "metrics.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True)
-    words = rf"{re.escape(str(path))} could not be written \(.*File too large.*\); the records before are intact"
+    words = rf"Could not write {re.escape(str(path))} \(.*File too large"
     assert re.search(rf"OSError: {words}", done.stderr) and re.search(rf"closing: {words}", done.stdout)
     assert read(path) == [{"step": 1}]
 
@@ -77,7 +77,7 @@ def test_tensorboard(tmp_path):
     for step in (6, 7, 8):
         killed.write(step, {"train_loss": 9.0 - step})
     killed.close(KeyboardInterrupt())
-    (sink,) = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # as a run does that goes on from step 7
+    (sink,) = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # a run that resumes at step 7
     sink.write(7, sinks.of_record({"step": 7, "train_loss": 1.25, "test_accuracy": None}))
     sink.write(8, sinks.of_frame(FRAME))
     sink.close()
@@ -121,7 +121,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, error, status):
     from mlflow import MlflowClient
 
     folder = tmp_path / "s" / "run"
-    for value in (1.0, 2.0):  # the second as a run does that goes on, of which resume and device may differ
+    for value in (1.0, 2.0):  # the second is a resumed run with another resume option
         (sink,) = sinks.make(["mlflow"], folder, {"resume": value})
         sink.write(1, {"gsc/act#2 a": value})
         sink.close(error)
@@ -153,7 +153,7 @@ def test_runs_that_begin_at_once_share_an_experiment(tmp_path):
 
 
 def test_an_unknown_sink(tmp_path):
-    with pytest.raises(ValueError, match="sinks must be among tensorboard, mlflow; got 'wandb'"):
+    with pytest.raises(ValueError, match=r"sinks must be .* got 'wandb'"):
         sinks.make(["wandb"], tmp_path, {})
 
 
@@ -175,7 +175,7 @@ def test_a_mapped_file_gives_the_same_batches(tmp_path):
     assert path.stat().st_mtime_ns == written
     path.write_bytes(b"torn")
     assert torch.equal(data.mapped(cache, cpu).images, data.images)
-    other = replace(data, images=255 - data.images)  # as many bytes, and not the same
+    other = replace(data, images=255 - data.images)  # the same number of bytes, with other content
     assert torch.equal(other.mapped(cache, cpu).images, other.images)
     assert torch.equal(data.mapped(cache, cpu).images, data.images)
 
