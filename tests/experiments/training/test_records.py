@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +14,7 @@ import torch
 from experiments.data.images import Augmentation, Images
 from experiments.training import sinks
 from experiments.training.records import Records, read
-from tests.helpers import ROOT
+from tests.experiments.training.disk import full_disk
 
 
 def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path):
@@ -36,27 +34,14 @@ def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path)
         read(path)
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-from experiments.training.records import Records
-records = Records(Path(sys.argv[1]), [{"step": 1}])
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    records.append({"step": 2, "text": "x" * 200})
-finally:
-    try:
-        records.close()
-    except OSError as error:
-        print("closing:", error)
-"""
-
-
-def test_a_full_disk_is_said_with_the_path(tmp_path):
+def test_a_full_disk_is_reported_with_the_path(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True)
-    words = rf"Could not write {re.escape(str(path))} \(.*File too large"
-    assert re.search(rf"OSError: {words}", done.stderr) and re.search(rf"closing: {words}", done.stdout)
+    records = Records(path, [{"step": 1}])
+    with full_disk(100):
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))} \(.*File too large"):
+            records.append({"step": 2, "text": "x" * 200})
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))} \(.*File too large"):
+            records.close()
     assert read(path) == [{"step": 1}]
 
 
