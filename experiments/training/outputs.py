@@ -150,4 +150,4 @@ def _add(error: BaseException | None, problems: list[Exception]) -> None:
 
 def _from_record(record: Record) -> pd.DataFrame:
     """A record of the monitor as the frame it was."""
-    return gs.frames.upgraded(pd.DataFrame(record)).astype({"step": "int64"})
+    return gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"})
