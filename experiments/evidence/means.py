@@ -105,7 +105,7 @@ def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
     return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
 
 
-def errorbars(ax: Axes, places: Sequence[float] | npt.NDArray[np.float64], means: Sequence[Mean],
+def errorbars(ax: Axes, places: npt.ArrayLike, means: Sequence[Mean],
               *, horizontal: bool = False, **style: Any) -> None:  # fmt: skip
     """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
     values = [one.value for one in means]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 # Digits that may be added until the two ends of an interval are printed differently.
 MOST_EXTRA = 3
@@ -27,7 +27,13 @@ def span(low: float, high: float, form: str) -> tuple[str, str]:
         ends = format(low, finer), format(high, finer)
         if ends[0] != ends[1]:
             return " to ".join(ends), finer
-    return "no spread in these digits", form
+    return "no spread", form
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def told(
