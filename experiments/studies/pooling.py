@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 import torch
@@ -17,7 +16,7 @@ from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table, told
 from experiments.studies.convolution import measurement
 from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
-from experiments.studies.convolution.numbers import POOLED
+from experiments.studies.convolution.numbers import POOLED, FloatArray, averaged
 
 __all__ = ["STUDY", "measure"]
 
@@ -72,7 +71,7 @@ def answer(collected: Collected) -> str:
     )
     less = told(
         {POOLED[pooling]: fading(frame, pooling).above(1) for pooling in POOLINGS},
-        "less for {}", "more for {}", "undecided for {}",
+        "smaller for {}", "larger for {}", "undecided for {}",
     )  # fmt: skip
     left = {pooling: geometric_mean(changes(frame, pooling, SHIFTS[0])) for pooling in POOLINGS}
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
@@ -103,11 +102,10 @@ def fading(frame: pd.DataFrame, pooling: str) -> Mean:
     return geometric_mean(last / first)
 
 
-def changes(frame: pd.DataFrame, pooling: str, shift: float) -> npt.NDArray[np.float64]:
+def changes(frame: pd.DataFrame, pooling: str, shift: float) -> FloatArray:
     """The change of a map relative to the distance of two images, geometric mean over the maps; one per seed."""
     rows = frame[(frame["pooling"] == pooling) & (frame["shift"] == shift)]
-    logarithms = np.log(rows.pivot_table(index="seed", columns="layer", values="value", observed=True))
-    return np.exp(logarithms.mean(axis=1)).to_numpy(dtype=np.float64)
+    return averaged(rows, "layer")
 
 
 def _figure(collected: Collected) -> Figure:

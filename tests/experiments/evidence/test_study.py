@@ -152,15 +152,13 @@ def test_the_numbers_of_a_page_follow_the_frame():
     assert "**contradicted**: selu explodes" in text and "**supported**: relu neither explodes" in text
 
 
-def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)) or [])
-    figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
+def test_all_studies_are_those_with_reference_results():
+    each = figures.every(figures.Config(study="all", reference=str(ROOT / "results")))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
-    assert {name for name, _ in made} == {study.reader(name) for name in folders} | set(STUDIES)
+    assert set(each) == {study.reader(name) for name in folders} | set(STUDIES)
     assert study.reader("alexnet") == "trained_alexnet" and study.reader("phase_diagram") == "phase_diagram"
-    assert {results for _, results in made} == {""}  # never the runs of this machine
-    with pytest.raises(ValueError, match="study=all draws the reference results; sweep="):
+    assert {cfg.results for cfg in each.values()} == {""}  # never the runs of this machine
+    with pytest.raises(ValueError, match="publish="):
         figures.main(figures.Config(study="all", publish=True))
 
 

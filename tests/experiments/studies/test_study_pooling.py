@@ -82,7 +82,7 @@ def test_the_answer_and_the_figure_follow_the_frame():
     collected = told(noise=1e-6, max=RISING, average=[0.5, 0.5, 1.5, 1.5, 1.5, 1.5])
     changed, gained, left = pooling.answer(collected).split(". ")
     assert "0.50 (max pooling) and 0.50 (average pooling)" in changed and "0.90 (max pooling) and 1.50" in changed
-    assert "less for max pooling and average pooling" in gained
+    assert "smaller for max pooling and average pooling" in gained
     assert "0.05 (max pooling)" in left and "which is nearly invariant" in left
     assert "0.20 (max pooling)" in pooling.answer(told(max=2.0)) and "not nearly" in pooling.answer(told(max=2.0))
     drawn = pooling.STUDY.figures(collected)["pooling"]
