@@ -73,8 +73,8 @@ STUDY = Study(
     question="Do convolutional networks and images keep the symmetry under translation?",
     use="""
 Do not rely on the architecture for invariance to shifts: stride and zero padding break the symmetry. If the position of
-an object must not matter, train on shifted images or pool with small strides, and measure the change of the output as
-here. Images of CIFAR-10 are not stationary, so a network may use the position of a pixel.
+an object must not matter, measure the response of the output to shifts as here, and train on shifted images if it is
+too large. Images of CIFAR-10 are not stationary, so a network may use the position of a pixel.
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` writes convolution and pooling in NumPy. G

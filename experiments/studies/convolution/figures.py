@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -119,7 +120,7 @@ def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
 
 
 def _bars(
-    ax: Axes, x: FloatArray, values: list[FloatArray], label: str, marker: str, color: object, line: str = "-"
+    ax: Axes, x: npt.ArrayLike, values: list[FloatArray], label: str, marker: str, color: object, line: str = "-"
 ) -> None:
     """Means over seeds with their intervals."""
     errorbars(

@@ -51,5 +51,5 @@ def neighbor_spread(frame: pd.DataFrame, axis: str) -> FloatArray:
 
     A correlation near 1 cannot spread far, so its distance from 1 is the scale.
     """
-    near = {"axis": axis, "place": 1}
+    near: dict[str, str | float] = {"axis": axis, "place": 1}
     return by_seed(frame, "correlation_spread", **near) / (1 - by_seed(frame, "correlation", **near))

@@ -105,7 +105,7 @@ noise. Pixels of images are correlated, so average pooling of images lowers GSC 
 """,
     claims=claims,
     answer=answer,
-    figures=lambda collected: {"total": figures.total(collected.frame), "layers": figures.layers(collected.frame)},
+    figures=figures.draw,
     captions={
         "total": "Factor by which stride, padding and pooling change GSC from the input to the output, relative to a "
         "stack on a torus. Dots are measured means with 95 % intervals, crosses are mean field. The gray band marks "

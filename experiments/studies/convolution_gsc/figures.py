@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution_gsc.numbers import (
     KEEPING,
@@ -26,6 +27,11 @@ from experiments.studies.convolution_gsc.numbers import (
 )
 from experiments.studies.convolution_gsc.stacks import FloatArray
 from gradscope import plots
+
+
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Factors over whole stacks, and profiles of all layers."""
+    return {"total": total(collected.frame), "layers": layers(collected.frame)}
 
 
 def total(frame: pd.DataFrame) -> Figure:

@@ -5,27 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table, told
-from experiments.studies.depth_width import figures as drawing
+from experiments.studies.depth_width import figures
 from experiments.studies.depth_width.measurement import FIRST_SEEDS, LOOKS, NETWORKS, TOLERANCE, measure
 from experiments.studies.depth_width.numbers import SIZES, Rates, all_rates, name, simultaneous
 
 __all__ = ["STUDY", "measure"]
-
-
-def figures(collected: Collected) -> dict[str, Figure]:
-    """Rates of all sizes, their deviations from mean field, and two networks layer by layer."""
-    found = all_rates(collected.frame, NETWORKS)
-    return {
-        "rates": drawing.rates(found),
-        "width": drawing.deviations(found),
-        "profiles": drawing.profiles(collected.frame),
-    }
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -80,18 +69,20 @@ def answer(collected: Collected) -> str:
     """The network of the question in three sentences."""
     found = all_rates(collected.frame, NETWORKS)
     rates = found["selu"]
-    words = {True: "stays within", False: "leaves", None: "is not shown to stay within"}
-    steady = listed(f"{words[rates.within_tolerance(size)]} tolerance whatever the {size}" for size in SIZES)
-    changes = {size: _change(found, "selu", size) for size in SIZES}
-    dependence = listed(
-        f"{'found' if _depends(change) else 'not found'} on the {size} "
-        f"({'deepest less shallowest' if size == 'depth' else 'widest less narrowest'} {change:+.4f})"
-        for size, change in changes.items()
-    )
+    steady = told(
+        {size: rates.within_tolerance(size) for size in SIZES},
+        "stays within the tolerance whatever the {},", "leaves the tolerance with the {},",
+        "is not shown to stay within the tolerance whatever the {},",
+    ).rstrip(",")  # fmt: skip
+    ends = {"depth": "from the shallowest to the deepest networks", "width": "from the narrowest to the widest"}
+    changes = []
+    for size, words in ends.items():
+        change = _change(found, "selu", size)
+        shows = "a dependence" if _depends(change) else "no dependence"
+        changes.append(f"by {change:+.4f} {words}, which shows {shows} on the {size}")
     return (
         f"GSC of SELU, the network of the question, grows by {rates.common:.4f} per layer over all sizes (mean field "
-        f"{rates.theory:.4f}). Its log rate {steady} (tolerance {TOLERANCE:g}). A dependence, however little, is "
-        f"{dependence}."
+        f"{rates.theory:.4f}). Its log rate {steady} (tolerance {TOLERANCE:g}). It changes {listed(changes)}."
     )
 
 
@@ -109,7 +100,7 @@ def details(collected: Collected) -> str:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
         supported = f"Whatever the {size}, the log rate stays within tolerance for {{}}."
         contradicted = f"It leaves the tolerance with the {size} for {{}}."
-        undecided = f"Whether it does whatever the {size} is undecided for {{}}."
+        undecided = "This is undecided for {}."
         sentences.append(told(verdicts, supported, contradicted, undecided))
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
@@ -170,7 +161,7 @@ about the first and last few layers, whose GSC may change by other factors.
     claims=claims,
     answer=answer,
     details=details,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the mean over all sizes. The dashed line is mean field. Bars are 95 % intervals.",

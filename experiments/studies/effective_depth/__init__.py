@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import all_of, mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table
-from experiments.studies.effective_depth import figures as drawing
+from experiments.studies.effective_depth import figures
 from experiments.studies.effective_depth.measurement import MOMENTUM, PROBES, TOLERANCES, TRIED, measure
 from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
@@ -181,13 +180,6 @@ def details(collected: Collected) -> str:
     return f"{table([*header, 'if independent', 'replaceable'], rows)}\n\n{failed}"
 
 
-def figures(collected: Collected) -> dict[str, Figure]:
-    """Effective depth during training, shares of all contributions, and losses with replaced layers."""
-    runs = Runs(collected.frame)
-    made = {"effective_depth": drawing.over_training, "contributions": drawing.contributions}
-    return {name: draw(runs) for name, draw in (made | {"taylor": drawing.replaced}).items()}
-
-
 STUDY = Study(
     question="How many layers of a trained network act on each other's changes?",
     use="""
@@ -229,7 +221,7 @@ numbers.
     claims=claims,
     answer=answer,
     details=details,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "effective_depth": "Effective depth while the deepest networks learn, and of all networks at the end. Ticks on "
         "the right mark the number of layers. Bars and bands are 95 % intervals over seeds.",

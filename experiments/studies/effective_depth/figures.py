@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.effective_depth.measurement import TOLERANCES
 from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
@@ -26,6 +27,12 @@ def _styles(runs: Runs) -> dict[Key, tuple[object, str]]:
 def _deep(runs: Runs) -> Iterator[tuple[Key, object, str]]:
     styles = _styles(runs)
     yield from ((key, *styles[key]) for key in runs.deep)
+
+
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Effective depth during training, shares of all contributions, and losses with replaced layers."""
+    runs = Runs(collected.frame)
+    return {"effective_depth": over_training(runs), "contributions": contributions(runs), "taylor": replaced(runs)}
 
 
 def over_training(runs: Runs) -> Figure:

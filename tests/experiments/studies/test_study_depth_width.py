@@ -106,9 +106,9 @@ def test_the_answer_follows_the_verdicts():
         depth_width.answer(Collected(synthetic(width_effect=effect, noise_of=1e-3, num_seeds=16), None, {}))
         for effect in (0.0, 2.0)
     )
-    assert "stays within tolerance whatever the depth and stays within tolerance whatever the width" in same
-    assert "not found on the depth" in same and "not found on the width" in same
-    assert "whatever the depth and leaves tolerance whatever the width" in other and "and found on the width" in other
+    assert "stays within the tolerance whatever the depth and width (" in same
+    assert "no dependence on the depth" in same and "no dependence on the width" in same
+    assert "whatever the depth, leaves the tolerance with the width (" in other and "a dependence on the width" in other
 
 
 def test_the_details_follow_the_verdicts():
