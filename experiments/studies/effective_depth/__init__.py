@@ -66,7 +66,7 @@ def _half(runs: Runs, key: Key, comparisons: int) -> Claim:
 def _all(runs: Runs, key: Key, comparisons: int) -> Claim:
     """Decided run by run, so without an interval."""
     num, values = runs.layers(key), runs.final(key)
-    found = listed(sorted({f"{value:.0f}" for value in values}, key=float), "or")
+    found = listed(sorted(values.astype(int).unique()), "or")
     says = f"Of {name(key)}, all layers count in every run"
     return Claim(says, bool((values == num).all()), f"effective depth {found} of {num} layers")
 
