@@ -12,7 +12,7 @@ from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean, verdict
 from experiments.evidence.study import Claim, Study
-from experiments.evidence.words import listed, table, told
+from experiments.evidence.words import listed, span, table, told
 from experiments.reports import growth as report_growth
 from experiments.reports import sweep_figures
 from gradscope import plots
@@ -138,7 +138,8 @@ def _because(row: Row) -> str:
 
 
 def _rate(row: Row) -> str:
-    return f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
+    words, form = span(row["rate_low"], row["rate_high"], ".3f")
+    return f"{row['rate']:{form}} ({words})"
 
 
 def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:

@@ -95,6 +95,11 @@ def test_a_study_has_one_name():
     assert published_sweeps <= set(files), "every sweep with reference results has a configuration"
 
 
+def test_comparisons_with_a_bound_are_methods():
+    files = (ROOT / "experiments" / "studies").rglob("*.py")
+    assert not [path for path in files if "else False if" in path.read_text()]
+
+
 def typed(source):
     """Numbers typed in the texts of a study: sizes, counts, and decimals of two digits or more."""
     texts_of = ("method", "how_sure", "use", "captions")
