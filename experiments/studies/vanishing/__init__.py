@@ -16,7 +16,7 @@ import gradscope.meanfield as mf
 from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence.means import geometric_mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.reports import growth as report_growth
 from experiments.studies.vanishing import chains
 from experiments.studies.vanishing import figures as vanishing_figures
@@ -269,3 +269,14 @@ def _network_table(frame: pd.DataFrame) -> str:
 def _deviation(values: pd.Series) -> str:
     """Over seeds; samples that are nearer to each other than rounding have none."""
     return "below rounding" if (values < ROUNDING).all() else f"{geometric_mean(values):.3g}"
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+)
