@@ -33,7 +33,7 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
         key, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and not equals and isinstance(known.get(key), bool):
             equals, value = "=", "true"
-        if positional and not argument.startswith("--") and (not equals or "/" in key):
+        if positional and not argument.startswith("--") and (not equals or (key not in known and "/" in argument)):
             plain[positional] = argument
             continue
         if not equals and not argument.startswith("--"):

@@ -6,7 +6,7 @@ The schema of a class or function is derived from its arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from types import UnionType
 from typing import Any, get_args, get_type_hints
@@ -26,14 +26,18 @@ def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any
 
     ``without``: arguments that are not configuration keys.  ``kinds``: further keys, or other types.
     """
-    hints = get_type_hints(source.__init__ if isinstance(source, type) else source)
-    keys: dict[str, Any] = {
-        key: field(default_factory=kind) if is_dataclass(kind) else MISSING for key, kind in kinds.items()
-    }
+    hints = get_type_hints(vars(source).get("__init__", source))
+    keys = [(key, kind, MISSING) for key, kind in kinds.items()]
     for key, argument in inspect.signature(source).parameters.items():
         if key not in (*without, *kinds) and _is_plain(hints[key]):
-            keys[key] = MISSING if argument.default is argument.empty else argument.default
-    made = make_dataclass(name, [(key, kinds.get(key, hints.get(key)), default) for key, default in keys.items()])
+            keys.append((key, hints[key], MISSING if argument.default is argument.empty else argument.default))
+    return _made(name, keys)
+
+
+def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type:
+    """A dataclass with these names, types and default values; a type that is a dataclass is its own default."""
+    fields = [(key, kind, field(default_factory=kind) if is_dataclass(kind) else value) for key, kind, value in keys]
+    made = make_dataclass(name, fields, bases=bases)
     made.__module__ = __name__  # where pickle looks for it
     return made
 
@@ -83,8 +87,8 @@ MonitorConfig = schema_of("MonitorConfig", gs.Monitor, every=Any, statistics_eve
 
 
 @dataclass
-class TrainConfig:
-    """Keys of conf/train.yaml."""
+class _TrainKeys:
+    """Keys of conf/train.yaml outside of its two groups."""
 
     model: Any = MISSING
     data: Any = MISSING
@@ -97,12 +101,13 @@ class TrainConfig:
     holdout: int | None = MISSING
     memory_map: str | None = MISSING
     sinks: list[str] = MISSING
-    train: RecipeConfig = field(default_factory=RecipeConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     rerun: bool = MISSING
     on_error: str = MISSING
     results: str = MISSING
     sweep: str = MISSING
+
+
+TrainConfig = _made("TrainConfig", [("train", RecipeConfig, None), ("monitor", MonitorConfig, None)], _TrainKeys)
 
 
 def resolved(cfg: DictConfig) -> MeasureConfig:

@@ -1,4 +1,4 @@
-"""How a launch of a sweep ends: its exit code, what it says, and what it leaves behind."""
+"""How a launch of a sweep ends: its exit code, its messages, and what it leaves behind."""
 
 import errno
 import os
