@@ -36,8 +36,9 @@ def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any
 
 def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type:
     """A dataclass with these names, types and default values; a type that is a dataclass is its own default."""
-    fields = [(key, kind, field(default_factory=kind) if is_dataclass(kind) else value) for key, kind, value in keys]
-    made = make_dataclass(name, fields, bases=bases)
+    nested = {key for key, kind, _ in keys if is_dataclass(kind)}
+    keys = [(key, kind, field(default_factory=kind) if key in nested else value) for key, kind, value in keys]
+    made = make_dataclass(name, keys, bases=bases)
     made.__module__ = __name__  # where pickle looks for it
     return made
 
