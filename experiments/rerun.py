@@ -154,7 +154,9 @@ def main(cfg: Config) -> None:
     """Print the comparison; exit with 1 if the results differ."""
     try:
         found = again(Path(cfg.folder))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        if cfg.folder in str(error):
+            raise
         raise ValueError(f"{cfg.folder}: {error}") from error
     print(found)
     sys.exit(not found.same)

@@ -208,4 +208,4 @@ def test_every_key_of_a_measurement_is_a_column():
     assert (named["config.layer"], named["config.run"], named["config.step"]) == ("L", 3, 1) and "run" not in named
     assert found["statistics"] == '["preactivation_std", "sign_diversity"]' and found["probes"] == "auto"
     assert found["measurement.num_probes"] == 8 and not frames.COLUMNS.keys() & found.keys()
-    assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.batches.noise"
+    assert found["measurement._target_"] == "a.b" and found["data._target_"] == "experiments.data.noise"
