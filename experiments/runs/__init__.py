@@ -13,7 +13,6 @@ from experiments.runs.outcomes import (
     METRICS,
     MISSING,
     RUNNING,
-    STATES,
     Known,
     Outcome,
     Status,
@@ -22,7 +21,7 @@ from experiments.runs.outcomes import (
 )  # fmt: skip
 
 __all__ = [
-    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "STATES", "Known",
+    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Known",
     "Outcome", "Status", "active", "confirm", "cpu", "ended", "explained", "finished", "folder", "folders", "locked",
     "manifest", "provenance", "run_once", "states",
 ]  # fmt: skip

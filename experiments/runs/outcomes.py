@@ -18,7 +18,7 @@ from gradscope import frames
 
 # The states of a run.  Half done: it began, has no status, and no process works on it.  Missing: it was planned and
 # has no folder.
-STATES = DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
+DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
 # What the notes of a launch say of a run that was done before.
 SKIPPED = "skipped"
 

@@ -27,7 +27,7 @@ from experiments.archive import collecting
 from experiments.config import schema
 from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names, outcomes
-from experiments.runs.plan import Composer
+from experiments.runs.plan import Composer, combinations
 from gradscope import frames
 from tests.experiments.example_runs import ELSEWHERE
 from tests.helpers import ROOT
@@ -322,7 +322,8 @@ def test_composed_once_is_as_hydra_composes_it(line):
     with initialize_config_module("conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(line)
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        jobs = combinations(line, loader)
+        assert [[list(job) for job in jobs]] == BasicSweeper.split_arguments(parsed, None)
         master = loader.load_configuration("measure", line, run_mode=RunMode.MULTIRUN)
         composer = Composer(loader)
         for job in [*jobs, *jobs[::-1]]:
