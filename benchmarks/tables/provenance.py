@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments.runs.manifest import cpu, provenance
+from experiments.runs import cpu, provenance
 
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
 

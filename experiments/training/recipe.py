@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from experiments.config.build import _arguments
 from experiments.data.images import Augmentation
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
@@ -126,7 +125,8 @@ def optimizer(cfg: DictConfig) -> MakeOptimizer:
         ValueError: The class does not take one of the arguments.  This happens if only ``optimizer._target_`` is
             replaced, because the arguments of ``optimizer=sgd`` remain.
     """
-    made_by, arguments = get_object(cfg._target_), _arguments(cfg)
+    arguments: Any = OmegaConf.to_container(cfg, resolve=True)
+    made_by = get_object(arguments.pop("_target_"))
     taken = inspect.signature(made_by).parameters.values()
     foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
     if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):

@@ -12,12 +12,16 @@ from gradscope import frames
 schema.register()
 CHOICES = {"model": "mlp", "data": "noise", "optimizer": "sgd"}
 SMALL = ("model.depth=4", "model.width=6")
-ELSEWHERE = json.dumps({"host": "elsewhere", "pid": 1, "started": "1"})
+ELSEWHERE = json.dumps({"machine": "elsewhere", "pid": 1, "started": "1"})
+
+
+def composed(name, *overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(name, list(overrides))
 
 
 def configured(name, *overrides):
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose(name, [*SMALL, *overrides])
+    return composed(name, *SMALL, *overrides)
 
 
 def example(**changes):

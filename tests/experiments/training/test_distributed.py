@@ -67,7 +67,7 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     earlier.replace(last)
     (together / "status.json").unlink()
     said, _ = trained(tmp_path / "two", *torchrun)
-    assert "Going on at step 16 of 24." in said
+    assert "Resuming at step 16 of 24." in said
     again = torch.load(last, weights_only=True)
     assert again["step"] == 24 and all(torch.equal(w, again["model"][name]) for name, w in states[1]["model"].items())
     assert pd.read_parquet(together / "metrics.parquet")["train_loss"].tolist() == two["train_loss"].tolist()

@@ -356,7 +356,7 @@ def test_the_monitor_of_a_compiled_run(monkeypatch):
 
 def test_the_monitor_of_a_run_knows_its_loss(tmp_path):
     cfg = composed("train.label_smoothing=0.2", "monitor.batch_size=8", "monitor.max_overhead=null")
-    monitor = train.watched(cfg, network(), images(16), print, tmp_path)
+    monitor = train.monitor_of(cfg, network(), images(16), print, tmp_path)
     output, labels = torch.randn(5, 4), torch.arange(5) % 4
     expected = nn.functional.cross_entropy(output, labels, label_smoothing=0.2)
     assert monitor.loss_fn(output, labels).shape == (5,)
@@ -443,7 +443,7 @@ def composed(*overrides):
 
 
 def test_training_needs_labels(tmp_path):
-    with pytest.raises(ValueError, match="learns from images with labels: data=cifar10 or data=digits"):
+    with pytest.raises(ValueError, match="labels"):
         train.train(composed("data=noise"), tmp_path, CPU, Console())
     with pytest.raises(ValueError, match="resume must be auto or none, got 'yes'"):
         train.train(composed("resume=yes"), tmp_path, CPU, Console())
@@ -471,9 +471,7 @@ def test_outputs_are_as_many_as_classes():
     data = Images(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), torch.arange(8))
     small = ["model=mlp", "model.depth=2", "model.width=5"]
     assert train.network(composed(*small), data, CPU)(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
-    with pytest.raises(
-        ValueError, match=r"gives 7 numbers for an image, but there are 8 classes: model.out_features=8"
-    ):
+    with pytest.raises(ValueError, match=r"7 outputs, but there are 8 classes: set model.out_features=8"):
         train.network(composed(*small, "model.out_features=7"), data, CPU)
     with pytest.raises(ValueError, match=r"gives 5 numbers .* 8 classes: model.num_classes=8"):
         train.network(composed("model=resnet", "model.depth=8", "model.num_classes=5"), data, CPU)
@@ -483,9 +481,9 @@ def test_outputs_are_as_many_as_classes():
 def test_a_probe_batch_that_there_is_not(tmp_path, size):
     cfg = composed(f"monitor.batch_size={size}")
     with pytest.raises(ValueError, match=f"monitor.batch_size must be between 1 and the 10 test images, got {size}"):
-        train.watched(cfg, network(), images(10), print, tmp_path)
+        train.monitor_of(cfg, network(), images(10), print, tmp_path)
     cfg.monitor.every = None
-    assert train.watched(cfg, network(), images(10), print, tmp_path) is None
+    assert train.monitor_of(cfg, network(), images(10), print, tmp_path) is None
 
 
 def test_the_configuration_is_the_recipe():

@@ -155,11 +155,11 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monke
         patch.setattr(loop, "update", update)
         said, code = command(*[fresh] * (fresh is not None))
     without = " without resume=none and rerun=true" if fresh else ""
-    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} goes on from there." in said
+    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} resumes from there." in said
     assert len(steps) == 3 and checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     said, code = command()
-    assert code is None and "Going on at step 3 of 6." in said
+    assert code is None and "Resuming at step 3 of 6." in said
     assert same(weights(folder_of(tmp_path)), weights(folder_of(tmp_path, "whole")))
 
 
@@ -171,7 +171,7 @@ def test_a_second_interrupt_does_not_wait(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "update", twice)
     said, code = command()
-    assert code == 130 and "goes on from there" not in said and not list(tmp_path.rglob("*.pt"))
+    assert code == 130 and "resumes from there" not in said and not list(tmp_path.rglob("*.pt"))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
