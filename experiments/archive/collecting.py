@@ -165,7 +165,7 @@ def _read(outcome: Outcome) -> _Run | _Unread:
 
 def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
     try:
-        return frames.check(frames.upgraded(frame))
+        return frames.check(frames.typed(frame))
     except ValueError as error:
         raise ValueError(f"A frame of {sweep} does not follow the schema: {error}") from error
 

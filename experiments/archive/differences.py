@@ -16,7 +16,7 @@ TIMES = ("images_per_second", "seconds")
 # Two rows are the same if they agree in these columns.
 KEYS = ("step", "seed", "layer", "target", "quantity")
 # Columns that are logarithms or errors of a logarithm.
-LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample")
+LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample", *frames.OPTIONAL)
 
 Numbers = npt.NDArray[np.float64]
 
@@ -117,5 +117,5 @@ def largest(found: Sequence[Difference]) -> float:
 
 def worst(found: Sequence[Difference]) -> Difference:
     """The largest difference; among equal ones that of the logarithm, then the first of the schema."""
-    order = list(dict.fromkeys(("log10_value", *frames.COLUMNS)))
+    order = list(dict.fromkeys(("log10_value", *frames.SCHEMA)))
     return max(found, key=lambda one: (one.largest, -order.index(one.column) if one.column in order else -len(order)))

@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs import PLACE_KEYS
-from gradscope.frames import COLUMNS
+from gradscope.frames import SCHEMA
 
 # Columns that say what was measured, when and in which run.
-RESERVED = (*COLUMNS, "run", "step", "epoch")
+RESERVED = (*SCHEMA, "run", "step", "epoch")
 # Keys without a column; ``seeds`` is the column ``seed``, row by row.
 NO_COLUMN = (*PLACE_KEYS, "seeds")
 # The key of a class or function to call.  Every group may have one, so the name of its column is the whole path.

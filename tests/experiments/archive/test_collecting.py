@@ -62,9 +62,7 @@ def test_other_schemas_are_left_out(three):
     assert "schema 99" in collecting.unreadable(three)["run-000000000001"][1]
     for number in (0, 2):
         shutil.rmtree(three / f"run-{number:012d}")
-    with pytest.raises(
-        ValueError, match=r"can be collected \(1 stale\): run-000000000001: .* of schema 99(.|\n)* rerun=true"
-    ):
+    with pytest.raises(ValueError, match=r"\(1 stale\): run-000000000001: .*schema 99"):
         collecting.collect(three)
 
 
@@ -77,11 +75,13 @@ def test_a_run_that_cannot_be_read_costs_that_run(three, capsys):
     ), start=3):  # fmt: skip
         folder = finished(three, f"run-{number:012d}", example())
         frame = pd.read_parquet(folder / "frame.parquet").assign(**change)
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), folder / "frame.parquet")
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        said = {frames.METADATA_KEY: str(frames.SCHEMA_VERSION)}
+        pq.write_table(table.replace_schema_metadata(said), folder / "frame.parquet")
     (finished(three, "run-000000000007", example()) / "frame.parquet").unlink()
     finished(three, "run-000000000008", example(), files=["manifest.json"])
     (three / "run-000000000002" / "metrics.parquet").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"can be collected \(9 unreadable"):
+    with pytest.raises(ValueError, match=r"No run of .* can be collected \(9 unreadable"):
         collecting.collect(three)
     finished(three, "run-000000000009", example())
     for _ in range(2):  # the same again, for nothing may depend on what was half collected
