@@ -473,7 +473,7 @@ def test_outputs_are_as_many_as_classes():
     assert train.network(composed(*small), data, CPU)(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
     with pytest.raises(ValueError, match=r"7 outputs, but there are 8 classes: set model.out_features=8"):
         train.network(composed(*small, "model.out_features=7"), data, CPU)
-    with pytest.raises(ValueError, match=r"gives 5 numbers .* 8 classes: model.num_classes=8"):
+    with pytest.raises(ValueError, match=r"5 outputs, .* 8 classes: set model.num_classes=8"):
         train.network(composed("model=resnet", "model.depth=8", "model.num_classes=5"), data, CPU)
 
 
