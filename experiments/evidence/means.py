@@ -27,6 +27,18 @@ class Mean:
             return f"{self.value:{form}} (one seed)"
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
+    def below(self, bound: float) -> bool | None:
+        """Whether the mean lies below ``bound``; None where the interval contains it."""
+        return below(self, bound)
+
+    def above(self, bound: float) -> bool | None:
+        """Whether the mean lies above ``bound``; None where the interval contains it."""
+        return above(self, bound)
+
+    def within(self, wanted: float, tolerance: float) -> bool | None:
+        """Whether the mean lies within ``tolerance`` of ``wanted``; None where the interval contains an end of that."""
+        return within(self, wanted, tolerance)
+
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     """Of independent values, one a seed.
