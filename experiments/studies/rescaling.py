@@ -209,8 +209,8 @@ def answer(collected: Collected) -> str:
         return "These runs do not tell: the rescaled network is not the same network, see the claims."
     return (
         f"No. In other units (R = {most:g}), the raw gradient of the same network grows toward the input by a factor "
-        f"of {_growth(frame, RESCALED, most):.2f} per layer instead of {_growth(frame, PLAIN, most):.2f}. Yet it trains "
-        "identically once its learning rates are converted, and its GSC, which compares relative changes, is the same."
+        f"of {_growth(frame, RESCALED, most):.2f} per layer instead of {_growth(frame, PLAIN, most):.2f}. Yet "
+        "it trains identically once its learning rates are converted, and its GSC, of relative changes, is the same."
     )
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 import gradscope as gs
 from experiments.archive.tables import Collected
 from experiments.studies import rescaling
+from tests.experiments.studies.claimed import only
 from tests.helpers import noise, seeded
 
 
@@ -125,11 +126,6 @@ def changed(collected, quantity, value, variant=None):
     return Collected(frame, None, {})
 
 
-def claim_of(collected, word):
-    (claim,) = (claim for claim in rescaling.claims(collected) if word in claim.says)
-    return claim
-
-
 def test_claims_and_answer_of_what_is_measured(collected):
     found = {claim.says: claim.verdict for claim in rescaling.claims(collected)}
     assert list(found.values()) == ["checked", "checked", "checked", "supported", "contradicted"]
@@ -155,10 +151,10 @@ def test_an_identity_that_fails_is_a_contradiction(collected, quantity, place):
 
 
 def test_a_loss_that_jumps_or_stays_is_no_learning(collected):
-    assert claim_of(changed(collected, "loss", 2.0, rescaling.PLAIN), "learns").holds is None
+    assert only(rescaling.claims(changed(collected, "loss", 2.0, rescaling.PLAIN)), "learns").holds is None
     frame = collected.frame
     rising = changed(collected, "loss", 2.0 + 0.2 * frame["index"], rescaling.PLAIN)
-    claim = claim_of(rising, "learns")
+    claim = only(rescaling.claims(rising), "learns")
     assert claim.holds is False and "10.0 %" in claim.because
 
 
