@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.reports import growth as report_growth
 from experiments.reports import sweep_figures
 from gradscope import plots
@@ -254,3 +254,14 @@ def _nlc(frame: pd.DataFrame, model: str) -> Mean:
 
 def _name(model: str) -> str:
     return model.replace("_", "+")
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.studies.convolution import measurement
 from experiments.studies.convolution.figures import FloatArray
 from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
@@ -182,3 +182,13 @@ def _line(ax: Axes, places: FloatArray, means: list[Mean], label: str, style: di
     errors = [[one.value - one.low for one in means], [one.high - one.value for one in means]]
     ax.errorbar(places, [one.value for one in means], yerr=errors, label=label, **style)
     sns.despine(ax=ax)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

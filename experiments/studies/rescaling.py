@@ -21,38 +21,9 @@ import gradscope as gs
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.means import Mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from gradscope.frames import observed
 from gradscope.models import MLP
-
-QUESTION = "Can the norm of raw gradients tell whether a network explodes?"
-METHOD = """
-A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
-classes, {dtype}) is compared with a copy in other units. In the copy, the output of the layer that is l layers away
-from the output is multiplied by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous. So every weight
-matrix is multiplied by R, except the first, which is multiplied by R^-L. The function stays the same, bit for bit if R
-is a power of two.
-
-A weight multiplied by c has a gradient 1/c times as long. It takes the same relative step if its learning rate is
-multiplied by c^2. Both networks are trained with these learning rates ({measurement.learning_rate} for the original) by
-{measurement.steps} steps of gradient descent. The data are {data.batch_size} samples of Gaussian noise, labeled by a
-random linear map. The copy is also trained with one learning rate for all layers.
-
-Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
-and the exact GSC of every layer with respect to the logits. The construction is due to G. Philipp, D. Song and J.
-Carbonell (arXiv:1712.05577).
-"""
-HOW_SURE = """
-Only weights, data and labels are random; there are {num_seeds} draws for every R. The identities hold for every draw up
-to rounding. Intervals of losses and rates are 95 % Student's t intervals over these draws. The result is about networks
-whose layers are all positively homogeneous; with tanh the scale would have to be undone outside the nonlinearity.
-"""
-CAPTIONS = {
-    "rescaling": (
-        "Raw gradients, GSC and training loss of one network in several units. Where curves coincide, the thinner one "
-        "is drawn on top. Bands are one standard deviation over seeds."
-    )
-}
 
 PLAIN, RESCALED, SAME_RATE = "plain", "rescaled", "rescaled, one rate"
 # Rounding errors of float64 after all training steps.
@@ -187,16 +158,17 @@ def figures(collected: Collected) -> dict[str, Figure]:
 def claims(collected: Collected) -> list[Claim]:
     """Same training, same GSC, other gradients."""
     frame = collected.frame
-    apart = {factor: _final(frame, SAME_RATE, factor) for factor in _factors(frame)}
-    end = _final(frame, PLAIN, max(apart))
+    ends = {factor: _table(frame, "loss", SAME_RATE, factor).to_numpy()[:, -1] for factor in _factors(frame)}
+    end = means.mean(_table(frame, "loss", PLAIN, max(ends)).to_numpy()[:, -1])
+    reached = {factor: means.mean(own) if np.isfinite(own).all() else None for factor, own in ends.items()}
     return [
         *_identities(frame),
         _learns(frame),
         Claim(
             "With one learning rate for all layers, the rescaled network also trains identically",
-            all(abs(final.value - end.value) < ROUNDING for final in apart.values()),
+            all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
             f"final loss of the original {end:.3f}; of the rescaled network "
-            + ", ".join(f"{_reached(final)} for R = {factor:g}" for factor, final in apart.items()),
+            + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
         ),
     ]
 
@@ -274,16 +246,6 @@ def _growth(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
     return means.geometric_mean(10 ** ((table[:, 0] - table[:, -1]) / (table.shape[1] - 1)))
 
 
-def _final(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
-    """Mean of the last loss over seeds; infinite if any of them is."""
-    losses = _table(frame, "loss", variant, factor).to_numpy()[:, -1]
-    return means.mean(losses) if np.isfinite(losses).all() else Mean(math.inf, math.inf, math.inf, len(losses))
-
-
-def _reached(loss: Mean) -> str:
-    return f"{loss:.3f}" if math.isfinite(loss.value) else "not finite"
-
-
 def _bound(difference: float) -> str:
     """The next power of ten; a rounding error is not reproducible to more digits on another processor."""
     return "0" if difference == 0 else f"below 1e{math.floor(math.log10(difference)) + 1}"
@@ -293,3 +255,42 @@ def _line(ax: Axes, table: pd.DataFrame, color: object, label: str, width: float
     center, deviation = table.mean(), table.std().fillna(0.0)
     ax.plot(table.columns, center, color=color, label=label, linewidth=width)
     ax.fill_between(table.columns, center - deviation, center + deviation, color=color, alpha=0.1, linewidth=0)
+
+
+STUDY = Study(
+    question="Can the norm of raw gradients tell whether a network explodes?",
+    answer=answer,
+    use="""
+Detect exploding gradients with GSC, not with the norms of raw gradients. Compare raw gradient norms only between
+networks whose layers have the same units, such as one network at several steps of training.
+""",
+    method="""
+A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
+classes, {dtype}) is compared with a copy in other units. In the copy, the output of the layer that is l layers away
+from the output is multiplied by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous. So every weight
+matrix is multiplied by R, except the first, which is multiplied by R^-L. The function stays the same, bit for bit if R
+is a power of two.
+
+A weight multiplied by c has a gradient 1/c times as long. It takes the same relative step if its learning rate is
+multiplied by c^2. Both networks are trained with these learning rates ({measurement.learning_rate} for the original) by
+{measurement.steps} steps of gradient descent. The data are {data.batch_size} samples of Gaussian noise, labeled by a
+random linear map. The copy is also trained with one learning rate for all layers.
+
+Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
+and the exact GSC of every layer with respect to the logits. The construction is due to G. Philipp, D. Song and J.
+Carbonell (arXiv:1712.05577).
+""",
+    how_sure="""
+Only weights, data and labels are random; there are {num_seeds} draws for every R. The identities hold for every draw up
+to rounding. Intervals of losses and rates are 95 % Student's t intervals over these draws. The result is about networks
+whose layers are all positively homogeneous; with tanh the scale would have to be undone outside the nonlinearity.
+""",
+    claims=claims,
+    figures=figures,
+    captions={
+        "rescaling": (
+            "Raw gradients, GSC and training loss of one network in several units. Where curves coincide, the thinner "
+            "one is drawn on top. Bands are one standard deviation over seeds."
+        )
+    },
+)

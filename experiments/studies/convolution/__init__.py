@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.studies.convolution import backpropagation, measurement
 from experiments.studies.convolution import claims as convolution_claims
 from experiments.studies.convolution import figures as convolution_figures
@@ -151,3 +151,13 @@ def _of_images(frame: pd.DataFrame) -> str:
         "covariances and "
         f"{correlation:.2f} of those between correlations."
     )
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.studies.convolution_gsc import stacks
 from gradscope import plots
 
@@ -273,3 +273,13 @@ def _profile(
     ax.set_xticks(range(len(names)), names, rotation=60, fontsize=9)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import gradscope as gs
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean, listed, mean, told, within
-from experiments.evidence.study import Claim
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import listed, told
 from experiments.studies.depth_width import figures as depth_width_figures
 from experiments.studies.depth_width.numbers import FloatArray, Rates, all_rates, name, simultaneous
 
@@ -203,7 +204,7 @@ def _limit(network: str, rates: Rates) -> Claim:
     end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
     return Claim(
         f"At infinite width the rate of {name(network)} is that of mean field, within tolerance",
-        within(end, 0.0, TOLERANCE),
+        end.within(0.0, TOLERANCE),
         f"log rate extrapolated less mean field {end:+.4f}, the tolerance is {TOLERANCE:g}; at width n that and "
         f"{slope:+.2f} / n",
     )
@@ -224,3 +225,13 @@ def _dependents(found: dict[str, Rates], size: str) -> str:
     changes = {network: _change(found, network, size) for network in found}
     parts = [f"{name(n)} ({change.value:+.4f})" for n, change in changes.items() if _apart(change)]
     return ", ".join(parts) or "none"
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

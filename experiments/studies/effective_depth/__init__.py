@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import above, all_of, below, mean, within
-from experiments.evidence.study import Claim
+from experiments.evidence.means import all_of, mean
+from experiments.evidence.study import Claim, Study
 from experiments.studies.effective_depth import figures as effective_depth_figures
 from experiments.studies.effective_depth.measurement import MOMENTUM, PROBES, TOLERANCES, TRIED
 from experiments.studies.effective_depth.measurement import measure as measure
@@ -162,7 +162,7 @@ def _half(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     num, found = layers(frame, key), mean(final(frame, key), comparisons)
     return Claim(
         f"Of {name(key)}, depth {key[3]}, fewer than half of the layers count",
-        below(found, num / 2),
+        found.below(num / 2),
         f"effective depth {found:.1f} of {num} layers",
     )
 
@@ -183,7 +183,7 @@ def _grows(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     change = mean(table.loc[last] - table.loc[first], comparisons)
     return Claim(
         f"The effective depth of {name(key)}, depth {key[3]}, grows while it learns",
-        above(change, 0.0),
+        change.above(0.0),
         f"from {mean(table.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}",
     )
 
@@ -193,7 +193,7 @@ def _deeper(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     difference = mean(final(frame, key) - final(frame, (*key[:3], shallow)), comparisons)
     return Claim(
         f"{name(key)} of depth {key[3]} has a larger effective depth than that of depth {shallow}",
-        above(difference, 0.0),
+        difference.above(0.0),
         f"larger by {difference:.1f}",
     )
 
@@ -202,7 +202,7 @@ def _skips(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     difference = mean(final(frame, _residual(key)) - final(frame, key), comparisons)
     return Claim(
         f"Skip connections enlarge the effective depth of {name(key)}, depth {key[3]}",
-        above(difference, 0.0),
+        difference.above(0.0),
         f"it changes by {difference:.1f}",
     )
 
@@ -211,7 +211,7 @@ def _stands(frame: pd.DataFrame, key: Key, comparisons: int) -> Claim:
     found, num = mean(replaceable(frame, key), comparisons), layers(frame, key)
     return Claim(
         f"The last half of {name(key)}, depth {key[3]}, can be replaced by a first-order expansion",
-        above(found, num / 2),
+        found.above(num / 2),
         f"{found:.1f} of {num} layers before the loss rises by {SUFFERS:g}",
     )
 
@@ -223,7 +223,7 @@ def _independent(frame: pd.DataFrame, keys: list[Key]) -> Claim:
     farthest = max(differences, key=lambda key: abs(differences[key].value))
     return Claim(
         f"Effective depth is, within {NEAR:g} layer, as if layers had independent directions",
-        all_of(*(within(one, 0.0, NEAR) for one in differences.values())),
+        all_of(*(one.within(0.0, NEAR) for one in differences.values())),
         f"farthest is {name(farthest)}, depth {farthest[3]}, by {differences[farthest]:.1f}",
     )
 
@@ -255,3 +255,15 @@ def _certain(frame: pd.DataFrame, keys: list[Key]) -> Claim:
         widest <= 1,
         f"certain in {same} of {runs} runs, elsewhere within {widest}",
     )
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+    condensed=condensed,
+)

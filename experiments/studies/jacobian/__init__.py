@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import listed, table
 from experiments.studies.jacobian import figures as jacobian_figures
 from experiments.studies.jacobian import numbers
 from experiments.studies.jacobian.measurement import FEW, NUM_DIRECTIONS, STEPS, measure
 from experiments.studies.jacobian.numbers import DEEP, GAUSSIAN, ROTATIONS
 
-__all__ = ["measure"]
+__all__ = ["STUDY", "measure"]
 
 # These repeat the configuration; tests compare them.
 DEPTH, WIDTH, SCALE = 50, 100, 1.1
@@ -27,61 +28,6 @@ STABLE = math.log(STABLE_SQUARE) / 2
 SLOPE_MARGIN, SMALL = 0.02, 1e-3
 # Of logarithms in float64 that are sums over fifty layers.
 ROUNDING = 1e-12
-
-QUESTION = "What does the Jacobian of a network say about it?"
-METHOD = f"""
-**A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
-{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. A grid around x is mapped by the network and by
-f(x) + J dx. Two numbers are measured against the step h:
-
-- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u; it
-  falls like h if J is the derivative;
-- the area of the image of a square of side h, divided by h^2; it tends to |det J|.
-
-**Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three have Gaussian
-weights: *linear*, *tanh* and *selu*. Two are controls with known results. *Orthogonal* is linear with uniformly random
-orthogonal weights and keeps every length and volume. *Expanding* is the same network with weights multiplied by
-{SCALE:g}. Four numbers are computed from the singular values s_i of the Jacobian from the input to every layer:
-
-- the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, the logarithm of the factor per dimension by which J scales volumes. It is
-  summed layer by layer, because small singular values of the product are smaller than the rounding errors of large
-  ones. It is at most ln qm(J), since a geometric mean is at most a quadratic mean;
-- the same mean without the largest tenth;
-- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all are equal, and 1 if one has all of
-  the norm. Below {FEW:g} n, few directions carry the norm.
-
-Rates are changes per layer over the half of the layers farther from the input. Explode, vanish and collapse are defined
-as for GSC: a square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices of variance
-1 / n, the mean of ln|det W| / n is known: the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
-"""
-HOW_SURE = """
-Intervals are 95 % Student's t intervals over initializations and input points. Two numbers count as equal if the whole
-interval lies within a stated margin; a wide interval that contains the number is not enough. Two results are known
-beforehand: ln qm is at least the mean log singular value, and the rates of rotations. They check the measurement, and a
-failure would be a bug. Everything is exact in float64 except for rounding, which limits the error of the linearization
-at the smallest steps.
-
-Most of the loss of volume is due to Gaussian matrices, which lose volume by themselves. So a collapsing volume says
-more about the weights than about the nonlinearity. Rates over half of the layers still contain some effect of the first
-layers, because tanh networks settle slowly; deeper networks would show more. The effective rank and the rotations were
-added after norms and volumes had been seen. The networks are square and have no normalization, because layer
-normalization and ReLU make Jacobians singular, with volume zero.
-"""
-CAPTIONS = {
-    "grid": (
-        "A grid of the plane, mapped by a tanh network and by its linearization at the center, for three "
-        "initializations. Near the center both agree."
-    ),
-    "steps": (
-        "Error of the linearization (left) and of the area (right) against the step, one curve per initialization. The "
-        "dashed lines are proportional to the step and to its square."
-    ),
-    "volume": (
-        "Singular values of the Jacobian from the input to each layer, one panel per network: means (top) and "
-        "effective rank (bottom). Bands are 95 % intervals over seeds."
-    ),
-}
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -123,25 +69,30 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """The linear map, norm against volume, and how many directions carry the norm."""
+    """The linear map, areas, and how many directions carry the norm."""
     frame = collected.frame
     near = _proportional(frame).holds and _areas(frame).holds
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
-    lines = ["| network | quadratic mean, factor per layer | geometric mean, factor per layer | effective rank |"]
-    lines.append("|---|---|---|---|")
-    for model in DEEP:
-        norm, volume = (numbers.rate(frame, model, name) for name in ("log_qm_norm", "mean_log_singular_value"))
-        factors = f"{math.exp(norm.value):.3f} | {math.exp(volume.value):.3f}"
-        lines.append(f"| {model} | {factors} | {numbers.last_rank(frame, model).value:.1f} |")
     return (
         f"The Jacobian is {'' if near else 'not shown to be '}the linear map that the network follows near a point: "
         f"the error of the linearization falls with the step to the power {1 + numbers.slope(frame).value:.2f}. Small "
         f"squares are scaled by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. At depth, "
         "one number does not describe it: networks in which few directions carry the norm while most others collapse "
-        f"are {', '.join(few) or 'none'}.\n\n"
-        + "\n".join(lines)
-        + "\n\nMeans are over singular values, rates over the second half of the layers; the effective rank is that of "
-        f"the last layer, of {numbers.width(frame)}."
+        f"are {listed(few)}."
+    )
+
+
+def details(collected: Collected) -> str:
+    """Norm, volume and effective rank of the deep networks."""
+    frame, rows = collected.frame, []
+    for model in DEEP:
+        norm, volume = (numbers.rate(frame, model, name) for name in ("log_qm_norm", "mean_log_singular_value"))
+        factors = [f"{math.exp(one.value):.3f}" for one in (norm, volume)]
+        rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
+    head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
+    return (
+        f"{table(head, rows)}\n\nMeans are over singular values, and factors are over the second half of the layers. "
+        f"The effective rank is that of the last layer, of {numbers.width(frame)}."
     )
 
 
@@ -206,3 +157,69 @@ def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
 def _collapses(says: str, found: Mean) -> Claim:
     because = f"mean log singular value per layer {found:.3f}; collapse means below {-STABLE:.4f}"
     return Claim(says, found.below(-STABLE), because)
+
+
+STUDY = Study(
+    question="What does the Jacobian of a network say about it?",
+    answer=answer,
+    use="""
+Use the Jacobian to predict the effect of small changes, and check the size of the step. At depth, look at the norm and
+the effective rank together: a stable norm can hide that nearly all directions have collapsed.
+""",
+    method=f"""
+**A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
+{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. A grid around x is mapped by the network and by
+f(x) + J dx. Two numbers are measured against the step h:
+
+- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u; it
+  falls like h if J is the derivative;
+- the area of the image of a square of side h, divided by h^2; it tends to |det J|.
+
+**Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three have Gaussian
+weights: *linear*, *tanh* and *selu*. Two are controls with known results. *Orthogonal* is linear with uniformly random
+orthogonal weights and keeps every length and volume. *Expanding* is the same network with weights multiplied by
+{SCALE:g}. Four numbers are computed from the singular values s_i of the Jacobian from the input to every layer:
+
+- the quadratic mean norm qm(J), the root of the mean of s_i^2;
+- the mean log singular value ln|det J| / n, the logarithm of the factor per dimension by which J scales volumes. It is
+  summed layer by layer, because small singular values of the product are smaller than the rounding errors of large
+  ones. It is at most ln qm(J), since a geometric mean is at most a quadratic mean;
+- the same mean without the largest tenth;
+- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all are equal, and 1 if one has all of
+  the norm. Below {FEW:g} n, few directions carry the norm.
+
+Rates are changes per layer over the half of the layers farther from the input. Explode, vanish and collapse are defined
+as for GSC: a square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices of variance
+1 / n, the mean of ln|det W| / n is known: the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
+""",
+    how_sure="""
+Intervals are 95 % Student's t intervals over initializations and input points. Two numbers count as equal if the whole
+interval lies within a stated margin; a wide interval that contains the number is not enough. Two results are known
+beforehand: ln qm is at least the mean log singular value, and the rates of rotations. They check the measurement, and a
+failure would be a bug. Everything is exact in float64 except for rounding, which limits the error of the linearization
+at the smallest steps.
+
+Most of the loss of volume is due to Gaussian matrices, which lose volume by themselves. So a collapsing volume says
+more about the weights than about the nonlinearity. Rates over half of the layers still contain some effect of the first
+layers, because tanh networks settle slowly; deeper networks would show more. The effective rank and the rotations were
+added after norms and volumes had been seen. The networks are square and have no normalization, because layer
+normalization and ReLU make Jacobians singular, with volume zero.
+""",
+    claims=claims,
+    figures=figures,
+    captions={
+        "grid": (
+            "A grid of the plane, mapped by a tanh network and by its linearization at the center, for three "
+            "initializations. Near the center both agree."
+        ),
+        "steps": (
+            "Error of the linearization (left) and of the area (right) against the step, one curve per initialization. "
+            "The dashed lines are proportional to the step and to its square."
+        ),
+        "volume": (
+            "Singular values of the Jacobian from the input to each layer, one panel per network: means (top) and "
+            "effective rank (bottom). Bands are 95 % intervals over seeds."
+        ),
+    },
+    details=details,
+)

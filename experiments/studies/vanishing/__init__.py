@@ -8,71 +8,19 @@ from matplotlib.figure import Figure
 from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence import means
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import table
 from experiments.studies.vanishing import chains, numbers
 from experiments.studies.vanishing import figures as vanishing_figures
 from experiments.studies.vanishing.measurement import measure
 from experiments.studies.vanishing.numbers import NETWORKS, SCALES, SIGMOID, SLOPE
 
-__all__ = ["measure"]
+__all__ = ["STUDY", "measure"]
 
 # Relative difference of float64 numbers that agree in all digits, and of log10 over all units of a chain.
 ROUNDING, CHAIN_ROUNDING = 1e-14, 1e-12
 # A gradient that changes by less than this factor over the whole depth counts as kept.
 KEPT = 10.0
-
-QUESTION = "Do gradients vanish because the slope of a sigmoid is at most 1/4?"
-METHOD = f"""
-**By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
-the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from the output back,
-
-- d3 = -(t - y) y (1 - y), dE/dw3 = d3 a2
-- d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
-- d1 = d2 w2 a1 (1 - a1), dE/dw1 = d1 x
-
-These formulas are evaluated in plain floating-point arithmetic. The results are compared with the derivatives of
-autograd, including their signs, and with the gradient norms of `gs.measure`.
-
-**Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
-of L factors w s'. So it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
-{" and for ".join(chains.LONG)}; the second choice keeps the unit where its slope is largest.
-
-**Networks.** They have depth {{model.depth}}, width {{model.width}} and a linear head for {{model.out_features}}
-classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random labels; there are
-{{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise. Three quantities are measured:
-
-- the norm of the gradient of the mean cross-entropy with respect to the weights of every layer (`gs.measure`);
-- the growth rate of GSC from every layer to the logits;
-- the standard deviation over samples of the pre-activations of the last layer.
-
-The **factor per layer** is the growth of the gradient norm from the last layer to the second, per layer, toward the
-input. A gradient counts as kept if this factor changes it by less than {KEPT:g} times over all layers.
-
-**What the slope can do in a network.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
-E[s'^2]). So it is at most sqrt(v) / 4, which is 1/4 for the usual v = 1, whatever the data. Larger weights raise this
-bound. Therefore the hidden weights of the sigmoid network are also multiplied by {", ".join(map(str, SCALES))}. A
-normalized layer divides by a standard deviation, which adds a factor without such a bound.
-"""
-HOW_SURE = f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations. The factors per layer have simultaneous
-intervals (Bonferroni): over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. The chain
-by hand and the bound of a chain are theorems, which are checked up to rounding. The networks are at initialization,
-have one depth and one width, and have no biases.
-"""
-CAPTIONS = {
-    "gradients": (
-        "Norm of the gradient of the weights of every layer, for four activations, one panel per normalization. A "
-        "curve that falls toward the left vanishes on its way to the input."
-    ),
-    "chains": (
-        "Derivative through a row of sigmoid units, and its bound, for small and large weights. With small weights it "
-        "falls below the bound. With large weights, which keep the slope at its maximum, it grows."
-    ),
-    "weights": (
-        "Factor per layer of the gradient of a sigmoid network against the variance of its weights. Points are "
-        "measured, with 95 % intervals; the dashed curve is mean field, the dotted one is the bound set by the slope."
-    ),
-}
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -124,21 +72,28 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """The factor per layer of the sigmoid network, what else decides, and a table of all networks."""
+    """The factor per layer of the sigmoid network, and what else decides."""
     frame = collected.frame
     lead = {True: "Yes, for", False: "No, not for", None: "The data cannot tell for"}[_quarter(frame).holds]
-    larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     alone = not (_slower(frame).holds or _keeps(frame, "sigmoid", "batch").holds)
-    inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
         f"{lead} a sigmoid network with the usual weight variance 1 / n. Its gradient changes by a factor of "
         f"{numbers.rate(frame, *SIGMOID):.4f} per layer toward the input; mean field predicts "
-        f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}. "
-        f"{'' if alone else 'But the slope does not decide alone: weights and normalization matter, too.'}\n\n"
+        f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
+        f"{'' if alone else ' But the slope does not decide alone: weights and normalization matter, too.'}"
+    )
+
+
+def details(collected: Collected) -> str:
+    """Larger weights, a table of all networks, and the chain digit by digit."""
+    frame = collected.frame
+    larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
+    inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
+    return (
         f"With larger weight variances, the factor of the same network is {larger}. {_kept_names(frame)}\n\n"
         f"{_network_table(frame)}\n\n"
         "The factor is that of the gradient of the weights, with simultaneous intervals. Rate, mean field and verdict "
-        f"belong to GSC.\n\nThe chain by hand, for {inputs} (formulas under Method):\n\n{chains.table(frame)}"
+        f"belong to GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
 
 
@@ -190,20 +145,83 @@ def _kept_names(frame: pd.DataFrame) -> str:
 
 def _network_table(frame: pd.DataFrame) -> str:
     depth, growth, predicted = numbers.layers(frame), numbers.gsc_growth(frame), numbers.gsc_rates(frame)
-    heads = ["network", "factor per layer", f"over {depth} layers", "GSC rate per layer", "mean field", "verdict",
-             "pre-activation std, last layer"]  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    head = ["network", "factor per layer", f"over {depth} layers", "GSC rate per layer", "mean field", "verdict",
+            "pre-activation std, last layer"]  # fmt: skip
+    rows = []
     for network in NETWORKS:
         row, factor = growth[network], numbers.rate(frame, *network)
-        deviations = numbers.last_deviations(frame, *network)
-        lines.append(
-            f"| {labels.network_name(network)} | {factor:.3f} | {factor.value**depth:.2g} | "
-            f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f}) | {predicted[network]:.3f} | "
-            f"{row['verdict']} | {_deviation(deviations)} |"
-        )
-    return "\n".join(lines)
+        rate = f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
+        deviation = _deviation(numbers.last_deviations(frame, *network))
+        rows.append([labels.network_name(network), f"{factor:.3f}", f"{factor.value**depth:.2g}", rate,
+                     f"{predicted[network]:.3f}", row["verdict"], deviation])  # fmt: skip
+    return table(head, rows)
 
 
 def _deviation(values: pd.Series) -> str:
     """Over seeds; below rounding if all samples have become equal."""
     return "below rounding" if (values < ROUNDING).all() else f"{means.geometric_mean(values):.3g}"
+
+
+STUDY = Study(
+    question="Do gradients vanish because the slope of a sigmoid is at most 1/4?",
+    answer=answer,
+    use="""
+Do not infer vanishing gradients from the slope of the activation alone. Measure the factor per layer, or GSC, with the
+weights and the normalization that the network has. A sigmoid network needs normalization or larger weights.
+""",
+    method=f"""
+**By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
+the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from the output back,
+
+- d3 = -(t - y) y (1 - y), dE/dw3 = d3 a2
+- d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
+- d1 = d2 w2 a1 (1 - a1), dE/dw1 = d1 x
+
+These formulas are evaluated in plain floating-point arithmetic. The results are compared with the derivatives of
+autograd, including their signs, and with the gradient norms of `gs.measure`.
+
+**Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
+of L factors w s'. So it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
+{" and for ".join(chains.LONG)}; the second choice keeps the unit where its slope is largest.
+
+**Networks.** They have depth {{model.depth}}, width {{model.width}} and a linear head for {{model.out_features}}
+classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random labels; there are
+{{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise. Three quantities are measured:
+
+- the norm of the gradient of the mean cross-entropy with respect to the weights of every layer (`gs.measure`);
+- the growth rate of GSC from every layer to the logits;
+- the standard deviation over samples of the pre-activations of the last layer.
+
+The **factor per layer** is the growth of the gradient norm from the last layer to the second, per layer, toward the
+input. A gradient counts as kept if this factor changes it by less than {KEPT:g} times over all layers.
+
+**What the slope can do in a network.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
+E[s'^2]). So it is at most sqrt(v) / 4, which is 1/4 for the usual v = 1, whatever the data. Larger weights raise this
+bound. Therefore the hidden weights of the sigmoid network are also multiplied by {", ".join(map(str, SCALES))}. A
+normalized layer divides by a standard deviation, which adds a factor without such a bound.
+""",
+    how_sure=f"""
+Intervals are 95 % Student's t intervals of the logarithm over initializations. The factors per layer have simultaneous
+intervals (Bonferroni): over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. The chain
+by hand and the bound of a chain are theorems, which are checked up to rounding. The networks are at initialization,
+have one depth and one width, and have no biases.
+""",
+    claims=claims,
+    figures=figures,
+    captions={
+        "gradients": (
+            "Norm of the gradient of the weights of every layer, for four activations, one panel per normalization. A "
+            "curve that falls toward the left vanishes on its way to the input."
+        ),
+        "chains": (
+            "Derivative through a row of sigmoid units, and its bound, for small and large weights. With small weights "
+            "it falls below the bound. With large weights, which keep the slope at its maximum, it grows."
+        ),
+        "weights": (
+            "Factor per layer of the gradient of a sigmoid network against the variance of its weights. Points are "
+            "measured, with 95 % intervals; the dashed curve is mean field, the dotted one is the bound set by the "
+            "slope."
+        ),
+    },
+    details=details,
+)

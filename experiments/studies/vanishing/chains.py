@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope as gs
+from experiments.evidence.words import table
 from gradscope.frames import observed
 from gradscope.measures import GradientNorm
 
@@ -90,7 +91,7 @@ def long_chain(name: str) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
-    """A quantity of a long chain by number of units, from any run: all have the same chains."""
+    """A quantity of a long chain by number of units; all runs have the same chains."""
     own = frame[(frame["quantity"] == quantity) & (frame["layer"] == chain)]
     return own.groupby("index", observed=True)["value"].first()
 
@@ -105,12 +106,9 @@ def excess(frame: pd.DataFrame, chain: str) -> float:
     return float((rows(frame, "log10_chain", chain) - rows(frame, "log10_chain_bound", chain)).max())
 
 
-def table(frame: pd.DataFrame) -> str:
+def by_hand_table(frame: pd.DataFrame) -> str:
     """The chain by hand as a Markdown table, in order of computation."""
-    first = frame[frame["quantity"].isin(["by_hand", "by_autograd"])].drop_duplicates(["quantity", "layer"])
-    by_layer = {quantity: own.set_index("layer")["value"] for quantity, own in first.groupby("quantity", observed=True)}
-    lines = ["| | by hand | automatic |", "|---|---|---|"]
-    for name, value in by_layer["by_hand"].items():
-        found = by_layer["by_autograd"].get(name)
-        lines.append(f"| {name} | {value:.10g} | {'' if found is None else f'{found:.10g}'} |")
-    return "\n".join(lines)
+    first = frame.drop_duplicates(["quantity", "layer"])
+    hand, auto = (first[first["quantity"] == name].set_index("layer")["value"] for name in ("by_hand", "by_autograd"))
+    rows = [[name, f"{value:.10g}", f"{auto[name]:.10g}" if name in auto else ""] for name, value in hand.items()]
+    return table(["number", "by hand", "automatic"], rows)

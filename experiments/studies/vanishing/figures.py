@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from experiments.evidence import means
 from experiments.studies.vanishing import chains, numbers
 from experiments.studies.vanishing.numbers import ACTIVATIONS, NORMS, SCALES, SIGMOID, SLOPE
 
@@ -58,9 +59,8 @@ def larger_weights(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     scales = np.array([1, *SCALES])
     found = [numbers.rate(frame, *SIGMOID, scale) for scale in scales]
-    value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
     color, other = sns.color_palette("colorblind")[:2]
-    ax.errorbar(scales**2, value, [value - low, high - value], fmt="o", color=color, capsize=3, label="measured")
+    means.errorbars(ax, scales**2, found, fmt="o", color=color, capsize=3, label="measured")
     fine = np.geomspace(1, scales[-1], 33)
     ax.plot(fine**2, [numbers.in_theory(scale) for scale in fine], "--", color=color, label="mean field")
     ax.plot(scales**2, SLOPE * scales, ":", color=other, linewidth=2.4, label="bound by the slope")

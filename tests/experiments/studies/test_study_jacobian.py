@@ -208,20 +208,20 @@ SAYS = {
     ],
 )
 def test_claims_of_frames_whose_truth_is_known(story, claim, expected):
-    assert only(jacobian.claims(told(**story)), *SAYS[claim]).holds is expected
+    assert only(jacobian.STUDY.claims(told(**story)), *SAYS[claim]).holds is expected
 
 
 def test_the_answer_follows_the_claims():
-    text = jacobian.answer(told())
-    assert "to the power 2.00" in text and "| selu | 1.051 |" in text and "| expanding | 1.105 | 1.105 |" in text
-    assert "not shown" not in text and "linear, tanh, selu." in text
-    other = jacobian.answer(told({"tanh": (0.0, 0.1)}, power=1.5))
-    assert "not shown" in other and "linear, selu." in other
-    assert "none." in jacobian.answer(told(rank=30.0))
+    text, table = jacobian.STUDY.answer(told()), jacobian.STUDY.details(told())
+    assert "to the power 2.00" in text and "| selu | 1.051 |" in table and "| expanding | 1.105 | 1.105 |" in table
+    assert "not shown" not in text and "linear, tanh and selu." in text
+    other = jacobian.STUDY.answer(told({"tanh": (0.0, 0.1)}, power=1.5))
+    assert "not shown" in other and "linear and selu." in other
+    assert "none." in jacobian.STUDY.answer(told(rank=30.0))
 
 
 def test_figures_show_rates_and_ranks():
-    drawn = jacobian.figures(told(rank=4.0))
+    drawn = jacobian.STUDY.figures(told(rank=4.0))
     axes = drawn["volume"].axes
     assert [ax.get_title() for ax in axes[:5]] == ["linear", "tanh", "selu", "orthogonal", "expanding"]
     norm = axes[2].lines[0].get_ydata()
