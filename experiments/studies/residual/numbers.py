@@ -123,8 +123,8 @@ def expected_steadiness(frame: pd.DataFrame, branch: str, dilution: str) -> floa
 
 
 def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
-    """``dilution``, ``branch_gsc``, ``block_gsc`` and ``law`` of the blocks of a branch with dilution above 0, by case, seed
-    and block."""
+    """``dilution``, ``branch_gsc``, ``block_gsc`` and ``law`` of the blocks of a branch with dilution above 0, by case,
+    seed and block."""
     rows = frame[frame["case"].str.split("-").str[0] == branch]
     rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
     table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)
