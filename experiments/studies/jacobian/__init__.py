@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table
-from experiments.studies.jacobian import figures as jacobian_figures
-from experiments.studies.jacobian import numbers
+from experiments.studies.jacobian import figures, numbers
 from experiments.studies.jacobian.measurement import FEW, NUM_DIRECTIONS, STEPS, measure
 from experiments.studies.jacobian.numbers import DEEP, GAUSSIAN, ROTATIONS
 
@@ -28,11 +26,6 @@ STABLE = math.log(STABLE_SQUARE) / 2
 SLOPE_MARGIN, SMALL = 0.02, 1e-3
 # Of logarithms in float64 that are sums over fifty layers.
 ROUNDING = 1e-12
-
-
-def figures(collected: Collected) -> dict[str, Figure]:
-    """The grid and its linearization; errors and areas against the step; singular values against depth."""
-    return jacobian_figures.draw(collected.frame)
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -206,7 +199,7 @@ added after norms and volumes had been seen. The networks are square and have no
 normalization and ReLU make Jacobians singular, with volume zero.
 """,
     claims=claims,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "grid": (
             "A grid of the plane, mapped by a tanh network and by its linearization at the center, for three "

@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.studies.jacobian import numbers
 from experiments.studies.jacobian.measurement import STEPS
@@ -22,8 +23,9 @@ WORDS = {
 }  # fmt: skip
 
 
-def draw(frame: pd.DataFrame) -> dict[str, Figure]:
+def draw(collected: Collected) -> dict[str, Figure]:
     """The grid and its linearization; errors and areas against the step; singular values against depth."""
+    frame = collected.frame
     return {"grid": _grid(frame), "steps": _steps(frame), "volume": _volume(frame)}
 
 

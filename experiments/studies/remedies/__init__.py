@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 
-from matplotlib.figure import Figure
-
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table, told
-from experiments.studies.remedies import figures as remedy_figures
-from experiments.studies.remedies import numbers
+from experiments.studies.remedies import figures, numbers
 from experiments.studies.remedies.measurement import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS, measure
 from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, ROUNDING, TESTED, TWINS, Outcome, Outcomes
 from gradscope.coefficients.growth import EXPLODING_RATE
@@ -176,12 +173,6 @@ def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
     )
 
 
-def figures(collected: Collected) -> dict[str, Figure]:
-    """How much each remedy lowers GSC, and how much nonlinearity it leaves."""
-    found = numbers.outcomes(collected.frame)
-    return {"growth": remedy_figures.growth(found), "cost": remedy_figures.cost(found)}
-
-
 STUDY = Study(
     question="What helps against exploding gradients, and what does it cost?",
     answer=answer,
@@ -235,7 +226,7 @@ initialization. The study does not say how the networks train; a network that is
 so. Remedies are not combined.
 """,
     claims=claims,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "growth": (
             "Growth from input to output (top) and per layer (bottom) for every remedy, one column per network. The "

@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.studies.remedies import numbers
 from experiments.studies.remedies.measurement import NONE
@@ -22,7 +23,13 @@ LABELS = {
 }
 
 
-def growth(found: Outcomes) -> Figure:
+def draw(collected: Collected) -> dict[str, Figure]:
+    """How much each remedy lowers GSC, and how much nonlinearity it leaves."""
+    found = numbers.outcomes(collected.frame)
+    return {"growth": _growth(found), "cost": _cost(found)}
+
+
+def _growth(found: Outcomes) -> Figure:
     """log10 GSC from input to output, and the rate."""
     figure, axes = plt.subplots(2, len(found), figsize=(12.6, 8.0), layout="constrained")
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
@@ -51,7 +58,7 @@ def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: 
     sns.despine(ax=ax)
 
 
-def cost(found: Outcomes) -> Figure:
+def _cost(found: Outcomes) -> Figure:
     """Nonlinearity by all three measures against growth; hollow for networks that repeat another."""
     figure, axes = plt.subplots(len(MEASURES), len(found), figsize=(12.6, 9.6), layout="constrained", sharex="col")
     styles, shown = _styles(), {}

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 import gradscope.meanfield as mf
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table
-from experiments.studies.residual import figures as residual_figures
-from experiments.studies.residual import numbers
+from experiments.studies.residual import figures, numbers
 from experiments.studies.residual.measurement import BRANCHES, DILUTIONS, NUM_BLOCKS, RESNET_DEPTH, UNIT, measure
-from experiments.studies.residual.numbers import CASES, NARROW, NARROW_WIDTH, POWER, WINDOW, name
+from experiments.studies.residual.numbers import CASES, NARROW, NARROW_WIDTH, POWER, TOLERANCE, WINDOW, name
 
 __all__ = ["STUDY", "measure"]
 
 # These repeat the configuration; tests compare them.
 DEPTH, WIDTH, BATCH_SIZE, NUM_PROBES, NUM_SEEDS = 100, 400, 32, 4, 8
 RESNET_BLOCKS, RESNET_WIDTH = 15, 16
-# Relative error of an excess or a growth up to which the law holds.  Finite width alone moves an excess by about half
-# of that (tanh+layer against mean field, without a skip), so a smaller error could not be detected.
-TOLERANCE = 0.1
-# The same for the GSC of a block without an excess; `gradscope.coefficients.growth` calls such a rate stable.
+# Relative error of the GSC of a block without an excess; `gradscope.coefficients.growth` calls such a rate stable.
 STEADY = 0.02
 # log10 up to which GSC counts as kept over all blocks; lengths grow by tens of orders of magnitude.
 KEEPS = 1.0
@@ -182,17 +177,6 @@ def _flattens(frame: pd.DataFrame) -> Claim:
     )
 
 
-def figures(collected: Collected) -> dict[str, Figure]:
-    """The law, growth with depth, single blocks, and the ResNet."""
-    frame = collected.frame
-    return {
-        "law": residual_figures.law(frame),
-        "growth": residual_figures.growth(frame),
-        "blocks": residual_figures.blocks(frame, TOLERANCE),
-        "resnet": residual_figures.resnet(frame),
-    }
-
-
 STUDY = Study(
     question="How do skip connections change the growth of GSC?",
     answer=answer,
@@ -247,7 +231,7 @@ law does not cover the ResNet, whose blocks end in a ReLU. Its stages also diffe
 change from stage to stage. All networks are at initialization.
 """,
     claims=claims,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "law": (
             "Excess of the GSC rate over 1 against the dilution k, for two kinds of branches. Points are measured, "

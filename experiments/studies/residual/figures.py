@@ -9,14 +9,21 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.studies.residual import measurement, numbers
 from experiments.studies.residual.measurement import BRANCHES, DILUTIONS, UNIT
-from experiments.studies.residual.numbers import CASES, name
+from experiments.studies.residual.numbers import CASES, TOLERANCE, name
 from gradscope import plots
 
 
-def law(frame: pd.DataFrame) -> Figure:
+def draw(collected: Collected) -> dict[str, Figure]:
+    """The law, growth with depth, single blocks, and the ResNet."""
+    frame = collected.frame
+    return {"law": _law(frame), "growth": _growth(frame), "blocks": _blocks(frame), "resnet": _resnet(frame)}
+
+
+def _law(frame: pd.DataFrame) -> Figure:
     """Excess of the rate over 1 against dilution."""
     figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
     at = np.linspace(0, 4.2, 200)
@@ -35,7 +42,7 @@ def law(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def growth(frame: pd.DataFrame) -> Figure:
+def _growth(frame: pd.DataFrame) -> Figure:
     """GSC from the stem; on the right, unit skips over the logarithm of the depth."""
     figure, axes = plt.subplots(len(BRANCHES), 2, figsize=(10.4, 7.4), layout="constrained")
     words = {k: "no skip" if k == "0" else f"k = {k}" for k in ("0", "1", "2")} | {UNIT: "unit skips"}
@@ -71,7 +78,7 @@ def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, st
     sns.despine(ax=ax)
 
 
-def blocks(frame: pd.DataFrame, tolerance: float) -> Figure:
+def _blocks(frame: pd.DataFrame) -> Figure:
     """GSC of single blocks against the law, and the excess relative to that of the law, by case."""
     figure, (ax, right) = plt.subplots(1, 2, figsize=(11.4, 5.0), layout="constrained", width_ratios=(1.1, 1))
     words = {branch: name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
@@ -87,7 +94,7 @@ def blocks(frame: pd.DataFrame, tolerance: float) -> Figure:
     ax.plot([low, high], [low, high], color="0.3", linewidth=0.9, zorder=0)
     ax.set(xlabel="(k$^2$ + r) / (k$^2$ + 1), k and r of the same block", ylabel="GSC of the block (squared)")
     ax.legend(frameon=False, fontsize=9, markerscale=2)
-    right.axhspan(1 - tolerance, 1 + tolerance, color="0.92", zorder=0)
+    right.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.92", zorder=0)
     right.axhline(1, color="0.3", linewidth=0.9, zorder=0)
     right.set_xticks(range(len(CASES)), [word.replace(" at ", "\n") for word in CASES.values()])
     right.set(ylabel="excess of GSC over 1, over that of the law", xlabel="dilution")
@@ -100,7 +107,7 @@ def blocks(frame: pd.DataFrame, tolerance: float) -> Figure:
     return figure
 
 
-def resnet(frame: pd.DataFrame) -> Figure:
+def _resnet(frame: pd.DataFrame) -> Figure:
     """GSC from every block to the logits, with and without skip connections."""
     figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}

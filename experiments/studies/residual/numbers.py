@@ -16,6 +16,9 @@ from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
 
+# Relative error of an excess or a growth up to which the law holds.  Finite width alone moves an excess by about half
+# of that (tanh+layer against mean field, without a skip), so a smaller error could not be detected.
+TOLERANCE = 0.1
 # Growth per block is compared between the last two of these blocks and the first two, counted from the stem.
 WINDOW = (8, 32, 100)
 NARROW_WIDTH = 100

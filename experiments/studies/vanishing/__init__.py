@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import table
-from experiments.studies.vanishing import chains, numbers
-from experiments.studies.vanishing import figures as vanishing_figures
+from experiments.studies.vanishing import chains, figures, numbers
 from experiments.studies.vanishing.measurement import measure
 from experiments.studies.vanishing.numbers import NETWORKS, SCALES, SIGMOID, SLOPE
 
@@ -21,16 +19,6 @@ __all__ = ["STUDY", "measure"]
 ROUNDING, CHAIN_ROUNDING = 1e-14, 1e-12
 # A gradient that changes by less than this factor over the whole depth counts as kept.
 KEPT = 10.0
-
-
-def figures(collected: Collected) -> dict[str, Figure]:
-    """Gradients of every layer, chains and their bounds, and larger weights."""
-    frame = collected.frame
-    return {
-        "gradients": vanishing_figures.gradients(frame),
-        "chains": vanishing_figures.long_chains(frame),
-        "weights": vanishing_figures.larger_weights(frame),
-    }
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -207,7 +195,7 @@ by hand and the bound of a chain are theorems, which are checked up to rounding.
 have one depth and one width, and have no biases.
 """,
     claims=claims,
-    figures=figures,
+    figures=figures.draw,
     captions={
         "gradients": (
             "Norm of the gradient of the weights of every layer, for four activations, one panel per normalization. A "

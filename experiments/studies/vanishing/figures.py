@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.studies.vanishing import chains, numbers
 from experiments.studies.vanishing.numbers import ACTIVATIONS, NORMS, SCALES, SIGMOID, SLOPE
@@ -15,7 +16,13 @@ from experiments.studies.vanishing.numbers import ACTIVATIONS, NORMS, SCALES, SI
 TITLES = {"none": "no normalization", "batch": "batch normalization", "layer": "layer normalization"}
 
 
-def gradients(frame: pd.DataFrame) -> Figure:
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Gradients of every layer, chains and their bounds, and larger weights."""
+    frame = collected.frame
+    return {"gradients": _gradients(frame), "chains": _long_chains(frame), "weights": _larger_weights(frame)}
+
+
+def _gradients(frame: pd.DataFrame) -> Figure:
     """log10 of the norm of the gradient of the weights of every layer; one panel per normalization."""
     figure, axes = plt.subplots(1, len(NORMS), figsize=(12.0, 4.2), layout="constrained", sharey=True)
     rows = numbers.chosen(frame[frame["weight_scale"] == 1], "gradient_norm")
@@ -39,7 +46,7 @@ def gradients(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def long_chains(frame: pd.DataFrame) -> Figure:
+def _long_chains(frame: pd.DataFrame) -> Figure:
     """log10 of the derivative through a row of units, and its bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for color, chain in zip(sns.color_palette("colorblind"), chains.LONG, strict=False):
@@ -54,7 +61,7 @@ def long_chains(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def larger_weights(frame: pd.DataFrame) -> Figure:
+def _larger_weights(frame: pd.DataFrame) -> Figure:
     """Factor per layer of the sigmoid network against its weight variance, with mean field and the bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     scales = np.array([1, *SCALES])
