@@ -7,6 +7,8 @@ python -m experiments.figures study=all                # every study, from the r
 from __future__ import annotations
 
 import io
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,14 +116,25 @@ def write_png(figure: Figure, path: Path) -> None:
 
 def main(cfg: Config) -> None:
     """Print the findings and write every figure as PNG and SVG; for reference results PNG and the page."""
-    if cfg.study == ALL:
-        if cfg.publish or cfg.sweep or cfg.note:
-            raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
-        claims = {name: _make(replace(cfg, study=name, results="")) for name in _published(cfg)}
-        decided = {name: (asked.question, claims[name]) for name in claims if (asked := study.find(name)) is not None}
-        print(f"Page: {pages.write_index(decided, Path(cfg.pages))}")
-    else:
+    if cfg.study != ALL:
         _make(cfg)
+        return
+    each = every(cfg)
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(each))) as pool:
+        claims = dict(zip(each, pool.map(_make, each.values()), strict=True))
+    decided = {name: (asked.question, claims[name]) for name in each if (asked := study.find(name)) is not None}
+    print(f"Page: {pages.write_index(decided, Path(cfg.pages))}")
+
+
+def every(cfg: Config) -> dict[str, Config]:
+    """The configuration of each study for ``study=all``, by name.
+
+    Raises:
+        ValueError: An option is set that is for a single study.
+    """
+    if cfg.publish or cfg.sweep or cfg.note:
+        raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
+    return {name: replace(cfg, study=name, results="") for name in _published(cfg)}
 
 
 def _published(cfg: Config) -> list[str]:

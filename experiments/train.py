@@ -44,8 +44,8 @@ from experiments.training.records import Record
 schema.register()
 
 SETS: dict[str, Callable[..., Images]] = {
-    "experiments.data.batches.cifar10": Images.cifar10,
-    "experiments.data.batches.digits": Images.digits,
+    "experiments.data.cifar10": Images.cifar10,
+    "experiments.data.digits": Images.digits,
 }
 
 

@@ -153,8 +153,9 @@ def load(path: str | Path) -> pd.DataFrame:
         table = pq.ParquetFile(path).read()
         frame, version = table.to_pandas(), version_of(table.schema)
     elif path.suffix == ".csv":
-        # "none" is a norm and "NA" no null: only an empty field is.
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        # "none" is a norm, "NA" and "1.10" are names: only an empty field is null.
+        names = {name: kind for name, kind in COLUMNS.items() if kind == "str"}
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
         version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")

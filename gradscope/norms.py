@@ -1,4 +1,4 @@
-"""The quadratic mean norm of matrices and operators, and overflow-free sums of squares."""
+"""The quadratic mean norm of matrices and operators, and sums of squares without overflow."""
 
 from __future__ import annotations
 
@@ -18,42 +18,48 @@ from gradscope.operators import LinearOperator
 @overload
 def qm_norm(a: Tensor | npt.NDArray[np.generic]) -> Tensor: ...
 @overload
-def qm_norm(a: LinearOperator, *, probes: int | str = 32, generator: torch.Generator | None = None) -> Estimate: ...
+def qm_norm(
+    a: LinearOperator, *, probes: int | str | None = None, generator: torch.Generator | None = None
+) -> Estimate: ...
 def qm_norm(
     a: Tensor | npt.NDArray[np.generic] | LinearOperator,
     *,
-    probes: int | str = 32,
+    probes: int | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor | Estimate:
-    """Quadratic mean norm |A|_F / sqrt(n) = sqrt((s_1^2 + ... + s_min(m,n)^2) / n) of an m x n matrix.
+    """The quadratic mean norm |A|_F / sqrt(n) = sqrt((s_1^2 + ... + s_min(m,n)^2) / n) of an m x n matrix A.
 
-    It is the root of the mean of |A u|^2 over the unit sphere of R^n: how much A stretches a random direction of its
-    *source* side, which has n columns.
+    It is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
 
     Arguments:
         a: Tensor or array (..., m, n), or a `LinearOperator`.
-        probes: For an operator, how many random directions to try, or ``"exact"``.  Ignored for a tensor.
-        generator: Source of the random directions.
+        probes: For an operator, the number of random directions (default 32), or "exact".
+        generator: Source of the random directions of an operator.
 
     Returns:
-        For a tensor a float64 tensor (...), exact and free of overflow in between.  For an operator an `Estimate`;
-        its square is unbiased.  Cost: ``probes`` products, or min(m, n) products when exact.
+        For a tensor, the exact norms as a float64 tensor (...).  For an operator, an `Estimate` whose square is
+        unbiased.
+
+    Cost: for an operator ``probes`` products, or min(m, n) products if exact.
 
     Raises:
-        ValueError: Fewer than two dimensions, an empty matrix, ``probes`` less than one, or a product of an operator
-            that is not finite.
+        ValueError: ``a`` has fewer than two dimensions or is empty, ``probes`` is not a positive integer or "exact",
+            ``probes`` or ``generator`` is given for a tensor, or a product of the operator is not finite.
 
-    Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified".
+    Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
+
+    >>> float(qm_norm(torch.tensor([[3.0, 0.0], [0.0, 1.0]])))
+    2.23606797749979
     """
     if isinstance(a, LinearOperator):
-        return _qm_norm_operator(a, probes, generator)
+        return _qm_norm_operator(a, 32 if probes is None else probes, generator)
+    if probes is not None or generator is not None:
+        raise ValueError("probes and generator apply to a LinearOperator; the qm norm of a tensor is always exact.")
     a = torch.as_tensor(a)
-    if a.ndim < 2:
-        raise ValueError(f"qm_norm needs a matrix or a batch of matrices (..., m, n), got shape {tuple(a.shape)}.")
-    if 0 in a.shape[-2:]:
-        raise ValueError(f"qm_norm of an empty matrix is undefined, got shape {tuple(a.shape)}.")
+    if a.ndim < 2 or 0 in a.shape[-2:]:
+        raise ValueError(f"qm_norm needs nonempty matrices (..., m, n), got shape {tuple(a.shape)}.")
     a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()
-    # Dividing by a power of two near the largest entry changes no digit, and keeps every square inside float64.
+    # Dividing by a power of two near the largest entry is exact, and keeps every square within float64.
     scale = power_of_two(torch.frexp(a.amax(dim=(-2, -1), keepdim=True)).exponent, torch.float64)
     return torch.linalg.matrix_norm(a / scale) / a.shape[-1] ** 0.5 * scale[..., 0, 0]
 
@@ -61,16 +67,16 @@ def qm_norm(
 def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Generator | None) -> Estimate:
     m, n = op.shape
     if m < 1 or n < 1:
-        raise ValueError(f"qm_norm of an empty operator is undefined, got shape {op.shape}.")
+        raise ValueError(f"qm_norm needs a nonempty operator, got shape {op.shape}.")
     if probes == "exact":
         square, exponent = sum_of_squares(op.dense())
         return Estimate.exact(float(square) / n, 2 * int(exponent)).sqrt()
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f'probes must be a whole number >= 1 or "exact", got {probes!r}.')
+        raise ValueError(f'probes must be an integer >= 1 or "exact", got {probes!r}.')
     directions = probe_vectors.sphere(probes, n, generator=generator, dtype=op.dtype, device=op.device)
     squares, exponents = zip(*(sum_of_squares(op.matvec(v)) for v in directions), strict=True)
     if not torch.isfinite(torch.stack(squares)).all():
-        raise ValueError("A product of the operator with a random direction is NaN or Inf; scale the operator down.")
+        raise ValueError("The product of the operator and a random direction is NaN or Inf; scale the operator down.")
     moments = Moments.of(torch.stack(squares).cpu().numpy() / n, 2 * torch.stack(exponents).cpu().numpy())
     return moments.estimate().sqrt()
 
@@ -84,8 +90,8 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
 def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
 
-    ``exponent`` is one int64 for the whole tensor, on the CPU where it is 0: the squares of float32 and narrower cannot
-    overflow a float64 sum, so they skip the search for the largest entry.  Nothing is synchronized with the device.
+    ``exponent`` is one int64 for the whole tensor.  For float32 and narrower types, whose squares cannot overflow a
+    float64 sum, it is 0 and on the CPU.  The device is not synchronized.
     """
     a = a.detach()
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
@@ -95,10 +101,10 @@ def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -
 
 
 def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
-    """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64, for entries whose squares fit.
+    """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64; squares must not overflow float64.
 
-    ``scratch``: flat float64 memory for copies of ``a``, or of parts of it one after the other: several times faster
-    than torch's own sum of float32 numbers in float64.
+    ``scratch`` is flat float64 memory, to which ``a`` is copied in parts.  This is several times faster than torch's
+    own float64 sum over float32 numbers.
     """
     if a.device.type == "mps":  # has no float64
         a = a.cpu()
@@ -113,7 +119,7 @@ def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) ->
 
 
 def _norms_of_parts(a: Tensor, start_dim: int, scratch: Tensor) -> Tensor:
-    """`plain_norms` of a tensor larger than the scratch memory."""
+    """`plain_norms` of a tensor that is larger than the scratch memory."""
     if start_dim == 0:
         parts = a.reshape(-1).split(scratch.numel())
         return torch.linalg.vector_norm(torch.stack([plain_norms(part, 0, scratch) for part in parts]))
@@ -127,9 +133,9 @@ _ZERO = torch.zeros((), dtype=torch.int64)
 
 
 def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
-    """``2**exponents`` exactly, clamped to what ``dtype`` holds as normal numbers.
+    """``2**exponents`` exactly, clamped to the normal numbers of ``dtype``.
 
-    Built from the bits of the number, because ``torch.pow`` and ``ldexp`` may be off by a rounding on some devices.
+    It is built from bits, because ``torch.pow`` and ``torch.ldexp`` round on some devices.
     """
     largest = math.frexp(torch.finfo(dtype).max)[1] - 1
     exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)

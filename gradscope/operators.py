@@ -1,4 +1,4 @@
-"""A linear operator: two callables and a shape; everything else is derived."""
+"""A linear operator, given by its shape and two callables; everything else is derived from these."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-# Matrices up to this smaller side are cheap to decompose whole.
+# A matrix whose smaller side is at most this is decomposed as a dense matrix.
 DENSE_UP_TO = 500
 
 
 @dataclass(frozen=True)
 class LinearOperator:
-    """An m x n matrix known only by its products, ``A v`` (``matvec``) and ``A^T u`` (``rmatvec``).
+    """An m x n matrix A known only by its products with vectors.
 
-    ``matvec`` maps a tensor of shape (n,) to (m,), ``rmatvec`` one of shape (m,) to (n,), of ``dtype`` on ``device``.
+    ``matvec`` maps v of shape (n,) to A v of shape (m,), and ``rmatvec`` maps u of shape (m,) to A^T u of shape (n,).
+    Vectors have this ``dtype`` and are on this ``device``.
+
+    >>> double = LinearOperator((3, 3), lambda v: 2 * v, lambda u: 2 * u)
+    >>> (double @ double.T).dense().diagonal().tolist(), double.log_volume() == 3 * math.log(2)
+    ([4.0, 4.0, 4.0], True)
     """
 
     shape: tuple[int, int]
@@ -31,15 +36,15 @@ class LinearOperator:
 
     @property
     def T(self) -> LinearOperator:  # noqa: N802
-        """The transpose, n x m."""
+        """The transpose A^T, n x m."""
         return LinearOperator(self.shape[::-1], self.rmatvec, self.matvec, self.dtype, self.device)
 
     def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
-        """``A @ v`` for a vector (n,), ``A @ V`` for a matrix (n, k) column by column, ``A @ B`` for an operator."""
+        """The product A v with a vector (n,), A V with a matrix (n, k), or A B with another operator (lazily)."""
         if other.shape[0] != self.shape[1]:
             raise ValueError(
-                f"Cannot multiply an operator of shape {self.shape} with {tuple(other.shape)}: "
-                f"{self.shape[1]} columns meet {other.shape[0]} rows."
+                f"Cannot multiply an operator of shape {self.shape} by shape {tuple(other.shape)}: "
+                f"{self.shape[1]} columns, but {other.shape[0]} rows."
             )
         if isinstance(other, LinearOperator):
             return LinearOperator(
@@ -54,7 +59,7 @@ class LinearOperator:
         return torch.stack([self.matvec(column) for column in other.T], dim=1)
 
     def dense(self) -> Tensor:
-        """The m x n matrix itself.  Cost: min(m, n) products."""
+        """The matrix as an m x n tensor.  Cost: min(m, n) products."""
         m, n = self.shape
         if m <= n:
             rows = torch.eye(m, dtype=self.dtype, device=self.device)
@@ -63,17 +68,17 @@ class LinearOperator:
         return torch.stack([self.matvec(column) for column in columns], dim=1)
 
     def singular_values(self, k: int | None = None) -> Tensor:
-        """The ``k`` largest singular values, descending, in float64; all min(m, n) of them by default.
+        """The ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
-        Cost: ``dense()`` and a LAPACK SVD; where k is less than a tenth of min(m, n) > 500, Lanczos iterations
-        instead, some 10 k products with A and A^T, to a relative error of 1e-10.
+        Cost: `dense` and its SVD.  If min(m, n) > 500 and k is less than a tenth of it, Lanczos iterations instead:
+        about 10 k products with A and A^T, with a relative error of 1e-10.
 
         Raises:
-            ValueError: ``k`` is not between 1 and min(m, n).
+            ValueError: ``k`` is not an integer from 1 to min(m, n).
         """
         smaller = min(self.shape)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= smaller):
-            raise ValueError(f"k must be a whole number from 1 to min(m, n) = {smaller}, got {k!r}.")
+            raise ValueError(f"k must be an integer from 1 to min(m, n) = {smaller}, got {k!r}.")
         if k is not None and smaller > DENSE_UP_TO and 10 * k < smaller:
             start = np.random.default_rng(0).standard_normal(smaller)
             values = svds(self.to_scipy(), k, return_singular_vectors=False, tol=1e-10, v0=start)
@@ -81,19 +86,20 @@ class LinearOperator:
         return torch.linalg.svdvals(self.dense().double())[:k]
 
     def condition(self) -> float:
-        """Largest over smallest of the min(m, n) singular values; infinite where the smallest is 0."""
+        """The largest of the min(m, n) singular values over the smallest; infinite if the smallest is 0."""
         values = self.singular_values()
         return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
 
     def log_volume(self) -> float:
-        """Sum of ln s_i over the min(m, n) singular values: ln |det A| of a square matrix, -inf of a singular one.
+        """The sum of ln s_i over the min(m, n) singular values; for a square matrix, ln |det A|.
 
-        With m >= n, log_volume / n <= ln |A|_qm, and equal only if all singular values are.
+        It is -inf if a singular value is 0.  If m >= n, log_volume / n <= ln |A|_qm, with equality if and only if all
+        singular values are equal.
         """
         return float(self.singular_values().log().sum())
 
     def to_scipy(self) -> ScipyLinearOperator:
-        """The same operator for ``scipy.sparse.linalg`` (float64 NumPy vectors in and out)."""
+        """The operator for ``scipy.sparse.linalg``, on float64 NumPy vectors."""
 
         def through_torch(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
             def apply(vector: np.ndarray) -> np.ndarray:
@@ -108,8 +114,8 @@ class LinearOperator:
 
 
 def matrix(a: Tensor) -> LinearOperator:
-    """An explicit m x n matrix as an operator."""
+    """A given m x n matrix as a `LinearOperator`."""
     if a.ndim != 2:
-        raise ValueError(f"matrix() takes one m x n matrix, got shape {tuple(a.shape)}.")
+        raise ValueError(f"matrix() needs one m x n matrix, got shape {tuple(a.shape)}.")
     m, n = a.shape
     return LinearOperator((m, n), lambda v: a @ v, lambda u: a.T @ u, a.dtype, a.device)

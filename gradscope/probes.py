@@ -1,7 +1,8 @@
-"""Random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2, drawn from an explicit generator.
+"""Random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2.
 
-Every function returns a tensor of shape (num, size); rows are the probes.  The relative variance of one probe's
-|A v|^2 is at most 2, reached when A has rank one (Hutchinson 1989; Avron and Toledo 2011).
+Every function returns a tensor (num, size) with one probe per row.  A generator gives the same probes on every device,
+because they are drawn on its own device.  The variance of |A v|^2 is at most 2 |A|_F^4; it is largest if A has rank one
+(Hutchinson 1989; Avron and Toledo 2011).
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ def rademacher(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Independent signs +-1 (Hutchinson 1989).  Exact for a diagonal A^T A."""
-    _check(num, size)
-    # Bits are drawn where the generator lives, so that a seed means the same probes on every device.
-    source = generator.device if generator is not None else torch.device(device)
+    """Probes (num, size) of independent random signs (Hutchinson 1989); exact if A^T A is diagonal.
+
+    >>> rademacher(2, 3, generator=torch.Generator().manual_seed(0)).abs().tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    source = _source(num, size, generator, device)
     bits = torch.randint(0, 2, (num, size), generator=generator, dtype=torch.int8, device=source)
     return bits.mul_(2).sub_(1).to(device=device, dtype=dtype)
 
@@ -36,9 +39,12 @@ def sphere(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Uniform on the sphere of radius sqrt(size).  Variance is invariant under rotations of A."""
-    _check(num, size)
-    source = generator.device if generator is not None else torch.device(device)
+    """Probes (num, size), uniform on the sphere of radius sqrt(size); their variance does not change if A is rotated.
+
+    >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
+    [3.0, 3.0]
+    """
+    source = _source(num, size, generator, device)
     v = torch.randn(num, size, generator=generator, dtype=torch.float64, device=source)
     return (v * (math.sqrt(size) / v.norm(dim=1, keepdim=True))).to(device=device, dtype=dtype)
 
@@ -51,27 +57,29 @@ def orthonormal(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """``num <= size`` mutually orthogonal directions of length sqrt(size), Haar distributed.
+    """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
 
-    Exact when ``num == size``.  The probes depend on each other, so their sample variance is an upper bound.
+    They are exact if num == size.  Because they depend on each other, their sample variance is an upper bound.
+
+    Raises:
+        ValueError: ``num`` is larger than ``size``.
+
+    >>> v = orthonormal(2, 4, generator=torch.Generator().manual_seed(0))
+    >>> (v @ v.T).round(decimals=6).abs().tolist()
+    [[4.0, 0.0], [0.0, 4.0]]
     """
-    _check(num, size)
+    source = _source(num, size, generator, device)
     if num > size:
-        raise ValueError(f"Only {size} orthogonal directions exist in {size} dimensions, got num={num}.")
-    source = generator.device if generator is not None else torch.device(device)
+        raise ValueError(f"num must be at most size, got num={num}, size={size}.")
     gaussian = torch.randn(size, num, generator=generator, dtype=torch.float64, device=source)
     q, r = torch.linalg.qr(gaussian)
-    # Without the signs of R's diagonal QR is not Haar distributed (Mezzadri 2007).
+    # QR is Haar distributed only after the signs of the diagonal of R are removed (Mezzadri 2007).
     q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
     return (math.sqrt(size) * q.T).to(device=device, dtype=dtype)
 
 
-def basis(size: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-    """All ``size`` unit vectors: their *sum* of |A v|^2 is |A|_F^2 exactly."""
-    _check(size, size)
-    return torch.eye(size, dtype=dtype, device=device)
-
-
-def _check(num: int, size: int) -> None:
+def _source(num: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> torch.device:
+    """The device to draw on; ValueError if there is nothing to draw."""
     if num < 1 or size < 1:
         raise ValueError(f"Probes need num >= 1 and size >= 1, got num={num}, size={size}.")
+    return generator.device if generator is not None else torch.device(device)

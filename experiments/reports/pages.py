@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.archive.tables import Collected
 from experiments.evidence.study import VERDICTS, Claim, Study, results
-from experiments.evidence.words import listed
+from experiments.evidence.words import listed, table
 from experiments.files import written
 
 LEGEND = (
@@ -123,22 +123,20 @@ def write_index(studies: Mapping[str, tuple[str, Sequence[Claim]]], folder: Path
 def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
     """The list of all studies, by name with question and claims: links, counts of verdicts, and contradicted claims."""
     rows = [f"- [{name}]({name}.md): {question}" for name, (question, _) in studies.items()]
-    table = ["| study | supported | contradicted | undecided | identities checked |", "|---|---|---|---|---|"]
-    contradicted = []
-    for name, (_, claims) in studies.items():
-        table.append(f"| [{name}]({name}.md) | {' | '.join(map(str, _counts(claims).values()))} |")
-        contradicted += [
-            f"- [{name}]({name}.md): {claim.says}.\n  Measured: {claim.because}."
-            for claim in claims
-            if claim.holds is False
-        ]
+    counts = [[f"[{name}]({name}.md)", *_counts(claims).values()] for name, (_, claims) in studies.items()]
+    contradicted = [
+        f"- [{name}]({name}.md): {claim.says}.\n  Measured: {claim.because}."
+        for name, (_, claims) in studies.items()
+        for claim in claims
+        if claim.holds is False
+    ]
     parts = [
         NOTICE,
         "# Studies",
         "\n".join(rows),
         "## Claims",
         LEGEND,
-        "\n".join(table),
+        table(["study", "supported", "contradicted", "undecided", "identities checked"], counts),
         "## What the data contradict",
         DENIED,
         "\n".join(contradicted),

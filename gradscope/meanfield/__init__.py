@@ -1,8 +1,9 @@
-"""Theory of wide random networks: lengths, correlations, gradients, GSC, NLC, and where they are critical.
+"""Mean-field theory of wide random networks: lengths, correlations, gradients, GSC, NLC, and critical points.
 
-NumPy and SciPy only.  All rates are those of GSC in the squared convention, a layer.  Limits of validity: infinite
-width (measured rates deviate by order 1 / width), independent inputs unless ``correlation`` says otherwise, and with
-batch normalization a batch that is much smaller than the width.
+Needs NumPy and SciPy only.  All rates are growth factors of GSC per layer, in the squared convention.
+
+The theory holds at infinite width; rates measured at finite width deviate by O(1 / width).  Inputs are independent
+unless ``correlation`` is given.  With batch normalization, the batch size must be much smaller than the width.
 """
 
 from gradscope.meanfield.activations import NAMED, Activation, as_activation

@@ -1,15 +1,16 @@
-"""Elementwise activations with their derivatives and kinks, by name or made of a callable."""
+"""Elementwise activations with derivatives and kinks, by name or from a callable."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
+
+from gradscope.choices import check_choice
 
 FloatArray = npt.NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]
@@ -19,7 +20,14 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 @dataclass(frozen=True)
 class Activation:
-    """phi and phi', elementwise on float64 arrays.  ``kinks``: where either of them is not smooth."""
+    """An activation phi with its derivative phi', both elementwise on float64 arrays.
+
+    ``kinks`` are the points where phi or phi' is not smooth; quadrature splits its panels there.
+
+    >>> phi = NAMED["relu"]
+    >>> phi(np.array([1.0, 2.0])), phi.derivative(np.array([-1.0, 2.0])), phi.kinks
+    (array([1., 2.]), array([0., 1.]), (0.0,))
+    """
 
     name: str
     function: Function
@@ -85,32 +93,36 @@ NAMED: dict[str, Activation] = {
 
 
 def as_activation(given: str | Function | Activation, kinks: tuple[float, ...] = ()) -> Activation:
-    """An `Activation` from a name, a callable on arrays, or itself.
+    """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned as it is).
 
-    The derivative of a callable is a central difference of sixth order, right to about 1e-9; ``kinks`` are where it
-    must not reach across, so give those of the function.
+    A callable is differentiated by central differences of sixth order, with an error of about 1e-9.  Its ``kinks``
+    must be given, because no difference may reach across one.
 
     Raises:
-        ValueError: An unknown name (the nearest is offered); a callable that is not elementwise, or not finite on
-            [-8, 7].
+        ValueError: The name is unknown; or the callable is not elementwise, or not finite on [-8, 7]; or ``kinks``
+            come without a callable.
+
+    >>> def shrink(h):
+    ...     return np.where(abs(h) < 1, 0.0, h)
+    >>> as_activation(shrink, kinks=(-1, 1)).derivative(np.array([0.5, 2.0])).round(6)
+    array([0., 1.])
     """
+    if kinks and isinstance(given, (str, Activation)):
+        raise ValueError("kinks belong to a callable; a named activation or an Activation has its own.")
     if isinstance(given, Activation):
         return given
     if isinstance(given, str):
-        if given not in NAMED:
-            close = get_close_matches(given, NAMED, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"activation must be one of {', '.join(NAMED)}, or a callable; got {given!r}{hint}")
+        check_choice("activation", given, NAMED)
         return NAMED[given]
     if not callable(given):
-        raise ValueError(f"activation must be a name or a callable, got {type(given).__name__}.")
+        raise ValueError(f"activation must be a name, a callable or an Activation, got {type(given).__name__}.")
     name = getattr(given, "__name__", type(given).__name__)
     probe = np.linspace(-8, 7, 61)
     with np.errstate(all="ignore"):
         whole = np.asarray(given(probe), dtype=np.float64)
         alone = np.concatenate([np.ravel(given(part)) for part in np.split(probe, len(probe))])
     if whole.shape != probe.shape or not np.allclose(whole, alone, rtol=1e-9, equal_nan=True):
-        raise ValueError(f"activation {name!r} is not elementwise: an entry's value depends on other entries.")
+        raise ValueError(f"activation {name!r} is not elementwise: its value at one entry depends on other entries.")
     if not np.isfinite(whole).all():
         raise ValueError(f"activation {name!r} is not finite at {probe[~np.isfinite(whole)][0]:g}.")
     corners = tuple(sorted(kinks))
@@ -118,7 +130,7 @@ def as_activation(given: str | Function | Activation, kinks: tuple[float, ...] =
 
 
 def _difference(function: Function, kinks: tuple[float, ...]) -> Function:
-    """Sixth-order differences, one-sided next to a kink: of a polynomial through points on the same side."""
+    """The derivative by sixth-order differences, which are one-sided next to a kink."""
     step = 0.01
     central = np.array([-1 / 60, 3 / 20, -3 / 4, 0, 3 / 4, -3 / 20, 1 / 60])
 
@@ -128,7 +140,7 @@ def _difference(function: Function, kinks: tuple[float, ...]) -> Function:
         for kink in kinks:
             reach = np.minimum(reach, np.abs(h - kink))
         own = np.clip(reach / 4, 1e-7, step)
-        # Where the kink is nearer than the rounding allows a central difference, go one way, away from it.
+        # Very close to a kink, rounding spoils central differences: use a one-sided one that points away from it.
         side = np.zeros(h.shape)
         for kink in kinks:
             side = np.where(np.abs(h - kink) < 4e-4, np.where(h >= kink, 1.0, -1.0), side)

@@ -1,14 +1,15 @@
-"""Batch normalization at finite batch size, in a wide network: exact expectations over a sphere.
+"""Batch normalization at finite batch size B in a wide network: exact expectations over a sphere.
 
-The pre-activations of one neuron over the batch are an exchangeable Gaussian B-vector.  Centring and dividing by the
-standard deviation leaves y = sqrt(B) e with e uniform on the unit sphere of the B - 1 dimensions that sum to zero,
-whatever their variance and correlation were.  Hence, with D = diag phi'(y) and P = G - e e^T, G centring:
+The pre-activations of one neuron over the batch are an exchangeable Gaussian vector of length B.  Normalization maps
+it to y = sqrt(B) e.  Here e is uniform on the unit sphere of the B - 1 dimensions that sum to zero, whatever the
+variance and correlation were.  Let G be the centering matrix, D = diag phi'(y) and P = G - e e^T.  A squared gradient
+then grows backward through the layer by
 
-    backward, for gradients that sum to zero:  Tr factor  sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]
-    and for independent ones (the top layer):  sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]
+    sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]    if gradients sum to zero over the batch,
+    sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]                if they are independent (in the last layer).
 
-where s^2 is the variance of a pre-activation less its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3)
-(derived as in Yang et al. 2019, "A mean field theory of batch normalization", arXiv:1902.08129).
+Here s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
+The derivation follows Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.meanfield.activations import Activation
+from gradscope.meanfield.activations import Activation, Function, as_activation
 from gradscope.meanfield.maps import mean_moment, second_moment, slope_moment
 from gradscope.meanfield.quadrature import sphere_pair_nodes
 
 
 @dataclass(frozen=True)
 class BatchMoments:
-    """What a batch-normalized layer needs, per sample.
+    """Expectations over the normalized pre-activations y of a batch, as `batch_moments` returns them.
 
-    ``square``: E[phi(y)^2].  ``product``: E[phi(y_1) phi(y_2)] of two samples.  ``centred``: E Tr[P D G D] / (B - 1).
-    ``independent``: E Tr[P D^2] / B.  ``inflation``: B / (B - 3).
+    ``square``: E[phi(y)^2].  ``product``: E[phi(y_1) phi(y_2)] for two samples.  ``centred``: E Tr[P D G D] / (B - 1).
+    ``independent``: E Tr[P D^2] / B.  ``inflation``: B / (B - 3).  The module's docstring defines P, D and G.
+
+    >>> round(batch_moments("linear", 5).rate, 4), batch_moments("linear", 5).inflation
+    (1.5, 2.5)
     """
 
     square: float
@@ -39,39 +43,43 @@ class BatchMoments:
 
     @property
     def rate(self) -> float:
-        """GSC a layer deep inside the network, bias-free: it does not depend on the weight variance."""
+        """Growth of GSC per layer deep inside a network without biases, for any weight variance."""
         return self.inflation * self.centred / (self.square - self.product)
 
 
-def batch_moments(activation: Activation, batch_size: float) -> BatchMoments:
-    """Moments for batch size B, or ``math.inf``.
+def batch_moments(activation: str | Function | Activation, batch_size: float) -> BatchMoments:
+    """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
 
     Raises:
-        ValueError: B < 4, where the variance of a gradient is infinite; or an activation that is constant.
+        ValueError: ``batch_size`` is below 4, where the mean squared gradient is infinite; or the activation is
+            constant.
+
+    >>> moments = batch_moments("relu", 100)
+    >>> round(moments.square, 4), round(moments.rate, 4)
+    (0.5, 1.4834)
     """
+    phi = as_activation(activation)
     if not (batch_size == math.inf or (batch_size >= 4 and float(batch_size).is_integer())):
         raise ValueError(
-            f"batch_size must be a whole number >= 4 or infinite for batch normalization, got {batch_size!r}: with "
-            "fewer samples the mean squared gradient is infinite."
+            f"With norm='batch', batch_size must be a whole number >= 4 or infinite, got {batch_size!r}: with fewer "
+            "samples the mean squared gradient is infinite."
         )
     if batch_size == math.inf:
-        square, mean, slope = (float(m(activation, 1.0)) for m in (second_moment, mean_moment, slope_moment))
+        square, mean, slope = (float(m(phi, 1.0)) for m in (second_moment, mean_moment, slope_moment))
         moments = BatchMoments(square, mean**2, slope, slope, 1.0)
     else:
-        moments = _finite(activation, int(batch_size))
+        moments = _finite(phi, int(batch_size))
     if moments.square - moments.product <= 1e-14 * moments.square:
-        raise ValueError(
-            f"activation {activation.name!r} is constant on normalized inputs: nothing is left to normalize."
-        )
+        raise ValueError(f"activation {phi.name!r} is constant on normalized inputs, so the next norm divides by zero.")
     return moments
 
 
-def _finite(activation: Activation, B: int) -> BatchMoments:
-    # Coordinates of e: y_b = sqrt(B) e_b = sqrt(B - 1) s, s a coordinate of a uniform point on the sphere of R^(B-1).
+def _finite(phi: Activation, B: int) -> BatchMoments:
+    # y_b = sqrt(B) e_b = sqrt(B - 1) s, where s is a coordinate of a uniform point on the unit sphere of R^(B-1).
     scale = math.sqrt(B - 1)
-    s, t, w = sphere_pair_nodes(B - 1, [kink / scale for kink in activation.kinks], -1 / (B - 1))
+    s, t, w = sphere_pair_nodes(B - 1, [kink / scale for kink in phi.kinks], -1 / (B - 1))
     y1, y2 = scale * s, scale * t
-    phi1, phi2, d1, d2 = activation(y1), activation(y2), activation.derivative(y1), activation.derivative(y2)
+    phi1, phi2, d1, d2 = phi(y1), phi(y2), phi.derivative(y1), phi.derivative(y2)
     e1, e2 = y1 / math.sqrt(B), y2 / math.sqrt(B)
 
     def mean(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Initializations at which gradients neither grow nor vanish, and the gain for any wished growth."""
+"""Critical initializations, at which gradients neither explode nor vanish, and the gain for any other growth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 
 from gradscope.meanfield.activations import Activation, Function, as_activation
-from gradscope.meanfield.maps import second_moment, slope_moment
+from gradscope.meanfield.maps import SHORT, second_moment, slope_moment
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -20,7 +20,11 @@ LEAST, MOST = 1e-10, 1e4
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """sigma_w^2, sigma_b^2 and the fixed point q* of the length at which chi_1 is as asked."""
+    """Variances sigma_w^2 and sigma_b^2 with the requested chi_1, and the fixed point q* of the length there.
+
+    >>> critical_point("linear")
+    CriticalPoint(weight_variance=1.0, bias_variance=0.0, length=1.0)
+    """
 
     weight_variance: float
     bias_variance: float
@@ -30,14 +34,20 @@ class CriticalPoint:
 def critical_point(
     activation: str | Function | Activation, bias_variance: float = 0.0, chi: float = 1.0
 ) -> CriticalPoint:
-    """The weight variance at which chi_1 = sigma_w^2 E[phi'(sqrt q* z)^2] is ``chi``, for a bias variance.
+    """The point where chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] equals ``chi``, for a given bias variance.
 
-    Without a bias a homogeneous activation (ReLU, linear) is critical at any length, q* = 1 here; others only in the
-    limit q* -> 0, where sigma_w^2 = chi / phi'(0)^2 (length 0).  Along q* the line of critical points is
-    sigma_w^2 = chi / E[phi'^2], sigma_b^2 = q* - sigma_w^2 E[phi^2] (Schoenholz et al. 2017, arXiv:1611.01232).
+    All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
+    homogeneous activation (ReLU, linear) is critical at every length, and q* = 1 is returned.  Other activations are
+    then critical only as q* -> 0, where sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
 
     Raises:
-        ValueError: A negative bias variance, or no fixed point with that slope.
+        ValueError: ``bias_variance`` is negative, ``chi`` is not positive, or there is no such point.
+
+    Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
+
+    >>> point = critical_point("tanh", bias_variance=0.1)
+    >>> round(point.weight_variance, 3), round(point.length, 3)
+    (1.986, 0.806)
     """
     phi = as_activation(activation)
     if not (math.isfinite(bias_variance) and bias_variance >= 0):
@@ -46,7 +56,7 @@ def critical_point(
         raise ValueError(f"chi must be a positive number, got {chi!r}.")
 
     def bias(log_q: float) -> float:
-        """Bias variance that belongs to a length, relative to it."""
+        """Bias variance with this fixed point of the length, divided by the length."""
         q = math.exp(log_q)
         return 1 - chi / float(slope_moment(phi, q)) * float(second_moment(phi, q)) / q
 
@@ -55,7 +65,7 @@ def critical_point(
     if bias_variance == 0:
         if np.abs(values).max() < 1e-9:
             return CriticalPoint(chi / float(slope_moment(phi, 1.0)), 0.0, 1.0)
-        at_zero = float(slope_moment(phi, 1e-16))
+        at_zero = float(slope_moment(phi, SHORT))
         if abs(values[0]) < 1e-6 and at_zero > 0:
             return CriticalPoint(chi / at_zero, 0.0, 0.0)
 
@@ -66,8 +76,8 @@ def critical_point(
     crossings = [n for n in range(len(grid) - 1) if found[n] < 0 <= found[n + 1] or found[n] > 0 >= found[n + 1]]
     if not crossings:
         raise ValueError(
-            f"No weight variance gives {phi.name} chi_1 = {chi:g} at bias_variance={bias_variance:g}: its "
-            "slopes are too small or lengths have no fixed point there. Try another bias variance."
+            f"There is no weight variance with chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}. "
+            "Try another bias variance."
         )
     q = math.exp(brentq(excess, grid[crossings[0]], grid[crossings[0] + 1], xtol=1e-14))
     return CriticalPoint(chi / float(slope_moment(phi, q)), bias_variance, q)
@@ -76,7 +86,16 @@ def critical_point(
 def critical_line(
     activation: str | Function | Activation, lengths: Sequence[float] | FloatArray | None = None
 ) -> list[CriticalPoint]:
-    """Points with chi_1 = 1, one for each length q* (default 60, 1e-4 to 10), where the bias variance is >= 0."""
+    """The points with chi_1 = 1, one per length q*; lengths that need a negative bias variance are left out.
+
+    ``lengths`` defaults to 60 values between 1e-4 and 10.
+
+    Raises:
+        ValueError: No length has a critical point.
+
+    >>> [(round(p.weight_variance, 3), round(p.bias_variance, 3)) for p in critical_line("tanh", [0.01, 1.0])]
+    [(1.02, 0.0), (2.153, 0.151)]
+    """
     phi = as_activation(activation)
     points = []
     for q in np.logspace(-4, 1, 60) if lengths is None else lengths:
@@ -85,20 +104,29 @@ def critical_line(
         if bias >= -1e-12 * q:
             points.append(CriticalPoint(weight, max(bias, 0.0), float(q)))
     if not points:
-        raise ValueError(f"{phi.name} is critical at none of these lengths with a bias variance >= 0.")
+        raise ValueError(f"{phi.name} has no critical point with bias variance >= 0 at any of the given lengths.")
     return points
 
 
 def weight_gain(activation: str | Function | Activation, rate: float = 1.0, bias_variance: float = 0.0) -> float:
-    """Gain g, weights of standard deviation g / sqrt(fan_in), at which squared gradients grow by ``rate`` a layer."""
+    """The gain g at which squared gradients grow by ``rate`` per layer.
+
+    Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
+
+    >>> round(weight_gain("relu"), 4), round(weight_gain("tanh", rate=1.05, bias_variance=0.05), 4)
+    (1.4142, 1.4186)
+    """
     return math.sqrt(critical_point(activation, bias_variance, rate).weight_variance)
 
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """chi_1 at the fixed point on a grid: ``chi_1[i, j]`` at ``weight_variances[i]``, ``bias_variances[j]``.
+    """chi_1 and the length q* at the fixed point, on a grid of variances, as `phase_diagram` returns them.
 
-    ``length``, ``correlations`` (xi_c) likewise; NaN where lengths grow without bound.
+    Entry ``[i, j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``; NaN if lengths grow without bound.
+
+    >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
+    [[0.295], [0.815]]
     """
 
     activation: str
@@ -111,20 +139,25 @@ class PhaseDiagram:
 def phase_diagram(
     activation: str | Function | Activation, weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike
 ) -> PhaseDiagram:
-    """chi_1 and q* over all pairs of variances; above 1 gradients explode (chaos), below they vanish (order).
+    """chi_1 and q* for all pairs of variances: gradients explode where chi_1 > 1 (chaos) and vanish below (order).
 
-    Cost: some hundred vectorized evaluations of the length map.
+    Cost: about 60 evaluations of the length map on the whole grid.
 
     Raises:
-        ValueError: A variance that is negative or not finite.
+        ValueError: A variance is negative or not finite.
+
+    >>> phase_diagram("tanh", [0.5, 1.0, 2.0], [0.0, 0.1]).chi_1.round(3)
+    array([[0.5  , 0.393],
+           [1.   , 0.689],
+           [1.106, 1.003]])
     """
     phi = as_activation(activation)
     weights, biases = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (weight_variances, bias_variances))
     for name, values in (("weight_variances", weights), ("bias_variances", biases)):
         if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise ValueError(f"{name} must be finite and >= 0.")
+            raise ValueError(f"{name} must be finite and >= 0, got {values.min():g} to {values.max():g}.")
     w, b = np.meshgrid(weights, biases, indexing="ij")
-    # The stable fixed point reached from 1, by bisection on log q in which the sign of q' - q says where it lies.
+    # The stable fixed point reached from q = 1: bisection on log q by the sign of (length map of q) - q.
     start = np.ones_like(w)
     growing = w * second_moment(phi, start) + b >= start
     low = np.where(growing, 0.0, math.log(1e-12))

@@ -1,8 +1,8 @@
-"""How lengths, correlations and gradients go from layer to layer of a wide random network without normalization.
+"""Maps of lengths, correlations and gradients from layer to layer of a wide random network without normalization.
 
-Pre-activations h = W phi(h') + b with weights of variance ``weight_variance`` / n and biases of variance
-``bias_variance`` are Gaussian of variance q, with correlation c between two samples (Poole et al. 2016,
-arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232).
+Pre-activations are h = W phi(h') + b.  Weights have variance ``weight_variance`` / fan_in and biases have variance
+``bias_variance``.  At infinite width h is Gaussian with variance q, and has correlation c between two samples (Poole
+et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232).
 """
 
 from __future__ import annotations
@@ -19,22 +19,30 @@ from gradscope.meanfield.quadrature import gaussian, gaussian_pair
 
 FloatArray = npt.NDArray[np.float64]
 
-# Fixed points of the length are looked for between these.
+# The range in which fixed points of the length are searched.
 LEAST, MOST = 1e-12, 1e8
-# A length map within this of the identity everywhere has every length as a fixed point (ReLU after He).
+# If the length map is within this of the identity everywhere, every length is a fixed point (ReLU with He weights).
 NEUTRAL = 1e-9
+# This length stands for the limit of vanishing lengths.
+SHORT = 1e-16
 
 
 @dataclass(frozen=True)
 class MeanField:
-    """One layer h -> W phi(h) + b of infinite width.
+    """The mean-field maps of one layer h -> W phi(h) + b of infinite width.
 
-    ``activation``: a name, a callable on arrays, or an `Activation`.  ``weight_variance``: sigma_w^2, a weight having
-    variance sigma_w^2 / fan_in.  ``bias_variance``: sigma_b^2.  ``keep``: probability that dropout keeps an activation
-    (scaled by 1 / keep).
+    Arguments:
+        activation: A name, a callable on arrays, or an `Activation`.
+        weight_variance: sigma_w^2; a weight has variance sigma_w^2 / fan_in.
+        bias_variance: sigma_b^2.
+        keep: Probability that dropout keeps an activation, which is then divided by ``keep``.
 
     Raises:
-        ValueError: A variance that is negative or not finite, ``keep`` outside (0, 1], or a bad activation.
+        ValueError: A variance is negative or not finite, ``keep`` is outside (0, 1], or the activation is invalid.
+
+    >>> layer = MeanField("relu", weight_variance=2.0)
+    >>> float(layer.length(3.0).round(6)), float(layer.chi(3.0).round(6)), round(layer.correlation(3.0, 0.0), 6)
+    (3.0, 1.0, 0.31831)
     """
 
     activation: Activation
@@ -61,15 +69,15 @@ class MeanField:
             object.__setattr__(self, name, given)
 
     def mean_square(self, q: npt.ArrayLike) -> FloatArray:
-        """E[phi(sqrt(q) z)^2] / keep, the mean square of an activation."""
+        """Mean square of the activations, E[phi(sqrt(q) z)^2] / keep, for pre-activations of variance q."""
         return second_moment(self.activation, q) / self.keep
 
     def length(self, q: npt.ArrayLike) -> FloatArray:
-        """The length map: q of the next layer, sigma_w^2 E[phi^2] / keep + sigma_b^2."""
+        """The length map: variance of the next layer's pre-activations, sigma_w^2 E[phi^2] / keep + sigma_b^2."""
         return self.weight_variance * self.mean_square(q) + self.bias_variance
 
     def covariance(self, q: float, c: float) -> float:
-        """Covariance of the next layer's pre-activations of two samples; dropout masks are independent."""
+        """Covariance of the next layer's pre-activations between two samples, with independent dropout masks."""
         phi = self.activation
         return (
             self.weight_variance * gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
@@ -77,26 +85,29 @@ class MeanField:
         )
 
     def correlation(self, q: float, c: float) -> float:
-        """The correlation map: c of the next layer for two samples of equal length q."""
+        """The correlation map: correlation in the next layer of two samples with variance q and correlation c."""
         return self.covariance(q, c) / float(self.length(q))
 
     def chi(self, q: npt.ArrayLike) -> FloatArray:
-        """chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep: growth of a squared gradient in one layer, backward."""
+        """Growth of a squared gradient backward through the layer, chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep."""
         return self.weight_variance * slope_moment(self.activation, q) / self.keep
 
     def chi_c(self, q: float, c: float) -> float:
-        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q'; at a fixed point of the length chi_c."""
+        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q', where q' is the next layer's variance."""
         phi = self.activation
         slope = gaussian_pair(phi.derivative, phi.derivative, math.sqrt(q), c, phi.kinks)
         return self.weight_variance * slope * q / float(self.length(q))
 
     def fixed_length(self, start: float = 1.0) -> float:
-        """q*, the stable fixed point of the length map that iteration from ``start`` reaches; 0 where lengths vanish.
+        """The stable fixed point q* of the length map that iteration from ``start`` reaches.
 
-        Where every length is a fixed point, ``start`` itself.
+        It is 0 if lengths vanish, and ``start`` if every length is a fixed point.
 
         Raises:
             ValueError: Lengths grow without bound.
+
+        >>> round(MeanField("tanh", 2.0).fixed_length(), 4)
+        0.618
         """
         grid = np.logspace(math.log10(LEAST), math.log10(MOST), 161)
         excess = np.asarray(self.length(grid)) / grid - 1
@@ -110,8 +121,8 @@ class MeanField:
             beyond = [n for n in range(here, len(grid)) if excess[n] <= 0]
             if not beyond:
                 raise ValueError(
-                    f"Lengths grow without bound for {self.activation.name} with weight_variance="
-                    f"{self.weight_variance:g}: there is no fixed point. Lower the weight variance."
+                    f"Lengths grow without bound for {self.activation.name} at weight_variance="
+                    f"{self.weight_variance:g}, so there is no fixed point. Lower the weight variance."
                 )
             bracket = (max(start, grid[beyond[0] - 1]), grid[beyond[0]])
         else:
@@ -126,7 +137,7 @@ class MeanField:
         return math.exp(float(root))
 
     def fixed_correlation(self, q: float | None = None) -> float:
-        """c*, the stable fixed point of the correlation map below or at 1, at the length ``q`` (default q*)."""
+        """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
         q = self.fixed_length() if q is None else q
         if q == 0:
             return 1.0
@@ -145,11 +156,11 @@ class MeanField:
         return float(brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """Depths over which gradients, correlations and lengths change by a factor e, at the fixed point."""
+        """The fixed point with its slopes, and the depths over which signals and gradients change by a factor of e."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:
-            rate = self.chi_at_zero()
+            rate = float(self.chi(SHORT))
             return DepthScales(q, c, rate, rate, _scale(rate), _scale(rate), _scale(rate))
         chi_1 = float(self.chi(q))
         chi_c = chi_1 if c == 1 else self.chi_c(q, c)
@@ -157,17 +168,17 @@ class MeanField:
         slope = float(self.length(q + step) - self.length(q - step)) / (2 * step)
         return DepthScales(q, c, chi_1, chi_c, _scale(chi_1), _scale(chi_c), _scale(slope))
 
-    def chi_at_zero(self) -> float:
-        """chi_1 in the limit of vanishing lengths."""
-        return float(self.chi(1e-16))
-
 
 @dataclass(frozen=True)
 class DepthScales:
-    """Fixed point (``length`` q*, ``correlation`` c*), slopes there, and depth scales.
+    """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
 
-    ``gradient``: xi = -1 / ln chi_1, negative where gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, how
-    deep a signal tells two inputs apart.  ``lengths``: xi_q.  Infinite at criticality.
+    ``gradient``: xi = -1 / ln chi_1, negative if gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, the depth
+    over which two inputs stay distinguishable.  ``lengths``: xi_q.  All are infinite at criticality.
+
+    >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
+    >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())
+    (0.607, 0.94, 16.1, 97)
     """
 
     length: float
@@ -179,7 +190,7 @@ class DepthScales:
     lengths: float
 
     def trainable_depth(self, multiple: float = 6.0) -> float:
-        """Depth up to which a network trains, ``multiple`` times xi_c: about 6 in Schoenholz et al. (2017)."""
+        """Largest depth that trains, ``multiple`` * xi_c; Schoenholz et al. (2017) found a multiple of about 6."""
         return multiple * self.correlations
 
 

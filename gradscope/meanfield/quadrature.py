@@ -1,4 +1,4 @@
-"""Expectations over Gaussians, and over spheres, of functions with kinks: panels that never reach across one."""
+"""Expectations of functions with kinks over Gaussians and spheres; no quadrature panel reaches across a kink."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Beyond so many standard deviations a Gaussian holds less than 1e-23.
+# Gaussians are cut off at this many standard deviations, which leaves out less than 1e-22 of their mass.
 REACH = 10.0
-# Panels end here, in standard deviations, and at these values of the argument, where activations bend.
+# Panels end at EVERY, in standard deviations, and at BENDS, values of the argument where activations bend.
 EVERY, BENDS = (-6.0, -3.0, 3.0, 6.0), (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 PANELS, ORDER = 2, 16
 QUARTERS = tuple(k / 4 for k in range(-3, 4))
@@ -19,7 +19,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(ORDER)
 
 
 def panels(breaks: FloatArray, num: int = PANELS) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights (..., (k - 1) num order) of composite Gauss-Legendre quadrature over sorted breaks (..., k)."""
+    """Nodes and weights (..., (k - 1) num ORDER) of composite Gauss-Legendre quadrature for sorted breaks (..., k)."""
     fractions = np.linspace(0, 1, num + 1)
     left, right = breaks[..., :-1, None], breaks[..., 1:, None]
     edges = left + (right - left) * fractions
@@ -37,10 +37,13 @@ def gaussian(
     kinks: Sequence[float] = (),
     shift: npt.ArrayLike = 0.0,
 ) -> FloatArray:
-    """E[function(shift + scale z)] for z standard normal; ``scale`` and ``shift`` may be arrays of one shape.
+    """The expectation E[function(shift + scale z)] for z standard normal, one for each entry of ``scale``, ``shift``.
 
-    ``kinks``: where the function is not smooth.  Relative error about 1e-12 for functions of moderate growth.  Cost:
-    512 evaluations, and 32 for each kink.
+    ``kinks`` are the points where the function is not smooth.  The relative error is about 1e-12 for functions that
+    grow moderately.  Cost: 512 evaluations, plus 32 per kink.
+
+    >>> gaussian(np.cos, [0.0, 1.0]).round(6)  # exp(-scale^2 / 2)
+    array([1.      , 0.606531])
     """
     s, m = np.broadcast_arrays(np.asarray(scale, dtype=np.float64), np.asarray(shift, dtype=np.float64))
     z, w = normal_nodes([(bend - m) / np.maximum(s, 1e-300) for bend in {*BENDS, *kinks}], s.shape)
@@ -48,7 +51,7 @@ def gaussian(
 
 
 def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights for E[f(z)], z standard normal, split at ``breaks``, each of ``shape``."""
+    """Nodes and weights for E[f(z)] with z standard normal, split at ``breaks``, each of ``shape``."""
     ends = [np.full(shape, end) for end in (-REACH, *EVERY, REACH)]
     ends += [np.clip(b, -REACH, REACH) for b in breaks]
     z, w = panels(np.sort(np.stack(ends, axis=-1), axis=-1))
@@ -62,11 +65,15 @@ def gaussian_pair(
     correlation: float,
     kinks: Sequence[float] = (),
 ) -> float:
-    """E[first(u) second(v)] for u, v normal of standard deviation ``scale`` and that correlation.
+    """The expectation E[first(u) second(v)] for normal u, v of standard deviation ``scale`` and this correlation.
 
-    The inner integral is split where v meets a kink; as a function of u it bends within sqrt(1 - c^2) of a kink, so the
-    outer one is refined there.  Relative error about 1e-10.
+    The relative error is about 1e-10.
+
+    >>> round(gaussian_pair(np.sign, np.sign, 1.0, 0.5, kinks=(0.0,)), 6)  # (2 / pi) arcsin(correlation)
+    0.333333
     """
+    # The inner integral over v is split at the kinks of ``second``.  As a function of u it bends near a kink, within
+    # about sqrt(1 - c^2), so the outer integral has more panels there.
     if abs(correlation) >= 1:
         sign = np.sign(correlation)
         return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))
@@ -85,21 +92,22 @@ def gaussian_pair(
 def sphere_pair_nodes(
     dimension: int, first_kinks: Sequence[float], correlation: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Nodes (s, t) and weights for two coordinates at an angle of a uniform point on the unit sphere of R^dimension.
+    """Nodes (s, t) and weights for two coordinates of a uniform point on the unit sphere of R^dimension.
 
-    s is one coordinate and t = correlation s + sqrt(1 - correlation^2) s', with s' an orthogonal coordinate.  Both are
-    parametrized by angles, whose densities are powers of the cosine; split where either meets a kink.  dimension >= 3.
+    s is one coordinate and t = correlation s + sqrt(1 - correlation^2) s', where s' is an orthogonal coordinate.
+    Angles parametrize both, with powers of the cosine as densities; panels end where s or t meets a kink.
+    ``dimension`` is at least 3.
     """
 
     def split(cosines: FloatArray) -> FloatArray:
         return np.arcsin(np.clip(cosines, -1, 1))
 
-    # Densities fall off within 1 / sqrt(dimension): no panel is wider than that.
+    # Densities fall off within about 1 / sqrt(dimension), so the range of the angles does too.
     reach = min(np.pi / 2, REACH / np.sqrt(max(dimension - 2, 1)))
     theta = np.arcsin(correlation)
     ends = [-reach, reach, *(fraction * reach for fraction in QUARTERS)]
     for kink in first_kinks:
-        # Where s meets the kink, and where the kink leaves the range of t.
+        # s meets the kink at the first angle; the kink leaves the range of t at the other four.
         away = np.arccos(np.clip([kink, -kink], -1, 1))
         ends += [split(np.array(kink)), theta - away[0], theta + away[0], -theta - away[1], -theta + away[1]]
     alpha, w = panels(np.sort(np.clip(np.array(ends), -reach, reach)))

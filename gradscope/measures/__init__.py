@@ -1,5 +1,7 @@
-"""Statistics of layers, one small frozen dataclass each: fields are the configuration, calls are pure; and the
-symmetries of maps and outputs under translation."""
+"""Statistics of a layer, one frozen dataclass each: fields are options, and a call returns an `Estimate`.
+
+Also the symmetries of feature maps and outputs under translation.
+"""
 
 from gradscope.measures.activation import (
     DeadFraction,

@@ -1,15 +1,16 @@
-"""Statistics of the gradient of a loss with respect to one layer's parameters.
+"""Statistics of the gradient of a loss with respect to the P parameters w of one layer.
 
-g_b is the gradient of the loss of sample b (P,), g = mean_b g_b that of the mean loss, w the parameters.  Standard
-errors are those of sampling the batch, by the delta method.
+g_b is the gradient of sample b's loss, and g = mean_b g_b the gradient of the mean loss over B >= 2 samples.  Standard
+errors are sampling errors over the batch, by the delta method unless a statistic says otherwise.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
@@ -20,10 +21,13 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """What is known of one layer's gradient, in float64.
+    """Summary of one layer's gradients, in float64; the argument of every statistic here.
 
     ``mean`` (P,): g.  ``weight`` (P,): w.  ``squares`` (B,): |g_b|^2.  ``projections`` (B,): <g_b, g>.
-    ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples, the group of sample b being b mod G.
+    ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples; sample b is in group b mod G.
+
+    >>> LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), weight=torch.ones(2)).norm.value
+    2.5
     """
 
     mean: Tensor
@@ -32,65 +36,90 @@ class LayerGradient:
     projections: Tensor
     unit_sums: Tensor
 
+    @classmethod
+    def of(cls, gradients: Tensor, weight: Tensor) -> Self:
+        """From the gradients g_b (B, P) of all samples and the parameters (P,), with one group per sample."""
+        g = gradients.double()
+        mean, lengths = g.mean(dim=0), g.norm(dim=1, keepdim=True)
+        units = g / torch.where(lengths > 0, lengths, 1.0)
+        return cls(mean, weight.double(), g.square().sum(dim=1), g @ mean, units)
+
     @property
     def norm(self) -> Estimate:
-        """|g| with its sampling error; |g|^2 = mean_b <g_b, g>."""
+        """|g| with its sampling error, from |g|^2 = mean_b <g_b, g>."""
         square = float(self.mean.square().sum())
         return influenced(square, 2 * (self.projections - square)).sqrt() if square else Estimate.exact(0.0)
 
 
 @dataclass(frozen=True)
 class GradientNorm:
-    """|g|, the Euclidean norm."""
+    """Euclidean norm |g|.
+
+    >>> GradientNorm()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
+    2.5
+    """
 
     quantity: ClassVar[str] = "gradient_norm"
     of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         return gradient.norm
 
 
 @dataclass(frozen=True)
 class GradientRms:
-    """|g| / sqrt(P), the root mean square of an entry."""
+    """Root mean square of the entries of the gradient, |g| / sqrt(P).
+
+    >>> GradientRms()(LayerGradient.of(torch.full((2, 9), 0.5), torch.ones(9))).value
+    0.5
+    """
 
     quantity: ClassVar[str] = "gradient_rms"
     of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         return gradient.norm.scaled(1 / math.sqrt(gradient.mean.numel()))
 
 
 @dataclass(frozen=True)
 class GradientZeroFraction:
-    """Fraction of the entries of g that are exactly 0: parameters that no sample of the batch trains."""
+    """Fraction of the entries of g that are exactly 0.
+
+    >>> GradientZeroFraction()(LayerGradient.of(torch.tensor([[3.0, 0.0], [5.0, 0.0]]), torch.ones(2))).value
+    0.5
+    """
 
     quantity: ClassVar[str] = "gradient_zero_fraction"
     of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """An exact number of this batch."""
         return Estimate.exact(float((gradient.mean == 0).double().mean()))
 
 
 @dataclass(frozen=True)
 class GradientToWeight:
-    """|g| / |w|; infinite where all weights are 0."""
+    """Ratio of gradient and weights, |g| / |w|; infinite if all weights are 0.
+
+    >>> GradientToWeight()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))).value
+    0.5
+    """
 
     quantity: ClassVar[str] = "gradient_to_weight"
     of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         length = float(gradient.weight.norm())
         return gradient.norm.scaled(1 / length) if length else Estimate.exact(math.inf)
 
 
 @dataclass(frozen=True)
 class UpdateToWeight:
-    """``learning_rate`` |g| / |w|: the relative change of the parameters in one step of gradient descent."""
+    """Relative change of the parameters in one step of gradient descent, ``learning_rate`` |g| / |w|.
+
+    >>> gradient = LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))
+    >>> UpdateToWeight(learning_rate=0.5)(gradient).value
+    0.25
+    """
 
     learning_rate: float
     quantity: ClassVar[str] = "update_to_weight"
@@ -101,16 +130,20 @@ class UpdateToWeight:
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate!r}.")
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         return GradientToWeight()(gradient).scaled(self.learning_rate)
 
 
 @dataclass(frozen=True)
 class GradientCosine:
-    """Mean cosine between the gradients of two different samples: (|sum_b u_b|^2 - M) / (M (M - 1)), u_b = g_b / |g_b|.
+    """Mean cosine between the gradients of two different samples.
 
-    1 where all samples pull the same way, 0 where they are orthogonal.  Only the M samples with a gradient count; 0
-    where fewer than two have one.  The error is a delete-a-group jackknife.
+        (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = g_b / |g_b|, over the M samples with a nonzero gradient
+
+    It is 1 if all gradients are parallel, and 0 if they are orthogonal or M < 2.  The standard error is from a
+    delete-a-group jackknife.
+
+    >>> round(GradientCosine()(LayerGradient.of(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.ones(2))).value, 6)
+    0.96
     """
 
     quantity: ClassVar[str] = "gradient_cosine"
@@ -118,7 +151,6 @@ class GradientCosine:
     signed: ClassVar[bool] = True
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         groups = len(gradient.unit_sums)
         nonzero = gradient.squares > 0
         members = [int(nonzero[group::groups].sum()) for group in range(groups)]
@@ -133,17 +165,19 @@ class GradientCosine:
 
 @dataclass(frozen=True)
 class SignalToNoise:
-    """|g|^2 / (sum_b |g_b - g|^2 / (B - 1)): the squared mean gradient over the variance of one sample's gradient.
+    """Squared mean gradient over the variance of one sample's gradient, |g|^2 / (sum_b |g_b - g|^2 / (B - 1)).
 
-    Its inverse is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162, up to the bias of |g|^2, which
-    is 1/B of the noise.  Infinite where all samples agree.
+    It is infinite if all gradients are equal.  |g|^2 is biased upward by 1/B of the variance.  Apart from this bias,
+    the inverse is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
+
+    >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
+    0.5
     """
 
     quantity: ClassVar[str] = "signal_to_noise"
     of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        """B >= 2."""
         num, signal = len(gradient.squares), float(gradient.mean.square().sum())
         unbiased = num / (num - 1)
         noise = unbiased * float(gradient.squares.mean() - signal)

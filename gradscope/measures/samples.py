@@ -1,4 +1,4 @@
-"""Standard errors over the samples of a batch."""
+"""Estimates with standard errors over the samples of a batch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from torch import Tensor
 
 from gradscope.estimates import Estimate
 
-# A delete-a-group jackknife leaves out so many groups in turn: its error has about one degree of freedom less.
+# Number of groups of a delete-a-group jackknife; its error has about GROUPS - 1 degrees of freedom.
 GROUPS = 20
 
 
 def sample_mean(per_sample: Tensor) -> Estimate:
-    """Mean over the samples (B,) with its standard error; exact as far as probes are concerned."""
-    stderr = float(per_sample.std(correction=1)) / math.sqrt(len(per_sample))
-    return Estimate(float(per_sample.mean()), stderr)
+    """The mean of one number per sample (B,), with its standard error."""
+    return influenced(float(per_sample.mean()), per_sample)
 
 
 def influenced(value: float, influences: Tensor) -> Estimate:
-    """``value`` with the error of the delta method: the standard deviation of the samples' influences over sqrt(B)."""
+    """``value`` with its standard error by the delta method, std(influences) / sqrt(B), for influences (B,)."""
     return Estimate(value, float(influences.std(correction=1)) / math.sqrt(len(influences)))
 
 
 def jackknife(statistic: Callable[[Tensor], float], samples: Tensor) -> Estimate:
-    """``statistic(samples)`` with the error of a delete-a-group jackknife over at most `GROUPS` groups of samples."""
+    """``statistic(samples)`` with its standard error by a jackknife that deletes at most `GROUPS` groups in turn."""
     num = min(GROUPS, len(samples))
     group = torch.arange(len(samples), device=samples.device) % num
     values = torch.tensor([statistic(samples[group != left_out]) for left_out in range(num)], dtype=torch.float64)

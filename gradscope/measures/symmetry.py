@@ -1,7 +1,7 @@
-"""Translation: does a map move with its image (equivariance), and does an output stay as it is (invariance)?
+"""Translation symmetry: does a feature map move with its image (equivariance), is an output unchanged (invariance)?
 
-Images are (B, C, H, W), and a shift (dx, dy) moves their content dx pixels to the right and dy down.  Errors are 0 for
-the symmetry; each is an `Estimate` whose standard error is that of sampling the images, to first order.
+Images are (B, C, H, W) with B >= 2.  A shift (dx, dy) moves their content dx pixels to the right and dy pixels down.
+An error of 0 means exact symmetry.  Results are `Estimate`s with the sampling error over images, to first order.
 
 References: A. Azulay and Y. Weiss (2019), "Why do deep convolutional networks generalize so poorly to small image
 transformations?", arXiv:1805.12177; R. Zhang (2019), "Making convolutional networks shift-invariant again",
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradscope.choices import check_choice
 from gradscope.estimates import Estimate
 from gradscope.forward.modules import state_restored
 from gradscope.measures.samples import influenced, sample_mean
@@ -23,31 +24,32 @@ from gradscope.measures.samples import influenced, sample_mean
 Shift = tuple[int, int]
 
 FILLS = ("zeros", "reflect", "circular")
-# An image is made wider by so much to see how much wider its map becomes: a multiple of the total strides
-# that powers of two and a three make: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32.
+# To find the stride of a module, images are made larger by this many pixels: a multiple of the total strides 1, 2, 3,
+# 4, 6, 8, 12, 16, 24 and 32.
 GROWTH = 96
 
 
 def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
-    """The content of ``images`` moved by (dx, dy) pixels; what comes in at the border is ``fill``.
+    """The content of ``images`` (B, C, H, W), moved by (dx, dy) pixels.
 
     Arguments:
-        images: (B, C, H, W).
-        shift: Less than a whole image in each direction.
-        fill: zeros; reflect, the image mirrored about its outermost pixels, so that no edge appears that images do not
-            have; or circular, what left at the other side.
+        shift: (dx, dy), smaller than an image.
+        fill: What enters at the border: zeros; reflect, the image mirrored at its outermost pixels; or circular, what
+            left at the opposite side.
 
     Raises:
-        ValueError: Not a batch of images, an unknown fill, or a shift as large as an image.
+        ValueError: ``images`` is no batch of images, ``fill`` is unknown, or the shift is as large as an image.
+
+    >>> shifted(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1, 0), fill="circular").flatten().tolist()
+    [3.0, 1.0, 2.0]
     """
     if images.ndim != 4:
-        raise ValueError(f"Images are (B, C, H, W), got a tensor of shape {tuple(images.shape)}.")
-    if fill not in FILLS:
-        raise ValueError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}.")
+        raise ValueError(f"Images must have shape (B, C, H, W), got {tuple(images.shape)}.")
+    check_choice("fill", fill, FILLS)
     (dx, dy), (height, width) = shift, images.shape[2:]
     if abs(dx) >= width or abs(dy) >= height:
         raise ValueError(
-            f"A shift by {shift} leaves nothing of images of {height} x {width} pixels; take a smaller one."
+            f"A shift by {shift} moves images of {height} x {width} pixels out of sight; choose a smaller shift."
         )
     if fill == "circular":
         return images.roll((dy, dx), (2, 3))
@@ -58,28 +60,31 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
 
 
 def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circular: bool = False) -> Estimate:
-    """Relative change of a map when its image is moved and the map is moved back.
+    """Relative difference between the feature maps of moved images and the moved feature maps of the images.
 
-        sqrt(sum_b |f(T x_b) - T' f(x_b)|^2 / sum_b |f(x_b)|^2)
+        sqrt(sum_b |f(T x_b) - T' f(x_b)|^2 / sum_b |T' f(x_b)|^2)
 
-    T moves images by ``shift``, T' maps by ``shift`` over the total stride of ``module``; where that is no whole
-    number, by the nearest one (halves toward zero), and the misfit is part of the error.
+    T moves images by ``shift``.  T' moves maps by ``shift`` divided by the total stride of the module, rounded to whole
+    positions (halves toward zero); the rounding contributes to the error.
 
-    The border: only positions count that see neither what lies outside of an image nor what a shift brings in, neither
-    in f(T x) nor in T' f(x).  They are found by sending NaN through the module from there, so that any module will do;
-    one that mixes all positions has none.  With ``circular`` all positions count, and images and maps are moved around
-    a torus: then zero padding counts as what breaks the symmetry.
+    Only positions count that the border does not affect: those whose field of view contains no padding and no pixels
+    that the shift brought in.  They are found by sending NaN through the module.
 
     Arguments:
-        module: From images (B, C, H, W) of any size to maps (B, C', H', W'); left as it was.
-        images: At least two.
+        module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); it is left unchanged.
+        images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
+        circular: Move images and maps on a torus, and count all positions; zero padding then breaks the symmetry.
 
-    Cost: two forward passes of the batch, and six of one larger image.
+    Cost: two forward passes of the batch, and five of one enlarged image.
 
     Raises:
-        ValueError: The output is no map, or its size does not grow with the image's; no position is free of the border;
-            with ``circular``, images that are no whole multiple of the maps.
+        ValueError: The output is no feature map, its size does not grow with the image, or the border affects all
+            positions.  With ``circular``: the size of the images is not the size of the maps times the stride.
+
+    >>> images = torch.arange(128.0).reshape(2, 1, 8, 8)
+    >>> [round(equivariance_error(nn.MaxPool2d(2), images, shift).value, 4) for shift in ((2, 0), (1, 0))]
+    [0.0, 0.0128]
     """
     with torch.no_grad(), state_restored(dict(module.named_modules())):
         maps = _maps(module, images)
@@ -89,8 +94,8 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
         if circular:
             if images.shape[2:] != (maps.shape[2] * strides[1], maps.shape[3] * strides[0]):
                 raise ValueError(
-                    f"Maps of {tuple(maps.shape[2:])} at a stride of {strides[::-1]} do not fill images of "
-                    f"{tuple(images.shape[2:])}, so that they cannot go around a torus; leave circular=False."
+                    f"circular=True needs images as large as maps times stride, got images {tuple(images.shape[2:])}, "
+                    f"maps {tuple(maps.shape[2:])} and stride {strides[::-1]}; use circular=False."
                 )
             inside = torch.ones(maps.shape[2:], dtype=torch.bool, device=maps.device)
         else:
@@ -101,41 +106,52 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Relative change of an output when the image is moved: sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2).
 
-    An output that hardly depends on the image changes little for that reason alone: compare with `contrast`.
+    Compare it with `contrast`: an output that hardly depends on the image changes little for that reason alone.
 
     Arguments:
-        model: From images to outputs of any shape (B, ...); left as it was.
+        model: Maps images to outputs of any shape (B, ...); it is left unchanged.
         images: (B, C, H, W), at least two.
         shift, fill: As in `shifted`.
 
     Cost: two forward passes.
+
+    >>> images = torch.eye(2).reshape(2, 1, 1, 2)
+    >>> round(invariance_error(nn.Flatten(), images, (1, 0), fill="circular").value, 4)
+    1.4142
     """
     with torch.no_grad(), state_restored(dict(model.named_modules())):
         return _relative(model(shifted(images, shift, fill)), model(images))
 
 
 def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
-    """Fraction of the images whose largest output, the class, stays the same when the image is moved.
+    """Fraction of images whose predicted class, the largest output, does not change when the image is moved.
 
-    Arguments and cost as for `invariance_error`; outputs are (B, num_classes).
+    Arguments and cost are those of `invariance_error`; outputs are (B, num_classes).
 
     Raises:
-        ValueError: Outputs of another shape.
+        ValueError: The outputs have another shape.
+
+    >>> argmax_agreement(nn.Flatten(), torch.eye(2).reshape(2, 1, 1, 2), (1, 0), fill="circular").value
+    0.0
     """
     with torch.no_grad(), state_restored(dict(model.named_modules())):
         before, after = model(images), model(shifted(images, shift, fill))
     if before.ndim != 2:
-        raise ValueError(f"Classes are read from outputs (B, num_classes), got shape {tuple(before.shape)}.")
+        raise ValueError(f"Outputs must have shape (B, num_classes), got {tuple(before.shape)}.")
     return sample_mean((before.argmax(1) == after.argmax(1)).double())
 
 
 def contrast(model: nn.Module, images: Tensor) -> Estimate:
-    """Relative distance of the outputs for two different images: sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
+    """Relative distance between the outputs of two different images: sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
 
-    E |f(x) - f(x')|^2 = 2 Tr Cov f, without bias.  It is the scale of `invariance_error`: at that distance a moved
-    image is as far from itself as from any other.  sqrt(2) where outputs have no mean, 0 where they are all the same.
+    The numerator is estimated without bias, as 2 Tr Cov f.  It is the scale for `invariance_error`: if both are equal,
+    a moved image is as far from itself as from any other image.  It is sqrt(2) if outputs have zero mean, and 0 if all
+    outputs are the same.
 
     Cost: one forward pass.
+
+    >>> round(contrast(nn.Flatten(), torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)).value, 4)
+    2.0
     """
     with torch.no_grad(), state_restored(dict(model.named_modules())):
         outputs = _flat(model(images))
@@ -149,17 +165,17 @@ def _relative(moved: Tensor, expected: Tensor) -> Estimate:
 
 
 def _root_of_ratio(numerators: Tensor, denominators: Tensor) -> Estimate:
-    """sqrt(sum of numerators / sum of denominators), both (B,)."""
+    """The estimate of sqrt(sum of numerators / sum of denominators), both (B,)."""
     scale = denominators.mean()
     if not scale > 0:
-        raise ValueError("The outputs are zero for every image, so that nothing is relative to them.")
+        raise ValueError("The outputs are zero for every image, so the relative error is undefined.")
     value = float(numerators.mean() / scale)
     return influenced(value, (numerators - value * denominators) / scale).sqrt()
 
 
 def _flat(outputs: Tensor) -> Tensor:
     if len(outputs) < 2:
-        raise ValueError("An error over images needs at least two of them.")
+        raise ValueError(f"images must hold at least two images, got {len(outputs)}.")
     return outputs.flatten(1).double()
 
 
@@ -167,14 +183,14 @@ def _maps(module: nn.Module, images: Tensor) -> Tensor:
     maps: Tensor = module(images)
     if maps.ndim != 4:
         raise ValueError(
-            f"Only maps (B, C, H, W) can move with an image, got an output of shape {tuple(maps.shape)}; of such a "
-            "module measure invariance_error."
+            f"equivariance_error needs feature maps (B, C, H, W), got an output of shape {tuple(maps.shape)}; use "
+            "invariance_error."
         )
     return maps
 
 
 def _strides(module: nn.Module, images: Tensor) -> Shift:
-    """Pixels from one position of the map to the next, along x and y."""
+    """Pixels between neighboring positions of the map, along x and y."""
     image = torch.zeros_like(images[:1])
     size = _maps(module, image).shape
     strides = []
@@ -183,27 +199,27 @@ def _strides(module: nn.Module, images: Tensor) -> Shift:
             grown = _maps(module, functional.pad(image, borders)).shape[axis] - size[axis]
         except RuntimeError as error:
             raise ValueError(
-                f"{type(module).__name__} takes images of one size only, so that its maps cannot be told from its "
-                "borders; give the part of it before the first linear layer."
+                f"{type(module).__name__} takes images of one size only, so its stride cannot be measured; pass the "
+                "part of it before the first linear layer."
             ) from error
         if grown < 1 or GROWTH % grown:
             raise ValueError(
-                f"An image that is {GROWTH} pixels larger makes a map that is {grown} larger, which is no stride; "
-                "of a module that pools over all positions measure invariance_error."
+                f"{type(module).__name__} has no stride: an image that is larger by {GROWTH} pixels has a map that is "
+                f"larger by {grown}. If it pools over all positions, use invariance_error."
             )
         strides.append(GROWTH // grown)
     return strides[0], strides[1]
 
 
 def _nearest(d: int, stride: int) -> int:
-    """d / stride, rounded to the nearest whole number, halves toward zero."""
+    """d / stride, rounded to the nearest integer, halves toward zero."""
     return int(math.copysign(math.ceil(abs(d) / stride - 0.5), d))
 
 
 def _interior(
     module: nn.Module, images: Tensor, shift: Shift, moved: Shift, strides: Shift, size: tuple[int, int]
 ) -> Tensor:
-    """Which positions of a map (H', W') see neither the outside of an image nor what the shift brings in."""
+    """Mask (H', W') of the positions whose field of view has neither padding nor pixels that the shift brought in."""
     image = torch.zeros_like(images[:1])
     margin_x, margin_y = (
         stride * -(-length // stride) for stride, length in zip(strides, image.shape[:1:-1], strict=True)
@@ -212,7 +228,7 @@ def _interior(
     top, left = margin_y // strides[1], margin_x // strides[0]
 
     def part(maps: Tensor) -> Tensor:
-        """The positions that the image itself has, where any channel is NaN."""
+        """Mask of NaN in any channel, at the positions of the image itself."""
         return maps[0, :, top : top + size[0], left : left + size[1]].isnan().any(dim=0)
 
     outside = part(module(canvas).roll((moved[1], moved[0]), (2, 3)))
@@ -220,7 +236,7 @@ def _interior(
     inside = ~(outside | brought_in)
     if not inside.any():
         raise ValueError(
-            f"No position of the map is free of the border after a shift by {shift}: its field of view is as large as "
-            f"the images, {tuple(images.shape[2:])}.  Take larger images, or circular=True."
+            f"The border affects every position of the map after a shift by {shift}: the field of view is as large as "
+            f"the images, {tuple(images.shape[2:])}. Use larger images, or circular=True."
         )
     return inside

@@ -1,4 +1,4 @@
-"""Reference networks for experiments and tests; the measuring half of gradscope never imports them."""
+"""Reference networks for experiments and tests; nothing that measures imports them."""
 
 from gradscope.models.alexnet import AlexNetA, AlexNetB
 from gradscope.models.mlp import MLP

@@ -1,4 +1,4 @@
-"""Two small AlexNets for CIFAR-10, every leaf a named layer: images (B, 3, 32, 32) -> logits (B, num_classes)."""
+"""Two small AlexNets for CIFAR-10 whose leaves are named layers: images (B, 3, 32, 32) -> logits (B, num_classes)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
-from gradscope.models.mlp import check_choice, check_size
+from gradscope.choices import check_choice
+from gradscope.models.mlp import check_size
 from gradscope.models.unfilled import unfilled
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -17,7 +18,7 @@ INITS = ("he", "lecun", "xavier", "orthogonal")
 
 
 class _AlexNet(nn.Sequential):
-    """Named layers in order, weights from one initializer, zero biases."""
+    """Named layers in execution order, with weights from one initializer and zero biases."""
 
     def __init__(self, layers: OrderedDict[str, nn.Module], init: str, generator: torch.Generator | None) -> None:
         super().__init__(layers)
@@ -29,7 +30,7 @@ class _AlexNet(nn.Sequential):
                     nn.init.zeros_(layer.bias)
 
     def __getitem__(self, index: slice | int) -> Any:
-        """One layer, or a slice as an ordinary `nn.Sequential` with the same names."""
+        """One layer, or a slice as a plain `nn.Sequential` with the same names."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
@@ -37,7 +38,7 @@ class _AlexNet(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 32, 32) -> (B, num_classes)."""
         if x.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"{type(self).__name__} takes images of shape (B, 3, 32, 32), got {tuple(x.shape)}.")
+            raise ValueError(f"{type(self).__name__} needs images of shape (B, 3, 32, 32), got {tuple(x.shape)}.")
         logits: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return logits
 
@@ -46,15 +47,18 @@ class AlexNetA(_AlexNet):
     """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after all but the last.
 
     Arguments:
-        padding: "same", or "valid" (no padding: 5 x 5 instead of 8 x 8 positions reach the first linear layer).
+        padding: "same", or "valid" for none (5 x 5 instead of 8 x 8 positions then reach the first linear layer).
         dropout: Probability of dropping a feature between the first two linear layers.
         num_classes: Number of logits.
-        init: he, lecun, xavier or orthogonal; biases begin at zero.
-        generator: Source of the weights; default torch's global one.
+        init: he, lecun, xavier or orthogonal; biases start at zero.
+        generator: Source of the random weights; torch's global generator by default.
 
     Raises:
-        TypeError: A number of classes that is not whole.
-        ValueError: An unknown padding or init, no class, or a dropout outside 0..1.
+        TypeError: ``num_classes`` is not an integer.
+        ValueError: ``padding`` or ``init`` is unknown, ``num_classes`` is below 1, or ``dropout`` is outside [0, 1].
+
+    >>> AlexNetA(padding="valid")(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -66,8 +70,7 @@ class AlexNetA(_AlexNet):
         init: str = "he",
         generator: torch.Generator | None = None,
     ) -> None:
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be 'same' or 'valid', got {padding!r}.")
+        check_choice("padding", padding, ("same", "valid"))
         check_size("num_classes", num_classes)
         side = 8 if padding == "same" else 5  # 32 -> 16 -> 8, or 32 -> 28 -> 14 -> 10 -> 5
         layers = OrderedDict[str, nn.Module](
@@ -84,9 +87,12 @@ class AlexNetA(_AlexNet):
 
 
 class AlexNetB(_AlexNet):
-    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; same padding, each but the last with ReLU.
+    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; ReLU after all but the last, same padding.
 
-    Arguments and errors as for `AlexNetA`.
+    Arguments and errors are those of `AlexNetA`.
+
+    >>> [name for name, _ in AlexNetB().named_children()][:4]
+    ['conv1', 'relu1', 'pool1', 'conv2']
     """
 
     def __init__(self, *, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None) -> None:

@@ -1,10 +1,9 @@
-"""Plain and residual multilayer perceptrons whose every layer is one module."""
+"""Plain and residual multilayer perceptrons in which each layer is one module."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
+from gradscope.choices import check_choice
 from gradscope.models.unfilled import unfilled
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -35,7 +35,7 @@ INITS = ("auto", *initializers.BY_NAME)
 
 
 class Layer(nn.Module):
-    """``phi(norm(W x))``: linear, normalization of the pre-activation (without affine map), activation."""
+    """``phi(norm(W x))``: a linear map, normalization of the pre-activations without affine map, an activation."""
 
     def __init__(self, linear: nn.Linear, activation: str, norm: str) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class Layer(nn.Module):
 
 
 class Block(Layer):
-    """``skip_weight * x + V phi(norm(W x))``: W is ``linear``, V is ``out``.
+    """``skip_weight * x + V phi(norm(W x))``, where W is ``linear`` and V is ``out``.
 
-    The branch ends with a linear map, so the mean of phi does not point the same way in each block.
+    The branch ends in a random linear map, so the mean of phi points in another direction in each block.
     """
 
     def __init__(self, linear: nn.Linear, out: nn.Linear, activation: str, norm: str, skip_weight: float) -> None:
@@ -70,29 +70,33 @@ class Block(Layer):
 class MLP(nn.Module):
     """Layers f_l = phi(norm(W_l f_{l-1})), or residual blocks f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
 
-    ``layers`` holds f_1 .. f_depth, one module each; ``head``, a linear map, exists only with ``out_features``.  A
-    residual network whose input has not ``width`` features begins with a linear map ``stem``.  Samples of any shape
-    are flattened.
+    ``layers`` holds one module per layer or block.  ``head`` is a linear map that exists only with ``out_features``.
+    ``stem`` is a linear map that exists only in residual networks with ``in_features`` other than ``width``.  Each
+    sample is flattened first.
 
     Arguments:
-        depth, width: Number of layers or blocks, and features of each.
-        activation: linear, relu, leaky_relu, elu, selu, gelu, silu, tanh, sigmoid.
-        norm: none, batch, layer; of the pre-activation, without affine map, torch's eps of 1e-5 added to the variance.
-        residual: none, identity.
+        depth, width: Number of layers or blocks, and their number of features.
+        activation: linear, relu, leaky_relu, elu, selu, gelu, silu, tanh or sigmoid.
+        norm: Normalization of the pre-activations without affine map: none, batch or layer, with eps 1e-5.
+        residual: none or identity.
         skip_weight: Factor of the skip connection.
-        init: auto (he or lecun, as suits the activation), he, lecun, xavier, orthogonal, looks_linear.  It fills W.  No
-            activation follows V, stem and head, so they keep lengths with lecun, or orthogonal where that is asked for.
-        weight_variance: sigma_w^2 instead of ``init``: W is Gaussian of variance sigma_w^2 / fan_in.
-        bias: Whether linear maps have a bias, which begins at zero.
-        bias_variance: sigma_b^2; above zero, biases before a nonlinearity begin Gaussian of that variance.
-        in_features: Features of a flattened sample; default ``width``.
-        out_features: Features of the head; default no head.
-        generator: Source of the weights; default torch's global one.
+        init: Initializer of W: auto (see `gradscope.initializers.auto`), he, lecun, xavier, orthogonal or looks_linear.
+            No activation follows V, stem and head.  They use orthogonal if that is ``init``, otherwise lecun.
+        weight_variance: sigma_w^2, instead of ``init``: W is Gaussian with variance sigma_w^2 / fan_in.
+        bias: Whether linear maps have a bias, which starts at zero.
+        bias_variance: sigma_b^2; if it is positive, biases before an activation start Gaussian with this variance.
+        in_features: Features of a flattened sample; ``width`` by default.
+        out_features: Features of the head; no head by default.
+        generator: Source of the random weights; torch's global generator by default.
 
     Raises:
-        TypeError: A size that is not a whole number.
-        ValueError: An unknown name (the nearest is offered), a size below one or a skip weight that is not finite;
-            looks_linear without ReLU, or with a norm, skips or an odd width.
+        TypeError: A size is not an integer.
+        ValueError: A name is unknown, a number is out of its range, or arguments contradict each other (looks_linear
+            needs ReLU, no norm, no skip connections and an even width).
+
+    >>> model = MLP(depth=3, width=8, activation="tanh", norm="layer", in_features=5, out_features=2)
+    >>> model(torch.zeros(4, 5)).shape, [name for name, _ in model.layers.named_children()]
+    (torch.Size([4, 2]), ['0', '1', '2'])
     """
 
     def __init__(
@@ -135,9 +139,9 @@ class MLP(nn.Module):
             if not (math.isfinite(variance) and variance >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {variance!r}.")
         if bias_variance and not bias:
-            raise ValueError("bias_variance is that of biases, so it needs bias=True.")
+            raise ValueError(f"bias_variance={bias_variance!r} needs bias=True.")
         if weight_variance is not None and init != "auto":
-            raise ValueError(f"weight_variance and init both fill the weights; leave one out, got init={init!r}.")
+            raise ValueError(f"weight_variance and init both set the weights; leave one out, got init={init!r}.")
         inner = initializers.auto(activation) if init == "auto" else initializers.BY_NAME[init]
         if weight_variance is not None:
             inner = partial(initializers.gaussian, variance=weight_variance)
@@ -174,10 +178,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, width) or (B, out_features)."""
         if x.ndim < 2:
-            raise ValueError(f"This MLP takes a batch of shape (B, ...), got x of shape {tuple(x.shape)}.")
+            raise ValueError(f"MLP needs a batch of shape (B, ...), got {tuple(x.shape)}.")
         x = x.flatten(1)
         if x.shape[1] != self.in_features:
-            raise ValueError(f"This MLP takes {self.in_features} features a sample, got {x.shape[1]}.")
+            raise ValueError(f"This MLP needs {self.in_features} features per sample, got {x.shape[1]}.")
         if self.stem is not None:
             x = self.stem(x)
         x = self.layers(x)
@@ -185,16 +189,8 @@ class MLP(nn.Module):
 
 
 def check_size(name: str, size: object) -> None:
-    """A size is a whole number of at least 1, or an error says which argument is not."""
+    """Raise TypeError or ValueError if ``size``, the argument called ``name``, is not an integer of at least 1."""
     if isinstance(size, bool) or not isinstance(size, Integral):
-        raise TypeError(f"{name} must be a whole number of at least 1, got {size!r}.")
+        raise TypeError(f"{name} must be an integer of at least 1, got {size!r}.")
     if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}.")
-
-
-def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
-    """A choice is one of the known names, or an error lists them and offers the nearest."""
-    if choice not in tuple(known):
-        close = get_close_matches(str(choice), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {choice!r}{hint}")

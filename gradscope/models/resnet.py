@@ -1,4 +1,4 @@
-"""The residual network of He et al. for CIFAR-10, and the same network without its skip connections."""
+"""The residual network of He et al. for CIFAR-10, with or without its skip connections."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope import initializers
+from gradscope.choices import check_choice
 from gradscope.models.alexnet import INITS
-from gradscope.models.mlp import check_choice, check_size
+from gradscope.models.mlp import check_size
 from gradscope.models.unfilled import unfilled
 
 NORMS = ("batch", "none")
@@ -19,10 +20,10 @@ STAGES = 3
 
 
 class ResidualBlock(nn.Module):
-    """``relu(shortcut(x) + norm2(conv2(relu1(norm1(conv1(x))))))``; without ``residual`` the shortcut is left out.
+    """``relu2(shortcut(x) + norm2(conv2(relu1(norm1(conv1(x))))))``, or without the shortcut if ``residual`` is false.
 
-    Where the block halves the sides, the shortcut takes every second position and fills the new channels with zeros
-    (option A of He et al.), so that it has no parameters.
+    The shortcut has no parameters (option A of He et al.).  In a block that halves height and width, it takes every
+    second position and fills the new channels with zeros.
     """
 
     def __init__(self, conv1: nn.Conv2d, conv2: nn.Conv2d, norm: str, residual: bool) -> None:
@@ -44,22 +45,26 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Sequential):
-    """conv3-w, three stages of n blocks with w, 2w and 4w channels, mean over positions, linear: 6 n + 2 layers.
+    """conv3-w, three stages of n blocks with w, 2w and 4w channels, mean over positions, linear: 6n + 2 layers.
 
     Arguments:
-        depth: 6 n + 2: 8, 14, 20, 32, 44, 56, 110, ...
+        depth: 6n + 2, for example 8, 14, 20, 32, 44, 56 or 110.
         width: Channels w of the first stage.
-        residual: identity, or none: the same layers and parameters without skip connections.
-        norm: batch, or none (then convolutions have a bias).
-        in_channels, num_classes: Channels of an image, number of logits.
-        init: he, lecun, xavier or orthogonal; biases begin at zero.
-        generator: Source of the weights; default torch's global one.
+        residual: identity; or none, for the same layers and parameters without skip connections.
+        norm: batch; or none, which gives convolutions a bias.
+        in_channels, num_classes: Channels of an image, and number of logits.
+        init: he, lecun, xavier or orthogonal; biases start at zero.
+        generator: Source of the random weights; torch's global generator by default.
 
     Raises:
-        TypeError: A size that is not whole.
-        ValueError: A depth that is not 6 n + 2, an unknown name, or a size below one.
+        TypeError: A size is not an integer.
+        ValueError: ``depth`` is not 6n + 2, a name is unknown, or a size is below 1.
 
     Reference: He, Zhang, Ren and Sun (2016), "Deep Residual Learning for Image Recognition", section 4.2.
+
+    >>> model = ResNet(depth=14, width=4)
+    >>> model(torch.zeros(2, 3, 32, 32)).shape, len(model.stage3)
+    (torch.Size([2, 10]), 2)
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class ResNet(nn.Sequential):
         for name, size in sizes.items():
             check_size(name, size)
         if depth < 8 or (depth - 2) % (2 * STAGES):
-            raise ValueError(f"depth must be 6 n + 2 (8, 14, 20, 32, 44, 56, ...), got {depth}.")
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, ...), got {depth}.")
         check_choice("residual", residual, RESIDUALS)
         check_choice("norm", norm, NORMS)
         check_choice("init", init, INITS)

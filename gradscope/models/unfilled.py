@@ -1,4 +1,4 @@
-"""Layers whose parameters are not drawn, because an initializer fills them next."""
+"""Layers with uninitialized parameters, for an initializer to fill."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:
-    """A layer such as `torch.nn.Linear` on the CPU, with memory of any content in place of weights, and no random
-    number drawn.
+    """A CPU layer such as `torch.nn.Linear` with uninitialized parameters; no random numbers are drawn.
 
-    `torch.nn.utils.skip_init` makes the same; for small layers it takes twice as long.
+    `torch.nn.utils.skip_init` does the same, but takes twice as long for small layers.
     """
     layer = kind(*sizes, **options, device="meta")
     for name, parameter in tuple(layer.named_parameters(recurse=False)):

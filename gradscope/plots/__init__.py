@@ -1,4 +1,4 @@
-"""Figures: a tidy frame in, matplotlib Axes out.  Nothing is measured here, nothing is saved."""
+"""Figures of tidy frames on matplotlib Axes; nothing is measured or saved here."""
 
 from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, convergence, named_profile, profile, statistic, theory

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gradscope.frames import to_last_target
-from gradscope.plots.rows import LABELS, num_runs, rows_of, spread_apart
+from gradscope.plots.rows import LABELS, axes, name_layers, num_runs, rows_of, spread_apart
 
 MAX_DIRECT_LABELS = 8
-LABEL_HEIGHT = 0.047  # of the axis
+LABEL_HEIGHT = 0.047  # as a fraction of the axis
 MARKERS = "os^Dv"
-NUM_MARKERS = 12  # along a predicted curve, about
+NUM_MARKERS = 12  # about this many per predicted curve
 
 
 def profile(
@@ -29,18 +28,23 @@ def profile(
     notes: Mapping[tuple[str, ...], str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """log10 GSC of every layer to the last target, against the number of layers in between.
+    """Axes with log10 GSC of every layer to the last target, against the number of layers in between.
+
+    Lines are means over the runs with the same hue and style; bands are one standard deviation between them.
 
     Arguments:
-        frame: Tidy frame; rows of quantity "gsc" toward the last target of each run are drawn.
-        hue, style: Columns that tell curves apart by color and by dash.
-        notes: Words to add to the label of a curve, a verdict say, by its values of hue and style.
-        ax: Where to draw.  Default: a new figure.
-
-    A line is the mean over the runs that share hue and style, the band one standard deviation between them.
+        frame: Tidy frame; rows of quantity "gsc" to the last target of each run are drawn.
+        hue, style: Columns that determine the color and the dashes of a curve.
+        notes: Text to add to a curve's label, for example a verdict, by its values of hue and style.
+        ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: No such rows.
+        ValueError: The frame has no rows of quantity "gsc".
+
+    >>> import torch, gradscope as gs
+    >>> measured = gs.gsc(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))
+    >>> profile(measured.to_frame()).get_xlabel()
+    'layers between $f_k$ and the target'
     """
     rows = to_last_target(rows_of(frame, "gsc"))
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes)
@@ -50,29 +54,36 @@ def profile(
 
 
 def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """log10 GSC to the last target of one network of few layers, in execution order, each layer under its name.
+    """Axes with log10 GSC to the last target for a network of few layers, with layers in execution order, by name.
 
-    Bands are one standard deviation between runs; with a single run, bars are its standard error of sampling the batch.
+    Bands are one standard deviation between runs.  For a single run, error bars are the sampling error over the batch.
+
+    >>> import torch, gradscope as gs
+    >>> measured = gs.gsc(gs.models.MLP(depth=2, width=8), torch.randn(16, 8))
+    >>> [label.get_text() for label in named_profile(measured.to_frame()).get_xticklabels()]
+    ['input', 'layers.0', 'layers.1']
     """
     rows = to_last_target(rows_of(frame, "gsc"))
     ax = _curves(rows, "index", "log10_value", None, None, ax, marker="o")
-    names = rows.drop_duplicates("index").sort_values("index")
-    ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor")
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="", ylabel=LABELS["gsc"])
+    name_layers(ax, rows)
     if num_runs(rows) == 1:
         ax.errorbar(rows["index"], rows["log10_value"], rows["log10_stderr_sample"].fillna(0), fmt="none", color="0.4")
     return ax
 
 
 def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order: Sequence[object] = ()) -> Axes:
-    """Predicted log10 GSC behind the measured curves of `profile`: thin, in the color of the network, with markers.
+    """The Axes of `profile` with predicted log10 GSC added, as thin lines with markers in the network's color.
 
     Arguments:
-        predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line for each network of these.
-        keys: The columns that tell curves apart, by color and, if there is a second, by the shape of the markers.
-        ax: Where `profile` drew.
-        hue_order: All values of the first key, in the order in which `profile` met them; default: those predicted.
+        predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
+        keys: The columns that determine the color and, if there is a second, the shape of the markers.
+        ax: The Axes of `profile`.
+        hue_order: All values of the first key in the order of `profile`; by default those of ``predicted``.
+
+    >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
+    >>> ax = theory(predicted, ["activation"], ax=axes(None))
+    >>> ax.get_legend().get_texts()[0].get_text()
+    'mean field'
     """
     order = list(hue_order) or list(predicted[keys[0]].unique())
     colors = dict(zip(order, sns.color_palette("colorblind", len(order)), strict=True))
@@ -94,11 +105,16 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
 
 
 def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axes:
-    """Measured rates against 1 / width with 95 % intervals, and theory as a star at infinite width.
+    """Axes with measured rates and 95 % intervals against 1 / width, and theory as a star at infinite width.
 
-    ``frame``: one row a network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, ``theory`` and ``hue``.
+    ``frame`` has one row per network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, ``theory`` and the
+    column ``hue``, which determines the color.
+
+    >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
+    >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()
+    'layer: theory 1.2500'
     """
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    ax = axes(ax)
     colors = sns.color_palette("colorblind")
     for color, (name, rows) in zip(colors, frame.groupby(hue, sort=False, observed=True), strict=False):
         rows = rows.sort_values("width")
@@ -129,9 +145,14 @@ def statistic(
     style: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A statistic of every layer by itself ("preactivation_std", "sign_diversity") against depth, input first.
+    """Axes with a statistic of each layer, such as "sign_diversity", against its index from the input.
 
-    Lines, bands and errors as in `profile`; with ``log10`` those of its logarithm, where it has one.
+    Arguments and errors are those of `profile`.  With ``log10``, its logarithm is drawn if it is finite.
+
+    >>> import torch, gradscope as gs
+    >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))
+    >>> statistic(frame, "sign_diversity").get_ylabel()
+    'sign diversity'
     """
     rows, label = rows_of(frame, quantity), LABELS.get(quantity, quantity)
     if log10:
@@ -153,8 +174,8 @@ def _curves(
     marker: str | None = None,
     notes: Mapping[tuple[str, ...], str] | None = None,
 ) -> Axes:
-    """Mean lines with bands of one standard deviation, labeled at their ends while they are few."""
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    """Axes with mean lines and bands of one standard deviation; a few lines are labeled at their ends."""
+    ax = axes(ax)
     keys = [key for key in (hue, style) if key is not None]
     sns.lineplot(
         rows, x=x, y=y, hue=hue, style=style,
@@ -180,7 +201,7 @@ def _label_ends(
     notes: Mapping[tuple[str, ...], str],
     colors: Mapping[str, Any],
 ) -> None:
-    """Write each curve's name at its right end instead of a legend, moved apart where they would overlap."""
+    """Write each curve's name at its right end, without overlaps."""
     ends = {}
     for name, rows in curves.items():
         last = float(rows[x].max())

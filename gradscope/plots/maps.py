@@ -1,4 +1,4 @@
-"""Maps: coefficients between all pairs of layers, and theory over a plane of variances."""
+"""Heat maps: coefficients between all pairs of layers, and theory over a plane of variances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from gradscope.plots.rows import DIVERGING, LABELS, rows_of, thinned
+from gradscope.plots.rows import DIVERGING, LABELS, axes, rows_of, thinned
 
 MAX_ANNOTATED = 12
 
@@ -22,12 +22,18 @@ def phase_diagram(
     points: pd.DataFrame | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """chi_1 over weight and bias variance with the critical line chi_1 = 1, and measured networks on it.
+    """Axes with chi_1 against weight and bias variance, the critical line chi_1 = 1, and measured networks.
 
-    ``chi_1[i, j]`` at ``weight_variances[i]``, ``bias_variances[j]``.  ``points``: columns ``weight_variance``,
-    ``bias_variance`` and ``rate``, drawn on the same scale, which then spans their rates, and labeled.
+    ``chi_1[i, j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  ``points`` has one row per measured
+    network, with columns ``weight_variance``, ``bias_variance`` and ``rate``; its rates then set the color scale.
+
+    >>> import gradscope as gs
+    >>> diagram = gs.meanfield.phase_diagram("tanh", [0.5, 1.5, 2.5], [0.0, 0.2])
+    >>> ax = phase_diagram(diagram.weight_variances, diagram.bias_variances, diagram.chi_1)
+    >>> [float(end) for end in ax.get_xlim()]
+    [0.5, 2.5]
     """
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.6), layout="constrained")[1]
+    ax = axes(ax, (6.4, 4.6))
     scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
     limit = float(np.nanmax(np.abs(scale)))
     shown = ax.pcolormesh(
@@ -50,11 +56,21 @@ def phase_diagram(
 def matrix(
     frame: pd.DataFrame, *, limits: tuple[float, float] | None = None, colorbar: bool = True, ax: Axes | None = None
 ) -> Axes:
-    """log10 GSC of every source (column) to every target (row) as a heat map, the mean over runs.
+    """Axes with a heat map of log10 GSC from every source (column) to every target (row), mean over runs.
 
     Arguments:
-        frame: Tidy frame with rows of quantity "gsc" toward several targets.
-        limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0.
+        frame: Tidy frame with rows of quantity "gsc" to several targets.
+        limits: Ends of the color scale, for panels that share one; by default from the data, symmetric about 0.
+        colorbar: Whether to draw a color bar.
+        ax: Where to draw; a new figure by default.
+
+    Raises:
+        ValueError: The frame has no rows of quantity "gsc".
+
+    >>> import torch, gradscope as gs
+    >>> measured = gs.gsc_matrix(gs.models.MLP(depth=2, width=8), torch.randn(16, 8))
+    >>> [label.get_text() for label in matrix(measured.to_frame()).get_yticklabels()]
+    ['input', 'layers.0', 'layers.1']
     """
     rows = rows_of(frame, "gsc")
     rows = rows[rows["layer"].isin(rows["target"])]
@@ -63,7 +79,7 @@ def matrix(
     table = table.reindex(index=order, columns=order)
     largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
     low, high = limits or (-largest, largest)
-    ax = ax if ax is not None else plt.subplots(figsize=(5, 4.2), layout="constrained")[1]
+    ax = axes(ax, (5, 4.2))
     centers = [number + 0.5 for number in range(len(order))]
     shown = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy()), vmin=low, vmax=high, cmap=DIVERGING)
     ax.set(aspect="equal", ylim=(len(order), 0))

@@ -1,13 +1,14 @@
-"""Rates of growth of many networks, one below the other."""
+"""Growth rates of many networks, one per row."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-# Verdicts by color and by shape, so that they can be told apart without color.
+from gradscope.plots.rows import axes
+
+# Color and shape of each verdict; shapes distinguish them without color.
 VERDICTS = {
     "exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "irregular": (7, "s"),
 }  # fmt: skip
@@ -15,16 +16,21 @@ OTHER = (7, "D")
 
 
 def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Rate of growth of each network with its 95 % interval and verdict.
+    """Axes with the growth rate of each network, its 95 % interval and its verdict.
+
+    Crosses are theory.  The vertical line is rate 1, where coefficients neither grow nor shrink.
 
     Arguments:
-        growth: One row a network, with columns ``network``, ``rate``, ``rate_low``, ``rate_high``, ``verdict``, and
-            ``theory`` (nulls where there is none), as of `gradscope.Growth`; drawn from top to bottom.
-        ax: Where to draw.  Default: a new figure.
+        growth: One row per network, from top to bottom, with columns ``network``, ``theory`` (may be null), and
+            ``rate``, ``rate_low``, ``rate_high`` and ``verdict`` of `gradscope.Growth`.
+        ax: Where to draw; a new figure by default.
 
-    A cross is what ``theory`` predicts; the line is rate 1, at which coefficients neither grow nor shrink.
+    >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
+    >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['theory', 'exploding']
     """
-    ax = ax if ax is not None else plt.subplots(figsize=(7.0, 1.2 + 0.22 * len(growth)), layout="constrained")[1]
+    ax = axes(ax, (7.0, 1.2 + 0.22 * len(growth)))
     colors = sns.color_palette("colorblind")
     ax.axvline(1.0, color="0.6", linewidth=0.8, zorder=0)
     growth = growth.reset_index(drop=True)

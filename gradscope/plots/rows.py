@@ -1,10 +1,14 @@
-"""What all figures share: labels, colors, and which rows of a frame they draw."""
+"""What all figures share: axes, labels, colors, and the selection of rows."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.axes import Axes
 
 LABELS = {
     "gsc": r"$\log_{10}$ GSC (squared convention)",
@@ -14,12 +18,25 @@ LABELS = {
     "depth_from_output": "layers between $f_k$ and the target",
     "index": "layer, from the input",
 }
-DIVERGING = "vlag"  # red and blue about white: told apart with every common color blindness, and in gray by lightness
+DIVERGING = "vlag"  # red and blue around white; works for common kinds of color blindness, and in gray by lightness
 MAX_NAMED_LAYERS = 24
 
 
+def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2)) -> Axes:
+    """The Axes ``ax``, or those of a new figure of this size in inches."""
+    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def name_layers(ax: Axes, rows: pd.DataFrame, **text: Any) -> None:
+    """Put the layers' names at their indices on the x axis, and draw the line GSC = 1 of log10 GSC."""
+    names = rows.drop_duplicates("index").sort_values("index")
+    ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor", **text)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlabel="", ylabel=LABELS["gsc"])
+
+
 def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """The rows of one quantity; ValueError with the known ones where there are none."""
+    """The rows of one quantity; if there are none, ValueError with the quantities that the frame has."""
     rows = frame[frame["quantity"] == quantity]
     if rows.empty:
         known = ", ".join(map(repr, frame["quantity"].unique()))
@@ -28,12 +45,16 @@ def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def num_runs(rows: pd.DataFrame) -> int:
-    """How many seeds there are."""
+    """The number of seeds."""
     return int(rows["seed"].nunique()) if "seed" in rows else 1
 
 
 def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, float]:
-    """Ends of a scale that holds every finite logarithm, ``symmetric`` about 0 or not; ValueError if there is none."""
+    """The ends of a scale that covers all finite logarithms, optionally symmetric about 0.
+
+    Raises:
+        ValueError: No logarithm is finite.
+    """
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not finite.size:
@@ -44,13 +65,13 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
 
 
 def thinned(names: pd.Series) -> list[str]:
-    """So many of the names as fit on an axis, the others empty."""
+    """The names with all but every n-th empty, so that at most `MAX_NAMED_LAYERS` are left."""
     step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))
     return [name if number % step == 0 else "" for number, name in enumerate(names)]
 
 
 def spread_apart(heights: npt.ArrayLike, gap: float) -> list[float]:
-    """The heights of labels, pushed apart where two are nearer than ``gap``; their order stays."""
+    """The heights of labels, moved apart until neighbors differ by at least ``gap``, in the same order."""
     values = np.asarray(heights, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     moved = values[order]

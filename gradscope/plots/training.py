@@ -1,4 +1,4 @@
-"""How numbers of every layer move while a network learns; frames of `gradscope.Monitor` have a column ``step``."""
+"""Figures of layers during training, from frames of `gradscope.Monitor`, which have a column ``step``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from gradscope.frames import to_last_target
-from gradscope.plots.rows import DIVERGING, LABELS, finite_limits, num_runs, rows_of, spread_apart
+from gradscope.plots.rows import DIVERGING, LABELS, axes, finite_limits, name_layers, num_runs, rows_of, spread_apart
 
 STEP = "step of training"
 MARKERS = "os^DvPX<>*"
-NUM_MARKERS = 7  # along a curve, about; the last point has one
-ZERO_COLOR = "black"  # in no color map here: the logarithm of zero is below every scale
+NUM_MARKERS = 7  # about this many per curve, one of them at the last point
+ZERO_COLOR = "black"  # zero has no logarithm, and black is in none of the color maps
 
 
 def evolution(
@@ -28,26 +28,32 @@ def evolution(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """log10 of a quantity as a heat map, layers from the input (top) to the output against steps; mean over runs.
+    """Axes with a heat map of log10 of a quantity, mean over runs: layers from input (top) to output, against steps.
+
+    Zeros are black, with a legend.
 
     Arguments:
         frame: Records of a monitor.
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
-        limits: Ends of the color scale, so that panels can share one.  Default: symmetric about 0 for GSC.
-        colorbar: Whether to draw one.
-
-    Zeros, which have no logarithm, are black, and a legend says so.
+        limits: Ends of the color scale, for panels that share one; by default from the data (for GSC symmetric).
+        colorbar: Whether to draw a color bar.
+        ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: No rows of that quantity, or none that is finite and not zero.
+        ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
+
+    >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})
+    >>> ax = evolution(frame.assign(log10_value=[0.0, -1.0, -2.0, -3.0]), "loss")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['a', 'b']
     """
     table = _table(frame, quantity)
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    ax = axes(ax)
     values = table.to_numpy()
     low, high = limits or finite_limits(values, symmetric=quantity == "gsc")
     edges = _edges(table.columns.to_numpy(dtype=np.float64))
     colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
-    # Only zeros are to be under the scale, so what the given limits leave out is put on its ends.
+    # Values outside of the given limits are moved to the ends of the scale, so that only zeros are below it.
     inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
     shown = ax.pcolormesh(
         edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high, shading="flat"
@@ -63,13 +69,19 @@ def evolution(
 
 
 def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """log10 GSC of every layer to the last target at the first and at the last record; bands: deviation of runs.
+    """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
-    Means are those of the runs in which it is not zero; the legend counts the layers where it is zero in some run.
+    Lines are means, and bands one standard deviation, over the runs in which GSC is not zero.  The legend counts the
+    layers where it is zero in some run.
+
+    >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
+    >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['before (step 0)', 'after (step 9)']
     """
     rows = to_last_target(rows_of(frame, "gsc"))
     steps = sorted(rows["step"].unique())
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    ax = axes(ax)
     colors = sns.color_palette("colorblind")
     ends = dict(zip((steps[0], steps[-1]), ("before", "after"), strict=True))
     for color, (step, word) in zip(colors, ends.items(), strict=False):
@@ -81,35 +93,37 @@ def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.plot(mean.index, mean, color=color, marker="o", markersize=4, label=f"{word} (step {step}{rest})")
         if num_runs(rows) > 1:
             ax.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
-    names = rows.drop_duplicates("index").sort_values("index")
-    ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="", ylabel=LABELS["gsc"])
+    name_layers(ax, rows, fontsize=8)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)
     return ax
 
 
 def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) -> Axes:
-    """A quantity of every layer against steps on a logarithmic axis, mean over runs of the logarithm.
+    """Axes with a quantity of every layer against steps, on a logarithmic scale; geometric mean over runs.
 
-    Layers are told apart by lightness, dark at the input, by markers, and by their names at the right end.  Where a
-    number is zero, its line has a gap, and the name of the layer says so.
+    Layers differ in color (dark at the input) and markers, and have their names at the right end.  A line has a gap
+    where the quantity is zero, and the layer's name says so.
 
     Raises:
-        ValueError: No rows of that quantity, or none that is finite and not zero.
+        ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
+
+    >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})
+    >>> ax = over_steps(frame.assign(log10_value=[0.0, -1.0, -2.0, -3.0]), "loss")
+    >>> [text.get_text() for text in ax.texts]
+    ['a', 'b']
     """
     table = _table(frame, quantity)
     logarithms = table.to_numpy()
     finite_limits(logarithms, symmetric=False)
     zero = {layer for layer, row in zip(table.index, logarithms, strict=True) if np.isneginf(row).any()}
     table = table.where(np.isfinite(logarithms)).dropna(how="all")
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    ax = axes(ax)
     colors = sns.color_palette("viridis", len(table))
     last = float(table.columns[-1])
     step = max(1, len(table.columns) // NUM_MARKERS)
     for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
-        # Of a line with gaps each point, or a number between two zeros would not be seen.
+        # In a line with gaps every point has a marker, so that a number between two zeros is visible.
         places = 1 if layer in zero else ((len(values) - 1) % step, step)
         ax.plot(
             table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker, markersize=5, markevery=places
@@ -130,17 +144,21 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
 
 
 def learning(metrics: pd.DataFrame, quantity: str, *, hue: str = "model", ax: Axes | None = None) -> Axes:
-    """A number of the records of training against steps, mean over runs with bands of one standard deviation.
+    """Axes with a training metric against steps: the mean over runs, with bands of one standard deviation.
 
-    ``metrics``: columns ``step``, ``quantity`` (null where it was not taken) and ``hue``.
+    ``metrics`` has columns ``step``, ``quantity`` (null where it was not recorded) and ``hue``.
 
     Raises:
-        ValueError: No such column, or nothing in it.
+        ValueError: The column ``quantity`` is missing or only has nulls.
+
+    >>> metrics = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0], "model": "tanh"})
+    >>> learning(metrics, "train_loss").get_ylabel()
+    'train loss'
     """
     if quantity not in metrics or metrics[quantity].isna().all():
-        raise ValueError(f"The records of training have no {quantity!r}; their columns are {list(metrics.columns)}.")
+        raise ValueError(f"metrics has no values of {quantity!r}; its columns are {list(metrics.columns)}.")
     rows = metrics[metrics[quantity].notna()]
-    ax = ax if ax is not None else plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    ax = axes(ax)
     sparse = rows.groupby(hue, observed=True)["step"].nunique().max() <= 20
     sns.lineplot(
         rows, x="step", y=quantity, hue=hue, style=hue, errorbar="sd" if num_runs(rows) > 1 else None,
@@ -153,7 +171,7 @@ def learning(metrics: pd.DataFrame, quantity: str, *, hue: str = "model", ax: Ax
 
 
 def _table(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Mean of log10 over runs: a row a layer in execution order, a column a step."""
+    """Mean of log10 over runs, with one row per layer in execution order and one column per step."""
     rows = rows_of(frame, quantity)
     rows = to_last_target(rows) if quantity == "gsc" else rows
     order = rows.drop_duplicates("layer").sort_values("index")["layer"]
@@ -162,7 +180,7 @@ def _table(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:
-    """Borders between the cells of neighboring steps."""
+    """The borders between the cells of neighboring steps."""
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middles = (steps[1:] + steps[:-1]) / 2

@@ -10,20 +10,7 @@ from torch import nn
 import gradscope as gs
 from gradscope.initializers import orthogonal
 from gradscope.models.mlp import MLP
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
-
-
-def linear(weight: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
-    layer.weight.data = weight
-    return layer
+from tests.helpers import linear, noise, seeded
 
 
 def haar(n: int, seed: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Initial weights: moments, orthogonality, and a network that is linear on purpose."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_looks_linear_blocks_of_first_and_last_layer():
     ("shape", "options"), [((5, 8), {"mirror_input": False}), ((8, 5), {"mirror_output": False}), ((8, 5), {})]
 )
 def test_looks_linear_names_an_odd_shape(shape, options):
-    with pytest.raises(ValueError, match=rf"mirrored sides must be even; got a weight of {shape[0]} x {shape[1]}"):
+    with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]}"):
         filled("looks_linear", *shape, **options)
 
 
@@ -94,7 +95,7 @@ def test_looks_linear_blocks():
     block = W[:3, :4]
     torch.testing.assert_close(W, torch.cat([torch.cat([block, -block], 1), torch.cat([-block, block], 1)], 0))
     torch.testing.assert_close(block @ block.T, torch.eye(3, dtype=torch.float64), atol=1e-13, rtol=0)
-    with pytest.raises(ValueError, match="mirrored sides must be even; got a weight of 5 x 8"):
+    with pytest.raises(ValueError, match="5 x 8"):
         initializers.looks_linear(torch.empty(5, 8))
 
 
@@ -109,7 +110,7 @@ def test_auto_follows_the_activation():
     assert initializers.auto("relu") is initializers.he
     assert initializers.auto("tanh") is initializers.lecun
     assert set(MEAN_SQUARE) == set(ACTIVATIONS)
-    with pytest.raises(ValueError, match=r"activation must be one of relu, .*, sigmoid; got 'rellu'\."):
+    with pytest.raises(ValueError, match=r"activation.*'relu'"):
         initializers.auto("rellu")
 
 
@@ -137,12 +138,12 @@ def test_table_of_auto_by_quadrature_and_by_networks(activation):
 @pytest.mark.parametrize("name", ["he", "lecun", "xavier", "orthogonal"])
 def test_a_vector_and_an_empty_weight_have_no_fans(name):
     for shape in ((3,), (3, 0)):
-        with pytest.raises(ValueError, match=rf"two dimensions .* and no empty one, got shape \({shape[0]},.*\)"):
+        with pytest.raises(ValueError, match=re.escape(str(shape))):
             initializers.BY_NAME[name](torch.empty(shape), generator=seeded())
 
 
 def test_looks_linear_fills_matrices_only():
-    with pytest.raises(ValueError, match=r"fills a matrix \(out, in\), got a weight of shape \(4, 4, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"\(4, 4, 3, 3\)"):
         initializers.looks_linear(torch.empty(4, 4, 3, 3))
 
 
@@ -223,15 +224,15 @@ def test_lsuv_keeps_what_the_first_call_of_a_shared_layer_made():
 
 def test_lsuv_names_the_layer_that_it_cannot_scale():
     dead = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Threshold(1e9, 0.0), torch.nn.Linear(4, 4, bias=False))
-    with pytest.raises(ValueError, match=r"The output of '2' has variance 0 after 0 divisions .* is it dead"):
+    with pytest.raises(ValueError, match=r"'2'.* 0 divisions"):
         initializers.lsuv(dead, noise(9, 4).float(), generator=seeded())
     ruled = torch.nn.Linear(2, 2).double()
     with torch.no_grad():
         ruled.bias.copy_(torch.tensor([-9.0, 9.0]))
-    with pytest.raises(ValueError, match=r"The output of 'the model' has variance .* after 10 divisions"):
+    with pytest.raises(ValueError, match=r"'the model'.* 10 divisions"):
         initializers.lsuv(ruled, noise(9, 2), generator=seeded())
     assert not ruled._forward_hooks
-    with pytest.raises(ValueError, match="Sequential has no linear or convolutional layer to fill"):
+    with pytest.raises(ValueError, match="Sequential"):
         initializers.lsuv(torch.nn.Sequential(torch.nn.Tanh()), noise(9, 2))
-    with pytest.raises(ValueError, match=r"tolerance > 0 and max_rounds >= 1, got 0 and 10"):
+    with pytest.raises(ValueError, match="tolerance"):
         initializers.lsuv(ruled, noise(9, 2), tolerance=0)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_the_ends_of_float64(power):
 
 
 def test_a_product_that_overflows_is_an_error():
-    with pytest.raises(ValueError, match="product of the operator with a random direction is NaN or Inf"):
+    with pytest.raises(ValueError, match="NaN or Inf"):
         gs.qm_norm(matrix(torch.full((3, 3), 1.5e308, dtype=torch.float64)), probes=8, generator=seeded())
 
 
@@ -90,12 +91,14 @@ def test_probed_norm_is_unbiased_in_its_square_and_knows_its_error(rank_one):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"needs a matrix .* got shape \(3,\)"):
-        gs.qm_norm(torch.ones(3))
-    with pytest.raises(ValueError, match=r"empty matrix is undefined, got shape \(0, 3\)"):
-        gs.qm_norm(torch.ones(0, 3))
+    for shape in ((3,), (0, 3)):
+        with pytest.raises(ValueError, match=re.escape(str(shape))):
+            gs.qm_norm(torch.ones(shape))
+    for ignored in ({"probes": 4}, {"generator": seeded()}):
+        with pytest.raises(ValueError, match="LinearOperator"):
+            gs.qm_norm(noise(2, 2), **ignored)
     for probes in (0, -1, 2.5, True, "some"):
-        with pytest.raises(ValueError, match='probes must be a whole number >= 1 or "exact"'):
+        with pytest.raises(ValueError, match=f"probes.*{probes!r}"):
             gs.qm_norm(matrix(noise(2, 2)), probes=probes)
 
 

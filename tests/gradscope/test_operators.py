@@ -30,7 +30,7 @@ def test_every_disguise_is_the_same_matrix(shape, disguise):
 
 
 def test_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"operator of shape \(2, 3\) with \(4,\): 3 columns meet 4 rows"):
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(4,\)"):
         matrix(noise(2, 3)) @ noise(4)
-    with pytest.raises(ValueError, match=r"one m x n matrix, got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(3,\)"):
         matrix(noise(3))

@@ -29,13 +29,8 @@ def test_orthonormal_probes_are_orthogonal_and_exact_when_complete():
     torch.testing.assert_close(v @ v.T, 5 * torch.eye(5, dtype=torch.float64), atol=1e-13, rtol=0)
     A = noise(3, 5)
     assert float((A @ v.T).square().sum(0).mean()) == pytest.approx(float(A.square().sum()), rel=1e-13)
-    with pytest.raises(ValueError, match="Only 5 orthogonal directions exist in 5 dimensions, got num=6"):
+    with pytest.raises(ValueError, match="num=6, size=5"):
         probes.orthonormal(6, 5)
-
-
-def test_basis_sums_to_the_frobenius_norm():
-    A = noise(3, 5)
-    assert float((A @ probes.basis(5).T).square().sum()) == pytest.approx(float(A.square().sum()), rel=1e-14)
 
 
 @pytest.mark.parametrize("draw", KINDS)
@@ -45,5 +40,5 @@ def test_a_generator_makes_them_reproducible_and_leaves_the_global_one_alone(dra
     assert not torch.equal(draw(3, 4, generator=seeded(7)), draw(3, 4, generator=seeded(8)))
     assert torch.equal(before, torch.get_rng_state())
     assert draw(3, 4, generator=seeded(), dtype=torch.float32).dtype == torch.float32
-    with pytest.raises(ValueError, match="num >= 1 and size >= 1, got num=0, size=4"):
+    with pytest.raises(ValueError, match="num=0, size=4"):
         draw(0, 4)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.evidence import counts
 from experiments.evidence.means import Mean, all_of, errorbars, geometric_mean, mean
-from experiments.evidence.words import listed, span, told
+from experiments.evidence.words import listed, span, table, told
 
 
 def test_a_mean_has_the_interval_of_student(monkeypatch):
@@ -50,14 +50,15 @@ def test_a_single_seed_decides_nothing():
 def test_ends_of_an_interval_are_printed_apart():
     assert f"{mean([1.5]):.1f}" == "1.5 (one seed)"
     assert f"{Mean(1, 0.99996, 1.00004, 3):.3f}" == "1.00000 (0.99996 to 1.00004)"
-    assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (no spread in these digits)"
+    assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (no spread)"
     assert span(-0.1, 0.2, "+.1f") == ("-0.1 to +0.2", "+.1f")
-    assert f"{counts.median([4.0] * 9)}" == "4 (no spread in these digits)"
+    assert f"{counts.median([4.0] * 9)}" == "4 (no spread)"
 
 
 def test_names_and_numbers_are_listed():
     assert listed("abc") == "a, b and c" and listed([1, 2.5], "or") == "1 or 2.5" and listed("a") == "a"
     assert listed([]) == "none"
+    assert table(["a", "b"], [[1, "|x|"]]) == "| a | b |\n| --- | --- |\n| 1 | \\|x\\| |"
     verdicts = {("selu", "wide"): True, ("selu", "deep"): True, ("tanh", ""): None}
     assert told(verdicts, "Yes: {}.", "No: {}.", "Open: {}.") == "Yes: selu (wide, deep). Open: tanh."
 

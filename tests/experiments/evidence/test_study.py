@@ -95,6 +95,11 @@ def test_a_study_has_one_name():
     assert published_sweeps <= set(files), "every sweep with reference results has a configuration"
 
 
+def test_comparisons_with_a_bound_are_methods():
+    files = (ROOT / "experiments" / "studies").rglob("*.py")
+    assert not [path for path in files if "else False if" in path.read_text()]
+
+
 def typed(source):
     """Numbers typed in the texts of a study: sizes, counts, and decimals of two digits or more."""
     texts_of = ("method", "how_sure", "use", "captions")
@@ -152,15 +157,13 @@ def test_the_numbers_of_a_page_follow_the_frame():
     assert "**contradicted**: selu explodes" in text and "**supported**: relu neither explodes" in text
 
 
-def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)) or [])
-    figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
+def test_all_studies_are_those_with_reference_results():
+    each = figures.every(figures.Config(study="all", reference=str(ROOT / "results")))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
-    assert {name for name, _ in made} == {study.reader(name) for name in folders} | set(STUDIES)
+    assert set(each) == {study.reader(name) for name in folders} | set(STUDIES)
     assert study.reader("alexnet") == "trained_alexnet" and study.reader("phase_diagram") == "phase_diagram"
-    assert {results for _, results in made} == {""}  # never the runs of this machine
-    with pytest.raises(ValueError, match="study=all draws the reference results; sweep="):
+    assert {cfg.results for cfg in each.values()} == {""}  # never the runs of this machine
+    with pytest.raises(ValueError, match="publish="):
         figures.main(figures.Config(study="all", publish=True))
 
 

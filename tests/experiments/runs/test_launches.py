@@ -294,7 +294,7 @@ def test_many_different_errors_are_cut(capfd):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["data.shape=[3,2]", "model.in_features=5"], "Error: This MLP takes 5 features a sample, got 6."),
+        (["data.shape=[3,2]", "model.in_features=5"], "Error: This MLP needs 5 features per sample, got 6."),
         (
             [
                 "model=custom",

@@ -1,4 +1,4 @@
-"""The training loop: what a resumed run gives, what batches hold, and what a full disk leaves behind."""
+"""The training loop: resumed runs, batches, recipes, checkpoints on a full disk."""
 
 import json
 import math
@@ -25,6 +25,7 @@ from experiments.data.images import Augmentation, Images
 from experiments.training import checkpoints, loop
 from experiments.training.recipe import SCHEDULES, Recipe
 from experiments.training.records import read
+from tests.experiments.training.disk import full_disk
 from tests.helpers import ROOT
 
 
@@ -55,7 +56,7 @@ class KilledError(Exception):
 
 
 class Killer:
-    """A monitor that ends the run after so many steps, as a kill would: between two checkpoints."""
+    """A monitor that ends the run after ``steps`` steps, like a kill between two checkpoints."""
 
     def __init__(self, steps):
         self.left = steps
@@ -288,24 +289,10 @@ def test_weight_decay_spares_biases_and_scales():
     assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(2, 5e-4), (4, 0.0)]
 
 
-SAVE = """
-import resource, sys
-from pathlib import Path
-import torch
-from experiments import checkpoints
-folder = Path(sys.argv[1])
-checkpoints.save({"step": 1}, folder)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-checkpoints.save({"step": 2, "large": torch.zeros(1_000_000)}, folder)
-"""
-
-
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SAVE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert re.search(
-        r"OSError: The checkpoint .*last.pt could not be written .*last.pt, is intact. Free some space.", done.stderr
-    )
+    checkpoints.save({"step": 1}, tmp_path)
+    with full_disk(100_000), pytest.raises(OSError, match=r"last.pt .* intact"):
+        checkpoints.save({"step": 2, "large": torch.zeros(1_000_000)}, tmp_path)
     assert checkpoints.load(tmp_path, CPU) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 

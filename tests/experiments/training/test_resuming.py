@@ -1,4 +1,4 @@
-"""A run of training that is started again: what is gone on from, what is removed, what is left alone."""
+"""Restarted training runs: what they resume from, what they delete, what they keep."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ SMALL = [
 
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch):
-    """Train in ``tmp_path/train``; what was printed, and the exit code."""
+    """Train in ``tmp_path/train``; returns the printed text and the exit code."""
 
     def train_with(*further, sweep=False):
         arguments = [*["-m"] * sweep, *SMALL, f"results={tmp_path}", *further]
@@ -56,7 +56,7 @@ def same(a, b):
 
 
 def killed_after(monkeypatch, steps):
-    """Let the loop end without a word after so many steps, as SIGKILL would."""
+    """Let the loop exit silently after ``steps`` steps, as SIGKILL would."""
     original, left = loop.update, [steps]
 
     def update(*arguments, **options):

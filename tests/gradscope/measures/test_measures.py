@@ -255,7 +255,7 @@ def test_a_nonlinearity_called_by_keyword():
 def test_errors():
     with pytest.raises(ValueError, match="No nonlinearity module fired in Linear: functional calls"):
         gs.measure(nn.Linear(3, 3), torch.randn(4, 3, generator=seeded()))
-    with pytest.raises(ValueError, match=r"at least two of them, got pre-activations of shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"two samples.*\(1, 3\)"):
         gs.measure(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(1, 3, generator=seeded()))
 
 

@@ -163,7 +163,7 @@ def test_the_standard_error_covers():
 def test_the_module_is_left_as_it_was():
     model = nn.Sequential(conv(2, 3, 3), nn.BatchNorm2d(3, dtype=torch.float64))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="No position of the map is free of the border"):  # batch statistics mix all
+    with pytest.raises(ValueError, match="border"):  # batch statistics mix all
         equivariance_error(model, images(), (1, 0))
     invariance_error(model, images(), (1, 0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -172,26 +172,26 @@ def test_the_module_is_left_as_it_was():
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match=r"got a tensor of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
         shifted(torch.ones(2, 3), (1, 0))
-    with pytest.raises(ValueError, match="fill must be one of zeros, reflect, circular, got 'edge'"):
+    with pytest.raises(ValueError, match=r"fill.*'edge'"):
         shifted(images(), (1, 0), "edge")
-    with pytest.raises(ValueError, match="leaves nothing of images of 12 x 12"):
+    with pytest.raises(ValueError, match="12 x 12"):
         shifted(images(), (0, 12))
-    with pytest.raises(ValueError, match="of such a module measure invariance_error"):
+    with pytest.raises(ValueError, match=r"\(6, 288\).*invariance_error"):
         equivariance_error(nn.Flatten(), images(), (1, 0))
-    with pytest.raises(ValueError, match="of a module that pools over all positions"):
+    with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d.*stride"):
         equivariance_error(nn.AdaptiveAvgPool2d(2), images(), (1, 0))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(288, 288, dtype=torch.float64), nn.Unflatten(1, (2, 12, 12)))
-    with pytest.raises(ValueError, match="takes images of one size only"):
+    with pytest.raises(ValueError, match=r"Sequential.*one size"):
         equivariance_error(fixed, images(), (1, 0))
-    with pytest.raises(ValueError, match="cannot go around a torus"):
+    with pytest.raises(ValueError, match="circular"):
         equivariance_error(conv(2, 2, 3), images(), (1, 0), circular=True)
-    with pytest.raises(ValueError, match="No position of the map is free of the border"):
+    with pytest.raises(ValueError, match="border"):
         equivariance_error(conv(2, 2, 7, padding=3), images(side=8), (3, 0))
-    with pytest.raises(ValueError, match="at least two of them"):
+    with pytest.raises(ValueError, match="two images"):
         invariance_error(nn.Flatten(), images(1), (1, 0))
-    with pytest.raises(ValueError, match="outputs are zero for every image"):
+    with pytest.raises(ValueError, match="zero"):
         invariance_error(nn.Flatten(), torch.zeros(2, 1, 4, 4), (1, 0))
-    with pytest.raises(ValueError, match=r"outputs \(B, num_classes\), got shape"):
+    with pytest.raises(ValueError, match="num_classes"):
         argmax_agreement(nn.ReLU(), images(), (1, 0))

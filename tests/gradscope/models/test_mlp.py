@@ -199,66 +199,59 @@ def test_without_a_generator_the_global_seed_decides():
     assert not torch.equal(b.layers[0].linear.weight, c.layers[0].linear.weight)
 
 
-NAMES = {
-    "activation": "linear, relu, leaky_relu, elu, selu, gelu, silu, tanh, sigmoid",
-    "norm": "none, batch, layer",
-    "residual": "none, identity",
-    "init": "auto, he, lecun, xavier, orthogonal, looks_linear",
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "hint"),
+    ("name", "value", "nearest"),
     [
-        ("activation", "rellu", r"; did you mean 'relu'\?"),
-        ("activation", ["relu"], r"; did you mean 'relu'\?"),
-        ("norm", "bach", r"; did you mean 'batch'\?"),
-        ("norm", None, r"; did you mean 'none'\?"),
-        ("residual", "yes", r"\."),
-        ("init", "lecum", r"; did you mean 'lecun'\?"),
-        ("init", "kaiming", r"\."),
+        ("activation", "rellu", "relu"), ("activation", ["relu"], "relu"), ("norm", "bach", "batch"),
+        ("norm", None, "none"), ("residual", "yes", None), ("init", "lecum", "lecun"), ("init", "kaiming", None),
     ],
-)
-def test_unknown_names_are_listed_with_the_nearest(name, value, hint):
-    got = repr(value).replace("[", r"\[").replace("]", r"\]")
-    with pytest.raises(ValueError, match=f"^{name} must be one of {NAMES[name]}; got {got}{hint}$"):
+)  # fmt: skip
+def test_for_unknown_names_the_nearest_is_suggested(name, value, nearest):
+    with pytest.raises(ValueError, match=name) as caught:
         mlp(**{name: value})
+    rest = str(caught.value).partition("; ")[2]
+    assert repr(value) in rest and (repr(nearest) in rest) == (nearest is not None)
 
 
 @pytest.mark.parametrize("name", ["depth", "width", "in_features", "out_features"])
 def test_sizes(name):
-    for value in (0, -2):
-        with pytest.raises(ValueError, match=f"^{name} must be at least 1, got {value}\\.$"):
-            mlp(**{name: value})
-    for value in (2.5, "8", True):
-        with pytest.raises(TypeError, match=f"^{name} must be a whole number of at least 1, got {value!r}\\.$"):
+    for value, error in ((0, ValueError), (-2, ValueError), (2.5, TypeError), ("8", TypeError), (True, TypeError)):
+        with pytest.raises(error, match=f"^{name} .*got {value!r}"):
             mlp(**{name: value})
     assert isinstance(mlp(**{name: np.int64(4)}), MLP)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", None])
 def test_skip_weight(value):
-    with pytest.raises(ValueError, match=f"^skip_weight must be a finite number, got {value!r}\\.$"):
+    with pytest.raises(ValueError, match=f"^skip_weight .*got {value!r}"):
         mlp(residual="identity", skip_weight=value)
 
 
 @pytest.mark.parametrize(
-    ("options", "got"),
+    "options", [{"activation": "tanh"}, {"norm": "batch"}, {"residual": "identity"}, {"width": 5}], ids=str
+)
+def test_looks_linear_says_what_it_got(options):
+    with pytest.raises(ValueError, match="looks_linear") as caught:
+        mlp(init="looks_linear", **options)
+    got = {"activation": "relu", "norm": "none", "residual": "none", "width": 4} | options
+    assert all(f"{name}={value!r}" in str(caught.value).partition("got ")[2] for name, value in got.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
     [
-        ({"activation": "tanh"}, "activation='tanh', norm='none', residual='none', width=4"),
-        ({"norm": "batch"}, "activation='relu', norm='batch', residual='none', width=4"),
-        ({"residual": "identity"}, "activation='relu', norm='none', residual='identity', width=4"),
-        ({"width": 5}, "activation='relu', norm='none', residual='none', width=5"),
+        ({"bias_variance": 0.1}, "bias_variance"),
+        ({"bias_variance": -1.0, "bias": True}, "bias_variance.*-1"),
+        ({"weight_variance": 1.0, "init": "he"}, "weight_variance.*'he'"),
     ],
 )
-def test_looks_linear_says_what_it_needs(options, got):
-    needs = "needs activation='relu', norm='none', residual='none' and an even width"
-    with pytest.raises(ValueError, match=f"init='looks_linear' {needs}, got {got}"):
-        mlp(init="looks_linear", **options)
+def test_variances(options, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        mlp(**options)
 
 
 def test_inputs_of_the_wrong_size():
-    with pytest.raises(ValueError, match=r"This MLP takes 4 features a sample, got 6\."):
+    with pytest.raises(ValueError, match=r"4 features.*got 6"):
         mlp()(noise(3, 2, 3))
-    with pytest.raises(ValueError, match=r"takes a batch of shape \(B, \.\.\.\), got x of shape \(4,\)\."):
+    with pytest.raises(ValueError, match=r"\(4,\)"):
         mlp()(noise(4))

@@ -64,10 +64,10 @@ def test_the_same_generator_gives_the_same_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 18}, r"depth must be 6 n \+ 2 \(8, 14, 20"),
-        ({"residual": "yes"}, "residual must be one of identity, none"),
-        ({"norm": "layer"}, "norm must be one of batch, none"),
-        ({"width": 0}, "width must be at least 1"),
+        ({"depth": 18}, "depth.*18"),
+        ({"residual": "yes"}, "residual.*'yes'"),
+        ({"norm": "layer"}, "norm.*'layer'"),
+        ({"width": 0}, "width.*0"),
     ],
 )
 def test_refusals(options, message):

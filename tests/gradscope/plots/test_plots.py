@@ -129,7 +129,7 @@ def test_the_heat_map_holds_every_pair():
 
 
 def test_a_missing_quantity_is_an_error():
-    with pytest.raises(ValueError, match="no rows of quantity 'sign_diversity'; it has 'gsc'"):
+    with pytest.raises(ValueError, match=r"'sign_diversity'.*'gsc'"):
         plots.statistic(profile(0, 0.1), "sign_diversity")
 
 
@@ -153,7 +153,7 @@ def test_evolution_shows_each_layer_and_step():
     np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], [-5, 5, 25, 55])  # cells end half way between steps
     norms = plots.evolution(frame, "gradient_norm", colorbar=False).collections[0]
     assert norms.norm.vmin == pytest.approx(-6) and norms.norm.vmax == pytest.approx(-1)
-    with pytest.raises(ValueError, match="no rows of quantity 'nothing'"):
+    with pytest.raises(ValueError, match="'nothing'"):
         plots.evolution(frame, "nothing")
 
 
@@ -212,7 +212,7 @@ def test_lines_of_numbers_that_become_zero():
 def test_nothing_but_zeros():
     frame = records(0).assign(log10_value=-np.inf, value=0.0)
     for draw in (plots.evolution, plots.over_steps):
-        with pytest.raises(ValueError, match="Every number is zero or not finite, so there is nothing to draw"):
+        with pytest.raises(ValueError, match="zero"):
             draw(frame, "gradient_norm")
 
 
@@ -236,5 +236,5 @@ def test_learning_curves():
     )
     ax = plots.learning(metrics, "train_loss")
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), [2, 1])
-    with pytest.raises(ValueError, match="no 'test_loss'; their columns are"):
+    with pytest.raises(ValueError, match=r"'test_loss'.*'train_loss'"):
         plots.learning(metrics, "test_loss")

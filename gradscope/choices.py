@@ -1,0 +1,14 @@
+"""Arguments that are one of several names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
+    """Raise ValueError if ``choice`` is not one of the ``known`` names of argument ``name``; suggest the closest."""
+    if choice not in tuple(known):
+        close = get_close_matches(str(choice), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {choice!r}{hint}")
