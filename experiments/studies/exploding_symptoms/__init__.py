@@ -54,10 +54,10 @@ def answer(collected: Collected) -> str:
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
         f"The {WORDS[most]} announces most failures: {alarms.part(warned.notna())}, "
-        f"{decide.lead_in_words(alarms, warned)} before. But it is a false alarm in {alarms.false_alarms(most)} without "
-        f"failure. Signals that are reliable (false alarms surely in less than {100 * MOST_FALSE_ALARMS:g} % of these) "
-        f"are: {decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce {alarms.part(sure.notna())}, "
-        f"{decide.lead_in_words(alarms, sure)} before."
+        f"{decide.lead_in_words(alarms, warned)} before. But it is a false alarm in {alarms.false_alarms(most)} "
+        f"without failure. Signals that are reliable (false alarms surely in less than {100 * MOST_FALSE_ALARMS:g} % "
+        f"of these) are: {decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce "
+        f"{alarms.part(sure.notna())}, {decide.lead_in_words(alarms, sure)} before."
     )
 
 
