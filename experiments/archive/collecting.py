@@ -167,7 +167,7 @@ def identity(folder: Path) -> int:
 
 def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
     try:
-        return frames.check(frames.upgraded(frame))
+        return frames.check(frames.typed(frame))
     except ValueError as error:
         raise ValueError(f"A frame of {sweep} does not keep the schema: {error}") from error
 

@@ -16,7 +16,7 @@ TIMES = ("images_per_second", "seconds")
 # Rows of a frame are those of the same layer and quantity, and of whatever else stands in its own columns.
 KEYS = ("step", "seed", "layer", "target", "quantity")
 # Columns that are logarithms, or errors of one.
-LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample")
+LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample", *frames.OPTIONAL)
 
 Numbers = npt.NDArray[np.float64]
 
@@ -118,5 +118,5 @@ def largest(found: Sequence[Difference]) -> float:
 
 def worst(found: Sequence[Difference]) -> Difference:
     """The one that differs most; of equals the logarithm, then the first of the schema."""
-    order = list(dict.fromkeys(("log10_value", *frames.COLUMNS)))
+    order = list(dict.fromkeys(("log10_value", *frames.SCHEMA)))
     return max(found, key=lambda one: (one.largest, -order.index(one.column) if one.column in order else -len(order)))

@@ -21,7 +21,7 @@ def network_keys(frame: pd.DataFrame) -> list[str]:
     A null is a value like any other.  Keys that not every network has, classes, ``data`` and ``model`` are left out
     where the other columns say the same; so networks that differ in anything differ in one of these keys.
     """
-    own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step", "run")]
+    own = [name for name in frame.columns if name not in (*frames.SCHEMA, "seed", "step", "run")]
     networks = frame[own].drop_duplicates()
     varying = [name for name in own if networks[name].nunique(dropna=False) > 1]
     holes = [name for name in varying if networks[name].isna().any()]

@@ -34,8 +34,8 @@ DATA, METRICS = "data.csv", "metrics.csv"
 def save(collected: Collected, folder: Path) -> None:
     """Write ``data.csv`` and ``manifest.json``; logarithms keep four decimals, other numbers ten digits, errors two."""
     folder.mkdir(parents=True, exist_ok=True)
-    frame = collected.frame
-    config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
+    frame = collected.frame.drop(columns=list(frames.OPTIONAL), errors="ignore")
+    config = [name for name in frame.columns if name not in frames.SCHEMA and name != "model"]
     constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}
     by_model = frame.groupby("model", observed=True, sort=False)
     varying = [name for name in config if name not in constants]
@@ -74,7 +74,7 @@ def load(folder: Path) -> Collected:
         rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
     path = folder / METRICS
     metrics = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.is_file() else None
-    return Collected(frames.check(frames.upgraded(rows)), metrics, manifest)
+    return Collected(frames.check(frames.typed(rows)), metrics, manifest)
 
 
 def _plain(value: Any) -> Any:

@@ -47,22 +47,19 @@ def read_frame(path: Path, run: str) -> pa.Table:
     frames.check_version(frames.version_of(table.schema), path)
     table = _of_run(table, run)
     names = table.column_names
-    if "stderr_sample" not in names and "log10_stderr_sample" in names:  # schema version 1
-        table, names = (
-            table.append_column("stderr_sample", pa.nulls(len(table), pa.float64())),
-            [*names, "stderr_sample"],
-        )
     if missing := [name for name in frames.COLUMNS if name not in names]:
         raise ValueError(f"It lacks the columns {missing}.")
     types = dict(zip(names, table.schema.types, strict=True))
-    for name, kind in frames.COLUMNS.items():
-        if types[name] != ARROW[kind]:
-            table = table.set_column(names.index(name), name, table[name].cast(ARROW[kind]))
-    values, logarithms, errors = (table[name].to_numpy() for name in ("value", "log10_value", "stderr_sample"))
+    for name in [name for name in frames.SCHEMA if name in names]:
+        if types[name] != (kind := ARROW[frames.SCHEMA[name]]):
+            table = table.set_column(names.index(name), name, table[name].cast(kind))
+    wanted = ("value", "log10_value", "stderr_sample", *frames.OPTIONAL)
+    numbers = {name: table[name].to_numpy() for name in wanted if name in names}
     holes = [name for name in WITHOUT_NULLS if table[name].null_count]
-    if np.isnan(values).any() or (np.isnan(logarithms) & np.isnan(errors)).any() or holes:
+    unknown = np.isnan(numbers["log10_value"]) & np.isnan(numbers["stderr_sample"])
+    if np.isnan(numbers["value"]).any() or unknown.any() or holes:
         raise ValueError(f"It holds nulls where there may be none ({', '.join(holes) or 'value or log10_value'}).")
-    frames.check_values(values, logarithms)
+    frames.check_values(numbers)
     return table
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.names import PLACE_KEYS
-from gradscope.frames import COLUMNS
+from gradscope.frames import SCHEMA
 
 # Columns that say what was measured, when, and in which run.
-RESERVED = (*COLUMNS, "run", "step", "epoch")
+RESERVED = (*SCHEMA, "run", "step", "epoch")
 # Keys that are no columns: a list of seeds is the column of seeds, row by row.
 NO_COLUMN = (*PLACE_KEYS, "seeds")
 # The key of a class or a function to call; every group may have one, so its column has the whole path as name.

@@ -153,4 +153,4 @@ def _add(error: BaseException | None, problems: list[Exception]) -> None:
 
 def _from_record(record: Record) -> pd.DataFrame:
     """The frame of a monitor record that was read from JSON."""
-    return gs.frames.upgraded(pd.DataFrame(record)).astype({"step": "int64"})
+    return gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"})

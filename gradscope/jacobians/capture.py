@@ -85,9 +85,9 @@ class Capture:
 def capture(
     model: nn.Module,
     data: Any,
-    layers: LayerFilter | None = None,
     *,
     forward: Forward | None = None,
+    layers: LayerFilter | None = None,
     loss_fn: LossFunction | None = None,
     target: str | None = None,
 ) -> Capture:

@@ -43,9 +43,6 @@ def of_schema(path, version, frame):
     """A frame as another version of the schema would have written it."""
     frames.save(frame, path)
     table = pq.read_table(path)
-    if version == 1:
-        table = table.drop_columns(["stderr_sample"])
     kept = {key: value for key, value in table.schema.metadata.items() if key != frames.METADATA_KEY}
-    says = {} if version == 1 else {frames.METADATA_KEY: str(version)}
-    pq.write_table(table.replace_schema_metadata(kept | says), path)
+    pq.write_table(table.replace_schema_metadata(kept | {frames.METADATA_KEY: str(version)}), path)
     return path

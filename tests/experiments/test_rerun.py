@@ -170,9 +170,7 @@ def test_a_file_says_which_schema_it_has(tmp_path):
     path = frames.save(example(), tmp_path / "x.csv")
     assert set(pd.read_csv(path)["schema_version"]) == {2}
     assert list(frames.load(path).columns) == list(frames.COLUMNS)
-    one = frames.load(of_schema(tmp_path / "one.parquet", 1, example()))
-    assert one["stderr_sample"].isna().all() and list(one["log10_value"]) == [1.5, 0.7, 0.0]
-    reads = r"is a frame of schema 99, and this version of gradscope reads 1 to 2: .* \(rerun=true\)"
+    reads = r"schema 99; .* run again \(rerun=true\)"
     with pytest.raises(frames.SchemaError, match=reads):
         frames.load(of_schema(tmp_path / "new.parquet", 99, example()))
     path.write_text(path.read_text().replace(",2\n", ",99\n"))

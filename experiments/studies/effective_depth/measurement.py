@@ -63,7 +63,7 @@ def measure(
     ]
     before = _double(model)
     for step, state in zip(recorded, states[1:], strict=True):
-        found = gs.effective_depth(_double(state), before, x.double(), probes=_probes(model))
+        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=_probes(model))
         for tolerance in TOLERANCES:
             ends_of = (found.at(tolerance), *found.interval(tolerance))
             for name, value in zip(
@@ -73,7 +73,11 @@ def measure(
         parts.append(observed("independent_depth", _independent(found), step=step, tolerance=TOLERANCES[0]))
     parts.append(found.to_frame().assign(step=steps))
     some = tuple(part[:TRIED] for part in digits)
-    parts.append(gs.taylor_losses(_double(states[-1]), before, (some[0].double(), some[1]), _losses).assign(step=steps))
+    parts.append(
+        gs.taylor_losses(_double(states[-1]), (some[0].double(), some[1]), initial=before, loss_fn=_losses).assign(
+            step=steps
+        )
+    )
     return pd.concat(parts, ignore_index=True)
 
 

@@ -26,7 +26,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
         num_classes = model(x).shape[1]
     y = torch.randint(num_classes, (len(x),), generator=generator)
     parts = [
-        gs.measure(model, x, y, _loss, measures=[GradientNorm(), PreactivationStd()]),
+        gs.measure(model, (x, y), loss_fn=_loss, measures=[GradientNorm(), PreactivationStd()]),
         gs.gsc(model, x).to_frame(),
     ]
     sigmoid = _is_plain_sigmoid(model)
@@ -34,7 +34,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
         parts += [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
     parts = [part.assign(weight_scale=1) for part in parts]
     for scale in SCALES if sigmoid else ():
-        larger = gs.measure(scaled(model, scale), x, y, _loss, measures=[GradientNorm()])
+        larger = gs.measure(scaled(model, scale), (x, y), loss_fn=_loss, measures=[GradientNorm()])
         parts.append(larger.assign(weight_scale=scale))
     return pd.concat(parts, ignore_index=True)
 

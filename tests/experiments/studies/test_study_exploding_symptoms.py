@@ -60,7 +60,7 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
 def test_the_answer_follows_the_runs():
     made = story(40, 40)
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
-    assert answer.startswith("The update announces most failures: 40 of 40 runs") and "are: gradient jump;" in answer
+    assert answer.startswith("The gradient jump announces") and "are: gradient jump; they announce 40 of 40" in answer
     assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 cells") and "update, in 40 runs" in details
     assert "loss jump, weight growth, GSC and GSC jump" in details and "is the failure itself" not in details
     assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (" in details
