@@ -1,4 +1,4 @@
-"""Do the gradient coefficients of two AlexNets move while they learn?"""
+"""How GSC of two AlexNets changes while they learn CIFAR-10."""
 
 from __future__ import annotations
 
@@ -9,61 +9,21 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence import means
+from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import listed, table
 from experiments.reports import sweep_figures, training_figures
 
-RESULTS = "alexnet"
 NAMES = {"alexnet_a_no_dropout": "A without dropout", "alexnet_b": "B"}
 KINDS = {"conv": "convolution", "relu": "ReLU", "pool": "pooling", "fc": "fully connected layer"}
 ORDINALS = ("zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
-# One order of magnitude, of log10.
+# One order of magnitude in log10.
 ORDER = 1.0
-
-QUESTION = "How do the coefficients of two AlexNets move while they learn CIFAR-10?"
-METHOD = f"""
-Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
-{{optimizer.momentum}}, a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}} and label
-smoothing {{train.label_smoothing}}, in {{num_seeds}} runs each. A goes without its dropout, which cost accuracy in so
-few epochs ([decisions](../decisions.md)). Training is in bfloat16 (autocast); coefficients are measured in float32. The
-images are CIFAR-10 **recompressed as JPEG**, not the original files ([results](../../results/README.md)).
-
-Every {{monitor.every}} steps the gradient scale coefficient (GSC) of every unit to the logits is measured, exactly and
-on the same {{monitor.batch_size}} test images; so is the length of every layer's gradient. The reshape before the first
-fully connected layer has the coefficient of the unit below and is left out.
-
-The movement of a unit at a record is log10 GSC there minus log10 GSC at step 0 of the same run. "Within one order of
-magnitude" means that it stays between -{ORDER:g} and {ORDER:g}, and is decided by the 95 % intervals of its mean over
-runs: supported where all of them lie within, contradicted where one lies beyond, undecided otherwise. GSC is defined by
-G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577); here it is squared, so that in the paper's convention every
-movement is half as large.
-"""
-HOW_SURE = """
-Intervals are over {num_seeds} runs that differ in weights and order of the data, 95 %, Student's t. With so few they
-are wide, so that a claim needs a clear margin to be supported. They are those of one unit at one record, not corrected
-for there being many. The width of an interval of movement holds the spread of runs at the beginning as well as at the
-end. A few epochs of one recipe are no statement about training to the end, nor about other learning rates.
-"""
-CAPTIONS = {
-    "gsc_over_training": (
-        "GSC of every layer to the logits, layer by layer against the steps of training. Red is more than 1, blue less."
-    ),
-    "gsc_before_after": (
-        "GSC of every unit before and after training, a panel a network. Bands are one standard deviation between runs."
-    ),
-    "learning": (
-        "Training loss and test accuracy of both networks against the steps of training. Bands are one standard "
-        "deviation between runs; the legend has the last accuracy."
-    ),
-    "gradient_norms": (
-        "Length of the gradient of every layer's parameters over training, a panel a network. Each layer has its "
-        "marker, and its name at the right end."
-    ),
-}
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """GSC over training, before and after; what was learned; gradient norms."""
+    """GSC over training, before and after; loss and accuracy; gradient norms."""
     assert collected.metrics is not None
     frame, metrics = (
         table.assign(network=[_name(model) for model in table["model"]])
@@ -75,36 +35,44 @@ def figures(collected: Collected) -> dict[str, Figure]:
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Of each network: which way coefficients move, how far, where most, when; and what was learned."""
+    """For each network: which way GSC moves, how far, where most, when; and the accuracies."""
     moved, made = _movement(collected.frame), list[Claim]()
     for model in _models(collected):
-        table = _part(moved, "model", model)
-        made += [_falls(model, table), _after(model, table), _during(model, table), _where(model, table)]
-        made += [_when(model, table)]
+        own = _part(moved, "model", model)
+        made += [decide(model, own) for decide in (_falls, _after, _during, _where, _when)]
     return [*made, *_accuracy(collected)]
 
 
 def answer(collected: Collected) -> str:
-    """What was learned, which way coefficients move and how far; before and after of every unit."""
+    """The accuracies, which way GSC moves, and how far."""
     assert collected.metrics is not None
-    moved, accuracy, models = _movement(collected.frame), _accuracies(collected.metrics), _models(collected)
-    reached = " and ".join(f"{_name(model)} reaches {100 * mean(accuracy[model]).value:.1f} %" for model in models)
-    parts, rising = [], []
-    for model in models:
-        last = _last(_part(moved, "model", model))
+    moved, accuracy = _movement(collected.frame), _accuracies(collected.metrics)
+    reached, fallen, farthest = [], [], []
+    for model in _models(collected):
+        last = _means(_last(_part(moved, "model", model)))
         unit, change = _farthest(last)
-        rising += [f"{_unit(u)} of {_name(model)}, {c:+.2f}" for u, c in _means(last).items() if c.value > 0]
-        parts.append(
-            f"Of {_name(model)} {_fallen(last)}; {_unit(unit)} moved most and ends at 10^{change.value:+.2f} times its "
-            "first GSC; the standard deviation of log10 GSC between runs, averaged over units, goes from {:.2f} to "
-            "{:.2f}.".format(*_apart(collected.frame, model))
-        )
-    gsc = collected.frame.loc[collected.frame["quantity"] == "gsc", "log10_value"]
-    rises = f"The mean of log10 GSC rises only in {', '.join(rising)}." if rising else "No mean of log10 GSC rises."
+        reached.append(f"{_name(model)} reaches {100 * means.mean(accuracy[model]).value:.1f} %")
+        fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
+        farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{reached} test accuracy in {collected.metrics['epoch'].max():g} epochs. {' '.join(parts)} {rises} All GSC of "
-        f"both, at every record, lie between {10 ** gsc.min():.2g} and {10 ** gsc.max():.2g}.\n\n"
-        f"{_before_after(collected.frame, moved)}"
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. By the end, mean log10 GSC "
+        f"has fallen in {listed(fallen)}. The largest changes of GSC are by a factor of {listed(farthest)}."
+    )
+
+
+def details(collected: Collected) -> str:
+    """Spread between runs, rising units, the range of GSC, and every unit before and after."""
+    frame, moved, models = collected.frame, _movement(collected.frame), _models(collected)
+    rising, spread = [], []
+    for model in models:
+        last = _means(_last(_part(moved, "model", model)))
+        rising += [f"{_unit(unit)} of {_name(model)}, {one:+.2f}" for unit, one in last.items() if one.value > 0]
+        spread.append("from {:.2f} to {:.2f} for {}".format(*_apart(frame, model), _name(model)))
+    gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
+    rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
+    return (
+        f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes {listed(spread)}. All "
+        f"GSC at all records lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n{_before_after(frame, moved)}"
     )
 
 
@@ -117,7 +85,7 @@ def _name(model: object) -> str:
 
 
 def _unit(layer: object) -> str:
-    """``the fourth ReLU (relu4)``; a name of another form stays."""
+    """``the fourth ReLU (relu4)``, or ``the NAME`` for other names."""
     found = re.fullmatch(r"([a-z]+)(\d)", str(layer))
     if found is None or found[1] not in KINDS:
         return f"the {layer}"
@@ -125,13 +93,13 @@ def _unit(layer: object) -> str:
 
 
 def _movement(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC minus that at step 0: a row for each (model, layer, step), a column a seed."""
+    """log10 GSC minus that at step 0: a row for each (model, layer, step), a column for each seed."""
     table = _logarithms(frame)
     return table - table.groupby(level=["model", "layer"], sort=False).transform("first")
 
 
 def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC of all units but the last, whose own is always 1, and a reshape, in rows and columns as above."""
+    """log10 GSC in the form of `_movement`, without the reshape and the last unit, whose GSC is always 1."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["depth_from_output"] > 0) & (frame["layer"] != "flatten")]
     return rows.sort_values("step", kind="stable").pivot_table(
         index=["model", "layer", "step"], columns="seed", values="log10_value", observed=True, sort=False
@@ -139,13 +107,13 @@ def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _apart(frame: pd.DataFrame, model: str) -> tuple[float, float]:
-    """Standard deviation between runs, mean over units, at the first and at the last record."""
+    """Standard deviation between runs, averaged over units, at the first and the last record."""
     deviations = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
     return deviations.iloc[0], deviations.iloc[-1]
 
 
 def _part(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
-    """The rows of one value of an index level, without it."""
+    """The rows with this value of an index level, without that level."""
     return table[table.index.get_level_values(level) == value].droplevel(level)
 
 
@@ -154,66 +122,50 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means(table: pd.DataFrame) -> dict[Any, Mean]:
-    return {place: mean(row) for place, row in zip(table.index, table.to_numpy(), strict=True)}
+    return {place: means.mean(row) for place, row in zip(table.index, table.to_numpy(), strict=True)}
 
 
-def _farthest(table: pd.DataFrame) -> tuple[Any, Mean]:
-    """The row whose mean is farthest from 0."""
-    found = _means(table)
+def _farthest(found: dict[Any, Mean]) -> tuple[Any, Mean]:
+    """The mean that is farthest from 0, with its key."""
     return max(found.items(), key=lambda item: abs(item[1].value))
 
 
-def _within(found: list[Mean]) -> bool | None:
-    """All intervals within one order of magnitude; False: one lies beyond; None: one straddles the border."""
-    if any(one.low > ORDER or one.high < -ORDER for one in found):
-        return False
-    return True if all(one.low > -ORDER and one.high < ORDER for one in found) else None
-
-
-def _fallen(last: pd.DataFrame) -> str:
-    found = _means(last).values()
-    return (
-        f"{sum(one.value < 0 for one in found)} of {len(found)} units have fallen in the mean, "
-        f"{sum(one.high < 0 for one in found)} with the whole interval"
-    )
-
-
-def _falls(model: str, table: pd.DataFrame) -> Claim:
-    found = list(_means(_last(table)).values())
+def _falls(model: str, moved: pd.DataFrame) -> Claim:
+    found = list(_means(_last(moved)).values())
     fallen, risen = sum(one.high < 0 for one in found), sum(one.low > 0 for one in found)
     return Claim(
-        f"By the end GSC of most units of {_name(model)} has fallen",
-        True if fallen > len(found) / 2 else False if risen >= len(found) / 2 else None,
-        f"{_fallen(_last(table))}; {risen} have risen with the whole interval",
+        f"By the end, GSC of most units of {_name(model)} has fallen",
+        means.verdict(fallen > len(found) / 2, risen >= len(found) / 2),
+        f"the mean has fallen in {sum(one.value < 0 for one in found)} of {len(found)} units, the whole interval in "
+        f"{fallen}; the whole interval has risen in {risen}",
     )
 
 
-def _after(model: str, table: pd.DataFrame) -> Claim:
-    last = _last(table)
+def _after(model: str, moved: pd.DataFrame) -> Claim:
+    last = _means(_last(moved))
     unit, change = _farthest(last)
     return Claim(
-        f"After training the GSC of every unit of {_name(model)} is within one order of magnitude of that before",
-        _within(list(_means(last).values())),
-        f"{len(last)} units, the farthest is {_unit(unit)} with log10 changed by {change:.2f}",
+        f"After training, GSC of every unit of {_name(model)} is within one order of magnitude of that before",
+        means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
+        f"{len(last)} units; the largest change of log10 is that of {_unit(unit)}, {change:.2f}",
     )
 
 
-def _during(model: str, table: pd.DataFrame) -> Claim:
-    moved = table[table.index.get_level_values("step") > 0]
-    (unit, step), change = _farthest(moved)
-    found = list(_means(moved).values())
-    loosest = max(found, key=lambda one: max(abs(one.low), abs(one.high)))
+def _during(model: str, moved: pd.DataFrame) -> Claim:
+    found = _means(moved[moved.index.get_level_values("step") > 0])
+    (unit, step), change = _farthest(found)
+    loosest = max(found.values(), key=lambda one: max(abs(one.low), abs(one.high)))
     return Claim(
-        f"At every record of training the GSC of every unit of {_name(model)} is within one order of magnitude of that "
-        "before",
-        _within(found),
-        f"{len(found)} intervals, the farthest mean is that of {_unit(unit)} at step {step}, {change:.2f}; the "
-        f"farthest end of an interval belongs to {loosest:.2f}",
+        f"At every record, GSC of every unit of {_name(model)} is within one order of magnitude of that before "
+        "training",
+        means.all_of(*(one.within(0.0, ORDER) for one in found.values())),
+        f"{len(found)} intervals; the largest mean is that of {_unit(unit)} at step {step}, {change:.2f}; the largest "
+        f"end of an interval is that of {loosest:.2f}",
     )
 
 
-def _where(model: str, table: pd.DataFrame) -> Claim:
-    last = _last(table)
+def _where(model: str, moved: pd.DataFrame) -> Claim:
+    last = _last(moved)
     farthest = {seed: str(last[seed].abs().idxmax()) for seed in last}
     return Claim(
         f"The unit of {_name(model)} that has moved most by the end is the same in every run",
@@ -222,15 +174,14 @@ def _where(model: str, table: pd.DataFrame) -> Claim:
     )
 
 
-def _when(model: str, table: pd.DataFrame) -> Claim:
-    """The path of log10 GSC of the input: is more than half of it gone in the first quarter of the steps?"""
-    path = _part(table, "layer", "input").diff().abs()
-    early = path[path.index <= path.index.max() / 4].sum() / path.sum()
-    part = mean(early)
+def _when(model: str, moved: pd.DataFrame) -> Claim:
+    """Whether the path of log10 GSC of the input is longer in the first quarter of the steps than afterwards."""
+    path = _part(moved, "layer", "input").diff().abs()
+    early = means.mean(path[path.index <= path.index.max() / 4].sum() / path.sum())
     return Claim(
         f"Most of the movement of the input's GSC of {_name(model)} happens in the first quarter of training",
-        True if part.low > 0.5 else False if part.high < 0.5 else None,
-        f"part of the length of its path {part:.2f}",
+        early.above(0.5),
+        f"part of the length of its path {early:.2f}",
     )
 
 
@@ -241,46 +192,87 @@ def _accuracies(metrics: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _accuracy(collected: Collected) -> list[Claim]:
-    """Of two networks, which is the better."""
+    """Whether two networks reach different accuracies."""
     assert collected.metrics is not None
     found = _accuracies(collected.metrics)
     if len(found) != 2:
         return []
     (a, first), (b, second) = found.items()
-    difference = mean(100 * (second - first))
+    difference = means.mean(100 * (second - first))
     return [
         Claim(
-            f"{_name(b)} reaches another test accuracy than {_name(a)} with this recipe",
-            True if difference.low > 0 or difference.high < 0 else None,
-            f"{_name(a)} {mean(100 * first):.1f} %, {_name(b)} {mean(100 * second):.1f} %, difference {difference:.1f}",
+            f"With this recipe, the test accuracy of {_name(b)} differs from that of {_name(a)}",
+            means.verdict(difference.low > 0 or difference.high < 0, False),
+            f"{_name(a)} {means.mean(100 * first):.1f} %, {_name(b)} {means.mean(100 * second):.1f} %, difference "
+            f"{difference:.1f}",
         )
     ]
 
 
 def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
-    """GSC of every unit at the first and last record, and the change of log10, in Markdown; a column is a network's."""
-    logarithms = _logarithms(frame)
+    """A table of GSC of every unit at the first and the last record, and of the change of log10, for every network."""
+    logarithms, rows = _logarithms(frame), []
     models = list(dict.fromkeys(logarithms.index.get_level_values("model")))
-    head = [f"{_name(model)}: {word}" for model in models for word in ("before", "after", "change of log10")]
-    lines = [f"| unit | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
     for layer in dict.fromkeys(logarithms.index.get_level_values("layer")):
-        cells = []
+        rows.append([layer])
         for model in models:
-            own = _part(_part(logarithms, "model", model), "layer", layer)
-            change = _part(_part(moved, "model", model), "layer", layer)
-            ends = [f"{geometric_mean(10**row):.2g}" for row in own.iloc[[0, -1]].to_numpy()] if len(own) else ["", ""]
-            cells += [*ends, f"{mean(change.iloc[-1]):+.2f}" if len(own) else ""]
-        lines.append(f"| {layer} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            own, change = (_part(_part(values, "model", model), "layer", layer) for values in (logarithms, moved))
+            ends = [f"{means.geometric_mean(10**row):.2g}" for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
+            rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+.2f}"] if len(own) else ["", "", ""]
+    words = ("before", "after", "change of log10")
+    return table(["unit", *(f"{_name(model)}: {word}" for model in models for word in words)], rows)
 
 
 STUDY = Study(
-    question=QUESTION,
-    method=METHOD,
-    how_sure=HOW_SURE,
-    claims=claims,
+    question="How does GSC of two AlexNets change while they learn CIFAR-10?",
     answer=answer,
+    use="""
+GSC at initialization does not describe the trained network, so measure it again after training. Measure several runs at
+initialization, where runs differ more than after training.
+""",
+    method=f"""
+Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
+{{optimizer.momentum}}. The recipe is a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}}
+and label smoothing {{train.label_smoothing}}; there are {{num_seeds}} runs per network. A is trained without its
+dropout, which reduced accuracy in so few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast); GSC
+is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+([results](../../results/README.md)).
+
+Every {{monitor.every}} steps, GSC of every unit to the logits is measured exactly, always on the same
+{{monitor.batch_size}} test images. The norm of the gradient of every layer is recorded too. The reshape before the
+first fully connected layer has the GSC of the unit before it, so it is left out.
+
+The movement of a unit is log10 GSC at a record minus log10 GSC at step 0 of the same run. "Within one order of
+magnitude" means between -{ORDER:g} and {ORDER:g}, decided by the 95 % intervals of the mean over runs. A claim is
+supported if all intervals lie within, contradicted if one lies outside, and undecided otherwise. GSC is defined by G.
+Philipp, D. Song and J. Carbonell (arXiv:1712.05577). It is squared here; in the convention of that paper, every
+movement is half as large.
+""",
+    how_sure="""
+Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. With so
+few runs they are wide, so only a claim with a clear margin is supported. Each interval is that of one unit at one
+record, without correction for their number. The interval of a movement contains the spread of runs at the beginning as
+well as at the end. A few epochs of one recipe say nothing about training to the end or about other learning rates.
+""",
+    claims=claims,
     figures=figures,
-    captions=CAPTIONS,
-    results=RESULTS,
+    captions={
+        "gsc_over_training": (
+            "GSC of every layer to the logits over the steps of training. Red is more than 1, blue is less."
+        ),
+        "gsc_before_after": (
+            "GSC of every unit before and after training, one panel per network. Bands are one standard deviation over "
+            "runs."
+        ),
+        "learning": (
+            "Training loss and test accuracy of both networks over the steps of training. Bands are one standard "
+            "deviation over runs; the legend shows the last accuracy."
+        ),
+        "gradient_norms": (
+            "Norm of the gradient of every layer's parameters over training, one panel per network. Each layer has its "
+            "own marker, and its name at the right end."
+        ),
+    },
+    details=details,
+    results="alexnet",
 )

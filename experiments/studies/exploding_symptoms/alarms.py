@@ -1,6 +1,6 @@
-"""How often signals ring: before failures, in runs that do not fail, and in those watched for as long as a failing run.
+"""How often signals fire: before failures, in runs that do not fail (controls), and in controls for equally long.
 
-Runs of one network at one learning rate, a cell, are alike; all intervals are over cells drawn anew, all together.
+Runs of one network at one learning rate (a cell) resemble each other, so all intervals resample cells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from experiments.evidence.counts import FloatArray, Median, Part, draws, interval, median, part, ratio
+from experiments.evidence.means import verdict
+from experiments.evidence.words import span
 from experiments.studies.exploding_symptoms.signals import THRESHOLDS, leads, quiet, runs
 
 CELL = ["model", "lr"]
@@ -27,81 +29,81 @@ class Between:
     high: float
 
     def above(self, limit: float) -> bool | None:
-        """Whether it is more than ``limit``; None where the interval holds that."""
-        return True if self.low > limit else False if self.high < limit else None
+        """Whether the number is greater than ``limit``; None if the interval contains ``limit``."""
+        return verdict(self.low > limit, self.high < limit)
 
     def __format__(self, form: str) -> str:
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+        return f"{self.value:{form}} ({span(self.low, self.high, form)[0]})"
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A table of `signals.runs`, and how often each of its runs is drawn: (resamples, runs)."""
+class Alarms:
+    """A table of `signals.runs`, and how often each of its runs is drawn, (resamples, runs)."""
 
     table: pd.DataFrame
     drawn: FloatArray
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, *, generator: np.random.Generator) -> Watched:
-        """The runs of a frame of `experiments.studies.exploding_symptoms.signals.condensed`."""
+    def of(cls, frame: pd.DataFrame, *, generator: np.random.Generator) -> Alarms:
+        """The runs of a frame of `signals.condensed`."""
         table = runs(frame)
         cells = table.groupby(level=CELL, observed=True).ngroup()
         return cls(table, draws(cells, generator=generator))
 
     @cached_property
     def leads(self) -> pd.DataFrame:
-        """Steps from each signal to the failure, of failing runs; NaN where it was not before."""
+        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before."""
         return leads(self.table)
 
     @cached_property
-    def rang(self) -> pd.DataFrame:
-        """Whether each signal rang, of the runs that did not fail."""
+    def false(self) -> pd.DataFrame:
+        """Whether each signal fired, for the controls."""
         return quiet(self.table)
 
     @property
-    def heard(self) -> list[str]:
-        """Signals that rang in a control, or before a failure, at least once: of others nothing can be said."""
-        return [name for name in THRESHOLDS if self.leads[name].notna().any() or self.rang[name].any()]
+    def fired(self) -> list[str]:
+        """Signals that fired at least once in a control or before a failure; the others were not tested."""
+        return [name for name in THRESHOLDS if self.leads[name].notna().any() or self.false[name].any()]
 
     def part(self, which: pd.Series) -> Part:
-        """Of booleans by run."""
+        """The proportion of True in booleans by run."""
         return part(which, self._drawn(which.index))
 
     def median(self, values: pd.Series) -> Median:
-        """Of the values that are known, by run."""
+        """The median of the values by run that are not NaN."""
         known = values.dropna()
         return median(known, self._drawn(known.index))
 
     def false_alarms(self, name: str) -> Part:
-        """Controls in which a signal rings at any step."""
-        return self.part(self.rang[name])
+        """The proportion of controls in which a signal fires."""
+        return self.part(self.false[name])
 
     def matched(self, name: str) -> Between:
-        """Part of pairs of a control and a failing run in which the control rings before the other fails.
+        """Part of the pairs of a control and a failing run in which the control fires before the other fails.
 
-        So a control is watched for as long as a run that fails, the steps of failure being those of all that do.
+        So controls are monitored for as long as failing runs.
         """
         pairs, controls, failing = self._pairs(name)
         resampled = _pair_means(pairs, controls, failing)
         return Between(float(pairs.mean()) if pairs.size else np.nan, *interval(resampled))
 
     def advantage(self, name: str) -> Between:
-        """Part of the failing runs that are warned, less that of the controls watched as long."""
+        """Part of the failures that are announced, minus `matched`."""
         pairs, controls, failing = self._pairs(name)
         warned = self.leads[name].notna().to_numpy()
         hits = ratio(failing @ warned, failing.sum(axis=1))
         value = warned.mean() - pairs.mean() if pairs.size else np.nan
         return Between(float(value), *interval(hits - _pair_means(pairs, controls, failing)))
 
-    def trusty(self, limit: float) -> dict[str, bool | None]:
-        """Of every signal that was heard, whether it is a false alarm in less than ``limit`` of the controls."""
-        above = {name: self.false_alarms(name).above(limit) for name in self.heard}
+    def reliable(self, limit: float) -> dict[str, bool | None]:
+        """Whether each signal that fired is a false alarm in less than ``limit`` of the controls."""
+        above = {name: self.false_alarms(name).above(limit) for name in self.fired}
         return {name: None if over is None else not over for name, over in above.items()}
 
     def ranking(self, models: npt.ArrayLike) -> Between | None:
         """Area under the ROC curve of log10 GSC at step 0, over pairs of one learning rate and seed.
 
-        The part of the pairs in which the failing network has the larger one; None where there is no pair.
+        It is the part of the pairs in which the failing network has the larger GSC, or None if there is no pair.
         """
         own = self.table[self.table.index.get_level_values("model").isin(np.asarray(models))]
         drawn, start = self._drawn(own.index), own["log10_gsc_at_start"].to_numpy()
@@ -119,13 +121,13 @@ class Watched:
         return self.drawn[:, self.table.index.get_indexer(index)]
 
     def _pairs(self, name: str) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray]:
-        """Whether a control (row) rings before a failing run (column) fails, and how often these are drawn."""
-        first = self.table.loc[self.rang.index, f"first_{name}"].to_numpy()
+        """Whether a control (row) fires before a failing run (column) fails, and how often these are drawn."""
+        first = self.table.loc[self.false.index, f"first_{name}"].to_numpy()
         failed = self.table.loc[self.leads.index, "failure_step"].to_numpy()
-        return first[:, None] < failed[None, :], self._drawn(self.rang.index), self._drawn(self.leads.index)
+        return first[:, None] < failed[None, :], self._drawn(self.false.index), self._drawn(self.leads.index)
 
 
 def _pair_means(pairs: npt.NDArray[np.bool_], rows: FloatArray, columns: FloatArray) -> FloatArray:
-    """Of each resample the mean over pairs, NaN where there are none."""
+    """The mean over pairs of each resample, NaN if there are none."""
     over = ((rows @ pairs) * columns).sum(axis=1)
     return ratio(over, rows.sum(axis=1) * columns.sum(axis=1))

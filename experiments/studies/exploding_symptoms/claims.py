@@ -1,158 +1,155 @@
-"""What is claimed of the signals that warn of training that explodes, decided from the runs that were watched."""
+"""Claims about the signals that warn of exploding training."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from experiments.evidence.counts import Part
+from experiments.evidence.means import verdict
 from experiments.evidence.study import Claim
-from experiments.studies.exploding_symptoms.alarms import Watched
+from experiments.evidence.words import listed
+from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import WORDS, quiet
 from gradscope.monitor.alarms import FEWEST
 
-# A monitor that stops a run in vain more often than this costs more than it saves; and the same more and less strict.
+# Accepted rate of false alarms; a monitor with more costs more than it saves.  And a stricter and a looser rate.
 MOST_FALSE_ALARMS = 0.1
 LIMITS = (0.05, MOST_FALSE_ALARMS, 0.2)
-# A warning so many steps before is early, and a loss that is not finite so soon after the failure comes at once.
+# A warning at least this many steps before is early; a non-finite loss at most this many steps after comes at once.
 FEW_STEPS = 5
-# Twice the steps that a jump must have before it: whoever fails later than this leaves jumps time to be seen.
+# Twice the number of steps that a jump needs before it: later failures leave time for jumps.
 LATE = 2 * FEWEST
 
 
-def warns(watched: Watched, name: str) -> Claim:
-    """Of failing runs."""
-    warned = watched.part(watched.leads[name].notna())
-    says = f"{WORDS[name]} warns before the failure in most runs that fail"
-    return Claim(says, warned.most, f"{warned}; median lead {lead_in_words(watched, watched.leads[name])}")
+def warns(alarms: Alarms, name: str) -> Claim:
+    """Whether a signal announces most failures."""
+    warned = alarms.part(alarms.leads[name].notna())
+    says = f"{WORDS[name]} announces most failures"
+    return Claim(says, warned.most, f"{warned}; median lead {lead_in_words(alarms, alarms.leads[name])}")
 
 
-def silent(watched: Watched, name: str) -> Claim:
-    """Of controls, to their last step."""
-    quiet_part = watched.part(~watched.rang[name])
-    learned = watched.part(~quiet(watched.table, learned=True)[name])
+def silent(alarms: Alarms, name: str) -> Claim:
+    """Whether a signal is silent in most controls, to their last step."""
+    quiet_part = alarms.part(~alarms.false[name])
+    learned = alarms.part(~quiet(alarms.table, learned=True)[name])
     says = f"{WORDS[name]} is silent in most runs that do not fail"
-    return Claim(says, quiet_part.most, f"{quiet_part}; of those that learned {learned}")
+    return Claim(says, quiet_part.most, f"{quiet_part}; of those that learned, {learned}")
 
 
-def tells(watched: Watched, name: str) -> Claim:
-    """Whether a warning means anything: both are watched for equally many steps."""
+def tells(alarms: Alarms, name: str) -> Claim:
+    """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, matched, more = (
-        watched.part(watched.leads[name].notna()), watched.matched(name), watched.advantage(name)
+        alarms.part(alarms.leads[name].notna()), alarms.matched(name), alarms.advantage(name)
     )  # fmt: skip
     return Claim(
-        f"Exploratory: {WORDS[name]} rings more often before a failure than in a control watched as long",
+        f"Exploratory: {WORDS[name]} fires more often before a failure than in a control monitored equally long",
         more.above(0.0),
         f"{warned.value:.2f} of the failing runs, {matched:.2f} of the controls, difference {more:.2f}",
     )
 
 
-def update_first(watched: Watched) -> Claim:
-    """The order at these thresholds."""
-    first = firsts(watched.leads[watched.leads.notna().any(axis=1)])
-    update = watched.part(first["update"])
-    others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in watched.heard if name != "update")
+def update_first(alarms: Alarms) -> Claim:
+    """Whether the update is first at these thresholds."""
+    first = firsts(alarms.leads[alarms.leads.notna().any(axis=1)])
+    update = alarms.part(first["update"])
+    others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        "At these thresholds the update is the first to warn, alone or with others, in most failing runs that are "
-        "warned at all",
+        "At these thresholds, the update is the first signal, alone or with others, in most runs whose failure is "
+        "announced",
         update.most,
-        f"{update}; the others are first in: {others or 'none'}; but the update is a false alarm in "
-        f"{watched.false_alarms('update')}",
+        f"{update}; the others are first in: {others or 'none'}; the update is a false alarm in "
+        f"{alarms.false_alarms('update')}",
     )
 
 
-def trust(watched: Watched) -> list[Claim]:
-    """What signals do together that are seldom a false alarm; decided only where the undecided ones change nothing."""
-    sure, perhaps = warned_by(watched, MOST_FALSE_ALARMS)
-    verdicts = watched.trusty(MOST_FALSE_ALARMS)
+def reliable(alarms: Alarms) -> list[Claim]:
+    """What reliable signals announce together; decided only if the undecided signals change nothing."""
+    sure, perhaps = warned_by(alarms, MOST_FALSE_ALARMS)
+    verdicts = alarms.reliable(MOST_FALSE_ALARMS)
     together = f"{named(verdicts, True)} (undecided: {named(verdicts, None)})"
-    late = (watched.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
-    others = warned_by(watched, MOST_FALSE_ALARMS, but="loss_jump")
-    early = [watched.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
+    late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
+    others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
+    early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
-        _most("Some trusty signal warns of most failures", watched, sure, perhaps, together),
-        _most(f"Exploratory: the same of failures after step {LATE}", watched, sure[late], perhaps[late], ""),
-        _most("Exploratory: some trusty signal other than the loss jump warns of most failures", watched, *others, ""),
+        _most("Some reliable signal announces most failures", alarms, sure, perhaps, together),
+        _most(f"Exploratory: the same for failures after step {LATE}", alarms, sure[late], perhaps[late], ""),
+        _most(
+            "Exploratory: some reliable signal other than the loss jump announces most failures", alarms, *others, ""
+        ),
         Claim(
-            f"Where a trusty signal warns, the first is mostly {FEW_STEPS} steps or more before the failure",
+            f"The first reliable signal mostly comes {FEW_STEPS} steps or more before the failure",
             early[0].most if early[0].most is early[1].most else None,
-            f"{early[0]}; median lead {lead_in_words(watched, sure)}; with the undecided signals {early[1]}",
+            f"{early[0]}; median lead {lead_in_words(alarms, sure)}; with the undecided signals {early[1]}",
         ),
     ]
 
 
-def _most(says: str, watched: Watched, sure: pd.Series, perhaps: pd.Series, what: str) -> Claim:
-    least, best = watched.part(sure.notna()), watched.part(perhaps.notna())
+def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str) -> Claim:
+    least, best = alarms.part(sure.notna()), alarms.part(perhaps.notna())
     because = f"{least}{'; ' if what else ''}{what}; with the undecided signals {best}"
-    return Claim(says, True if least.most else False if best.most is False else None, because)
+    return Claim(says, verdict(least.most is True, best.most is False), because)
 
 
-def warned_by(watched: Watched, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
-    """Of each failing run the longest lead of the trusty signals, and of those together with the undecided."""
-    verdicts = {name: holds for name, holds in watched.trusty(limit).items() if name != but}
+def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
+    """The longest lead of the reliable signals in each failing run, and of these and the undecided signals."""
+    verdicts = {name: holds for name, holds in alarms.reliable(limit).items() if name != but}
     sure = [name for name, holds in verdicts.items() if holds]
     perhaps = [name for name, holds in verdicts.items() if holds is not False]
-    return watched.leads[sure].max(axis=1), watched.leads[perhaps].max(axis=1)
+    return alarms.leads[sure].max(axis=1), alarms.leads[perhaps].max(axis=1)
 
 
-def at_once(watched: Watched) -> Claim:
-    """How long the failure takes to a loss that is not finite."""
-    ended = watched.table[np.isfinite(watched.table["nan_step"])]
+def at_once(alarms: Alarms) -> Claim:
+    """How long after the failure the loss becomes non-finite."""
+    ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
-    soon = watched.part(after <= FEW_STEPS)
+    soon = alarms.part(after <= FEW_STEPS)
     return Claim(
-        f"In most runs that come to it the loss is not finite {FEW_STEPS} steps after the failure or sooner",
+        f"In most runs that reach a non-finite loss, it comes {FEW_STEPS} steps after the failure or sooner",
         soon.most,
-        f"{soon}; median {lead_in_words(watched, after)}",
+        f"{soon}; median {lead_in_words(alarms, after)}",
     )
 
 
-def predicts(says: str, watched: Watched, models: list[str]) -> Claim:
-    """Whether GSC at step 0 ranks these networks by whether they fail."""
-    area = watched.ranking(models)
+def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
+    """Whether the failing networks among these have larger GSC at step 0."""
+    area = alarms.ranking(models)
     return Claim(
         says,
         None if area is None else area.above(0.5),
-        "0 learning rates at which some fail and others do not"
+        "there are 0 learning rates at which some networks fail and others do not"
         if area is None
-        else f"the failing one of a pair of runs has the larger GSC in a part of {area:.2f}; chance is 0.5",
+        else f"part of the pairs of runs in which the failing one has the larger GSC {area:.2f}; chance is 0.5",
     )
 
 
-def largest(watched: Watched) -> Claim:
-    """The network that explodes most at initialization."""
-    starts = watched.table["log10_gsc_at_start"].groupby(level="model", observed=True).mean()
+def largest(alarms: Alarms) -> Claim:
+    """Whether the network with the largest GSC at initialization fails."""
+    starts = alarms.table["log10_gsc_at_start"].groupby(level="model", observed=True).mean()
     model = str(starts.idxmax())
-    own = watched.table[watched.table.index.get_level_values("model") == model]
-    failed = watched.part(np.isfinite(own["failure_step"]))
+    own = alarms.table[alarms.table.index.get_level_values("model") == model]
+    failed = alarms.part(np.isfinite(own["failure_step"]))
     return Claim(
         "Exploratory: the network with the largest GSC at step 0 fails in some of these runs",
         failed.count > 0,
-        f"{model}, which has the largest GSC at step 0 (10^{starts.max():.1f} on average), fails in {failed}",
+        f"{model} has the largest GSC at step 0 (10^{starts.max():.1f} on average) and fails in {failed}",
     )
 
 
 def firsts(found: pd.DataFrame) -> pd.DataFrame:
-    """Whether a signal was the first of a failing run, alone or with others."""
+    """Whether each signal was the first in a failing run, alone or with others."""
     return found.eq(found.max(axis=1), axis=0)
 
 
-def lead_in_words(watched: Watched, values: pd.Series) -> str:
-    """Median of the steps that are known."""
-    return f"{watched.median(values)} steps" if values.notna().any() else "none"
+def lead_in_words(alarms: Alarms, values: pd.Series) -> str:
+    """The median of the leads that are not NaN."""
+    return f"{alarms.median(values)} steps" if values.notna().any() else "none"
 
 
 def names_in_words(names: list[str]) -> str:
-    """A list of signals."""
-    return ", ".join(WORDS[name] for name in names) or "none"
+    """The signals as a list in a sentence."""
+    return listed(WORDS[name] for name in names)
 
 
-def named(verdicts: dict[str, bool | None], verdict: bool | None) -> str:
-    """The signals of one verdict."""
-    return names_in_words([name for name, holds in verdicts.items() if holds is verdict])
-
-
-def in_percent(found: Part) -> str:
-    """Rounded, with the counts and the interval."""
-    low, high = found.interval
-    return f"{100 * found.value:.0f} % ({found.count} of {found.num} runs; {100 * low:.0f} to {100 * high:.0f} %)"
+def named(verdicts: dict[str, bool | None], wanted: bool | None) -> str:
+    """The signals with this verdict, as a list in a sentence."""
+    return names_in_words([name for name, holds in verdicts.items() if holds is wanted])

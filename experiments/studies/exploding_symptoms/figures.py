@@ -1,4 +1,4 @@
-"""Figures of signals that warn of training that explodes."""
+"""Figures of the study exploding_symptoms."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from experiments.studies.exploding_symptoms.alarms import Watched
+from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
 
-# Of signals over their thresholds: a loss that explodes would press everything else flat.
+# Range of signals over their thresholds; an exploding loss would flatten everything else.
 SHOWN = (1e-7, 1e4)
 
 
-def draw(watched: Watched, frame: pd.DataFrame) -> dict[str, Figure]:
-    """Of runs, and of the frame that also holds every step of one of them."""
+def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
+    """All figures; the frame also contains every step of one run."""
     return {
-        "warnings": _warnings(watched),
-        "leads": _leads(watched),
+        "warnings": _warnings(alarms),
+        "leads": _leads(alarms),
         "one_run": _one_run(frame),
-        "failures": _failures(watched.table),
+        "failures": _failures(alarms.table),
     }
 
 
-def _warnings(watched: Watched) -> Figure:
-    """Of the signals that were heard at all: warned, false alarms to the end, and false alarms in equal time."""
+def _warnings(alarms: Alarms) -> Figure:
+    """For each signal that fired: failures announced, false alarms to the last step, and false alarms in equal time."""
     figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
-    names, colors = watched.heard, sns.color_palette("colorblind")
-    warned = [watched.part(watched.leads[name].notna()) for name in names]
-    alarms = [watched.false_alarms(name) for name in names]
-    matched = [watched.matched(name) for name in names]
+    names, colors = alarms.fired, sns.color_palette("colorblind")
+    warned = [alarms.part(alarms.leads[name].notna()) for name in names]
+    false = [alarms.false_alarms(name) for name in names]
+    matched = [alarms.matched(name) for name in names]
     bars = (
         (
             [(one.value, *one.interval) for one in warned],
-            f"warned before the failure, {len(watched.leads)} failing runs",
+            f"warned before the failure, {len(alarms.leads)} failing runs",
         ),
-        ([(one.value, *one.interval) for one in alarms], f"false alarm to the last step, {len(watched.rang)} controls"),
+        ([(one.value, *one.interval) for one in false], f"false alarm to the last step, {len(alarms.false)} controls"),
         ([(one.value, one.low, one.high) for one in matched], "false alarm, watched as long as a failing run"),
     )
     for number, (values, label) in enumerate(bars):
@@ -55,18 +55,18 @@ def _warnings(watched: Watched) -> Figure:
     return figure
 
 
-def _leads(watched: Watched) -> Figure:
+def _leads(alarms: Alarms) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), layout="constrained", sharex=True, sharey=True)
-    ends, names = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}, watched.heard
-    longest = max(float(np.nan_to_num(leads(watched.table, end).to_numpy()).max(initial=1.0)) for end in ends)
+    ends, names = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}, alarms.fired
+    longest = max(float(np.nan_to_num(leads(alarms.table, end).to_numpy()).max(initial=1.0)) for end in ends)
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
-        found = leads(watched.table, end)
+        found = leads(alarms.table, end)
         color = sns.color_palette("colorblind")[0]
         for place, name in enumerate(names):
             known = found[name].dropna()
             ax.plot(known, place + _beside(known), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
             if len(known):
-                middle = watched.median(found[name])
+                middle = alarms.median(found[name])
                 if np.isfinite(middle.high):
                     ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
                 ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
@@ -85,14 +85,14 @@ def _leads(watched: Watched) -> Figure:
 
 
 def _beside(values: pd.Series) -> pd.Series:
-    """Heights around 0 at which equal values lie beside each other, in a row's height however many there are."""
+    """Heights around 0 that put equal values beside each other, within one row."""
     equal = values.groupby(values)
     rank, num = equal.cumcount(), equal.transform("size")
     return (rank - (num - 1) / 2) * np.minimum(0.08, 0.8 / num)
 
 
 def _one_run(frame: pd.DataFrame) -> Figure:
-    """Everything over its own threshold."""
+    """Loss and signals of one run, each over its own threshold."""
     figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     limits = {"loss": FAILURE} | THRESHOLDS
     rows = frame[frame["quantity"].isin(list(limits))]

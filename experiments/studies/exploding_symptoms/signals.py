@@ -1,4 +1,4 @@
-"""Signals that warn of training that explodes: when each passed its threshold, and when the loss failed."""
+"""Signals that warn of exploding training: when each passes its threshold, and when the loss fails."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ WORDS = {
     "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
     "gsc": "GSC", "gsc_jump": "GSC jump",
 }  # fmt: skip
-
-
 KEYS = ["model", "lr", "seed"]
 GUESSING = math.log(10)
 FAILURE, LEARNED = 10 * GUESSING, 0.5 * GUESSING
@@ -35,9 +33,9 @@ THRESHOLDS = {
 
 
 def condensed(collected: Collected) -> Collected:
-    """Of every run when it failed and when each signal passed its threshold; every step of the run that failed last.
+    """The step of failure and of each signal for every run, and every step of the run that fails last.
 
-    The last is the last of those that end in NaN, where there are any.
+    If there are runs that end in NaN, the last one to fail among these is taken.
     """
     assert collected.metrics is not None
     table = series(collected.frame, collected.metrics)
@@ -63,8 +61,8 @@ def _last_to_fail(found: pd.DataFrame) -> object:
 
 
 def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Loss, signals and "start" (largest log10 GSC at step 0), a row for each (model, lr, seed, step)."""
-    # The record after a step is of the loss at its beginning, where the monitor looks.
+    """Loss, signals and "start" (largest log10 GSC at step 0), one row per (model, lr, seed, step)."""
+    # The record after a step contains the loss at its beginning, which is what the monitor checks.
     losses = metrics.assign(step=metrics["step"] - 1).set_index([*KEYS, "step"])["train_loss"].sort_index()
     made = pd.DataFrame({"loss": losses})
     made["loss_jump"] = _jump(made["loss"])
@@ -81,7 +79,7 @@ def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame:
-    """A column a layer; infinite where a number was not finite and so left out, once there has been one."""
+    """One column per layer.  A missing value after the first one was not finite, so it becomes infinite."""
     rows = frame[frame["quantity"] == quantity]
     table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True).reindex(index)
     began = table.notna().groupby(level=KEYS, observed=True).cummax()
@@ -89,13 +87,13 @@ def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame
 
 
 def _jump(values: pd.Series) -> pd.Series:
-    """Over the median of those before it in its run, by the rule of the monitor."""
+    """Values over the median of previous values in their run, by the rule of the monitor."""
     runs = values.groupby(level=KEYS, observed=True)
     return values / runs.transform(lambda run: run.shift(1).rolling(RECENT, min_periods=FEWEST).median()).clip(1e-12)
 
 
 def first_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a run: failure_step, nan_step, first_SIGNAL (infinite: never), log10_gsc_at_start and last_loss."""
+    """One row per run: failure_step, nan_step, first_SIGNAL (infinite: never), log10_gsc_at_start and last_loss."""
     steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
     nan = ~np.isfinite(table["loss"])
     passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
@@ -109,15 +107,15 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """What `condensed` says of each run, a row a run."""
+    """The steps that `condensed` keeps, one row per run."""
     rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc", "last_loss"))]
     return rows.pivot_table(index=KEYS, columns="quantity", values="value", observed=True)
 
 
 def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
-    """Steps from each signal to the failure, or to ``end``, of the runs that came to it; NaN where it was not before.
+    """Steps from each signal to the failure, or to ``end``, for the runs that reach it.
 
-    Only a signal before the failure counts, whatever ``end`` is.
+    NaN if the signal did not fire before the failure.
     """
     ended = found[np.isfinite(found[end])]
     firsts = ended[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
@@ -125,7 +123,7 @@ def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
 
 
 def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
-    """Whether each signal rang, of the runs that did not fail, or of those alone that ``learned``."""
+    """Whether each signal fired, for the runs that did not fail; with ``learned`` only for those that learned."""
     others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
     firsts = others[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
     return firsts.apply(np.isfinite)

@@ -1,4 +1,4 @@
-"""Figures of what `experiments.studies.jacobian.measurement` measures, and the rates that they and the claims share."""
+"""Figures of the study jacobian."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evidence.means import mean
+from experiments.archive.tables import Collected
+from experiments.evidence import means
+from experiments.studies.jacobian import numbers
 from experiments.studies.jacobian.measurement import STEPS
-from experiments.studies.jacobian.numbers import DEEP, by_depth, rows_of
+from experiments.studies.jacobian.numbers import DEEP
 
 WORDS = {
     "log_qm_norm": "quadratic mean", "mean_log_singular_value": "geometric mean",
@@ -21,13 +23,14 @@ WORDS = {
 }  # fmt: skip
 
 
-def draw(frame: pd.DataFrame) -> dict[str, Figure]:
+def draw(collected: Collected) -> dict[str, Figure]:
     """The grid and its linearization; errors and areas against the step; singular values against depth."""
+    frame = collected.frame
     return {"grid": _grid(frame), "steps": _steps(frame), "volume": _volume(frame)}
 
 
 def _grid(frame: pd.DataFrame) -> Figure:
-    """Three initializations: the image of a grid, and its linearization at the center."""
+    """The image of a grid and its linearization at the center, for three initializations."""
     rows = frame[frame["model"] == "plane"]
     seeds = sorted(rows["seed"].unique())[:3]
     figure, axes = plt.subplots(1, len(seeds), figsize=(4.4 * len(seeds), 4.6), layout="constrained", squeeze=False)
@@ -44,8 +47,8 @@ def _grid(frame: pd.DataFrame) -> Figure:
 
 
 def _draw_grid(ax: Axes, rows: pd.DataFrame) -> None:
-    image = rows_of(rows, "image").pivot_table(index=["u", "v"], columns="axis", values="value", observed=True)
-    linear = rows_of(rows, "linear").pivot_table(index="axis", columns="index", values="value", observed=True)
+    image = numbers.rows_of(rows, "image").pivot_table(index=["u", "v"], columns="axis", values="value", observed=True)
+    linear = numbers.rows_of(rows, "linear").pivot_table(index="axis", columns="index", values="value", observed=True)
     affine, points = linear.to_numpy(), np.array(image.index.to_list())
     flat = affine[:, :1].T + points @ affine[:, 1:].T
     num = round(math.sqrt(len(points)))
@@ -66,9 +69,9 @@ def _draw_grid(ax: Axes, rows: pd.DataFrame) -> None:
 
 def _steps(frame: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
-    errors = rows_of(frame, "linearization_error")
-    determinants = rows_of(frame, "determinant").set_index("seed")["value"]
-    areas = rows_of(frame, "area")
+    errors = numbers.rows_of(frame, "linearization_error")
+    determinants = numbers.rows_of(frame, "determinant").set_index("seed")["value"]
+    areas = numbers.rows_of(frame, "area")
     distances = (areas["value"] / areas["seed"].map(determinants) - 1).abs()
     color = sns.color_palette("colorblind")[0]
     for ax, rows, values in ((left, errors, errors["value"]), (right, areas, distances)):
@@ -95,13 +98,13 @@ def _volume(frame: pd.DataFrame) -> Figure:
         2, len(DEEP), figsize=size, layout="constrained", sharex=True, sharey="row", height_ratios=(3, 2)
     )
     colors, lines = sns.color_palette("colorblind"), ("-", "--", ":")
-    seeds, width = frame["seed"].nunique(), int(frame.loc[frame["model"] == DEEP[0], "width"].iloc[0])
+    seeds, width = frame["seed"].nunique(), numbers.width(frame)
     for column, model in zip(axes.T, DEEP, strict=True):
         for color, line, (quantity, label) in zip(colors, lines, WORDS.items(), strict=False):
-            _band(column[0], by_depth(frame, model, quantity) / math.log(10), color, line, label)
+            _band(column[0], numbers.by_depth(frame, model, quantity) / math.log(10), color, line, label)
         column[0].axhline(0, color="0.6", linewidth=0.8, zorder=0)
         column[0].set_title(model, fontsize=10)
-        _band(column[1], by_depth(frame, model, "effective_rank"), colors[3], "-", None)
+        _band(column[1], numbers.by_depth(frame, model, "effective_rank"), colors[3], "-", None)
         column[1].set(yscale="log", ylim=(1, 1.3 * width), xlabel="layer, from the input")
     axes[0, 0].set_ylabel(r"$\log_{10}$ of a mean of the singular values")
     axes[1, 0].set_ylabel("effective rank")
@@ -115,9 +118,9 @@ def _volume(frame: pd.DataFrame) -> Figure:
 
 
 def _band(ax: Axes, table: pd.DataFrame, color: object, line: str, label: str | None) -> None:
-    """The mean over the seeds of a table and its interval."""
-    means = [mean(values) for _, values in table.items()]
-    ax.plot(table.columns, [one.value for one in means], line, color=color, linewidth=1.6, label=label)
-    low, high = np.transpose([(one.low, one.high) for one in means])
+    """The mean over seeds, with a band for its interval."""
+    found = [means.mean(values) for _, values in table.items()]
+    ax.plot(table.columns, [one.value for one in found], line, color=color, linewidth=1.6, label=label)
+    low, high = np.transpose([(one.low, one.high) for one in found])
     ax.fill_between(table.columns, low, high, color=color, alpha=0.25, linewidth=0)
     sns.despine(ax=ax)

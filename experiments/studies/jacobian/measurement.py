@@ -1,4 +1,4 @@
-"""The Jacobian at one point as a linear map: its grid and areas in the plane, its singular values at depth."""
+"""The Jacobian at one point: grid and areas of a map of the plane, singular values of deep networks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gradscope.models import MLP
 
 STEPS = np.logspace(-4, 0, 13)
 NUM_DIRECTIONS = 16
-# Of all directions: so many are few.
+# Below this part of all directions, few directions carry the norm.
 FEW = 0.1
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_lines: int, extent: float) -> pd.DataFrame:
-    """Of a map of the plane its grid, areas and linearization; of a deep network its singular values by depth.
+    """Grid, areas and linearization of a map of the plane, or singular values by depth of any other network.
 
     Arguments:
-        model, x: A network and one input, (1, n); n = 2 is taken for a map of the plane.
-        generator: Directions of the steps.
-        num_lines, extent: Lines of the grid in each direction, and half of its side.
+        model, x: A network and one input, (1, n); n = 2 means a map of the plane.
+        generator: Draws the directions of the steps.
+        num_lines, extent: Lines of the grid in each direction, and half its side.
 
     Raises:
         ValueError: ``x`` holds more than one input.
     """
     if len(x) != 1:
-        raise ValueError(f"A Jacobian is that at one point: data.batch_size=1, got {len(x)} samples.")
+        raise ValueError(f"The Jacobian is measured at one point: got {len(x)} samples, set data.batch_size=1.")
     return _plane(model, x, generator, num_lines, extent) if x.shape[1] == 2 else _depth(model, x)
 
 
@@ -59,21 +59,21 @@ def _plane(model: nn.Module, x: Tensor, generator: torch.Generator, num_lines: i
 
 
 def _area(corners: Tensor) -> Tensor:
-    """Of a polygon, (k, 2) -> (): half of the sum of cross products of neighboring corners."""
+    """Area of a polygon, (k, 2) -> (): half the sum of cross products of neighboring corners."""
     after = corners.roll(-1, dims=0)
     return (corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]).sum().abs() / 2
 
 
 def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Of the Jacobian from the input to every layer, with singular values s_1 >= ... >= s_n:
+    """Four numbers of the singular values s_1 >= ... >= s_n of the Jacobian from the input to every layer.
 
         log_qm_norm               ln of the root of their mean square
         mean_log_singular_value   mean of ln s_i
-        mean_log_of_most          the same of all but the largest tenth
-        effective_rank            (sum s_i^2)^2 / sum s_i^4: n where all are equal, 1 where one has all of the norm
+        mean_log_of_most          mean of ln s_i without the largest tenth
+        effective_rank            (sum s_i^2)^2 / sum s_i^4: n if all are equal, 1 if one has all of the norm
 
-    Small singular values of a deep Jacobian lie below the rounding error of the large ones.  Their logarithms are
-    never taken: ln|det J| adds up over layers, and what the largest have of it is taken off.
+    Small singular values of a deep Jacobian are below the rounding error of the large ones, so their logarithms are
+    never taken.  ln|det J| is summed over layers instead, and the part of the largest tenth is subtracted.
     """
     captured = gs.capture(model, x)
     names = [layer.name for layer in captured.units]
@@ -101,8 +101,8 @@ def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
 def rotations(depth: int, width: int, scale: float, in_features: int, *, generator: torch.Generator) -> MLP:
     """Layers f_l = scale Q_l f_{l-1}, the Q_l independent and uniform among orthogonal matrices (width, width).
 
-    All singular values of the Jacobian from the input to layer l are scale^l.  An input of other than ``width``
-    features meets a matrix with orthonormal rows or columns first.
+    All singular values of the Jacobian from the input to layer l are scale^l.  If the input does not have ``width``
+    features, the first matrix has orthonormal rows or columns.
     """
     network = MLP(
         depth=depth, width=width, in_features=in_features, activation="linear", init="orthogonal", generator=generator

@@ -1,33 +1,71 @@
-"""TODO docstring."""
+"""Rates, slopes and ranks, read from the frame of the study jacobian."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pandas as pd
+import torch
 
-from experiments.evidence.means import Mean, mean
+from experiments.evidence import means
+from experiments.evidence.means import Mean
 
-# Networks with random Gaussian weights, and rotations, whose singular values are known.
+# Networks with Gaussian weights, and rotations, whose singular values are known.
 GAUSSIAN = ("linear", "tanh", "selu")
 ROTATIONS = ("orthogonal", "expanding")
 DEEP = (*GAUSSIAN, *ROTATIONS)
+# Steps over which the error is fitted: small enough for the first order, large enough for float64.
+FITTED = (1e-4, 1e-2)
 
 
-def rows_of(frame: pd.DataFrame, quantity: str, model: str | None = None) -> pd.DataFrame:
-    """What was measured of this name, of one model or of all."""
-    rows = frame[frame["quantity"] == quantity]
-    return rows if model is None else rows[rows["model"] == model]
+def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """The rows of one quantity."""
+    return frame[frame["quantity"] == quantity]
 
 
 def by_depth(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
-    """Seeds x layers."""
-    return rows_of(frame, quantity, model).pivot_table(index="seed", columns="index", values="value", observed=True)
+    """Values of one network, seeds x layers."""
+    rows = rows_of(frame[frame["model"] == model], quantity)
+    return rows.pivot_table(index="seed", columns="index", values="value", observed=True)
 
 
 def rate(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
-    """Change a layer over the half of the layers farther from the input, where what the first do has died away.
+    """Mean change per layer over the half of the layers farther from the input, where the first layers matter little.
 
-    The logarithms of random networks are random walks, whose mean increment is the best estimate of their slope.
+    Logarithms of random networks are random walks; their mean increment is the best estimate of their slope.
     """
     values = by_depth(frame, model, quantity).to_numpy()
-    begin = values.shape[1] // 2 - 1  # layer L / 2 of L, for the first is layer 1
-    return mean((values[:, -1] - values[:, begin]) / (values.shape[1] - 1 - begin))
+    begin = values.shape[1] // 2 - 1  # layer L / 2 of L, because the first is layer 1
+    return means.mean((values[:, -1] - values[:, begin]) / (values.shape[1] - 1 - begin))
+
+
+def slope(frame: pd.DataFrame) -> Mean:
+    """Slope of ln error against ln step, one fit per seed."""
+    rows = rows_of(frame, "linearization_error")
+    rows = rows[rows["step"].between(FITTED[0] * 0.99, FITTED[1] * 1.01)]
+    fits = [np.polyfit(np.log(r["step"]), np.log(r["value"]), 1)[0] for _, r in rows.groupby("seed", observed=True)]
+    return means.mean(fits)
+
+
+def area_error(frame: pd.DataFrame) -> Mean:
+    """Relative difference of the area of the smallest square and the determinant."""
+    areas = rows_of(frame, "area")
+    smallest = areas[areas["step"] == areas["step"].min()].set_index("seed")["value"]
+    return means.mean((smallest / rows_of(frame, "determinant").set_index("seed")["value"] - 1).abs())
+
+
+def last_rank(frame: pd.DataFrame, model: str) -> Mean:
+    """Effective rank at the last layer."""
+    return means.mean(by_depth(frame, model, "effective_rank").iloc[:, -1])
+
+
+def width(frame: pd.DataFrame) -> int:
+    """Width of the deep networks."""
+    return int(frame.loc[frame["model"] == DEEP[0], "width"].iloc[0])
+
+
+def gaussian_log_volume(n: int) -> float:
+    """E ln|det W| / n of an n x n Gaussian matrix of variance 1 / n, a sum over chi-square variables."""
+    i = torch.arange(1, n + 1, dtype=torch.float64)
+    return float((torch.digamma(i / 2) + math.log(2 / n)).mean() / 2)

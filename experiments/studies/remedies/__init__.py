@@ -4,212 +4,118 @@ from __future__ import annotations
 
 import math
 
-from matplotlib.figure import Figure
-
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence import means
+from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim, Study
-from experiments.evidence.words import told
-from experiments.studies.remedies import figures as remedy_figures
-from experiments.studies.remedies.measurement import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS
-from experiments.studies.remedies.measurement import measure as measure
-from experiments.studies.remedies.numbers import (
-    MEASURES,
-    NAMES,
-    REMEDIES,
-    ROUNDING,
-    TESTED,
-    TWINS,
-    Outcome,
-    Outcomes,
-    correlation,
-    left,
-    level,
-    outcomes,
-    percent,
-    remedies_of,
-    theory_of,
-)
+from experiments.evidence.words import listed, table, told
+from experiments.studies.remedies import figures, numbers
+from experiments.studies.remedies.measurement import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS, measure
+from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, ROUNDING, TESTED, TWINS, Outcome, Outcomes
 from gradscope.coefficients.growth import EXPLODING_RATE
 
+__all__ = ["STUDY", "measure"]
+
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
-# log10 GSC: what a rate at the edge of no growth makes of all layers.  Less is not worth the name of a remedy.
+# Smallest change of log10 GSC that counts: that of a rate at the edge of no growth, over all layers.
 LEAST = DEPTH * math.log10(EXPLODING_RATE)
-# Rates that differ by less are called equal: what `gradscope.coefficients.growth` takes for no growth.
+# Rates that differ by less are equal; `gradscope.coefficients.growth` calls so small a growth stable.
 EQUAL = EXPLODING_RATE - 1
-# Part of the baseline's linear fit error of the last layer below which its layers are called nearly linear, as in the
-# study of architectures.
+# Linear fit error of the last layer, relative to that without a remedy, below which layers are nearly linear.
 KEPT = 0.1
-# A remedy that keeps so much of the nonlinearity of the outputs and takes the growth is an example against its price.
+# A remedy that removes growth and keeps this part of the nonlinearity of the outputs is an example against a price.
 MOSTLY = 0.5
 SIGNIFICANCE = 0.05
 NUM_TESTS = len(BASELINES) * len(TESTED)
 
-QUESTION = "What helps against exploding gradients, and what does it cost?"
-METHOD = f"""
-Three networks that explode, depth {DEPTH} and width {WIDTH} with a linear head of {NUM_OUTPUTS} outputs: tanh with
-weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in, ReLU with batch normalization, and SELU;
-{BATCH_SIZE} samples of Gaussian noise, {NUM_SEEDS} initializations. Each is measured as it is and with one thing
-changed, the number of parameters equal within 1 %:
-
-- **wider**: {FEWER} times fewer layers, as much wider
-- **residual**: unit skips f + V phi(W f), two linear maps a block, half as many blocks
-- **batch**, **layer**: normalization of the pre-activations; **plain**: without the normalization there was
-- **he**, **lecun**, **xavier** (in square layers the same as lecun), **orthogonal**, **critical** (chi_1 = 1 by mean
-  field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV**: orthonormal, then
-  each layer divided by the deviation of its output over a batch (arXiv:1511.06422, `gradscope.initializers.lsuv`)
-
-**Not all of them are remedies of their own.** Of weights mean field knows the variance alone. For tanh without biases
-critical is lecun to the last digit of its law, and orthogonal has the same variance; batch normalization undoes every
-scale, so that xavier, orthogonal and LSUV leave the network as it is; and LSUV sets for SELU what SELU is made to have.
-These are marked †, held against the network they repeat, and left out wherever remedies are counted.
-
-What counts is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not;
-the rate a layer or block stands beside it, with mean field where it has one. A remedy **lowers** GSC if it lowers
-log10 GSC by {LEAST:.2f} or more, which is what a rate of {EXPLODING_RATE:g}, the edge of what
-`gradscope.coefficients.growth` calls no growth, makes of {DEPTH} layers: the whole interval must lie beyond. The
-intervals of these changes hold together (Bonferroni over all of them).
-
-Little growth alone is no merit: an affine map has none. **Nonlinearity** is measured by the part of the variance of the
-outputs that the best affine map of the inputs leaves over, on {NUM_FITTED} further samples, corrected for the size of
-the fit (0: the network is an affine map; 1: nothing in it is affine, as in chaos, too); by the same of the last layer's
-nonlinearity, a line for each neuron; and by the nonlinearity coefficient, NLC (arXiv:1806.00179; 1 for an affine map).
-Whether **little growth is paid for** is a question about remedies, not about seeds: Spearman's rank correlation of
-growth and nonlinearity over the networks, means over seeds, and the part of all orders of them that correlate as much
-(exact, two-sided). A correlation counts where that part is below {SIGNIFICANCE:g} / {NUM_TESTS}, for there are
-{NUM_TESTS} of them. NLC is shown and not tested: on such data its square is GSC from input to output but for the mean
-of the outputs, which it takes off, and where there is none (tanh) the two go together by construction.
-"""
-HOW_SURE = """
-Intervals are over initializations, Student's t, differences paired by seed (NLC: of the geometric mean); 95 % in the
-tables, and 95 % for all changes of GSC together where claims are decided. The least change that counts was set after a
-first look at the data, when any change of known sign counted, and so were the networks that are counted once. Remedies
-were chosen and not drawn, and are few for each network: an order that does not count here may be real. One depth, one
-number of parameters, Gaussian noise, at initialization: nothing here says how the networks train, and a network
-that is nearly affine at first need not stay so. The remedies are not combined.
-"""
-
-
-def figures(collected: Collected) -> dict[str, Figure]:
-    """How much each remedy lowers, and what is left of nonlinearity."""
-    found = outcomes(collected.frame)
-    return {"growth": remedy_figures.growth(found), "cost": remedy_figures.cost(found)}
-
 
 def claims(collected: Collected) -> list[Claim]:
-    """Every remedy for every network, those that repeat another, then what lowers the rate itself, and the price."""
-    found = outcomes(collected.frame)
+    """Every remedy for every network, those that repeat another network, the rate per layer, and the price."""
+    found = numbers.outcomes(collected.frame)
     linear = found["relu_batch"]["looks_linear"]
     return [
-        *(_lowers(found, b, remedy) for b in BASELINES for remedy in remedies_of(b, found[b])),
+        *_all_lower(found).values(),
         *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b]),
         *(_same_rate(found, b) for b in BASELINES),
         *(_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "lsuv")),
-        *(_paid_for(found, b, measure) for b in BASELINES for measure in TESTED),
+        *_all_paid_for(found).values(),
         Claim(
             "A looks-linear network is an affine map up to rounding",
             linear.affine,
-            f"the best affine map leaves {linear.nonlinearity.max():.1g} of the variance at most, rounding is below "
-            f"{ROUNDING:g}; of the last layer's lines leave {mean(linear.last_layer):.2f}",
+            f"the best affine map leaves at most {linear.nonlinearity.max():.1g} of the variance, rounding is below "
+            f"{ROUNDING:g}; lines leave {means.mean(linear.last_layer):.2f} of that of the last layer",
         ),
     ]
 
 
 def answer(collected: Collected) -> str:
-    """A table for each network."""
-    found = outcomes(collected.frame)
-    parts = [_summary(found)]
+    """How many remedies help, which helps most, and whether little growth has a price."""
+    found = numbers.outcomes(collected.frame)
+    lowers, best = [claim.holds for claim in _all_lower(found).values()], []
     for baseline, by_remedy in found.items():
-        table = [
-            f"| {NAMES[baseline]} | log10 GSC, input to output | rate a layer | mean field | not affine | "
-            "last layer not linear | NLC |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for remedy, outcome in sorted(by_remedy.items(), key=lambda item: -item[1].total.mean()):
-            table.append(
-                f"| {REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''} | {mean(outcome.total):.2f} | "
-                f"{mean(outcome.rate):.3f} | {theory_of(outcome)} | {left(outcome)} | "
-                f"{geometric_mean(outcome.last_layer):.1g} | {geometric_mean(outcome.nlc):.3g} |"
-            )
-        parts.append("\n".join(table))
-    parts.append("† To mean field the same network as another of the table, see the method.")
+        least = min(numbers.remedies_of(baseline, by_remedy), key=lambda name: float(by_remedy[name].total.mean()))
+        before, after = (by_remedy[name].total.mean() for name in (NONE, least))
+        best.append(f"{NAMES[baseline]} from {before:.1f} to {after:.1f} ({REMEDIES[least]})")
+    price = told(
+        {key: claim.holds for key, claim in _all_paid_for(found).items()},
+        "less growth goes with less nonlinearity for {};", "less growth goes with more nonlinearity for {};",
+        "the order is undecided for {};",
+    )  # fmt: skip
+    return (
+        f"Of {len(lowers)} remedies at equal parameters, {lowers.count(True)} lower log10 GSC from input to output by "
+        f"more than {LEAST:.2f}. The largest reductions are: {listed(best)}. By rank correlation over the "
+        f"remedies, {price.rstrip(';')}."
+    )
+
+
+def details(collected: Collected) -> str:
+    """Examples against a price, why NLC is not tested, and a table for each network."""
+    found = numbers.outcomes(collected.frame)
+    examples = [
+        f"{NAMES[baseline]} with {REMEDIES[remedy]}"
+        for baseline, by_remedy in found.items()
+        for remedy in numbers.remedies_of(baseline, by_remedy)
+        if means.mean(by_remedy[remedy].total).below(LEAST)
+        and means.mean(by_remedy[remedy].nonlinearity / by_remedy[NONE].nonlinearity).above(MOSTLY)
+    ]
+    orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
+    parts = [
+        f"Remedies that remove the growth and keep more than {100 * MOSTLY:.0f} % of the nonlinearity of the outputs: "
+        f"{listed(examples)}. The rank correlation of GSC and NLC is {listed(orders)}; it is not a test, because the "
+        "square of NLC is GSC except for the mean of the outputs."
+    ]
+    for baseline, by_remedy in found.items():
+        head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "mean field", "not affine",
+                "last layer not linear", "NLC"]  # fmt: skip
+        order = sorted(by_remedy, key=lambda remedy: -by_remedy[remedy].total.mean())
+        parts.append(table(head, [_row(baseline, remedy, by_remedy[remedy]) for remedy in order]))
+    parts.append("† In mean field the same network as another one in the table, see the method.")
     return "\n\n".join(parts)
 
 
-def _summary(found: Outcomes) -> str:
-    """The answer in sentences, each by its verdicts."""
-    shown = []
-    for baseline, by_remedy in found.items():
-        least = min(remedies_of(baseline, by_remedy), key=lambda remedy: float(by_remedy[remedy].total.mean()))
-        kinds = dict.fromkeys(remedy for remedy in (NONE, "wider", "residual", least) if remedy in by_remedy)
-        shown.append(f"{NAMES[baseline]}: {', '.join(_in_short(remedy, by_remedy[remedy]) for remedy in kinds)}")
-    lowers = {
-        (NAMES[b], REMEDIES[remedy]): _lowers(found, b, remedy).holds
-        for b in BASELINES
-        for remedy in remedies_of(b, found[b])
-    }
-    helped = sum(holds is True for holds in lowers.values())
-    orders = {NAMES[b]: correlation(b, by_remedy, "nlc").value for b, by_remedy in found.items()}
-    nlc = ", ".join(f"rank correlation {value:.2f} for {name}" for name, value in orders.items())
-    sentences = [
-        "log10 GSC from input to output at equal parameters, with the part of the outputs' variance that is not affine "
-        f"in brackets. {'; '.join(shown)}.",
-        f"GSC falls by more than {LEAST:.2f} with {helped} of {len(lowers)} remedies.",
-        told(lowers, "", "It does not for {}.", "It is undecided for {}."),
-        told(
-            {NAMES[b]: _same_rate(found, b).holds for b in BASELINES},
-            f"Fewer and wider layers leave the rate a layer as it is, within {EQUAL:.2g}, for {{}}: there are fewer of "
-            "them to grow.",
-            "They change the rate a layer for {}.",
-            "Whether they change it is undecided for {}.",
-        ),
-        told(
-            {(NAMES[b], REMEDIES[remedy]): _repeats(found, b, remedy).holds for b in BASELINES for remedy in TWINS[b]},
-            f"Some are no remedies of their own, with the GSC of the network they repeat, within {LEAST:.2f}: {{}}.",
-            "Though mean field does not tell them from another network, their GSC differs: {}.",
-            "Whether they repeat another network, as mean field says, is undecided: {}.",
-        ),
-        told(
-            {(NAMES[b], MEASURES[m]): _paid_for(found, b, m).holds for b in BASELINES for m in TESTED},
-            "That little growth is paid for, the less of it the less nonlinearity, holds in the order of the remedies "
-            "for {}.",
-            "The less growth, the more nonlinearity for {}.",
-            "It is undecided for {}.",
-        ),
-        f"NLC, whose square is GSC but for the mean of the outputs, is no test of that ({nlc}).",
-        _counterexamples(found),
+def _row(baseline: str, remedy: str, outcome: Outcome) -> list[str]:
+    affine = f"below {ROUNDING:g}" if outcome.affine else f"{means.mean(outcome.nonlinearity):.2f}"
+    return [
+        f"{REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''}",
+        f"{means.mean(outcome.total):.2f}",
+        f"{means.mean(outcome.rate):.3f}",
+        "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}",
+        affine,
+        f"{means.geometric_mean(outcome.last_layer):.1g}",
+        f"{means.geometric_mean(outcome.nlc):.3g}",
     ]
-    return " ".join(filter(None, sentences))
-
-
-def _in_short(remedy: str, outcome: Outcome) -> str:
-    return f"{REMEDIES[remedy]} {outcome.total.mean():.1f} ({percent(outcome)})"
-
-
-def _counterexamples(found: Outcomes) -> str:
-    """Remedies that leave hardly any growth and most of the nonlinearity of the outputs, by all three measures."""
-    parts = []
-    for baseline, by_remedy in found.items():
-        before = by_remedy[NONE]
-        most = max(by_remedy, key=lambda remedy: level(by_remedy[remedy], "last_layer"))
-        for remedy in remedies_of(baseline, by_remedy):
-            after = by_remedy[remedy]
-            if mean(after.total).below(LEAST) and mean(after.nonlinearity / before.nonlinearity).above(MOSTLY):
-                other = "the most of all" if remedy == most else f"instead of {level(before, 'last_layer'):.1g}"
-                parts.append(
-                    f"{NAMES[baseline]} with {REMEDIES[remedy]} has log10 GSC {mean(after.total):.2f}, and "
-                    f"{percent(after)} of it is not affine, NLC {level(after, 'nlc'):.3g}, linear fit error of the "
-                    f"last layer {level(after, 'last_layer'):.1g} ({other})"
-                )
-    if not parts:
-        return f"No remedy takes the growth and keeps more than {100 * MOSTLY:.0f} % of what is not affine."
-    return f"Examples against a price: {'; '.join(parts)}."
 
 
 def _change(found: Outcomes, baseline: str, remedy: str, other: str) -> Mean:
-    """Of log10 GSC against another network; one of the intervals that hold together."""
+    """Change of log10 GSC from another network, with simultaneous intervals over all changes."""
     comparisons = sum(len(by_remedy) - 1 for by_remedy in found.values())
-    return mean(found[baseline][remedy].total - found[baseline][other].total, comparisons)
+    return means.mean(found[baseline][remedy].total - found[baseline][other].total, comparisons)
+
+
+def _all_lower(found: Outcomes) -> dict[tuple[str, str], Claim]:
+    """By network and remedy, without those that repeat another network."""
+    pairs = ((b, remedy) for b in BASELINES for remedy in numbers.remedies_of(b, found[b]))
+    return {(baseline, remedy): _lowers(found, baseline, remedy) for baseline, remedy in pairs}
 
 
 def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
@@ -218,7 +124,7 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f"{NAMES[baseline]}: {REMEDIES[remedy]} lowers GSC from input to output",
         change.below(-LEAST),
-        f"log10 GSC changes by {change:+.2f}, what counts is {-LEAST:.2f}; rate {mean(after.rate):.3f} instead of "
+        f"log10 GSC changes by {change:+.2f}, the limit is {-LEAST:.2f}; rate {means.mean(after.rate):.3f} instead of "
         f"{before.rate.mean():.3f}",
     )
 
@@ -226,47 +132,110 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
 def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     twin = TWINS[baseline][remedy]
     change = _change(found, baseline, remedy, twin)
-    rate = mean(found[baseline][remedy].rate - found[baseline][twin].rate)
+    rate = means.mean(found[baseline][remedy].rate - found[baseline][twin].rate)
     return Claim(
-        f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the network as it is' if twin == NONE else twin}",
+        f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the unchanged network' if twin == NONE else twin}",
         change.within(0.0, LEAST),
-        f"log10 GSC differs by {change:+.2f}, what counts is {LEAST:.2f}; the rate by {rate:+.3f}",
+        f"log10 GSC differs by {change:+.2f}, the limit is {LEAST:.2f}; the rate differs by {rate:+.3f}",
     )
 
 
 def _same_rate(found: Outcomes, baseline: str) -> Claim:
-    difference = mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
+    difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     return Claim(
-        f"{NAMES[baseline]}: fewer and wider layers leave the rate a layer as it is",
+        f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer",
         difference.within(0.0, EQUAL),
-        f"the rate changes by {difference:+.3f}; equal is within {EQUAL:.2g}",
+        f"the rate changes by {difference:+.3f}; equal means within {EQUAL:.2g}",
     )
 
 
 def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
-    kept = geometric_mean(by_remedy[remedy].last_layer / by_remedy[NONE].last_layer)
+    kept = means.geometric_mean(by_remedy[remedy].last_layer / by_remedy[NONE].last_layer)
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer {kept:.2g} of that with large weights; nearly linear is below {KEPT:g}",
+        f"linear fit error of the last layer {kept:.2g} of that with large weights; nearly linear means below {KEPT:g}",
     )
 
 
+def _all_paid_for(found: Outcomes) -> dict[tuple[str, str], Claim]:
+    """By network and measure of nonlinearity."""
+    return {(NAMES[b], MEASURES[measure]): _paid_for(found, b, measure) for b in BASELINES for measure in TESTED}
+
+
 def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
-    order = correlation(baseline, found[baseline], measure)
+    order, limit = numbers.correlation(baseline, found[baseline], measure), SIGNIFICANCE / NUM_TESTS
     return Claim(
-        f"{NAMES[baseline]}: the less a remedy leaves of GSC, the less of nonlinearity, by {MEASURES[measure]}",
-        order.value > 0 if order.p < SIGNIFICANCE / NUM_TESTS else None,
-        f"rank correlation {order.value:.2f} over {order.num} networks, p = {order.p:.2g}; what counts is below "
-        f"{SIGNIFICANCE / NUM_TESTS:.2g}",
+        f"{NAMES[baseline]}: the less GSC a remedy leaves, the less nonlinearity it leaves, by {MEASURES[measure]}",
+        order.value > 0 if order.p < limit else None,
+        f"rank correlation {order.value:.2f} over {order.num} networks, p = {order.p:.2g}; the limit of p is "
+        f"{limit:.2g}",
     )
 
 
 STUDY = Study(
-    question=QUESTION,
-    method=METHOD,
-    how_sure=HOW_SURE,
-    claims=claims,
+    question="What helps against exploding gradients, and what does it cost?",
     answer=answer,
-    figures=figures,
+    use="""
+Reduce depth, add skip connections, or change weights or normalization; the table in the details ranks the remedies of
+each network. Check nonlinearity as well as growth: an affine map has no growth, but no use either.
+""",
+    method=f"""
+Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
+weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in, ReLU with batch normalization, and SELU. They
+are measured on {BATCH_SIZE} samples of Gaussian noise with {NUM_SEEDS} initializations. Each is measured unchanged and
+with one change, with the number of parameters equal within 1 %:
+
+- **wider**: {FEWER} times fewer layers, which are wider
+- **residual**: unit skips f + V phi(W f), two linear maps per block, half as many blocks
+- **batch**, **layer**: normalization of the pre-activations; **plain**: no normalization
+- **he**, **lecun**, **xavier** (in square layers the same as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean
+  field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV**: orthonormal, then
+  each layer divided by the standard deviation of its output over a batch (arXiv:1511.06422,
+  `gradscope.initializers.lsuv`)
+
+**Repeated networks.** Some changes give the same network as another in mean field, which only knows the variance of
+weights. For tanh without biases, critical is lecun, and orthogonal has the same variance. Batch normalization undoes
+every scale, so xavier, orthogonal and LSUV leave the network unchanged. For SELU, LSUV sets what SELU already has.
+These changes are marked †, compared with the network they repeat, and not counted as remedies.
+
+**Growth** is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not. The
+rate per layer or block is shown too, with that of mean field if there is one. A remedy **lowers** GSC if the whole
+interval of the change of log10 GSC is below -{LEAST:.2f}. That is the growth over {DEPTH} layers at a rate of
+{EXPLODING_RATE:g}, which `gradscope.coefficients.growth` calls the edge of no growth. The intervals of these changes
+are simultaneous (Bonferroni).
+
+**Nonlinearity** is measured in three ways. The first is the part of the variance of the outputs that the best affine
+map of the inputs leaves, on {NUM_FITTED} further samples, corrected for the size of the fit. It is 0 for an affine map
+and 1 if nothing is affine, as in chaos. The second is the same part for the nonlinearity of the last layer, with one
+line per neuron. The third is the nonlinearity coefficient, NLC (arXiv:1806.00179), which is 1 for an affine map.
+
+**Price.** Whether less growth means less nonlinearity is a question about remedies, not about seeds. It is answered by
+Spearman's rank correlation of growth and nonlinearity over the networks (means over seeds). The p value is the part of
+all orders that correlate as strongly (exact, two-sided). There are {NUM_TESTS} correlations, so p must be below
+{SIGNIFICANCE:g} / {NUM_TESTS}. NLC is shown but not tested: on such data, its square is GSC from input to output except
+for the mean of the outputs. For tanh that mean is zero, so both agree by construction.
+""",
+    how_sure="""
+Intervals are Student's t intervals over initializations, with differences paired by seed (NLC: of the geometric mean).
+They are 95 % intervals in the tables, and simultaneous 95 % intervals for the claims about changes of GSC. Two choices
+were made after a first look at the data: the smallest change that counts (before, any change of known sign counted),
+and which networks are counted once. Remedies were chosen, not drawn at random, and there are few per network, so an
+order that is undecided here may be real. There is one depth, one number of parameters, and Gaussian noise, at
+initialization. The study does not say how the networks train; a network that is nearly affine at first need not stay
+so. Remedies are not combined.
+""",
+    claims=claims,
+    figures=figures.draw,
+    captions={
+        "growth": (
+            "Growth from input to output (top) and per layer (bottom) for every remedy, one column per network. The "
+            "square is the unchanged network; vertical bars are mean field, whiskers 95 % intervals."
+        ),
+        "cost": (
+            "Three measures of nonlinearity (rows) against growth, one column per network. Bars are 95 % intervals; "
+            "hollow markers repeat another network in mean field."
+        ),
+    },
+    details=details,
 )

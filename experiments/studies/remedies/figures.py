@@ -1,4 +1,4 @@
-"""Figures of the study of remedies."""
+"""Figures of the study remedies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.archive.tables import Collected
+from experiments.evidence import means
+from experiments.studies.remedies import numbers
 from experiments.studies.remedies.measurement import NONE
 from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, TWINS, Outcome, Outcomes
 
@@ -21,7 +23,13 @@ LABELS = {
 }
 
 
-def growth(found: Outcomes) -> Figure:
+def draw(collected: Collected) -> dict[str, Figure]:
+    """How much each remedy lowers GSC, and how much nonlinearity it leaves."""
+    found = numbers.outcomes(collected.frame)
+    return {"growth": _growth(found), "cost": _cost(found)}
+
+
+def _growth(found: Outcomes) -> Figure:
     """log10 GSC from input to output, and the rate."""
     figure, axes = plt.subplots(2, len(found), figsize=(12.6, 8.0), layout="constrained")
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
@@ -42,18 +50,16 @@ def growth(found: Outcomes) -> Figure:
 def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: str) -> None:
     colors = sns.color_palette("colorblind")
     for place, remedy in enumerate(order):
-        cell = mean(getattr(by_remedy[remedy], name))
-        ax.errorbar(
-            cell.value, place, xerr=cell.high - cell.value, fmt="s" if remedy == NONE else "o",
-            color=colors[3] if remedy == NONE else colors[0], capsize=3, markersize=5,
-        )  # fmt: skip
+        fmt, color = ("s", colors[3]) if remedy == NONE else ("o", colors[0])
+        found = [means.mean(getattr(by_remedy[remedy], name))]
+        means.errorbars(ax, [place], found, horizontal=True, fmt=fmt, color=color, capsize=3, markersize=5)
     ax.axvline(0.0 if name == "total" else 1.0, color="0.6", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(order)), [REMEDIES[remedy] for remedy in order])
     sns.despine(ax=ax)
 
 
-def cost(found: Outcomes) -> Figure:
-    """Nonlinearity by all three measures against growth; hollow where mean field knows the network already."""
+def _cost(found: Outcomes) -> Figure:
+    """Nonlinearity by all three measures against growth; hollow for networks that repeat another."""
     figure, axes = plt.subplots(len(MEASURES), len(found), figsize=(12.6, 9.6), layout="constrained", sharex="col")
     styles, shown = _styles(), {}
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
@@ -61,10 +67,10 @@ def cost(found: Outcomes) -> Figure:
             for remedy, outcome in by_remedy.items():
                 color, marker = styles[remedy]
                 hollow = remedy in TWINS[baseline]
-                total, level = mean(outcome.total), _cell(outcome, measure)
+                total, level = means.mean(outcome.total), numbers.level(outcome, measure)
                 bars = ax.errorbar(
-                    total.value, level.value, xerr=total.high - total.value,
-                    yerr=[[level.value - level.low], [level.high - level.value]], fmt=marker, color=color, markersize=7,
+                    total.value, level.value, xerr=means.errors([total]), yerr=means.errors([level]),
+                    fmt=marker, color=color, markersize=7,
                     capsize=2, elinewidth=1, markerfacecolor="none" if hollow else color,
                     markeredgecolor=color if hollow else "0.2", markeredgewidth=1.5 if hollow else 0.5,
                 )  # fmt: skip
@@ -88,13 +94,8 @@ def cost(found: Outcomes) -> Figure:
     return figure
 
 
-def _cell(outcome: Outcome, measure: str) -> Mean:
-    values = getattr(outcome, measure)
-    return mean(values) if measure == "nonlinearity" else geometric_mean(values)
-
-
 def _styles() -> dict[str, tuple[tuple[float, float, float], str]]:
-    """Color and marker of every remedy; the network as it is in black."""
+    """Color and marker of every remedy; the unchanged network is black."""
     colors, markers = sns.color_palette("colorblind"), "oD^vP<>Xp*dh"
     others = [remedy for remedy in REMEDIES if remedy != NONE]
     styles = {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Networks that explode, and the same with a remedy at an equal number of parameters."""
+"""Networks that explode, and the same networks with a remedy at an equal number of parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 INITS = ("he", "lecun", "xavier", "orthogonal")
 NONE = "none"
-# How many times fewer layers a network with wider ones has, and samples that whole networks are fitted to.
+# Factor by which "wider" has fewer layers; numbers of samples for the affine fit and for LSUV.
 FEWER, NUM_FITTED, NUM_SCALED = 5, 1000, 256
 NUM_SOURCES, NUM_OUTPUTS = 10, 10
 
@@ -33,14 +33,14 @@ NUM_SOURCES, NUM_OUTPUTS = 10, 10
 def network(case: str, depth: int, width: int, in_features: int, *, generator: torch.Generator) -> nn.Module:
     """The network of a case ``<baseline>-<remedy>``, with about as many parameters as a plain one of depth and width.
 
-    All end with a linear map to ten outputs, before which looks-linear networks take the difference of their halves.
+    All networks end with a linear map to ten outputs.
 
-    Remedies: ``none``; ``wider``, a fifth of the layers; ``residual``, unit skips around blocks of two linear maps,
-    half as many; ``batch`` and ``layer`` normalization, ``plain`` without any; the initializations he, lecun, xavier,
-    orthogonal, looks_linear (without normalization), critical, and lsuv on a batch of its own.
+    Remedies: ``none``; ``wider``, a fifth of the layers; ``residual``, unit skips around half as many blocks of two
+    linear maps; ``batch`` and ``layer`` normalization, ``plain`` without any; the initializations he, lecun, xavier,
+    orthogonal, looks_linear (without normalization), critical, and lsuv on a separate batch.
 
     Raises:
-        ValueError: No such case.
+        ValueError: There is no such case.
     """
     baseline, _, remedy = case.partition("-")
     if baseline not in BASELINES:
@@ -71,7 +71,7 @@ def network(case: str, depth: int, width: int, in_features: int, *, generator: t
 
 
 def equal_width(num_parameters: int, depth: int, in_features: int) -> int:
-    """Width of a plain network of that depth with about so many weights: in w + (depth - 1) w^2."""
+    """Width w of a plain network with about ``num_parameters`` weights: in_features w + (depth - 1) w^2."""
     if depth == 1:
         return max(1, round(num_parameters / in_features))
     root = math.sqrt(in_features**2 + 4 * (depth - 1) * num_parameters)
@@ -79,7 +79,7 @@ def equal_width(num_parameters: int, depth: int, in_features: int) -> int:
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
-    """GSC from the input and ten layers to the output, and how nonlinear the network is, by four numbers."""
+    """GSC from the input and ten layers to the output, and four measures of nonlinearity."""
     depth = len(model.get_submodule("layers")._modules)
     sources = ["input", *(f"layers.{number}" for number in evenly(depth, NUM_SOURCES)), "head"]
     profile = gs.gsc(model, x, layers=sources, probes=num_probes, generator=generator).to_frame()
@@ -102,15 +102,18 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
 
 
 def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
-    """Part of the variance of the outputs y (N, m) that the best affine map of the inputs x (N, d) leaves over.
+    """Part of the variance of the outputs y (N, m) that the best affine map of the inputs x (N, d) leaves.
 
-    Residual sum of squares over N - d - 1, total over N - 1, both summed over outputs: without bias for independent
-    noise, 0 for an affine map.  Needs N > d + 1.
+    It is the residual sum of squares over N - d - 1, divided by the total over N - 1, each summed over outputs.  It is
+    0 for an affine map, and unbiased for independent noise.
+
+    Raises:
+        ValueError: N is at most d + 1.
     """
     x, y = x.double(), y.double()
     num, size = x.shape
     if num <= size + 1:
-        raise ValueError(f"An affine map of {size} inputs fits any {num} samples; give more than {size + 1}.")
+        raise ValueError(f"An affine map of {size} inputs fits any {num} samples exactly; pass more than {size + 1}.")
     x, y = x - x.mean(dim=0), y - y.mean(dim=0)
     left = y - x @ torch.linalg.lstsq(x, y).solution
     return float(left.square().sum() / (num - size - 1) / (y.square().sum() / (num - 1)))
@@ -118,7 +121,7 @@ def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
 
 @cache
 def rate(case: str, batch_size: int) -> float:
-    """GSC a layer of mean field; NaN where it has no rate (residual connections), or none is known."""
+    """GSC per layer in mean field; NaN if there is no constant rate, as with residual connections."""
     baseline, _, remedy = case.partition("-")
     options = BASELINES[baseline]
     activation, norm = options["activation"], options.get("norm", "none")

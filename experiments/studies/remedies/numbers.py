@@ -1,15 +1,15 @@
-"""Numbers of the study of remedies, read from its frame."""
+"""Growth and nonlinearity of every network, read from the frame of the study remedies."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.evidence.means import geometric_mean, mean
+from experiments.evidence import means
+from experiments.evidence.means import Mean
 from experiments.evidence.rank_correlation import RankCorrelation, rank_correlation
 from experiments.studies.remedies import measurement
 from experiments.studies.remedies.measurement import BASELINES, NONE
@@ -23,23 +23,23 @@ REMEDIES = {
     "critical": "critical", "lsuv": "LSUV", "looks_linear": "looks linear",
 }  # fmt: skip
 NAMES = {"tanh_large": "tanh with large weights", "relu_batch": "relu+batch", "selu": "selu"}
-# Of weights mean field knows the variance alone, and batch normalization takes that away, too.  For tanh chi_1 = 1
-# without biases is lecun's variance 1; for SELU, variance 1 is what it is made for and the length LSUV sets.
+# Remedies that repeat another network in mean field, which only knows the variance of weights.  For tanh without
+# biases, chi_1 = 1 is the variance 1 of lecun; batch normalization undoes any variance; SELU and LSUV have variance 1.
 TWINS = {
     "tanh_large": {"orthogonal": "lecun", "critical": "lecun"},
     "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": NONE},
     "selu": {"orthogonal": NONE, "lsuv": NONE},
 }
 MEASURES = {"nonlinearity": "the outputs", "last_layer": "the last layer", "nlc": "NLC"}
-# The square of NLC is GSC but for the mean of the outputs, so growth cannot be tested against it.
+# Without NLC: its square is GSC except for the mean of the outputs.
 TESTED = ("nonlinearity", "last_layer")
-# An affine map up to float32.
+# Linear fit error of an affine map in float32.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one network, a number a seed each: log10 GSC from input to output, rate, and nonlinearity."""
+    """log10 GSC from input to output, rate and nonlinearity of one network, per seed; and the rate of mean field."""
 
     total: FloatArray
     rate: FloatArray
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def affine(self) -> bool:
-        """Whether it is an affine map up to rounding, in all seeds."""
+        """Whether the network is an affine map up to rounding, for all seeds."""
         return bool((self.nonlinearity < ROUNDING).all())
 
 
@@ -58,7 +58,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 
 
 def outcomes(frame: pd.DataFrame) -> Outcomes:
-    """By baseline and remedy, in the order of `REMEDIES`."""
+    """Outcomes by baseline and remedy, in the order of `REMEDIES`."""
     batch_size = int(frame["batch_size"].iloc[0])
     by_case = {str(case): rows for case, rows in frame.groupby("case", sort=False, observed=True)}
     return {
@@ -86,32 +86,19 @@ def _outcome(rows: pd.DataFrame, theory: float) -> Outcome:
 
 
 def remedies_of(baseline: str, by_remedy: dict[str, Outcome]) -> list[str]:
-    """Those of a network that are remedies of their own: not the network as it is, and no twins."""
+    """The remedies of a network, without the unchanged network and without those that repeat another."""
     return [remedy for remedy in by_remedy if remedy != NONE and remedy not in TWINS[baseline]]
 
 
-def level(outcome: Outcome, measure: str) -> float:
-    """The mean over seeds of a measure of nonlinearity; geometric but for that of the outputs, which may be 0."""
+def level(outcome: Outcome, measure: str) -> Mean:
+    """Mean over seeds of a measure of nonlinearity: geometric, except for the outputs, which may be 0."""
     values = getattr(outcome, measure)
-    return mean(values).value if measure == "nonlinearity" else geometric_mean(values).value
+    return means.mean(values) if measure == "nonlinearity" else means.geometric_mean(values)
 
 
 def correlation(baseline: str, by_remedy: dict[str, Outcome], measure: str) -> RankCorrelation:
-    """Of log10 GSC and nonlinearity, means over seeds, over the network as it is and with every remedy of its own."""
+    """Of log10 GSC and nonlinearity (means over seeds) over the unchanged network and its remedies."""
     own = [by_remedy[remedy] for remedy in (NONE, *remedies_of(baseline, by_remedy))]
-    return rank_correlation([outcome.total.mean() for outcome in own], [level(outcome, measure) for outcome in own])
-
-
-def left(outcome: Outcome) -> str:
-    """The part of the outputs' variance that is not affine, in a few letters."""
-    return f"below {ROUNDING:g}" if outcome.affine else f"{mean(outcome.nonlinearity):.2f}"
-
-
-def percent(outcome: Outcome) -> str:
-    """The same rounded to percent."""
-    return f"{100 * (0.0 if outcome.affine else outcome.nonlinearity.mean()):.0f} %"
-
-
-def theory_of(outcome: Outcome) -> str:
-    """The rate of mean field, or nothing where it has none."""
-    return "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}"
+    return rank_correlation(
+        [outcome.total.mean() for outcome in own], [level(outcome, measure).value for outcome in own]
+    )

@@ -1,4 +1,4 @@
-"""Figures of the study of skip connections."""
+"""Figures of the study residual."""
 
 from __future__ import annotations
 
@@ -9,35 +9,30 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evidence.means import mean
-from experiments.studies.residual import measurement
+from experiments.archive.tables import Collected
+from experiments.evidence import means
+from experiments.studies.residual import measurement, numbers
 from experiments.studies.residual.measurement import BRANCHES, DILUTIONS, UNIT
-from experiments.studies.residual.numbers import (
-    CASES,
-    block_excess,
-    block_totals,
-    branch_rate,
-    expected,
-    from_stem,
-    name,
-    rates,
-    single_blocks,
-)
+from experiments.studies.residual.numbers import CASES, TOLERANCE, name
 from gradscope import plots
 
 
-def law(frame: pd.DataFrame) -> Figure:
-    """Excess against dilution."""
+def draw(collected: Collected) -> dict[str, Figure]:
+    """The law, growth with depth, single blocks, and the ResNet."""
+    frame = collected.frame
+    return {"law": _law(frame), "growth": _growth(frame), "blocks": _blocks(frame), "resnet": _resnet(frame)}
+
+
+def _law(frame: pd.DataFrame) -> Figure:
+    """Excess of the rate over 1 against dilution."""
     figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
     at = np.linspace(0, 4.2, 200)
     for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), BRANCHES, strict=False)):
-        cells = [mean(rates(frame, branch, k) - 1) for k in DILUTIONS]
-        ax.errorbar(
-            [float(k) + 0.03 * (2 * number - 1) for k in DILUTIONS], [cell.value for cell in cells],
-            yerr=[cell.high - cell.value for cell in cells], fmt="os"[number], color=color, capsize=3, markersize=5,
-            label=f"{name(branch)}, measured",
-        )  # fmt: skip
-        r = branch_rate(frame, branch)
+        places = [float(k) + 0.03 * (2 * number - 1) for k in DILUTIONS]
+        excess = [means.mean(numbers.rates(frame, branch, k) - 1) for k in DILUTIONS]
+        means.errorbars(ax, places, excess, fmt="os"[number], color=color, capsize=3, markersize=5,
+                        label=f"{name(branch)}, measured")  # fmt: skip
+        r = numbers.branch_rate(frame, branch)
         ax.plot(at, (r - 1) / (at**2 + 1), color=color, linewidth=1, linestyle=(0, (4, 2.5)),
                 label=f"{name(branch)}, (r - 1) / (k$^2$ + 1), r = {r:.3f}")  # fmt: skip
     ax.set(yscale="log", xlabel="dilution k = |skip| / |branch|", ylabel="GSC rate a block (squared) less 1")
@@ -47,8 +42,8 @@ def law(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def growth(frame: pd.DataFrame) -> Figure:
-    """GSC from the stem; on the right unit skips alone, where a power of the depth is a straight line."""
+def _growth(frame: pd.DataFrame) -> Figure:
+    """GSC from the stem; on the right, unit skips over the logarithm of the depth."""
     figure, axes = plt.subplots(len(BRANCHES), 2, figsize=(10.4, 7.4), layout="constrained")
     words = {k: "no skip" if k == "0" else f"k = {k}" for k in ("0", "1", "2")} | {UNIT: "unit skips"}
     for (left, right), branch in zip(axes, BRANCHES, strict=True):
@@ -75,36 +70,31 @@ def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, st
     for color, marker, (dilution, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
         if dilution not in shown:
             continue
-        cells = [mean(column) for column in from_stem(frame, f"{branch}-{dilution}").T]
-        ax.errorbar(
-            reached, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells],
-            fmt=f"{marker}-", color=color, markersize=4, linewidth=1.2, capsize=2, label=word,
-        )  # fmt: skip
-        ax.plot(reached, expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
+        found = [means.mean(column) for column in numbers.from_stem(frame, f"{branch}-{dilution}").T]
+        means.errorbars(ax, reached, found, fmt=f"{marker}-", color=color, markersize=4, linewidth=1.2, capsize=2,
+                        label=word)  # fmt: skip
+        ax.plot(reached, numbers.expected(frame, branch, dilution)[reached], color="0.15", linewidth=0.9,
                 linestyle=(0, (4, 2.5)), zorder=3)  # fmt: skip
     sns.despine(ax=ax)
 
 
-def blocks(frame: pd.DataFrame, tolerance: float) -> Figure:
-    """GSC of single blocks against the law, and by case how much of the law's excess over 1 there is."""
+def _blocks(frame: pd.DataFrame) -> Figure:
+    """GSC of single blocks against the law, and the excess relative to that of the law, by case."""
     figure, (ax, right) = plt.subplots(1, 2, figsize=(11.4, 5.0), layout="constrained", width_ratios=(1.1, 1))
     words = {branch: name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
     for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), words, strict=False)):
-        table = single_blocks(frame, branch)
+        table = numbers.single_blocks(frame, branch)
         ax.plot(table["law"], table["block_gsc"], "os^D"[number], color=color, markersize=3.5, alpha=0.5,
                 linestyle="none", markeredgewidth=0, label=words[branch])  # fmt: skip
         if branch in BRANCHES:
-            cells = [mean(block_excess(table, f"{branch}-{case}")) for case in CASES]
-            right.errorbar(
-                np.arange(len(CASES)) + 0.1 * (2 * number - 1), [cell.value for cell in cells],
-                yerr=[cell.high - cell.value for cell in cells], fmt="os^D"[number], color=color, markersize=5,
-                capsize=3, label=words[branch],
-            )  # fmt: skip
+            found = [means.mean(numbers.block_excess(table, f"{branch}-{case}")) for case in CASES]
+            means.errorbars(right, np.arange(len(CASES)) + 0.1 * (2 * number - 1), found, fmt="os^D"[number],
+                            color=color, markersize=5, capsize=3, label=words[branch])  # fmt: skip
     low, high = ax.get_xlim()
     ax.plot([low, high], [low, high], color="0.3", linewidth=0.9, zorder=0)
     ax.set(xlabel="(k$^2$ + r) / (k$^2$ + 1), k and r of the same block", ylabel="GSC of the block (squared)")
     ax.legend(frameon=False, fontsize=9, markerscale=2)
-    right.axhspan(1 - tolerance, 1 + tolerance, color="0.92", zorder=0)
+    right.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.92", zorder=0)
     right.axhline(1, color="0.3", linewidth=0.9, zorder=0)
     right.set_xticks(range(len(CASES)), [word.replace(" at ", "\n") for word in CASES.values()])
     right.set(ylabel="excess of GSC over 1, over that of the law", xlabel="dilution")
@@ -117,17 +107,16 @@ def blocks(frame: pd.DataFrame, tolerance: float) -> Figure:
     return figure
 
 
-def resnet(frame: pd.DataFrame) -> Figure:
+def _resnet(frame: pd.DataFrame) -> Figure:
     """GSC from every block to the logits, with and without skip connections."""
     figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}
     for color, marker, (case, word) in zip(sns.color_palette("colorblind"), "os", words.items(), strict=False):
-        rows = frame[(frame["case"] == case) & (frame["quantity"] == "gsc")]
-        values = rows.pivot_table(index="seed", columns="layer", values="log10_value", observed=True)
+        values = numbers.profile(frame, case, columns="layer")
         middle, spread = values.mean(), values.std()
         places = np.arange(len(middle))
         ax.plot(places, middle, f"{marker}-", color=color, markersize=4,
-                label=f"{word}: $10^{{{block_totals(frame, case).mean():.2f}}}$ in all")  # fmt: skip
+                label=f"{word}: $10^{{{numbers.block_totals(frame, case).mean():.2f}}}$ in all")  # fmt: skip
         ax.fill_between(places, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
         ax.set_xticks(places, list(values.columns), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)

@@ -1,4 +1,4 @@
-"""Residual networks of any dilution, what is measured of them, and what the law of dilution says."""
+"""Residual networks of a given dilution, their measurement, and the prediction of the law of dilution."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
     """The network of a case on images of 3 x 32 x 32.
 
     Arguments:
-        case: ``<branch>-<dilution>`` or ``<branch>-unit``; with a third part, such as ``-100``, of that width instead.
-        depth, width: Of a residual MLP; those of the ResNet are given.
+        case: ``<branch>-<dilution>`` or ``<branch>-unit``. A third part such as ``-100`` replaces the width.
+        depth, width: Of a residual MLP; the ResNet has its own.
 
     Raises:
-        ValueError: No such case.
+        ValueError: There is no such case.
     """
     known = {*BRANCHES, *OTHERS, RESNET}
     found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
@@ -58,7 +58,7 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
 
 
 def skip_weight(dilution: str) -> float:
-    """s of a case: k / sqrt(k^2 + 1) holds a branch of constant length at dilution k."""
+    """Skip weight s of a case: s = k / sqrt(k^2 + 1) keeps a branch of constant length at dilution k."""
     if dilution == UNIT:
         return 1.0
     k = float(dilution)
@@ -66,7 +66,7 @@ def skip_weight(dilution: str) -> float:
 
 
 class Branch(nn.Module):
-    """What a residual block adds to its skip connection."""
+    """The branch of a residual block: what it adds to its skip connection."""
 
     def __init__(self, block: nn.Module, skip: float) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Branch(nn.Module):
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
-    """GSC to the output; of a residual MLP also from the stem to layers on the way, and its blocks by themselves."""
+    """GSC to the output; for a residual MLP also GSC from the stem, and GSC and dilution of single blocks."""
     if isinstance(model, ResNet):
         profile = gs.gsc(model, x, probes=num_probes, generator=generator).to_frame()
         return profile[profile["layer"].str.startswith("stage")]
@@ -116,7 +116,7 @@ def _block(block: nn.Module, f: Tensor, number: int, generator: torch.Generator,
 
 
 def rate(branch: str, batch_size: int) -> float:
-    """r of a branch by itself at infinite width."""
+    """r, the GSC of a branch alone, at infinite width."""
     activation, norm = (BRANCHES | OTHERS)[branch]
     return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
 
@@ -124,8 +124,9 @@ def rate(branch: str, batch_size: int) -> float:
 def law(branch: str, dilution: str, depth: int, batch_size: int) -> FloatArray:
     """log10 GSC from the stem to every block by the law, (depth + 1,), at infinite width.
 
-    Mean squares follow q <- s^2 q + v from q = 1, v that of the branch, and k^2 = s^2 q / v.  Batch normalization
-    divides the branch's Jacobian by the part of q that differs between samples, which follows the same recursion.
+    Mean squares follow q <- s^2 q + v from q = 1, where v is the mean square of the branch, and k^2 = s^2 q / v.  Batch
+    normalization divides the branch's Jacobian by the part of q that varies over samples, which follows the same
+    recursion.
     """
     activation, norm = (BRANCHES | OTHERS)[branch]
     phi, r = mf.as_activation(activation), rate(branch, batch_size)

@@ -1,4 +1,4 @@
-"""Chains of single sigmoid units: one differentiated by hand, and long ones beside their bound."""
+"""Chains of single sigmoid units: one differentiated by hand, and long ones with their bound."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 import gradscope as gs
+from experiments.evidence.words import table
 from gradscope.frames import observed
 from gradscope.measures import GradientNorm
 
-# The chain by hand: input, target and weights, chosen without a special value.
+# The chain by hand: input, target and weights, none of them a special value.
 INPUT, TARGET, WEIGHTS = 0.7, 0.9, (0.8, -1.3, 1.7)
-# Weight and bias of long chains; the second holds its units where the slope is largest.
+# Weight and bias of long chains; the second keeps its units where the slope is largest.
 LONG = {"w = 1, b = 0": (1.0, 0.0), "w = 8, b = -4": (8.0, -4.0)}
 UNITS = 30
 DERIVATIVES = ("dE/dw1", "dE/dw2", "dE/dw3")
 
 
 def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dict[str, float]:
-    """Every number on the way to the derivatives of E = (t - y)^2 / 2 by the chain rule, in the order of the way.
+    """The derivatives of E = (t - y)^2 / 2 by the chain rule, with all intermediate results in order.
 
     a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2); d3 = -(t - y) y (1 - y), d2 = d3 w3 a2 (1 - a2), d1 = d2 w2 a1 (1 - a1);
     dE/dw3 = d3 a2, dE/dw2 = d2 a1, dE/dw1 = d1 x.
@@ -39,15 +40,15 @@ def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dic
 
 
 def compared() -> pd.DataFrame:
-    """`by_hand`, the derivatives that autograd finds, and the larger relative difference of these and of `gs.measure`.
+    """`by_hand`, the derivatives of autograd, and the larger of two relative differences from `by_hand`.
 
-    `gs.measure` gives lengths of gradients, so that it is held against absolute values.
+    The two are that of autograd and that of `gs.measure`, whose norms are compared with absolute values.
     """
     chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
     with torch.no_grad():
         for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):
             parameter.fill_(weight)
-    # Twice the same sample, because statistics of gradients compare samples; its mean is the same.
+    # The same sample twice, because gradient statistics compare samples; the mean is the same.
     x, target = (torch.full((2, 1), value, dtype=torch.float64) for value in (INPUT, TARGET))
 
     def loss(output: Tensor, wanted: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def compared() -> pd.DataFrame:
 
 
 def long_chain(name: str) -> pd.DataFrame:
-    """log10 |dh_L / dh_0| of L units h <- s(w h + b) in a row from h_0 = 1/2, L up to `UNITS`; and of (|w| / 4)^L."""
+    """log10 |dh_L / dh_0| of L = 1 to `UNITS` units h <- s(w h + b) in a row, h_0 = 1/2; and its bound (|w| / 4)^L."""
     weight, bias = LONG[name]
     first = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     h, logarithms = first, []
@@ -90,27 +91,24 @@ def long_chain(name: str) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
-    """A quantity of a long chain by the number of units; every run has the same chains."""
+    """A quantity of a long chain by number of units; all runs have the same chains."""
     own = frame[(frame["quantity"] == quantity) & (frame["layer"] == chain)]
     return own.groupby("index", observed=True)["value"].first()
 
 
 def last(frame: pd.DataFrame, quantity: str, chain: str) -> float:
-    """That of all units."""
+    """A quantity of a long chain of `UNITS` units."""
     return float(rows(frame, quantity, chain).iloc[-1])
 
 
 def excess(frame: pd.DataFrame, chain: str) -> float:
-    """By how much log10 of a chain's derivative exceeds its bound, at most."""
+    """Largest difference between log10 of a chain's derivative and its bound."""
     return float((rows(frame, "log10_chain", chain) - rows(frame, "log10_chain_bound", chain)).max())
 
 
-def table(frame: pd.DataFrame) -> str:
-    """The chain by hand in Markdown, in the order in which it is worked out."""
-    first = frame[frame["quantity"].isin(["by_hand", "by_autograd"])].drop_duplicates(["quantity", "layer"])
-    by_layer = {quantity: own.set_index("layer")["value"] for quantity, own in first.groupby("quantity", observed=True)}
-    lines = ["| | by hand | automatic |", "|---|---|---|"]
-    for name, value in by_layer["by_hand"].items():
-        found = by_layer["by_autograd"].get(name)
-        lines.append(f"| {name} | {value:.10g} | {'' if found is None else f'{found:.10g}'} |")
-    return "\n".join(lines)
+def by_hand_table(frame: pd.DataFrame) -> str:
+    """The chain by hand as a Markdown table, in order of computation."""
+    first = frame.drop_duplicates(["quantity", "layer"])
+    hand, auto = (first[first["quantity"] == name].set_index("layer")["value"] for name in ("by_hand", "by_autograd"))
+    rows = [[name, f"{value:.10g}", f"{auto[name]:.10g}" if name in auto else ""] for name, value in hand.items()]
+    return table(["number", "by hand", "automatic"], rows)

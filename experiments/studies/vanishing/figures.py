@@ -1,4 +1,4 @@
-"""Figures of the study vanishing, from its frame."""
+"""Figures of the study vanishing."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from experiments.studies.vanishing import chains
-from experiments.studies.vanishing.numbers import (
-    ACTIVATIONS,
-    NORMS,
-    SCALES,
-    SIGMOID,
-    SLOPE,
-    chosen,
-    in_theory,
-    layers,
-    rate,
-)
+from experiments.archive.tables import Collected
+from experiments.evidence import means
+from experiments.studies.vanishing import chains, numbers
+from experiments.studies.vanishing.numbers import ACTIVATIONS, NORMS, SCALES, SIGMOID, SLOPE
 
 TITLES = {"none": "no normalization", "batch": "batch normalization", "layer": "layer normalization"}
 
 
-def gradients(frame: pd.DataFrame) -> Figure:
-    """log10 of the gradient of the weights of every layer, a panel a normalization."""
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Gradients of every layer, chains and their bounds, and larger weights."""
+    frame = collected.frame
+    return {"gradients": _gradients(frame), "chains": _long_chains(frame), "weights": _larger_weights(frame)}
+
+
+def _gradients(frame: pd.DataFrame) -> Figure:
+    """log10 of the norm of the gradient of the weights of every layer; one panel per normalization."""
     figure, axes = plt.subplots(1, len(NORMS), figsize=(12.0, 4.2), layout="constrained", sharey=True)
-    rows = chosen(frame[frame["weight_scale"] == 1], "gradient_norm")
+    rows = numbers.chosen(frame[frame["weight_scale"] == 1], "gradient_norm")
     rows = rows[rows["layer"].str.startswith("layers.")]
     for ax, norm in zip(axes, NORMS, strict=True):
         sns.lineplot(
@@ -41,14 +39,15 @@ def gradients(frame: pd.DataFrame) -> Figure:
     axes[0].legend(frameon=False, fontsize=9, loc="lower right")
     seeds = frame["seed"].nunique()
     figure.suptitle(
-        f"Gradients at initialization, {layers(frame)} layers; mean over {seeds} seeds, band: one standard deviation",
+        f"Gradients at initialization, {numbers.layers(frame)} layers; mean over {seeds} seeds, "
+        "band: one standard deviation",
         fontsize=10,
     )
     return figure
 
 
-def long_chains(frame: pd.DataFrame) -> Figure:
-    """log10 of the derivative through a row of units, beside its bound."""
+def _long_chains(frame: pd.DataFrame) -> Figure:
+    """log10 of the derivative through a row of units, and its bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for color, chain in zip(sns.color_palette("colorblind"), chains.LONG, strict=False):
         for quantity, style, words in (("log10_chain", "-", "measured"), ("log10_chain_bound", ":", "bound")):
@@ -62,16 +61,15 @@ def long_chains(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def larger_weights(frame: pd.DataFrame) -> Figure:
-    """Factor a layer of the sigmoid network against the variance of its weights, with mean field and the bound."""
+def _larger_weights(frame: pd.DataFrame) -> Figure:
+    """Factor per layer of the sigmoid network against its weight variance, with mean field and the bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     scales = np.array([1, *SCALES])
-    found = [rate(frame, *SIGMOID, scale) for scale in scales]
-    value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
+    found = [numbers.rate(frame, *SIGMOID, scale) for scale in scales]
     color, other = sns.color_palette("colorblind")[:2]
-    ax.errorbar(scales**2, value, [value - low, high - value], fmt="o", color=color, capsize=3, label="measured")
+    means.errorbars(ax, scales**2, found, fmt="o", color=color, capsize=3, label="measured")
     fine = np.geomspace(1, scales[-1], 33)
-    ax.plot(fine**2, [in_theory(scale) for scale in fine], "--", color=color, label="mean field")
+    ax.plot(fine**2, [numbers.in_theory(scale) for scale in fine], "--", color=color, label="mean field")
     ax.plot(scales**2, SLOPE * scales, ":", color=other, linewidth=2.4, label="bound by the slope")
     ax.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xscale("log", base=2)

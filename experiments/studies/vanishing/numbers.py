@@ -1,21 +1,24 @@
-"""Factors a layer by which gradients change, read from frames of the study vanishing."""
+"""Factors per layer and growth rates, read from the frame of the study vanishing."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
 import gradscope.meanfield as mf
-from experiments.evidence.means import Mean, geometric_mean
+from experiments.evidence import means
+from experiments.evidence.means import Mean
+from experiments.reports import growth as report_growth
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "selu")
 NORMS = ("none", "batch", "layer")
 SIGMOID = ("sigmoid", "none")
 NETWORKS = tuple((activation, norm) for activation in ACTIVATIONS for norm in NORMS)
-# What the weights of the sigmoid network are multiplied by, besides 1: their variance is the square over n.
+# Factors of the weights of the sigmoid network, besides 1; the weight variance is their square over n.
 SCALES = (2, 4, 8, 16)
-# The largest slope of a sigmoid.
+# Largest slope of a sigmoid.
 SLOPE = 1 / 4
 
 
@@ -25,28 +28,47 @@ def chosen(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def rate(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> Mean:
-    """Factor a layer by which gradients change from the last layer toward the second, geometric mean over seeds.
+    """Growth of the gradient norm from the last layer to the second, per layer; geometric mean over seeds.
 
-    Intervals hold together for all networks, or for all larger weights.
+    Intervals are simultaneous over all networks, or over all larger weights.
     """
-    table = lengths(frame, activation, norm, scale).to_numpy()
+    table = norms(frame, activation, norm, scale).to_numpy()
     factors = 10 ** ((table[:, 1] - table[:, -1]) / (table.shape[1] - 2))
-    return geometric_mean(factors, comparisons=len(NETWORKS) if scale == 1 else len(SCALES))
+    return means.geometric_mean(factors, comparisons=len(NETWORKS) if scale == 1 else len(SCALES))
 
 
-def lengths(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> pd.DataFrame:
-    """log10 of the gradient of the weights, seeds x layers."""
+def norms(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> pd.DataFrame:
+    """log10 of the norm of the gradient of the weights, seeds x layers."""
     rows = chosen(frame[(frame["activation"] == activation) & (frame["norm"] == norm)], "gradient_norm")
     rows = rows[rows["layer"].str.startswith("layers.") & (rows["weight_scale"] == scale)]
     return rows.pivot_table(index="seed", columns="index", values="log10_value", observed=True)
 
 
 def in_theory(scale: float) -> float:
-    """sqrt(v E[s'^2]) of a sigmoid layer at the length that settles, v the square of the scale."""
+    """sqrt(v E[s'^2]) of a sigmoid layer at its fixed point, where v is the square of the scale."""
     layer = mf.MeanField("sigmoid", scale**2)
     return math.sqrt(float(layer.chi(layer.fixed_length())))
 
 
 def layers(frame: pd.DataFrame) -> int:
-    """Layers of the networks."""
-    return lengths(frame, *SIGMOID).shape[1]
+    """Number of layers of the networks."""
+    return norms(frame, *SIGMOID).shape[1]
+
+
+def gsc_growth(frame: pd.DataFrame) -> dict[tuple[str, str], Any]:
+    """Growth of GSC by activation and normalization."""
+    table = report_growth.growth_table(frame, ["activation", "norm"])
+    return {(row["activation"], row["norm"]): row for row in table.to_dict("records")}
+
+
+def gsc_rates(frame: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Rates of GSC predicted by mean field, by activation and normalization."""
+    size = int(frame["num_samples"].max())
+    return {(a, norm): mf.gsc_rate(a, norm, batch_size=size if norm == "batch" else None) for a, norm in NETWORKS}
+
+
+def last_deviations(frame: pd.DataFrame, activation: str, norm: str) -> pd.Series:
+    """Standard deviation of the pre-activations of the last layer, one per seed."""
+    rows = chosen(frame, "preactivation_std")
+    rows = rows[rows["index"] == rows["index"].max()]
+    return rows[(rows["activation"] == activation) & (rows["norm"] == norm)]["value"]

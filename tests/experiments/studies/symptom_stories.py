@@ -1,4 +1,4 @@
-"""Runs whose story is known: as they are recorded, and as the study of exploding symptoms keeps them."""
+"""Runs whose story is known: as they are recorded, and as the study exploding_symptoms keeps them."""
 
 import math
 
@@ -13,7 +13,7 @@ STEPS = 40
 
 
 def recorded(quantity, layer, values):
-    """Rows as the monitor has them: what is not finite is left out."""
+    """Rows as the monitor writes them, without non-finite values."""
     values = np.asarray(values, dtype=float)
     steps = np.flatnonzero(np.isfinite(values))
     rows = {"layer": layer, "quantity": quantity, "value": values[steps], "log10_value": np.log10(values[steps])}
@@ -21,7 +21,7 @@ def recorded(quantity, layer, values):
 
 
 def told(seed=0, model="net", lr=0.1, **changes):
-    """A run in which nothing happens but ``changes``: {quantity: values over steps}."""
+    """A run in which nothing happens except ``changes``: {quantity: values over steps}."""
     flat = np.ones(STEPS)
     story = {"loss": flat, "gradient": flat, "update": 0.01 * flat, "weights": flat, "gsc": 10 * flat} | changes
     parts = [
@@ -44,7 +44,7 @@ def from_step(step, value, before=1.0):
 
 
 def kept(*found):
-    """What `symptoms.condensed` would keep of runs, each a dict of its steps; what is not given never came."""
+    """What `signals.condensed` would keep of runs, each a dict of its steps; other events never happen."""
     names = ["failure_step", "nan_step", *(f"first_{name}" for name in signals.THRESHOLDS)]
     runs = pd.DataFrame(
         [

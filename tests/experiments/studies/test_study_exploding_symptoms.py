@@ -1,6 +1,7 @@
-"""The study of exploding training: its claims and its answer on runs whose story is known."""
+"""The study exploding_symptoms on runs whose story is known."""
 
 import math
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.archive import reference
 from experiments.config import schema
 from experiments.studies import exploding_symptoms as study
 from experiments.studies.exploding_symptoms import signals
+from tests.experiments.studies.claimed import only
 from tests.experiments.studies.symptom_stories import STEPS, from_step, kept, together, told
 from tests.helpers import ROOT
 
@@ -28,72 +30,60 @@ def story(num_failing=20, num_controls=20, false_alarms=0, lead=10):
 
 
 def verdicts(collected):
-    return {claim.says: claim for claim in study.claims(collected)}
+    claims = study.STUDY.claims(collected)
+    return lambda *words: only(claims, *words)
 
 
-TRUST = "Some trusty signal warns of most failures"
-OTHER = "Exploratory: some trusty signal other than the loss jump warns of most failures"
-EARLY = "Where a trusty signal warns, the first is mostly 5 steps or more before the failure"
-TELLS = "Exploratory: {} rings more often before a failure than in a control watched as long"
+# Words of claims.
+ANNOUNCES, SILENT, TELLS = "announces most failures", "is silent", "fires more often"
+RELIABLE, OTHER, EARLY, LATE = "Some reliable signal announces", "other than", "first reliable signal", "after step 10"
+LARGEST = "network with the largest GSC"
 
 
-def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_rings():
-    found = verdicts(story(40, 40))
-    claim = found["gradient jump warns before the failure in most runs that fail"]
-    assert claim.holds is True and "40 of 40 runs" in claim.because
-    assert "median lead 10 (10 to 10) steps" in claim.because
-    assert found["update warns before the failure in most runs that fail"].holds is True
-    assert found["gradient jump is silent in most runs that do not fail"].holds is True
-    assert found["update is silent in most runs that do not fail"].holds is False
-    assert found[TELLS.format("gradient jump")].holds is True
-    assert found[TELLS.format("update")].holds is not True  # it rings in every run, failing or not
-    assert found[TELLS.format("update")].because.startswith("1.00 of the failing runs, 1.00 (1.00 to 1.00)")
-    first = next(claim for says, claim in found.items() if "the update is the first to warn" in says)
+def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
+    made = story(40, 40)
+    found, says = verdicts(made), [claim.says for claim in study.STUDY.claims(made)]
+    claim = found("gradient jump", ANNOUNCES)
+    assert claim.holds is True and "40 of 40 runs" in claim.because and "lead 10 (" in claim.because
+    assert found("update announces").holds is True
+    assert found("gradient jump", SILENT).holds is True and found("update", SILENT).holds is False
+    assert found("gradient jump", TELLS).holds is True
+    assert found("update", TELLS).holds is not True  # it fires in every run, failing or not
+    assert found("update", TELLS).because.startswith("1.00 of the failing runs, 1.00 (")
+    first = found("the update is the first")
     assert first.holds is True and "false alarm in 40 of 40 runs" in first.because
-    assert found[TRUST].holds is True and "update" not in found[TRUST].because
-    assert found[OTHER].holds is True and found[EARLY].holds is True
-    assert found["Exploratory: the same of failures after step 10"].holds is True
-    assert not any("weight growth" in says or "GSC warns" in says for says in found)  # never rang: nothing is claimed
+    assert found(RELIABLE).holds is True and "update" not in found(RELIABLE).because
+    assert found(OTHER).holds is True and found(EARLY).holds is True and found(LATE).holds is True
+    assert not any("weight growth" in one or one.startswith("GSC") for one in says)  # never fired: nothing is claimed
 
 
 def test_the_answer_follows_the_runs():
-    answer = study.answer(story(40, 40))
-    assert answer.startswith(
-        "Of 80 runs 40 fail, in 40 of 80 cells of network and learning rate; 40 of them come to a loss that is not "
-        "finite, 2 (2 to 2) steps later."
-    )
-    assert "First of all signals is most often update, in 40 runs" in answer
-    assert (
-        "Trusty, with false alarms surely in less than 10 % of the controls: gradient jump; undecided: none." in answer
-    )
-    assert "Never heard, so not tested here: loss jump, weight growth, GSC, GSC jump" in answer
-    assert "The loss jump is the failure itself" not in answer
-    assert (
-        "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (28 to 28) steps | 30 (30 to 30) steps | 40 of 40" in answer
-    )
-    assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in answer
-    louder = study.answer(kept({"failure_step": 9, "first_loss_jump": 3}, *({"model": f"sane{n}"} for n in range(40))))
-    assert "surely in less than 10 % of the controls: loss jump" in louder
-    assert "The loss jump is the failure itself at a lower threshold." in louder
+    made = story(40, 40)
+    answer, details = study.STUDY.answer(made), study.STUDY.details(made)
+    assert answer.startswith("The gradient jump announces") and "are: gradient jump; they announce 40 of 40" in answer
+    assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 cells") and "update, in 40 runs" in details
+    assert "loss jump, weight growth, GSC and GSC jump" in details and "is the failure itself" not in details
+    assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (" in details
+    assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in details
+    louder = kept({"failure_step": 9, "first_loss_jump": 3}, *({"model": f"sane{n}"} for n in range(40)))
+    assert "are: loss jump;" in study.STUDY.answer(louder)
+    assert "is the failure itself" in study.STUDY.details(louder)
 
 
-def test_one_run_more_or_less_does_not_turn_trust():
+def test_one_run_more_or_less_does_not_turn_the_verdict():
     """3, 4 or 5 false alarms among 40 controls are undecided; what is claimed must hold for both readings."""
     for false_alarms in (3, 4, 5):
         found = verdicts(story(40, 40, false_alarms))
-        assert found[TRUST].holds is None and found[EARLY].holds is None
-        assert (
-            found[TRUST].because.startswith("0 of 40 runs")
-            and "with the undecided signals 40 of 40" in found[TRUST].because
-        )
-        assert "undecided: gradient jump" in study.answer(story(40, 40, false_alarms))
+        assert found(RELIABLE).holds is None and found(EARLY).holds is None
+        assert found(RELIABLE).because.startswith("0 of 40 runs") and "signals 40 of 40" in found(RELIABLE).because
+        assert "| 10 % | none | gradient jump |" in study.STUDY.details(story(40, 40, false_alarms))
     found = verdicts(story(40, 40, 20))
-    assert found[TRUST].holds is False and found[OTHER].holds is False and found[EARLY].holds is None
+    assert found(RELIABLE).holds is False and found(OTHER).holds is False and found(EARLY).holds is None
 
 
 def test_claims_of_late_warnings():
-    assert verdicts(story(40, 40, lead=4))[EARLY].holds is False
-    assert verdicts(story(3, 3))["gradient jump is silent in most runs that do not fail"].holds is None
+    assert verdicts(story(40, 40, lead=4))(EARLY).holds is False
+    assert verdicts(story(3, 3))("gradient jump", SILENT).holds is None
 
 
 def test_alike_seeds_of_few_cells_are_no_evidence():
@@ -102,20 +92,17 @@ def test_alike_seeds_of_few_cells_are_no_evidence():
         {"model": model, "seed": seed, "failure_step": 30, "first_update": 9 if model == "warned" else math.inf}
         for model in ("warned", "missed", "missed2") for seed in range(50)
     ]  # fmt: skip
-    claim = verdicts(kept(*runs, {"model": "sane"}))["update warns before the failure in most runs that fail"]
+    claim = verdicts(kept(*runs, {"model": "sane"}))("update", ANNOUNCES)
     assert claim.because.startswith("50 of 150 runs (0 to 100 %)") and claim.holds is None
 
 
 def test_the_network_that_explodes_most():
     calm, wild = {"model": "calm", "failure_step": 9}, {"model": "wild", "log10_gsc_at_start": 5.0}
-    says = "Exploratory: the network with the largest GSC at step 0 fails in some of these runs"
-    claim = verdicts(kept(calm, wild))[says]
+    claim = verdicts(kept(calm, wild))(LARGEST)
     assert claim.holds is False
-    assert claim.because.startswith(
-        "wild, which has the largest GSC at step 0 (10^5.0 on average), fails in 0 of 1 runs"
-    )
-    assert claim.because in study.answer(kept(calm, wild))
-    assert verdicts(kept(calm, wild | {"failure_step": 3}))[says].holds is True
+    assert claim.because.startswith("wild ") and "10^5.0" in claim.because and "0 of 1 runs" in claim.because
+    assert claim.because in study.STUDY.details(kept(calm, wild))
+    assert verdicts(kept(calm, wild | {"failure_step": 3}))(LARGEST).holds is True
 
 
 @pytest.mark.parametrize("failing_larger", [True, False, None])
@@ -135,10 +122,10 @@ def test_the_ranking_by_gsc_is_the_statistic_of_mann_and_whitney(failing_larger)
         runs.append({"model": "net0", "seed": seed, "lr": 0.01, "log10_gsc_at_start": 9})
     normed = [{"model": "normed", "seed": seed, "log10_gsc_at_start": 99} for seed in range(5)]  # would win every pair
     found = verdicts(kept(*runs, *normed))
-    everything = found["At a given learning rate the networks with larger GSC at step 0 are those that fail"]
-    assert float(everything.because.split("part of ")[1].split()[0]) < round(np.mean(expected), 2)
-    claim = found["Exploratory: the same among networks without normalization"]
-    assert f"in a part of {np.mean(expected):.2f} (" in claim.because
+    everything = found("At a given learning rate")
+    assert float(re.search(r"\d\.\d\d", everything.because)[0]) < round(np.mean(expected), 2)
+    claim = found("without normalization")
+    assert f" {np.mean(expected):.2f} (" in claim.because
     assert claim.holds is failing_larger
 
 
@@ -149,25 +136,29 @@ def test_false_alarms_where_something_was_learned():
     found = signals.first_steps(signals.series(runs.frame, runs.metrics))
     assert len(signals.quiet(found)) == 2 and len(signals.quiet(found, learned=True)) == 1
     stuck = {"seed": 1, "model": "stuck", "last_loss": 2.0, "first_update": 3}
-    claim = verdicts(kept(stuck, {"seed": 1, "model": "sane"}))["update is silent in most runs that do not fail"]
-    assert claim.because == "1 of 2 runs (0 to 100 %); of those that learned 1 of 1 runs (21 to 100 %)"
+    claim = verdicts(kept(stuck, {"seed": 1, "model": "sane"}))("update", SILENT)
+    assert re.findall(r"\d of \d runs \(.*?\)", claim.because) == [
+        "1 of 2 runs (0 to 100 %)",
+        "1 of 1 runs (21 to 100 %)",
+    ]
 
 
 def test_late_failures_are_decided_by_themselves():
     late = [{"model": f"net{s}", "failure_step": 11, "first_loss_jump": 9} for s in range(20)]
     soon = [{"model": f"net{s}", "lr": 3.0, "failure_step": 10} for s in range(20)]
     found = verdicts(kept(*late, *soon, *({"model": f"sane{s}"} for s in range(40))))
-    assert found[TRUST].holds is None
-    claim = found["Exploratory: the same of failures after step 10"]
+    assert found(RELIABLE).holds is None
+    claim = found(LATE)
     assert claim.holds is True and claim.because.startswith("20 of 20 runs")
-    assert found[OTHER].holds is False
+    assert found(OTHER).holds is False
 
 
 def test_without_failures_and_without_controls():
     alone = story(0, 6)
-    assert verdicts(alone)["update warns before the failure in most runs that fail"].holds is None
-    assert study.answer(alone).startswith("None of 6 runs fails.")
-    assert verdicts(story(6, 0))["update is silent in most runs that do not fail"].holds is None
+    assert verdicts(alone)("update", ANNOUNCES).holds is None
+    assert study.STUDY.answer(alone).startswith("None of 6 runs")
+    assert verdicts(story(6, 0))("update", SILENT).holds is None
+    assert study.STUDY.details(story(6, 0)) and study.STUDY.answer(kept({"failure_step": 9}))
 
 
 def test_the_reference_results():
@@ -180,9 +171,9 @@ def test_the_reference_results():
         np.isfinite(runs["nan_step"]).groupby(level=["lr", "seed"]).sum(), ended, check_names=False
     )
     by_hand = [row["first_update"] < row["failure_step"] < math.inf for _, row in runs.iterrows()]
-    claim = verdicts(published)["update warns before the failure in most runs that fail"]
+    claim = verdicts(published)("update", ANNOUNCES)
     assert claim.because.startswith(f"{sum(by_hand)} of {failed.sum()} runs")
-    drawn = study.figures(published)
+    drawn = study.STUDY.figures(published)
     assert list(drawn) == ["warnings", "leads", "one_run", "failures"]
     bars = [patch.get_height() for patch in drawn["warnings"].axes[0].patches]
     assert len(bars) == 3 * 5  # GSC above its threshold was never heard

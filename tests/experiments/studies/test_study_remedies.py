@@ -14,12 +14,13 @@ import gradscope as gs
 import gradscope.meanfield as mf
 from experiments.archive import reference
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, above, all_of, below, listed, mean, told, within
+from experiments.evidence.means import mean
 from experiments.evidence.rank_correlation import rank_correlation
 from experiments.studies import remedies
 from experiments.studies.remedies import measurement, numbers
 from gradscope import frames
 from gradscope.frames import observed
+from tests.experiments.studies.claimed import only
 from tests.helpers import ROOT, noise, seeded
 
 STUDY = ROOT / "conf" / "study" / "remedies.yaml"
@@ -31,7 +32,7 @@ def test_every_case_has_as_many_parameters(case):
     model = measurement.network(case, 50, 100, 100, generator=seeded())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(50 * 100**2 + 1000, rel=0.01)
     baseline, _, remedy = case.partition("-")
-    assert remedy in remedies.REMEDIES and baseline in remedies.NAMES
+    assert remedy in numbers.REMEDIES and baseline in numbers.NAMES
     layer, norm = model.layers[0], {"batch": "BatchNorm1d", "layer": "LayerNorm"}
     expected = None if remedy in ("plain", "looks_linear") else norm.get(remedy, norm.get(baseline.split("_")[-1]))
     assert (None if layer.norm is None else type(layer.norm).__name__) == expected
@@ -80,7 +81,7 @@ def test_linear_fit_error_of_a_network():
     assert measurement.network_linear_fit_error(x, 3 * x @ noise(3, 2, seed=4) + 7) < 1e-25
     few = [measurement.network_linear_fit_error(noise(40, 20, seed=s), noise(40, 5, seed=s + 500)) for s in range(300)]
     assert np.mean(few) == pytest.approx(1, abs=4 * np.std(few) / math.sqrt(len(few)))
-    with pytest.raises(ValueError, match="An affine map of 3 inputs fits any 4 samples; give more than 4"):
+    with pytest.raises(ValueError, match="3 inputs"):
         measurement.network_linear_fit_error(x[:4], x[:4])
 
 
@@ -99,9 +100,9 @@ def test_mean_field_beside_the_measurement():
 
 
 def test_unknown_cases():
-    with pytest.raises(ValueError, match="A case begins with one of tanh_large, relu_batch, selu, got 'gelu-none'"):
+    with pytest.raises(ValueError, match="gelu-none"):
         measurement.network("gelu-none", 5, 10, 10, generator=seeded())
-    with pytest.raises(ValueError, match="No remedy 'prayer'"):
+    with pytest.raises(ValueError, match="prayer"):
         measurement.network("selu-prayer", 5, 10, 10, generator=seeded())
 
 
@@ -140,11 +141,11 @@ def test_a_rank_correlation_is_tested_by_every_order(num):
 
 
 def test_a_rank_correlation_that_cannot_be():
-    with pytest.raises(ValueError, match="goes over 3 to 9 pairs, got 2 and 2 values"):
+    with pytest.raises(ValueError, match="2 and 2"):
         rank_correlation([1, 2], [1, 2])
-    with pytest.raises(ValueError, match="goes over 3 to 9 pairs, got 3 and 4 values"):
+    with pytest.raises(ValueError, match="3 and 4"):
         rank_correlation([1, 2, 3], [1, 2, 3, 4])
-    with pytest.raises(ValueError, match="needs values that differ, got equal ones"):
+    with pytest.raises(ValueError, match="differ"):
         rank_correlation([1, 2, 3], [5, 5, 5])
 
 
@@ -176,7 +177,7 @@ def graded(start, step):
     """Values by case: the network as it is has ``start``, every remedy of its own a step more than the one before."""
     values = {}
     for baseline, twins in numbers.TWINS.items():
-        own = [r for r in remedies.REMEDIES if f"{baseline}-{r}" in CASES and r not in twins]
+        own = [r for r in numbers.REMEDIES if f"{baseline}-{r}" in CASES and r not in twins]
         mine = {remedy: start + step * number for number, remedy in enumerate(own)}
         mine |= {remedy: mine[twin] for remedy, twin in twins.items()}
         values |= {f"{baseline}-{remedy}": value for remedy, value in mine.items()}
@@ -184,7 +185,11 @@ def graded(start, step):
 
 
 def verdicts(collected):
-    return {claim.says: claim.verdict for claim in remedies.claims(collected)}
+    claims = remedies.STUDY.claims(collected)
+    return lambda network, *words: only(claims, f"{network}: ", *words).verdict
+
+
+LOWERS, REPEATS, PAID, SAME_RATE = "lowers GSC", "has the GSC of", "the less GSC", "the rate per layer"
 
 
 def test_claims_of_a_frame_that_is_known():
@@ -194,48 +199,40 @@ def test_claims_of_a_frame_that_is_known():
     last = {case: 1 / (1 + value) for case, value in down.items()}
     totals = down | {"selu-batch": 9.0, "selu-wider": 7.58, "selu-lsuv": 9.0}
     collected = synthetic(totals, left, last)
-    outcome = remedies.outcomes(collected.frame)["selu"]["residual"]
+    outcome = numbers.outcomes(collected.frame)["selu"]["residual"]
     np.testing.assert_allclose(outcome.total, 7.0 + 0.001 * np.arange(3))
     np.testing.assert_allclose(outcome.rate, 10 ** (7.0 / 50), rtol=1e-3)
-    found = verdicts(collected)
-    assert found["selu: residual lowers GSC from input to output"] == "supported"
-    assert found["selu: wider lowers GSC from input to output"] == "contradicted"  # by 0.42, and 0.43 counts
-    assert found["selu: batch norm lowers GSC from input to output"] == "contradicted"
-    assert not any("orthogonal lowers" in says for says in found)  # repeats another network, and is no remedy
-    assert found["selu: orthogonal has the GSC of the network as it is"] == "supported"
-    assert found["selu: LSUV has the GSC of the network as it is"] == "contradicted"
-    assert found["tanh with large weights: critical has the GSC of lecun"] == "supported"
-    assert found["tanh with LSUV weights keeps its layers nonlinear"] == "supported"
+    claims, found = remedies.STUDY.claims(collected), verdicts(collected)
+    assert found("selu", "residual", LOWERS) == "supported"
+    assert found("selu", "wider", LOWERS) == "contradicted"  # by 0.42, and 0.43 counts
+    assert found("selu", "batch norm", LOWERS) == "contradicted"
+    assert not any("orthogonal" in claim.says and LOWERS in claim.says for claim in claims)  # it is not a remedy
+    assert found("selu", "orthogonal", REPEATS) == "supported" and found("selu", "LSUV", REPEATS) == "contradicted"
+    assert found("tanh with large weights", "critical", REPEATS, "lecun") == "supported"
+    assert only(claims, "LSUV weights", "nonlinear").verdict == "supported"
     for words, verdict in (("outputs", "supported"), ("last layer", "contradicted")):
-        says = f"relu+batch: the less a remedy leaves of GSC, the less of nonlinearity, by the {words}"
-        assert found[says] == verdict
-    assert found["relu+batch: fewer and wider layers leave the rate a layer as it is"] == "contradicted"
-    assert found["A looks-linear network is an affine map up to rounding"] == "supported"
-    text = remedies.answer(collected).splitlines()[0]
-    assert "GSC falls by more than 0.43 with 15 of 17 remedies. It does not for selu (wider, batch norm)." in text
-    assert (
-        "holds in the order of the remedies for tanh with large weights (the outputs) and relu+batch (the outp" in text
-    )
-    assert "The less growth, the more nonlinearity for tanh with large weights (the last layer) and relu+batch" in text
-    assert "their GSC differs: selu (LSUV)." in text
-    assert "relu+batch: as it is 8.0 (80 %), wider 7.5 (75 %), residual 7.0 (70 %), looks linear 5.5 (0 %);" in text
-    assert "No remedy takes the growth and keeps more than 50 % of what is not affine." in text
+        assert found("relu+batch", PAID, words) == verdict
+    assert found("relu+batch", SAME_RATE) == "contradicted"
+    assert only(claims, "affine map").verdict == "supported"
+    answer, details = remedies.STUDY.answer(collected), remedies.STUDY.details(collected)
+    assert answer.startswith("Of 17 remedies") and "15 lower" in answer
+    assert "relu+batch from 8.0 to 5.5 (looks linear)" in answer
+    assert "less nonlinearity for tanh with large weights (the outputs) and relu+batch (the outp" in answer
+    assert "more nonlinearity for tanh with large weights (the last layer) and relu+batch" in answer
+    assert "of the outputs: none." in details and "| below 1e-06 |" in details and "| critical† |" in details
 
 
 def test_claims_of_a_frame_that_says_the_opposite():
     up = graded(1.0, 1.0)
     left = {case: 1 / (1 + value) for case, value in up.items()}
     collected = synthetic(up | {"relu_batch-layer": 0.1}, left | {"relu_batch-layer": 0.45})
-    found = verdicts(collected)
-    lowers = {says: verdict for says, verdict in found.items() if "lowers" in says}
-    assert lowers.pop("relu+batch: layer norm lowers GSC from input to output") == "supported"
-    assert set(lowers.values()) == {"contradicted"}
-    says = "tanh with large weights: the less a remedy leaves of GSC, the less of nonlinearity, by the outputs"
-    assert found[says] == "contradicted"
-    assert found["A looks-linear network is an affine map up to rounding"] == "contradicted"
-    text = remedies.answer(collected).splitlines()[0]
-    assert "GSC falls by more than 0.43 with 1 of 17 remedies." in text
-    assert "relu+batch with layer norm has log10 GSC 0.10" in text and "45 % of it is not affine" in text
+    claims, found = remedies.STUDY.claims(collected), verdicts(collected)
+    assert found("relu+batch", "layer norm", LOWERS) == "supported"
+    assert [claim.verdict for claim in claims if LOWERS in claim.says].count("contradicted") == 16
+    assert found("tanh with large weights", PAID, "outputs") == "contradicted"
+    assert only(claims, "affine map").verdict == "contradicted"
+    assert "1 lower" in remedies.STUDY.answer(collected)
+    assert "relu+batch with layer norm" in remedies.STUDY.details(collected)
 
 
 def test_a_change_that_its_interval_leaves_open():
@@ -243,26 +240,8 @@ def test_a_change_that_its_interval_leaves_open():
     wide = (frame["case"] == "selu-residual") & (frame["quantity"] == "gsc")
     frame.loc[wide, "log10_value"] *= 1 + 0.1 * frame.loc[wide, "seed"]
     found = verdicts(Collected(frame, None, {}))
-    assert found["selu: residual lowers GSC from input to output"] == "undecided"
-    assert found["selu: layer norm lowers GSC from input to output"] == "supported"
-
-
-def test_sentences_follow_verdicts():
-    words = ("Yes: {}.", "No: {}.", "Open: {}.")
-    assert told({"a": True, "b": None, "c": True}, *words) == "Yes: a and c. Open: b."
-    assert told({("a", "x"): False, ("b", "y"): False, ("a", "z"): False}, *words) == "No: a (x, z) and b (y)."
-    assert told({"a": True}, "", "No: {}.", "") == "" and listed(["a", "b", "c"]) == "a, b and c"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.95, 1.05, True), (1.2, 1.3, False), (0.95, 1.2, None), (0.7, 1.3, None)]
-)
-def test_decisions_by_whole_intervals(low, high, verdict):
-    found = Mean((low + high) / 2, low, high, 5)
-    assert within(found, 1.0, 0.1) is verdict
-    assert above(found, 1.1) is {True: False, False: True, None: None}[verdict]
-    assert below(found, 0.8) is (None if low < 0.8 else False)
-    assert all_of(True, None) is None and all_of(None, False) is False and all_of(True, True) is True
+    assert found("selu", "residual", LOWERS) == "undecided"
+    assert found("selu", "layer norm", LOWERS) == "supported"
 
 
 def test_intervals_of_many_comparisons_are_wider():

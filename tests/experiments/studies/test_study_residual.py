@@ -17,6 +17,7 @@ from experiments.studies.residual import measurement, numbers
 from gradscope import frames
 from gradscope.frames import observed
 from gradscope.models.resnet import ResNet
+from tests.experiments.studies.claimed import only
 from tests.helpers import ROOT, noise, seeded
 
 
@@ -152,8 +153,7 @@ def test_numbers_of_a_frame_that_is_known():
     assert numbers.steadiness(frame, "tanh_layer-1") == pytest.approx([1] * 3)
     np.testing.assert_allclose(numbers.rates(frame, "tanh_layer", "2"), 1.06)
     np.testing.assert_allclose(numbers.ratios(frame, "tanh_layer", "2"), 0.06 * 5 / 0.2)
-    np.testing.assert_allclose(numbers.block_rates(frame, "resnet-0"), 2**0.8)
-    np.testing.assert_allclose(numbers.block_rates(frame, "resnet-0", "stage3"), 2**0.5)
+    np.testing.assert_allclose(numbers.block_growth(frame, "resnet-0", "stage3"), 0.5 * math.log10(2))
     np.testing.assert_allclose(numbers.block_totals(frame, "resnet-0"), 4 * math.log10(2))
     np.testing.assert_allclose(numbers.flattening(frame, "resnet-0"), 0.5)
     assert numbers.factors_by_stage(frame, "resnet-0") == "2.00, 2.00, 1.41"
@@ -220,55 +220,51 @@ def blocks_of(case, seed, k, r, value):
 
 
 def verdicts(collected):
-    return {claim.says: claim.verdict for claim in residual.claims(collected)}
+    claims = residual.STUDY.claims(collected)
+    return lambda *words: only(claims, *words).verdict
+
+
+BRANCHES = ("tanh+layer", "relu+batch")
+RELU_END = ("single blocks", "in the ReLU")
 
 
 def test_a_frame_that_keeps_the_law():
     collected = constructed()
-    found, text = verdicts(collected), residual.answer(collected).splitlines()[0]
-    opposite = {says for says, verdict in found.items() if verdict != "supported"}
-    assert opposite == {"The law holds in single blocks of relu whose branches end in the ReLU, where it has no excess"}
-    assert "within 10 % for tanh+layer (k = 0.5, k = 1, k = 2, k = 4) and relu+batch (k = 0.5, k = 1" in text
-    assert "It slows down as the law does, which approaches a power of the depth, within 10 % for tanh+" in text
-    assert "At constant dilution (k = 1) GSC explodes exponentially all the same for tanh+layer and relu+batch." in text
-    assert "Skip connections lower the growth of a ResNet: log10 GSC from the first block to the last is 4.2" in text
-    assert "undecided" not in text and " not " not in text
+    opposite = [claim for claim in residual.STUDY.claims(collected) if claim.verdict != "supported"]
+    assert opposite == [only(residual.STUDY.claims(collected), *RELU_END)]
+    text = residual.STUDY.answer(collected)
+    assert "within 10 % in 8 of 8 cases" in text and "for tanh+layer and relu+batch." in text
+    assert "connections lower the growth of a ResNet" in text and "with them and 4.2" in text
+    assert "| tanh+layer, law |" in residual.STUDY.details(collected)
 
 
 @pytest.mark.parametrize("case", ["0.5", "2", "4", "unit", "4-100"])
 def test_a_wrong_law_is_refused(case):
     """(k + r) / (k + 1) in place of (k^2 + r) / (k^2 + 1), although both are near 1 where the dilution is strong."""
-    found = verdicts(constructed(wrong_law))
-    for branch in ("tanh+layer", "relu+batch"):
-        assert found[f"The law holds in single blocks of {branch}, {numbers.CASES[case]}"] == "contradicted"
-        assert found[f"The law holds in single blocks of {branch}, k = 1"] == "supported"  # where both are one
+    claims = {claim.says: claim.verdict for claim in residual.STUDY.claims(constructed(wrong_law))}
+    for branch in BRANCHES:
+        blocks = {says.rpartition(", ")[2]: v for says, v in claims.items() if f"single blocks of {branch}" in says}
+        assert blocks[numbers.CASES[case]] == "contradicted" and blocks["k = 1"] == "supported"  # where both are one
         if case != "unit":
-            where = ", at width 100" if "-" in case else ""
-            k = case.split("-")[0]
-            assert found[f"{branch} diluted by k = {k} keeps 1 / (k^2 + 1) of its excess{where}"] == "contradicted"
+            k, narrow = case.split("-")[0], "-" in case
+            (verdict,) = (v for says, v in claims.items()
+                          if f"{branch} diluted by k = {k} " in says and ("width" in says) == narrow)  # fmt: skip
+            assert verdict == "contradicted"
 
 
 def test_the_answer_contradicts_where_the_frame_does():
     exponential = constructed(wrong_law, lambda blocks: 0.01 * blocks, ((1.2, 1.1, 1.05), (2, 2, 2)), relu_end=1.0)
-    found, text = verdicts(exponential), residual.answer(exponential).splitlines()[0]
-    for branch in ("tanh+layer", "relu+batch"):
-        assert found[f"With unit skips {branch} grows more slowly than an exponential"] == "contradicted"
-        says = f"With unit skips {branch} slows down as the law does, which approaches a power of the depth"
-        assert found[says] == "contradicted"
-    assert found["Skip connections lower the growth of a ResNet"] == "contradicted"
-    less = "With skip connections less of the growth a block is left in the last stage of a ResNet than without"
-    assert found[less] == "contradicted"
-    ends = "The law holds in single blocks of relu whose branches end in the ReLU, where it has no excess"
-    assert found[ends] == "supported"
-    assert "It is not divided by k^2 + 1 for tanh+layer (k = 0.5, k = 2, k = 4) and relu+batch" in text
-    assert "With unit skips GSC grows no more slowly than an exponential for tanh+layer and relu+batch." in text
-    assert "It does not slow down as the law does" in text and "At width 100 and k = 4 it does not hold for" in text
-    assert "Skip connections do not lower the growth of a ResNet:" in text
+    found, text = verdicts(exponential), residual.STUDY.answer(exponential)
+    for branch in BRANCHES:
+        assert found("unit skips", branch, "than an exponential") == "contradicted"
+        assert found("unit skips", branch, "slows down") == "contradicted"
+    assert found("lower the growth") == found("last stage") == "contradicted"
+    assert found(*RELU_END) == "supported"
+    assert "in 2 of 8 cases" in text and "for none." in text and "do not lower" in text
 
 
 def test_noise_leaves_the_law_open():
     noisy = constructed(noise_of=0.3)
-    found, text = verdicts(noisy), residual.answer(noisy).splitlines()[0]
-    assert found["relu+batch diluted by k = 2 keeps 1 / (k^2 + 1) of its excess"] == "undecided"
-    assert found["The law holds in single blocks of relu+batch, k = 2"] == "undecided"
-    assert "Whether it is divided by k^2 + 1, within 10 %, is undecided for" in text
+    found = verdicts(noisy)
+    assert found("relu+batch diluted by k = 2 ") == found("single blocks of relu+batch, k = 2") == "undecided"
+    assert "in 8 of 8 cases" not in residual.STUDY.answer(noisy)

@@ -1,5 +1,7 @@
 """What the study of trained AlexNets says of movements that are known."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,12 +11,12 @@ from experiments.archive import reference
 from experiments.archive.tables import Collected
 from experiments.studies import trained_alexnet as study
 from gradscope import frames
+from tests.experiments.studies.claimed import only
 from tests.helpers import ROOT
 
 STEPS = np.arange(0, 81, 10)
-AFTER = "After training the GSC of every unit of {} is within one order of magnitude of that before"
-DURING = "At every record of training the GSC of every unit of {} is within one order of magnitude of that before"
-FALLS = "By the end GSC of most units of {} has fallen"
+# Words of claims about a network.
+AFTER, DURING, FALLS = "After training", "At every record", "has fallen"
 
 
 def collected(paths, accuracies=((0.8, 0.81, 0.82), (0.7, 0.71, 0.72))):
@@ -49,7 +51,8 @@ def path(end, spread=0.0):
 
 
 def verdicts(*args):
-    return {claim.says: claim for claim in study.claims(collected(*args))}
+    claims = study.STUDY.claims(collected(*args))
+    return lambda word, model="moving": only(claims, word, f" {model} ")
 
 
 @pytest.mark.parametrize(
@@ -65,34 +68,33 @@ def verdicts(*args):
 )
 def test_one_order_of_magnitude_is_decided_by_the_interval(end, spread, holds):
     found = verdicts({"input": path(0.1), "conv": path(end, spread)})
-    after = found[AFTER.format("moving")]
+    after = found(AFTER)
     assert after.holds is holds
-    assert f"2 units, the farthest is the conv with log10 changed by {end:.2f}" in after.because
-    assert found[AFTER.format("still")].holds is True
-    assert found[DURING.format("moving")].holds is holds
+    assert after.because.startswith("2 units") and f"the conv, {end:.2f}" in after.because
+    assert found(AFTER, "still").holds is True
+    assert found(DURING).holds is holds
 
 
 @pytest.mark.parametrize(
-    ("ends", "holds", "words"),
-    [
-        ((-0.3, -0.4, 0.2), True, "2 of 3 units have fallen in the mean, 2 with the whole interval; 1 have risen"),
-        ((-0.3, 0.4, 0.2), False, "1 of 3 units have fallen in the mean, 1 with the whole interval; 2 have risen"),
-    ],
+    ("ends", "holds", "counts"),
+    [((-0.3, -0.4, 0.2), True, ["2", "3", "2", "1"]), ((-0.3, 0.4, 0.2), False, ["1", "3", "1", "2"])],
 )
-def test_which_way_most_units_go(ends, holds, words):
+def test_which_way_most_units_go(ends, holds, counts):
+    """Units whose mean has fallen, all units, and those whose whole interval has fallen or risen."""
     moved = dict(zip(("input", "conv1", "relu1", "logits"), (*ends, 0.0), strict=True))
-    claim = verdicts({name: path(end, 0.01) for name, end in moved.items()})[FALLS.format("moving")]
-    assert claim.holds is holds and words in claim.because
-    unclear = verdicts({"input": path(-0.1, 1.0), "conv1": path(-0.3, 0.01), "logits": path(0)})[FALLS.format("moving")]
+    claim = verdicts({name: path(end, 0.01) for name, end in moved.items()})(FALLS)
+    assert claim.holds is holds and re.findall(r"\d+", claim.because) == counts
+    unclear = verdicts({"input": path(-0.1, 1.0), "conv1": path(-0.3, 0.01), "logits": path(0)})(FALLS)
     assert unclear.holds is None
 
 
-def test_the_answer_tells_what_rises_and_has_a_table_of_all_units():
-    answer = study.answer(collected({"input": path(0.2, 0.01), "relu4": path(-0.5, 0.01)}))
-    assert "the fourth ReLU (relu4) moved most and ends at 10^-0.50 times" in answer
-    assert "rises only in the input of moving, +0.20 (" in answer
-    assert "| relu4 | 2 (2 to 2) | 0.63 (" in answer and "| -0.50 (-0.52 to -0.48) | 2 (2 to 2) | 2 (" in answer
-    falling = study.answer(collected({"input": path(-0.2, 0.01), "conv": [-v for v in path(0.3)]}))
+def test_the_answer_names_what_moves_and_the_details_have_all_units():
+    made = collected({"input": path(0.2, 0.01), "relu4": path(-0.5, 0.01)})
+    answer, details = study.STUDY.answer(made), study.STUDY.details(made)
+    assert "10^-0.50 in the fourth ReLU (relu4) of moving" in answer and "1 of 2 units of moving" in answer
+    assert "rises only in the input of moving, +0.20 (" in details
+    assert "| relu4 | 2 (" in details and "| 0.63 (" in details and "| -0.50 (-0.52 to -0.48) | 2 (" in details
+    falling = study.STUDY.details(collected({"input": path(-0.2, 0.01), "conv": [-v for v in path(0.3)]}))
     assert "rises only in the input of still" in falling and "input of moving" not in falling
 
 
@@ -100,67 +102,62 @@ def test_a_network_alone_has_no_rival():
     both = collected({"input": path(0.2, 0.01)})
     frame, metrics = (table[table["model"] == "moving"] for table in (both.frame, both.metrics))
     alone = Collected(frame, metrics, {})
-    assert not any("accuracy" in claim.says for claim in study.claims(alone))
-    assert study.answer(alone).startswith("moving reaches 81.0 % test accuracy in 4 epochs.")
+    assert not any("accuracy" in claim.says for claim in study.STUDY.claims(alone))
+    assert study.STUDY.answer(alone).startswith("moving reaches 81.0 %")
 
 
 def test_the_target_is_no_unit_that_could_move_and_step_0_no_record_after_it():
     found = verdicts({"input": path(0.1), "conv": path(0.2), "logits": path(3.0, 0.01)})
-    assert "2 units, the farthest is the conv" in found[AFTER.format("moving")].because
-    assert f"{2 * (len(STEPS) - 1)} intervals" in found[DURING.format("moving")].because
+    assert found(AFTER).because.startswith("2 units") and "the conv" in found(AFTER).because
+    assert found(DURING).because.startswith(f"{2 * (len(STEPS) - 1)} intervals")
 
 
 def test_how_far_runs_are_apart_before_and_after():
     """Deviations of runs at -1, 0, 1 and of three alike."""
     closing = [(seed - 1) * (1 - STEPS / 80) for seed in range(3)]
-    answer = study.answer(collected({"input": closing}))
-    assert "averaged over units, goes from 1.00 to 0.00. Of still" in answer
+    assert "from 1.00 to 0.00 for moving" in study.STUDY.details(collected({"input": closing}))
 
 
 def test_an_excursion_counts_during_training_only():
     there_and_back = [np.where(STEPS == 40, 1.5, 0.0) + 0.01 * seed for seed in range(3)]
     found = verdicts({"input": path(0.1), "conv": there_and_back})
-    assert found[AFTER.format("moving")].holds
-    during = found[DURING.format("moving")]
+    assert found(AFTER).holds
+    during = found(DURING)
     assert during.holds is False and "the conv at step 40" in during.because
 
 
 def test_units_and_times():
+    same, early = "the same in every run", "first quarter"
     late = [np.where(STEPS > 60, 7.0, 0.0) + 0.01 * seed * STEPS for seed in range(3)]
     found = verdicts({"input": late, "conv": path(0.2)})
-    assert found["The unit of moving that has moved most by the end is the same in every run"].holds
-    early = "Most of the movement of the input's GSC of moving happens in the first quarter of training"
-    assert found[early].holds is False
+    assert found(same).holds and found(early).holds is False
     quick = [np.where(STEPS > 0, 1.0, 0.0) * (1 + 0.01 * seed) for seed in range(3)]
-    assert verdicts({"input": quick})[early].holds
+    assert verdicts({"input": quick})(early).holds
     apart = [np.array([1, 0.1, 0.1])[seed] * STEPS / 80 for seed in range(3)]
     other = [np.array([0.1, 1, 1])[seed] * STEPS / 80 for seed in range(3)]
-    where = verdicts({"input": apart, "conv": other})[
-        "The unit of moving that has moved most by the end is the same in every run"
-    ]
+    where = verdicts({"input": apart, "conv": other})(same)
     assert where.holds is False and where.because == "the input by +1.00, the conv by +1.00, the conv by +1.00"
 
 
 def test_accuracies_are_the_last_ones():
-    says = "still reaches another test accuracy than moving with this recipe"
-    claim = verdicts({"input": path(0.1)})[says]
-    assert claim.holds and "moving 81.0 (" in claim.because and "difference -10.0 (-10.0 to -10.0)" in claim.because
-    assert verdicts({"input": path(0.1)}, ((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))[says].holds is None
+    claim = verdicts({"input": path(0.1)})("accuracy", "still")
+    assert claim.holds and "moving 81.0 (" in claim.because and "difference -10.0 (" in claim.because
+    assert verdicts({"input": path(0.1)}, ((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))("accuracy", "still").holds is None
 
 
 def test_the_reference_results():
-    published = reference.load(ROOT / "results" / study.RESULTS)
-    claims = {claim.says: claim for claim in study.claims(published)}
+    published = reference.load(ROOT / "results" / study.STUDY.results)
+    claims = study.STUDY.claims(published)
     assert len(claims) == 11
     gsc = published.frame.query("quantity == 'gsc' and model == 'alexnet_a_no_dropout' and layer == 'relu4'")
     ends = gsc.pivot(index="step", columns="seed", values="log10_value").iloc[[0, -1]].to_numpy()
-    because = claims[AFTER.format("A without dropout")].because
-    assert f"the fourth ReLU (relu4) with log10 changed by {(ends[1] - ends[0]).mean():.2f} (" in because
-    figures = study.figures(published)
+    because = only(claims, AFTER, "A without dropout").because
+    assert f"the fourth ReLU (relu4), {(ends[1] - ends[0]).mean():.2f} (" in because
+    figures = study.STUDY.figures(published)
     assert list(figures) == ["gsc_over_training", "gsc_before_after", "learning", "gradient_norms"]
     for figure in figures.values():
         plt.close(figure)
-    answer = study.answer(published)
+    answer = study.STUDY.answer(published)
     accuracy = published.metrics.dropna(subset="test_accuracy").groupby(["model", "seed"]).last()["test_accuracy"]
     for model, values in accuracy.groupby("model"):
         assert f"{study.NAMES[model]} reaches {100 * values.mean():.1f} %" in answer

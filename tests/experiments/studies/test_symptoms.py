@@ -136,7 +136,7 @@ def test_what_is_kept_of_the_runs(tmp_path):
 def test_figures_read_what_is_kept_of_runs(monkeypatch, tmp_path):
     everything = together(told(0, loss=from_step(30, math.nan)), told(1))
     everything = replace(everything, frame=everything.frame.assign(run="folder"))
-    monkeypatch.setattr(figures.collect, "load", lambda folder: everything)
+    monkeypatch.setattr(figures.collecting, "load", lambda folder: everything)
     kept_of_it, folder = figures.read(figures.Config(study="exploding_symptoms", results=str(tmp_path)))
     assert folder == tmp_path / "exploding_symptoms" / "figures" and "run" not in kept_of_it.frame
     assert signals.runs(kept_of_it.frame)["failure_step"].tolist() == [30, math.inf]
