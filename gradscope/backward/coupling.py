@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.backward.sweep import Start, sweep
+from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
 from gradscope.forward.trunk import Trunk, Vertex
@@ -113,9 +115,8 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
     def draw(first: int, last: int) -> Tensor:
         return (masks[first:last] * values).to(dtype=target.dtype, device=target.device)
 
-    start = Start(len(trunk.edges) - 1, 2, draw, target.size * target.dtype.itemsize)
-    readings = sweep(trunk, rows, [start], batch_size=batch_size)
+    readings = sweep(TrunkRoute(trunk, rows), [Cotangents(target, 2, 2, draw)], lengths(batch_size))
     return any(
-        bool((reading.norms[0, ~half.numpy()] != 0).any() or (reading.norms[1, half.numpy()] != 0).any())
+        bool((reading.values[0, ~half.numpy()] != 0).any() or (reading.values[1, half.numpy()] != 0).any())
         for reading in readings
     )

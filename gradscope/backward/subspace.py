@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.forward.replay import Rerun
+from gradscope.forward.replay import Replay
 
 # Finite differences aim at this relative change of the targets: small against curvature, large against rounding.
 WANTED_CHANGE = 0.01
@@ -40,13 +40,18 @@ class Deflated:
     num: int = 8
 
     def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("num", self.num)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Deflated({name}=) must be a whole number >= 1, got {value!r}.")
+        for name, value, least in (("rank", self.rank, 0), ("num", self.num, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Deflated({name}=) must be a whole number >= {least}, got {value!r}.")
+
+    @property
+    def cost(self) -> int:
+        """In backward passes per target; a direction also takes a forward pass to find."""
+        return 2 * self.rank + self.num
 
 
 def find_subspaces(
-    rerun: Rerun,
+    replay: Replay,
     shapes: Mapping[str, tuple[int, ...]],
     rank: int,
     *,
@@ -57,19 +62,19 @@ def find_subspaces(
 
     Finite differences of the forward pass in ``rank`` random directions of the sources.  With independent samples the
     directions are orthonormal sample by sample, else as vectors of the whole batch; rank' <= rank where a target has
-    fewer dimensions.  A target that a rerun does not reproduce (another shape, not finite) is left out.  Cost: rank + 1
-    forward passes, one or two more to find the step, and a QR decomposition a target.
+    fewer dimensions.  A target that a replay does not reproduce (another shape, not finite) is left out.  Cost: rank +
+    1 forward passes, one or two more to find the step, and a QR decomposition a target.
     """
-    everything = rerun.outputs({*shapes, *rerun.source_names}, {})
+    everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
-    if not base or any(name not in everything for name in rerun.source_names):
+    if not base or any(name not in everything for name in replay.source_names):
         return {}
-    sources = {name: everything[name] for name in rerun.source_names}
+    sources = {name: everything[name] for name in replay.source_names}
     finest = max(torch.finfo(source.dtype).eps for source in sources.values())
     step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
     while min(map(len, columns.values())) < rank:
         shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
-        moved = rerun.outputs(base, shifts)
+        moved = replay.outputs(base, shifts)
         changes = {name: moved[name].double() - f for name, f in base.items()}
         largest = max(float(changes[name].norm() / f.norm()) for name, f in base.items() if f.any())
         if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from gradscope.backward.cotangents import Probes, generator_or_default, resolved
 from gradscope.backward.subspace import Deflated
 from gradscope.backward.sweep import Progress
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.planning import Plan, Planner, Probes
+from gradscope.coefficients.planning import Planner
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.coefficients.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter, select
-from gradscope.forward.modules import state_restored, unwrap
+from gradscope.forward.modules import state_restored
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.jacobians.description import off_trunk
+
+MatrixT = TypeVar("MatrixT", bound=Matrix)
 
 
 def gsc(
@@ -84,11 +85,7 @@ def gsc(
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
     """
-    fields = _measured(
-        model, data, matrix=False, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
-        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
-    )  # fmt: skip
-    return Profile(**fields)
+    return _measured(Profile, **locals())
 
 
 def gsc_matrix(
@@ -117,91 +114,73 @@ def gsc_matrix(
 
     Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
     """
-    fields = _measured(
-        model, data, matrix=True, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
-        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
-    )  # fmt: skip
-    return Matrix(**fields)
+    return _measured(Matrix, **locals())
 
 
 def _measured(
+    kind: type[MatrixT],
     model: nn.Module,
     data: Any,
-    *,
-    matrix: bool,
     forward: Forward | None,
     layers: LayerFilter | None,
     target: str | None,
     loss_fn: LossFunction | None,
     probes: Probes,
-    budget: Budget,
+    rtol: float | None,
+    max_samples: int | None,
+    max_seconds: float | None,
     reduction: str,
     generator: torch.Generator | None,
     progress: Progress | None,
-) -> dict[str, Any]:
-    """The fields of a `Matrix`."""
-    _check_probes(probes, budget.rtol, reduction)
-    model = unwrap(model)
-    if next(model.parameters(), None) is None:
-        raise ValueError(
-            f"{type(model).__name__} has no parameters. Layers kept in a plain list are not registered: use "
-            "nn.ModuleList. For a function without parameters there is gs.capture(model, x).jacobian(source, target)."
-        )
-    if generator is None:
-        generator = torch.Generator().manual_seed(_rank())
-    plan: Plan | None = None
-    remarks: tuple[str, ...] = ()
+) -> MatrixT:
+    """The pairs of all batches as a `Matrix` or a `Profile`."""
+    budget = Budget(rtol, max_samples, max_seconds)
     batches = stream(data, forward=forward, loss_fn=loss_fn)
+    plan = _checked(probes, budget, reduction, streaming=batches is not None)
+    planner = Planner(plan, budget, generator_or_default(generator), reduction=reduction, streaming=batches is not None)
 
-    def measure(one: Any) -> Pairs:
-        nonlocal plan, remarks
-        captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
-        rows = _rows(captured, layers, matrix, whole=target is None)
-        branch = [row.name for row in rows if not row.on_trunk]
-        remarks = (*captured.remarks, *([off_trunk(branch)] if branch else []))
-        rerun = captured.rerun
-        with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
-            board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
-            planner = Planner(board, rerun, generator)
-            if plan is None:
-                plan = planner.asked(probes, reduction)
-            if plan is None:
-                plan = planner.chosen(budget.rtol) if batches is None else planner.for_stream()
-            if batches is None and budget.rtol is not None:
-                return planner.reach(plan, budget.rtol, budget.max_seconds or math.inf, progress)
-            return board.measure(planner.cotangents(plan), progress)
+    def measure(batch: Any) -> Pairs:
+        captured = capture(model, batch, forward=forward, loss_fn=loss_fn, target=target)
+        rows = _rows(captured, layers, matrix=kind is Matrix, whole=target is None)
+        with state_restored(captured.replay.modules):  # checkpointed layers run again during the sweep
+            return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], reduction), progress)
 
-    if batches is None:
-        pairs = measure(data)
-        error = probe_error(pairs)
-        stopped = "end of data" if budget.rtol is None else "rtol reached" if error <= budget.rtol else "max_seconds"
-        warn_if_missed(budget, error, stopped, pairs)
-    else:
+    if batches is not None:
         pairs, stopped = accumulate(batches, measure, budget)
         error = relative_error(pairs)
-    return {
-        "sources": pairs.sources,
-        "targets": pairs.targets,
-        "indices": pairs.indices,
-        "log10_values": pairs.spread("log10_values"),
-        "log10_stderr_probe": pairs.spread("log10_stderr_probe"),
-        "log10_stderr_sample": pairs.spread("log10_stderr_sample"),
-        "num_probes": pairs.num_probes,
-        "num_samples": pairs.num_samples,
-        "reduction": reduction,
-        "coupled": pairs.coupled,
-        "stopped": stopped,
-        "num_batches": pairs.num_batches,
-        "log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
-        "fixed_share": pairs.spread("fixed_share", 1.0),
-        "probe_freedom": pairs.spread("probe_freedom", np.inf),
-        "relative_error": error,
-        "remarks": remarks,
-    }
+    else:
+        pairs = measure(data)
+        error = probe_error(pairs)
+        stopped = "end of data" if rtol is None else "rtol reached" if error <= rtol else "max_seconds"
+        warn_if_missed(budget, error, stopped, pairs)
+    return kind(
+        sources=pairs.sources,
+        targets=pairs.targets,
+        indices=pairs.indices,
+        log10_values=pairs.spread("log10_values"),
+        log10_stderr_probe=pairs.spread("log10_stderr_probe"),
+        log10_stderr_sample=pairs.spread("log10_stderr_sample"),
+        num_probes=pairs.num_probes,
+        num_samples=pairs.num_samples,
+        reduction=reduction,
+        coupled=pairs.coupled,
+        stopped=stopped,
+        num_batches=pairs.num_batches,
+        log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
+        fixed_share=pairs.spread("fixed_share", 1.0),
+        probe_freedom=pairs.spread("probe_freedom", np.inf),
+        relative_error=error,
+        remarks=pairs.remarks,
+    )
 
 
-def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool, whole: bool) -> list[Layer]:
+def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole: bool) -> list[Layer]:
     """The rows of the result, the target last where it is a profile."""
+    if next(captured.replay.model.parameters(), None) is None:
+        raise ValueError(
+            f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
+            "registered: use nn.ModuleList. For a function without parameters take gs.capture(model, x).jacobian(...)."
+        )
     rows = _chosen(captured, layers, whole)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
@@ -230,20 +209,26 @@ def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[
     return list(captured.units)
 
 
-def _check_probes(probes: Probes, rtol: float | None, reduction: str) -> None:
-    counted = isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1
-    if not (counted or isinstance(probes, Deflated) or (isinstance(probes, str) and probes in ("exact", "auto"))):
-        raise ValueError(
-            f'probes must be a whole number >= 1, "exact", "auto" or gs.Deflated(rank, num), got {probes!r}.'
-        )
-    if reduction == "geometric" and not isinstance(probes, str):
+def _checked(probes: Probes, budget: Budget, reduction: str, *, streaming: bool) -> Deflated | str:
+    """What ``probes`` asks for; an argument that would be ignored is an error."""
+    plan = resolved(probes, deflated=True)
+    if reduction == "geometric" and isinstance(plan, Deflated):
         raise ValueError(
             'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
             'use probes="exact", or reduction="mean".'
         )
-
-
-def _rank() -> int:
-    """This process's number under ``torch.distributed``, so that ranks draw different probes; else 0."""
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    if streaming:
+        return plan
+    if budget.rtol is not None and plan != "auto":
+        raise ValueError(
+            f"probes={probes!r} and rtol={budget.rtol:g} contradict each other for a single batch, where rtol decides "
+            'the number of probes: leave one of them out, or use probes="auto".'
+        )
+    if budget.max_samples is not None:
+        raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave it out.")
+    if budget.max_seconds is not None and budget.rtol is None:
+        raise ValueError(
+            "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without rtol: "
+            "leave it out."
+        )
+    return plan

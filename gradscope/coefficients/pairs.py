@@ -11,13 +11,13 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.backward.cotangents import Cotangents
-from gradscope.backward.sweep import Progress, Start, sweep
+from gradscope.backward.cotangents import Cotangents, needed_for_exact
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import Progress, lengths, sweep
 from gradscope.coefficients.reductions import Gain, Length, Tally
 from gradscope.forward.layers import Layer, squared_lengths
-from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture
-from gradscope.memory import bundle_bytes, peak_bytes
+from gradscope.jacobians.description import off_trunk
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -51,6 +51,7 @@ class Pairs:
     num_batches: int
     coupled: bool
     reduction: str
+    remarks: tuple[str, ...]
 
     def merge(self, other: Pairs) -> Pairs:
         """Both together.
@@ -81,6 +82,7 @@ class Pairs:
             num_probes=np.maximum(self.num_probes, other.num_probes),
             num_samples=self.num_samples + other.num_samples,
             num_batches=self.num_batches + other.num_batches,
+            remarks=other.remarks,
         )
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
@@ -103,6 +105,9 @@ class Board:
         self.sources = [row for row in rows if row.index != self.columns[0].index]
         squares, exponents = squared_lengths(self.rows)
         self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
+        self.needed = [
+            needed_for_exact(column, captured.batch_size, coupled=captured.coupled) for column in self.columns
+        ]
         for target in targets:
             _check_length(target, self.lengths[target.index][0], reduction)
 
@@ -120,7 +125,7 @@ class Board:
         num_probes = np.zeros((len(self.rows), len(self.columns)), dtype=np.int64)
         for place, (column, c) in enumerate(zip(reversed(self.columns), reversed(cotangents), strict=True)):
             num_probes[: number[column.index], place] = c.num_probes
-        order = [unit.index for unit in captured.units]
+        order, branch = [unit.index for unit in captured.units], [row.name for row in self.rows if not row.on_trunk]
         return Pairs(
             sources=tuple(row.name for row in self.rows),
             targets=tuple(column.name for column in reversed(self.columns)),
@@ -132,16 +137,18 @@ class Board:
             num_batches=1,
             coupled=captured.coupled,
             reduction=self.reduction,
+            remarks=(*captured.remarks, *([off_trunk(branch)] if branch else [])),
         )
 
     def _sweep(self, cotangents: Sequence[Cotangents], tallies: _Tallies, progress: Progress | None) -> None:
-        captured, graph, widest = self.captured, self.captured.graph, self._widest()
-        starts = [
-            Start(graph.position[vertex(column.edge)], c.num, c.draw, max(column.size * column.dtype.itemsize, widest))
-            for column, c in zip(self.columns, cotangents, strict=True)
-        ]
-        samples = 0 if captured.coupled else captured.batch_size
-        readings = sweep(graph, self.sources, starts, batch_size=samples, progress=progress)
+        captured = self.captured
+        readings = sweep(
+            TrunkRoute(captured.graph, self.sources),
+            cotangents,
+            lengths(0 if captured.coupled else captured.batch_size),
+            widest=max(layer.size * layer.dtype.itemsize for layer in captured.layers),
+            progress=progress,
+        )
         runs = self._runs(cotangents)
         for layer, reading in zip(self.sources, readings, strict=True):
             visible, first = self._visible(layer), 0
@@ -149,7 +156,7 @@ class Board:
                 stop = min(stop, visible)
                 if start < stop:
                     last = first + num * (stop - start)
-                    norms, exponents = reading.norms[first:last], reading.exponents[first:last]
+                    norms, exponents = reading.values[first:last], reading.exponents[first:last]
                     tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
                     first = last
 
@@ -177,12 +184,6 @@ class Board:
             runs.append((first, last, num, num_fixed))
             first = last
         return runs
-
-    def _widest(self) -> int:
-        """What a cotangent counts for at least, so that a bundle at the widest layer stays within its peak."""
-        device = self.columns[0].device
-        widest = max(layer.size * layer.dtype.itemsize for layer in self.captured.layers)
-        return widest * bundle_bytes(device) // peak_bytes(device)
 
 
 @dataclass(frozen=True)
@@ -239,17 +240,17 @@ class _Tallies:
 
     def _finish_gains(self) -> None:
         captured = self.board.captured
-        for (*widths, _), (lengths, gain) in self.gains.items():
+        for (*widths, _), (known, gain) in self.gains.items():
             tally = Tally.of(
                 gain,
-                lengths.source,
-                lengths.target,
-                sizes=lengths.sizes,
+                known.source,
+                known.target,
+                sizes=known.sizes,
                 reduction=self.board.reduction,
                 batch_size=captured.batch_size,
             )
             by_sample = not captured.coupled and min(widths) == captured.batch_size
-            self.done[by_sample].append((lengths.pairs, tally))
+            self.done[by_sample].append((known.pairs, tally))
         self.gains.clear()
 
     def finish(self) -> dict[bool, tuple[IntArray, Tally]]:

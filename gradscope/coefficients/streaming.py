@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gradscope.coefficients.pairs import Pairs
+from gradscope.distributed import gathered
 
 # Spread over batches says something from here on.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
@@ -108,11 +108,8 @@ def _stop(found: Pairs, budget: Budget, seconds: float) -> str:
 
 def _over_ranks(found: Pairs | None, reason: str) -> tuple[Pairs | None, str]:
     """The merged result of all ranks, the same on each, in the order of the ranks so that rounding is the same too."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found, reason
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, (found, reason))
+    parts = gathered((found, reason))
     merged: Pairs | None = None
-    for part, _ in gathered:
+    for part, _ in parts:
         merged = part if merged is None else merged if part is None else merged.merge(part)
-    return merged, ", ".join(sorted({why for _, why in gathered}))
+    return merged, ", ".join(sorted({why for _, why in parts}))

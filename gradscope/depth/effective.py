@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,28 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradscope import frames
-from gradscope.backward.cotangents import Cotangents, basis, needed_for_exact, signs
+from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.pulling import PullBack, pulling
-from gradscope.backward.sweep import rescale
+from gradscope.backward.route import Read, Readings, TrunkRoute
+from gradscope.backward.sweep import lengths, sweep
 from gradscope.depth.segments import Parameters, Segment, cut, initial_parameters
 from gradscope.forward.inputs import Forward
-from gradscope.forward.modules import state_restored, unwrap
+from gradscope.forward.layers import Layer
+from gradscope.forward.modules import state_restored
+from gradscope.forward.trunk import find_trunk
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.memory import peak_bytes
+from gradscope.memory import Workspace
 from gradscope.norms import plain_norms
 from gradscope.probes import rademacher
 
 FloatArray = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-6
-# Exact up to so many cotangents, else so many random ones; of each layer by itself so many.
-AUTO, AUTO_LAYER = 32, 8
+# Random cotangents for the change of each unit by itself.
+AUTO_LAYER = 8
 
 
 @dataclass(frozen=True)
@@ -156,18 +160,16 @@ def effective_depth(
             input, or ``probes`` is none of these.
         FloatingPointError: A gradient is NaN or Inf; the unit is named.
     """
-    model = unwrap(model)
-    if probes not in ("exact", "auto") and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-        raise ValueError(f'probes must be a whole number >= 1, "exact" or "auto", got {probes!r}.')
-    before = initial_parameters(model, initial)
-    generator = generator or torch.Generator().manual_seed(0)
+    resolved(probes)
+    generator = generator_or_default(generator)
     captured = capture(model, data, forward=forward)
-    now, then = cut(captured, before)
-    cotangents = _cotangents(captured, probes, generator)
-    with state_restored(captured.rerun.modules), pulling():  # checkpointed layers run again
+    now, then = cut(captured, initial_parameters(captured.replay.model, initial))
+    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
+    cotangents = chosen(captured.target, needed, probes, generator)
+    with state_restored(captured.replay.modules), pulling():  # checkpointed layers run again
         changes, errors = _changes(captured, now, then, generator)
-        lengths = _lengths(captured, now, then, cotangents)
-    values, stderr, cancellation = _shares(lengths, exact=cotangents.num_probes == 0)
+        found = _lengths(captured, now, then, cotangents)
+    values, stderr, cancellation = _shares(found, exact=cotangents.num_probes == 0)
     return EffectiveDepth(
         log10_values=values,
         log10_stderr=stderr,
@@ -203,52 +205,72 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
     return int(np.flatnonzero(log10_values >= math.log10(tolerance)).max(initial=0))
 
 
-def _cotangents(captured: Capture, probes: int | str, generator: torch.Generator) -> Cotangents:
-    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
-    if probes == "exact" or (probes == "auto" and needed <= AUTO):
-        return basis(captured.target, needed)
-    return signs(captured.target, AUTO if probes == "auto" else int(probes), generator)
+class _TwoNetworks:
+    """The route through the trained units and, at the same entries, through those of before.
+
+    Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
+    """
+
+    bottom = 0
+
+    def __init__(self, captured: Capture, now: Sequence[Segment], then: Sequence[Segment]) -> None:
+        self.names, self.rows, self.terms = [segment.name for segment in now], [captured.units[0]], 2
+        self.workspace, workspaces = Workspace(), (Workspace(), Workspace())
+        self.pairs = [
+            [TrunkRoute(find_trunk(s.exit, [s.entry]), [], w) for s, w in zip(pair, workspaces, strict=True)]
+            for pair in zip(now, then, strict=True)
+        ]
+
+    def position(self, target: Layer) -> int:
+        """The output lies above all units."""
+        return len(self.pairs)
+
+    def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
+        """One unit after the other, by the recurrence; read at the bottom."""
+        for number in range(upper - 1, lower - 1, -1):
+            cotangents = self._step(number, cotangents)
+        self.terms = max(self.terms, cotangents.shape[1])
+        return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
+
+    def _step(self, number: int, cotangents: Tensor) -> Tensor:
+        # Of equal shapes, so that an untrained unit gives the same bits both times, and R = 0 exactly.
+        moved, kept = (
+            route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
+            for route in self.pairs[number]
+        )
+        moved, kept = (part.unflatten(0, cotangents.shape[:2]) for part in (moved, kept))
+        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
+            raise FloatingPointError(
+                f"A gradient through unit {self.names[number]!r} is NaN or Inf; measure in float64."
+            )
+        learned = (moved - kept)[:, 1:]
+        below = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
+        if learned.any():
+            below = torch.cat([below, torch.zeros_like(learned[:, :1])], dim=1)
+            below[:, 2:] += learned
+        return below
 
 
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
     """|C^T v| of each cotangent v, for J and every C^lambda, of each sample or the whole batch, at one scale:
     (cotangents, 1 + terms, samples)."""
-    widest = max(layer.size * layer.dtype.itemsize for layer in captured.units)
-    size = max(1, peak_bytes(captured.target.device) // (widest * (len(now) + 2)))
+    most = len(now) + 2
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1
-    parts, scales = [], []
-    for first in range(0, cotangents.num, size):
-        bundle, exponents = _descend(now, then, cotangents.draw(first, min(first + size, cotangents.num)))
-        parts.append(plain_norms(bundle.reshape(*bundle.shape[:2], samples, -1), 3).cpu().numpy())
-        scales.append(exponents.cpu().numpy())
-    terms = max(part.shape[1] for part in parts)
-    padded = [np.pad(part, ((0, 0), (0, terms - part.shape[1]), (0, 0))) for part in parts]
-    ledger = np.concatenate(scales)
-    lengths: FloatArray = np.ldexp(np.concatenate(padded), (ledger - ledger.max())[:, None, None])
-    return lengths
 
+    def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
+        norms = plain_norms(gradient.reshape(*gradient.shape[:2], samples, -1), 3)
+        return functional.pad(norms, (0, 0, 0, most - norms.shape[1]))
 
-def _descend(now: Sequence[Segment], then: Sequence[Segment], bundle: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangents (P, *shape) of the output to (P, 1 + terms, *shape) at the bottom, for J and for every C^lambda, as
-    ``bundle * 2**exponents``, (P,)."""
-    exponents = torch.zeros(len(bundle), dtype=torch.int64, device=bundle.device)
-    bundle, pull = torch.stack([bundle, bundle], dim=1), PullBack()
-    for new, old in zip(reversed(now), reversed(then), strict=True):
-        # Of equal shapes, so that a unit that was not trained gives the same bits both times, and R = 0 exactly.
-        moved, kept = (
-            pull(s.exit, [s.entry], bundle.flatten(0, 1))[0].unflatten(0, bundle.shape[:2]) for s in (new, old)
-        )
-        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
-            raise FloatingPointError(f"A gradient through unit {new.name!r} is NaN or Inf; measure in float64.")
-        learned = (moved - kept)[:, 1:]
-        bundle = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
-        if learned.any():
-            bundle = torch.cat([bundle, torch.zeros_like(learned[:, :1])], dim=1)
-            bundle[:, 2:] += learned
-        bundle, shift = rescale(bundle)
-        exponents += shift
-    return bundle, exponents
+    def draw(first: int, last: int) -> Tensor:
+        return cotangents.draw(first, last)[:, None].repeat(1, 2, *[1] * len(cotangents.target.shape))
+
+    route = _TwoNetworks(captured, now, then)
+    widest = most * max(layer.size * layer.dtype.itemsize for layer in captured.units)
+    # The terms of one cotangent differ by many orders of magnitude, so it is rescaled at every unit.
+    (reading,) = sweep(route, [replace(cotangents, draw=draw)], read, widest=widest, strides=(1,))
+    scaled: FloatArray = np.ldexp(reading.values, (reading.exponents - reading.exponents.max())[:, None, None])
+    return scaled[:, : route.terms]
 
 
 def _changes(

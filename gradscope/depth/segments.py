@@ -82,11 +82,11 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     then = _Cutter(names, now.values)
     found = []
     for cutter, parameters in ((now, None), (then, initial)):
-        batch, sources = captured.rerun.batch.differentiable()
+        batch, sources = captured.replay.batch.differentiable()
         with torch.enable_grad():
             for number, source in enumerate(sources):
                 cutter.begin(source, numbered(INPUT, number))
-            output = captured.rerun.output(batch, cutter, parameters)
+            output = captured.replay.output(batch, cutter, parameters)
         if missing := [name for name in names if name not in cutter.entries]:
             raise ValueError(
                 f"Unit {missing[0]!r} hands on its output in a structure that torch's pytree does not know, so the "

@@ -69,7 +69,7 @@ def taylor_losses(
     owned = _owned(captured)
     if not owned:
         raise ValueError("No unit of the network has parameters, so there is nothing to replace.")
-    labels, replaced, rows = captured.rerun.batch.labels, set[str](), []
+    labels, replaced, rows = captured.replay.batch.labels, set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())
         with torch.no_grad():
@@ -84,11 +84,11 @@ def taylor_losses(
 
 def _owned(captured: Capture) -> dict[str, set[str]]:
     """Names of the parameters of each unit that has any, in execution order; a shared one counts for the lowest."""
-    names = {id(parameter): name for name, parameter in captured.rerun.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in captured.replay.model.named_parameters()}
     owned: dict[str, set[str]] = {}
     for unit in captured.units:
-        module = captured.rerun.modules.get(module_name(unit.name))
-        if module is not None and module is not captured.rerun.model:
+        module = captured.replay.modules.get(module_name(unit.name))
+        if module is not None and module is not captured.replay.model:
             own = {names[id(parameter)] for parameter in module.parameters()}.difference(*owned.values())
             owned |= {unit.name: own} if own else {}
     return owned
@@ -96,16 +96,16 @@ def _owned(captured: Capture) -> dict[str, set[str]]:
 
 def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) -> Tensor:
     """The output, to first order in the change of the ``replaced`` parameters, at the present values of the others."""
-    rerun = captured.rerun
+    replay = captured.replay
     with warnings.catch_warnings(), forward_ad.dual_level():
         # The first use of forward mode makes torch compile formulas of its own in a way that it deprecates.
         warnings.filterwarnings("ignore", message=r"`torch.jit.script", category=DeprecationWarning)
         parameters = {}
-        for name, parameter in rerun.model.named_parameters():
+        for name, parameter in replay.model.named_parameters():
             now, then = parameter.detach(), before[name].detach()
             parameters[name] = forward_ad.make_dual(then, now - then) if name in replaced else now
         try:
-            output = rerun.output(rerun.batch, Unheard(), parameters)
+            output = replay.output(replay.batch, Unheard(), parameters)
         except (NotImplementedError, RuntimeError) as error:
             if not re.search(r"forward.(mode )?AD", str(error)):
                 raise

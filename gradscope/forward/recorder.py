@@ -7,7 +7,7 @@ would silently become the later one); lengths are taken at once for the same rea
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,35 +16,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
-from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Origin, numbered
+from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
 from gradscope.forward.modules import Modules, eager, random_state, state_restored, tensors, watched
+from gradscope.forward.replay import Replay
 from gradscope.forward.taps import tapped
 from gradscope.forward.trunk import Vertex, vertex
 from gradscope.memory import Workspace
 from gradscope.norms import vector_norms
 
 Received = tuple[Collection[Vertex], int]
-
-
-@dataclass
-class Entry:
-    """A tensor of the forward pass while it is being recorded: a `Layer` without its place in the graph."""
-
-    name: str
-    call: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    origins: dict[str, Origin]
-    edge: GradientEdge
-    norms: Tensor
-    exponent: Tensor
-    modified: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name of this tensor."""
-        return tuple(self.origins)
 
 
 @dataclass(frozen=True)
@@ -56,15 +36,16 @@ class Recording:
     ``picked``: which part of a structured output is measured, in words.
     """
 
-    entries: tuple[Entry, ...]
+    tensors: tuple[Layer, ...]
     sources: tuple[GradientEdge, ...]
     source_names: tuple[str, ...]
-    target: GradientEdge
+    end: GradientEdge
     batch_size: int
     uncalled: tuple[str, ...]
     dropout: tuple[str, ...]
     random: bool
     picked: str | None
+    replay: Replay = field(repr=False)
 
 
 def record(
@@ -118,10 +99,10 @@ def record(
             "integer or boolean steps, or a constant output in the model's forward."
         )
     return Recording(
-        entries=tuple(recorder.entries.values()),
+        tensors=tuple(recorder.layers.values()),
         sources=tuple(edge for _, edge in recorder.sources),
-        source_names=tuple(name for name, _ in recorder.sources),
-        target=get_gradient_edge(target),
+        source_names=(source_names := tuple(name for name, _ in recorder.sources)),
+        end=get_gradient_edge(target),
         batch_size=batch.size,
         uncalled=tuple(name for name in modules if name and name not in calls),
         dropout=tuple(
@@ -129,6 +110,7 @@ def record(
         ),
         random=drew,
         picked=picked(output),
+        replay=Replay(model, batch, forward, loss_fn, source_names),
     )
 
 
@@ -138,11 +120,11 @@ class _Recorder:
     def __init__(self, modules: Modules, batch_size: int, data: Sequence[Tensor]) -> None:
         self.batch_size, self.modules = batch_size, modules
         self.workspace = Workspace()
-        self.entries: dict[Vertex, Entry] = {}
+        self.layers: dict[Vertex, Layer] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
         self.data = {tensor.untyped_storage().data_ptr() for tensor in data}
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
-        self.versions: list[tuple[Entry, Tensor, int]] = []
+        self.versions: list[tuple[Vertex, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Which tensors a module receives, before it can overwrite them, and how many embeddings are known."""
@@ -182,21 +164,31 @@ class _Recorder:
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
             name = f"({name})"  # a module owns the plain word
         key = _vertex(tensor)
-        if key in self.entries:
-            self.entries[key].origins.setdefault(name, origin)
+        if key in self.layers:
+            self.layers[key].origins.setdefault(name, origin)
             return
         shape = tuple(tensor.shape)
         per_sample = bool(shape) and shape[0] == self.batch_size
         norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
-        self.entries[key] = entry = Entry(
-            name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
+        self.layers[key] = Layer(
+            name,
+            call,
+            -1,
+            shape,
+            tensor.dtype,
+            tensor.device,
+            {name: origin},
+            get_gradient_edge(tensor),
+            norms,
+            exponent,
         )
-        self.versions.append((entry, tensor, tensor._version))
+        self.versions.append((key, tensor, tensor._version))
 
     def compare_versions(self) -> None:
         """Note which tensors a later operation overwrote, and let go of all of them."""
-        for entry, tensor, version in self.versions:
-            entry.modified = tensor._version > version
+        for key, tensor, version in self.versions:
+            if tensor._version > version:
+                self.layers[key] = replace(self.layers[key], modified=True)
         self.versions.clear()
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
@@ -211,12 +203,12 @@ class _Recorder:
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first layer, in execution order, with a NaN or Inf.  One device sync."""
-        entries = list(self.entries.values())
-        if not entries or torch.isfinite(torch.cat([entry.norms.reshape(-1) for entry in entries])).all():
+        layers = list(self.layers.values())
+        if not layers or torch.isfinite(torch.cat([layer.norms.reshape(-1) for layer in layers])).all():
             return
-        entry = next(entry for entry in entries if not torch.isfinite(entry.norms).all())
+        layer = next(layer for layer in layers if not torch.isfinite(layer.norms).all())
         raise ValueError(
-            f"Layer {entry.name!r} is the first with NaN or Inf in its output (shape {entry.shape}): "
+            f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
             "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
             "or in float64."
         )

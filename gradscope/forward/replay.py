@@ -22,7 +22,7 @@ class Listener(Watcher, TapListener, Protocol):
 
 
 @dataclass(frozen=True)
-class Rerun:
+class Replay:
     """What it takes to run a recorded forward pass again: the same buffers, random state and dropout masks."""
 
     model: nn.Module

@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer, Origin, module_name
-from gradscope.forward.trunk import Trunk
+
+if TYPE_CHECKING:
+    from gradscope.jacobians.capture import Capture
 
 VMAP, LOOP = "vmap", "loop"
 BATCH, RUNNING = "batch", "running"
@@ -42,23 +44,12 @@ class Description:
         return "\n".join([shown.to_string(index=False), "", *self.notes])
 
 
-def describe(
-    layers: Sequence[Layer],
-    units: Sequence[Layer],
-    graph: Trunk,
-    target: Layer,
-    *,
-    remarks: Sequence[str],
-    coupled: bool,
-    uncalled: Sequence[str],
-    elsewhere: Sequence[str],
-    dropout: Sequence[str],
-) -> Description:
+def describe(captured: Capture) -> Description:
     """Describe a capture.  Cost: two cotangents pulled through the trunk."""
-    names = {layer.index: layer.name for layer in units}
-    backward = _backward(layers, graph)
+    names = {layer.index: layer.name for layer in captured.units}
+    backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
-    for layer in layers:
+    for layer in captured.reached:
         name = names.get(layer.index, layer.name)
         made = {module_name(n) for n, origin in layer.origins.items() if origin is Origin.MADE}
         rows.append(
@@ -73,15 +64,15 @@ def describe(
                 "fired": True,
                 "modified": layer.modified,
                 "batch_norm": _batch_norm(layer),
-                "dropout": not made.isdisjoint(dropout),
+                "dropout": not made.isdisjoint(captured.dropout),
                 "backward": backward.get(layer.index),
                 "bytes": layer.size * layer.dtype.itemsize,
             }
         )
-    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in uncalled]
+    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in captured.uncalled]
     frame = pd.DataFrame(rows).astype({"batch_norm": "str", "modified": "boolean", "dropout": "boolean"})
     frame = frame.astype({"call": "Int64", "bytes": "Int64"})
-    return Description(frame, tuple(_notes(frame, target, remarks, coupled, uncalled, elsewhere)))
+    return Description(frame, tuple(_notes(frame, captured)))
 
 
 def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
@@ -102,21 +93,17 @@ def off_trunk(names: Sequence[str]) -> str:
     return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
 
 
-def _notes(
-    frame: pd.DataFrame,
-    target: Layer,
-    remarks: Sequence[str],
-    coupled: bool,
-    uncalled: Sequence[str],
-    elsewhere: Sequence[str],
-) -> list[str]:
+def _notes(frame: pd.DataFrame, captured: Capture) -> list[str]:
     """Sentences about the whole; the last ones say what was not seen and what to do."""
     seen = frame[frame["fired"]]
     notes = [
-        f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to {target.name!r}, "
-        f"{int(seen['unit'].sum())} rows of a default profile; {int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
-        "Samples influence each other, so they are measured as one vector." if coupled else "Samples are independent.",
-        *remarks,
+        f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to "
+        f"{captured.target.name!r}, {int(seen['unit'].sum())} rows of a default profile; "
+        f"{int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
+        "Samples influence each other, so they are measured as one vector."
+        if captured.coupled
+        else "Samples are independent.",
+        *captured.remarks,
     ]
     if changed := list(seen.loc[seen["modified"], "layer"]):
         notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
@@ -127,13 +114,13 @@ def _notes(
             f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
             "is then that through this tensor alone."
         )
-    if elsewhere:
-        notes.append(f"Recorded, but the target does not depend on them: {_listed(elsewhere)}.")
-    if uncalled:
+    if captured.elsewhere:
+        notes.append(f"Recorded, but the target does not depend on them: {_listed(captured.elsewhere)}.")
+    if captured.uncalled:
         notes.append(
-            f"Never called as modules, so not seen: {_listed(uncalled)}. Not used in this pass, containers whose items "
-            "are called one by one, modules called by .forward() or used for their weights only; mark a tensor with "
-            'gs.tap(tensor, "name") to see it.'
+            f"Never called as modules, so not seen: {_listed(captured.uncalled)}. Not used in this pass, containers "
+            "whose items are called one by one, modules called by .forward() or used for their weights only; mark a "
+            'tensor with gs.tap(tensor, "name") to see it.'
         )
     notes.append("Functional code (F.relu, +) makes no layer of its own; gs.tap marks one.")
     return notes
@@ -147,7 +134,7 @@ def _batch_norm(layer: Layer) -> str | None:
     return BATCH if node._saved_training else RUNNING  # type: ignore[attr-defined]
 
 
-def _backward(layers: Sequence[Layer], graph: Trunk) -> dict[int, str]:
+def _backward(layers: Sequence[Layer]) -> dict[int, str]:
     """How two cotangents come to each layer of the trunk from the one above it."""
     trunk = [layer for layer in layers if layer.on_trunk]
     found = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.layers import Layer
-from gradscope.forward.replay import Rerun
+from gradscope.forward.replay import Replay
 from gradscope.memory import bundle_bytes
 from gradscope.operators import LinearOperator
 
@@ -23,10 +23,10 @@ class Jacobian(LinearOperator):
 
     source: Layer
     target: Layer
-    _rerun: Rerun
+    _replay: Replay
 
-    def __init__(self, source: Layer, target: Layer, rerun: Rerun) -> None:
-        for name, value in (("source", source), ("target", target), ("_rerun", rerun)):
+    def __init__(self, source: Layer, target: Layer, replay: Replay) -> None:
+        for name, value in (("source", source), ("target", target), ("_replay", replay)):
             object.__setattr__(self, name, value)
         shape = (target.size, source.size)
         super().__init__(shape, self._forward, self._backward, target.dtype, target.device)
@@ -55,7 +55,7 @@ class Jacobian(LinearOperator):
         Raises:
             ValueError: The forward pass does not reproduce the target, as a model with a state of its own would.
         """
-        value = self._rerun.outputs(self.target.names, {}).get(self.target.name)
+        value = self._replay.outputs(self.target.names, {}).get(self.target.name)
         if value is None or tuple(value.shape) != self.target.shape:
             raise ValueError(
                 f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state of its own "

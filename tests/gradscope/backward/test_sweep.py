@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from gradscope.backward.sweep import Start, rescale, sweep
+from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import lengths, rescale, sweep
 from gradscope.models.mlp import MLP
 
 
@@ -17,9 +19,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def readings(captured: gs.Capture, cotangents: torch.Tensor, stride: int | None):
-    start = Start(len(captured.graph.edges) - 1, len(cotangents), lambda a, b: cotangents[a:b].clone(), 10_000)
-    rows = captured.units[:-1]
-    return sweep(captured.graph, rows, [start], batch_size=captured.batch_size, strides=[stride])
+    start = Cotangents(captured.target, len(cotangents), 0, lambda a, b: cotangents[a:b].clone())
+    route = TrunkRoute(captured.graph, captured.units[:-1])
+    return sweep(route, [start], lengths(captured.batch_size), strides=[stride])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,7 +36,7 @@ def test_scaled_and_unscaled_sweeps_are_bit_equal(norm, dtype):
         scaled = readings(captured, cotangents, every)
         assert (scaled[0].exponents != plain[0].exponents).any()
         for a, b in zip(plain, scaled, strict=True):
-            np.testing.assert_array_equal(*(np.ldexp(r.norms, r.exponents[:, None]) for r in (a, b)))
+            np.testing.assert_array_equal(*(np.ldexp(r.values, r.exponents[:, None]) for r in (a, b)))
 
 
 def test_one_scale_serves_all_samples_of_a_cotangent():

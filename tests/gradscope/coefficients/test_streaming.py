@@ -176,7 +176,7 @@ RANK = """
 import pickle, sys
 import torch, torch.distributed as dist
 import gradscope as gs
-from tests.test_streaming import mlp
+from tests.gradscope.coefficients.test_streaming import mlp
 from tests.helpers import noise
 torch.set_num_threads(1)
 rank = int(sys.argv[1])

@@ -74,7 +74,7 @@ def test_the_error_of_the_affine_map_falls_as_the_square(net, source):
     affine = capture.jacobian(source, target).linearize()
     dx, errors = noise(3, 4, seed=5), []
     for h in (1e-2, 1e-3, 1e-4):
-        moved = capture.rerun.outputs([target], {source: h * dx})[target]
+        moved = capture.replay.outputs([target], {source: h * dx})[target]
         errors.append(float((moved - affine(h * dx)).norm()))
         assert errors[-1] < 0.05 * float((moved - affine.value).norm())
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.2)
