@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -113,7 +113,7 @@ def capture(
     # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
     reaching.sort(key=lambda layer: graph.order(layer.edge))
     reached = [
-        replace(layer, index=index, on_trunk=vertex(layer.edge) in graph.position)
+        Layer(**(vars(layer) | {"index": index, "on_trunk": vertex(layer.edge) in graph.position}))
         for index, layer in enumerate(reaching)
     ]
     rows = units(model, reached)
