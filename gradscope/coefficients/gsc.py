@@ -85,7 +85,10 @@ def gsc(
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
     """
-    return _measured(Profile, **locals())
+    return _measured(
+        Profile, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
+        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
+    )  # fmt: skip
 
 
 def gsc_matrix(
@@ -114,13 +117,17 @@ def gsc_matrix(
 
     Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
     """
-    return _measured(Matrix, **locals())
+    return _measured(
+        Matrix, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
+        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
+    )  # fmt: skip
 
 
 def _measured(
     kind: type[MatrixT],
     model: nn.Module,
     data: Any,
+    *,
     forward: Forward | None,
     layers: LayerFilter | None,
     target: str | None,

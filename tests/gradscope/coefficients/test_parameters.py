@@ -121,7 +121,8 @@ def test_no_overflow_at_any_depth(a):
             return a * x + self.bias
 
     depth = 2000
-    frame = gs.parameter_gsc(nn.Sequential(*(Layer() for _ in range(depth))), torch.ones(2, 1), probes="exact")
+    model = nn.Sequential(*(Layer() for _ in range(depth)))
+    frame = gs.parameter_gsc(model, torch.ones(2, 1), probes="exact").to_frame()
     gsc = frame[frame["quantity"] == "parameter_gsc"]["log10_value"].to_numpy()
     slope = 2 * math.log10(a) * np.arange(depth)[::-1]
     np.testing.assert_allclose(gsc, slope + 2 * math.log10(abs(1 - a)), atol=1e-6 * abs(slope).max() + 1e-12)
@@ -140,6 +141,31 @@ def test_with_a_loss_and_a_target_inside():
         gs.parameter_gsc(model, x, target="norm", probes="exact").to_frame().set_index(["quantity", "layer"])["value"]
     )
     assert inside["parameter_gsc", "last"] == 0 < inside["parameter_gsc", "first"]
+
+
+def test_the_result_is_a_profile_of_modules_without_the_target():
+    model = gs.models.MLP(depth=12, width=8, activation="selu", generator=torch.Generator().manual_seed(0)).double()
+    exact = gs.parameter_gsc(model, noise(6, 8), probes="exact")
+    assert exact.layers[-1] == "head.linear" or exact.target not in exact.layers
+    assert len(exact.layers) == 12 and exact.target == "layers.11"
+    values = exact.log10_values[:, 0]
+    expected = gs.coefficients.growth.fit_growth(values, np.arange(12, 0, -1))
+    assert exact.growth() == expected
+    np.testing.assert_array_equal(exact.interval()[0], exact.log10_values)
+    probed = gs.parameter_gsc(model, noise(6, 8), probes=64)
+    low, high = probed.interval()
+    assert ((low < exact.log10_values) & (exact.log10_values < high)).mean() > 0.8
+    assert probed.relative_error > 0 == exact.relative_error
+
+
+def test_running_out_of_memory_and_links_change_no_number(monkeypatch):
+    """The promises of the one sweep hold for parameters, too."""
+    model = gs.models.MLP(depth=4, width=8, activation="tanh", generator=torch.Generator().manual_seed(0)).double()
+    whole = gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values
+    monkeypatch.setattr("gradscope.backward.sweep.bundle_bytes", lambda device: 1)
+    np.testing.assert_allclose(gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values, whole, atol=1e-12)
+    monkeypatch.setattr("gradscope.backward.route.WORTHWHILE", 10**9)
+    np.testing.assert_allclose(gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values, whole, atol=1e-12)
 
 
 def test_refusals():
