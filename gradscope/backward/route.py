@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -21,29 +22,18 @@ from gradscope.memory import Workspace
 RUN_BYTES = 1 << 26
 
 
-class Row(Protocol):
-    """A tensor whose gradient is read: a layer, or a parameter."""
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter whose gradient is read, as a row of a route."""
 
-    @property
-    def name(self) -> str:
-        """What error messages call it."""
+    name: str
+    edge: GradientEdge
+    size: int
+    dtype: torch.dtype
+    device: torch.device
 
-    @property
-    def edge(self) -> GradientEdge:
-        """Its place in the autograd graph."""
 
-    @property
-    def size(self) -> int:
-        """Number of entries."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of its entries."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-
+Row = Layer | Leaf
 
 # (row, gradient (c, *shape), workspace) -> a float64 tensor (c, ...): what is kept of the gradient.
 Read = Callable[[int, Tensor, Workspace], Tensor]

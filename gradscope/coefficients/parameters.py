@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default
-from gradscope.backward.route import TrunkRoute
+from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import Reading, lengths, sweep
 from gradscope.coefficients.growth import Growth, fit_growth
 from gradscope.coefficients.intervals import LN10
@@ -152,21 +152,10 @@ class ParameterProfile(Profile):
         return pd.concat(parts, ignore_index=True)
 
 
-@dataclass(frozen=True)
-class _Leaf:
-    """A parameter as a row of a sweep."""
-
-    name: str
-    edge: GradientEdge
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-
-
 def _pulled(captured: Capture, owners: Owned, cotangents: Cotangents) -> dict[int, Reading]:
     """|T^T v| of every cotangent for each parameter that the target depends on, by the id of the parameter."""
     leaves = {
-        id(p): _Leaf(f"{name}.{number}", get_gradient_edge(p), p.numel(), p.dtype, p.device)
+        id(p): Leaf(f"{name}.{number}", get_gradient_edge(p), p.numel(), p.dtype, p.device)
         for name, parameters in owners.items()
         for number, p in enumerate(parameters)
     }

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,19 +67,6 @@ class Layer:
         return self if name == self.name else replace(self, name=name)
 
 
-class Named(Protocol):
-    """Whatever can be looked up by name."""
-
-    @property
-    def name(self) -> str:
-        """The name that stands for it."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name of it."""
-
-
-NamedT = TypeVar("NamedT", bound=Named)
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
@@ -116,12 +102,12 @@ def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) ->
     return lookup(layers, name, elsewhere).called(name)
 
 
-def lookup(tensors: Sequence[NamedT], name: str, elsewhere: Collection[str] = ()) -> NamedT:
+def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
     """The one tensor that has this name among its names; raises as `find` does."""
-    for tensor in tensors:
-        if name in tensor.names:
-            return tensor
-    raise ValueError(_missing(name, tensors, elsewhere))
+    for layer in layers:
+        if name in layer.names:
+            return layer
+    raise ValueError(_missing(name, layers, elsewhere))
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
@@ -142,7 +128,7 @@ def module_name(name: str) -> str:
     return name.partition("#")[0].partition("[")[0]
 
 
-def _missing(pattern: str, layers: Sequence[Named], elsewhere: Collection[str]) -> str:
+def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) -> str:
     if any(_matches(name, pattern) for name in elsewhere):
         return f"Layer {pattern!r} was recorded, but the target does not depend on it, so it has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
@@ -150,7 +136,7 @@ def _missing(pattern: str, layers: Sequence[Named], elsewhere: Collection[str]) 
     return f"No layer is called {pattern!r}. {offer}"
 
 
-def _listed(layers: Sequence[Named]) -> str:
+def _listed(layers: Sequence[Layer]) -> str:
     names = [layer.name for layer in layers]
     return f"Recorded are {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
 

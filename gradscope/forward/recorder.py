@@ -170,18 +170,8 @@ class _Recorder:
         shape = tuple(tensor.shape)
         per_sample = bool(shape) and shape[0] == self.batch_size
         norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
-        self.layers[key] = Layer(
-            name,
-            call,
-            -1,
-            shape,
-            tensor.dtype,
-            tensor.device,
-            {name: origin},
-            get_gradient_edge(tensor),
-            norms,
-            exponent,
-        )
+        about = (name, call, -1, shape, tensor.dtype, tensor.device, {name: origin})
+        self.layers[key] = Layer(*about, get_gradient_edge(tensor), norms, exponent)
         self.versions.append((key, tensor, tensor._version))
 
     def compare_versions(self) -> None:
