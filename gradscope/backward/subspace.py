@@ -1,12 +1,12 @@
-"""Left subspaces of deep Jacobians, found with forward passes: where probes need not look any more.
+"""Left subspaces of deep Jacobians, found with forward passes, which probes then need not sample.
 
 A deep Jacobian has few large singular values, so a random probe of it is noisy.  Its left singular directions hardly
 depend on the source once the source is far away, so a few directions Q of the target, found once, serve all sources:
 
     |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2,
 
-the first term exactly, the second from probes v.  That holds for any orthonormal Q, so how well Q was found decides
-the noise and never the mean (the idea of Hutch++: Meyer, Musco, Musco and Woodruff 2021, arXiv:2010.09649; the range
+the first term exactly, the second from probes v.  This holds for any orthonormal Q, so the quality of Q affects
+the noise but never the mean (the idea of Hutch++: Meyer, Musco, Musco and Woodruff 2021, arXiv:2010.09649; the range
 finder: Halko, Martinsson and Tropp 2011).
 """
 
@@ -27,13 +27,19 @@ WANTED_CHANGE = 0.01
 
 @dataclass(frozen=True)
 class Deflated:
-    """Ask for ``rank`` directions of each target's subspace, taken exactly, and ``num`` random probes of the rest.
+    """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` exact directions and ``num`` random probes.
 
-    As ``probes=`` of `gsc` and `gsc_matrix`.  Cost: rank + 1 forward passes without gradients, and rank + num
-    cotangents.
+    As in Hutch++: the directions span the subspace of the target that deep Jacobians map into, and the probes sample
+    its complement.  ``Deflated(0, n)`` are n plain random probes.  Cost: rank + 1 forward passes without gradients, and
+    rank + num cotangents.
 
     Raises:
-        ValueError: ``rank`` or ``num`` less than one.
+        ValueError: ``rank`` is negative, or ``num`` less than one.
+
+    Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
+
+    >>> Deflated(4, 6).cost
+    14
     """
 
     rank: int = 8
@@ -61,9 +67,9 @@ def find_subspaces(
     """Orthonormal directions (rank', *shape) of every target, by name, that the sources move it along.
 
     Finite differences of the forward pass in ``rank`` random directions of the sources.  With independent samples the
-    directions are orthonormal sample by sample, else as vectors of the whole batch; rank' <= rank where a target has
+    directions are orthonormal sample by sample, otherwise as vectors of the whole batch; rank' <= rank if a target has
     fewer dimensions.  A target that a replay does not reproduce (another shape, not finite) is left out.  Cost: rank +
-    1 forward passes, one or two more to find the step, and a QR decomposition a target.
+    1 forward passes, one or two more to find the step, and a QR decomposition per target.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
@@ -98,7 +104,7 @@ def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:
-    """Orthonormal columns from (rank, B, ...): a basis a sample, or of the whole batch."""
+    """Orthonormal columns from (rank, B, ...): one basis per sample, or of the whole batch."""
     rank, shape = len(differences), differences.shape[1:]
     vectors = differences.reshape(rank, 1, -1) if coupled else differences.reshape(rank, shape[0], -1)
     vectors = vectors / vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

@@ -21,7 +21,7 @@ from torch import Tensor
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.pulling import pulling
 from gradscope.backward.route import Read, Route, Row
-from gradscope.memory import Workspace, bundle_bytes, is_out_of_memory, peak_bytes
+from gradscope.memory import Workspace, batch_bytes, is_out_of_memory, peak_bytes
 from gradscope.norms import plain_norms, power_of_two, vector_norms
 
 # Positions between two rescalings: as few rescalings as possible.
@@ -86,7 +86,7 @@ def sweep(
     """
     if not route.rows:
         return []
-    size = bundle_bytes(route.rows[0].device)
+    size = batch_bytes(route.rows[0].device)
     least = widest * size // peak_bytes(route.rows[0].device)
     total = sum(c.num for c in cotangents)
     for stride in strides:

@@ -1,4 +1,9 @@
-"""Gradient Scale Coefficients of a network: ``gsc`` to one target, ``gsc_matrix`` between all pairs of layers."""
+"""Gradient Scale Coefficients: ``gsc`` of every layer to one target, ``gsc_matrix`` between all pairs of layers.
+
+    GSC(k, l) = |J_k^l|_F^2 / (B d_k) * |f_k|^2 / |f_l|^2
+
+Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact from a basis, and unbiased from probes.
+"""
 
 from __future__ import annotations
 
@@ -40,50 +45,59 @@ def gsc(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """Gradient Scale Coefficient of every layer k to one target l, in the squared convention.
+    """Gradient Scale Coefficient of every layer k with respect to one target l, in the squared convention.
 
     GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2: the squared relative change of f_l for a small random relative change of
     f_k, where |J|_qm = |J|_F / sqrt(number of columns).
 
     Arguments:
-        model: Any module; measured in the mode it is in, and left exactly as it was.
+        model: Any module; it is measured in its current mode and left exactly as it was.
         data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
             Or a stream of such batches (a DataLoader, a list, an iterator): then the result is that of the data set,
-            and under ``torch.distributed`` that of all ranks together, which must all make this call.  Labels in a
-            stream are left aside where no ``loss_fn`` wants them.
+            and under ``torch.distributed`` that of all ranks together, which must all make this call.  A stream may
+            contain labels that no ``loss_fn`` needs.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row a unit
+        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
             of the trunk (`gradscope.forward.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample.
-        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l where samples are coupled); a number of random
+        loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
+        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l if samples are coupled); a number of random
             cotangents; `Deflated` (a subspace exactly, and probes of the rest); or ``"auto"``: exact up to 128
-            cotangents, else deflated with as much as a pilot finds necessary for an error of 5 %, up to the cost of 40
-            backward passes a target.  In a stream ``"auto"`` is exact up to 12 cotangents, else ``Deflated(4, 4)`` a
+            cotangents, otherwise deflated, as a pilot suggests for an error of 5 %, at the cost of at most 40 backward
+            passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` per
             batch.
-        rtol: Asked relative standard error of every value.  For one batch it is that of the probes, and decides how
-            many there are (exact where that is cheaper); for a stream it is that of probes and samples together, and
-            batches are taken until it is reached.  ``relative_error`` of the result says what was reached.
-        max_samples, max_seconds: A stream also ends here (after the batch that reaches it), and a measurement for
-            ``rtol`` after the sweep that reaches ``max_seconds``; a warning says so.
-        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, right also
-            for coupled samples.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, uncoupled ones only.
+        rtol: Relative standard error of every value.  For one batch it is the error due to probes, and decides their
+            number (exact if that is less expensive), so ``probes`` must be "auto".  For a stream it is the error due to
+            probes and samples, and batches are taken until it is reached.  The result's ``relative_error`` says what
+            was reached.
+        max_samples, max_seconds: A stream also ends after the batch that reaches them, and a measurement of one batch
+            with ``rtol`` after the sweep that reaches ``max_seconds``; then a warning is raised.
+        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, also
+            if samples are coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single, uncoupled samples.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
-        progress: Called with the fraction done of one batch.
+        progress: Called with the fraction of one batch that is done.
 
     Returns:
         A `Profile`, rows in execution order, the target (GSC = 1) last.  Probes give an unbiased |J|_F^2 and a standard
-        error; with a single probe and independent samples that error is an upper bound, reached at rank one, and with a
+        error.  With a single probe and independent samples that error is an upper bound, reached at rank one; with a
         single probe and coupled samples it is unknown (null).
 
-    Cost: one forward pass and one backward pass for each cotangent; with a subspace also rank + 1 forward passes; two
-    more backward passes where the graph does not prove that samples are independent.  Memory: see
+    Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace; two more
+    backward passes if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
-        ValueError, TypeError: Bad data, names or options; every message names the culprit and the way out.
+        ValueError, TypeError: Bad data, names or options, or an option that would be ignored; the message names it.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
+
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=8, activation="linear", generator=torch.Generator().manual_seed(0))
+    >>> profile = gs.gsc(model, torch.ones(4, 8))
+    >>> profile.layers
+    ('input', 'layers.0', 'layers.1', 'layers.2')
+    >>> profile["layers.2"].value
+    1.0
     """
     return _measured(
         Profile, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
@@ -107,15 +121,21 @@ def gsc_matrix(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Matrix:
-    """Gradient Scale Coefficient between every pair of trunk layers, in one backward sweep whose bundle grows.
+    """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep that cotangents join.
 
     Arguments are those of `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
     (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
 
     Returns:
-        A `Matrix`, sources x targets, NaN below the diagonal, 1 on it.
+        A `Matrix`, sources x targets, with 1 on the diagonal and NaN below.
 
-    Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
+    Cost: one forward pass, and for every target as many backward passes to the first layer as it has cotangents.
+
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
+    >>> matrix = gs.gsc_matrix(model, torch.ones(4, 8))
+    >>> matrix.log10_values.shape
+    (4, 4)
     """
     return _measured(
         Matrix, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
@@ -182,7 +202,7 @@ def _measured(
 
 
 def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole: bool) -> list[Layer]:
-    """The rows of the result, the target last where it is a profile."""
+    """The rows of the result; the target is the last row of a profile."""
     if next(captured.replay.model.parameters(), None) is None:
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
@@ -200,13 +220,13 @@ def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole:
 
 
 def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[Layer]:
-    """The chosen layers, or the units of the trunk; warns where those of the ``whole`` network are hardly any."""
+    """The chosen layers, or the units of the trunk; warns if the ``whole`` network has hardly any."""
     if layers is not None:
         return select(captured.layers, layers, captured.elsewhere)
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if whole and len(known) < 3 and (others or captured.uncalled):
-        offer = f"Recorded are also {', '.join(others[:8])}: choose with" if others else "None other was called; see"
+        offer = f"Also recorded: {', '.join(others[:8])}. Choose with" if others else "No other module was called; see"
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
             f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "

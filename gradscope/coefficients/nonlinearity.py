@@ -1,4 +1,9 @@
-"""``nlc(model, x)``: how far a network is from its own linearization over the spread of its data."""
+"""``nlc(model, data)``: how far a network is from its own linearization over the spread of its data.
+
+    NLC = sqrt(mean_b,c |J_b (x_c - mean x)|^2 / mean_b |f_b - mean f|^2)   over samples b, c
+
+Cost: three forward passes and one backward pass per cotangent.  Its square is unbiased for the data's own value.
+"""
 
 from __future__ import annotations
 
@@ -38,29 +43,35 @@ def nlc(
 ) -> Estimate:
     """Nonlinearity coefficient of the target as a function of the input, over a data set.
 
-    NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), J the Jacobian of one sample at x, Cov_x and Cov_f the covariances
-    (with 1/N) of inputs and targets over the data.  1 for an affine map, and about 1 where the network is nearly linear
-    over the spread of its data; invariant to affine maps of input and output.  This is the root; its square is the
-    other convention.  GSC does not see what it sees: a deep ReLU network keeps its GSC at 1 while NLC grows.
+    NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), with J the Jacobian of one sample at x, and Cov_x and Cov_f the
+    covariances (with 1/N) of inputs and targets over the data.  It is 1 for an affine map, about 1 if the network is
+    nearly linear over the spread of its data, and invariant to affine maps of input and output.  This is the root; the
+    other convention is its square.  GSC does not see it: a deep ReLU network keeps its GSC at 1 while its NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
-        probes: ``"exact"``, a number of random cotangents a batch, or ``"auto"``: exact up to 16 cotangents, else 16.
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128 cotangents,
+            otherwise 40 random ones.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`.  Its error is that of sampling the data and of the probes together, to first order (inputs enter
-        through J, Cov_x and Cov_f), because both make samples differ; ``num_probes`` is 0 where exact.  Where samples
-        are coupled (batch normalization), J is that of the whole batch, inputs vary independently, and the error counts
-        samples as if they were not.
+        An `Estimate`, with an ``interval()``.  Its error is due to the choice of samples and to probes together, to
+        first order, because both make samples differ; inputs enter it through J, Cov_x and Cov_f.  ``num_probes`` is 0
+        if exact.  If samples are coupled (batch normalization), J is that of the whole batch, inputs vary
+        independently, and the error counts samples as if they were independent.
 
-    Cost: three forward passes, one backward pass a cotangent, and N^2 d operations a cotangent.  Memory: the data, and
-    one N x N matrix.
+    Cost: three forward passes, and one backward pass and N^2 d operations per cotangent.  Memory: the data, and one
+    N x N matrix per cotangent of a batch of cotangents.
 
     Raises:
         ValueError: Fewer than two samples, a target that is constant over the data, or ``probes`` is none of these.
 
     Reference: Philipp and Carbonell (2018), "The nonlinearity coefficient", arXiv:1806.00179.
+
+    >>> import gradscope as gs
+    >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> print(f"{gs.nlc(nn.Linear(3, 2, dtype=torch.float64), x).value:.6f}")
+    1.000000
     """
     resolved(probes)
     generator = generator_or_default(generator)

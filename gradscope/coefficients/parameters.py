@@ -46,7 +46,7 @@ def parameter_gsc(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> ParameterProfile:
-    """Gradient Scale Coefficient of every layer's *parameters* theta_k to one target l, in the squared convention.
+    """Gradient Scale Coefficient of the *parameters* theta_k of every module to one target l, squared convention.
 
     GSC(theta_k, l) = |T_k^l|_qm^2 |theta_k|^2 / |f_l|^2: the squared relative change of f_l, over the whole batch, for
     a small random relative change of theta_k.  T_k^l is the (B d_l) x P_k Jacobian of f_l with respect to the P_k
@@ -54,21 +54,29 @@ def parameter_gsc(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`, one batch.
-        probes: ``"exact"`` (B d_l cotangents), a number of random cotangents, or ``"auto"``: exact up to 32, else 32.
+        probes: ``"exact"`` (B d_l cotangents), a number of random cotangents, or ``"auto"``: exact up to 128, otherwise
+            40 random ones.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        A tidy frame, one row a module that holds trainable parameters and one of two quantities,
-        ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm); ``index`` counts those modules from 1.  A parameter that
-        the target does not depend on gives 0.  Tied parameters count once, for the module that comes first.
+        A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  Its frame
+        has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm), and ``index`` counts those modules
+        from 1.  A parameter that the target does not depend on gives 0.  Tied parameters count once, for the first
+        module that holds them.
 
-    Cost: one forward pass and one backward pass with parameter gradients a cotangent.  Memory: the gradients of one
-    segment of the trunk for each cotangent of a bundle, within a twentieth of what is free or one cotangent.
+    Cost: one forward pass, and one backward pass with parameter gradients per cotangent.  Memory: the gradients of one
+    segment of the trunk for each cotangent of a batch, within a twentieth of the free memory or one cotangent.
 
     Raises:
         ValueError: No trainable parameters, or ``probes`` is none of these.
-        FloatingPointError: A gradient is NaN or Inf; the module is named.  The range of the dtype has to hold only one
+        FloatingPointError: A gradient is NaN or Inf; the parameter is named.  The range of the dtype must hold one
             segment of the trunk, or all segments that a tied parameter spans.
+
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
+    >>> profile = gs.parameter_gsc(model, torch.ones(2, 8))
+    >>> profile.layers
+    ('layers.0.linear', 'layers.1.linear', 'layers.2.linear')
     """
     captured = capture(model, data, forward=forward, loss_fn=loss_fn, target=target)
     owners = owned_parameters(captured.replay.modules)

@@ -1,8 +1,8 @@
-"""How many cotangents a measurement needs: exact where that is cheaper, else as many as a pilot suggests.
+"""How many cotangents a measurement takes: exact if that is less expensive, otherwise as many as a pilot suggests.
 
-The cost of a plan is counted in backward passes: one a cotangent, and one more for each direction of the subspace,
-which takes a forward pass to find.  The numbers of a pilot decide the plan and are then thrown away: a value whose
-probes also decided when to stop would be biased.
+Costs are counted in backward passes: one per cotangent, and one more per direction of the subspace, which takes a
+forward pass to find.  A pilot decides the plan and its numbers are then thrown away, because a value whose probes also
+decided when to stop would be biased.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ AUTO_RTOL = 0.05
 # A batch of a stream gets few probes: more samples say more.
 STREAM_PLAN = Deflated(4, 4)
 
-# The pilot, and how far the rank may be doubled: only while the subspace holds this share of the noisiest value, for
-# else the spectrum is flat, and more directions would hold little more.
+# The pilot.  The rank is doubled up to a maximum while the subspace holds this share of the noisiest value; otherwise
+# the spectrum is flat, and more directions would hold little more.
 PILOT = Deflated(4, 6)
 MAX_RANK = 32
 WORTHWHILE_SHARE = 0.5

@@ -1,4 +1,4 @@
-"""A layer is one tensor that the forward pass made; layers are found by name, glob or callable."""
+"""A layer is one tensor of the forward pass; layers are found by name, glob or callable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INPUT, OUTPUT, LOSS = "input", "output", "loss"
 
 
 class Origin(Enum):
-    """How a tensor came by one of its names."""
+    """Where a name of a tensor comes from."""
 
     MADE = "made"  # the module call computed it
     PASSED_ON = "passed on"  # the module call returned its own input, as an Identity does
@@ -31,11 +31,11 @@ class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     ``name``: the module's name, with ``#2``, ``#3`` for its further calls and ``[1]``, ``[2]`` for its further outputs.
-    ``origins``: every name of the tensor and how it came by it.  ``call``: which call of the module.
+    ``origins``: every name of the tensor and where it comes from.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
-    ``norms``: length of each sample (B,), or of the batch () where the leading dimension is not the batch; the true
-    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; all
-    that is said of the layer holds for the tensor before.  ``on_trunk``: whether every path from input to target passes
+    ``norms``: length of each sample (B,), or of the batch () if the leading dimension is not the batch; the true
+    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; the
+    layer describes the tensor before that.  ``on_trunk``: whether every path from input to target passes
     here.
     """
 
@@ -74,8 +74,8 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
     """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
 
     Raises:
-        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.  A layer of that name
-            ``elsewhere`` was recorded, but the target does not depend on it.
+        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.  Or a
+            layer of that name ``elsewhere`` was recorded, but the target does not depend on it.
     """
     if not isinstance(wanted, str) and callable(wanted):
         chosen = [layer for layer in layers if wanted(layer)]
@@ -94,7 +94,7 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
 
 
 def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
-    """The one layer of that name.
+    """The layer of that name.
 
     Raises:
         ValueError: There is none; the nearest names are offered.
@@ -103,7 +103,7 @@ def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) ->
 
 
 def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
-    """The one tensor that has this name among its names; raises as `find` does."""
+    """The layer that has this name among its names; raises as `find` does."""
     for layer in layers:
         if name in layer.names:
             return layer
@@ -138,7 +138,7 @@ def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) 
 
 def _listed(layers: Sequence[Layer]) -> str:
     names = [layer.name for layer in layers]
-    return f"Recorded are {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
+    return f"Recorded: {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
 
 
 def _matches(name: str, pattern: str) -> bool:

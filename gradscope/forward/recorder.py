@@ -1,7 +1,7 @@
-"""One forward pass, recorded: every module call becomes a layer with an edge of the autograd graph and its length.
+"""Records one forward pass: every module call becomes a layer with an edge of the autograd graph and its length.
 
-Edges, not tensors, are stored, so in-place operations later in the model cannot redirect a gradient (a stored tensor
-would silently become the later one); lengths are taken at once for the same reason.
+Edges are stored instead of tensors, so later in-place operations cannot redirect a gradient (a stored tensor would
+silently become the later one).  Lengths are taken immediately for the same reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.modules import Modules, eager, random_state, state_restored, tensors, watched
+from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tensors
 from gradscope.forward.replay import Replay
 from gradscope.forward.taps import tapped
 from gradscope.forward.trunk import Vertex, vertex
@@ -29,7 +29,7 @@ Received = tuple[Collection[Vertex], int]
 
 @dataclass(frozen=True)
 class Recording:
-    """What one forward pass left behind: tensors in execution order, the graph's sources, and the target's edge.
+    """One recorded forward pass: tensors in execution order, the graph's sources, and the target's edge ``end``.
 
     ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
     ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
@@ -51,13 +51,13 @@ class Recording:
 def record(
     model: nn.Module, batch: Batch, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Recording:
-    """Run the model once and record it.  Afterwards the model is as it was, also after an exception.
+    """Run the model once and record it.  The model is left as it was, also after an exception.
 
-    Buffers (running statistics) and the random state are put back; mode, ``.grad`` and ``requires_grad`` are not
-    touched.  With ``loss_fn`` the target is the vector of per-sample losses, else the model's output.
+    Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
+    touched.  With ``loss_fn`` the target is the vector of per-sample losses, otherwise the model's output.
 
     Raises:
-        ValueError: Non-finite activations (the first layer is named), a loss that is not one number a sample, an
+        ValueError: Non-finite activations (the first layer is named), a loss that is not one number per sample, an
             output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
     """
     modules = dict(model.named_modules())
@@ -70,7 +70,7 @@ def record(
         state_restored(modules),
         tapped(recorder),
         eager(modules),
-        watched(modules, recorder) as calls,
+        hooked(modules, recorder) as calls,
     ):
         state = random_state(modules)
         differentiable, sources = batch.differentiable()
@@ -90,7 +90,7 @@ def record(
     if not recorder.sources:
         raise ValueError(
             "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
-            "functional embedding?), so there is nothing to differentiate by: unfreeze the embedding with "
+            "functional embedding?), so there is nothing to differentiate with respect to: unfreeze the embedding with "
             "requires_grad_(), or embed first and measure the rest of the model."
         )
     if not target.requires_grad:
@@ -127,7 +127,7 @@ class _Recorder:
         self.versions: list[tuple[Vertex, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
-        """Which tensors a module receives, before it can overwrite them, and how many embeddings are known."""
+        """The tensors that a module receives, before it can overwrite them, and the number of known embeddings."""
         received = tensors(args, kwargs)
         return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
 
@@ -147,10 +147,10 @@ class _Recorder:
                 self.embeddings.append((reads_data, edges))
 
     def embed(self) -> None:
-        """Let differentiation start at embeddings too: integers have no gradient.
+        """Let differentiation start at embeddings too, because integers have no gradient.
 
-        Those that read the data; positions and the like are made by the model itself, and are sources only where no
-        other is known (integers that the model converted first).
+        Only embeddings that read the data count.  Others, such as position embeddings, are sources only if there is no
+        other source (the model converted the integers first).
         """
         reading = [edges for reads_data, edges in self.embeddings if reads_data]
         if not self.sources and not reading:
@@ -158,7 +158,7 @@ class _Recorder:
         self.sources += [source for edges in reading for source in edges]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
-        """Record a tensor under a name; a tensor that is known already only gains the name."""
+        """Record a tensor under a name; a known tensor only gains the name."""
         if not tensor.requires_grad or not tensor.is_floating_point():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
@@ -175,7 +175,7 @@ class _Recorder:
         self.versions.append((key, tensor, tensor._version))
 
     def compare_versions(self) -> None:
-        """Note which tensors a later operation overwrote, and let go of all of them."""
+        """Mark the tensors that a later operation overwrote, and release all of them."""
         for key, tensor, version in self.versions:
             if tensor._version > version:
                 self.layers[key] = replace(self.layers[key], modified=True)
@@ -213,7 +213,7 @@ def _vertex(tensor: Tensor) -> Vertex:
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
     if tuple(loss.shape) != (batch_size,):
         raise ValueError(
-            f"loss_fn must return one loss a sample, shape ({batch_size},); got {tuple(loss.shape)}. "
+            f"loss_fn must return one loss per sample, shape ({batch_size},); got {tuple(loss.shape)}. "
             'A mean would put a factor 1/B into every value: use reduction="none".'
         )
     return loss

@@ -1,4 +1,4 @@
-"""``capture(model, x)``: one recorded forward pass as an object to look at and to take Jacobians from."""
+"""``capture(model, data)``: one recorded forward pass as an object to inspect and to take Jacobians from."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Capture(Recording):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on what the numbers rest on: statistics of normalization, random numbers, the part measured."""
+        """Sentences on what the numbers depend on: statistics of normalization, random numbers, the part measured."""
         return tuple(remarks(self.reached, random=self.random, picked=self.picked))
 
     def jacobian(self, source: str, target: str) -> Jacobian:
@@ -65,7 +65,7 @@ class Capture(Recording):
         return Jacobian(from_layer, to_layer, self.replay)
 
     def describe(self) -> Description:
-        """What was recorded and how it can be pulled back, and what was not seen."""
+        """What was recorded, how cotangents are pulled back, and what was not recorded."""
         return describe(self)
 
 
@@ -78,19 +78,28 @@ def capture(
     loss_fn: LossFunction | None = None,
     target: str | None = None,
 ) -> Capture:
-    """Run ``model`` once on ``data`` and keep its layers, trunk and graph.
+    """The recorded forward pass of ``model`` on ``data``, with its layers, trunk and graph.
 
     Arguments:
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
         layers: Which layers to keep: a glob or list of globs over names, or a callable.  Default: all.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample; they become the target.
+        loss_fn: ``(output, labels) -> (B,)`` , one loss per sample; they become the target.
         target: Name of the layer that ends the trunk.  Default: the output, or the losses.
 
     Raises:
         ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
             message names the culprit and the way out.
+
+    Cost: one forward pass.
+
+    >>> import torch, gradscope as gs
+    >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(3, 4))
+    >>> [layer.name for layer in captured.units]
+    ['input', 'layers.0', 'layers.1']
+    >>> captured.jacobian("input", "layers.1").shape
+    (12, 12)
     """
     model = unwrap(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)

@@ -1,4 +1,4 @@
-"""What a capture saw and what it did not, for people: a frame, a printed table, and what to do about the rest."""
+"""What a capture recorded and what it missed: a frame, a printed table, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BATCH, RUNNING = "batch", "running"
 
 @dataclass(frozen=True)
 class Description:
-    """A frame, one row a recorded tensor and one a module that never fired, and sentences about the whole.
+    """A frame with one row per recorded tensor and per module that never fired, and notes about the whole.
 
     Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (a row of the default
     profile), ``fired``, ``modified`` (overwritten in place later; measured as it was before), ``batch_norm``
     ("batch" or "running": whose statistics a batch normalization used), ``dropout`` (entries were dropped),
-    ``backward`` (how a bundle of cotangents is pulled to this layer of the trunk: "vmap" at once, or in a "loop") and
+    ``backward`` (how cotangents are pulled to this layer of the trunk: all at once by "vmap", or in a "loop") and
     ``bytes`` of the tensor.
     """
 
@@ -76,7 +76,7 @@ def describe(captured: Capture) -> Description:
 
 
 def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
-    """Sentences on what the numbers rest on."""
+    """Sentences on what the numbers depend on."""
     statistics = {_batch_norm(layer) for layer in layers}
     if BATCH in statistics:
         yield "Batch normalization used the statistics of this batch."
@@ -89,12 +89,12 @@ def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Ite
 
 
 def off_trunk(names: Sequence[str]) -> str:
-    """What is to be said of rows inside branches."""
+    """The remark about rows inside branches."""
     return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
 
 
 def _notes(frame: pd.DataFrame, captured: Capture) -> list[str]:
-    """Sentences about the whole; the last ones say what was not seen and what to do."""
+    """Notes about the whole; the last ones say what was not recorded and what to do."""
     seen = frame[frame["fired"]]
     notes = [
         f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to "
@@ -108,7 +108,9 @@ def _notes(frame: pd.DataFrame, captured: Capture) -> list[str]:
     if changed := list(seen.loc[seen["modified"], "layer"]):
         notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
     if slow := list(seen.loc[seen["backward"] == LOOP, "layer"]):
-        notes.append(f"torch pulls cotangents one by one through an operation above {_listed(slow)}: right, but slow.")
+        notes.append(
+            f"torch pulls cotangents one by one through an operation above {_listed(slow)}: correct, but slow."
+        )
     if inside := list(seen.loc[~seen["on_trunk"], "layer"]):
         notes.append(
             f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
@@ -122,7 +124,7 @@ def _notes(frame: pd.DataFrame, captured: Capture) -> list[str]:
             "whose items are called one by one, modules called by .forward() or used for their weights only; mark a "
             'tensor with gs.tap(tensor, "name") to see it.'
         )
-    notes.append("Functional code (F.relu, +) makes no layer of its own; gs.tap marks one.")
+    notes.append("Functional code (F.relu, +) does not create a layer; mark its tensors with gs.tap.")
     return notes
 
 

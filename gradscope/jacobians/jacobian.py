@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
-from gradscope.memory import bundle_bytes
+from gradscope.memory import batch_bytes
 from gradscope.operators import LinearOperator
 
 
@@ -34,7 +34,7 @@ class Jacobian(LinearOperator):
     def dense(self) -> Tensor:
         """The matrix itself, row by row.  Cost: B d_target backward passes, vectorized."""
         rows, pull_back = [], PullBack()
-        num = max(1, bundle_bytes(self.device) // (self.target.size * self.dtype.itemsize))
+        num = max(1, batch_bytes(self.device) // (self.target.size * self.dtype.itemsize))
         for first in range(0, self.shape[0], num):
             last = min(first + num, self.shape[0])
             unit = torch.zeros(last - first, self.shape[0], dtype=self.dtype, device=self.device)

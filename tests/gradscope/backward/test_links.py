@@ -139,7 +139,7 @@ def test_memory_that_is_used_again_is_not_mixed_up(size, monkeypatch):
         target: gs.gsc(model, x, target=target, probes="exact").log10_values[:, 0]
         for target in ("layers.0", "layers.3", "head")
     }
-    monkeypatch.setattr("gradscope.backward.sweep.bundle_bytes", lambda device: size)
+    monkeypatch.setattr("gradscope.backward.sweep.batch_bytes", lambda device: size)
     matrix = gs.gsc_matrix(model, x, probes="exact")
     for target, expected in columns.items():
         column = matrix.log10_values[:, matrix.targets.index(target)]

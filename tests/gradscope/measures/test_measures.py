@@ -207,7 +207,7 @@ def test_refusals():
         gs.measure(model, x, y, losses, learning_rate=-1)
     with pytest.raises(ValueError, match="so they need a batch of at least two"):
         gs.measure(model, x[:1], y[:1], losses, measures=GRADIENT_MEASURES)
-    with pytest.raises(ValueError, match=r"loss_fn must return one loss a sample, shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"loss_fn must return one loss per sample, shape \(4,\)"):
         gs.measure(model, x, y, functional.cross_entropy, measures=GRADIENT_MEASURES)
     with pytest.raises(ValueError, match="No parameter of the model requires a gradient"):
         gs.measure(model.requires_grad_(False), x, y, losses, measures=GRADIENT_MEASURES)
