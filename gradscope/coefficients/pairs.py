@@ -1,4 +1,4 @@
-"""One recorded batch: which pairs of layers are measured, and what one sweep says of them."""
+"""One recorded batch: which pairs of layers are measured, and their statistics from one sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int64]
 
 REDUCTIONS = ("batch", "mean", "geometric")
 
-# Arrays over pairs, cotangents and samples are reduced once they have so many entries.
+# Arrays over pairs, cotangents and samples are reduced once they have this many entries.
 _BLOCK = 1 << 18
 
 # Cotangents of a single column in one sweep.
@@ -33,12 +33,12 @@ _WINDOW = 64
 
 @dataclass(frozen=True)
 class Pairs:
-    """What batches so far say of all pairs of a source and a later target; mergeable in any grouping.
+    """Statistics of all pairs of a source and a later target over the batches so far; mergeable in any grouping.
 
-    ``sources``, ``targets``: names in execution order.  ``indices``: how many units of the network come before each
-    source.  ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by
-    sample, and for those counted batch by batch; pairs are numbered source * number of targets + target.
-    ``num_probes`` (sources, targets): 0 where exact.  ``num_batches`` counts what was merged.
+    ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
+    ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by sample,
+    and for those counted batch by batch; pairs are numbered source * number of targets + target.  ``num_probes``
+    (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
     """
 
     sources: tuple[str, ...]
@@ -86,7 +86,7 @@ class Pairs:
         )
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
-        """An attribute of the tallies as an array (sources, targets); NaN where the source lies above the target."""
+        """An attribute of the tallies as an array (sources, targets); NaN if the source lies above the target."""
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)
@@ -96,7 +96,7 @@ class Pairs:
 
 
 class Board:
-    """The sources and targets of one recorded batch, ready to be swept any number of times."""
+    """The sources and targets of one recorded batch, which can be swept any number of times."""
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)
@@ -112,9 +112,9 @@ class Board:
             _check_length(target, self.lengths[target.index][0], reduction)
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
-        """One sweep with the given cotangents of each column; `columns` says their order."""
+        """One sweep with the given cotangents of each column, in the order of `columns`."""
         tallies, captured = _Tallies(self), self.captured
-        # Many cotangents of one column are swept window by window, so that what is kept of each does not add up.
+        # Many cotangents of one column are swept window by window, which bounds the memory of their readings.
         last = max(c.num for c in cotangents)
         step = _WINDOW if len(cotangents) == 1 else last
         for first in range(0, last, step):
@@ -161,19 +161,19 @@ class Board:
                     first = last
 
     def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
-        """Lengths of ``layers[place]`` for every place; they must be of one width."""
+        """Lengths of ``layers[place]`` for every place; they must have the same width."""
         unique, inverse = np.unique(places, return_inverse=True)
         squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
         return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
 
     def _visible(self, layer: Layer) -> int:
-        """How many columns a layer flows into: those strictly later, which are the first ones."""
+        """Number of columns that a layer flows into: the strictly later ones, which come first."""
         order = self.captured.graph.order
         own = order(layer.edge)
         return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
 
     def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
-        """Neighboring columns that can be computed together: (first, last + 1, num, num_fixed)."""
+        """Runs of neighboring columns that are computed together: (first, last + 1, num, num_fixed)."""
         kinds = [
             (c.num, c.num_fixed, len(self.lengths[column.index][0]))
             for column, c in zip(self.columns, cotangents, strict=True)
@@ -188,7 +188,7 @@ class Board:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Of the sources and targets of some pairs: everything that does not depend on cotangents."""
+    """Sources and targets of some pairs: everything that does not depend on cotangents."""
 
     pairs: IntArray
     source: Length
@@ -197,7 +197,7 @@ class _Lengths:
 
 
 class _Tallies:
-    """Collects readings, and reduces them block by block."""
+    """Collects readings and reduces them block by block."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -209,7 +209,7 @@ class _Tallies:
     def add(
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
-        """Readings (cotangents, samples) of one source from the columns ``start`` to ``stop`` - 1, all of one width."""
+        """Readings (cotangents, samples) of one source from columns ``start`` to ``stop`` - 1 of the same width."""
         p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
         key = (len(p), len(q), norms.shape[1], num, num_fixed)
         shape = (stop - start, num)
@@ -220,7 +220,7 @@ class _Tallies:
             self._finish_gains()
 
     def reduce(self) -> None:
-        """Turn pending readings into gains, or add them to the gains that earlier windows gave the same pairs."""
+        """Turn pending readings into gains, or merge them with the gains of earlier windows of the same pairs."""
         board, num_columns = self.board, len(self.board.columns)
         for (*widths, _, num_fixed), entries in self.pending.items():
             rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
@@ -271,7 +271,7 @@ def _within(progress: Progress, first: float, last: float) -> Progress:
 
 
 def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) -> None:
-    """Raise ValueError if the reduction is unknown or does not exist for these layers."""
+    """Raise ValueError if the reduction is unknown or not defined for these layers."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}.")
     if reduction == "batch":
@@ -290,11 +290,11 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
 
 
 class ZeroOutputError(ValueError):
-    """The target is zero, so no relative change of it exists: of a network all of whose units are dead, say."""
+    """The target is zero, so it has no relative change, as in a network all of whose units are dead."""
 
 
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
-    """A target of length zero is an error, for it has no relative change."""
+    """Raise an error if the target has length zero, so that it has no relative change."""
     zero = np.flatnonzero(squares == 0)
     if len(zero) == len(squares):
         raise ZeroOutputError(

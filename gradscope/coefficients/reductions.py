@@ -36,7 +36,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated a_b of N pairs of layers: ``fixed``, known without error, plus the mean of ``probes`` of the rest.
+    """Estimated a_b of N pairs of layers: an exact part ``fixed`` plus the mean of random ``probes`` of the rest.
 
     Both are (N, B), or (N, 1) if only the total is known, on the scales ``4**exponent`` (N,).
     """
@@ -56,7 +56,7 @@ class Gain:
         common = exponents.max(axis=1)
         shift = exponents - common[:, None]
         a = np.square(np.ldexp(norms, shift[..., None]) if shift.any() else norms)
-        if coupled:  # a cotangent's share of one sample means nothing by itself
+        if coupled:  # only the sum over samples is defined
             a = a.sum(axis=2, keepdims=True)
         fixed, random = a[:, :num_fixed].sum(axis=1), a[:, num_fixed:]
         num = random.shape[1]
@@ -82,7 +82,7 @@ class Gain:
 
     @property
     def variance(self) -> FloatArray:
-        """Variance of the estimate: 0 where exact, NaN where unknown, an upper bound from one probe of a sample."""
+        """Variance of the estimate: 0 if exact, NaN if unknown, an upper bound from a single probe of a sample."""
         if self.num > 1:
             return self.probes.mean_variance
         if self.num == 0:
@@ -100,7 +100,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Tally:
-    """What samples so far say of N pairs: count, means and co-moments of C quantities, mergeable in any grouping.
+    """Statistics of N pairs over the samples so far: count, means and co-moments of C quantities; mergeable.
 
     For the reduction "batch" the quantities are (a, p, q, n), otherwise the coefficient of a sample, or its logarithm
     to base 10.  ``moments``: mean (N, C) and sums of products of deviations (N, C, C), with exponents (N, C).
@@ -132,7 +132,7 @@ class Tally:
     def of(
         cls, gain: Gain, source: Length, target: Length, *, sizes: npt.ArrayLike, reduction: str, batch_size: int
     ) -> Tally:
-        """Of one batch.  ``sizes`` (N,): entries of f_k in the whole batch, B d_k."""
+        """The tally of one batch.  ``sizes`` (N,): entries of f_k in the whole batch, B d_k."""
         p, q = source.squares, target.squares
         entries = np.asarray(sizes, dtype=np.float64)[:, None] / batch_size
         e_a, e_p, e_q = 2 * gain.exponent, 2 * source.exponent, 2 * target.exponent
@@ -163,13 +163,13 @@ class Tally:
         fixed: FloatArray,
         freedom: int,
     ) -> Tally:
-        # values (C, N, B): the samples lie side by side, which makes the sums several times faster.
+        # values (C, N, B): the samples are contiguous, which makes the sums several times faster.
         if reduction != "geometric":  # fourth powers follow, so each quantity is brought near one
             shift = np.clip(np.frexp(np.abs(values).max(axis=2))[1], -500, 500)
             scale = np.ldexp(1.0, -shift)
             values, exponent = values * scale[:, :, None], exponent + shift.T
             fixed, variance = fixed * scale[0][:, None], variance * np.square(scale[0])[:, None]
-        with np.errstate(invalid="ignore"):  # the logarithm of a sample whose coefficient is zero has no spread: NaN
+        with np.errstate(invalid="ignore"):  # the logarithm of a zero coefficient has no spread: NaN
             mean = values.mean(axis=2)
             deviations = values - mean[:, :, None]
             products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
@@ -232,17 +232,17 @@ class Tally:
 
     @property
     def log10_stderr_probe(self) -> FloatArray:
-        """Standard error of log10 GSC that is due to probes, to first order; NaN where unknown, 0 where exact."""
+        """Standard error of log10 GSC due to probes, to first order; NaN if unknown, 0 if exact."""
         if self.reduction == "geometric":
             return self.probe
         return np.sqrt(self.probe) / (self.count * _or_one(self.mean[:, 0])) / LN10
 
     @property
     def log10_stderr_cautious(self) -> FloatArray:
-        """The larger of `log10_stderr_probe` and of what it were if all samples had the same relative noise.
+        """The larger of `log10_stderr_probe` and its value if all samples had the same relative noise.
 
-        With few probes the sum of the samples' variances is often too small where a few samples outweigh the others,
-        and small when the value is; their mean relative variance is far steadier.
+        With few probes the sum of the samples' variances is often too small if a few samples outweigh the others.
+        Their mean relative variance is far steadier.
         """
         if self.reduction == "geometric":
             return self.probe
@@ -251,23 +251,23 @@ class Tally:
 
     @property
     def fixed_share(self) -> FloatArray:
-        """Which part of each value is free of probe noise, 0 to 1."""
+        """The part of each value that is free of probe noise, 0 to 1."""
         return np.where(self.mean[:, 0] > 0, self.fixed / _or_one(self.mean[:, 0]), 1.0)
 
     @property
     def probe_freedom(self) -> FloatArray:
-        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf where exact."""
+        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf if exact."""
         return np.where(
             self.doubt > 0, np.square(self.probe) / _or_one(self.doubt), np.where(self.probe > 0, 1.0, np.inf)
         )
 
     @property
     def log10_stderr_sample(self) -> FloatArray:
-        """Standard error of log10 GSC that is due to the choice of samples, to first order; NaN where unknown.
+        """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
-        The spread between samples, by the delta method with the covariance of the sums, less the share of the probes;
-        so the two in quadrature are the whole.  From one probe the share of the probes is an upper bound, and this a
-        lower one.  First order is right for light tails; per-sample coefficients of deep networks are heavy-tailed, and
+        The spread between samples, by the delta method with the covariance of the sums, minus the share of the probes,
+        so that both in quadrature give the total.  From one probe the share of the probes is an upper bound, and this
+        a lower one.  First order holds for light tails.  Per-sample coefficients of deep networks are heavy-tailed, and
         then it is too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
@@ -284,5 +284,5 @@ class Tally:
 
 
 def _or_one(values: FloatArray) -> FloatArray:
-    """The values, with 1 for zeros: a mean of zero has no spread either."""
+    """The values, with 1 in place of zeros: a mean of zero has no spread."""
     return np.where(values > 0, values, 1.0)
