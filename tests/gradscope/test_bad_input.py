@@ -80,9 +80,7 @@ def test_layers_that_choose_nothing():
 
 @pytest.mark.parametrize("probes", [0, -3, 2.5, True, "all"])
 def test_probes(probes):
-    with pytest.raises(
-        ValueError, match=r'probes must be a whole number >= 1, "exact", "auto" or gs\.Deflated\(rank, num\), got '
-    ):
+    with pytest.raises(ValueError, match="probes must be"):
         gs.gsc(mlp(), noise(5, 6), probes=probes)
 
 
