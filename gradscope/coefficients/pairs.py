@@ -26,7 +26,6 @@ REDUCTIONS = ("batch", "mean", "geometric")
 
 # Arrays over pairs, cotangents and samples are reduced once they have this many entries.
 _BLOCK = 1 << 18
-
 # Cotangents of a single column in one sweep.
 _WINDOW = 64
 
@@ -105,9 +104,8 @@ class Board:
         self.sources = [row for row in rows if row.index != self.columns[0].index]
         squares, exponents = squared_lengths(self.rows)
         self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
-        self.needed = [
-            needed_for_exact(column, captured.batch_size, coupled=captured.coupled) for column in self.columns
-        ]
+        size, coupled = captured.batch_size, captured.coupled
+        self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
             _check_length(target, self.lengths[target.index][0], reduction)
 
@@ -118,7 +116,7 @@ class Board:
         last = max(c.num for c in cotangents)
         step = _WINDOW if len(cotangents) == 1 else last
         for first in range(0, last, step):
-            shown = None if progress is None else _within(progress, first / last, min(first + step, last) / last)
+            shown = progress and _within(progress, first / last, min(first + step, last) / last)
             self._sweep([c.window(first, first + step) for c in cotangents], tallies, shown)
             tallies.reduce()
         number = {row.index: place for place, row in enumerate(self.rows)}
@@ -178,11 +176,10 @@ class Board:
             (c.num, c.num_fixed, len(self.lengths[column.index][0]))
             for column, c in zip(self.columns, cotangents, strict=True)
         ]
-        runs, first = [], 0
+        runs: list[tuple[int, int, int, int]] = []
         for (num, num_fixed, _), members in groupby(kinds):
-            last = first + len(list(members))
-            runs.append((first, last, num, num_fixed))
-            first = last
+            first = runs[-1][1] if runs else 0
+            runs.append((first, first + len(list(members)), num, num_fixed))
         return runs
 
 
@@ -242,13 +239,9 @@ class _Tallies:
         captured = self.board.captured
         for (*widths, _), (known, gain) in self.gains.items():
             tally = Tally.of(
-                gain,
-                known.source,
-                known.target,
-                sizes=known.sizes,
-                reduction=self.board.reduction,
+                gain, known.source, known.target, sizes=known.sizes, reduction=self.board.reduction,
                 batch_size=captured.batch_size,
-            )
+            )  # fmt: skip
             by_sample = not captured.coupled and min(widths) == captured.batch_size
             self.done[by_sample].append((known.pairs, tally))
         self.gains.clear()

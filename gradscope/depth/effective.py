@@ -29,13 +29,10 @@ from torch.nn import functional
 from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.pulling import PullBack, pulling
-from gradscope.backward.route import Read, Readings, TrunkRoute
-from gradscope.backward.sweep import lengths, sweep
-from gradscope.depth.segments import Parameters, Segment, cut, initial_parameters
+from gradscope.backward.sweep import sweep
+from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
 from gradscope.forward.inputs import Forward
-from gradscope.forward.layers import Layer
 from gradscope.forward.modules import state_restored
-from gradscope.forward.trunk import find_trunk
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace
 from gradscope.norms import plain_norms
@@ -208,52 +205,6 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
     return int(np.flatnonzero(log10_values >= math.log10(tolerance)).max(initial=0))
 
 
-class _TwoNetworks:
-    """The route through the trained units and, at the same entries, through those of before.
-
-    Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
-    """
-
-    bottom = 0
-
-    def __init__(self, captured: Capture, now: Sequence[Segment], then: Sequence[Segment]) -> None:
-        self.names, self.rows, self.terms = [segment.name for segment in now], [captured.units[0]], 2
-        self.workspace, workspaces = Workspace(), (Workspace(), Workspace())
-        self.pairs = [
-            [TrunkRoute(find_trunk(s.exit, [s.entry]), [], w) for s, w in zip(pair, workspaces, strict=True)]
-            for pair in zip(now, then, strict=True)
-        ]
-
-    def position(self, target: Layer) -> int:
-        """The output lies above all units."""
-        return len(self.pairs)
-
-    def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """One unit after the other, by the recurrence; read at the bottom."""
-        for number in range(upper - 1, lower - 1, -1):
-            cotangents = self._step(number, cotangents)
-        self.terms = max(self.terms, cotangents.shape[1])
-        return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
-
-    def _step(self, number: int, cotangents: Tensor) -> Tensor:
-        # Of equal shapes, so that an untrained unit gives the same bits both times, and R = 0 exactly.
-        moved, kept = (
-            route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
-            for route in self.pairs[number]
-        )
-        moved, kept = (part.unflatten(0, cotangents.shape[:2]) for part in (moved, kept))
-        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
-            raise FloatingPointError(
-                f"A gradient through unit {self.names[number]!r} is NaN or Inf; measure in float64."
-            )
-        learned = (moved - kept)[:, 1:]
-        below = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
-        if learned.any():
-            below = torch.cat([below, torch.zeros_like(learned[:, :1])], dim=1)
-            below[:, 2:] += learned
-        return below
-
-
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
     """|C^T v| of each cotangent v, for J and every C^lambda, of each sample or the whole batch, at one scale:
     (cotangents, 1 + terms, samples)."""
@@ -268,7 +219,7 @@ def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment],
     def draw(first: int, last: int) -> Tensor:
         return cotangents.draw(first, last)[:, None].repeat(1, 2, *[1] * len(cotangents.target.shape))
 
-    route = _TwoNetworks(captured, now, then)
+    route = TwoNetworks(captured, now, then)
     widest = most * max(layer.size * layer.dtype.itemsize for layer in captured.units)
     # The terms of one cotangent differ by many orders of magnitude, so it is rescaled at every unit.
     (reading,) = sweep(route, [replace(cotangents, draw=draw)], read, widest=widest, strides=(1,))

@@ -7,7 +7,7 @@ it gives each initial unit at its present input.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
-from gradscope.forward.layers import INPUT, numbered
+from gradscope.backward.route import Read, Readings, TrunkRoute
+from gradscope.backward.sweep import lengths
+from gradscope.forward.layers import INPUT, Layer, numbered
 from gradscope.forward.replay import Passive
+from gradscope.forward.trunk import find_trunk
 from gradscope.jacobians.capture import Capture
+from gradscope.memory import Workspace
 
 Parameters = Mapping[str, Tensor]
 
@@ -137,3 +141,49 @@ class _Cutter(Passive):
         fresh = (value if self.given is None else self.given[name]).requires_grad_().clone()
         self.entries[name] = get_gradient_edge(fresh)
         return fresh
+
+
+class TwoNetworks:
+    """The route through the trained units and, at the same entries, through those of before.
+
+    Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
+    """
+
+    bottom = 0
+
+    def __init__(self, captured: Capture, now: Sequence[Segment], then: Sequence[Segment]) -> None:
+        self.names, self.rows, self.terms = [segment.name for segment in now], [captured.units[0]], 2
+        self.workspace, workspaces = Workspace(), (Workspace(), Workspace())
+        self.pairs = [
+            [TrunkRoute(find_trunk(s.exit, [s.entry]), [], w) for s, w in zip(pair, workspaces, strict=True)]
+            for pair in zip(now, then, strict=True)
+        ]
+
+    def position(self, target: Layer) -> int:
+        """The output lies above all units."""
+        return len(self.pairs)
+
+    def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
+        """One unit after the other, by the recurrence; read at the bottom."""
+        for number in range(upper - 1, lower - 1, -1):
+            cotangents = self._step(number, cotangents)
+        self.terms = max(self.terms, cotangents.shape[1])
+        return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
+
+    def _step(self, number: int, cotangents: Tensor) -> Tensor:
+        # Of equal shapes, so that an untrained unit gives the same bits both times, and R = 0 exactly.
+        moved, kept = (
+            route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
+            for route in self.pairs[number]
+        )
+        moved, kept = (part.unflatten(0, cotangents.shape[:2]) for part in (moved, kept))
+        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
+            raise FloatingPointError(
+                f"A gradient through unit {self.names[number]!r} is NaN or Inf; measure in float64."
+            )
+        learned = (moved - kept)[:, 1:]
+        below = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
+        if learned.any():
+            below = torch.cat([below, torch.zeros_like(learned[:, :1])], dim=1)
+            below[:, 2:] += learned
+        return below
