@@ -6,16 +6,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer, Origin, module_name
-
-if TYPE_CHECKING:
-    from gradscope.jacobians.capture import Capture
 
 VMAP, LOOP = "vmap", "loop"
 BATCH, RUNNING = "batch", "running"
@@ -44,8 +41,8 @@ class Description:
         return "\n".join([shown.to_string(index=False), "", *self.notes])
 
 
-def describe(captured: Capture) -> Description:
-    """Describe a capture.  Cost: two cotangents pulled through the trunk."""
+def describe(captured: Any) -> Description:
+    """Describe a `Capture`, which this file cannot import because captures import it.  Cost: two cotangents pulled through the trunk."""
     names = {layer.index: layer.name for layer in captured.units}
     backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
@@ -93,7 +90,7 @@ def off_trunk(names: Sequence[str]) -> str:
     return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
 
 
-def _notes(frame: pd.DataFrame, captured: Capture) -> list[str]:
+def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
     """Notes about the whole; the last ones say what was not recorded and what to do."""
     seen = frame[frame["fired"]]
     notes = [
