@@ -42,7 +42,7 @@ class Description:
 
 
 def describe(captured: Any) -> Description:
-    """Describe a `Capture`, which this file cannot import because captures import it.  Cost: two cotangents pulled through the trunk."""
+    """The description of a `Capture`, which imports this file.  Cost: two cotangents pulled through the trunk."""
     names = {layer.index: layer.name for layer in captured.units}
     backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
