@@ -1,10 +1,11 @@
-"""Do measurements agree with theory?  One table: prediction, measurement, standard error, z.
+"""Do measurements agree with theory?  Writes a table of prediction, measurement, standard error and z.
 
     python -m benchmarks.agreement [--quick] [--output FILE]
 
-Rates of GSC a layer (squared convention) at widths 100 and 600 and extrapolated to infinite width from 200, 400 and
-800; totals, statistics, nonlinearity coefficients and residual laws.  Networks are bias-free MLPs on Gaussian noise,
-batch 100, as initialized; a measurement is the mean over seeds of a logarithm, its error that of seeds.
+Covers growth rates of GSC per layer (squared convention) at widths 100 and 600 and extrapolated to infinite width from
+200, 400 and 800; totals; statistics; nonlinearity coefficients; residual networks.  Networks are bias-free MLPs at
+initialization on Gaussian noise, batch 100.  A measurement is the mean of a logarithm over seeds, with the standard
+error over seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PROBES = gs.Deflated(4, 4)
 
 @dataclass(frozen=True)
 class Sizes:
-    """(width, depth, seeds) at which rates are measured by themselves, and those that are extrapolated."""
+    """(width, depth, seeds) of the networks whose rates are compared alone, and of those that are extrapolated."""
 
     alone: Sequence[tuple[int, int, int]] = ((100, 50, 8), (600, 30, 4))
     extrapolated: Sequence[tuple[int, int, int]] = ((200, 30, 8), (400, 30, 8), (800, 30, 8))
@@ -53,7 +54,7 @@ QUICK = Sizes(alone=((60, 16, 3),), extrapolated=((30, 12, 3), (60, 12, 3), (90,
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  ``tolerance``: relative deviation that finite width is allowed besides 3 standard errors."""
+    """One comparison.  ``tolerance`` is the relative deviation that is allowed for finite width."""
 
     quantity: str
     network: str
@@ -70,12 +71,12 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Within 3 standard errors, or the tolerance of finite width where that is more."""
+        """Whether the deviation is within 3 standard errors or within the tolerance."""
         return abs(self.measurement - self.prediction) <= max(3 * self.stderr, self.tolerance * abs(self.prediction))
 
 
 def profiles(width: int, depth: int, seeds: int, **options: Any) -> FloatArray:
-    """ln GSC of all layers of ``seeds`` networks to the last one, (seeds, depth + 1)."""
+    """ln GSC from each layer to the last one, of ``seeds`` networks, (seeds, depth + 1)."""
     return np.array([_profile(width, depth, seed, **options) for seed in range(seeds)])
 
 
@@ -83,12 +84,12 @@ def _profile(width: int, depth: int, seed: int, **options: Any) -> FloatArray:
     generator = torch.Generator().manual_seed(1000 * width + seed)
     model = MLP(depth=depth, width=width, generator=generator, **options)
     x = torch.randn(BATCH, width, generator=generator)
-    layers = ["input", "layers.0"] if depth == 1 else None  # a single layer would be pointed out as no trunk
+    layers = ["input", "layers.0"] if depth == 1 else None  # avoids the warning about a trunk of one layer
     return gs.gsc(model, x, layers=layers, probes=PROBES).log10_values[:, 0] * math.log(10)
 
 
 def rate(ln_gsc: FloatArray) -> tuple[float, float]:
-    """Growth a layer over the upper half, without the last layer, and its error over seeds, as logarithms."""
+    """ln of the growth rate per layer over the upper half without the last layer, and its error over seeds."""
     depth = ln_gsc.shape[1] - 1
     first, last = depth // 2, depth - 1
     slopes = (ln_gsc[:, first] - ln_gsc[:, last]) / (last - first)
@@ -96,7 +97,7 @@ def rate(ln_gsc: FloatArray) -> tuple[float, float]:
 
 
 def rates(sizes: Sizes) -> Iterator[Row]:
-    """The predicted slope of the same layers, at each width and extrapolated linearly in 1 / width."""
+    """Growth rates at each width, and extrapolated linearly in 1 / width."""
     for activation, norm in NETWORKS:
         found: dict[int, tuple[float, float]] = {}
         for width, depth, seeds in (*sizes.alone, *sizes.extrapolated):
@@ -115,7 +116,7 @@ def rates(sizes: Sizes) -> Iterator[Row]:
 
 
 def extrapolate(widths: Sequence[int], values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    """Intercept at 1 / width = 0 of a weighted straight line, and its error."""
+    """Intercept at 1 / width = 0 of a weighted straight-line fit, and its standard error."""
     design = np.stack([np.ones(len(widths)), 1 / np.array(widths, dtype=float)], axis=1) / np.array(errors)[:, None]
     covariance = np.linalg.inv(design.T @ design)
     return float((covariance @ design.T @ (np.array(values) / np.array(errors)))[0]), math.sqrt(covariance[0, 0])
@@ -137,7 +138,7 @@ def _rate_row(
 
 
 def totals(sizes: Sizes) -> Iterator[Row]:
-    """sqrt of GSC through 1, 5, 20 and 50 tanh layers, which saturates; extrapolated in 1 / width."""
+    """sqrt of GSC through 1, 5, 20 and 50 tanh layers, extrapolated in 1 / width."""
     depths = [depth for depth in (1, 5, 20, 50) if sizes is not QUICK or depth <= 5]
     for depth in depths:
         widths = [width for width, _, _ in sizes.extrapolated]
@@ -221,7 +222,7 @@ class _Elementwise(torch.nn.Module):
 
 
 def residuals(sizes: Sizes) -> Iterator[Row]:
-    """Diluted blocks: the total over all blocks against theory, and the ReLU network whose gradients alone explode."""
+    """Growth rates of residual networks, from the total GSC over all blocks."""
     width, _, _ = sizes.extrapolated[-1]
     depth, seeds = (8, sizes.seeds) if sizes is QUICK else (20, sizes.seeds)
     for activation, norm, skip in (
@@ -243,7 +244,7 @@ def residuals(sizes: Sizes) -> Iterator[Row]:
 
 
 class BatchNormBlock(torch.nn.Module):
-    """x + V relu(BN(W BN(x))), the block with pre-activation of a ResNet without convolutions."""
+    """x + V relu(BN(W BN(x))): the pre-activation block of a ResNet, with matrices instead of convolutions."""
 
     def __init__(self, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -260,11 +261,12 @@ class BatchNormBlock(torch.nn.Module):
 
 
 def power_law(sizes: Sizes) -> Iterator[Row]:
-    """A ResNet with batch normalization: growth as a power of depth, about L^(r - 1), r the rate of the plain branch.
+    """Total GSC of a ResNet with batch normalization, which grows as a power of depth L.
 
-    Block l receives a stream of mean square 1 + l, whose variance over the batch, 1 + v l, is less by what ReLU's mean
-    adds to all samples alike.  A squared gradient grows by 1 + c / (1 + v l), c the slope of the branch, and GSC by the
-    product of that over 1 + L: as L^(c / v - 1), and c / v is the rate of ReLU with batch normalization.
+    Block l receives a stream of mean square 1 + l and variance 1 + v l over the batch.  The variance is smaller because
+    the mean of ReLU is common to all samples.  A squared gradient grows by 1 + c / (1 + v l) per block, where c is the
+    slope of the branch.  GSC is the product of these factors over 1 + L, about L^(c / v - 1).  c / v is the growth rate
+    of a ReLU network with batch normalization.
     """
     width = sizes.extrapolated[-1][0] // 2
     relu, linear = (mf.batch_moments(mf.as_activation(name), BATCH) for name in ("relu", "linear"))
@@ -287,9 +289,9 @@ PARTS = (rates, totals, statistics, nonlinearity, residuals, power_law)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the table, and say how z-scores of the extrapolated rows spread."""
+    """Print and write the table, and print the spread of the z-scores of the rows for infinite width."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that it runs")
     parser.add_argument("--output", type=Path, default=Path("results/theory/agreement.csv"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -1,12 +1,11 @@
-"""How fast and how exact are coefficients, beside what a user would write instead?
+"""How fast and how exact are coefficients, compared with other tools?
 
     python -m benchmarks.coefficients [--quick] [--only GROUP] [--repeats N] [--output FOLDER]
 
-Everything is measured in this run, on two threads: contestants of a group take turns, and a ratio is a median over the
-median of the reference of the same group.  Nothing else should run meanwhile: where two threads have to share a core,
-one waits for the other, often for milliseconds, in every product.  ``--quick`` shows that all of it runs, on one
-thread.  The peers come with ``pip install '.[bench]'``; without it curvlinops, the only one that is not part of torch,
-is left out.  Prints a table a group and writes one tidy frame and its manifest.
+The contestants of a group take turns, on two threads.  A ratio is a median over the median of the group's reference.
+Run nothing else meanwhile: two threads that share a core wait for each other in every product.  ``--quick`` uses tiny
+sizes and one thread, to test that everything runs.  curvlinops comes with ``pip install '.[bench]'`` and is left out
+without it.  Prints one table per group and writes one tidy frame with its manifest.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ GROUPS: dict[str, Callable[[str, Sizes, int], Iterable[Row]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the groups in turn, print each as soon as it is known, then what must be shown."""
+    """Measure and print each group, then print the demands."""
     options = _options(arguments)
     torch.set_num_threads(QUICK_THREADS if options.quick else THREADS)
     sizes = QUICK if options.quick else FULL
     repeats = options.repeats or (QUICK_REPEATS if options.quick else REPEATS)
     console = Console(width=WIDTH)
     if not HAS_CURVLINOPS:
-        console.print("curvlinops is not installed: it is left out (pip install '.[bench]').", markup=False)
+        console.print("curvlinops is not installed and is left out (pip install '.[bench]').", markup=False)
     begin, rows = time.perf_counter(), []
     for group in [options.only] if options.only else GROUPS:
         measured = list(GROUPS[group](group, sizes, repeats))
@@ -83,7 +82,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help=f"where to write (default {OUTPUT}; with --quick or --only nowhere)",
+        help=f"folder for the results (default {OUTPUT}; with --quick or --only none)",
     )
     options = parser.parse_args(arguments)
     if options.repeats is not None and options.repeats < 1:

@@ -1,8 +1,8 @@
-"""Does the comparison with theory name the one layer that was initialized with 1.3 times the gain?
+"""Initialize one layer with 1.3 times the gain, and count how often the comparison with theory names it.
 
     python -m benchmarks.faults [--seeds N] [--first-seed N] [--width N] [--depth N] [--output FILE]
 
-Plain networks of 50 layers, a fault at a random layer in half of them.  One row a network: what was planted and named.
+Plain networks of 50 layers; half of them have a fault at a random layer.  One row per network: planted and named layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEEN_BY_WEIGHTS = {"relu": "none", "tanh": "layer"}
 
 
 def one(activation: str, norm: str, seed: int, depth: int, width: int, planted: bool) -> dict[str, object]:
-    """Initialize a network, with a fault or without, and ask for the first layer that deviates."""
+    """Initialize a network with or without a fault; returns the planted and the first deviating layer."""
     generator = torch.Generator().manual_seed(seed + (0 if planted else 10_000))
     model = MLP(depth=depth, width=width, activation=activation, norm=norm, generator=generator)
     fault = int(np.random.default_rng(seed).integers(depth)) if planted else None
@@ -43,7 +43,7 @@ def one(activation: str, norm: str, seed: int, depth: int, width: int, planted: 
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Faults named, and false alarms, by activation and norm."""
+    """Counts of named faults and of false alarms, by activation and norm."""
     planted = frame["planted"].notna()
     frame = frame.assign(
         faults=planted,
@@ -58,7 +58,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all networks, write one row each, print the counts."""
+    """Measure all networks, write one row per network, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("seeds", 100), ("first-seed", 0), ("width", 400), ("depth", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -1,11 +1,13 @@
-"""Does a training run that is killed end as one that is not?
+"""Kill training runs at random moments, and compare their results with those of an undisturbed run.
 
-    python -m benchmarks.kills [--kills N] [--output FOLDER]
+    python -m benchmarks.kills [--kills N] [--minutes M] [--output FOLDER]
 
-One run of ``experiments.train`` is left alone.  Then, N times, the same run is started in a folder of its own, killed
-with SIGKILL at a random moment of its training (also while it writes a checkpoint, which it does every third step),
-looked at (is every file under ``checkpoints`` a whole checkpoint?), and started again until it is done.  Each must end
-with the same weights, bit for bit, and the same records.  Digits of scikit-learn, a small ResNet, one thread.
+One run of ``experiments.train`` is left alone.  The same run is then started N times in other folders.  Each is killed
+with SIGKILL at a random moment of its training, also while it writes a checkpoint (every third step), and started
+again; after two kills it is left to finish.  After each kill all files under ``checkpoints`` must be complete.  In the
+end weights and records must be the same bit for bit.  A small ResNet, the digits of scikit-learn, one thread.
+
+With --minutes the campaign starts no further runs after this time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.tables.provenance import manifest
-from experiments.runs import names
+from experiments import runs
 from experiments.training.records import read
 
 OUTPUT = Path("results/benchmarks")
@@ -41,14 +43,14 @@ OPTIONS = [
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    """The run, in a process that nothing else depends on."""
+    """Start the run in its own process."""
     command = [sys.executable, "-m", "experiments.train", *OPTIONS, f"results={folder}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def training(folder: Path, process: subprocess.Popen[str]) -> bool:
-    """Wait until the process has loaded everything and trains; False where it ended before that was seen."""
+    """Wait until the process trains; returns False if it ended before."""
     begin = time.time_ns()
     while process.poll() is None:
         if any(path.stat().st_mtime_ns > begin for path in folder.glob("train/*/monitor.jsonl")):
@@ -58,7 +60,7 @@ def training(folder: Path, process: subprocess.Popen[str]) -> bool:
 
 
 def finish(folder: Path) -> float:
-    """Run to the end; seconds that it trained.  RuntimeError with its output where it fails."""
+    """Run to the end; returns the seconds of training.  Raises RuntimeError with the output if it fails."""
     process = start(folder)
     training(folder, process)
     begin = time.perf_counter()
@@ -69,8 +71,8 @@ def finish(folder: Path) -> float:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be the same: a digest of the weights, and the records without their speed."""
-    (run,) = names.folders(folder / "train")
+    """A digest of the weights, and the records without their speed: they must be the same."""
+    (run,) = runs.folders(folder / "train")
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     digest = hashlib.sha256()
     for name, weight in state["model"].items():
@@ -81,7 +83,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def unreadable(folder: Path) -> int:
-    """Checkpoints that cannot be loaded; what a kill left unfinished is named .part, and is none."""
+    """The number of checkpoints that cannot be loaded; unfinished files are named .part and do not count."""
     bad = 0
     for path in folder.glob("train/*/checkpoints/*.pt"):
         try:
@@ -92,7 +94,7 @@ def unreadable(folder: Path) -> int:
 
 
 def killed(folder: Path, moment: random.Random, seconds: float, kills: int) -> dict[str, Any]:
-    """Start and kill ``kills`` times, each within ``seconds`` of training, then let it finish."""
+    """Start and kill ``kills`` times, each within ``seconds`` of training, then let it finish; returns counts."""
     steps, bad, parts, found = [], 0, 0, 0
     for _ in range(kills):
         process = start(folder)
@@ -110,19 +112,22 @@ def killed(folder: Path, moment: random.Random, seconds: float, kills: int) -> d
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the campaign; exit 1 where anything differs."""
+    """Run the campaign; exit 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="runs to kill, each twice")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further runs after this time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
-    console, moment, root = Console(), random.Random(0), Path(tempfile.mkdtemp())
+    console, moment, root, begin = Console(), random.Random(0), Path(tempfile.mkdtemp()), time.monotonic()
     whole = finish(root / "whole")
     expected = outcome(root / "whole")
     console.print(f"left alone: {expected['step']} steps in {whole:.1f} s of training", highlight=False)
     rows = []
     for number in range(options.kills):
+        if number and time.monotonic() - begin > 60 * options.minutes:
+            break
         folder = root / f"killed{number}"
-        # Twice each, because a start that goes on from a checkpoint is killed as well.
+        # Twice each, so that a start that resumes from a checkpoint is killed as well.
         row = killed(folder, moment, 0.45 * whole, kills=2)
         found = outcome(folder)
         row |= {f"same_{key}": found[key] == expected[key] for key in ("weights", "records", "monitored")}
@@ -135,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     frame.to_csv(options.output / "kills.csv", index=False)
     (options.output / "kills.json").write_text(json.dumps(manifest(options=OPTIONS), indent=2) + "\n")
     same = frame[["same_weights", "same_records", "same_monitored"]].all(axis=None)
-    verdict = "all as if left alone" if same and not frame["unreadable"].sum() else "DIFFERENCES"
+    verdict = "all like the undisturbed run" if same and not frame["unreadable"].sum() else "DIFFERENCES"
     console.print(f"{len(frame)} runs, {frame['kills'].sum()} kills: {verdict}")
     sys.exit(verdict == "DIFFERENCES")
 

@@ -2,9 +2,8 @@
 
     python -m benchmarks.large [--quick] [--repeats N] [--output FOLDER]
 
-One forward and backward pass with parameter gradients beside a profile of all units with one random vector, taking
-turns in one process; then the peak memory of each in a process of its own.  Needs ``pip install '.[zoo]'``; nothing is
-downloaded.
+Compares one forward and backward pass with parameter gradients and a profile of all units with one probe.  Times are
+taken in turns in one process, peak memory in separate processes.  Needs ``pip install '.[zoo]'``; downloads nothing.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class Large:
     batch: Mapping[str, Tensor]
 
     def forward_backward(self) -> None:
-        """What a training step would do, short of the update; gradients are dropped."""
+        """A training step without the update; deletes the gradients."""
         self.model(**self.batch).logits.square().mean().backward()
         self.model.zero_grad(set_to_none=True)
 
     def profile(self) -> gs.Profile:
-        """One random vector, every unit."""
+        """A profile of all units with one probe."""
         return gs.gsc(self.model, self.batch, probes=1)
 
 
@@ -66,7 +65,7 @@ def gpt2(quick: bool) -> Large:
 
 
 def resnet50(quick: bool) -> Large:
-    """ResNet-50, 25.6 M parameters, batch 8 at 224 pixels, batch normalization with the statistics of the batch."""
+    """ResNet-50, 25.6 M parameters, batch 8 at 224 pixels, with batch statistics."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     small: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2]} if quick else {}
@@ -80,7 +79,7 @@ MODELS: dict[str, Callable[[bool], Large]] = {"gpt2_small": gpt2, "resnet50": re
 
 
 def large(group: str, repeats: int, quick: bool) -> Iterator[Row]:
-    """Times of both calls, and the peak memory of each in a fresh process."""
+    """Times of both calls, and the peak memory of each in a new process."""
     made = MODELS[group](quick)
     times = race([Contestant(PASS, made.forward_backward), Contestant(PROFILE, made.profile)], repeats)
     yield from timed(group, "", times, PASS)
@@ -93,12 +92,12 @@ def large(group: str, repeats: int, quick: bool) -> Iterator[Row]:
 
 
 def peak(group: str, what: str, quick: bool) -> int:
-    """Bytes by which the resident set of this process rose at most during one call, after one at a tiny size."""
+    """Largest increase of this process's resident set during one call, after a call at a tiny size, in bytes."""
     call = {PASS: Large.forward_backward, PROFILE: Large.profile}[what]
     call(MODELS[group](True))
     made = MODELS[group](quick)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the resident set
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     call(made)
     return resident("VmHWM") - before
 
@@ -124,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """The library initializes from torch's own generator; it is put back."""
+    """Build with seed 0 of torch's global generator, which transformers uses; restores its state."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
         return make().train()

@@ -1,4 +1,4 @@
-"""Do subspaces pay in a matrix of all pairs?  Errors of near and far pairs beside their cost."""
+"""Does deflation pay for the matrix of all pairs?  Errors of near and far pairs, and times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEEDS = 8
 
 
 def matrix_errors(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """rms error of pairs at most a tenth of the depth apart, and of those at least half of it, against exact."""
+    """Times and rms errors of near pairs (at most a tenth of the depth apart) and far pairs (at least half)."""
     rows = []
     for norm in ("none", "batch"):
         depth, width, batch = sizes.matrix[norm]

@@ -1,9 +1,9 @@
-"""Peak memory of gradscope's sweeps over that of the activations, each measured in a process of its own.
+"""Peak memory of gradscope's sweeps, relative to the activations, each measured in a separate process.
 
     python -m benchmarks.memory WHAT DEPTH WIDTH BATCH PROBES        prints bytes
 
-What counts is the highest resident set during the call less the resident set before it, when the library is imported,
-the model built, and a tiny network measured once, so that code that loads on first use is not counted.
+The peak is the largest resident set during the call minus the resident set before it.  A tiny network is measured
+first, so code that loads on first use is not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES = {"graph": GRAPH, "matrix": MATRIX, "profile": PROFILE, "exact": EXACT}
 
 
 def run(case: str, chain: Chain, probes: int) -> object:
-    """The call whose peak is measured; what it returns lives until the peak is read."""
+    """Run the call whose peak is measured; its result must live until the peak is read."""
     if case == "graph":
         return chain.model(chain.x)
     if case == "matrix":
@@ -42,18 +42,18 @@ def run(case: str, chain: Chain, probes: int) -> object:
 def resident(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` (its high-water mark) of this process, in bytes.
 
-    Not ``ru_maxrss`` of getrusage: a process inherits that from the one that started it.
+    Not ``ru_maxrss`` of getrusage, which a process inherits from its parent.
     """
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024
 
 
 def peak(case: str, depth: int, width: int, batch: int, probes: int) -> int:
-    """Bytes by which the resident set rose at most during one call, in this process."""
+    """Largest increase of this process's resident set during one call, in bytes."""
     run(case, mlp(2, 4, 3), 2)
     chain = mlp(depth, width, batch)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to the resident set
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = run(case, chain, probes)
     after = resident("VmHWM")
     del result
@@ -61,13 +61,13 @@ def peak(case: str, depth: int, width: int, batch: int, probes: int) -> int:
 
 
 def sweep_bound(depth: int, width: int, batch: int) -> int:
-    """The bound of docs/estimates.md, in bytes: one float32 cotangent a target, pulled back in one bundle."""
-    bundle = depth * width * batch * 4
-    return 5 * bundle + (128 << 20) + 16 * depth * (depth + 1) * batch
+    """The bound of docs/estimates.md in bytes, for one float32 cotangent per target, all pulled back at once."""
+    cotangents = depth * width * batch * 4
+    return 5 * cotangents + (128 << 20) + 16 * depth * (depth + 1) * batch
 
 
 def memory(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
-    """The matrix against a forward pass at two depths; profiles with few, many and exact probes."""
+    """Peaks of the matrix and of a forward pass at two depths, and of profiles with few, many and exact probes."""
     if not Path("/proc/self/clear_refs").exists():
         return
     _, width, batch = sizes.deep
@@ -90,7 +90,7 @@ def memory(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
 
 
 def _row(group: str, label: str, case: str, numbers: tuple[int, ...], activations: int) -> Row:
-    """The peak of one fresh process, as bytes and over the outputs of all layers."""
+    """The peak of one new process, in bytes and relative to the outputs of all layers."""
     command = [sys.executable, "-m", "benchmarks.memory", case, *map(str, numbers)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     value = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout)

@@ -1,11 +1,14 @@
-"""Does a sweep that is killed lose anything, or do anything twice?
+"""Kill sweeps at random moments, and count runs that are lost or repeated.
 
     python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--signals ...] [--output FOLDER]
+    python -m benchmarks.sweep_kills --minutes 10 --runs 12
 
-Sweeps of 40 runs (8 on slurm_local) are killed at random moments and started again, and killed again, until they are
-done: so many with SIGKILL, of launcher and workers at once, and as many with SIGINT to the launcher.  One kill in five
-comes while the sweep starts.  Then every run must be there, with the numbers of a sweep that was left alone, bit for
-bit, none carried out again after it was done, and no process left.
+Sweeps of 40 runs (8 on slurm_local) are killed and started again up to three times, then left to finish.  Half of the
+sweeps get SIGKILL, launcher and workers at once; the others get SIGINT, the launcher only.  One kill in five comes
+while the sweep starts.  In the end every run must be done, with the numbers of an undisturbed sweep bit for bit; no run
+may be executed again after it was done; and no process may be left.
+
+With --minutes the campaign ends early, after at least one sweep of each launcher and signal.
 """
 
 from __future__ import annotations
@@ -31,22 +34,27 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.tables.provenance import manifest
+from experiments import runs
 from experiments.archive import collecting
-from experiments.runs import launches, names, outcomes
 
 OUTPUT = Path("results/benchmarks")
-RUNS = {"serial": 40, "processes": 40, "slurm_local": 8}
+LAUNCHERS = ("serial", "processes", "slurm_local")
 SIGNALS = ("SIGKILL", "SIGINT")
-MOST_KILLS = 3  # a sweep
-EARLY = 0.2  # of the kills, which do not wait for a run to be done
+MOST_KILLS = 3  # of one sweep
+EARLY = 0.2  # fraction of the kills that do not wait for a run to be done
 STARTING_SECONDS = 5.0  # about as long as it takes until the first run begins
 
 
-def start(results: Path, launcher: str) -> subprocess.Popen[bytes]:
-    """A sweep in a session of its own, so that all of its processes can be killed at once."""
+def num_runs(launcher: str, num: int) -> int:
+    """The number of runs in a sweep; a job of submitit takes five times as long as another run."""
+    return num // 5 if launcher == "slurm_local" else num
+
+
+def start(results: Path, launcher: str, num: int) -> subprocess.Popen[bytes]:
+    """Start a sweep in its own session, so that all of its processes can be killed at once."""
     command = [
         sys.executable, "-m", "experiments.measure", "-m", "model.depth=10", "model.width=50", "data.batch_size=16",
-        "probes=2", f"seed=range({RUNS[launcher]})", f"launcher={launcher}", f"results={results}", "sweep=s",
+        "probes=2", f"seed=range({num_runs(launcher, num)})", f"launcher={launcher}", f"results={results}", "sweep=s",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADSCOPE_PROCESSES": "2"}
     return subprocess.Popen(
@@ -55,7 +63,7 @@ def start(results: Path, launcher: str) -> subprocess.Popen[bytes]:
 
 
 def alive(session: int) -> list[int]:
-    """Processes of a session, zombies aside."""
+    """The processes of a session, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -68,21 +76,21 @@ def alive(session: int) -> list[int]:
 
 
 def alive_after(session: int, seconds: float) -> list[int]:
-    """Processes of a session that have not ended after so long."""
+    """The processes of a session that still live after this time."""
     begin = time.monotonic()
     while (found := alive(session)) and time.monotonic() < begin + seconds:
         time.sleep(0.05)
     return found
 
 
-def killed(results: Path, launcher: str, moment: random.Random, how: signal.Signals) -> dict[str, Any]:
-    """Kill a sweep up to three times at random moments, and let the last start finish."""
+def killed(results: Path, launcher: str, num: int, moment: random.Random, how: signal.Signals) -> dict[str, Any]:
+    """Kill a sweep up to three times at random moments, then let it finish; returns what was counted."""
     kills, starting, left = 0, 0, 0
     for _ in range(MOST_KILLS):
         before = len(list(results.glob("s/*/status.json")))
-        process = start(results, launcher)
+        process = start(results, launcher, num)
         if moment.random() < EARLY:
-            time.sleep(moment.uniform(0.5, STARTING_SECONDS))  # after Python itself has come up, to hear of SIGINT
+            time.sleep(moment.uniform(0.5, STARTING_SECONDS))  # Python handles SIGINT only after it has started
         else:
             begin = time.monotonic()
             while process.poll() is None and time.monotonic() < begin + 20:
@@ -95,59 +103,70 @@ def killed(results: Path, launcher: str, moment: random.Random, how: signal.Sign
         kills += 1
         starting += len(list(results.glob("s/*/status.json"))) == before
         if how == signal.SIGKILL:
-            for pid in alive(process.pid):  # its workers may be sessions of their own group
+            for pid in alive(process.pid):  # workers may have their own process group
                 os.kill(pid, signal.SIGKILL)
         else:
             process.send_signal(how)
         process.wait(timeout=120)
         left += len(alive_after(process.pid, 0.3 if how == signal.SIGKILL else 5.0))
-    process = start(results, launcher)
+    process = start(results, launcher, num)
     return {"kills": kills, "while_starting": starting, "processes_left": left, "returned": process.wait()}
 
 
-def looked_at(results: Path, expected: pd.DataFrame, launcher: str) -> dict[str, Any]:
-    """What must hold in the end."""
-    folders = names.folders(results / "s")
-    notes = [entry for path in (results / "s" / "launches").glob("*.jsonl") for entry in launches.ended(path)]
-    twice = sum(num > 1 for num in Counter(entry["run"] for entry in notes if entry["state"] == outcomes.DONE).values())
+def checked(results: Path, expected: pd.DataFrame, planned: int) -> dict[str, Any]:
+    """Count the runs that are done and the runs that were done twice, and compare all numbers."""
+    folders = runs.folders(results / "s")
+    notes = [entry for path in (results / "s" / "launches").glob("*.jsonl") for entry in runs.ended(path)]
+    twice = sum(num > 1 for num in Counter(entry["run"] for entry in notes if entry["state"] == runs.DONE).values())
     frame = _sorted(collecting.collect(results / "s").frame)
-    wanted = expected[expected["seed"] < RUNS[launcher]].reset_index(drop=True)
+    wanted = expected[expected["seed"] < planned].reset_index(drop=True)
     same = len(frame) == len(wanted) and np.array_equal(frame["log10_value"], wanted["log10_value"])
     return {
-        "runs": len(folders), "done": sum(outcomes.is_done(folder) for folder in folders), "done_twice": twice,
-        "same_numbers": bool(same),
+        "planned": planned, "runs": len(folders), "done": sum(runs.finished(folder) is not None for folder in folders),
+        "done_twice": twice, "same_numbers": bool(same),
     }  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the campaign; exit 1 where anything was lost, torn or done twice."""
+    """Run the campaign; exit 1 if anything was lost, damaged or done twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for launcher, num in (("serial", 50), ("processes", 20), ("slurm-local", 3)):
         parser.add_argument(f"--{launcher}", type=int, default=num)
     parser.add_argument("--signals", nargs="+", choices=SIGNALS, default=SIGNALS)
+    parser.add_argument("--runs", type=int, default=40, help="runs of a sweep, at least 5")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further sweeps after this time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     chosen = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its own
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # background jobs of a shell ignore it, and so would sweeps
     console, moment, root, rows = Console(), random.Random(0), Path(tempfile.mkdtemp()), []
-    start(root / "alone", "serial").wait()
+    begin = time.monotonic()
+    start(root / "alone", "serial", chosen.runs).wait()
     expected = _sorted(collecting.collect(root / "alone" / "s").frame)
-    for launcher, how in itertools.product(RUNS, map(signal.Signals.__getitem__, chosen.signals)):
-        for number in range(getattr(chosen, launcher)):
-            results = root / f"{launcher}{how.name}{number}"
-            row = {"launcher": launcher, "number": number, "signal": how.name}
-            rows.append(row | killed(results, launcher, moment, how) | looked_at(results, expected, launcher))
-            console.print(
-                " ".join(f"{key}={value}" for key, value in rows[-1].items()), highlight=False, soft_wrap=True
-            )
-            shutil.rmtree(results)
+    most = max(getattr(chosen, launcher) for launcher in LAUNCHERS)
+    for number, launcher, name in itertools.product(range(most), LAUNCHERS, chosen.signals):
+        over = number and time.monotonic() - begin > 60 * chosen.minutes
+        if over or number >= getattr(chosen, launcher):
+            continue
+        results = root / f"{launcher}{name}{number}"
+        row = {"launcher": launcher, "number": number, "signal": name}
+        row |= killed(results, launcher, chosen.runs, moment, signal.Signals[name])
+        rows.append(row | checked(results, expected, num_runs(launcher, chosen.runs)))
+        console.print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), highlight=False, soft_wrap=True)
+        shutil.rmtree(results)
     shutil.rmtree(root)
     frame = pd.DataFrame(rows)
     chosen.output.mkdir(parents=True, exist_ok=True)
     frame.to_csv(chosen.output / "sweep_kills.csv", index=False)
-    (chosen.output / "sweep_kills.json").write_text(json.dumps(manifest(runs=RUNS), indent=2) + "\n")
-    right = frame["same_numbers"] & (frame["done"] == frame["runs"]) & (frame["runs"] == frame["launcher"].map(RUNS))
+    (chosen.output / "sweep_kills.json").write_text(
+        json.dumps(manifest(runs={name: num_runs(name, chosen.runs) for name in LAUNCHERS}), indent=2) + "\n"
+    )
+    right = frame["same_numbers"] & (frame["done"] == frame["runs"]) & (frame["runs"] == frame["planned"])
     right &= (frame["done_twice"] == 0) & (frame["returned"] == 0) & (frame["processes_left"] == 0)
-    console.print(f"{len(frame)} sweeps, {frame['kills'].sum()} kills, {int((~right).sum())} not as if left alone")
+    console.print(
+        f"{len(frame)} sweeps, {frame['kills'].sum()} kills, {int((~right).sum())} differ from undisturbed ones"
+    )
     sys.exit(not right.all())
 
 

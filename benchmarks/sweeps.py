@@ -1,12 +1,12 @@
-"""What a sweep costs a run, beside the same library calls in a plain loop.
+"""The cost of a run in a sweep, compared with the same library calls in a plain loop.
 
     python -m benchmarks.sweeps [--runs N] [--output FOLDER]
 
 Serial sweeps of 10-layer MLPs (width 100, batch 32, 2 random vectors), one thread: with configurations composed once,
-with Hydra's own sweeper, in two processes, and with a list of seeds in one run; and runs of over a second (exact,
-width 300).  Each sweep is a process of its own; a cost a run is the slope between a short and a long sweep, so that
-starting Python and importing torch is left out, but for "all in all", which has everything.  Rounds have a plain loop
-before and after; medians and quartiles are over rounds, of the ratios within them.
+with Hydra's own sweeper, in two processes, and with a list of seeds in one run.  Also runs that take over a second
+(exact, width 300).  Each sweep is its own process.  The cost per run is the slope between a short and a long sweep, so
+it excludes starting Python and importing torch; "all in all" includes both.  Each round has a plain loop before and
+after.  Medians and quartiles are over the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.tables.provenance import manifest
 from benchmarks.tables.report import table
 from benchmarks.tables.rows import Row, to_frame
 from experiments.archive import collecting as archive_collecting
-from experiments.runs import names
+from experiments.runs import folders
 from gradscope.measures import PreactivationStd, SignDiversity
 
 OUTPUT = Path("results/benchmarks")
@@ -67,7 +67,7 @@ def bare(sizes: dict[str, int], num: int) -> float:
 
 
 def swept(sizes: dict[str, int], *arguments: str, processes: int = 1) -> float:
-    """Seconds of one sweep in a process of its own."""
+    """Seconds of one sweep in its own process."""
     with tempfile.TemporaryDirectory() as results:
         command = [sys.executable, "-m", "experiments.measure", "-m", *options(sizes), f"results={results}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRADSCOPE_PROCESSES": str(processes)}
@@ -77,15 +77,15 @@ def swept(sizes: dict[str, int], *arguments: str, processes: int = 1) -> float:
 
 
 def slope(few: int, many: int, sizes: dict[str, int], key: str, *arguments: str, processes: int = 1) -> float:
-    """Seconds a run, from a short and a long sweep; ``key`` has the number of runs in place of its %d."""
+    """Seconds per run, from a short and a long sweep; %d in ``key`` is the number of runs."""
     times = [swept(sizes, key % num, *arguments, processes=processes) for num in (few, many)]
     return (times[1] - times[0]) / (many - few)
 
 
 def beside(sizes: dict[str, int], num: int, call: Callable[[], float], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds that ``call`` finds, and seconds a run of a plain loop, half of it before and half after; of each round.
+    """For each round: the seconds that ``call`` returns, and the seconds per run of plain loops before and after it.
 
-    A machine that others use as well changes its speed within a minute, so ratios are taken within a round.
+    The speed of a shared machine changes within a minute, so ratios are taken within a round.
     """
     found, plain = [], []
     for _ in range(rounds):
@@ -96,13 +96,12 @@ def beside(sizes: dict[str, int], num: int, call: Callable[[], float], rounds: i
 
 
 def at_once(pool: Executor, num: int) -> float:
-    """Seconds a run of two plain loops of long runs at the same time, in processes of their own: what the machine has
-    to give to two."""
+    """Seconds per run of two simultaneous plain loops of long runs: the best that two processes can reach."""
     return sum(pool.map(bare, [LONG] * 2, [num] * 2)) / (2 * 2 * num)
 
 
 def in_two(sizes: dict[str, int], few: int, many: int, rounds: int) -> tuple[list[float], ...]:
-    """Seconds a run of a plain loop, of a serial sweep and of one with two processes, of each round."""
+    """For each round: seconds per run of a plain loop, of a serial sweep and of one with two processes."""
     serial, double = [], []
 
     def both() -> float:
@@ -115,7 +114,7 @@ def in_two(sizes: dict[str, int], few: int, many: int, rounds: int) -> tuple[lis
 
 
 def measured(runs: int) -> list[Row]:
-    """All rows; a ratio is to the plain loop of the same networks, or to one process."""
+    """All rows; ratios are to the plain loop of the same networks, or to one process."""
     torch.set_num_threads(1)
     part, full = max(4, runs // 10), runs >= 1000
     bare(SHORT, 3)
@@ -139,12 +138,12 @@ def measured(runs: int) -> list[Row]:
 
 
 def collecting(num: int) -> list[Row]:
-    """Seconds of ``collect`` on so many run folders, copies of one, the first time and when nothing and one is new."""
+    """Seconds of ``collect`` on copies of one run folder: the first time, with nothing new, and with one new run."""
     with tempfile.TemporaryDirectory() as name:
         sweep = Path(name) / "s"
         command = [sys.executable, "-m", "experiments.measure", "-m", *options(SHORT), f"results={name}", "sweep=s"]
         subprocess.run([*command, "seed=0,1"], check=True, stdout=subprocess.DEVNULL)
-        first, second = names.folders(sweep)
+        first, second = folders(sweep)
         for number in range(num - 2):
             shutil.copytree(first, sweep / f"copy{number:06d}")
         times = []

@@ -1,4 +1,4 @@
-"""Images a second of ``experiments.training.loop`` beside what a user would write, and what watching costs.
+"""Speed of ``experiments.training.loop`` compared with hand-written loops, and the cost of monitoring.
 
     python -m benchmarks.training [--quick] [--repeats N] [--output FOLDER] [--models a,b]
 
@@ -9,12 +9,12 @@ momentum, label smoothing, taking turns in one process:
 - *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast where it gains, a fused optimizer;
 - *gradscope*: ``experiments.training.loop.train`` with the same recipe, records every 50 steps.
 
-All three once more without bfloat16, as on a processor that has no instructions for it.
+All three are repeated without bfloat16, as on a processor without instructions for it.
 
-Then the loop watched: statistics of activations and gradients every 10 steps, GSC of every layer every 100 steps,
-everything every step, each beside the loop alone; histograms of all parameters and gradients every step, as
-``wandb.watch`` makes them; and BackPACK, which brings Cockpit its quantities, every step.  No budget thins
-them out but where one is named.
+Then the loop with a monitor, compared with the loop alone: statistics of activations and gradients every 10 steps, GSC
+of every layer every 100 steps, everything every step.  For comparison: histograms of all parameters and gradients every
+step, as in ``wandb.watch``; and every step the quantities of BackPACK, on which Cockpit builds.  The overhead of the
+monitor is limited only where this is stated.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_deca
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """One image at a time, as tutorials write it."""
+    """A data set that returns one image at a time, as in tutorials."""
 
     def __init__(self, images: Images) -> None:
         self.images, self.labels = images.images.numpy(), images.labels.tolist()
@@ -75,7 +75,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def bare(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
-    """As a user would write it."""
+    """A typical training loop."""
     model = make()
     optimizer = SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
@@ -89,7 +89,7 @@ def bare(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
 
 
 def tuned(make: Callable[[], nn.Module], images: Images, steps: int, precision: str = "auto") -> None:
-    """The same by hand, with what makes it fast and nothing else."""
+    """The same loop, optimized by hand."""
     model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(model.parameters(), fused=True)
     cast = Recipe(precision=precision).cast(torch.device("cpu"))
@@ -109,7 +109,7 @@ def tuned(make: Callable[[], nn.Module], images: Images, steps: int, precision: 
 
 
 class Silent:
-    """Watches nothing."""
+    """A monitor that does nothing."""
 
     on_nonfinite = "raise"
 
@@ -117,18 +117,18 @@ class Silent:
         self.model = model
 
     def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def record(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
 
 class Histograms(Silent):
-    """64 bins of every parameter and every gradient, every step."""
+    """Histograms with 64 bins of every parameter and gradient, every step."""
 
     def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> None:
         for p in self.model.parameters():
@@ -139,7 +139,7 @@ class Histograms(Silent):
 
 
 class BackPack(Silent):
-    """A second pass with BackPACK's extensions on the same batch: gradients of single samples, norms and variances."""
+    """A second pass on the same batch with BackPACK: norms and variances of per-sample gradients."""
 
     def __init__(self, model: nn.Module) -> None:
         from backpack import extend
@@ -164,7 +164,7 @@ class BackPack(Silent):
 def ours(
     make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None, precision: str = "auto"
 ) -> None:
-    """``experiments.training.loop.train``, watched or not."""
+    """``experiments.training.loop.train``, with or without a monitor."""
     model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = Recipe(
         epochs=100, max_steps=steps, batch_size=BATCH, optimizer=SGD, label_smoothing=SMOOTHING,
@@ -174,26 +174,26 @@ def ours(
 
 
 def light(images: Images) -> Iterator[tuple[str, Watch]]:
-    """What is measured now and then."""
+    """Monitors that measure now and then."""
     yield STATISTICS, partial(_monitor, images, every=10**9, statistics_every=10)
     yield THINNED, partial(_monitor, images, every=10**9, statistics_every=10, max_overhead=0.03)
     yield COEFFICIENTS, partial(_monitor, images, every=100)
 
 
 def heavy(images: Images) -> Iterator[tuple[str, Watch]]:
-    """What is measured every step."""
+    """Monitors that measure every step."""
     yield ALL, partial(_monitor, images, every=1, probes=1)
     yield HISTOGRAMS, Histograms
 
 
 def heaviest() -> Iterator[tuple[str, Watch]]:
-    """What takes many times as long as the step itself."""
+    """Monitors that take many times as long as the step itself."""
     if importlib.util.find_spec("backpack") is not None:
         yield BACKPACK, BackPack
 
 
 class Running(Silent):
-    """A monitor in the middle of a long run: past its record at step 0, and before the one at the end."""
+    """A monitor in the middle of a long run, without the records of the first and the last step."""
 
     def __init__(self, model: nn.Module, monitor: gs.Monitor) -> None:
         super().__init__(model)
@@ -210,7 +210,7 @@ def _monitor(images: Images, model: nn.Module, **options: Any) -> Running:
 
 
 def speed(name: str, images: Images, steps: int, repeats: int, precision: str = "auto") -> list[Row]:
-    """The three loops, seconds, and ratios to gradscope's; the bare one is always in float32."""
+    """Times of the three loops, and ratios to gradscope's.  The bare loop always runs in float32."""
     make = partial(_seeded, MODELS[name])
     contestants = [
         Contestant(OURS, partial(ours, make, images, steps, precision=precision)),
@@ -223,7 +223,7 @@ def speed(name: str, images: Images, steps: int, repeats: int, precision: str = 
 
 
 def watching(name: str, images: Images, watches: Iterable[tuple[str, Watch]], steps: int, repeats: int) -> list[Row]:
-    """The loop with each way to watch, over the loop alone."""
+    """Times of the loop with each monitor, and ratios to the loop alone."""
     make = partial(_seeded, MODELS[name])
     contestants = [Contestant(OURS, partial(ours, make, images, steps))]
     contestants += [Contestant(what, partial(ours, make, images, steps, watch)) for what, watch in watches]
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two steps on noise: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="two steps on noise, to test that it runs")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--models", default="alexnet_a,alexnet_b")
     parser.add_argument("--output", type=Path, default=OUTPUT)

@@ -1,4 +1,4 @@
-"""Many runs -> one Parquet data set.
+"""Collect the runs of a sweep into one Parquet data set.
 
 python -m experiments.collect sweep=architectures
 python -m experiments.collect sweep=architectures --csv
@@ -18,7 +18,7 @@ SHOWN = 5  # of the runs that cannot be read
 
 @dataclass
 class Config:
-    """``results``/``sweep`` is the folder whose runs are collected; ``csv``: also as one table ``collected.csv``."""
+    """``results``/``sweep`` is the folder whose runs are collected; ``csv``: also write ``collected.csv``."""
 
     results: str = "results/runs"
     sweep: str = "measure"
@@ -26,13 +26,13 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    """Bring the data set of a sweep up to date, and say how complete it is."""
+    """Bring the data set of a sweep up to date, and print how complete it is."""
     sweep = Path(cfg.results) / cfg.sweep
     collected = collect(sweep)
     counts = collected.manifest
     rest = ", ".join(
         f"{counts[name]} {name.replace('_', ' ')}"
-        for name in ("failed", "half_done", "missing", "stale", "unreadable")
+        for name in ("failed", "running", "half_done", "missing", "stale", "unreadable")
         if counts[name]
     )
     print(f"{counts['runs']} runs{f' ({rest})' if rest else ''}, {len(collected.frame)} rows -> {sweep / DATA}")

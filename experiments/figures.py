@@ -1,4 +1,4 @@
-"""Frames -> figures, and the page of a study.
+"""Draw the figures of a study or sweep, and write the page of a study.
 
 python -m experiments.figures study=architectures
 python -m experiments.figures study=all                # every study, from the reference results
@@ -7,6 +7,8 @@ python -m experiments.figures study=all                # every study, from the r
 from __future__ import annotations
 
 import io
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from experiments.archive import collecting, labels, reference
 from experiments.archive.tables import Collected
 from experiments.config import command_line
 from experiments.evidence import study
+from experiments.evidence.study import Claim
 from experiments.reports import growth as report_growth
 from experiments.reports import pages, sweep_figures, terminal, training_figures
 
@@ -31,11 +34,16 @@ ALL = "all"
 
 @dataclass
 class Config:
-    """What to draw: the runs of ``sweep``, or of the sweep of that name, else the reference results of ``study``; with
-    ``study=all`` all reference results.  ``study`` is whose figures they are (default: of the name of the sweep).
+    """Options of the command.
 
-    ``publish=true`` writes frame, manifest and figures to ``reference``/``study``, and the page of a study to
-    ``pages``; ``note`` says there, and in the titles, what the configuration cannot know about the data.
+    Arguments:
+        study: The study to draw (default: the name of the sweep); "all" draws all reference results.
+        sweep: The collected sweep to read (default: that of the study if it was collected, else its reference results).
+        results: The folder of sweeps.
+        reference: The folder of reference results.
+        pages: The folder of the pages of studies.
+        publish: Also write frame, manifest and figures to ``reference``/``study``, and the page to ``pages``.
+        note: A remark on the data for the page and the titles, such as a recompression of the images.
     """
 
     study: str | None = None
@@ -48,10 +56,10 @@ class Config:
 
 
 def named(cfg: Config) -> str:
-    """The study to draw.
+    """The name of the study or sweep to draw.
 
     Raises:
-        ValueError: None is named.
+        ValueError: The configuration names neither.
     """
     name = cfg.study or cfg.sweep
     if name is None:
@@ -60,12 +68,11 @@ def named(cfg: Config) -> str:
 
 
 def read(cfg: Config) -> tuple[Collected, Path]:
-    """The study's frame, records of training and manifest, from its runs or else from the reference results, and where
-    figures go.
+    """The results to draw, from the collected runs or else from the reference results, and the folder for figures.
 
     Raises:
-        FileNotFoundError: Neither exists, or not the sweep that was asked for.
-        ValueError: Neither study nor sweep is named.
+        FileNotFoundError: There are no such results.
+        ValueError: The configuration names neither a study nor a sweep.
     """
     asked = named(cfg)
     name = study.results(asked)
@@ -80,11 +87,11 @@ def read(cfg: Config) -> tuple[Collected, Path]:
     raise FileNotFoundError(f"Nothing to draw: {runs} was not collected ({first}){besides}.")
 
 
-def drawn(name: str, collected: Collected) -> dict[str, Figure]:
-    """The figures of a study, or of any sweep; its claims, growth rates or accuracies are printed."""
+def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Figure]:
+    """The figures of a study or of any sweep. Prints the claims, growth rates or accuracies."""
     title = sweep_figures.describe(collected)
     if (asked := study.find(name)) is not None:
-        terminal.print_claims(asked.claims(collected), f"{asked.QUESTION} ({title})")
+        terminal.print_claims(claims, f"{asked.question} ({title})")
         return asked.figures(collected)
     keys = labels.network_keys(collected.frame)
     frame = labels.in_order(collected.frame, keys)
@@ -99,7 +106,7 @@ def drawn(name: str, collected: Collected) -> dict[str, Figure]:
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """A small PNG: lines and bands do with 256 colors, a heat map keeps all of them at half of the resolution."""
+    """Write a small PNG: 256 colors for lines and bands; all colors at half the resolution for a heat map."""
     buffer = io.BytesIO()
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
     figure.savefig(buffer, format="png", dpi=80 if smooth else 150)
@@ -108,30 +115,36 @@ def write_png(figure: Figure, path: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Print what was found, and write every figure as PNG and SVG; of reference results PNG and the page."""
-    if cfg.study == ALL:
-        if cfg.publish or cfg.sweep or cfg.note:
-            raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
-        published = _published(cfg)
-        for name in published:
-            _make(replace(cfg, study=name, results=""))
-        answered = {
-            name: (asked, reference.load(Path(cfg.reference) / study.results(name)))
-            for name in published
-            if (asked := study.find(name)) is not None
-        }
-        print(f"Page: {pages.write_index(answered, Path(cfg.pages))}")
-    else:
+    """Print the findings and write every figure as PNG and SVG; for reference results PNG and the page."""
+    if cfg.study != ALL:
         _make(cfg)
+        return
+    each = every(cfg)
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(each))) as pool:
+        claims = dict(zip(each, pool.map(_make, each.values()), strict=True))
+    decided = {name: (asked.question, claims[name]) for name in each if (asked := study.find(name)) is not None}
+    print(f"Page: {pages.write_index(decided, Path(cfg.pages))}")
+
+
+def every(cfg: Config) -> dict[str, Config]:
+    """The configuration of each study for ``study=all``, by name.
+
+    Raises:
+        ValueError: An option is set that is for a single study.
+    """
+    if cfg.publish or cfg.sweep or cfg.note:
+        raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
+    return {name: replace(cfg, study=name, results="") for name in _published(cfg)}
 
 
 def _published(cfg: Config) -> list[str]:
-    """Every study with reference results, its own or those of another, which then has no figures besides."""
+    """Every study with reference results, and every sweep with reference results that no study reads."""
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
     return sorted({study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own})
 
 
-def _make(cfg: Config) -> None:
+def _make(cfg: Config) -> list[Claim]:
+    """Draw one study or sweep; returns the claims of the study."""
     name = study.reader(named(cfg))
     cfg = replace(cfg, study=name)
     collected, output = read(cfg)
@@ -141,9 +154,11 @@ def _make(cfg: Config) -> None:
     if cfg.publish:
         output = published
         reference.save(collected, output)
-        # What is drawn and written is what the saved digits say, so that anybody can draw and write the same.
+        # Draw from the saved digits, so that anybody can draw the same figures from the saved files.
         collected = reference.load(output)
-    figures = drawn(name, collected)
+    asked = study.find(name)
+    claims = [] if asked is None else asked.claims(collected)
+    figures = drawn(name, collected, claims)
     output.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in figures.items():
         write_png(figure, output / f"{figure_name}.png")
@@ -151,10 +166,10 @@ def _make(cfg: Config) -> None:
             figure.savefig(output / f"{figure_name}.svg")
         print(f"Figure: {output / figure_name}.png")
         plt.close(figure)
-    asked = study.find(name)
     if output == published and asked is not None:
         paths = [output / f"{figure_name}.png" for figure_name in figures]
-        print(f"Page: {pages.write(name, asked, collected, paths, Path(cfg.pages))}")
+        print(f"Page: {pages.write(name, asked, collected, claims, paths, Path(cfg.pages))}")
+    return claims
 
 
 if __name__ == "__main__":

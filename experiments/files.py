@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then renamed."""
+"""Files that are written atomically: beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from gradscope.frames import beside
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """A JSON file."""
+    """Write a JSON file; returns its path."""
     return written(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """A Parquet file."""
+    """Write a Parquet file; returns its path."""
     return written(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
 def written(path: Path, write: Callable[[Path], object]) -> Path:
-    """What ``write`` puts into a temporary file, renamed to ``path``; what was there before stays until then.
+    """Let ``write`` fill a temporary file, and rename it to ``path``; returns ``path``.
 
-    The temporary name is the process's own, so that two processes that write the same file, on whatever machines, do
-    not tear it.
+    The temporary name is unique to the process, so two processes on any machines can write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
@@ -39,7 +38,7 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or what is there is none."""
+    """The content of a JSON file; None if it is missing, damaged, or not an object."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How do coefficients look at initialization?
+"""Measure coefficients of networks at initialization.
 
 python -m experiments.measure model.depth=50 model.activation=selu
 python -m experiments.measure -m model.depth=10,50,100 model.activation=relu,tanh model.norm=none,batch seed=range(8)
@@ -29,15 +29,14 @@ from experiments.config.build import network
 from experiments.files import write_json
 from experiments.progress import LateBar
 from experiments.reports import terminal
-from experiments.runs import names as run_names
-from experiments.runs.carrying_out import carry_out, explained
-from experiments.runs.manifest import manifest
+from experiments.runs import explained, manifest, run_once
+from experiments.runs import folder as run_folder
 from gradscope.frames import observed
 from gradscope.measures.measuring import PREACTIVATION_MEASURES, Measure
 from gradscope.measures.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
-# So many small frames are kept; garbage collection looks at each of their parts.
+# Small frames are joined when there are more than this: garbage collection visits each of their parts.
 MOST_FRAMES = 100
 # The nonlinearity coefficient is exact up to this many cotangents, otherwise estimated from this many random ones.
 NLC_PROBES = 16
@@ -47,9 +46,9 @@ schema.register()
 
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
-    """The profile of one network, and a frame of each kind of thing that was measured.
+    """The profile of one network, and one frame for each kind of measurement.
 
-    With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``, its frame and no profile.
+    With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``: its frame and no profile.
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
@@ -85,13 +84,13 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
 
 
 def statistics(names: Sequence[str]) -> list[Measure]:
-    """Statistics of pre-activations by their names.
+    """The statistics of pre-activations that have these names.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: A name is unknown.
     """
     if unknown := [name for name in names if name not in STATISTICS]:
-        raise ValueError(f"statistics: {unknown[0]!r} is none of {', '.join(STATISTICS)}.")
+        raise ValueError(f"statistics: {unknown[0]!r} must be one of {', '.join(STATISTICS)}.")
     return [STATISTICS[name] for name in names]
 
 
@@ -112,13 +111,14 @@ def main(cfg: DictConfig) -> float | None:
 
     with explained(alone):
         command_line.refuse_part_of_study()
-        folder = run_names.folder(cfg, info.overrides.task)
-        return carry_out(cfg, folder, info.overrides.task, work, alone=alone)
+        folder = run_folder(cfg, info.overrides.task)
+        return run_once(cfg, folder, info.overrides.task, work, alone=alone)
 
 
 def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile | None, pd.DataFrame]:
-    """`measure` for each of ``seeds`` (a number n: 0 to n - 1; null: ``seed`` alone); the last profile and one frame,
-    with the configuration as columns.
+    """The last profile, and one frame of `measure` for each of ``seeds``, with the configuration as columns.
+
+    ``seeds``: a list, a number n (0 to n - 1), or null (only ``seed``).
 
     Raises:
         ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
@@ -136,7 +136,7 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
         num_rows.append(sum(map(len, found)))
         if len(frames) > MOST_FRAMES:
             frames = [pd.concat(frames, ignore_index=True)]
-    # Together, because what is done to many small frames takes as long as measuring them.
+    # Joined first, because adding columns to many small frames takes as long as measuring.
     frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
     return profile, frame.assign(
         **{name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}

@@ -1,4 +1,4 @@
-"""A progress bar for sweeps, training and long measurements: after two seconds, on a terminal; silent elsewhere."""
+"""A progress bar that appears after two seconds, on a terminal only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DELAY_SECONDS = 2.0
 
 
 class LateBar:
-    """A rich progress bar that appears once the work has lasted two seconds; on a terminal only."""
+    """A progress bar of rich that appears after two seconds, on a terminal only."""
 
     def __init__(self, what: str, total: float) -> None:
         self.began, self.what, self.total, self.done = time.monotonic(), what, total, 0.0
@@ -22,7 +22,7 @@ class LateBar:
 
     @cached_property
     def progress(self) -> Progress:
-        """The bar itself, with one task; made where it is seen, for a short measurement takes not much longer."""
+        """The bar with one task, created when needed: a short measurement takes not much longer."""
         progress = Progress(
             TextColumn(self.what), BarColumn(),
             MofNCompleteColumn() if self.total > 1 else TextColumn("{task.percentage:3.0f} %"),
@@ -32,11 +32,11 @@ class LateBar:
         return progress
 
     def advance(self, amount: float) -> None:
-        """Some more is done."""
+        """Add an amount to what is done."""
         self.show(self.done + amount)
 
     def show(self, done: float, text: str = "") -> None:
-        """So much is done in all; ``text`` stands behind the time that is left."""
+        """Set the total amount done; ``text`` is printed behind the remaining time."""
         self.done = done
         if not self.visible:
             return

@@ -1,14 +1,12 @@
-"""Is a result what the same configuration gives again?
+"""Repeat a run from its manifest and compare the results.
 
-python -m experiments.rerun RUN_FOLDER
+python -m experiments.rerun results/runs/measure/RUN
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,37 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import measure, seeds, train
 from experiments.archive.differences import Difference, differences, largest, recorded_in_both, worst
 from experiments.config import columns as config_columns
+from experiments.config import command_line
 from experiments.files import read_json
 from experiments.measure import CONF
-from experiments.runs.manifest import cpu, provenance
-from experiments.runs.outcomes import FRAMES, METRICS
+from experiments.runs import FRAMES, METRICS, cpu, provenance
 from gradscope import frames
 
 FRAME, MONITOR = FRAMES
-# Largest difference of a log10 between machines: float32 sums in another order move a coefficient by about 1e-5.
+# The largest difference of a log10 between machines: a float32 sum in another order moves a coefficient by about 1e-5.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-# Two trainings drift apart, step by step, once a sum is rounded otherwise.
+# Two training runs drift apart, step by step, once a sum is rounded differently.
 TRAINING_TOLERANCE = 0.5
 
 Tables = dict[str, pd.DataFrame]
 
 
+@dataclass
+class Config:
+    """``folder``: the folder of the run to repeat; it can be given without its key."""
+
+    folder: str = MISSING
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Columns that differ between two results of the same rows, and by how much of a log10 they may."""
+    """The columns that differ between two results with the same rows, and the allowed difference of a log10."""
 
     found: tuple[Difference, ...]
     allowed: float
@@ -47,24 +52,24 @@ class Comparison:
 
     @property
     def largest(self) -> float:
-        """The largest difference; 0 is bit for bit."""
+        """The largest difference; 0 if all columns are equal bit for bit."""
         return largest(self.found)
 
     @property
     def same(self) -> bool:
-        """Whether it is within what is allowed."""
+        """Whether the largest difference is allowed."""
         return self.largest <= self.allowed
 
     def __str__(self) -> str:
-        how = str(worst(self.found)) if self.found else "bit for bit the same"
+        how = str(worst(self.found)) if self.found else "equal bit for bit"
         return f"{'Reproduced' if self.same else 'NOT reproduced'}: {how} (allowed: {self.allowed:g}; {self.why})."
 
 
 def again(folder: Path) -> Comparison:
-    """Repeat the run of a folder from its manifest, elsewhere, and compare every table that it left.
+    """Repeat the run of a folder from its manifest, and compare every table in the folder with the new one.
 
     Raises:
-        FileNotFoundError: The folder has no manifest, or not the tables that such a run leaves.
+        FileNotFoundError: The folder lacks its manifest or a table.
         ValueError: The repeated run has other rows, or a frame cannot be read.
     """
     if not folder.is_dir():
@@ -72,7 +77,7 @@ def again(folder: Path) -> Comparison:
     manifest = read_json(folder / "manifest.json")
     if manifest is None or not {"choices", "config", "hardware", "versions"} <= manifest.keys():
         raise FileNotFoundError(
-            f"{folder} has no manifest that says what was run: it is no run folder, or its run failed or is not done."
+            f"{folder} has no complete manifest: it is not the folder of a run, or the run failed or is not done."
         )
     trained = "train" in manifest["config"]
     cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
@@ -86,7 +91,7 @@ def again(folder: Path) -> Comparison:
 
 
 def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparison:
-    """Row by row and column by column.
+    """Compare tables row by row and column by column.
 
     Raises:
         ValueError: A table is missing, or its rows are not those of the same layers, quantities and steps.
@@ -95,7 +100,7 @@ def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparis
     for name, table in before.items():
         if name not in after:
             raise ValueError(f"The repeated run has no {name}.")
-        # Which records the monitor's budget of time left out is no result: the repeated run has them all.
+        # The monitor skips records to keep to its time budget; the repeated run has all of them.
         pair = (table, after[name])
         found += differences(*(recorded_in_both(*pair) if name == MONITOR else pair))
     return Comparison(tuple(found), allowed, why)
@@ -103,17 +108,17 @@ def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparis
 
 def _tables(folder: Path, *names: str) -> Tables:
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} has no {missing[0]} to compare with; the run did not come to its end.")
+        raise FileNotFoundError(f"{folder} has no {missing[0]} to compare with; the run is not done.")
     return {name: frames.load(folder / name) if name in FRAMES else pd.read_parquet(folder / name) for name in names}
 
 
 def _trained_tables(folder: Path) -> Tables:
-    """The records of a training run, and what the monitor saw where there was one."""
+    """The tables of a training run; that of the monitor only if it has one."""
     return _tables(folder, METRICS, *([MONITOR] if (folder / MONITOR).is_file() else []))
 
 
 def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
-    """As the manifest has it; a key that is younger than the run has its default, which is what it did then."""
+    """The configuration of a manifest; keys that were added after the run get their defaults."""
     values = yaml.safe_load(defaults.read_text())
     known = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
     merged = OmegaConf.merge(known, config)
@@ -132,7 +137,7 @@ def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
 
 
 def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[float, str]:
-    """How far apart the two may be, and why."""
+    """The largest allowed difference, and the reason for it."""
     here = {"cpu": cpu(), "device": str(seeds.device(cfg.device)), "torch": provenance()["versions"]["torch"]}
     there = {
         **{key: manifest["hardware"].get(key) for key in ("cpu", "device")},
@@ -145,19 +150,17 @@ def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[
     return tolerance, other or "sums on this device are not in a fixed order"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the comparison; exit with 1 where the results differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="RUN_FOLDER", type=Path)
-    options = parser.parse_args(arguments)
+def main(cfg: Config) -> None:
+    """Print the comparison; exit with 1 if the results differ."""
     try:
-        found = again(options.folder)
+        found = again(Path(cfg.folder))
     except (OSError, ValueError) as error:
-        known = str(options.folder) in str(error)
-        sys.exit(f"Error: {error}" if known else f"Error: {options.folder}: {error}")
+        if cfg.folder in str(error):
+            raise
+        raise ValueError(f"{cfg.folder}: {error}") from error
     print(found)
     sys.exit(not found.same)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, Config, positional="folder")

@@ -1,17 +1,14 @@
-"""How far is a sweep?
+"""Progress of a sweep: counts, remaining time, the slowest runs, and errors.
 
-python -m experiments.status SWEEP [--watch] [--results results/runs]
+python -m experiments.status sweep=mine
+python -m experiments.status sweep=mine --watch
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,161 +16,117 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from experiments import runs
 from experiments.archive import collecting
-from experiments.runs import launches, locks
-from experiments.runs import names as run_names
-from experiments.runs.outcomes import DONE, FAILED, STATUS, Status
+from experiments.config import command_line
+from experiments.runs import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome
 
-RUNNING, MISSING, HALF = "running", "missing", "half done"
-SHOWN = 5  # of the slowest, of the failures, and of what cannot be read
+SHOWN = 5  # of the slowest runs, of the errors, and of the runs that cannot be read
 WATCH_SECONDS = 2.0
-# Watching takes at most about one part in so many of the time.
+# Watching takes at most about a tenth of the time.
 WATCH_SHARE = 10
 
-# Statuses that were read before, and the time of their file then.
-Known = dict[Path, tuple[int, Status | None]]
+
+@dataclass
+class Config:
+    """``results``/``sweep`` is the folder of the sweep; a path works too.  ``watch``: update until nothing changes."""
+
+    sweep: str = "measure"
+    results: str = "results/runs"
+    watch: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Runs of a sweep by what became of them.
+    """The outcome of each run of a sweep.
 
-    ``missing``: overrides that were planned and have no folder.  ``unreadable``: why `collect` left a run out that says
-    it is done, as long as the run has not been made again since.  ``launched``: whether a launch is at work.
+    ``unreadable``: done runs that `collect` left out, with the reason, unless they were repeated since.  ``launched``:
+    whether a launch is active.
     """
 
-    done: dict[Path, Status]
-    failed: dict[Path, Status]
-    running: list[Path]
-    half: list[Path]
-    missing: list[tuple[str, ...]]
-    unreadable: dict[Path, str]
+    outcomes: list[Outcome]
+    unreadable: dict[str, str]
     launched: bool
+
+    def having(self, *states: str) -> list[Outcome]:
+        """The runs in one of these states."""
+        return [outcome for outcome in self.outcomes if outcome.state in states]
 
     @property
     def over(self) -> bool:
-        """Whether nothing will change: nothing runs, and no launch has anything left to begin."""
-        return not self.running and not (self.launched and (self.half or self.missing))
+        """Whether nothing will change: no run is at work, and no launch has runs left to start."""
+        return not self.having(RUNNING) and not (self.launched and self.having(HALF_DONE, MISSING))
 
     @property
     def left(self) -> int:
-        """Runs that the same command would still carry out, those of other processes aside."""
-        return len(self.failed) + len(self.half) + len(self.missing)
+        """The number of runs that the same command would execute, without those that are running."""
+        return len(self.having(FAILED, HALF_DONE, MISSING))
 
     @property
     def seconds_left(self) -> float | None:
-        """What is left, at the mean of the runs that are done, over the processes that are at work."""
-        if not self.done:
-            return None
-        mean = statistics.fmean(status.seconds for status in self.done.values())
-        return mean * (self.left + len(self.running)) / max(1, len(self.running))
+        """Remaining time, from the mean time of the done runs and the number of running ones."""
+        seconds = [outcome.status.seconds for outcome in self.having(DONE) if outcome.status is not None]
+        running = len(self.having(RUNNING))
+        return statistics.fmean(seconds) * (self.left + running) / max(1, running) if seconds else None
 
 
-def look(sweep: Path, known: Known | None = None) -> Progress:
-    """The state of a sweep; what ``known`` holds of an earlier look is not read again.
+def look(sweep: Path, known: runs.Known | None = None) -> Progress:
+    """The progress of a sweep; statuses in ``known`` that have not changed are not read again.
 
     Raises:
-        FileNotFoundError: No such sweep.
+        FileNotFoundError: There is no such sweep.
     """
     if not sweep.is_dir():
-        raise FileNotFoundError(f"There is no sweep {sweep}; sweeps there are: {_others(sweep.parent)}.")
-    known = {} if known is None else known
-    done: dict[Path, Status] = {}
-    failed: dict[Path, Status] = {}
-    running, half = list[Path](), list[Path]()
-    left_out, unreadable = collecting.unreadable(sweep), dict[Path, str]()
-    now = locks.clock(sweep)
-    for folder in run_names.folders(sweep):
-        changed, locked = _glance(folder)
-        if known.get(folder, (-1,))[0] != changed:
-            known[folder] = changed, Status.read(folder)
-        status = known[folder][1]
-        if locked and locks.owned(folder, now):
-            running.append(folder)
-        elif status is None:
-            half.append(folder)
-        else:
-            (done if status.state == DONE else failed)[folder] = status
-            if left_out.get(folder.name, (None,))[0] == changed:
-                unreadable[folder] = left_out[folder.name][1]
-    return Progress(done, failed, running, half, launches.missing(sweep), unreadable, _launched(sweep, now))
-
-
-def _glance(folder: Path) -> tuple[int, bool]:
-    """When the status of a run changed last, 0 where there is none, and whether there is any lock; in one pass."""
-    changed, locked = 0, False
-    try:
-        for entry in os.scandir(folder):
-            if entry.name == STATUS:
-                changed = entry.stat().st_mtime_ns
-            locked |= entry.name.endswith(".lock")
-    except FileNotFoundError:
-        pass  # removed in this moment
-    return changed, locked
-
-
-def _launched(sweep: Path, now: float) -> bool:
-    """Whether the process of a launch is alive, or its file was touched in the last half minute, from wherever."""
-    for path in (sweep / "launches").glob("*.jsonl"):
-        number, _, pid = path.stem.partition("-")
-        if now - path.stat().st_mtime < locks.PATIENCE_SECONDS:
-            return True
-        if pid.isdigit() and locks.alive_since(int(pid), int(number) / 1e9):
-            return True
-    return False
+        raise FileNotFoundError(f"There is no sweep {sweep}; existing sweeps: {_others(sweep.parent)}.")
+    outcomes = runs.states(sweep, known=known)
+    changed = {outcome.name: outcome.changed for outcome in outcomes}
+    left_out = collecting.unreadable(sweep).items()
+    unreadable = {name: why for name, (time_stamp, why) in left_out if changed.get(name) == time_stamp}
+    return Progress(outcomes, unreadable, runs.active(sweep))
 
 
 def report(sweep: Path, progress: Progress) -> Group:
-    """Counts, time left, the slowest runs, and failures by their last line."""
+    """Tables of the counts, the slowest runs, the most frequent errors, and the runs that cannot be read."""
     counts = Table(title=str(sweep), title_justify="left")
-    for name in (DONE, RUNNING, FAILED, HALF, MISSING, "time left"):
+    for name in (DONE, RUNNING, FAILED, HALF_DONE, MISSING, "time left"):
         counts.add_column(name, justify="right")
-    parts = (progress.done, progress.running, progress.failed, progress.half, progress.missing)
     seconds = progress.seconds_left
     idle = progress.left and progress.over
     left = "unknown" if seconds is None else f"{_span(seconds)}{' (nothing runs)' if idle else ''}"
-    counts.add_row(*(str(len(part)) for part in parts), left if progress.left or progress.running else "none")
+    numbers = (len(progress.having(state)) for state in (DONE, RUNNING, FAILED, HALF_DONE, MISSING))
+    counts.add_row(*map(str, numbers), left if progress.left or progress.having(RUNNING) else "none")
     shown: list[Table] = [counts]
-    if progress.done:
+    times = sorted(
+        ((outcome.status.seconds, outcome.name) for outcome in progress.having(DONE) if outcome.status), reverse=True
+    )
+    if times:
         slowest = Table("slowest", "time", title_justify="left")
-        order = sorted(progress.done.items(), key=lambda item: -item[1].seconds)[:SHOWN]
-        for folder, status in order:
-            slowest.add_row(folder.name, _span(status.seconds))
+        for took, name in times[:SHOWN]:
+            slowest.add_row(name, _span(took))
         shown.append(slowest)
-    if progress.failed:
+    if failed := progress.having(FAILED):
         failures = Table("runs", "error", "one of them", title_justify="left")
-        errors = Counter(status.error for status in progress.failed.values())
-        for error, num in errors.most_common(SHOWN):
-            one = next(folder for folder, status in progress.failed.items() if status.error == error)
-            failures.add_row(str(num), error, one.name)
+        for error, num in Counter(outcome.error for outcome in failed).most_common(SHOWN):
+            failures.add_row(str(num), error, next(outcome.name for outcome in failed if outcome.error == error))
         shown.append(failures)
     if progress.unreadable:
         unreadable = Table("done, but not collected", "why", title_justify="left")
-        for folder, why in list(progress.unreadable.items())[:SHOWN]:
-            unreadable.add_row(folder.name, why)
+        for name, why in list(progress.unreadable.items())[:SHOWN]:
+            unreadable.add_row(name, why)
         if (more := len(progress.unreadable) - SHOWN) > 0:
             unreadable.add_row(f"and {more} more", "")
         shown.append(unreadable)
     return Group(*shown)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the state of a sweep, once or until it is over."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", metavar="SWEEP", help="its name below --results, or the path of its folder")
-    parser.add_argument("--results", type=Path, default=Path("results/runs"))
-    parser.add_argument("--watch", action="store_true", help="until nothing runs and no launch goes on")
-    options = parser.parse_args(arguments)
-    options.sweep = options.sweep.removeprefix("sweep=")  # as of the other commands
-    below = options.results / options.sweep
-    sweep = Path(options.sweep) if Path(options.sweep).is_dir() and not below.is_dir() else below
-    known: Known = {}
-    try:
-        progress = look(sweep, known)
-    except FileNotFoundError as error:
-        sys.exit(f"Error: {error}")
+def main(cfg: Config) -> None:
+    """Print the progress of a sweep, once or until nothing changes."""
+    below = Path(cfg.results) / cfg.sweep
+    sweep = Path(cfg.sweep) if Path(cfg.sweep).is_dir() and not below.is_dir() else below
+    known: runs.Known = {}
+    progress = look(sweep, known)
     console = Console(markup=False)
-    if not options.watch:
+    if not cfg.watch:
         console.print(report(sweep, progress))
         return
     took = 0.0
@@ -187,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _span(seconds: float) -> str:
-    """Seconds in words."""
+    """A time in words."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -201,4 +154,4 @@ def _others(results: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, Config, positional="sweep")

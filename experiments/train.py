@@ -1,4 +1,4 @@
-"""How does a network learn?
+"""Train networks with the monitor attached.
 
 python -m experiments.train model=alexnet_a data=cifar10 train.epochs=4
 python -m experiments.train model=resnet optimizer=adamw train.augmentation.crop=4 monitor.every=200
@@ -32,8 +32,8 @@ from experiments.config import columns as config_columns
 from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
 from experiments.measure import CONF
-from experiments.runs import carrying_out, names, outcomes
-from experiments.runs.manifest import manifest
+from experiments.runs import explained, finished, manifest, run_once
+from experiments.runs import folder as run_folder
 from experiments.training import checkpoints, distributed, loop, records, sinks
 from experiments.training import recipe as training_recipe
 from experiments.training.distributed import Ranks
@@ -44,26 +44,26 @@ from experiments.training.records import Record
 schema.register()
 
 SETS: dict[str, Callable[..., Images]] = {
-    "experiments.data.batches.cifar10": Images.cifar10,
-    "experiments.data.batches.digits": Images.digits,
+    "experiments.data.cifar10": Images.cifar10,
+    "experiments.data.digits": Images.digits,
 }
 
 
 def recipe(cfg: DictConfig) -> Recipe:
-    """The recipe that a configuration describes."""
+    """The training recipe of a configuration."""
     values: dict[str, Any] = OmegaConf.to_container(cfg.train, resolve=True)  # type: ignore[assignment]
     values |= {"augmentation": Augmentation(**values["augmentation"]), "seed": cfg.seed}
     return Recipe(**values, optimizer=training_recipe.optimizer(cfg.optimizer))
 
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
-    """Training images, and those that accuracy is taken on: the test set, or ``holdout`` of the training images.
+    """Training images, and images to test on: the test set, or ``holdout`` of the training images.
 
     Raises:
-        ValueError: Data without labels.
+        ValueError: The data has no labels.
     """
     if cfg.data._target_ not in SETS:
-        raise ValueError("experiments.train learns from images with labels: data=cifar10 or data=digits.")
+        raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
     make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
     sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
     if cfg.memory_map is None:
@@ -71,13 +71,13 @@ def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
     return sets[0].mapped(Path(cfg.memory_map), device), sets[1].to(device)
 
 
-def watched(
+def monitor_of(
     cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
 ) -> gs.Monitor | None:
-    """The monitor, on the first images of the test set; None where ``monitor.every`` is null.
+    """The monitor, on the first images of the test set; None if ``monitor.every`` is null.
 
     Raises:
-        ValueError: ``monitor.batch_size`` is less than one, or more than there are test images.
+        ValueError: ``monitor.batch_size`` is less than one, or larger than the test set.
     """
     if cfg.monitor.every is None:
         return None
@@ -91,10 +91,10 @@ def watched(
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
-    """The model on the device, with as many inputs and outputs as the data needs where they are null.
+    """The model on the device.  Numbers of inputs and outputs that are null are those of the data.
 
     Raises:
-        ValueError: It has fewer outputs than there are classes.
+        ValueError: The model has fewer outputs than there are classes.
     """
     classes = int(learned.labels.max()) + 1
     needed = {"in_features": learned.images[0].numel(), "out_features": classes}
@@ -106,7 +106,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     if outputs < classes:
         key = next((key for key in ("out_features", "num_classes") if key in cfg.model), "num_classes")
         raise ValueError(
-            f"The model gives {outputs} numbers for an image, but there are {classes} classes: model.{key}={classes}."
+            f"The model has {outputs} outputs, but there are {classes} classes: set model.{key}={classes}."
         )
     return model.train()
 
@@ -114,9 +114,9 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
 def train(
     cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
 ) -> list[Record]:
-    """Train one network as configured, in its run folder: ``metrics`` and ``monitor`` as JSON lines and as Parquet.
+    """Train one network and return its records; ``metrics`` and ``monitor`` go to its folder as JSON lines and Parquet.
 
-    What an earlier run left there is gone on from, or with ``resume=none`` or ``rerun=true`` removed first.
+    The run resumes from the last checkpoint in the folder.  ``resume=none`` and ``rerun=true`` remove it first.
     """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
@@ -126,14 +126,14 @@ def train(
     settings, (learned, test) = recipe(cfg), images(cfg, device)
     model = network(cfg, learned, device)
     sinks.check(cfg.sinks)
-    monitor = watched(cfg, model, test, lambda frame: outputs.measured(frame), folder)
-    if anew(cfg) and Ranks.here().first:  # after all that may be refused
+    monitor = monitor_of(cfg, model, test, lambda frame: outputs.measured(frame), folder)
+    if from_scratch(cfg) and Ranks.here().first:  # after all checks of the configuration
         clear(folder)
-    state = None if anew(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
+    state = None if from_scratch(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
     steps = settings.steps(len(learned))
     with distributed.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
         if state is not None:
-            outputs.say(f"Going on at step {state['step']} of {steps}.")
+            outputs.say(f"Resuming at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
             monitor.load_state_dict(state["monitor"], outputs.frames)
         try:
@@ -142,18 +142,18 @@ def train(
                 interrupted=interrupted,
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
-            if interrupt.args:  # not where a second one ended a step half way
-                without = " without resume=none and rerun=true" * anew(cfg)
-                outputs.say(f"{interrupt}; the same command{without} goes on from there.")
+            if interrupt.args:  # a second Ctrl-C, in the middle of a step, has none
+                without = " without resume=none and rerun=true" * from_scratch(cfg)
+                outputs.say(f"{interrupt}; the same command{without} resumes from there.")
             raise
         if monitor is not None and monitor.skipped:
             limit = f"monitor.max_overhead={cfg.monitor.max_overhead}"
-            outputs.say(f"Records that the monitor left out to keep to {limit}: {monitor.skipped}.")
+            outputs.say(f"Records that the monitor skipped to keep to {limit}: {monitor.skipped}.")
     return done
 
 
-def anew(cfg: DictConfig) -> bool:
-    """Whether nothing of an earlier run is to be gone on from."""
+def from_scratch(cfg: DictConfig) -> bool:
+    """Whether the run ignores earlier checkpoints."""
     return bool(cfg.resume == "none" or cfg.rerun)
 
 
@@ -163,11 +163,11 @@ def main(cfg: DictConfig) -> float | None:
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     console = Console(soft_wrap=True, highlight=False)
-    with carrying_out.explained(alone), distributed.started(seeds.device(cfg.device)) as device:
+    with explained(alone), distributed.started(seeds.device(cfg.device)) as device:
         command_line.refuse_part_of_study()
-        folder = names.folder(cfg, info.overrides.task)
+        folder = run_folder(cfg, info.overrides.task)
         first = Ranks.here().first
-        if alone and not anew(cfg) and (status := outcomes.finished(folder)) is not None:
+        if alone and not from_scratch(cfg) and (status := finished(folder)) is not None:
             if first:
                 step = records.read(folder / "metrics.jsonl")[-1]["step"]
                 console.print(f"Already done at step {step}; resume=none trains again.\nRun folder: {folder}")
@@ -186,7 +186,7 @@ def main(cfg: DictConfig) -> float | None:
             try:
                 done = train(cfg, folder, device, console, config_columns.columns(cfg, choices))
             except gs.NonFiniteError:
-                describe()  # that it diverges is a result, too
+                describe()  # divergence is a result, too
                 raise
             describe()
             if first:
@@ -194,8 +194,8 @@ def main(cfg: DictConfig) -> float | None:
             return float(done[-1]["test_accuracy"])
 
         try:
-            # Of several processes the first answers for the run; the others do as it does.
-            return carrying_out.carry_out(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
+            # With several processes, only the first locks the run and writes its status.
+            return run_once(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
             sys.exit(f"Stopped: {error}\nRun folder: {folder}")
         except KeyboardInterrupt:

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope import frames, initializers, meanfield, measures, models, probes, testing
 from gradscope.backward.subspace import Deflated
-from gradscope.checks.against_theory import compare
+from gradscope.checks.against_theory import Comparison, compare
+from gradscope.checks.reading import UnreadableError
+from gradscope.checks.report import Report
 from gradscope.checks.self_check import check
 from gradscope.coefficients.growth import Growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.nonlinearity import nlc
+from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.depth.effective import EffectiveDepth, effective_depth
@@ -18,10 +21,12 @@ from gradscope.estimates import Estimate
 from gradscope.forward.layers import Layer
 from gradscope.forward.taps import tap
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.measures.measuring import measure
+from gradscope.jacobians.description import Description
+from gradscope.jacobians.jacobian import Affine, Jacobian
+from gradscope.measures.measuring import Measure, measure
 from gradscope.monitor.alarms import MonitorWarning
 from gradscope.monitor.monitor import Monitor
-from gradscope.monitor.nonfinite import NonFiniteError, first_nonfinite
+from gradscope.monitor.nonfinite import Fault, NonFiniteError, first_nonfinite
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 
@@ -29,18 +34,27 @@ if TYPE_CHECKING:
     from gradscope import plots
 
 __all__ = [
+    "Affine",
     "Capture",
+    "Comparison",
     "Deflated",
+    "Description",
     "EffectiveDepth",
     "Estimate",
+    "Fault",
     "Growth",
+    "Jacobian",
     "Layer",
     "LinearOperator",
     "Matrix",
+    "Measure",
     "Monitor",
     "MonitorWarning",
     "NonFiniteError",
     "Profile",
+    "Report",
+    "UnreadableError",
+    "ZeroOutputError",
     "capture",
     "check",
     "compare",
@@ -67,7 +81,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``plots`` on first use: matplotlib and seaborn take longer to import than a small network to measure."""
+    """Import ``plots`` on first use, because matplotlib and seaborn are slow to import."""
     if name == "plots":
         return importlib.import_module("gradscope.plots")
     raise AttributeError(f"module 'gradscope' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""An estimate is a value with its standard error, on a scale that neither overflows nor underflows."""
+"""Values with standard errors, on a scale that neither overflows nor underflows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ LOG10_2 = math.log10(2.0)
 
 @dataclass(frozen=True)
 class Estimate:
-    """``mantissa * 2**exponent``, its standard error on the same scale, and how many probes it rests on.
+    """The number ``mantissa * 2**exponent``, its standard error on the same scale, and its number of probes.
 
-    ``value`` and ``stderr`` are conveniences that may be ``inf`` or ``0`` when the number is beyond float64;
-    ``log10_value`` and ``log10_stderr`` always hold.  ``num_probes == 0`` marks an exact number (``stderr`` 0);
-    ``stderr is None`` means that the error is unknown, which a single probe cannot tell.
+    ``value`` and ``stderr`` are ``inf`` or ``0`` beyond the range of float64; ``log10_value`` and ``log10_stderr`` are
+    valid at every scale.  ``num_probes == 0`` marks an exact number (``stderr`` 0).  ``stderr`` is None where the error
+    is unknown, as with a single probe.
+
+    >>> import gradscope as gs
+    >>> print(gs.Estimate(1.5, 0.15, num_probes=8))
+    1.5 +- 0.15
+    >>> print(gs.Estimate(1.5, 0.15, exponent=4000))
+    10^(1204.2961 +- 0.043)
     """
 
     mantissa: float
@@ -32,24 +38,24 @@ class Estimate:
 
     @property
     def value(self) -> float:
-        """The number itself; ``inf`` or ``0`` beyond the range of float64."""
+        """The number; ``inf`` or ``0`` beyond the range of float64."""
         return _ldexp(self.mantissa, self.exponent)
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of ``value``; None where it is unknown."""
+        """Standard error of ``value``; None if unknown."""
         return None if self.mantissa_stderr is None else _ldexp(self.mantissa_stderr, self.exponent)
 
     @property
     def log10_value(self) -> float:
-        """log10 of the number, finite at every scale; ``-inf`` only for an exact zero, NaN below."""
+        """log10 of the number, finite at every scale; ``-inf`` for zero, NaN for negative numbers."""
         if self.mantissa <= 0:
             return -math.inf if self.mantissa == 0 else math.nan
         return math.log10(self.mantissa) + self.exponent * LOG10_2
 
     @property
     def log10_stderr(self) -> float | None:
-        """Standard error of ``log10_value`` to first order: stderr / (value ln 10); None at zero and below."""
+        """Standard error of ``log10_value`` to first order, stderr / (value ln 10); None at zero and below."""
         if self.mantissa_stderr is None or (self.mantissa_stderr and self.mantissa <= 0):
             return None
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
@@ -72,16 +78,16 @@ class Estimate:
 
     @classmethod
     def exact(cls, value: float, exponent: int = 0) -> Self:
-        """``value * 2**exponent``, known without error."""
+        """Return ``value * 2**exponent``, known without error."""
         return cls(value, 0.0, exponent, 0)
 
     def scaled(self, factor: float) -> Estimate:
-        """The number and its error times a known positive factor."""
+        """Return the number and its error times a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
         return Estimate(self.mantissa * factor, error, self.exponent, self.num_probes)
 
     def sqrt(self) -> Estimate:
-        """Square root, its error to first order: stderr / (2 sqrt(value))."""
+        """Return the square root, with its error to first order: stderr / (2 sqrt(value))."""
         odd = self.exponent % 2
         root = math.sqrt(math.ldexp(self.mantissa, odd))
         error = self.mantissa_stderr
@@ -90,7 +96,7 @@ class Estimate:
         return Estimate(root, error, (self.exponent - odd) // 2, self.num_probes)
 
     def __str__(self) -> str:
-        """Value and error with two digits of the error: ``1.47 +- 0.01``."""
+        """Return value and error, with two digits of the error: ``1.47 +- 0.01``."""
         if not 1e-4 <= abs(self.value) < 1e6:
             error = "?" if self.log10_stderr is None else f"{self.log10_stderr:.2g}"
             return f"10^({self.log10_value:.4f} +- {error})"
@@ -115,7 +121,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Self:
-        """Moments over the first axis of ``values * 2**exponents`` (``exponents`` broadcast against ``values``)."""
+        """Return moments over the first axis of ``values * 2**exponents`` (broadcast against each other)."""
         mantissas, powers = np.asarray(values, dtype=np.float64), np.asarray(exponents, dtype=np.int64)
         if mantissas.ndim == 0 or mantissas.shape[0] == 0:
             raise ValueError("Moments.of needs at least one value along the first axis.")
@@ -125,7 +131,7 @@ class Moments:
         return cls(len(scaled), mean, np.square(scaled - mean).sum(axis=0), common)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both streams together, at the larger of the two exponents."""
+        """Return the moments of both streams together, at the larger of the two exponents."""
         exponent = np.maximum(self.exponent, other.exponent)
         a, b = self.at(exponent), other.at(exponent)
         count = max(a.count + b.count, 1)
@@ -137,7 +143,7 @@ class Moments:
         return Moments(a.count + b.count, a.mean + delta * (b.count / count), a.m2 + b.m2 + products, exponent)
 
     def at(self, exponent: int | IntArray) -> Moments:
-        """The same moments on another exponent."""
+        """Return the same moments on another exponent."""
         shift = np.asarray(self.exponent - exponent)
         twice = shift[..., None] + shift[..., None, :] if self.m2.ndim > self.mean.ndim else 2 * shift
         return Moments(self.count, np.ldexp(self.mean, shift), np.ldexp(self.m2, twice), exponent)
@@ -150,12 +156,12 @@ class Moments:
         return self.m2 / (self.count * (self.count - 1))
 
     def estimate(self) -> Estimate:
-        """The mean of a scalar stream with its standard error; the error is None for a single value."""
+        """Return the mean of a scalar stream with its standard error, None for a single value."""
         stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
         return Estimate(float(self.mean), stderr, int(self.exponent), self.count)
 
 
 def _ldexp(mantissa: float, exponent: int) -> float:
-    """``math.ldexp`` that gives ``inf`` instead of raising OverflowError."""
+    """``math.ldexp`` that returns ``inf`` instead of raising OverflowError."""
     with np.errstate(over="ignore", under="ignore"):
         return float(np.ldexp(mantissa, exponent))

@@ -1,10 +1,10 @@
-"""The tidy frame: one row a layer, target and quantity, with the columns that every part of gradscope agrees on."""
+"""The tidy frame: one row per layer, target and quantity, with the columns that all parts of gradscope share."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 NETWORK = "network"
 
-
 SCHEMA_VERSION = 2
-# Where a file says which schema it has: in the metadata of Parquet, in a column of CSV, which has nothing else.
+# Where a file states its schema: in the metadata of Parquet, in a column of CSV.
 METADATA_KEY = b"gradscope_schema"
 CSV_COLUMN = "schema_version"
 COLUMNS: dict[str, str] = {
@@ -37,85 +36,149 @@ COLUMNS: dict[str, str] = {
     "num_probes": "Int64",
     "num_samples": "int64",
 }
-"""Column name -> pandas dtype.  GSC is in the squared convention.
+"""Required columns: name -> pandas dtype.  GSC is in the squared convention.
 
-``log10_value`` is authoritative; ``value`` may be inf or 0 where float64 ends.  A statistic that may be negative (a
-mean, a cosine) has no logarithm: its ``log10_value`` is null, ``value`` is authoritative, and its error stands in
-``stderr_sample``, which is on the scale of ``value`` and null for coefficients.  A null standard error means that it is
-unknown (``num_probes`` is 1, or samples are coupled); ``num_probes == 0`` marks an exact number.  ``index`` counts the
-units of the network in execution order (input 0), ``depth_from_output`` the units between a layer and the target (0).
-Statistics of a layer by itself have no target, reduction or probes.
+``log10_value`` is authoritative; ``value`` may be inf or 0 beyond the range of float64.  A statistic that can be
+negative (a mean, a cosine) has no logarithm: ``log10_value`` is null, ``value`` is authoritative, and its error is
+``stderr_sample``, on the scale of ``value``.  A null standard error is unknown (``num_probes`` is 1, or samples are
+coupled); ``num_probes == 0`` marks an exact number.  ``index`` counts the units of the network in execution order
+(input 0), ``depth_from_output`` the units between a layer and the target (0).  Statistics of a single layer have no
+target, reduction or probes.
 """
+OPTIONAL = {"log10_low": "float64", "log10_high": "float64"}
+"""Columns that a frame may have: ends of the 95 % interval of ``log10_value``, null where it is unknown."""
+SCHEMA = COLUMNS | OPTIONAL
 NULLABLE = {
-    "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled",
-    "num_probes",
+    "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled", "num_probes",
 }  # fmt: skip
+DEFAULTS: dict[str, Any] = dict.fromkeys(NULLABLE) | {"num_probes": 0}
+# Ends of an interval may be rounded, in files of a few digits.
+ROUNDING = 1e-4
 
 
 class SchemaError(ValueError):
-    """A frame is of a schema that this version of gradscope does not know."""
+    """A file was written with a schema that this version of gradscope does not read."""
 
 
-def tidy(columns: dict[str, object]) -> pd.DataFrame:
-    """A checked frame from columns; ``value`` is filled in from ``log10_value`` where only that is given.
+def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a checked frame made of columns; a scalar stands for all rows.
 
-    A scalar stands for all rows.  Each column is made in its own type at once, for `Monitor` makes many small frames.
+    Arguments:
+        columns: Values by name of `COLUMNS` or `OPTIONAL`.  Of ``value`` and ``log10_value`` one may be missing: the
+            value follows from the logarithm, and a value without a logarithm leaves that null.  Target, reduction,
+            coupling and standard errors are null by default, ``num_probes`` 0.
+
+    >>> import gradscope as gs
+    >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}
+    >>> frame = gs.frames.tidy({**columns, "quantity": "width_ratio", "log10_value": [1.0, 0.0]})
+    >>> frame[["layer", "quantity", "value"]]
+      layer     quantity  value
+    0     a  width_ratio   10.0
+    1     b  width_ratio    1.0
     """
-    logarithms = np.asarray(columns["log10_value"], dtype=np.float64)
+    logarithms = np.asarray(columns.get("log10_value", np.nan), dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
-        value = np.power(10.0, logarithms)
-    given = {"value": value, "stderr_sample": np.nan, **columns}
-    made = {name: _column(given[name], kind, len(logarithms)) for name, kind in COLUMNS.items()}
-    return check(pd.DataFrame(made, copy=False))
+        values = np.asarray(columns.get("value", np.power(10.0, logarithms)), dtype=np.float64)
+    num = np.broadcast(np.atleast_1d(values), np.atleast_1d(logarithms)).size
+    given = {**DEFAULTS, **columns, "value": values, "log10_value": logarithms}
+    names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
+    # Each column is made in its final type at once: `Monitor` makes many small frames.
+    return check(pd.DataFrame({name: _column(given[name], SCHEMA[name], num) for name in names}, copy=False))
 
 
-def _column(given: object, kind: str, num: int) -> object:
+def _column(given: Any, kind: str, num: int) -> object:
     if kind in ("float64", "int64"):
         return np.array(np.broadcast_to(np.asarray(given, dtype=kind), num))
-    scalar = given is None or isinstance(given, (str, bool, int))
-    values: list[object] = [given] * num if scalar else list(given)  # type: ignore[call-overload]
+    values = [given] * num if given is None or isinstance(given, (str, bool, int)) else list(given)
     return pd.array(values, dtype=kind)  # type: ignore[call-overload]
 
 
+def observed(
+    quantity: str,
+    values: npt.ArrayLike,
+    *,
+    layer: str | Sequence[str] = NETWORK,
+    index: npt.ArrayLike = 0,
+    stderr: npt.ArrayLike = 0.0,
+    num_samples: int = 1,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Return numbers of any sign that are not coefficients as rows of a tidy frame.
+
+    Arguments:
+        quantity: Name of the numbers, in lower_case.
+        values: One or many numbers, kept in ``value`` without a logarithm; inf where a number overflowed.
+        layer, index: What the numbers describe; one for all rows, or one per row.
+        stderr: Standard errors on the scale of the values, 0 where exact.
+        num_samples: Samples that each value was computed from.
+        columns: Further columns that tell the rows apart (step, shift, ...); one for all rows, or one per row.
+
+    >>> import gradscope as gs
+    >>> gs.frames.observed("balance", [-1.0, 2.0], index=[1, 2], step=5)[["layer", "index", "value", "step"]]
+         layer  index  value  step
+    0  network      1   -1.0     5
+    1  network      2    2.0     5
+    """
+    value = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    about = {"layer": layer, "index": index, "depth_from_output": 0, "num_samples": num_samples}
+    return tidy({**about, "quantity": quantity, "value": value, "stderr_sample": stderr}).assign(**columns)
+
+
 def check(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame itself if it keeps the schema; further columns (a run's configuration) are welcome.
+    """Return the frame unchanged if it follows the schema; additional columns, such as a run's configuration, are
+    allowed.
 
     Raises:
-        ValueError: A column is missing, holds an unexpected null, or values and logarithms contradict each other.
+        ValueError: A column is missing or holds an unexpected null, or values, logarithms and intervals contradict
+            each other.
+
+    >>> import gradscope as gs
+    >>> gs.frames.check(gs.frames.observed("balance", 1.0).drop(columns="target"))
+    Traceback (most recent call last):
+    ValueError: The frame lacks the columns ['target'] of a tidy frame (gradscope.frames.COLUMNS).
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
-        raise ValueError(f"The frame lacks the columns {missing}; a tidy frame has {list(COLUMNS)}.")
+        raise ValueError(f"The frame lacks the columns {missing} of a tidy frame (gradscope.frames.COLUMNS).")
     signed = frame["stderr_sample"].notna().to_numpy()
     for name in COLUMNS.keys() - NULLABLE:
         bad = frame[name].isna().to_numpy() & ~(signed & (name == "log10_value"))
         if bad.any():
             raise ValueError(f"Column {name!r} holds {int(bad.sum())} nulls, the first at row {frame.index[bad][0]}.")
-    check_values(frame["value"].to_numpy(dtype=np.float64), frame["log10_value"].to_numpy(dtype=np.float64))
+    names = ("value", "log10_value", *(name for name in OPTIONAL if name in frame.columns))
+    check_values({name: frame[name].to_numpy(dtype=np.float64) for name in names})
     return frame
 
 
-def check_values(values: npt.NDArray[np.float64], logarithms: npt.NDArray[np.float64]) -> None:
-    """See that values are what their logarithms say, where they have one.
+def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
+    """Check that values agree with their logarithms, and that intervals contain them.
 
     Raises:
-        ValueError: They are not.
+        ValueError: They do not.
     """
+    logarithms = columns["log10_value"]
     logarithmic = ~np.isnan(logarithms)
-    found = values[logarithmic]
+    found = columns["value"][logarithmic]
     with np.errstate(all="ignore"):
         expected = np.power(10.0, logarithms[logarithmic])
         close = (found == expected) | ((np.abs(found - expected) <= 1e-9 * expected) & np.isfinite(expected))
     if not close.all():
         raise ValueError("Columns 'value' and 'log10_value' contradict each other.")
+    low, high = columns.get("log10_low", logarithms), columns.get("log10_high", logarithms)
+    if (low > logarithms + ROUNDING).any() or (high < logarithms - ROUNDING).any():
+        raise ValueError("Columns 'log10_low' and 'log10_high' do not contain 'log10_value'.")
 
 
 def save(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a checked frame as ``.parquet`` or ``.csv``, by temporary file and rename, so that no torn file is left.
-
-    The file says which schema it has: under `METADATA_KEY` in the metadata of Parquet, in a column of CSV.
+    """Write a checked frame as ``.parquet`` or ``.csv`` and return the path; a killed process leaves no partial file.
 
     Raises:
-        ValueError: The frame does not keep the schema, or the name ends in neither.
+        ValueError: The frame does not follow the schema, or the name has another ending.
+
+    >>> import tempfile, gradscope as gs
+    >>> frame = gs.frames.observed("balance", 1.0)
+    >>> path = gs.frames.save(frame, tempfile.mkdtemp() + "/frame.parquet")
+    >>> gs.frames.load(path).equals(frame)
+    True
     """
     path = Path(path)
     check(frame)
@@ -128,25 +191,25 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             metadata = {**table.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        else:  # every digit, so that value and log10_value still agree
+        else:  # all digits, so that value and log10_value still agree
             frame.assign(**{CSV_COLUMN: SCHEMA_VERSION}).to_csv(temporary, index=False)
         return temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # of a full disk, say
+        temporary.unlink(missing_ok=True)  # after a full disk, for example
         raise
 
 
 def beside(path: Path) -> Path:
-    """A temporary name for a file, of this process of this machine only, so that no two of them tear it."""
+    """Return a temporary file name unique to this process and machine, so that writers do not overwrite each other."""
     return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read a frame that `save` wrote, of this schema or an older one, and check it.
+    """Return the checked frame of a file that `save` wrote.
 
     Raises:
-        SchemaError: It is of a schema that is not known here.
-        ValueError: It does not keep its schema, or the name ends in neither ``.parquet`` nor ``.csv``.
+        SchemaError: The file has another schema.
+        ValueError: The frame does not follow the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
     """
     path = Path(path)
     if path.suffix == ".parquet":
@@ -160,81 +223,36 @@ def load(path: str | Path) -> pd.DataFrame:
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
     check_version(version, path)
-    return check(upgraded(frame))
+    return check(typed(frame))
 
 
 def version_of(schema: pa.Schema) -> str | None:
-    """The schema that a Parquet file says it has; None in files from before they said so, which are of 1 or 2."""
+    """Return the schema version that a Parquet file states, or None."""
     words = (schema.metadata or {}).get(METADATA_KEY)
     return None if words is None else words.decode()
 
 
 def check_version(version: object, path: Path) -> None:
-    """See that a file's schema is known here; None is.
+    """Check that a file has the schema of this version of gradscope.
 
     Raises:
-        SchemaError: It is not.
+        SchemaError: It has another one, or states none.
     """
-    if version is None or str(version) in map(str, range(1, SCHEMA_VERSION + 1)):
-        return
-    raise SchemaError(
-        f"{path} is a frame of schema {version}, and this version of gradscope reads 1 to {SCHEMA_VERSION}: "
-        "read it with the version that wrote it, or make the run again (rerun=true)."
-    )
+    if str(version) != str(SCHEMA_VERSION):
+        raise SchemaError(
+            f"{path} was made by another version of gradscope (schema {version}; this one reads {SCHEMA_VERSION}): "
+            "run again (rerun=true)."
+        )
 
 
-def upgraded(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame as read from a file, of this schema or the one before, in this one's columns and types; not checked."""
-    if "stderr_sample" not in frame.columns and "log10_stderr_sample" in frame.columns:  # schema version 1
-        frame = frame.assign(stderr_sample=np.nan)
-    return frame.astype({name: kind for name, kind in COLUMNS.items() if name in frame.columns})
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame as read from a file with the column types of the schema; not checked."""
+    return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
 
 
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows of quantity "gsc", those toward their run's last target; runs differ in columns beyond the schema."""
+    """Return those rows of quantity "gsc" whose target is the last of their run; runs differ in additional columns."""
     own = rows["index"].where(rows["depth_from_output"] == 0)
-    runs = [rows[name] for name in rows.columns if name not in COLUMNS]
+    runs = [rows[name] for name in rows.columns if name not in SCHEMA]
     last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()
     return rows[rows["index"] + rows["depth_from_output"] == last]
-
-
-def observed(
-    quantity: str,
-    values: npt.ArrayLike,
-    *,
-    layer: str | Sequence[str] = NETWORK,
-    index: npt.ArrayLike = 0,
-    stderr: npt.ArrayLike = 0.0,
-    num_samples: int = 1,
-    **columns: Any,
-) -> pd.DataFrame:
-    """Numbers that are no coefficients, of any sign, as rows of a tidy frame.
-
-    Arguments:
-        quantity: Their name, in lower_case.
-        values: One or many; they stand in ``value`` and have no logarithm.  Infinite where a number overflowed.
-        layer, index: What they are of; one for all rows, or one a row.
-        stderr: Standard errors on the scale of the values, 0 where exact.
-        num_samples: Samples that each value was taken from.
-        columns: What else tells the rows apart (step, shift, ...), one for all rows, or one a row.
-    """
-    value = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    frame = tidy(
-        {
-            "layer": [layer] * len(value) if isinstance(layer, str) else list(layer),
-            "index": np.broadcast_to(np.asarray(index), len(value)),
-            "depth_from_output": 0,
-            "target": None,
-            "quantity": quantity,
-            "value": value,
-            "log10_value": np.full(len(value), np.nan),
-            "log10_stderr_probe": np.nan,
-            "log10_stderr_sample": np.nan,
-            "stderr_sample": np.broadcast_to(np.asarray(stderr, dtype=np.float64), len(value)),
-            "reduction": None,
-            "coupled": None,
-            "num_probes": 0,
-            "num_samples": num_samples,
-        }
-    )
-    return frame.assign(**columns)

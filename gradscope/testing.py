@@ -1,9 +1,9 @@
-"""Assertions for your own test suite, so that a model's repository can hold a gradient test.
+"""Assertions about gradients for your own test suite.
 
     def test_gradients_neither_explode_nor_vanish():
         gs.testing.assert_growth(build_model(), batch, low=0.98, high=1.02)
 
-Each measures, and raises AssertionError with the profile, the interval and the first layer to blame.
+Each measures the model and raises AssertionError with the numbers and the first faulty layer.
 """
 
 from __future__ import annotations
@@ -37,22 +37,30 @@ def assert_growth(
     high: float = 1.02,
     forward: Forward | None = None,
     probes: Probes = "auto",
+    generator: torch.Generator | None = None,
 ) -> Profile:
-    """GSC (squared convention) grows by a factor within [low, high] a layer, away from the output.
+    """Return the profile if GSC (squared convention) grows by a factor within [low, high] per layer.
 
-    Fails where the 95 % interval of the rate lies wholly outside, so that noise alone hardly ever fails a test: use
-    several layers, and a batch of some tens of samples, for an interval that is narrow enough to see anything.
+    Fails only if the whole 95 % interval of the rate lies outside, so that noise alone rarely fails a test.  Use many
+    layers and a batch of tens of samples for a narrow interval.
 
-    Returns:
-        The `Profile`, for further assertions.
+    Arguments:
+        model, data, forward, probes, generator: As for `gradscope.gsc`.
+        low, high: Bounds of the factor per layer, counted away from the output.
 
     Raises:
-        AssertionError: The rate lies outside; the message has the profile and the layer whose step is the worst.
-        ValueError: Fewer than six layers, or bounds that are no interval.
+        AssertionError: The rate lies outside; the message has the profile and the first and worst layers.
+        ValueError: Fewer than six layers, or bounds that are not an interval.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=8, width=20, init="orthogonal", activation="linear")
+    >>> gs.testing.assert_growth(model.double(), torch.ones(4, 20).double())
+    Profile(8 layers to 'layers.7', exact, 4 samples)
     """
     if not 0 < low <= high:
         raise ValueError(f"low and high must be an interval of positive numbers, got {low!r} and {high!r}.")
-    profile = gsc(model, data, forward=forward, probes=probes)
+    profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
     growth = profile.growth()
     if growth.rate_low > high or growth.rate_high < low:
         steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
@@ -61,8 +69,8 @@ def assert_growth(
         first = int(np.flatnonzero(beyond > 0)[0]) if (beyond > 0).any() else int(np.argmax(beyond))
         worst = int(np.argmax(beyond))
         raise AssertionError(
-            f"GSC grows by {growth.rate:.4f} a layer (95 % interval {growth.rate_low:.4f} to {growth.rate_high:.4f}), "
-            f"outside [{low:g}, {high:g}]: {growth.verdict}.\n"
+            f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to "
+            f"{growth.rate_high:.4f}), outside [{low:g}, {high:g}]: {growth.verdict}.\n"
             f"First layer beyond: {profile.layers[first + 1]!r} (a factor {10 ** steps[first]:.4g}); worst: "
             f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n{_printed(profile)}"
         )
@@ -72,19 +80,25 @@ def assert_growth(
 def assert_no_collapse(
     model: nn.Module, data: Any, *, most: float = 0.99, forward: Forward | None = None
 ) -> dict[str, float]:
-    """Samples stay apart: the mean cosine between two of them is below ``most`` at every unit of the trunk.
+    """Return the mean cosine between samples at every unit of the trunk, if all are below ``most``.
 
-    Returns:
-        The cosine at every unit, by name.
+    Arguments:
+        model, data, forward: As for `gradscope.gsc`, one batch of at least two samples.
+        most: Largest mean cosine; at 1 all samples point in one direction.  Collapse of the data themselves is allowed.
 
     Raises:
-        AssertionError: A collapsed layer; the message names the first one and shows all.
+        AssertionError: A layer collapses; the message names the first one and shows all cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> gs.testing.assert_no_collapse(torch.nn.Linear(2, 2).requires_grad_(), torch.eye(2), most=1)["input"]
+    0.0
     """
     if not 0 < most <= 1:
         raise ValueError(f"most must be in (0, 1], got {most!r}.")
     if as_batch(data, forward=forward, loss_fn=None).size < 2:
-        raise ValueError("Collapse is about different samples: give a batch of at least two.")
+        raise ValueError("Collapse compares samples: give a batch of at least two.")
     captured = capture(model, data, forward=forward)
     units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]
     values = captured.replay.outputs([name for unit in units for name in unit.names], {})
@@ -94,13 +108,13 @@ def assert_no_collapse(
         if value is not None:
             found[unit.name] = SampleCosine()(value).value
     if not found:
-        raise ValueError("No unit of the trunk has the batch as its leading dimension, so samples cannot be compared.")
+        raise ValueError("No unit of the trunk has the batch as its leading dimension: samples cannot be compared.")
     collapsed = [name for name, cosine in found.items() if cosine >= most]
-    # Data that already point one way are not the network's doing.
+    # If the data themselves are collapsed, the network is not at fault.
     if collapsed and collapsed[0] != next(iter(found)):
         shown = "\n".join(f"  {name:<30} {cosine:.4f}" for name, cosine in found.items())
         raise AssertionError(
-            f"The domain collapses at {collapsed[0]!r}: the mean cosine between samples is {found[collapsed[0]]:.4f}, "
+            f"Samples collapse at {collapsed[0]!r}: the mean cosine between samples is {found[collapsed[0]]:.4f}, "
             f"at least {most:g}. Cosines by layer:\n{shown}"
         )
     return found
@@ -114,13 +128,23 @@ def assert_qm_norm(
     probes: int | str = "exact",
     generator: torch.Generator | None = None,
 ) -> None:
-    """The quadratic mean norm |A|_F / sqrt(columns) of a matrix or an operator is ``expected``.
+    """Check that the quadratic mean norm |A|_F / sqrt(columns) of a matrix or an operator is ``expected``.
 
-    Exactly up to ``rtol``, or with random ``probes`` within three standard errors besides.
+    Arguments:
+        operator: A matrix, or a `gradscope.LinearOperator`.
+        expected: The norm, within ``rtol``; with random probes within three standard errors more.
+        probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:
-        AssertionError: It is not; the message has the value and its error.
+        AssertionError: It is another; the message has the value and its error.
+        ValueError: ``probes`` for a matrix, whose norm is exact.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> gs.testing.assert_qm_norm(2 * torch.eye(3), 2)
     """
+    if probes != "exact" and not isinstance(operator, LinearOperator):
+        raise ValueError(f"probes={probes!r} would be ignored: the norm of a matrix is exact.")
     if isinstance(operator, LinearOperator):
         found = qm_norm(operator, probes=probes, generator=generator)
     else:
@@ -131,7 +155,7 @@ def assert_qm_norm(
 
 
 def _printed(profile: Profile, most: int = 24) -> str:
-    """A line a layer, the middle ones left out of long profiles."""
+    """Return one line per layer, without the middle of long profiles."""
     lines = [
         f"  {name:<30} log10 GSC = {value:.4f}"
         for name, value in zip(profile.layers, profile.log10_values[:, 0], strict=True)

@@ -5,10 +5,10 @@ import signal
 
 import torch
 
-# One thread each: small matrices gain nothing from more, and two test processes on two cores with torch's default
-# number of threads wait for each other's threads most of the time.  Child processes inherit the variable.
+# One thread per process: small matrices do not gain from more, and the threads of two test processes on two cores would
+# mostly wait for each other.  Child processes inherit the variable.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A shell ignores Ctrl-C on behalf of its jobs in the background, and tests of it would see nothing of it there.
+# Shells make background jobs ignore Ctrl-C, which would break the tests of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,7 @@ ORDER = {
         nouns meanfield forward initializers models backward jacobians measures coefficients depth checks monitor
         callbacks plots top
     """.split(),
-    "experiments": "nouns runs data config training archive evidence reports studies top".split(),
+    "experiments": "nouns runs data training config archive evidence reports studies top".split(),
 }
 # Floors that are files at the root of a package.
 FILE_FLOORS = {"nouns", "initializers", "top"}
@@ -166,12 +166,22 @@ def test_studies_are_islands(path):
         assert f"{own}.claims" not in imports(path)
 
 
-def test_only_the_commands_and_what_they_are_made_of_import_runs_through_its_door():
-    users = ("experiments.measure", "experiments.train", "experiments.status", "experiments.rerun",
-             "experiments.archive", "experiments.config.columns", "experiments.runs")  # fmt: skip
+# What may import `experiments.runs`: commands, and the folders that read runs or name their keys.
+USERS_OF_RUNS = ("measure", "train", "status", "rerun", "archive", "config.columns")
+
+
+def test_runs_are_imported_by_few_and_through_their_door():
     for path in FILES["experiments"]:
-        if any(name.startswith("experiments.runs") for name in own_imports(path)):
-            assert module_name(path).startswith(users), module_name(path)
+        name = module_name(path)
+        found = {imported for imported in own_imports(path) if imported.startswith("experiments.runs")}
+        if found and not name.startswith("experiments.runs"):
+            assert found == {"experiments.runs"}, f"{name} imports {found}, not the names of experiments.runs"
+            assert name.removeprefix("experiments.").startswith(USERS_OF_RUNS), f"{name} imports experiments.runs"
+
+
+def test_nothing_imports_the_inside_of_hydra():
+    for path in (*FILES["experiments"], *(ROOT / "hydra_plugins").rglob("*.py")):
+        assert not any(name.startswith("hydra._internal") for name in imports(path)), path
 
 
 def test_no_submodule_hides_a_public_function():

@@ -1,1 +1,1 @@
-"""The comparison with other tools, taken apart: what is timed, who competes, errors and demands."""
+"""Parts of the comparison with other tools: networks, contestants, errors and targets."""

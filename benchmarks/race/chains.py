@@ -1,4 +1,4 @@
-"""A network as a chain of modules, so that a peer can be given "the rest of the network" above each layer."""
+"""Networks as chains of modules, so that other tools can differentiate the part above each layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Chain:
-    """``model`` on the batch ``x``, and the modules that it runs in turn, by the names of gradscope's layers."""
+    """``model``, its batch ``x``, and its modules in execution order, named like gradscope's layers."""
 
     model: nn.Module
     modules: OrderedDict[str, nn.Module]
     x: Tensor
 
     def sources(self) -> Iterator[tuple[str, Tensor, nn.Module]]:
-        """Name, output and tail (what turns that output into the network's) of all layers but the last."""
+        """Name, output and tail (the modules above) of all layers except the last."""
         names, modules = ["input", *self.modules], list(self.modules.values())
         outputs = [self.x]
         with torch.no_grad():
@@ -33,12 +33,12 @@ class Chain:
             yield name, outputs[number], nn.Sequential(*modules[number:])
 
     def forward_backward(self) -> tuple[Tensor, ...]:
-        """One forward and backward pass with parameter gradients: what every ratio of the benchmark is held against."""
+        """One forward and backward pass with parameter gradients, the reference of all ratios."""
         return torch.autograd.grad(self.model(self.x).square().sum(), tuple(self.model.parameters()))
 
 
 def mlp(depth: int, width: int, batch: int, norm: str = "none") -> Chain:
-    """SELU network of equal layers on Gaussian noise: a deep Jacobian of low effective rank."""
+    """A SELU network of equal layers on Gaussian noise.  Its Jacobian has a low effective rank."""
     generator = torch.Generator().manual_seed(SEED)
     model = MLP(depth=depth, width=width, activation="selu", norm=norm, generator=generator)
     modules = OrderedDict((f"layers.{name}", layer) for name, layer in model.layers.named_children())
@@ -46,7 +46,7 @@ def mlp(depth: int, width: int, batch: int, norm: str = "none") -> Chain:
 
 
 def alexnet(batch: int) -> Chain:
-    """AlexNet A in evaluation mode, where dropout does nothing and so is no layer."""
+    """AlexNet A in evaluation mode, without its dropout layer, which does nothing then."""
     model = AlexNetA(generator=torch.Generator().manual_seed(SEED)).eval()
     modules = OrderedDict((name, layer) for name, layer in model.named_children() if name != "dropout")
     return Chain(model, modules, torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(SEED + 1)))

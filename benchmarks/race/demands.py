@@ -1,4 +1,4 @@
-"""What the benchmark must show, held against what was measured.  It informs: a clock never decides a test."""
+"""Targets of the benchmark and the measured numbers.  They are reported only; no test depends on timings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.tables.rows import Row, find
 
 @dataclass(frozen=True)
 class Demand:
-    """A measured number and its bound: at most ``bound``, or at least where ``at_least``."""
+    """A measured number and its bound, which is an upper bound unless ``at_least``."""
 
     what: str
     measured: float
@@ -21,17 +21,17 @@ class Demand:
 
     @property
     def met(self) -> bool:
-        """Whether the number keeps to the bound."""
+        """Whether the number satisfies the bound."""
         return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
     @property
     def demanded(self) -> str:
-        """The bound in words."""
+        """The bound as text."""
         return f"{'>=' if self.at_least else '<='} {self.bound:.4g}"
 
 
 def demands(rows: Sequence[Row]) -> Iterator[Demand]:
-    """Every demand whose numbers are among ``rows``."""
+    """All demands whose numbers are in ``rows``."""
 
     def ratio(group: str, above: str, below: str) -> float | None:
         a, b = find(rows, group, above), find(rows, group, below)

@@ -1,4 +1,4 @@
-"""Errors of random and deflated probes, measured over many probe seeds against the exact profile."""
+"""Errors of plain and deflated probes against the exact profile, over many probe seeds."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def log10_values(chain: Chain, probes: int | gs.Deflated, seeds: int) -> FloatAr
 
 
 def relative_rms(estimates: FloatArray, exact: FloatArray | float) -> FloatArray:
-    """Root mean square over seeds, the first dimension, of the relative error of GSC; both are given as log10."""
+    """Root mean square over seeds (first dimension) of the relative error of GSC; both arguments are log10 GSC."""
     return np.sqrt(np.mean(np.square(10 ** (estimates - exact) - 1), axis=0))
 
 
 def deflated_vs_plain(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """Deflated against plain probes that take at least as long in the same race: errors of the farthest layer."""
+    """Errors at the farthest layer of deflated probes and of plain probes that take at least as long."""
     chain = mlp(*sizes.deep)
     exact = gs.gsc(chain.model, chain.x, probes="exact").log10_values[:, 0]
     rows = []
@@ -60,7 +60,7 @@ def deflated_vs_plain(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 def _at_equal_cost(
     chain: Chain, name: str, deflated: gs.Deflated, fewest: int, repeats: int
 ) -> tuple[dict[str, Times], int]:
-    """A race that plain probes do not win, and their number, at least as many as the deflated ones send cotangents."""
+    """Times of deflated and plain probes, and a number of plain probes that takes at least as long."""
     plain = fewest
     for _ in range(ATTEMPTS):
         contestants = [
@@ -75,7 +75,7 @@ def _at_equal_cost(
 
 
 def _resampled(estimates: FloatArray, exact: float, seed: int) -> FloatArray:
-    """Errors of bootstrap samples of the seeds: (seeds,) -> (resamples,)."""
+    """Errors of bootstrap samples of the seeds, (seeds,) -> (resamples,)."""
     picks = np.random.default_rng(seed).integers(len(estimates), size=(len(estimates), RESAMPLES))
     return relative_rms(estimates[picks], exact)
 

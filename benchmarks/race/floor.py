@@ -1,4 +1,4 @@
-"""Floors: what an exact profile, and a profile of one probe, cannot do without."""
+"""Lower bounds on the time of an exact profile and of a profile with one probe."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ SIDE = 1024
 
 
 def products(chain: Chain) -> Callable[[], Tensor]:
-    """One basis cotangent a feature of the output, for every sample, times each weight matrix in turn.
+    """The matrix products that any exact method with one backward sweep needs.
 
-    The (B d_l, d_l) matrix of all cotangents is multiplied from the last layer to the first: what any exact method that
-    goes through the network once has to do.
+    The (B d_l, d_l) matrix of all basis cotangents is multiplied by each weight matrix, from the last to the first.
     """
     weights = [weight.detach() for weight in reversed(list(chain.model.parameters()))]
     cotangents = torch.eye(len(weights[0])).repeat(len(chain.x), 1)
@@ -31,9 +30,9 @@ def products(chain: Chain) -> Callable[[], Tensor]:
 
 
 def hooked_pass(chain: Chain) -> Tensor:
-    """A forward pass that calls two empty hooks for every module, and one backward pass to the input.
+    """A forward pass with two empty hooks per module, and a backward pass to the input.
 
-    What capture by hooks costs at least, whatever it does with what it sees.
+    This is the least that any measurement with hooks costs.
     """
     handles = []
     for module in chain.model.modules():
@@ -54,6 +53,6 @@ def flops(chain: Chain) -> int:
 
 
 def square_product(side: int = SIDE) -> Callable[[], Tensor]:
-    """A float32 product of two square matrices, 2 side**3 operations: the rate that this machine reaches at best."""
+    """A float32 product of two square matrices, 2 side**3 operations; gives the peak rate of the machine."""
     a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
     return lambda: a @ b

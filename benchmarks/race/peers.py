@@ -1,6 +1,6 @@
-"""What a user would write instead of a profile: |J|_F^2 layer by layer, each through all of the network above it.
+"""Alternatives to a profile in other tools: |J|_F^2 of each layer, computed through the whole network above it.
 
-Each peer returns the squared Frobenius norms by layer: ``{name: (B,)}``, one a sample, or ``{name: ()}``, their sum.
+Each returns the squared Frobenius norms by layer: ``{name: (B,)}``, one per sample, or ``{name: ()}``, their sum.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def vmap_jacrev(chain: Chain) -> Norms:
     """``torch.func``: the Jacobian of one sample in reverse mode, mapped over the samples.  Exact."""
     norms = {}
     for name, output, tail in chain.sources():
-        with torch.no_grad():  # no graph of the parameters beside that of the transform: a third faster
+        with torch.no_grad():  # saves the graph of the parameters: a third faster
             jacobians = vmap(jacrev(lambda h, tail=tail: tail(h[None])[0]))(output)  # (B, d_l, *d_k)
         norms[name] = torch.linalg.vector_norm(jacobians.flatten(1), dim=1).square()
     return norms
@@ -41,8 +41,8 @@ def vmap_jacrev(chain: Chain) -> Norms:
 def functional_jacobian(chain: Chain) -> Norms:
     """``torch.autograd.functional.jacobian``, vectorized.  Exact.
 
-    The outputs of all samples are summed: as samples are independent, the Jacobian of the sum with respect to the batch
-    holds one block a sample, at the price of d_l cotangents instead of B d_l.
+    The outputs of all samples are summed.  Samples are independent, so the Jacobian of the sum has one block per
+    sample and needs d_l cotangents instead of B d_l.
     """
     norms = {}
     for name, output, tail in chain.sources():
@@ -52,28 +52,27 @@ def functional_jacobian(chain: Chain) -> Norms:
 
 
 class Tail(nn.Module):
-    """The rest of a network as a function of a parameter: the outputs of layer k, shape (B, *d_k)."""
+    """The network above layer k, as a function of a parameter: the outputs of layer k, (B, *d_k)."""
 
     def __init__(self, output: Tensor, tail: nn.Module) -> None:
         super().__init__()
         self.output, self.tail = nn.Parameter(output), tail
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...), of which only the batch size counts -> (B, *d_l)."""
+        """The output, (B, *d_l); of ``x``, (B, ...), only the batch size is used."""
         return self.tail(self.output)
 
 
 def hutchinson(chain: Chain, num: int) -> Norms:
-    """``curvlinops.hutchinson_squared_fro`` with ``num`` Rademacher vectors.  An estimate, of the whole batch.
+    """``curvlinops.hutchinson_squared_fro`` with ``num`` Rademacher vectors.  An estimate for the whole batch.
 
-    Its Jacobian operator differentiates parameters only, so the layer's output becomes the one parameter of the tail:
-    that (B d_l) x (B d_k) Jacobian is block diagonal.  The operator multiplies in forward mode, its adjoint in
-    reverse; both take the same time here.
+    curvlinops differentiates with respect to parameters, so the layer's output becomes the only parameter of the tail.
+    The (B d_l) x (B d_k) Jacobian is block diagonal.  Forward and reverse mode take the same time here.
     """
     norms = {}
     for name, output, tail in chain.sources():
         module = Tail(output, tail)
-        data = [(chain.x, chain.x)]  # the second would be labels, which a Jacobian ignores
+        data = [(chain.x, chain.x)]  # the second entry stands for labels, which a Jacobian does not use
         operator = curvlinops.JacobianLinearOperator(
             module, [module.output], data, check_deterministic=False, num_data=len(chain.x)
         )
@@ -82,15 +81,15 @@ def hutchinson(chain: Chain, num: int) -> Norms:
 
 
 def assert_exact(name: str, norms: Norms, chain: Chain, profile: gs.Profile) -> None:
-    """A peer's norms give the GSC of ``profile`` within 0.1 %, for every layer: the same work was timed."""
+    """Assert that the norms give the GSC of ``profile`` within 0.1 % for every layer."""
     _compare(name, norms, chain, profile, lambda layer: TOLERANCE)
 
 
 def assert_estimate(name: str, norms: Norms, num: int, exact: Norms, chain: Chain, profile: gs.Profile) -> None:
-    """Estimates from ``num`` random sign vectors lie within five of their standard deviations of ``profile``.
+    """Assert that estimates from ``num`` random sign vectors lie within five standard deviations of ``profile``.
 
-    A sample whose block has squared norm n varies by at most sqrt(2 / num) n, reached at rank one; blocks are
-    independent.  ``exact``: the squared norm of each sample.
+    The standard deviation for a sample with squared norm n is at most sqrt(2 / num) n (rank one); samples are
+    independent.  ``exact`` holds the squared norm of each sample.
     """
 
     def tolerance(layer: str) -> float:
@@ -101,7 +100,7 @@ def assert_estimate(name: str, norms: Norms, num: int, exact: Norms, chain: Chai
 
 
 def _compare(name: str, norms: Norms, chain: Chain, profile: gs.Profile, tolerance: Callable[[str], float]) -> None:
-    """GSC = |J|_F^2 / (B d_k) |F_k|^2 / |F_l|^2, of the batch as one long vector."""
+    """Compare GSC = |J|_F^2 / (B d_k) |F_k|^2 / |F_l|^2, with the batch as one vector."""
     with torch.no_grad():
         length = chain.model(chain.x).double().square().sum()
     outputs = {layer: output.double() for layer, output, _ in chain.sources()}

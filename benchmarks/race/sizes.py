@@ -1,4 +1,4 @@
-"""Sizes of the networks of the benchmark: those that count, and tiny ones that show that the code runs."""
+"""Sizes of the benchmark's networks, and tiny ones to test that the code runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Sizes:
-    """``deep``, ``wide``: (depth, width, batch) of the two SELU networks; ``images``: batch of AlexNet A.
+    """Sizes of one run of the benchmark.
 
-    ``deflated_wide``: (rank, num) of the deflated profile of the wide network; ``deflated_deep``: those held against
-    plain probes.  ``seeds``: repetitions with other probes, for errors.  ``depths`` .. ``probes``: growth series
-    through the deep network.  ``matrix``: (depth, width, batch) by normalization.  ``memory_depths``,
-    ``memory_probes``: those whose peak memory is compared.
+    Arguments:
+        deep, wide: (depth, width, batch) of the two SELU networks.
+        images: Batch size of AlexNet A.
+        deflated_wide: (rank, num) of the deflated profile of the wide network.
+        deflated_deep: (rank, num) of the deflated profiles that are compared with plain probes.
+        seeds: Probe seeds over which errors are measured.
+        depths, widths, batches, probes: Values that replace one size of the deep network at a time.
+        matrix: (depth, width, batch) by normalization.
+        memory_depths, memory_probes: Values at which peak memory is measured.
     """
 
     deep: tuple[int, int, int] = (50, 100, 100)

@@ -1,4 +1,4 @@
-"""Seconds of gradscope, of what a user would write instead, and of one forward and backward pass, side by side."""
+"""Times of gradscope, of other tools, and of one forward and backward pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HUTCHINSON = {num: f"curvlinops.hutchinson_squared_fro, {num}" for num in (1, 16
 
 
 def deep(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """The deep SELU network: gradscope, the floor of its exact profile, and all peers, which must agree with it."""
+    """The deep SELU network: gradscope, the lower bound of its exact profile, and all peers, which must agree."""
     chain = mlp(*sizes.deep)
     contestants = [
         *_common(chain),
@@ -59,7 +59,7 @@ def deep(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def wide(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """The wide SELU network: an exact profile runs once, a deflated one many times, with its error on every layer."""
+    """The wide SELU network: an exact profile, run once, and deflated profiles with their largest error."""
     chain = mlp(*sizes.wide)
     rank, num = sizes.deflated_wide
     deflated = gs.Deflated(rank=rank, num=num)
@@ -84,7 +84,7 @@ def wide(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """AlexNet A in evaluation mode: few logits, so that exact is cheap; ``vmap(jacrev)`` must agree."""
+    """AlexNet A in evaluation mode.  It has few logits, so the exact profile is inexpensive; peers must agree."""
     chain = alexnet(sizes.images)
     times = race(
         [
@@ -100,7 +100,7 @@ def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def growth(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
-    """How a profile grows with depth, width, batch and probes, one of them varied at a time."""
+    """Times of a profile when one of depth, width, batch size and number of probes varies."""
     depth, width, batch = sizes.deep
     series: dict[str, tuple[Callable[[], Chain], int]] = {
         **{f"depth {n}": (partial(mlp, n, width, batch), 1) for n in sizes.depths},

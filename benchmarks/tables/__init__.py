@@ -1,1 +1,1 @@
-"""Rows and tables of benchmark results, how times are taken, and where they come from."""
+"""Benchmark results: rows, tables, timing, and provenance."""

@@ -1,4 +1,4 @@
-"""The machine, versions and settings that the numbers of a benchmark were measured with."""
+"""The manifest of a benchmark: machine, versions and settings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from experiments.runs.manifest import cpu, provenance
+from experiments.runs import cpu, provenance
 
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
 
 
 def manifest(**run: Any) -> dict[str, Any]:
-    """What made the numbers: the run's own settings, commit, versions, hardware, threads, command line, date."""
+    """Settings of the run, commit, versions, hardware, threads, command line and date."""
     return run | {
         **provenance(PACKAGES),
         "hardware": {"cpu": cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},

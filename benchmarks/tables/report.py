@@ -1,4 +1,4 @@
-"""Rows and demands as tables for the terminal."""
+"""Tables of rows and demands for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIXES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "us")), "B": ((1 << 30, "GiB"),
 
 
 def table(group: str, rows: Sequence[Row]) -> Table:
-    """One group: median and quartiles, and the ratio to the reference."""
+    """The table of one group: median, quartiles, and the ratio to the reference."""
     with_cases = any(row.case for row in rows)
     made = Table(title=group, title_justify="left")
     for column in (["case"] if with_cases else []) + ["what"]:
@@ -33,7 +33,7 @@ def table(group: str, rows: Sequence[Row]) -> Table:
 
 
 def demand_table(demands: Iterable[Demand], *, judged: bool) -> Table:
-    """What must be shown.  ``judged``: whether the sizes are those that the bounds are meant for."""
+    """The table of demands, with verdicts if ``judged`` (the bounds hold for full sizes only)."""
     made = Table(title="Must show" if judged else "Must show (tiny sizes: no verdict)", title_justify="left")
     for column in ("what", "measured", "demanded", ""):
         made.add_column(column, justify="right" if column in ("measured", "demanded") else "left")

@@ -1,4 +1,4 @@
-"""One measured number of the benchmark, and how many of them become a tidy frame."""
+"""Rows of benchmark results, and their tidy frame."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from benchmarks.tables.timing import Times
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured in which group and case, and its ratio to the reference of the same group and case.
+    """One measured number, and its ratio to the reference of the same group and case.
 
-    ``quantity``: "seconds", "bytes", "relative_rms" (error over probe seeds), or "times" (a ratio by itself).
-    ``value``, ``low``, ``high``: median and quartiles of ``num`` repetitions; NaN quartiles where there is one.
-    ``ratio``, ``ratio_low``, ``ratio_high``: the same over the median of the reference.
+    Arguments:
+        quantity: "seconds", "bytes", "relative_rms" (error over probe seeds), or "times" (a ratio).
+        value, low, high: Median and quartiles of ``num`` repetitions; quartiles are NaN if ``num`` is 1.
+        ratio, ratio_low, ratio_high: ``value``, ``low`` and ``high`` over the median of the reference.
     """
 
     group: str
@@ -47,11 +48,11 @@ def timed(group: str, case: str, times: dict[str, Times], reference: str) -> lis
 
 
 def find(rows: Sequence[Row], group: str, what: str, quantity: str = "seconds") -> Row | None:
-    """The row of that name, or None where it was not measured."""
+    """The row of that name, or None if it was not measured."""
     found = (row for row in rows if (row.group, row.what, row.quantity) == (group, what, quantity))
     return next(found, None)
 
 
 def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Tidy frame, one row a number, columns named as the fields of `Row`."""
+    """A tidy frame with one row per number; columns are the fields of `Row`."""
     return pd.DataFrame([asdict(row) for row in rows])

@@ -1,5 +1,4 @@
-"""Contestants that do the same work are timed side by side: one warm-up each, then round robin, so that a machine that
-slows down for a while slows all of them."""
+"""Timing of contestants in turns, so that a machine that slows down for a while slows all of them alike."""
 
 from __future__ import annotations
 
@@ -11,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-# A contestant gets about so many seconds for its repetitions; one whose warm-up alone takes longer runs only once.
+# Seconds for the repetitions of one contestant.  If its warm-up alone takes longer, it runs only once.
 SECONDS_EACH = 30.0
 FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A named call.  ``once``: its warm-up is its only run, for what takes minutes."""
+    """A named call.  ``once``: the warm-up is the only run, for calls that take minutes."""
 
     name: str
     call: Callable[[], Any]
@@ -27,7 +26,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition of one contestant, and what its last run returned."""
+    """Seconds of each repetition of one contestant, and the result of its last run."""
 
     seconds: tuple[float, ...]
     result: Any = None
@@ -47,11 +46,11 @@ class Times:
 def race(contestants: Sequence[Contestant], repeats: int) -> dict[str, Times]:
     """Time all contestants in ``repeats`` interleaved rounds, after one warm-up each.
 
-    A slow contestant takes part in fewer rounds, at least 3, spread evenly; one whose warm-up takes more than 30 s, or
-    that asks for it, in none: then the warm-up is what counts.
+    A slow contestant takes part in fewer rounds, spread evenly, but at least 3.  If its warm-up takes more than 30 s or
+    it has ``once``, the warm-up is its only measurement.
     """
     gc.collect()
-    gc.freeze()  # what exists already is not searched again, neither before a run nor within one
+    gc.freeze()  # existing objects are not searched again, neither between runs nor within one
     seconds: dict[str, list[float]] = {}
     results: dict[str, Any] = {}
     rounds: dict[str, int] = {}
@@ -72,7 +71,7 @@ def race(contestants: Sequence[Contestant], repeats: int) -> dict[str, Times]:
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, and what it returned; garbage of the one before is collected outside the clock."""
+    """Seconds and result of one call; garbage of the previous call is collected before the clock starts."""
     gc.collect()
     begin = time.perf_counter()
     result = call()

@@ -1,9 +1,10 @@
-"""TODO docstring."""
+"""The runs of a sweep as one data set, which is kept up to date."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,23 +14,23 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from experiments import runs
 from experiments.archive import tables
 from experiments.archive.tables import Collected
 from experiments.files import read_json, write_json
-from experiments.runs import launches, locks, names
-from experiments.runs.outcomes import DONE, FAILED, FRAMES, METRICS, STATUS, Status
+from experiments.runs import DONE, FAILED, FRAMES, HALF_DONE, METRICS, MISSING, RUNNING, Outcome, Status
 from gradscope import frames
 
 DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
-# What a manifest says of one run only.
+# Keys of a manifest that belong to one run only.
 OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
 class _Run:
     name: str
-    identity: int
+    changed: int
     frame: pa.Table
     metrics: pa.Table | None
     manifest: dict[str, Any]
@@ -38,44 +39,44 @@ class _Run:
 @dataclass(frozen=True)
 class _Unread:
     name: str
-    identity: int
+    changed: int
     why: str
-    stale: bool  # of another schema, else torn or incomplete
+    stale: bool  # the frame has another schema, else a file is damaged or missing
 
 
 def collect(sweep: Path) -> Collected:
-    """Bring the data set of a sweep up to date, reading new and changed runs only, and load it.
+    """The data set of a sweep, brought up to date by reading new and changed runs only.
 
-    ``data`` and ``metrics`` are folders of Parquet, partitioned by model, with a column ``run`` that names the run's
-    folder.  The manifest counts runs: ``runs`` collected (those that diverged, which count as ``failed`` besides, up to
-    there), ``failed``, ``half_done``, ``missing`` of those planned, and those left out though they have a result:
-    ``stale`` ones of a schema that is not known here, and ``unreadable`` ones, whose files are torn or lack what a
-    frame has; the index says of each why.
+    ``data`` and ``metrics`` are folders of Parquet, partitioned by model; the column ``run`` names the run's folder.
+    The manifest counts runs by their state, and ``runs``, the collected ones.  A diverged run is collected up to that
+    step and also counts as failed.  Two kinds of runs are left out although they have a result: ``stale`` ones, whose
+    frame has another schema, and ``unreadable`` ones, whose files are damaged or incomplete; the index holds the
+    reasons.
 
     One process at a time does this for a sweep; others wait.
 
     Raises:
         FileNotFoundError: There is no finished run.
-        ValueError: There is none that can be read.
+        ValueError: None of the finished runs can be read.
     """
     if not sweep.is_dir():
         raise FileNotFoundError(_nothing(sweep))
-    with locks.claimed(sweep, wait=True):
+    with runs.locked(sweep, wait=True):
         return _collect(sweep)
 
 
 def _has_result(status: Status) -> bool:
-    """A run that is done, or one that failed because its loss diverged, with the records up to there."""
+    """Whether a run is done, or has records up to the step where its loss diverged."""
     return status.state == DONE or (status.state == FAILED and bool(set(FRAMES) & set(status.files)))
 
 
 def load(sweep: Path) -> Collected | None:
-    """What `collect` wrote last, None where it did not; waits for one that is writing."""
+    """The data set that `collect` wrote last, None if there is none; waits while another process writes it."""
     if not (sweep / INDEX).is_file():
         return None
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # nothing can be written here, so nobody does
-            held.enter_context(locks.claimed(sweep, wait=True))
+        with contextlib.suppress(OSError):  # on a read-only file system nobody writes
+            held.enter_context(runs.locked(sweep, wait=True))
         return _load(sweep)
 
 
@@ -87,7 +88,7 @@ def _load(sweep: Path) -> Collected | None:
 
 
 def unreadable(sweep: Path) -> dict[str, tuple[int, str]]:
-    """Runs that were left out when they were last collected: the `identity` that they had, and why, by name."""
+    """Time stamp and reason of each run that the last `collect` left out, by name."""
     found = (read_json(sweep / INDEX) or {}).get("unread", {})
     return {name: (entry[0], entry[1]) for name, entry in found.items()}
 
@@ -98,40 +99,39 @@ def _collect(sweep: Path) -> Collected:
     index = read_json(sweep / INDEX) or {}
     if not all(isinstance(index.get(key), dict) for key in ("collected", "distinct")):
         index = {"collected": {}, "distinct": {}}
-    states = {folder.name: (folder, Status.read(folder)) for folder in names.folders(sweep)}
-    done = {name: (folder, s) for name, (folder, s) in states.items() if s is not None and _has_result(s)}
+    outcomes = runs.states(sweep)
+    done = {outcome.name: outcome for outcome in outcomes if outcome.status and _has_result(outcome.status)}
+    num = Counter(outcome.state for outcome in outcomes)
     if not done:
-        raise FileNotFoundError(_nothing(sweep, [name for name, (_, status) in states.items() if status is not None]))
+        raise FileNotFoundError(_nothing(sweep, num[FAILED]))
     known: dict[str, Any] = {name: entry for name, entry in index["collected"].items() if name in done}
-    recorded = any(METRICS in done[name][1].files for name in known)
+    recorded = any(METRICS in _status(done[name]).files for name in known)
     if not (sweep / DATA).is_dir() or (recorded and not (sweep / RECORDS).is_dir()):
         known = {}
-    fresh = [pair for name, pair in done.items() if known.get(name, [None])[0] != identity(pair[0])]
+    fresh = [outcome for name, outcome in done.items() if known.get(name, [None])[0] != outcome.changed]
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda pair: _read(*pair), fresh))
-    runs = [run for run in read if isinstance(run, _Run)]
+        read = list(pool.map(_read, fresh))
+    new = [run for run in read if isinstance(run, _Run)]
     unread = [run for run in read if isinstance(run, _Unread)]
     kept = known.keys() - {run.name for run in read}
     collected = {name: known[name] for name in kept}
-    collected |= {run.name: [run.identity, run.manifest.get("seconds", 0.0)] for run in runs}
+    collected |= {run.name: [run.changed, run.manifest.get("seconds", 0.0)] for run in new}
     if not collected:
         raise ValueError(_all_unread(sweep, unread))
-    locks.confirm(sweep)
-    if runs or index["collected"].keys() != kept:
-        tables.update(sweep / DATA, [run.frame for run in runs], kept)
-        tables.update(sweep / RECORDS, [run.metrics for run in runs if run.metrics is not None], kept)
-    distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in runs])
+    runs.confirm(sweep)
+    if new or index["collected"].keys() != kept:
+        tables.update(sweep / DATA, [run.frame for run in new], kept)
+        tables.update(sweep / RECORDS, [run.metrics for run in new if run.metrics is not None], kept)
+    distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in new])
     counts = {
         "runs": len(collected),
-        "failed": sum(status is not None and status.state == FAILED for _, status in states.values()),
-        "half_done": sum(status is None for _, status in states.values()),
-        "missing": len(launches.missing(sweep)),
+        **{state.replace(" ", "_"): num[state] for state in (FAILED, RUNNING, HALF_DONE, MISSING)},
         "stale": sum(run.stale for run in unread),
         "unreadable": sum(not run.stale for run in unread),
         "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
     }
     manifest = counts | _together(distinct)
-    left_out = {run.name: [run.identity, run.why] for run in unread}
+    left_out = {run.name: [run.changed, run.why] for run in unread}
     content = {"collected": collected, "unread": left_out, "distinct": distinct, "manifest": manifest}
     write_json(sweep / INDEX, content)
     collected_now = _load(sweep)
@@ -139,12 +139,19 @@ def _collect(sweep: Path) -> Collected:
     return collected_now
 
 
-def _read(folder: Path, status: Status) -> _Run | _Unread:
-    before = identity(folder)  # before reading, so that a run that is made again meanwhile is read again
+def _status(outcome: Outcome) -> Status:
+    assert outcome.status is not None
+    return outcome.status
+
+
+def _read(outcome: Outcome) -> _Run | _Unread:
+    # The time stamp was taken before, so a run that is repeated meanwhile will be read again.
+    folder, status, changed = outcome.folder, _status(outcome), outcome.changed
+    assert folder is not None
     path = next((folder / name for name in FRAMES if name in status.files), None)
     if path is None:
-        why = "it has no frame; a training run has one if it is watched (monitor.every=100)"
-        return _Unread(folder.name, before, why, stale=False)
+        why = "it has no frame; a training run has one if it is monitored (monitor.every=100)"
+        return _Unread(folder.name, changed, why, stale=False)
     try:
         frames.check_version(status.schema, path)
         frame = tables.read_frame(path, folder.name)
@@ -152,28 +159,19 @@ def _read(folder: Path, status: Status) -> _Run | _Unread:
         table = tables.read_part(path, folder.name) if METRICS in status.files else None
     except (OSError, ValueError, pa.ArrowException) as error:
         stale = isinstance(error, frames.SchemaError)
-        return _Unread(folder.name, before, str(error) if stale else f"{path.name}: {error}", stale)
-    return _Run(folder.name, before, frame, table, read_json(folder / "manifest.json") or {})
-
-
-def identity(folder: Path) -> int:
-    """Of a run: another one whenever it is made again, 0 while it is; no question of clocks, for it is only compared
-    for equality."""
-    try:
-        return (folder / STATUS).stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+        return _Unread(folder.name, changed, str(error) if stale else f"{path.name}: {error}", stale)
+    return _Run(folder.name, changed, frame, table, read_json(folder / "manifest.json") or {})
 
 
 def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
     try:
-        return frames.check(frames.upgraded(frame))
+        return frames.check(frames.typed(frame))
     except ValueError as error:
-        raise ValueError(f"A frame of {sweep} does not keep the schema: {error}") from error
+        raise ValueError(f"A frame of {sweep} does not follow the schema: {error}") from error
 
 
 def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every value that each key of the manifests has had, nested keys by their path."""
+    """All values of each key in the manifests; nested keys by their path."""
     merged = {key: {json.dumps(value, sort_keys=True): None for value in values} for key, values in distinct.items()}
     for manifest in manifests:
         for path, value in _flat({key: value for key, value in manifest.items() if key not in OF_ONE_RUN}):
@@ -182,7 +180,7 @@ def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> di
 
 
 def _together(distinct: dict[str, Any]) -> dict[str, Any]:
-    """The same as one nested manifest: one value where all agree, else the list of what occurs."""
+    """One nested manifest: the value of each key where all agree, else the list of values."""
     result: dict[str, Any] = {}
     for key, values in distinct.items():
         *parents, last = json.loads(key)
@@ -201,11 +199,11 @@ def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
     return flat
 
 
-def _nothing(sweep: Path, failed: Sequence[str] = ()) -> str:
-    if failed:
+def _nothing(sweep: Path, num_failed: int = 0) -> str:
+    if num_failed:
         return (
-            f"No finished runs under {sweep}: {len(failed)} failed.  python -m experiments.status {sweep} says why; "
-            "the sweep's command makes them again."
+            f"No finished runs under {sweep}: {num_failed} failed.  python -m experiments.status {sweep} says why; "
+            "the command of the sweep repeats them."
         )
     example = "python -m experiments.measure -m study=architectures"
     return f"No finished runs under {sweep}: measure first, for example {example}"
@@ -216,5 +214,5 @@ def _all_unread(sweep: Path, unread: Sequence[_Unread]) -> str:
     kinds = [f"{num} {kind}" for num, kind in ((stale, "stale"), (len(unread) - stale, "unreadable")) if num]
     return (
         f"No run of {sweep} can be collected ({' and '.join(kinds)}): {unread[0].name}: {unread[0].why}\n"
-        "The sweep's command with rerun=true makes them again."
+        "The command of the sweep with rerun=true repeats them."
     )

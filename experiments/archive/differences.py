@@ -1,4 +1,4 @@
-"""Where two tables of the same run differ: column by column, and by more than is allowed."""
+"""Differences between two tables of the same run, column by column."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pandas as pd
 
 from gradscope import frames
 
-# Of a record of training: how long it took is no part of what came out.
+# Columns of training records that measure time, which is not compared.
 TIMES = ("images_per_second", "seconds")
-# Rows of a frame are those of the same layer and quantity, and of whatever else stands in its own columns.
+# Two rows are the same if they agree in these columns.
 KEYS = ("step", "seed", "layer", "target", "quantity")
-# Columns that are logarithms, or errors of one.
-LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample")
+# Columns that are logarithms or errors of a logarithm.
+LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample", *frames.OPTIONAL)
 
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A column that differs: in how many rows, by how much at most on the scale of a log10, and where that is."""
+    """A column that differs, the number of its rows that do, and the largest difference of a log10 with its place."""
 
     column: str
     num_rows: int
@@ -36,10 +36,10 @@ class Difference:
 
 
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of two frames of a monitor, where ``before`` lacks records that its budget of time left out, what to compare.
+    """The comparable rows of two frames of a monitor, where ``before`` lacks records that the time budget skipped.
 
-    Those records of ``after`` are left out; and so are the changes of weights since the record before, where that was
-    another one.
+    Records that only ``after`` has are left out.  So are changes of weights since the last record, if that was another
+    one in ``before``.
     """
     steps = [np.unique(frame["step"]) for frame in (before, after)]
     previous = [dict(zip(own, [None, *own], strict=False)) for own in steps]
@@ -52,16 +52,15 @@ def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.Data
 
 
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
-    """Every column that is not the same in both, bit for bit; nulls are equal to nulls, times are left out.
+    """Every common column that is not equal bit for bit; nulls equal nulls, and times are not compared.
 
-    Columns that both have are compared.  A difference is measured on the scale of a log10: of logarithms and their
-    errors it is the difference; of other numbers ``-log10(1 - |a - b| / m)``, which for positive ones is
-    ``|log10 a - log10 b|``, where ``m`` is the larger of the two, or of their standard errors where those are larger.
-    It is infinite where one of the two is null or infinite and the other is not the same, where ``|a - b|`` reaches
-    ``m``, and for whatever is no floating-point number: names, counts, places.
+    Differences have the scale of a log10.  For logarithms and their errors it is ``|a - b|``.  For other numbers it is
+    ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors; for positive
+    numbers this is ``|log10 a - log10 b|``.  It is infinite if ``|a - b|`` reaches ``m``, if only one of the two is
+    null or infinite, and for everything that is not a floating-point number (names, counts).
 
     Raises:
-        ValueError: Their rows are not those of the same layers, quantities and steps.
+        ValueError: The tables have other layers, quantities or steps.
     """
     names = [name for name in KEYS if name in before and name in after]
     rows = [frame[names].astype("string").fillna("").reset_index(drop=True) for frame in (before, after)]
@@ -81,7 +80,7 @@ def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
 
 
 def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
-    """How far apart a column is, row by row; 0 where it is the same bit for bit."""
+    """The difference of a column, row by row; 0 where it is equal bit for bit."""
     if not all(pd.api.types.is_float_dtype(frame[name]) for frame in (before, after)):
         words = [frame[name].astype("string").fillna("").to_numpy() for frame in (before, after)]
         return np.where(words[0] == words[1], 0.0, np.inf)
@@ -92,16 +91,16 @@ def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
             distance = np.abs(a - b)
         else:
             distance = -np.log10(np.maximum(0.0, 1.0 - np.abs(a - b) / _scale(name, before, after)))
-        if name == "value":  # where there is a logarithm it counts, beyond the range of float64 too
+        if name == "value":  # the logarithm counts if there is one, also beyond the range of float64
             logarithms = np.abs(np.subtract(*_numbers("log10_value", before, after)))
             distance = np.where(np.isfinite(logarithms), logarithms, distance)
-    # One that differs in its last bit may have no distance that float64 can hold.
+    # A difference in the last bit may be too small for float64.
     distance = np.where(np.isnan(distance), np.inf, np.maximum(distance, np.finfo(np.float64).tiny))
     return np.where(same, 0.0, distance)
 
 
 def _scale(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
-    """What a difference is relative to; values and their standard errors are on one scale."""
+    """The size that a difference is relative to; a value and its standard error share one."""
     names = ("value", "stderr_sample") if name in ("value", "stderr_sample") else (name,)
     sizes = [np.abs(np.nan_to_num(column)) for key in names for column in _numbers(key, before, after)]
     return np.max(sizes, axis=0)
@@ -112,11 +111,11 @@ def _numbers(name: str, *tables: pd.DataFrame) -> list[Numbers]:
 
 
 def largest(found: Sequence[Difference]) -> float:
-    """The largest of all; 0 is bit for bit."""
+    """The largest of all differences; 0 if there are none."""
     return max((difference.largest for difference in found), default=0.0)
 
 
 def worst(found: Sequence[Difference]) -> Difference:
-    """The one that differs most; of equals the logarithm, then the first of the schema."""
-    order = list(dict.fromkeys(("log10_value", *frames.COLUMNS)))
+    """The largest difference; among equal ones that of the logarithm, then the first of the schema."""
+    order = list(dict.fromkeys(("log10_value", *frames.SCHEMA)))
     return max(found, key=lambda one: (one.largest, -order.index(one.column) if one.column in order else -len(order)))

@@ -1,4 +1,4 @@
-"""What tells the networks of a sweep apart, and what they are called in tables and figures."""
+"""The keys in which the networks of a sweep differ, and their names in tables and figures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NETWORK = "network"
 
 
 def network_keys(frame: pd.DataFrame) -> list[str]:
-    """Configuration columns that tell the networks of a sweep apart: those that vary, seeds and steps aside.
+    """The configuration columns in which the networks of a sweep differ, without seeds and steps.
 
-    A null is a value like any other.  Keys that not every network has, classes, ``data`` and ``model`` are left out
-    where the other columns say the same; so networks that differ in anything differ in one of these keys.
+    Null is a value like any other.  Keys that some networks lack, classes, ``data`` and ``model`` are left out if the
+    other columns determine them, so two different networks differ in at least one of these keys.
     """
-    own = [name for name in frame.columns if name not in (*frames.COLUMNS, "seed", "step", "run")]
+    own = [name for name in frame.columns if name not in (*frames.SCHEMA, "seed", "step", "run")]
     networks = frame[own].drop_duplicates()
     varying = [name for name in own if networks[name].nunique(dropna=False) > 1]
     holes = [name for name in varying if networks[name].isna().any()]
@@ -39,7 +39,7 @@ def _determined(networks: pd.DataFrame, name: str, rest: list[str]) -> bool:
 
 
 def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The rows by these keys: numbers by size, words as they come."""
+    """The rows sorted by these keys: numbers by size, words by first appearance."""
     ranks = {}
     for key in keys:
         codes, values = pd.factorize(frame[key], use_na_sentinel=False)
@@ -53,7 +53,7 @@ def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def label(key: str, value: Any) -> str:
-    """``relu`` for a word, ``depth=10`` for a number, a truth or a null, which alone would say nothing."""
+    """A short label of a value: ``relu`` for a word, ``depth=10`` for a number, a boolean or null."""
     if isinstance(value, str):
         return value
     short = _short(key)
@@ -67,14 +67,14 @@ def _short(key: str) -> str:
 
 
 def in_words(key: str, values: pd.Series) -> pd.Series:
-    """``norm=batch``, for a picture of several keys, by row."""
+    """The label with its key, ``norm=batch``, of each row."""
     names = labeled(values.to_frame(key), [key])[key]
     short = _short(key)
     return names.where(names.str.startswith(f"{short}="), f"{short}=" + names)
 
 
 def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The labels of these keys, a column each, by row."""
+    """The labels of each row, one column per key."""
     columns = {}
     for key in keys:
         codes, values = pd.factorize(table[key], use_na_sentinel=False)
@@ -83,12 +83,12 @@ def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def network_name(labels: Iterable[object]) -> str:
-    """``relu+batch`` for ("relu", "batch"); the word none is left out, unless nothing else is there."""
+    """The name ``relu+batch`` for ("relu", "batch"); the word none is left out unless it is the only one."""
     return "+".join(str(value) for value in labels if value != "none") or "none"
 
 
 def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """With a column ``network``, the name of each row's network; with keys in words where two would be called alike."""
+    """The table with a column ``network``; names contain the keys if they would be ambiguous without."""
     parts = labeled(table, keys)
     networks = parts.drop_duplicates()
     names = networks.apply(network_name, axis=1)

@@ -1,8 +1,8 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
-``data.csv`` holds what varies from row to row; columns that are the same in all rows, or the same for all rows of one
-model, stand in ``manifest.json`` instead, and ``value`` follows from ``log10_value`` where there is one.  Where
-networks were trained, ``metrics.csv`` holds the records of training.
+``data.csv`` holds the columns that vary from row to row.  Columns that are constant, or constant for each model, are in
+``manifest.json``.  ``value`` is computed from ``log10_value`` if there is one.  ``metrics.csv`` holds the records of
+training, if networks were trained.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ DATA, METRICS = "data.csv", "metrics.csv"
 
 
 def save(collected: Collected, folder: Path) -> None:
-    """Write ``data.csv`` and ``manifest.json``; logarithms keep four decimals, other numbers ten digits, errors two."""
+    """Write ``data.csv`` and ``manifest.json``; logarithms with four decimals, numbers with ten digits, errors two."""
     folder.mkdir(parents=True, exist_ok=True)
-    frame = collected.frame
-    config = [name for name in frame.columns if name not in frames.COLUMNS and name != "model"]
+    frame = collected.frame.drop(columns=list(frames.OPTIONAL), errors="ignore")
+    config = [name for name in frame.columns if name not in frames.SCHEMA and name != "model"]
     constants = {name: _plain(frame[name].iloc[0]) for name in config if frame[name].nunique(dropna=False) == 1}
     by_model = frame.groupby("model", observed=True, sort=False)
     varying = [name for name in config if name not in constants]
     own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
     models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
     rows = frame.drop(columns=[*constants, *own])
-    # Only numbers without a logarithm need their value.
+    # A value is only needed if it has no logarithm.
     rows["value"] = rows["value"].where(rows["log10_value"].isna())
     rows = rows.drop(columns=[name for name in SPARSE if rows[name].isna().all()])
     for name, digits in FORMATS.items():
@@ -56,13 +56,13 @@ def save(collected: Collected, folder: Path) -> None:
 
 
 def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:
-    """Write ``metrics.csv``: what was recorded of each run, six digits; ``keys`` and seed tell the runs apart."""
+    """Write ``metrics.csv``: the records of each run, identified by ``keys`` and seed, with six digits."""
     table = metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]]
     written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def load(folder: Path) -> Collected:
-    """What `save` was given, up to digits; the frame is checked."""
+    """The data that `save` was given, up to rounding; the frame is checked."""
     manifest = json.loads((folder / "manifest.json").read_text())
     rows = pd.read_csv(folder / DATA, keep_default_na=False, na_values=[""])
     columns: dict[str, Any] = manifest["columns"]
@@ -74,11 +74,11 @@ def load(folder: Path) -> Collected:
         rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
     path = folder / METRICS
     metrics = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.is_file() else None
-    return Collected(frames.check(frames.upgraded(rows)), metrics, manifest)
+    return Collected(frames.check(frames.typed(rows)), metrics, manifest)
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as JSON knows it; any null as None."""
+    """The JSON value of a NumPy scalar; any null becomes None."""
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value

@@ -1,6 +1,6 @@
-"""Tables of many runs as one: a folder of Parquet, partitioned by model, with a column ``run`` for the run's folder.
+"""Tables of many runs as one: a folder of Parquet, partitioned by model; the column ``run`` names the run's folder.
 
-All in Arrow, for pandas takes eight times as long to read a small file.
+Everything is read by Arrow, because pandas takes eight times as long to read a small file.
 """
 
 from __future__ import annotations
@@ -29,40 +29,37 @@ def read_part(path: Path, run: str) -> pa.Table:
     """The table of one run.
 
     Raises:
-        OSError: There is no such file.
-        ValueError: It is no whole Parquet file, or does not say of which model it is.
+        OSError: The file does not exist.
+        ValueError: The file is not a complete Parquet file, or has no column ``model``.
     """
     return _of_run(_read(path), run)
 
 
 def read_frame(path: Path, run: str) -> pa.Table:
-    """The tidy frame of one run, checked as `frames.load` does, in a tenth of the time.
+    """The tidy frame of one run, checked like `frames.load` in a tenth of the time.
 
     Raises:
-        OSError: There is no such file.
-        SchemaError: It is of a schema that is not known here.
-        ValueError: It is no whole Parquet file, or does not keep the schema.
+        OSError: The file does not exist.
+        SchemaError: The frame was written with an unknown version of the schema.
+        ValueError: The file is not a complete Parquet file, or does not follow the schema.
     """
     table = _read(path)
     frames.check_version(frames.version_of(table.schema), path)
     table = _of_run(table, run)
     names = table.column_names
-    if "stderr_sample" not in names and "log10_stderr_sample" in names:  # schema version 1
-        table, names = (
-            table.append_column("stderr_sample", pa.nulls(len(table), pa.float64())),
-            [*names, "stderr_sample"],
-        )
     if missing := [name for name in frames.COLUMNS if name not in names]:
         raise ValueError(f"It lacks the columns {missing}.")
     types = dict(zip(names, table.schema.types, strict=True))
-    for name, kind in frames.COLUMNS.items():
-        if types[name] != ARROW[kind]:
-            table = table.set_column(names.index(name), name, table[name].cast(ARROW[kind]))
-    values, logarithms, errors = (table[name].to_numpy() for name in ("value", "log10_value", "stderr_sample"))
+    for name in [name for name in frames.SCHEMA if name in names]:
+        if types[name] != (kind := ARROW[frames.SCHEMA[name]]):
+            table = table.set_column(names.index(name), name, table[name].cast(kind))
+    wanted = ("value", "log10_value", "stderr_sample", *frames.OPTIONAL)
+    numbers = {name: table[name].to_numpy() for name in wanted if name in names}
     holes = [name for name in WITHOUT_NULLS if table[name].null_count]
-    if np.isnan(values).any() or (np.isnan(logarithms) & np.isnan(errors)).any() or holes:
-        raise ValueError(f"It holds nulls where there may be none ({', '.join(holes) or 'value or log10_value'}).")
-    frames.check_values(values, logarithms)
+    unknown = np.isnan(numbers["log10_value"]) & np.isnan(numbers["stderr_sample"])
+    if np.isnan(numbers["value"]).any() or unknown.any() or holes:
+        raise ValueError(f"It has nulls in columns that allow none ({', '.join(holes) or 'value or log10_value'}).")
+    frames.check_values(numbers)
     return table
 
 
@@ -77,9 +74,10 @@ def _of_run(table: pa.Table, run: str) -> pa.Table:
 
 
 def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
-    """Keep the rows of these runs only, and put the new ones in; by rename, so that a kill leaves what `recover` mends.
+    """Replace the data set by the rows of the runs in ``kept`` and the new parts.
 
-    A column of types that have no number in common (``tag=1,abc``) is one of strings.
+    It is replaced by renames; after a kill between them `recover` repairs it.  A column of types without a common
+    numeric type (``tag=1,abc``) becomes one of strings.
     """
     recover(folder)
     before = [_table(folder)] if folder.is_dir() else []
@@ -87,7 +85,7 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
     tables = [table for table in (*old_rows, *parts) if len(table)]
     temporary, old = _part(folder), _old(folder)
     if tables:
-        # One chunk, for each would become a group of rows of its own, which makes files of many runs slow to read.
+        # One chunk: each would become a row group of its own, which makes files of many runs slow to read.
         pq.write_to_dataset(_together(tables).combine_chunks(), temporary, partition_cols=[MODEL])
     if folder.is_dir():
         folder.rename(old)
@@ -97,8 +95,10 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Mend what an update left that was killed: put back the data set that was to be replaced.  One whose files cannot
-    be read is removed, for it can be made again."""
+    """Repair what a killed update left, by restoring the data set before it.
+
+    A data set with unreadable files is removed, because it can be collected again.
+    """
     shutil.rmtree(_part(folder), ignore_errors=True)
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)
@@ -111,12 +111,12 @@ def recover(folder: Path) -> None:
 
 
 def load(folder: Path) -> pd.DataFrame | None:
-    """The data set as a frame; None where there is none."""
+    """The data set as a frame; None if there is none."""
     return _table(folder).to_pandas() if folder.is_dir() else None
 
 
 def _together(tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows; a key that only some models have is null for the others, of whatever type."""
+    """All rows; a key that only some models have is null for the others."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid):
@@ -157,7 +157,7 @@ def _table(folder: Path) -> pa.Table:
 
 @dataclass(frozen=True)
 class Collected:
-    """All finished runs of a sweep: one tidy frame, one table of training records (or None), and what they share."""
+    """All finished runs of a sweep: a tidy frame, a table of training records (or None), and a common manifest."""
 
     frame: pd.DataFrame
     metrics: pd.DataFrame | None

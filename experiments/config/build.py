@@ -1,4 +1,4 @@
-"""From a configuration to what it describes."""
+"""Build the model and the data of a configuration."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def call(cfg: Mapping[str, Any], **further: Any) -> Any:
-    """``_target_`` with the other keys as arguments; unlike Hydra's own ``instantiate`` it leaves errors readable."""
+    """Call ``_target_`` with the other keys as arguments; unlike Hydra's ``instantiate`` this keeps errors readable."""
     return get_object(cfg["_target_"])(**(_arguments(cfg) | further))
 
 
 def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
-    """The model of a configuration, with weights from the seed's own generator.
+    """The model of a configuration, with weights from the generator of the seed.
 
-    A class that takes no ``generator`` draws from torch's global one, which is seeded for it and put back.
+    A class without the argument ``generator`` draws from torch's global one, which is seeded for it and restored.
     """
     generator = seeds.generator(seed, "model")
     if _takes_generator(cfg["_target_"]):
@@ -38,7 +38,7 @@ def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
             seeds.seed_torch(generator.initial_seed())
             made = call(cfg, **further)
     if not isinstance(made, torch.nn.Module):
-        raise TypeError(f"model._target_={cfg['_target_']} made a {type(made).__name__}, not a torch.nn.Module.")
+        raise TypeError(f"model._target_={cfg['_target_']} returned a {type(made).__name__}, not a torch.nn.Module.")
     return made
 
 
@@ -51,13 +51,13 @@ def _takes_generator(path: str) -> bool:
 
 
 def _arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    # A copy, because what is called may change a list that it is given, and the next seed is given it too.
+    # A copy, because the function may change a list that the next seed needs.
     values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
     return {key: value for key, value in values.items() if key != "_target_"}
 
 
 def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The model and the batch that a configuration describes, on its device."""
+    """The model and the batch of a configuration, on its device."""
     if cfg.mode not in ("train", "eval"):
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
@@ -72,7 +72,7 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
 
 
 def _sample_shape(cfg: MeasureConfig) -> tuple[int, ...]:
-    """Shape of one sample of noise: as configured, or what the model takes."""
+    """Shape of one sample of noise: the configured one, or the one that the model takes."""
     if cfg.data.get("shape") is not None:
         return tuple(cfg.data["shape"])
     if "in_features" in cfg.model:

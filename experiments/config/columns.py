@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The configuration of a run as columns of its frame."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runs.names import PLACE_KEYS
-from gradscope.frames import COLUMNS
+from experiments.runs import PLACE_KEYS
+from gradscope.frames import SCHEMA
 
-# Columns that say what was measured, when, and in which run.
-RESERVED = (*COLUMNS, "run", "step", "epoch")
-# Keys that are no columns: a list of seeds is the column of seeds, row by row.
+# Columns that say what was measured, when and in which run.
+RESERVED = (*SCHEMA, "run", "step", "epoch")
+# Keys without a column; ``seeds`` is the column ``seed``, row by row.
 NO_COLUMN = (*PLACE_KEYS, "seeds")
-# The key of a class or a function to call; every group may have one, so its column has the whole path as name.
+# The key of a class or function to call.  Every group may have one, so the name of its column is the whole path.
 CLASS = "_target_"
-# Groups whose choice is no column: of the same kind as `PLACE_KEYS`.
+# Groups whose choice has no column, for the same reason as `PLACE_KEYS`.
 NO_CHOICE = ("study", "launcher")
-# Groups whose keys come first to a plain name, of a training run and of a measurement.
+# Groups whose keys get a short name first.
 PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
 
 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration as columns of its frame: every key by its own name, groups by what was chosen.
+    """The names and values of the columns: every key by its own name, and every group with its choice.
 
-    A key whose name is taken, by another group or by the schema, has its whole path as name (``data.batch_size``), and
-    in no group ``config.`` before it (``config.target``, what was asked for); a list is its JSON.
+    A key whose name is taken by another group or by the schema gets its whole path (``data.batch_size``); outside of a
+    group it gets the prefix ``config.`` (``config.target``, the requested target).  Lists become JSON.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -48,7 +48,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Values below a key with their paths; its own first, then those of keys in keys."""
+    """The values below a key with their paths; those of nested keys come last."""
     if not isinstance(value, dict):
         return [(path, value)]
     parts = sorted(value.items(), key=lambda item: isinstance(item[1], dict))

@@ -1,10 +1,8 @@
-"""CIFAR-10 (Krizhevsky, 2009) from a folder, in any of the three layouts in which people have it.
+"""CIFAR-10 (Krizhevsky, 2009) read from a folder in one of three layouts, searched in this order:
 
-Looked for in this order:
-
-    cifar-10-batches-bin/   data_batch_1.bin .. data_batch_5.bin, test_batch.bin     the official binary version
-    cifar-10-batches-py/    data_batch_1 .. data_batch_5, test_batch                 the official Python version
-    trainLabels.csv         and train/1.png .. train/50000.png                       the Kaggle version, no test labels
+cifar-10-batches-bin/   data_batch_1.bin .. data_batch_5.bin, test_batch.bin     the official binary version
+cifar-10-batches-py/    data_batch_1 .. data_batch_5, test_batch                 the official Python version
+trainLabels.csv         and train/1.png .. train/50000.png                       the Kaggle version, no test labels
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_BATCHES = ("test_batch",)
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+REPLACE = "Replace it with a fresh copy."
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,19 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
     """Read the training or the test images, in the order of the files.
 
     Arguments:
-        root: Folder that holds one of the layouts; `data_root` by default.
-        train: The training images, or the test images.
-        limit: Read only so many, the first ones.  The binary and the Kaggle layout then read no others.
-        download: Where no layout is present, fetch the official archive (about 170 MB) into ``root`` first.
+        root: Folder that contains one of the layouts; `data_root` by default.
+        train: Whether to read the training images or the test images.
+        limit: Read only the first ``limit`` images.
+        download: If no layout is present, first download the official archive (about 170 MB) into ``root``.
 
     Raises:
-        FileNotFoundError: There is no layout, a file of it is missing, or the test split of Kaggle is asked for.
-        ValueError: ``limit`` is less than one or more than there are, or a file is not what its layout says.
+        FileNotFoundError: No layout or one of its files is missing; or the test split of the Kaggle layout, which has
+            no labels, was requested.
+        ValueError: ``limit`` is out of range, or a file does not have the expected content.
         ConnectionError: The download failed.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, or None for all images; got {limit}.")
+        raise ValueError(f"limit must be at least 1, or None for all images, got {limit}.")
     root = data_root() if root is None else root
     readers = {BINARY: _read_binary, PYTHON: _read_python, KAGGLE: _read_kaggle}
     if download and not any((root / layout).exists() for layout in readers):
@@ -82,10 +82,10 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         if (root / layout).exists():
             return read(root / layout, train, limit)
     raise FileNotFoundError(
-        f"there is no CIFAR-10 in {root}.  Three ways to go on:\n"
+        f"Found no CIFAR-10 in {root}.  Either\n"
         f"  1. put {BINARY}/, {PYTHON}/, or {KAGGLE} with train/ there, or set GRADSCOPE_DATA to their folder;\n"
-        "  2. data.download=true fetches the official archive;\n"
-        "  3. data=digits needs no files; nor does data=noise, to measure with and not to train on."
+        "  2. set data.download=true to download the official archive; or\n"
+        "  3. use data=digits, which needs no files (data=noise to measure without training)."
     )
 
 
@@ -99,13 +99,13 @@ def _batch_paths(folder: Path, train: bool, suffix: str) -> list[Path]:
     paths = [folder / f"{name}{suffix}" for name in (TRAIN_BATCHES if train else TEST_BATCHES)]
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: complete the folder, or delete it and fetch it again.")
+            raise FileNotFoundError(f"{path} is missing: add the file, or delete the folder and download it again.")
     return paths
 
 
 def _num_wanted(limit: int | None, available: int, source: Path) -> int:
     if limit is not None and limit > available:
-        raise ValueError(f"limit is {limit}, but {source} has {available} images in this split: ask for fewer.")
+        raise ValueError(f"limit must be at most {available}, the images of this split in {source}, got {limit}.")
     return available if limit is None else limit
 
 
@@ -125,11 +125,11 @@ def _num_records(path: Path) -> int:
     num_records, rest = divmod(path.stat().st_size, RECORD_SIZE)
     if rest:
         raise ValueError(
-            f"{path}: the record at byte {num_records * RECORD_SIZE} has {rest} of {RECORD_SIZE} bytes: the file is "
-            "truncated or not CIFAR-10.  Replace it by a fresh copy."
+            f"{path}: the record at byte {num_records * RECORD_SIZE} has {rest} of {RECORD_SIZE} bytes, so the file is "
+            f"truncated or not CIFAR-10.  {REPLACE}"
         )
     if not num_records:
-        raise ValueError(f"{path} is empty.  Replace it by a fresh copy.")
+        raise ValueError(f"{path} is empty.  {REPLACE}")
     return num_records
 
 
@@ -139,8 +139,8 @@ def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
     bad = np.flatnonzero(records[:, 0] >= len(CLASSES))
     if bad.size:
         raise ValueError(
-            f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9: the file is "
-            "damaged or not CIFAR-10.  Replace it by a fresh copy."
+            f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9, so the file is "
+            f"damaged or not CIFAR-10.  {REPLACE}"
         )
     return records
 
@@ -161,8 +161,8 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
             data, labels = decode(batch[b"data"]), list(batch[b"labels"])
         except KeyError as error:
             raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
-        except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-            raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  Replace it by a fresh copy.") from error
+        except Exception as error:  # damaged bytes can raise nearly any exception
+            raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  {REPLACE}") from error
     if data.ndim != 2 or data.shape[1] != IMAGE_SIZE or not len(data):
         raise ValueError(f"{path}: data has shape {data.shape}, expected (N, {IMAGE_SIZE}) with N at least 1.")
     if len(labels) != len(data):
@@ -176,8 +176,8 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
 def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
     if not train:
         raise FileNotFoundError(
-            f"the Kaggle layout in {table.parent} has no labeled test split.  Use the training split, or put "
-            f"{BINARY}/ or {PYTHON}/ beside it: they are looked for first."
+            f"The Kaggle layout in {table.parent} has no labeled test split.  Use the training split, or put {BINARY}/ "
+            f"or {PYTHON}/ beside it."
         )
     with table.open(newline="") as file:
         rows = list(csv.reader(file))
@@ -189,28 +189,30 @@ def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
     for i, row in enumerate(rows[1 : num_images + 1]):
         line = f"{table}, line {i + 2}"
         if len(row) != 2 or row[1] not in CLASSES:
-            raise ValueError(f"{line}: {','.join(row)!r} is not 'id,label' with a label of {', '.join(CLASSES)}.")
+            raise ValueError(
+                f"{line}: expected 'id,label' with a label of {', '.join(CLASSES)}; got {','.join(row)!r}."
+            )
         images[i] = _read_png(table.parent / "train" / f"{row[0]}.png", line)
         labels[i] = CLASSES.index(row[1])
     return Split(images, labels)
 
 
 def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
-    """One image, (3, 32, 32); ``line`` of the table named it."""
+    """One image, (3, 32, 32); ``line`` is the line of the table that names it."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.asarray(image)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing, but {line} names it: complete the folder train/.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on damaged files
-        raise ValueError(f"{path} ({line}) is not a readable PNG: {error}.  Replace it by a fresh copy.") from error
+        raise FileNotFoundError(f"{path} is missing, but {line}, names it: complete the folder train/.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of the three on damaged files
+        raise ValueError(f"{path} ({line}) is not a readable PNG: {error}.  {REPLACE}") from error
     if pixels.shape != (32, 32, 3):
         raise ValueError(f"{path} ({line}) has pixels of shape {pixels.shape}, expected 32 x 32 RGB, (32, 32, 3).")
     return pixels.transpose(2, 0, 1)
 
 
 class PickledArray:
-    """Stands in for numpy's array and dtype, and keeps what a pickle hands to them."""
+    """Replaces numpy's array and dtype while unpickling; stores their arguments and state."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -220,10 +222,10 @@ class PickledArray:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Admits plain values and numpy arrays; every other global is refused before it is imported.
+    """Loads plain values and numpy arrays; rejects every other global before it is imported.
 
-    Numpy's own functions stay out as well: with forged dtype flags, a pickle of nothing but an array makes numpy take
-    bytes of the file for addresses of objects.
+    Numpy's own functions are not called either: forged dtype flags could make numpy read bytes of the file as addresses
+    of objects.
     """
 
     ADMITTED: ClassVar[dict[str, Callable[..., object]]] = {
@@ -231,18 +233,18 @@ class ArrayUnpickler(pickle.Unpickler):
         "numpy._core.multiarray._reconstruct": PickledArray,
         "numpy.ndarray": PickledArray,
         "numpy.dtype": PickledArray,
-        "_codecs.encode": codecs.encode,  # how protocol 2 spells bytes
+        "_codecs.encode": codecs.encode,  # bytes in pickle protocol 2
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of an admitted global, or an UnpicklingError that names the forbidden one."""
+        """The replacement of an admitted global; raises UnpicklingError for any other."""
         if f"{module}.{name}" not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for the forbidden global {module}.{name}, which could run code")
+            raise pickle.UnpicklingError(f"it uses the forbidden global {module}.{name}, which could run code")
         return self.ADMITTED[f"{module}.{name}"]
 
 
 def decode(array: PickledArray) -> npt.NDArray[np.uint8]:
-    """The bytes of a pickled uint8 array; any other dtype is a TypeError."""
+    """The content of a pickled uint8 array; raises TypeError for any other dtype."""
     _, shape, dtype, fortran, raw = array.state
     if dtype.args[0] not in ("u1", b"u1"):
         raise TypeError(f"data has dtype {dtype.args[0]!r}, expected uint8")

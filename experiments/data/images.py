@@ -1,7 +1,6 @@
-"""A whole data set of images on the device, as bytes, and batches of it made there; no worker processes.
+"""A data set of images, kept on the device as bytes, and its batches, built there without worker processes.
 
-Every random choice is a function of (seed, epoch or step), not of what was drawn before, so that a run that is resumed
-in the middle of an epoch sees exactly the batches that it would have seen.
+Every random choice depends on the seed and the epoch or step alone, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -27,17 +26,22 @@ WHOLE = slice(None)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """``flip`` left and right; ``crop``: shift by up to so many pixels, padded with zeros; ``cutout``: side of a square
-    of zeros at a random place."""
+    """Random changes of each image.
+
+    Arguments:
+        flip: Mirror half of the images.
+        crop: Largest shift in pixels; the border is filled with zeros.
+        cutout: Side of a square of zeros at a random place, in pixels.
+    """
 
     flip: bool = True
     crop: int = 0
     cutout: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """(B, C, H, W) of any dtype to the same, each sample by its own draw.
+        """The changed images, (B, C, H, W) like ``x``.
 
-        ``part``: which samples of a batch of ``whole`` these are, so that shares of a batch see what the batch would.
+        ``x`` may be the samples ``part`` of a batch of ``whole`` samples; each is changed as it would be in the batch.
         """
         num, _, height, width = x.shape
         device = x.device
@@ -49,7 +53,7 @@ class Augmentation:
             rows = next(drawn)[:, None] + torch.arange(height, device=device)
             columns = next(drawn)[:, None] + torch.arange(width, device=device)
             sample = torch.arange(num, device=device)[:, None, None]
-            # Indexing puts the channels last; they go back to their place without a copy.
+            # Indexing puts the channels last; `permute` moves them back without a copy.
             x = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.cutout:
             inside = torch.ones(num, height, width, dtype=torch.bool, device=device)
@@ -64,7 +68,7 @@ class Augmentation:
     def _drawn(
         self, num: int, height: int, width: int, generator: torch.Generator, part: slice, device: torch.device
     ) -> Tensor:
-        """What is drawn for each sample, one row a choice, on the device in one copy that is not waited for."""
+        """All random numbers on the device, one row per choice and one column per sample."""
         ranges = [(0, 2)] * self.flip + [(0, 2 * self.crop + 1)] * (2 * bool(self.crop))
         half = self.cutout // 2
         ranges += [(-half, height - half), (-half, width - half)] * bool(self.cutout)
@@ -74,10 +78,13 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Images:
-    """``images`` (N, C, H, W) uint8, ``labels`` (N,) int64; ``mean``, ``std`` by channel, of 0..1.
+    """Images with labels.
 
-    ``device``: where batches are made; the images themselves lie there too, or in memory or a mapped file, from which
-    each batch is then copied.
+    Arguments:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        mean, std: Per channel, for pixel values in 0..1.
+        on: The device of the batches, if it is not that of the images.
     """
 
     images: Tensor
@@ -94,32 +101,31 @@ class Images:
 
     @classmethod
     def digits(cls, *, train: bool) -> Images:
-        """Three quarters of the handwritten digits of scikit-learn, or the rest, 3 x 32 x 32 pixels."""
+        """Three quarters of scikit-learn's handwritten digits for training, or the rest, (N, 3, 32, 32)."""
         pixels, labels = digits_with_labels()
         chosen = torch.arange(len(pixels)) % 4 != 3 if train else torch.arange(len(pixels)) % 4 == 3
         return cls(pixels[chosen], labels[chosen], DIGITS_MEAN, DIGITS_STD)
 
     def to(self, device: torch.device) -> Images:
-        """The same, with all images on the device."""
+        """The same images, moved to the device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
     def mapped(self, folder: Path, device: torch.device) -> Images:
-        """The same, with images in a file of the folder that is mapped into memory, and batches on the device.
+        """The same images in a memory-mapped file, with batches on the device.
 
-        The file holds the bytes of the images, nothing else, and is named by their digest, so that other images of the
-        same number are never taken for these.  It is written unless it is there and whole.
+        The file holds the raw bytes of the images and is named by their digest.  A complete file is reused.
         """
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
             written(path, content.tofile)
         shape = (*self.images.shape,)
-        # Copy on write, because torch has no tensors that may only be read.
+        # Copy on write, because torch has no read-only tensors.
         mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
         return replace(self, images=mapped, labels=self.labels, on=device)
 
     def split(self, num: int) -> tuple[Images, Images]:
-        """All but the last ``num`` images, and those."""
+        """All images but the last ``num``, and the last ``num``."""
         if not 0 < num < len(self):
             raise ValueError(f"holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
         parts = (slice(None, len(self) - num), slice(len(self) - num, None))
@@ -131,16 +137,16 @@ class Images:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are made."""
+        """The device of the batches."""
         return self.on or self.images.device
 
     def batch(
         self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0, part: slice = WHOLE
     ) -> tuple[Tensor, Tensor]:
-        """Standardized float32 images and labels of those indices; augmentation draws from a generator of this seed.
+        """Standardized float32 images and labels of these indices, augmented with random numbers from ``seed``.
 
-        Standardized before it is augmented, so that padding and cutout are the mean color.  ``part``: only these
-        samples of the batch, exactly as they are in the whole.
+        Images are standardized first, so padding and cutout have the mean color.  ``part`` selects samples of the
+        batch; they equal those of the whole batch.
         """
         device = self.device
         chosen = indices[part].to(self.images.device)
@@ -155,18 +161,18 @@ class Images:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation on the device, (1, C, 1, 1), made once and not at each step."""
+        """Mean and standard deviation on the device, (1, C, 1, 1)."""
         shape = (1, -1, *[1] * (self.images.ndim - 2))
         mean, std = (torch.tensor(values, device=self.device).reshape(shape) for values in (self.mean, self.std))
         return mean, std
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """All indices, shuffled anew for each epoch."""
+        """All indices, in a random order for each epoch."""
         generator = seeds.generator(seed, f"order of epoch {epoch}")
         return torch.randperm(len(self), generator=generator).to(self.images.device)
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """On the device; to CUDA from pinned memory, for only that is copied while the processor goes on."""
+    """The value on the device; copies to CUDA from pinned memory, so that the CPU does not wait."""
     pin = device.type == "cuda"
     return (value.pin_memory() if pin else value).to(device, non_blocking=pin)

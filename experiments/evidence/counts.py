@@ -1,8 +1,9 @@
-"""Parts of runs and medians over runs, with 95 % intervals that ask nothing of the distribution.
+"""Proportions of runs and medians over runs, with 95 % intervals that assume nothing about the distribution.
 
-Runs that come in cells (one network at one learning rate, say) are alike within them.  Then whole cells are drawn anew
-(the cluster bootstrap, A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8), and an
-interval is as wide as this and that of independent runs together: where all runs agree, resampling knows no spread.
+Runs of one cell (one network at one learning rate, for example) resemble each other. Therefore whole cells are
+resampled (cluster bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8).
+The interval is the union of the bootstrap interval and that of independent runs, because the bootstrap finds no spread
+where all runs agree.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from experiments.evidence.means import verdict
+from experiments.evidence.words import span
+
 FloatArray = npt.NDArray[np.float64]
 RESAMPLES = 2000
 
 
 def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray:
-    """How often each run is drawn when as many cells as there are are drawn with replacement: (RESAMPLES, runs).
+    """How often each run is drawn when all cells are resampled with replacement: (RESAMPLES, runs).
 
     Arguments:
-        cells: One label a run, equal for the runs of a cell.
+        cells: One label per run, equal for the runs of a cell.
     """
     codes, names = pd.factorize(np.asarray(cells))
     num = len(names)
@@ -32,7 +36,7 @@ def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray
 
 
 def interval(resampled: FloatArray) -> tuple[float, float]:
-    """The middle 95 % of resampled values; NaN is one that could not be taken, and all NaN says nothing."""
+    """The middle 95 % of the resampled values that are not NaN; the whole line if all are NaN."""
     known = resampled[np.isfinite(resampled)]
     if not len(known):
         return -math.inf, math.inf
@@ -47,9 +51,9 @@ def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` where runs come in cells.
+    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` for runs in cells.
 
-    Anything is possible where there are no runs.
+    Without runs the interval is 0 to 1.
     """
 
     count: int
@@ -63,7 +67,7 @@ class Part:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the part, in 0..1."""
+        """The interval of the proportion, in 0..1."""
         if not self.num:
             return 0.0, 1.0
         found = stats.binomtest(self.count, self.num).proportion_ci(method="wilson")
@@ -71,22 +75,22 @@ class Part:
         return min(float(found.low), low), max(float(found.high), high)
 
     def above(self, limit: float) -> bool | None:
-        """Whether it is more than ``limit``; None where the interval holds that."""
+        """Whether the proportion is more than ``limit``; None if the interval contains ``limit``."""
         low, high = self.interval
-        return True if low > limit else False if high < limit else None
+        return verdict(low > limit, high < limit)
 
     @property
     def most(self) -> bool | None:
-        """Whether it is more than half; None where the interval holds a half."""
+        """Whether the proportion is more than half; None if the interval contains a half."""
         return self.above(0.5)
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.count} of {self.num} runs ({100 * low:.0f} to {100 * high:.0f} %)"
+        return f"{self.count} of {self.num} runs ({span(100 * low, 100 * high, '.0f')[0]} %)"
 
 
 def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
-    """Of booleans, one a run; ``drawn`` (resamples, runs) of `draws` where the runs come in cells."""
+    """The proportion of True in ``which``, one per run. Runs in cells need ``drawn`` of `draws`, (resamples, runs)."""
     array = np.asarray(which, dtype=bool)
     resampled = None
     if drawn is not None and len(array):
@@ -96,10 +100,11 @@ def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
 
 @dataclass(frozen=True)
 class Median:
-    """A median with its 95 % interval by order statistics, which assumes nothing of the distribution.
+    """A median with its 95 % interval by order statistics, which assumes nothing about the distribution.
 
-    The interval goes from the j-th smallest of n to the j-th largest, j the largest with P(Binomial(n, 1/2) < j) at
-    most 2.5 %; infinite where n < 6 leaves none (W. J. Conover, Practical Nonparametric Statistics, section 3.2).
+    The interval goes from the j-th smallest of n values to the j-th largest. j is the largest number with
+    P(Binomial(n, 1/2) < j) <= 2.5 %. The interval is infinite if n < 6, where there is no such j
+    (W. J. Conover, Practical Nonparametric Statistics, section 3.2).
     """
 
     value: float
@@ -109,11 +114,11 @@ class Median:
     def __format__(self, form: str) -> str:
         if not math.isfinite(self.high - self.low):
             return f"{self.value:g} (too few for an interval)"
-        return f"{self.value:g} ({self.low:g} to {self.high:g})"
+        return f"{self.value:g} ({span(self.low, self.high, '.6g')[0]})"
 
 
 def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
-    """Of values, one a run, NaN of none; ``drawn`` (resamples, runs) of `draws` where the runs come in cells."""
+    """The median of values, one per run; NaN if there are none. Runs in cells need ``drawn`` of `draws`."""
     unsorted = np.asarray(values, dtype=np.float64)
     order = np.argsort(unsorted, kind="stable")
     array, num = unsorted[order], len(unsorted)
@@ -133,7 +138,7 @@ def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
 
 
 def _medians(array: FloatArray, times: FloatArray) -> FloatArray:
-    """Of sorted values, each taken as often as a row of ``times`` says; NaN where none is."""
+    """Medians of sorted values, each repeated as often as a row of ``times`` says; NaN for an empty row."""
     passed, total = times.cumsum(axis=1), times.sum(axis=1, keepdims=True)
     ends = ((passed >= total / 2).argmax(axis=1), (passed > total / 2).argmax(axis=1))
     return np.where(total[:, 0] > 0, (array[ends[0]] + array[ends[1]]) / 2, math.nan)

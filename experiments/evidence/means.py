@@ -1,41 +1,78 @@
-"""Means over seeds with their 95 % intervals, as numbers and as words."""
+"""Means over seeds with 95 % intervals, and comparisons of a mean with a bound."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from experiments.evidence.words import span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``num`` independent values, and its interval of Student's t, 95 %; infinite with a single value."""
+    """The mean of ``num`` independent values with its 95 % interval of Student's t; infinite for a single value.
+
+    A comparison returns True where the whole interval agrees, False where the whole interval disagrees, else None.
+    """
 
     value: float
     low: float
     high: float
     num: int
 
+    def below(self, bound: float) -> bool | None:
+        """Whether the mean is less than ``bound``."""
+        return verdict(self.high < bound, self.low > bound)
+
+    def above(self, bound: float) -> bool | None:
+        """Whether the mean is greater than ``bound``."""
+        return verdict(self.low > bound, self.high < bound)
+
+    def between(self, low: float, high: float) -> bool | None:
+        """Whether the mean is greater than ``low`` and less than ``high``."""
+        return verdict(low < self.low and self.high < high, self.low > high or self.high < low)
+
+    def within(self, wanted: float, tolerance: float) -> bool | None:
+        """Whether the mean differs from ``wanted`` by less than ``tolerance``."""
+        return self.between(wanted - tolerance, wanted + tolerance)
+
     def __format__(self, form: str) -> str:
-        """``1.471 (1.462 to 1.480)``; the value alone where there is no interval."""
+        """``1.471 (1.462 to 1.480)``; without an interval where there is one seed."""
         form = form or ".4g"
         if not math.isfinite(self.high - self.low):
             return f"{self.value:{form}} (one seed)"
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+        words, finer = span(self.low, self.high, form)
+        return f"{self.value:{finer}} ({words})"
+
+
+def verdict(supported: bool, contradicted: bool) -> bool | None:
+    """True if ``supported``, False if ``contradicted``, and None if neither."""
+    return True if supported else False if contradicted else None
+
+
+def all_of(*verdicts: bool | None) -> bool | None:
+    """True if every verdict is True, False if one is False, else None."""
+    return verdict(all(verdicts), False in verdicts)
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """Of independent values, one a seed.
+    """The mean of independent values, one per seed.
 
-    With ``comparisons`` the interval is one of so many that hold together at 95 % (Bonferroni): its own level is
-    1 - 0.05 / comparisons.
+    Arguments:
+        comparisons: Number of intervals that hold together at 95 % (Bonferroni). The level of each is
+            1 - 0.05 / comparisons.
 
     Raises:
-        ValueError: There are none, or one is NaN.
+        ValueError: There are no values, or one is NaN.
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
@@ -50,10 +87,10 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
 
 
 def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """Of positive values whose logarithms are nearly normal; the interval is that of their mean, as in `mean`.
+    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms.
 
     Raises:
-        ValueError: There are none, or one is not positive.
+        ValueError: There are no values, or one is not positive.
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
@@ -63,50 +100,16 @@ def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     return Mean(value, low, high, logarithms.num)
 
 
-def below(found: Mean, bound: float) -> bool | None:
-    """Whether a mean lies below ``bound``: True or False where its whole interval does or does not, else None."""
-    return True if found.high < bound else False if found.low > bound else None
+def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
+    """Distances from the means to the ends of their intervals, shape (2, n), as ``xerr`` and ``yerr`` want them."""
+    return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
 
 
-def above(found: Mean, bound: float) -> bool | None:
-    """Whether a mean lies above ``bound``, likewise."""
-    return True if found.low > bound else False if found.high < bound else None
-
-
-def within(found: Mean, wanted: float, tolerance: float) -> bool | None:
-    """Whether a mean lies within ``tolerance`` of ``wanted``: the whole interval inside, or outside, else None."""
-    if wanted - tolerance < found.low and found.high < wanted + tolerance:
-        return True
-    return False if found.low > wanted + tolerance or found.high < wanted - tolerance else None
-
-
-def all_of(*verdicts: bool | None) -> bool | None:
-    """Whether everything holds; False as soon as one does not, None while one is open."""
-    return False if False in verdicts else None if None in verdicts else True
-
-
-def told(
-    verdicts: Mapping[tuple[str, str], bool | None] | Mapping[str, bool | None],
-    supported: str, contradicted: str, undecided: str,
-) -> str:  # fmt: skip
-    """A sentence for each verdict that occurs, in that order, with the names it is said of in place of ``{}``.
-
-    Names in pairs are put together by the first: ``selu (wider, residual)``.
-    """
-    sentences = {True: supported, False: contradicted, None: undecided}
-    parts = []
-    for verdict, sentence in sentences.items():
-        names: dict[str, list[str]] = {}
-        for name, own in verdicts.items():
-            if own is verdict:
-                first, second = name if isinstance(name, tuple) else (name, "")
-                names.setdefault(first, []).append(second)
-        if names:
-            words = [f"{first} ({', '.join(seconds)})" if any(seconds) else first for first, seconds in names.items()]
-            parts.append(sentence.format(listed(words)))
-    return " ".join(filter(None, parts))
-
-
-def listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def errorbars(ax: Axes, places: npt.ArrayLike, means: Sequence[Mean],
+              *, horizontal: bool = False, **style: Any) -> None:  # fmt: skip
+    """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
+    values = [one.value for one in means]
+    if horizontal:
+        ax.errorbar(values, places, xerr=errors(means), **style)
+    else:
+        ax.errorbar(places, values, yerr=errors(means), **style)

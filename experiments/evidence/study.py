@@ -1,17 +1,17 @@
-"""What a study is: a question, figures and claims that its frame supports, or contradicts."""
+"""A study: a question, how it was measured, figures, and claims that the data decide."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from experiments.archive.tables import Collected
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
 
 PACKAGE = "experiments.studies"
 VERDICTS = ("supported", "contradicted", "undecided", "checked")
@@ -21,9 +21,11 @@ VERDICTS = ("supported", "contradicted", "undecided", "checked")
 class Claim:
     """A sentence that the data decide.
 
-    ``says`` is what is claimed, ``holds`` whether the data support it (None: they cannot tell), ``because`` the numbers
-    with their errors, read from the frame.  ``identity``: it is a theorem, held against rounding, so that it says the
-    code is right and nothing of the world; it is counted apart.
+    Arguments:
+        says: What is claimed.
+        holds: Whether the data support the claim; None if they cannot decide.
+        because: The numbers that decide, with their errors, read from the frame.
+        identity: The claim is a theorem, tested up to rounding. It checks the code, so it is counted separately.
     """
 
     says: str
@@ -33,66 +35,78 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """One of `VERDICTS`: an identity that holds is checked, not supported."""
+        """One of `VERDICTS`. An identity that holds is "checked"."""
         if self.identity and self.holds:
             return "checked"
         return {True: "supported", False: "contradicted", None: "undecided"}[self.holds]
 
 
-class Study(Protocol):
-    """A module of `experiments.studies`, by the name of its configuration in conf/study.
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What `experiments.studies.NAME.STUDY` must provide; NAME is that of its configuration in conf/study.
 
-    In ``METHOD`` and ``HOW_SURE`` a field such as ``{model.depth}`` stands for that key of the configuration, and
-    ``{num_seeds}`` for the number of seeds; `experiments.reports.pages` fills them in.  Optional: ``RESULTS``,
-    the study whose runs are read; ``condensed``, what is kept of them; and ``CAPTIONS``, words under figures by name,
-    whose first sentence, without brackets, is read to those who do not see them.
+    The texts are Markdown. In ``use``, ``method`` and ``how_sure`` a field such as ``{model.depth}`` stands for that
+    key of the configuration, and ``{num_seeds}`` for the number of seeds.
+
+    Arguments:
+        question: The title of the page.
+        answer: The answer in at most three sentences, with its numbers read from the frame.
+        use: What the reader can do with the answer.
+        method: What is measured and how, with formulas and references.
+        how_sure: What the error bars cover, and what the answer does not cover.
+        claims: What was claimed, with the verdicts of the data.
+        figures: Figures by file name; the first one illustrates the answer.
+        captions: A caption for every figure of the page, by name. Its first sentence is the alternative text.
+        details: Further results: tables, and sentences for which the answer has no room.
+        results: The sweep whose runs are read, if it does not have the name of the study.
+        condensed: What is kept of the collected runs; needed where every step is a row.
     """
 
-    QUESTION: str
-    """The question, as the title of its page."""
-    METHOD: str
-    """What is measured and how, with formulas and references; Markdown."""
-    HOW_SURE: str
-    """What the error bars are of, and what the answer does not cover; Markdown."""
-
-    def figures(self, collected: Collected) -> dict[str, Figure]:
-        """Figures by the name of their file; the first stands for the study."""
-
-    def claims(self, collected: Collected) -> list[Claim]:
-        """What was claimed, decided."""
-
-    def answer(self, collected: Collected) -> str:
-        """The answer in a few sentences, its numbers read from the frame; Markdown."""
+    question: str
+    answer: Callable[[Collected], str]
+    use: str = ""
+    method: str
+    how_sure: str
+    claims: Callable[[Collected], list[Claim]]
+    figures: Callable[[Collected], dict[str, Figure]]
+    captions: Mapping[str, str] = field(default_factory=dict)
+    details: Callable[[Collected], str] | None = None
+    results: str | None = None
+    condensed: Callable[[Collected], Collected] = lambda collected: collected
 
 
 def names() -> list[str]:
-    """Every study that has a page."""
+    """The names of all studies."""
     package = importlib.import_module(PACKAGE)
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def find(name: str) -> Study | None:
-    """The study of that name; None where a name has runs or a configuration only."""
+    """The study of this name, or None if only a sweep has the name."""
     if name not in names():
         return None
-    return cast(Study, importlib.import_module(f"{PACKAGE}.{name}"))
+    found = importlib.import_module(f"{PACKAGE}.{name}").STUDY
+    assert isinstance(found, Study), f"{PACKAGE}.{name}.STUDY must be a Study, got {type(found).__name__}."
+    return found
 
 
 def results(name: str) -> str:
-    """The study whose runs it reads: its own, unless it says ``RESULTS``."""
-    return getattr(find(name), "RESULTS", name)
+    """The sweep whose runs the study reads."""
+    asked = find(name)
+    return name if asked is None or asked.results is None else asked.results
 
 
 def reader(name: str) -> str:
-    """The study that these runs are for: that of their name, or the one whose ``RESULTS`` they are."""
+    """The study that reads the runs of the sweep ``name``; ``name`` itself if there is none."""
     return name if name in names() else next((other for other in names() if results(other) == name), name)
 
 
 def condensed(name: str, collected: Collected) -> Collected:
-    """What a study keeps of its runs: everything, unless it has a function ``condensed``, for frames of many steps."""
-    return getattr(find(name), "condensed", lambda everything: everything)(collected)
+    """What the study keeps of its collected runs."""
+    asked = find(name)
+    return collected if asked is None else asked.condensed(collected)
 
 
 def evenly(depth: int, num: int) -> list[int]:
-    """Numbers of so many layers, or all there are, at equal distances; the last one is the last layer."""
+    """Indices of ``num`` equally spaced layers out of ``depth``, ending with the last; all if there are fewer."""
     return [-(-depth * n // num) - 1 for n in range(1, num + 1)] if num < depth else list(range(depth))

@@ -1,4 +1,4 @@
-"""What mean-field theory predicts for the networks of a study, read from their configuration."""
+"""Growth of the networks of a study: measured over seeds, and predicted by mean-field theory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = ("activation", "norm", "depth", "residual", "data", "init", "batch_size
 
 
 def predictable(row: pd.Series) -> bool:
-    """Whether theory here covers a network: a plain or residual MLP of standard weights on Gaussian noise."""
+    """Whether the theory covers a network: a plain or residual MLP with standard weights on Gaussian noise."""
     return (
         all(name in row and not pd.isna(row[name]) for name in NEEDED)
         and row["data"] == "noise"
@@ -29,7 +29,7 @@ def predictable(row: pd.Series) -> bool:
 
 
 def profile(row: pd.Series) -> mf.Prediction:
-    """The prediction for one network's configuration."""
+    """The prediction for the configuration of one network."""
     given = row.get("weight_variance")
     residual = row["residual"] == "identity"
     return _predicted(
@@ -49,7 +49,7 @@ def _predicted(
     depth: int,
     batch_size: int,
 ) -> mf.Prediction:
-    """Kept, because tables, figures and claims ask for it again, and batch normalization takes half a second."""
+    """Cached, because batch normalization takes half a second and several tables and figures need it."""
     phi = mf.as_activation(activation)
     variance = mf.standard_variance(phi) if weight_variance is None else weight_variance
     branch = None if skip_weight is None else 1.0
@@ -58,7 +58,7 @@ def _predicted(
 
 
 def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Predicted log10 GSC to the output, one row a layer, for each network of ``keys`` that theory covers."""
+    """Predicted log10 GSC to the output, one row per layer, of each network of ``keys`` that the theory covers."""
     parts = []
     for _, group in frame.groupby(list(keys), sort=False, observed=True, dropna=False):
         row = group.iloc[0]
@@ -71,7 +71,7 @@ def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def rate(row: pd.Series) -> float:
-    """Predicted growth a layer over the half nearer the output; NaN where theory does not cover the network."""
+    """Predicted growth rate per layer over the half nearer the output; NaN if the theory does not cover the network."""
     if not predictable(row):
         return math.nan
     log10_gsc = profile(row).log10_gsc
@@ -81,11 +81,11 @@ def rate(row: pd.Series) -> float:
 
 
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Growth of each network of a study: log GSC averaged over seeds, the interval from their spread.
+    """Growth rate of each network, fitted to log GSC averaged over seeds, with an interval from their spread.
 
-    One row for each combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, and log10 GSC of the
-    farthest layer with its standard error over seeds.  A network too small for a rate has nulls, and the verdict says
-    why.
+    One row per combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the farthest layer
+    with its standard error over seeds, and the rate of theory.  A network with too few layers for a rate has NaN, and
+    its verdict is the reason.
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []

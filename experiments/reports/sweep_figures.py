@@ -1,4 +1,4 @@
-"""The figures of any sweep: whatever its frame has data for."""
+"""Figures of any sweep: all that its frame has data for."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from gradscope import meanfield as mf
 from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
-# Values of a key that can be told apart by color, as a column and a row of panels, and by dash.
+# Largest number of values of a key that can be shown by color, by columns and rows of panels, and by dash.
 MOST = {"color": 10, "column": 6, "row": 6, "dash": 4}
-# Largest over smallest value from which an axis is logarithmic.
+# An axis is logarithmic if the largest value exceeds this multiple of the smallest.
 WIDE = 1e3
-LABEL_WIDTH = 28  # characters, beside a small panel
+LABEL_WIDTH = 28  # characters of an axis label of a small panel
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Every figure that the frame has data for, by name; curves of the profile carry their rate and verdict.
+    """All figures that the frame has data for, by name.
 
-    ``keys`` tell the networks apart: the first by color, the second by dash; more than two become one label.  More
-    networks than can be told apart in one picture are a panel for each value of a key, their rates in a figure of
-    their own.
+    The first of ``keys`` is shown by color and the second by dash; more than two are joined into one label.  Too many
+    networks for one plot are drawn in panels, one per value of a key, with their growth rates in a separate figure.
     """
     if set(keys) == {"weight_variance", "bias_variance"}:
         return {"phase_diagram": _phases(frame, growth, title)}
@@ -49,7 +48,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
         return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates | matrices
     notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
     by_network = dict(zip(known[labels.NETWORK], notes, strict=True))
-    # Columns of labels beside those of values, which theory reads.
+    # Labels get columns of their own, because the theory needs the values.
     shown = ["color", "dash"][: len(keys)] if len(keys) <= 2 else [labels.NETWORK]
     if len(keys) <= 2:
         frame = frame.assign(**dict(zip(shown, labels.labeled(frame, keys).to_numpy().T, strict=True)))
@@ -69,7 +68,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
 
 
 def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
-    """Curves in panels: keys by color, column, row and dash, most values first; none where there are too many."""
+    """Curves in panels, by color, column, row and dash, keys with most values first; none if there are too many."""
     counts = frame[keys].nunique(dropna=False).sort_values(ascending=False, kind="stable")
     roles = dict(zip(map(str, counts.index), MOST, strict=False))
     if len(keys) > len(MOST) or any(counts[key] > MOST[role] for key, role in roles.items()):
@@ -126,7 +125,7 @@ def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes:
 
 
 def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
-    """Theory over the plane of variances, and the measured networks on it."""
+    """Predicted rates over the plane of variances, with the measured networks on it."""
     activation = str(frame["activation"].iloc[0])
     weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
     biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
@@ -141,7 +140,7 @@ def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
 
 
 def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
-    """Rates against 1 / width, a curve a network."""
+    """Growth rates against 1 / width, one curve per network."""
     others = [key for key in keys if key != "width"]
     growth = labels.with_networks(growth, others) if others else growth.assign(network="network")
     figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
@@ -161,7 +160,7 @@ def _panels(frame: pd.DataFrame, title: str, notes: dict[str, str]) -> Figure:
 
 
 def _matrices(profile: pd.DataFrame, title: str) -> Figure:
-    """One heat map a network, on one color scale."""
+    """One heat map per network, on one color scale."""
     networks = list(profile.groupby(labels.NETWORK, sort=False, observed=True))
     num_columns = min(4, len(networks))
     num_rows = -(-len(networks) // num_columns)
@@ -180,13 +179,13 @@ def _matrices(profile: pd.DataFrame, title: str) -> Figure:
 
 
 def spread(frame: pd.DataFrame) -> str:
-    """What lines and bands are, in words."""
+    """A phrase that says what lines and bands show."""
     seeds = frame["seed"].nunique()
     return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
 
 
 def describe(collected: Collected) -> str:
-    """Depth, width, batch and data of a study, as far as all its runs share them, and what is noted of the data."""
+    """A phrase with the depth, width, batch size and data that all runs share, and the note on the data."""
     frame, words = collected.frame, []
     for name in ("depth", "width", "batch_size", "data"):
         if name in frame and frame[name].nunique() == 1:
@@ -196,7 +195,7 @@ def describe(collected: Collected) -> str:
 
 
 def panels(num: int, in_a_row: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with ``num`` axes of so many inches, ``in_a_row`` beside each other at most."""
+    """A figure with ``num`` axes of ``width`` x ``height`` inches, at most ``in_a_row`` per row."""
     columns = min(in_a_row, num)
     rows = -(-num // columns)
     size = (width * columns, height * rows)

@@ -1,8 +1,9 @@
-"""Tables for the terminal: one measured network, and a study with its growth rates and verdicts."""
+"""Tables for the terminal: one measured network, the growth rates or accuracies of a sweep, claims of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from experiments.archive.labels import NETWORK, with_networks
 from experiments.evidence.study import Claim
 
 MAX_ROWS = 64
+NAME = partial(Column, "network", overflow="fold")  # wrapped rather than truncated
 STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}
 
 
 def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
-    """One row a layer: log10 GSC with its two standard errors; pre-activation statistics where a layer has them.
+    """Print one row per layer: log10 GSC with its two standard errors, and pre-activation statistics.
 
-    Without a profile one row a quantity.
+    Without a profile, print one row per quantity.
     """
     console = Console()
     if profile is None:
@@ -62,8 +64,8 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
 
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
-    """The study's table."""
-    table = Table(_named(), "seeds", "log10 GSC", "rate a layer (95 %)", "theory", "verdict", title=title)
+    """Print growth rate, prediction and verdict of each network."""
+    table = Table(NAME(), "seeds", "log10 GSC", "rate per layer (95 %)", "theory", "verdict", title=title)
     for row in with_networks(growth, keys).to_dict("records"):
         style = STYLES.get(row["verdict"], "")
         spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.2f}"
@@ -79,7 +81,7 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
 
 
 def print_claims(claims: Sequence[Claim], title: str) -> None:
-    """What a study was asked to decide, and how the data did."""
+    """Print the claims of a study, each with its verdict and the reason."""
     table = Table("claim", "", "because", title=title)
     styles = {True: "green", False: "bold red", None: "yellow"}
     for claim in claims:
@@ -88,8 +90,8 @@ def print_claims(claims: Sequence[Claim], title: str) -> None:
 
 
 def print_learning(metrics: pd.DataFrame, title: str) -> None:
-    """The last test accuracy of each ``network``, with one standard deviation over seeds."""
-    table = Table(_named(), "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
+    """Print the last test accuracy of each ``network``, with one standard deviation over seeds."""
+    table = Table(NAME(), "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
     for network, rows in metrics.groupby("network", sort=False, observed=True):
         last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
         spread = f" +- {last.std():.2f}" if len(last) > 1 else ""
@@ -102,11 +104,6 @@ def print_learning(metrics: pd.DataFrame, title: str) -> None:
             f"{rows['images_per_second'].median():.0f}",
         )
     Console().print(table)
-
-
-def _named() -> Column:
-    """The column of names, which are wrapped rather than cut: they tell the rows apart."""
-    return Column("network", overflow="fold")
 
 
 def _number(value: Any) -> str:

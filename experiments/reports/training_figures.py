@@ -1,4 +1,4 @@
-"""Figures of networks that learn: a panel a network, all of one figure on one scale."""
+"""Figures of trained networks: one panel per network, on one scale per figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradscope.plots.rows import finite_limits
 
 
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Loss and accuracy; GSC of each layer over training, before and after; gradient norms.  By column ``network``."""
+    """Figures per ``network``: loss and accuracy, GSC during training, GSC before and after, gradient norms."""
     seeds = frame["seed"].nunique()
     spread = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     band = f"{spread}, band: one standard deviation" if seeds > 1 else spread
@@ -57,7 +57,7 @@ def _panels(frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, s
     for ax, network in zip(axes, networks, strict=True):
         try:
             draw_one(frame[frame["network"] == network], ax=ax)
-        except ValueError as error:  # of a network that is dead or diverged; the others are still to be seen
+        except ValueError as error:  # a dead or diverged network; still draw the others
             ax.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8, transform=ax.transAxes)
         ax.set_title(network, fontsize=10)
     figure.suptitle(title, fontsize=10)

@@ -1,7 +1,7 @@
-"""One start of a sweep: what it set out to do, and a line for each run that came to its end.
+"""One launch of a sweep: the runs it plans, and a file with one line for each run that ended.
 
-The lines are for the progress bar; what became of a run is said by its folder alone.  The processes of a launch,
-wherever they run, learn its file from the configuration, and each appends whole lines.
+The lines feed the progress bar; what became of a run is read from its folder alone.  The processes of a launch, on
+whatever machine, get the path of the file through the configuration, and each appends whole lines.
 """
 
 from __future__ import annotations
@@ -21,35 +21,33 @@ from typing import Any
 from omegaconf import DictConfig, flag_override
 
 from experiments.files import read_json, write_json
-from experiments.runs.names import FOLDER, digests, of_digest
+from experiments.runs.locks import PATIENCE_SECONDS, clock
+from experiments.runs.names import LAUNCHES
 
 ON_ERROR = ("continue", "stop")
+VARIABLE = "GRADSCOPE_LAUNCH"
 WATCH_SECONDS = 1.0
 
 
-VARIABLE = "GRADSCOPE_LAUNCH"
-
-
 def new(sweep: Path) -> Path:
-    """The file of a launch that begins now in this process."""
-    return sweep.resolve() / FOLDER / f"{time.time_ns()}-{os.getpid()}.jsonl"
+    """The file of a launch that starts now in this process."""
+    return sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{os.getpid()}.jsonl"
 
 
 def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
-    """Write down what a launch sets out to do in a sweep: overrides by the digest of the run's configuration.
+    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration.
 
     Raises:
         OSError: The folder of the sweep cannot be written.
     """
     content = {"runs": {digest: list(overrides) for digest, overrides in runs.items()}}
-    write_json(sweep / FOLDER / f"{launch.stem}.plan.json", content)
+    write_json(sweep / LAUNCHES / f"{launch.stem}.plan.json", content)
     launch.parent.mkdir(parents=True, exist_ok=True)
     launch.touch()
 
 
 def hand_over(config: DictConfig, launch: Path) -> None:
-    """Name a launch to all of its runs, through the configuration that launchers send: a worker need not inherit the
-    environment of the process that launches."""
+    """Tell all runs their launch through the configuration, since workers need not inherit the environment."""
     words = str(launch).replace("\\", "\\\\").replace("'", "\\'")
     with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
         config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{VARIABLE}='{words}'")
@@ -62,12 +60,18 @@ def current() -> Path | None:
 
 
 def launcher(launch: Path) -> int:
-    """The process that launched."""
+    """The number of the process that launched."""
     return int(launch.stem.rpartition("-")[2])
 
 
+def active(sweep: Path) -> bool:
+    """Whether a launch of the sweep has given a sign of life in the last half minute: it touches its file."""
+    now = clock(sweep)
+    return any(now - path.stat().st_mtime < PATIENCE_SECONDS for path in (sweep / LAUNCHES).glob("*.jsonl"))
+
+
 def note(folder: Path, state: str, error: str | None = None, launch: Path | None = None) -> None:
-    """A run of a launch (the current one) came to its end; one write, which other processes cannot tear.
+    """Note that a run of a launch (default: the current one) ended, in one write that other processes cannot tear.
 
     A full disk costs the line, not the run.
     """
@@ -84,7 +88,7 @@ def note(folder: Path, state: str, error: str | None = None, launch: Path | None
 
 
 def ended(path: Path) -> list[dict[str, Any]]:
-    """The runs of a launch that came to their end, without lines that a full disk or a crash has torn."""
+    """The runs of a launch that ended, without lines that a full disk or a crash has torn."""
     runs = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
@@ -96,7 +100,7 @@ def ended(path: Path) -> list[dict[str, Any]]:
 
 
 def stop() -> None:
-    """No further run of this launch is to begin."""
+    """Let the current launch start no further runs."""
     path = current()
     if path is not None:
         with contextlib.suppress(OSError):
@@ -104,36 +108,29 @@ def stop() -> None:
 
 
 def stopped(launch: Path | None = None) -> bool:
-    """Whether a run of a launch (the current one) has failed under ``on_error=stop``."""
+    """Whether a run of a launch (default: the current one) has failed under ``on_error=stop``."""
     path = launch or current()
     return path is not None and path.with_suffix(".stop").exists()
 
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
-    """The overrides of every run that any launch of a sweep set out to do, by the digest of its configuration; those of
-    the first launch that did."""
-    plans = [read_json(path) for path in sorted((sweep / FOLDER).glob("*.plan.json"), reverse=True)]
+    """The overrides of every run that any launch of a sweep planned, by digest; the first launch decides the words."""
+    plans = [read_json(path) for path in sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)]
     found = [plan.get("runs") for plan in plans if plan is not None]
     runs = [item for runs in found if isinstance(runs, dict) for item in runs.items()]
     return {digest: tuple(overrides) for digest, overrides in runs}
 
 
-def missing(sweep: Path) -> list[tuple[str, ...]]:
-    """The overrides of every planned run that has no folder."""
-    known = digests(sweep)
-    return [overrides for digest, overrides in planned(sweep).items() if of_digest(known, digest) is None]
-
-
 @cache
 def follow() -> None:
-    """In a process that another one started for a launch: end soon after that one is gone, to leave its run to others.
+    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run.
 
-    Once a process; nothing in the process that launches.
+    Starts a thread, once per process; does nothing in the launching process.
     """
     launch = current()
     if launch is None or launcher(launch) == os.getpid():
         return
-    # A worker of joblib may come here only after its parent has gone.
+    # A worker of joblib may get here only after its parent has ended.
     by_joblib = multiprocessing.current_process().name.startswith("Loky")
     parent = launcher(launch) if by_joblib else os.getppid()
 

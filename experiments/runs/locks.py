@@ -1,9 +1,9 @@
 """A run belongs to one process at a time: lock files with an owner and a heartbeat.
 
-A claim is the file ``<generation>.lock`` in the run's folder, made so that only one process can make it.  The claim of
-an owner that is gone is not changed but topped by one of the next generation, which again only one process can make: so
-two processes that find the same dead owner cannot both win.  An owner that was topped though it lives (it could not
-beat) finds that out, and `confirm` keeps it from saying that the run is done.
+A lock is the file ``<generation>.lock`` in the run's folder; its exclusive creation decides who owns the run.  The lock
+of a dead owner is not changed: a lock of the next generation overrides it, and again only one process can create that
+one.  Two processes that find the same dead owner therefore cannot both win.  An owner that was overridden although it
+lives (its heartbeat had stopped) finds no lock with its random token, and `confirm` keeps it from writing a status.
 """
 
 from __future__ import annotations
@@ -19,94 +19,96 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 5.0
-# An owner on another machine counts as gone after so long without a beat, by this process's own clock.
+# An owner on another machine counts as dead after this long without a heartbeat, by this process's own clock.
 PATIENCE_SECONDS = 30.0
-# How often one that waits for a claim asks for it.
+# A process that waits for a lock tries this often.
 WAIT_SECONDS = 0.2
+# A lock that names no owner for this long was never written: its owner died in the moment of creating it.
+UNWRITTEN_SECONDS = 1.0
 LOCK = re.compile(r"\d{6}\.lock")
 
 
-class LostClaimError(OSError):
-    """This process held a run, and holds it no more."""
+class LostLockError(OSError):
+    """This process owned a run, and another process has taken it over."""
 
 
 @dataclass(frozen=True)
-class _Claim:
-    lock: Path
-    words: str  # as in the file; no two claims have the same
+class _Lock:
+    """A lock of this process; ``content`` holds a random token, so no two locks have the same."""
 
-    def stands(self) -> bool:
-        """Whether the lock is still there, is this one, and is not topped."""
+    path: Path
+    content: str
+
+    def valid(self) -> bool:
+        """Whether the file is still there, has this token, and is the newest."""
         try:
-            return self.lock.read_text() == self.words and _newest(self.lock.parent) == self.lock
+            return self.path.read_text() == self.content and _newest(self.path.parent) == self.path
         except OSError:
             return False
 
 
-# The claims of this process by folder, and when it first saw a lock of another machine as it is now.
-_held: dict[Path, _Claim] = {}
+# The locks of this process by folder, and when it first saw each lock of another machine with its present heartbeat.
+_own: dict[Path, _Lock] = {}
 _seen: dict[Path, tuple[int, float]] = {}
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = False) -> Iterator[bool]:
-    """Claim a run; yields whether that succeeded, and gives it up at the end.  ``wait``: until it does."""
+def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a run until the end of the context; yields whether that succeeded.  ``wait``: retry until it does."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    claim = _claim(folder, patience)
-    while claim is None and wait:
+    lock = _acquire(folder, patience)
+    while lock is None and wait:
         time.sleep(WAIT_SECONDS)
-        claim = _claim(folder, patience)
-    if claim is None:
+        lock = _acquire(folder, patience)
+    if lock is None:
         yield False
         return
     stop = threading.Event()
-    beats = threading.Thread(target=_beat, args=(claim, stop), daemon=True)
+    beats = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
     beats.start()
-    _held[folder] = claim
+    _own[folder] = lock
     try:
         yield True
     finally:
         stop.set()
         beats.join()
-        del _held[folder]
-        if claim.stands():
-            claim.lock.unlink(missing_ok=True)
+        del _own[folder]
+        if lock.valid():
+            lock.path.unlink(missing_ok=True)
 
 
 def confirm(folder: Path) -> None:
-    """See that this process, if it claimed the run, still holds it.
+    """Check that this process, if it locked the run, still owns it.
 
     Raises:
-        LostClaimError: It does not.
+        LostLockError: Another process has taken the run over.
     """
-    claim = _held.get(folder.absolute())
-    if claim is not None and not claim.stands():
-        raise LostClaimError(
-            f"{folder} was lost to another process, which found no sign of life of this one (suspended, or without "
-            "its file system?), or somebody removed the lock; the run is left to it, or to the same command again."
+    lock = _own.get(folder.absolute())
+    if lock is not None and not lock.valid():
+        raise LostLockError(
+            f"Another process has taken over {folder}: this one gave no sign of life (suspended, or without its file "
+            "system?), or its lock was removed. If the run does not get done, run the same command again."
         )
 
 
-def owned(folder: Path, now: float | None = None) -> bool:
-    """Whether a process holds the run that is not known to be gone; ``now`` is the folder's `clock`."""
-    try:
-        newest = _newest(folder)
-        if newest is None or _gone(newest):
-            return False
-        if not _elsewhere(newest):
-            return True
-        return (clock(folder) if now is None else now) - newest.stat().st_mtime < PATIENCE_SECONDS
-    except FileNotFoundError:
-        return False  # given up in this moment
+def held(folder: Path, now: float | None = None, *, patience: float = PATIENCE_SECONDS) -> bool:
+    """Whether a living process owns the run.
+
+    An owner on another machine is watched for up to ``patience`` seconds for a heartbeat.  ``now``, the `clock` of the
+    folder, answers at once instead, by the age of the last heartbeat.
+    """
+    newest = _newest(folder)
+    return newest is not None and _alive(newest, patience, now)
 
 
 def clock(folder: Path) -> float:
-    """The time now by the clock that times of files in a folder are of; this machine's where it may not write there."""
+    """The present time by the clock that stamps files in a folder; this machine's if it may not write there."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
@@ -114,110 +116,113 @@ def clock(folder: Path) -> float:
         return time.time()
 
 
-def held(folder: Path, patience: float = PATIENCE_SECONDS) -> bool:
-    """Whether a process holds the run, watching one on another machine for a sign of life."""
-    try:
-        newest = _newest(folder)
-        return newest is not None and not _gone(newest) and not _silent(newest, patience)
-    except FileNotFoundError:
-        return False  # given up in this moment
+@cache
+def machine() -> str:
+    """Where process numbers are comparable: host name, boot, and (of a container) namespace of processes."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return " ".join(parts)
 
 
-def _claim(folder: Path, patience: float) -> _Claim | None:
-    """The claim of this process, None where another holds the run."""
+def _acquire(folder: Path, patience: float) -> _Lock | None:
+    """A new lock of this process; None if another process owns the run."""
     newest = _newest(folder)
-    if newest is not None and not _gone(newest) and not _silent(newest, patience):
+    if newest is not None and _alive(newest, patience):
         return None
-    lock = folder / f"{0 if newest is None else int(newest.stem) + 1:06d}.lock"
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid()), "id": uuid.uuid4().hex}
-    claim = _Claim(lock, json.dumps(owner))
+    path = folder / f"{0 if newest is None else int(newest.stem) + 1:06d}.lock"
+    owner = {"machine": machine(), "pid": os.getpid(), "started": started(os.getpid()), "token": uuid.uuid4().hex}
+    lock = _Lock(path, json.dumps(owner))
     try:
-        with lock.open("x") as file:
-            file.write(claim.words)
+        with path.open("x") as file:
+            file.write(lock.content)
     except FileExistsError:
         return None
     for old in _locks(folder):
-        if old.stem < lock.stem:
+        if old.stem < path.stem:
             old.unlink(missing_ok=True)
-    return claim
+    return lock
 
 
 def _locks(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in os.scandir(folder) if LOCK.fullmatch(entry.name)]
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if LOCK.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
 
 
 def _newest(folder: Path) -> Path | None:
     return max(_locks(folder), default=None)
 
 
-def _owner(lock: Path) -> dict[str, Any] | None:
-    """What a lock says; None where it says nothing of its owner, for it is not yet written, or of another make."""
-    try:
-        content = json.loads(lock.read_text())
-    except ValueError:
-        return None
-    known = isinstance(content, dict) and isinstance(content.get("pid"), int) and {"host", "started"} <= content.keys()
-    return content if known else None
-
-
-def _elsewhere(lock: Path) -> bool:
-    owner = _owner(lock)
-    return owner is not None and owner["host"] != socket.gethostname()
-
-
-def _gone(lock: Path) -> bool:
-    """Whether the owner was on this machine and is no more; another process that has got its number does not count."""
+def _alive(lock: Path, patience: float, now: float | None = None) -> bool:
+    """Whether the owner of a lock lives.  A process with its number but another start time is not the owner."""
     try:
         owner = _owner(lock)
         if owner is None:
-            return _stays_torn(lock)  # made and not yet written, unless it stays so
-    except FileNotFoundError:
-        return False  # given up in this moment
-    return owner["host"] == socket.gethostname() and started(owner["pid"]) != owner["started"]
-
-
-def _silent(lock: Path, patience: float) -> bool:
-    """Whether the owner, on another machine, does not beat any more.  Watches for so long, for clocks of two machines,
-    or one that was set back, cannot be compared; all runs of the sweep together, for a machine that is gone has left
-    many locks."""
-    try:
-        if not _elsewhere(lock):
             return False
-        if _seen.get(lock, (None,))[0] != lock.stat().st_mtime_ns:
-            _note(lock.parent.parent)
-        noted, since = _seen[lock]
-        while time.monotonic() - since < patience:
-            time.sleep(min(1.0, patience / 4))
-            if lock.stat().st_mtime_ns != noted:
-                return False
-    except (FileNotFoundError, KeyError):
-        return False  # given up meanwhile
-    return True
+        if owner["machine"] == machine():
+            return bool(owner["started"] == started(owner["pid"]))
+        return now - lock.stat().st_mtime < patience if now is not None else _beats(lock, patience)
+    except FileNotFoundError:
+        # Released, or overridden by another process: in both cases it is not ours to take now.
+        return True
 
 
-def _note(sweep: Path) -> None:
-    """Note the last beat of every lock of a sweep, and since when it is the last."""
-    now = time.monotonic()
-    for lock in sweep.glob("*/*.lock"):
+def _owner(lock: Path) -> dict[str, Any] | None:
+    """The content of a lock; None if it names no owner, even after the moment between creating and writing it.
+
+    Raises:
+        FileNotFoundError: The lock was released.
+    """
+    begin = time.monotonic()
+    while True:
+        with contextlib.suppress(ValueError):
+            content = json.loads(lock.read_text())
+            known = isinstance(content, dict) and isinstance(content.get("pid"), int)
+            if known and {"machine", "started"} <= content.keys():
+                return dict(content)
+        if time.monotonic() - begin > UNWRITTEN_SECONDS:
+            return None
+        time.sleep(UNWRITTEN_SECONDS / 20)
+
+
+def _beats(lock: Path, patience: float) -> bool:
+    """Whether the owner, on another machine, sends a heartbeat within ``patience`` seconds.
+
+    The time is that of this process, because the clocks of two machines cannot be compared.  All locks of the sweep are
+    watched together, because a dead machine may have left many.
+
+    Raises:
+        FileNotFoundError: The lock was released.
+    """
+    for other in lock.parent.parent.glob("*/*.lock"):
         with contextlib.suppress(FileNotFoundError):
-            beat = lock.stat().st_mtime_ns
-            if lock not in _seen or _seen[lock][0] != beat:
-                _seen[lock] = beat, now
+            beat = other.stat().st_mtime_ns
+            if _seen.get(other, (None,))[0] != beat:
+                _seen[other] = beat, time.monotonic()
+    beat, since = _seen.get(lock) or (lock.stat().st_mtime_ns, time.monotonic())
+    while time.monotonic() - since < patience:
+        time.sleep(min(1.0, patience / 4))
+        if lock.stat().st_mtime_ns != beat:
+            return True
+    return False
 
 
-def _beat(claim: _Claim, stop: threading.Event) -> None:
+def _beat(lock: _Lock, stop: threading.Event) -> None:
     while not stop.wait(BEAT_SECONDS):
-        if not claim.stands():  # a lock of that name may be another's by now
+        if not lock.valid():  # the file of this name may belong to another process by now
             return
         with contextlib.suppress(OSError):
-            os.utime(claim.lock)
+            os.utime(lock.path)
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine began, in words of the system; None where there is no such process."""
+    """When a process of this machine started, as the system says it; None if there is no such process."""
     try:
         state, *_, began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
-        return None if state in "ZX" else began  # one that was killed and not yet waited for is gone
+        return None if state in "ZX" else began  # a zombie is dead
     except OSError:
         pass
     try:
@@ -227,29 +232,3 @@ def started(pid: int) -> str | None:
     except PermissionError:
         pass
     return "alive"
-
-
-def alive_since(pid: int, moment: float) -> bool:
-    """Whether a process of this machine is alive that was so at a moment, in seconds of its clock."""
-    began = started(pid)
-    if began is None:
-        return False
-    try:
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        return time.time() - uptime + int(began) / os.sysconf("SC_CLK_TCK") <= moment + 1.0
-    except (OSError, ValueError):
-        return True  # a system that does not tell when it began
-
-
-def _stays_torn(lock: Path) -> bool:
-    """Whether a lock says nothing of its owner for a second.
-
-    Raises:
-        FileNotFoundError: It was given up meanwhile.
-    """
-    begin = time.monotonic()
-    while time.monotonic() - begin <= 1.0:
-        time.sleep(0.05)
-        if _owner(lock) is not None:
-            return False
-    return True

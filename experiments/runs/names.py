@@ -1,4 +1,4 @@
-"""One run: its folder, seeds, device, and what of its configuration stands in its frame."""
+"""The name of a run: a digest of its configuration, and a folder that ends with it."""
 
 from __future__ import annotations
 
@@ -9,52 +9,47 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-FOLDER = "launches"
-# Folders in that of a sweep that are none of a run, and what `collect` leaves when it is killed.
-NO_RUNS = (FOLDER, "data", "metrics", "figures", "mlruns")
+LAUNCHES = "launches"
+# Folders of a sweep that hold no run, and suffixes of what a killed `collect` leaves.
+NO_RUNS = (LAUNCHES, "data", "metrics", "figures", "mlruns")
 PASSING = (".part", ".old")
-# Hex digits of a digest in the names of folders that older versions made.
-OLD_DIGITS = 8
-# A name that ends with a digest, of whatever version.
-RUN = re.compile(r"(.*-)?[0-9a-f]{8}([0-9a-f]{4})?")
-
-
-# Keys that say where and how fast, not what: they change neither a result nor the name of its folder.
+# Keys that say where and how fast a run is executed.  They change neither its result nor the name of its folder.
 PLACE_KEYS = (
     "results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map", "rerun", "on_error",
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 MAX_NAME = 120
 DIGITS = 12  # of a digest: two of a million runs share one with a probability of 0.2 %
+# Folder names that end with a digest.
+RUN = re.compile(rf"(.*-)?[0-9a-f]{{{DIGITS}}}")
 
 
 def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
-    """``<results>/<sweep>/<overridden keys>-<hash of the configuration>``; equal configuration, equal folder.
+    """The folder ``<results>/<sweep>/<overridden keys>-<digest>`` of a run; equal configuration, equal folder.
 
-    The words are those of the first time that this configuration ran in the sweep.  Names are at most 120 characters of
-    ASCII, and two of them never differ in case only; where they would be longer, the longest values are cut.
+    The readable part comes from the first command that ran this configuration in the sweep.  Names have at most 120
+    ASCII characters, and no two differ in case only; the longest values are cut if necessary.
 
     Raises:
-        ValueError: The name of the sweep is none.
+        ValueError: The sweep has a name that means something else.
     """
     check_name(cfg.sweep)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
-    known = _names(sweep.absolute())
-    if (found := of_digest(known, key)) is None:
-        name = "-".join(filter(None, (_readable(overrides, MAX_NAME - len(key) - 1), key)))
-        found = known[key] = Path(settled(sweep, key, name))
-    return sweep / found.name
+    known = _known(sweep.absolute())
+    if key not in known:
+        known[key] = agreed(sweep, key, "-".join(filter(None, (_readable(overrides, MAX_NAME - len(key) - 1), key))))
+    return sweep / known[key]
 
 
 def digest(cfg: DictConfig) -> str:
-    """Twelve hex digits of the resolved configuration, without what does not change a result."""
+    """Twelve hex digits of the resolved configuration, without the keys that do not change a result."""
     content: dict[str, Any] = {}
     for key in cfg:
         if key not in (*PLACE_KEYS, "hydra"):
@@ -64,8 +59,13 @@ def digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
+def digest_of(folder: Path) -> str:
+    """The digest that the name of a run's folder ends with."""
+    return folder.name.rpartition("-")[2]
+
+
 def words(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides that say what a run is, not where or how it is carried out."""
+    """The overrides that say what a run computes, without those that say where or how fast."""
     unsaid = (*PLACE_KEYS, "launcher")
     keys = [item.lstrip("+~").split("=", 1)[0] for item in overrides]
     kept = [key not in unsaid and "/" not in key and not key.startswith("hydra.") for key in keys]
@@ -73,7 +73,7 @@ def words(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _readable(overrides: Sequence[str], room: int) -> str:
-    """Overridden keys, by the last part of their path where no other has it, and values; in so many characters."""
+    """Overridden keys and values in at most ``room`` characters; of a key only the last part if that is unique."""
     given = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
     last = Counter(key.rpartition(".")[2] for key, _ in given)
     named = [(key if last[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2], value) for key, value in given]
@@ -86,7 +86,7 @@ def _readable(overrides: Sequence[str], room: int) -> str:
 
 
 def _without_place(value: Any, path: str) -> Any:
-    """What of a value of the configuration changes a result; keys as words, so that they have an order."""
+    """A value of the configuration without its `PLACE_KEYS`; keys become strings, so that they can be sorted."""
     if isinstance(value, list):
         return [_without_place(part, path) for part in value]
     if not isinstance(value, dict):
@@ -96,14 +96,18 @@ def _without_place(value: Any, path: str) -> Any:
 
 
 @cache
-def _names(sweep: Path) -> dict[str, Path]:
-    """Run folders of a sweep by the digest that their names end with; read once a process."""
-    return digests(sweep)
+def _known(sweep: Path) -> dict[str, str]:
+    """Names of the run folders of a sweep by digest, read once per process."""
+    return {digest_of(folder): folder.name for folder in folders(sweep)}
 
 
 def folders(sweep: Path) -> list[Path]:
-    """The folders of runs in that of a sweep, by name: those that end with a digest, or have a status.  Another sweep,
-    and what somebody else put there, is none."""
+    """The run folders of a sweep, by name: those whose name ends with a digest, and those that hold a status.
+
+    Another sweep below this one, and folders of other programs, are left out.
+    """
+    if not sweep.is_dir():
+        return []
     names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith(PASSING)}
     return [
         sweep / name
@@ -113,32 +117,22 @@ def folders(sweep: Path) -> list[Path]:
 
 
 def check_name(sweep: str) -> None:
-    """See that the runs of a sweep would not stand where something else of another one does.
+    """Check that the name of a sweep does not mean something else in the folder of another sweep.
 
     Raises:
-        ValueError: A part of the name has such a meaning.
+        ValueError: A part of the name does.
     """
     for part in Path(sweep).parts:
         if part in NO_RUNS or part.endswith(PASSING) or part == "..":
-            raise ValueError(f"sweep={sweep}: no sweep can be called {part!r}, which means something else.")
+            raise ValueError(f"sweep={sweep}: {part!r} cannot be the name of a sweep, because it means something else.")
 
 
-def digests(sweep: Path) -> dict[str, Path]:
-    """The folders of runs by the digest that their names end with."""
-    return {folder.name.rpartition("-")[2]: folder for folder in folders(sweep)} if sweep.is_dir() else {}
+def agreed(sweep: Path, digest: str, name: str) -> str:
+    """The folder name that all processes use for a configuration: the one that was written first.
 
-
-def of_digest(known: Mapping[str, Path], digest: str) -> Path | None:
-    """The one of `digests` that belongs to a configuration, also under a name that an older version gave it."""
-    return known.get(digest) or known.get(digest[:OLD_DIGITS])
-
-
-def settled(sweep: Path, digest: str, name: str) -> str:
-    """The folder's name that all processes use for a configuration: the one that was put down first.
-
-    Making a link is atomic, so of two launches that ask for one configuration in different words one decides.
+    Two launches may ask for one configuration in different words.  Creating a link is atomic, so one of them decides.
     """
-    place = sweep / FOLDER / "names" / digest
+    place = sweep / LAUNCHES / "names" / digest
     mine = place.with_name(f"{uuid.uuid4().hex}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +141,6 @@ def settled(sweep: Path, digest: str, name: str) -> str:
             os.link(mine, place)
         mine.unlink()
         return place.read_text() or name
-    except OSError:  # nothing can be written, as the run will say, or there are no links
+    except OSError:  # nothing can be written, which the run will report, or the file system has no links
         mine.unlink(missing_ok=True)
         return name

@@ -1,10 +1,11 @@
-"""What became of a run: ``status.json`` in its folder, written last, by rename."""
+"""What became of each run: ``status.json`` in its folder, written last, and the states of all runs of a sweep."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,27 @@ from typing import Any
 from rich.console import Console
 
 from experiments.files import read_json, write_json
-from experiments.runs import locks
+from experiments.runs import launches, locks, names
 from gradscope import frames
 
-# Without a status, though begun; and without a folder.
-TORN, MISSING = "half done", "not begun"
-SHOWN = 10  # different errors
-NO_WORDS = "ended without a status: killed, or its folder cannot be written"
-ERROR = "error.txt"
+# The states of a run.  Half done: it began, has no status, and no process works on it.  Missing: it was planned and
+# has no folder.
+DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
+# What the notes of a launch say of a run that was done before.
+SKIPPED = "skipped"
 
-
-STATUS = "status.json"
-DONE, FAILED, SKIPPED, BUSY = "done", "failed", "skipped", "busy"
-# The frames that a finished run has one of: of a measurement, or of a training run that was watched.
+STATUS, ERROR = "status.json", "error.txt"
+# A finished run has one of these frames: of a measurement, or of a monitored training run.
 FRAMES = ("frame.parquet", "monitor.parquet")
-# The records of one that was a training run.
+# The records of a training run.
 METRICS = "metrics.parquet"
+SHOWN = 10  # different errors that are printed
+NO_STATUS = "ended without a status: killed, or its folder cannot be written"
 
 
 @dataclass(frozen=True)
 class Status:
-    """``state``: "done" or "failed".  ``overrides``: what tells the run apart in its sweep; ``files``: what it wrote;
-    ``value``: what a sweeper that searches is told."""
+    """How a run ended ("done" or "failed"), its overrides, its files, and its value for sweepers that search."""
 
     state: str
     overrides: tuple[str, ...] = ()
@@ -45,29 +45,29 @@ class Status:
     finished: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     def write(self, folder: Path) -> None:
-        """Into the run's folder.
+        """Write the status into the run's folder.
 
         Raises:
-            LostClaimError: This process held the run and lost it to another, which says what becomes of it.
+            LostLockError: This process locked the run, and another process has taken the lock over.
         """
         locks.confirm(folder)
         write_json(folder / STATUS, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Status | None:
-        """Of a run's folder; None where there is none, or it is torn or of another make."""
+        """The status in a run's folder; None if there is none or the file is damaged."""
         content = read_json(folder / STATUS)
         if content is None:
             return None
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         try:
             status = cls(**fields)
-        except TypeError:  # a field of another make
+        except TypeError:  # unknown or missing fields
             return None
         return status if status._sound() else None
 
     def _sound(self) -> bool:
-        """Whether every field is of its type; a file may hold anything."""
+        """Whether every field has its type; the file may hold anything."""
         words = (self.overrides, self.files)
         return (
             all(isinstance(one, tuple) and all(isinstance(word, str) for word in one) for one in words)
@@ -78,9 +78,65 @@ class Status:
         )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: its state, and if it has them its folder, its status and its error.
+
+    ``digest``: of its configuration.  ``changed``: time stamp of the status in ns, 0 without one; repeating the run
+    changes it.
+    """
+
+    name: str
+    digest: str
+    state: str
+    folder: Path | None = None
+    status: Status | None = None
+    error: str | None = None
+    changed: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run began, is not done, and no process works on it."""
+        return self.state in (FAILED, HALF_DONE) or (self.state == MISSING and self.error is not None)
+
+
+# Statuses that were read before, with the time stamp of their file.
+Known = dict[Path, tuple[int, Status | None]]
+
+
+def states(sweep: Path, digests: Collection[str] | None = None, known: Known | None = None) -> list[Outcome]:
+    """What became of every run of a sweep: of all run folders, by name, then of planned runs that have none.
+
+    ``digests``: only the runs of these configurations.  ``known``: statuses that need not be read again; it is updated.
+    """
+    if not sweep.is_dir():
+        return []
+    now, known = locks.clock(sweep), {} if known is None else known
+    folders = [(folder, names.digest_of(folder)) for folder in names.folders(sweep)]
+    found = [_outcome(folder, key, now, known) for folder, key in folders if digests is None or key in digests]
+    begun = {key for _, key in folders}
+    planned = {key: words for key, words in launches.planned(sweep).items() if key not in begun}
+    return found + [
+        Outcome(",".join(words), key, MISSING) for key, words in planned.items() if digests is None or key in digests
+    ]
+
+
+def _outcome(folder: Path, digest: str, now: float, known: Known) -> Outcome:
+    changed = 0
+    with contextlib.suppress(FileNotFoundError):
+        changed = (folder / STATUS).stat().st_mtime_ns
+    if known.get(folder, (-1,))[0] != changed:
+        known[folder] = changed, Status.read(folder) if changed else None
+    status = known[folder][1]
+    error = None if status is None else status.error
+    state = HALF_DONE if status is None else status.state
+    if state != DONE and locks.held(folder, now):
+        state = RUNNING
+    return Outcome(folder.name, digest, state, folder, status, error, changed)
+
+
 def is_done(folder: Path) -> bool:
-    """Whether the run says so, what it measured and everything else that it wrote is there, and its frame passes the
-    check of the schema."""
+    """Whether the run is done: by its status, with all files it wrote, and a frame that passes the schema check."""
     return finished(folder) is not None
 
 
@@ -95,53 +151,38 @@ def finished(folder: Path) -> Status | None:
         for name in status.files:
             if name in FRAMES:
                 frames.load(folder / name)
-    except Exception:  # whatever makes a frame unreadable, the run is to be made again
+    except Exception:  # whatever makes a frame unreadable, the run must be repeated
         return None
     return status
 
 
 def outputs(folder: Path) -> tuple[str, ...]:
-    """Files that a run has left in its folder itself, by name."""
-    passing = (".part", ".lock", STATUS, "error.txt")
+    """Names of the result files that a run has left directly in its folder."""
+    passing = (".part", ".lock", STATUS, ERROR)
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.endswith(passing)))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What has become of a run: a state of `experiments.runs.outcomes`, or one of the two above."""
-
-    name: str
-    folder: Path | None
-    state: str
-    error: str | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it was begun and is neither done nor at work."""
-        return self.state in (FAILED, TORN) or (self.state == MISSING and self.error is not None)
-
-
-def closing(sweep: Path, outcomes: Sequence[Outcome], stopped: bool) -> None:
-    """Print how the runs of a launch ended, those that failed with their last line, and how to go on."""
+def print_summary(sweep: str, outcomes: Sequence[Outcome], stopped: bool) -> None:
+    """Print how the runs of a launch ended, the last line of each error, and how to continue."""
     counts = Counter(outcome.state for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if failed:
-        console.print(f"{sweep.name}: {len(failed)} of {len(outcomes)} runs failed.", style="bold red")
+        console.print(f"{sweep}: {len(failed)} of {len(outcomes)} runs failed.", style="bold red")
         errors: dict[str, list[str]] = {}
         for outcome in failed:
-            errors.setdefault(outcome.error or NO_WORDS, []).append(outcome.name)
-        for error, names in list(errors.items())[:SHOWN]:
-            more = f" and {len(names) - 1} more" if names[1:] else ""
-            console.print(f"  {error}\n    {names[0]}{more}")
+            errors.setdefault(outcome.error or NO_STATUS, []).append(outcome.name)
+        for error, runs in list(errors.items())[:SHOWN]:
+            more = f" and {len(runs) - 1} more" if runs[1:] else ""
+            console.print(f"  {error}\n    {runs[0]}{more}")
         if len(errors) > SHOWN:
             console.print(f"  and {len(errors) - SHOWN} other errors")
         places = ", ".join(sorted({f"{outcome.folder.parent}/*/{ERROR}" for outcome in failed if outcome.folder}))
-        console.print(f"Tracebacks: {places}." if places else "None of them could be begun.")
-        console.print("The same command runs those again that are not done.")
+        console.print(f"Tracebacks: {places}." if places else "None of them could start.")
+        console.print("Run the same command again to repeat the runs that are not done.")
     if stopped:
-        console.print("on_error=stop: the runs after the first failure were not begun.")
-    elif left := sum(outcome.state == MISSING and not outcome.failed for outcome in outcomes):
-        console.print(f"{sweep.name}: {left} of {len(outcomes)} runs were not begun.")
-    if counts[BUSY]:
-        console.print(f"{counts[BUSY]} runs were left to another launch that works on them.")
+        console.print("on_error=stop: no runs were started after the first failure.")
+    elif missing := sum(outcome.state == MISSING and not outcome.failed for outcome in outcomes):
+        console.print(f"{sweep}: {missing} of {len(outcomes)} runs were not started.")
+    if counts[RUNNING]:
+        console.print(f"{counts[RUNNING]} runs are left to another launch that works on them.")

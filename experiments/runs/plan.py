@@ -1,35 +1,30 @@
-"""What a launch of a sweep sets out to do: its runs, each once, with the digests of their configurations."""
+"""The plan of a launch: its runs, each once, with the digests of their configurations."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
-from hydra.types import RunMode
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from experiments.runs import names
 from experiments.runs.launches import ON_ERROR
-from experiments.runs.names import digest
-
-# Values that replace what was there; a mapping would be merged into the value of another run.
-PLAIN = (ValueType.ELEMENT,)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a launch sets out to do."""
+    """A run that a launch will execute, given by its overrides."""
 
     overrides: tuple[str, ...]
     sweep: Path
@@ -41,7 +36,7 @@ def place(config: DictConfig) -> Path:
     """The folder of a sweep.
 
     Raises:
-        SystemExit: It depends on what is known of a single run only.
+        SystemExit: Its name depends on what is only known of a single run.
     """
     try:
         return Path(config.results) / config.sweep
@@ -49,19 +44,37 @@ def place(config: DictConfig) -> Path:
         sys.exit(_unresolved(error))
 
 
+def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[str, ...]]:
+    """The overrides of every run of a sweep: all combinations of the values given for each key.
+
+    Raises:
+        HydraException: A key is swept over an interval, which only sweepers that search can do.
+    """
+    values: dict[str, list[str]] = {}
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(list(arguments)):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise HydraException(f"{override.input_line}: only sweepers that search, such as Optuna's, take intervals.")
+    return list(itertools.product(*values.values()))
+
+
 def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoader) -> list[Planned]:
-    """The runs with these overrides; composing them all shows at once whether Hydra can.
+    """The runs with these overrides; composing all of them shows at once whether Hydra can.
 
     Raises:
         ConfigCompositionException: It cannot.
-        SystemExit: There are none; a value cannot be resolved; a name or ``on_error`` is wrong.
+        SystemExit: There are no runs, a value cannot be resolved, or a name or ``on_error`` is wrong.
     """
     if not jobs:
         sys.exit("The sweep has no runs: a glob(...) that matches nothing, or a range(...) without numbers?")
     runs: dict[tuple[Path, str], Planned] = {}
     for job in jobs:
         try:
-            run = _of_configuration(tuple(job), loader.load_sweep_config(master, list(job)))
+            run = _planned(tuple(job), loader.load_sweep_config(master, list(job)))
         except OmegaConfBaseException as error:
             sys.exit(f"{_unresolved(error)} ({' '.join(job)})")
         except ValueError as error:
@@ -70,14 +83,14 @@ def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoa
     return list(runs.values())
 
 
-def _of_configuration(job: tuple[str, ...], config: DictConfig) -> Planned:
+def _planned(job: tuple[str, ...], config: DictConfig) -> Planned:
     try:
-        key = digest(config)
-    except InterpolationResolutionError:  # ${hydra:...} asks Hydra, which takes ten times as long to tell
+        key = names.digest(config)
+    except InterpolationResolutionError:  # ${hydra:...} needs a global configuration, which takes ten times as long
         hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
         hydra.set_config(config)
         try:
-            key = digest(config)
+            key = names.digest(config)
         finally:
             hydra.cfg = before
     names.check_name(config.sweep)
@@ -90,20 +103,29 @@ def _unresolved(error: OmegaConfBaseException) -> str:
     return f"Error: {error.full_key}: {str(error).splitlines()[0]}"
 
 
-class Composer(ConfigLoader):
-    """A `ConfigLoader` that remembers, for each set of choices, the configuration of the first run that made them."""
+class Composer:
+    """Hydra's `ConfigLoader`, except that runs which differ in plain values only share one composition.
+
+    It keeps the first configuration of each set of choices and swept keys.  The next runs get a copy with their values.
+    """
 
     def __init__(self, loader: ConfigLoader) -> None:
         self.loader = loader
         self.known: dict[tuple[Any, ...], DictConfig] = {}
         self.groups: dict[str, bool] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Composer, (self.loader,)
+
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """As Hydra composes it, or a copy of such a configuration with this run's values."""
+        """The configuration of one run, equal to Hydra's own."""
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(sweep_overrides)
-        values = [override for override in overrides if self._is_value(override)]
-        chosen = tuple(override.input_line for override in overrides if override not in values)
-        key = (id(master_config), chosen, tuple(override.key_or_group for override in values))
+        values = [override for override in overrides if self._is_plain(override)]
+        choices = tuple(override.input_line for override in overrides if override not in values)
+        key = (id(master_config), choices, tuple(override.key_or_group for override in values))
         if key not in self.known:
             self.known[key] = self.loader.load_sweep_config(master_config, sweep_overrides)
             return copy.deepcopy(self.known[key])
@@ -111,69 +133,27 @@ class Composer(ConfigLoader):
         try:
             for override in values:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:  # a wrong type; Hydra says so in two lines
+        except OmegaConfBaseException:  # a wrong type, which Hydra explains in two lines
             return self.loader.load_sweep_config(master_config, sweep_overrides)
+        task = [override for override in overrides if not override.is_hydra_override()]
         with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
-            task = [override for override in overrides if not override.is_hydra_override()]
             config.hydra.overrides.task = [override.input_line for override in task]
-            options = config.hydra.job.config.override_dirname
-            config.hydra.job.override_dirname = get_overrides_dirname(
-                task, options.exclude_keys, options.item_sep, options.kv_sep
+            form = config.hydra.job.config.override_dirname
+            lines = sorted(
+                str(override.input_line) for override in task if override.key_or_group not in form.exclude_keys
             )
+            config.hydra.job.override_dirname = form.item_sep.join(lines).replace("=", form.kv_sep)
         return config
 
-    def _is_value(self, override: Override) -> bool:
-        """Whether it only gives a key that exists another plain value."""
+    def _is_plain(self, override: Override) -> bool:
+        """Whether it only gives an existing key another value that is not a list or a mapping."""
+        name = override.key_or_group
+        if name not in self.groups:  # Hydra would read its search path each time
+            self.groups[name] = bool(self.loader.get_group_options(name))
         return (
             not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())
             and override.package is None
-            and override.value_type in PLAIN
+            and override.value_type is ValueType.ELEMENT
             and not isinstance(override.value(), (dict, list))
-            and not self._is_group(override.key_or_group)
+            and not self.groups[name]
         )
-
-    def _is_group(self, name: str) -> bool:
-        if name not in self.groups:  # Hydra reads its search path anew each time it is asked
-            self.groups[name] = bool(self.loader.get_group_options(name))
-        return self.groups[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A process that it is sent to begins anew."""
-        return {"loader": self.loader, "known": {}, "groups": {}}
-
-    def load_configuration(
-        self,
-        config_name: str | None,
-        overrides: list[str],
-        run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
-    ) -> DictConfig:
-        """Hydra's own."""
-        return self.loader.load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-
-    def get_search_path(self) -> Any:
-        """Hydra's own."""
-        return self.loader.get_search_path()
-
-    def get_sources(self) -> Any:
-        """Hydra's own."""
-        return self.loader.get_sources()
-
-    def list_groups(self, parent_name: str) -> list[str]:
-        """Hydra's own."""
-        return self.loader.list_groups(parent_name)
-
-    def get_group_options(
-        self,
-        group_name: str,
-        results_filter: ObjectType | None = ObjectType.CONFIG,
-        config_name: str | None = None,
-        overrides: list[str] | None = None,
-    ) -> list[str]:
-        """Hydra's own."""
-        return self.loader.get_group_options(group_name, results_filter, config_name, overrides)
-
-    def compute_defaults_list(self, config_name: str | None, overrides: list[str], run_mode: RunMode) -> Any:
-        """Hydra's own."""
-        return self.loader.compute_defaults_list(config_name, overrides, run_mode)

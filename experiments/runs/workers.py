@@ -1,4 +1,4 @@
-"""Hydra's launchers, and what they leave open: a process that dies ends no sweep, and none outlives its launch."""
+"""The processes of a launch, started by Hydra's launchers: one that dies does not end the sweep, none outlives it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,11 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
-# In a worker: what it was sent last, by its name.
-_here: dict[str, Shared] = {}
-
-
 PROCESSES = "GRADSCOPE_PROCESSES"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the sweep to end."""
+    """A signal has asked the sweep to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -42,9 +38,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @dataclass
-class Launching:
-    """A launcher while its sweep lasts; a context that turns SIGINT and SIGTERM into `Interrupted`, in the main thread,
-    and leaves no process behind."""
+class Workers:
+    """A launcher during its sweep.
+
+    As a context it turns SIGINT and SIGTERM into `Interrupted` in the main thread, and leaves no process behind.
+    """
 
     launcher: Launcher
     jobs: list[_Job] = field(default_factory=list)
@@ -52,16 +50,18 @@ class Launching:
     held: bool = False
 
     def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], str | None]:
-        """Carry out runs, given by their overrides; returns what was raised outside of each, in one line (None:
-        nothing), and what is known of processes that died (None: none did).
+        """Execute runs, given by their overrides.
+
+        Returns one line per run on an exception outside of `run_once` (None: there was none), and one line on a process
+        that died (None: none did).
 
         Raises:
-            Interrupted: A signal asks to end.
+            Interrupted: A signal has asked to end.
         """
         self.jobs.clear()
         try:
-            with self._noted(), warnings.catch_warnings():
-                # A worker that has grown is replaced; that is no matter of the user's.
+            with self._jobs_noted(), warnings.catch_warnings():
+                # joblib replaces a worker whose memory has grown; users need not know.
                 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
                 returns = self.launcher.launch(runs, initial_job_idx=first)
         except BrokenProcessPool as error:
@@ -69,7 +69,7 @@ class Launching:
         errors = [job.error for job in self.jobs] or [_raised(returned) for returned in returns]
         return errors, next((job.died for job in self.jobs if job.died is not None), None)
 
-    def __enter__(self) -> Launching:
+    def __enter__(self) -> Workers:
         self.before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -87,9 +87,8 @@ class Launching:
             raise Interrupted(number)
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Note the jobs that Hydra's launcher hands to submitit and keeps to itself, so that they can be cancelled, and
-        the end of one does not leave the others alone."""
+    def _jobs_noted(self) -> Iterator[None]:
+        """Note the jobs that Hydra's launcher submits: they can be cancelled, and one that dies costs only its run."""
         if "submitit" not in type(self.launcher).__module__:
             yield
             return
@@ -98,8 +97,8 @@ class Launching:
         original = submitit.AutoExecutor.map_array
 
         def map_array(executor: Any, *arguments: Any) -> list[_Job]:
-            # Ctrl-C reaches all processes of a terminal, and submitit's would each print where they were.  And a signal
-            # now would come before the job that was just submitted is noted.
+            # Ctrl-C reaches all processes of a terminal, and each of submitit's would print a traceback.  A signal now
+            # would also come before the job that was just submitted is noted.
             self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 self.jobs.extend(_Job(job) for job in original(executor, *arguments))
@@ -117,7 +116,7 @@ class Launching:
             submitit.AutoExecutor.map_array = original  # type: ignore[method-assign]
 
     def _end(self) -> None:
-        """End the processes of joblib, and the jobs of submitit."""
+        """End the processes of joblib and the jobs of submitit."""
         pool = getattr(sys.modules.get("joblib.externals.loky.reusable_executor"), "_executor", None)
         if pool is not None:
             pool.shutdown(wait=False, kill_workers=True)
@@ -126,7 +125,7 @@ class Launching:
 
 
 class _Job:
-    """A job of submitit.  One that was killed has no result; Hydra's launcher would give up the others for it."""
+    """A job of submitit.  Hydra's launcher would give up all jobs when one was killed and has no result."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
@@ -134,7 +133,7 @@ class _Job:
         self.died: str | None = None
 
     def results(self) -> list[JobReturn | None]:
-        """What `submitit.Job.results` gives, None where it raises."""
+        """The results of the job; None instead of each exception."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:
@@ -148,10 +147,10 @@ class _Job:
         return [None]
 
     def end(self) -> None:
-        """Cancel it; a job on this machine is a process that watches over that of the run, and both are killed."""
+        """Cancel the job; on this machine, kill its process and the process of the run that it watches."""
         process = getattr(self.job, "_process", None)
         if process is None:
-            with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer: nothing more can be done
+            with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer
                 self.job.cancel()
         elif process.poll() is None:
             children = _children(process.pid)
@@ -162,8 +161,10 @@ class _Job:
 
 
 def most_at_once(launcher: Launcher) -> int | None:
-    """As many runs as this machine has cores (or ``GRADSCOPE_PROCESSES``) where a launcher would begin all of them at
-    once on it; None where it keeps a limit itself."""
+    """The most runs that a launcher may get together; None if the launcher keeps a limit itself.
+
+    Submitit's local launcher would start all of them at once: it gets one per core (or ``GRADSCOPE_PROCESSES``).
+    """
     if (
         type(launcher).__module__.startswith("hydra_plugins.hydra_submitit")
         and type(launcher).__name__ == "LocalLauncher"
@@ -174,7 +175,7 @@ def most_at_once(launcher: Launcher) -> int | None:
 
 
 def num_processes() -> int:
-    """What ``GRADSCOPE_PROCESSES`` asks for; -1 where it does not.
+    """The number in ``GRADSCOPE_PROCESSES``; -1 (one per core) if it is not set.
 
     Raises:
         ValueError: It is neither a positive number nor -1.
@@ -186,7 +187,7 @@ def num_processes() -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Of a process, where the system tells; elsewhere they `follow` it."""
+    """The children of a process, where the system says; elsewhere they end by `launches.follow`."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -194,7 +195,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _raised(returned: Any) -> str | None:
-    """What a run has raised outside of `guard.carry_out`."""
+    """What a run has raised outside of `run_once`, in one line."""
     failed = isinstance(returned, JobReturn) and returned.status is JobStatus.FAILED
     return _line(returned._return_value) if failed else None
 
@@ -205,19 +206,15 @@ def _line(error: BaseException, *, last: bool = False) -> str:
 
 
 @dataclass(frozen=True)
-class Shared:
+class Setup:
     """What all runs of a launch have in common."""
 
     context: HydraContext
     config: DictConfig
     task: TaskFunction
 
-    def sent(self) -> Sent:
-        """To workers, with the state of Hydra in this process."""
-        return Sent(uuid4().hex, cloudpickle.dumps((self, Singleton.get_state())))
-
-    def carry_out(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """One run, as Hydra's launchers do it; returned without configurations, which nobody asks for."""
+    def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Execute one run as Hydra's launchers do; the result lacks the configurations, which nobody needs."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
@@ -234,32 +231,29 @@ class Shared:
         return returned
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A `Shared` on its way, pickled once for all runs."""
-
-    name: str
-    content: bytes
-
-    def carry_out(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """One run in this process, which is set up by the first."""
-        if self.name not in _here:
-            _here.clear()
-            setup_globals()
-            shared, state = pickle.loads(self.content)
-            Singleton.set_state(state)
-            _here[self.name] = shared
-        return _here[self.name].carry_out(number, overrides)
+# In a worker: the setup it got last, by its name.
+_here: dict[str, Setup] = {}
 
 
-def launch(shared: Shared, options: dict[str, Any], runs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Carry out runs, given by their overrides and numbered from ``first``.  ``options``: of `joblib.Parallel`."""
+def _run_in_worker(name: str, pickled: bytes, number: int, overrides: Sequence[str]) -> JobReturn:
+    """Execute one run in this process, which the first run sets up."""
+    if name not in _here:
+        _here.clear()
+        setup_globals()
+        setup, state = pickle.loads(pickled)
+        Singleton.set_state(state)
+        _here[name] = setup
+    return _here[name].run(number, overrides)
+
+
+def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Execute runs, given by their overrides and numbered from ``first``.  ``options``: of `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    options = options | {"backend": "loky"}  # Hydra's state is that of a process, so threads cannot be
+    options = options | {"backend": "loky"}  # Hydra's state is global, so threads cannot be used
     process_joblib_cfg(options)
-    sent = shared.sent()
+    name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))
     returns: list[JobReturn] = Parallel(**options)(
-        delayed(sent.carry_out)(number, overrides) for number, overrides in enumerate(runs, first)
+        delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
     )
     return returns

@@ -1,1 +1,1 @@
-"""One question a file: see `experiments.evidence.study.Study`."""
+"""One study per file or folder: `experiments.studies.NAME.STUDY`, an `experiments.evidence.study.Study`."""

@@ -1,8 +1,7 @@
-"""Who explodes at initialization, and who becomes nearly linear?"""
+"""Which plain networks explode at initialization, and which become nearly linear."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,239 +10,180 @@ from matplotlib.figure import Figure
 
 from experiments.archive import labels
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.means import Mean, geometric_mean, mean, verdict
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import listed, span, table, told
 from experiments.reports import growth as report_growth
 from experiments.reports import sweep_figures
 from gradscope import plots
 from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 
-# What is claimed of whom in the literature; the data decide.
+# What the literature claims of each network.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")
 STABLE = ("relu", "relu_layer", "tanh")
-# The part of the first layer's linear fit error that is left in the last.
+# A layer is nearly linear if it keeps less than this fraction of the first layer's linear fit error.
 KEPT = 0.1
-# Of sign diversity: so few samples of the rarer sign that nearly all lie on one side of the kink.
+# Data have collapsed if the fraction of samples with the rarer sign is less than this.
 COLLAPSED = 0.1
-# Of the nonlinearity coefficient: twice an affine map's.
+# A network is nonlinear if its nonlinearity coefficient is more than twice that of an affine map.
 NONLINEAR = 2.0
 
-QUESTION = "Which plain networks explode at initialization, and which become nearly linear?"
-METHOD = f"""
-Networks of depth {{model.depth}} and width {{model.width}} with the activations {{model.activation}} and the
-normalizations {{model.norm}}, on a batch of {{data.batch_size}} samples of Gaussian noise, {{num_seeds}}
-initializations each, {{dtype}}.
-
-- **GSC** of every layer to the output, exact, and its growth rate a layer over the half nearer the output, with a 95 %
-  interval over seeds. A network **explodes** where the profile is straight and the interval lies above
-  {EXPLODING_RATE:g}, **vanishes** where it lies below {VANISHING_RATE:g}, does **neither** where it lies between them,
-  and is undecided otherwise. (The word "stable" in the figure is weaker: an interval around 1 that may be wider.)
-- **Pre-activation standard deviation** over samples, and **sign diversity**, the part of samples with the rarer sign:
-  small values of either hint at a layer that is linear over the data.
-- **Linear fit error**, which measures that directly: the part of the variance of phi(h) that the best line for each
-  neuron leaves over. A network has **nearly linear layers** here where its last layer keeps less than {KEPT:g} of the
-  error of its first.
-- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) of the whole network: 1 for an affine map. It need not agree
-  with the former: many layers, each nearly linear, can make a function that is not.
-
-The claims are those of G. Philipp, D. Song and J. Carbonell, "The exploding gradient problem demystified"
-(arXiv:1712.05577).
-"""
-HOW_SURE = """
-Intervals are over initializations, 95 %, Student's t, each by itself; of linear fit errors and NLC those of the
-geometric mean. The rates hold for these sizes (`depth_width` varies them) and on Gaussian noise;
-`architectures_cifar10` repeats them on images, see [results](../../results/README.md). Nothing here says how the
-networks train.
-"""
-CAPTIONS = {
-    "gsc": (
-        "GSC of every layer against its distance from the output, with rate and verdict of each network. A straight "
-        "line is exponential growth; thin lines with markers are mean field, in the color of the network."
-    ),
-    "preactivation_std": (
-        "Standard deviation of the pre-activations over samples, layer by layer. Where it shrinks, a nonlinearity that "
-        "is smooth at 0 sees nearly a point."
-    ),
-    "sign_diversity": (
-        "Part of the samples with the rarer sign of the pre-activation, layer by layer. Near 0 all samples lie on one "
-        "side of the kink of a ReLU."
-    ),
-    "gsc_matrix": (
-        "GSC between several layers of each network, a panel a network. Red is growth from the layer below the cell to "
-        "the layer beside it, blue is shrinkage."
-    ),
-    "linear_fit_error": (
-        "What the best line leaves over of each layer's nonlinearity, on a logarithmic axis. A line that falls toward "
-        "the right becomes nearly linear."
-    ),
-}
+Row = dict[str, Any]
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """The generic ones, and the linear fit error."""
-    frame = collected.frame
+    """The figures of any sweep, and the linear fit error."""
+    frame, title = collected.frame, sweep_figures.describe(collected)
     keys = labels.network_keys(frame)
-    made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), sweep_figures.describe(collected))
+    made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), title)
     made["linear_fit_error"], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     plots.statistic(frame, "linear_fit_error", log10=True, hue=keys[0], style=keys[1], ax=ax)
-    ax.set_title(f"{sweep_figures.describe(collected)}\n{sweep_figures.spread(frame)}", fontsize=10)
+    ax.set_title(f"{title}\n{sweep_figures.spread(frame)}", fontsize=10)
     return made
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Verdicts of growth, of layers that become linear, and what NLC sees of the whole."""
+    """Growth and linearity of every network, and whether NLC agrees."""
     frame = collected.frame
-    growth = _growth(frame)
-    return [
-        *(_explodes(growth[model], model) for model in EXPLODING),
-        *(_neither(growth[model], model) for model in STABLE),
-        *(_linearity(frame, model, nearly=True) for model in STABLE),
-        *(_linearity(frame, model, nearly=False) for model in EXPLODING),
-        _as_a_whole(frame, growth),
-        _unseen(frame, growth),
-    ]
+    growth, made = _growth(frame), []
+    for model in EXPLODING:
+        found = _word(growth[model])
+        explodes = None if found == "undecided" else found == "explodes"
+        made.append(Claim(f"{_name(model)} explodes", explodes, _because(growth[model])))
+    for model in STABLE:
+        says = f"{_name(model)} neither explodes nor vanishes"
+        made.append(Claim(says, _neither(growth[model]), _because(growth[model])))
+    for model in (*STABLE, *EXPLODING):
+        kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
+        says, holds = (
+            ("is nearly linear over its data", kept.below(KEPT))
+            if model in STABLE
+            else ("stays nonlinear", kept.above(KEPT))
+        )
+        because = f"linear fit error of the last layer {last:.2g}, {kept:.2g} of that of the first layer"
+        made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
+    return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
 
 def answer(collected: Collected) -> str:
-    """Who explodes, whose layers are nearly linear, what NLC says against it; and the table of all."""
+    """Which networks explode, which have nearly linear layers, and whether NLC agrees."""
     frame = collected.frame
     growth = _growth(frame)
-    verdicts = {model: _verdict(row) for model, row in growth.items()}
-    linear = {model: _nearly(_kept(frame, model)) for model in growth}
-    growing = {"explodes": "Exploding:", "vanishes": "vanishing:", "neither": "neither:", "undecided": "undecided:"}
-    bending = {True: "nearly linear in", False: "nonlinear in", None: "undecided in"}
-    both = [_name(model) for model in growth if verdicts[model] == "explodes" and linear[model]]
+    said: dict[str, list[str]] = {}
+    for model, row in growth.items():
+        said.setdefault(_word(row), []).append(f"{_name(model)} ({row['rate']:.3f})")
+    outcomes = {
+        "explodes": "explode in",
+        "vanishes": "vanish in",
+        "neither": "do neither in",
+        "undecided": "are open in",
+    }
+    linear = told(
+        {_name(model): _kept(frame, model).below(KEPT) for model in growth},
+        "nearly linear in {};", "nonlinear in {};", "undecided in {};",
+    )  # fmt: skip
     whole = _as_a_whole(frame, growth)
     agree = {
-        True: "NLC, of the networks as a whole, agrees",
-        False: "But by NLC, of the network as a whole, what does not explode can be farther from linear than what does",
-        None: "NLC, of the networks as a whole, leaves it open",
+        True: "The nonlinearity coefficient (NLC) of the whole network agrees",
+        False: "By NLC, a network that does not explode can be farther from linear than one that does",
+        None: "Whether the nonlinearity coefficient (NLC) of the whole network agrees is undecided",
     }
-    rates = _grouped(growing, verdicts, {model: f" ({row['rate']:.3f} a layer)" for model, row in growth.items()})
+    rates = "; ".join(f"{words} {listed(said[word])}" for word, words in outcomes.items() if word in said)
     return (
-        f"{rates}. The last layer is {_grouped(bending, linear, {})}. "
-        f"{'Both at once: ' + ', '.join(both) if both else 'No network is shown to do both'}. "
-        f"{agree[whole.holds]}: {whole.because}.\n\n{_table(frame, growth)}"
+        f"Gradients {rates} (rates of GSC per layer). The last layer is {linear.rstrip(';')}. "
+        f"{agree[whole.holds]}: {whole.because}."
     )
 
 
-def _grouped(words: Mapping[Any, str], found: Mapping[str, Any], notes: Mapping[str, str]) -> str:
-    """The networks by what was found of them, in the order of ``words``."""
-    names = {key: [_name(m) + notes.get(m, "") for m, own in found.items() if own == key] for key in words}
-    return "; ".join(f"{words[key]} {', '.join(own)}" for key, own in names.items() if own)
+def details(collected: Collected) -> str:
+    """All networks: growth and NLC, and statistics of the last layer."""
+    frame = collected.frame
+    growth, whole, last = _growth(frame), [], []
+    for model, row in growth.items():
+        rate, nlc = _rate(row), _nlc(frame, model)
+        whole.append([_name(model), rate, f"{row['theory']:.3f}", _word(row), f"{nlc:.3g}"])
+        statistics = [f"{_last(frame, model, name):.3f}" for name in ("preactivation_std", "sign_diversity")]
+        error = geometric_mean(_errors(frame, model).iloc[:, -1])
+        last.append([_name(model), *statistics, f"{error:.2g}"])
+    both = [_name(model) for model in growth if _word(growth[model]) == "explodes" and _kept(frame, model).below(KEPT)]
+    header = ["network", "pre-activation std", "sign diversity", "linear fit error"]
+    return "\n\n".join([
+        table(["network", "GSC rate per layer", "mean field", "verdict", "NLC"], whole),
+        "Statistics of the last layer:",
+        table(header, last),
+        f"Networks that explode and have a nearly linear last layer: {listed(both)}.",
+    ])  # fmt: skip
 
 
-def _growth(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Of GSC, by model."""
+def _growth(frame: pd.DataFrame) -> dict[str, Row]:
+    """Growth of GSC, by model."""
     table = report_growth.growth_table(frame, ["model"]).set_index("model")
     return {str(model): table.loc[model].to_dict() for model in table.index}
 
 
-def _verdict(row: dict[str, Any]) -> str:
-    """Stricter than that of a single profile: a wide interval around 1 is undecided."""
-    if row["verdict"] in ("exploding", "vanishing"):
-        return {"exploding": "explodes", "vanishing": "vanishes"}[row["verdict"]]
-    return "neither" if _inside(row) else "undecided"
+def _word(row: Row) -> str:
+    """Stricter than the verdict of a profile: a wide interval around 1 is undecided."""
+    words = {"exploding": "explodes", "vanishing": "vanishes"}
+    return words.get(row["verdict"], "neither" if _neither(row) else "undecided")
 
 
-def _inside(row: dict[str, Any]) -> bool:
-    return bool(row["rate_low"] >= VANISHING_RATE and row["rate_high"] <= EXPLODING_RATE)
+def _neither(row: Row) -> bool | None:
+    low, high = row["rate_low"], row["rate_high"]
+    inside = low >= VANISHING_RATE and high <= EXPLODING_RATE
+    return verdict(inside, low > EXPLODING_RATE or high < VANISHING_RATE)
 
 
-def _explodes(row: dict[str, Any], model: str) -> Claim:
-    found = _verdict(row)
-    return Claim(f"{_name(model)} explodes", None if found == "undecided" else found == "explodes", _because(row))
+def _because(row: Row) -> str:
+    return f"rate {_rate(row)} per layer, mean field {row['theory']:.3f}"
 
 
-def _neither(row: dict[str, Any], model: str) -> Claim:
-    beyond = row["rate_low"] > EXPLODING_RATE or row["rate_high"] < VANISHING_RATE
-    holds = True if _inside(row) else False if beyond else None
-    return Claim(f"{_name(model)} neither explodes nor vanishes", holds, _because(row))
+def _rate(row: Row) -> str:
+    words, form = span(row["rate_low"], row["rate_high"], ".3f")
+    return f"{row['rate']:{form}} ({words})"
 
 
-def _because(row: dict[str, Any]) -> str:
-    return f"rate {_rate(row)} a layer, mean field {row['theory']:.3f}"
-
-
-def _rate(row: dict[str, Any]) -> str:
-    return f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
-
-
-def _linearity(frame: pd.DataFrame, model: str, *, nearly: bool) -> Claim:
-    kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
-    found = _nearly(kept)
-    return Claim(
-        f"The last layer of {_name(model)} {'is nearly linear over its data' if nearly else 'stays nonlinear'}",
-        None if found is None else found is nearly,
-        f"linear fit error of the last layer {last:.2g}, {kept:.2g} of the first's",
-    )
-
-
-def _nearly(kept: Mean) -> bool | None:
-    return True if kept.high < KEPT else False if kept.low > KEPT else None
-
-
-def _as_a_whole(frame: pd.DataFrame, growth: dict[str, dict[str, Any]]) -> Claim:
-    """Is NLC of each network that does not explode below that of each that does?"""
+def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
+    """Whether NLC of each network that does not explode is below NLC of each network that does."""
     found = {model: _nlc(frame, model) for model in growth}
-    exploding = [model for model, row in growth.items() if _verdict(row) == "explodes"]
+    exploding = [model for model, row in growth.items() if _word(row) == "explodes"]
     says = "As a whole, too, every network that does not explode is nearer to linear than every one that does"
     if len(exploding) in (0, len(growth)):
         return Claim(says, None, f"{len(exploding)} of {len(growth)} networks explode")
     most = max((model for model in growth if model not in exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
-    below, above = found[most].high < found[least].low, found[most].low > found[least].high
     return Claim(
         says,
-        True if below else False if above else None,
-        f"largest NLC without an explosion {found[most]:.3g} of {_name(most)}, smallest with one {found[least]:.3g} of "
-        f"{_name(least)}",
+        verdict(found[most].high < found[least].low, found[most].low > found[least].high),
+        f"the largest NLC without an explosion is {found[most]:.3g} ({_name(most)}), the smallest with one "
+        f"{found[least]:.3g} ({_name(least)})",
     )
 
 
-def _unseen(frame: pd.DataFrame, growth: dict[str, dict[str, Any]]) -> Claim:
+def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     row, signs, nlc = growth["relu"], _last(frame, "relu", "sign_diversity"), _nlc(frame, "relu")
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
-    seen = signs.high < COLLAPSED and nlc.low > NONLINEAR
-    unseen = signs.low > COLLAPSED or nlc.high < NONLINEAR
+    seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
     return Claim(
         "The rate of GSC does not show that ReLU collapses its data; sign diversity and NLC do",
-        False if unseen or not quiet else True if seen else None,
-        f"relu: rate {_rate(row)} a layer, sign diversity of the last layer {signs:.2g}, NLC {nlc:.3g}",
-    )
-
-
-def _table(frame: pd.DataFrame, growth: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| network | GSC rate a layer | mean field | verdict | pre-activation std | sign diversity | linear fit error "
-        "| NLC |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for model, row in growth.items():
-        error = geometric_mean(_errors(frame, model).iloc[:, -1])
-        lines.append(
-            f"| {_name(model)} | {_rate(row)} | {row['theory']:.3f} | {_verdict(row)} | "
-            f"{_last(frame, model, 'preactivation_std'):.3f} | {_last(frame, model, 'sign_diversity'):.3f} | "
-            f"{error:.2g} | {_nlc(frame, model):.3g} |"
-        )
-    return "\n".join(
-        [*lines, "", "Standard deviation, sign diversity and linear fit error are those of the last layer."]
+        verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR),
+        f"relu: rate {_rate(row)} per layer, sign diversity of the last layer {signs:.2g}, NLC {nlc:.3g}",
     )
 
 
 def _last(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
-    """Of the last layer, over seeds."""
+    """The mean of a statistic of the last layer over seeds."""
     rows = frame[(frame["quantity"] == quantity) & (frame["model"] == model)]
     return mean(rows.loc[rows["index"] == rows["index"].max(), "value"])
 
 
 def _errors(frame: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Linear fit errors, seeds x layers."""
+    """Linear fit errors, (seeds, layers)."""
     rows = frame[(frame["quantity"] == "linear_fit_error") & (frame["model"] == model)]
     return rows.pivot_table(index="seed", columns="index", values="value", observed=True)
 
 
 def _kept(frame: pd.DataFrame, model: str) -> Mean:
+    """Linear fit error of the last layer over that of the first."""
     errors = _errors(frame, model)
     return geometric_mean(errors.iloc[:, -1] / errors.iloc[:, 0])
 
@@ -254,3 +194,57 @@ def _nlc(frame: pd.DataFrame, model: str) -> Mean:
 
 def _name(model: str) -> str:
     return model.replace("_", "+")
+
+
+STUDY = Study(
+    question="Which plain networks explode at initialization, and which become nearly linear?",
+    use="""
+Before you train a deep plain network, measure the growth rate of GSC. Then measure the sign diversity and the linear
+fit error of the last layers, because a stable rate can hide layers that are nearly linear. To change an exploding
+network, see the study [remedies](remedies.md).
+""",
+    method=f"""
+The networks have depth {{model.depth}} and width {{model.width}}, the activations {{model.activation}} and the
+normalizations {{model.norm}}. They are measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}}
+initializations each, in {{dtype}}.
+
+- **GSC** of every layer to the output is exact. Its growth rate per layer is fitted over the half nearer the output and
+  has a 95 % interval over seeds. A network **explodes** if the profile is straight and the interval lies above
+  {EXPLODING_RATE:g}. It **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the interval
+  lies between these rates. Otherwise it is undecided. (In the figure "stable" is weaker: the interval around 1 may be
+  wider.)
+- **Pre-activation standard deviation** over samples and **sign diversity**, the fraction of samples with the rarer
+sign.
+  Small values of either suggest that the layer is linear over the data.
+- **Linear fit error** measures linearity directly. It is the fraction of the variance of phi(h) that the best line for
+  each neuron does not explain. A network has **nearly linear layers** here if its last layer keeps less than {KEPT:g}
+  of the error of its first.
+- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) of the whole network, which is 1 for an affine map. It need not
+  agree with the linear fit error: many nearly linear layers can make a function that is not nearly linear.
+
+The claims are those of G. Philipp, D. Song and J. Carbonell, "The exploding gradient problem demystified"
+(arXiv:1712.05577).
+""",
+    how_sure="""
+Intervals are over initializations: 95 %, Student's t, not corrected for several comparisons. Linear fit errors and NLC
+have geometric means. The rates hold for these sizes, which the study [depth_width](depth_width.md) varies, and for
+Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md). The
+study says nothing about training.
+""",
+    claims=claims,
+    answer=answer,
+    details=details,
+    figures=figures,
+    captions={
+        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. A "
+        "straight line is exponential growth. Thin lines with markers are mean field, in the color of the network.",
+        "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. Where it is "
+        "small, a smooth nonlinearity is nearly a straight line over the data.",
+        "sign_diversity": "Fraction of the samples with the rarer sign of the pre-activation, layer by layer. Near 0 "
+        "almost all samples lie on one side of the kink of a ReLU.",
+        "gsc_matrix": "GSC between several layers, one panel per network. Red is growth from the layer below the cell "
+        "to the layer beside it, blue is shrinkage.",
+        "linear_fit_error": "Fraction of the variance of each layer's nonlinearity that the best line does not "
+        "explain, on a logarithmic axis. Layers become nearly linear where the line falls toward the right.",
+    },
+)

@@ -1,165 +1,127 @@
-"""Pooling: how much less maps change under a shift of the image once they are pooled, shift by shift."""
+"""How pooling changes the response of maps to a shift of the image, shift by shift."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean
-from experiments.evidence.study import Claim
+from experiments.evidence.means import Mean, all_of, errorbars, geometric_mean
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import listed, table, told
 from experiments.studies.convolution import measurement
-from experiments.studies.convolution.figures import FloatArray
 from experiments.studies.convolution.measurement import RECTIFIED, SHIFTS
-from experiments.studies.convolution.numbers import POOLED
+from experiments.studies.convolution.numbers import POOLED, FloatArray, averaged
 
-# Of the configuration; the tests hold it against it.
-NUM_IMAGES = 32
+__all__ = ["STUDY", "measure"]
+
 WINDOW = 2
 POOLINGS = ("max", "average")
 # A factor that counts as none, and a change that counts as small.
 SAME, SMALL = 1.05, 0.1
-NEARLY = {
-    True: "It makes a map nearly invariant",
-    False: "It makes no map nearly invariant",
-    None: "Whether it makes a map nearly invariant is not decided",
-}
-
-QUESTION = "How much nearer to invariance does pooling bring a map, and for which shifts of the image?"
-METHOD = f"""
-The first two rectified maps of an AlexNet B at initialization, for {NUM_IMAGES} images of CIFAR-10 that are moved to
-the right by {", ".join(map(str, SHIFTS))} pixels; pixels that come in mirror the image. The change of a map under the
-shift, as a part of the distance of the maps of two images (both root mean square): as it is, every second pixel, and
-after {WINDOW} x {WINDOW} max or average pooling with stride {WINDOW}. A factor is that of the change of the pooled map
-over that of the map as it is, the geometric mean over the two maps, seed by seed. The factors of one kind of pooling
-have {len(SHIFTS)} simultaneous intervals (Bonferroni).
-"""
-HOW_SURE = f"""
-Intervals are over seeds, 95 %, Student's t of the logarithm: another initialization and other images. Networks are not
-trained; what training does to pooled maps under the smallest shift is part of the study convolution. Shifts are
-horizontal, windows {WINDOW} pixels wide, and a map after the first pooling is smaller, so that a shift of the image is
-half as many of its pixels. A factor within {100 * (SAME - 1):.0f} % of 1 counts as none. The study was made after
-pooled maps had been seen to change less under the smallest shift.
-"""
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.DataFrame:
-    """`experiments.studies.convolution.measurement.pooling` for all shifts; nothing of it is random."""
+    """`experiments.studies.convolution.measurement.pooling` for all shifts; ``generator`` is not used."""
     return measurement.pooling(model, x, SHIFTS)
 
 
-def figures(collected: Collected) -> dict[str, Figure]:
-    """Changes against the shift, and factors."""
-    return {"pooling": _figure(collected)}
-
-
 def claims(collected: Collected) -> list[Claim]:
-    """What is gained, shift by shift, whether less for larger shifts, and whether maps become nearly invariant."""
-    frame = collected.frame
-    return [
-        *(_gains(frame, pooling, shift) for pooling in POOLINGS for shift in SHIFTS),
-        *(_fades(frame, pooling) for pooling in POOLINGS),
-        *(_invariant(frame, pooling) for pooling in POOLINGS),
-        _subsampled(frame),
-    ]
-
-
-def answer(collected: Collected) -> str:
-    """Factors by shift."""
-    frame = collected.frame
-    words = {
-        True: "less is gained for larger shifts",
-        False: "more is gained for larger shifts",
-        None: "whether less is gained for larger shifts is not decided",
-    }
-    text = []
-    for pooling in POOLINGS:
-        gained = [str(shift) for shift in SHIFTS if _gains(frame, pooling, shift).holds]
-        factors = ", ".join(f"{factor(frame, pooling, shift).value:.2f}" for shift in SHIFTS)
-        left = geometric_mean(_changes(frame, pooling, SHIFTS[0])).value
-        text.append(
-            f"{POOLED[pooling].capitalize()} multiplies the change of a map by {factors} for shifts of "
-            f"{', '.join(map(str, SHIFTS))} pixels; it surely lowers it for {', '.join(gained) or 'none'}, and "
-            f"{words[_fades(frame, pooling).holds]}. {NEARLY[_invariant(frame, pooling).holds]}: under the smallest "
-            f"shift it still changes by {left:.2f} of the distance of two images."
-        )
-    return " ".join(text)
-
-
-def factor(frame: pd.DataFrame, pooling: str, shift: float) -> Mean:
-    """Of the change of pooled maps over that of maps as they are."""
-    return geometric_mean(_changes(frame, pooling, shift) / _changes(frame, "none", shift), comparisons=len(SHIFTS))
-
-
-def _changes(frame: pd.DataFrame, pooling: str, shift: float) -> FloatArray:
-    """Geometric mean over the maps, one a seed."""
-    rows = frame[(frame["pooling"] == pooling) & (frame["shift"] == shift)]
-    logarithms = np.log(rows.pivot_table(index="seed", columns="layer", values="value", observed=True))
-    return np.exp(logarithms.mean(axis=1)).to_numpy(dtype=np.float64)
-
-
-def _gains(frame: pd.DataFrame, pooling: str, shift: int) -> Claim:
-    found = factor(frame, pooling, shift)
-    pixels = "pixel" if shift == 1 else "pixels"
-    return Claim(
-        f"A map changes less under a shift by {shift} {pixels} after {POOLED[pooling]}",
-        True if found.high < 1 else False if found.low > 1 else None,
-        f"factor {found:.3f}",
-    )
-
-
-def _fades(frame: pd.DataFrame, pooling: str) -> Claim:
+    """The gain for every shift, whether it falls with the shift, and whether maps become nearly invariant."""
+    frame, made = collected.frame, []
     first, last = SHIFTS[0], SHIFTS[-1]
-    at_first, at_last = (_changes(frame, pooling, s) / _changes(frame, "none", s) for s in (first, last))
-    found = geometric_mean(at_last / at_first)
-    return Claim(
-        f"{POOLED[pooling].capitalize()} gains less for a shift by {last} pixels than for one by {first}",
-        True if found.low > 1 else False if found.high < 1 else None,
-        f"factor at {last} over that at {first} {found:.3f}",
-    )
-
-
-def _invariant(frame: pd.DataFrame, pooling: str) -> Claim:
-    found = geometric_mean(_changes(frame, pooling, SHIFTS[0]))
-    return Claim(
-        f"After {POOLED[pooling]} a map is nearly invariant to a shift by {SHIFTS[0]} pixel",
-        True if found.high < SMALL else False if found.low > SMALL else None,
-        f"change, of the distance of two images, {found:.3f}; small is below {SMALL:g}",
-    )
+    for pooling in POOLINGS:
+        for shift in SHIFTS:
+            found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
+            says = f"A map changes less under a shift by {shift} {pixels} after {POOLED[pooling]}"
+            made.append(Claim(says, found.below(1), f"factor {found:.3f}"))
+    for pooling in POOLINGS:
+        ratio = fading(frame, pooling)
+        says = f"{POOLED[pooling].capitalize()} gains less for a shift by {last} pixels than for one by {first}"
+        made.append(Claim(says, ratio.above(1), f"factor at {last} over that at {first} {ratio:.3f}"))
+    for pooling in POOLINGS:
+        left = geometric_mean(changes(frame, pooling, first))
+        says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {first} pixel"
+        because = f"change relative to the distance of two images {left:.3f}; small is below {SMALL:g}"
+        made.append(Claim(says, left.below(SMALL), because))
+    return [*made, _subsampled(frame)]
 
 
 def _subsampled(frame: pd.DataFrame) -> Claim:
-    found = {shift: factor(frame, "subsampled", shift) for shift in SHIFTS}
-    inside = [one.low > 1 / SAME and one.high < SAME for one in found.values()]
-    outside = [one.high < 1 / SAME or one.low > SAME for one in found.values()]
-    ends = f"{min(one.low for one in found.values()):.3f} to {max(one.high for one in found.values()):.3f}"
+    found = [factor(frame, "subsampled", shift) for shift in SHIFTS]
+    ends = f"{min(one.low for one in found):.3f} to {max(one.high for one in found):.3f}"
     return Claim(
         f"Taking every second pixel alone changes nothing by more than {100 * (SAME - 1):.0f} %, whatever the shift",
-        True if all(inside) else False if any(outside) else None,
-        f"intervals of the factors for {len(SHIFTS)} shifts within {ends}",
+        all_of(*(one.between(1 / SAME, SAME) for one in found)),
+        f"the intervals of the factors for {len(SHIFTS)} shifts lie within {ends}",
     )
 
 
+def answer(collected: Collected) -> str:
+    """Factors for the smallest and the largest shift, and the change that remains."""
+    frame, ends = collected.frame, (SHIFTS[0], SHIFTS[-1])
+    first, last = (
+        listed(f"{factor(frame, pooling, shift).value:.2f} ({POOLED[pooling]})" for pooling in POOLINGS)
+        for shift in ends
+    )
+    less = told(
+        {POOLED[pooling]: fading(frame, pooling).above(1) for pooling in POOLINGS},
+        "smaller for {}", "larger for {}", "undecided for {}",
+    )  # fmt: skip
+    left = {pooling: geometric_mean(changes(frame, pooling, SHIFTS[0])) for pooling in POOLINGS}
+    values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
+    invariant = all_of(*(mean.below(SMALL) for mean in left.values()))
+    return (
+        f"Pooling multiplies the change of a map by {first} for a shift of the image by {ends[0]} pixel, and by {last} "
+        f"for a shift by {ends[1]} pixels. The gain for larger shifts is {less}. A shift by {ends[0]} pixel still "
+        f"changes the pooled map by {values} of the distance of two images, which is "
+        f"{'nearly invariant' if invariant else 'not nearly invariant'}."
+    )
+
+
+def details(collected: Collected) -> str:
+    """Factors for all shifts."""
+    frame = collected.frame
+    rows = [[shift, *(f"{factor(frame, pooling, shift):.3f}" for pooling in POOLINGS)] for shift in SHIFTS]
+    return table(["shift [pixels]", *(f"factor of {POOLED[pooling]}" for pooling in POOLINGS)], rows)
+
+
+def factor(frame: pd.DataFrame, pooling: str, shift: float) -> Mean:
+    """The change of pooled maps over that of maps without pooling; one of the simultaneous intervals for all shifts."""
+    return geometric_mean(changes(frame, pooling, shift) / changes(frame, "none", shift), comparisons=len(SHIFTS))
+
+
+def fading(frame: pd.DataFrame, pooling: str) -> Mean:
+    """The factor for the largest shift over that for the smallest, seed by seed."""
+    first, last = (changes(frame, pooling, s) / changes(frame, "none", s) for s in (SHIFTS[0], SHIFTS[-1]))
+    return geometric_mean(last / first)
+
+
+def changes(frame: pd.DataFrame, pooling: str, shift: float) -> FloatArray:
+    """The change of a map relative to the distance of two images, geometric mean over the maps; one per seed."""
+    rows = frame[(frame["pooling"] == pooling) & (frame["shift"] == shift)]
+    return averaged(rows, "layer")
+
+
 def _figure(collected: Collected) -> Figure:
+    """Changes of each map against the shift, and the factors of pooling."""
     frame, note = collected.frame, collected.manifest.get("note")
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
     colors = sns.color_palette("colorblind")
     for number, (pooling, words) in enumerate(POOLED.items()):
         style = {"color": colors[number], "marker": "osD^"[number], "markersize": 4, "capsize": 2, "linewidth": 1.2}
+        style["label"] = words
         places = np.array(SHIFTS) + 0.08 * (number - 1.5)
         for ax, layer in zip(axes, RECTIFIED, strict=False):
             rows = frame[frame["layer"] == layer]
-            _line(ax, places, [geometric_mean(_changes(rows, pooling, shift)) for shift in SHIFTS], words, style)
+            errorbars(ax, places, [geometric_mean(changes(rows, pooling, shift)) for shift in SHIFTS], **style)
         if pooling != "none":
-            _line(axes[2], places, [factor(frame, pooling, shift) for shift in SHIFTS], words, style)
+            errorbars(axes[2], places, [factor(frame, pooling, shift) for shift in SHIFTS], **style)
     for ax, layer in zip(axes, RECTIFIED, strict=False):
         ax.set_title(layer, fontsize=10)
         ax.set(ylabel="change / distance of two images", ylim=(0, None))
@@ -167,6 +129,7 @@ def _figure(collected: Collected) -> Figure:
     axes[2].set(ylabel="change over that of the map as it is")
     axes[2].set_title(f"both maps; {len(SHIFTS)} simultaneous intervals", fontsize=10)
     for ax in axes:
+        sns.despine(ax=ax)
         ax.set(xlabel="shift of the image [pixels]", xticks=SHIFTS)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     data = f"CIFAR-10 ({note})" if note else "CIFAR-10"
@@ -178,7 +141,38 @@ def _figure(collected: Collected) -> Figure:
     return figure
 
 
-def _line(ax: Axes, places: FloatArray, means: list[Mean], label: str, style: dict[str, Any]) -> None:
-    errors = [[one.value - one.low for one in means], [one.high - one.value for one in means]]
-    ax.errorbar(places, [one.value for one in means], yerr=errors, label=label, **style)
-    sns.despine(ax=ax)
+STUDY = Study(
+    question="How much nearer to invariance does pooling bring a map, and for which shifts of the image?",
+    use="""
+Do not count on a single pooling layer for invariance: it lowers the response to small shifts and hardly the response to
+large ones. If invariance to shifts of a pixel matters, prefer average pooling over max pooling. Subsampling alone is of
+no help.
+""",
+    method=f"""
+The first two rectified maps of an AlexNet B at initialization respond to {{data.batch_size}} images of CIFAR-10. The
+images are shifted to the right by {", ".join(map(str, SHIFTS))} pixels; pixels that come in mirror the image.
+
+The **change** of a map under the shift is divided by the distance of the maps of two images (both root mean square). It
+is measured for the map as it is, for every second pixel, and after {WINDOW} x {WINDOW} max or average pooling with
+stride {WINDOW}.
+
+A **factor** is the change of the pooled map over that of the map as it is: the geometric mean over the two maps, seed
+by seed. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).
+""",
+    how_sure=f"""
+Intervals are over {{num_seeds}} seeds: 95 %, Student's t of the logarithm. A seed draws the initialization and the
+images. Networks are not trained; the study [convolution](convolution.md) measures pooled maps after training under the
+smallest shift. Shifts are horizontal and windows {WINDOW} pixels wide. After the first pooling a map is half as wide,
+so a shift of the image is half as many of its pixels. A factor within {100 * (SAME - 1):.0f} % of 1 counts as no
+change. The study was planned after a smaller change of pooled maps under the smallest shift had been seen.
+""",
+    claims=claims,
+    answer=answer,
+    details=details,
+    figures=lambda collected: {"pooling": _figure(collected)},
+    captions={
+        "pooling": "Change of a map under a shift of the image, with and without pooling. The first two panels show "
+        "the change of two maps relative to the distance of two images. The third shows the change of a pooled map "
+        "over that of the map as it is; 1 means no gain. Bars are 95 % intervals over seeds.",
+    },
+)

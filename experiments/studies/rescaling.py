@@ -20,7 +20,7 @@ from torch.nn import functional
 import gradscope as gs
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from gradscope.frames import observed
 from gradscope.models import MLP
 
@@ -296,3 +296,14 @@ def _line(ax: Axes, rows: pd.DataFrame, column: str, color: object, label: str, 
     means, deviation = by_index.mean(), by_index.std().fillna(0.0)
     ax.plot(means.index, means, color=color, label=label, linewidth=width)
     ax.fill_between(means.index, means - deviation, means + deviation, color=color, alpha=0.1, linewidth=0)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.reports import sweep_figures, training_figures
 
 RESULTS = "alexnet"
@@ -272,3 +272,15 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
             cells += [*ends, f"{mean(change.iloc[-1]):+.2f}" if len(own) else ""]
         lines.append(f"| {layer} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+    results=RESULTS,
+)

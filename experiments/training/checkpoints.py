@@ -1,4 +1,4 @@
-"""Checkpoints that are never half written: a temporary file, flushed to the disk, then renamed."""
+"""Checkpoints, written atomically: to a temporary file, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 from experiments.files import written
 
 LAST, BEST = "last.pt", "best.pt"
-FOLDER = "checkpoints"  # in that of a run
+FOLDER = "checkpoints"  # inside the run folder
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
-    """Write ``folder/name``; the one before stays intact until the new one is whole.
+    """Write ``folder/name``.  The previous file stays intact until the new one is complete.
 
     Raises:
-        OSError: The disk is full or cannot be written; the message says that the last checkpoint is still good.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     return _written(folder / name, lambda temporary: torch.save(state, temporary))
 
 
 def keep(folder: Path, step: int, num: int) -> None:
-    """Keep the last checkpoint also under its step, and of those the newest ``num``.
+    """Copy the last checkpoint to ``step-<step>.pt``, and delete all such copies but the newest ``num``.
 
-    Checkpoints of later steps are of a run that this one has taken back, so they go.
+    Copies of later steps stem from a run that was restarted at an earlier step, so they are deleted too.
 
     Raises:
         OSError: As for `save`.
@@ -43,10 +43,10 @@ def keep(folder: Path, step: int, num: int) -> None:
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
-    """The checkpoint of that name, None where there is none.
+    """The checkpoint of that name, or None if the file does not exist.
 
     Raises:
-        ValueError: The file is no checkpoint.
+        ValueError: The file is not a checkpoint.
     """
     path = folder / name
     if not path.is_file():
@@ -55,7 +55,7 @@ def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any]
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); remove it, or begin anew: resume=none."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it, or restart with resume=none."
         ) from error
     return state
 
@@ -69,5 +69,5 @@ def _written(path: Path, write: Callable[[Path], object]) -> Path:
     try:
         return written(path, flushed)
     except (OSError, RuntimeError) as error:
-        before = f"the checkpoint before it, {path}, is intact" if path.exists() else "there is none before it"
-        raise OSError(f"The checkpoint {path} could not be written ({error}); {before}. Free some space.") from error
+        previous = "the previous checkpoint there is intact" if path.exists() else "there is no earlier checkpoint"
+        raise OSError(f"Could not write the checkpoint {path} ({error}); {previous}. Free disk space.") from error

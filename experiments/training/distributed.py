@@ -1,4 +1,4 @@
-"""Several processes that train one network: which one is this, its share of a batch, and sums over all."""
+"""Training with several processes: the rank of this one, its share of a batch, sums over all, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,74 +11,75 @@ from dataclasses import dataclass
 from types import FrameType
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from gradscope.distributed import parallel
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is number ``rank`` of ``world``; alone: 0 of 1."""
+    """The rank of this process and the number of processes; 0 and 1 for a process alone."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def here(cls) -> Ranks:
-        """What ``torch.distributed`` says."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        """Rank and number of processes according to ``torch.distributed``."""
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size()) if parallel() else cls()
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this process writes the files and prints."""
         return self.rank == 0
 
     def share(self, num: int) -> slice:
-        """This process's equal share of the samples of a batch.
+        """The part of a batch of ``num`` samples that this process takes.
 
         Raises:
-            ValueError: They cannot be shared equally, so that a mean over ranks would not be one over samples.
+            ValueError: ``num`` is not a multiple of the number of processes.  The mean over ranks would then differ
+                from the mean over samples.
         """
         if num % self.world:
             raise ValueError(
-                f"train.batch_size={num} is that of all processes together and must be a multiple of their number, "
+                f"train.batch_size={num} counts the samples of all processes and must be a multiple of their number, "
                 f"{self.world}."
             )
         part = num // self.world
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, on each."""
+        """The sum over all processes, the same on each.  Changes ``value`` in place."""
         if self.world > 1:
-            distributed.all_reduce(value)
+            torch.distributed.all_reduce(value)
         return value
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are averaged over all processes."""
+        """The model, wrapped so that gradients are averaged over all processes."""
         return nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
 
 
 @contextlib.contextmanager
 def started(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that ``torchrun`` started, if it did; yields the device of this one."""
+    """Join the process group if ``torchrun`` started this process; yields the device to use."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     finally:
-        distributed.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed.
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C raises KeyboardInterrupt.
 
-    Several processes that train together stop as ever, at once: each would notice it at another step.
+    With several processes Ctrl-C acts as usual, because each process would notice it at a different step.
     """
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The training loop, readable from top to bottom; no framework."""
+"""The training loop, in plain PyTorch, to be read from top to bottom."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from experiments.training.recipe import Recipe
 from experiments.training.records import Record
 from gradscope import MonitorWarning, NonFiniteError
 
-EVALUATED = 1000  # test images at a time
+EVALUATED = 1000  # test images per forward pass
 
 
 class Watcher(Protocol):
-    """What the loop needs of a `gradscope.Monitor`."""
+    """The part of `gradscope.Monitor` that the loop uses."""
 
-    on_nonfinite: str  # "raise", or "warn" and go on
+    on_nonfinite: str  # "raise" or "warn"
 
     def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
-        """Gradients of this loss on this batch are there, and the update is not made yet."""
+        """Called between ``backward()`` and the update."""
 
     def record(self) -> None:
-        """Training is over."""
+        """Called once after the last step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """State for a checkpoint."""
 
 
 def train(
@@ -54,18 +54,22 @@ def train(
 ) -> list[Record]:
     """Train ``model`` in place; returns its records.
 
-    Every ``recipe.log_every`` steps, at the end of an epoch and at the end of all there is a record of the steps since
-    the one before: ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``; at the ends also
-    ``test_accuracy`` and ``test_loss`` where there is a test set.
+    Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the previous one:
+    ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  At the end of an epoch it also has
+    ``test_accuracy`` and ``test_loss``, if there is a test set.
 
-    ``folder``: where ``checkpoints`` go: ``last.pt``, ``best.pt`` and the last few by step.  ``state``: such a
-    checkpoint to go on from, on a CPU to the same final weights, bit for bit, as if the run had not been stopped.
-    Weights or losses that are not finite are never written.  ``monitor`` sees gradients before they are clipped.
-    ``interrupted`` is asked after each step; if so, a checkpoint is written and KeyboardInterrupt raised.
-    Under ``torch.distributed`` each process takes its share of every batch, and the first writes.
+    Under ``torch.distributed`` each process takes its share of every batch, and the first one writes all files.
+
+    Arguments:
+        folder: Run folder for ``checkpoints``: ``last.pt``, ``best.pt`` and the newest by step.  Weights or losses
+            that are not finite are never written.
+        state: Checkpoint to resume from.  On a CPU a resumed run ends with the same weights, bit for bit.
+        monitor: Sees the gradients before they are clipped.
+        report: Called with each record.
+        interrupted: Called after each step.  If it returns True, a checkpoint is written and KeyboardInterrupt raised.
 
     Raises:
-        NonFiniteError: Without a monitor, a recorded loss or a checkpoint that is not finite; with one, what it raises.
+        NonFiniteError: A recorded loss or a checkpoint is not finite, or the monitor raises this error.
     """
     device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
@@ -111,10 +115,10 @@ def train(
         best = records[-1]["test_accuracy"] if improved else best
         stopping = done < total and interrupted()
         due = stopping or (recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0)
-        if due:  # what the first process writes stands for all of them
+        if due:  # the first process writes the checkpoint of all
             losses = ranks.sum(losses) / ranks.world
         if folder is not None and (due or improved or done == total) and (bad := _nonfinite(losses, model)):
-            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; an older one is intact."
+            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; older ones are intact."
             if monitor is None or monitor.on_nonfinite == "raise":
                 raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
             warnings.warn(lost, MonitorWarning, stacklevel=2)
@@ -123,10 +127,10 @@ def train(
             state |= {"losses": losses, "records": records, "best": best}
             state |= {} if monitor is None else {"monitor": monitor.state_dict()}
             if due or done == total:
-                checkpoints.save(state, folder / "checkpoints")
-                checkpoints.keep(folder / "checkpoints", done, recipe.keep)
+                checkpoints.save(state, folder / checkpoints.FOLDER)
+                checkpoints.keep(folder / checkpoints.FOLDER, done, recipe.keep)
             if improved:
-                checkpoints.save(state, folder / "checkpoints", checkpoints.BEST)
+                checkpoints.save(state, folder / checkpoints.FOLDER, checkpoints.BEST)
         if stopping:
             raise KeyboardInterrupt(f"Interrupted after step {done} of {total}")
     if monitor is not None:
@@ -147,9 +151,9 @@ def update(
     cast: torch.dtype | None = None,
     monitor: Watcher | None = None,
 ) -> Tensor:
-    """One step of training on the images of these indices, in place; returns its loss.
+    """Train one step on the images of these indices, in place; returns the loss.
 
-    Nothing here reads a value from the device, so the processor never waits for it.
+    Reads no value from the device, so the CPU never waits for a GPU.
     """
     ranks = Ranks.here()
     share = ranks.share(len(indices))
@@ -172,7 +176,7 @@ def update(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
-    """Loss and accuracy on all test images, in evaluation mode; the mode is put back.  Processes share the work."""
+    """Loss and accuracy on all test images in evaluation mode; restores the mode.  Processes share the images."""
     mode, ranks = model.training, Ranks.here()
     model.eval()
     correct_and_loss = torch.zeros(2, device=test.device)
@@ -187,7 +191,7 @@ def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) ->
 
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
-    """Logits in float32, of images with the channels last in memory, under autocast to ``cast``."""
+    """Logits in float32.  Images are laid out channels-last, and the model runs under autocast to ``cast``."""
     with _autocast(x.device, cast):
         output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     return output.float()
@@ -198,7 +202,7 @@ def _autocast(device: torch.device, cast: torch.dtype | None) -> contextlib.Abst
 
 
 def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:
-    """Names of what a checkpoint would hold that is not finite; one synchronization with the device."""
+    """Names of the loss and weights that are not finite; synchronizes once with the device."""
     weights = {repr(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     kept = {"the loss": losses} | weights
     finite = torch.stack([value.isfinite().all() for value in kept.values()]).tolist()

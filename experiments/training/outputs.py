@@ -1,4 +1,4 @@
-"""Where records go while a network trains: files of JSON lines, sinks, the terminal; at the end two tables."""
+"""Outputs of a training run: JSON lines, sinks and the terminal while it trains, two Parquet tables at the end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from experiments.training import checkpoints, records, sinks
 from experiments.training.distributed import Ranks
 from experiments.training.records import Record, Records
 
-# What stands in a run folder besides checkpoints, and of a run that begins anew would be taken for its own.
+# Files of a run folder besides checkpoints.  A restarted run would take old ones for its own.
 WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left in its folder, so that nothing of it is gone on from or taken for the new."""
+    """Delete checkpoints and records of an earlier run from its folder."""
     if (folder / checkpoints.FOLDER).is_dir():
         shutil.rmtree(folder / checkpoints.FOLDER)
     for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
@@ -34,12 +34,15 @@ def clear(folder: Path) -> None:
 
 
 class Outputs:
-    """All places for the records of one run, open while it trains; they are closed, and both tables written, also when
-    it is stopped by an error.  What goes wrong then is added to that error and does not hide it.
+    """Context manager that holds the outputs of one run open.
 
-    ``steps``: how many there will be; ``state``: the checkpoint that the run goes on from; ``columns``: the
-    configuration, which every row of ``metrics.parquet`` and ``monitor.parquet`` has.  Of several processes only the
-    first writes anything.
+    On exit it closes them and writes both tables, also after an error.  Errors while closing are added to the first
+    error as notes.  With several processes, only the first writes.
+
+    Arguments:
+        steps: Total number of steps, for the progress bar.
+        state: The checkpoint that the run resumes from.
+        columns: The configuration, added to every row of ``metrics.parquet`` and ``monitor.parquet``.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Outputs:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         self.sinks = sinks.make(cfg.sinks, folder, plain, self.begin)
         for record in self.records:
-            if record["step"] == self.begin:  # TensorBoard forgets from this step on
+            if record["step"] == self.begin:  # TensorBoard drops its values from this step on
                 self._sink(record["step"], sinks.of_record(record))
         self.bar = LateBar("steps", steps)
         self.bar.show(self.begin)
@@ -90,12 +93,12 @@ class Outputs:
         _add(error, problems)
 
     def say(self, text: str) -> None:
-        """A line for the user, above the progress bar where there is one."""
+        """Print a line for the user, above the progress bar if there is one."""
         console = self.bar.console if self.active and self.bar.visible else self.console
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def trained(self, record: Record) -> None:
-        """A record of training."""
+        """Take a record of training."""
         if not self.active:
             return
         self.records.append(record)
@@ -110,7 +113,7 @@ class Outputs:
             self.say(f"epoch {record['epoch']:.2f}  {text}")
 
     def measured(self, frame: pd.DataFrame) -> None:
-        """A record of the monitor."""
+        """Take a record of the monitor."""
         self.frames.append(frame)
         if not self.active:
             return
@@ -123,7 +126,7 @@ class Outputs:
             sink.write(step, values)
 
     def _tables(self) -> None:
-        """Both tables, as far as there is anything to stand in them."""
+        """Write both tables, except empty ones."""
         if self.records:
             write_table(self.folder / "metrics.parquet", pd.DataFrame(self.records).assign(**self.columns))
         if self.frames:
@@ -131,7 +134,7 @@ class Outputs:
             gs.frames.save(frame, self.folder / "monitor.parquet")
 
     def _warned(self, always: Callable[..., None]) -> Callable[..., None]:
-        """Warnings of the monitor in one line, without the place in the code; others as always."""
+        """A ``warnings.showwarning`` that prints warnings of the monitor in one line, without the code location."""
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, gs.MonitorWarning):
@@ -145,9 +148,9 @@ class Outputs:
 def _add(error: BaseException | None, problems: list[Exception]) -> None:
     for problem in problems:
         if error is not None and str(problem) != str(error):
-            error.add_note(f"Besides: {problem}")
+            error.add_note(f"In addition: {problem}")
 
 
 def _from_record(record: Record) -> pd.DataFrame:
-    """A record of the monitor as the frame it was."""
-    return gs.frames.upgraded(pd.DataFrame(record)).astype({"step": "int64"})
+    """The frame of a monitor record that was read from JSON."""
+    return gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"})

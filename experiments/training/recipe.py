@@ -1,4 +1,4 @@
-"""How to train: the optimizer, its schedule, and everything else that decides what a run ends with."""
+"""The training recipe: optimizer, learning-rate schedule, precision and everything else that affects the result."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from experiments.config.build import _arguments
 from experiments.data.images import Augmentation
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
-FUSED = ("cpu", "cuda")  # devices with optimizers of one kernel
-# From groups of parameters to what updates them; its learning rate is the peak of the schedule.
+FUSED = ("cpu", "cuda")  # devices with fused optimizers
+# From parameter groups to an optimizer whose learning rate is the peak of the schedule.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
@@ -29,12 +28,17 @@ SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=Tr
 class Recipe:
     """How to train.
 
-    ``max_steps`` ends before ``epochs`` where it is set; ``warmup`` is the part of a cycle that rises; ``log_every``
-    and ``checkpoint_every`` count steps, ``keep`` the checkpoints besides the last and the best; ``batch_size`` is that
-    of all processes together.
+    Arguments:
+        max_steps: Upper limit on the number of steps that ``epochs`` gives.
+        batch_size: Samples per step, of all processes together.
+        warmup: Fraction of a one-cycle schedule in which the learning rate rises.
+        clip: Largest gradient norm.
+        log_every: Steps per record.
+        checkpoint_every: Steps per checkpoint; None for one at the end.
+        keep: Number of checkpoints to keep besides the last and the best.
 
     Raises:
-        ValueError: A name that is not known, or a number that makes no sense; the key is named.
+        ValueError: A name is unknown or a number is out of range; the message names the key.
     """
 
     epochs: float = 4
@@ -69,18 +73,22 @@ class Recipe:
             raise ValueError(f"train.keep must be a whole number >= 0, got {self.keep!r}.")
 
     def steps(self, num_samples: int) -> int:
-        """How many steps in all."""
+        """Total number of steps for this number of training images."""
         total = round(self.epochs * self.steps_per_epoch(num_samples))
         return max(1, total if self.max_steps is None else min(total, self.max_steps))
 
     def steps_per_epoch(self, num_samples: int) -> int:
-        """Whole batches in an epoch; the rest is left to the next shuffle."""
+        """Number of full batches per epoch.  The remaining images are left out of that epoch.
+
+        Raises:
+            ValueError: A batch is larger than the training set.
+        """
         if num_samples < self.batch_size:
             raise ValueError(f"train.batch_size={self.batch_size} is more than the {num_samples} training images.")
         return num_samples // self.batch_size
 
     def factor(self, step: int, total: int) -> float:
-        """Learning rate of a step as a part of the peak."""
+        """Learning rate of a step, relative to the peak."""
         done = step / max(1, total)
         if self.schedule == "constant":
             return 1.0
@@ -89,7 +97,7 @@ class Recipe:
         return max(min(done / self.warmup, (1 - done) / (1 - self.warmup)), 0.02)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of all parameters; weight decay on matrices and kernels only, not on biases and scales."""
+        """The optimizer of all parameters.  Weight decay applies to matrices and kernels, not to biases and scales."""
         decayed = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
@@ -101,7 +109,7 @@ class Recipe:
         return optimizer
 
     def cast(self, device: torch.device) -> torch.dtype | None:
-        """The type that autocast takes; auto: bfloat16 where CUDA has it natively, or a CPU has instructions for it."""
+        """The autocast type, None for float32.  "auto" gives bfloat16 if the GPU or the CPU supports it natively."""
         if self.precision != "auto":
             return torch.bfloat16 if self.precision == "bfloat16" else None
         if device.type == "cuda":
@@ -111,12 +119,14 @@ class Recipe:
 
 
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
-    """The optimizer of a configuration, short of the parameters.
+    """The optimizer of a configuration, as a function of the parameters.
 
     Raises:
-        ValueError: It takes other arguments; those of ``optimizer=sgd`` stay where only the class is replaced.
+        ValueError: The class does not take one of the arguments.  This happens if only ``optimizer._target_`` is
+            replaced, because the arguments of ``optimizer=sgd`` remain.
     """
-    made_by, arguments = get_object(cfg._target_), _arguments(cfg)
+    arguments: Any = OmegaConf.to_container(cfg, resolve=True)
+    made_by = get_object(arguments.pop("_target_"))
     taken = inspect.signature(made_by).parameters.values()
     foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
     if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):

@@ -1,4 +1,4 @@
-"""Records of a run while it runs: one line of JSON each, flushed, so that a kill costs at most the last line."""
+"""Records of a run as JSON lines, flushed one by one, so that a killed run loses at most its last line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Record = dict[str, Any]
 
 
 class Records:
-    """Appends to a file of JSON lines that begins with the records ``kept`` from before.
+    """A file of JSON lines to append to; it starts with the records ``kept`` of an interrupted run.
 
     Raises:
-        OSError: The disk is full or cannot be written; the message names the file.
+        OSError: The file cannot be written, for example because the disk is full.
     """
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
@@ -28,14 +28,14 @@ class Records:
             self._file = path.open("a")
 
     def append(self, record: Record) -> None:
-        """Write one record, so that another process sees it at once."""
+        """Write one record and flush it, so that other processes see it at once."""
         with self._named():
             self._file.write(_line(record))
             self._file.flush()
 
     def close(self) -> None:
-        """No more records."""
-        with self._named():  # what could not be written before is tried once more
+        """Close the file."""
+        with self._named():  # flushes what an earlier write left in the buffer
             self._file.close()
 
     @contextlib.contextmanager
@@ -44,16 +44,16 @@ class Records:
             yield
         except OSError as error:
             raise OSError(
-                f"{self.path} could not be written ({error}); the records before are intact. Free some space, and the "
-                "same command goes on."
+                f"Could not write {self.path} ({error}); earlier records are intact. Free disk space and run the same "
+                "command to resume."
             ) from error
 
 
 def read(path: Path) -> list[Record]:
-    """All whole records of a file; none where it does not exist, and a torn last line is left out.
+    """All complete records of a file.  A missing file gives none; an incomplete last line is skipped.
 
     Raises:
-        ValueError: A line before the last is not JSON.
+        ValueError: A line other than the last is not JSON.
     """
     if not path.is_file():
         return []
@@ -64,7 +64,9 @@ def read(path: Path) -> list[Record]:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is not JSON ({error}); remove it, or the file.") from error
+                raise ValueError(
+                    f"{path}, line {number}, is not JSON ({error}); delete the line or the file."
+                ) from error
     return records
 
 
@@ -73,7 +75,7 @@ def _line(record: Record) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NaN becomes null, and infinities words, which are no numbers in JSON."""
+    """The value in JSON, which has no NaN and no infinity: NaN becomes null, infinities become strings."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Where records go besides the run folder: TensorBoard and MLflow, both off unless asked for."""
+"""Optional destinations of records besides the run folder: TensorBoard and MLflow."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ import pandas as pd
 from experiments.files import written
 from experiments.training.records import Record
 
-# Quantities whose logarithm is what one looks at.
-LOGARITHMIC = ("gsc",)
-MLFLOW_ID = "mlflow_run.txt"  # in the run folder: which run it is in MLflow
-FORBIDDEN = re.compile(r"[^/\w.\- ]")  # in the name of a metric of MLflow; the second call of a layer is "name#2"
+MLFLOW_ID = "mlflow_run.txt"  # in the run folder: the id of the run in MLflow
+FORBIDDEN = re.compile(r"[^/\w.\- ]")  # in MLflow's names of metrics; the second call of a layer is named "layer#2"
 
 
 class Sink(Protocol):
-    """Takes named numbers of a step."""
+    """Receives the named numbers of a step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record them."""
+        """Log the values of one step."""
 
     def close(self, error: BaseException | None = None) -> None:
-        """No more will come; ``error``: what ended the run before its time."""
+        """Close the sink; ``error`` is the exception that ended the run, if any."""
 
 
 class TensorBoard:
-    """Event files in ``folder/tensorboard``; what earlier ones hold from step ``begin`` on counts no more."""
+    """Event files in ``folder/tensorboard``.  Values of earlier files from step ``begin`` on are discarded."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], begin: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +37,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begin)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Log one scalar per value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -50,21 +48,21 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the experiment named like the sweep's folder, in the local store ``mlruns`` beside the run folders.
+    """A run in the local store ``mlruns`` beside the run folders; the experiment has the name of the sweep's folder.
 
-    Its id stands in the run folder, so that a run that goes on is the same one there.  Steps that are taken a second
-    time then have two values in its history, for MLflow forgets none.
+    The run folder keeps the run's id, so a resumed run continues the same MLflow run.  MLflow cannot delete values:
+    steps that are repeated after an interruption have two values in its history.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], begin: int = 0) -> None:
-        # MLflow asks for this word before it writes plain files, which need no database.
+        # MLflow requires this variable before it writes to plain files instead of a database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from filelock import FileLock
         from mlflow import MlflowClient
 
         store, sweep, self._id = folder.parent / "mlruns", folder.parent.name, folder / MLFLOW_ID
         folder.mkdir(parents=True, exist_ok=True)
-        # Two processes that find neither store nor experiment would both make them.
+        # Without the lock, two processes could both create the store or the experiment.
         with FileLock(store.with_suffix(".lock")):
             self._client = MlflowClient(tracking_uri=store.resolve().as_uri())
             known = self._client.get_experiment_by_name(sweep)
@@ -72,7 +70,7 @@ class MLflow:
         self._run = self._continued() or self._begun(experiment, folder.name, config)
 
     def _continued(self) -> str | None:
-        """The run whose id was kept, running again; None where there is none, or the store has lost it."""
+        """The run whose id is in the run folder, set to running; None without an id or if the store lacks the run."""
         from mlflow.exceptions import MlflowException
 
         if not self._id.is_file():
@@ -85,7 +83,7 @@ class MLflow:
         return run
 
     def _begun(self, experiment: str, name: str, config: Mapping[str, Any]) -> str:
-        """A new run, with the configuration as its parameters."""
+        """Create a run with the configuration as its parameters; returns its id."""
         from mlflow.entities import Param
 
         run: str = self._client.create_run(experiment, run_name=name).info.run_id
@@ -94,7 +92,7 @@ class MLflow:
         return run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One batch of metrics."""
+        """Log the values as one batch of metrics."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -102,7 +100,7 @@ class MLflow:
         self._client.log_batch(self._run, metrics)
 
     def close(self, error: BaseException | None = None) -> None:
-        """The run is finished, or failed, or was killed by its user."""
+        """Set the status of the run: finished, failed, or killed by the user."""
         ended = "FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED"
         self._client.set_terminated(self._run, ended)
 
@@ -111,11 +109,11 @@ KNOWN: dict[str, type[TensorBoard] | type[MLflow]] = {"tensorboard": TensorBoard
 
 
 def make(names: Sequence[str], folder: Path, config: Mapping[str, Any], begin: int = 0) -> list[Sink]:
-    """The sinks of these names, for a run that begins, or goes on, at step ``begin``.
+    """The sinks of these names, for a run that starts or resumes at step ``begin``.
 
     Raises:
-        ValueError: An unknown name.
-        ModuleNotFoundError: Its package is not installed.
+        ValueError: A name is unknown.
+        ModuleNotFoundError: The package of a sink is not installed.
     """
     check(names)
     made: list[Sink] = []
@@ -124,31 +122,30 @@ def make(names: Sequence[str], folder: Path, config: Mapping[str, Any], begin: i
             made.append(KNOWN[name](folder, config, begin))
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'sinks=[{name}] needs a package of its own: pip install "gradscope-toolkit[sinks]".'
+                f'sinks=[{name}] needs the extra "sinks": pip install "gradscope-toolkit[sinks]".'
             ) from error
     return made
 
 
 def check(names: Sequence[str]) -> None:
-    """ValueError where there is no sink of a name."""
+    """Raises ValueError if a name is unknown."""
     if unknown := [name for name in names if name not in KNOWN]:
-        raise ValueError(f"sinks must be among {', '.join(KNOWN)}; got {unknown[0]!r}.")
+        raise ValueError(f"sinks must be a list of {', '.join(KNOWN)}; got {unknown[0]!r}.")
 
 
 def of_record(record: Record) -> dict[str, float]:
-    """The numbers of a record of training."""
+    """Named numbers of a training record."""
     return {name: float(value) for name, value in record.items() if name != "step" and value is not None}
 
 
 def of_frame(frame: pd.DataFrame) -> dict[str, float]:
-    """The numbers of a record of the monitor: ``quantity/layer``; log10 of coefficients."""
+    """Named numbers of a monitor record: ``quantity/layer``, and ``log10_quantity/layer`` for coefficients."""
     rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
-    return {
-        f"log10_{quantity}/{layer}" if quantity in LOGARITHMIC else f"{quantity}/{layer}": log
-        if quantity in LOGARITHMIC
-        else value
-        for quantity, layer, value, log in rows
-    }
+    named: dict[str, float] = {}
+    for quantity, layer, value, log10_value in rows:
+        is_gsc = quantity == "gsc"
+        named[f"log10_gsc/{layer}" if is_gsc else f"{quantity}/{layer}"] = log10_value if is_gsc else value
+    return named
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""`gradscope.Monitor` as a callback of training frameworks; each module imports its framework, an extra of its own."""
+"""`gradscope.Monitor` as a callback of training frameworks; each module needs its own extra."""

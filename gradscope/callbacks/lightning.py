@@ -1,4 +1,4 @@
-"""``Trainer(callbacks=[MonitorCallback(x, every=100)])`` for Lightning; the extra ``lightning``."""
+"""``Trainer(callbacks=[MonitorCallback(data, every=100)])`` for Lightning; needs the extra ``lightning``."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from gradscope.monitor.monitor import Monitor
 
 
 class MonitorCallback(Callback):
-    """A `gradscope.Monitor` of the LightningModule, one step an update.
+    """Runs a `gradscope.Monitor` of the LightningModule, one step per update.
 
-    Gradients are accumulated, unscaled, and not yet clipped.  With several optimizers (manual optimization) the update
-    of each is a step of its own, so ``every`` counts all of them.
+    The monitor sees accumulated, unscaled gradients before clipping.  With several optimizers (manual optimization)
+    each update is a step, so ``every`` counts all of them.
 
     Arguments:
-        x: The probe batch, handed to the module's ``forward``; it is moved to the module's device.
+        data: The probe batch for the module's ``forward``; it is moved to the module's device.
         options: Those of `gradscope.Monitor`.
 
-    ``monitor`` is there once training begins; its steps and alarms travel with Lightning's checkpoints.
+    ``monitor`` exists once training begins; its steps and alarms are saved in Lightning's checkpoints.
     """
 
     monitor: Monitor
 
-    def __init__(self, x: Any, **options: Any) -> None:
-        self.x, self.options = x, options
+    def __init__(self, data: Any, **options: Any) -> None:
+        self.data, self.options = data, options
         self._loss: Tensor | None = None
         self._batch: Any = None
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The module is on its device, and its weights are loaded."""
-        self.monitor = Monitor(pl_module, move_data_to_device(self.x, pl_module.device), **self.options)
+        """Make the monitor: the module is on its device and its weights are loaded."""
+        self.monitor = Monitor(pl_module, move_data_to_device(self.data, pl_module.device), **self.options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """What a loss that is not finite is looked into with."""
+        """Keep the batch, to trace a loss that is not finite."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Lightning divides the loss by the number of accumulated batches, so their sum is the loss of the update."""
+        """Sum the losses of accumulated batches, which Lightning has divided by their number."""
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Gradients are complete, and the update is not made yet."""
+        """Step the monitor: gradients are complete, and the update follows."""
         loss, self._loss = self._loss, None
         self.monitor.step(loss, self._batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """For Lightning's checkpoint."""
+        """Return the monitor's state for Lightning's checkpoint."""
         return self.monitor.state_dict() if hasattr(self, "monitor") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From Lightning's checkpoint."""
+        """Keep the state from Lightning's checkpoint until training begins."""
         self._state = state_dict or None

@@ -1,4 +1,4 @@
-"""``Trainer(callbacks=[MonitorCallback(x, every=100)])`` for Hugging Face; the extra ``transformers``."""
+"""``Trainer(callbacks=[MonitorCallback(data, every=100)])`` for Hugging Face; needs the extra ``transformers``."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gradscope.monitor.monitor import Monitor
 
 NO_LOSS = (
-    "The model returned no loss (label_smoothing_factor or compute_loss_func?), so the monitor looks at gradients only."
+    "The model returned no loss (label_smoothing_factor or compute_loss_func?), so the monitor checks gradients only."
 )
 
 
 class MonitorCallback(TrainerCallback):
-    """A `gradscope.Monitor` of the Trainer's model, one step an update.
+    """Runs a `gradscope.Monitor` of the Trainer's model, one step per update.
 
-    Gradients are those after ``max_grad_norm``: the Trainer clips them before it tells anyone.
+    The monitor sees gradients after ``max_grad_norm``, because the Trainer clips before it runs callbacks.
 
     Arguments:
-        x: The probe batch, a mapping without labels (``{"input_ids": ...}``), moved to the model's device.
+        data: The probe batch, a mapping without labels (``{"input_ids": ...}``); it is moved to the model's device.
         options: Those of `gradscope.Monitor`.
 
-    The loss is read off what the model returns, for the Trainer's own logs leave out losses that are not finite.  With
-    ``label_smoothing_factor`` or ``compute_loss_func`` the model returns none; then there is a warning, and only
-    gradients are looked at.  ``monitor`` is there once training begins.
+    The loss is taken from the model's output, because the Trainer's logs omit losses that are not finite.  With
+    ``label_smoothing_factor`` or ``compute_loss_func`` the model returns none: the monitor then warns and checks
+    gradients only.  ``monitor`` exists once training begins.
     """
 
     monitor: Monitor
 
-    def __init__(self, x: Mapping[str, Tensor], **options: Any) -> None:
-        self.x, self.options = x, options
+    def __init__(self, data: Mapping[str, Tensor], **options: Any) -> None:
+        self.data, self.options = data, options
         self._losses: list[Tensor] = []
         self._batch: dict[str, Any] | None = None
         self._hook: Any = None
@@ -41,30 +41,30 @@ class MonitorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The model is on its device."""
-        x = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.x))
-        self.monitor = Monitor(kwargs["model"], x, **self.options)
-        self._remove()  # that of a run that ended in an error of its own
+        """Make the monitor: the model is on its device."""
+        data = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.data))
+        self.monitor = Monitor(kwargs["model"], data, **self.options)
+        self._remove()  # the hook of a run that ended in an error
         self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gradients are complete, and the update is not made yet."""
+        """Step the monitor: gradients are complete, and the update follows."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
         try:
             if loss is None:
                 self.monitor.alarms.once("no loss", "loss", self.monitor.steps, NO_LOSS)
             self.monitor.step(loss, self._batch)
-        except BaseException:  # the Trainer calls nobody after an error
+        except BaseException:  # Trainer runs no callbacks after an exception
             self._remove()
             raise
-        self._losses = []  # also those of a second pass of the monitor
+        self._losses = []  # including those of the monitor's second pass
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The model is left without hooks."""
+        """Remove the hook."""
         self._remove()
 
     def _remove(self) -> None:
@@ -74,7 +74,7 @@ class MonitorCallback(TrainerCallback):
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not module.training:
             return
-        # A number beside the batch, like num_items_in_batch, has no samples.
+        # Scalars such as num_items_in_batch are not part of the batch.
         self._batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor) and value.ndim}
         if isinstance(output, Mapping) and (loss := output.get("loss")) is not None:
             self._losses.append(loss.detach())

@@ -1,1 +1,1 @@
-"""Is a model measured correctly, and does it behave as mean-field theory predicts?"""
+"""Checks: is a model measured correctly, and does it agree with mean-field theory?"""

@@ -1,4 +1,4 @@
-"""``compare(model, x)``: a network beside the theory of its initialization, layer by layer, and the first culprit."""
+"""`compare(model, data)`: a network and the mean-field theory of its initialization, layer by layer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gradscope.meanfield.activations import NAMED, Activation
 
 FloatArray = npt.NDArray[np.float64]
 
-# |z| beyond which a layer deviates.  For lengths and weights, whose errors are known, 1 in 30,000 by chance; for
-# growth, whose scale is estimated from the increments themselves, more, because their tails are heavier.
+# |z| beyond which a layer deviates.  For lengths and weights, whose errors are known: 1 in 30,000 by chance.  The scale
+# of growth is estimated from increments with heavier tails, so its threshold is larger.
 THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
 
 MEASURED = "measured"
@@ -32,14 +32,23 @@ MEASURED = "measured"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured, what theory predicts, and z-scores a layer.
+    """Measurement, theory and z-scores per layer; made by `gradscope.compare`.
 
-    ``profile``: measured coefficients.  ``prediction``: theory of the network as it should be initialized.
-    ``layers``: names, in order.  ``weight_variances``, ``nominal``: sigma_w^2 measured on each weight and nominal.
-    ``z_length``: of ln of the mean square of each pre-activation against what the *measured* layer before predicts, so
-    that one wrong layer does not blame those after it.  ``z_growth``: of the increment of ln GSC across each layer
-    against theory at the measured length, in robust standard deviations of all increments.  ``z_weight``: of ln of the
-    weight variance.  NaN where a test does not apply.
+    ``profile``: measured coefficients.  ``prediction``: theory of the network with nominal initialization.  ``layers``:
+    names, in order.  ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and nominal.  The z-scores
+    are NaN where a test does not apply:
+
+    - ``z_length``: ln of the mean square of each pre-activation, against the prediction from the *measured* layer
+      before, so that a wrong layer does not affect those after it.
+    - ``z_growth``: the increment of ln GSC across each layer, against theory at the measured length, in robust standard
+      deviations of all increments.
+    - ``z_weight``: ln of the weight variance.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
+    >>> gs.compare(model, torch.randn(8, 30, generator=torch.Generator().manual_seed(1)))
+    Comparison(8 layers, no layer deviates)
     """
 
     profile: Profile
@@ -55,20 +64,19 @@ class Comparison:
 
     @property
     def first_deviation(self) -> str | None:
-        """Name of the first layer whose length or gradient deviates from theory; None where none does."""
+        """Name of the first layer whose length or gradient deviates from theory, or None."""
         return self._first(np.fmax(np.abs(self.z_length), np.abs(self.z_growth) * THRESHOLD / GROWTH_THRESHOLD))
 
     @property
     def first_weight_outlier(self) -> str | None:
-        """Name of the first layer whose weights have not the nominal variance.
+        """Name of the first layer whose weights do not have the nominal variance, or None.
 
-        The only trace of a wrong gain where GSC does not see it: a normalization divides it away, and a homogeneous
-        activation such as ReLU passes it through to lengths and gradients alike.
+        GSC does not show a wrong gain before a normalization or with a homogeneous activation such as ReLU.
         """
         return self._first(np.abs(self.z_weight))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a layer: measured and predicted log10 GSC, weight variances and z-scores."""
+        """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores."""
         return pd.DataFrame(
             {
                 "layer": self.layers,
@@ -84,7 +92,7 @@ class Comparison:
 
     def __str__(self) -> str:
         theory = 10 ** float(-np.diff(self.prediction.log10_gsc)[len(self.layers) // 2 :].mean())
-        lines = [f"theory: rate {theory:.4f} a layer over the upper half"]
+        lines = [f"theory: rate {theory:.4f} per layer over the upper half"]
         try:
             lines.append(f"measured: {self.profile.growth()}")
         except ValueError as reason:
@@ -106,6 +114,14 @@ class Comparison:
             lines.append("no layer deviates from theory")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        first = self.first_deviation or self.first_weight_outlier
+        return f"Comparison({len(self.layers)} layers, {f'first deviation: {first}' if first else 'no layer deviates'})"
+
+    def _repr_html_(self) -> str:
+        """Return the layers as an HTML table of at most 24 rows, for notebooks."""
+        return self.to_frame().to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
+
     def _first(self, z: FloatArray) -> str | None:
         beyond = np.flatnonzero(np.nan_to_num(z) > THRESHOLD)
         return self.layers[beyond[0]] if len(beyond) else None
@@ -120,30 +136,41 @@ def compare(
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Comparison:
-    """Measure a perceptron and hold it against mean-field theory of its nominal initialization.
+    """Return the comparison of a perceptron with mean-field theory of its nominal initialization.
+
+    z-scores use standard errors to first order in 1 / width: a mean square over n neurons and correlated samples has
+    relative variance 2 o / n, with o the mean squared cosine between samples.  With batch normalization and a batch
+    larger than half the width theory does not hold, and a warning says so.
 
     Arguments:
-        model, data, forward: As for `gradscope.gsc`, one batch.  What can be read: see `gradscope.checks.reading.read`.
-        nominal: sigma_w^2 = fan_in Var(W) that all weights before a nonlinearity should have: a number; "standard", 2
-            for relatives of ReLU and 1 else; or "measured", that of each weight itself, and then only what weights do
-            not explain deviates.
-        probes, generator: As for `gradscope.gsc`.
+        model: A perceptron that `gradscope.checks.reading.read` can read.
+        data, forward, probes, generator: As for `gradscope.gsc`, one batch.
+        nominal: sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity: a number; "standard" (2 for relatives
+            of ReLU, else 1); or "measured" (that of each weight, so that wrong weights do not count as deviations).
 
-    z-scores use standard errors to first order in 1 / width.  A mean square over n neurons and correlated samples has
-    relative variance 2 o / n, o the mean squared cosine between samples.  With batch normalization and B near or above
-    the width theory does not hold, and a warning says so.
+    Cost: that of `gradscope.gsc` and a few forward passes.
 
     Raises:
-        gradscope.checks.reading.UnreadableError: The network is none that theory can predict.
-        ValueError: ``nominal`` is none of these.
+        UnreadableError: The theory does not cover the network; the message names the unsupported part.
+        ValueError: ``nominal`` has none of these values.
+
+    Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
+    >>> _ = model.layers[4].linear.weight.data.mul_(2)
+    >>> x = torch.randn(8, 30, generator=torch.Generator().manual_seed(1))
+    >>> gs.compare(model, x).first_weight_outlier
+    'layers.4'
     """
     reading = read(model, data, forward=forward)
     specs = reading.specs
     for layer in reading.layers:
         if layer.spec.norm == "batch" and reading.batch_size > layer.width / 2:
             warnings.warn(
-                f"Batch normalization of {reading.batch_size} samples at width {layer.width}: the batch is limited in "
-                "rank, and theory, which takes the width for infinite, predicts too large a rate.",
+                f"Batch normalization of {reading.batch_size} samples at width {layer.width}: theory assumes infinite "
+                "width and predicts too large a rate for such a batch.",
                 stacklevel=2,
             )
             break
@@ -182,7 +209,7 @@ def _nominal(nominal: str | float, activation: Activation, own: float) -> float:
 
 
 def _z_length(reading: Reading) -> FloatArray:
-    """z of ln q of every layer against sigma_w^2 p + sigma_b^2, p the measured mean square of the layer before."""
+    """Return z of ln q per layer against sigma_w^2 p + sigma_b^2, p the measured mean square of the layer before."""
     z, p = [], reading.mean_square
     for layer in reading.layers:
         expected = layer.spec.weight_variance * p + layer.spec.bias_variance
@@ -193,19 +220,19 @@ def _z_length(reading: Reading) -> FloatArray:
 
 
 def _z_growth(reading: Reading, prediction: Prediction, log10_gsc: FloatArray) -> FloatArray:
-    """z of the increments of ln GSC against theory at the measured lengths; NaN for fewer than eight layers."""
+    """Return z of the increments of ln GSC against theory at measured lengths; NaN for fewer than eight layers."""
     if len(reading.layers) < 8:
         return np.full(len(reading.layers), np.nan)
     predicted, p = -np.diff(prediction.log10_gsc), reading.mean_square
     for number, layer in enumerate(reading.layers):
-        if layer.spec.norm == "none":  # elsewhere no length carries over from layer to layer
+        if layer.spec.norm == "none":  # with a normalization, lengths do not carry over
             one = predict([layer.spec, layer.spec], batch_size=reading.batch_size, mean_square=p)
             predicted[number] = one.log10_gsc[0] - one.log10_gsc[1]
         p = layer.square
     residual = -np.diff(log10_gsc) - predicted
-    centre = np.median(residual)
-    scale = 1.4826 * np.median(np.abs(residual - centre))
-    # The increment of the top layer is that of independent cotangents, which one layer of theory does not describe.
-    z = (residual - centre) / max(scale, 1e-12)
+    center = np.median(residual)
+    scale = 1.4826 * np.median(np.abs(residual - center))
+    # The top layer receives independent cotangents, which one layer of theory does not describe.
+    z = (residual - center) / max(scale, 1e-12)
     z[-1] = np.nan
     return z

@@ -1,7 +1,7 @@
-"""What network is this?  A plain or residual perceptron of torch modules, read so that theory can predict it.
+"""Reads a plain or residual perceptron of torch modules so that theory can predict it.
 
-The one place, with the pre-activations of `gradscope.measures.preactivations`, that looks at module classes.
-What was read is verified by value: each layer, recomputed from the layer before, must give what the network gave.
+Only this file and `gradscope.measures.preactivations` depend on module classes.  The reading is verified by value: each
+layer, recomputed from the layer before, must reproduce the network's output.
 """
 
 from __future__ import annotations
@@ -29,22 +29,30 @@ FloatArray = npt.NDArray[np.float64]
 _KINKED = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU)
 _SMOOTH = (nn.GELU, nn.LogSigmoid, nn.Mish, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink)
 
-# Relative tolerance with which a layer must be reproduced from the one before.
+# Relative tolerance for reproducing a layer from the one before.
 REPRODUCED = 1e-3
 
 
 class UnreadableError(ValueError):
-    """The network is none that theory can predict; the message says which part and why."""
+    """Raised if the theory does not cover the network; the message names the unsupported part.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> try:
+    ...     gs.compare(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), torch.ones(2, 1, 3))
+    ... except gs.UnreadableError as error:
+    ...     print(error)
+    '0' is a Conv1d where a Linear should begin a layer.
+    """
 
 
 @dataclass(frozen=True)
 class ReadLayer:
     """One layer f = phi(norm(W f' + b)) of the network, or one block.
 
-    ``name``: of the tensor f; ``preactivation``: of the tensor W f' + b.  ``spec``: as theory takes it, with the
-    variances measured on the weights.  ``fan_in``, ``width``: of W.  ``square``, ``received``: measured mean squares of
-    f and of W f' + b.  ``overlap``: mean squared cosine between pre-activations of two samples, a sample with itself
-    included.
+    ``name``, ``preactivation``: names of the tensors f and W f' + b.  ``spec``: the layer for theory, with measured
+    variances of the weights.  ``fan_in``, ``width``: sizes of W.  ``square``, ``received``: measured mean squares of f
+    and W f' + b.  ``overlap``: mean squared cosine between pre-activations of samples, each with itself included.
     """
 
     name: str
@@ -59,7 +67,7 @@ class ReadLayer:
 
 @dataclass(frozen=True)
 class Reading:
-    """A network as theory takes it: ``layers`` in order, mean square and correlation of the input, the batch size."""
+    """A network for theory: ``layers`` in order, mean square and correlation of the input, and the batch size."""
 
     layers: tuple[ReadLayer, ...]
     mean_square: float
@@ -69,11 +77,11 @@ class Reading:
 
     @property
     def specs(self) -> list[LayerSpec]:
-        """What `gradscope.meanfield.predict` takes."""
+        """Arguments of `gradscope.meanfield.predict`."""
         return [layer.spec for layer in self.layers]
 
     def with_variances(self, weights: Sequence[float], biases: Sequence[float]) -> Reading:
-        """The same network with other weight and bias variances, those of a nominal initialization say."""
+        """Return the same network with other weight and bias variances."""
         layers = [
             replace(layer, spec=replace(layer.spec, weight_variance=w, bias_variance=b))
             for layer, w, b in zip(self.layers, weights, biases, strict=True)
@@ -82,12 +90,14 @@ class Reading:
 
 
 def read(model: nn.Module, data: Any, *, forward: Forward | None = None) -> Reading:
-    """Read a perceptron: Linear, then optionally BatchNorm1d or LayerNorm, then optionally a nonlinearity, repeated;
-    or residual blocks s x + V phi(norm(W x)).
+    """Return the reading of a perceptron.
+
+    A perceptron repeats Linear, optionally BatchNorm1d or LayerNorm, optionally a nonlinearity; or it consists of
+    residual blocks s x + V phi(norm(W x)).
 
     Raises:
-        UnreadableError: Anything else, a normalization with trained scales or running statistics, a nonlinearity that
-            is not a module of torch.nn, or layers that do not follow from each other.
+        UnreadableError: Any other network, a normalization with trained scales or running statistics, a nonlinearity
+            that is not a module of torch.nn, or layers that do not follow from each other.
     """
     model = unwrap(model)
     captured = capture(model, data, forward=forward)
@@ -96,11 +106,11 @@ def read(model: nn.Module, data: Any, *, forward: Forward | None = None) -> Read
 
 
 class _Reader:
-    """Walks through the modules that made a tensor, in order."""
+    """Reads the modules that made a tensor, in order."""
 
     def __init__(self, captured: Capture, modules: Mapping[str, nn.Module]) -> None:
         if len(captured.source_names) != 1:
-            raise UnreadableError(f"The network has {len(captured.source_names)} inputs; theory here takes one.")
+            raise UnreadableError(f"The network has {len(captured.source_names)} inputs; theory covers one.")
         self.captured, self.modules = captured, modules
         self.leaves: list[tuple[Layer, str, nn.Module]] = []
         for layer in captured.reached:
@@ -122,7 +132,7 @@ class _Reader:
     def read(self) -> Reading:
         x, batch_size = self.current.double(), len(self.current)
         if batch_size < 2:
-            raise UnreadableError("A single sample says nothing of correlations; give at least two.")
+            raise UnreadableError("A single sample has no correlations: give at least two.")
         layers, place = [], 0
         while place < len(self.leaves):
             layer, place = self.layer(place)
@@ -136,7 +146,7 @@ class _Reader:
         return Reading(tuple(layers), square / x.shape[1], cross / square if square else 0.0, batch_size, self.source)
 
     def layer(self, place: int) -> tuple[ReadLayer, int]:
-        """The layer or block that begins with the leaf at ``place``, and where the next one begins."""
+        """Return the layer or block that begins with the leaf at ``place``, and where the next one begins."""
         found, name, _ = self.leaves[place]
         before = self.current
         linear = self.linear(place)
@@ -159,7 +169,7 @@ class _Reader:
         ), place  # fmt: skip
 
     def linear(self, place: int, given: Tensor | None = None) -> nn.Linear:
-        """The linear map at ``place``, which must be applied to ``given`` (default: the layer before)."""
+        """Return the linear map at ``place``, which must be applied to ``given`` (default: the layer before)."""
         if place >= len(self.leaves):
             raise UnreadableError("The last block has no linear map at its end.")
         _, name, module = self.leaves[place]
@@ -167,20 +177,20 @@ class _Reader:
             raise UnreadableError(f"{name!r} is a {type(module).__name__} where a Linear should begin a layer.")
         value = self.current if given is None else given
         if value.shape[1] != module.in_features:
-            raise UnreadableError(f"{name!r} does not take what the layer before it gives.")
+            raise UnreadableError(f"{name!r} does not take the output of the layer before it.")
         self.same(
             functional.linear(value, module.weight.detach(), module.bias), name, "a linear map of the layer before"
         )
         return module
 
     def norm(self, place: int, h: Tensor) -> tuple[str, Tensor, int]:
-        """Normalization at ``place``, if there is one: its kind and what it gives."""
+        """Return kind and output of the normalization at ``place``, if there is one, and the next place."""
         if place >= len(self.leaves):
             return "none", h, place
         _, name, module = self.leaves[place]
         if isinstance(module, nn.BatchNorm1d):
             if not module.training and module.running_mean is not None:
-                raise UnreadableError(f"{name!r} uses running statistics, of which theory knows nothing; use .train().")
+                raise UnreadableError(f"{name!r} uses running statistics, which theory does not cover: use .train().")
             value, kind = functional.batch_norm(h, None, None, training=True, eps=module.eps), "batch"
         elif isinstance(module, nn.LayerNorm):
             value, kind = functional.layer_norm(h, module.normalized_shape, eps=module.eps), "layer"
@@ -190,7 +200,7 @@ class _Reader:
         return kind, self.values[name], place + 1
 
     def activation(self, place: int, value: Tensor, name: str) -> tuple[Activation, Tensor, str, int]:
-        """Nonlinearity at ``place``, if there is one: it, what it gives, and the name of that."""
+        """Return the nonlinearity at ``place``, if there is one, its output, the name of that, and the next place."""
         last = name if place == 0 else self.leaves[place - 1][1]
         if place < len(self.leaves) and isinstance(self.leaves[place][2], NONLINEARITIES):
             _, name, module = self.leaves[place]
@@ -200,31 +210,31 @@ class _Reader:
         return LayerSpec.of("linear", 1.0).activation, value, last, place
 
     def block(self, place: int, before: Tensor) -> tuple[str, float]:
-        """The end of a residual block whose branch ends with the linear map at ``place``: name and skip weight."""
+        """Return name and skip weight of the residual block whose branch ends with the linear map at ``place``."""
         inner, name, _ = self.leaves[place]
         after = next(layer for layer in self.captured.reached if layer.on_trunk and layer.index > inner.index)
         total, branch = self.values.get(after.name), self.values[name]
         if total is None or total.shape != before.shape:
-            raise UnreadableError(f"The branch that ends with {name!r} does not come back to its input by a sum.")
+            raise UnreadableError(f"The branch that ends with {name!r} is not added to its input.")
         skip = float(((total - branch) * before).sum() / before.square().sum())
         self.same(skip * before + branch, after.name, "the sum of a skip connection and a branch")
         self.current = total
         return self.titles.get(after.index, after.name), round(skip, 6)
 
     def title(self, name: str) -> str:
-        """The name under which a profile lists the tensor that a leaf made."""
+        """Return the name under which a profile lists the output of a leaf."""
         index = next(layer.index for layer, other, _ in self.leaves if other == name)
         return self.titles.get(index, name)
 
     def same(self, value: Tensor, name: str, what: str) -> None:
-        """Refuse where the recorded tensor is not what was read."""
+        """Raise UnreadableError if the recorded tensor is not ``value``."""
         recorded = self.values[name]
         if value.shape != recorded.shape or not float((value - recorded).norm()) <= REPRODUCED * float(recorded.norm()):
             raise UnreadableError(f"Layer {name!r} is not {what}, so theory cannot predict it.")
 
 
 def _activation(name: str, module: nn.Module) -> Activation:
-    """The nonlinearity itself, on arrays, with its derivative by automatic differentiation."""
+    """Return the nonlinearity as a function on arrays, with its derivative by automatic differentiation."""
     if isinstance(module, (nn.Hardtanh, nn.ReLU6)):
         kinks: tuple[float, ...] = (float(module.min_val), float(module.max_val))
     elif isinstance(module, _KINKED):
@@ -232,7 +242,7 @@ def _activation(name: str, module: nn.Module) -> Activation:
     elif isinstance(module, _SMOOTH):
         kinks = ()
     else:
-        raise UnreadableError(f"Nonlinearity {name!r} is a {type(module).__name__}, which theory here does not know.")
+        raise UnreadableError(f"Nonlinearity {name!r} is a {type(module).__name__}, which theory does not cover.")
 
     def function(h: FloatArray) -> FloatArray:
         with torch.no_grad():
@@ -245,13 +255,13 @@ def _activation(name: str, module: nn.Module) -> Activation:
 
 
 def _variances(linear: nn.Linear) -> tuple[float, float]:
-    """sigma_w^2 = fan_in mean(W^2) and sigma_b^2 = mean(b^2)."""
+    """Return sigma_w^2 = fan_in mean(W^2) and sigma_b^2 = mean(b^2)."""
     bias = 0.0 if linear.bias is None else float(linear.bias.detach().double().square().mean())
     return linear.in_features * float(linear.weight.detach().double().square().mean()), bias
 
 
 def _overlap(h: Tensor) -> float:
-    """Mean of the squared cosines between samples: how far the entries of a batch repeat each other."""
+    """Return the mean squared cosine between samples, weighted by their lengths."""
     h = h.double()
     gram = h @ h.T
     length = gram.diagonal().clamp_min(1e-300)

@@ -1,19 +1,18 @@
-"""``check(model, x)``: does gradscope measure this model right?  Tests of its own that anybody can run."""
+"""`check(model, data)`: self-tests of whether gradscope measures a model correctly."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from gradscope.backward.cotangents import needed_for_exact
 from gradscope.backward.pulling import pulling
+from gradscope.checks.report import FAILED, PASSED, SKIPPED, Check, Report
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
@@ -21,65 +20,42 @@ from gradscope.forward.replay import Replay
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.probes import sphere
 
-PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
-
-# Layers tried, spread evenly over the network: a check costs a few passes for each.
+# Largest number of layers tested, spread evenly over the network; each costs a few passes.
 MOST_LAYERS = 12
-# Exact coefficients are computed for comparison up to so many cotangents.
+# Largest number of cotangents for exact coefficients.
 EXACT_LIMIT = 512
 PROBES = 64
-# Standard errors that probes may be off the exact value in the worst of all layers.
+# Largest deviation of probes from the exact value, in standard errors, over all layers.
 MOST_ERRORS = 5.0
 # Central differences at these steps, relative to the length of the input, in multiples of eps^(1/3).
 STEPS = (3.0, 1.0, 0.3)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One test: its ``name``, whether it "passed", "FAILED" or was "skipped", and what was found, with the culprit."""
-
-    name: str
-    status: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All tests of `check`; printed, one line each."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether none failed."""
-        return all(check.status != FAILED for check in self.checks)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a test: name, status, detail."""
-        return pd.DataFrame([asdict(check) for check in self.checks])
-
-    def __str__(self) -> str:
-        width = max(len(check.name) for check in self.checks)
-        return "\n".join(f"{check.status:<8}{check.name:<{width + 2}}{check.detail}" for check in self.checks)
-
-
 def check(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Report:
-    """Measure ``model`` on one batch in several ways that must agree, and say where they do not.
+    """Return a report on whether several ways to measure ``model`` on one batch agree.
 
-    "adjoint": <v, J u> = <J^T v, u> from layer to layer, J u by differentiating twice.  "finite differences": the
-    change of a layer along a random direction of the input is the one that its Jacobian predicts.  "independence":
-    where samples count as independent, changing one leaves the others.  "probes": random probes agree with the exact
-    coefficients within their standard errors.  "determinism": two captures see the same activations.  "left alone":
-    parameters, buffers, gradients, modes and random state are what they were.
+    - "adjoint": <v, J u> = <J^T v, u> between neighboring layers, with J u by double differentiation.
+    - "finite differences": a layer changes along a random direction of the input as its Jacobian predicts.
+    - "independence": if samples count as independent, changing one does not change the others.
+    - "probes": random probes agree with the exact coefficients within their standard errors.
+    - "determinism": two captures see the same activations.
+    - "left alone": parameters, buffers, gradients, modes and the random state are unchanged.
 
-    Arguments are those of `gradscope.gsc`, one batch.  Use float64 and a small batch: in float32 the bounds are wide.
+    Arguments:
+        model, data, forward, loss_fn: As for `gradscope.gsc`, one batch.  Use float64 and a small batch: the tolerances
+            in float32 are wide.
 
     Cost: some hundred forward and backward passes.
 
-    Returns:
-        A `Report`; print it.
+    Raises:
+        ValueError, TypeError: The data or the model cannot be measured; see `gradscope.capture`.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> gs.check(torch.nn.Linear(2, 2).double(), torch.eye(2).double()).passed
+    True
     """
     before = _state(model)
     first = capture(model, data, forward=forward, loss_fn=loss_fn)
@@ -111,7 +87,7 @@ def _determinism(first: Capture, second: Capture) -> Check:
     names = [[layer.name for layer in one.reached] for one in (first, second)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1])) or names[0]
-        return Check("determinism", FAILED, f"a second pass takes other layers: {', '.join(odd[:4])}")
+        return Check("determinism", FAILED, f"a second pass runs other layers: {', '.join(odd[:4])}")
     worst = 0.0
     for a, b in zip(first.reached, second.reached, strict=True):
         difference = float((a.norms - b.norms).abs().max() / a.norms.max().clamp_min(1e-300))
@@ -119,7 +95,7 @@ def _determinism(first: Capture, second: Capture) -> Check:
             return Check(
                 "determinism", FAILED,
                 f"a second pass with the same random state changes layer {a.name!r} by {difference:.1e}: "
-                "the model has a state of its own, or draws from a generator of its own",
+                "the model keeps its own state, or uses its own random generator",
             )  # fmt: skip
         worst = max(worst, difference)
     return Check("determinism", PASSED, f"{len(first.reached)} layers, largest relative difference {worst:.1e}")
@@ -146,13 +122,15 @@ def _adjoint(captured: Capture, generator: torch.Generator) -> Check:
             )  # fmt: skip
         worst = max(worst, error)
     if skipped == len(pairs):
-        return Check("adjoint", SKIPPED, "no backward pass on the way can be differentiated (attention, checkpoints)")
+        return Check(
+            "adjoint", SKIPPED, "no backward pass between layers can be differentiated (attention, checkpoints)"
+        )
     left = f", {skipped} could not be differentiated twice" if skipped else ""
     return Check("adjoint", PASSED, f"{len(pairs) - skipped} pairs of layers, worst {worst:.1e}{left}")
 
 
 def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
-    """Central differences of <v, f> along a direction of the sources, at several steps, against <J^T v, u>."""
+    """Compare central differences of <v, f> along a direction of the sources with <J^T v, u>."""
     layers = [layer for layer in _spread(captured.units) if layer.name not in captured.source_names]
     replay, sources = captured.replay, [layer for layer in captured.reached if layer.name in captured.source_names]
     if len(sources) != len(captured.source_names):
@@ -170,7 +148,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
     judged, worst = 0, 0.0
     for name, v in cotangents.items():
         predicted = _predicted(captured, wanted[name], sources, v, directions)
-        # Where the steps disagree, the network bends or rounds too much there to judge anything.
+        # Where the steps disagree, curvature or rounding is too large for a verdict.
         noise, slope = max(slopes[name]) - min(slopes[name]), slopes[name][1]
         scale = abs(slope) + abs(predicted) or 1.0
         if noise > 0.02 * abs(slope):
@@ -180,19 +158,19 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
         if not abs(slope - predicted) <= 0.02 * scale + 3 * noise:
             return Check(
                 "finite differences", FAILED,
-                f"layer {name!r} changes by {slope:.6g} along a direction of the input, and its Jacobian predicts "
-                f"{predicted:.6g}: a gradient is stopped, replaced or wrong at or below it",
+                f"layer {name!r} changes by {slope:.6g} along a direction of the input, but its Jacobian predicts "
+                f"{predicted:.6g}: a gradient is stopped, replaced or wrong at or below this layer",
             )  # fmt: skip
         worst = max(worst, error)
     if not judged:
-        return Check("finite differences", SKIPPED, "differences at several steps disagree: too curved, or use float64")
+        return Check("finite differences", SKIPPED, "differences at several steps disagree (too curved?): use float64")
     return Check("finite differences", PASSED, f"{judged} of {len(slopes)} layers, worst {worst:.1e}")
 
 
 def _predicted(
     captured: Capture, layer: Layer, sources: Sequence[Layer], v: Tensor, directions: dict[str, Tensor]
 ) -> float:
-    """<J^T v, u> summed over the sources."""
+    """Return <J^T v, u> summed over the sources."""
     with pulling():
         gradients = torch.autograd.grad(
             (layer.edge,), [source.edge for source in sources], (v,), retain_graph=True, allow_unused=True
@@ -202,10 +180,10 @@ def _predicted(
 
 
 def _independence(captured: Capture, generator: torch.Generator) -> Check:
-    """Change one sample of the input and look whether others change at the target."""
+    """Change one sample of the input and check that the others do not change at the target."""
     name, target = "independence", captured.target
     if captured.coupled:
-        return Check(name, SKIPPED, "samples count as coupled, which is right in either case")
+        return Check(name, SKIPPED, "samples count as coupled, which is valid in either case")
     if captured.batch_size == 1:
         return Check(name, SKIPPED, "a single sample")
     replay: Replay = captured.replay
@@ -233,7 +211,7 @@ def _probes(
 ) -> Check:
     needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
     if needed > EXACT_LIMIT:
-        return Check("probes", SKIPPED, f"exact coefficients need {needed} cotangents; give a smaller batch")
+        return Check("probes", SKIPPED, f"exact coefficients need {needed} cotangents: give a smaller batch")
     exact, probed = (gsc(model, data, forward=forward, loss_fn=loss_fn, probes=probes) for probes in ("exact", PROBES))
     difference = np.abs(probed.log10_values - exact.log10_values)[:-1, 0]
     errors = probed.log10_stderr_probe[:-1, 0]
@@ -243,18 +221,19 @@ def _probes(
         return Check("probes", SKIPPED, "no layer but the target")
     worst = int(np.argmax(z))
     detail = (
-        f"{PROBES} probes are {z[worst]:.1f} standard errors off the exact value at {exact.layers[worst]!r}, the worst"
+        f"{PROBES} probes deviate by at most {z[worst]:.1f} standard errors from the exact value, at "
+        f"{exact.layers[worst]!r}"
     )
     return Check("probes", PASSED if z[worst] <= MOST_ERRORS else FAILED, detail)
 
 
 def _pairs(captured: Capture) -> Iterator[tuple[Layer, Layer]]:
-    """Neighbouring units, of which each depends on the one before."""
+    """Yield neighboring units; each depends on the one before."""
     yield from zip(captured.units, captured.units[1:], strict=False)
 
 
 def _spread(items: Sequence[Any]) -> Sequence[Any]:
-    """At most `MOST_LAYERS` of the items, evenly spaced, with the last one."""
+    """Return at most `MOST_LAYERS` of the items, evenly spaced, including the last one."""
     if len(items) <= MOST_LAYERS:
         return items
     return [items[int(place)] for place in np.linspace(0, len(items) - 1, MOST_LAYERS).round()]
@@ -265,7 +244,7 @@ def _vector(layer: Layer, generator: torch.Generator) -> Tensor:
 
 
 def _vector_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A random direction as long as the tensor itself, or of unit entries where that is 0."""
+    """Return a random direction as long as the tensor, or with unit entries where the tensor is 0."""
     v = sphere(1, tensor.numel(), generator=generator, dtype=torch.float64)[0].to(tensor.device)
     rms = tensor.double().square().mean().sqrt()
     return (v * (rms if rms > 0 else 1.0)).to(tensor.dtype).reshape(tensor.shape)
@@ -276,7 +255,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """Everything a measurement must not change."""
+    """Return everything that a measurement must not change."""
     state: dict[str, Any] = {f"parameter {n}": p.detach().clone() for n, p in model.named_parameters()}
     state |= {f"gradient of {n}": None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     state |= {f"requires_grad of {n}": p.requires_grad for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Does a coefficient grow with depth?  A fit of c * r^(k - l), an interval for r, and a verdict."""
+"""Growth of a coefficient with depth: a fit of c * r^(k - l), an interval for r, and a verdict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float64]
 EXPLODING_RATE, VANISHING_RATE = 1.02, 0.98
 MIN_LAYERS = 6
 
-# An interval around 1 that is wider than this says nothing.
+# An interval around 1 wider than this is inconclusive.
 WIDEST_STABLE = 0.1
 
 _ROUNDS = 3
@@ -23,13 +23,16 @@ _FLOOR = 1e-20
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of GSC (squared convention) by the factor ``rate`` a layer, away from the target.
+    """Growth of GSC (squared convention) by the factor ``rate`` per layer, away from the target.
 
     ``rate_low``, ``rate_high``: 95 % interval.  ``intercept``: c of c * r^(k - l).
     ``verdict``: "exploding" (a straight line on a log axis with rate_low > 1.02), "vanishing" (rate_high < 0.98),
-    "stable" (the interval straddles 1 and lies within 0.9..1.1, or lies within 0.98..1.02), else "irregular" (curved,
-    or undecided).
-    ``straight``: whether the half of the layers far from the target grows at the same rate.
+    "stable" (the interval contains 1 and lies within 0.9..1.1, or lies within 0.98..1.02), else "irregular" (curved or
+    undecided).  ``straight``: whether the half of the layers far from the target grows at the same rate.
+
+    >>> from gradscope.coefficients.growth import fit_growth
+    >>> print(fit_growth([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [6, 5, 4, 3, 2, 1]))
+    rate 1.2589 (95 % interval 1.2589 to 1.2589) per layer, exploding
     """
 
     rate: float
@@ -40,27 +43,25 @@ class Growth:
     straight: bool
 
     def __str__(self) -> str:
-        """``rate 1.4730 (95 % interval 1.4612 to 1.4849) a layer, exploding``."""
-        return (
-            f"rate {self.rate:.4f} (95 % interval {self.rate_low:.4f} to {self.rate_high:.4f}) a layer, {self.verdict}"
-        )
+        """Return ``rate 1.4730 (95 % interval 1.4612 to 1.4849) per layer, exploding``."""
+        interval = f"95 % interval {self.rate_low:.4f} to {self.rate_high:.4f}"
+        return f"rate {self.rate:.4f} ({interval}) per layer, {self.verdict}"
 
 
 def fit_growth(
     log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike, log10_stderr: npt.ArrayLike = 0.0
 ) -> Growth:
-    """Fit log GSC against depth over the half of the layers nearer the target, where growth that persists is seen.
+    """Return the growth of log GSC with depth, fitted over the half of the layers nearer the target.
 
     Arguments:
         log10_values: log10 GSC, shape (layers,), or (seeds, layers) for independent initializations of one network.
-        depth_from_output: Layers between each layer and the target, shape (layers,); the target itself (0) is left out.
-        log10_stderr: Standard errors by measurement (probes), of the same shape; NaN, unknown, counts as 0.
+        depth_from_output: Layers between each layer and the target, shape (layers,); the target itself (0) is ignored.
+        log10_stderr: Standard errors of measurement (probes), of the same shape; NaN (unknown) counts as 0.
 
-    The slope is generalized least squares under the covariance that log GSC of a random network has: a sum of
-    independent increments (covariance s^2 min(d, d') between layers d and d'), plus independent noise of measurement.
-    s^2 comes from the residual increments, so neighboring layers are not counted as independent and noise of probes
-    never makes the interval by itself; with two or more seeds the error comes from the spread between seeds instead.
-    Layers of equal depth are averaged.  The line is straight if the far half's slope agrees within three standard
+    The slope is the generalized least-squares estimate under the covariance of log GSC in a random network: a sum of
+    independent increments (covariance s^2 min(d, d') between depths d and d') plus independent measurement noise.  s^2
+    is estimated from the residual increments.  With two or more seeds the error is the spread between seeds instead.
+    Layers of equal depth are averaged.  The line is straight if the slope of the far half agrees within three standard
     errors or 25 %.  Cost: O(seeds * layers^2 + layers^3).
 
     Raises:
@@ -83,7 +84,7 @@ def fit_growth(
     half = len(depth) // 2
     if half < MIN_LAYERS // 2:
         raise ValueError(
-            f"A growth rate needs {MIN_LAYERS // 2} or more different depths in each half of the layers, got "
+            f"A growth rate needs at least {MIN_LAYERS // 2} different depths in each half of the layers, got "
             f"{', '.join(f'{d:g}' for d in depth)}: layers inside one unit share its depth."
         )
     average = np.zeros((len(place), len(depth)))
@@ -100,9 +101,9 @@ def fit_growth(
 
 
 def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, float, int]:
-    """Generalized least-squares slope, its standard error, and the degrees of freedom of that error.
+    """Return the generalized least-squares slope, its standard error, and the degrees of freedom of that error.
 
-    On increments, where the random walk is white and the noise of measurement correlates neighbors.
+    Fitted to increments, where the random walk is white and measurement noise correlates neighbors.
     """
     steps, increments = np.diff(depth), np.diff(y, axis=1)
     slopes, errors = [], []
@@ -112,7 +113,7 @@ def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, 
         for _ in range(_ROUNDS):
             residual = np.square(change - slope * steps) / steps
             walk = max(residual.sum() - (np.diag(measured) / steps).sum(), 0.0) / (len(steps) - 1)
-            # A floor keeps a noiseless exact line from being divided by zero; it changes no weight.
+            # The floor avoids division by zero for an exact line; it changes no weight.
             covariance = measured + np.diag((walk + _FLOOR) * steps)
             weights = np.linalg.solve(covariance, steps)
             slope = float(weights @ change / (weights @ steps))

@@ -193,9 +193,9 @@ def _measured(
         coupled=pairs.coupled,
         stopped=stopped,
         num_batches=pairs.num_batches,
-        log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
-        fixed_share=pairs.spread("fixed_share", 1.0),
-        probe_freedom=pairs.spread("probe_freedom", np.inf),
+        _log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
+        _fixed_share=pairs.spread("fixed_share", 1.0),
+        _probe_freedom=pairs.spread("probe_freedom", np.inf),
         relative_error=error,
         remarks=pairs.remarks,
     )

@@ -108,15 +108,15 @@ def parameter_gsc(
         stopped="end of data",
         relative_error=float(np.nan_to_num(errors, nan=np.inf).max()) * LN10,
         num_batches=1,
-        log10_stderr_cautious=errors,
-        fixed_share=constant * (num_probes == 0),
-        probe_freedom=constant * (max(1, num_probes - 1) if num_probes else np.inf),
+        _log10_stderr_cautious=errors,
+        _fixed_share=constant * (num_probes == 0),
+        _probe_freedom=constant * (max(1, num_probes - 1) if num_probes else np.inf),
         remarks=captured.remarks,
         qm_norms=tuple(norms),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ParameterProfile(Profile):
     """GSC of the parameters of every module to one target: a `Profile` whose rows are modules, without the target.
 
@@ -124,6 +124,10 @@ class ParameterProfile(Profile):
     """
 
     qm_norms: tuple[Estimate, ...]
+
+    @property
+    def _title(self) -> str:
+        return f"parameters of {len(self.sources)} modules to {self.target!r}"
 
     def growth(self) -> Growth:
         """Growth over the modules that hold parameters, counted from the target."""
@@ -133,30 +137,33 @@ class ParameterProfile(Profile):
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row per module and quantity, ``parameter_gsc`` and ``parameter_qm_norm``."""
         index = np.array(self.indices)
-        norms = [norm.log10_value for norm in self.qm_norms]
-        errors = [norm.log10_stderr for norm in self.qm_norms]
-        parts = [
-            frames.tidy(
-                {
-                    "layer": self.sources,
-                    "index": index,
-                    "depth_from_output": len(index) - index,
-                    "target": self.target,
-                    "quantity": quantity,
-                    "log10_value": values,
-                    "log10_stderr_probe": stderr,
-                    "log10_stderr_sample": np.nan,
-                    "reduction": self.reduction,
-                    "coupled": self.coupled,
-                    "num_probes": self.num_probes[:, 0],
-                    "num_samples": self.num_samples,
-                }
-            )
-            for quantity, values, stderr in (
-                ("parameter_gsc", self.log10_values[:, 0], self.log10_stderr_probe[:, 0]),
-                ("parameter_qm_norm", norms, errors),
-            )
-        ]
+        low, high = self.interval()
+        ends = np.array([norm.interval() for norm in self.qm_norms])
+        columns: dict[str, dict[str, Any]] = {
+            "parameter_gsc": {
+                "log10_value": self.log10_values[:, 0],
+                "log10_stderr_probe": self.log10_stderr_probe[:, 0],
+                "log10_low": low[:, 0],
+                "log10_high": high[:, 0],
+            },
+            "parameter_qm_norm": {
+                "log10_value": [norm.log10_value for norm in self.qm_norms],
+                "log10_stderr_probe": [norm.log10_stderr for norm in self.qm_norms],
+                "log10_low": ends[:, 0],
+                "log10_high": ends[:, 1],
+            },
+        }
+        about = {
+            "layer": self.sources,
+            "index": index,
+            "depth_from_output": len(index) - index,
+            "target": self.target,
+            "reduction": self.reduction,
+            "coupled": self.coupled,
+            "num_probes": self.num_probes[:, 0],
+            "num_samples": self.num_samples,
+        }
+        parts = [frames.tidy({**about, "quantity": name, **values}) for name, values in columns.items()]
         return pd.concat(parts, ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""Coefficients of many layers, as results: a profile toward one target, and a matrix of all pairs."""
+"""Coefficients of many layers as results: a `Profile` to one target, and a `Matrix` of all pairs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,30 @@ from gradscope.estimates import LOG10_2, Estimate
 FloatArray = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Matrix:
-    """GSC (squared convention) of every source layer to every target layer.
+    """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
 
-    ``sources`` and ``targets``: names in execution order.  ``indices``: how many units of the network come before each
-    source, so that a selection of layers keeps its place.  ``log10_values``, ``log10_stderr_probe``,
-    ``log10_stderr_sample``: (sources, targets), NaN where the source lies above the target; the errors are NaN too
-    where unknown.  ``num_probes``: (sources, targets), random probes a batch, 0 where exact.  ``relative_error``: the
-    largest relative standard error of a value, of the probes for one batch, of probes and samples for a stream, which
-    ended after ``num_batches`` because of ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or
-    "interrupted".  ``log10_stderr_cautious``, ``fixed_share`` (the part of each value that is free of probe noise) and
-    ``probe_freedom`` (degrees of freedom of the probes' variance) make the `interval`.  ``remarks``: sentences on
-    what the numbers rest on: statistics of normalization, random numbers, which output, rows inside branches.
+    ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
+    ``log10_values``, ``log10_stderr_probe``, ``log10_stderr_sample``: (sources, targets), NaN where the source lies
+    above the target; the errors are also NaN where they are unknown.  ``num_probes``: (sources, targets), random probes
+    per batch, 0 where exact.  ``relative_error``: the largest relative standard error of a value, from probes for one
+    batch, from probes and samples for a stream.  ``num_batches``: batches of the stream, which ended because of
+    ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or "interrupted".  ``remarks``: sentences
+    on what the numbers depend on (statistics of normalization, random numbers, the output that was chosen, rows inside
+    branches).
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    >>> _ = [torch.nn.init.eye_(layer.weight) for layer in model]
+    >>> matrix = gs.gsc_matrix(model, torch.ones(1, 2))
+    >>> matrix
+    Matrix(3 sources, 3 targets, exact, 1 sample)
+    >>> abs(matrix.log10_values)
+    array([[ 0.,  0.,  0.],
+           [nan,  0.,  0.],
+           [nan, nan,  0.]])
     """
 
     sources: tuple[str, ...]
@@ -45,14 +56,17 @@ class Matrix:
     stopped: str
     relative_error: float
     num_batches: int
-    log10_stderr_cautious: FloatArray
-    fixed_share: FloatArray
-    probe_freedom: FloatArray
     remarks: tuple[str, ...]
+    # For the interval: the error of probes, enlarged where it is estimated from few; the part of each value that is
+    # free of probe noise; and the degrees of freedom of the probes' variance.
+    _log10_stderr_cautious: FloatArray
+    _fixed_share: FloatArray
+    _probe_freedom: FloatArray
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame, one row a pair, targets in execution order, each target's own row (GSC = 1) last."""
-        columns = [self._column(target) for target in range(len(self.targets))]
+        """Return a tidy frame with 95 % intervals, one row per pair; each target's own row (GSC = 1) comes last."""
+        low, high = self.interval()
+        columns = [self._column(target, low, high) for target in range(len(self.targets))]
         return pd.concat(columns, ignore_index=True)
 
     @property
@@ -61,32 +75,72 @@ class Matrix:
         return "interrupted" not in self.stopped
 
     def interval(self, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Lower and upper ends, as log10 GSC, of intervals that hold each coefficient with probability ``level``.
+        """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
 
-        For one batch the coefficient of that batch: only probes are random, see
-        `gradscope.coefficients.intervals.probe_interval`.  For a stream that of the data
-        set: probes and samples in quadrature, with Student's t where batches are counted.  NaN where the error is
-        unknown.
+        For one batch, the coefficient of that batch: only the probes are random
+        (`gradscope.coefficients.intervals.probe_interval`).  For a stream, the coefficient of the data set: probes and
+        samples in quadrature, with Student's t over batches where samples are coupled.  NaN where the error is unknown.
         """
         if self.num_batches == 1:
             return probe_interval(
-                self.log10_values, self.log10_stderr_cautious, self.fixed_share, self.probe_freedom, level
+                self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
             )
         error = np.hypot(self.log10_stderr_probe, self.log10_stderr_sample)
         margin = sample_margin(error, self.num_batches if self.coupled else self.num_samples, level)
         return self.log10_values - margin, self.log10_values + margin
 
     def growth(self) -> Growth:
-        """Growth of the coefficients to the last target; see `gradscope.coefficients.growth.fit_growth`."""
+        """Return the growth of the coefficients to the last target; see `gradscope.coefficients.growth.fit_growth`."""
         depth = self.indices[-1] - np.array(self.indices)
         return fit_growth(self.log10_values[:, -1], depth, self.log10_stderr_probe[:, -1])
 
     def save(self, path: str | Path) -> Path:
-        """Write the tidy frame as ``.parquet`` or ``.csv``."""
+        """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""
         return frames.save(self.to_frame(), path)
 
-    def _column(self, target: int) -> pd.DataFrame:
+    def summary(self) -> str:
+        """Return what ``print`` shows: what was measured, the largest error, growth and verdict, and remarks."""
+        kind = self._kind
+        if self.num_batches > 1:
+            kind += f" per batch, {self.num_batches} batches, {self.stopped}"
+        lines = [
+            f"GSC (squared) of {self._title}: {self._samples}{', coupled' if self.coupled else ''}, "
+            f"reduction {self.reduction!r}, {kind}",
+            f"  {self.sources[0]}: log10 GSC = {self.log10_values[0, -1]:.4f}",
+            f"  largest relative standard error: {self.relative_error:.2g}",
+        ]
+        try:
+            lines.append(f"  {self.growth()}")
+        except ValueError as reason:
+            lines.append(f"  no growth rate: {reason}")
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._title}, {self._kind}, {self._samples})"
+
+    def _repr_html_(self) -> str:
+        """Return the coefficients as an HTML table of at most 24 rows, for notebooks."""
+        table = pd.DataFrame(self.log10_values, index=pd.Index(self.sources, name="log10 GSC"), columns=self.targets)
+        return table.to_html(max_rows=24, max_cols=12, float_format="{:.3f}".format, na_rep="")
+
+    @property
+    def _title(self) -> str:
+        return f"{len(self.sources)} sources, {len(self.targets)} targets"
+
+    @property
+    def _kind(self) -> str:
+        return f"{int(self.num_probes.max())} probes" if self.num_probes.any() else "exact"
+
+    @property
+    def _samples(self) -> str:
+        return f"{self.num_samples} sample{'s' * (self.num_samples != 1)}"
+
+    def _column(self, target: int, low: FloatArray, high: FloatArray) -> pd.DataFrame:
         last = self.sources.index(self.targets[target]) + 1
+        rows = slice(last), target
         return frames.tidy(
             {
                 "layer": self.sources[:last],
@@ -94,24 +148,37 @@ class Matrix:
                 "depth_from_output": self.indices[last - 1] - np.array(self.indices[:last]),
                 "target": self.targets[target],
                 "quantity": "gsc",
-                "log10_value": self.log10_values[:last, target],
-                "log10_stderr_probe": self.log10_stderr_probe[:last, target],
-                "log10_stderr_sample": self.log10_stderr_sample[:last, target],
+                "log10_value": self.log10_values[rows],
+                "log10_stderr_probe": self.log10_stderr_probe[rows],
+                "log10_stderr_sample": self.log10_stderr_sample[rows],
                 "reduction": self.reduction,
                 "coupled": self.coupled,
-                "num_probes": self.num_probes[:last, target],
+                "num_probes": self.num_probes[rows],
                 "num_samples": self.num_samples,
+                "log10_low": low[rows],
+                "log10_high": high[rows],
             }
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Profile(Matrix):
-    """GSC (squared convention) of every layer to one target: a `Matrix` of a single column."""
+    """GSC (squared convention) of every layer to one target: a `Matrix` of one column; made by `gradscope.gsc`.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    >>> _ = [torch.nn.init.eye_(layer.weight) for layer in model]
+    >>> profile = gs.gsc(model, torch.ones(1, 2))
+    >>> profile
+    Profile(2 layers to '1', exact, 1 sample)
+    >>> print(profile["input"])
+    1 +- 0
+    """
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names in execution order; the last is the target."""
+        """Names in execution order; the last one is the target."""
         return self.sources
 
     @property
@@ -120,7 +187,7 @@ class Profile(Matrix):
         return self.targets[0]
 
     def __getitem__(self, layer: str) -> Estimate:
-        """GSC of one layer, with the standard error of its probes."""
+        """Return the GSC of one layer, with the standard error of its probes."""
         if layer not in self.sources:
             raise KeyError(f"No row {layer!r}; rows are {', '.join(self.sources)}.")
         row = self.sources.index(layer)
@@ -130,20 +197,11 @@ class Profile(Matrix):
         stderr = None if np.isnan(error) else float(mantissa * error * np.log(10))
         return Estimate(float(mantissa), stderr, exponent, int(self.num_probes[row, 0]))
 
-    def summary(self) -> str:
-        """A few lines for the terminal: what was measured, first and last coefficients, growth and verdict."""
-        kind = "exact" if not self.num_probes.any() else f"{int(self.num_probes.max())} probes"
-        if self.num_batches > 1:
-            kind += f" a batch, {self.num_batches} batches, {self.stopped}"
-        lines = [
-            f"GSC (squared) of {len(self.sources) - 1} layers to {self.target!r}: "
-            f"{self.num_samples} samples{', coupled' if self.coupled else ''}, reduction {self.reduction!r}, {kind}",
-            f"  {self.sources[0]}: log10 GSC = {self.log10_values[0, 0]:.4f}",
-            f"  largest relative standard error: {self.relative_error:.2g}",
-        ]
-        try:
-            lines.append(f"  {self.growth()}")
-        except ValueError as reason:
-            lines.append(f"  no growth rate: {reason}")
-        lines += [f"  {remark}" for remark in self.remarks]
-        return "\n".join(lines)
+    def _repr_html_(self) -> str:
+        """Return the coefficients and their 95 % intervals as an HTML table of at most 24 rows, for notebooks."""
+        table = self.to_frame()[["layer", "log10_value", "log10_low", "log10_high"]]
+        return table.to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
+
+    @property
+    def _title(self) -> str:
+        return f"{len(self.sources) - 1} layers to {self.target!r}"

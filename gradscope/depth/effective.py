@@ -126,9 +126,9 @@ class EffectiveDepth:
 
 def effective_depth(
     model: nn.Module,
-    initial: nn.Module | Parameters,
     data: Any,
     *,
+    initial: nn.Module | Parameters,
     forward: Forward | None = None,
     probes: int | str = "auto",
     generator: torch.Generator | None = None,

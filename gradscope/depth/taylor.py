@@ -36,10 +36,10 @@ from gradscope.jacobians.capture import Capture, capture
 
 def taylor_losses(
     model: nn.Module,
-    initial: nn.Module | Parameters,
     data: Any,
-    loss_fn: LossFunction,
     *,
+    initial: nn.Module | Parameters,
+    loss_fn: LossFunction,
     forward: Forward | None = None,
 ) -> pd.DataFrame:
     """Mean loss of a trained network with its last 0, 1, 2, ... units replaced by one first-order expansion.

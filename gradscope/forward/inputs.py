@@ -103,9 +103,13 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
         if not (isinstance(data, (tuple, list)) and len(data) == 2):
             raise TypeError(f"With loss_fn, data is a pair (inputs, labels); got {type(data).__name__}.")
         data, labels = data
+    if forward is None and loss_fn is None and isinstance(data, (tuple, list)) and len(data) == 2:
+        raise ValueError(
+            "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn=, or the "
+            "inputs alone; for two inputs give forward=, a function (model, batch) -> tensor."
+        )
     if forward is None and not isinstance(data, (Tensor, Mapping)):
-        hint = "; a pair (inputs, labels) needs loss_fn=" if isinstance(data, (tuple, list)) else ""
-        hint = "; a stream of batches is measured one batch at a time" if isinstance(data, Iterator) else hint
+        hint = "; a stream of batches is measured one batch at a time" if isinstance(data, Iterator) else ""
         raise TypeError(
             f"data is a tensor, or a mapping that becomes model(**batch); got {type(data).__name__}{hint}. "
             "For anything else give forward=, a function (model, batch) -> tensor."

@@ -72,9 +72,9 @@ class Capture(Recording):
 def capture(
     model: nn.Module,
     data: Any,
-    layers: LayerFilter | None = None,
     *,
     forward: Forward | None = None,
+    layers: LayerFilter | None = None,
     loss_fn: LossFunction | None = None,
     target: str | None = None,
 ) -> Capture:

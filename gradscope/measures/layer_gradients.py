@@ -1,4 +1,4 @@
-"""Gradients of the samples' losses with respect to each layer's parameters, reduced while they are computed."""
+"""Gradients of per-sample losses with respect to each layer's parameters, reduced while they are computed."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from gradscope.forward.trunk import vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
 
-# Sums of unit gradients are kept for so many groups of samples, for a jackknife.
+# Groups of samples for the jackknife of unit gradients.
 GROUPS = 8
 
 
 def layer_gradients(
     model: nn.Module, batch: Batch, *, forward: Forward | None, loss_fn: LossFunction
 ) -> dict[str, LayerGradient]:
-    """A `LayerGradient` for every module that holds trainable parameters, by its name.
+    """Return the `LayerGradient` of every module that holds trainable parameters, by module name.
 
-    Cost: one forward pass, one backward pass of the mean loss, and one for each sample, vectorized.  Memory: ten
-    gradients, and as many of single samples as fit into a twentieth of what is free, or one.
+    Cost: one forward pass, one backward pass of the mean loss, and one per sample, vectorized.  Memory: ten gradients,
+    and gradients of single samples within a twentieth of the free memory (at least one).
 
     Raises:
-        ValueError: No trainable parameters, a batch of one sample, or losses that no parameter leads to.
-        FloatingPointError: A gradient is NaN or Inf; the layer is named.
+        ValueError: No parameter is trainable, the batch has one sample, or the losses depend on no parameter.
+        FloatingPointError: A gradient is NaN or Inf; the message names the layer.
     """
     if batch.size < 2:
-        raise ValueError("Gradient statistics compare samples, so they need a batch of at least two.")
+        raise ValueError("Gradient statistics compare samples: give a batch of at least two.")
     modules = dict(model.named_modules())
     owners = owned_parameters(modules)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
@@ -45,7 +45,7 @@ def layer_gradients(
         raise ValueError("The losses depend on none of the trainable parameters; does loss_fn detach the output?")
     flat = _Flat(owners, list(inputs))
     device = next(iter(owners.values()))[0].device
-    per_bundle = max(1, peak_bytes(device) // (4 * max(1, flat.numel)))
+    at_once = max(1, peak_bytes(device) // (4 * max(1, flat.numel)))
     pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
     with state_restored(modules), pulling():  # checkpointed layers run again
 
@@ -57,8 +57,8 @@ def layer_gradients(
         squares = {name: torch.zeros(batch.size, dtype=torch.float64, device=device) for name in mean}
         projections = {name: torch.zeros_like(part) for name, part in squares.items()}
         unit_sums = {name: torch.zeros(groups, len(g), dtype=torch.float64, device=device) for name, g in mean.items()}
-        for first in range(0, batch.size, per_bundle):
-            for name, g in pull(basis[first : first + per_bundle]).items():
+        for first in range(0, batch.size, at_once):
+            for name, g in pull(basis[first : first + at_once]).items():
                 own = slice(first, first + len(g))
                 squares[name][own], projections[name][own] = g.square().sum(dim=1), g @ mean[name]
                 lengths = squares[name][own].sqrt()
@@ -66,13 +66,13 @@ def layer_gradients(
                 unit_sums[name].index_add_(0, torch.arange(first, first + len(g), device=device) % groups, units)
     for name, part in squares.items():
         if not torch.isfinite(part).all():
-            raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; measure in float64.")
+            raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; try float64.")
     weights = {name: torch.cat([p.detach().double().reshape(-1) for p in own]) for name, own in owners.items()}
     return {n: LayerGradient(mean[n], weights[n], squares[n], projections[n], unit_sums[n]) for n in owners}
 
 
 class _Flat:
-    """Gradients (samples, *shape) of the parameters that have one, as one (samples, P) in float64 for each owner."""
+    """Concatenates gradients (samples, *shape) of an owner's parameters to (samples, P) in float64, zeros included."""
 
     def __init__(self, owners: Owned, reached: list[int]) -> None:
         self.owners, self.place = owners, {key: number for number, key in enumerate(reached)}
@@ -92,7 +92,7 @@ class _Flat:
 
 
 def _reached(target: GradientEdge, wanted: set[Node]) -> set[Node]:
-    """Those of the wanted nodes that the target leads to."""
+    """Return the wanted nodes that the target depends on."""
     stack, seen = [target.node], {target.node}
     while stack:
         for parent, _ in stack.pop().next_functions:

@@ -1,4 +1,4 @@
-"""``measure(model, x, y, loss_fn)``: statistics of every layer's pre-activations and of its parameters' gradients."""
+"""`measure(model, data)`: statistics of every layer's pre-activations and of its parameters' gradients."""
 
 from __future__ import annotations
 
@@ -35,15 +35,24 @@ from gradscope.measures import (
 from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
-from gradscope.measures.preactivations import heard, response, slopes
+from gradscope.measures.preactivations import nonlinearity_calls, response, slopes
 
 
 class Measure(Protocol):
-    """A statistic of one layer: a pure function with the name of its quantity.
+    """A statistic of one layer: a pure function that knows the name of its quantity.
 
-    ``of`` says of what: ``"preactivations"`` or ``"slopes"``, tensors (B, ...), ``"responses"``, the pair of
-    pre-activations and what the nonlinearity makes of them, or ``"gradients"``, a
-    `gradscope.measures.LayerGradient`.  A statistic that may be negative also has ``signed = True``.
+    ``of`` names its argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
+    pre-activations and outputs of the nonlinearity), or ``"gradients"`` (a `gradscope.measures.LayerGradient`).
+    A statistic that can be negative also sets ``signed = True``.
+
+    >>> import torch
+    >>> from gradscope import Estimate, Measure
+    >>> class Largest:
+    ...     quantity, of = "largest", "preactivations"
+    ...     def __call__(self, h):
+    ...         return Estimate.exact(float(h.abs().max()))
+    >>> print(Largest()(torch.tensor([[1.0, -3.0]])))
+    3 +- 0
     """
 
     @property
@@ -52,10 +61,10 @@ class Measure(Protocol):
 
     @property
     def of(self) -> str:
-        """What the statistic is taken of."""
+        """What the statistic is computed from."""
 
     def __call__(self, values: Any, /) -> Estimate:
-        """The statistic with its standard error over samples."""
+        """Return the statistic with its standard error over samples."""
 
 
 PREACTIVATION_MEASURES: tuple[Measure, ...] = (
@@ -71,86 +80,95 @@ Found = list[tuple[str, list[Estimate]]]
 
 def measure(
     model: nn.Module,
-    x: Any,
-    y: Any = None,
+    data: Any,
+    *,
+    forward: Forward | None = None,
     loss_fn: LossFunction | None = None,
     measures: Sequence[Measure] | None = None,
-    *,
     learning_rate: float | None = None,
-    forward: Forward | None = None,
 ) -> pd.DataFrame:
-    """Statistics of what every nonlinearity receives, and with a loss of every layer's gradient, as a tidy frame.
+    """Return statistics of the input of every nonlinearity and, with a loss, of every layer's gradient.
 
     Arguments:
         model: Any module; it is left exactly as it was.
-        x: A tensor (B, ...), or a mapping; with ``forward`` anything.
-        y: Labels, handed to ``loss_fn``.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample; the gradient is that of their mean.
-        measures: Statistics to take (`gradscope.measures`, or your own).  Default: all of pre-activations; with
-            ``loss_fn`` also all of gradients.
-        learning_rate: Adds `gradscope.measures.UpdateToWeight` at this rate.
+        data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` anything.
         forward: ``(model, batch) -> output``.
+        loss_fn: ``(output, labels) -> (B,)`` losses, one per sample.  The gradient is that of their mean.
+        measures: Statistics to compute (`gradscope.measures`, or your own).  Default: all statistics of
+            pre-activations, and with ``loss_fn`` all statistics of gradients.
+        learning_rate: Adds `gradscope.measures.UpdateToWeight` at this rate.
 
     Returns:
-        One row a measure and a call of a nonlinearity (a module of torch.nn), or a module that holds parameters;
-        ``index`` counts those calls, or modules, from 1.  ``log10_stderr_sample``, or ``stderr_sample`` for statistics
-        that may be negative, is the sampling error over the batch.
+        A tidy frame, one row per measure and call of a nonlinearity (a module of torch.nn), or per measure and module
+        that holds parameters.  ``index`` counts those calls or modules from 1.  ``log10_stderr_sample``, or
+        ``stderr_sample`` for statistics that can be negative, is the sampling error over the batch.
 
-    Cost: one forward pass without gradients; for gradients one with, and one backward pass a sample, vectorized.
+    Cost: one forward pass without gradients; for gradients one more, and one backward pass per sample, vectorized.
 
     Raises:
-        ValueError: No nonlinearity fired although a measure wants its input, no trainable parameters, a gradient
-            measure without ``loss_fn``, or bad data.
-        FloatingPointError: A gradient is NaN or Inf; the layer is named.
+        ValueError: No nonlinearity was called, no parameter is trainable, a gradient measure lacks ``loss_fn``, a
+            ``loss_fn`` without gradient measures would be ignored, or the data are bad.
+        FloatingPointError: A gradient is NaN or Inf; the message names the layer.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Tanh())
+    >>> _ = torch.nn.init.eye_(model[0].weight)
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, -2.0]])
+    >>> gs.measure(model, x, measures=[gs.measures.PreactivationStd()])[["layer", "quantity", "value"]]
+      layer           quantity     value
+    0     1  preactivation_std  1.581139
     """
     model = unwrap(model)
     by_default = PREACTIVATION_MEASURES + (GRADIENT_MEASURES if loss_fn is not None else ())
     chosen = list(by_default if measures is None else measures)
     if learning_rate is not None:
         chosen.append(UpdateToWeight(learning_rate))
+    if not chosen:
+        raise ValueError("measures= is an empty list; leave it out to compute all of them.")
     if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, RESPONSES, GRADIENTS)]:
         raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes', 'responses' or 'gradients'.")
     of_gradients = [m for m in chosen if m.of == GRADIENTS]
     if of_gradients and loss_fn is None:
         raise ValueError(
-            f"{of_gradients[0].quantity!r} is a statistic of gradients, so it needs loss_fn= and labels y."
+            f"{of_gradients[0].quantity!r} is a statistic of gradients: give loss_fn= and data=(inputs, labels)."
         )
-    batch = as_batch(x if loss_fn is None else (x, y), forward=forward, loss_fn=loss_fn)
+    if loss_fn is not None and not of_gradients:
+        raise ValueError("loss_fn= would be ignored: none of measures= is a statistic of gradients.")
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     parts = []
     if of_activations := [m for m in chosen if m.of != GRADIENTS]:
         parts.append(_frame(of_activations, _activations(model, batch, forward, of_activations), batch))
     if of_gradients and loss_fn is not None:
         found = layer_gradients(model, batch, forward=forward, loss_fn=loss_fn)
         parts.append(_frame(of_gradients, [(name, [m(g) for m in of_gradients]) for name, g in found.items()], batch))
-    if not parts:
-        raise ValueError("measures= is an empty list; leave it out to take all of them.")
     return pd.concat(parts, ignore_index=True)
 
 
 def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measures: Sequence[Measure]) -> Found:
-    """The statistics of every call of a nonlinearity, in execution order."""
+    """Statistics of every call of a nonlinearity, in execution order."""
     modules: Modules = dict(model.named_modules())
     if forward is None:
         check_devices(modules, batch)
+    wanted = {m.of for m in measures}
     found: Found = []
 
     def listen(name: str, module: nn.Module, received: Tensor) -> None:
-        wanted = {m.of for m in measures}
         values: dict[str, Any] = {PREACTIVATIONS: received}
         if SLOPES in wanted:
             values[SLOPES] = slopes(module, received)
         if RESPONSES in wanted:
             values[RESPONSES] = received, response(module, received)
-        # The network may run under autocast; its numbers are not to be rounded once more.
+        # The network may run under autocast; statistics of its numbers must not be rounded again.
         with torch.autocast(received.device.type, enabled=False):
             found.append((name, [m(values[m.of]) for m in measures]))
 
-    with heard(modules, listen), state_restored(modules), torch.no_grad():
+    with nonlinearity_calls(modules, listen), state_restored(modules), torch.no_grad():
         batch.run(model, forward)
     if not found:
         raise ValueError(
-            f"No nonlinearity module fired in {type(model).__name__}: functional calls such as F.relu are not seen; "
-            "use nn.ReLU() and the like as modules, or choose measures= of gradients only."
+            f"No nonlinearity module was called in {type(model).__name__}: functional calls such as F.relu are not "
+            "seen. Use modules such as nn.ReLU(), or choose measures= of gradients only."
         )
     return found
 
@@ -166,16 +184,12 @@ def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFr
             "layer": [name for _, _, name, _ in rows],
             "index": index,
             "depth_from_output": len(found) - index,
-            "target": None,
             "quantity": [m.quantity for m, *_ in rows],
             "value": [value.value for value in values],
             "log10_value": [np.nan if s else v.log10_value for s, v in zip(signed, values, strict=True)],
             "log10_stderr_probe": 0.0,
             "log10_stderr_sample": [np.nan if s else v.log10_stderr for s, v in zip(signed, values, strict=True)],
             "stderr_sample": [value.stderr for value in values],
-            "reduction": None,
-            "coupled": None,
-            "num_probes": 0,
             "num_samples": batch.size,
         }
     )

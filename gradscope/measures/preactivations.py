@@ -1,4 +1,4 @@
-"""What the nonlinearities of a model receive in one forward pass, and their slopes there."""
+"""Inputs of a model's nonlinearities in one forward pass, and the slopes and outputs there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gradscope.forward.modules import Modules
 
-# Elementwise nonlinearities of torch.nn.  Classes, because "what the nonlinearity receives" is a question about roles;
-# gradients never depend on this list.
+# Elementwise nonlinearities of torch.nn.  Pre-activations are defined by the role of a module, hence a list of classes;
+# coefficients never depend on it.
 NONLINEARITIES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
     nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
@@ -22,8 +22,8 @@ Listener = Callable[[str, nn.Module, Tensor], None]
 
 
 @contextlib.contextmanager
-def heard(modules: Modules, listener: Listener) -> Iterator[None]:
-    """Tell ``listener`` of every call of a nonlinearity: the layer's name, the module, and what it receives."""
+def nonlinearity_calls(modules: Modules, listener: Listener) -> Iterator[None]:
+    """Call ``listener(name, module, input)`` at every call of a nonlinearity while the context is open."""
     calls: dict[str, int] = {}
 
     def listen(name: str) -> Callable[..., None]:
@@ -45,12 +45,12 @@ def heard(modules: Modules, listener: Listener) -> Iterator[None]:
 
 
 def slopes(module: nn.Module, received: Tensor) -> Tensor:
-    """phi'(h) of an elementwise nonlinearity at every entry of ``received``, by differentiation; of ReLU by comparison.
+    """Return phi'(h) of an elementwise nonlinearity at every entry of ``received``.
 
-    RReLU in training mode draws its slopes anew; the model's random numbers are not used up.
+    RReLU in training mode draws new slopes; the global random state is restored.
     """
-    if type(module) is nn.ReLU:  # the most frequent one, and automatic differentiation takes many times as long
-        # Into numbers, because a mask of truth values takes twenty times as long from bfloat16.
+    if type(module) is nn.ReLU:  # the most frequent nonlinearity; automatic differentiation is many times slower
+        # Write numbers directly: converting a boolean mask is twenty times slower in bfloat16.
         return torch.gt(received, 0, out=torch.empty_like(received))
     with torch.enable_grad():
         leaf = received.detach().requires_grad_()
@@ -58,9 +58,9 @@ def slopes(module: nn.Module, received: Tensor) -> Tensor:
 
 
 def response(module: nn.Module, received: Tensor) -> Tensor:
-    """phi(h) of a nonlinearity; RReLU in training mode draws its slopes anew, as for `slopes`."""
+    """Return phi(h) of a nonlinearity; for RReLU in training mode see `slopes`."""
     devices = [received.device] if received.is_cuda else []
     with torch.random.fork_rng(devices=devices):
-        # Not the module's call, which would be heard again; a clone, because it may work in place.
+        # Call `forward` directly so that our hook does not fire again, on a clone in case the module works in place.
         value: Tensor = module.forward(received.clone())
     return value

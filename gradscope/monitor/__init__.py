@@ -1,4 +1,4 @@
-"""The same measurements while a network trains: records, alarms, and the first layer that is not finite."""
+"""Measurements while a network trains: records, alarms, and the first layer with NaN or Inf."""
 
 from gradscope.monitor.monitor import Monitor
 

@@ -1,4 +1,4 @@
-"""What in training is worth a warning: each thing once, by the name of the layer."""
+"""Warnings during training: each kind once per layer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# A loss so many times the recent median, weights so many times as long as at the beginning, coefficients beyond so many
-# powers of ten between a layer and the target, and this part of a layer's units dead.
+# LOSS_JUMP: loss over the median of the RECENT steps (at least FEWEST).  WEIGHT_GROWTH: length of weights over that at
+# the start.  EXTREME_LOG10: largest |log10 GSC|.  DEAD: fraction of a layer's units.
 LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
 WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
@@ -19,13 +19,18 @@ DEAD = 0.9
 
 
 class MonitorWarning(UserWarning):
-    """Something in training looks wrong; the message names the layer."""
+    """Warning that something in training looks wrong; the message names the layer.
+
+    >>> import gradscope as gs
+    >>> issubclass(gs.MonitorWarning, UserWarning)
+    True
+    """
 
 
 class Alarms:
-    """Remembers what was normal, and warns once of each kind of trouble at each layer.
+    """Warns once of each kind of trouble at each layer, compared with the start of training.
 
-    ``first_lengths``: |w| of every layer at the beginning.  ``fired`` lists (kind, layer, step) of every warning:
+    ``first_lengths``: |w| of every layer at the start.  ``fired`` lists (kind, layer, step) of every warning:
     "vanishing", "exploding", "dead units" and "weight growth" of a layer, "loss jump" and "no loss" of the "loss",
     "zero output" of the "network", and "nonfinite" of the "loss", the "gradient" or the "probe batch".
     """
@@ -36,7 +41,7 @@ class Alarms:
         self.fired: list[tuple[str, str, int]] = []
 
     def loss(self, value: float, step: int) -> None:
-        """A finite loss: is it far above those before it?  Losses that may be negative have no scale to judge by."""
+        """Check a finite loss against recent ones; losses that can be negative have no scale and are not checked."""
         recent = self.losses
         if len(recent) >= FEWEST and min(recent) >= 0 and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
             words = f"{value:.4g} after a median of {np.median(recent):.4g}"
@@ -44,9 +49,9 @@ class Alarms:
         self.losses = [*recent[1 - RECENT :], value]
 
     def record(self, frame: pd.DataFrame, step: int) -> None:
-        """What a record of the monitor shows; rows of a quantity are in the order of execution."""
+        """Check a record of the monitor; rows of a quantity are in execution order."""
         found: dict[str, dict[str, float]] = {}
-        # Plain lists: asking the frame for each quantity costs more than a small network's statistics.
+        # Plain lists: selecting rows of the frame per quantity is slower than measuring a small network.
         rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
         for quantity, layer, value, logarithm in zip(*rows, strict=True):
             found.setdefault(quantity, {})[layer] = logarithm if quantity == "gsc" else value
@@ -61,7 +66,7 @@ class Alarms:
         self.together("weight growth", grown, step, lambda value: f"its weights are {value:.3g} times as long")
 
     def together(self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str]) -> None:
-        """One warning for all layers at which this is new, by the name of the worst."""
+        """Give one warning for all layers where this is new; it names the worst."""
         new = {layer: value for layer, value in found.items() if self._new(kind, layer, step)}
         if not new:
             return
@@ -70,29 +75,29 @@ class Alarms:
         _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
 
     def once(self, kind: str, name: str, step: int, message: str) -> None:
-        """Warn of this kind of trouble of a layer, or of what has this name, unless that was done before."""
+        """Warn of this kind of trouble at ``name``, unless that was done before."""
         if self._new(kind, name, step):
             _warn(message)
 
     def known(self, kind: str, name: str) -> bool:
-        """Whether there was a warning of this."""
+        """Whether this warning was given before."""
         return any((kind, name) == fired[:2] for fired in self.fired)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {"first_lengths": self.first_lengths, "losses": self.losses, "fired": [list(f) for f in self.fired]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
         self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
 
     def _extreme(self, log10_gsc: dict[str, float], step: int) -> None:
-        """Where a gradient explodes or vanishes it does so at many layers, so the worst stands for all."""
+        """Warn of the most extreme layer only: exploding or vanishing gradients affect many layers at once."""
         for kind, sign in (("vanishing", -1), ("exploding", 1)):
             if not log10_gsc or any(kind == known for known, *_ in self.fired):
                 continue
-            # Of equals, as behind a layer that no gradient passes, it begins at the nearest to the output, the last.
+            # Of equal values, as below a layer that passes no gradient, name the one nearest to the output.
             layer = max(reversed(log10_gsc), key=lambda name: sign * log10_gsc[name])
             if sign * log10_gsc[layer] > EXTREME_LOG10:
                 size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"

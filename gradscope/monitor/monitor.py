@@ -1,4 +1,4 @@
-"""``Monitor``: the same measurements on a schedule while a model trains, and a warning that names the layer."""
+"""`Monitor(model, data)`: measurements on a schedule while a model trains, and warnings that name the layer."""
 
 from __future__ import annotations
 
@@ -25,71 +25,74 @@ from gradscope.measures.measuring import Measure, measure
 from gradscope.measures.preactivations import NONLINEARITIES
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms
-from gradscope.monitor.nonfinite import Culprit, NonFiniteError
+from gradscope.monitor.nonfinite import Fault, NonFiniteError
 from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
 
 STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 MOST_PROBES = 4
-GSC, CHEAP = "every", "statistics_every"  # the two kinds of record, by the argument that says how often
+GSC, STATISTICS_ONLY = "every", "statistics_every"  # the two kinds of record, by the argument that sets the period
 LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where a number may not be finite
 
 
 class Monitor:
-    """Watch a model while it trains.
+    """Records GSC and layer statistics while a model trains, and warns of trouble by the name of the layer.
 
-        with gs.Monitor(model, x, every=100) as monitor:
+        with gs.Monitor(model, data, every=100) as monitor:
             for inputs, labels in loader:
                 ...                                       # forward and backward
-                monitor.step(loss, (inputs, labels))      # before clipping and the update, where weights made the loss
+                monitor.step(loss, (inputs, labels))      # before clipping and optimizer.step()
                 optimizer.step()
 
-    On its schedule it measures, on the fixed probe batch ``x`` and with the same probe vectors and masks of dropout
-    each time, so that curves are comparable: GSC of every unit (squared convention), statistics of pre-activations
-    where nonlinearities are modules, and what `gradscope.monitor.weights.Weights` says of every layer's weights,
-    gradients (those in ``.grad``, of the training batch) and updates.  Coefficients are measured in the parameters' own
-    precision; statistics of pre-activations as the network runs where `step` is called, so inside ``torch.autocast``
-    in its precision.
+    Each record is measured on the fixed probe batch ``data``, with the same probe vectors and dropout masks, so that
+    curves are comparable: GSC of every unit (squared convention), statistics of pre-activations of modules, and the
+    statistics of weights, gradients (in ``.grad``) and updates of `gradscope.monitor.weights.Weights`.  GSC is measured
+    in the precision of the parameters, statistics of pre-activations in that of the caller (``torch.autocast``).
 
     Arguments:
-        model: What is trained; wrappers of ``torch.compile`` and data parallelism are taken off for measuring.
-        x: The probe batch, as for `gradscope.gsc`; some 32 samples.
-        every: Steps between two records; or "log", at steps 0, 1, 2, 4, 8, and so on.
-        statistics_every: Steps between records of everything but GSC, for a small part of the cost; default: only
-            together with GSC.
-        probes: Random vectors a measurement, at most 4, or "exact".
+        model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
+        data: The probe batch, as for `gradscope.gsc`; about 32 samples, without labels.
+        every: Steps between two records, or "log": steps 0, 1, 2, 4, 8, and so on.
+        statistics_every: Steps between records without GSC, which cost much less.  Default: none.
+        probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
-        max_overhead: How much longer than by itself training may take since the monitor began, as a fraction; where a
-            record that is due would exceed it, it is left out.  None: never left out.
-        loss_fn: ``(output, labels) -> losses``, by which what is not finite is traced with the batch of `step`.
-        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and go on; records then lack what is not finite.
-        check_every: Steps between two looks at the losses and gradients; None: each step on a CPU, and elsewhere, where
-            a look waits for the device, at every record and after 50 steps.
-        save_to: Folder for the batch and the model's state (``nonfinite.pt``) when a number is not finite.
+        max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
+            that would exceed it is skipped.  None: no limit.
+        loss_fn: ``(output, labels) -> losses``, used to trace non-finite numbers with the batch given to `step`.
+        on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
+        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; elsewhere, where a
+            check waits for the device, at every record and after 50 steps.
+        save_to: Folder for ``nonfinite.pt``: batch and model state when a number is not finite.
         report: Called with the frame of each record as soon as it is taken.
 
-    In every step it looks at the loss and at ``.grad``.  Where one is not finite, a second pass on the batch, as the
-    network runs where `step` is called, finds the layer that made it so, before the update spreads it.  Gradients that
-    are not finite though the second pass is are only warned of: a gradient scaler leaves such an update out.
+    When a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
+    spreads the error.  If that pass is finite, non-finite gradients only raise a warning: a gradient scaler skips such
+    an update.
 
-    Warnings (`MonitorWarning`) come at a loss of more than 5 times the recent median, weights 10 times as long as at
-    the beginning, coefficients beyond 10^6 or below 10^-6, layers of which 90 % of the units are dead, and a network
-    whose output is zero, which has no coefficients; each once, and listed with its step in ``alarms.fired``.
+    Each `MonitorWarning` is given once and listed with its step in ``alarms.fired``: a loss above 5 times the recent
+    median, weights 10 times as long as at the start, GSC beyond 10^6 or below 10^-6, layers with 90 % dead units, and
+    a network whose output is zero.
 
-    With gradient accumulation, call `step` once an update.  With a gradient scaler, call ``scaler.unscale_(optimizer)``
-    before it, for the monitor reads ``.grad`` as it is, and clip after it, so that it sees what the network made.
-    Under ``torch.distributed`` every rank gives the same ``x`` and calls `step` alike: each measures GSC of its part of
-    the samples, and all have the merged records.
+    With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` first and
+    clip afterwards.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same calls; each
+    measures its share of the samples, and all ranks hold the merged records.
 
     Raises:
-        ValueError: An argument is none of these.
+        ValueError: An argument has none of the values above.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model, data = torch.nn.Linear(2, 2), torch.ones(4, 2)
+    >>> with gs.Monitor(model, data, every=10) as monitor:
+    ...     print([monitor.step() for _ in range(3)])
+    [True, False, False]
     """
 
     def __init__(
         self,
         model: nn.Module,
-        x: Any,
+        data: Any,
         *,
         every: Every = 100,
         statistics_every: Every | None = None,
@@ -106,15 +109,13 @@ class Monitor:
     ) -> None:
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES
         if not (few or probes == "exact"):
-            raise ValueError(
-                f'monitor.probes must be a whole number from 1 to {MOST_PROBES} or "exact", got {probes!r}.'
-            )
+            raise ValueError(f'probes must be a whole number from 1 to {MOST_PROBES} or "exact", got {probes!r}.')
         if on_nonfinite not in ("raise", "warn"):
-            raise ValueError(f'monitor.on_nonfinite must be "raise" or "warn", got {on_nonfinite!r}.')
-        periods = {GSC: every} | ({CHEAP: statistics_every} if statistics_every is not None else {})
+            raise ValueError(f'on_nonfinite must be "raise" or "warn", got {on_nonfinite!r}.')
+        periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
         self.schedule = Schedule(periods, max_overhead, clock)
         self.model = unwrap(model)
-        self.x, self.layers, self.forward, self.loss_fn = x, layers, forward, loss_fn
+        self.data, self.layers, self.forward, self.loss_fn = data, layers, forward, loss_fn
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
         self.report = report
@@ -132,21 +133,21 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._look(None, self.steps)
+            self._check(None, self.steps)
 
     def step(self, loss: Tensor | float | None = None, batch: Any = None) -> bool:
-        """Gradients are there and the update is not: look at them, and record where it is due.  Returns whether it did.
+        """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
 
-        ``loss`` and gradients are looked at as ``check_every`` says.  ``batch``, the inputs or a pair of inputs and
-        labels, is what the culprit of a number that is not finite is looked for with.
+        Checks ``loss`` and gradients every ``check_every`` steps.  ``batch``, the inputs or the pair (inputs, labels),
+        is run again to find the first faulty layer when a number is not finite.
         """
         self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1
         kind = self.schedule.due(number)
         self.vitals.keep(number, loss)
-        self.schedule.looked()
+        self.schedule.checked()
         if kind or self.vitals.due:
-            self._look(batch, number)
+            self._check(batch, number)
         if kind is not None and not distributed.agreed(self.schedule.allows(kind)):
             kind = None
         if kind is not None:
@@ -155,15 +156,15 @@ class Monitor:
         return kind is not None
 
     def record(self) -> None:
-        """Record everything now, whatever the schedule and the budget say; at the end of training, for one.
+        """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        What is not finite is only warned of, for no training is left to be stopped.
+        Non-finite values only raise a warning here, because training is over.
         """
         self._record(self.steps, GSC, strict=False)
         self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """All records: the tidy frame of `gradscope.frames` with a column ``step``.
+        """Return all records as a tidy frame with the additional column ``step``.
 
         Raises:
             ValueError: Nothing was recorded.
@@ -174,20 +175,20 @@ class Monitor:
 
     @property
     def skipped(self) -> int:
-        """Records that were due and left out to keep to the budget."""
+        """Number of scheduled records that were skipped to stay within the budget."""
         return self.schedule.skipped
 
     @property
     def overhead(self) -> float:
-        """How much longer than by itself training takes so far, as a fraction; waits for a device are not in it."""
+        """Extra time so far as a fraction of the training time; excludes waiting for a device."""
         return self.schedule.overhead
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and alarms so far, plain values for a checkpoint; records are kept where `report` puts them."""
+        """Return steps and alarms so far as plain values for a checkpoint; records are not included."""
         return {"steps": self.steps, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Go on from what `state_dict` gave; ``records`` are those reported before that step."""
+        """Restore what `state_dict` returned; ``records`` are the frames reported before that step."""
         self.steps, self._records = state["steps"], list(records or ())
         self.alarms.load_state_dict(state["alarms"])
 
@@ -197,7 +198,7 @@ class Monitor:
             parts = [*self._measured(number, kind, strict), self.weights.frame(number)]
         frame = pd.concat(parts, ignore_index=True)
         frame.insert(0, "step", number)
-        if len(frame):  # where no weight is finite, nothing is
+        if len(frame):  # empty if no weight is finite
             self._records.append(frame)
             if self.report is not None:
                 self.report(frame)
@@ -205,7 +206,7 @@ class Monitor:
         self.schedule.took(kind, self.schedule.clock() - begin)
 
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
-        """What can be measured on the probe batch."""
+        """Yield the frames that can be measured on the probe batch."""
         due = [self._coefficients] * (kind == GSC) + [self._statistics] * self.has_statistics
         for measured in due:
             try:
@@ -213,23 +214,23 @@ class Monitor:
             except ZeroOutputError as error:
                 self.alarms.once("zero output", "network", number, f"zero output, step {number}: {error}")
             except (ValueError, FloatingPointError) as error:
-                found, _ = nonfinite.culprit(self.model, None, self.x, forward=self.forward, loss_fn=None)
-                if found is None and isinstance(error, ValueError):  # a mistake of the user's
+                found, _ = nonfinite.traced(self.model, None, self.data, forward=self.forward, loss_fn=None)
+                if found is None and isinstance(error, ValueError):  # a user error
                     raise
                 message = f"The probe batch cannot be measured at step {number}: {found or error}."
                 self._tell(PROBE, message, number, strict, error)
 
     def _coefficients(self) -> pd.DataFrame:
-        x = iter([part(self.x, self.forward)]) if distributed.parallel() else self.x
-        # Autocast would multiply rounded Jacobians, layer after layer.
+        data = iter([part(self.data, self.forward)]) if distributed.parallel() else self.data
+        # Under autocast, rounding errors of the Jacobians would accumulate over layers.
         with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-            return gsc(self.model, x, forward=self.forward, layers=self.layers, probes=self.probes).to_frame()
+            return gsc(self.model, data, forward=self.forward, layers=self.layers, probes=self.probes).to_frame()
 
     def _statistics(self) -> pd.DataFrame:
-        return measure(self.model, self.x, measures=STATISTICS, forward=self.forward)
+        return measure(self.model, self.data, measures=STATISTICS, forward=self.forward)
 
-    def _look(self, batch: Any, now: int) -> None:
-        """Read losses and gradients since the last time; ``now`` counts the updates that were made."""
+    def _check(self, batch: Any, now: int) -> None:
+        """Check losses and gradients since the last check; ``now`` counts the updates so far."""
         for vital in self.vitals.read():
             if vital.loss is not None and not math.isfinite(vital.loss):
                 self._nonfinite(LOSS, vital, batch, now)
@@ -240,31 +241,31 @@ class Monitor:
                 self.alarms.loss(vital.loss, vital.step)
 
     def _nonfinite(self, what: str, vital: Vital, batch: Any, now: int) -> None:
-        """Find the culprit, save what shows it, and raise or warn."""
+        """Find the first faulty layer, save batch and state, and raise or warn."""
         strict, known = self.on_nonfinite == "raise", self.alarms.known("nonfinite", what)
         if known and not strict:
             return
-        found, remark = nonfinite.culprit(self.model, batch, self.x, forward=self.forward, loss_fn=self.loss_fn)
+        found, remark = nonfinite.traced(self.model, batch, self.data, forward=self.forward, loss_fn=self.loss_fn)
         if what == GRADIENT and found is None:
-            # If all are finite, only the length overflowed; if not, a gradient scaler may leave this update out.
+            # If all entries are finite, only the length overflowed; else a gradient scaler may skip this update.
             strict = False
             if known or all(bool(torch.isfinite(g).all()) for g in self.vitals.gradients()):
                 return
         saved = ""
         if self.save_to is not None:
             state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
-            saved = nonfinite.kept(self.save_to, state)
+            saved = nonfinite.saved(self.save_to, state)
         seen = f"The {what} is {vital.loss if what == LOSS else 'not finite'} at step {vital.step}"
         message = f"{seen}: {self._where(found, what)}{remark}.{_late(now - vital.step)}{saved}"
         self._tell(what, message, vital.step, strict)
 
-    def _where(self, found: Culprit | None, what: str) -> str:
-        """The culprit in words, or what may be the reason that there is none."""
+    def _where(self, found: Fault | None, what: str) -> str:
+        """Name the faulty layer, or say why none was found."""
         if found is not None:
             return str(found)
-        loss = "" if self.loss_fn is not None else "; with loss_fn= it would look at the loss function too"
-        scaled = "; a gradient scaler leaves such an update out" if what == GRADIENT else ""
-        return f"a second pass was finite, so the numbers of that step are gone{loss}{scaled}"
+        loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
+        scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
+        return f"a second pass was finite, so the step cannot be traced{loss}{scaled}"
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:
@@ -273,25 +274,27 @@ class Monitor:
 
 
 def _late(updates: int) -> str:
-    """What to do where a number was read after updates that it went into."""
+    """Advice for a number that was read after later updates."""
     if not updates:
         return ""
     return (
-        f" It was read {updates} {'update' if updates == 1 else 'updates'} later, which may have spread it to all "
-        "layers: check_every=1 reads it before the update, and names the layer that began."
+        f" It was read {updates} {'update' if updates == 1 else 'updates'} later and may have spread to all layers: "
+        "use check_every=1 to read it before the update and name the first layer."
     )
 
 
-def part(x: Any, forward: Forward | None) -> Any:
-    """This rank's share of the samples, every so manieth.
+def part(data: Any, forward: Forward | None) -> Any:
+    """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``.
 
     Raises:
         ValueError: Fewer samples than ranks.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    num = as_batch(x, forward=forward, loss_fn=None).size
+    num = as_batch(data, forward=forward, loss_fn=None).size
     if num < world:
-        raise ValueError(f"The probe batch of {num} samples is too small for {world} ranks; give one sample a rank.")
+        raise ValueError(
+            f"The probe batch of {num} samples is too small for {world} ranks; give at least one sample per rank."
+        )
     return pytree.tree_map(
-        lambda leaf: leaf[rank::world] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num else leaf, x
+        lambda leaf: leaf[rank::world] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num else leaf, data
     )

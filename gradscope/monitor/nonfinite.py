@@ -1,4 +1,4 @@
-"""Which layer made the first NaN or Inf, and on which way: forward, or backward?"""
+"""The first layer that makes NaN or Inf, in the forward or the backward pass."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 
 
 @dataclass(frozen=True)
-class Culprit:
-    """The layer that made the first NaN or Inf, and the ``direction``: "forward", "backward", or "parameters".
+class Fault:
+    """The first layer with NaN or Inf, and its ``direction``: "forward", "backward" or "parameters".
 
-    ``before``: it was not the layer itself but code between modules, of which this layer was the first to receive it.
+    ``before``: the fault lies in code between modules, and this layer is the first to receive it.
+
+    >>> import gradscope as gs
+    >>> print(gs.Fault("layers.3", "forward"))
+    layer 'layers.3' is the first with NaN or Inf in its forward pass
     """
 
     layer: str
@@ -44,25 +48,37 @@ class Culprit:
 
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
-) -> Culprit | None:
-    """Run one forward and one backward pass, and name the first layer that makes something that is not finite.
+) -> Fault | None:
+    """Return the first layer that makes NaN or Inf in one forward and one backward pass, or None if all is finite.
 
-    A layer whose parameters are not finite is named before all; else the first module, in order of execution, whose
-    output is not finite although its inputs are; else, going backward from the loss (the sum of the outputs without
-    ``loss_fn``), the first that receives a finite gradient and hands on one, to its inputs or its own parameters, that
-    is not.  "loss" stands for ``loss_fn``.  None where everything is finite.  The model is left as it was.
+    Reported first is a layer with non-finite parameters; then the first module, in execution order, with finite inputs
+    and a non-finite output; then, going backward from the loss (without ``loss_fn``, from the sum of the outputs), the
+    first module that receives a finite gradient and passes on a non-finite one to its inputs or parameters.  "loss"
+    stands for ``loss_fn``.
 
-    Cost: one forward and one backward pass, the gradients of all layers at once in memory, and a synchronization with
-    the device a layer.
+    Arguments:
+        model: Any module; it is left exactly as it was.
+        data, forward, loss_fn: As for `gradscope.gsc`, one batch.
+
+    Cost: one forward and one backward pass, the gradients of all layers in memory, and one synchronization with the
+    device per layer.
 
     Raises:
-        ValueError, TypeError: See `gradscope.forward.inputs.as_batch`; data that are not finite themselves are refused.
+        ValueError, TypeError: The data have another form or are not finite; see `gradscope.forward.inputs.as_batch`.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> class Log(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.log()
+    >>> print(gs.first_nonfinite(torch.nn.Sequential(torch.nn.Linear(2, 2), Log()), -100 * torch.eye(2)))
+    layer '1' is the first with NaN or Inf in its forward pass
     """
     model = unwrap(model)
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if not all(_finite(p) for p in module._parameters.values() if p is not None):
-            return Culprit(name or OUTPUT, PARAMETERS)
+            return Fault(name or OUTPUT, PARAMETERS)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     listener = _Listener(modules)
     with (
@@ -74,14 +90,14 @@ def first_nonfinite(
     ):
         differentiable, _ = batch.differentiable()
         output = first_tensor(differentiable.run(model, forward))
-        # The loss is a vertex of its own, so that what the output receives is told from what the model makes of it.
+        # The loss is a vertex of its own, to separate the gradient of the output from gradients inside the model.
         received = _edges([output])
         loss = output if loss_fn is None else loss_fn(output, batch.labels)
         if listener.first is not None:
-            return Culprit(listener.first, FORWARD, listener.received)
+            return Fault(listener.first, FORWARD, listener.received)
         if not _finite(loss):
-            return Culprit(LOSS, FORWARD)
-        calls = list(listener.calls)  # checkpointed layers are called again in the backward pass
+            return Fault(LOSS, FORWARD)
+        calls = list(listener.calls)  # a copy: checkpointed layers are called again in the backward pass
         edges = {vertex(edge): edge for call in calls for edge in call.edges} | received
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not loss.requires_grad or not edges:
@@ -92,12 +108,12 @@ def first_nonfinite(
     spoiled = {
         id(p) for p, g in zip(parameters, gradients[len(edges) :], strict=True) if g is not None and not _finite(g)
     }
-    return Culprit(LOSS, BACKWARD) if bad & received.keys() else _first_backward(calls, modules, bad, spoiled)
+    return Fault(LOSS, BACKWARD) if bad & received.keys() else _first_backward(calls, modules, bad, spoiled)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One finished call of a module: what it received and returned, and how many calls were finished as it began."""
+    """One finished call of a module: edges received and returned, and the number of calls finished when it began."""
 
     name: str
     label: str
@@ -113,32 +129,32 @@ class _Call:
 
 def _first_backward(
     calls: Sequence[_Call], modules: Mapping[str, nn.Module], bad: set[Vertex], spoiled: set[int]
-) -> Culprit | None:
-    """Going backward, the innermost call that got a finite gradient and made of it one that is not.
+) -> Fault | None:
+    """Return, going backward, the innermost call that received a finite gradient and passed on a non-finite one.
 
     ``bad``: vertices whose gradient is not finite; ``spoiled``: parameters, by id.
     """
     times = Counter(call.name for call in calls)
 
     def guilty(call: _Call) -> bool:
-        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else: of which of its calls?
+        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else the call is ambiguous
         made = bool(bad & call.received.keys()) or any(id(p) in spoiled for p in own)
         return made and not bad & call.returned.keys()
 
     found, begin, end = None, 0, len(calls)
     while inner := [n for n in range(begin, end) if guilty(calls[n])]:  # calls inside a call are finished before it
         found, begin, end = calls[inner[-1]], calls[inner[-1]].begin, inner[-1]
-    # Code between the modules inside is nobody's but theirs that it stands between.
+    # Functional code between two child modules belongs to neither; report it as "after <module>".
     if after := next((call for call in reversed(calls[begin:end]) if bad & call.returned.keys()), None):
-        return Culprit(after.label, BACKWARD, before=True)
+        return Fault(after.label, BACKWARD, before=True)
     if found is not None:
-        return Culprit(found.label, BACKWARD)
+        return Fault(found.label, BACKWARD)
     owners = (name for name, module in modules.items() for p in module._parameters.values() if id(p) in spoiled)
-    return next((Culprit(name or OUTPUT, BACKWARD) for name in owners), None)
+    return next((Fault(name or OUTPUT, BACKWARD) for name in owners), None)
 
 
 class _Listener:
-    """Keeps the edges of every call of a module, and the first name under which something is not finite."""
+    """Keeps the edges of every call of a module, and the name of the first non-finite tensor."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.calls: list[_Call] = []
@@ -170,7 +186,7 @@ class _Listener:
 
 
 def _edges(values: Sequence[Tensor]) -> dict[Vertex, GradientEdge]:
-    """Edges, not tensors: an operation in place later would make a stored tensor the later one."""
+    """Return edges by vertex, not tensors, which a later operation in place would change."""
     edges = (get_gradient_edge(t) for t in values if t.is_floating_point() and t.requires_grad)
     return {vertex(edge): edge for edge in edges}
 
@@ -180,15 +196,20 @@ def _finite(tensor: Tensor) -> bool:
 
 
 class NonFiniteError(FloatingPointError):
-    """A number of training is NaN or Inf; the message names the first layer, and the direction, that made it so."""
+    """Raised by `Monitor` when a loss or gradient is NaN or Inf; the message names the first faulty layer.
+
+    >>> import gradscope as gs
+    >>> issubclass(gs.NonFiniteError, FloatingPointError)
+    True
+    """
 
 
-def culprit(
-    model: nn.Module, batch: Any, x: Any, *, forward: Forward | None, loss_fn: LossFunction | None
-) -> tuple[Culprit | None, str]:
-    """What a second pass on the batch, else on the probe batch ``x``, shows, and a remark if the batch has none.
+def traced(
+    model: nn.Module, batch: Any, probe: Any, *, forward: Forward | None, loss_fn: LossFunction | None
+) -> tuple[Fault | None, str]:
+    """Return the fault found by a second pass on the batch, else on the probe batch, and a remark if the batch failed.
 
-    It runs as the caller does, so under autocast in its precision, where what happened in training happens again.
+    It runs under the caller's autocast, to repeat what happened in training.
     """
     remark = ""
     if batch is not None:
@@ -196,28 +217,25 @@ def culprit(
         try:
             if found := first_nonfinite(model, inputs, forward=forward, loss_fn=loss_fn):
                 return found, ""
-        except Exception as error:  # whatever goes wrong here must not hide what was seen in training
-            remark = f"; the batch itself could not be looked into ({error})"
+        except Exception as error:  # a failure here must not hide what was seen in training
+            remark = f"; the batch itself could not be run ({error})"
     try:
-        return first_nonfinite(model, x, forward=forward), remark
-    except Exception as error:  # nor here
-        return None, f"{remark}; nor could the probe batch ({error})"
+        return first_nonfinite(model, probe, forward=forward), remark
+    except Exception as error:
+        return None, f"{remark}; the probe batch could not be run either ({error})"
 
 
-def kept(folder: Path, evidence: dict[str, Any]) -> str:
-    """Write ``nonfinite.pt``, whole or not at all; in words, where it is, or why it is not there.
-
-    Each of several ranks writes a file of its own.
-    """
+def saved(folder: Path, state: dict[str, Any]) -> str:
+    """Write ``nonfinite.pt`` atomically, one file per rank; returns a sentence with its path or what went wrong."""
     rank = f"-rank{torch.distributed.get_rank()}" if parallel() else ""
     path = folder / f"nonfinite{rank}.pt"
     temporary = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(evidence, temporary)
+        torch.save(state, temporary)
         temporary.replace(path)
-    except Exception as error:  # a full disk, a batch that cannot be pickled: the layer is told all the same
+    except Exception as error:  # full disk, unpicklable batch; the caller must still name the layer
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        return f" The batch and the state could not be saved in {path} ({error})."
-    return f" The batch and the state are in {path}."
+        return f" Batch and state could not be saved in {path} ({error})."
+    return f" Batch and state are in {path}."

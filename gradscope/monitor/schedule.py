@@ -1,4 +1,4 @@
-"""When to measure: every so many steps or at powers of two, within a budget of time."""
+"""When to measure: every n-th step or at powers of two, within a time budget."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from statistics import median
 
 Every = int | str
 
-# The step after a record is compared with the median of so many others, and the median of so many differences counts,
-# once there are at least so few.
+# OTHERS: ordinary steps in the running median.  DIFFERENCES: post-record delays kept.  FEWEST: minimum number before
+# either median is used.
 OTHERS, DIFFERENCES, FEWEST = 20, 200, 5
 
 
 class Schedule:
-    """Which steps are due, and which of those the budget allows.
+    """Decides at which steps to measure, and skips measurements that exceed the budget.
 
-    A kind of measurement ("gsc", "statistics") costs what it cost on average so far: its own time, and by how much the
-    step of training after it takes longer than others (the median), for it finds cold caches and memory given back.
-    ``max_overhead``: how much longer than by itself training may take since the beginning, as a fraction; a measurement
-    that would exceed it is left out and counted in ``skipped``.  The first of each kind is always taken.
+    The expected cost of a kind of measurement is its mean time so far, plus the median delay of the training step after
+    it (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
+    training time.  A measurement that would exceed it is skipped and counted in ``skipped``; the first of each kind
+    never is.
 
     Raises:
         ValueError: A period that is neither a whole number >= 1 nor "log", or a budget outside (0, 1].
@@ -32,12 +32,12 @@ class Schedule:
         for name, every in periods.items():
             counted = isinstance(every, int) and not isinstance(every, bool) and every >= 1
             if not (counted or every == "log"):
-                raise ValueError(f'monitor.{name} must be a whole number >= 1 or "log", got {every!r}.')
+                raise ValueError(f'{name} must be a whole number >= 1 or "log", got {every!r}.')
         if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(f"monitor.max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
+            raise ValueError(f"max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
         self.periods, self.max_overhead, self.clock = periods, max_overhead, clock
         self.skipped = 0
-        self._looks = 0.0
+        self._checks = 0.0
         self._costs: dict[str, list[float]] = {}
         self._others: deque[float] = deque(maxlen=OTHERS)
         self._longer: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=DIFFERENCES))
@@ -45,14 +45,14 @@ class Schedule:
         self._began = self._arrived = clock()
 
     def due(self, step: int) -> str | None:
-        """The first kind that is due at this step; kinds are listed from the dearest to the cheapest."""
+        """Return the first kind scheduled at this step; kinds are listed from the most to the least expensive."""
         for name, every in self.periods.items():
             if step & (step - 1) == 0 if every == "log" else step % int(every) == 0:
                 return name
         return None
 
     def arrives(self) -> None:
-        """Training has made a step."""
+        """Call when a training step is finished."""
         self._arrived = self.clock()
         if self._left is None:
             return
@@ -62,12 +62,12 @@ class Schedule:
         elif len(self._others) >= FEWEST:
             self._longer[kind].append(self._arrived - since - median(self._others))
 
-    def looked(self) -> None:
-        """What is done in every step is done."""
-        self._looks += self.clock() - self._arrived
+    def checked(self) -> None:
+        """Call when the work of every step is finished."""
+        self._checks += self.clock() - self._arrived
 
     def allows(self, kind: str) -> bool:
-        """Whether one more of this kind keeps to the budget; one that does not is counted as skipped."""
+        """Whether the budget allows one more of this kind; otherwise it is counted as skipped."""
         if self.max_overhead is None or kind not in self._costs:
             return True
         costs = self._costs[kind]
@@ -77,24 +77,24 @@ class Schedule:
         return allowed
 
     def took(self, kind: str, seconds: float) -> None:
-        """A measurement of this kind took so long."""
+        """Add the time of a measurement of this kind."""
         self._costs.setdefault(kind, []).append(seconds)
 
     def leaves(self, kind: str | None) -> None:
-        """Training goes on after a measurement of this kind, or none."""
+        """Call when training continues, after a measurement of this kind or none."""
         self._left = kind, self.clock()
 
     @property
     def spent(self) -> float:
-        """Seconds by which training takes longer so far."""
-        return self._looks + sum(sum(costs) + len(costs) * self._after(kind) for kind, costs in self._costs.items())
+        """Extra seconds so far."""
+        return self._checks + sum(sum(costs) + len(costs) * self._after(kind) for kind, costs in self._costs.items())
 
     @property
     def overhead(self) -> float:
-        """``spent`` as a fraction of what training takes by itself."""
+        """``spent`` as a fraction of the training time."""
         return self.spent / max(self.clock() - self._began - self.spent, 1e-12)
 
     def _after(self, kind: str) -> float:
-        """How much longer the step after such a measurement takes, 0 until that is known."""
+        """Delay of the step after such a measurement, 0 until it is known."""
         longer = self._longer[kind]
         return max(0.0, median(longer)) if len(longer) >= FEWEST else 0.0

@@ -1,4 +1,4 @@
-"""Lengths of each layer's weights, of the gradient that it holds in ``.grad``, and of its changes."""
+"""Statistics of each layer's weights, of its gradient in ``.grad``, and of its updates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gradscope.norms import plain_norms
 
 
 class Weights:
-    """Statistics of parameters and gradients of every layer that holds trainable parameters, between updates.
+    """Statistics of parameters, gradients and updates of every layer that holds trainable parameters.
 
-    With w and g of P entries, all parameters of one layer in one vector: ``weight_norm`` |w|; ``gradient_norm`` |g|,
+    With w and g the P parameters and gradients of one layer: ``weight_norm`` |w|; ``gradient_norm`` |g|,
     ``gradient_rms`` |g| / sqrt(P), ``gradient_zero_fraction``, ``gradient_to_weight`` |g| / |w|; and
-    ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are taken in float64.
+    ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are in float64.
 
-    Cost: four reads of all parameters, a copy of them kept, and four synchronizations with the device.
+    Cost: four passes over all parameters, a copy of them, and four synchronizations with the device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,13 +32,13 @@ class Weights:
         self._workspace = Workspace()
 
     def norms(self) -> dict[str, float]:
-        """|w| of every layer."""
+        """Return |w| of every layer."""
         return dict(zip(self.owners, _together(self._length(ps) for ps in self.owners.values()), strict=True))
 
     def frame(self, step: int) -> pd.DataFrame:
-        """A tidy frame, one row a statistic and a layer; ``step`` counts the updates before this call.
+        """Return a tidy frame, one row per statistic and layer; ``step`` counts the updates before this call.
 
-        A number that is not finite is left out, for a logarithm of it says nothing; `Monitor` reports it otherwise.
+        NaN is left out; `Monitor` reports it separately.
         """
         weights = self.norms()
         columns: dict[str, dict[str, float]] = {"weight_norm": weights}
@@ -76,18 +76,18 @@ class Weights:
         return _tidy(columns, list(self.owners))
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Euclidean length of all of them as one vector."""
+        """Return the Euclidean length of all tensors as one vector."""
         lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
         return torch.linalg.vector_norm(torch.stack(lengths))
 
 
 def _together(values: Iterable[Tensor]) -> list[float]:
-    """Numbers that lie on the device, read at once."""
+    """Read numbers from the device together."""
     return torch.stack([value.double() for value in values]).tolist()
 
 
 def _ratio(part: float, whole: float) -> float:
-    """Infinite where the whole is 0."""
+    """Return part / whole, inf where the whole is 0."""
     return part / whole if whole else math.inf
 
 
@@ -107,14 +107,9 @@ def _tidy(columns: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> 
             "layer": [layer for _, layer, _ in rows],
             "index": index,
             "depth_from_output": len(order) - index,
-            "target": None,
             "quantity": [quantity for quantity, _, _ in rows],
             "log10_value": logs,
             "log10_stderr_probe": 0.0,
-            "log10_stderr_sample": np.nan,
-            "reduction": None,
-            "coupled": None,
-            "num_probes": 0,
             "num_samples": 1,
         }
     )

@@ -1,1 +1,1 @@
-"""Hydra finds the sweeper of the experiments here."""
+"""Hydra finds the sweeper and the launcher of the experiments here."""

@@ -1,4 +1,4 @@
-"""Hydra looks for plugins in this place only; what this one does is in `experiments.runs.workers`."""
+"""Hydra looks for plugins here only; what this one does is in `experiments.runs.workers`."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
 
 class ProcessesLauncher(JoblibLauncher):
-    """Hydra's joblib launcher, whose processes are set up once instead of for every run."""
+    """Hydra's joblib launcher, except that its processes are set up once instead of for every run."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As of Hydra's plugins."""
-        from experiments.runs.workers import Shared, launch
+        """Called by the sweeper with the overrides of all runs."""
+        from experiments.runs.workers import Setup, launch
 
         assert self.hydra_context is not None and self.config is not None and self.task_function is not None
-        shared = Shared(self.hydra_context, self.config, self.task_function)
-        return launch(shared, self.joblib, job_overrides, initial_job_idx)
+        setup = Setup(self.hydra_context, self.config, self.task_function)
+        return launch(setup, self.joblib, job_overrides, initial_job_idx)

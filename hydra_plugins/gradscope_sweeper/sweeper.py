@@ -1,36 +1,42 @@
-"""Hydra looks for plugins in this place only; what this one does is in `experiments.runs.plan` and `.sweeping`."""
+"""Hydra looks for plugins here only; what this one does is in `experiments.runs.plan` and `experiments.runs.sweep`."""
 
-import itertools
 import sys
-from typing import Any
+from typing import Any, cast
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class ComposedSweeper(BasicSweeper):
-    """Hydra's own sweeper, whose launcher composes configurations through `experiments.runs.plan.Composer`, and whose
-    runs are those of an `experiments.runs.sweep.Sweep`."""
+class ComposedSweeper(Sweeper):
+    """All combinations, like Hydra's own sweeper; the runs are those of an `experiments.runs.sweep.Sweep`, and their
+    configurations are composed by an `experiments.runs.plan.Composer`."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """As of Hydra's plugins."""
+        """Called by Hydra before `sweep`."""
         from experiments.runs.plan import Composer
 
-        context = HydraContext(config_loader=Composer(hydra_context.config_loader), callbacks=hydra_context.callbacks)
-        super().setup(hydra_context=context, task_function=task_function, config=config)
+        self.loader = cast(ConfigLoader, Composer(hydra_context.config_loader))
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=self.loader, callbacks=hydra_context.callbacks),
+            task_function=task_function,
+            config=config,
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """As of Hydra's plugins; every run is looked at in the end, and exit codes say whether all are done."""
+        """Execute all runs; the exit code says whether all are done."""
+        from experiments.runs.plan import combinations
         from experiments.runs.sweep import Sweep
         from experiments.runs.workers import most_at_once, num_processes
 
-        assert self.hydra_context is not None and self.config is not None and self.launcher is not None
-        loader = self.hydra_context.config_loader
-        parser = OverridesParser.create(config_loader=loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        jobs = list(itertools.chain.from_iterable(self.split_arguments(overrides, None)))
+        assert self.config is not None and self.launcher is not None
+        jobs = combinations([*(f"{key}={value}" for key, value in self.params.items()), *arguments], self.loader)
         if self.max_batch_size is not None and not (isinstance(self.max_batch_size, int) and self.max_batch_size > 0):
             sys.exit(f"Error: hydra.sweeper.max_batch_size must be a positive number, got {self.max_batch_size!r}.")
         try:
@@ -38,4 +44,4 @@ class ComposedSweeper(BasicSweeper):
         except ValueError as error:
             sys.exit(f"Error: {error}")
         at_once = self.max_batch_size or most_at_once(self.launcher)
-        Sweep(self.config, self.launcher, at_once).carry_out(jobs, loader)
+        Sweep(self.config, self.launcher, at_once).run(jobs, self.loader)

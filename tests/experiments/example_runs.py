@@ -12,12 +12,16 @@ from gradscope import frames
 schema.register()
 CHOICES = {"model": "mlp", "data": "noise", "optimizer": "sgd"}
 SMALL = ("model.depth=4", "model.width=6")
-ELSEWHERE = json.dumps({"host": "elsewhere", "pid": 1, "started": "1"})
+ELSEWHERE = json.dumps({"machine": "elsewhere", "pid": 1, "started": "1"})
+
+
+def composed(name, *overrides):
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(name, list(overrides))
 
 
 def configured(name, *overrides):
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose(name, [*SMALL, *overrides])
+    return composed(name, *SMALL, *overrides)
 
 
 def example(**changes):
@@ -43,9 +47,6 @@ def of_schema(path, version, frame):
     """A frame as another version of the schema would have written it."""
     frames.save(frame, path)
     table = pq.read_table(path)
-    if version == 1:
-        table = table.drop_columns(["stderr_sample"])
     kept = {key: value for key, value in table.schema.metadata.items() if key != frames.METADATA_KEY}
-    says = {} if version == 1 else {frames.METADATA_KEY: str(version)}
-    pq.write_table(table.replace_schema_metadata(kept | says), path)
+    pq.write_table(table.replace_schema_metadata(kept | {frames.METADATA_KEY: str(version)}), path)
     return path

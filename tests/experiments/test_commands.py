@@ -205,8 +205,10 @@ def test_a_list_of_seeds_is_the_runs_of_its_seeds(monkeypatch):
 
 def test_a_measurement_that_is_no_frame_is_refused():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("measure", [*SMALL, "+measurement._target_=tests.test_experiments.no_frame"])
-    with pytest.raises(TypeError, match=r"measurement\._target_=tests\.test_experiments\.no_frame returned a list"):
+        cfg = compose("measure", [*SMALL, "+measurement._target_=tests.experiments.test_commands.no_frame"])
+    with pytest.raises(
+        TypeError, match=r"measurement\._target_=tests\.experiments\.test_commands\.no_frame returned a list"
+    ):
         measure.measure_seeds(cfg, {"model": "mlp", "data": "noise"})
 
 
@@ -221,7 +223,7 @@ def grown(values, *, generator):
 
 
 def test_arguments_of_a_configuration_stay_as_they_are():
-    part = {"_target_": "tests.test_experiments.grown", "values": [1]}
+    part = {"_target_": "tests.experiments.test_commands.grown", "values": [1]}
     assert len(build.model(part, 0)) == len(build.model(part, 1)) == 2 and part["values"] == [1]
 
 

@@ -134,9 +134,9 @@ def test_a_run_that_only_warns_goes_on(command, tmp_path):
 
 
 def test_what_the_budget_left_out_is_said(command):
-    assert "left out" not in command()[0]
+    assert "monitor.max_overhead" not in command()[0]
     said, _ = command("monitor.every=1", "monitor.max_overhead=1e-9")
-    assert "Records that the monitor left out to keep to monitor.max_overhead=1e-09: 3." in said
+    assert "monitor.max_overhead=1e-09: 3." in said
 
 
 def test_a_mistake_is_told_without_a_traceback(command, tmp_path):
@@ -159,13 +159,13 @@ def test_missing_images_are_told_with_data_that_can_be_trained_on(command, tmp_p
 
 def test_a_study_that_sweeps_is_no_single_run(command):
     said, code = command("study=alexnet", small=[])
-    assert code == 1 and "study=alexnet sweeps model, seed: add -m to carry out all of its runs, or give one" in said
+    assert code == 1 and "study=alexnet sweeps model, seed: add -m" in said
     said, code = command("study=alexnet", "model=alexnet_b", small=[])
     assert code == 1 and "study=alexnet sweeps seed: add -m" in said and "(seed=...)" in said
     said, code = command("study=trained_alexnet", small=[])
     assert code == 1 and "study=trained_alexnet sweeps model, seed" in said
     said, code = command("study=architectures", "seed=1", main=measure.main, small=[])
-    assert code == 1 and "study=architectures sweeps model: add -m to carry out all of its runs" in said
+    assert code == 1 and "study=architectures sweeps model: add -m" in said
     one = ["study=architectures", "seed=1", "model=relu", "model.depth=3", "model.width=4", "matrix=false", "nlc=false"]
     said, code = command(*one, main=measure.main, small=[])
     assert code is None and "Run folder" in said

@@ -127,7 +127,7 @@ def test_a_sample_without_output_has_no_gsc_of_its_own():
 
 
 def test_forms_of_data():
-    with pytest.raises(TypeError, match=r"got list; a pair \(inputs, labels\) needs loss_fn="):
+    with pytest.raises(ValueError, match="without loss_fn= the labels would be ignored"):
         gs.gsc(mlp(), [noise(5, 6), noise(5)])
     with pytest.raises(TypeError, match=r"With loss_fn, data is a pair \(inputs, labels\); got Tensor"):
         gs.gsc(mlp(), noise(5, 6), loss_fn=nn.MSELoss(reduction="none"))

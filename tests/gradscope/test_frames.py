@@ -44,9 +44,9 @@ def test_values_follow_the_logarithm_beyond_float64():
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match=r"lacks the columns \['target'\]"):
+    with pytest.raises(ValueError, match="'target'"):
         frames.check(example().drop(columns="target"))
-    with pytest.raises(ValueError, match="Column 'log10_value' holds 1 nulls, the first at row 1"):
+    with pytest.raises(ValueError, match="'log10_value' holds 1 nulls"):
         frames.check(example().assign(log10_value=[1.0, math.nan, 0.0]))
     with pytest.raises(ValueError, match="contradict each other"):
         frames.check(example().assign(value=1.0))
@@ -55,3 +55,25 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"read from \.parquet or \.csv"):
         frames.load(tmp_path / "frame.xls")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_intervals_are_optional_and_contain_the_value(tmp_path, suffix):
+    ends = {"log10_low": [336.0, math.nan, 0.0], "log10_high": [336.5, math.nan, 0.0]}
+    frame = example(**ends)
+    assert list(frame.columns) == [*frames.COLUMNS, *frames.OPTIONAL]
+    again = frames.load(frames.save(frame, tmp_path / f"frame.{suffix}"))
+    np.testing.assert_array_equal(again[[*ends]], frame[[*ends]])
+    for name in ends:
+        with pytest.raises(ValueError, match="do not contain"):
+            example(**ends | {name: [336.2, math.nan, -1.0 if name == "log10_high" else 1.0]})
+
+
+def test_defaults():
+    columns = {"layer": "a", "index": [1, 2], "depth_from_output": 0, "quantity": "x", "num_samples": 3}
+    frame = frames.tidy({**columns, "log10_value": [0.0, 1.0]})
+    assert frame["value"].tolist() == [1, 10] and frame["num_probes"].tolist() == [0, 0]
+    nulls = ["target", "reduction", "coupled", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample"]
+    assert frame[nulls].isna().all(axis=None)
+    signed = frames.tidy({**columns, "value": [-1.0, 2.0], "stderr_sample": 0.5})
+    assert signed["log10_value"].isna().all() and signed["stderr_sample"].tolist() == [0.5, 0.5]

@@ -1,4 +1,4 @@
-"""What a GPU must do as a CPU does.  Everything here skips, and says so, where there is none."""
+"""Results on a GPU against those on a CPU, and synchronization with the GPU.  Skipped without a GPU."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def test_a_step_never_waits_for_the_device(tmp_path, place, precision):
         indices = order[32 * (number % 8) : 32 * (number % 8 + 1)]
         return loop.update(model, optimizer, data, indices, recipe, number, 20, cast=cast)
 
-    step(0)  # what is made once, as mean and deviation of the images
+    step(0)  # the first step builds what is cached, such as mean and deviation of the images
     torch.cuda.set_sync_debug_mode("error")
     try:
         losses = [step(number) for number in range(1, 11)]
@@ -100,7 +100,7 @@ def test_coefficients_and_monitor():
 
 @pytest.mark.parametrize(("check_every", "late"), [(1, 0), (None, 46)])
 def test_what_the_monitor_reads_late_it_says_so(check_every, late):
-    """A look waits for the device, so by default there is one in 50 steps; step 0 has a record, and a look."""
+    """A check waits for the device, so by default the monitor checks one step in 50, and every recorded step."""
     model, x = (
         ResNet(depth=8, width=8, generator=seeded()).cuda(),
         torch.randn(8, 3, 32, 32, generator=seeded(1)).cuda(),

@@ -1,4 +1,4 @@
-"""Running out of memory halves the bundle and goes on."""
+"""When memory runs out, the batch of cotangents is halved and the sweep continues."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.helpers import noise
 
 
 class Greedy(torch.autograd.Function):
-    """The identity, whose backward takes bundles of at most ``room`` cotangents."""
+    """The identity, whose backward pass takes at most ``room`` cotangents at once."""
 
     room = 10**9
     generate_vmap_rule = False
@@ -63,7 +63,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("room", [1, 2, 5])
 @pytest.mark.parametrize("measure", [gs.gsc, gs.gsc_matrix])
-def test_a_bundle_that_is_too_large_is_halved(room, measure, monkeypatch):
+def test_a_batch_of_cotangents_that_is_too_large_is_halved(room, measure, monkeypatch):
     model, x = Model(), noise(3, 6)
     expected = measure(model, x, probes="exact").log10_values
     monkeypatch.setattr(Greedy, "room", room)

@@ -14,9 +14,7 @@ def test_growth():
     profile = gs.testing.assert_growth(MLP(depth=30, width=60, activation="tanh", generator=seeded()).double(), x)
     assert len(profile.layers) == 31
     exploding = MLP(depth=30, width=60, activation="relu", norm="batch", generator=seeded()).double()
-    with pytest.raises(
-        AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ a layer .*outside \[0.98, 1.02\]: exploding"
-    ):
+    with pytest.raises(AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ .*\[0.98, 1.02\]: exploding"):
         gs.testing.assert_growth(exploding, x)
     gs.testing.assert_growth(exploding, x, low=1.3, high=1.6)
     with pytest.raises(AssertionError, match=r"(?s)outside \[2, 3\].*First layer beyond: 'layers.0'.*log10 GSC = "):
@@ -34,9 +32,7 @@ def test_collapse():
     x = noise(16, 60)
     cosines = gs.testing.assert_no_collapse(MLP(depth=5, width=60, generator=seeded()).double(), x)
     assert list(cosines)[:2] == ["input", "layers.0"] and abs(cosines["input"]) < 0.1
-    with pytest.raises(
-        AssertionError, match=r"(?s)The domain collapses at 'layers.\d+': the mean cosine .*at least 0.9"
-    ):
+    with pytest.raises(AssertionError, match=r"'layers\.\d+': the mean cosine .*at least 0.9"):
         gs.testing.assert_no_collapse(MLP(depth=60, width=60, generator=seeded()).double(), x, most=0.9)
     gs.testing.assert_no_collapse(MLP(depth=60, width=60, norm="batch", generator=seeded()).double(), x)
 
@@ -47,16 +43,18 @@ def test_qm_norm():
     value = float(gs.qm_norm(jacobian.dense()))
     gs.testing.assert_qm_norm(jacobian, value)
     gs.testing.assert_qm_norm(jacobian, value, probes=200)
-    with pytest.raises(AssertionError, match=r"The qm norm is .* expected 2 within"):
+    with pytest.raises(AssertionError, match="expected 2 within"):
         gs.testing.assert_qm_norm(torch.eye(5), 2)
+    with pytest.raises(ValueError, match="probes=8 would be ignored"):
+        gs.testing.assert_qm_norm(torch.eye(5), 1, probes=8)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: gs.testing.assert_growth(m, x, low=2, high=1), "must be an interval of positive numbers"),
+        (lambda m, x: gs.testing.assert_growth(m, x, low=2, high=1), "low and high"),
         (lambda m, x: gs.testing.assert_growth(m, x), "at least 6 layers"),
-        (lambda m, x: gs.testing.assert_no_collapse(m, x[:1]), "give a batch of at least two"),
+        (lambda m, x: gs.testing.assert_no_collapse(m, x[:1]), "at least two"),
         (lambda m, x: gs.testing.assert_no_collapse(m, x, most=2), r"most must be in \(0, 1\], got 2"),
     ],
 )

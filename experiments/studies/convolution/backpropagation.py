@@ -1,13 +1,13 @@
-"""Convolution and pooling with their gradients, written out in NumPy to be read beside the formulas.
+"""Convolution and pooling with their gradients, written in NumPy to be read beside the formulas.
 
-Images are (B, C, H, W), kernels (K, C, h, w), and a pair of numbers is (rows, columns).  A "convolution" is, as in
-torch, a cross-correlation: the kernel is not flipped on the way forward, and therefore flipped on the way back.  Each
-gradient is that of a number L, from G = dL/dY, which has the shape of the output Y.
+Images are (B, C, H, W), kernels are (K, C, h, w), and pairs of numbers are (rows, columns).  A "convolution" is a
+cross-correlation, as in torch: the kernel is flipped only in the backward pass.  Each gradient is that of a number L,
+computed from G = dL/dY, which has the shape of the output Y.
 
     Y[n, k, i, j] = b[k] + sum_c sum_u sum_v W[k, c, u, v] X[n, c, i s + u d - p, j s + v d - p]
 
-with stride s, dilation d and padding p, X = 0 outside.  Loops run over the taps (u, v) of a kernel only; every tap sees
-a strided window of the image.
+with stride s, dilation d and padding p, and X = 0 outside.  Loops run over the taps (u, v) of a kernel only.  Every tap
+sees a strided window of the image.
 
 Reference: V. Dumoulin and F. Visin (2016), "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
 """
@@ -40,8 +40,8 @@ def conv2d(
     """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1.
 
     Raises:
-        ValueError: Channels that do not fit, a kernel larger than the padded image, or a stride, padding or dilation
-            that makes no sense.
+        ValueError: The channels differ, the kernel is larger than the padded image, or stride, padding or dilation is
+            out of range.
     """
     _check(x, weight, stride, padding, dilation)
     y = _correlate(_padded(x, padding), weight, stride, dilation)
@@ -55,13 +55,13 @@ def conv2d_input_gradient(
 
         dL/dX[n, c, y, x] = sum_k sum_u sum_v W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d]
 
-    G' is G with s - 1 zeros between its entries, so that an input is reached through tap u only from the outputs that
-    used it with that tap.  Pixels that no window reaches get 0.
+    G' is G with s - 1 zeros between its entries. Therefore tap u connects an input only with the outputs that used the
+    input with this tap.  Pixels that no window reaches get 0.
 
     Arguments:
         gradient: G, (B, K, H', W').
         weight: W, (K, C, h, w).
-        shape: That of X.
+        shape: The shape of X.
     """
     height, width = weight.shape[2:]
     reach = (dilation * (height - 1), dilation * (width - 1))
@@ -81,7 +81,7 @@ def conv2d_weight_gradient(
 
     dL/dW[k, c, u, v] = sum_n sum_i sum_j G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p]
 
-    Stride and dilation have changed places: G is the kernel now, and its entries lie s apart.
+    G acts as a kernel with dilation s, and d is the stride.
     """
     result = np.empty((gradient.shape[1], x.shape[1], *kernel_size))
     size = (gradient.shape[2], gradient.shape[3])
@@ -91,23 +91,23 @@ def conv2d_weight_gradient(
 
 
 def conv2d_bias_gradient(gradient: Array) -> Array:
-    """dL/db, (K,): the sum of G over samples and positions, for b[k] is added at each of them."""
+    """dL/db, (K,): the sum of G over samples and positions, because b[k] is added at each of them."""
     return np.asarray(gradient.sum(axis=(0, 2, 3)))
 
 
 def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
-    """The mean of each window of m = size^2 pixels; padding counts as zeros, as torch does by default.
+    """The mean of each window of m = size^2 pixels. Padding counts as zeros, as in torch by default.
 
     Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p]
 
     Arguments:
         x: (B, C, H, W).
         size: Side of a window.
-        stride: Distance of windows.  Default: ``size``, so that they do not overlap.
+        stride: Distance between windows (default: ``size``, so windows do not overlap).
         padding: At most half of ``size``.
 
     Raises:
-        ValueError: A window larger than the padded image, or numbers that make no sense.
+        ValueError: The window is larger than the padded image, or a number is out of range.
     """
     taps = _pool_taps(x, size, stride, padding, 0.0)
     return np.asarray(taps.mean(axis=0))
@@ -116,16 +116,16 @@ def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: i
 def average_pool2d_gradient(
     gradient: Array, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
 ) -> Array:
-    """dL/dX of `average_pool2d`: every pixel of a window receives 1/m of its G, and sums over its windows."""
+    """dL/dX of `average_pool2d`: every pixel of a window receives G / m, summed over windows."""
     share = gradient / size**2
     return _scattered([share] * size**2, shape, size, stride, padding)
 
 
 def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> tuple[Array, Indices]:
-    """The largest pixel of each window, and the number u size + v of the tap that holds it.
+    """The largest pixel of each window, and the number u size + v of its tap, both (B, C, H', W').
 
-    Of equal pixels the first counts, row by row, as in torch; padding never wins.  Arguments and errors as for
-    `average_pool2d`; both results are (B, C, H', W').
+    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.  Arguments and errors
+    are those of `average_pool2d`.
     """
     taps = _pool_taps(x, size, stride, padding, -np.inf)
     winners = taps.argmax(axis=0)
@@ -133,21 +133,15 @@ def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int =
 
 
 def max_pool2d_gradient(
-    gradient: Array,
-    winners: Indices,
-    shape: tuple[int, ...],
-    size: int,
-    *,
-    stride: int | None = None,
-    padding: int = 0,
+    gradient: Array, winners: Indices, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
 ) -> Array:
-    """dL/dX of `max_pool2d`: the pixel that won receives all of G, the others nothing; sums over windows."""
+    """dL/dX of `max_pool2d`: the largest pixel of a window receives G, summed over windows."""
     parts = [np.where(winners == tap, gradient, 0.0) for tap in range(size**2)]
     return _scattered(parts, shape, size, stride, padding)
 
 
 def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
-    """Without padding or bias: one product over channels a tap."""
+    """Cross-correlation without padding or bias: one product over channels per tap."""
     kernel_size = (weight.shape[2], weight.shape[3])
     size = _output_size(x, kernel_size, stride, dilation)
     y = np.zeros((len(x), len(weight), *size))
@@ -159,7 +153,7 @@ def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
 def _windows(
     x: Array, kernel_size: tuple[int, int], size: tuple[int, int], stride: int, dilation: int
 ) -> Iterator[tuple[tuple[int, int], Array]]:
-    """For each tap (u, v) the pixels that it meets, one for each output: a view (B, C, H', W')."""
+    """Each tap (u, v) with the pixels that it meets, one per output: a view (B, C, H', W')."""
     for u in range(kernel_size[0]):
         for v in range(kernel_size[1]):
             top, left = u * dilation, v * dilation
@@ -177,7 +171,7 @@ def _output_size(x: Array, kernel_size: tuple[int, int], stride: int, dilation: 
 
 
 def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: float) -> Array:
-    """What each tap of a window sees: (size^2, B, C, H', W')."""
+    """The pixels that each tap of a window meets: (size^2, B, C, H', W')."""
     if size < 1 or (stride is not None and stride < 1) or not 0 <= padding <= size // 2:
         raise ValueError(
             f"Pooling needs size and stride of at least 1 and a padding of at most half the size; got size={size}, "
@@ -192,16 +186,16 @@ def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: floa
 
 
 def _scattered(parts: list[Array], shape: tuple[int, ...], size: int, stride: int | None, padding: int) -> Array:
-    """The way back of `_pool_taps`: ``parts[tap]`` added to the pixels that this tap met."""
+    """The adjoint of `_pool_taps`: ``parts[tap]`` is added to the pixels that this tap met."""
     padded = np.zeros((*shape[:2], shape[2] + 2 * padding, shape[3] + 2 * padding))
     outputs = (parts[0].shape[2], parts[0].shape[3])
     for part, (_, window) in zip(parts, _windows(padded, (size, size), outputs, stride or size, 1), strict=True):
-        window += part  # the windows are views
+        window += part  # Windows are views of padded.
     return _cropped(padded, padding)
 
 
 def _spread(gradient: Array, stride: int) -> Array:
-    """``stride`` - 1 zeros between neighbors."""
+    """``gradient`` with ``stride`` - 1 zeros between neighbors."""
     height, width = ((length - 1) * stride + 1 for length in gradient.shape[2:])
     result = np.zeros((*gradient.shape[:2], height, width))
     result[:, :, ::stride, ::stride] = gradient
@@ -236,9 +230,9 @@ def _check(x: Array, weight: Array, stride: int, padding: int, dilation: int) ->
 
 
 def compared(generator: torch.Generator) -> pd.DataFrame:
-    """Largest difference between a gradient by hand and torch's, as a part of its largest entry; in float64.
+    """The largest difference between each gradient by hand and torch's, relative to the largest entry, in float64.
 
-    Of convolutions and poolings of all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`, on random pictures.
+    Convolutions and poolings have all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`. Images are random.
     """
     found: dict[str, list[float]] = {}
     for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
@@ -270,7 +264,7 @@ def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Array:
 
 
 def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:
-    """A gradient of the output, a wave over its entries, and torch's gradients of the arrays from it."""
+    """A gradient of the output (a wave over its entries), and torch's gradients of the arrays."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
     y = function(*tensors)
     g = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).sin().reshape(y.shape)

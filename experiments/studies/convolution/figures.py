@@ -1,4 +1,4 @@
-"""Figures of what `measurement` measures, and the numbers that they and the claims share."""
+"""Figures of the study of convolution."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import mean
+from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution.measurement import BEFORE, CONNECTED, CONVOLUTIONAL, RECTIFIED, SHIFTS, STAGES
-from experiments.studies.convolution.numbers import POOLED, WHEN, by_seed, change
+from experiments.studies.convolution.numbers import POOLED, WHEN, FloatArray, by_seed, change
 
-FloatArray = npt.NDArray[np.float64]
 NAMES = {CONVOLUTIONAL: "AlexNet B", CONNECTED: "fully connected"}
 AXES = {"row": "down", "column": "across"}
 COLORS = sns.color_palette("colorblind")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Maps, outputs, pooled maps and pixels."""
+    """Errors of maps and outputs against the shift, pooled maps, and pixels by position."""
     frame, note = collected.frame, collected.manifest.get("note")
     data = f"CIFAR-10 ({note})" if note else "CIFAR-10"
     bars = f"{data}; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval"
@@ -115,7 +114,7 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
-    """Positions x seeds."""
+    """(positions, seeds)."""
     rows = frame[(frame["quantity"] == quantity) & (frame["axis"] == axis)]
     return rows.pivot_table(index="place", columns="seed", values="value", observed=True).to_numpy(dtype=np.float64)
 
@@ -124,10 +123,8 @@ def _bars(
     ax: Axes, x: npt.ArrayLike, values: list[FloatArray], label: str, marker: str, color: object, line: str = "-"
 ) -> None:
     """Means over seeds with their intervals."""
-    means = [mean(of_seeds) for of_seeds in values]
-    errors = [[m.value - m.low for m in means], [m.high - m.value for m in means]]
-    ax.errorbar(
-        np.asarray(x), [m.value for m in means], yerr=np.array(errors), marker=marker, linestyle=line or "none",
-        color=color, label=label, markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2,
+    errorbars(
+        ax, x, [mean(of_seeds) for of_seeds in values], marker=marker, linestyle=line or "none", color=color,
+        label=label, markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2,
     )  # fmt: skip
     sns.despine(ax=ax)

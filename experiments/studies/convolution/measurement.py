@@ -1,4 +1,4 @@
-"""What translation does to networks, before and after training, and how stationary the images are that they see."""
+"""Measure the symmetry of networks under translation, before and after training, and the stationarity of images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.images import Images
+from experiments.studies.convolution import backpropagation
 from experiments.studies.convolution.stationarity import (
     Moments,
     along,
@@ -39,7 +40,7 @@ POOLINGS: dict[str, nn.Module] = {
     "average": nn.AvgPool2d(2),
     "max": nn.MaxPool2d(2),
 }
-# The measured images are drawn from the first 10,000; these networks learn from the others.
+# The measured images are drawn from the first 10,000, the training images from the others.
 MEASURED = 10_000
 TESTED = 1_000
 # The recipe's own rate is for batches of 128.
@@ -50,12 +51,15 @@ DISTANCES = 17
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, train_steps: int, train_batch: int, num_images: int
 ) -> pd.DataFrame:
-    """Errors of symmetry of an AlexNet and of a fully connected network, before and after ``train_steps`` steps, on
-    ``x``; and the stationarity of ``num_images`` training images.
+    """Gradients by hand against torch's, errors of symmetry of two networks, and the stationarity of images.
 
     Arguments:
-        x: Standardized images (B, 3, H, W), B a multiple of four.
+        model: The AlexNet; a fully connected network is made besides.
+        x: Standardized images (B, 3, H, W) at which the networks are measured; B is a multiple of four.
+        train_steps, train_batch: Length of the training, and its batch size.
+        num_images: Number of training images for the statistics of pixels.
     """
+    by_hand = backpropagation.compared(generator)
     learned, tested = pictures()
     connected = MLP(
         depth=CONNECTED_DEPTH, width=CONNECTED_WIDTH, in_features=x[0].numel(), out_features=10, bias=True,
@@ -64,7 +68,7 @@ def measure(
     networks = {CONVOLUTIONAL: model, CONNECTED: connected}
     seed = int(torch.randint(2**31, (1,), generator=generator))
     recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
-    parts = [stationarity(gray(learned, num_images, generator))]
+    parts = [by_hand, stationarity(gray(learned, num_images, generator))]
     for name, network in networks.items():
         for training in (BEFORE, AFTER):
             if training == AFTER:
@@ -79,13 +83,13 @@ def measure(
 
 
 def pictures() -> tuple[Images, Images]:
-    """Training images that are never measured on, and test images."""
+    """Training images, none of which is measured, and test images."""
     train = Images.cifar10(train=True)
     return train.split(len(train) - MEASURED)[1], Images.cifar10(train=False, limit=TESTED)
 
 
 def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Of the outputs: their change, their distance for different images, and whether the class stays."""
+    """The change of the outputs, their distance for different images, and the fraction of classes that stay."""
     errors = [invariance_error(network, x, (shift, 0)) for shift in SHIFTS]
     agreement = [argmax_agreement(network, x, (shift, 0)) for shift in SHIFTS]
     parts = [
@@ -97,9 +101,11 @@ def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Of the maps of each stage: away from the border, on mosaics of four images because the last stages see more than
-    one; and around a torus, by a shift that all strides divide."""
-    mosaics, parts = mosaic(x).contiguous(memory_format=torch.channels_last), []  # twice as fast
+    """Errors of the maps of each stage: away from the border, and on a torus for a shift that all strides divide.
+
+    Away from the border, mosaics of four images are used, because the last stages see more than one image.
+    """
+    mosaics, parts = mosaic(x).contiguous(memory_format=torch.channels_last), []  # This layout is twice as fast.
     for index, stage in enumerate(STAGES):
         front = up_to(network, stage)
         errors = [equivariance_error(front, mosaics, (shift, 0)) for shift in SHIFTS]
@@ -112,8 +118,7 @@ def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.DataFrame:
-    """Change of maps under a shift at the input, as they are and pooled in several ways, as a part of their distance
-    for different images."""
+    """Change of maps under a shift of the input, with several kinds of pooling, relative to their distance."""
     parts = []
     for index, layer in enumerate(RECTIFIED):
         for name, pool in POOLINGS.items():
@@ -133,26 +138,26 @@ def _rows(
 
 
 def up_to(network: nn.Module, layer: str) -> nn.Sequential:
-    """The part of a network that ends with a layer, its weights shared."""
+    """The part of a network that ends with a layer; the weights are shared."""
     names = [name for name, _ in network.named_children()]
     return nn.Sequential(*list(network.children())[: names.index(layer) + 1])
 
 
 def mosaic(x: Tensor) -> Tensor:
-    """Four images beside and below each other: (B, C, H, W) -> (B / 4, C, 2 H, 2 W)."""
+    """Tiles of 2 x 2 images: (B, C, H, W) -> (B / 4, C, 2 H, 2 W)."""
     num, channels, height, width = x.shape
     tiles = x.reshape(num // 4, 2, 2, channels, height, width).permute(0, 3, 1, 4, 2, 5)
     return tiles.reshape(num // 4, channels, 2 * height, 2 * width)
 
 
 def gray(images: Images, num: int, generator: torch.Generator) -> npt.NDArray[np.float64]:
-    """Random images (num, H, W), the mean of their colors in 0..1."""
+    """Random images (num, H, W): the mean of their colors, in 0..1."""
     chosen = torch.randperm(len(images), generator=generator)[:num]
     return images.images[chosen].double().mean(dim=1).numpy() / 255
 
 
 def stationarity(images: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """How much of means, variances and covariances depends on the position; in detail by row, column and distance."""
+    """Dependence of means, variances and covariances on the position; also by row, column and distance."""
     first, second = Moments.of(images[::2]), Moments.of(images[1::2])
     shape = (images.shape[1], images.shape[2])
     numbers = {

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Numbers of the study of convolution, read from its frame; one value per seed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pandas as pd
 
 from experiments.studies.convolution.measurement import AFTER, BEFORE
 
+FloatArray = npt.NDArray[np.float64]
 WHEN = {BEFORE: "at initialization", AFTER: "after training"}
 POOLED = {"none": "as it is", "subsampled": "every second pixel", "max": "max pooling", "average": "average pooling"}
 
 
-def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> npt.NDArray[np.float64]:
+def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> FloatArray:
     """The values of a quantity where the columns have these values, in the order of the seeds."""
     rows = frame[frame["quantity"] == quantity]
     for name, value in columns.items():
@@ -20,7 +21,35 @@ def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> npt.N
     return rows.sort_values("seed")["value"].to_numpy(dtype=np.float64)
 
 
-def change(frame: pd.DataFrame, network: str, training: str, shift: float) -> npt.NDArray[np.float64]:
-    """Of the output under a shift, as a part of the distance of the outputs for two images; one a seed."""
+def change(frame: pd.DataFrame, network: str, training: str, shift: float = 1) -> FloatArray:
+    """The change of the output under a shift, relative to the distance of the outputs for two images."""
     of = {"network": network, "training": training}
     return by_seed(frame, "invariance_error", shift=shift, **of) / by_seed(frame, "contrast", **of)
+
+
+def training_factors(frame: pd.DataFrame, network: str) -> tuple[FloatArray, FloatArray]:
+    """Factors by which training changes the two parts of `change`: the response to a shift, and the distance."""
+    moved = [by_seed(frame, "invariance_error", training=when, shift=1, network=network) for when in WHEN]
+    apart = [by_seed(frame, "contrast", training=when, network=network) for when in WHEN]
+    return moved[1] / moved[0], apart[1] / apart[0]
+
+
+def averaged(rows: pd.DataFrame, *columns: str) -> FloatArray:
+    """The geometric mean of the values over these columns."""
+    logarithms = np.log(rows.pivot_table(index="seed", columns=list(columns), values="value", observed=True))
+    return np.exp(logarithms.mean(axis=1)).to_numpy(dtype=np.float64)
+
+
+def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
+    """The change of pooled maps, averaged over both layers before and after training."""
+    rows = frame[(frame["quantity"] == "pooled_change") & (frame["pooling"] == pooling)]
+    return averaged(rows, "layer", "training")
+
+
+def neighbor_spread(frame: pd.DataFrame, axis: str) -> FloatArray:
+    """Spread over positions of the correlation r of neighbors, relative to 1 - r.
+
+    A correlation near 1 cannot spread far, so its distance from 1 is the scale.
+    """
+    near: dict[str, str | float] = {"axis": axis, "place": 1}
+    return by_seed(frame, "correlation_spread", **near) / (1 - by_seed(frame, "correlation", **near))

@@ -1,7 +1,10 @@
-"""Are the statistics of images the same everywhere?  Means, variances and covariances of pixels, by position.
+"""Stationarity of images: means, variances and covariances of pixels by position.
 
-Images are stationary where the mean of a pixel and its variance do not depend on its position, and the covariance of
-two pixels depends on the displacement between them only: the symmetry under translation that convolutions build in.
+Images are stationary if mean and variance of a pixel do not depend on its position, and if the covariance of two pixels
+depends only on the displacement between them. This is the symmetry under translation that convolutions build in.
+
+All numbers are products over two independent halves of the images. Such products are unbiased, while the square of one
+half would count its sampling error as a dependence on the position.
 """
 
 from __future__ import annotations
@@ -16,16 +19,16 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """``mean`` (H, W) and ``covariance`` (H W, H W) of the pixels of gray images, over images."""
+    """``mean`` (H, W) and ``covariance`` (H W, H W) of the pixels of gray images."""
 
     mean: FloatArray
     covariance: FloatArray
 
     @classmethod
     def of(cls, images: FloatArray) -> Moments:
-        """``images``: (N, H, W), N >= 2.  Cost: N (H W)^2."""
+        """Moments of ``images`` (N, H, W), N >= 2.  Cost: N (H W)^2."""
         if images.ndim != 3 or len(images) < 2:
-            raise ValueError(f"Moments are over at least two gray images (N, H, W), got shape {images.shape}.")
+            raise ValueError(f"Moments need at least two gray images (N, H, W), got shape {images.shape}.")
         mean = images.mean(axis=0)
         deviations = (images - mean).reshape(len(images), -1)
         return cls(mean, deviations.T @ deviations / (len(images) - 1))
@@ -43,28 +46,24 @@ class Moments:
 
 
 def mean_spread(first: Moments, second: Moments) -> float:
-    """Standard deviation over positions of the mean, in mean standard deviations of a pixel.
-
-    As all numbers here from two independent halves of the images: the products of their deviations have no bias, where
-    the square of one would count its sampling error as a dependence on the position.
-    """
+    """Standard deviation over positions of the mean, relative to the standard deviation of a pixel."""
     scale = np.sqrt((first.variance + second.variance).mean() / 2)
     return _root(_covariance_over_positions(first.mean, second.mean)) / float(scale)
 
 
 def variance_spread(first: Moments, second: Moments) -> float:
-    """Standard deviation over positions of the variance, as a part of its mean."""
+    """Standard deviation over positions of the variance, relative to its mean."""
     scale = (first.variance + second.variance).mean() / 2
     return _root(_covariance_over_positions(first.variance, second.variance)) / float(scale)
 
 
 def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tuple[int, int]) -> float:
-    """Part of the differences between pairs of pixels that is one between displacements: 1 for stationary images.
+    """Fraction of the differences between pairs of pixels that displacements explain; 1 for stationary images.
 
         1 - sum_pq (C_pq - S(q - p))^2 / sum_pq (C_pq - mean C)^2,    S(d) = mean of C_pq over pairs with q - p = d
 
     Arguments:
-        first, second: C, covariances or correlations of all pairs (H W, H W), of two halves of the images.
+        first, second: C of two halves of the images: covariances or correlations of all pairs, (H W, H W).
         shape: (H, W).
     """
     groups = _displacements(shape)
@@ -77,7 +76,7 @@ def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tupl
 def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[FloatArray, FloatArray]:
     """Correlation of two pixels at the distances 0 .. ``distances`` - 1 along an axis (0: down, 1: across).
 
-    The mean over positions, and the standard deviation over them.
+    Returns the mean and the standard deviation over positions.
     """
     height, width = first.mean.shape
     halves = [moments.correlation.reshape(height, width, height, width) for moments in (first, second)]
@@ -85,7 +84,7 @@ def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[F
     for distance in range(distances):
         values = []
         for half in halves:
-            same = np.einsum("ijkj->jik" if axis == 0 else "ijil->ijl", half)  # pairs of one column, or of one row
+            same = np.einsum("ijkj->jik" if axis == 0 else "ijil->ijl", half)  # pairs in one column, or in one row
             values.append(np.diagonal(same, offset=distance, axis1=1, axis2=2))
         mean[distance] = (values[0].mean() + values[1].mean()) / 2
         spread[distance] = _root(_covariance_over_positions(*values))
@@ -97,12 +96,12 @@ def _covariance_over_positions(first: FloatArray, second: FloatArray) -> float:
 
 
 def _root(value: float) -> float:
-    """Of what is a square but for its sampling error, which may make it negative."""
+    """The root of an estimated square, which a sampling error may make negative."""
     return float(np.sqrt(max(value, 0.0)))
 
 
 def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """A number for the displacement of each pair of pixels, (H W, H W)."""
+    """A number for the displacement between each pair of pixels, (H W, H W)."""
     height, width = shape
     rows, columns = (place.ravel() for place in np.mgrid[:height, :width])
     down, across = rows[None] - rows[:, None], columns[None] - columns[:, None]
@@ -110,7 +109,7 @@ def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
 
 
 def _means(values: FloatArray, groups: npt.NDArray[np.int64]) -> FloatArray:
-    """Of each entry the mean over its group."""
+    """For each entry the mean over its group."""
     flat = groups.ravel()
     sums, counts = np.bincount(flat, weights=values.ravel()), np.bincount(flat)
     return (sums / np.maximum(counts, 1))[groups]

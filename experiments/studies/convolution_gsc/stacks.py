@@ -1,8 +1,9 @@
-"""Plain stacks of convolutions that differ in stride, padding or pooling, and mean field for their GSC.
+"""Plain stacks of convolutions that differ in stride, padding or pooling, and the mean field of their GSC.
 
-Mean field (many channels, independent weights of mean 0): taps of a kernel are independent, so that the covariance of
-two positions is handed on at the same displacement, and gradients add up over taps.  With He's variance a convolution
-and its ReLU then keep GSC, whatever the stride; what changes it is a border with fewer taps, and pooling.
+Mean field assumes many channels and independent weights of mean 0. Taps of a kernel are then independent: the
+covariance of two positions is passed on at the same displacement, and squared gradients add up over taps. With He's
+variance a convolution and its ReLU keep GSC, whatever the stride. A border with fewer taps changes GSC, and so does
+pooling.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gradscope import initializers
 FloatArray = npt.NDArray[np.float64]
 
 Mode = Literal["zeros", "reflect", "circular"]
-# What each kind pads with and by how much, the stride of the first convolution of a stage, and the end of a stage.
+# Of each kind: padding mode and width, stride of the first convolution of a stage, pooling at the end of a stage.
 KINDS: dict[str, tuple[Mode, int, int, str]] = {
     "circular": ("circular", 1, 1, "none"),
     "valid": ("zeros", 0, 1, "none"),
@@ -33,23 +34,24 @@ KINDS: dict[str, tuple[Mode, int, int, str]] = {
     "average": ("circular", 1, 1, "average"),
 }
 KERNEL = 3
-TAPS = 4  # of a window of pooling, 2 x 2
+TAPS = 4  # of a 2 x 2 pooling window
 
 
 class Stack(nn.Sequential):
-    """``stages`` times ``convs`` convolutions 3 x 3 with ReLU, He's weights, no biases, and the end of a stage.
+    """``stages`` stages of ``convs`` convolutions 3 x 3 with ReLU, He's weights and no biases.
 
-    Layers are conv1, conv2, ... (each with its ReLU) and, in stacks that pool, pool1, ... after every stage.
+    The layers are conv1, conv2, ... (each with its ReLU). Stacks with pooling also have pool1, pool2, ... after the
+    stages.
 
     Arguments:
         kind: circular, valid, reflect, zeros (padding), strided (the first convolution of each stage has stride 2),
-            max or average (2 x 2 pooling at the end of each stage); the last three on a torus.
-        channels: Of every layer, and of the input.
-        stages, convs: How many stages, and convolutions in each.
-        generator: Source of the weights; kinds of one seed share them.
+            max or average (2 x 2 pooling at the end of each stage). The last three are on a torus.
+        channels: Number of channels of the input and of every layer.
+        stages, convs: Number of stages, and of convolutions per stage.
+        generator: Source of the weights. All kinds with the same seed have the same weights.
 
     Raises:
-        ValueError: An unknown kind.
+        ValueError: The kind is unknown.
     """
 
     def __init__(
@@ -61,15 +63,8 @@ class Stack(nn.Sequential):
         layers = OrderedDict[str, nn.Module]()
         for stage in range(stages):
             for place in range(convs):
-                conv = nn.Conv2d(
-                    channels,
-                    channels,
-                    KERNEL,
-                    stride=stride if place == 0 else 1,
-                    padding=padding,
-                    padding_mode=mode,
-                    bias=False,
-                )
+                step = stride if place == 0 else 1
+                conv = nn.Conv2d(channels, channels, KERNEL, step, padding, padding_mode=mode, bias=False)
                 initializers.he(conv.weight, generator=generator)
                 layers[f"conv{stage * convs + place + 1}"] = nn.Sequential(conv, nn.ReLU())
             if pool != "none":
@@ -78,13 +73,16 @@ class Stack(nn.Sequential):
 
 
 def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> FloatArray:
-    """Mean field of log10 GSC to the output, of the input and every layer of a `Stack` on white noise of that side."""
+    """Mean field of log10 GSC to the output, of the input and every layer of a `Stack`.
+
+    The input is white noise of ``side`` x ``side`` pixels.
+    """
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
     pool = KINDS[kind][-1]
     if pool == "none":
         return np.zeros(stages * convs + 1)
-    factors, c = list[float](), 0.0  # c: correlation of any two positions, before a layer
+    factors, c = list[float](), 0.0  # c: correlation of any two positions before a layer
     for _ in range(stages):
         for place in range(convs):
             h, c = c, relu_correlation(c)
@@ -97,18 +95,18 @@ def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> Floa
 
 
 def relu_correlation(c: float) -> float:
-    """E[relu(u) relu(v)] / E[relu(u)^2] for normal u, v of correlation c, the cosine after a layer of He's weights.
+    """The cosine of two outputs of a layer with He's weights, E[relu(u) relu(v)] / E[relu(u)^2].
 
-    Cho and Saul (2009), "Kernel methods for deep learning".
+    u and v are normal with correlation c. Y. Cho and L. Saul (2009), "Kernel methods for deep learning".
     """
     return (math.sqrt((1 - c) * (1 + c)) + (math.pi - math.acos(c)) * c) / math.pi
 
 
 def average_pooling(c: float) -> tuple[float, float, float]:
-    """Factors of GSC of the convolution before, and of 2 x 2 average pooling of relu(h); the cosine of two outputs.
+    """Factors of GSC of a convolution and of the 2 x 2 average pooling after it, and the cosine of two outputs.
 
-    m = 4 taps of 1/m: |J|_F^2 / n = 1/m^2, and |x|^2 / |y|^2 = m^2 / (1 + (m - 1) rho) where two taps have the cosine
-    rho; so the factor is 1 / (1 + (m - 1) rho), 1 for taps that are orthogonal and 1/m for equal ones.
+    Pooling averages m = 4 values relu(h): |J|_F^2 / n = 1/m^2, and |x|^2 / |y|^2 = m^2 / (1 + (m - 1) rho) if two taps
+    have the cosine rho. The factor is 1 / (1 + (m - 1) rho): 1 for orthogonal taps and 1/m for equal ones.
 
     Arguments:
         c: Correlation of two pre-activations h.
@@ -119,13 +117,13 @@ def average_pooling(c: float) -> tuple[float, float, float]:
 
 
 def max_pooling(c: float) -> tuple[float, float, float]:
-    """The same of 2 x 2 max pooling.
+    """The same numbers as `average_pooling`, for 2 x 2 max pooling.
 
-    |J|_F^2 / n = 1/m, for each output hands its gradient to one tap; |x|^2 / |y|^2 = m (1/2) / M with
-    M = E[max(h_1 .. h_m, 0)^2], Var h = 1: the factor is 1 / (2 M).  That tap is positive with probability
-    p = P(max h > 0) and not 1/2, so that the ReLU before lets pass 2 p as much.
+    |J|_F^2 / n = 1/m, because each output passes its gradient to one tap. |x|^2 / |y|^2 = m (1/2) / M with
+    M = E[max(h_1 .. h_m, 0)^2] and Var h = 1, so the factor is 1 / (2 M). The chosen tap is positive with probability
+    p = P(max h > 0) instead of 1/2, so the ReLU before it passes 2 p times as much.
 
-    Given the part u that all taps share, h = sqrt(c) u + sqrt(1 - c) e, the m values e are independent.
+    Taps share u: h = sqrt(c) u + sqrt(1 - c) e. Given u, the m values e are independent.
     """
     u, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / weights.sum()
@@ -140,10 +138,10 @@ def max_pooling(c: float) -> tuple[float, float, float]:
 
 
 def _zero_padding(depth: int, side: int) -> FloatArray:
-    """From the number of taps that lie inside: lengths fall at the border, gradients do, and they fall together.
+    """GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k) with s_k = P s_(k-1) and g_k = P^T g_(k+1), s_0 = g_L = 1.
 
-    GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k), with s_k the mean square of layer k by position, s_k = P s_(k-1),
-    and g_k that of the gradient, P^T ... P^T 1; P_ij is the part of the taps of i that are on j.
+    s_k is the mean square of layer k by position, and g_k that of the gradient. P_ij is the fraction of the taps of
+    position i that lie on j. Values and gradients are both smaller at the border.
     """
     taps = np.eye(side, k=-1) + np.eye(side) + np.eye(side, k=1)
     squares, gradients = [np.ones((side, side))], [np.ones((side, side))]

@@ -11,19 +11,27 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evidence.means import Mean, geometric_mean, mean
-from experiments.studies.depth_width.numbers import Rates, name, theory
+from experiments.archive.tables import Collected
+from experiments.evidence.means import Mean, errorbars, geometric_mean, mean
+from experiments.studies.depth_width.measurement import NETWORKS, TOLERANCE
+from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def rates(found: dict[str, Rates], tolerance: float) -> Figure:
-    """Rates of all sizes, a panel a network, and what is within the tolerance of their common mean."""
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Rates of all sizes, their deviations from mean field, and two networks layer by layer."""
+    found = all_rates(collected.frame, NETWORKS)
+    return {"rates": rates(found), "width": deviations(found), "profiles": profiles(collected.frame)}
+
+
+def rates(found: dict[str, Rates]) -> Figure:
+    """Rates of all sizes, one panel per network, and the tolerance around their common mean."""
     figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.4), layout="constrained")
     half = 1.1 * max(_reach(own) for own in found.values())
     for ax, (network, own) in zip(axes.flat, found.items(), strict=False):
-        _draw_sizes(ax, own, tolerance)
+        _draw_sizes(ax, own)
         ax.set_ylim(own.common.value * math.exp(-half), own.common.value * math.exp(half))
         ax.set_title(name(network), fontsize=10)
     for ax in axes.flat[len(found) :]:
@@ -32,12 +40,9 @@ def rates(found: dict[str, Rates], tolerance: float) -> Figure:
         ax.set_ylabel("GSC rate a layer (squared)")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     axes.flat[-1].legend(handles, labels, loc="center", frameon=False, fontsize=10)
-    figure.suptitle(f"Rates of nine sizes; mean over {_num_seeds(found)} seeds, bars: 95 % interval", fontsize=11)
+    num_seeds = len(next(iter(found.values())).values)
+    figure.suptitle(f"Rates of nine sizes; mean over {num_seeds} seeds, bars: 95 % interval", fontsize=11)
     return figure
-
-
-def _num_seeds(found: dict[str, Rates]) -> int:
-    return len(next(iter(found.values())).values)
 
 
 def _cells(own: Rates) -> list[Mean]:
@@ -45,24 +50,21 @@ def _cells(own: Rates) -> list[Mean]:
 
 
 def _reach(own: Rates) -> float:
-    """How far the logarithm of an interval's end or of mean field lies from that of the common mean, at most."""
+    """The largest distance of an end of an interval or of mean field from the common mean, in logarithms."""
     ends = [end for cell in _cells(own) for end in (cell.low, cell.high)] + [own.theory]
     return max(abs(math.log(end / own.common.value)) for end in ends)
 
 
-def _draw_sizes(ax: Axes, own: Rates, tolerance: float) -> None:
+def _draw_sizes(ax: Axes, own: Rates) -> None:
     ax.axhspan(
-        own.common.value * math.exp(-tolerance), own.common.value * math.exp(tolerance), color="0.9", zorder=0,
-        label=f"common mean, log rate $\\pm$ {tolerance:g}",
+        own.common.value * math.exp(-TOLERANCE), own.common.value * math.exp(TOLERANCE), color="0.9", zorder=0,
+        label=f"common mean, log rate $\\pm$ {TOLERANCE:g}",
     )  # fmt: skip
     ax.axhline(own.theory, color="0.15", linewidth=0.9, linestyle=DASHED, label="mean field")
-    places = np.arange(len(own.depths))
-    cells = np.array([[cell.value, cell.low, cell.high] for cell in _cells(own)])
-    cells = cells.reshape(len(own.depths), len(own.widths), 3)
+    places, cells = np.arange(len(own.depths)), _cells(own)
     for number, (color, width) in enumerate(zip(sns.color_palette("colorblind"), own.widths, strict=False)):
-        middles, lows, highs = cells[:, number].T
-        ax.errorbar(
-            places + 0.16 * (number - 1), middles, yerr=[middles - lows, highs - middles], fmt=f"{MARKERS[number]}-",
+        errorbars(
+            ax, places + 0.16 * (number - 1), cells[number :: len(own.widths)], fmt=f"{MARKERS[number]}-",
             color=color, linewidth=0.8, elinewidth=1.4, markersize=5, capsize=2, label=f"width {width}",
         )  # fmt: skip
     ax.set_xticks(places, [str(depth) for depth in own.depths])
@@ -71,7 +73,7 @@ def _draw_sizes(ax: Axes, own: Rates, tolerance: float) -> None:
 
 
 def deviations(found: dict[str, Rates]) -> Figure:
-    """Log rates less that of mean field against 1 / width."""
+    """Log rates less that of mean field, against 1 / width."""
     figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
     widths = next(iter(found.values())).widths
     for number, (color, (network, own)) in enumerate(zip(sns.color_palette("colorblind"), found.items(), strict=False)):
@@ -80,10 +82,8 @@ def deviations(found: dict[str, Rates]) -> Figure:
         at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
         end, slope = own.lines.mean(axis=0) - [known, 0]
         ax.plot([0, 1 / widths[0]], [end, end + slope / widths[0]], color=color, linewidth=0.8)
-        ax.errorbar(
-            at, [cell.value for cell in cells], yerr=[cell.high - cell.value for cell in cells], fmt=MARKERS[number],
-            color=color, markersize=5, capsize=2, label=name(network),
-        )  # fmt: skip
+        style = {"fmt": MARKERS[number], "color": color, "markersize": 5, "capsize": 2}
+        errorbars(ax, at, cells, label=name(network), **style)
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
     ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate a layer less that of mean field")
@@ -94,8 +94,7 @@ def deviations(found: dict[str, Rates]) -> Figure:
 
 
 def profiles(frame: pd.DataFrame) -> Figure:
-    """How far log GSC of two networks runs from the straight line of mean field, in all sizes; color is the width,
-    marker the depth."""
+    """Difference of log GSC from the straight line of mean field, for two networks in all sizes."""
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
     for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]

@@ -1,4 +1,4 @@
-"""Growth rates of one architecture in several sizes, read from a frame, and intervals that hold together."""
+"""Growth rates of one architecture in several sizes, read from the frame."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from experiments.archive import labels
-from experiments.evidence.means import Mean, geometric_mean
+from experiments.evidence.means import Mean, all_of, geometric_mean, mean
+from experiments.studies.depth_width.measurement import LOOKS, TOLERANCE
 from gradscope import meanfield as mf
 from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
+SIZES = ("depth", "width")
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one network: ``values`` (seeds, depths, widths), and what mean field says of them."""
+    """Rates of one network: ``values`` (seeds, depths, widths), and the mean-field rate ``theory``."""
 
     values: FloatArray
     depths: tuple[int, ...]
@@ -31,7 +32,7 @@ class Rates:
 
     @property
     def logs(self) -> FloatArray:
-        """Natural logarithms of the rates: what a deviation adds to log GSC with every layer."""
+        """Natural logarithms of the rates, which add up over layers."""
         return np.log(self.values)
 
     @property
@@ -39,34 +40,41 @@ class Rates:
         """The geometric mean over all sizes."""
         return geometric_mean(np.exp(self.logs.mean(axis=(1, 2))))
 
-    @property
-    def by_depth(self) -> FloatArray:
-        """Log rates less their common mean, averaged over widths, (seeds, depths)."""
-        return np.asarray(self.logs.mean(axis=2) - self.logs.mean(axis=(1, 2))[:, None])
+    def numbers(self, size: str) -> tuple[int, ...]:
+        """All depths or all widths."""
+        return self.depths if size == "depth" else self.widths
 
-    @property
-    def by_width(self) -> FloatArray:
-        """Log rates less their common mean, averaged over depths, (seeds, widths)."""
-        return np.asarray(self.logs.mean(axis=1) - self.logs.mean(axis=(1, 2))[:, None])
+    def by(self, size: str) -> FloatArray:
+        """Log rates by depth or width, less their mean over all sizes, (seeds, depths) or (seeds, widths)."""
+        own = self.logs.mean(axis=2 if size == "depth" else 1)
+        return np.asarray(own - self.logs.mean(axis=(1, 2))[:, None])
+
+    def ends(self, size: str) -> FloatArray:
+        """Log rate at the largest size less that at the smallest, one per seed."""
+        deviations = self.by(size)
+        return np.asarray(deviations[:, -1] - deviations[:, 0])
+
+    def within_tolerance(self, size: str, first: int = 0) -> bool | None:
+        """Whether the log rate stays within tolerance at all depths or widths; ``first`` omits seeds before it."""
+        return all_of(*(one.within(0, TOLERANCE) for one in simultaneous(self.by(size)[first:], LOOKS)))
 
     @property
     def lines(self) -> FloatArray:
-        """Least squares of the log rate against 1 / width, a seed each, (seeds, 2): at infinite width, and slope."""
+        """Least squares of the log rate against 1 / width, (seeds, 2): value at infinite width, and slope."""
         design = np.column_stack([np.ones(len(self.widths)), 1 / np.array(self.widths, dtype=np.float64)])
         return np.asarray(np.linalg.lstsq(design, self.logs.mean(axis=1).T, rcond=None)[0].T)
 
 
-def simultaneous(deviations: FloatArray, looks: int = 1) -> FloatArray:
-    """Intervals (2, columns) for the means of the columns of (seeds, columns), which hold together at 95 %
-    (Bonferroni), at all of so many looks at a growing number of seeds."""
-    seeds, columns = deviations.shape
-    quantile = float(stats.t.ppf(1 - 0.025 / (columns * looks), seeds - 1))
-    margin = quantile * deviations.std(axis=0, ddof=1) / math.sqrt(seeds)
-    return np.stack([deviations.mean(axis=0) - margin, deviations.mean(axis=0) + margin])
+def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
+    """Means of the columns of (seeds, columns) with intervals that hold together at 95 % (Bonferroni).
+
+    They also hold at all of ``looks`` looks at a growing number of seeds.
+    """
+    return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
 def all_rates(frame: pd.DataFrame, networks: Sequence[str]) -> dict[str, Rates]:
-    """By network, in that order."""
+    """The rates of each network of the frame, in the order of ``networks``."""
     own = frame[frame["quantity"] == "gsc"]
     return {name: _of_network(rows) for name in networks if len(rows := own[own["model"] == name])}
 
@@ -83,10 +91,10 @@ def _of_network(rows: pd.DataFrame) -> Rates:
 
 @cache
 def theory(activation: str, norm: str, batch_size: int) -> float:
-    """The rate of mean field."""
+    """The mean-field rate."""
     return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
 
 
 def name(model: str) -> str:
-    """``relu+batch`` of ``relu_batch``."""
+    """``relu+batch`` for ``relu_batch``."""
     return labels.network_name(model.split("_"))

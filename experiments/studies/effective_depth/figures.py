@@ -11,73 +11,67 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evidence.means import mean
+from experiments.archive.tables import Collected
+from experiments.evidence.means import errorbars, mean
 from experiments.studies.effective_depth.measurement import TOLERANCES
-from experiments.studies.effective_depth.numbers import (
-    SUFFERS,
-    Key,
-    by_seed,
-    final,
-    layers,
-    name,
-    rows,
-    taylor,
-    trained,
-)
+from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
 
-def _styles(frame: pd.DataFrame) -> dict[Key, tuple[object, str]]:
+def _styles(runs: Runs) -> dict[Key, tuple[object, str]]:
     """Color by architecture, dashes for residual networks."""
-    keys = trained(frame)
-    architectures = list(dict.fromkeys(key[:2] for key in keys))
+    architectures = list(dict.fromkeys(key[:2] for key in runs.trained))
     colors = dict(zip(architectures, sns.color_palette("colorblind"), strict=False))
-    return {key: (colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys}
+    return {key: (colors[key[:2]], "-" if key[2] == "none" else "--") for key in runs.trained}
 
 
-def _deep(frame: pd.DataFrame) -> Iterator[tuple[Key, object, str]]:
-    styles = _styles(frame)
-    for key, (color, dash) in styles.items():
-        if key[3] == max(other[3] for other in styles):
-            yield key, color, dash
+def _deep(runs: Runs) -> Iterator[tuple[Key, object, str]]:
+    styles = _styles(runs)
+    yield from ((key, *styles[key]) for key in runs.deep)
 
 
-def over_training(frame: pd.DataFrame) -> Figure:
-    """While networks of the largest depth learn, and at the end for all."""
+def draw(collected: Collected) -> dict[str, Figure]:
+    """Effective depth during training, shares of all contributions, and losses with replaced layers."""
+    runs = Runs(collected.frame)
+    return {"effective_depth": over_training(runs), "contributions": contributions(runs), "taylor": replaced(runs)}
+
+
+def over_training(runs: Runs) -> Figure:
+    """Effective depth of the deepest networks while they learn, and of all networks at the end."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
-    for key, color, dash in _deep(frame):
-        table = by_seed(frame, key, "effective_depth", tolerance=TOLERANCES[0])
+    for key, color, dash in _deep(runs):
+        table = runs.by_seed(key, tolerance=TOLERANCES[0])
         path = [mean(values) for values in table.to_numpy()]
-        left.plot(table.index, [one.value for one in path], dash, color=color, label=name(key))
+        left.plot(table.index, [one.value for one in path], dash, color=color, label=name(key, depth=False))
         low, high = [one.low for one in path], [one.high for one in path]
         left.fill_between(table.index, low, high, color=color, alpha=0.15, linewidth=0)
     left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
     left.legend(frameon=False, fontsize=9)
-    styles = _styles(frame)
+    styles = _styles(runs)
     architectures = list(dict.fromkeys((*key[:3],) for key in styles))
     for key, (color, dash) in styles.items():
-        found, place = mean(final(frame, key)), architectures.index(key[:3])
+        found, place = mean(runs.final(key)), architectures.index(key[:3])
         depths = sorted({other[3] for other in styles})
         shift = 0.16 * (2 * depths.index(key[3]) / max(1, len(depths) - 1) - 1)
-        right.errorbar(
-            found.value, place + shift, xerr=[[found.value - found.low], [found.high - found.value]], color=color,
+        errorbars(
+            right, [place + shift], [found], horizontal=True, color=color,
             marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
         )  # fmt: skip
-        right.plot(layers(frame, key), place + shift, "|", color="0.3", markersize=10)
+        right.plot(runs.layers(key), place + shift, "|", color="0.3", markersize=10)
     right.set(xlabel="effective depth [layers]", title="at the end; | all layers; filled: deep", xlim=(0, None))
-    right.set_yticks(range(len(architectures)), [name((*one, 0)) for one in architectures])
+    right.set_yticks(range(len(architectures)), [name((*one, 0), depth=False) for one in architectures])
     right.invert_yaxis()
     for ax in (left, right):
         sns.despine(ax=ax)
     return figure
 
 
-def contributions(frame: pd.DataFrame) -> Figure:
-    """Shares of what k trained layers make, beside those of independent directions."""
+def contributions(runs: Runs) -> Figure:
+    """Shares of the contributions of k trained layers, beside those of independent directions."""
     figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(frame):
+    for key, color, dash in _deep(runs):
         for quantity, style, width in (("contribution", dash, 1.6), ("independent_contribution", ":", 1.2)):
-            means = rows(frame, key, quantity).groupby("index", observed=True)["log10_value"].mean()
-            label = name(key) if quantity == "contribution" else None
+            means = runs.rows(key, quantity).groupby("index", observed=True)["log10_value"].mean()
+            label = name(key, depth=False) if quantity == "contribution" else None
             ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
     ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
@@ -86,11 +80,11 @@ def contributions(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def replaced(frame: pd.DataFrame) -> Figure:
-    """Loss above that of the whole network, over the number of layers replaced."""
+def replaced(runs: Runs) -> Figure:
+    """Loss above that of the whole network against the number of replaced layers."""
     figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(frame):
-        _band(ax, taylor(frame, key), name(key), color, dash)
+    for key, color, dash in _deep(runs):
+        _band(ax, runs.taylor(key), name(key, depth=False), color, dash)
     ax.axhline(SUFFERS, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
     ax.set_yscale("symlog", linthresh=SUFFERS)

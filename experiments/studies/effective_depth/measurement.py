@@ -1,4 +1,4 @@
-"""Networks that learn digits, and what of their depth the training used."""
+"""Train networks on digits, and measure how much of their depth the training used."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from experiments.data.batches import digits_8x8_with_labels
 from gradscope.frames import observed
 
 MOMENTUM = 0.9
-# Steps after which the effective depth is measured: powers of two, as far as the training goes, and its end.
+# Effective depth is measured after these steps and at the end of training.
 RECORDED = tuple(2**power for power in range(20))
-# Random cotangents where samples are coupled, and training digits that a replaced network is tried on.
+# PROBES: random cotangents where samples are coupled. TRIED: training digits for the losses of replaced networks.
 PROBES, TRIED = 8, 256
 TOLERANCES = (1e-6, 1e-3)
 
@@ -35,14 +35,16 @@ def measure(
     train_batch_size: int,
     learning_rates: Sequence[float],
 ) -> pd.DataFrame:
-    """Train a network with each learning rate; of the one that ends with the lowest training loss: how far it came, its
-    effective depth along the way, and its loss with its last layers replaced by a first-order expansion.
+    """Train a network with each learning rate, and measure the one with the lowest final training loss.
+
+    Measured are its accuracy, its effective depth during training, and its loss when a first-order expansion replaces
+    its last layers.
 
     Arguments:
-        model: An MLP with 64 inputs and ten outputs; a copy of it is trained in float32.
+        model: An MLP with 64 inputs and ten outputs. A copy of it is trained in float32.
         x: The digits at which effective depths are measured, in float64.
-        generator: Order of the training digits, the same for every rate.
-        steps, train_batch_size, learning_rates: Of SGD with a momentum of 0.9, constant rate.
+        generator: Source of the order of the training digits, which is the same for every rate.
+        steps, train_batch_size, learning_rates: Options of SGD with momentum `MOMENTUM` and a constant rate.
     """
     pixels, labels = digits_8x8_with_labels()
     held_out = torch.arange(len(pixels)) % 4 == 3
@@ -50,7 +52,7 @@ def measure(
     order = torch.randint(len(digits[0]), (steps, train_batch_size), generator=generator)
     tried = [(descend(model, digits, order, rate), rate) for rate in learning_rates]
     ends = [loss_of(states[-1], digits) if len(states) > 1 else math.inf for states, _ in tried]
-    if math.isinf(min(ends)):  # with every rate; that is a result, too
+    if math.isinf(min(ends)):  # Training diverged with every rate, which is a result.
         return observed("train_loss", math.inf, num_samples=len(digits[0]), step=steps)
     states, rate = tried[int(np.argmin(ends))]
     recorded = [step for step in RECORDED if step < steps] + [steps]
@@ -61,7 +63,7 @@ def measure(
     ]
     before = _double(model)
     for step, state in zip(recorded, states[1:], strict=True):
-        found = gs.effective_depth(_double(state), before, x.double(), probes=_probes(model))
+        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=_probes(model))
         for tolerance in TOLERANCES:
             ends_of = (found.at(tolerance), *found.interval(tolerance))
             for name, value in zip(
@@ -71,12 +73,16 @@ def measure(
         parts.append(observed("independent_depth", _independent(found), step=step, tolerance=TOLERANCES[0]))
     parts.append(found.to_frame().assign(step=steps))
     some = tuple(part[:TRIED] for part in digits)
-    parts.append(gs.taylor_losses(_double(states[-1]), before, (some[0].double(), some[1]), _losses).assign(step=steps))
+    parts.append(
+        gs.taylor_losses(_double(states[-1]), (some[0].double(), some[1]), initial=before, loss_fn=_losses).assign(
+            step=steps
+        )
+    )
     return pd.concat(parts, ignore_index=True)
 
 
 def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> list[nn.Module]:
-    """Copies of the network before training, at each recorded step and at the end; only the first where it diverged."""
+    """Copies of the network before training, at each recorded step and at the end; only the first if it diverged."""
     network, steps = copy.deepcopy(model).float(), len(order)
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM)
     states = [copy.deepcopy(network)]
@@ -94,13 +100,13 @@ def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> lis
 
 @torch.no_grad()
 def loss_of(model: nn.Module, digits: Digits) -> float:
-    """Mean cross-entropy over all digits as one batch."""
+    """Mean cross-entropy of all digits as one batch."""
     return float(_losses(model(digits[0]), digits[1]).mean())
 
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, digits: Digits) -> float:
-    """Fraction of digits that are told right, as one batch, with the statistics of that batch."""
+    """Fraction of digits that are classified correctly, as one batch with its own statistics."""
     return float((model(digits[0]).argmax(dim=1) == digits[1]).double().mean())
 
 
@@ -118,5 +124,5 @@ def _probes(model: nn.Module) -> int | str:
 
 
 def _independent(found: gs.EffectiveDepth) -> int:
-    """Effective depth, if the directions of all layers were independent."""
+    """The effective depth if the directions of all layers were independent."""
     return int(np.flatnonzero(found.log10_independent >= math.log10(TOLERANCES[0])).max(initial=0))

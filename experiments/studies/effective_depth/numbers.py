@@ -10,59 +10,58 @@ import pandas as pd
 from experiments.archive.labels import network_name
 from experiments.studies.effective_depth.measurement import TOLERANCES
 
-# Above the loss of the whole network; of ten classes guessing costs 2.3.
+# Increase of the loss over that of the whole network; guessing one of ten classes costs 2.3.
 SUFFERS = 0.1
 
 NETWORK = ["activation", "norm", "residual", "depth"]
 Key = tuple[str, str, str, int]
 
 
-def name(key: Key) -> str:
-    """``selu`` or ``tanh+layer, residual``; without the depth."""
-    return network_name(key[:2]) + ("" if key[2] == "none" else ", residual")
+def name(key: Key, *, depth: bool = True) -> str:
+    """``selu, depth 50`` or ``tanh+layer, residual, depth 50``."""
+    return network_name(key[:2]) + ("" if key[2] == "none" else ", residual") + (f", depth {key[3]}" if depth else "")
 
 
-def trained(frame: pd.DataFrame) -> list[Key]:
-    """Networks that learned with some learning rate in every seed, the plain first."""
-    losses = frame[frame["quantity"] == "train_loss"].groupby(NETWORK, observed=True, sort=False)["value"]
-    keys = [cast(Key, key) for key, values in losses if np.isfinite(values).all()]
-    return sorted(keys, key=lambda key: (key[3], key[2] != "none"))
+class Runs:
+    """The frame of the study, split by quantity and network."""
 
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._rows = dict(iter(frame.groupby(["quantity", *NETWORK], observed=True, sort=False)))
+        networks = [cast(Key, key[1:]) for key in self._rows if key[0] == "train_loss"]
+        learned = {key: np.isfinite(self.rows(key, "train_loss")["value"]).all() for key in networks}
+        self.failed = [key for key in networks if not learned[key]]
+        """Networks that diverged with every learning rate in some seed."""
+        self.trained = sorted(filter(learned.get, networks), key=lambda key: (key[3], key[2] != "none"))
+        """The other networks, plain networks first."""
+        depths = [key[3] for key in self.trained]
+        self.shallow, self.deep = ([key for key in self.trained if key[3] == end(depths)] for end in (min, max))
 
-def rows(frame: pd.DataFrame, key: Key, quantity: str) -> pd.DataFrame:
-    """Those of one quantity of one network."""
-    chosen = frame[frame["quantity"] == quantity]
-    for column, value in zip(NETWORK, key, strict=True):
-        chosen = chosen[chosen[column] == value]
-    return chosen
+    def rows(self, key: Key, quantity: str) -> pd.DataFrame:
+        """The rows of one quantity of one network."""
+        return self._rows[quantity, *key]
 
+    def by_seed(self, key: Key, quantity: str = "effective_depth", tolerance: float | None = None) -> pd.DataFrame:
+        """Values of a quantity of one network, (steps, seeds)."""
+        chosen = self.rows(key, quantity)
+        if tolerance is not None:
+            chosen = chosen[chosen["tolerance"] == tolerance]
+        return chosen.pivot_table(index="step", columns="seed", values="value", observed=True)
 
-def by_seed(frame: pd.DataFrame, key: Key, quantity: str, *, tolerance: float | None = None) -> pd.DataFrame:
-    """Values of a quantity of one network, steps in rows and seeds in columns."""
-    chosen = rows(frame, key, quantity)
-    if tolerance is not None:
-        chosen = chosen[chosen["tolerance"] == tolerance]
-    return chosen.pivot_table(index="step", columns="seed", values="value", observed=True)
+    def final(self, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
+        """The value at the end of training, one per seed; ``index`` chooses the tolerance."""
+        return self.by_seed(key, quantity, TOLERANCES[index] if "depth" in quantity else None).iloc[-1]
 
+    def layers(self, key: Key) -> int:
+        """Number of layers whose Jacobian training may change."""
+        return int(self.rows(key, "change")["index"].max())
 
-def final(frame: pd.DataFrame, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
-    """Of every seed, at the end of training, at the tolerance of that index."""
-    tolerance = TOLERANCES[index] if "depth" in quantity else None
-    return by_seed(frame, key, quantity, tolerance=tolerance).iloc[-1]
+    def taylor(self, key: Key) -> pd.DataFrame:
+        """Loss above that of the whole network, (replaced layers, seeds)."""
+        rows = self.rows(key, "taylor_loss")
+        table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
+        return table - table.iloc[0]
 
-
-def layers(frame: pd.DataFrame, key: Key) -> int:
-    """How many layers of the network have a Jacobian that training may change."""
-    return int(rows(frame, key, "change")["index"].max())
-
-
-def taylor(frame: pd.DataFrame, key: Key) -> pd.DataFrame:
-    """Loss above that of the whole network by the number of replaced layers, a column a seed."""
-    table = rows(frame, key, "taylor_loss").pivot_table(index="index", columns="seed", values="value", observed=True)
-    return table - table.iloc[0]
-
-
-def replaceable(frame: pd.DataFrame, key: Key) -> pd.Series:
-    """Of every seed, the largest number of last layers up to which the loss never suffers."""
-    suffers = ~(taylor(frame, key) <= SUFFERS)
-    return suffers.idxmax().where(suffers.any(), len(suffers)) - 1
+    def replaceable(self, key: Key) -> pd.Series:
+        """The largest number of last layers that can be replaced before the loss rises, one per seed."""
+        suffers = ~(self.taylor(key) <= SUFFERS)
+        return suffers.idxmax().where(suffers.any(), len(suffers)) - 1

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.studies.exploding_symptoms import claims as exploding_symptom_claims
 from experiments.studies.exploding_symptoms import figures as exploding_symptom_figures
 from experiments.studies.exploding_symptoms import signals
@@ -203,3 +203,14 @@ def _sensitivity(watched: Watched) -> str:
         parts = [str(watched.part(lead.notna())) for lead in warned]
         lines.append(f"| {' | '.join([f'{100 * limit:g} %', named(verdicts, True), named(verdicts, None), *parts])} |")
     return "\n".join(lines)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    condensed=condensed,
+)

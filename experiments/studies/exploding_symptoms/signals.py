@@ -42,7 +42,7 @@ def condensed(collected: Collected) -> Collected:
     assert collected.metrics is not None
     table = series(collected.frame, collected.metrics)
     found = first_steps(table)
-    config = [name for name in collected.frame.columns if name not in (*frames.COLUMNS, "step")]
+    config = [name for name in collected.frame.columns if name not in (*frames.SCHEMA, "step")]
     about = collected.frame[config].drop_duplicates(KEYS).set_index(KEYS, drop=False).loc[found.index]
     columns: dict[str, Any] = {str(name): about[name].to_numpy() for name in about}
     parts = [observed(str(name), found[name], step=0, **columns) for name in found]

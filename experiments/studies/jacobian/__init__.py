@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.studies.jacobian import figures as jacobian_figures
 from experiments.studies.jacobian.measurement import FEW, NUM_DIRECTIONS, STEPS
 from experiments.studies.jacobian.measurement import measure as measure
@@ -240,3 +240,13 @@ def gaussian_log_volume(n: int) -> float:
     """E ln|det W| / n of an n x n Gaussian matrix of variance 1 / n, a sum over chi-square variables."""
     i = torch.arange(1, n + 1, dtype=torch.float64)
     return float((torch.digamma(i / 2) + math.log(2 / n)).mean() / 2)
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

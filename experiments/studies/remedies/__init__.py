@@ -7,8 +7,9 @@ import math
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, above, below, geometric_mean, mean, told, within
-from experiments.evidence.study import Claim
+from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import told
 from experiments.studies.remedies import figures as remedy_figures
 from experiments.studies.remedies.measurement import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS
 from experiments.studies.remedies.measurement import measure as measure
@@ -193,7 +194,7 @@ def _counterexamples(found: Outcomes) -> str:
         most = max(by_remedy, key=lambda remedy: level(by_remedy[remedy], "last_layer"))
         for remedy in remedies_of(baseline, by_remedy):
             after = by_remedy[remedy]
-            if below(mean(after.total), LEAST) and above(mean(after.nonlinearity / before.nonlinearity), MOSTLY):
+            if mean(after.total).below(LEAST) and mean(after.nonlinearity / before.nonlinearity).above(MOSTLY):
                 other = "the most of all" if remedy == most else f"instead of {level(before, 'last_layer'):.1g}"
                 parts.append(
                     f"{NAMES[baseline]} with {REMEDIES[remedy]} has log10 GSC {mean(after.total):.2f}, and "
@@ -216,7 +217,7 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     before, after = found[baseline][NONE], found[baseline][remedy]
     return Claim(
         f"{NAMES[baseline]}: {REMEDIES[remedy]} lowers GSC from input to output",
-        below(change, -LEAST),
+        change.below(-LEAST),
         f"log10 GSC changes by {change:+.2f}, what counts is {-LEAST:.2f}; rate {mean(after.rate):.3f} instead of "
         f"{before.rate.mean():.3f}",
     )
@@ -228,7 +229,7 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     rate = mean(found[baseline][remedy].rate - found[baseline][twin].rate)
     return Claim(
         f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the network as it is' if twin == NONE else twin}",
-        within(change, 0.0, LEAST),
+        change.within(0.0, LEAST),
         f"log10 GSC differs by {change:+.2f}, what counts is {LEAST:.2f}; the rate by {rate:+.3f}",
     )
 
@@ -237,7 +238,7 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     return Claim(
         f"{NAMES[baseline]}: fewer and wider layers leave the rate a layer as it is",
-        within(difference, 0.0, EQUAL),
+        difference.within(0.0, EQUAL),
         f"the rate changes by {difference:+.3f}; equal is within {EQUAL:.2g}",
     )
 
@@ -246,7 +247,7 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     kept = geometric_mean(by_remedy[remedy].last_layer / by_remedy[NONE].last_layer)
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
-        above(kept, KEPT),
+        kept.above(KEPT),
         f"linear fit error of the last layer {kept:.2g} of that with large weights; nearly linear is below {KEPT:g}",
     )
 
@@ -259,3 +260,13 @@ def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
         f"rank correlation {order.value:.2f} over {order.num} networks, p = {order.p:.2g}; what counts is below "
         f"{SIGNIFICANCE / NUM_TESTS:.2g}",
     )
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

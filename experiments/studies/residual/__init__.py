@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 import gradscope.meanfield as mf
 from experiments.archive.tables import Collected
-from experiments.evidence.means import above, all_of, below, mean, told, within
-from experiments.evidence.study import Claim
+from experiments.evidence.means import all_of, mean
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import told
 from experiments.studies.residual import figures as residual_figures
 from experiments.studies.residual.measurement import BRANCHES, DILUTIONS, NUM_BLOCKS, RESNET_DEPTH, UNIT
 from experiments.studies.residual.measurement import measure as measure
@@ -192,7 +193,7 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     ratio = mean((rates(frame, branch, "0") - 1) / (theory - 1))
     return Claim(
         f"Without a skip {name(branch)} grows as mean field says",
-        within(ratio, 1.0, TOLERANCE),
+        ratio.within(1.0, TOLERANCE),
         f"rate {found:.4f}, mean field {theory:.4f}; ratio of the excesses {ratio:.3f}",
     )
 
@@ -203,7 +204,7 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     where = f", at width {NARROW_WIDTH}" if width else ""
     return Claim(
         f"{name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
-        within(ratio, 1.0, TOLERANCE),
+        ratio.within(1.0, TOLERANCE),
         f"rate {mean(found):.4f}, by the law {law:.4f}; excess times k^2 + 1 over that without a skip {ratio:.3f}",
     )
 
@@ -212,7 +213,7 @@ def _exponential(frame: pd.DataFrame, branch: str) -> Claim:
     found = mean(steadiness(frame, f"{branch}-1"))
     return Claim(
         f"At constant dilution, k = 1, {name(branch)} grows exponentially",
-        within(found, 1.0, TOLERANCE),
+        found.within(1.0, TOLERANCE),
         f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.3f}",
     )
 
@@ -221,7 +222,7 @@ def _slower(frame: pd.DataFrame, branch: str) -> Claim:
     found = mean(steadiness(frame, f"{branch}-{UNIT}"))
     return Claim(
         f"With unit skips {name(branch)} grows more slowly than an exponential",
-        below(found, 1 - TOLERANCE),
+        found.below(1 - TOLERANCE),
         f"growth a block late over early {found:.3f}; an exponential has 1, a power of the depth {POWER:.3f}",
     )
 
@@ -230,7 +231,7 @@ def _slows(frame: pd.DataFrame, branch: str) -> Claim:
     found, law = steadiness(frame, f"{branch}-{UNIT}"), expected_steadiness(frame, branch, UNIT)
     return Claim(
         f"With unit skips {name(branch)} slows down as the law does, which approaches a power of the depth",
-        within(mean(found / law), 1.0, TOLERANCE),
+        mean(found / law).within(1.0, TOLERANCE),
         f"growth a block late over early {mean(found):.3f}, by the law {law:.3f}; the one over the other "
         f"{mean(found / law):.2f}; a power of the depth has {POWER:.3f}",
     )
@@ -240,7 +241,7 @@ def _exponent(frame: pd.DataFrame, branch: str) -> Claim:
     found, theory = mean(exponents(frame, branch)), expected_exponent(frame, branch)
     return Claim(
         f"The exponent of {name(branch)} from block {WINDOW[1]} to {WINDOW[2]} is that of the law",
-        within(mean(exponents(frame, branch) / theory), 1.0, TOLERANCE),
+        mean(exponents(frame, branch) / theory).within(1.0, TOLERANCE),
         f"{found:.3f}, by the law {theory:.3f}, and r - 1 = {branch_rate(frame, branch) - 1:.3f} in the limit",
     )
 
@@ -251,7 +252,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     ratio = mean(block_excess(table, f"{branch}-{case}"))
     return Claim(
         f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
-        within(ratio, 1.0, TOLERANCE),
+        ratio.within(1.0, TOLERANCE),
         f"excess of GSC over 1 in {len(own)} blocks, over that of the law {ratio:.3f}; in the mean k is "
         f"{own['dilution'].mean():.2f} and r {own['branch_gsc'].mean():.3f}",
     )
@@ -262,7 +263,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     ratio = mean((table["block_gsc"] / table["law"]).groupby(level="seed").mean())
     return Claim(
         f"The law holds in single blocks of relu whose branches end in {end}, where it has no excess",
-        within(ratio, 1.0, STEADY),
+        ratio.within(1.0, STEADY),
         f"GSC of a block over the law {ratio:.3f}, mean of {len(table)} blocks; r {table['branch_gsc'].mean():.3f}",
     )
 
@@ -272,7 +273,7 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     length, gsc = mean(own["value"]), mean(from_stem(frame, f"relu-{UNIT}")[:, -1])
     return Claim(
         "An unnormalized ReLU network with unit skips keeps its GSC although its lengths explode",
-        all_of(above(length, KEEPS), within(gsc, 0.0, KEEPS)),
+        all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
         f"over {DEPTH} blocks the squared length grows by 10^{length:.1f}, and log10 GSC is {gsc:.2f}; what counts is "
         f"{KEEPS:g}",
     )
@@ -282,7 +283,7 @@ def _lowers(frame: pd.DataFrame) -> Claim:
     plain, residual = (block_totals(frame, f"resnet-{skip}") for skip in ("0", UNIT))
     return Claim(
         "Skip connections lower the growth of a ResNet",
-        above(mean(plain - residual), 0.0),
+        mean(plain - residual).above(0.0),
         f"log10 GSC from the first block to the last {mean(plain):.2f} without, {mean(residual):.2f} with them",
     )
 
@@ -291,8 +292,18 @@ def _flattens(frame: pd.DataFrame) -> Claim:
     plain, residual = (flattening(frame, f"resnet-{skip}") for skip in ("0", UNIT))
     return Claim(
         "With skip connections less of the growth a block is left in the last stage of a ResNet than without",
-        below(mean(residual - plain), 0.0),
+        mean(residual - plain).below(0.0),
         f"growth of log GSC a block in the last stage over that in the first {mean(residual):.2f} with, "
         f"{mean(plain):.2f} without; factor a block by stage "
         f"{factors_by_stage(frame, f'resnet-{UNIT}')} with, {factors_by_stage(frame, 'resnet-0')} without",
     )
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+)

@@ -16,7 +16,7 @@ import gradscope.meanfield as mf
 from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence.means import geometric_mean
-from experiments.evidence.study import Claim
+from experiments.evidence.study import Claim, Study
 from experiments.reports import growth as report_growth
 from experiments.studies.vanishing import chains
 from experiments.studies.vanishing import figures as vanishing_figures
@@ -89,7 +89,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
         num_classes = model(x).shape[1]
     y = torch.randint(num_classes, (len(x),), generator=generator)
     parts = [
-        gs.measure(model, x, y, _loss, measures=[GradientNorm(), PreactivationStd()]),
+        gs.measure(model, (x, y), loss_fn=_loss, measures=[GradientNorm(), PreactivationStd()]),
         gs.gsc(model, x).to_frame(),
     ]
     if not _is_plain_sigmoid(model):
@@ -97,7 +97,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
     parts += [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
     parts = [part.assign(weight_scale=1) for part in parts]
     for scale in SCALES:
-        larger = gs.measure(scaled(model, scale), x, y, _loss, measures=[GradientNorm()])
+        larger = gs.measure(scaled(model, scale), (x, y), loss_fn=_loss, measures=[GradientNorm()])
         parts.append(larger.assign(weight_scale=scale))
     return pd.concat(parts, ignore_index=True)
 
@@ -269,3 +269,14 @@ def _network_table(frame: pd.DataFrame) -> str:
 def _deviation(values: pd.Series) -> str:
     """Over seeds; samples that are nearer to each other than rounding have none."""
     return "below rounding" if (values < ROUNDING).all() else f"{geometric_mean(values):.3g}"
+
+
+STUDY = Study(
+    question=QUESTION,
+    method=METHOD,
+    how_sure=HOW_SURE,
+    claims=claims,
+    answer=answer,
+    figures=figures,
+    captions=CAPTIONS,
+)

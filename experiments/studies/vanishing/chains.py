@@ -53,7 +53,7 @@ def compared() -> pd.DataFrame:
     def loss(output: Tensor, wanted: Tensor) -> Tensor:
         return 0.5 * (wanted - output).square().sum(dim=1)
 
-    lengths = gs.measure(chain, x, target, loss, measures=[GradientNorm()])["value"].to_numpy()
+    lengths = gs.measure(chain, (x, target), loss_fn=loss, measures=[GradientNorm()])["value"].to_numpy()
     gradients = torch.autograd.grad(loss(chain(x), target).mean(), list(chain.parameters()))
     found = np.array([float(gradient) for gradient in gradients])
     way = by_hand(INPUT, TARGET, WEIGHTS)

@@ -141,7 +141,7 @@ def test_too_many_keys_leave_the_rates(monkeypatch):
 
 def swept(tmp_path, monkeypatch, *arguments):
     """Run a sweep, collect it, and return what `figures` prints, and its frame."""
-    monkeypatch.setattr(sys, "argv", ["measure", "-m", *SMALL, f"results={tmp_path}", "sweep=s", *command_line])
+    monkeypatch.setattr(sys, "argv", ["measure", "-m", *SMALL, f"results={tmp_path}", "sweep=s", *arguments])
     measure.main()
     return collecting.collect(tmp_path / "s").frame
 
@@ -155,7 +155,7 @@ def swept(tmp_path, monkeypatch, *arguments):
     ],
 )
 def test_settings_of_a_measurement_are_networks_of_their_own(tmp_path, monkeypatch, capsys, arguments, names):
-    frame = swept(tmp_path, monkeypatch, *command_line)
+    frame = swept(tmp_path, monkeypatch, *arguments)
     figures.main(figures.Config(study="s", results=str(tmp_path)))
     printed = capsys.readouterr().out
     keys = labels.network_keys(frame.drop(columns="run"))

@@ -174,12 +174,7 @@ def test_the_default_is_the_cache_folder(
 def test_missing_data_names_the_folder_and_three_ways_out(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no CIFAR-10 in {re.escape(str(tmp_path))}") as error:
         cifar10_files.load(tmp_path, train=True)
-    for way_out in (
-        "cifar-10-batches-bin/, cifar-10-batches-py/, or trainLabels.csv with train/",
-        "set GRADSCOPE_DATA",
-        "data.download=true",
-        "data=digits needs no files",
-    ):
+    for way_out in ("cifar-10-batches-bin/", "GRADSCOPE_DATA", "data.download=true", "data=digits"):
         assert way_out in str(error.value)
 
 
@@ -188,14 +183,14 @@ def test_missing_data_names_the_folder_and_three_ways_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("limit", [0, -5])
 def test_a_limit_below_one(limit: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"limit must be at least 1, or None for all images; got {limit}"):
+    with pytest.raises(ValueError, match=f"limit must be at least 1.* got {limit}"):
         cifar10_files.load(tmp_path, train=True, limit=limit)
 
 
 @pytest.mark.parametrize("write", [write_binary, write_python, write_kaggle])
 def test_a_limit_above_what_there_is(write: Callable[[Path], Path], tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(ValueError, match=r"limit is 13, but .* has 12 images in this split"):
+    with pytest.raises(ValueError, match=r"limit must be at most 12, .* got 13"):
         cifar10_files.load(tmp_path, train=True, limit=NUM_TRAIN + 1)
 
 
@@ -222,7 +217,7 @@ def overwrite(path: Path, offset: int, value: int) -> None:
 
 def test_binary_batch_missing(tmp_path: Path) -> None:
     (write_binary(tmp_path) / "data_batch_3.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin is missing: complete the folder"):
+    with pytest.raises(FileNotFoundError, match=r"data_batch_3.bin is missing"):
         cifar10_files.load(tmp_path, train=True, limit=1)
     assert len(cifar10_files.load(tmp_path, train=False).labels) == 3
 
@@ -290,9 +285,7 @@ def test_a_pickle_never_runs_code(
     marker.unlink()
 
     (write_python(tmp_path) / "test_batch").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=rf"test_batch is not a batch .* forbidden global {name}, which could run code"
-    ):
+    with pytest.raises(ValueError, match=rf"test_batch is not a batch .* forbidden global {name}"):
         cifar10_files.load(tmp_path, train=False)
     assert not marker.exists()
 
@@ -330,7 +323,7 @@ def test_python_batch_with_wrong_content(batch: object, message: str, tmp_path: 
 def test_python_batch_truncated(size: int, tmp_path: Path) -> None:
     path = write_python(tmp_path) / "test_batch"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"test_batch is not a batch of CIFAR-10: .*  Replace it by a fresh copy"):
+    with pytest.raises(ValueError, match=r"test_batch is not a batch of CIFAR-10"):
         cifar10_files.load(tmp_path, train=False)
 
 
@@ -351,13 +344,13 @@ def test_python_batch_missing(tmp_path: Path) -> None:
 
 def test_kaggle_has_no_test_split(tmp_path: Path) -> None:
     write_kaggle(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no labeled test split.  Use the training split, or put cifar-10-bat"):
+    with pytest.raises(FileNotFoundError, match="no labeled test split"):
         cifar10_files.load(tmp_path, train=False)
 
 
 def test_kaggle_image_missing(tmp_path: Path) -> None:
     (write_kaggle(tmp_path) / "7.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"7.png is missing, but .*trainLabels.csv, line 8 names it"):
+    with pytest.raises(FileNotFoundError, match=r"7.png is missing, .*trainLabels.csv, line 8"):
         cifar10_files.load(tmp_path, train=True)
 
 
@@ -402,9 +395,7 @@ def test_kaggle_image_of_another_format(tmp_path: Path) -> None:
 def test_kaggle_row_without_a_known_class(row: str, tmp_path: Path) -> None:
     write_kaggle(tmp_path)
     (tmp_path / "trainLabels.csv").write_text(f"id,label\n1,cat\n{row}\n3,dog\n")
-    with pytest.raises(
-        ValueError, match=rf"trainLabels.csv, line 3: '{row}' is not 'id,label' with a label of airplane"
-    ):
+    with pytest.raises(ValueError, match=rf"trainLabels.csv, line 3: .* got '{row}'"):
         cifar10_files.load(tmp_path, train=True)
 
 

@@ -90,9 +90,7 @@ def test_fetches_into_a_new_folder_and_leaves_no_part(server: Server, target: Pa
 
 def test_resumes_after_a_cut(server: Server, target: Path) -> None:
     server.cut_after = CUT
-    with pytest.raises(
-        ConnectionError, match=rf"{server.url}: .* cut after {CUT} of 600000 bytes.  Run again to resume"
-    ):
+    with pytest.raises(ConnectionError, match=rf"{server.url}: .* cut after {CUT} of 600000 bytes"):
         _fetch(server.url, target, md5=MD5)
     assert not target.exists()
     assert target.with_name("file.bin.part").read_bytes() == CONTENT[:CUT]
@@ -128,7 +126,7 @@ def test_a_complete_part_needs_no_more_bytes(server: Server, target: Path) -> No
 def test_a_wrong_checksum_names_both_and_deletes_the_part(server: Server, target: Path) -> None:
     part = part_of(target, b"x" * CUT)
     got = hashlib.md5(b"x" * CUT + CONTENT[CUT:]).hexdigest()
-    with pytest.raises(ValueError, match=f"file.bin.part has md5 {got}, expected {MD5}: it is damaged"):
+    with pytest.raises(ValueError, match=f"file.bin.part has md5 {got}, expected {MD5}"):
         _fetch(server.url, target, md5=MD5)
     assert not part.exists()
     assert not target.exists()
@@ -146,7 +144,7 @@ def test_an_unreachable_server_names_the_url_and_the_way_out(target: Path, monke
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server() as closed:
         url = closed.url
-    with pytest.raises(ConnectionError, match=rf"could not download {url}: .*fetch it by hand and save it as {target}"):
+    with pytest.raises(ConnectionError, match=rf"{url}: .* by hand to {target}"):
         _fetch(url, target, md5=MD5)
 
 
@@ -163,7 +161,7 @@ def test_a_silent_server_times_out(server: Server, target: Path) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1/file.bin", "file:///etc/hosts", "ftp://127.0.0.1/file.bin"])
 def test_only_https_is_fetched(url: str, target: Path) -> None:
-    with pytest.raises(ValueError, match=f"only https:// URLs are fetched, got {url}"):
+    with pytest.raises(ValueError, match=f"https://, got {url}"):
         download(url, target, md5=MD5)
 
 
@@ -201,7 +199,7 @@ def test_extracts_the_expected_members_only(tmp_path: Path) -> None:
 
 def test_an_archive_without_a_member_leaves_no_folder(tmp_path: Path) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", "box/one")
-    with pytest.raises(ValueError, match=r"a.tar.gz has no box/three, box/two: it is not the archive"):
+    with pytest.raises(ValueError, match=r"a.tar.gz lacks box/three, box/two"):
         extract(archive, tmp_path / "box", ["one", "two", "three"])
     assert list(tmp_path.iterdir()) == [archive]
 

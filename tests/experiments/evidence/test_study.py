@@ -1,6 +1,7 @@
 """What holds for every study: its parts, its page, and the means that it quotes."""
 
 import ast
+import importlib
 import inspect
 import math
 import re
@@ -13,12 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from scipy import stats
 
 from experiments import figures
 from experiments.archive import reference
 from experiments.evidence import study
-from experiments.evidence.means import geometric_mean, mean
 from experiments.evidence.study import Claim
 from experiments.reports import pages
 from gradscope import frames
@@ -26,6 +25,12 @@ from gradscope.frames import observed
 from tests.helpers import ROOT
 
 STUDIES = study.names()
+
+
+def written(name, collected, figures):
+    """The page of a study."""
+    asked = study.find(name)
+    return pages.page(name, asked, collected, asked.claims(collected), figures)
 
 
 def published(name):
@@ -57,27 +62,53 @@ def test_a_page_is_compared_digit_by_digit():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_keeps_its_contract(name):
-    asked = study.find(name)
-    assert asked.QUESTION.endswith("?") and asked.METHOD.strip() and asked.HOW_SURE.strip()
-    assert not re.search(r"\d\.\d{2,}", asked.HOW_SURE), "numbers of a page are read from the frame"
-    settings = yaml.safe_load((ROOT / "conf" / "study" / f"{name}.yaml").read_text())
-    assert settings["sweep"] == study.results(name)
-    claims = asked.claims(published(name))
+    asked, collected = study.find(name), published(name)
+    assert asked.question.endswith("?") and asked.method.strip() and asked.how_sure.strip() and asked.use.strip()
+    assert not re.search(r"\d\.\d{2,}", asked.how_sure), "numbers of a page are read from the frame"
+    claims, answer = asked.claims(collected), asked.answer(collected)
     assert all(isinstance(claim, Claim) and claim.holds in (True, False, None) for claim in claims)
     assert len({claim.says for claim in claims}) == len(claims) > 0
     assert all(re.search(r"\d", claim.because) for claim in claims), "a claim is decided by numbers"
-    assert not re.search(r"\bnan\b", asked.answer(published(name)) + "".join(claim.because for claim in claims))
-    assert set(getattr(asked, "CAPTIONS", {})) <= set(shown(name)), "a caption is of a figure of the page"
+    assert len(re.findall(r"[.!?](?=\s|$)", answer.strip())) <= 3, "an answer has at most three sentences"
+    text = answer + "".join(claim.because for claim in claims)
+    text += asked.details(collected) if asked.details else ""
+    assert not re.search(r"\bnan\b", text)
+    assert not re.search(r"\((\S+) to \1\)", text), "the ends of an interval are printed with digits that differ"
+    for row in re.findall(r"^\|.*\|$", text, re.M):
+        assert row.count("|") <= 8, "a table has at most seven columns"
+    assert set(asked.captions) == set(shown(name)), "every figure of a page has a caption"
+
+
+def test_a_study_has_one_name():
+    """The five lists of studies agree. A configuration that is no study says so in its first comment."""
+    files = {path.stem: path.read_text() for path in (ROOT / "conf" / "study").glob("*.yaml")}
+    configured = {name for name, text in files.items() if "# Not a study" not in text}
+    assert configured == set(STUDIES)
+    assert {yaml.safe_load(files[name])["sweep"] for name in STUDIES} == set(map(study.results, STUDIES))
+    for name in STUDIES:
+        assert yaml.safe_load(files[name])["sweep"] == study.results(name)
+    pages_of = {path.stem for path in (ROOT / "docs" / "studies").glob("*.md")} - {"README"}
+    tests_of = {path.stem for path in (ROOT / "tests" / "experiments" / "studies").glob("test_study_*.py")}
+    assert pages_of == set(STUDIES) and tests_of == {f"test_study_{name}" for name in STUDIES}
+    published_sweeps = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
+    assert published_sweeps & set(STUDIES) == {name for name in STUDIES if study.find(name).results is None}
+    assert published_sweeps <= set(files), "every sweep with reference results has a configuration"
+
+
+def test_comparisons_with_a_bound_are_methods():
+    files = (ROOT / "experiments" / "studies").rglob("*.py")
+    assert not [path for path in files if "else False if" in path.read_text()]
 
 
 def typed(source):
-    """Numbers that stand in the words of a study: sizes, counts, and decimals of two digits or more."""
-    words = ("METHOD", "HOW_SURE", "CAPTIONS", "claims", "answer")
+    """Numbers typed in the texts of a study: sizes, counts, and decimals of two digits or more."""
+    texts_of = ("method", "how_sure", "use", "captions")
     named = [
         node
-        for node in ast.parse(source).body
-        if (isinstance(node, ast.FunctionDef) and node.name in words)
-        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in words)
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.FunctionDef) and node.name in ("claims", "answer", "details"))
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").lower() in texts_of)
+        or (isinstance(node, ast.keyword) and node.arg in texts_of)
     ]
     inside = [part for node in named for part in ast.walk(node)]
     forms = {id(part) for node in inside if isinstance(node, ast.FormattedValue) and node.format_spec
@@ -88,15 +119,13 @@ def typed(source):
 
 
 def test_typed_numbers_are_found():
-    source = (
-        'METHOD = f"On 32 samples of depth {{d}}, width 7, {x:.3f}, arXiv:1712.05577"\ndef claims(): return "0.29"\n'
-    )
-    assert typed(source) == ["32 samples", "width 7", "0.29"]
+    texts = 'method=f"On 32 samples of depth {depth}, width 7, {x:.3f}, arXiv:1712.05577"'
+    assert typed(f'def claims(): return "0.29"\nSTUDY = Study({texts})\n') == ["0.29", "32 samples", "width 7"]
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if "{num_seeds}" in study.find(name).METHOD])
-def test_a_study_that_fills_numbers_in_types_none(name):
-    assert not typed(inspect.getsource(study.find(name)))
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_types_no_numbers(name):
+    assert not typed(inspect.getsource(importlib.import_module(f"{study.PACKAGE}.{name}")))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -106,39 +135,35 @@ def test_the_page_is_what_its_frame_says(name):
     text = (folder / f"{name}.md").read_text()
     drawn = shown(name)
     assert drawn and all((folder / path).is_file() for path in drawn.values())
-    assert_same_text(text, pages.page(name, study.find(name), published(name), list(drawn.items())))
+    assert_same_text(text, written(name, published(name), list(drawn.items())))
 
 
 def test_the_index_counts_the_claims():
     text = (ROOT / "docs" / "studies" / "README.md").read_text()
-    studies = {name: (study.find(name), published(name)) for name in STUDIES}
+    studies = {name: (study.find(name).question, study.find(name).claims(published(name))) for name in STUDIES}
     assert_same_text(text, pages.index(studies))
-    for name, (asked, collected) in studies.items():
-        verdicts = [claim.verdict for claim in asked.claims(collected)]
+    for name, (question, claims) in studies.items():
+        verdicts = [claim.verdict for claim in claims]
         counts = " | ".join(str(verdicts.count(word)) for word in study.VERDICTS)
-        assert f"| [{name}]({name}.md) | {asked.QUESTION} | {counts} |" in text
+        assert f"- [{name}]({name}.md): {question}\n" in text and f"| [{name}]({name}.md) | {counts} |" in text
 
 
-def test_the_numbers_of_a_page_follow_the_frame(tmp_path):
-    asked, collected = study.find("architectures"), published("architectures")
+def test_the_numbers_of_a_page_follow_the_frame():
+    collected = published("architectures")
     frame = collected.frame.copy()
     frame["log10_value"] = frame["log10_value"].where(frame["quantity"] != "gsc", 0.0)
     frame["value"] = frame["value"].where(frame["quantity"] != "gsc", 1.0)
-    path = pages.write("architectures", asked, replace(collected, frame=frame), [], tmp_path)
-    text = path.read_text()
-    assert "| selu explodes | **contradicted** | rate 1.000 (1.000 to 1.000) a layer, mean field" in text
-    assert "**supported**" in text.split("| relu neither explodes")[1].splitlines()[0]
+    text = written("architectures", replace(collected, frame=frame), [])
+    assert "**contradicted**: selu explodes" in text and "**supported**: relu neither explodes" in text
 
 
-def test_all_studies_are_those_with_reference_results(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(figures, "_make", lambda cfg: made.append((cfg.study, cfg.results)))
-    figures.main(figures.Config(study="all", reference=str(ROOT / "results"), pages=str(tmp_path)))
+def test_all_studies_are_those_with_reference_results():
+    each = figures.every(figures.Config(study="all", reference=str(ROOT / "results")))
     folders = {path.parent.name for path in (ROOT / "results").glob("*/data.csv")}
-    assert {name for name, _ in made} == {study.reader(name) for name in folders} | set(STUDIES)
+    assert set(each) == {study.reader(name) for name in folders} | set(STUDIES)
     assert study.reader("alexnet") == "trained_alexnet" and study.reader("phase_diagram") == "phase_diagram"
-    assert {results for _, results in made} == {""}  # never the runs of this machine
-    with pytest.raises(ValueError, match="study=all draws the reference results; sweep="):
+    assert {cfg.results for cfg in each.values()} == {""}  # never the runs of this machine
+    with pytest.raises(ValueError, match="publish="):
         figures.main(figures.Config(study="all", publish=True))
 
 
@@ -154,10 +179,11 @@ def test_a_study_draws_from_its_frame_alone(name, monkeypatch):
         plt.close(figure)
 
 
-def test_a_study_without_a_module_is_none():
-    assert study.find("no_such_study") is None
-    assert study.results("phase_diagram") == "phase_diagram"
-    assert len(inspect.signature(study.find("architectures").claims).parameters) == 1
+def test_a_sweep_without_a_study():
+    assert study.find("phase_diagram") is None and study.results("phase_diagram") == "phase_diagram"
+    everything = published("phase_diagram")
+    assert study.condensed("phase_diagram", everything) is everything
+    assert study.condensed("architectures", everything) is everything
 
 
 def test_observed_numbers_are_rows_of_a_tidy_frame(tmp_path):
@@ -182,23 +208,3 @@ def test_numbers_without_a_logarithm_survive_publishing(tmp_path):
     np.testing.assert_allclose(again["value"].head(2), frame["value"].head(2), rtol=1e-9)
     np.testing.assert_allclose(again["stderr_sample"].head(2), [0.012, 0.0])
     assert again["step"].head(2).tolist() == [1, 2]
-
-
-def test_a_mean_has_the_interval_of_student(monkeypatch):
-    values = [1.0, 2.0, 4.0]
-    found = mean(values)
-    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem(values))
-    assert (found.value, found.low, found.high, found.num) == pytest.approx((7 / 3, low, high, 3))
-    assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (1.50 to 1.50)"
-    assert f"{mean([1.5]):.1f}" == "1.5 (one seed)"
-    wider = mean(values, comparisons=4)
-    low, high = stats.t.interval(1 - 0.05 / 4, 2, loc=7 / 3, scale=stats.sem(values))
-    assert (wider.value, wider.low, wider.high) == pytest.approx((7 / 3, low, high))
-    assert geometric_mean([1.0, 10.0], comparisons=4).low < geometric_mean([1.0, 10.0]).low
-    logarithmic = geometric_mean([1.0, 10.0, 100.0])
-    assert logarithmic.value == pytest.approx(10.0)
-    assert math.log10(logarithmic.high) - 1 == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))
-    with pytest.raises(ValueError, match=r"A mean needs numbers, got \[nan\]"):
-        mean([math.nan])
-    with pytest.raises(ValueError, match=r"needs positive numbers, got \[0.0, 1.0\]"):
-        geometric_mean([0.0, 1.0])

@@ -1,4 +1,4 @@
-"""How a launch of a sweep ends: its exit code, what it says, and what it leaves behind."""
+"""How a launch of a sweep ends: its exit code, its messages, and what it leaves behind."""
 
 import errno
 import os
@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -97,7 +96,7 @@ def test_a_full_disk_still_has_a_table(launch, monkeypatch):
     assert code == 1 and "2 of 4 runs failed" in said and "mode must be" in said
     monkeypatch.setattr(run_outcomes, "write_json", full)
     code, said = launch("seed=5,6", "on_error=stop")
-    assert code == 1 and "ended without a status" in said and "were not begun" in said
+    assert code == 1 and "ended without a status" in said and "no runs were started" in said
 
 
 def folder(tmp_path, *overrides):
@@ -142,11 +141,12 @@ def test_torchrun_and_a_sweep(launch, monkeypatch):
 def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
     for arguments in (["matrix=true"], ["matrix=True", "device=cpu"], ["rerun=true", "matrix=true"]):
         assert launch("seed=1,2", *arguments)[0] == 0
-    assert launches.missing(tmp_path / "s") == [] and len(launches.planned(tmp_path / "s")) == 2
+    assert [one.state for one in run_outcomes.states(tmp_path / "s")] == ["done"] * 2
+    assert len(launches.planned(tmp_path / "s")) == 2
     shutil.rmtree(run_names.folders(tmp_path / "s")[0])
-    ((*_, seed, matrix),) = launches.missing(tmp_path / "s")
-    assert seed == "seed=1" and matrix.lower() == "matrix=true"
-    assert status.look(tmp_path / "s").missing == launches.missing(tmp_path / "s")
+    (missing,) = status.look(tmp_path / "s").having(run_outcomes.MISSING)
+    assert missing.name.lower().endswith("seed=1,matrix=true")
+    assert collecting.collect(tmp_path / "s").manifest["missing"] == 1
 
 
 def test_one_configuration_one_name(tmp_path):
@@ -154,7 +154,7 @@ def test_one_configuration_one_name(tmp_path):
 
     def ask(number):
         together.wait()
-        names.append(run_names.settled(tmp_path, "abc", f"{number}-abc"))
+        names.append(run_names.agreed(tmp_path, "abc", f"{number}-abc"))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -163,16 +163,6 @@ def test_one_configuration_one_name(tmp_path):
         thread.join()
     assert len(set(names)) == 1 and len(names) == 8
     assert [path.name for path in (tmp_path / "launches" / "names").iterdir()] == ["abc"]
-
-
-def test_digests_are_long_and_shorter_ones_of_old_are_known(tmp_path):
-    with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("measure", [f"results={tmp_path}", "sweep=s"])
-    digest = run_names.digest(cfg)
-    assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
-    old = tmp_path / "s" / f"seed=0-{digest[:8]}"
-    old.mkdir(parents=True)
-    assert run_names.folder(cfg, ["seed=0"]) == old
 
 
 def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
@@ -198,15 +188,16 @@ def test_jobs_that_would_all_begin_at_once_are_capped(monkeypatch):
 def test_runs_of_another_launch_are_waited_for(launch, tmp_path, monkeypatch):
     where, begun, asked, original = folder(tmp_path, "seed=1"), threading.Event(), threading.Event(), locks.held
 
-    def held(where):
-        found = original(where)
-        asked.set()
+    def held(where, *arguments, **options):
+        found = original(where, *arguments, **options)
+        if not arguments:  # a launch that waits
+            asked.set()
         return found
 
     monkeypatch.setattr(locks, "held", held)
 
     def other():
-        with locks.claimed(where):
+        with locks.locked(where):
             begun.set()
             asked.wait(120)  # and leaves it half done
 
@@ -220,12 +211,12 @@ def test_runs_of_another_launch_are_waited_for(launch, tmp_path, monkeypatch):
 
 def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(launch, tmp_path, monkeypatch):
     assert launch("seed=1,2")[0] == 0
-    monkeypatch.setattr(measure, "carry_out", full)
+    monkeypatch.setattr(measure, "run_once", full)
     code, said = launch("seed=1,2", "rerun=true")
     assert code == 1 and "s: 2 of 2 runs failed.\n  OSError: [Errno 28] No space left on device" in said
-    monkeypatch.setattr(measure, "carry_out", lambda *arguments, **options: None)
+    monkeypatch.setattr(measure, "run_once", lambda *arguments, **options: None)
     code, said = launch("seed=1,2", "rerun=true")
-    assert code == 1 and said == "s: 2 of 2 runs were not begun.\n"
+    assert code == 1 and "s: 2 of 2 runs were not started." in said
 
 
 @pytest.mark.parametrize("nothing", ["model=glob(zzz*)", "seed=range(5,3)"])
@@ -235,7 +226,7 @@ def test_a_sweep_without_runs_is_none(launch, nothing):
 
 @pytest.mark.parametrize("name, part", [("s/data", "data"), ("metrics", "metrics"), ("s/data.old", "data.old")])
 def test_names_that_mean_something_else_are_refused(launch, tmp_path, monkeypatch, name, part):
-    said = rf"Error: sweep={name}: no sweep can be called '{part}'"
+    said = f"Error: sweep={name}: {part!r} cannot be the name of a sweep"
     assert said in launch(f"sweep={name}", "seed=0,1")[0]
     monkeypatch.setattr(sys, "argv", ["measure", *SMALL, f"results={tmp_path}", f"sweep={name}"])
     with pytest.raises(SystemExit, match=re.escape(said)):
@@ -248,7 +239,9 @@ def test_what_is_no_run_is_not_counted(launch, tmp_path):
     for name in ("notes", ".ipynb_checkpoints"):
         (tmp_path / "s" / name).mkdir()
     progress = status.look(tmp_path / "s")
-    assert len(progress.done) == 2 and not progress.half and len(status.look(tmp_path / "s" / "inner").done) == 1
+    assert [one.state for one in progress.outcomes] == ["done"] * 2 and len(
+        status.look(tmp_path / "s" / "inner").outcomes
+    ) == 1
 
 
 def test_a_sweep_says_what_is_done(launch):
@@ -285,8 +278,8 @@ def test_keys_of_mixed_types_have_a_digest(launch):
 
 
 def test_many_different_errors_are_cut(capfd):
-    outcomes = [run_outcomes.Outcome(f"run{number}", None, "failed", f"error {number}") for number in range(30)]
-    run_outcomes.closing(Path("s"), outcomes, False)
+    outcomes = [run_outcomes.Outcome(f"run{number}", "", "failed", error=f"error {number}") for number in range(30)]
+    run_outcomes.print_summary("s", outcomes, False)
     said = capfd.readouterr().err
     assert "error 9\n" in said and "error 10\n" not in said and "and 20 other errors" in said
 
@@ -305,7 +298,7 @@ def test_many_different_errors_are_cut(capfd):
             ],
             "Error: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
-        (["model=custom", "model._target_=tests.dying.Nope"], "Nope"),
+        (["model=custom", "model._target_=tests.experiments.runs.dying.Nope"], "Nope"),
         (["model=custom"], "Error: MissingMandatoryValue: "),
     ],
 )
@@ -320,21 +313,23 @@ def test_a_single_run_that_fails_says_the_message_alone(tmp_path, monkeypatch, c
 
 def test_a_refused_study_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["measure", "study=architectures", f"results={tmp_path}"])
-    with pytest.raises(SystemExit, match="add -m to carry out all of its runs"):
+    with pytest.raises(SystemExit, match="add -m"):
         measure.main()
     assert list(tmp_path.iterdir()) == []
 
 
 def dying(name, *arguments):
-    return [f"+measurement._target_=tests.dying.{name}", *(f"+measurement.{argument}" for argument in arguments)]
+    return [
+        f"+measurement._target_=tests.experiments.runs.dying.{name}",
+        *(f"+measurement.{argument}" for argument in arguments),
+    ]
 
 
 def test_an_interrupted_sweep_ends_in_one_line(launch):
     before = signal.getsignal(signal.SIGINT)
     code, said = launch(*dying("interrupts", "number=0,1,2"))
-    assert code == 130 and said.splitlines() == [
-        "s: stopped by SIGINT; 1 of 3 runs are done, the same command goes on with the rest."
-    ]
+    (line,) = said.splitlines()
+    assert code == 130 and line.startswith("s: stopped by SIGINT; 1 of 3 runs are done")
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -422,7 +417,7 @@ def test_a_single_run_goes_by_the_name_that_was_put_down(tmp_path):
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("measure", [*SMALL, f"results={tmp_path}", "sweep=s"])
     first = run_names.folder(cfg, ["seed=0"])
-    run_names._names.cache_clear()  # as in another process, before there is a folder
+    run_names._known.cache_clear()  # as in another process, before there is a folder
     assert run_names.folder(cfg, ["mode=train"]) == first and first.name.startswith("seed=0-")
 
 
@@ -432,6 +427,6 @@ def test_an_interrupted_run_ends_in_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         measure.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "Interrupted: the run is half done; the same command begins it anew.\n"
+    assert len(capsys.readouterr().err.splitlines()) == 1
     (folder,) = run_names.folders(tmp_path / "s")
     assert list(folder.iterdir()) == []  # neither a status nor a lock

@@ -1,11 +1,12 @@
-"""Whose a run is, and whether it is done."""
+"""Which process owns a run, and whether the run is done."""
 
+import json
 import os
 import time
 
 import pytest
 
-from experiments.runs import carrying_out, locks, outcomes
+from experiments.runs import locks, one_run, outcomes
 from gradscope import frames
 from tests.experiments.example_runs import ELSEWHERE, configured, example, finished
 
@@ -23,12 +24,12 @@ def test_a_status_alone_makes_no_run_done(tmp_path):
 
 def test_what_is_no_lock_holds_no_run(tmp_path):
     (tmp_path / "uv.lock").write_text(ELSEWHERE)
-    with locks.claimed(tmp_path) as mine:
+    with locks.locked(tmp_path) as mine:
         assert mine
-    assert (tmp_path / "uv.lock").exists() and not locks.owned(tmp_path)
-    for words in ("17", "[]", '{"host": 1}', '{"host": "x", "pid": "y", "started": null}'):
+    assert (tmp_path / "uv.lock").exists() and not locks.held(tmp_path)
+    for words in ("17", "[]", '{"machine": 1}', '{"machine": "x", "pid": "y", "started": null}'):
         (tmp_path / "000003.lock").write_text(words)
-        with locks.claimed(tmp_path) as mine:
+        with locks.locked(tmp_path) as mine:
             assert mine, words
 
 
@@ -38,23 +39,57 @@ def test_a_machine_that_is_gone_is_watched_once(tmp_path):
         (tmp_path / str(number) / "000000.lock").write_text(ELSEWHERE)
     begin = time.monotonic()
     for number in range(4):
-        with locks.claimed(tmp_path / str(number), patience=0.5) as mine:
+        with locks.locked(tmp_path / str(number), patience=0.5) as mine:
             assert mine
     assert 0.5 <= time.monotonic() - begin < 1.0
     # One that has been noted and beats again is watched again.
     lock = tmp_path / "0" / "000000.lock"
     lock.write_text(ELSEWHERE)
     begin = time.monotonic()
-    with locks.claimed(tmp_path / "0", patience=0.3) as mine:
+    with locks.locked(tmp_path / "0", patience=0.3) as mine:
         assert mine and time.monotonic() - begin >= 0.3
+
+
+def written(folder, **owner):
+    owner = {"machine": locks.machine(), "pid": os.getpid(), "started": locks.started(os.getpid())} | owner
+    (folder / "000000.lock").write_text(json.dumps(owner))
+
+
+def test_a_process_that_got_the_number_of_a_dead_owner_is_not_the_owner(tmp_path):
+    written(tmp_path)
+    with locks.locked(tmp_path) as mine:
+        assert not mine and locks.held(tmp_path)
+    written(tmp_path, started="1")
+    assert not locks.held(tmp_path)
+    with locks.locked(tmp_path) as mine:
+        assert mine
+
+
+def test_the_namespace_of_processes_and_the_boot_are_part_of_a_machine(tmp_path):
+    host, boot, namespace = locks.machine().split(" ")
+    for other in (f"other {boot} {namespace}", f"{host} other {namespace}", f"{host} {boot} 1"):
+        written(tmp_path, machine=other, started="1")  # of a container with the same host name, say
+        assert locks.held(tmp_path, locks.clock(tmp_path))
+        with locks.locked(tmp_path, patience=0.2) as mine:
+            assert mine
+
+
+def test_an_owner_is_known_by_the_token_of_its_lock(tmp_path):
+    with locks.locked(tmp_path):
+        locks.confirm(tmp_path)
+        (lock,) = tmp_path.iterdir()
+        lock.write_text(json.dumps(json.loads(lock.read_text()) | {"token": "of another process"}))
+        with pytest.raises(locks.LostLockError):
+            locks.confirm(tmp_path)
+    assert lock.exists()
 
 
 def test_a_silent_owner_elsewhere_does_not_run(tmp_path):
     lock = tmp_path / "000000.lock"
     lock.write_text(ELSEWHERE)
-    assert locks.owned(tmp_path)
+    assert locks.held(tmp_path, locks.clock(tmp_path))
     os.utime(lock, (time.time() - 2 * 86400,) * 2)
-    assert not locks.owned(tmp_path) and [path.name for path in tmp_path.iterdir()] == [lock.name]
+    assert not locks.held(tmp_path, locks.clock(tmp_path)) and [path.name for path in tmp_path.iterdir()] == [lock.name]
 
 
 def test_a_lost_claim_leaves_the_run_to_the_other(tmp_path, monkeypatch):
@@ -67,12 +102,10 @@ def test_a_lost_claim_leaves_the_run_to_the_other(tmp_path, monkeypatch):
         other.write_text(ELSEWHERE)
         return 1.0
 
-    assert carrying_out.carry_out(cfg, folder, [], lose, alone=False) is None
+    assert one_run.run_once(cfg, folder, [], lose, alone=False) is None
     assert outcomes.Status.read(folder) is None and other.exists() and not (folder / outcomes.ERROR).exists()
-    with pytest.raises(locks.LostClaimError, match=r"two was lost to another process, which found no sign of life"):
-        carrying_out.carry_out(
-            cfg, tmp_path / "two", [], lambda: (tmp_path / "two" / "000000.lock").unlink(), alone=True
-        )
+    with pytest.raises(locks.LostLockError, match="two"):
+        one_run.run_once(cfg, tmp_path / "two", [], lambda: (tmp_path / "two" / "000000.lock").unlink(), alone=True)
 
     def replace():  # the other was done, and a third has a lock of the same name, which is neither beaten nor removed
         own.write_text(ELSEWHERE)
@@ -80,8 +113,8 @@ def test_a_lost_claim_leaves_the_run_to_the_other(tmp_path, monkeypatch):
         time.sleep(0.1)
 
     own = tmp_path / "three" / "000000.lock"
-    with pytest.raises(locks.LostClaimError):
-        carrying_out.carry_out(cfg, own.parent, [], replace, alone=True)
+    with pytest.raises(locks.LostLockError):
+        one_run.run_once(cfg, own.parent, [], replace, alone=True)
     assert own.read_text() == ELSEWHERE and own.stat().st_mtime == 0
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import duckdb
 import numpy as np
@@ -26,8 +27,9 @@ from experiments.archive import collecting
 from experiments.config import schema
 from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names, outcomes
-from experiments.runs.plan import Composer
+from experiments.runs.plan import Composer, combinations
 from gradscope import frames
+from tests.experiments.example_runs import ELSEWHERE
 from tests.helpers import ROOT
 
 schema.register()
@@ -103,13 +105,12 @@ def test_a_failure_costs_one_run(tmp_path):
     said = sweep(tmp_path, "model.activation=relu,nonsense,tanh", ok=False)
     assert states(tmp_path) == [["done", "failed", "done"]]
     assert "1 of 3 runs failed" in said and "activation must be one of linear, relu" in said
-    assert "The same command runs those again that are not done." in said
     (failed,) = [folder for folder in names.folders(tmp_path / "s") if not outcomes.is_done(folder)]
     text = (failed / "error.txt").read_text()
     assert "Traceback" in text and "seed: 0" in text and "activation: nonsense" in text
     assert outcomes.Status.read(failed).error.startswith("ValueError: activation must be one of")
     said = sweep(tmp_path, "model.activation=nonsense,relu", "on_error=stop", "rerun=true", ok=False)
-    assert states(tmp_path)[-1] == ["failed"] and "runs after the first failure were not begun" in said
+    assert states(tmp_path)[-1] == ["failed"] and "no runs were started after the first failure" in said
     with pytest.raises(AssertionError, match="on_error must be one of continue, stop, got 'maybe'"):
         sweep(tmp_path, "seed=1,2", "on_error=maybe")
 
@@ -163,22 +164,22 @@ def running_in(session):
     return sweep_kills.alive(session)
 
 
-def test_a_claim_belongs_to_one(tmp_path):
-    with locks.claimed(tmp_path) as first:
-        assert first and locks.owned(tmp_path)
-        with locks.claimed(tmp_path) as second:
+def test_a_lock_belongs_to_one(tmp_path):
+    with locks.locked(tmp_path) as first:
+        assert first and locks.held(tmp_path)
+        with locks.locked(tmp_path) as second:
             assert not second
-    assert not locks.owned(tmp_path) and list(tmp_path.iterdir()) == []
+    assert not locks.held(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 def test_of_many_that_find_a_dead_owner_one_wins(tmp_path):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    words = {"host": locks.socket.gethostname(), "pid": int(dead.stdout), "started": "1"}
+    words = {"machine": locks.machine(), "pid": int(dead.stdout), "started": "1"}
     won, together = [], threading.Barrier(8)
 
     def claim(folder):
         together.wait()
-        with locks.claimed(folder) as mine:
+        with locks.locked(folder) as mine:
             won.append(mine)
             together.wait()
 
@@ -197,7 +198,7 @@ def test_of_many_that_find_a_dead_owner_one_wins(tmp_path):
 
 def test_an_owner_elsewhere_is_believed_while_it_beats(tmp_path):
     lock = tmp_path / "000000.lock"
-    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1"}))
+    lock.write_text(ELSEWHERE)
     os.utime(lock, (0, 0))  # its clock is far behind
     stop = threading.Event()
 
@@ -207,17 +208,17 @@ def test_an_owner_elsewhere_is_believed_while_it_beats(tmp_path):
 
     beats = threading.Thread(target=beat)
     beats.start()
-    with locks.claimed(tmp_path, patience=0.6) as mine:
+    with locks.locked(tmp_path, patience=0.6) as mine:
         assert not mine
     stop.set()
     beats.join()
-    with locks.claimed(tmp_path, patience=0.6) as mine:
+    with locks.locked(tmp_path, patience=0.6) as mine:
         assert mine
 
 
 def test_a_lock_that_was_never_written_is_taken_over(tmp_path):
     (tmp_path / "000000.lock").touch()
-    with locks.claimed(tmp_path) as mine:
+    with locks.locked(tmp_path) as mine:
         assert mine
 
 
@@ -226,9 +227,7 @@ def test_collect_reads_what_is_new(four, monkeypatch):
     assert first.manifest["runs"] == 4 and first.manifest["config"]["seed"] == [0, 1, 2, 3]
     read = []
     original = collecting._read
-    monkeypatch.setattr(
-        collecting, "_read", lambda folder, status: (read.append(folder.name), original(folder, status))[1]
-    )
+    monkeypatch.setattr(collecting, "_read", lambda outcome: (read.append(outcome.name), original(outcome))[1])
     again = collecting.collect(four / "s")
     assert read == [] and len(again.frame) == len(first.frame)
     sweep(four, "seed=4")
@@ -247,14 +246,14 @@ def test_status_counts_and_names(four, capsys):
     sweep(four, "seed=9", "model.activation=nonsense,relu", ok=False)
     shutil.rmtree(next(folder for folder in names.folders(four / "s") if "relu" in folder.name))
     progress = status.look(four / "s")
-    assert (len(progress.done), len(progress.failed), len(progress.half)) == (3, 1, 1)
-    assert len(progress.missing) == 1 and progress.left == 3 and progress.seconds_left > 0
-    status.main(["s", "--results", str(four)])
+    assert Counter(one.state for one in progress.outcomes) == {"done": 3, "failed": 1, "half done": 1, "missing": 1}
+    assert progress.left == 3 and progress.seconds_left > 0
+    status.main(status.Config("s", str(four)))
     assert "activation must be" in capsys.readouterr().out
-    with locks.claimed(truncated):
-        assert status.look(four / "s").running == [truncated]
-    with pytest.raises(SystemExit, match=r"There is no sweep .*nothing; sweeps there are: s"):
-        status.main(["nothing", "--results", str(four)])
+    with locks.locked(truncated):
+        assert [one.folder for one in status.look(four / "s").having("running")] == [truncated]
+    with pytest.raises(FileNotFoundError, match=r"nothing; existing sweeps: s"):
+        status.main(status.Config("nothing", str(four)))
 
 
 def test_the_data_set_is_read_by_other_libraries(four):
@@ -274,22 +273,22 @@ def test_a_run_is_reproduced_or_not(four, capsys):
     del manifest["config"]["nlc"]  # as a run had it that is older than this key
     write_json(folder / "manifest.json", manifest)
     with pytest.raises(SystemExit) as ended:
-        rerun.main([str(folder)])
-    assert not ended.value.code and "Reproduced: bit for bit the same" in capsys.readouterr().out
+        rerun.main(rerun.Config(str(folder)))
+    assert not ended.value.code and "Reproduced: equal bit for bit" in capsys.readouterr().out
     frame = frames.load(folder / "frame.parquet")
     frame.loc[3, "log10_value"] += 1e-6
     frame["value"] = 10.0 ** frame["log10_value"]
     frames.save(frame, folder / "frame.parquet")
     with pytest.raises(SystemExit) as ended:
-        rerun.main([str(folder)])
+        rerun.main(rerun.Config(str(folder)))
     assert (
         ended.value.code and "NOT reproduced: log10_value differs in 1 row, by up to 1e-06" in capsys.readouterr().out
     )
     frames.save(frame.iloc[:-1], folder / "frame.parquet")
-    with pytest.raises(SystemExit, match="The repeated run has other rows"):
-        rerun.main([str(folder)])
-    with pytest.raises(SystemExit, match="has no manifest"):
-        rerun.main([str(folder.parent)])
+    with pytest.raises(ValueError, match="other rows"):
+        rerun.main(rerun.Config(str(folder)))
+    with pytest.raises(FileNotFoundError, match="manifest"):
+        rerun.main(rerun.Config(str(folder.parent)))
 
 
 def test_many_seeds_in_one_run(finished, tmp_path):
@@ -323,7 +322,8 @@ def test_composed_once_is_as_hydra_composes_it(line):
     with initialize_config_module("conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(line)
-        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        jobs = combinations(line, loader)
+        assert [[list(job) for job in jobs]] == BasicSweeper.split_arguments(parsed, None)
         master = loader.load_configuration("measure", line, run_mode=RunMode.MULTIRUN)
         composer = Composer(loader)
         for job in [*jobs, *jobs[::-1]]:
@@ -411,8 +411,8 @@ def read_yaml(path):
 
 
 def test_gpus_are_dealt_out(monkeypatch):
-    monkeypatch.setattr(names.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(names.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(seeds.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(seeds.torch.cuda, "device_count", lambda: 3)
     dealt = []
     for number in range(4):
         monkeypatch.setattr(seeds, "_job", lambda number=number: number)

@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-import yaml
 from scipy import stats
 from torch import nn
 
@@ -63,13 +62,13 @@ def test_gradients_by_hand_are_compared_and_a_wrong_one_is_seen(monkeypatch):
         return backpropagation.compared(seeded(0)).set_index("layer")["value"]
 
     assert (worst() < 1e-14).all()
-    right = backpropagation.bp.conv2d_input_gradient
+    right = backpropagation.conv2d_input_gradient
     monkeypatch.setattr(
-        backpropagation.bp,
+        backpropagation,
         "conv2d_input_gradient",
         lambda g, w, *rest, **how: right(g, w[:, :, ::-1, ::-1], *rest, **how),
     )
-    monkeypatch.setattr(backpropagation.bp, "average_pool2d_gradient", lambda g, shape, size, **how: np.zeros(shape))
+    monkeypatch.setattr(backpropagation, "average_pool2d_gradient", lambda g, shape, size, **how: np.zeros(shape))
     wrong = worst()
     assert wrong["convolution, input"] > 0.1 and wrong["average pooling"] == 1
     assert wrong["convolution, kernel"] < 1e-14
@@ -129,7 +128,7 @@ def test_noise_is_stationary_and_accuracies_are_there(measured):
 
 
 def says(collected):
-    return {claim.says: claim.holds for claim in convolution.claims(collected)}
+    return {claim.says: claim.holds for claim in convolution.STUDY.claims(collected)}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +190,8 @@ def test_training_is_judged_stage_by_stage(published, stage, factor, holds):
     found = {text: verdict for text, verdict in says(collected).items() if text.endswith(STAGE.format(stage))}
     assert list(found.values()) == [holds]
     assert next(iter(found)).startswith("Exploratory") is (stage != "conv4")  # the one claimed before looking
-    word = {True: "more equivariant, for a shift by one pixel:", False: "less:", None: "not decided:"}[holds]
-    part = convolution.answer(collected).split(word)[1].replace(".", ";").split(";")[0]
-    assert stage in part
+    more, less, unknown = convolution.details(collected).split("\n")[0].split(". ")
+    assert stage in {True: more, False: less, None: unknown}[holds]
 
 
 def test_one_of_several_intervals_is_that_of_bonferroni():
@@ -207,9 +205,9 @@ def test_one_of_several_intervals_is_that_of_bonferroni():
 @pytest.mark.parametrize(
     ("moved", "apart", "holds", "words"),
     [
-        (1.0, 3.0, True, "so more of what was learned is telling images apart"),
-        (0.2, 1.1, False, "so more of what was learned is ignoring shifts"),
-        (0.5, 2.0, None, "which of the two did more is not decided"),
+        (1.0, 3.0, True, "separating images gains more"),
+        (0.2, 1.1, False, "ignoring shifts gains more relative"),
+        (0.5, 2.0, None, "it is undecided"),
     ],
 )
 def test_relative_invariance_is_taken_apart(published, moved, apart, holds, words):
@@ -217,41 +215,30 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     once = trained(published, "invariance_error", moved, spread=0.05)
     collected = trained(once, "contrast", apart)
     found = says(collected)
-    claim = (
-        "Exploratory: more of what training adds to relative invariance is distance of two images than smaller change"
-    )
-    assert found[claim] is holds
+    assert [verdict for text, verdict in found.items() if "gains relative invariance more" in text] == [holds]
     assert found["Exploratory: training lowers the change of the output itself"] is (True if moved < 1 else None)
-    assert found["Exploratory: training takes the outputs for two images farther apart"] is True
-    factor, _ = claims.parts(collected.frame, "alexnet_b")
+    assert found["Exploratory: training increases the distance of the outputs for two images"] is True
+    factor = geometric_mean(numbers.training_factors(collected.frame, "alexnet_b")[0])
     assert factor.value == pytest.approx(moved, rel=0.01)
-    answer = convolution.answer(collected)
-    assert words in answer and f"the change itself is multiplied by {factor.value:.2f}" in answer
+    details = convolution.details(collected)
+    assert words in details and f"| {factor:.2f} |" in details
 
 
 def test_the_answer_follows_the_claims(published):
-    assert convolution.answer(published).startswith("Convolutions do, up to rounding")
+    answer = convolution.answer(published)
+    assert answer.startswith("Convolutions keep the symmetry up to rounding") and "by stride and zero padding" in answer
     frame = published.frame.copy()
     frame["value"] = frame["value"].where(frame["quantity"] != "equivariance_error", 0.2)
     frame["value"] = frame["value"].where(frame["quantity"] != "border_error", 0.0)
     for name in ("mean_spread", "variance_spread"):
         frame["value"] = frame["value"].where(frame["quantity"] != name, 0.01)
     answer = convolution.answer(replace(published, frame=frame))
-    assert answer.startswith("Convolutions do not: even away from the border")
-    assert "What breaks the symmetry: stride." in answer
-    assert "Of 5 properties of stationary images those of CIFAR-10 are found to have 2" in answer
-
-
-def test_sizes_are_those_of_the_configuration():
-    settings = yaml.safe_load((ROOT / "conf" / "study" / "convolution.yaml").read_text())
-    options = settings["measurement"]
-    assert (options["train_steps"], options["train_batch"]) == (convolution.TRAIN_STEPS, convolution.TRAIN_BATCH)
-    assert options["num_images"] == convolution.NUM_FOR_PIXELS
-    assert settings["data"]["batch_size"] == convolution.NUM_IMAGES
+    assert answer.startswith("Convolutions do not keep the symmetry") and "it is broken by stride." in answer
+    assert "2 of 5 properties" in answer
 
 
 def test_figures_show_the_means(published):
-    drawn = convolution.figures(published)
+    drawn = convolution.STUDY.figures(published)
     before = drawn["equivariance"].axes[0]
     line = next(c for c in before.containers if c.get_label() == "conv4").lines[0]
     rows = published.frame[published.frame["quantity"] == "equivariance_error"]

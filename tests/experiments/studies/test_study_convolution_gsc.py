@@ -14,7 +14,7 @@ from torch import nn
 import gradscope as gs
 from experiments.archive import reference
 from experiments.studies import convolution_gsc
-from experiments.studies.convolution_gsc import stacks
+from experiments.studies.convolution_gsc import numbers, stacks
 from tests.helpers import ROOT, noise, seeded
 
 
@@ -123,7 +123,7 @@ def test_factors_and_claims_follow_the_frame(published):
     rows = (frame["kind"] == "strided") & (frame["quantity"] == "gsc")
     keys = frame.loc[rows, ["seed", "layer", "quantity"]].apply(tuple, axis=1)
     frame.loc[rows, "log10_value"] = keys.map(same) + math.log10(2)
-    found = convolution_gsc.factor(frame, "strided")
+    found = numbers.factor(frame, "strided")
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(replace(published, frame=frame))}
     assert verdicts["Stride 2 changes GSC of a whole stack by less than 10 %"] is False
@@ -142,39 +142,29 @@ def shifted(published, **factors):
 
 
 def test_the_answer_follows_the_claims(published):
-    assert "These keep GSC over a whole stack: stride 2, no padding, mirrored padding, zero padding" in (
-        convolution_gsc.answer(published)
-    )
+    assert "with stride 2, no padding, mirrored padding and zero padding." in convolution_gsc.answer(published)
     collected = shifted(published, strided=2.0, valid=1.05, reflect=1.0, zeros=1.0, max=3.0, average=0.5)
-    answer = convolution_gsc.answer(collected)
-    assert answer.startswith(
-        "These keep GSC over a whole stack: no padding, mirrored padding, zero padding; they change"
-    )
-    assert (
-        "it by 5.0 % at most. Not shown to keep it: stride 2. Pooling 2 x 2, once a stage, lowers it: average" in answer
-    )
-    assert "average pooling by a factor of 2.0." in answer and "max pooling by" not in answer
+    kept, lost, lowered = convolution_gsc.answer(collected).split(". ")
+    assert "5.0 % with no padding, mirrored padding and zero padding" in kept and "with stride 2" in lost
+    assert "average pooling by a factor of 2.0." in lowered and "max pooling by" not in lowered
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(collected)}
     assert verdicts["Max pooling lowers GSC"] is False and verdicts["Average pooling lowers GSC"] is True
-    assert verdicts["Average pooling changes GSC by what mean field says"] is False
+    assert verdicts["Average pooling changes GSC by the factor of mean field"] is False
 
 
-def test_sizes_are_those_of_the_configuration():
-    path = ROOT / "conf" / "study" / "convolution_gsc.yaml"
-    settings, study = yaml.safe_load(path.read_text()), convolution_gsc
-    assert settings["data"]["shape"] == [settings["model"]["channels"], study.SIDE, study.SIDE]
-    model = settings["model"]
-    assert (model["stages"], model["convs"], model["channels"]) == (study.STAGES, study.CONVS, study.CHANNELS)
-    assert (settings["data"]["batch_size"], settings["probes"]) == (study.NUM_SAMPLES, study.NUM_PROBES)
+def test_the_side_is_that_of_the_configuration():
+    settings = yaml.safe_load((ROOT / "conf" / "study" / "convolution_gsc.yaml").read_text())
+    assert settings["data"]["shape"] == [settings["model"]["channels"], numbers.SIDE, numbers.SIDE]
 
 
 def test_figures_show_the_factors(published):
-    drawn = convolution_gsc.figures(published)
-    for ax, kinds in zip(drawn["total"].axes, (convolution_gsc.KEEPING, convolution_gsc.POOLING), strict=True):
-        shown = [float(container.lines[0].get_xdata()[0]) for container in ax.containers]
-        assert shown == pytest.approx([convolution_gsc.factor(published.frame, kind).value for kind in kinds])
+    drawn = convolution_gsc.STUDY.figures(published)
+    for ax, kinds in zip(drawn["total"].axes, (numbers.KEEPING, numbers.POOLING), strict=True):
+        (bars,) = ax.containers
+        shown = np.asarray(bars.lines[0].get_xdata(), dtype=float)
+        assert shown == pytest.approx([numbers.factor(published.frame, kind).value for kind in kinds])
     zeros = next(c for c in drawn["layers"].axes[0].containers if c.get_label() == "zero padding").lines[0].get_ydata()
-    expected = [math.log10(convolution_gsc.factor(published.frame, "zeros", place).value) for place in range(7)]
+    expected = [math.log10(numbers.factor(published.frame, "zeros", place).value) for place in range(7)]
     assert np.asarray(zeros, dtype=float) == pytest.approx(expected)
     assert (
         drawn["layers"].axes[0].get_ylim() != drawn["layers"].axes[1].get_ylim() == drawn["layers"].axes[2].get_ylim()

@@ -15,7 +15,7 @@ from experiments.archive import reference
 from experiments.archive.tables import Collected
 from experiments.evidence.means import mean
 from experiments.studies import depth_width
-from experiments.studies.depth_width import figures, numbers
+from experiments.studies.depth_width import figures, measurement, numbers
 from gradscope import frames
 from tests.helpers import ROOT, noise, seeded
 
@@ -40,23 +40,21 @@ def test_every_source_at_its_distance():
     assert frame["layer"].tolist() == [f"layers.{k}" for k in (3, 7, 11, 15, 19)]
     assert frame["depth_from_output"].tolist() == [16, 12, 8, 4, 0]
     np.testing.assert_allclose(frame["log10_value"], 2 * math.log10(1.5) * frame["depth_from_output"], atol=1e-12)
-    with pytest.raises(ValueError, match="num_sources=6 layers at equal distances need a depth they divide, got 20"):
+    with pytest.raises(ValueError, match="num_sources=6 must divide the depth, got depth 20"):
         depth_width.measure(model, x, generator=seeded(), num_probes=2, num_sources=6)
 
 
 def test_intervals_hold_together():
     draws = np.random.default_rng(0).standard_normal((4000, 6, 3)) * [1.0, 5.0, 0.2] + [3.0, -1.0, 0.0]
-    held = 0
+    held, truth = 0, [3.0, -1.0, 0.0]
     for draw in draws:
-        low, high = numbers.simultaneous(draw)
-        held += bool(((low < [3.0, -1.0, 0.0]) & (high > [3.0, -1.0, 0.0])).all())
+        found = numbers.simultaneous(draw)
+        held += all(one.low < value < one.high for one, value in zip(found, truth, strict=True))
     # Bonferroni covers 95 % at least, and of independent columns (1 - 0.05 / 3)^3 = 95.08 %.
     assert held / len(draws) == pytest.approx((1 - 0.05 / 3) ** 3, abs=4 * math.sqrt(0.05 * 0.95 / len(draws)))
-    low, high = numbers.simultaneous(draws[0][:, :1])
-    expected = stats.t.interval(0.95, 5, loc=draws[0][:, 0].mean(), scale=stats.sem(draws[0][:, 0]))
-    assert (low[0], high[0]) == pytest.approx(expected)
     wider = stats.t.interval(1 - 0.05 / 6, 5, loc=draws[0].mean(axis=0), scale=stats.sem(draws[0]))
-    np.testing.assert_allclose(numbers.simultaneous(draws[0], looks=2), wider)
+    ends = [(one.low, one.high) for one in numbers.simultaneous(draws[0], looks=2)]
+    np.testing.assert_allclose(ends, np.transpose(wider))
 
 
 def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0, base=1.1, num_seeds=8):
@@ -108,19 +106,18 @@ def test_the_answer_follows_the_verdicts():
         depth_width.answer(Collected(synthetic(width_effect=effect, noise_of=1e-3, num_seeds=16), None, {}))
         for effect in (0.0, 2.0)
     )
-    assert same.startswith("SELU, the network of the question, grows by 1.")
-    for text, verdict, dependence in (
-        (same, "supported", "no dependence found"),
-        (other, "contradicted", "a dependence"),
-    ):
-        assert f"Within 0.005 of the common log rate whatever the width: {verdict}; the widest less" in text
-        assert f"{dependence}. The 3 initializations after the first look alone say: supported for the depth, " in text
-        assert "whatever the depth: supported" in text
-    assert "is found on the depth for none; on the width for none." in same
-    assert "other networks" not in same  # there are none
-    assert "on the depth for none; on the width for selu (-0.0" in other
-    few = depth_width.answer(Collected(synthetic(noise_of=1e-3), None, {}))
-    assert "after the first look" not in few  # there are none
+    assert "stays within the tolerance whatever the depth and width (" in same
+    assert "no dependence on the depth" in same and "no dependence on the width" in same
+    assert "whatever the depth, leaves the tolerance with the width (" in other and "a dependence on the width" in other
+
+
+def test_the_details_follow_the_verdicts():
+    many = depth_width.details(Collected(synthetic(width_effect=2.0, noise_of=1e-3, num_seeds=16), None, {}))
+    assert "3 seeds after the first look alone: supported for the depth and " in many
+    assert "on the depth, however little, is found for: none." in many and "is found for: selu (-0.0" in many
+    assert "leaves the tolerance with the width for selu." in many and "| selu | 1." in many
+    few = depth_width.details(Collected(synthetic(noise_of=1e-3), None, {}))
+    assert "after the first look" not in few
 
 
 def test_a_dependence_is_corrected_for_all_that_were_looked_at():
@@ -129,24 +126,18 @@ def test_a_dependence_is_corrected_for_all_that_were_looked_at():
     widest = frame["width"] == 400
     change = -0.002 + 0.002035 * np.where(frame["seed"] % 2, 1, -1)
     frame.loc[widest, "log10_value"] += (frame["depth_from_output"] * change / math.log(10))[widest]
-    ends = (lambda rates: rates.by_width[:, -1] - rates.by_width[:, 0])(numbers.all_rates(frame, ["selu"])["selu"])
+    ends = numbers.all_rates(frame, ["selu"])["selu"].ends("width")
     assert ends.mean() / stats.sem(ends) == pytest.approx(-2.6, abs=0.01)
     assert mean(ends).high < 0 < mean(ends, comparisons=4).high
     claim = depth_width.claims(Collected(frame, None, {}))[3]
     assert claim.holds is None and f"{mean(ends, comparisons=4):+.4f}" in claim.because
 
 
-def test_the_method_names_the_sizes_that_were_measured():
+def test_sizes_are_those_that_were_measured():
     collected = reference.load(ROOT / "results" / "depth_width")
-    config, frame = collected.manifest["config"], collected.frame
-    assert tuple(sorted(config["model"]["depth"])) == depth_width.DEPTHS
-    assert tuple(sorted(config["model"]["width"])) == depth_width.WIDTHS
-    assert config["data"]["batch_size"] == depth_width.BATCH_SIZE
-    assert config["measurement"]["num_probes"] == depth_width.NUM_PROBES
-    assert config["measurement"]["num_sources"] == depth_width.NUM_SOURCES
-    assert config["seeds"] == frame["seed"].nunique() == depth_width.NUM_SEEDS > depth_width.FIRST_SEEDS
-    assert set(collected.manifest["choices"]["model"]) == set(depth_width.NETWORKS)
-    np.testing.assert_allclose(math.exp(depth_width.TOLERANCE * 200), math.e)
+    assert collected.frame["seed"].nunique() > measurement.FIRST_SEEDS
+    assert set(collected.manifest["choices"]["model"]) == set(measurement.NETWORKS)
+    assert measurement.TOLERANCE * max(collected.manifest["config"]["model"]["depth"]) == pytest.approx(1)
 
 
 def test_rates_of_a_frame_that_is_known():
@@ -155,8 +146,8 @@ def test_rates_of_a_frame_that_is_known():
     assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
     np.testing.assert_allclose(rates.values, np.broadcast_to(np.exp(known), (8, 3, 3)))
     assert rates.common.value == pytest.approx(np.exp(known.mean()))
-    np.testing.assert_allclose(rates.by_width[0], known - known.mean())
-    np.testing.assert_allclose(rates.by_depth, 0, atol=1e-12)
+    np.testing.assert_allclose(rates.by("width")[0], known - known.mean())
+    np.testing.assert_allclose(rates.by("depth"), 0, atol=1e-12)
     slope, end = np.polyfit(1 / np.array([100, 200, 400]), known, 1)
     np.testing.assert_allclose(rates.lines, [[end, slope]] * 8)
     assert rates.theory == mf.gsc_rate("selu")

@@ -13,7 +13,6 @@ import gradscope as gs
 from experiments.archive import reference
 from experiments.archive.tables import Collected
 from experiments.data import batches
-from experiments.evidence import study
 from experiments.studies import effective_depth as asked
 from experiments.studies.effective_depth import measurement, numbers
 from experiments.studies.effective_depth.measurement import TOLERANCES
@@ -125,12 +124,10 @@ def test_claims_follow_what_was_put_in():
     assert found["Of tanh+layer, residual, depth 50, fewer than half of the layers count"] == "supported"
     assert found["Of tanh+layer, depth 10, all layers count in every run"] == "contradicted"
     assert found["The effective depth of tanh+layer, depth 50, grows while it learns"] == "supported"
-    assert found["tanh+layer of depth 50 has a larger effective depth than that of depth 10"] == "supported"
+    assert found["tanh+layer, depth 50, has a larger effective depth than with depth 10"] == "supported"
     assert found["Skip connections enlarge the effective depth of tanh+layer, depth 50"] == "contradicted"
-    assert found["The last half of tanh+layer, depth 50, can be replaced by a first-order expansion"] == "contradicted"
-    assert found["The last half of tanh+layer, residual, depth 50, can be replaced by a first-order expansion"] == (
-        "supported"
-    )
+    stands = "A first-order expansion can replace the last half of tanh+layer"
+    assert found[f"{stands}, depth 50"] == "contradicted" and found[f"{stands}, residual, depth 50"] == "supported"
     assert found["Effective depth is, within 1 layer, as if layers had independent directions"] == "supported"
 
 
@@ -162,26 +159,22 @@ def test_what_is_kept_of_a_frame_decides_the_same():
 
 def test_replaceable_counts_up_to_the_first_that_suffers():
     used, stands = {(PLAIN, 10): 9, (PLAIN, 50): 40}, {(PLAIN, 10): 10, (PLAIN, 50): 7}
-    frame = made_up(used, stands).frame
-    assert numbers.replaceable(frame, (*PLAIN, 10)).tolist() == [10] * 4  # never
-    assert numbers.replaceable(frame, (*PLAIN, 50)).tolist() == [7] * 4
+    runs = numbers.Runs(made_up(used, stands).frame)
+    assert runs.replaceable((*PLAIN, 10)).tolist() == [10] * 4  # never
+    assert runs.replaceable((*PLAIN, 50)).tolist() == [7] * 4
 
 
-def test_the_answer_names_what_failed():
+def test_the_details_name_what_failed():
     used, stands = {(PLAIN, 10): 9, (PLAIN, 50): 40}, {(PLAIN, 10): 10, (PLAIN, 50): 7}
-    text = asked.answer(made_up(used, stands, failed=[(("selu", "none", "identity"), 50)]))
-    assert "Training fails with every learning rate for selu, residual, depth 50." in text
+    text = asked.details(made_up(used, stands, failed=[(("selu", "none", "identity"), 50)]))
+    assert "Training fails with every learning rate for: selu, residual, depth 50." in text
     assert "| tanh+layer, depth 50 | 50 | 90.0 | 40.5 (" in text
 
 
 def test_the_committed_frame_tells_effective_depth_from_its_own_contributions():
     """What was recorded beside each other in a run agrees: shares with depths."""
-    frame = reference.load(study_folder()).frame
-    for key in numbers.trained(frame):
-        rows = numbers.rows(frame, key, "contribution")
+    runs = numbers.Runs(reference.load(ROOT / "results" / "effective_depth").frame)
+    for key in runs.trained:
+        rows = runs.rows(key, "contribution")
         reached = rows[rows["log10_value"] >= math.log10(TOLERANCES[0])].groupby("seed")["index"].max()
-        np.testing.assert_array_equal(reached, numbers.final(frame, key))
-
-
-def study_folder():
-    return ROOT / "results" / study.results("effective_depth")
+        np.testing.assert_array_equal(reached, runs.final(key))

@@ -1,9 +1,7 @@
-"""Records while a run lasts, where they go besides, and images from a mapped file."""
+"""Records of a run, TensorBoard and MLflow, and images from a memory-mapped file."""
 
 import math
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +14,7 @@ import torch
 from experiments.data.images import Augmentation, Images
 from experiments.training import sinks
 from experiments.training.records import Records, read
-from tests.helpers import ROOT
+from tests.experiments.training.disk import full_disk
 
 
 def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path):
@@ -36,27 +34,14 @@ def test_each_record_is_there_at_once_and_a_torn_last_line_is_left_out(tmp_path)
         read(path)
 
 
-FULL = """
-import resource, sys
-from pathlib import Path
-from experiments.training.records import Records
-records = Records(Path(sys.argv[1]), [{"step": 1}])
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    records.append({"step": 2, "text": "x" * 200})
-finally:
-    try:
-        records.close()
-    except OSError as error:
-        print("closing:", error)
-"""
-
-
-def test_a_full_disk_is_said_with_the_path(tmp_path):
+def test_a_full_disk_is_reported_with_the_path(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True)
-    words = rf"{re.escape(str(path))} could not be written \(.*File too large.*\); the records before are intact"
-    assert re.search(rf"OSError: {words}", done.stderr) and re.search(rf"closing: {words}", done.stdout)
+    records = Records(path, [{"step": 1}])
+    with full_disk(100):
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))} \(.*File too large"):
+            records.append({"step": 2, "text": "x" * 200})
+        with pytest.raises(OSError, match=rf"{re.escape(str(path))} \(.*File too large"):
+            records.close()
     assert read(path) == [{"step": 1}]
 
 
@@ -77,7 +62,7 @@ def test_tensorboard(tmp_path):
     for step in (6, 7, 8):
         killed.write(step, {"train_loss": 9.0 - step})
     killed.close(KeyboardInterrupt())
-    (sink,) = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # as a run does that goes on from step 7
+    (sink,) = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # a run that resumes at step 7
     sink.write(7, sinks.of_record({"step": 7, "train_loss": 1.25, "test_accuracy": None}))
     sink.write(8, sinks.of_frame(FRAME))
     sink.close()
@@ -121,7 +106,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, error, status):
     from mlflow import MlflowClient
 
     folder = tmp_path / "s" / "run"
-    for value in (1.0, 2.0):  # the second as a run does that goes on, of which resume and device may differ
+    for value in (1.0, 2.0):  # the second is a resumed run with another resume option
         (sink,) = sinks.make(["mlflow"], folder, {"resume": value})
         sink.write(1, {"gsc/act#2 a": value})
         sink.close(error)
@@ -153,7 +138,7 @@ def test_runs_that_begin_at_once_share_an_experiment(tmp_path):
 
 
 def test_an_unknown_sink(tmp_path):
-    with pytest.raises(ValueError, match="sinks must be among tensorboard, mlflow; got 'wandb'"):
+    with pytest.raises(ValueError, match=r"sinks must be .* got 'wandb'"):
         sinks.make(["wandb"], tmp_path, {})
 
 
@@ -175,7 +160,7 @@ def test_a_mapped_file_gives_the_same_batches(tmp_path):
     assert path.stat().st_mtime_ns == written
     path.write_bytes(b"torn")
     assert torch.equal(data.mapped(cache, cpu).images, data.images)
-    other = replace(data, images=255 - data.images)  # as many bytes, and not the same
+    other = replace(data, images=255 - data.images)  # the same number of bytes, with other content
     assert torch.equal(other.mapped(cache, cpu).images, other.images)
     assert torch.equal(data.mapped(cache, cpu).images, data.images)
 

@@ -1,4 +1,4 @@
-"""A run of training that is started again: what is gone on from, what is removed, what is left alone."""
+"""Restarted training runs: what they resume from, what they delete, what they keep."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ SMALL = [
 
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch):
-    """Train in ``tmp_path/train``; what was printed, and the exit code."""
+    """Train in ``tmp_path/train``; returns the printed text and the exit code."""
 
     def train_with(*further, sweep=False):
         arguments = [*["-m"] * sweep, *SMALL, f"results={tmp_path}", *further]
@@ -56,7 +56,7 @@ def same(a, b):
 
 
 def killed_after(monkeypatch, steps):
-    """Let the loop end without a word after so many steps, as SIGKILL would."""
+    """Let the loop exit silently after ``steps`` steps, as SIGKILL would."""
     original, left = loop.update, [steps]
 
     def update(*arguments, **options):
@@ -155,11 +155,11 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monke
         patch.setattr(loop, "update", update)
         said, code = command(*[fresh] * (fresh is not None))
     without = " without resume=none and rerun=true" if fresh else ""
-    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} goes on from there." in said
+    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} resumes from there." in said
     assert len(steps) == 3 and checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     said, code = command()
-    assert code is None and "Going on at step 3 of 6." in said
+    assert code is None and "Resuming at step 3 of 6." in said
     assert same(weights(folder_of(tmp_path)), weights(folder_of(tmp_path, "whole")))
 
 
@@ -171,7 +171,7 @@ def test_a_second_interrupt_does_not_wait(command, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "update", twice)
     said, code = command()
-    assert code == 130 and "goes on from there" not in said and not list(tmp_path.rglob("*.pt"))
+    assert code == 130 and "resumes from there" not in said and not list(tmp_path.rglob("*.pt"))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):

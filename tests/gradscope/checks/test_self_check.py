@@ -101,8 +101,8 @@ def test_right_models_pass(model, x):
     [
         (Detached, "finite differences", "layer 'c' changes by .* a gradient is stopped, replaced or wrong"),
         (MeanWithoutGradient, "independence", "changing sample 0 moves another sample of 'c' by"),
-        (Counting, "determinism", "changes layer 'c' by .*state of its own"),
-        (OwnGenerator, "determinism", "changes layer 'b' by .*a generator of its own"),
+        (Counting, "determinism", "changes layer 'c' by"),
+        (OwnGenerator, "determinism", "changes layer 'b' by"),
         (UserFunction, "finite differences", "layer 'c' changes by"),
         (Overwriting, "left alone", "changed: parameter a.weight"),
     ],

@@ -67,11 +67,11 @@ def test_seeds_are_averaged_in_the_logarithm():
 
 def test_text():
     text = str(fit_growth(DEPTH * math.log10(1.5), DEPTH))
-    assert text.startswith("rate 1.5000 (95 % interval 1.5000 to 1.5000) a layer, exploding")
+    assert text.startswith("rate 1.5000 (95 % interval 1.5000 to 1.5000) ") and text.endswith("exploding")
 
 
 def test_layers_of_one_unit_share_a_depth():
-    with pytest.raises(ValueError, match="3 or more different depths in each half of the layers, got 3, 4"):
+    with pytest.raises(ValueError, match="got 3, 4"):
         fit_growth(np.arange(9.0), np.array([4, 4, 4, 4, 3, 3, 3, 3, 0]))
 
 

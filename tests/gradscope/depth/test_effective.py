@@ -63,7 +63,7 @@ def test_contributions_are_sums_over_sets_of_layers(options):
     model, before = trained(gs.models.MLP(depth=4, width=5, out_features=3, generator=generator, **options).double())
     x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
     expected, cancellation = brute_force(layers_of(model), layers_of(before), x)
-    found = gs.effective_depth(model, before, x, probes="exact")
+    found = gs.effective_depth(model, x, initial=before, probes="exact")
     np.testing.assert_allclose(10**found.log10_values, expected, rtol=1e-10)
     assert found.log10_cancellation == pytest.approx(math.log10(cancellation), abs=1e-10)
     assert found.num_probes == 0
@@ -95,7 +95,7 @@ def test_branches_pooling_and_in_place_operations_are_cut_too():
     torch.manual_seed(0)
     model, before = trained(Branches().double().eval())
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    found = gs.effective_depth(model, before, x, probes="exact")
+    found = gs.effective_depth(model, x, initial=before, probes="exact")
     assert found.layers == ("stem", "sum", "pool", "head")
 
     def layers(m):
@@ -113,7 +113,7 @@ def test_dropout_masks_are_the_same_for_both():
     before = copy.deepcopy(model)
     x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     state = torch.get_rng_state()
-    assert gs.effective_depth(model, before, x).log10_values.tolist() == [0.0]
+    assert gs.effective_depth(model, x, initial=before).log10_values.tolist() == [0.0]
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -130,7 +130,9 @@ def chain(factors):
 def test_a_chain_has_binomial_contributions_at_any_depth(before, now):
     """(i + r)^L = sum of binomial(L, lambda) r^lambda i^(L - lambda): probabilities of lambda successes of L."""
     depth = 300  # 5^300 and 1e-900 are no numbers any more
-    found = gs.effective_depth(chain([now] * depth), chain([before] * depth), torch.ones(2, 1, dtype=torch.float64))
+    found = gs.effective_depth(
+        chain([now] * depth), torch.ones(2, 1, dtype=torch.float64), initial=chain([before] * depth)
+    )
     expected = stats.binom.logpmf(np.arange(depth + 1), depth, 1 - before / now) / math.log(10)
     np.testing.assert_allclose(found.log10_values, np.where(expected < -150, found.log10_values, expected), atol=1e-9)
     assert found.at(1e-6) == int(np.flatnonzero(expected >= -6).max())
@@ -142,10 +144,10 @@ def test_random_signs_agree_with_the_exact_contributions_within_their_errors():
     model = gs.models.MLP(depth=6, width=20, norm="batch", generator=generator).double()
     model, before = trained(model, 0.05)
     x = torch.randn(8, 20, dtype=torch.float64, generator=generator)
-    exact = gs.effective_depth(model, before, x, probes="exact")
+    exact = gs.effective_depth(model, x, initial=before, probes="exact")
     z = []
     for seed in range(40):
-        found = gs.effective_depth(model, before, x, probes=32, generator=torch.Generator().manual_seed(seed))
+        found = gs.effective_depth(model, x, initial=before, probes=32, generator=torch.Generator().manual_seed(seed))
         assert found.num_probes == 32
         z.append((found.log10_values - exact.log10_values) / found.log10_stderr)
     inside = (np.abs(z) < 1.96).mean()
@@ -157,11 +159,11 @@ def test_random_signs_agree_with_the_exact_contributions_within_their_errors():
 def test_sample_errors_cover_the_mean_over_many_samples():
     generator = torch.Generator().manual_seed(4)
     model, before = trained(gs.models.MLP(depth=4, width=10, out_features=2, generator=generator).double(), 0.1)
-    truth = gs.effective_depth(model, before, torch.randn(20000, 10, dtype=torch.float64, generator=generator))
+    truth = gs.effective_depth(model, torch.randn(20000, 10, dtype=torch.float64, generator=generator), initial=before)
     z = []
     for _ in range(60):
         x = torch.randn(100, 10, dtype=torch.float64, generator=generator)
-        found = gs.effective_depth(model, before, x)
+        found = gs.effective_depth(model, x, initial=before)
         z.append((found.log10_values - truth.log10_values)[1] / found.log10_stderr[1])
     assert 0.75 < np.std(z) < 1.3
     assert (np.abs(z) < 1.96).mean() >= 0.85
@@ -170,7 +172,7 @@ def test_sample_errors_cover_the_mean_over_many_samples():
 def test_what_was_not_trained_contributes_nothing():
     model = gs.models.MLP(depth=5, width=16, norm="batch", out_features=4, generator=torch.Generator().manual_seed(0))
     x = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
-    found = gs.effective_depth(model, copy.deepcopy(model), x)
+    found = gs.effective_depth(model, x, initial=copy.deepcopy(model))
     assert found.log10_values.tolist() == [0.0]
     assert found.at() == 0 and found.interval() == (0, 0)
     assert np.isneginf(found.log10_changes).all()
@@ -178,7 +180,7 @@ def test_what_was_not_trained_contributes_nothing():
     with torch.no_grad():
         model.layers[1].linear.weight *= 2  # undone by the normalization, but for its eps
         model.layers[3].linear.weight += 0.1
-    found = gs.effective_depth(model, before, x)
+    found = gs.effective_depth(model, x, initial=before)
     assert found.at(0.01) == 1
     assert np.isfinite(found.log10_changes).tolist() == [False, True, False, True, False, False]
     frames.check(found.to_frame())
@@ -207,7 +209,7 @@ def test_independent_contributions_hold_where_changes_are_independent():
             for parameter in model.parameters():
                 parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
         x = torch.randn(2, 100, generator=generator, dtype=torch.float64)
-        found = gs.effective_depth(model, before, x, probes="exact")
+        found = gs.effective_depth(model, x, initial=before, probes="exact")
         differences.append((found.log10_values - found.log10_independent)[:8])
     errors = np.std(differences, axis=0, ddof=1) / 8**0.5
     assert errors.max() < 0.02
@@ -216,7 +218,7 @@ def test_independent_contributions_hold_where_changes_are_independent():
 
 def test_the_frame_has_every_contribution():
     model, before = trained(gs.models.MLP(depth=3, width=6, generator=torch.Generator().manual_seed(0)))
-    found = gs.effective_depth(model, before.state_dict(), torch.randn(5, 6))
+    found = gs.effective_depth(model, torch.randn(5, 6), initial=before.state_dict())
     frame = found.to_frame()
     rows = frame[frame["quantity"] == "contribution"]
     np.testing.assert_allclose(rows["log10_value"], found.log10_values)
@@ -231,7 +233,7 @@ def test_an_integer_input_begins_at_the_embedding():
     torch.manual_seed(0)
     model, before = trained(nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double())
     x = torch.arange(3).reshape(3, 1)
-    found = gs.effective_depth(model, before, x)
+    found = gs.effective_depth(model, x, initial=before)
     h = model[0](x).detach()
     expected, _ = brute_force([*model[1:]], [*before[1:]], h)
     np.testing.assert_allclose(10**found.log10_values, expected[:3], rtol=1e-10)
@@ -240,7 +242,7 @@ def test_an_integer_input_begins_at_the_embedding():
 def test_a_model_is_left_as_it_was():
     model, before = trained(gs.models.MLP(depth=3, width=6, norm="batch"))
     state, mode = copy.deepcopy(model.state_dict()), model.training
-    gs.effective_depth(model, before, torch.randn(8, 6))
+    gs.effective_depth(model, torch.randn(8, 6), initial=before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert model.training == mode and all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -250,14 +252,14 @@ def test_bad_input_is_named():
     model = gs.models.MLP(depth=3, width=4)
     x = torch.randn(4, 4)
     with pytest.raises(ValueError, match=r"'layers.0.linear.weight' of initial is that of the model itself"):
-        gs.effective_depth(model, model.state_dict(), x)
+        gs.effective_depth(model, x, initial=model.state_dict())
     with pytest.raises(ValueError, match=r"initial lacks the parameter 'layers.2.linear.weight'"):
-        gs.effective_depth(model, gs.models.MLP(depth=2, width=4), x)
+        gs.effective_depth(model, x, initial=gs.models.MLP(depth=2, width=4))
     with pytest.raises(ValueError, match=r"initial holds 'layers.3.linear.weight', which the model does not"):
-        gs.effective_depth(model, gs.models.MLP(depth=4, width=4), x)
+        gs.effective_depth(model, x, initial=gs.models.MLP(depth=4, width=4))
     with pytest.raises(ValueError, match=r"has shape \(4, 4\) in the model and \(5, 4\) in initial"):
-        gs.effective_depth(model, gs.models.MLP(depth=3, width=5, in_features=4), x)
+        gs.effective_depth(model, x, initial=gs.models.MLP(depth=3, width=5, in_features=4))
     with pytest.raises(ValueError, match="probes must be"):
-        gs.effective_depth(model, copy.deepcopy(model), x, probes=0)
+        gs.effective_depth(model, x, initial=copy.deepcopy(model), probes=0)
     with pytest.raises(ValueError, match=r"tolerance must be between 0 and 1, got 1.5"):
-        gs.effective_depth(model, copy.deepcopy(model), x).at(1.5)
+        gs.effective_depth(model, x, initial=copy.deepcopy(model)).at(1.5)

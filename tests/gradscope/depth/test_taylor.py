@@ -31,7 +31,7 @@ def test_a_linear_network_is_expanded_by_hand():
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
     (b_now, a_now), (b_0, a_0) = ([p.detach() for p in m.parameters()] for m in (model, before))
     first_order = x @ (a_0 @ b_0 + (a_now - a_0) @ b_0 + a_0 @ (b_now - b_0)).T
-    frame = frames.check(gs.taylor_losses(model, before, (x, y), loss_of))
+    frame = frames.check(gs.taylor_losses(model, (x, y), initial=before, loss_fn=loss_of))
     expected = [loss_of(model(x), y), loss_of(model(x), y), loss_of(first_order, y)]
     np.testing.assert_allclose(frame["value"], [float(losses.mean().detach()) for losses in expected], rtol=1e-12)
     errors = [float(losses.detach().std()) / 5**0.5 for losses in expected]
@@ -47,7 +47,7 @@ def test_a_curved_network_is_expanded_as_finite_differences_say(norm):
     model, before = moved(gs.models.MLP(**make).double())
     x, y = torch.randn(8, 6, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
     state = copy.deepcopy(model.state_dict())
-    frame = gs.taylor_losses(model, before, (x, y), loss_of)
+    frame = gs.taylor_losses(model, (x, y), initial=before, loss_fn=loss_of)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     step = 1e-5
     for num, replaced in ((1, ["head"]), (2, ["layers.2", "head"]), (4, ["layers.0", "layers.1", "layers.2", "head"])):
@@ -67,7 +67,10 @@ def test_nothing_changes_where_nothing_was_trained():
     model = gs.models.MLP(depth=3, width=6, out_features=3, norm="batch")
     x, y = torch.randn(8, 6), torch.randint(3, (8,))
     frame = gs.taylor_losses(
-        model, copy.deepcopy(model), (x, y), lambda o, y: functional.cross_entropy(o, y, reduction="none")
+        model,
+        (x, y),
+        initial=copy.deepcopy(model),
+        loss_fn=lambda o, y: functional.cross_entropy(o, y, reduction="none"),
     )
     assert frame["value"].nunique() == 1
 
@@ -77,7 +80,7 @@ def test_a_shared_parameter_counts_with_the_lowest_unit_that_has_it():
     shared = nn.Linear(3, 3, bias=False)
     model, before = moved(nn.Sequential(shared, nn.Linear(3, 3, bias=False), shared).double())
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    frame = gs.taylor_losses(model, before, (x, y), loss_of)
+    frame = gs.taylor_losses(model, (x, y), initial=before, loss_fn=loss_of)
     assert frame["layer"].tolist() == ["none", "1", "0"]
     assert model[0] is model[2] is shared and isinstance(shared.weight, nn.Parameter)  # as they were
     (s, m), (s_0, m_0) = ([p.detach() for p in network.parameters()] for network in (model, before))
@@ -91,10 +94,10 @@ def test_bad_input_is_named():
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"loss_fn must return one loss per sample"):
-        gs.taylor_losses(model, copy.deepcopy(model), (x, y), lambda o, y: (o - y).square().mean())
+        gs.taylor_losses(model, (x, y), initial=copy.deepcopy(model), loss_fn=lambda o, y: (o - y).square().mean())
     plain = nn.Sequential(nn.Tanh(), nn.Sigmoid())
     with pytest.raises(ValueError, match=r"No unit of the network has parameters"):
-        gs.taylor_losses(plain, copy.deepcopy(plain), (x, y), loss_of)
+        gs.taylor_losses(plain, (x, y), initial=copy.deepcopy(plain), loss_fn=loss_of)
 
 
 def test_an_operation_without_a_forward_derivative_is_an_error():
@@ -119,4 +122,4 @@ def test_an_operation_without_a_forward_derivative_is_an_error():
 
     model, before = moved(Cubed())
     with pytest.raises(NotImplementedError, match="no forward-mode derivative of one operation"):
-        gs.taylor_losses(model, before, (torch.randn(4, 3), torch.randn(4, 3)), loss_of)
+        gs.taylor_losses(model, (torch.randn(4, 3), torch.randn(4, 3)), initial=before, loss_fn=loss_of)

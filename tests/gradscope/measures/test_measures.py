@@ -123,7 +123,7 @@ def test_gradient_statistics_in_numpy(norm):
     torch.manual_seed(0)  # no bias before batch normalization: its gradient is 0 but for rounding
     model = nn.Sequential(nn.Linear(5, 7, bias=False), norm, nn.Tanh(), nn.Linear(7, 3)).double()
     x, y = noise(11, 5), torch.arange(11) % 3
-    frame = gs.measure(model, x, y, losses, learning_rate=0.1)
+    frame = gs.measure(model, (x, y), loss_fn=losses, learning_rate=0.1)
     values = frame.pivot_table(index="layer", columns="quantity", values="value", aggfunc="first", dropna=False)
     for name, g in gradients(model, x, y).items():
         mean, weight = (
@@ -156,7 +156,7 @@ def test_standard_error_of_gradient_statistics(statistic):
 
     def estimate(seed):
         x = noise(80, 4, seed=seed) + 0.5
-        frame = gs.measure(model, x, (x[:, 0] > 0.5).long(), losses, measures=[statistic])
+        frame = gs.measure(model, (x, (x[:, 0] > 0.5).long()), loss_fn=losses, measures=[statistic])
         return frame["value"].iloc[0], frame["stderr_sample"].iloc[0]
 
     values, errors = np.transpose([estimate(seed) for seed in range(150)])
@@ -166,7 +166,7 @@ def test_standard_error_of_gradient_statistics(statistic):
 def test_dead_units_have_zero_gradients():
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     nn.init.constant_(model[0].bias[1:3], -100.0)  # two of four units never fire: 2 (5 + 1) of 24 entries
-    frame = gs.measure(model, noise(9, 5), torch.arange(9) % 3, losses, measures=GRADIENT_MEASURES)
+    frame = gs.measure(model, (noise(9, 5), torch.arange(9) % 3), loss_fn=losses, measures=GRADIENT_MEASURES)
     values = frame.set_index(["layer", "quantity"])["value"]
     assert values["0", "gradient_zero_fraction"] >= 0.5
     assert values["2", "gradient_zero_fraction"] == pytest.approx(6 / 15)
@@ -187,7 +187,7 @@ def test_the_model_keeps_its_gradients_and_unused_layers_have_none():
 
     model = Model().double()
     model.used.weight.grad = torch.ones(2, 3).double()
-    frame = gs.measure(model, noise(6, 3), torch.arange(6) % 2, losses, measures=GRADIENT_MEASURES)
+    frame = gs.measure(model, (noise(6, 3), torch.arange(6) % 2), loss_fn=losses, measures=GRADIENT_MEASURES)
     assert torch.equal(model.used.weight.grad, torch.ones(2, 3).double()) and model.unused.weight.grad is None
     values = frame.set_index(["layer", "quantity"])["value"]
     assert set(frame["layer"]) == {"used", "unused"}
@@ -197,20 +197,22 @@ def test_the_model_keeps_its_gradients_and_unused_layers_have_none():
 
 def test_refusals():
     model, x, y = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).double(), noise(4, 3), torch.zeros(4, dtype=torch.long)
-    with pytest.raises(
-        ValueError, match="'gradient_norm' is a statistic of gradients, so it needs loss_fn= and labels y"
-    ):
+    with pytest.raises(ValueError, match=r"'gradient_norm' .* loss_fn="):
         gs.measure(model, x, measures=GRADIENT_MEASURES)
+    with pytest.raises(ValueError, match="loss_fn= would be ignored"):
+        gs.measure(model, (x, y), loss_fn=losses, measures=BOTH)
+    with pytest.raises(ValueError, match="loss_fn= the labels would be ignored"):
+        gs.measure(model, (x, y))
     with pytest.raises(ValueError, match="measures= is an empty list"):
         gs.measure(model, x, measures=[])
-    with pytest.raises(ValueError, match="learning_rate must be a positive number, got -1"):
-        gs.measure(model, x, y, losses, learning_rate=-1)
-    with pytest.raises(ValueError, match="so they need a batch of at least two"):
-        gs.measure(model, x[:1], y[:1], losses, measures=GRADIENT_MEASURES)
-    with pytest.raises(ValueError, match=r"loss_fn must return one loss per sample, shape \(4,\)"):
-        gs.measure(model, x, y, functional.cross_entropy, measures=GRADIENT_MEASURES)
-    with pytest.raises(ValueError, match="No parameter of the model requires a gradient"):
-        gs.measure(model.requires_grad_(False), x, y, losses, measures=GRADIENT_MEASURES)
+    with pytest.raises(ValueError, match="learning_rate must be"):
+        gs.measure(model, (x, y), loss_fn=losses, learning_rate=-1)
+    with pytest.raises(ValueError, match="at least two"):
+        gs.measure(model, (x[:1], y[:1]), loss_fn=losses, measures=GRADIENT_MEASURES)
+    with pytest.raises(ValueError, match=r"loss_fn .* shape \(4,\)"):
+        gs.measure(model, (x, y), loss_fn=functional.cross_entropy, measures=GRADIENT_MEASURES)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        gs.measure(model.requires_grad_(False), (x, y), loss_fn=losses, measures=GRADIENT_MEASURES)
 
 
 def test_rows_of_a_frame_in_execution_order():
@@ -253,7 +255,7 @@ def test_a_nonlinearity_called_by_keyword():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="No nonlinearity module fired in Linear: functional calls"):
+    with pytest.raises(ValueError, match=r"No nonlinearity .* Linear"):
         gs.measure(nn.Linear(3, 3), torch.randn(4, 3, generator=seeded()))
     with pytest.raises(ValueError, match=r"two samples.*\(1, 3\)"):
         gs.measure(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), torch.randn(1, 3, generator=seeded()))

@@ -323,7 +323,7 @@ def test_a_batch_that_is_bad_itself_does_not_hide_the_loss(model):
 
 def test_going_on_after_a_warning(model):
     monitor = gs.Monitor(model, noise(8, 6), every=100, on_nonfinite="warn")
-    with pytest.warns(gs.MonitorWarning, match=r"The loss is nan at step 0: a second pass was finite.*; with loss_fn="):
+    with pytest.warns(gs.MonitorWarning, match=r"The loss is nan at step 0: a second pass was finite.*loss_fn="):
         monitor.step(torch.tensor(math.nan), next(batches(1)))
     monitor.step(math.nan)  # once is enough
     assert monitor.steps == 2
@@ -438,11 +438,11 @@ def test_of_layers_that_nothing_passes_the_last_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, r'monitor\.every must be a whole number >= 1 or "log", got 0'),
+        ({"every": 0}, 'every must be a whole number >= 1 or "log", got 0'),
         ({"statistics_every": 1.5}, 'statistics_every must be a whole number >= 1 or "log", got 1.5'),
         ({"probes": 5}, "probes must be a whole number from 1 to 4"),
         ({"max_overhead": 0}, r"max_overhead must be in \(0, 1\]"),
-        ({"check_every": 0}, r"monitor\.check_every must be a whole number >= 1 or None, got 0"),
+        ({"check_every": 0}, "check_every must be a whole number >= 1 or None, got 0"),
         ({"on_nonfinite": "stop"}, 'on_nonfinite must be "raise" or "warn"'),
     ],
 )

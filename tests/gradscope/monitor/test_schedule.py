@@ -28,7 +28,7 @@ def trained(steps, *, own=0.2, after=0.1, look=0.0, budget=0.03, noise=0.1, ever
         clock.now += seconds + after * recorded
         schedule.arrives()
         clock.now += look
-        schedule.looked()
+        schedule.checked()
         kind = schedule.due(step)
         recorded = kind is not None and schedule.allows(kind)
         if recorded:
@@ -60,7 +60,7 @@ def test_what_is_not_known_yet_is_not_counted():
     for _ in range(3):
         clock.now += 1.0
         schedule.arrives()
-        schedule.looked()
+        schedule.checked()
         clock.now += 0.25
         schedule.took("statistics", 0.25)
         schedule.leaves("statistics")

@@ -1,4 +1,4 @@
-"""What made a result: configuration, commit, versions, hardware, threads, command line, time and memory."""
+"""The manifest of a run: configuration, commit, versions, hardware, threads, command line, time and memory."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.seeds import device
 from gradscope.frames import SCHEMA_VERSION
 
-COMMAND = "GRADSCOPE_COMMAND"  # a variable of the environment, which worker processes inherit
+COMMAND = "GRADSCOPE_COMMAND"  # an environment variable, inherited by worker processes
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
 
 
 def manifest(
     cfg: DictConfig, choices: Mapping[str, Any], seconds: float, resolved: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Of the run with this configuration and these choices of groups, which took so long.
+    """The manifest of a run with this configuration and these choices of groups, which took ``seconds``.
 
-    ``resolved``: what the machine decided, as the type of autocast, and the configuration does not say.
+    ``resolved``: what the machine decided and the configuration leaves open, such as the type of autocast.
     """
     return {
         "schema": SCHEMA_VERSION,
@@ -55,10 +55,9 @@ def manifest(
 
 @cache
 def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Commit, whether it was changed (what has been measured and written to ``results`` aside), and versions; null
-    without git.
+    """Commit, whether files other than ``results`` were changed since (both null without git), and versions.
 
-    Asked once a process, for git takes as long as a small measurement.
+    Asked once per process, because git takes as long as a small measurement.
     """
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
     return {
@@ -69,7 +68,7 @@ def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, as a shell takes it; in a worker process of a sweep that of the sweep."""
+    """The command line in the words of a shell; in a worker process that of the sweep."""
     if COMMAND in os.environ:
         return os.environ[COMMAND]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -78,14 +77,14 @@ def command() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes; in a serial sweep that of all its runs until now."""
+    """Largest resident memory of this process so far, in bytes; a serial sweep includes all its runs until now."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @cache
 def cpu() -> str | None:
-    """Model of the processor, where the system tells it."""
+    """Model of the processor, where the system says it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

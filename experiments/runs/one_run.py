@@ -1,4 +1,4 @@
-"""One run: left alone where it is done, claimed, carried out, and its end written down, whatever the end is."""
+"""One run: skipped if it is done, locked, executed, and its end recorded whatever it is."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.files import written
 from experiments.runs import launches, locks, outcomes
 from experiments.runs.launches import ON_ERROR, follow
-from experiments.runs.outcomes import BUSY, DONE, ERROR, FAILED, SKIPPED, Status
+from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
 
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """What a user can mend, and Ctrl-C, is told without a traceback where the run stands ``alone``; ``error.txt`` has
-    that of an error."""
+    """For a single run (``alone``), print user errors and Ctrl-C without a traceback; ``error.txt`` has it."""
     try:
         yield
     except KeyboardInterrupt:
         if not alone:
             raise
-        print("Interrupted: the run is half done; the same command begins it anew.", file=sys.stderr)
+        print("Interrupted: the run is half done; the same command starts it again.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         notes, plain = getattr(error, "__notes__", []), isinstance(error, (ValueError, OSError, ModuleNotFoundError))
@@ -40,21 +39,21 @@ def explained(alone: bool) -> Iterator[None]:
         sys.exit("\n".join([f"Error: {'' if plain else f'{type(error).__name__}: '}{error}", *notes]))
 
 
-def carry_out(
+def run_once(
     cfg: DictConfig, folder: Path, overrides: Sequence[str], work: Callable[[], float | None], *, alone: bool
 ) -> float | None:
-    """Carry out one run in its folder; returns what ``work`` does, or did when the run was done before.
+    """Execute one run in its folder; returns the value of ``work``, from the status if the run was done before.
 
-    ``work`` writes its results into the folder; ``status.json`` is written after it, so a run without one is half done
-    and is carried out again.  In a sweep an exception is written to ``error.txt`` with the configuration, and the sweep
-    goes on, or with ``on_error=stop`` begins no further run; a run that another process holds is left to it.
+    ``work`` writes its results into the folder.  ``status.json`` is written after it, so a run without one is half done
+    and is repeated.  In a sweep, an exception is written to ``error.txt`` with the configuration and the sweep
+    continues; with ``on_error=stop`` it starts no further runs.  A run that another process has locked is left to it.
 
-    ``alone``: not in a sweep, so it is always carried out, and its exception is the user's.
+    ``alone``: the run is not part of a sweep.  It is executed even if it is done, and its exceptions are raised.
 
     Raises:
-        ValueError: ``on_error`` is neither.
-        OSError: Alone, and the folder cannot be written.
-        RuntimeError: Alone, and another process holds the run.
+        ValueError: ``on_error`` has another value.
+        OSError: A single run cannot write its folder.
+        RuntimeError: Another process works on this single run.
     """
     if cfg.on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
@@ -64,10 +63,10 @@ def carry_out(
             return None
     if not (alone or cfg.rerun) and outcomes.is_done(folder):
         return _skipped(folder)
-    _keep_what_is_loaded()
+    _freeze_loaded_objects()
     with contextlib.ExitStack() as held:
         try:
-            mine = held.enter_context(locks.claimed(folder))
+            mine = held.enter_context(locks.locked(folder))
         except OSError as error:
             what = f"cannot write to {folder}: {error.strerror}"
             if alone:
@@ -78,33 +77,33 @@ def carry_out(
             return None
         if not mine:
             if alone:
-                raise RuntimeError(f"{folder} is held by another process that works on the same run; wait for it.")
-            launches.note(folder, BUSY)
+                raise RuntimeError(f"Another process works on the run {folder}; wait for it.")
+            launches.note(folder, RUNNING)
             return None
-        if not (alone or cfg.rerun) and outcomes.is_done(folder):  # by the one that held it until now
+        if not (alone or cfg.rerun) and outcomes.is_done(folder):  # by the process that had locked it until now
             return _skipped(folder)
-        return _worked(cfg, folder, tuple(overrides), work, alone)
+        return _executed(cfg, folder, tuple(overrides), work, alone)
 
 
-def _worked(
+def _executed(
     cfg: DictConfig, folder: Path, overrides: tuple[str, ...], work: Callable[[], float | None], alone: bool
 ) -> float | None:
     begin = time.perf_counter()
     try:
-        # What an earlier attempt left: its status, and files that a kill kept it from finishing.
+        # Remove the status of an earlier attempt, and the files that a kill kept it from finishing.
         for path in (folder / outcomes.STATUS, folder / ERROR, *folder.rglob("*.part")):
             path.unlink(missing_ok=True)
         value = work()
         if value is not None and math.isnan(value):
-            value = None  # a sweeper that searches would end at a NaN
+            value = None  # a NaN would end a sweeper that searches
         Status(DONE, overrides, outcomes.outputs(folder), time.perf_counter() - begin, value).write(folder)
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
         if cfg.on_error == "stop":
             launches.stop()
-        # A run that diverged has a result: the records up to there.
+        # A run that diverged has results: the records up to that step.
         files = outcomes.outputs(folder) if isinstance(error, FloatingPointError) else ()
-        _write_down(cfg, folder, Status(FAILED, overrides, files, time.perf_counter() - begin, None, last))
+        _record_failure(cfg, folder, Status(FAILED, overrides, files, time.perf_counter() - begin, None, last))
         launches.note(folder, FAILED, last)
         if alone:
             error.add_note(f"Traceback: {folder / ERROR}")
@@ -114,25 +113,25 @@ def _worked(
     return value
 
 
-def _write_down(cfg: DictConfig, folder: Path, status: Status) -> None:
-    """The traceback of what was just raised, the configuration with its seed, and the status."""
+def _record_failure(cfg: DictConfig, folder: Path, status: Status) -> None:
+    """Write the traceback of the current exception, the configuration, and the status."""
     text = f"{traceback.format_exc()}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
     try:
-        locks.confirm(folder)  # else both would stand beside what another process makes of the run
+        locks.confirm(folder)  # otherwise both would lie beside the results of another process
         written(folder / ERROR, lambda temporary: temporary.write_text(text))
         status.write(folder)
     except OSError:
-        pass  # a full disk may be what went wrong; without a status the run counts as half done
+        pass  # perhaps the disk is full; without a status the run counts as half done
 
 
 @cache
-def _keep_what_is_loaded() -> None:
-    """Leave the objects of torch, pandas and Hydra out of garbage collections, once a process.
+def _freeze_loaded_objects() -> None:
+    """Exclude the objects of torch, pandas and Hydra from garbage collection, once per process.
 
-    A full collection takes more than 0.1 s to look at them, and is due whenever some hundred small frames were made.
+    A full collection would visit them in more than 0.1 s, each time that some hundred small frames were created.
     """
     gc.freeze()
-    atexit.register(gc.unfreeze)  # some libraries count what was never collected, and say so
+    atexit.register(gc.unfreeze)  # some libraries warn about what was never collected
 
 
 def _skipped(folder: Path) -> float | None:

@@ -1,0 +1,57 @@
+"""Names, intervals and verdicts as words of a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+# Digits that may be added until the two ends of an interval are printed differently.
+MOST_EXTRA = 3
+
+
+def listed(values: Iterable[object], last: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``, with ``last`` before the last one; "none" of nothing."""
+    words = [f"{one:g}" if isinstance(one, float) else str(one) for one in values]
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "none"
+
+
+def span(low: float, high: float, form: str) -> tuple[str, str]:
+    """``1.462 to 1.480`` and the format of these ends.
+
+    Digits are added to ``form`` until the ends differ. If `MOST_EXTRA` digits do not separate them, the words say so.
+    """
+    digits = re.search(r"\.(\d+)", form)
+    assert digits, f"A format needs a number of digits, got {form!r}."
+    for extra in range(MOST_EXTRA + 1):
+        finer = form.replace(digits[0], f".{int(digits[1]) + extra}")
+        ends = format(low, finer), format(high, finer)
+        if ends[0] != ends[1]:
+            return " to ".join(ends), finer
+    return "no spread", form
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def told(
+    verdicts: Mapping[tuple[str, str], bool | None] | Mapping[str, bool | None],
+    supported: str, contradicted: str, undecided: str,
+) -> str:  # fmt: skip
+    """One sentence for each verdict that occurs, in this order. ``{}`` in a sentence is replaced by the names.
+
+    Names that are pairs are grouped by the first: ``selu (wider, residual)``.
+    """
+    parts = []
+    for verdict, sentence in {True: supported, False: contradicted, None: undecided}.items():
+        names: dict[str, list[str]] = {}
+        for name, own in verdicts.items():
+            if own is verdict:
+                first, second = name if isinstance(name, tuple) else (name, "")
+                names.setdefault(first, []).append(second)
+        if names:
+            words = [f"{first} ({', '.join(seconds)})" if any(seconds) else first for first, seconds in names.items()]
+            parts.append(sentence.format(listed(words)))
+    return " ".join(filter(None, parts))

@@ -1,0 +1,61 @@
+"""Factors by which stride, padding and pooling change GSC, read from the frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from experiments.evidence.means import Mean, geometric_mean
+from experiments.studies.convolution_gsc.stacks import FloatArray, expected_log10_gsc
+
+SIDE = 16  # of the images, in pixels
+REFERENCE = "circular"
+KEEPING = ("strided", "valid", "reflect", "zeros")
+POOLING = ("max", "average")
+WORDS = {
+    "strided": "stride 2", "valid": "no padding", "reflect": "mirrored padding", "zeros": "zero padding",
+    "max": "max pooling", "average": "average pooling", "circular": "torus",
+}  # fmt: skip
+# A factor of the total GSC that counts as unchanged.
+UNCHANGED = 1.1
+
+
+def factors(frame: pd.DataFrame, place: int = 0) -> pd.DataFrame:
+    """GSC from the layer at ``place`` (0: the input) over that of the torus with the same seed, (seeds, kinds)."""
+    rows = frame[(frame["quantity"] == "gsc") & (frame["layer"] == ("input" if place == 0 else f"conv{place}"))]
+    table = rows.pivot_table(index="seed", columns="kind", values="log10_value", observed=True)
+    return 10 ** table.sub(table[REFERENCE], axis=0)
+
+
+def factor(frame: pd.DataFrame, kind: str, place: int = 0) -> Mean:
+    """The geometric mean of `factors` over seeds."""
+    return geometric_mean(factors(frame, place)[kind])
+
+
+def average_over_max(frame: pd.DataFrame) -> Mean:
+    """GSC of the stack with average pooling over that with max pooling, seed by seed."""
+    totals = factors(frame)
+    return geometric_mean(totals["average"] / totals["max"])
+
+
+def sizes(frame: pd.DataFrame) -> dict[str, int]:
+    """Stages, and convolutions per stage."""
+    return {name: int(frame[name].iloc[0]) for name in ("stages", "convs")}
+
+
+def depth(frame: pd.DataFrame) -> int:
+    """Number of convolutions."""
+    stages, convs = sizes(frame).values()
+    return stages * convs
+
+
+def predicted(frame: pd.DataFrame, kind: str) -> FloatArray:
+    """Mean field of GSC to the output, of the input and of every layer."""
+    return np.asarray(10 ** expected_log10_gsc(kind, side=SIDE, **sizes(frame)))
+
+
+def profile(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """log10 GSC of the input and the layers, (layers, seeds)."""
+    rows = frame[(frame["quantity"] == "gsc") & (frame["kind"] == kind)]
+    table = rows.pivot_table(index=["index", "layer"], columns="seed", values="log10_value", observed=True)
+    return table.droplevel("index")
