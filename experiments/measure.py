@@ -38,6 +38,8 @@ from gradscope.measures.preactivations import NONLINEARITIES
 CONF = Path(__file__).parent.parent / "conf"
 # Small frames are joined when there are more than this: garbage collection visits each of their parts.
 MOST_FRAMES = 100
+# The nonlinearity coefficient is exact up to this many cotangents, otherwise estimated from this many random ones.
+NLC_PROBES = 16
 STATISTICS = {measure.quantity: measure for measure in PREACTIVATION_MEASURES}
 
 schema.register()
@@ -66,7 +68,10 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
     if any(isinstance(module, NONLINEARITIES) for module in model.modules()):
         parts.append(gs.measure(model, x, measures=statistics(cfg.statistics)))
     if cfg.nlc:
-        coefficient = gs.nlc(model, x, generator=experiment_seeds.generator(cfg.seed, "nlc"))
+        captured = gs.capture(model, x)
+        needed = captured.target.size // (1 if captured.coupled else len(x))
+        probes = "exact" if needed <= NLC_PROBES else NLC_PROBES
+        coefficient = gs.nlc(model, x, probes=probes, generator=experiment_seeds.generator(cfg.seed, "nlc"))
         parts.append(observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)))
     if cfg.matrix:
         options["layers"] = cfg.matrix_layers or None

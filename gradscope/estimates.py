@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 LOG10_2 = math.log10(2.0)
 
@@ -58,6 +60,22 @@ class Estimate:
             return None
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Ends, as log10 of the number, of an interval that holds it with probability ``level``.
+
+        It is symmetric on the log scale: log10_value -+ z log10_stderr, with z the quantile of the normal distribution.
+        An exact number is its own interval; both ends are NaN if the error is unknown.
+
+        >>> low, high = Estimate(2.0, 0.1).interval()
+        >>> round(10**low, 3), round(10**high, 3)
+        (1.813, 2.206)
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
+        error = math.nan if self.log10_stderr is None else self.log10_stderr
+        margin = NormalDist().inv_cdf(0.5 + level / 2) * error
+        return self.log10_value - margin, self.log10_value + margin
+
     @classmethod
     def exact(cls, value: float, exponent: int = 0) -> Self:
         """Return ``value * 2**exponent``, known without error."""
@@ -87,16 +105,19 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and M2 (sum of squared deviations) of a stream of arrays, at one power-of-two exponent.
+    """Count, mean and M2 (sum of squared deviations) of a stream of arrays, on powers of two.
 
-    The mean is ``mean * 2**exponent``, and M2 is ``m2 * 4**exponent``.  Streams of numbers of any size are merged in
-    any order and grouping by the pairwise formula of Chan, Golub and LeVeque (1979).  Cost: O(size of the array).
+    The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged, in any
+    order and grouping, by the pairwise formula of Chan, Golub and LeVeque (1979).  ``exponent`` is a number, or an
+    array that broadcasts against the mean.  If M2 has one more axis than the mean, it holds the sums of products of
+    deviations of the quantities along the last axis, and ``exponent`` has the shape of the mean.
+    Cost: O(size of the arrays).
     """
 
     count: int
     mean: FloatArray
     m2: FloatArray
-    exponent: int = 0
+    exponent: int | IntArray = 0
 
     @classmethod
     def of(cls, values: npt.ArrayLike, exponents: npt.ArrayLike = 0) -> Self:
@@ -111,13 +132,21 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both streams together, at the larger of the two exponents."""
-        exponent = max(self.exponent, other.exponent)
-        (mean_a, m2_a), (mean_b, m2_b) = self._at(exponent), other._at(exponent)
-        count = self.count + other.count
-        delta = mean_b - mean_a
-        mean = mean_a + delta * (other.count / count)
-        m2 = m2_a + m2_b + np.square(delta) * (self.count * other.count / count)
-        return Moments(count, mean, m2, exponent)
+        exponent = np.maximum(self.exponent, other.exponent)
+        a, b = self.at(exponent), other.at(exponent)
+        count = max(a.count + b.count, 1)
+        delta = b.mean - a.mean
+        crossed = a.m2.ndim > a.mean.ndim
+        products = (delta[..., None] * delta[..., None, :] if crossed else np.square(delta)) * (
+            a.count * b.count / count
+        )
+        return Moments(a.count + b.count, a.mean + delta * (b.count / count), a.m2 + b.m2 + products, exponent)
+
+    def at(self, exponent: int | IntArray) -> Moments:
+        """Return the same moments on another exponent."""
+        shift = np.asarray(self.exponent - exponent)
+        twice = shift[..., None] + shift[..., None, :] if self.m2.ndim > self.mean.ndim else 2 * shift
+        return Moments(self.count, np.ldexp(self.mean, shift), np.ldexp(self.m2, twice), exponent)
 
     @property
     def mean_variance(self) -> FloatArray:
@@ -129,11 +158,7 @@ class Moments:
     def estimate(self) -> Estimate:
         """Return the mean of a scalar stream with its standard error, None for a single value."""
         stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
-        return Estimate(float(self.mean), stderr, self.exponent, self.count)
-
-    def _at(self, exponent: int) -> tuple[FloatArray, FloatArray]:
-        shift = self.exponent - exponent
-        return np.ldexp(self.mean, shift), np.ldexp(self.m2, 2 * shift)
+        return Estimate(float(self.mean), stderr, int(self.exponent), self.count)
 
 
 def _ldexp(mantissa: float, exponent: int) -> float:

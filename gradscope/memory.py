@@ -1,4 +1,4 @@
-"""How much memory a sweep may take, and what running out of it looks like."""
+"""How much memory a sweep may take, and how running out of memory is recognized."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import os
 import torch
 from torch import Tensor
 
-# Numbers that are copied to float64 at a time.
+# Numbers copied to float64 at a time.
 SCRATCH = 1 << 21
 
 
-# On a CPU a bundle that stays in a core's cache is pulled back faster; other devices want large products.
-_BUNDLE = {"cpu": 1 << 21}
-_BUNDLE_ELSEWHERE = 1 << 28
-# A bundle at the widest layer takes five times its size: itself, the next one, a copy in float64, a derivative.
+# On a CPU cotangents that fit into a core's cache are pulled back faster; other devices need large products.
+_BATCH = {"cpu": 1 << 21}
+_BATCH_ELSEWHERE = 1 << 28
+# Cotangents at the widest layer take five times their size: themselves, the next ones, a float64 copy, a derivative.
 _COPIES = 5
 _PEAK = 1 << 28
 
 
-def bundle_bytes(device: torch.device) -> int:
-    """What the cotangents that are pulled back together should take at their target."""
-    return _BUNDLE.get(device.type, _BUNDLE_ELSEWHERE)
+def batch_bytes(device: torch.device) -> int:
+    """Bytes that the cotangents of one batch should take at their target."""
+    return _BATCH.get(device.type, _BATCH_ELSEWHERE)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """What they may take at the widest layer: all copies together stay within a quarter of what is free."""
+    """Bytes that they may take at the widest layer: all copies together stay within a quarter of the free memory."""
     elsewhere = _PEAK if device.type == "cpu" else 4 * _PEAK
     return max(1, min(elsewhere, free_bytes(device) // 4 // _COPIES))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now."""
+    """Bytes of memory that are free on a device now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -42,7 +42,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
+    """Whether an exception means that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -50,17 +50,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Workspace:
-    """Two buffers for bundles, used in turn, and one in float64; they grow where they must, and never shrink."""
+    """Two buffers for cotangents, used in turn, and one in float64; they grow if necessary and never shrink."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(0), torch.empty(0)]
         self._scratch = torch.empty(0, dtype=torch.float64)
 
-    def beside(self, bundle: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialized memory of that shape, of the bundle's dtype and device, which the bundle does not lie in."""
-        taken = bundle.untyped_storage().data_ptr()
+    def beside(self, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialized memory of a shape, with the dtype and device of ``cotangents`` but not overlapping them."""
+        taken = cotangents.untyped_storage().data_ptr()
         number = int(self._buffers[0].untyped_storage().data_ptr() == taken)
-        self._buffers[number] = _grown(self._buffers[number], math.prod(shape), bundle.dtype, bundle.device)
+        self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
 
     def scratch(self, a: Tensor) -> Tensor:

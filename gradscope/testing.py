@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gradscope.backward.cotangents import Probes
 from gradscope.coefficients.gsc import gsc
-from gradscope.coefficients.planning import Probes
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, as_batch
@@ -101,7 +101,7 @@ def assert_no_collapse(
         raise ValueError("Collapse compares samples: give a batch of at least two.")
     captured = capture(model, data, forward=forward)
     units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]
-    values = captured.rerun.outputs([name for unit in units for name in unit.names], {})
+    values = captured.replay.outputs([name for unit in units for name in unit.names], {})
     found = {}
     for unit in units:
         value = next((values[name] for name in unit.names if name in values), None)

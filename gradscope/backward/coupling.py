@@ -1,4 +1,4 @@
-"""Do the samples of a batch influence each other?  Proved from the graph or detected from gradients, never guessed."""
+"""Whether the samples of a batch influence each other: proved from the graph or detected from gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.backward.sweep import Start, sweep
+from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
 from gradscope.forward.trunk import Trunk, Vertex
@@ -35,17 +37,18 @@ def coupled(
 ) -> bool:
     """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
 
-    It shows at the sources, named ``sources``, and at the rows on the trunk; inside a branch a leading dimension of B
-    may mean something else (the tokens of an expert, say).  Where that of a source or of the target is not B, samples
-    count as coupled.
-    Where every operation between sources and target is known to act on each sample alone, that is a proof, and costs
-    nothing; so is a batch normalization with the statistics of the batch.  Else gradients are asked, see `detected`.
+    Gradients are compared at the sources, named ``sources``, and at the rows on the trunk.  Inside a branch a leading
+    dimension of B may mean something else, such as the tokens of an expert.  If the leading dimension of a source or of
+    the target is not B, samples count as coupled.
+    If every operation between sources and target is known to act on each sample alone, samples are independent; if one
+    is a batch normalization with the statistics of the batch, they are coupled.  Both proofs cost nothing.  Otherwise
+    gradients decide, see `detected`.
     """
     if batch_size == 1:
         return False
     ends = [layer for layer in rows if not layer.origins.keys().isdisjoint(sources)]
     if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
-        return True  # nothing is known, and treating samples as coupled is right in either case
+        return True  # unknown, and treating samples as coupled is right in either case
     rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
     if not rows:
@@ -58,18 +61,18 @@ def coupled(
 def mixed(trunk: Trunk) -> bool:
     """Whether the graph proves that samples influence each other: by batch normalization with the batch's statistics.
 
-    To count samples as coupled is right in either case, so this spares a test that could only confirm it.
+    Counting samples as coupled is right in either case, so this saves a test that could only confirm it.
     """
     nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
     return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
 
 
 def separate(trunk: Trunk, batch_size: int) -> bool:
-    """Whether the graph proves that samples keep apart: by induction from the sources, whose leading dimension is B.
+    """Whether the graph proves that samples are independent, by induction from the sources (leading dimension B).
 
-    Every operation on the way must be one that maps sample b of its live inputs to sample b of its output.  The name of
+    Every operation must map sample b of its live inputs to sample b of its output.  The name of
     an autograd node says which operation of torch made it (a user's own ``autograd.Function`` never has such a name);
-    False means that nothing is proved.  Cost: linear in the number of nodes.
+    False means that there is no proof.  Cost: linear in the number of nodes.
     """
     live = trunk.position.keys() | trunk.above.keys()
     return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
@@ -86,7 +89,7 @@ def _keeps_apart(node: Node, live: Collection[Vertex], batch_size: int) -> bool:
     if name in _LEADING:
         proviso = _PROVISO.get(name)
         return inputs == [_LEADING[name]] and (proviso is None or proviso(node, len(shape)))
-    # Operands with as many dimensions as the result, and B of them ahead, are not broadcast along the leading one.
+    # Operands with as many dimensions as the result, whose first is B, are not broadcast along it.
     return name in ELEMENTWISE and all(len(output_kind(_parent(node, number))[0]) == len(shape) for number in inputs)
 
 
@@ -113,9 +116,8 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
     def draw(first: int, last: int) -> Tensor:
         return (masks[first:last] * values).to(dtype=target.dtype, device=target.device)
 
-    start = Start(len(trunk.edges) - 1, 2, draw, target.size * target.dtype.itemsize)
-    readings = sweep(trunk, rows, [start], batch_size=batch_size)
+    readings = sweep(TrunkRoute(trunk, rows), [Cotangents(target, 2, 2, draw)], lengths(batch_size))
     return any(
-        bool((reading.norms[0, ~half.numpy()] != 0).any() or (reading.norms[1, half.numpy()] != 0).any())
+        bool((reading.values[0, ~half.numpy()] != 0).any() or (reading.values[1, half.numpy()] != 0).any())
         for reading in readings
     )

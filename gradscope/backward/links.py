@@ -1,8 +1,8 @@
-"""How a bundle crosses from one cut vertex to the next below it, where a single known operation lies between the two.
+"""Links: how cotangents cross from one cut vertex to the next below if a single known operation lies between the two.
 
-The autograd engine computes an elementwise derivative anew for each cotangent, and each of its calls has its price.
-Where the operation is known, a bundle of many cotangents is multiplied by the derivative, computed once, or by the
-weight.  Everything else goes through the engine.
+The autograd engine computes an elementwise derivative anew for each cotangent, and each of its calls costs time.  If
+the operation is known, all cotangents are multiplied by the derivative, computed once, or by the weight.  Everything
+else goes through the engine.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gradscope.memory import Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]
 
-# With fewer cotangents in a bundle the engine is as fast.
+# With fewer cotangents the engine is as fast.
 WORTHWHILE = 4
 
-# Elementwise derivatives of one sweep that are kept from bundle to bundle.
+# Elementwise derivatives that one sweep keeps from batch to batch of cotangents.
 KEPT_BYTES = 1 << 26
 
 
 def find_links(trunk: Trunk) -> list[Link | None]:
-    """For every cut vertex the map of cotangents (c, *shape) to the cut vertex below; None: the engine must be asked.
+    """For every cut vertex the map of cotangents (c, *shape) to the cut vertex below; None: use the engine.
 
-    A link overwrites the bundle that it is given.
+    A link overwrites the cotangents that it is given.
     """
     live = trunk.position.keys() | trunk.above.keys()
     below = (None, *trunk.edges)
@@ -39,7 +39,7 @@ def find_links(trunk: Trunk) -> list[Link | None]:
 
 
 class _Derivatives:
-    """Elementwise derivatives for the bundles to come, as many as fit into ``KEPT_BYTES``."""
+    """Elementwise derivatives for later batches, as many as fit into ``KEPT_BYTES``."""
 
     def __init__(self) -> None:
         self.kept: dict[Vertex, Tensor] = {}
@@ -61,26 +61,26 @@ def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex], ke
     if len(inputs) != 1 or node.next_functions[inputs[0]] != vertex(lower):
         return None
     (shape, dtype), (shape_below, dtype_below) = output_kind(vertex(upper)), output_kind(vertex(lower))
-    # A derivative rounded to half precision, the same for all cotangents, would be a bias (0.45 % a layer for SELU in
-    # bfloat16), where the engine rounds each product by itself.
+    # A derivative rounded to half precision, the same for all cotangents, would be a bias (0.45 % per layer for SELU
+    # in bfloat16); the engine rounds each product separately.
     if dtype not in (torch.float32, torch.float64) or dtype != dtype_below:
         return None
     name = node.name()
     if name in ELEMENTWISE and shape == shape_below:
 
-        def pointwise(bundle: Tensor, workspace: Workspace) -> Tensor:
+        def pointwise(cotangents: Tensor, workspace: Workspace) -> Tensor:
             if (derivative := kept.get(upper)) is None:
-                ones = torch.ones_like(bundle[0])
+                ones = torch.ones_like(cotangents[0])
                 (derivative,) = torch.autograd.grad((upper,), (lower,), (ones,), retain_graph=True)
                 kept.add(upper, derivative)
-            return bundle.mul_(derivative)
+            return cotangents.mul_(derivative)
 
         return pointwise
     if PRODUCTS.get(name) == inputs[0] and getattr(node, "_saved_alpha", 1) == 1:
 
-        def product(bundle: Tensor, workspace: Workspace) -> Tensor:
-            below = workspace.beside(bundle, (*bundle.shape[:2], *shape_below[1:]))
-            torch.mm(bundle.flatten(0, 1), node._saved_mat2.T, out=below.flatten(0, 1))
+        def product(cotangents: Tensor, workspace: Workspace) -> Tensor:
+            below = workspace.beside(cotangents, (*cotangents.shape[:2], *shape_below[1:]))
+            torch.mm(cotangents.flatten(0, 1), node._saved_mat2.T, out=below.flatten(0, 1))
             return below
 
         return product

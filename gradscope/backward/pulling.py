@@ -1,4 +1,4 @@
-"""Vector-Jacobian products of a whole bundle of cotangents on a recorded graph."""
+"""Vector-Jacobian products of a batch of cotangents on a recorded graph."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gradscope.memory import is_out_of_memory
 
 @contextlib.contextmanager
 def pulling() -> Iterator[None]:
-    """Around any number of products: nothing is recorded, and slow vectorization is no reason for a warning.
+    """Context of any number of products: nothing is recorded, and warnings about slow vectorization are silenced.
 
-    A batching rule that torch has not written yet costs time, and no user can do anything about it.
+    A missing batching rule of torch only costs time, and a user cannot do anything about it.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -27,7 +27,7 @@ def pulling() -> Iterator[None]:
 class PullBack:
     """Vector-Jacobian products: vectorized, or one by one where a backward cannot be.
 
-    ``vectorized`` tells afterwards which of the two it was.
+    ``vectorized`` says afterwards which of the two was used.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,6 @@ class PullBack:
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                # No batching rule, or a backward that branches on its data.  A real error comes again below.
+                # No batching rule, or a backward that branches on its data.  A real error is raised again below.
                 self.vectorized = False
         return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from gradscope.backward.cotangents import Probes
 from gradscope.checks.reading import Reading, read
 from gradscope.coefficients.gsc import gsc
-from gradscope.coefficients.planning import Probes
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward
 from gradscope.meanfield import Prediction, predict, standard_variance

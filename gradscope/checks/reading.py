@@ -126,7 +126,7 @@ class _Reader:
         blocks = [name for layer in captured.reached if layer.on_trunk for name in layer.names]
         source = captured.source_names[0]
         wanted = {source, *(name for _, name, _ in self.leaves), *blocks}
-        self.values = {name: value.flatten(1) for name, value in captured.rerun.outputs(wanted, {}).items()}
+        self.values = {name: value.flatten(1) for name, value in captured.replay.outputs(wanted, {}).items()}
         self.current, self.source = self.values[source], source
 
     def read(self) -> Reading:

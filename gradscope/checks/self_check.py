@@ -16,7 +16,7 @@ from gradscope.checks.report import FAILED, PASSED, SKIPPED, Check, Report
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
-from gradscope.forward.replay import Rerun
+from gradscope.forward.replay import Replay
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.probes import sphere
 
@@ -132,17 +132,17 @@ def _adjoint(captured: Capture, generator: torch.Generator) -> Check:
 def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
     """Compare central differences of <v, f> along a direction of the sources with <J^T v, u>."""
     layers = [layer for layer in _spread(captured.units) if layer.name not in captured.source_names]
-    rerun, sources = captured.rerun, [layer for layer in captured.reached if layer.name in captured.source_names]
+    replay, sources = captured.replay, [layer for layer in captured.reached if layer.name in captured.source_names]
     if len(sources) != len(captured.source_names):
         return Check("finite differences", SKIPPED, "not all sources lead to the target")
     wanted = {layer.name: layer for layer in layers}
-    base = rerun.outputs({*wanted, *captured.source_names}, {})
+    base = replay.outputs({*wanted, *captured.source_names}, {})
     directions = {name: _vector_like(base[name], generator) for name in captured.source_names}
     cotangents = {name: _vector_like(base[name], generator) for name in wanted if name in base}
     slopes: dict[str, list[float]] = {name: [] for name in cotangents}
     for step in STEPS:
         h = step * max(torch.finfo(source.dtype).eps for source in sources) ** (1 / 3)
-        moved = [rerun.outputs(wanted, {n: sign * h * d for n, d in directions.items()}) for sign in (1.0, -1.0)]
+        moved = [replay.outputs(wanted, {n: sign * h * d for n, d in directions.items()}) for sign in (1.0, -1.0)]
         for name, v in cotangents.items():
             slopes[name].append(_dot(v, moved[0][name].double() - moved[1][name].double()) / (2 * h))
     judged, worst = 0, 0.0
@@ -186,15 +186,15 @@ def _independence(captured: Capture, generator: torch.Generator) -> Check:
         return Check(name, SKIPPED, "samples count as coupled, which is valid in either case")
     if captured.batch_size == 1:
         return Check(name, SKIPPED, "a single sample")
-    rerun: Rerun = captured.rerun
-    base = rerun.outputs({target.name, *captured.source_names}, {})
+    replay: Replay = captured.replay
+    base = replay.outputs({target.name, *captured.source_names}, {})
     shifts = {}
     for source in captured.source_names:
         if base[source].shape[:1] != (captured.batch_size,):
             return Check(name, SKIPPED, f"the leading dimension of {source!r} is not the batch")
         shifts[source] = torch.zeros_like(base[source])
         shifts[source][0] = _vector_like(base[source][0], generator)
-    change = (rerun.outputs([target.name], shifts)[target.name] - base[target.name]).double()
+    change = (replay.outputs([target.name], shifts)[target.name] - base[target.name]).double()
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
     if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):

@@ -1,26 +1,32 @@
-"""Gradient Scale Coefficients of a network: ``gsc`` to one target, ``gsc_matrix`` between all pairs of layers."""
+"""Gradient Scale Coefficients: ``gsc`` of every layer to one target, ``gsc_matrix`` between all pairs of layers.
+
+    GSC(k, l) = |J_k^l|_F^2 / (B d_k) * |f_k|^2 / |f_l|^2
+
+Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact from a basis, and unbiased from probes.
+"""
 
 from __future__ import annotations
 
-import math
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from gradscope.backward.cotangents import Probes, generator_or_default, resolved
 from gradscope.backward.subspace import Deflated
 from gradscope.backward.sweep import Progress
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.planning import Plan, Planner, Probes
+from gradscope.coefficients.planning import Planner
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.coefficients.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter, select
-from gradscope.forward.modules import state_restored, unwrap
+from gradscope.forward.modules import state_restored
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.jacobians.description import off_trunk
+
+MatrixT = TypeVar("MatrixT", bound=Matrix)
 
 
 def gsc(
@@ -39,56 +45,64 @@ def gsc(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """Gradient Scale Coefficient of every layer k to one target l, in the squared convention.
+    """Gradient Scale Coefficient of every layer k with respect to one target l, in the squared convention.
 
     GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2: the squared relative change of f_l for a small random relative change of
     f_k, where |J|_qm = |J|_F / sqrt(number of columns).
 
     Arguments:
-        model: Any module; measured in the mode it is in, and left exactly as it was.
+        model: Any module; it is measured in its current mode and left exactly as it was.
         data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
             Or a stream of such batches (a DataLoader, a list, an iterator): then the result is that of the data set,
-            and under ``torch.distributed`` that of all ranks together, which must all make this call.  Labels in a
-            stream are left aside where no ``loss_fn`` wants them.
+            and under ``torch.distributed`` that of all ranks together, which must all make this call.  A stream may
+            contain labels that no ``loss_fn`` needs.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row a unit
+        layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
             of the trunk (`gradscope.forward.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample.
-        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l where samples are coupled); a number of random
+        loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
+        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l if samples are coupled); a number of random
             cotangents; `Deflated` (a subspace exactly, and probes of the rest); or ``"auto"``: exact up to 128
-            cotangents, else deflated with as much as a pilot finds necessary for an error of 5 %, up to the cost of 40
-            backward passes a target.  In a stream ``"auto"`` is exact up to 12 cotangents, else ``Deflated(4, 4)`` a
+            cotangents, otherwise deflated, as a pilot suggests for an error of 5 %, at the cost of at most 40 backward
+            passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` per
             batch.
-        rtol: Asked relative standard error of every value.  For one batch it is that of the probes, and decides how
-            many there are (exact where that is cheaper); for a stream it is that of probes and samples together, and
-            batches are taken until it is reached.  ``relative_error`` of the result says what was reached.
-        max_samples, max_seconds: A stream also ends here (after the batch that reaches it), and a measurement for
-            ``rtol`` after the sweep that reaches ``max_seconds``; a warning says so.
-        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, right also
-            for coupled samples.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, uncoupled ones only.
+        rtol: Relative standard error of every value.  For one batch it is the error due to probes, and decides their
+            number (exact if that is less expensive), so ``probes`` must be "auto".  For a stream it is the error due to
+            probes and samples, and batches are taken until it is reached.  The result's ``relative_error`` says what
+            was reached.
+        max_samples, max_seconds: A stream also ends after the batch that reaches them, and a measurement of one batch
+            with ``rtol`` after the sweep that reaches ``max_seconds``; then a warning is raised.
+        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, also
+            if samples are coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single, uncoupled samples.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
-        progress: Called with the fraction done of one batch.
+        progress: Called with the fraction of one batch that is done.
 
     Returns:
         A `Profile`, rows in execution order, the target (GSC = 1) last.  Probes give an unbiased |J|_F^2 and a standard
-        error; with a single probe and independent samples that error is an upper bound, reached at rank one, and with a
+        error.  With a single probe and independent samples that error is an upper bound, reached at rank one; with a
         single probe and coupled samples it is unknown (null).
 
-    Cost: one forward pass and one backward pass for each cotangent; with a subspace also rank + 1 forward passes; two
-    more backward passes where the graph does not prove that samples are independent.  Memory: see
+    Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace; two more
+    backward passes if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
-        ValueError, TypeError: Bad data, names or options; every message names the culprit and the way out.
+        ValueError, TypeError: Bad data, names or options, or an option that would be ignored; the message names it.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
+
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=8, activation="linear", generator=torch.Generator().manual_seed(0))
+    >>> profile = gs.gsc(model, torch.ones(4, 8))
+    >>> profile.layers
+    ('input', 'layers.0', 'layers.1', 'layers.2')
+    >>> profile["layers.2"].value
+    1.0
     """
-    fields = _measured(
-        model, data, matrix=False, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
-        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
+    return _measured(
+        Profile, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
+        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
     )  # fmt: skip
-    return Profile(**fields)
 
 
 def gsc_matrix(
@@ -107,101 +121,93 @@ def gsc_matrix(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Matrix:
-    """Gradient Scale Coefficient between every pair of trunk layers, in one backward sweep whose bundle grows.
+    """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep that cotangents join.
 
     Arguments are those of `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
     (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
 
     Returns:
-        A `Matrix`, sources x targets, NaN below the diagonal, 1 on it.
+        A `Matrix`, sources x targets, with 1 on the diagonal and NaN below.
 
-    Cost: one forward pass and sum over targets of (cotangents x backward to the first layer).
+    Cost: one forward pass, and for every target as many backward passes to the first layer as it has cotangents.
+
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
+    >>> matrix = gs.gsc_matrix(model, torch.ones(4, 8))
+    >>> matrix.log10_values.shape
+    (4, 4)
     """
-    fields = _measured(
-        model, data, matrix=True, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes,
-        budget=Budget(rtol, max_samples, max_seconds), reduction=reduction, generator=generator, progress=progress,
+    return _measured(
+        Matrix, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
+        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
     )  # fmt: skip
-    return Matrix(**fields)
 
 
 def _measured(
+    kind: type[MatrixT],
     model: nn.Module,
     data: Any,
     *,
-    matrix: bool,
     forward: Forward | None,
     layers: LayerFilter | None,
     target: str | None,
     loss_fn: LossFunction | None,
     probes: Probes,
-    budget: Budget,
+    rtol: float | None,
+    max_samples: int | None,
+    max_seconds: float | None,
     reduction: str,
     generator: torch.Generator | None,
     progress: Progress | None,
-) -> dict[str, Any]:
-    """The fields of a `Matrix`."""
-    _check_probes(probes, budget.rtol, reduction)
-    model = unwrap(model)
-    if next(model.parameters(), None) is None:
-        raise ValueError(
-            f"{type(model).__name__} has no parameters. Layers kept in a plain list are not registered: use "
-            "nn.ModuleList. For a function without parameters there is gs.capture(model, x).jacobian(source, target)."
-        )
-    if generator is None:
-        generator = torch.Generator().manual_seed(_rank())
-    plan: Plan | None = None
-    remarks: tuple[str, ...] = ()
+) -> MatrixT:
+    """The pairs of all batches as a `Matrix` or a `Profile`."""
+    budget = Budget(rtol, max_samples, max_seconds)
     batches = stream(data, forward=forward, loss_fn=loss_fn)
+    plan = _checked(probes, budget, reduction, streaming=batches is not None)
+    planner = Planner(plan, budget, generator_or_default(generator), reduction=reduction, streaming=batches is not None)
 
-    def measure(one: Any) -> Pairs:
-        nonlocal plan, remarks
-        captured = capture(model, one, forward=forward, loss_fn=loss_fn, target=target)
-        rows = _rows(captured, layers, matrix, whole=target is None)
-        branch = [row.name for row in rows if not row.on_trunk]
-        remarks = (*captured.remarks, *([off_trunk(branch)] if branch else []))
-        rerun = captured.rerun
-        with state_restored(rerun.modules):  # checkpointed layers run again during the sweep
-            board = Board(captured, rows, rows if matrix else rows[-1:], reduction)
-            planner = Planner(board, rerun, generator)
-            if plan is None:
-                plan = planner.asked(probes, reduction)
-            if plan is None:
-                plan = planner.chosen(budget.rtol) if batches is None else planner.for_stream()
-            if batches is None and budget.rtol is not None:
-                return planner.reach(plan, budget.rtol, budget.max_seconds or math.inf, progress)
-            return board.measure(planner.cotangents(plan), progress)
+    def measure(batch: Any) -> Pairs:
+        captured = capture(model, batch, forward=forward, loss_fn=loss_fn, target=target)
+        rows = _rows(captured, layers, matrix=kind is Matrix, whole=target is None)
+        with state_restored(captured.replay.modules):  # checkpointed layers run again during the sweep
+            return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], reduction), progress)
 
-    if batches is None:
-        pairs = measure(data)
-        error = probe_error(pairs)
-        stopped = "end of data" if budget.rtol is None else "rtol reached" if error <= budget.rtol else "max_seconds"
-        warn_if_missed(budget, error, stopped, pairs)
-    else:
+    if batches is not None:
         pairs, stopped = accumulate(batches, measure, budget)
         error = relative_error(pairs)
-    return {
-        "sources": pairs.sources,
-        "targets": pairs.targets,
-        "indices": pairs.indices,
-        "log10_values": pairs.spread("log10_values"),
-        "log10_stderr_probe": pairs.spread("log10_stderr_probe"),
-        "log10_stderr_sample": pairs.spread("log10_stderr_sample"),
-        "num_probes": pairs.num_probes,
-        "num_samples": pairs.num_samples,
-        "reduction": reduction,
-        "coupled": pairs.coupled,
-        "stopped": stopped,
-        "num_batches": pairs.num_batches,
-        "_log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
-        "_fixed_share": pairs.spread("fixed_share", 1.0),
-        "_probe_freedom": pairs.spread("probe_freedom", np.inf),
-        "relative_error": error,
-        "remarks": remarks,
-    }
+    else:
+        pairs = measure(data)
+        error = probe_error(pairs)
+        stopped = "end of data" if rtol is None else "rtol reached" if error <= rtol else "max_seconds"
+        warn_if_missed(budget, error, stopped, pairs)
+    return kind(
+        sources=pairs.sources,
+        targets=pairs.targets,
+        indices=pairs.indices,
+        log10_values=pairs.spread("log10_values"),
+        log10_stderr_probe=pairs.spread("log10_stderr_probe"),
+        log10_stderr_sample=pairs.spread("log10_stderr_sample"),
+        num_probes=pairs.num_probes,
+        num_samples=pairs.num_samples,
+        reduction=reduction,
+        coupled=pairs.coupled,
+        stopped=stopped,
+        num_batches=pairs.num_batches,
+        _log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
+        _fixed_share=pairs.spread("fixed_share", 1.0),
+        _probe_freedom=pairs.spread("probe_freedom", np.inf),
+        relative_error=error,
+        remarks=pairs.remarks,
+    )
 
 
-def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool, whole: bool) -> list[Layer]:
-    """The rows of the result, the target last where it is a profile."""
+def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole: bool) -> list[Layer]:
+    """The rows of the result; the target is the last row of a profile."""
+    if next(captured.replay.model.parameters(), None) is None:
+        raise ValueError(
+            f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
+            "registered: use nn.ModuleList. For a function without parameters take gs.capture(model, x).jacobian(...)."
+        )
     rows = _chosen(captured, layers, whole)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
@@ -214,13 +220,13 @@ def _rows(captured: Capture, layers: LayerFilter | None, matrix: bool, whole: bo
 
 
 def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[Layer]:
-    """The chosen layers, or the units of the trunk; warns where those of the ``whole`` network are hardly any."""
+    """The chosen layers, or the units of the trunk; warns if the ``whole`` network has hardly any."""
     if layers is not None:
         return select(captured.layers, layers, captured.elsewhere)
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if whole and len(known) < 3 and (others or captured.uncalled):
-        offer = f"Recorded are also {', '.join(others[:8])}: choose with" if others else "None other was called; see"
+        offer = f"Also recorded: {', '.join(others[:8])}. Choose with" if others else "No other module was called; see"
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
             f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "
@@ -230,20 +236,26 @@ def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[
     return list(captured.units)
 
 
-def _check_probes(probes: Probes, rtol: float | None, reduction: str) -> None:
-    counted = isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1
-    if not (counted or isinstance(probes, Deflated) or (isinstance(probes, str) and probes in ("exact", "auto"))):
-        raise ValueError(
-            f'probes must be a whole number >= 1, "exact", "auto" or gs.Deflated(rank, num), got {probes!r}.'
-        )
-    if reduction == "geometric" and not isinstance(probes, str):
+def _checked(probes: Probes, budget: Budget, reduction: str, *, streaming: bool) -> Deflated | str:
+    """What ``probes`` asks for; an argument that would be ignored is an error."""
+    plan = resolved(probes, deflated=True)
+    if reduction == "geometric" and isinstance(plan, Deflated):
         raise ValueError(
             'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
             'use probes="exact", or reduction="mean".'
         )
-
-
-def _rank() -> int:
-    """This process's number under ``torch.distributed``, so that ranks draw different probes; else 0."""
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    if streaming:
+        return plan
+    if budget.rtol is not None and plan != "auto":
+        raise ValueError(
+            f"probes={probes!r} and rtol={budget.rtol:g} contradict each other for a single batch, where rtol decides "
+            'the number of probes: leave one of them out, or use probes="auto".'
+        )
+    if budget.max_samples is not None:
+        raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave it out.")
+    if budget.max_seconds is not None and budget.rtol is None:
+        raise ValueError(
+            "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without rtol: "
+            "leave it out."
+        )
+    return plan

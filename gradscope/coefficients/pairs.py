@@ -1,4 +1,4 @@
-"""One recorded batch: which pairs of layers are measured, and what one sweep says of them."""
+"""One recorded batch: which pairs of layers are measured, and their statistics from one sweep."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.backward.cotangents import Cotangents
-from gradscope.backward.sweep import Progress, Start, sweep
+from gradscope.backward.cotangents import Cotangents, needed_for_exact
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import Progress, lengths, sweep
 from gradscope.coefficients.reductions import Gain, Length, Tally
 from gradscope.forward.layers import Layer, squared_lengths
-from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture
-from gradscope.memory import bundle_bytes, peak_bytes
+from gradscope.jacobians.description import off_trunk
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 REDUCTIONS = ("batch", "mean", "geometric")
 
-# Arrays over pairs, cotangents and samples are reduced once they have so many entries.
+# Arrays over pairs, cotangents and samples are reduced once they have this many entries.
 _BLOCK = 1 << 18
-
 # Cotangents of a single column in one sweep.
 _WINDOW = 64
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What batches so far say of all pairs of a source and a later target; mergeable in any grouping.
+    """Statistics of all pairs of a source and a later target over the batches so far; mergeable in any grouping.
 
-    ``sources``, ``targets``: names in execution order.  ``indices``: how many units of the network come before each
-    source.  ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by
-    sample, and for those counted batch by batch; pairs are numbered source * number of targets + target.
-    ``num_probes`` (sources, targets): 0 where exact.  ``num_batches`` counts what was merged.
+    ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
+    ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by sample,
+    and for those counted batch by batch; pairs are numbered source * number of targets + target.  ``num_probes``
+    (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
     """
 
     sources: tuple[str, ...]
@@ -51,6 +50,7 @@ class Pairs:
     num_batches: int
     coupled: bool
     reduction: str
+    remarks: tuple[str, ...]
 
     def merge(self, other: Pairs) -> Pairs:
         """Both together.
@@ -81,10 +81,11 @@ class Pairs:
             num_probes=np.maximum(self.num_probes, other.num_probes),
             num_samples=self.num_samples + other.num_samples,
             num_batches=self.num_batches + other.num_batches,
+            remarks=other.remarks,
         )
 
     def spread(self, name: str, diagonal: float = 0.0) -> FloatArray:
-        """An attribute of the tallies as an array (sources, targets); NaN where the source lies above the target."""
+        """An attribute of the tallies as an array (sources, targets); NaN if the source lies above the target."""
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)
@@ -94,7 +95,7 @@ class Pairs:
 
 
 class Board:
-    """The sources and targets of one recorded batch, ready to be swept any number of times."""
+    """The sources and targets of one recorded batch, which can be swept any number of times."""
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)
@@ -103,24 +104,26 @@ class Board:
         self.sources = [row for row in rows if row.index != self.columns[0].index]
         squares, exponents = squared_lengths(self.rows)
         self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
+        size, coupled = captured.batch_size, captured.coupled
+        self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
             _check_length(target, self.lengths[target.index][0], reduction)
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
-        """One sweep with the given cotangents of each column; `columns` says their order."""
+        """One sweep with the given cotangents of each column, in the order of `columns`."""
         tallies, captured = _Tallies(self), self.captured
-        # Many cotangents of one column are swept window by window, so that what is kept of each does not add up.
+        # Many cotangents of one column are swept window by window, which bounds the memory of their readings.
         last = max(c.num for c in cotangents)
         step = _WINDOW if len(cotangents) == 1 else last
         for first in range(0, last, step):
-            shown = None if progress is None else _within(progress, first / last, min(first + step, last) / last)
+            shown = progress and _within(progress, first / last, min(first + step, last) / last)
             self._sweep([c.window(first, first + step) for c in cotangents], tallies, shown)
             tallies.reduce()
         number = {row.index: place for place, row in enumerate(self.rows)}
         num_probes = np.zeros((len(self.rows), len(self.columns)), dtype=np.int64)
         for place, (column, c) in enumerate(zip(reversed(self.columns), reversed(cotangents), strict=True)):
             num_probes[: number[column.index], place] = c.num_probes
-        order = [unit.index for unit in captured.units]
+        order, branch = [unit.index for unit in captured.units], [row.name for row in self.rows if not row.on_trunk]
         return Pairs(
             sources=tuple(row.name for row in self.rows),
             targets=tuple(column.name for column in reversed(self.columns)),
@@ -132,16 +135,18 @@ class Board:
             num_batches=1,
             coupled=captured.coupled,
             reduction=self.reduction,
+            remarks=(*captured.remarks, *([off_trunk(branch)] if branch else [])),
         )
 
     def _sweep(self, cotangents: Sequence[Cotangents], tallies: _Tallies, progress: Progress | None) -> None:
-        captured, graph, widest = self.captured, self.captured.graph, self._widest()
-        starts = [
-            Start(graph.position[vertex(column.edge)], c.num, c.draw, max(column.size * column.dtype.itemsize, widest))
-            for column, c in zip(self.columns, cotangents, strict=True)
-        ]
-        samples = 0 if captured.coupled else captured.batch_size
-        readings = sweep(graph, self.sources, starts, batch_size=samples, progress=progress)
+        captured = self.captured
+        readings = sweep(
+            TrunkRoute(captured.graph, self.sources),
+            cotangents,
+            lengths(0 if captured.coupled else captured.batch_size),
+            widest=max(layer.size * layer.dtype.itemsize for layer in captured.layers),
+            progress=progress,
+        )
         runs = self._runs(cotangents)
         for layer, reading in zip(self.sources, readings, strict=True):
             visible, first = self._visible(layer), 0
@@ -149,45 +154,38 @@ class Board:
                 stop = min(stop, visible)
                 if start < stop:
                     last = first + num * (stop - start)
-                    norms, exponents = reading.norms[first:last], reading.exponents[first:last]
+                    norms, exponents = reading.values[first:last], reading.exponents[first:last]
                     tallies.add(layer, start, stop, num_fixed, num, norms, exponents)
                     first = last
 
     def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
-        """Lengths of ``layers[place]`` for every place; they must be of one width."""
+        """Lengths of ``layers[place]`` for every place; they must have the same width."""
         unique, inverse = np.unique(places, return_inverse=True)
         squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
         return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
 
     def _visible(self, layer: Layer) -> int:
-        """How many columns a layer flows into: those strictly later, which are the first ones."""
+        """Number of columns that a layer flows into: the strictly later ones, which come first."""
         order = self.captured.graph.order
         own = order(layer.edge)
         return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
 
     def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
-        """Neighboring columns that can be computed together: (first, last + 1, num, num_fixed)."""
+        """Runs of neighboring columns that are computed together: (first, last + 1, num, num_fixed)."""
         kinds = [
             (c.num, c.num_fixed, len(self.lengths[column.index][0]))
             for column, c in zip(self.columns, cotangents, strict=True)
         ]
-        runs, first = [], 0
+        runs: list[tuple[int, int, int, int]] = []
         for (num, num_fixed, _), members in groupby(kinds):
-            last = first + len(list(members))
-            runs.append((first, last, num, num_fixed))
-            first = last
+            first = runs[-1][1] if runs else 0
+            runs.append((first, first + len(list(members)), num, num_fixed))
         return runs
-
-    def _widest(self) -> int:
-        """What a cotangent counts for at least, so that a bundle at the widest layer stays within its peak."""
-        device = self.columns[0].device
-        widest = max(layer.size * layer.dtype.itemsize for layer in self.captured.layers)
-        return widest * bundle_bytes(device) // peak_bytes(device)
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Of the sources and targets of some pairs: everything that does not depend on cotangents."""
+    """Sources and targets of some pairs: everything that does not depend on cotangents."""
 
     pairs: IntArray
     source: Length
@@ -196,7 +194,7 @@ class _Lengths:
 
 
 class _Tallies:
-    """Collects readings, and reduces them block by block."""
+    """Collects readings and reduces them block by block."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -208,7 +206,7 @@ class _Tallies:
     def add(
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
-        """Readings (cotangents, samples) of one source from the columns ``start`` to ``stop`` - 1, all of one width."""
+        """Readings (cotangents, samples) of one source from columns ``start`` to ``stop`` - 1 of the same width."""
         p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
         key = (len(p), len(q), norms.shape[1], num, num_fixed)
         shape = (stop - start, num)
@@ -219,7 +217,7 @@ class _Tallies:
             self._finish_gains()
 
     def reduce(self) -> None:
-        """Turn pending readings into gains, or add them to the gains that earlier windows gave the same pairs."""
+        """Turn pending readings into gains, or merge them with the gains of earlier windows of the same pairs."""
         board, num_columns = self.board, len(self.board.columns)
         for (*widths, _, num_fixed), entries in self.pending.items():
             rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
@@ -239,17 +237,13 @@ class _Tallies:
 
     def _finish_gains(self) -> None:
         captured = self.board.captured
-        for (*widths, _), (lengths, gain) in self.gains.items():
+        for (*widths, _), (known, gain) in self.gains.items():
             tally = Tally.of(
-                gain,
-                lengths.source,
-                lengths.target,
-                sizes=lengths.sizes,
-                reduction=self.board.reduction,
+                gain, known.source, known.target, sizes=known.sizes, reduction=self.board.reduction,
                 batch_size=captured.batch_size,
-            )
+            )  # fmt: skip
             by_sample = not captured.coupled and min(widths) == captured.batch_size
-            self.done[by_sample].append((lengths.pairs, tally))
+            self.done[by_sample].append((known.pairs, tally))
         self.gains.clear()
 
     def finish(self) -> dict[bool, tuple[IntArray, Tally]]:
@@ -270,7 +264,7 @@ def _within(progress: Progress, first: float, last: float) -> Progress:
 
 
 def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) -> None:
-    """Raise ValueError if the reduction is unknown or does not exist for these layers."""
+    """Raise ValueError if the reduction is unknown or not defined for these layers."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}.")
     if reduction == "batch":
@@ -289,11 +283,11 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
 
 
 class ZeroOutputError(ValueError):
-    """The target is zero, so no relative change of it exists: of a network all of whose units are dead, say."""
+    """The target is zero, so it has no relative change, as in a network all of whose units are dead."""
 
 
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
-    """A target of length zero is an error, for it has no relative change."""
+    """Raise an error if the target has length zero, so that it has no relative change."""
     zero = np.flatnonzero(squares == 0)
     if len(zero) == len(squares):
         raise ZeroOutputError(

@@ -12,14 +12,14 @@ Where samples are coupled, or a layer's leading dimension is not the batch, b co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradscope.estimates import LOG10_2
+from gradscope.estimates import LOG10_2, Moments
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -36,22 +36,19 @@ class Length:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated a_b of N pairs of layers: ``fixed``, known without error, and the mean of ``num`` probes of the rest.
+    """Estimated a_b of N pairs of layers: an exact part ``fixed`` plus the mean of random ``probes`` of the rest.
 
-    ``fixed``, ``mean`` and ``m2``, the probes' sum of squared deviations, are (N, B), B = 1 where only the total is
-    known, on the scales ``4**exponent`` (N,), and twice that for ``m2``.
+    Both are (N, B), or (N, 1) if only the total is known, on the scales ``4**exponent`` (N,).
     """
 
     fixed: FloatArray
-    mean: FloatArray
-    m2: FloatArray
-    num: int
+    probes: Moments
     exponent: IntArray
     coupled: bool
 
     @classmethod
     def of(cls, norms: FloatArray, exponents: IntArray, *, num_fixed: int, coupled: bool) -> Gain:
-        """From lengths of P cotangents a pair: ``norms`` (N, P, B), ``exponents`` (N, P).
+        """From lengths of P cotangents per pair: ``norms`` (N, P, B), ``exponents`` (N, P).
 
         The squares of the first ``num_fixed`` add up (rows of the Jacobian, or of its product with a subspace), and
         each of the others is an unbiased estimate of the rest.
@@ -59,42 +56,41 @@ class Gain:
         common = exponents.max(axis=1)
         shift = exponents - common[:, None]
         a = np.square(np.ldexp(norms, shift[..., None]) if shift.any() else norms)
-        if coupled:  # a cotangent's share of one sample means nothing by itself
+        if coupled:  # only the sum over samples is defined
             a = a.sum(axis=2, keepdims=True)
         fixed, random = a[:, :num_fixed].sum(axis=1), a[:, num_fixed:]
         num = random.shape[1]
         mean = random.mean(axis=1) if num else np.zeros_like(fixed)
-        return cls(fixed, mean, np.square(random - mean[:, None]).sum(axis=1), num, common, coupled)
+        m2 = np.square(random - mean[:, None]).sum(axis=1)
+        return cls(fixed, Moments(num, mean, m2, 2 * common[:, None]), common, coupled)
 
     def merge(self, other: Gain) -> Gain:
-        """With further cotangents of the same pairs and samples, by the formula of Chan, Golub and LeVeque (1979)."""
-        exponent = np.maximum(self.exponent, other.exponent)
-        a, b = self._at(exponent), other._at(exponent)
-        num, delta = a.num + b.num, b.mean - a.mean
-        mean = a.mean + delta * (b.num / max(num, 1))
-        m2 = a.m2 + b.m2 + np.square(delta) * (a.num * b.num / max(num, 1))
-        return Gain(a.fixed + b.fixed, mean, m2, num, exponent, self.coupled)
+        """With further cotangents of the same pairs and samples."""
+        probes, exponent = self.probes.merge(other.probes), np.maximum(self.exponent, other.exponent)
+        fixed = [np.ldexp(gain.fixed, 2 * (gain.exponent - exponent)[:, None]) for gain in (self, other)]
+        return Gain(fixed[0] + fixed[1], probes, exponent, self.coupled)
 
-    def _at(self, exponent: IntArray) -> Gain:
-        shift = 2 * (self.exponent - exponent)[:, None]
-        fixed, mean = np.ldexp(self.fixed, shift), np.ldexp(self.mean, shift)
-        return replace(self, fixed=fixed, mean=mean, m2=np.ldexp(self.m2, 2 * shift), exponent=exponent)
+    @property
+    def num(self) -> int:
+        """Number of random probes."""
+        return self.probes.count
 
     @property
     def value(self) -> FloatArray:
         """The estimate of a_b."""
-        return self.fixed + self.mean
+        return self.fixed + self.probes.mean
 
     @property
     def variance(self) -> FloatArray:
-        """Variance of the estimate: 0 where exact, NaN where unknown, an upper bound from one probe of a sample."""
+        """Variance of the estimate: 0 if exact, NaN if unknown, an upper bound from a single probe of a sample."""
         if self.num > 1:
-            return self.m2 / (self.num * (self.num - 1))
+            return self.probes.mean_variance
         if self.num == 0:
             return np.zeros_like(self.fixed)
         # One probe: Var[x] <= 2 E[x]^2 for a quadratic form in random signs, hence Var[x] <= (2/3) E[x^2],
         # with equality at rank one, which deep Jacobians approach.
-        return np.full_like(self.mean, np.nan) if self.coupled else 2 / 3 * np.square(self.mean)
+        mean = self.probes.mean
+        return np.full_like(mean, np.nan) if self.coupled else 2 / 3 * np.square(mean)
 
     @property
     def freedom(self) -> int:
@@ -104,32 +100,39 @@ class Gain:
 
 @dataclass(frozen=True)
 class Tally:
-    """What samples so far say of N pairs: count, means and co-moments of C quantities, mergeable in any grouping.
+    """Statistics of N pairs over the samples so far: count, means and co-moments of C quantities; mergeable.
 
-    For the reduction "batch" the quantities are (a, p, q, n), for the others the coefficient of a sample, or its
-    logarithm to base 10.  ``mean`` (N, C) and ``moment`` (N, C, C), the sum of products of deviations, are on the
-    scales ``2**exponent`` (N, C).  ``probe`` (N,): sum of the variances that are due to probes, of the first quantity.
-    ``doubt`` (N,): sum of the squares of those variances, each over its degrees of freedom.  ``fixed`` (N,): mean of
-    the part of the first quantity that is free of probe noise; ``square`` (N,): sum of the squares of the other part;
-    ``ratio`` (N,): sum of the variances, each relative to that square.
+    For the reduction "batch" the quantities are (a, p, q, n), otherwise the coefficient of a sample, or its logarithm
+    to base 10.  ``moments``: mean (N, C) and sums of products of deviations (N, C, C), with exponents (N, C).
+    ``probe`` (N,): sum of the variances of the first quantity that are due to probes.  ``doubt`` (N,): sum of the
+    squares of those variances, each divided by its degrees of freedom.  ``fixed`` (N,): mean of the part of the first
+    quantity that is free of probe noise.  ``square`` (N,): sum of the squares of the other part.  ``ratio`` (N,): sum
+    of the variances, each relative to that square.
     """
 
     reduction: str
-    count: int
-    mean: FloatArray
-    moment: FloatArray
+    moments: Moments
     probe: FloatArray
     doubt: FloatArray
     fixed: FloatArray
     square: FloatArray
     ratio: FloatArray
-    exponent: IntArray
+
+    @property
+    def count(self) -> int:
+        """Number of samples, or of batches where these are counted."""
+        return self.moments.count
+
+    @property
+    def mean(self) -> FloatArray:
+        """Means (N, C) on the scales ``2**exponent``."""
+        return self.moments.mean
 
     @classmethod
     def of(
         cls, gain: Gain, source: Length, target: Length, *, sizes: npt.ArrayLike, reduction: str, batch_size: int
     ) -> Tally:
-        """Of one batch.  ``sizes`` (N,): entries of f_k in the whole batch, B d_k."""
+        """The tally of one batch.  ``sizes`` (N,): entries of f_k in the whole batch, B d_k."""
         p, q = source.squares, target.squares
         entries = np.asarray(sizes, dtype=np.float64)[:, None] / batch_size
         e_a, e_p, e_q = 2 * gain.exponent, 2 * source.exponent, 2 * target.exponent
@@ -160,13 +163,13 @@ class Tally:
         fixed: FloatArray,
         freedom: int,
     ) -> Tally:
-        # values (C, N, B): the samples lie side by side, which makes the sums several times faster.
+        # values (C, N, B): the samples are contiguous, which makes the sums several times faster.
         if reduction != "geometric":  # fourth powers follow, so each quantity is brought near one
             shift = np.clip(np.frexp(np.abs(values).max(axis=2))[1], -500, 500)
             scale = np.ldexp(1.0, -shift)
             values, exponent = values * scale[:, :, None], exponent + shift.T
             fixed, variance = fixed * scale[0][:, None], variance * np.square(scale[0])[:, None]
-        with np.errstate(invalid="ignore"):  # the logarithm of a sample whose coefficient is zero has no spread: NaN
+        with np.errstate(invalid="ignore"):  # the logarithm of a zero coefficient has no spread: NaN
             mean = values.mean(axis=2)
             deviations = values - mean[:, :, None]
             products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
@@ -175,49 +178,48 @@ class Tally:
         random = np.square(values[0] - fixed)
         ratio = np.divide(variance, random, out=np.zeros_like(variance), where=random > 0).sum(axis=1)
         fixed, square = fixed.mean(axis=1), random.sum(axis=1)
-        return cls(reduction, values.shape[2], mean.T, moment, probe, doubt, fixed, square, ratio, exponent)
+        moments = Moments(values.shape[2], mean.T, moment, exponent)
+        return cls(reduction, moments, probe, doubt, fixed, square, ratio)
 
     def merge(self, other: Tally) -> Tally:
-        """Both together, by the pairwise formula of Chan, Golub and LeVeque (1979)."""
-        exponent = np.maximum(self.exponent, other.exponent)
-        a, b = self._at(exponent), other._at(exponent)
-        count = a.count + b.count
-        delta = b.mean - a.mean
+        """Both together."""
+        moments = self.moments.merge(other.moments)
+        a, b = self._at(moments.exponent), other._at(moments.exponent)
         return Tally(
             self.reduction,
-            count,
-            a.mean + delta * (b.count / count),
-            a.moment + b.moment + delta[:, :, None] * delta[:, None, :] * (a.count * b.count / count),
+            moments,
             a.probe + b.probe,
             a.doubt + b.doubt,
-            a.fixed + (b.fixed - a.fixed) * (b.count / count),
+            a.fixed + (b.fixed - a.fixed) * (b.count / moments.count),
             a.square + b.square,
             a.ratio + b.ratio,
-            exponent,
         )
 
-    def _at(self, exponent: IntArray) -> Tally:
-        shift = self.exponent - exponent
+    def _at(self, exponent: int | IntArray) -> Tally:
+        """The sums on the exponents of other moments."""
+        shift = (np.asarray(self.moments.exponent) - exponent)[:, 0]
         return replace(
             self,
-            mean=np.ldexp(self.mean, shift),
-            moment=np.ldexp(self.moment, shift[:, :, None] + shift[:, None, :]),
-            probe=np.ldexp(self.probe, 2 * shift[:, 0]),
-            doubt=np.ldexp(self.doubt, 4 * shift[:, 0]),
-            fixed=np.ldexp(self.fixed, shift[:, 0]),
-            square=np.ldexp(self.square, 2 * shift[:, 0]),
-            exponent=exponent,
+            probe=np.ldexp(self.probe, 2 * shift),
+            doubt=np.ldexp(self.doubt, 4 * shift),
+            fixed=np.ldexp(self.fixed, shift),
+            square=np.ldexp(self.square, 2 * shift),
         )
 
     def take(self, order: IntArray) -> Tally:
         """Some of its pairs, in that order."""
-        return replace(self, **{name: getattr(self, name)[order] for name in _OF_PAIRS})
+        return self._each(lambda arrays: arrays[0][order], [self])
 
     @classmethod
     def concatenate(cls, tallies: Sequence[Tally]) -> Tally:
         """Of all their pairs; the counts must agree."""
-        joined: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in tallies]) for name in _OF_PAIRS}
-        return replace(tallies[0], **joined)
+        return tallies[0]._each(np.concatenate, tallies)
+
+    def _each(self, combine: Callable[[list[Any]], Any], tallies: Sequence[Tally]) -> Tally:
+        """Every array over pairs replaced by a combination of those of the ``tallies``."""
+        moments = {n: combine([getattr(t.moments, n) for t in tallies]) for n in ("mean", "m2", "exponent")}
+        sums = {n: combine([getattr(t, n) for t in tallies]) for n in ("probe", "doubt", "fixed", "square", "ratio")}
+        return replace(self, moments=replace(self.moments, **moments), **sums)
 
     @property
     def log10_values(self) -> FloatArray:
@@ -225,22 +227,22 @@ class Tally:
         if self.reduction == "geometric":
             return self.mean[:, 0]
         with np.errstate(divide="ignore"):
-            logs = np.log10(self.mean) + self.exponent * LOG10_2
+            logs = np.log10(self.mean) + self.moments.exponent * LOG10_2
         return logs @ np.array([1.0, 1.0, -1.0, -1.0]) if self.reduction == "batch" else logs[:, 0]
 
     @property
     def log10_stderr_probe(self) -> FloatArray:
-        """Standard error of log10 GSC that is due to probes, to first order; NaN where unknown, 0 where exact."""
+        """Standard error of log10 GSC due to probes, to first order; NaN if unknown, 0 if exact."""
         if self.reduction == "geometric":
             return self.probe
         return np.sqrt(self.probe) / (self.count * _or_one(self.mean[:, 0])) / LN10
 
     @property
     def log10_stderr_cautious(self) -> FloatArray:
-        """The larger of `log10_stderr_probe` and of what it were if all samples had the same relative noise.
+        """The larger of `log10_stderr_probe` and its value if all samples had the same relative noise.
 
-        With few probes the sum of the samples' variances is often too small where a few samples outweigh the others,
-        and small when the value is; their mean relative variance is far steadier.
+        With few probes the sum of the samples' variances is often too small if a few samples outweigh the others.
+        Their mean relative variance is far steadier.
         """
         if self.reduction == "geometric":
             return self.probe
@@ -249,41 +251,38 @@ class Tally:
 
     @property
     def fixed_share(self) -> FloatArray:
-        """Which part of each value is free of probe noise, 0 to 1."""
+        """The part of each value that is free of probe noise, 0 to 1."""
         return np.where(self.mean[:, 0] > 0, self.fixed / _or_one(self.mean[:, 0]), 1.0)
 
     @property
     def probe_freedom(self) -> FloatArray:
-        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf where exact."""
+        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf if exact."""
         return np.where(
             self.doubt > 0, np.square(self.probe) / _or_one(self.doubt), np.where(self.probe > 0, 1.0, np.inf)
         )
 
     @property
     def log10_stderr_sample(self) -> FloatArray:
-        """Standard error of log10 GSC that is due to the choice of samples, to first order; NaN where unknown.
+        """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
-        The spread between samples, by the delta method with the covariance of the sums, less the share of the probes;
-        so the two in quadrature are the whole.  From one probe the share of the probes is an upper bound, and this a
-        lower one.  First order is right for light tails; per-sample coefficients of deep networks are heavy-tailed, and
+        The spread between samples, by the delta method with the covariance of the sums, minus the share of the probes,
+        so that both in quadrature give the total.  From one probe the share of the probes is an upper bound, and this
+        a lower one.  First order holds for light tails.  Per-sample coefficients of deep networks are heavy-tailed, and
         then it is too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
             return np.full(len(self.mean), np.nan)
         if self.reduction == "geometric":
             with np.errstate(invalid="ignore"):
-                return np.sqrt(self.moment[:, 0, 0] / (self.count * (self.count - 1)))
+                return np.sqrt(self.moments.m2[:, 0, 0] / (self.count * (self.count - 1)))
         slope = 1 / _or_one(self.mean)
         if self.reduction == "batch":
             slope = slope * np.array([1.0, 1.0, -1.0, -1.0])
-        spread = np.einsum("ni,nij,nj->n", slope, self.moment, slope) / (self.count * (self.count - 1))
+        spread = np.einsum("ni,nij,nj->n", slope, self.moments.m2, slope) / (self.count * (self.count - 1))
         of_probes = self.probe / np.square(self.count * _or_one(self.mean[:, 0]))
         return np.sqrt(np.maximum(spread - of_probes, 0.0)) / LN10
 
 
-_OF_PAIRS = ("mean", "moment", "probe", "doubt", "fixed", "square", "ratio", "exponent")
-
-
 def _or_one(values: FloatArray) -> FloatArray:
-    """The values, with 1 for zeros: a mean of zero has no spread either."""
+    """The values, with 1 in place of zeros: a mean of zero has no spread."""
     return np.where(values > 0, values, 1.0)

@@ -1,4 +1,4 @@
-"""A stream of batches: merged one by one, until the asked error, a budget, the end, or Ctrl-C; then over all ranks."""
+"""A stream of batches, merged one by one until the error, a budget, the end or Ctrl-C; then merged over all ranks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from gradscope.coefficients.pairs import Pairs
+from gradscope.distributed import gathered
 
-# Spread over batches says something from here on.
+# The spread over batches is used from here on.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: ``rtol``, the relative standard error of every value; so many samples; so many seconds."""
+    """When to stop: at a relative standard error ``rtol`` of every value, or after a number of samples or seconds."""
 
     rtol: float | None = None
     max_samples: int | None = None
@@ -37,12 +37,12 @@ class Budget:
 
 
 def probe_error(pairs: Pairs) -> float:
-    """The largest relative standard error of all pairs that is due to probes; inf where it is unknown."""
+    """The largest relative standard error of all pairs that is due to probes; inf if it is unknown."""
     return _largest(pairs, pairs.spread("log10_stderr_probe"))
 
 
 def relative_error(pairs: Pairs) -> float:
-    """The largest relative standard error of all pairs, of probes and samples together; inf where it is unknown."""
+    """The largest relative standard error of all pairs, due to probes and samples; inf if it is unknown."""
     return _largest(pairs, np.hypot(pairs.spread("log10_stderr_probe"), pairs.spread("log10_stderr_sample")))
 
 
@@ -52,10 +52,10 @@ def _largest(pairs: Pairs, log10_stderr: npt.NDArray[np.float64]) -> float:
 
 
 def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], budget: Budget) -> tuple[Pairs, str]:
-    """Measure and merge batches, over all ranks of ``torch.distributed``; returns what was found and why it stopped.
+    """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why it stopped.
 
     The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted".  An interrupt (Ctrl-C)
-    after the first batch keeps what there is, with a warning; so does a stream that ends before ``rtol`` is reached.
+    after the first batch keeps the result so far, with a warning; a stream that ends before ``rtol`` warns, too.
 
     Raises:
         ValueError: No batch at all, or batches that cannot be merged.
@@ -86,10 +86,10 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], budget: 
 
 
 def warn_if_missed(budget: Budget, error: float, reason: str, found: Pairs) -> None:
-    """Warn if the asked relative error was not reached, and say what was."""
+    """Warn if ``rtol`` was not reached, with the error that was."""
     if budget.rtol is not None and error > budget.rtol:
         warnings.warn(
-            f"The asked rtol of {budget.rtol:g} was not reached, because of {reason!r}: the largest relative standard "
+            f"rtol of {budget.rtol:g} was not reached, because of {reason!r}: the largest relative standard "
             f"error is {error:.2g} after {found.num_samples} samples.",
             stacklevel=5,
         )
@@ -107,12 +107,9 @@ def _stop(found: Pairs, budget: Budget, seconds: float) -> str:
 
 
 def _over_ranks(found: Pairs | None, reason: str) -> tuple[Pairs | None, str]:
-    """The merged result of all ranks, the same on each, in the order of the ranks so that rounding is the same too."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found, reason
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, (found, reason))
+    """The merged result of all ranks, in the order of the ranks, so that each rank gets the same bits."""
+    parts = gathered((found, reason))
     merged: Pairs | None = None
-    for part, _ in gathered:
+    for part, _ in parts:
         merged = part if merged is None else merged if part is None else merged.merge(part)
-    return merged, ", ".join(sorted({why for _, why in gathered}))
+    return merged, ", ".join(sorted({why for _, why in parts}))

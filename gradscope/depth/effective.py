@@ -1,20 +1,22 @@
-"""``effective_depth(model, initial, x)``: how many layers of a trained network act on each other's changes.
+"""``effective_depth``: how many layers of a trained network act on each other's changes.
 
-Every network is a residual network: layer l is what it was before training plus what training added, f_l = i_l + r_l,
-so that its Jacobian at what enters it now is J_l = I_l + R_l.  The Jacobian of the network, the product of all J_l, is
-then a sum of 2^L terms, one for each set of layers that contribute R_l instead of I_l.  C^lambda is the sum of those
-with lambda such layers: what lambda trained layers composed make.  Where it is negligible for all lambda above some
-Lambda, training made no use of more than Lambda layers on top of each other, whatever their number.
+    C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
-The trick and the term are those of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).  What is measured here is
-this project's own: C^lambda is summed up exactly, at the data, instead of bounded by norms.
+Every network is a residual network: layer l is the initial layer plus what training added, f_l = i_l + r_l, so its
+Jacobian at its present input is J_l = I_l + R_l.  The Jacobian of the network, the product of all J_l, is then a sum of
+2^L terms, one for each set of layers that contribute R_l instead of I_l.  C^lambda is the sum of the terms with lambda
+such layers.  If it is negligible for all lambda above some Lambda, training used at most Lambda layers on top of each
+other.  Cost: a backward pass through each trained unit per cotangent and term; |C^lambda|_F^2 is unbiased from probes.
+
+The idea and the term are those of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).  This project sums C^lambda
+exactly at the data, instead of bounding it by norms.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,35 +24,36 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradscope import frames
-from gradscope.backward.cotangents import Cotangents, basis, needed_for_exact, signs
+from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.pulling import PullBack, pulling
-from gradscope.backward.sweep import rescale
-from gradscope.depth.segments import Parameters, Segment, cut, initial_parameters
+from gradscope.backward.sweep import sweep
+from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
 from gradscope.forward.inputs import Forward
-from gradscope.forward.modules import state_restored, unwrap
+from gradscope.forward.modules import state_restored
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.memory import peak_bytes
+from gradscope.memory import Workspace
 from gradscope.norms import plain_norms
 from gradscope.probes import rademacher
 
 FloatArray = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-6
-# Exact up to so many cotangents, else so many random ones; of each layer by itself so many.
-AUTO, AUTO_LAYER = 32, 8
+# Random cotangents for the change of each unit by itself.
+AUTO_LAYER = 8
 
 
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions of every number lambda of layers that were trained, from 0 on.
+    """Contributions of lambda = 0, 1, 2, ... trained layers to the Jacobian of a network.
 
     ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, and ``log10_stderr``
-    its standard error, over samples where ``num_probes`` is 0, else over probes; NaN where it is unknown.
+    its standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if it is unknown.
     ``log10_cancellation``: log10 of that sum over |J|_F, J the Jacobian of the output with respect to the first tensor
-    of the trunk: 0 where contributions add up, large where they cancel because little is left of the network of before.
-    ``layers``: units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each, -inf where nothing
+    of the trunk: 0 if contributions add up, large if they cancel because little of the initial network is left.
+    ``layers``: units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each, -inf if nothing
     changed, with ``log10_changes_stderr`` over random cotangents.
     """
 
@@ -74,15 +77,15 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """`at` with contributions at both ends of their 95 % intervals; where an error is unknown, as if exact."""
+        """`at` with contributions at both ends of their 95 % intervals; an unknown error counts as 0."""
         margin = 1.96 * np.nan_to_num(self.log10_stderr)
         return _largest(self.log10_values - margin, tolerance), _largest(self.log10_values + margin, tolerance)
 
     @property
     def log10_independent(self) -> FloatArray:
-        """What ``log10_values`` would be if the directions of all I_l and R_l were independent of each other.
+        """``log10_values`` if the directions of all I_l and R_l were independent of each other.
 
-        Then squares add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
+        Squares then add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
         p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) within S and of 1 - p_l without, an elementary symmetric polynomial, by the
         recurrence e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1).
         """
@@ -130,44 +133,43 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, and so its effective depth.
+    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, which give its effective depth.
 
-    With J_l the Jacobian of unit l at its present entry, I_l that of the same unit with the parameters ``initial`` at
-    the same entry, and R_l = J_l - I_l,
+    Let J_l be the Jacobian of unit l at its present input, I_l that of the same unit with the parameters ``initial`` at
+    the same input, and R_l = J_l - I_l.  Then
 
         C^lambda = sum over sets S of lambda units of the product of R_l for l in S and of I_l for the others,
 
     by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), an elementary symmetric polynomial of
-    matrices, applied from the output down to a bundle of cotangents; the sum of all C^lambda is the Jacobian J itself.
+    matrices, applied to cotangents from the output down; the sum of all C^lambda is the Jacobian J itself.
     ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
         model: Any module, trained; left as it is.
         initial: The same model before it was trained, or a copy of its ``state_dict``.  Buffers are those of ``model``.
         data, forward: As for `gradscope.gsc`, one batch.
-        probes: ``"exact"``, a number of random cotangents, or ``"auto"``: exact up to 32 cotangents, else 32.
+        probes: ``"exact"``, a number of random cotangents, or ``"auto"``: exact up to 128 cotangents, otherwise 40
+            random ones.
         generator: Source of the probes.  Default: a fixed seed.
 
-    Cost: three forward passes, and for every cotangent as many backward passes as units were trained, and two.
-    Memory: that of two graphs, and a bundle of one cotangent and all lambda.
+    Cost: three forward passes, and per cotangent two backward passes and one more per trained unit.
+    Memory: two graphs, and one cotangent with all lambda.
 
     Raises:
-        ValueError: ``initial`` is no such model, the network has one unit only, the output does not depend on the
+        ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the
             input, or ``probes`` is none of these.
         FloatingPointError: A gradient is NaN or Inf; the unit is named.
     """
-    model = unwrap(model)
-    if probes not in ("exact", "auto") and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-        raise ValueError(f'probes must be a whole number >= 1, "exact" or "auto", got {probes!r}.')
-    before = initial_parameters(model, initial)
-    generator = generator or torch.Generator().manual_seed(0)
+    resolved(probes)
+    generator = generator_or_default(generator)
     captured = capture(model, data, forward=forward)
-    now, then = cut(captured, before)
-    cotangents = _cotangents(captured, probes, generator)
-    with state_restored(captured.rerun.modules), pulling():  # checkpointed layers run again
+    now, then = cut(captured, initial_parameters(captured.replay.model, initial))
+    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
+    cotangents = chosen(captured.target, needed, probes, generator)
+    with state_restored(captured.replay.modules), pulling():  # checkpointed layers run again
         changes, errors = _changes(captured, now, then, generator)
-        lengths = _lengths(captured, now, then, cotangents)
-    values, stderr, cancellation = _shares(lengths, exact=cotangents.num_probes == 0)
+        found = _lengths(captured, now, then, cotangents)
+    values, stderr, cancellation = _shares(found, exact=cotangents.num_probes == 0)
     return EffectiveDepth(
         log10_values=values,
         log10_stderr=stderr,
@@ -203,52 +205,26 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
     return int(np.flatnonzero(log10_values >= math.log10(tolerance)).max(initial=0))
 
 
-def _cotangents(captured: Capture, probes: int | str, generator: torch.Generator) -> Cotangents:
-    needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
-    if probes == "exact" or (probes == "auto" and needed <= AUTO):
-        return basis(captured.target, needed)
-    return signs(captured.target, AUTO if probes == "auto" else int(probes), generator)
-
-
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
     """|C^T v| of each cotangent v, for J and every C^lambda, of each sample or the whole batch, at one scale:
     (cotangents, 1 + terms, samples)."""
-    widest = max(layer.size * layer.dtype.itemsize for layer in captured.units)
-    size = max(1, peak_bytes(captured.target.device) // (widest * (len(now) + 2)))
+    most = len(now) + 2
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1
-    parts, scales = [], []
-    for first in range(0, cotangents.num, size):
-        bundle, exponents = _descend(now, then, cotangents.draw(first, min(first + size, cotangents.num)))
-        parts.append(plain_norms(bundle.reshape(*bundle.shape[:2], samples, -1), 3).cpu().numpy())
-        scales.append(exponents.cpu().numpy())
-    terms = max(part.shape[1] for part in parts)
-    padded = [np.pad(part, ((0, 0), (0, terms - part.shape[1]), (0, 0))) for part in parts]
-    ledger = np.concatenate(scales)
-    lengths: FloatArray = np.ldexp(np.concatenate(padded), (ledger - ledger.max())[:, None, None])
-    return lengths
 
+    def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
+        norms = plain_norms(gradient.reshape(*gradient.shape[:2], samples, -1), 3)
+        return functional.pad(norms, (0, 0, 0, most - norms.shape[1]))
 
-def _descend(now: Sequence[Segment], then: Sequence[Segment], bundle: Tensor) -> tuple[Tensor, Tensor]:
-    """Cotangents (P, *shape) of the output to (P, 1 + terms, *shape) at the bottom, for J and for every C^lambda, as
-    ``bundle * 2**exponents``, (P,)."""
-    exponents = torch.zeros(len(bundle), dtype=torch.int64, device=bundle.device)
-    bundle, pull = torch.stack([bundle, bundle], dim=1), PullBack()
-    for new, old in zip(reversed(now), reversed(then), strict=True):
-        # Of equal shapes, so that a unit that was not trained gives the same bits both times, and R = 0 exactly.
-        moved, kept = (
-            pull(s.exit, [s.entry], bundle.flatten(0, 1))[0].unflatten(0, bundle.shape[:2]) for s in (new, old)
-        )
-        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
-            raise FloatingPointError(f"A gradient through unit {new.name!r} is NaN or Inf; measure in float64.")
-        learned = (moved - kept)[:, 1:]
-        bundle = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
-        if learned.any():
-            bundle = torch.cat([bundle, torch.zeros_like(learned[:, :1])], dim=1)
-            bundle[:, 2:] += learned
-        bundle, shift = rescale(bundle)
-        exponents += shift
-    return bundle, exponents
+    def draw(first: int, last: int) -> Tensor:
+        return cotangents.draw(first, last)[:, None].repeat(1, 2, *[1] * len(cotangents.target.shape))
+
+    route = TwoNetworks(captured, now, then)
+    widest = most * max(layer.size * layer.dtype.itemsize for layer in captured.units)
+    # The terms of one cotangent differ by many orders of magnitude, so it is rescaled at every unit.
+    (reading,) = sweep(route, [replace(cotangents, draw=draw)], read, widest=widest, strides=(1,))
+    scaled: FloatArray = np.ldexp(reading.values, (reading.exponents - reading.exponents.max())[:, None, None])
+    return scaled[:, : route.terms]
 
 
 def _changes(

@@ -1,13 +1,13 @@
-"""The network cut at its units: each a piece of graph by itself, with the parameters of now and with those of before.
+"""Cut the network at its units into separate autograd graphs, once with the trained and once with initial parameters.
 
-A forward pass is run in which every unit hands on a fresh leaf instead of what it made.  As all paths pass through the
-units, the graph falls apart into one segment a unit.  Run again with other parameters, but with the leaves of the first
-pass, it gives what each unit of then makes of what enters it now.
+In one forward pass every unit returns a fresh leaf instead of its output.  All paths pass through the units, so the
+graph falls apart into one segment per unit.  A second pass with the initial parameters uses the leaves of the first, so
+it gives each initial unit at its present input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
-from gradscope.forward.layers import INPUT, numbered
-from gradscope.forward.replay import Unheard
+from gradscope.backward.route import Read, Readings, TrunkRoute
+from gradscope.backward.sweep import lengths
+from gradscope.forward.layers import INPUT, Layer, numbered
+from gradscope.forward.replay import Passive
+from gradscope.forward.trunk import find_trunk
 from gradscope.jacobians.capture import Capture
+from gradscope.memory import Workspace
 
 Parameters = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One unit: ``entry`` is the edge of the tensor that enters it, ``exit`` of the one it makes."""
+    """One unit: ``entry`` is the edge of its input tensor, ``exit`` that of its output."""
 
     name: str
     entry: GradientEdge
@@ -33,18 +37,18 @@ class Segment:
 
 
 def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dict[str, Tensor]:
-    """Parameters of before by their name in ``model``, on its devices and in its types.
+    """The initial parameters by their name in ``model``, on its devices and in its types.
 
     Arguments:
-        model: As it is now.
-        initial: The same model as it was, or a copy of its ``state_dict``; buffers in it are left aside.
+        model: The trained model.
+        initial: The same model before training, or a copy of its ``state_dict``; its buffers are ignored.
 
     Raises:
-        ValueError: A parameter is missing, has another shape, is of no such model, or is the model's own; it is named.
+        ValueError: A parameter is missing, unknown, of another shape, or shared with the trained model; it is named.
     """
     given = dict(initial.named_parameters() if isinstance(initial, nn.Module) else initial)
     if unknown := given.keys() - model.state_dict().keys() - dict(model.named_buffers()).keys():
-        raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: it is of another model.")
+        raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: they are different models.")
     found = {}
     for name, parameter in model.named_parameters():
         if name not in given:
@@ -59,8 +63,8 @@ def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dic
             )
         if given[name].data_ptr() == parameter.data_ptr() and parameter.numel():
             raise ValueError(
-                f"Parameter {name!r} of initial is that of the model itself, so it has followed the training; copy the "
-                "model, or its state_dict, before: copy.deepcopy(model)."
+                f"Parameter {name!r} of initial is that of the model itself, so it was trained, too; copy the "
+                "model, or its state_dict, before training: copy.deepcopy(model)."
             )
         found[name] = given[name].detach().to(parameter).requires_grad_(parameter.requires_grad)
     return found
@@ -73,23 +77,23 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     Cost: two forward passes, with the dropout masks and batch statistics of the capture.
 
     Raises:
-        ValueError: Nothing lies between, or a unit hands on its output in a structure that cannot be taken apart.
+        ValueError: There is no unit, or a unit returns its output in an unknown structure.
     """
     names = [layer.name for layer in captured.units if layer.index < captured.target.index]
     if not names:
-        raise ValueError("The network is a single unit, so there are no layers to tell apart.")
+        raise ValueError("The network is a single unit, so its layers cannot be separated.")
     now = _Cutter(names)
     then = _Cutter(names, now.values)
     found = []
     for cutter, parameters in ((now, None), (then, initial)):
-        batch, sources = captured.rerun.batch.differentiable()
+        batch, sources = captured.replay.batch.differentiable()
         with torch.enable_grad():
             for number, source in enumerate(sources):
                 cutter.begin(source, numbered(INPUT, number))
-            output = captured.rerun.output(batch, cutter, parameters)
+            output = captured.replay.output(batch, cutter, parameters)
         if missing := [name for name in names if name not in cutter.entries]:
             raise ValueError(
-                f"Unit {missing[0]!r} hands on its output in a structure that torch's pytree does not know, so the "
+                f"Unit {missing[0]!r} returns its output in a structure that torch's pytree does not know, so the "
                 "network cannot be cut there."
             )
         exits = [*(cutter.exits[name] for name in names[1:]), get_gradient_edge(output)]
@@ -98,8 +102,8 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     return found[0], found[1]
 
 
-class _Cutter(Unheard):
-    """Hands on leaves in place of the tensors of those names: with the values they have, or with ``values``."""
+class _Cutter(Passive):
+    """Replaces the tensors of given names by leaves, with the same values or with given ones."""
 
     def __init__(self, names: Collection[str], values: dict[str, Tensor] | None = None) -> None:
         self.names, self.given = set(names), values
@@ -113,7 +117,7 @@ class _Cutter(Unheard):
             self.entries[name] = get_gradient_edge(tensor)
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
-        """What a module returns, with leaves in place of the wanted tensors."""
+        """The output of a module, with leaves in place of the wanted tensors."""
         number, replaced = 0, False
 
         def follow(leaf: Any) -> Any:
@@ -133,7 +137,53 @@ class _Cutter(Unheard):
             return tensor
         self.exits[name] = get_gradient_edge(tensor)
         self.values[name] = value = tensor.detach()
-        # A clone of a leaf, which may be overwritten in place.
+        # A clone of a leaf, because the model may overwrite it in place.
         fresh = (value if self.given is None else self.given[name]).requires_grad_().clone()
         self.entries[name] = get_gradient_edge(fresh)
         return fresh
+
+
+class TwoNetworks:
+    """The route through the trained units and, at the same entries, through those of before.
+
+    Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
+    """
+
+    bottom = 0
+
+    def __init__(self, captured: Capture, now: Sequence[Segment], then: Sequence[Segment]) -> None:
+        self.names, self.rows, self.terms = [segment.name for segment in now], [captured.units[0]], 2
+        self.workspace, workspaces = Workspace(), (Workspace(), Workspace())
+        self.pairs = [
+            [TrunkRoute(find_trunk(s.exit, [s.entry]), [], w) for s, w in zip(pair, workspaces, strict=True)]
+            for pair in zip(now, then, strict=True)
+        ]
+
+    def position(self, target: Layer) -> int:
+        """The output lies above all units."""
+        return len(self.pairs)
+
+    def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
+        """One unit after the other, by the recurrence; read at the bottom."""
+        for number in range(upper - 1, lower - 1, -1):
+            cotangents = self._step(number, cotangents)
+        self.terms = max(self.terms, cotangents.shape[1])
+        return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
+
+    def _step(self, number: int, cotangents: Tensor) -> Tensor:
+        # Of equal shapes, so that an untrained unit gives the same bits both times, and R = 0 exactly.
+        moved, kept = (
+            route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
+            for route in self.pairs[number]
+        )
+        moved, kept = (part.unflatten(0, cotangents.shape[:2]) for part in (moved, kept))
+        if not torch.isfinite(moved).all() or not torch.isfinite(kept).all():
+            raise FloatingPointError(
+                f"A gradient through unit {self.names[number]!r} is NaN or Inf; measure in float64."
+            )
+        learned = (moved - kept)[:, 1:]
+        below = torch.cat([moved[:, :1], kept[:, 1:]], dim=1)
+        if learned.any():
+            below = torch.cat([below, torch.zeros_like(learned[:, :1])], dim=1)
+            below[:, 2:] += learned
+        return below

@@ -1,13 +1,14 @@
-"""``taylor_losses(model, initial, (x, y), loss_fn)``: how many of the last layers may be replaced by a straight line?
+"""``taylor_losses``: how many of the last layers can be replaced by their first-order expansion?
 
-The last n units of a trained network are one function of their parameters, g(theta; h), h being what the layers below
-make of the input.  Replaced by its first-order expansion around the parameters before training,
+The last n units of a trained network are a function of their parameters, g(theta; h), where h is the output of the
+layers below.  It is replaced by its first-order expansion around the parameters before training,
 
     g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),
 
-a stack of n trained layers is left with terms in which a single one of them has learned.  Where the loss stays, their
-composition was not used; see also `gradscope.depth.effective`, and G. Philipp, D. Song and J. Carbonell
-(arXiv:1712.05577).
+which leaves the terms in which a single one of the n layers has learned.  If the loss stays the same, the composition
+of trained layers was not used.  Cost: one forward pass of twice the work per unit; exact.
+
+See also `gradscope.depth.effective`, and G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gradscope.depth.segments import Parameters, initial_parameters
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import module_name
 from gradscope.forward.modules import unwrap
-from gradscope.forward.replay import Unheard
+from gradscope.forward.replay import Passive
 from gradscope.jacobians.capture import Capture, capture
 
 
@@ -47,7 +48,7 @@ def taylor_losses(
         model: Any module, trained; left as it is.
         initial: The same model before it was trained, or a copy of its ``state_dict``.
         data: A pair (inputs, labels), one batch.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample.
+        loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         forward: As for `gradscope.gsc`.
 
     Returns:
@@ -56,12 +57,11 @@ def taylor_losses(
         samples, which counts them as independent.  A parameter that several units share counts with the lowest of them,
         so it keeps its present value until all of them are replaced.
 
-    Cost: one forward pass a unit, of twice the work: parameters carry their change with them (forward-mode
-    differentiation).
+    Cost: one forward pass of twice the work per unit (forward-mode differentiation).
 
     Raises:
-        ValueError: ``initial`` is no such model, no unit has parameters, or losses are not one a sample.
-        NotImplementedError: An operation of which torch has no forward-mode derivative.
+        ValueError: ``initial`` is another model, no unit has parameters, or there is not one loss per sample.
+        NotImplementedError: torch has no forward-mode derivative of an operation.
     """
     model = unwrap(model)
     before = initial_parameters(model, initial)
@@ -69,7 +69,7 @@ def taylor_losses(
     owned = _owned(captured)
     if not owned:
         raise ValueError("No unit of the network has parameters, so there is nothing to replace.")
-    labels, replaced, rows = captured.rerun.batch.labels, set[str](), []
+    labels, replaced, rows = captured.replay.batch.labels, set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())
         with torch.no_grad():
@@ -84,11 +84,11 @@ def taylor_losses(
 
 def _owned(captured: Capture) -> dict[str, set[str]]:
     """Names of the parameters of each unit that has any, in execution order; a shared one counts for the lowest."""
-    names = {id(parameter): name for name, parameter in captured.rerun.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in captured.replay.model.named_parameters()}
     owned: dict[str, set[str]] = {}
     for unit in captured.units:
-        module = captured.rerun.modules.get(module_name(unit.name))
-        if module is not None and module is not captured.rerun.model:
+        module = captured.replay.modules.get(module_name(unit.name))
+        if module is not None and module is not captured.replay.model:
             own = {names[id(parameter)] for parameter in module.parameters()}.difference(*owned.values())
             owned |= {unit.name: own} if own else {}
     return owned
@@ -96,16 +96,16 @@ def _owned(captured: Capture) -> dict[str, set[str]]:
 
 def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) -> Tensor:
     """The output, to first order in the change of the ``replaced`` parameters, at the present values of the others."""
-    rerun = captured.rerun
+    replay = captured.replay
     with warnings.catch_warnings(), forward_ad.dual_level():
-        # The first use of forward mode makes torch compile formulas of its own in a way that it deprecates.
+        # On first use of forward mode torch compiles its own formulas in a deprecated way.
         warnings.filterwarnings("ignore", message=r"`torch.jit.script", category=DeprecationWarning)
         parameters = {}
-        for name, parameter in rerun.model.named_parameters():
+        for name, parameter in replay.model.named_parameters():
             now, then = parameter.detach(), before[name].detach()
             parameters[name] = forward_ad.make_dual(then, now - then) if name in replaced else now
         try:
-            output = rerun.output(rerun.batch, Unheard(), parameters)
+            output = replay.output(replay.batch, Passive(), parameters)
         except (NotImplementedError, RuntimeError) as error:
             if not re.search(r"forward.(mode )?AD", str(error)):
                 raise

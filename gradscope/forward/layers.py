@@ -1,4 +1,4 @@
-"""A layer is one tensor that the forward pass made; layers are found by name, glob or callable."""
+"""A layer is one tensor of the forward pass; layers are found by name, glob or callable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ INPUT, OUTPUT, LOSS = "input", "output", "loss"
 
 
 class Origin(Enum):
-    """How a tensor came by one of its names."""
+    """Where a name of a tensor comes from."""
 
     MADE = "made"  # the module call computed it
     PASSED_ON = "passed on"  # the module call returned its own input, as an Identity does
@@ -32,11 +31,11 @@ class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     ``name``: the module's name, with ``#2``, ``#3`` for its further calls and ``[1]``, ``[2]`` for its further outputs.
-    ``origins``: every name of the tensor and how it came by it.  ``call``: which call of the module.
+    ``origins``: every name of the tensor and where it comes from.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
-    ``norms``: length of each sample (B,), or of the batch () where the leading dimension is not the batch; the true
-    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; all
-    that is said of the layer holds for the tensor before.  ``on_trunk``: whether every path from input to target passes
+    ``norms``: length of each sample (B,), or of the batch () if the leading dimension is not the batch; the true
+    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; the
+    layer describes the tensor before that.  ``on_trunk``: whether every path from input to target passes
     here.
     """
 
@@ -68,19 +67,6 @@ class Layer:
         return self if name == self.name else replace(self, name=name)
 
 
-class Named(Protocol):
-    """Whatever can be looked up by name."""
-
-    @property
-    def name(self) -> str:
-        """The name that stands for it."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name of it."""
-
-
-NamedT = TypeVar("NamedT", bound=Named)
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
@@ -88,8 +74,8 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
     """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
 
     Raises:
-        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.  A layer of that name
-            ``elsewhere`` was recorded, but the target does not depend on it.
+        ValueError: A pattern, or the callable, matches nothing; the nearest names are offered.  Or a
+            layer of that name ``elsewhere`` was recorded, but the target does not depend on it.
     """
     if not isinstance(wanted, str) and callable(wanted):
         chosen = [layer for layer in layers if wanted(layer)]
@@ -108,7 +94,7 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
 
 
 def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
-    """The one layer of that name.
+    """The layer of that name.
 
     Raises:
         ValueError: There is none; the nearest names are offered.
@@ -116,12 +102,12 @@ def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) ->
     return lookup(layers, name, elsewhere).called(name)
 
 
-def lookup(tensors: Sequence[NamedT], name: str, elsewhere: Collection[str] = ()) -> NamedT:
-    """The one tensor that has this name among its names; raises as `find` does."""
-    for tensor in tensors:
-        if name in tensor.names:
-            return tensor
-    raise ValueError(_missing(name, tensors, elsewhere))
+def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
+    """The layer that has this name among its names; raises as `find` does."""
+    for layer in layers:
+        if name in layer.names:
+            return layer
+    raise ValueError(_missing(name, layers, elsewhere))
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
@@ -142,7 +128,7 @@ def module_name(name: str) -> str:
     return name.partition("#")[0].partition("[")[0]
 
 
-def _missing(pattern: str, layers: Sequence[Named], elsewhere: Collection[str]) -> str:
+def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) -> str:
     if any(_matches(name, pattern) for name in elsewhere):
         return f"Layer {pattern!r} was recorded, but the target does not depend on it, so it has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
@@ -150,9 +136,9 @@ def _missing(pattern: str, layers: Sequence[Named], elsewhere: Collection[str]) 
     return f"No layer is called {pattern!r}. {offer}"
 
 
-def _listed(layers: Sequence[Named]) -> str:
+def _listed(layers: Sequence[Layer]) -> str:
     names = [layer.name for layer in layers]
-    return f"Recorded are {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
+    return f"Recorded: {', '.join(map(repr, names[:12]))}" + (f" and {len(names) - 12} more." if names[12:] else ".")
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""Around a forward pass of a user's module: wrappers taken off, every call watched, everything put back."""
+"""Context of a forward pass of a user's module: wrappers removed, every call hooked, everything restored."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Owned = Mapping[str, Sequence[Tensor]]
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
-class Watcher(Protocol):
-    """What is told of every module call."""
+class CallListener(Protocol):
+    """Receives every module call."""
 
     def before(self, args: Any, kwargs: Any) -> Any:
-        """Called with what the module receives; whatever it returns is handed to ``after`` as ``token``."""
+        """Called with what the module receives; its return value is passed to ``after`` as ``token``."""
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> Any:
-        """Called with what the module returns; anything but None replaces it.
+        """Called with what the module returns; a result other than None replaces that.
 
         ``name`` is empty for the root, ``call`` counts the calls of this module from 1, and ``label`` is the name of
         the layer: the module's name, with ``#2``, ``#3`` for its further calls, or "output" for the root.
@@ -35,22 +35,22 @@ class Watcher(Protocol):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once a call.
+    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once per call.
 
     Raises:
         TypeError: Not a module.
-        ValueError: Parameters are sharded (FSDP), so that no process holds a whole layer.
+        ValueError: Parameters are sharded (FSDP), so no process holds a whole layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
         if any(base.__name__ in _SHARDED for base in type(module).__mro__):
             raise ValueError(
-                f"{name or 'The model'!r} is sharded (FSDP): its parameters are whole on no process. Measure the model "
+                f"{name or 'The model'!r} is sharded (FSDP), so no process holds its parameters. Measure the model "
                 "before it is wrapped, or load its full state dict into a plain copy."
             )
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
-        warnings.warn("The model is compiled; its eager original is measured, on the same weights.", stacklevel=3)
+        warnings.warn("The model is compiled; its eager original is measured, with the same weights.", stacklevel=3)
         return unwrap(original)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
@@ -62,7 +62,7 @@ Modules = Mapping[str, nn.Module]
 
 @contextlib.contextmanager
 def eager(modules: Modules) -> Iterator[None]:
-    """Run compiled parts of the model uncompiled: a compiled one would be compiled again, with the hooks."""
+    """Run compiled parts of the model in eager mode, because hooks would make torch compile them again."""
     compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())
     # The first use imports the compiler, which takes seconds.
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
@@ -70,26 +70,26 @@ def eager(modules: Modules) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(modules: Modules, watcher: Watcher) -> Iterator[dict[str, int]]:
-    """Tell ``watcher`` of every call of the ``modules`` (``dict(model.named_modules())``); yields the calls by name.
+def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
+    """Report every call of the ``modules`` (``dict(model.named_modules())``) to ``listener``; yields the calls by name.
 
-    Two hooks on every module, gone afterwards whatever happens.  An exception is annotated with the layer in which it
-    was raised.
+    Two hooks on every module, which are always removed afterwards.  An exception is annotated with the layer that
+    raised it.
     """
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        running.append((names[module], watcher.before(args, kwargs)))
+        running.append((names[module], listener.before(args, kwargs)))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         name, token = running.pop()
-        while name != names[module]:  # a call inside this one raised, and the model went on
+        while name != names[module]:  # a call inside this one raised, and the model continued
             name, token = running.pop()
         calls[name] = call = calls[name] + 1
         label = name or OUTPUT
-        return watcher.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)
+        return listener.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)
 
     handles = []
     try:
@@ -115,13 +115,13 @@ def watched(modules: Modules, watcher: Watcher) -> Iterator[dict[str, int]]:
 def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     """All tensors in what a module receives or returns."""
     if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
-        return args  # nearly always, and the general way costs more than a layer of a small network
+        return args  # nearly always; the general case costs more than a layer of a small network
     return list(leaf_tensors((args, kwargs)))
 
 
 @contextlib.contextmanager
 def state_restored(modules: Modules) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then put back the originals and the random state.
+    """Let a forward pass work on clones of all buffers, then restore the originals and the random state.
 
     Also the weights of embeddings with ``max_norm``, whose forward pass shortens them in place.
     """
@@ -149,7 +149,7 @@ def state_restored(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_draws(modules: Modules) -> Iterator[None]:
-    """Draw the same random numbers each time (the masks of dropout, for one), then put back the random state."""
+    """Draw the same random numbers each time (dropout masks, for example), then restore the random state."""
     devices = _cuda_devices(modules)
     with torch.random.fork_rng(devices=devices):
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
@@ -158,7 +158,7 @@ def same_draws(modules: Modules) -> Iterator[None]:
 
 
 def random_state(modules: Modules) -> list[Tensor]:
-    """State of the random generators that a forward pass of the modules may draw from."""
+    """States of the random generators that a forward pass of the modules may use."""
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(modules))]
 
 
@@ -169,7 +169,7 @@ def _cuda_devices(modules: Modules) -> list[int]:
 
 
 def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
-    """Trainable parameters by the name of the module that holds them; a tied one belongs to the first that does."""
+    """Trainable parameters by the name of the module that holds them; a tied one belongs to the first such module."""
     known: set[int] = set()
     owners: dict[str, list[Tensor]] = {}
     for name, module in modules.items():
@@ -181,7 +181,7 @@ def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
             owners[name or type(module).__name__] = own
     if not owners:
         raise ValueError(
-            "No parameter of the model requires a gradient, so nothing can be said of parameters: unfreeze some with "
+            "No parameter of the model requires a gradient, so there is nothing to measure: unfreeze some with "
             "requires_grad_()."
         )
     return owners

@@ -1,13 +1,13 @@
-"""One forward pass, recorded: every module call becomes a layer with an edge of the autograd graph and its length.
+"""Records one forward pass: every module call becomes a layer with an edge of the autograd graph and its length.
 
-Edges, not tensors, are stored, so in-place operations later in the model cannot redirect a gradient (a stored tensor
-would silently become the later one); lengths are taken at once for the same reason.
+Edges are stored instead of tensors, so later in-place operations cannot redirect a gradient (a stored tensor would
+silently become the later one).  Lengths are taken immediately for the same reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
-from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Origin, numbered
-from gradscope.forward.modules import Modules, eager, random_state, state_restored, tensors, watched
+from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
+from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tensors
+from gradscope.forward.replay import Replay
 from gradscope.forward.taps import tapped
 from gradscope.forward.trunk import Vertex, vertex
 from gradscope.memory import Workspace
@@ -26,57 +27,37 @@ from gradscope.norms import vector_norms
 Received = tuple[Collection[Vertex], int]
 
 
-@dataclass
-class Entry:
-    """A tensor of the forward pass while it is being recorded: a `Layer` without its place in the graph."""
-
-    name: str
-    call: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    origins: dict[str, Origin]
-    edge: GradientEdge
-    norms: Tensor
-    exponent: Tensor
-    modified: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name of this tensor."""
-        return tuple(self.origins)
-
-
 @dataclass(frozen=True)
 class Recording:
-    """What one forward pass left behind: tensors in execution order, the graph's sources, and the target's edge.
+    """One recorded forward pass: tensors in execution order, the graph's sources, and the target's edge ``end``.
 
     ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
     ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
     ``picked``: which part of a structured output is measured, in words.
     """
 
-    entries: tuple[Entry, ...]
+    tensors: tuple[Layer, ...]
     sources: tuple[GradientEdge, ...]
     source_names: tuple[str, ...]
-    target: GradientEdge
+    end: GradientEdge
     batch_size: int
     uncalled: tuple[str, ...]
     dropout: tuple[str, ...]
     random: bool
     picked: str | None
+    replay: Replay = field(repr=False)
 
 
 def record(
     model: nn.Module, batch: Batch, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Recording:
-    """Run the model once and record it.  Afterwards the model is as it was, also after an exception.
+    """Run the model once and record it.  The model is left as it was, also after an exception.
 
-    Buffers (running statistics) and the random state are put back; mode, ``.grad`` and ``requires_grad`` are not
-    touched.  With ``loss_fn`` the target is the vector of per-sample losses, else the model's output.
+    Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
+    touched.  With ``loss_fn`` the target is the vector of per-sample losses, otherwise the model's output.
 
     Raises:
-        ValueError: Non-finite activations (the first layer is named), a loss that is not one number a sample, an
+        ValueError: Non-finite activations (the first layer is named), a loss that is not one number per sample, an
             output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
     """
     modules = dict(model.named_modules())
@@ -89,7 +70,7 @@ def record(
         state_restored(modules),
         tapped(recorder),
         eager(modules),
-        watched(modules, recorder) as calls,
+        hooked(modules, recorder) as calls,
     ):
         state = random_state(modules)
         differentiable, sources = batch.differentiable()
@@ -109,7 +90,7 @@ def record(
     if not recorder.sources:
         raise ValueError(
             "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
-            "functional embedding?), so there is nothing to differentiate by: unfreeze the embedding with "
+            "functional embedding?), so there is nothing to differentiate with respect to: unfreeze the embedding with "
             "requires_grad_(), or embed first and measure the rest of the model."
         )
     if not target.requires_grad:
@@ -118,10 +99,10 @@ def record(
             "integer or boolean steps, or a constant output in the model's forward."
         )
     return Recording(
-        entries=tuple(recorder.entries.values()),
+        tensors=tuple(recorder.layers.values()),
         sources=tuple(edge for _, edge in recorder.sources),
-        source_names=tuple(name for name, _ in recorder.sources),
-        target=get_gradient_edge(target),
+        source_names=(source_names := tuple(name for name, _ in recorder.sources)),
+        end=get_gradient_edge(target),
         batch_size=batch.size,
         uncalled=tuple(name for name in modules if name and name not in calls),
         dropout=tuple(
@@ -129,6 +110,7 @@ def record(
         ),
         random=drew,
         picked=picked(output),
+        replay=Replay(model, batch, forward, loss_fn, source_names),
     )
 
 
@@ -138,14 +120,14 @@ class _Recorder:
     def __init__(self, modules: Modules, batch_size: int, data: Sequence[Tensor]) -> None:
         self.batch_size, self.modules = batch_size, modules
         self.workspace = Workspace()
-        self.entries: dict[Vertex, Entry] = {}
+        self.layers: dict[Vertex, Layer] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
         self.data = {tensor.untyped_storage().data_ptr() for tensor in data}
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
-        self.versions: list[tuple[Entry, Tensor, int]] = []
+        self.versions: list[tuple[Vertex, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
-        """Which tensors a module receives, before it can overwrite them, and how many embeddings are known."""
+        """The tensors that a module receives, before it can overwrite them, and the number of known embeddings."""
         received = tensors(args, kwargs)
         return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
 
@@ -165,10 +147,10 @@ class _Recorder:
                 self.embeddings.append((reads_data, edges))
 
     def embed(self) -> None:
-        """Let differentiation start at embeddings too: integers have no gradient.
+        """Let differentiation start at embeddings too, because integers have no gradient.
 
-        Those that read the data; positions and the like are made by the model itself, and are sources only where no
-        other is known (integers that the model converted first).
+        Only embeddings that read the data count.  Others, such as position embeddings, are sources only if there is no
+        other source (the model converted the integers first).
         """
         reading = [edges for reads_data, edges in self.embeddings if reads_data]
         if not self.sources and not reading:
@@ -176,27 +158,27 @@ class _Recorder:
         self.sources += [source for edges in reading for source in edges]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
-        """Record a tensor under a name; a tensor that is known already only gains the name."""
+        """Record a tensor under a name; a known tensor only gains the name."""
         if not tensor.requires_grad or not tensor.is_floating_point():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
             name = f"({name})"  # a module owns the plain word
         key = _vertex(tensor)
-        if key in self.entries:
-            self.entries[key].origins.setdefault(name, origin)
+        if key in self.layers:
+            self.layers[key].origins.setdefault(name, origin)
             return
         shape = tuple(tensor.shape)
         per_sample = bool(shape) and shape[0] == self.batch_size
         norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
-        self.entries[key] = entry = Entry(
-            name, call, shape, tensor.dtype, tensor.device, {name: origin}, get_gradient_edge(tensor), norms, exponent
-        )
-        self.versions.append((entry, tensor, tensor._version))
+        about = (name, call, -1, shape, tensor.dtype, tensor.device, {name: origin})
+        self.layers[key] = Layer(*about, get_gradient_edge(tensor), norms, exponent)
+        self.versions.append((key, tensor, tensor._version))
 
     def compare_versions(self) -> None:
-        """Note which tensors a later operation overwrote, and let go of all of them."""
-        for entry, tensor, version in self.versions:
-            entry.modified = tensor._version > version
+        """Mark the tensors that a later operation overwrote, and release all of them."""
+        for key, tensor, version in self.versions:
+            if tensor._version > version:
+                self.layers[key] = replace(self.layers[key], modified=True)
         self.versions.clear()
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
@@ -211,12 +193,12 @@ class _Recorder:
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first layer, in execution order, with a NaN or Inf.  One device sync."""
-        entries = list(self.entries.values())
-        if not entries or torch.isfinite(torch.cat([entry.norms.reshape(-1) for entry in entries])).all():
+        layers = list(self.layers.values())
+        if not layers or torch.isfinite(torch.cat([layer.norms.reshape(-1) for layer in layers])).all():
             return
-        entry = next(entry for entry in entries if not torch.isfinite(entry.norms).all())
+        layer = next(layer for layer in layers if not torch.isfinite(layer.norms).all())
         raise ValueError(
-            f"Layer {entry.name!r} is the first with NaN or Inf in its output (shape {entry.shape}): "
+            f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
             "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
             "or in float64."
         )
@@ -231,7 +213,7 @@ def _vertex(tensor: Tensor) -> Vertex:
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
     if tuple(loss.shape) != (batch_size,):
         raise ValueError(
-            f"loss_fn must return one loss a sample, shape ({batch_size},); got {tuple(loss.shape)}. "
+            f"loss_fn must return one loss per sample, shape ({batch_size},); got {tuple(loss.shape)}. "
             'A mean would put a factor 1/B into every value: use reduction="none".'
         )
     return loss

@@ -1,4 +1,4 @@
-"""A recorded forward pass, run again: for values of layers, and at inputs that are shifted a little."""
+"""A recorded forward pass, run again: for values of layers, and at slightly shifted inputs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import Modules, Watcher, eager, state_restored, tensors, watched
+from gradscope.forward.modules import CallListener, Modules, eager, hooked, state_restored, tensors
 from gradscope.forward.taps import TapListener, tapped
 
 
-class Listener(Watcher, TapListener, Protocol):
-    """What is told of every module call and of every marked tensor."""
+class Listener(CallListener, TapListener, Protocol):
+    """Receives every module call and every marked tensor."""
 
 
 @dataclass(frozen=True)
-class Rerun:
-    """What it takes to run a recorded forward pass again: the same buffers, random state and dropout masks."""
+class Replay:
+    """All that is needed to run a recorded forward pass again, with the same buffers and dropout masks."""
 
     model: nn.Module
     batch: Batch
@@ -52,15 +52,17 @@ class Rerun:
 
     def output(self, batch: Batch, listener: Listener, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The output for a batch of the same structure, with these ``parameters`` in place of the model's own."""
-        with state_restored(self.modules), eager(self.modules), tapped(listener), watched(self.modules, listener):
+        with state_restored(self.modules), eager(self.modules), tapped(listener), hooked(self.modules, listener):
             if parameters is None:
                 return first_tensor(batch.run(self.model, self.forward))
             call = _Call(self.model, batch, self.forward)
             return first_tensor(functional_call(call, self._places(parameters), (), tie_weights=False))
 
     def _places(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters by every place that holds them, each module under one name: torch's own way to tie weights
-        does not put a module back that stands in two places."""
+        """The parameters by every place that holds them, each module under one name.
+
+        The handling of tied weights in torch does not restore a module that is used in two places.
+        """
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
             ".".join(filter(None, ("model", prefix, own))): parameters[names[id(parameter)]]
@@ -82,21 +84,21 @@ class _Call(nn.Module):
         return self.batch.run(self.model, self.run)
 
 
-class Unheard:
+class Passive:
     """A `Listener` that changes nothing."""
 
     def before(self, args: Any, kwargs: Any) -> None:
-        """Nothing is noted."""
+        """Does nothing."""
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
-        """Nothing is replaced."""
+        """Replaces nothing."""
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
         """The tensor itself."""
         return tensor
 
 
-class _Listener(Unheard):
+class _Listener(Passive):
     """Keeps what modules return under the wanted names, and shifts what embeddings return."""
 
     def __init__(self, wanted: set[str], shifts: Mapping[str, Tensor]) -> None:

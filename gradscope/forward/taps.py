@@ -1,4 +1,4 @@
-"""``tap`` marks a tensor inside a model's own code; whoever is running the model hears of it."""
+"""``tap`` marks a tensor inside a model's own code; a running measurement then records it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from torch import Tensor
 
 
 class TapListener(Protocol):
-    """What is told of every marked tensor."""
+    """Receives every marked tensor."""
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
-        """Called with the tensor; what it returns takes its place."""
+        """Called with the tensor; the return value takes its place."""
 
 
 _listener: ContextVar[tuple[TapListener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
 
 
 def tap(tensor: Tensor, name: str) -> Tensor:
-    """Mark a tensor inside a ``forward`` as a layer of its own, ``name``; returns the tensor itself.
+    """Mark a tensor inside a ``forward`` as a layer called ``name``; returns the tensor itself.
 
-    For functional code that no module computes.  Further tensors of that name in one forward pass are ``name#2``,
-    ``name#3``.  Outside a measurement it does nothing, so it can stay in the model.
+    For functional code outside modules.  Further tensors of that name in one forward pass are ``name#2``, ``name#3``.
+    Outside a measurement it does nothing, so it can stay in the model.
+
+    >>> import torch, gradscope as gs
+    >>> class Square(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return gs.tap(x * x, "square").sum(1)
+    >>> [layer.name for layer in gs.capture(Square(), torch.ones(2, 3)).layers]
+    ['input', 'square', 'output']
     """
     listening = _listener.get()
     if listening is None:
@@ -37,7 +44,7 @@ def tap(tensor: Tensor, name: str) -> Tensor:
 
 @contextlib.contextmanager
 def tapped(listener: TapListener) -> Iterator[None]:
-    """Tell ``listener`` of every marked tensor."""
+    """Report every marked tensor to ``listener``."""
     token = _listener.set((listener, Counter()))
     try:
         yield

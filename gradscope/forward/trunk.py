@@ -8,7 +8,7 @@ one node among several tensors.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch.autograd.graph import GradientEdge, Node
@@ -108,6 +108,28 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
         else:
             above[tensor] = following
     return Trunk(tuple(GradientEdge(*cut) for cut in cuts), position, above)
+
+
+def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:
+    """For each leaf (a parameter) that the target depends on, the index of the topmost cut vertex that it flows into.
+
+    The gradient from there includes every use of the leaf further down.  Cost: linear in the nodes of the graph.
+    """
+    found: dict[Vertex, int] = {}
+    for position in range(len(trunk.edges) - 1, -1, -1):
+        stop = vertex(trunk.edges[position - 1]) if position else None
+        start = trunk.edges[position].node
+        stack, seen = [start], {start}
+        while stack:
+            for parent, output_nr in stack.pop().next_functions:
+                if parent is None or (parent, output_nr) == stop or parent in seen:
+                    continue
+                seen.add(parent)
+                if (parent, output_nr) in leaves:
+                    found.setdefault((parent, output_nr), position)
+                else:
+                    stack.append(parent)
+    return found
 
 
 def _span(spans: list[int], first: int, last: int) -> None:

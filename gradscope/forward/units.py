@@ -1,4 +1,4 @@
-"""Which layers a person would name: one row a unit of the trunk.
+"""Which layers a person would name: one row per unit of the trunk.
 
 A module is *open* if it is the root, or if it is or has as a child a ``Sequential``, ``ModuleList`` or ``ModuleDict``
 and at least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of
@@ -29,10 +29,10 @@ _RESHAPES = {
 def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     """Layers of the trunk, each under the name of its unit, in execution order.
 
-    The input, the target and tensors marked with ``tap`` are always among them where they are on the trunk.
-    A tensor of two names keeps the outermost module that *made* it; one that only functional code made has the name of
-    the first unit that passed it on.  The output of an open module is no row of its own where it is but another shape
-    of a row.
+    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.
+    A tensor with two names keeps the outermost module that *made* it.  A tensor of functional code has the name of the
+    first unit that passed it on.  The output of an opened module is skipped if it is only a reshaped copy of an
+    existing row.
     """
     trunk = [layer for layer in layers if layer.on_trunk]
     tree = _Tree(layers, trunk)
@@ -74,7 +74,7 @@ class _Tree:
                     self.inside[path].add(layer.index)
 
     def outermost(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, bool]]:
-        """Paths of the modules left when every open one is opened, and of the open ones (True) after what they hold."""
+        """Paths of the modules left when every open one is opened, and of the open ones (True) after their contents."""
         for path, child in _children(module, prefix):
             is_open = path not in self.called or self.is_open(child, path, module)  # a parent whose children are called
             if is_open:
@@ -108,7 +108,7 @@ class _Tree:
 
 
 def _is_block(module: nn.Module, parent: nn.Module) -> bool:
-    """Whether a module that is no container stands in a container beside others of its class."""
+    """Whether a module other than a container stands in a container beside others of its class."""
     if isinstance(module, _CONTAINERS) or not isinstance(parent, _CONTAINERS):
         return False
     return sum(type(sibling) is type(module) for sibling in parent.children()) > 1
@@ -120,6 +120,6 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _reshapes(layer: Layer, rows: Collection[Vertex]) -> bool:
-    """Whether a layer holds the same numbers as a row, in another shape."""
+    """Whether a layer is a reshaped copy of a row."""
     node = layer.edge.node
     return node.name() in _RESHAPES and node.next_functions[0] in rows

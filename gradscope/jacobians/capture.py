@@ -1,4 +1,4 @@
-"""``capture(model, x)``: one recorded forward pass as an object to look at and to take Jacobians from."""
+"""``capture(model, data)``: one recorded forward pass as an object to inspect and to take Jacobians from."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from gradscope.backward.coupling import coupled
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import unwrap
-from gradscope.forward.recorder import record
-from gradscope.forward.replay import Rerun
+from gradscope.forward.recorder import Recording, record
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import units
 from gradscope.jacobians.description import Description, describe, remarks
@@ -21,28 +20,19 @@ from gradscope.jacobians.jacobian import Jacobian
 
 
 @dataclass(frozen=True)
-class Capture:
+class Capture(Recording):
     """One forward pass with its autograd graph, which lives as long as this object.
 
     ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
     ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
-    autograd graph.  ``uncalled``: modules whose hooks did not fire.  ``elsewhere``: names of recorded tensors that do
-    not lead to the target.  ``source_names``: where differentiation starts.  ``dropout``: modules that dropped entries.
-    ``random``: whether the pass drew random numbers.  ``picked``: which part of a structured output is measured.
-    ``rerun``: runs the same pass again.
+    autograd graph.  ``elsewhere``: names of recorded tensors that do not lead to the target.  The other fields are
+    those of the `Recording`.
     """
 
     layers: tuple[Layer, ...]
     units: tuple[Layer, ...]
     target: Layer
-    batch_size: int
-    uncalled: tuple[str, ...]
     elsewhere: tuple[str, ...]
-    source_names: tuple[str, ...]
-    dropout: tuple[str, ...]
-    random: bool
-    picked: str | None
-    rerun: Rerun = field(repr=False)
     graph: Trunk = field(repr=False)
     reached: tuple[Layer, ...] = field(repr=False)
 
@@ -58,7 +48,7 @@ class Capture:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on what the numbers rest on: statistics of normalization, random numbers, the part measured."""
+        """Sentences on what the numbers depend on: statistics of normalization, random numbers, the part measured."""
         return tuple(remarks(self.reached, random=self.random, picked=self.picked))
 
     def jacobian(self, source: str, target: str) -> Jacobian:
@@ -72,14 +62,11 @@ class Capture:
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it does not depend on it; swap them.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
-        return Jacobian(from_layer, to_layer, self.rerun)
+        return Jacobian(from_layer, to_layer, self.replay)
 
     def describe(self) -> Description:
-        """What was recorded and how it can be pulled back, and what was not seen."""
-        return describe(
-            self.reached, self.units, self.graph, self.target, remarks=self.remarks, coupled=self.coupled,
-            uncalled=self.uncalled, elsewhere=self.elsewhere, dropout=self.dropout,
-        )  # fmt: skip
+        """What was recorded, how cotangents are pulled back, and what was not recorded."""
+        return describe(self)
 
 
 def capture(
@@ -91,24 +78,33 @@ def capture(
     loss_fn: LossFunction | None = None,
     target: str | None = None,
 ) -> Capture:
-    """Run ``model`` once on ``data`` and keep its layers, trunk and graph.
+    """The recorded forward pass of ``model`` on ``data``, with its layers, trunk and graph.
 
     Arguments:
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
         layers: Which layers to keep: a glob or list of globs over names, or a callable.  Default: all.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one a sample; they become the target.
+        loss_fn: ``(output, labels) -> (B,)`` , one loss per sample; they become the target.
         target: Name of the layer that ends the trunk.  Default: the output, or the losses.
 
     Raises:
         ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
             message names the culprit and the way out.
+
+    Cost: one forward pass.
+
+    >>> import torch, gradscope as gs
+    >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(3, 4))
+    >>> [layer.name for layer in captured.units]
+    ['input', 'layers.0', 'layers.1']
+    >>> captured.jacobian("input", "layers.1").shape
+    (12, 12)
     """
     model = unwrap(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
-    end = recording.target if target is None else lookup(recording.entries, target).edge
+    end = recording.end if target is None else lookup(recording.tensors, target).edge
     try:
         graph = find_trunk(end, recording.sources)
     except ValueError as error:
@@ -122,31 +118,25 @@ def capture(
             "The model uses reentrant checkpointing, through which torch gives no gradient of inner tensors: call "
             "checkpoint(..., use_reentrant=False)."
         )
-    entries = [entry for entry in recording.entries if graph.reaches_target(entry.edge)]
+    reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
     # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
-    entries.sort(key=lambda entry: graph.order(entry.edge))
+    reaching.sort(key=lambda layer: graph.order(layer.edge))
     reached = [
-        Layer(**vars(entry), index=index, on_trunk=vertex(entry.edge) in graph.position)
-        for index, entry in enumerate(entries)
+        Layer(**(vars(layer) | {"index": index, "on_trunk": vertex(layer.edge) in graph.position}))
+        for index, layer in enumerate(reaching)
     ]
     rows = units(model, reached)
     last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
     if last is None:  # a target inside a unit
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
-    elsewhere = tuple(n for entry in recording.entries if not graph.reaches_target(entry.edge) for n in entry.origins)
+    elsewhere = tuple(n for layer in recording.tensors if not graph.reaches_target(layer.edge) for n in layer.origins)
     return Capture(
+        **vars(recording),
         layers=tuple(reached if layers is None else select(reached, layers, elsewhere)),
         units=tuple(rows),
         target=last,
-        batch_size=recording.batch_size,
-        uncalled=recording.uncalled,
         elsewhere=elsewhere,
-        source_names=recording.source_names,
-        dropout=recording.dropout,
-        random=recording.random,
-        picked=recording.picked,
-        rerun=Rerun(model, batch, forward, loss_fn, recording.source_names),
         graph=graph,
         reached=tuple(reached),
     )

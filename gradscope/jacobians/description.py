@@ -1,4 +1,4 @@
-"""What a capture saw and what it did not, for people: a frame, a printed table, and what to do about the rest."""
+"""What a capture recorded and what it missed: a frame, a printed table, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer, Origin, module_name
-from gradscope.forward.trunk import Trunk
 
 VMAP, LOOP = "vmap", "loop"
 BATCH, RUNNING = "batch", "running"
@@ -21,12 +20,12 @@ BATCH, RUNNING = "batch", "running"
 
 @dataclass(frozen=True)
 class Description:
-    """A frame, one row a recorded tensor and one a module that never fired, and sentences about the whole.
+    """A frame with one row per recorded tensor and per module that never fired, and notes about the whole.
 
     Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (a row of the default
     profile), ``fired``, ``modified`` (overwritten in place later; measured as it was before), ``batch_norm``
     ("batch" or "running": whose statistics a batch normalization used), ``dropout`` (entries were dropped),
-    ``backward`` (how a bundle of cotangents is pulled to this layer of the trunk: "vmap" at once, or in a "loop") and
+    ``backward`` (how cotangents are pulled to this layer of the trunk: all at once by "vmap", or in a "loop") and
     ``bytes`` of the tensor.
     """
 
@@ -42,23 +41,12 @@ class Description:
         return "\n".join([shown.to_string(index=False), "", *self.notes])
 
 
-def describe(
-    layers: Sequence[Layer],
-    units: Sequence[Layer],
-    graph: Trunk,
-    target: Layer,
-    *,
-    remarks: Sequence[str],
-    coupled: bool,
-    uncalled: Sequence[str],
-    elsewhere: Sequence[str],
-    dropout: Sequence[str],
-) -> Description:
-    """Describe a capture.  Cost: two cotangents pulled through the trunk."""
-    names = {layer.index: layer.name for layer in units}
-    backward = _backward(layers, graph)
+def describe(captured: Any) -> Description:
+    """The description of a `Capture`, which imports this file.  Cost: two cotangents pulled through the trunk."""
+    names = {layer.index: layer.name for layer in captured.units}
+    backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
-    for layer in layers:
+    for layer in captured.reached:
         name = names.get(layer.index, layer.name)
         made = {module_name(n) for n, origin in layer.origins.items() if origin is Origin.MADE}
         rows.append(
@@ -73,19 +61,19 @@ def describe(
                 "fired": True,
                 "modified": layer.modified,
                 "batch_norm": _batch_norm(layer),
-                "dropout": not made.isdisjoint(dropout),
+                "dropout": not made.isdisjoint(captured.dropout),
                 "backward": backward.get(layer.index),
                 "bytes": layer.size * layer.dtype.itemsize,
             }
         )
-    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in uncalled]
+    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in captured.uncalled]
     frame = pd.DataFrame(rows).astype({"batch_norm": "str", "modified": "boolean", "dropout": "boolean"})
     frame = frame.astype({"call": "Int64", "bytes": "Int64"})
-    return Description(frame, tuple(_notes(frame, target, remarks, coupled, uncalled, elsewhere)))
+    return Description(frame, tuple(_notes(frame, captured)))
 
 
 def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
-    """Sentences on what the numbers rest on."""
+    """Sentences on what the numbers depend on."""
     statistics = {_batch_norm(layer) for layer in layers}
     if BATCH in statistics:
         yield "Batch normalization used the statistics of this batch."
@@ -98,44 +86,42 @@ def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Ite
 
 
 def off_trunk(names: Sequence[str]) -> str:
-    """What is to be said of rows inside branches."""
+    """The remark about rows inside branches."""
     return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
 
 
-def _notes(
-    frame: pd.DataFrame,
-    target: Layer,
-    remarks: Sequence[str],
-    coupled: bool,
-    uncalled: Sequence[str],
-    elsewhere: Sequence[str],
-) -> list[str]:
-    """Sentences about the whole; the last ones say what was not seen and what to do."""
+def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
+    """Notes about the whole; the last ones say what was not recorded and what to do."""
     seen = frame[frame["fired"]]
     notes = [
-        f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to {target.name!r}, "
-        f"{int(seen['unit'].sum())} rows of a default profile; {int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
-        "Samples influence each other, so they are measured as one vector." if coupled else "Samples are independent.",
-        *remarks,
+        f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to "
+        f"{captured.target.name!r}, {int(seen['unit'].sum())} rows of a default profile; "
+        f"{int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
+        "Samples influence each other, so they are measured as one vector."
+        if captured.coupled
+        else "Samples are independent.",
+        *captured.remarks,
     ]
     if changed := list(seen.loc[seen["modified"], "layer"]):
         notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
     if slow := list(seen.loc[seen["backward"] == LOOP, "layer"]):
-        notes.append(f"torch pulls cotangents one by one through an operation above {_listed(slow)}: right, but slow.")
+        notes.append(
+            f"torch pulls cotangents one by one through an operation above {_listed(slow)}: correct, but slow."
+        )
     if inside := list(seen.loc[~seen["on_trunk"], "layer"]):
         notes.append(
             f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
             "is then that through this tensor alone."
         )
-    if elsewhere:
-        notes.append(f"Recorded, but the target does not depend on them: {_listed(elsewhere)}.")
-    if uncalled:
+    if captured.elsewhere:
+        notes.append(f"Recorded, but the target does not depend on them: {_listed(captured.elsewhere)}.")
+    if captured.uncalled:
         notes.append(
-            f"Never called as modules, so not seen: {_listed(uncalled)}. Not used in this pass, containers whose items "
-            "are called one by one, modules called by .forward() or used for their weights only; mark a tensor with "
-            'gs.tap(tensor, "name") to see it.'
+            f"Never called as modules, so not seen: {_listed(captured.uncalled)}. Not used in this pass, containers "
+            "whose items are called one by one, modules called by .forward() or used for their weights only; mark a "
+            'tensor with gs.tap(tensor, "name") to see it.'
         )
-    notes.append("Functional code (F.relu, +) makes no layer of its own; gs.tap marks one.")
+    notes.append("Functional code (F.relu, +) does not create a layer; mark its tensors with gs.tap.")
     return notes
 
 
@@ -147,7 +133,7 @@ def _batch_norm(layer: Layer) -> str | None:
     return BATCH if node._saved_training else RUNNING  # type: ignore[attr-defined]
 
 
-def _backward(layers: Sequence[Layer], graph: Trunk) -> dict[int, str]:
+def _backward(layers: Sequence[Layer]) -> dict[int, str]:
     """How two cotangents come to each layer of the trunk from the one above it."""
     trunk = [layer for layer in layers if layer.on_trunk]
     found = {}

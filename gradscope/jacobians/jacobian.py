@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.layers import Layer
-from gradscope.forward.replay import Rerun
-from gradscope.memory import bundle_bytes
+from gradscope.forward.replay import Replay
+from gradscope.memory import batch_bytes
 from gradscope.operators import LinearOperator
 
 
@@ -23,10 +23,10 @@ class Jacobian(LinearOperator):
 
     source: Layer
     target: Layer
-    _rerun: Rerun
+    _replay: Replay
 
-    def __init__(self, source: Layer, target: Layer, rerun: Rerun) -> None:
-        for name, value in (("source", source), ("target", target), ("_rerun", rerun)):
+    def __init__(self, source: Layer, target: Layer, replay: Replay) -> None:
+        for name, value in (("source", source), ("target", target), ("_replay", replay)):
             object.__setattr__(self, name, value)
         shape = (target.size, source.size)
         super().__init__(shape, self._forward, self._backward, target.dtype, target.device)
@@ -34,7 +34,7 @@ class Jacobian(LinearOperator):
     def dense(self) -> Tensor:
         """The matrix itself, row by row.  Cost: B d_target backward passes, vectorized."""
         rows, pull_back = [], PullBack()
-        num = max(1, bundle_bytes(self.device) // (self.target.size * self.dtype.itemsize))
+        num = max(1, batch_bytes(self.device) // (self.target.size * self.dtype.itemsize))
         for first in range(0, self.shape[0], num):
             last = min(first + num, self.shape[0])
             unit = torch.zeros(last - first, self.shape[0], dtype=self.dtype, device=self.device)
@@ -55,7 +55,7 @@ class Jacobian(LinearOperator):
         Raises:
             ValueError: The forward pass does not reproduce the target, as a model with a state of its own would.
         """
-        value = self._rerun.outputs(self.target.names, {}).get(self.target.name)
+        value = self._replay.outputs(self.target.names, {}).get(self.target.name)
         if value is None or tuple(value.shape) != self.target.shape:
             raise ValueError(
                 f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state of its own "

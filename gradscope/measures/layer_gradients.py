@@ -37,9 +37,9 @@ def layer_gradients(
     modules = dict(model.named_modules())
     owners = owned_parameters(modules)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
-    loss = next(entry for entry in recording.entries if vertex(entry.edge) == vertex(recording.target))
+    loss = next(layer for layer in recording.tensors if vertex(layer.edge) == vertex(recording.end))
     edges = {id(p): get_gradient_edge(p) for parameters in owners.values() for p in parameters}
-    reached = _reached(recording.target, {edge.node for edge in edges.values()})
+    reached = _reached(recording.end, {edge.node for edge in edges.values()})
     inputs = {key: edge for key, edge in edges.items() if edge.node in reached}
     if not inputs:
         raise ValueError("The losses depend on none of the trainable parameters; does loss_fn detach the output?")
@@ -50,7 +50,7 @@ def layer_gradients(
     with state_restored(modules), pulling():  # checkpointed layers run again
 
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
-            return flat(pull_back(recording.target, list(inputs.values()), cotangents))
+            return flat(pull_back(recording.end, list(inputs.values()), cotangents))
 
         mean = {name: g[0] for name, g in pull(torch.full_like(basis[:1], 1 / batch.size)).items()}
         groups = min(GROUPS, batch.size)

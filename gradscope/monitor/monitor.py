@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradscope import distributed
+from gradscope.backward.cotangents import Probes
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
-from gradscope.coefficients.planning import Probes
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.modules import same_draws, unwrap
 from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity

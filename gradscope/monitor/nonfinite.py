@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import eager, state_restored, tensors, unwrap, watched
+from gradscope.forward.modules import eager, hooked, state_restored, tensors, unwrap
 from gradscope.forward.trunk import Vertex, vertex
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
@@ -86,7 +86,7 @@ def first_nonfinite(
         torch.enable_grad(),
         state_restored(modules),
         eager(modules),
-        watched(modules, listener),
+        hooked(modules, listener),
     ):
         differentiable, _ = batch.differentiable()
         output = first_tensor(differentiable.run(model, forward))

@@ -72,7 +72,7 @@ def test_unknown_layer_offers_the_nearest_names():
 
 
 def test_layers_that_choose_nothing():
-    with pytest.raises(ValueError, match=r"accepted none of the recorded layers. Recorded are 'input'"):
+    with pytest.raises(ValueError, match="accepted none of the recorded layers"):
         gs.gsc(mlp(), noise(5, 6), layers=lambda layer: False)
     with pytest.raises(ValueError, match=r"layers= is an empty list"):
         gs.gsc(mlp(), noise(5, 6), layers=[])
@@ -80,9 +80,7 @@ def test_layers_that_choose_nothing():
 
 @pytest.mark.parametrize("probes", [0, -3, 2.5, True, "all"])
 def test_probes(probes):
-    with pytest.raises(
-        ValueError, match=r'probes must be a whole number >= 1, "exact", "auto" or gs\.Deflated\(rank, num\), got '
-    ):
+    with pytest.raises(ValueError, match="probes must be"):
         gs.gsc(mlp(), noise(5, 6), probes=probes)
 
 
@@ -108,7 +106,7 @@ def test_output_of_zeros():
 
 
 def test_mean_reduced_loss():
-    with pytest.raises(ValueError, match=r'one loss a sample, shape \(5,\); got \(\)\..*reduction="none"'):
+    with pytest.raises(ValueError, match=r'one loss per sample, shape \(5,\); got \(\)\..*reduction="none"'):
         gs.gsc(mlp(), (noise(5, 6), torch.zeros(5, dtype=torch.long)), loss_fn=nn.CrossEntropyLoss())
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from gradscope.memory import bundle_bytes, free_bytes, is_out_of_memory, peak_bytes
+from gradscope.memory import batch_bytes, free_bytes, is_out_of_memory, peak_bytes
 from tests.helpers import noise
 
 
@@ -95,5 +95,5 @@ def test_what_running_out_of_memory_looks_like(error, expected):
 def test_budgets():
     cpu = torch.device("cpu")
     assert free_bytes(cpu) > 1 << 20
-    assert bundle_bytes(cpu) <= bundle_bytes(torch.device("cuda"))
+    assert batch_bytes(cpu) <= batch_bytes(torch.device("cuda"))
     assert 20 * peak_bytes(cpu) <= max(free_bytes(cpu) * 1.5, 20)

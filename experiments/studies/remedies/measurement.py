@@ -28,6 +28,8 @@ NONE = "none"
 # Factor by which "wider" has fewer layers; numbers of samples for the affine fit and for LSUV.
 FEWER, NUM_FITTED, NUM_SCALED = 5, 1000, 256
 NUM_SOURCES, NUM_OUTPUTS = 10, 10
+# Random cotangents of the nonlinearity coefficient where samples are coupled; elsewhere it is exact.
+NLC_PROBES = 16
 
 
 def network(case: str, depth: int, width: int, in_features: int, *, generator: torch.Generator) -> nn.Module:
@@ -85,7 +87,8 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
     profile = gs.gsc(model, x, layers=sources, probes=num_probes, generator=generator).to_frame()
     statistics = gs.measure(model, x, measures=[SignDiversity(), LinearFitError()])
     last = statistics[statistics["index"] == statistics["index"].max()].assign(layer="last", index=0)
-    coefficient = gs.nlc(model, x, generator=generator)
+    probes = NLC_PROBES if profile["coupled"].any() else "exact"
+    coefficient = gs.nlc(model, x, probes=probes, generator=generator)
     fresh = torch.randn(NUM_FITTED, *x.shape[1:], generator=generator).to(x)
     with torch.no_grad(), torch.random.fork_rng():
         error = network_linear_fit_error(fresh.flatten(1), model(fresh))

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 import gradscope as gs
 from gradscope.backward.links import find_links
+from gradscope.forward.trunk import find_trunk
 from tests.bruteforce import gsc_log10
 from tests.helpers import noise, seeded
 
@@ -99,7 +100,7 @@ def test_bundles_equal_the_engine_alone(function, monkeypatch):
     model, x = Apply(function), noise(4, 6)
     torch.manual_seed(3)
     linked = gs.gsc(model, x, probes=12, generator=seeded(5))
-    monkeypatch.setattr("gradscope.backward.sweep.WORTHWHILE", 10**9)
+    monkeypatch.setattr("gradscope.backward.route.WORTHWHILE", 10**9)
     torch.manual_seed(3)
     engine = gs.gsc(model, x, probes=12, generator=seeded(5))
     np.testing.assert_allclose(linked.log10_values, engine.log10_values, atol=1e-12)
@@ -127,7 +128,7 @@ def test_no_links_in_other_precisions(dtype):
     x = torch.ones(4, 6, dtype=dtype, requires_grad=True)
     target = torch.autograd.graph.get_gradient_edge(model(x * 1))
     source = torch.autograd.graph.get_gradient_edge(x)
-    assert not any(find_links(gs.recording.find_trunk(target, [source])))
+    assert not any(find_links(find_trunk(target, [source])))
 
 
 @pytest.mark.parametrize("size", [1, 4 * 6 * 8 * 3, 4 * 6 * 8 * 7, 10**6])
@@ -138,7 +139,7 @@ def test_memory_that_is_used_again_is_not_mixed_up(size, monkeypatch):
         target: gs.gsc(model, x, target=target, probes="exact").log10_values[:, 0]
         for target in ("layers.0", "layers.3", "head")
     }
-    monkeypatch.setattr("gradscope.backward.sweep.bundle_bytes", lambda device: size)
+    monkeypatch.setattr("gradscope.backward.sweep.batch_bytes", lambda device: size)
     matrix = gs.gsc_matrix(model, x, probes="exact")
     for target, expected in columns.items():
         column = matrix.log10_values[:, matrix.targets.index(target)]

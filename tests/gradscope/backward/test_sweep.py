@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from gradscope.backward.sweep import Start, rescale, sweep
+from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import STRIDES, lengths, rescale, sweep
 from gradscope.models.mlp import MLP
 
 
@@ -17,9 +19,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def readings(captured: gs.Capture, cotangents: torch.Tensor, stride: int | None):
-    start = Start(len(captured.graph.edges) - 1, len(cotangents), lambda a, b: cotangents[a:b].clone(), 10_000)
-    rows = captured.units[:-1]
-    return sweep(captured.graph, rows, [start], batch_size=captured.batch_size, strides=[stride])
+    start = Cotangents(captured.target, len(cotangents), 0, lambda a, b: cotangents[a:b].clone())
+    route = TrunkRoute(captured.graph, captured.units[:-1])
+    return sweep(route, [start], lengths(captured.batch_size), strides=[stride])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,7 +36,48 @@ def test_scaled_and_unscaled_sweeps_are_bit_equal(norm, dtype):
         scaled = readings(captured, cotangents, every)
         assert (scaled[0].exponents != plain[0].exponents).any()
         for a, b in zip(plain, scaled, strict=True):
-            np.testing.assert_array_equal(*(np.ldexp(r.norms, r.exponents[:, None]) for r in (a, b)))
+            np.testing.assert_array_equal(*(np.ldexp(r.values, r.exponents[:, None]) for r in (a, b)))
+
+
+class Slope(nn.Module):
+    """Maps ones to ones, with a slope of its own."""
+
+    def __init__(self, slope: float):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x):
+        return x * self.slope + (1 - self.slope)
+
+
+@pytest.mark.parametrize("power", [4, -4])
+def test_a_sweep_that_leaves_the_range_is_repeated_with_a_shorter_stride(power):
+    depth = 60  # 2^(+-240) is beyond float32
+    captured = gs.capture(nn.Sequential(*(Slope(2.0**power) for _ in range(depth))), torch.ones(2, 3))
+    assert len(captured.graph.edges) < STRIDES[0]
+    ones = Cotangents(captured.target, 1, 1, lambda a, b: torch.ones(1, 2, 3))
+    gaps = []
+
+    class Spy(TrunkRoute):
+        def cross(self, upper, lower, cotangents, read):
+            gaps.append(upper - lower)
+            return super().cross(upper, lower, cotangents, read)
+
+    def log2_lengths(**options):
+        gaps.clear()
+        found = sweep(Spy(captured.graph, captured.units[:-1]), [ones], lengths(), **options)
+        with np.errstate(divide="ignore"):
+            return [np.log2(r.values[0, 0] / math.sqrt(6)) + r.exponents[0] for r in found]
+
+    expected = [power * (depth - row) for row in range(depth)]
+    assert log2_lengths() == pytest.approx(expected, abs=1e-5)
+    assert gaps[0] > 8 >= max(gaps[1:])
+    # Without the repetition the numbers are wrong, or an error.
+    try:
+        wrong = log2_lengths(strides=STRIDES[:1])
+    except FloatingPointError:
+        return
+    assert wrong != pytest.approx(expected, abs=1e-5)
 
 
 def test_one_scale_serves_all_samples_of_a_cotangent():

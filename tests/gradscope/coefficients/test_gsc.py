@@ -223,7 +223,7 @@ def test_matrix_refuses_a_layer_inside_a_branch():
 def test_bundles_of_any_size_give_the_same_numbers(monkeypatch):
     model, x = mlp(norm="batch"), noise(8, 12)
     whole = gs.gsc_matrix(model, x, probes=5)
-    monkeypatch.setattr("gradscope.backward.sweep.bundle_bytes", lambda device: 3 * 8 * 12 * 8)
+    monkeypatch.setattr("gradscope.backward.sweep.batch_bytes", lambda device: 3 * 8 * 12 * 8)
     pieces = gs.gsc_matrix(model, x, probes=5)
     np.testing.assert_allclose(pieces.log10_values, whole.log10_values, atol=1e-12)
 

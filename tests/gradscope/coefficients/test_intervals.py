@@ -8,8 +8,6 @@ import gradscope as gs
 from gradscope.backward.subspace import find_subspaces
 from gradscope.coefficients.intervals import probe_interval, sample_margin
 from gradscope.coefficients.reductions import Gain, Length, Tally
-from gradscope.forward.inputs import as_batch
-from gradscope.forward.replay import Rerun
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
 from tests.helpers import seeded
@@ -59,10 +57,9 @@ def test_coverage_with_few_and_many_probes(network):
     model, shape, names = networks()[network]
     x = torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
     captured = gs.capture(model, x)
-    rerun = Rerun(model, as_batch(x, forward=None, loss_fn=None), None, None, captured.source_names)
     target = captured.target
     (subspace,) = find_subspaces(
-        rerun, {target.name: target.shape}, 3, coupled=captured.coupled, generator=seeded(2)
+        captured.replay, {target.name: target.shape}, 3, coupled=captured.coupled, generator=seeded(2)
     ).values()
     q = subspace.reshape(3, 1 if captured.coupled else shape[0], -1).transpose(0, 1).numpy()
     rng = np.random.default_rng(0)

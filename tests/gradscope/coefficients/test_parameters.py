@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
+from gradscope.coefficients.growth import fit_growth
 from tests.helpers import noise
 
 
@@ -79,7 +80,7 @@ def test_exact_against_brute_force(name):
     make, x = MODELS[name]
     torch.manual_seed(1)
     model = make().double()
-    frame = gs.parameter_gsc(model, x, probes="exact")
+    frame = gs.parameter_gsc(model, x, probes="exact").to_frame()
     values = frame.set_index(["quantity", "layer"])["value"]
     owners = list(dict.fromkeys(frame["layer"]))
     assert "frozen" not in owners
@@ -92,8 +93,8 @@ def test_exact_against_brute_force(name):
 def test_probes_agree_within_their_errors():
     torch.manual_seed(1)
     model, x = Branched().double(), noise(16, 5)
-    exact = gs.parameter_gsc(model, x, probes="exact")
-    probed = gs.parameter_gsc(model, x, probes=400)
+    exact = gs.parameter_gsc(model, x, probes="exact").to_frame()
+    probed = gs.parameter_gsc(model, x, probes=400).to_frame()
     live = exact["value"] > 0
     z = (probed["log10_value"] - exact["log10_value"])[live] / probed["log10_stderr_probe"][live]
     assert z.abs().max() < 4 and z.abs().max() > 0
@@ -104,7 +105,7 @@ def test_a_linear_layer_in_closed_form():
     # f = W x with orthonormal W: |T|_F^2 = d |X|^2, so GSC = d |X|^2 / (d d') * |W|^2 / |X|^2 = 1.
     model = nn.Linear(4, 4, bias=False).double()
     nn.init.orthogonal_(model.weight)
-    frame = gs.parameter_gsc(model, noise(3, 4), probes="exact")
+    frame = gs.parameter_gsc(model, noise(3, 4), probes="exact").to_frame()
     assert frame["layer"].iloc[0] == "Linear"
     assert frame["value"].iloc[0] == pytest.approx(1, rel=1e-12)
 
@@ -121,7 +122,8 @@ def test_no_overflow_at_any_depth(a):
             return a * x + self.bias
 
     depth = 2000
-    frame = gs.parameter_gsc(nn.Sequential(*(Layer() for _ in range(depth))), torch.ones(2, 1), probes="exact")
+    model = nn.Sequential(*(Layer() for _ in range(depth)))
+    frame = gs.parameter_gsc(model, torch.ones(2, 1), probes="exact").to_frame()
     gsc = frame[frame["quantity"] == "parameter_gsc"]["log10_value"].to_numpy()
     slope = 2 * math.log10(a) * np.arange(depth)[::-1]
     np.testing.assert_allclose(gsc, slope + 2 * math.log10(abs(1 - a)), atol=1e-6 * abs(slope).max() + 1e-12)
@@ -134,15 +136,41 @@ def test_with_a_loss_and_a_target_inside():
     def losses(output, labels):
         return functional.cross_entropy(output, labels, reduction="none")
 
-    frame = gs.parameter_gsc(model, (x, y), loss_fn=losses, probes="exact")
+    frame = gs.parameter_gsc(model, (x, y), loss_fn=losses, probes="exact").to_frame()
     assert set(frame["target"]) == {"loss"}
-    inside = gs.parameter_gsc(model, x, target="norm", probes="exact").set_index(["quantity", "layer"])["value"]
+    inside = (
+        gs.parameter_gsc(model, x, target="norm", probes="exact").to_frame().set_index(["quantity", "layer"])["value"]
+    )
     assert inside["parameter_gsc", "last"] == 0 < inside["parameter_gsc", "first"]
+
+
+def test_the_result_is_a_profile_of_modules_without_the_target():
+    model = gs.models.MLP(depth=12, width=8, activation="selu", generator=torch.Generator().manual_seed(0)).double()
+    exact = gs.parameter_gsc(model, noise(6, 8), probes="exact")
+    assert len(exact.layers) == 12 and exact.target == "layers.11" and exact.target not in exact.layers
+    values = exact.log10_values[:, 0]
+    expected = fit_growth(values, np.arange(12, 0, -1))
+    assert exact.growth() == expected
+    np.testing.assert_array_equal(exact.interval()[0], exact.log10_values)
+    probed = gs.parameter_gsc(model, noise(6, 8), probes=64)
+    low, high = probed.interval()
+    assert ((low < exact.log10_values) & (exact.log10_values < high)).mean() > 0.8
+    assert probed.relative_error > 0 == exact.relative_error
+
+
+def test_running_out_of_memory_and_links_change_no_number(monkeypatch):
+    """The promises of the one sweep hold for parameters, too."""
+    model = gs.models.MLP(depth=4, width=8, activation="tanh", generator=torch.Generator().manual_seed(0)).double()
+    whole = gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values
+    monkeypatch.setattr("gradscope.backward.sweep.batch_bytes", lambda device: 1)
+    np.testing.assert_allclose(gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values, whole, atol=1e-12)
+    monkeypatch.setattr("gradscope.backward.route.WORTHWHILE", 10**9)
+    np.testing.assert_allclose(gs.parameter_gsc(model, noise(3, 8), probes="exact").log10_values, whole, atol=1e-12)
 
 
 def test_refusals():
     model = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match=r'probes must be a whole number >= 1, "exact" or "auto", got 0'):
+    with pytest.raises(ValueError, match="probes must be"):
         gs.parameter_gsc(model, torch.randn(2, 3), probes=0)
     with pytest.raises(ValueError, match=r"No parameter of the model requires a gradient.*requires_grad_\(\)"):
         gs.parameter_gsc(model.requires_grad_(False), torch.randn(2, 3))

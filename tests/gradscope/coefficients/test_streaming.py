@@ -58,6 +58,15 @@ def test_coupled_batches_are_counted_as_such():
     assert stream.coupled
 
 
+def test_the_interval_of_a_coupled_stream_counts_batches_not_samples():
+    model = mlp(norm="batch", activation="relu")
+    stream = gs.gsc(model, list(noise(24, 6).split(6)), probes="exact")
+    low, high = stream.interval(0.95)
+    # Four batches: Student's t with 3 degrees of freedom, 3.182446, not with the 23 of 24 samples, 2.069.
+    expected = 3.182446 * stream.log10_stderr_sample[:-1]
+    np.testing.assert_allclose(((high - low) / 2)[:-1], expected, rtol=1e-6)
+
+
 def test_a_loader_with_labels():
     x = noise(12, 6)
     loader = DataLoader(TensorDataset(x, torch.arange(12) % 3), batch_size=5)
@@ -132,6 +141,21 @@ def test_budgets_out_of_range():
         gs.gsc(mlp(), [noise(8, 6)], max_seconds=-1)
 
 
+@pytest.mark.parametrize("measure", [gs.gsc, gs.gsc_matrix])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"probes": 4, "rtol": 0.1}, "rtol"),
+        ({"probes": "exact", "rtol": 0.1}, "rtol"),
+        ({"max_samples": 5}, "max_samples"),
+        ({"max_seconds": 5.0}, "max_seconds"),
+    ],
+)
+def test_arguments_that_a_single_batch_would_ignore(measure, options, name):
+    with pytest.raises(ValueError, match=name):
+        measure(mlp(), noise(8, 6), **options)
+
+
 @pytest.mark.parametrize("empty", [[], iter(()), DataLoader(TensorDataset(torch.empty(0, 6)))], ids=type)
 def test_a_stream_of_nothing(empty):
     with pytest.raises(ValueError, match=r"data yields no batch: an exhausted iterator, or an empty loader\?"):
@@ -176,7 +200,7 @@ RANK = """
 import pickle, sys
 import torch, torch.distributed as dist
 import gradscope as gs
-from tests.test_streaming import mlp
+from tests.gradscope.coefficients.test_streaming import mlp
 from tests.helpers import noise
 torch.set_num_threads(1)
 rank = int(sys.argv[1])

