@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python $(PIP) --constraint constraints.txt
 PYTEST := -m pytest --numprocesses auto
 CORE := tests/gradscope/forward tests/gradscope/backward tests/gradscope/jacobians tests/gradscope/coefficients
 
-.PHONY: demo test lint bench setup test-lowest test-python312 clean
+.PHONY: demo test lint bench setup test-lowest clean
 
 demo: .venv/.project
 	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo "seed=range($(DEMO_SEEDS))"
@@ -45,30 +45,18 @@ setup: .venv/.development
 	$(INSTALL) --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers]"
 	@touch $@
 
-# The core tests with other versions, in environments of their own.  On Linux with x86-64 processors torch brings CUDA:
-# each environment takes 5 GB.
+# The core tests with the lowest versions that pyproject.toml allows, on Python 3.12 where there is one.  On Linux with
+# x86-64 processors torch brings CUDA: the environment takes 5 GB.
+PYTHON312 := $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || \
+	ls $$(pyenv root 2>/dev/null)/versions/3.12.*/bin/python3.12 2>/dev/null | tail -1)
+
 test-lowest: .venv-lowest/.done
 	@OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(CORE)
 
 .venv-lowest/.done: pyproject.toml constraints-lowest.txt
-	$(PYTHON) -m venv .venv-lowest
+	$(or $(PYTHON312),$(PYTHON)) -m venv .venv-lowest
 	.venv-lowest/bin/python $(PIP) --no-cache-dir --constraint constraints-lowest.txt --editable ".[test]"
 	@touch $@
 
-# Python 3.12 from the PATH, else the newest that pyenv has.
-PYTHON312 ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || \
-	ls $$(pyenv root 2>/dev/null)/versions/3.12.*/bin/python3.12 2>/dev/null | tail -1)
-
-test-python312:
-	@if [ -z "$(PYTHON312)" ]; then echo "test-python312 skipped: found no Python 3.12, neither on the PATH nor in pyenv"; \
-	else $(MAKE) --no-print-directory .venv-python312/.done && \
-	OMP_NUM_THREADS=1 .venv-python312/bin/python $(PYTEST) $(CORE); fi
-
-.venv-python312/.done: pyproject.toml constraints.txt
-	$(PYTHON312) -m venv .venv-python312
-	grep -v '^torch' constraints.txt > .venv-python312/constraints.txt
-	.venv-python312/bin/python $(PIP) --no-cache-dir --constraint .venv-python312/constraints.txt --editable ".[test]" torch==2.11.0
-	@touch $@
-
 clean:
-	rm -rf .venv .venv-lowest .venv-python312 build *.egg-info
+	rm -rf .venv .venv-lowest build *.egg-info
