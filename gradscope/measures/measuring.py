@@ -158,15 +158,14 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
 def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFrame:
     """One frame of all measures, one after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
-    index = np.array([layer + 1 for _, layer, _, _ in rows])
-    signed = [getattr(m, "signed", False) for m, *_ in rows]
-    values = [value for *_, value in rows]
+    used, places, names, values = zip(*rows, strict=True)
+    index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]
     return frames.tidy(
         {
-            "layer": [name for _, _, name, _ in rows],
+            "layer": names,
             "index": index,
             "depth_from_output": len(found) - index,
-            "quantity": [m.quantity for m, *_ in rows],
+            "quantity": [m.quantity for m in used],
             "value": [value.value for value in values],
             "log10_value": [np.nan if s else v.log10_value for s, v in zip(signed, values, strict=True)],
             "log10_stderr_probe": 0.0,
