@@ -98,16 +98,12 @@ class Comparison:
         deviation, outlier = self.first_deviation, self.first_weight_outlier
         if deviation is not None:
             at = self.layers.index(deviation)
-            lines.append(
-                f"first layer that deviates: {deviation} (length z = {self.z_length[at]:.1f}, growth z = "
-                f"{self.z_growth[at]:.1f})"
-            )
+            z = f"length z = {self.z_length[at]:.1f}, growth z = {self.z_growth[at]:.1f}"
+            lines.append(f"first layer that deviates: {deviation} ({z})")
         if outlier is not None:
             at = self.layers.index(outlier)
-            lines.append(
-                f"first layer with weights of another variance: {outlier} ({self.weight_variances[at]:.3g}, nominal "
-                f"{self.nominal[at]:.3g}, z = {self.z_weight[at]:.1f})"
-            )
+            found = f"{self.weight_variances[at]:.3g}, nominal {self.nominal[at]:.3g}, z = {self.z_weight[at]:.1f}"
+            lines.append(f"first layer with weights of another variance: {outlier} ({found})")
         if deviation is None and outlier is None:
             lines.append("no layer deviates from theory")
         return "\n".join(lines)

@@ -153,7 +153,7 @@ class _Reader:
         spec = LayerSpec.of(activation, *_variances(linear), norm)
         if found.on_trunk:
             self.current = value
-            name_of_f = self.title(last)
+            name_of_f = next(self.titles.get(leaf.index, last) for leaf, other, _ in self.leaves if other == last)
         else:
             out = self.linear(place, value)
             name_of_f, skip = self.block(place, before)
@@ -217,11 +217,6 @@ class _Reader:
         self.same(skip * before + branch, after.name, "the sum of a skip connection and a branch")
         self.current = total
         return self.titles.get(after.index, after.name), round(skip, 6)
-
-    def title(self, name: str) -> str:
-        """Return the name under which a profile lists the output of a leaf."""
-        index = next(layer.index for layer, other, _ in self.leaves if other == name)
-        return self.titles.get(index, name)
 
     def same(self, value: Tensor, name: str, what: str) -> None:
         """Raise UnreadableError if the recorded tensor is not ``value``."""

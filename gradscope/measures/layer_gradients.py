@@ -14,8 +14,7 @@ from gradscope.forward.trunk import vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
 
-# Groups of samples for the jackknife of unit gradients.
-GROUPS = 8
+GROUPS = 8  # of samples, for the jackknife of unit gradients
 
 
 def layer_gradients(

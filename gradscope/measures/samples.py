@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gradscope.estimates import Estimate
 
-# Number of groups of a delete-a-group jackknife; its error has about GROUPS - 1 degrees of freedom.
-GROUPS = 20
+GROUPS = 20  # of a delete-a-group jackknife, whose error has about GROUPS - 1 degrees of freedom
 
 
 @dataclass(frozen=True)
