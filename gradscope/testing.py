@@ -88,7 +88,7 @@ def assert_no_collapse(
         most: Largest mean cosine; at 1 all samples point in one direction.  Collapse of the data themselves is allowed.
 
     Raises:
-        AssertionError: A layer collapses; the message names the first one and shows all cosines.
+        AssertionError: A layer collapses; the message names the first one and shows the cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch
