@@ -19,7 +19,7 @@ __all__ = ["STUDY", "measure"]
 
 def claims(collected: Collected) -> list[Claim]:
     """For each network: steadiness within tolerance, any dependence on size, and the limit of infinite width."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     return [
         *(_steady(network, size, rates) for size in SIZES for network, rates in found.items()),
         *(_dependent(network, size, found) for size in SIZES for network in found),
@@ -67,7 +67,7 @@ def _limit(network: str, rates: Rates) -> Claim:
 
 def answer(collected: Collected) -> str:
     """The network of the question in three sentences."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     rates = found["selu"]
     steady = told(
         {size: rates.within_tolerance(size) for size in SIZES},
@@ -88,7 +88,7 @@ def answer(collected: Collected) -> str:
 
 def details(collected: Collected) -> str:
     """The seeds after the first look, the other networks, and a table of all."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         words = [

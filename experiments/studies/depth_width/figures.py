@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, errorbars, geometric_mean, mean
-from experiments.studies.depth_width.measurement import NETWORKS, TOLERANCE
+from experiments.studies.depth_width.measurement import TOLERANCE
 from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """Rates of all sizes, their deviations from mean field, and two networks layer by layer."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     return {"rates": rates(found), "width": deviations(found), "profiles": profiles(collected.frame)}
 
 
