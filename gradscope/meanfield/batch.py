@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.maps import mean_moment, second_moment, slope_moment
 from gradscope.meanfield.quadrature import sphere_pair_nodes
 
@@ -47,7 +47,7 @@ class BatchMoments:
         return self.inflation * self.centred / (self.square - self.product)
 
 
-def batch_moments(activation: str | Function | Activation, batch_size: float) -> BatchMoments:
+def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments:
     """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradscope.choices import check_choice
-from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.batch import batch_moments
 from gradscope.meanfield.maps import SHORT, MeanField, second_moment, slope_moment
 
@@ -16,7 +16,7 @@ STANDARD_VARIANCE = {"relu": 2.0, "leaky_relu": 2.0, "elu": 2.0, "gelu": 2.0, "s
 
 
 def gsc_rate(
-    activation: str | Function | Activation,
+    activation: ActivationLike,
     norm: str = "none",
     batch_size: float | None = None,
     q: float | None = None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.meanfield.activations import ActivationLike, as_activation
 from gradscope.meanfield.maps import MeanField, mean_moment, second_moment, slope_moment
 from gradscope.meanfield.quadrature import gaussian
 
 
-def elementwise_nlc(activation: str | Function | Activation, q: float = 1.0) -> float:
+def elementwise_nlc(activation: ActivationLike, q: float = 1.0) -> float:
     """The NLC of an activation applied to independent entries N(0, q): sqrt(q E[phi'^2] / Var[phi]).
 
     >>> round(elementwise_nlc("relu"), 4), round(elementwise_nlc("linear"), 4)
@@ -41,14 +41,13 @@ def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float 
         h_cov = layer.weight_variance * cov + layer.bias_variance
         product *= layer.weight_variance * float(slope_moment(layer.activation, h)) / layer.keep
         p = float(layer.mean_square(h))
-        unit = MeanField(layer.activation, 1.0)
-        cov = unit.covariance(h, min(h_cov / h, 1.0))
+        cov = MeanField(layer.activation, 1.0).covariance(h, min(h_cov / h, 1.0))
     if p - cov <= 1e-13 * p:
         raise ValueError(f"After {len(layers)} layers all samples coincide up to rounding, so NLC is infinite.")
     return math.sqrt(product * spread / (p - cov))
 
 
-def log_gradient_variance(activation: str | Function | Activation, width: float, q: float = 1.0) -> float:
+def log_gradient_variance(activation: ActivationLike, width: float, q: float = 1.0) -> float:
     """The variance that one layer of width n adds to ln |J^T v|^2, over Gaussian weights, for a fixed cotangent v.
 
     To first order in 1 / n it is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  The
