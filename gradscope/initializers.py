@@ -59,7 +59,6 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
     """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
 
     It is a compromise between 1 / fan_in, which keeps signals, and 1 / fan_out, which keeps gradients.
-
     Reference: Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
 
     >>> round(700 * float(xavier(torch.empty(500, 200), generator=torch.Generator().manual_seed(0)).var()), 2)

@@ -32,15 +32,10 @@ def qm_norm(
     It is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
 
     Arguments:
-        a: Tensor or array (..., m, n), or a `LinearOperator`.
-        probes: For an operator, the number of random directions (default 32), or "exact".
+        a: Tensor or array (..., m, n), for exact norms as a float64 tensor (...); or a `LinearOperator`, for an
+            `Estimate` whose square is unbiased.
+        probes: For an operator, the number of random directions (default 32), or "exact" for min(m, n) products.
         generator: Source of the random directions of an operator.
-
-    Returns:
-        For a tensor, the exact norms as a float64 tensor (...).  For an operator, an `Estimate` whose square is
-        unbiased.
-
-    Cost: for an operator ``probes`` products, or min(m, n) products if exact.
 
     Raises:
         ValueError: ``a`` has fewer than two dimensions or is empty, ``probes`` is not a positive integer or "exact",

@@ -8,8 +8,8 @@ then grows backward through the layer by
     sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]    if gradients sum to zero over the batch,
     sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]                if they are independent (in the last layer).
 
-Here s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
-The derivation follows Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
+s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
+See Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
 """
 
 from __future__ import annotations

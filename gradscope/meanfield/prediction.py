@@ -160,10 +160,7 @@ def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool)
 
 
 def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
-    """E min(P, B - P) / B for P positive of B samples N(m, own) of a neuron with m ~ N(0, shared).
-
-    Given m, P is binomial, and the expectation is summed over its distribution.
-    """
+    """E min(P, B - P) / B for P positive of B samples N(m, own) with m ~ N(0, shared); given m, P is binomial."""
     if own <= 0:
         return 0.0
     counts = np.arange(batch_size + 1)
@@ -185,10 +182,9 @@ def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
 
 
 def _centred_sign_diversity(batch_size: int) -> float:
-    """E min(P, B - P) / B for samples that sum to zero, to first order in 1 / B.
+    """E min(P, B - P) / B for samples that sum to zero, to first order in 1 / B, where P is nearly normal.
 
-    Their signs have correlation (2 / pi) arcsin(-1 / (B - 1)), which gives the variance of P.  P is nearly normal, so
-    E min(P, B - P) = B / 2 - sqrt(2 Var[P] / pi).
+    Signs have correlation (2 / pi) arcsin(-1 / (B - 1)), and E min(P, B - P) = B / 2 - sqrt(2 Var[P] / pi).
     """
     signs = 2 / math.pi * math.asin(-1 / (batch_size - 1))
     variance = batch_size / 4 * (1 + (batch_size - 1) * signs)
@@ -196,16 +192,9 @@ def _centred_sign_diversity(batch_size: int) -> float:
 
 
 def predict_mlp(
-    activation: ActivationLike,
-    depth: int,
-    *,
-    batch_size: int,
-    norm: str = "none",
-    weight_variance: float = 1.0,
-    bias_variance: float = 0.0,
-    mean_square: float = 1.0,
-    correlation: float = 0.0,
-) -> Prediction:
+    activation: ActivationLike, depth: int, *, batch_size: int, norm: str = "none", weight_variance: float = 1.0,
+    bias_variance: float = 0.0, mean_square: float = 1.0, correlation: float = 0.0,
+) -> Prediction:  # fmt: skip
     """The `Prediction` for ``depth`` equal layers; arguments as in `LayerSpec` and `predict`.
 
     >>> predict_mlp("tanh", 3, batch_size=50).log10_gsc.round(4)

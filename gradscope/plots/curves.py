@@ -76,7 +76,6 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
     Arguments:
         predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
         keys: The columns that determine the color and, if there is a second, the shape of the markers.
-        ax: The Axes of `profile`.
         hue_order: All values of the first key in the order of `profile`; by default those of ``predicted``.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
@@ -157,12 +156,9 @@ def statistic(
 def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Axes with the growth rate of each network, its 95 % interval and its verdict.
 
-    Crosses are theory.  The vertical line is rate 1, where coefficients neither grow nor shrink.
-
-    Arguments:
-        growth: One row per network, from top to bottom, with columns ``network``, ``theory`` (may be null), and
-            ``rate``, ``rate_low``, ``rate_high`` and ``verdict`` of `gradscope.Growth`.
-        ax: Where to draw; a new figure by default.
+    Crosses are theory.  The vertical line is rate 1, where coefficients neither grow nor shrink.  ``growth`` has one
+    row per network, from top to bottom, with columns ``network``, ``theory`` (may be null), and ``rate``, ``rate_low``,
+    ``rate_high`` and ``verdict`` of `gradscope.Growth`.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
     >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))

@@ -31,9 +31,7 @@ def evolution(
     Arguments:
         frame: Records of a monitor.
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
-        limits: Ends of the color scale, for panels that share one; by default from the data (for GSC symmetric).
-        colorbar: Whether to draw a color bar.
-        ax: Where to draw; a new figure by default.
+        limits, colorbar, ax: As in `gradscope.plots.matrix`; limits are symmetric by default for GSC only.
 
     Raises:
         ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
@@ -65,8 +63,8 @@ def evolution(
 def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
-    Lines are means, and bands one standard deviation, over the runs in which GSC is not zero.  The legend counts the
-    layers where it is zero in some run.
+    Lines are means over the runs in which GSC is not zero; bands are one standard deviation.  The legend counts the
+    layers where GSC is zero in some run.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
     >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
