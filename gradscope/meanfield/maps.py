@@ -111,12 +111,12 @@ class MeanField:
                     f"Lengths grow without bound for {self.activation.name} at weight_variance="
                     f"{self.weight_variance:g}, so there is no fixed point. Lower the weight variance."
                 )
-            low, high = max(start, grid[beyond - 1]), grid[beyond]
+            low, high = max(start, float(grid[beyond - 1])), float(grid[beyond])
         else:
             below = next((n for n in range(here - 1, -1, -1) if excess[n] >= 0), None)
             if below is None:
                 return 0.0
-            low, high = grid[below], min(start, grid[below + 1])
+            low, high = float(grid[below]), min(start, float(grid[below + 1]))
         return math.exp(brentq(growth, math.log(low), math.log(high), xtol=1e-15, rtol=1e-14))
 
     def fixed_correlation(self, q: float | None = None) -> float:

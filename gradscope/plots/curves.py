@@ -86,7 +86,7 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
     order = list(hue_order) or list(predicted[keys[0]].unique())
     colors = dict(zip(order, sns.color_palette("colorblind", len(order)), strict=True))
     shapes: dict[str, str] = {}
-    thin = {"linewidth": 0.6, "markersize": 5, "markerfacecolor": "none"}
+    thin: dict[str, Any] = {"linewidth": 0.6, "markersize": 5, "markerfacecolor": "none"}
     for _, rows in predicted.groupby(list(keys), sort=False, observed=True):
         style = str(rows[keys[1]].iloc[0]) if keys[1:] else "none"
         label = "mean field" if style == "none" else f"mean field, {style}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -31,13 +33,13 @@ def phase_diagram(
     ax = axes(ax, (6.4, 4.6))
     scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
     limit = float(np.nanmax(np.abs(scale)))
-    colors = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    colors: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
     shown = ax.pcolormesh(weight_variances, bias_variances, np.log10(chi_1).T, shading="gouraud", **colors)
     lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
     ax.clabel(lines, fmt={1.0: r"$\chi_1 = 1$"}, fontsize=9)
     if points is not None:
         w, b, rates = (points[name] for name in ("weight_variance", "bias_variance", "rate"))
-        edge = {"edgecolor": "black", "linewidth": 0.8, "zorder": 3, "clip_on": False}
+        edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.8, "zorder": 3, "clip_on": False}
         ax.scatter(w, b, c=np.log10(rates), s=60, **colors, **edge)
         for x, y, rate in zip(w, b, rates, strict=True):
             ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)

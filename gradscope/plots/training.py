@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,7 +118,7 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
     for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
         # In a line with gaps every point has a marker, so that a number between two zeros is visible.
         places = 1 if layer in zero else ((len(values) - 1) % step, step)
-        shape = {"marker": marker, "markersize": 5, "markevery": places}
+        shape: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": places}
         ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4, **shape)
     ax.set_yscale("log")
     ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
