@@ -87,7 +87,7 @@ def matrix(
             if np.isfinite(value):
                 strong = abs(value - (low + high) / 2) > 0.3 * (high - low)
                 ax.text(
-                    centers[column], centers[row], f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
+                    column + 0.5, row + 0.5, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
                     fontsize=7, color="white" if strong else "0.15",
                 )  # fmt: skip
     if colorbar:
