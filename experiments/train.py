@@ -57,11 +57,7 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
-    """Training images, and images to test on: the test set, or ``holdout`` of the training images.
-
-    Raises:
-        ValueError: The data has no labels.
-    """
+    """Training images, and images to test on: the test set, or ``holdout`` of the training images."""
     if cfg.data._target_ not in SETS:
         raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
     make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
@@ -74,11 +70,7 @@ def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
 def monitor_of(
     cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
 ) -> gs.Monitor | None:
-    """The monitor, on the first images of the test set; None if ``monitor.every`` is null.
-
-    Raises:
-        ValueError: ``monitor.batch_size`` is less than one, or larger than the test set.
-    """
+    """The monitor, on the first images of the test set; None if ``monitor.every`` is null."""
     if cfg.monitor.every is None:
         return None
     options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
@@ -91,11 +83,7 @@ def monitor_of(
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
-    """The model on the device.  Numbers of inputs and outputs that are null are those of the data.
-
-    Raises:
-        ValueError: The model has fewer outputs than there are classes.
-    """
+    """The model on the device.  Numbers of inputs and outputs that are null are those of the data."""
     classes = int(learned.labels.max()) + 1
     needed = {"in_features": learned.images[0].numel(), "out_features": classes}
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
@@ -114,10 +102,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
 def train(
     cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
 ) -> list[Record]:
-    """Train one network and return its records; ``metrics`` and ``monitor`` go to its folder as JSON lines and Parquet.
-
-    The run resumes from the last checkpoint in the folder.  ``resume=none`` and ``rerun=true`` remove it first.
-    """
+    """Train one network from its last checkpoint, if it has one; returns its records, which also go to the folder."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):

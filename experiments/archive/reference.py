@@ -1,8 +1,7 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
-``data.csv`` holds the columns that vary from row to row.  Columns that are constant, or constant for each model, are in
-``manifest.json``.  ``value`` is computed from ``log10_value`` if there is one.  ``metrics.csv`` holds the records of
-training, if networks were trained.
+``data.csv`` holds the columns that vary from row to row; those constant for the study or for a model are in
+``manifest.json``.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds the records of training.
 """
 
 from __future__ import annotations
