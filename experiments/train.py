@@ -62,9 +62,8 @@ def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
         raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
     make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
     sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
-    if cfg.memory_map is None:
-        return sets[0].to(device), sets[1].to(device)
-    return sets[0].mapped(Path(cfg.memory_map), device), sets[1].to(device)
+    learned = sets[0].to(device) if cfg.memory_map is None else sets[0].mapped(Path(cfg.memory_map), device)
+    return learned, sets[1].to(device)
 
 
 def monitor_of(

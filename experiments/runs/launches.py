@@ -44,11 +44,7 @@ def new(sweep: Path, config: DictConfig) -> Path:
 
 
 def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
-    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration.
-
-    Raises:
-        SystemExit: The folder of the sweep cannot be written.
-    """
+    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration."""
     try:
         write_json(sweep / LAUNCHES / f"{launch.stem}.plan.json", {"runs": runs})
         launch.parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +119,7 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
 
 @cache
 def follow() -> None:
-    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run.
-
-    Starts a thread, once per process; does nothing in the launching process.
-    """
+    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run."""
     launch = current()
     if launch is None or launcher(launch) == os.getpid():
         return

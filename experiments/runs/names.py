@@ -37,9 +37,6 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
     The readable part comes from the first command that ran this configuration in the sweep.  Names have at most 120
     ASCII characters, and no two differ in case only; the longest values are cut if necessary.
-
-    Raises:
-        ValueError: The sweep has a name that means something else, or ``on_error`` another value.
     """
     check(cfg)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep

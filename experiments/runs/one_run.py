@@ -56,8 +56,9 @@ def run_once(
         if launches.stopped():
             return None
     again = alone or cfg.rerun
-    if not again and outcomes.is_done(folder):
-        return _skipped(folder)
+    if not again and (status := outcomes.finished(folder)) is not None:
+        launches.note(folder, SKIPPED)
+        return status.value
     _freeze_loaded_objects()
     with contextlib.ExitStack() as held:
         try:
@@ -75,8 +76,9 @@ def run_once(
                 raise RuntimeError(f"Another process works on the run {folder}; wait for it.")
             launches.note(folder, RUNNING)
             return None
-        if not again and outcomes.is_done(folder):  # by the process that had locked it until now
-            return _skipped(folder)
+        if not again and (status := outcomes.finished(folder)) is not None:  # by the last owner
+            launches.note(folder, SKIPPED)
+            return status.value
         return _executed(cfg, folder, tuple(overrides), work, alone)
 
 
@@ -121,9 +123,3 @@ def _freeze_loaded_objects() -> None:
     """Exclude the objects of torch, pandas and Hydra from garbage collection, which would visit them in 0.1 s."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries warn about what was never collected
-
-
-def _skipped(folder: Path) -> float | None:
-    status = Status.read(folder)
-    launches.note(folder, SKIPPED)
-    return None if status is None else status.value

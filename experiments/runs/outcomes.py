@@ -22,10 +22,8 @@ DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half d
 SKIPPED = "skipped"
 
 STATUS, ERROR = "status.json", "error.txt"
-# A finished run has one of these frames: of a measurement, or of a monitored training run.
-FRAMES = ("frame.parquet", "monitor.parquet")
-# The records of a training run.
-METRICS = "metrics.parquet"
+# A finished run has a frame of a measurement or of a monitor, or the records of a training run.
+FRAMES, METRICS = ("frame.parquet", "monitor.parquet"), "metrics.parquet"
 # Types of the fields of a status, whose file may hold anything.
 TYPES: dict[str, Any] = {
     "state": str, "overrides": tuple, "files": tuple, "seconds": int | float, "value": int | float | None,

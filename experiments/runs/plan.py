@@ -40,11 +40,7 @@ def place(config: DictConfig) -> Path:
 
 
 def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[str, ...]]:
-    """The overrides of every run of a sweep: all combinations of the values given for each key.
-
-    Raises:
-        HydraException: A key is swept over an interval, which only sweepers that search can do.
-    """
+    """The overrides of every run of a sweep: all combinations of the values given for each key."""
     values: dict[str, list[str]] = {}
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(arguments)):
         key = override.get_key_element()
@@ -58,12 +54,7 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
 
 
 def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoader) -> list[Planned]:
-    """The runs with these overrides.
-
-    Raises:
-        ConfigCompositionException: Hydra cannot compose one of them.
-        SystemExit: There are no runs, a value cannot be resolved, or a name or ``on_error`` is wrong.
-    """
+    """The runs with these overrides; each must have a configuration that Hydra can compose and resolve."""
     if not jobs:
         sys.exit("The sweep has no runs: a glob(...) that matches nothing, or a range(...) without numbers?")
     runs: dict[tuple[Path, str], Planned] = {}

@@ -48,10 +48,7 @@ class Sweep:
     def run(self, jobs: Sequence[Sequence[str]], loader: ConfigLoader) -> None:
         """Execute all runs, given by their overrides, that are not done.
 
-        Raises:
-            ConfigCompositionException: The configuration of a run cannot be composed.
-            SystemExit: Code 1 if a run is not done in the end, the folder cannot be written, there are no runs, a name
-                or ``on_error`` is wrong, or under torchrun; 128 plus the number of a signal that ended the sweep.
+        Exits with 1 if a run is not done in the end, and with 128 plus the number of a signal that ended the sweep.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             sys.exit("torchrun trains one network with several processes; give it one run at a time, without -m.")
@@ -102,8 +99,7 @@ class Sweep:
     def _run_despite_deaths(self, runs: list[Planned]) -> None:
         """Launch runs; after the death of a process launch what it has left.
 
-        When one of its processes dies, joblib gives up all runs.  Each half-done run may have been the cause, so each
-        is launched once more, alone; a run that kills its process again has failed.
+        Each half-done run may have been the cause, so each is launched again, alone; one that dies again has failed.
         """
         left, fruitless = runs, 0
         while left and (died := self._launch(left)) is not None and not launches.stopped(self.launch):

@@ -205,13 +205,7 @@ class Setup:
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
             config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
-        returned = run_job(
-            hydra_context=self.context,
-            task_function=self.task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        returned = run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
         returned.cfg = returned.hydra_cfg = None
         return returned
 
