@@ -367,7 +367,7 @@ def test_a_signal_leaves_no_process(tmp_path, launcher, how):
         time.sleep(0.05)
     assert len(sweep_kills.alive(process.pid)) > 1
     process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), output
     assert running_in(process.pid) == []
     if how != signal.SIGKILL:

@@ -158,7 +158,7 @@ def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how)
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.send_signal(how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
         assert running_in(process.pid) == []
     sweep(tmp_path, "seed=range(10)")
     assert len(done(tmp_path)) == len(names.folders(tmp_path / "s")) == 10
