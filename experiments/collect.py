@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.archive.collecting import DATA, collect, unreadable
+from experiments.archive.collecting import COUNTED, DATA, collect, unreadable
 from experiments.config import command_line
 from gradscope import frames
 
@@ -30,17 +30,11 @@ def main(cfg: Config) -> None:
     sweep = Path(cfg.results) / cfg.sweep
     collected = collect(sweep)
     counts = collected.manifest
-    rest = ", ".join(
-        f"{counts[name]} {name.replace('_', ' ')}"
-        for name in ("failed", "running", "half_done", "missing", "stale", "unreadable")
-        if counts[name]
-    )
+    rest = ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in COUNTED if counts[name])
     print(f"{counts['runs']} runs{f' ({rest})' if rest else ''}, {len(collected.frame)} rows -> {sweep / DATA}")
-    unread = list(unreadable(sweep).items())
-    for name, (_, why) in unread[:SHOWN]:
-        print(f"Left out: {name}: {why}")
-    if unread[SHOWN:]:
-        print(f"and {len(unread) - SHOWN} more.")
+    unread = [f"Left out: {name}: {why}" for name, (_, why) in unreadable(sweep).items()]
+    for line in unread[:SHOWN] + [f"and {len(unread) - SHOWN} more."] * bool(unread[SHOWN:]):
+        print(line)
     if cfg.csv:
         print(f"-> {frames.save(collected.frame, sweep / 'collected.csv')}")
 

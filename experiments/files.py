@@ -23,10 +23,7 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
 
 
 def written(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file, and rename it to ``path``; returns ``path``.
-
-    The temporary name is unique to the process, so two processes on any machines can write the same file.
-    """
+    """Let ``write`` fill a temporary file of this process, and rename it to ``path``; returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:

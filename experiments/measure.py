@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from experiments.reports import terminal
 from experiments.runs import explained, manifest, run_once
 from experiments.runs import folder as run_folder
 from gradscope.frames import observed
-from gradscope.measures.measuring import PREACTIVATION_MEASURES, Measure
+from gradscope.measures.measuring import PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -46,10 +46,7 @@ schema.register()
 
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
-    """The profile of one network, and one frame for each kind of measurement.
-
-    With ``measurement``, a function ``(model, x, *, generator, ...) -> tidy frame``: its frame and no profile.
-    """
+    """The profile of one network, and the frame of each kind of measurement; with ``measurement`` only its frame."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
@@ -66,7 +63,9 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
         profile = gs.gsc(model, x, probes=cfg.probes, generator=random, progress=bar.show, **options)
     parts = [profile.to_frame()]
     if any(isinstance(module, NONLINEARITIES) for module in model.modules()):
-        parts.append(gs.measure(model, x, measures=statistics(cfg.statistics)))
+        if unknown := [name for name in cfg.statistics if name not in STATISTICS]:
+            raise ValueError(f"statistics: {unknown[0]!r} must be one of {', '.join(STATISTICS)}.")
+        parts.append(gs.measure(model, x, measures=[STATISTICS[name] for name in cfg.statistics]))
     if cfg.nlc:
         captured = gs.capture(model, x)
         needed = captured.target.size // (1 if captured.coupled else len(x))
@@ -83,17 +82,6 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
     return profile, parts
 
 
-def statistics(names: Sequence[str]) -> list[Measure]:
-    """The statistics of pre-activations that have these names.
-
-    Raises:
-        ValueError: A name is unknown.
-    """
-    if unknown := [name for name in names if name not in STATISTICS]:
-        raise ValueError(f"statistics: {unknown[0]!r} must be one of {', '.join(STATISTICS)}.")
-    return [STATISTICS[name] for name in names]
-
-
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
 def main(cfg: DictConfig) -> float | None:
     """Measure one network and write its run folder; returns the growth rate, for sweepers that search."""
@@ -107,7 +95,9 @@ def main(cfg: DictConfig) -> float | None:
         write_json(folder / "manifest.json", manifest(cfg, choices, time.perf_counter() - began))
         if alone:
             terminal.print_run(profile, frame, folder)
-        return None if profile is None else _rate(profile)
+        with suppress(ValueError):  # too few layers for a rate
+            return None if profile is None else profile.growth().rate
+        return None
 
     with explained(alone):
         command_line.refuse_part_of_study()
@@ -116,12 +106,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile | None, pd.DataFrame]:
-    """The last profile, and one frame of `measure` for each of ``seeds``, with the configuration as columns.
+    """The last profile, and the joint frame of all ``seeds``, with the configuration as columns.
 
     ``seeds``: a list, a number n (0 to n - 1), or null (only ``seed``).
-
-    Raises:
-        ValueError: ``seeds`` is neither a positive number nor a list of different whole numbers.
     """
     settings = schema.resolved(cfg)
     given = settings.seeds
@@ -138,16 +125,8 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
             frames = [pd.concat(frames, ignore_index=True)]
     # Joined first, because adding columns to many small frames takes as long as measuring.
     frame = pd.concat(frames, ignore_index=True).assign(seed=np.repeat(seeds, num_rows))
-    return profile, frame.assign(
-        **{name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}
-    )
-
-
-def _rate(profile: gs.Profile) -> float | None:
-    try:
-        return profile.growth().rate
-    except ValueError:  # too few layers for a rate
-        return None
+    of_run = {name: value for name, value in columns.columns(cfg, choices).items() if name != "seed"}
+    return profile, frame.assign(**of_run)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class LateBar:
     """A progress bar of rich that appears after two seconds, on a terminal only."""
 
     def __init__(self, what: str, total: float) -> None:
-        self.began, self.what, self.total, self.done = time.monotonic(), what, total, 0.0
+        self.began, self.what, self.total = time.monotonic(), what, total
         self.console = Console(stderr=True)
         self.visible = self.console.is_terminal
 
@@ -31,18 +31,12 @@ class LateBar:
         progress.add_task(self.what, total=self.total, text="")
         return progress
 
-    def advance(self, amount: float) -> None:
-        """Add an amount to what is done."""
-        self.show(self.done + amount)
-
     def show(self, done: float, text: str = "") -> None:
         """Set the total amount done; ``text`` is printed behind the remaining time."""
-        self.done = done
-        if not self.visible:
-            return
-        if time.monotonic() - self.began > DELAY_SECONDS:
-            self.progress.start()
-        self.progress.update(self.progress.task_ids[0], completed=done, text=text)
+        if self.visible:
+            if time.monotonic() - self.began > DELAY_SECONDS:
+                self.progress.start()
+            self.progress.update(self.progress.task_ids[0], completed=done, text=text)
 
     def __enter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments import measure, seeds, train
-from experiments.archive.differences import Difference, differences, largest, recorded_in_both, worst
+from experiments.archive.differences import Difference, differences, recorded_in_both, worst
 from experiments.config import columns as config_columns
 from experiments.config import command_line
 from experiments.files import read_json
@@ -53,7 +53,7 @@ class Comparison:
     @property
     def largest(self) -> float:
         """The largest difference; 0 if all columns are equal bit for bit."""
-        return largest(self.found)
+        return max((difference.largest for difference in self.found), default=0.0)
 
     @property
     def same(self) -> bool:
@@ -66,12 +66,7 @@ class Comparison:
 
 
 def again(folder: Path) -> Comparison:
-    """Repeat the run of a folder from its manifest, and compare every table in the folder with the new one.
-
-    Raises:
-        FileNotFoundError: The folder lacks its manifest or a table.
-        ValueError: The repeated run has other rows, or a frame cannot be read.
-    """
+    """Repeat the run of a folder from its manifest, and compare every table in the folder with the new one."""
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no run folder {folder}.")
     manifest = read_json(folder / "manifest.json")
@@ -91,11 +86,7 @@ def again(folder: Path) -> Comparison:
 
 
 def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparison:
-    """Compare tables row by row and column by column.
-
-    Raises:
-        ValueError: A table is missing, or its rows are not those of the same layers, quantities and steps.
-    """
+    """Compare tables row by row and column by column."""
     found: list[Difference] = []
     for name, table in before.items():
         if name not in after:
@@ -121,9 +112,7 @@ def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
     """The configuration of a manifest; keys that were added after the run get their defaults."""
     values = yaml.safe_load(defaults.read_text())
     known = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
-    merged = OmegaConf.merge(known, config)
-    assert isinstance(merged, DictConfig)
-    return merged
+    return OmegaConf.merge(known, config)  # type: ignore[return-value]
 
 
 def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
@@ -139,10 +128,7 @@ def _trained(cfg: DictConfig, choices: dict[str, Any]) -> Tables:
 def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[float, str]:
     """The largest allowed difference, and the reason for it."""
     here = {"cpu": cpu(), "device": str(seeds.device(cfg.device)), "torch": provenance()["versions"]["torch"]}
-    there = {
-        **{key: manifest["hardware"].get(key) for key in ("cpu", "device")},
-        "torch": manifest["versions"]["torch"],
-    }
+    there = {key: manifest["hardware"].get(key) for key in ("cpu", "device")} | {"torch": manifest["versions"]["torch"]}
     if here == there and here["device"] == "cpu":
         return 0.0, "the same processor, number of threads and torch"
     other = ", ".join(f"{key} {there[key]} then, {here[key]} now" for key in here if here[key] != there[key])

@@ -22,9 +22,8 @@ from experiments.config import command_line
 from experiments.runs import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome
 
 SHOWN = 5  # of the slowest runs, of the errors, and of the runs that cannot be read
-WATCH_SECONDS = 2.0
-# Watching takes at most about a tenth of the time.
-WATCH_SHARE = 10
+WATCH_SECONDS, WATCH_SHARE = 2.0, 10  # watching takes at most about a tenth of the time
+STATES = (DONE, RUNNING, FAILED, HALF_DONE, MISSING)
 
 
 @dataclass
@@ -38,11 +37,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Progress:
-    """The outcome of each run of a sweep.
-
-    ``unreadable``: done runs that `collect` left out, with the reason, unless they were repeated since.  ``launched``:
-    whether a launch is active.
-    """
+    """The outcome of each run of a sweep; why done runs could not be collected; and whether a launch is active."""
 
     outcomes: list[Outcome]
     unreadable: dict[str, str]
@@ -71,16 +66,13 @@ class Progress:
 
 
 def look(sweep: Path, known: runs.Known | None = None) -> Progress:
-    """The progress of a sweep; statuses in ``known`` that have not changed are not read again.
-
-    Raises:
-        FileNotFoundError: There is no such sweep.
-    """
+    """The progress of a sweep; statuses in ``known`` that have not changed are not read again."""
     if not sweep.is_dir():
-        raise FileNotFoundError(f"There is no sweep {sweep}; existing sweeps: {_others(sweep.parent)}.")
+        others = sorted(path.name for path in sweep.parent.glob("*") if path.is_dir())
+        raise FileNotFoundError(f"There is no sweep {sweep}; existing sweeps: {', '.join(others) or 'none'}.")
     outcomes = runs.states(sweep, known=known)
     changed = {outcome.name: outcome.changed for outcome in outcomes}
-    left_out = collecting.unreadable(sweep).items()
+    left_out = collecting.unreadable(sweep).items()  # by the last `collect`; a run may have been repeated since
     unreadable = {name: why for name, (time_stamp, why) in left_out if changed.get(name) == time_stamp}
     return Progress(outcomes, unreadable, runs.active(sweep))
 
@@ -88,34 +80,29 @@ def look(sweep: Path, known: runs.Known | None = None) -> Progress:
 def report(sweep: Path, progress: Progress) -> Group:
     """Tables of the counts, the slowest runs, the most frequent errors, and the runs that cannot be read."""
     counts = Table(title=str(sweep), title_justify="left")
-    for name in (DONE, RUNNING, FAILED, HALF_DONE, MISSING, "time left"):
+    for name in (*STATES, "time left"):
         counts.add_column(name, justify="right")
     seconds = progress.seconds_left
     idle = progress.left and progress.over
     left = "unknown" if seconds is None else f"{_span(seconds)}{' (nothing runs)' if idle else ''}"
-    numbers = (len(progress.having(state)) for state in (DONE, RUNNING, FAILED, HALF_DONE, MISSING))
+    numbers = (len(progress.having(state)) for state in STATES)
     counts.add_row(*map(str, numbers), left if progress.left or progress.having(RUNNING) else "none")
-    shown: list[Table] = [counts]
-    times = sorted(
-        ((outcome.status.seconds, outcome.name) for outcome in progress.having(DONE) if outcome.status), reverse=True
-    )
-    if times:
-        slowest = Table("slowest", "time", title_justify="left")
-        for took, name in times[:SHOWN]:
-            slowest.add_row(name, _span(took))
-        shown.append(slowest)
-    if failed := progress.having(FAILED):
-        failures = Table("runs", "error", "one of them", title_justify="left")
-        for error, num in Counter(outcome.error for outcome in failed).most_common(SHOWN):
-            failures.add_row(str(num), error, next(outcome.name for outcome in failed if outcome.error == error))
-        shown.append(failures)
-    if progress.unreadable:
-        unreadable = Table("done, but not collected", "why", title_justify="left")
-        for name, why in list(progress.unreadable.items())[:SHOWN]:
-            unreadable.add_row(name, why)
-        if (more := len(progress.unreadable) - SHOWN) > 0:
-            unreadable.add_row(f"and {more} more", "")
-        shown.append(unreadable)
+    times = [(outcome.status.seconds, outcome.name) for outcome in progress.having(DONE) if outcome.status]
+    failed = {outcome.error: outcome.name for outcome in progress.having(FAILED)[::-1]}
+    errors = Counter(outcome.error for outcome in progress.having(FAILED)).most_common(SHOWN)
+    unread = list(progress.unreadable.items())
+    more = len(unread) - SHOWN
+    tables: dict[tuple[str, ...], list[tuple[str | None, ...]]] = {
+        ("slowest", "time"): [(name, _span(took)) for took, name in sorted(times, reverse=True)[:SHOWN]],
+        ("runs", "error", "one of them"): [(str(num), error, failed[error]) for error, num in errors],
+        ("done, but not collected", "why"): [*unread[:SHOWN], *([(f"and {more} more", "")] if more > 0 else [])],
+    }
+    shown = [counts]
+    for titles, rows in tables.items():
+        if rows:
+            shown.append(Table(*titles, title_justify="left"))
+        for row in rows:
+            shown[-1].add_row(*row)
     return Group(*shown)
 
 
@@ -146,11 +133,6 @@ def _span(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _others(results: Path) -> str:
-    names = sorted(path.name for path in results.iterdir() if path.is_dir()) if results.is_dir() else []
-    return ", ".join(names) or "none"
 
 
 if __name__ == "__main__":

@@ -57,28 +57,19 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
-    """Training images, and images to test on: the test set, or ``holdout`` of the training images.
-
-    Raises:
-        ValueError: The data has no labels.
-    """
+    """Training images, and images to test on: the test set, or ``holdout`` of the training images."""
     if cfg.data._target_ not in SETS:
         raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
     make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
     sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
-    if cfg.memory_map is None:
-        return sets[0].to(device), sets[1].to(device)
-    return sets[0].mapped(Path(cfg.memory_map), device), sets[1].to(device)
+    learned = sets[0].to(device) if cfg.memory_map is None else sets[0].mapped(Path(cfg.memory_map), device)
+    return learned, sets[1].to(device)
 
 
 def monitor_of(
     cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
 ) -> gs.Monitor | None:
-    """The monitor, on the first images of the test set; None if ``monitor.every`` is null.
-
-    Raises:
-        ValueError: ``monitor.batch_size`` is less than one, or larger than the test set.
-    """
+    """The monitor, on the first images of the test set; None if ``monitor.every`` is null."""
     if cfg.monitor.every is None:
         return None
     options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
@@ -91,11 +82,7 @@ def monitor_of(
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
-    """The model on the device.  Numbers of inputs and outputs that are null are those of the data.
-
-    Raises:
-        ValueError: The model has fewer outputs than there are classes.
-    """
+    """The model on the device.  Numbers of inputs and outputs that are null are those of the data."""
     classes = int(learned.labels.max()) + 1
     needed = {"in_features": learned.images[0].numel(), "out_features": classes}
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
@@ -114,10 +101,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
 def train(
     cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
 ) -> list[Record]:
-    """Train one network and return its records; ``metrics`` and ``monitor`` go to its folder as JSON lines and Parquet.
-
-    The run resumes from the last checkpoint in the folder.  ``resume=none`` and ``rerun=true`` remove it first.
-    """
+    """Train one network from its last checkpoint, if it has one; returns its records, which also go to the folder."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):

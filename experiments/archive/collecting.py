@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from experiments import runs
@@ -23,6 +22,8 @@ from gradscope import frames
 
 DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
+# Keys of the manifest that count runs which are not in the data set, or only in part.
+COUNTED = ("failed", "running", "half_done", "missing", "stale", "unreadable")
 # Keys of a manifest that belong to one run only.
 OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
 
@@ -48,12 +49,9 @@ def collect(sweep: Path) -> Collected:
     """The data set of a sweep, brought up to date by reading new and changed runs only.
 
     ``data`` and ``metrics`` are folders of Parquet, partitioned by model; the column ``run`` names the run's folder.
-    The manifest counts runs by their state, and ``runs``, the collected ones.  A diverged run is collected up to that
-    step and also counts as failed.  Two kinds of runs are left out although they have a result: ``stale`` ones, whose
-    frame has another schema, and ``unreadable`` ones, whose files are damaged or incomplete; the index holds the
-    reasons.
-
-    One process at a time does this for a sweep; others wait.
+    The manifest counts runs by their state.  A diverged run is collected up to that step and counts as failed, too.
+    ``stale`` runs, whose frame has another schema, and ``unreadable`` ones, whose files are damaged, are left out; the
+    index holds the reasons.  One process at a time collects a sweep; others wait.
 
     Raises:
         FileNotFoundError: There is no finished run.
@@ -84,7 +82,11 @@ def _load(sweep: Path) -> Collected | None:
     index, frame = read_json(sweep / INDEX), tables.load(sweep / DATA)
     if index is None or frame is None:
         return None
-    return Collected(_checked(frame, sweep), tables.load(sweep / RECORDS), index["manifest"])
+    try:
+        frame = frames.check(frames.typed(frame))
+    except ValueError as error:
+        raise ValueError(f"A frame of {sweep} does not follow the schema: {error}") from error
+    return Collected(frame, tables.load(sweep / RECORDS), index["manifest"])
 
 
 def unreadable(sweep: Path) -> dict[str, tuple[int, str]]:
@@ -105,7 +107,7 @@ def _collect(sweep: Path) -> Collected:
     if not done:
         raise FileNotFoundError(_nothing(sweep, num[FAILED]))
     known: dict[str, Any] = {name: entry for name, entry in index["collected"].items() if name in done}
-    recorded = any(METRICS in _status(done[name]).files for name in known)
+    recorded = any(METRICS in status.files for name in known if (status := done[name].status))
     if not (sweep / DATA).is_dir() or (recorded and not (sweep / RECORDS).is_dir()):
         known = {}
     fresh = [outcome for name, outcome in done.items() if known.get(name, [None])[0] != outcome.changed]
@@ -116,21 +118,26 @@ def _collect(sweep: Path) -> Collected:
     kept = known.keys() - {run.name for run in read}
     collected = {name: known[name] for name in kept}
     collected |= {run.name: [run.changed, run.manifest.get("seconds", 0.0)] for run in new}
+    num_stale = sum(run.stale for run in unread)
     if not collected:
-        raise ValueError(_all_unread(sweep, unread))
+        kinds = {"stale": num_stale, "unreadable": len(unread) - num_stale}
+        what = " and ".join(f"{num} {kind}" for kind, num in kinds.items() if num)
+        raise ValueError(
+            f"No run of {sweep} can be collected ({what}): {unread[0].name}: {unread[0].why}\n"
+            "The command of the sweep with rerun=true repeats them."
+        )
     runs.confirm(sweep)
     if new or index["collected"].keys() != kept:
         tables.update(sweep / DATA, [run.frame for run in new], kept)
         tables.update(sweep / RECORDS, [run.metrics for run in new if run.metrics is not None], kept)
     distinct = _merged(index["distinct"] if known else {}, [run.manifest for run in new])
-    counts = {
+    counts = [*(num[state] for state in (FAILED, RUNNING, HALF_DONE, MISSING)), num_stale, len(unread) - num_stale]
+    manifest = {
         "runs": len(collected),
-        **{state.replace(" ", "_"): num[state] for state in (FAILED, RUNNING, HALF_DONE, MISSING)},
-        "stale": sum(run.stale for run in unread),
-        "unreadable": sum(not run.stale for run in unread),
+        **dict(zip(COUNTED, counts, strict=True)),
         "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
+        **_together(distinct),
     }
-    manifest = counts | _together(distinct)
     left_out = {run.name: [run.changed, run.why] for run in unread}
     content = {"collected": collected, "unread": left_out, "distinct": distinct, "manifest": manifest}
     write_json(sweep / INDEX, content)
@@ -139,15 +146,10 @@ def _collect(sweep: Path) -> Collected:
     return collected_now
 
 
-def _status(outcome: Outcome) -> Status:
-    assert outcome.status is not None
-    return outcome.status
-
-
 def _read(outcome: Outcome) -> _Run | _Unread:
     # The time stamp was taken before, so a run that is repeated meanwhile will be read again.
-    folder, status, changed = outcome.folder, _status(outcome), outcome.changed
-    assert folder is not None
+    folder, status, changed = outcome.folder, outcome.status, outcome.changed
+    assert folder is not None and status is not None
     path = next((folder / name for name in FRAMES if name in status.files), None)
     if path is None:
         why = "it has no frame; a training run has one if it is monitored (monitor.every=100)"
@@ -161,13 +163,6 @@ def _read(outcome: Outcome) -> _Run | _Unread:
         stale = isinstance(error, frames.SchemaError)
         return _Unread(folder.name, changed, str(error) if stale else f"{path.name}: {error}", stale)
     return _Run(folder.name, changed, frame, table, read_json(folder / "manifest.json") or {})
-
-
-def _checked(frame: pd.DataFrame, sweep: Path) -> pd.DataFrame:
-    try:
-        return frames.check(frames.typed(frame))
-    except ValueError as error:
-        raise ValueError(f"A frame of {sweep} does not follow the schema: {error}") from error
 
 
 def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -200,19 +195,8 @@ def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
 
 
 def _nothing(sweep: Path, num_failed: int = 0) -> str:
+    advice = "measure first, for example python -m experiments.measure -m study=architectures"
     if num_failed:
-        return (
-            f"No finished runs under {sweep}: {num_failed} failed.  python -m experiments.status {sweep} says why; "
-            "the command of the sweep repeats them."
-        )
-    example = "python -m experiments.measure -m study=architectures"
-    return f"No finished runs under {sweep}: measure first, for example {example}"
-
-
-def _all_unread(sweep: Path, unread: Sequence[_Unread]) -> str:
-    stale = sum(run.stale for run in unread)
-    kinds = [f"{num} {kind}" for num, kind in ((stale, "stale"), (len(unread) - stale, "unreadable")) if num]
-    return (
-        f"No run of {sweep} can be collected ({' and '.join(kinds)}): {unread[0].name}: {unread[0].why}\n"
-        "The command of the sweep with rerun=true repeats them."
-    )
+        why = f"python -m experiments.status {sweep} says why"
+        advice = f"{num_failed} failed.  {why}; the command of the sweep repeats them."
+    return f"No finished runs under {sweep}: {advice}"

@@ -38,8 +38,7 @@ class Difference:
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The comparable rows of two frames of a monitor, where ``before`` lacks records that the time budget skipped.
 
-    Records that only ``after`` has are left out.  So are changes of weights since the last record, if that was another
-    one in ``before``.
+    Changes of weights since the last record are left out if that was another one in ``before``.
     """
     steps = [np.unique(frame["step"]) for frame in (before, after)]
     previous = [dict(zip(own, [None, *own], strict=False)) for own in steps]
@@ -54,13 +53,9 @@ def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.Data
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
     """Every common column that is not equal bit for bit; nulls equal nulls, and times are not compared.
 
-    Differences have the scale of a log10.  For logarithms and their errors it is ``|a - b|``.  For other numbers it is
-    ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors; for positive
-    numbers this is ``|log10 a - log10 b|``.  It is infinite if ``|a - b|`` reaches ``m``, if only one of the two is
-    null or infinite, and for everything that is not a floating-point number (names, counts).
-
-    Raises:
-        ValueError: The tables have other layers, quantities or steps.
+    Differences have the scale of a log10: ``|a - b|`` for logarithms and their errors, and for other numbers
+    ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors.  They are
+    infinite if ``|a - b|`` reaches ``m``, if only one of the two is null or infinite, and for names and counts.
     """
     names = [name for name in KEYS if name in before and name in after]
     rows = [frame[names].astype("string").fillna("").reset_index(drop=True) for frame in (before, after)]
@@ -108,11 +103,6 @@ def _scale(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
 
 def _numbers(name: str, *tables: pd.DataFrame) -> list[Numbers]:
     return [table[name].to_numpy(dtype=np.float64, na_value=np.nan) for table in tables]
-
-
-def largest(found: Sequence[Difference]) -> float:
-    """The largest of all differences; 0 if there are none."""
-    return max((difference.largest for difference in found), default=0.0)
 
 
 def worst(found: Sequence[Difference]) -> Difference:

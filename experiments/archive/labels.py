@@ -18,8 +18,7 @@ NETWORK = "network"
 def network_keys(frame: pd.DataFrame) -> list[str]:
     """The configuration columns in which the networks of a sweep differ, without seeds and steps.
 
-    Null is a value like any other.  Keys that some networks lack, classes, ``data`` and ``model`` are left out if the
-    other columns determine them, so two different networks differ in at least one of these keys.
+    Keys that some networks lack, classes, ``data`` and ``model`` are left out if the other columns determine them.
     """
     own = [name for name in frame.columns if name not in (*frames.SCHEMA, "seed", "step", "run")]
     networks = frame[own].drop_duplicates()
@@ -29,13 +28,10 @@ def network_keys(frame: pd.DataFrame) -> list[str]:
     for name in dict.fromkeys([*holes, *classes, "data", "model"]):
         rest = [other for other in varying if other != name]
         needed = name == "model" and any(other in holes for other in rest)  # it says why others have no such key
-        if name in varying and rest and not needed and _determined(networks, name, rest):
-            varying = rest
+        if name in varying and rest and not needed:
+            values = networks.groupby(rest, dropna=False, observed=True)[name].nunique(dropna=False)
+            varying = rest if (values == 1).all() else varying
     return varying or ["model"]
-
-
-def _determined(networks: pd.DataFrame, name: str, rest: list[str]) -> bool:
-    return bool((networks.groupby(rest, dropna=False, observed=True)[name].nunique(dropna=False) == 1).all())
 
 
 def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -1,15 +1,13 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
-``data.csv`` holds the columns that vary from row to row.  Columns that are constant, or constant for each model, are in
-``manifest.json``.  ``value`` is computed from ``log10_value`` if there is one.  ``metrics.csv`` holds the records of
-training, if networks were trained.
+``data.csv`` holds the columns that vary from row to row; those constant for the study or for a model are in
+``manifest.json``.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds the records of training.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ DATA, METRICS = "data.csv", "metrics.csv"
 
 
 def save(collected: Collected, folder: Path) -> None:
-    """Write ``data.csv`` and ``manifest.json``; logarithms with four decimals, numbers with ten digits, errors two."""
+    """Write all files; logarithms with four decimals, numbers with ten digits, records with six, errors with two."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = collected.frame.drop(columns=list(frames.OPTIONAL), errors="ignore")
     config = [name for name in frame.columns if name not in frames.SCHEMA and name != "model"]
@@ -51,14 +49,9 @@ def save(collected: Collected, folder: Path) -> None:
     written(folder / DATA, lambda temporary: rows.to_csv(temporary, index=False))
     columns = {"constant": constants, "by_model": models}
     write_json(folder / "manifest.json", {**collected.manifest, "columns": columns})
-    if collected.metrics is not None:
-        save_metrics(collected.metrics, labels.network_keys(frame), folder)
-
-
-def save_metrics(metrics: pd.DataFrame, keys: Sequence[str], folder: Path) -> None:
-    """Write ``metrics.csv``: the records of each run, identified by ``keys`` and seed, with six digits."""
-    table = metrics[[name for name in (*keys, "seed", *RECORDED) if name in metrics]]
-    written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
+    if (metrics := collected.metrics) is not None:  # identified by the keys of the network and the seed
+        table = metrics[[name for name in (*labels.network_keys(frame), "seed", *RECORDED) if name in metrics]]
+        written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def load(folder: Path) -> Collected:

@@ -5,6 +5,7 @@ Everything is read by Arrow, because pandas takes eight times as long to read a 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,26 +27,15 @@ WITHOUT_NULLS = [name for name in frames.COLUMNS if name not in frames.NULLABLE 
 
 
 def read_part(path: Path, run: str) -> pa.Table:
-    """The table of one run.
-
-    Raises:
-        OSError: The file does not exist.
-        ValueError: The file is not a complete Parquet file, or has no column ``model``.
-    """
-    return _of_run(_read(path), run)
+    """The table of one run; a ValueError if it is not a complete Parquet file, or has no column ``model``."""
+    return _of_run(pq.ParquetFile(path), run)
 
 
 def read_frame(path: Path, run: str) -> pa.Table:
-    """The tidy frame of one run, checked like `frames.load` in a tenth of the time.
-
-    Raises:
-        OSError: The file does not exist.
-        SchemaError: The frame was written with an unknown version of the schema.
-        ValueError: The file is not a complete Parquet file, or does not follow the schema.
-    """
-    table = _read(path)
-    frames.check_version(frames.version_of(table.schema), path)
-    table = _of_run(table, run)
+    """The tidy frame of one run, checked like `frames.load` in a tenth of the time."""
+    file = pq.ParquetFile(path)
+    frames.check_version(frames.version_of(file.schema_arrow), path)
+    table = _of_run(file, run)
     names = table.column_names
     if missing := [name for name in frames.COLUMNS if name not in names]:
         raise ValueError(f"It lacks the columns {missing}.")
@@ -63,22 +53,15 @@ def read_frame(path: Path, run: str) -> pa.Table:
     return table
 
 
-def _read(path: Path) -> pa.Table:
-    return pq.ParquetFile(path).read(use_threads=False)
-
-
-def _of_run(table: pa.Table, run: str) -> pa.Table:
+def _of_run(file: pq.ParquetFile, run: str) -> pa.Table:
+    table = file.read(use_threads=False).replace_schema_metadata(None)
     if MODEL not in table.column_names:
         raise ValueError(f"It lacks the column {MODEL!r}.")
-    return table.replace_schema_metadata(None).append_column(RUN, pa.repeat(run, len(table)).cast(pa.large_string()))
+    return table.append_column(RUN, pa.repeat(run, len(table)).cast(pa.large_string()))
 
 
 def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
-    """Replace the data set by the rows of the runs in ``kept`` and the new parts.
-
-    It is replaced by renames; after a kill between them `recover` repairs it.  A column of types without a common
-    numeric type (``tag=1,abc``) becomes one of strings.
-    """
+    """Replace the data set by the rows of the runs in ``kept`` and the new parts, by renames (see `recover`)."""
     recover(folder)
     before = [_table(folder)] if folder.is_dir() else []
     old_rows = [table.filter(pc.is_in(table[RUN], pa.array(sorted(kept), table[RUN].type))) for table in before]
@@ -95,10 +78,7 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Repair what a killed update left, by restoring the data set before it.
-
-    A data set with unreadable files is removed, because it can be collected again.
-    """
+    """Restore the data set before a killed update; one with unreadable files is removed, to be collected again."""
     shutil.rmtree(_part(folder), ignore_errors=True)
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)
@@ -116,11 +96,9 @@ def load(folder: Path) -> pd.DataFrame | None:
 
 
 def _together(tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows; a key that only some models have is null for the others."""
-    try:
+    """All rows.  A key that only some models have is null for the others; mixed types become strings."""
+    with contextlib.suppress(pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowTypeError, pa.ArrowInvalid):
-        pass
     types: dict[str, set[pa.DataType]] = {}
     for field in (field for table in tables for field in table.schema):
         types.setdefault(field.name, set()).add(field.type)

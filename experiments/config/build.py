@@ -22,18 +22,17 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 def call(cfg: Mapping[str, Any], **further: Any) -> Any:
     """Call ``_target_`` with the other keys as arguments; unlike Hydra's ``instantiate`` this keeps errors readable."""
-    return get_object(cfg["_target_"])(**(_arguments(cfg) | further))
+    # A copy, because the function may change a list that the next seed needs.
+    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
+    return get_object(cfg["_target_"])(**{key: value for key, value in values.items() if key != "_target_"} | further)
 
 
 def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
-    """The model of a configuration, with weights from the generator of the seed.
-
-    A class without the argument ``generator`` draws from torch's global one, which is seeded for it and restored.
-    """
+    """The model of a configuration, with weights from the generator of the seed."""
     generator = seeds.generator(seed, "model")
     if _takes_generator(cfg["_target_"]):
         made = call(cfg, **further, generator=generator)
-    else:
+    else:  # it draws from torch's global one
         with torch.random.fork_rng():
             seeds.seed_torch(generator.initial_seed())
             made = call(cfg, **further)
@@ -50,12 +49,6 @@ def _takes_generator(path: str) -> bool:
         return False
 
 
-def _arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    # A copy, because the function may change a list that the next seed needs.
-    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
-    return {key: value for key, value in values.items() if key != "_target_"}
-
-
 def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model and the batch of a configuration, on its device."""
     if cfg.mode not in ("train", "eval"):
@@ -63,9 +56,7 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
     x = call(cfg.data, shape=_sample_shape(cfg), generator=seeds.generator(cfg.seed, "data"))
-    sizes = {}
-    if cfg.model.get("in_features", 0) is None:
-        sizes["in_features"] = math.prod(x.shape[1:])
+    sizes = {"in_features": math.prod(x.shape[1:])} if cfg.model.get("in_features", 0) is None else {}
     built = model(cfg.model, cfg.seed, **sizes)
     device, dtype = seeds.device(cfg.device), DTYPES[cfg.dtype]
     return built.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)

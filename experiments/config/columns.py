@@ -25,8 +25,7 @@ PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The names and values of the columns: every key by its own name, and every group with its choice.
 
-    A key whose name is taken by another group or by the schema gets its whole path (``data.batch_size``); outside of a
-    group it gets the prefix ``config.`` (``config.target``, the requested target).  Lists become JSON.
+    A key whose name is taken gets its whole path (``data.batch_size``), or outside of a group the prefix ``config.``.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)

@@ -1,7 +1,4 @@
-"""Types of all configuration keys, so that an override of a wrong type is refused by name; values are in conf/.
-
-The schema of a class or function is derived from its arguments.
-"""
+"""Types of all configuration keys, so that an override of a wrong type is refused by name; values are in conf/."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ from gradscope.models import MLP, AlexNetA, AlexNetB, ResNet
 
 
 def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any) -> type:
-    """A dataclass with the arguments of a class or function that have plain types, and their defaults.
-
-    ``without``: arguments that are not configuration keys.  ``kinds``: further keys, or other types.
-    """
+    """A dataclass with the plain arguments of a class or function, without some, and with further ``kinds``."""
     hints = get_type_hints(vars(source).get("__init__", source))
     keys = [(key, kind, MISSING) for key, kind in kinds.items()]
     for key, argument in inspect.signature(source).parameters.items():
@@ -112,13 +106,7 @@ TrainConfig = _made("TrainConfig", [("train", RecipeConfig, None), ("monitor", M
 
 
 def resolved(cfg: DictConfig) -> MeasureConfig:
-    """The resolved configuration of a measurement, with groups as dictionaries and without keys that a user added.
-
-    This speeds up short measurements: reading a key of OmegaConf takes about ten microseconds.
-
-    Raises:
-        omegaconf.errors.MissingMandatoryValue: A key has no value.
-    """
+    """The resolved configuration of a measurement, with groups as dictionaries and without keys that a user added."""
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     return MeasureConfig(**{known.name: values[known.name] for known in fields(MeasureConfig)})
 
@@ -130,9 +118,7 @@ def register() -> None:
     store.store(group="hydra/sweeper", name="composed", node=sweeper | {"params": None}, provider="gradscope")
     store.store(name="measure_schema", node=MeasureConfig)
     store.store(name="train_schema", node=TrainConfig)
-    for group, schemas in (
-        ("model", {"mlp": MLPConfig, "alexnet_a": AlexNetAConfig, "alexnet_b": AlexNetBConfig, "resnet": ResNetConfig}),
-        ("data", {"noise": NoiseConfig, "cifar10": Cifar10Config, "digits": DigitsConfig}),
-    ):
-        for name, node in schemas.items():
-            store.store(group=group, name=f"{name}_schema", node=node)
+    models = {"mlp": MLPConfig, "alexnet_a": AlexNetAConfig, "alexnet_b": AlexNetBConfig, "resnet": ResNetConfig}
+    data = {"noise": NoiseConfig, "cifar10": Cifar10Config, "digits": DigitsConfig}
+    for name, node in (models | data).items():
+        store.store(group="model" if name in models else "data", name=f"{name}_schema", node=node)

@@ -1,7 +1,6 @@
 """One launch of a sweep: the runs it plans, and a file with one line for each run that ended.
 
-The lines feed the progress bar; what became of a run is read from its folder alone.  The processes of a launch, on
-whatever machine, get the path of the file through the configuration, and each appends whole lines.
+The lines feed the progress bar; what became of a run is read from its folder alone.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,34 +23,34 @@ from omegaconf import DictConfig, flag_override
 from experiments.files import read_json, write_json
 from experiments.runs.locks import PATIENCE_SECONDS, clock
 from experiments.runs.names import LAUNCHES
+from experiments.runs.origin import COMMAND, command
 
-ON_ERROR = ("continue", "stop")
 VARIABLE = "GRADSCOPE_LAUNCH"
 WATCH_SECONDS = 1.0
 
 
-def new(sweep: Path) -> Path:
-    """The file of a launch that starts now in this process."""
-    return sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{os.getpid()}.jsonl"
+def new(sweep: Path, config: DictConfig) -> Path:
+    """The file of a launch that starts now in this process.  All of its runs get to know the file and the command.
 
-
-def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
-    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration.
-
-    Raises:
-        OSError: The folder of the sweep cannot be written.
+    They read the file's path from the configuration, because workers need not inherit the environment.
     """
-    content = {"runs": {digest: list(overrides) for digest, overrides in runs.items()}}
-    write_json(sweep / LAUNCHES / f"{launch.stem}.plan.json", content)
-    launch.parent.mkdir(parents=True, exist_ok=True)
-    launch.touch()
-
-
-def hand_over(config: DictConfig, launch: Path) -> None:
-    """Tell all runs their launch through the configuration, since workers need not inherit the environment."""
+    launch = sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{os.getpid()}.jsonl"
     words = str(launch).replace("\\", "\\\\").replace("'", "\\'")
     with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
         config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{VARIABLE}='{words}'")
+    os.environ.pop(COMMAND, None)
+    os.environ[COMMAND] = command()
+    return launch
+
+
+def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
+    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration."""
+    try:
+        write_json(sweep / LAUNCHES / f"{launch.stem}.plan.json", {"runs": runs})
+        launch.parent.mkdir(parents=True, exist_ok=True)
+        launch.touch()
+    except OSError as error:
+        sys.exit(f"cannot write to {sweep}: {error.strerror}")
 
 
 def current() -> Path | None:
@@ -71,15 +71,12 @@ def active(sweep: Path) -> bool:
 
 
 def note(folder: Path, state: str, error: str | None = None, launch: Path | None = None) -> None:
-    """Note that a run of a launch (default: the current one) ended, in one write that other processes cannot tear.
-
-    A full disk costs the line, not the run.
-    """
+    """Note that a run of a launch (default: the current one) ended, in one write that other processes cannot tear."""
     path = launch or current()
     if path is None:
         return
     line = json.dumps({"run": folder.name, "state": state, "error": error}) + "\n"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk costs the line, not the run
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(descriptor, line.encode())
@@ -115,18 +112,14 @@ def stopped(launch: Path | None = None) -> bool:
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
     """The overrides of every run that any launch of a sweep planned, by digest; the first launch decides the words."""
-    plans = [read_json(path) for path in sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)]
-    found = [plan.get("runs") for plan in plans if plan is not None]
-    runs = [item for runs in found if isinstance(runs, dict) for item in runs.items()]
-    return {digest: tuple(overrides) for digest, overrides in runs}
+    paths = sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)
+    found = [(read_json(path) or {}).get("runs") for path in paths]
+    return {digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()}
 
 
 @cache
 def follow() -> None:
-    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run.
-
-    Starts a thread, once per process; does nothing in the launching process.
-    """
+    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run."""
     launch = current()
     if launch is None or launcher(launch) == os.getpid():
         return

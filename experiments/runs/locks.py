@@ -1,9 +1,8 @@
 """A run belongs to one process at a time: lock files with an owner and a heartbeat.
 
-A lock is the file ``<generation>.lock`` in the run's folder; its exclusive creation decides who owns the run.  The lock
-of a dead owner is not changed: a lock of the next generation overrides it, and again only one process can create that
-one.  Two processes that find the same dead owner therefore cannot both win.  An owner that was overridden although it
-lives (its heartbeat had stopped) finds no lock with its random token, and `confirm` keeps it from writing a status.
+A lock is the file ``<generation>.lock`` of a run.  Its exclusive creation decides who owns the run; a lock of
+the next generation overrides that of a dead owner.  An owner that was overridden although it lives (its heartbeat had
+stopped) finds no lock with its random token, and `confirm` keeps it from writing a status.
 """
 
 from __future__ import annotations
@@ -62,10 +61,8 @@ def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = Fal
     """Lock a run until the end of the context; yields whether that succeeded.  ``wait``: retry until it does."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _acquire(folder, patience)
-    while lock is None and wait:
+    while (lock := _acquire(folder, patience)) is None and wait:
         time.sleep(WAIT_SECONDS)
-        lock = _acquire(folder, patience)
     if lock is None:
         yield False
         return
@@ -84,11 +81,7 @@ def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = Fal
 
 
 def confirm(folder: Path) -> None:
-    """Check that this process, if it locked the run, still owns it.
-
-    Raises:
-        LostLockError: Another process has taken the run over.
-    """
+    """Check that this process, if it locked the run, still owns it; else raise a `LostLockError`."""
     lock = _own.get(folder.absolute())
     if lock is not None and not lock.valid():
         raise LostLockError(
@@ -97,14 +90,14 @@ def confirm(folder: Path) -> None:
         )
 
 
-def held(folder: Path, now: float | None = None, *, patience: float = PATIENCE_SECONDS) -> bool:
+def held(folder: Path, now: float | None = None) -> bool:
     """Whether a living process owns the run.
 
-    An owner on another machine is watched for up to ``patience`` seconds for a heartbeat.  ``now``, the `clock` of the
-    folder, answers at once instead, by the age of the last heartbeat.
+    An owner on another machine is watched for a heartbeat, or with ``now``, the `clock` of the folder, judged at once
+    by the age of its last one.
     """
     newest = _newest(folder)
-    return newest is not None and _alive(newest, patience, now)
+    return newest is not None and _alive(newest, PATIENCE_SECONDS, now)
 
 
 def clock(folder: Path) -> float:
@@ -171,11 +164,7 @@ def _alive(lock: Path, patience: float, now: float | None = None) -> bool:
 
 
 def _owner(lock: Path) -> dict[str, Any] | None:
-    """The content of a lock; None if it names no owner, even after the moment between creating and writing it.
-
-    Raises:
-        FileNotFoundError: The lock was released.
-    """
+    """The content of a lock; None if it names no owner, even after the moment between creating and writing it."""
     begin = time.monotonic()
     while True:
         with contextlib.suppress(ValueError):
@@ -189,13 +178,9 @@ def _owner(lock: Path) -> dict[str, Any] | None:
 
 
 def _beats(lock: Path, patience: float) -> bool:
-    """Whether the owner, on another machine, sends a heartbeat within ``patience`` seconds.
+    """Whether the owner, on another machine, sends a heartbeat within ``patience`` seconds of this process's time.
 
-    The time is that of this process, because the clocks of two machines cannot be compared.  All locks of the sweep are
-    watched together, because a dead machine may have left many.
-
-    Raises:
-        FileNotFoundError: The lock was released.
+    All locks of the sweep are watched together, because a dead machine may have left many.
     """
     for other in lock.parent.parent.glob("*/*.lock"):
         with contextlib.suppress(FileNotFoundError):

@@ -25,6 +25,7 @@ PLACE_KEYS = (
     "results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map", "rerun", "on_error",
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
+ON_ERROR = ("continue", "stop")
 MAX_NAME = 120
 DIGITS = 12  # of a digest: two of a million runs share one with a probability of 0.2 %
 # Folder names that end with a digest.
@@ -36,11 +37,8 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
     The readable part comes from the first command that ran this configuration in the sweep.  Names have at most 120
     ASCII characters, and no two differ in case only; the longest values are cut if necessary.
-
-    Raises:
-        ValueError: The sweep has a name that means something else.
     """
-    check_name(cfg.sweep)
+    check(cfg)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
     known = _known(sweep.absolute())
     if key not in known:
@@ -67,16 +65,18 @@ def digest_of(folder: Path) -> str:
 def words(overrides: Sequence[str]) -> tuple[str, ...]:
     """The overrides that say what a run computes, without those that say where or how fast."""
     unsaid = (*PLACE_KEYS, "launcher")
-    keys = [item.lstrip("+~").split("=", 1)[0] for item in overrides]
-    kept = [key not in unsaid and "/" not in key and not key.startswith("hydra.") for key in keys]
-    return tuple(item for item, keep in zip(overrides, kept, strict=True) if keep)
+    keys = {item: item.lstrip("+~").split("=", 1)[0] for item in overrides}
+    return tuple(
+        item for item, key in keys.items() if key not in unsaid and "/" not in key and not key.startswith("hydra.")
+    )
 
 
 def _readable(overrides: Sequence[str], room: int) -> str:
     """Overridden keys and values in at most ``room`` characters; of a key only the last part if that is unique."""
     given = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
-    last = Counter(key.rpartition(".")[2] for key, _ in given)
-    named = [(key if last[key.rpartition(".")[2]] > 1 else key.rpartition(".")[2], value) for key, value in given]
+    short = {key: key.rpartition(".")[2] for key, _ in given}
+    num = Counter(short[key] for key, _ in given)
+    named = [(key if num[short[key]] > 1 else short[key], value) for key, value in given]
     pairs = [(key, re.sub(r"[^A-Za-z0-9._=,+-]", "_", value)) for key, value in sorted(named) if key != "study"]
     for length in range(max((len(value) for _, value in pairs), default=0), -1, -1):
         text = ",".join(f"{key}={value[:length]}" for key, value in pairs)
@@ -102,10 +102,7 @@ def _known(sweep: Path) -> dict[str, str]:
 
 
 def folders(sweep: Path) -> list[Path]:
-    """The run folders of a sweep, by name: those whose name ends with a digest, and those that hold a status.
-
-    Another sweep below this one, and folders of other programs, are left out.
-    """
+    """The run folders of a sweep, by name: those whose name ends with a digest, and those that hold a status."""
     if not sweep.is_dir():
         return []
     names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith(PASSING)}
@@ -116,22 +113,19 @@ def folders(sweep: Path) -> list[Path]:
     ]
 
 
-def check_name(sweep: str) -> None:
-    """Check that the name of a sweep does not mean something else in the folder of another sweep.
-
-    Raises:
-        ValueError: A part of the name does.
-    """
-    for part in Path(sweep).parts:
+def check(cfg: DictConfig) -> None:
+    """Check ``on_error``, and that no part of the sweep's name means something else in the folder of a sweep."""
+    for part in Path(cfg.sweep).parts:
         if part in NO_RUNS or part.endswith(PASSING) or part == "..":
-            raise ValueError(f"sweep={sweep}: {part!r} cannot be the name of a sweep, because it means something else.")
+            raise ValueError(
+                f"sweep={cfg.sweep}: {part!r} cannot be the name of a sweep, because it means something else."
+            )
+    if cfg.on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
 
 
 def agreed(sweep: Path, digest: str, name: str) -> str:
-    """The folder name that all processes use for a configuration: the one that was written first.
-
-    Two launches may ask for one configuration in different words.  Creating a link is atomic, so one of them decides.
-    """
+    """The folder name that all processes use for a configuration: the first one written.  Creating a link is atomic."""
     place = sweep / LAUNCHES / "names" / digest
     mine = place.with_name(f"{uuid.uuid4().hex}.part")
     try:

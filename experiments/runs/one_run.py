@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.files import written
 from experiments.runs import launches, locks, outcomes
-from experiments.runs.launches import ON_ERROR, follow
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
 
 
@@ -44,25 +43,22 @@ def run_once(
 ) -> float | None:
     """Execute one run in its folder; returns the value of ``work``, from the status if the run was done before.
 
-    ``work`` writes its results into the folder.  ``status.json`` is written after it, so a run without one is half done
-    and is repeated.  In a sweep, an exception is written to ``error.txt`` with the configuration and the sweep
-    continues; with ``on_error=stop`` it starts no further runs.  A run that another process has locked is left to it.
-
-    ``alone``: the run is not part of a sweep.  It is executed even if it is done, and its exceptions are raised.
+    ``status.json`` is written after ``work``, so a run without one is half done and is repeated.  In a sweep, an
+    exception is written to ``error.txt`` with the configuration, and a run that another process has locked is left to
+    it.  ``alone``: the run is not part of a sweep; it is executed even if it is done, and its exceptions are raised.
 
     Raises:
-        ValueError: ``on_error`` has another value.
         OSError: A single run cannot write its folder.
         RuntimeError: Another process works on this single run.
     """
-    if cfg.on_error not in ON_ERROR:
-        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
     if not alone:
-        follow()
+        launches.follow()
         if launches.stopped():
             return None
-    if not (alone or cfg.rerun) and outcomes.is_done(folder):
-        return _skipped(folder)
+    again = alone or cfg.rerun
+    if not again and (status := outcomes.finished(folder)) is not None:
+        launches.note(folder, SKIPPED)
+        return status.value
     _freeze_loaded_objects()
     with contextlib.ExitStack() as held:
         try:
@@ -80,8 +76,9 @@ def run_once(
                 raise RuntimeError(f"Another process works on the run {folder}; wait for it.")
             launches.note(folder, RUNNING)
             return None
-        if not (alone or cfg.rerun) and outcomes.is_done(folder):  # by the process that had locked it until now
-            return _skipped(folder)
+        if not again and (status := outcomes.finished(folder)) is not None:  # by the last owner
+            launches.note(folder, SKIPPED)
+            return status.value
         return _executed(cfg, folder, tuple(overrides), work, alone)
 
 
@@ -114,27 +111,15 @@ def _executed(
 
 
 def _record_failure(cfg: DictConfig, folder: Path, status: Status) -> None:
-    """Write the traceback of the current exception, the configuration, and the status."""
     text = f"{traceback.format_exc()}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
-    try:
+    with contextlib.suppress(OSError):  # if the disk is full, the run has no status and counts as half done
         locks.confirm(folder)  # otherwise both would lie beside the results of another process
         written(folder / ERROR, lambda temporary: temporary.write_text(text))
         status.write(folder)
-    except OSError:
-        pass  # perhaps the disk is full; without a status the run counts as half done
 
 
 @cache
 def _freeze_loaded_objects() -> None:
-    """Exclude the objects of torch, pandas and Hydra from garbage collection, once per process.
-
-    A full collection would visit them in more than 0.1 s, each time that some hundred small frames were created.
-    """
+    """Exclude the objects of torch, pandas and Hydra from garbage collection, which would visit them in 0.1 s."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries warn about what was never collected
-
-
-def _skipped(folder: Path) -> float | None:
-    status = Status.read(folder)
-    launches.note(folder, SKIPPED)
-    return None if status is None else status.value

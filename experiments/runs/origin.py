@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,16 +22,14 @@ from experiments.seeds import device
 from gradscope.frames import SCHEMA_VERSION
 
 COMMAND = "GRADSCOPE_COMMAND"  # an environment variable, inherited by worker processes
+MACOS = sys.platform == "darwin"
 PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-core")
 
 
 def manifest(
     cfg: DictConfig, choices: Mapping[str, Any], seconds: float, resolved: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The manifest of a run with this configuration and these choices of groups, which took ``seconds``.
-
-    ``resolved``: what the machine decided and the configuration leaves open, such as the type of autocast.
-    """
+    """The manifest of a run; ``resolved``: what the machine decided, such as the type of autocast."""
     return {
         "schema": SCHEMA_VERSION,
         "config": OmegaConf.to_container(cfg, resolve=True),
@@ -49,16 +47,14 @@ def manifest(
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory(),
+        # Of this process so far: a serial sweep includes all its runs until now.
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024),
     }
 
 
 @cache
-def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """Commit, whether files other than ``results`` were changed since (both null without git), and versions.
-
-    Asked once per process, because git takes as long as a small measurement.
-    """
+def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
+    """Commit, whether files other than ``results`` were changed since (both null without git), and versions."""
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -74,12 +70,6 @@ def command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     begin = ["python", sys.argv[0]] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
     return shlex.join([*begin, *sys.argv[1:]])
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes; a serial sweep includes all its runs until now."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @cache

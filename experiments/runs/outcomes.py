@@ -16,17 +16,19 @@ from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names
 from gradscope import frames
 
-# The states of a run.  Half done: it began, has no status, and no process works on it.  Missing: it was planned and
-# has no folder.
+# The states of a run.  Half done: without a status or a process.  Missing: planned, without a folder.
 DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
 # What the notes of a launch say of a run that was done before.
 SKIPPED = "skipped"
 
 STATUS, ERROR = "status.json", "error.txt"
-# A finished run has one of these frames: of a measurement, or of a monitored training run.
-FRAMES = ("frame.parquet", "monitor.parquet")
-# The records of a training run.
-METRICS = "metrics.parquet"
+# A finished run has a frame of a measurement or of a monitor, or the records of a training run.
+FRAMES, METRICS = ("frame.parquet", "monitor.parquet"), "metrics.parquet"
+# Types of the fields of a status, whose file may hold anything.
+TYPES: dict[str, Any] = {
+    "state": str, "overrides": tuple, "files": tuple, "seconds": int | float, "value": int | float | None,
+    "error": str | None, "schema": int | float, "finished": str,
+}  # fmt: skip
 SHOWN = 10  # different errors that are printed
 NO_STATUS = "ended without a status: killed, or its folder cannot be written"
 
@@ -45,46 +47,26 @@ class Status:
     finished: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     def write(self, folder: Path) -> None:
-        """Write the status into the run's folder.
-
-        Raises:
-            LostLockError: This process locked the run, and another process has taken the lock over.
-        """
+        """Write the status into the run's folder; a `LostLockError` if another process has taken the run over."""
         locks.confirm(folder)
         write_json(folder / STATUS, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Status | None:
         """The status in a run's folder; None if there is none or the file is damaged."""
-        content = read_json(folder / STATUS)
-        if content is None:
-            return None
+        content = read_json(folder / STATUS) or {}
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         try:
             status = cls(**fields)
         except TypeError:  # unknown or missing fields
             return None
-        return status if status._sound() else None
-
-    def _sound(self) -> bool:
-        """Whether every field has its type; the file may hold anything."""
-        words = (self.overrides, self.files)
-        return (
-            all(isinstance(one, tuple) and all(isinstance(word, str) for word in one) for one in words)
-            and all(isinstance(one, str) for one in (self.state, self.finished))
-            and all(isinstance(one, (int, float)) for one in (self.seconds, self.schema))
-            and (self.value is None or isinstance(self.value, (int, float)))
-            and (self.error is None or isinstance(self.error, str))
-        )
+        sound = all(isinstance(getattr(status, name), kind) for name, kind in TYPES.items())
+        return status if sound and all(isinstance(word, str) for word in status.overrides + status.files) else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: its state, and if it has them its folder, its status and its error.
-
-    ``digest``: of its configuration.  ``changed``: time stamp of the status in ns, 0 without one; repeating the run
-    changes it.
-    """
+    """What became of one run; ``changed``: time stamp of its status in ns, 0 without one."""
 
     name: str
     digest: str
@@ -115,9 +97,10 @@ def states(sweep: Path, digests: Collection[str] | None = None, known: Known | N
     folders = [(folder, names.digest_of(folder)) for folder in names.folders(sweep)]
     found = [_outcome(folder, key, now, known) for folder, key in folders if digests is None or key in digests]
     begun = {key for _, key in folders}
-    planned = {key: words for key, words in launches.planned(sweep).items() if key not in begun}
     return found + [
-        Outcome(",".join(words), key, MISSING) for key, words in planned.items() if digests is None or key in digests
+        Outcome(",".join(words), key, MISSING)
+        for key, words in launches.planned(sweep).items()
+        if key not in begun and (digests is None or key in digests)
     ]
 
 
@@ -145,15 +128,12 @@ def finished(folder: Path) -> Status | None:
     status = Status.read(folder)
     if status is None or status.state != DONE or not {*FRAMES, METRICS} & {*status.files}:
         return None
-    if not all((folder / name).is_file() for name in status.files):
-        return None
     try:
-        for name in status.files:
-            if name in FRAMES:
-                frames.load(folder / name)
+        for name in {*FRAMES} & {*status.files}:
+            frames.load(folder / name)
     except Exception:  # whatever makes a frame unreadable, the run must be repeated
         return None
-    return status
+    return status if all((folder / name).is_file() for name in status.files) else None
 
 
 def outputs(folder: Path) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from experiments.runs import names
-from experiments.runs.launches import ON_ERROR
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,7 @@ class Planned:
 
 
 def place(config: DictConfig) -> Path:
-    """The folder of a sweep.
-
-    Raises:
-        SystemExit: Its name depends on what is only known of a single run.
-    """
+    """The folder of a sweep; its name must not depend on what is only known of a single run."""
     try:
         return Path(config.results) / config.sweep
     except OmegaConfBaseException as error:
@@ -45,11 +40,7 @@ def place(config: DictConfig) -> Path:
 
 
 def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[str, ...]]:
-    """The overrides of every run of a sweep: all combinations of the values given for each key.
-
-    Raises:
-        HydraException: A key is swept over an interval, which only sweepers that search can do.
-    """
+    """The overrides of every run of a sweep: all combinations of the values given for each key."""
     values: dict[str, list[str]] = {}
     for override in OverridesParser.create(config_loader=loader).parse_overrides(list(arguments)):
         key = override.get_key_element()
@@ -63,12 +54,7 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
 
 
 def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoader) -> list[Planned]:
-    """The runs with these overrides; composing all of them shows at once whether Hydra can.
-
-    Raises:
-        ConfigCompositionException: It cannot.
-        SystemExit: There are no runs, a value cannot be resolved, or a name or ``on_error`` is wrong.
-    """
+    """The runs with these overrides; each must have a configuration that Hydra can compose and resolve."""
     if not jobs:
         sys.exit("The sweep has no runs: a glob(...) that matches nothing, or a range(...) without numbers?")
     runs: dict[tuple[Path, str], Planned] = {}
@@ -93,9 +79,7 @@ def _planned(job: tuple[str, ...], config: DictConfig) -> Planned:
             key = names.digest(config)
         finally:
             hydra.cfg = before
-    names.check_name(config.sweep)
-    if config.on_error not in ON_ERROR:
-        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {config.on_error!r}.")
+    names.check(config)
     return Planned(job, Path(config.results) / config.sweep, key, config.rerun)
 
 
@@ -104,10 +88,7 @@ def _unresolved(error: OmegaConfBaseException) -> str:
 
 
 class Composer:
-    """Hydra's `ConfigLoader`, except that runs which differ in plain values only share one composition.
-
-    It keeps the first configuration of each set of choices and swept keys.  The next runs get a copy with their values.
-    """
+    """Hydra's `ConfigLoader`, except that runs which differ in plain values only get copies of one composition."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         self.loader = loader

@@ -1,7 +1,6 @@
 """One launch of a ``-m`` sweep: its plan, a progress bar, and at the end a summary of what failed.
 
-How a run ended is read from its folder.  Hydra turns exceptions of callbacks into warnings, so all of this happens in
-the sweeper.  Other sweepers, which search, have the callback `Sweeping`.
+Hydra turns exceptions of callbacks into warnings, so all of this happens in the sweeper.
 """
 
 from __future__ import annotations
@@ -23,22 +22,9 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from experiments.progress import LateBar
-from experiments.runs import launches, locks
+from experiments.runs import launches, locks, outcomes
 from experiments.runs.names import words
-from experiments.runs.origin import COMMAND, command
-from experiments.runs.outcomes import (
-    DONE,
-    FAILED,
-    HALF_DONE,
-    MISSING,
-    RUNNING,
-    SKIPPED,
-    Outcome,
-    Status,
-    is_done,
-    print_summary,
-    states,
-)  # fmt: skip
+from experiments.runs.outcomes import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome, print_summary
 from experiments.runs.plan import Planned, place, planned
 from experiments.runs.workers import Interrupted, Workers
 
@@ -49,35 +35,27 @@ FRUITLESS = 2
 
 
 class Sweep:
-    """One launch of a sweep.  ``at_once``: the most runs that the launcher gets together; None: all of them."""
+    """One launch of a sweep; ``at_once``: the most runs that the launcher gets together (None: all of them)."""
 
     def __init__(self, config: DictConfig, launcher: Launcher, at_once: int | None) -> None:
         self.config, self.workers, self.at_once = config, Workers(launcher), at_once
         self.folder = place(config)
-        self.launch = launches.new(self.folder)
+        self.launch = launches.new(self.folder, config)
         self.errors: dict[Planned, str] = {}
         self.before: dict[Planned, int] = {}
         self.num_launched = 0
-        _name_command()
-        launches.hand_over(config, self.launch)
 
     def run(self, jobs: Sequence[Sequence[str]], loader: ConfigLoader) -> None:
         """Execute all runs, given by their overrides, that are not done.
 
-        Raises:
-            ConfigCompositionException: The configuration of a run cannot be composed.
-            SystemExit: Code 1 if a run is not done in the end, the folder cannot be written, there are no runs, a name
-                or ``on_error`` is wrong, or under torchrun; 128 plus the number of a signal that ended the sweep.
+        Exits with 1 if a run is not done in the end, and with 128 plus the number of a signal that ended the sweep.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             sys.exit("torchrun trains one network with several processes; give it one run at a time, without -m.")
         runs = planned(jobs, self.config, loader)
-        try:
-            for sweep in {run.sweep for run in runs}:
-                of_sweep = {run.digest: words(run.overrides) for run in runs if run.sweep == sweep}
-                launches.begin(self.launch, sweep, of_sweep)
-        except OSError as error:
-            sys.exit(f"cannot write to {self.folder}: {error.strerror}")
+        for sweep in {run.sweep for run in runs}:
+            of_sweep = {run.digest: words(run.overrides) for run in runs if run.sweep == sweep}
+            launches.begin(self.launch, sweep, of_sweep)
         try:
             with _bar(self.launch, len(runs)), self.workers:
                 self._run_all(runs)
@@ -89,11 +67,11 @@ class Sweep:
         except Exception:
             print_summary(self.folder.name, list(self._outcomes(runs).values()), False)
             raise
-        outcomes = list(self._outcomes(runs).values())
-        if any(outcome.state != DONE for outcome in outcomes):
-            print_summary(self.folder.name, outcomes, launches.stopped(self.launch))
+        found = list(self._outcomes(runs).values())
+        if any(outcome.state != DONE for outcome in found):
+            print_summary(self.folder.name, found, launches.stopped(self.launch))
             sys.exit(1)
-        skipped = sum(note["state"] == SKIPPED for note in launches.ended(self.launch))
+        skipped = sum(note["state"] == outcomes.SKIPPED for note in launches.ended(self.launch))
         before = f", {skipped} of them from before" if skipped else ""
         print(f"{self.folder.name}: all {len(runs)} runs are done{before}.", file=sys.stderr)
 
@@ -111,8 +89,8 @@ class Sweep:
         """The runs that are not done.  Notes those that are: a cluster need not start a job to skip a run."""
         left = []
         for run, outcome in self._outcomes(runs).items():
-            if not run.rerun and outcome.folder is not None and is_done(outcome.folder):
-                launches.note(outcome.folder, SKIPPED, launch=self.launch)
+            if not run.rerun and outcome.folder is not None and outcomes.is_done(outcome.folder):
+                launches.note(outcome.folder, outcomes.SKIPPED, launch=self.launch)
             else:
                 left.append(run)
                 self.before[run] = outcome.changed
@@ -121,8 +99,7 @@ class Sweep:
     def _run_despite_deaths(self, runs: list[Planned]) -> None:
         """Launch runs; after the death of a process launch what it has left.
 
-        When one of its processes dies, joblib gives up all runs.  Each half-done run may have been the cause, so each
-        is launched once more, alone; a run that kills its process again has failed.
+        Each half-done run may have been the cause, so each is launched again, alone; one that dies again has failed.
         """
         left, fruitless = runs, 0
         while left and (died := self._launch(left)) is not None and not launches.stopped(self.launch):
@@ -148,12 +125,11 @@ class Sweep:
         return any_died
 
     def _mark_killed(self, run: Planned) -> None:
-        """Write a status for a run that kills its process."""
         folder = self._outcomes([run])[run].folder
         assert folder is not None
         with contextlib.suppress(OSError), locks.locked(folder) as mine:
             if mine:
-                Status(FAILED, run.overrides, error=KILLED).write(folder)
+                outcomes.Status(FAILED, run.overrides, error=KILLED).write(folder)
                 launches.note(folder, FAILED, KILLED, launch=self.launch)
 
     def _in(self, runs: list[Planned], *wanted: str) -> list[Planned]:
@@ -164,10 +140,10 @@ class Sweep:
         found = {
             (sweep, outcome.digest): outcome
             for sweep in {run.sweep for run in runs}
-            for outcome in states(sweep, {run.digest for run in runs})
+            for outcome in outcomes.states(sweep, {run.digest for run in runs})
         }
         noted = {note["run"].rpartition("-")[2]: note["error"] for note in launches.ended(self.launch)}
-        outcomes = {}
+        result = {}
         for run in runs:
             missing = Outcome(",".join(words(run.overrides)), run.digest, MISSING)
             outcome = found.get((run.sweep, run.digest), missing)
@@ -177,8 +153,8 @@ class Sweep:
                 outcome = replace(outcome, state=FAILED, error=self.errors[run])
             elif outcome.state in (HALF_DONE, MISSING):
                 outcome = replace(outcome, error=noted.get(run.digest))
-            outcomes[run] = outcome
-        return outcomes
+            result[run] = outcome
+        return result
 
 
 class Sweeping(Callback):
@@ -188,51 +164,31 @@ class Sweeping(Callback):
         self.launch: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Begin a launch.
-
-        Raises:
-            SystemExit: The folder of the sweep cannot be written.
-        """
+        """Begin a launch."""
         if config.hydra.sweeper._target_.endswith("ComposedSweeper"):
             return
         self.folder = Path(config.results) / config.sweep
-        self.launch = launches.new(self.folder)
-        _name_command()
-        launches.hand_over(config, self.launch)
-        try:
-            launches.begin(self.launch, self.folder, {})
-        except OSError as error:
-            sys.exit(f"cannot write to {self.folder}: {error.strerror}")
+        self.launch = launches.new(self.folder, config)
+        launches.begin(self.launch, self.folder, {})
         # Hydra does not call back after an exception of a sweeper, such as Optuna's where every run failed.
         atexit.register(self._close, self.launch)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print what failed.
-
-        Raises:
-            SystemExit: A run failed.
-        """
-        if self.launch is None:
-            return
-        atexit.unregister(self._close)
-        if self._close(self.launch):
-            sys.exit(1)
+        """Print what failed, and exit with 1 if a run did."""
+        if self.launch is not None:
+            atexit.unregister(self._close)
+            if self._close(self.launch):
+                sys.exit(1)
 
     def _close(self, launch: Path) -> bool:
         """Print what failed; returns whether anything did."""
-        outcomes = [
+        found = [
             Outcome(note["run"], "", note["state"], self.folder / note["run"], error=note["error"])
             for note in launches.ended(launch)
         ]
-        if any(outcome.state in (FAILED, RUNNING) for outcome in outcomes):
-            print_summary(self.folder.name, outcomes, launches.stopped(launch))
-        return any(outcome.state == FAILED for outcome in outcomes)
-
-
-def _name_command() -> None:
-    """Tell the manifests of all runs, in whatever process, the command of the sweep."""
-    os.environ.pop(COMMAND, None)
-    os.environ[COMMAND] = command()
+        if any(outcome.state in (FAILED, RUNNING) for outcome in found):
+            print_summary(self.folder.name, found, launches.stopped(launch))
+        return any(outcome.state == FAILED for outcome in found)
 
 
 @contextlib.contextmanager

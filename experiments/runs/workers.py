@@ -39,10 +39,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Workers:
-    """A launcher during its sweep.
-
-    As a context it turns SIGINT and SIGTERM into `Interrupted` in the main thread, and leaves no process behind.
-    """
+    """A launcher during its sweep.  As a context it turns signals into `Interrupted` and leaves no process behind."""
 
     launcher: Launcher
     jobs: list[_Job] = field(default_factory=list)
@@ -52,11 +49,8 @@ class Workers:
     def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], str | None]:
         """Execute runs, given by their overrides.
 
-        Returns one line per run on an exception outside of `run_once` (None: there was none), and one line on a process
-        that died (None: none did).
-
-        Raises:
-            Interrupted: A signal has asked to end.
+        Returns one line per run on an exception outside of `run_once`, and one line on a process that died; None where
+        there is nothing to say.
         """
         self.jobs.clear()
         try:
@@ -133,7 +127,7 @@ class _Job:
         self.died: str | None = None
 
     def results(self) -> list[JobReturn | None]:
-        """The results of the job; None instead of each exception."""
+        """The results of the job, which Hydra's launcher asks for; None instead of an exception."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:
@@ -161,25 +155,16 @@ class _Job:
 
 
 def most_at_once(launcher: Launcher) -> int | None:
-    """The most runs that a launcher may get together; None if the launcher keeps a limit itself.
-
-    Submitit's local launcher would start all of them at once: it gets one per core (or ``GRADSCOPE_PROCESSES``).
-    """
-    if (
-        type(launcher).__module__.startswith("hydra_plugins.hydra_submitit")
-        and type(launcher).__name__ == "LocalLauncher"
-    ):
+    """The most runs that a launcher may get together: submitit's local one would start all at once.  None: no limit."""
+    kind = type(launcher)
+    if kind.__module__.startswith("hydra_plugins.hydra_submitit") and kind.__name__ == "LocalLauncher":
         asked = num_processes()
         return asked if asked > 0 else os.cpu_count()
     return None
 
 
 def num_processes() -> int:
-    """The number in ``GRADSCOPE_PROCESSES``; -1 (one per core) if it is not set.
-
-    Raises:
-        ValueError: It is neither a positive number nor -1.
-    """
+    """The number in ``GRADSCOPE_PROCESSES``, which must be positive or -1 (one per core, the default)."""
     asked = os.environ.get(PROCESSES, "-1")
     if not re.fullmatch(r"-1|0*[1-9]\d*", asked):
         raise ValueError(f"{PROCESSES} must be a positive number (or -1: as many as cores), got {asked!r}.")
@@ -220,13 +205,7 @@ class Setup:
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
             config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
-        returned = run_job(
-            hydra_context=self.context,
-            task_function=self.task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        returned = run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
         returned.cfg = returned.hydra_cfg = None
         return returned
 

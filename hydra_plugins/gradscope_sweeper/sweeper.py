@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 
 
 class ComposedSweeper(Sweeper):
-    """All combinations, like Hydra's own sweeper; the runs are those of an `experiments.runs.sweep.Sweep`, and their
-    configurations are composed by an `experiments.runs.plan.Composer`."""
+    """All combinations, like Hydra's own sweeper, as the runs of an `experiments.runs.sweep.Sweep`."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         self.max_batch_size, self.params = max_batch_size, params or {}

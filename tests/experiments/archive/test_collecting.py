@@ -133,7 +133,7 @@ def rename(path, target):
 Path.rename = rename
 collecting.collect(Path({str(three)!r}))
 """
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=240)
     assert killed.returncode == -signal.SIGKILL
     assert {path.name for path in names.folders(three)} == {"run-000000000000", "run-000000000002"}
     for _ in range(2):
@@ -172,7 +172,7 @@ def test_two_collect_at_once(three):
         waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
-    assert "40 runs" in waits.communicate(timeout=60)[0]
+    assert "40 runs" in waits.communicate(timeout=240)[0]
 
 
 @pytest.mark.parametrize("name", ["data", "metrics"])

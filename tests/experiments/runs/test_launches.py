@@ -19,7 +19,6 @@ from experiments.config import schema
 from experiments.runs import launches, locks, workers
 from experiments.runs import names as run_names
 from experiments.runs import outcomes as run_outcomes
-from gradscope import frames
 from tests.experiments.runs.test_sweeps import SMALL, running_in, start
 
 schema.register()
@@ -334,17 +333,7 @@ def test_an_interrupted_sweep_ends_in_one_line(launch):
 
 
 @pytest.mark.slow
-def test_workers_are_set_up_once(tmp_path):
-    counted = dying("counts", "number=range(8)")
-    process = start(tmp_path, "launcher=processes", *counted, GRADSCOPE_PROCESSES="2")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    values = [frames.load(folder / "frame.parquet")["value"].item() for folder in run_names.folders(tmp_path / "s")]
-    assert len(values) == 8 and values.count(1) <= 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher, numbers", [("processes", "0,1"), ("processes", "0,2"), ("slurm_local", "1")])
+@pytest.mark.parametrize("launcher, numbers", [("processes", "0,1,2"), ("slurm_local", "1")])
 def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
     pytest.importorskip("submitit", reason="needs the extra slurm")
     process = start(
@@ -352,16 +341,14 @@ def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
         GRADSCOPE_PROCESSES="2",
     )  # fmt: skip
     output, _ = process.communicate(timeout=240)
-    folders = run_names.folders(tmp_path / "s")
-    done = sorted(
-        word for path in folders if run_outcomes.is_done(path) for word in run_outcomes.Status.read(path).overrides
-    )
-    done = [word[-1] for word in done if "number=" in word]
-    if numbers == "0,2":
-        assert process.returncode == 1 and done == ["0"], output
-        assert "s: 1 of 2 runs failed.\n  killed: by a signal, or out of memory\n" in output
-    else:
-        assert process.returncode == 0 and done == numbers.split(","), output
+    statuses = [
+        run_outcomes.Status.read(path) for path in run_names.folders(tmp_path / "s") if run_outcomes.is_done(path)
+    ]
+    done = sorted(word[-1] for status in statuses for word in status.overrides if "number=" in word)
+    assert done == [number for number in numbers.split(",") if number != "2"], output
+    assert process.returncode == ("2" in numbers), output
+    if "2" in numbers:
+        assert "s: 1 of 3 runs failed.\n  killed: by a signal, or out of memory\n" in output
     assert "Traceback (most" not in output and running_in(process.pid) == []
 
 
@@ -373,18 +360,18 @@ def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
 def test_a_signal_leaves_no_process(tmp_path, launcher, how):
     pytest.importorskip("submitit", reason="needs the extra slurm")
     process = start(
-        tmp_path, f"launcher={launcher}", *dying("sleeps", "number=range(2)", "seconds=60"), GRADSCOPE_PROCESSES="2"
+        tmp_path, f"launcher={launcher}", *dying("sleeps", "number=1", "seconds=60"), GRADSCOPE_PROCESSES="2"
     )
     begin = time.monotonic()
     while not list(tmp_path.glob("s/*/*.lock")) and time.monotonic() < begin + 120:
         time.sleep(0.05)
     assert len(sweep_kills.alive(process.pid)) > 1
     process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), output
     assert running_in(process.pid) == []
     if how != signal.SIGKILL:
-        assert "0 of 2 runs are done" in output and "Traceback" not in output
+        assert "0 of 1 runs are done" in output and "Traceback" not in output
 
 
 def searched(tmp_path, *arguments):

@@ -1,5 +1,7 @@
 """Sweeps that are killed, restarted, shared, and disturbed: nothing is lost, nothing is done twice."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from unittest import mock
 
 import duckdb
 import numpy as np
@@ -22,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from benchmarks import sweep_kills
-from experiments import rerun, seeds, status
+from experiments import measure, rerun, seeds, status
 from experiments.archive import collecting
 from experiments.config import schema
 from experiments.files import read_json, write_json
@@ -45,9 +48,21 @@ def start(results, *arguments, module="measure", **environment):
 
 
 def sweep(results, *arguments, ok=True, **environment):
-    process = start(results, *arguments, **environment)
-    output, _ = process.communicate(timeout=240)
-    assert (process.returncode == 0) == ok, output
+    """A sweep in this process, which has imported everything; returns what it printed."""
+    command = ["measure", "-m", *SMALL, f"results={results}", "sweep=s", *arguments]
+    said, code = io.StringIO(), 0
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(mock.patch.object(sys, "argv", command))
+        changed.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "160", "NO_COLOR": "1", **environment}))
+        changed.enter_context(contextlib.redirect_stdout(said))
+        changed.enter_context(contextlib.redirect_stderr(said))
+        names._known.cache_clear()  # as in a process of its own
+        try:
+            measure.main()
+        except SystemExit as ended:
+            code = ended.code
+    output = said.getvalue() + (code if isinstance(code, str) else "")
+    assert (code in (None, 0)) == ok, output
     return output
 
 
@@ -111,8 +126,9 @@ def test_a_failure_costs_one_run(tmp_path):
     assert outcomes.Status.read(failed).error.startswith("ValueError: activation must be one of")
     said = sweep(tmp_path, "model.activation=nonsense,relu", "on_error=stop", "rerun=true", ok=False)
     assert states(tmp_path)[-1] == ["failed"] and "no runs were started after the first failure" in said
-    with pytest.raises(AssertionError, match="on_error must be one of continue, stop, got 'maybe'"):
-        sweep(tmp_path, "seed=1,2", "on_error=maybe")
+    assert "on_error must be one of continue, stop, got 'maybe'" in sweep(
+        tmp_path, "seed=1,2", "on_error=maybe", ok=False
+    )
 
 
 def test_two_launches_at_once_share_the_work(tmp_path):
@@ -126,11 +142,13 @@ def test_two_launches_at_once_share_the_work(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["serial", "processes"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "launcher, how",  # after SIGINT a launch kills its workers, so their runs are left as by SIGKILL
+    [("serial", signal.SIGKILL), ("serial", signal.SIGINT), ("processes", signal.SIGINT)],
+)
 def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how):
     moment = random.Random(int(how))
-    for _ in range(2):
+    for _ in range(2 if launcher == "serial" else 1):
         process = start(tmp_path, "seed=range(10)", f"launcher={launcher}", GRADSCOPE_PROCESSES="2")
         begin = time.monotonic()
         while not list(tmp_path.glob("s/*/status.json")) and time.monotonic() < begin + 60:
@@ -140,7 +158,7 @@ def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how)
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.send_signal(how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
         assert running_in(process.pid) == []
     sweep(tmp_path, "seed=range(10)")
     assert len(done(tmp_path)) == len(names.folders(tmp_path / "s")) == 10
@@ -384,14 +402,21 @@ def test_folders_with_unusual_names(tmp_path):
 @pytest.mark.parametrize("launcher", ["processes", "slurm_local"])
 def test_launchers_give_the_same_numbers(finished, tmp_path, launcher):
     pytest.importorskip("submitit", reason="needs the extra slurm")
-    sweep(tmp_path, "seed=range(2)", f"launcher={launcher}", GRADSCOPE_PROCESSES="2")
-    frame, alone = (collecting.collect(results / "s").frame for results in (tmp_path, finished))
-    order = ["seed", "index", "quantity"]
-    expected = alone[alone["seed"] < 2].sort_values(order)["log10_value"]
-    np.testing.assert_array_equal(frame.sort_values(order)["log10_value"], expected)
+    seeds = range(4 if launcher == "processes" else 1)
+    counted = "+measurement._target_=tests.experiments.runs.dying.counts", f"seed=range({len(seeds)})"
+    process = start(tmp_path, f"launcher={launcher}", *counted, GRADSCOPE_PROCESSES="2")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    found, alone = (collecting.collect(results / "s").frame for results in (tmp_path, finished))
+    frame, alone = (of[(of["quantity"] == "gsc") & of["seed"].isin(seeds)] for of in (found, alone))
+    order = ["seed", "index"]
+    np.testing.assert_array_equal(frame.sort_values(order)["log10_value"], alone.sort_values(order)["log10_value"])
     assert {read_json(folder / "manifest.json")["hardware"]["num_threads"] for folder in done(tmp_path)} == {1}
-    sweep(tmp_path, "seed=range(2)")
-    assert states(tmp_path)[-1] == ["skipped"] * 2  # how it was launched is no part of what it is
+    if launcher == "processes":  # each worker sets Hydra up once
+        runs = list(found.loc[found["quantity"] == "number", "value"])
+        assert len(runs) == 4 and runs.count(1) <= 2
+    sweep(tmp_path, *counted)
+    assert states(tmp_path)[-1] == ["skipped"] * len(seeds)  # how it was launched is no part of what it is
 
 
 @pytest.mark.filterwarnings("ignore")
