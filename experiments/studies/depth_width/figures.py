@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +19,8 @@ from experiments.studies.depth_width.measurement import NETWORKS, TOLERANCE
 from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = "os^DvPX"
+COLORS = sns.color_palette("colorblind")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -56,17 +59,14 @@ def _reach(own: Rates) -> float:
 
 
 def _draw_sizes(ax: Axes, own: Rates) -> None:
-    ax.axhspan(
-        own.common.value * math.exp(-TOLERANCE), own.common.value * math.exp(TOLERANCE), color="0.9", zorder=0,
-        label=f"common mean, log rate $\\pm$ {TOLERANCE:g}",
-    )  # fmt: skip
+    low, high = (own.common.value * math.exp(end) for end in (-TOLERANCE, TOLERANCE))
+    ax.axhspan(low, high, color="0.9", zorder=0, label=f"common mean, log rate $\\pm$ {TOLERANCE:g}")
     ax.axhline(own.theory, color="0.15", linewidth=0.9, linestyle=DASHED, label="mean field")
     places, cells = np.arange(len(own.depths)), _cells(own)
-    for number, (color, width) in enumerate(zip(sns.color_palette("colorblind"), own.widths, strict=False)):
-        errorbars(
-            ax, places + 0.16 * (number - 1), cells[number :: len(own.widths)], fmt=f"{MARKERS[number]}-",
-            color=color, linewidth=0.8, elinewidth=1.4, markersize=5, capsize=2, label=f"width {width}",
-        )  # fmt: skip
+    lines: dict[str, Any] = {"linewidth": 0.8, "elinewidth": 1.4, "markersize": 5, "capsize": 2}
+    for number, (color, width) in enumerate(zip(COLORS, own.widths, strict=False)):
+        style = lines | {"fmt": f"{MARKERS[number]}-", "color": color, "label": f"width {width}"}
+        errorbars(ax, places + 0.16 * (number - 1), cells[number :: len(own.widths)], **style)
     ax.set_xticks(places, [str(depth) for depth in own.depths])
     ax.set_xlabel("depth")
     sns.despine(ax=ax)
@@ -76,7 +76,7 @@ def deviations(found: dict[str, Rates]) -> Figure:
     """Log rates less that of mean field, against 1 / width."""
     figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
     widths = next(iter(found.values())).widths
-    for number, (color, (network, own)) in enumerate(zip(sns.color_palette("colorblind"), found.items(), strict=False)):
+    for number, (color, (network, own)) in enumerate(zip(COLORS, found.items(), strict=False)):
         known = math.log(own.theory)
         cells = [mean(column) for column in own.logs.mean(axis=1).T - known]
         at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
@@ -100,18 +100,17 @@ def profiles(frame: pd.DataFrame) -> Figure:
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]
         row = rows.iloc[0]
         rate = theory(row["activation"], row["norm"], int(row["batch_size"]))
-        table = rows.pivot_table(
-            index=["width", "depth"], columns="depth_from_output", values="log10_value", observed=True
-        )  # the mean over seeds
-        widths, depths = (sorted(table.index.unique(level)) for level in ("width", "depth"))
-        for color, width in zip(sns.color_palette("colorblind"), widths, strict=False):
-            for marker, depth in zip(MARKERS, depths, strict=False):
-                values = table.loc[(width, depth)].dropna()
-                away = values.index.to_numpy(dtype=float)
-                ax.plot(
-                    away, values - away * math.log10(rate), f"{marker}-", color=color, linewidth=1, markersize=4,
-                    markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
-                )  # fmt: skip
+        sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"].mean()
+        widths, depths = (sorted(rows[size].unique()) for size in ("width", "depth"))
+        for (color, width), (marker, depth) in itertools.product(
+            zip(COLORS, widths, strict=False), zip(MARKERS, depths, strict=False)
+        ):
+            values = sizes[width, depth]
+            away = values.index.to_numpy(dtype=float)
+            ax.plot(
+                away, values - away * math.log10(rate), f"{marker}-", color=color, linewidth=1, markersize=4,
+                markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
+            )  # fmt: skip
         ax.axhline(0, color="0.15", linewidth=0.9)
         ax.set(title=f"{name(network)}; mean field: {rate:.4f} a layer", xlabel="layers to the output")
         sns.despine(ax=ax)

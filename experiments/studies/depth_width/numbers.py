@@ -66,10 +66,7 @@ class Rates:
 
 
 def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
-    """Means of the columns of (seeds, columns) with intervals that hold together at 95 % (Bonferroni).
-
-    They also hold at all of ``looks`` looks at a growing number of seeds.
-    """
+    """Means of the columns of (seeds, columns); all intervals hold together, at all ``looks`` looks (Bonferroni)."""
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
@@ -80,13 +77,13 @@ def all_rates(frame: pd.DataFrame, networks: Sequence[str]) -> dict[str, Rates]:
 
 
 def _of_network(rows: pd.DataFrame) -> Rates:
-    depths, widths, seeds = (tuple(sorted(map(int, rows[key].unique()))) for key in ("depth", "width", "seed"))
+    keys = ["seed", "depth", "width"]
+    seeds, depths, widths = (tuple(sorted(map(int, rows[key].unique()))) for key in keys)
     values = np.full((len(seeds), len(depths), len(widths)), math.nan)
-    for (depth, width, seed), run in rows.groupby(["depth", "width", "seed"], observed=True):
+    for (seed, depth, width), run in rows.groupby(keys, observed=True):
         place = seeds.index(seed), depths.index(depth), widths.index(width)
         values[place] = fit_growth(run["log10_value"].to_numpy(), run["depth_from_output"].to_numpy()).rate
-    row = rows.iloc[0]
-    return Rates(values, depths, widths, theory(row["activation"], row["norm"], int(row["batch_size"])))
+    return Rates(values, depths, widths, theory(rows))
 
 
 @cache
