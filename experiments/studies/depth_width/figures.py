@@ -98,8 +98,7 @@ def profiles(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
     for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]
-        row = rows.iloc[0]
-        rate = theory(row["activation"], row["norm"], int(row["batch_size"]))
+        rate = theory(rows)
         sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"].mean()
         widths, depths = (sorted(rows[size].unique()) for size in ("width", "depth"))
         for (color, width), (marker, depth) in itertools.product(

@@ -86,10 +86,13 @@ def _of_network(rows: pd.DataFrame) -> Rates:
     return Rates(values, depths, widths, theory(rows))
 
 
-@cache
-def theory(activation: str, norm: str, batch_size: int) -> float:
-    """The mean-field rate."""
-    return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
+def theory(rows: pd.DataFrame) -> float:
+    """The mean-field rate of the network of these rows."""
+    activation, norm, batch_size = rows.iloc[0][["activation", "norm", "batch_size"]]
+    return _gsc_rate(activation, norm, int(batch_size) if norm == "batch" else None)
+
+
+_gsc_rate = cache(mf.gsc_rate)
 
 
 def name(model: str) -> str:
