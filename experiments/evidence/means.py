@@ -65,11 +65,7 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The mean of independent values, one per seed.
-
-    Arguments:
-        comparisons: Number of intervals that hold together at 95 % (Bonferroni). The level of each is
-            1 - 0.05 / comparisons.
+    """The mean of independent values, one per seed; ``comparisons`` intervals hold together at 95 % (Bonferroni).
 
     Raises:
         ValueError: There are no values, or one is NaN.
@@ -77,12 +73,9 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
-    value, num = float(array.mean()), len(array)
-    margin = (
-        math.inf
-        if num < 2
-        else float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
-    )
+    value, num, margin = float(array.mean()), len(array), math.inf
+    if num > 1:
+        margin = float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
     return Mean(value, value - margin, value + margin, num)
 
 
@@ -96,20 +89,17 @@ def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
     logarithms = mean(np.log(array), comparisons)
-    value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
+    value, low, high = map(math.exp, (logarithms.value, logarithms.low, logarithms.high))
     return Mean(value, low, high, logarithms.num)
 
 
-def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
-    """Distances from the means to the ends of their intervals, shape (2, n), as ``xerr`` and ``yerr`` want them."""
-    return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
-
-
-def errorbars(ax: Axes, places: npt.ArrayLike, means: Sequence[Mean],
-              *, horizontal: bool = False, **style: Any) -> None:  # fmt: skip
+def errorbars(
+    ax: Axes, places: npt.ArrayLike, means: Sequence[Mean], *, horizontal: bool = False, **style: Any
+) -> None:
     """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
     values = [one.value for one in means]
+    errors = np.array([[one.value - one.low, one.high - one.value] for one in means]).T
     if horizontal:
-        ax.errorbar(values, places, xerr=errors(means), **style)
+        ax.errorbar(values, places, xerr=errors, **style)
     else:
-        ax.errorbar(places, values, yerr=errors(means), **style)
+        ax.errorbar(places, values, yerr=errors, **style)
