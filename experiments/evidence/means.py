@@ -93,13 +93,17 @@ def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
     return Mean(value, low, high, logarithms.num)
 
 
+def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
+    """Distances from the means to the ends of their intervals, shape (2, n), as ``xerr`` and ``yerr`` want them."""
+    return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
+
+
 def errorbars(
     ax: Axes, places: npt.ArrayLike, means: Sequence[Mean], *, horizontal: bool = False, **style: Any
 ) -> None:
     """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
     values = [one.value for one in means]
-    errors = np.array([[one.value - one.low, one.high - one.value] for one in means]).T
     if horizontal:
-        ax.errorbar(values, places, xerr=errors, **style)
+        ax.errorbar(values, places, xerr=errors(means), **style)
     else:
-        ax.errorbar(places, values, yerr=errors, **style)
+        ax.errorbar(places, values, yerr=errors(means), **style)

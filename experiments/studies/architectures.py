@@ -213,16 +213,15 @@ The claims are those of G. Philipp, D. Song and J. Carbonell, "The exploding gra
     how_sure="""
 Intervals are over initializations: 95 %, Student's t, not corrected for several comparisons. Linear fit errors and NLC
 have geometric means. The rates hold for these sizes, which the study [depth_width](depth_width.md) varies, and for
-Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md). The
-study says nothing about training.
+Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md).
 """,
     claims=claims,
     answer=answer,
     details=details,
     figures=figures,
     captions={
-        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. A "
-        "straight line is exponential growth. Thin lines with markers are mean field, in the color of the network.",
+        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. "
+        "Thin lines with markers are mean field, in the color of the network.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. Where it is "
         "small, a smooth nonlinearity is nearly a straight line over the data.",
         "sign_diversity": "Fraction of the samples with the rarer sign of the pre-activation, layer by layer. Near 0 "
@@ -230,6 +229,6 @@ study says nothing about training.
         "gsc_matrix": "GSC between several layers, one panel per network. Red is growth from the layer below the cell "
         "to the layer beside it, blue is shrinkage.",
         "linear_fit_error": "Fraction of the variance of each layer's nonlinearity that the best line does not "
-        "explain, on a logarithmic axis. Layers become nearly linear where the line falls toward the right.",
+        "explain. Layers become nearly linear where the line falls toward the right.",
     },
 )

@@ -142,11 +142,9 @@ large ones. If shifts of a pixel matter, prefer average pooling over max pooling
 """,
     method=f"""
 The first two rectified maps of an AlexNet B at initialization respond to {{data.batch_size}} images of CIFAR-10. The
-images are shifted to the right by {", ".join(map(str, SHIFTS))} pixels; pixels that come in mirror the image.
-
-The **change** of a map under the shift is divided by the distance of the maps of two images (both root mean square). It
-is measured for the map as it is, for every second pixel, and after {WINDOW} x {WINDOW} max or average pooling with
-stride {WINDOW}.
+images are shifted to the right by {", ".join(map(str, SHIFTS))} pixels; pixels that come in mirror the image. The
+**change** of a map is divided by the distance of the maps of two images (both root mean square). It is measured for the
+map as it is, for every second pixel, and after {WINDOW} x {WINDOW} max or average pooling with stride {WINDOW}.
 
 A **factor** is the change of the pooled map over that of the map as it is: the geometric mean over the two maps, seed
 by seed. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).

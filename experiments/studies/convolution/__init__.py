@@ -79,22 +79,17 @@ They are compared with automatic differentiation in float64, on random images, r
 {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations {listed(DILATIONS)} and windows {listed(WINDOWS)}.
 
 **Equivariance.** T shifts images to the right. T' shifts a map by the same distance over its total stride, rounded. The
-error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images. The sums omit positions that see the
-border or pixels that the shift brings in. At the border the error is measured on a torus, where only zero padding can
-break the symmetry.
+error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images, without positions that see the border
+or pixels that come in. At the border it is measured on a torus, where only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by their distance for two different images (both
-root mean square). Pixels that come in mirror the image. Training may lower the change or raise the distance, so factors
-of both are given. The fraction of images whose class stays is measured too.
+root mean square). Pixels that come in mirror the image. For **pooling**, f is one of the first two rectified maps: as
+it is, at every second pixel, and after 2 x 2 max or average pooling.
 
 **Networks.** An AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A
-fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are measured at
-initialization and after {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of
-CIFAR-10, which are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for
-training.
-
-**Pooling.** The relative change of the first two rectified maps under a shift by one pixel, defined as for the logits.
-Maps are taken as they are, at every second pixel, and after 2 x 2 max or average pooling.
+fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
+{{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10, which are
+mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
 **Stationarity.** Gray values of {{measurement.num_images}} images: differences of mean and variance between positions,
 and the fraction of the differences between covariances of pairs of pixels that the displacement explains. All numbers
@@ -102,12 +97,11 @@ are products over two halves of the images, so sampling errors cancel on average
 neighbors is divided by 1 - r, because a correlation near 1 cannot spread far.
 """,
     how_sure=f"""
-Intervals are over {{num_seeds}} seeds: 95 %, Student's t. A seed draws the initialization, the measured images and the
-order of training. The images for the statistics of pixels overlap between seeds. Training is short, and longer training
-or shifted training images may change the results on training. The study [pooling](pooling.md) measures larger shifts,
-without training. Fractions below {of.SMALL:g} count as small. Claims that begin with "exploratory", and the measure for
-neighbors, were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality
-about 75). Its blocks of 8 x 8 pixels may add a dependence on the position that the original images do not have.
+Intervals are over {{num_seeds}} seeds, which draw the initialization, the measured images and the order of training:
+95 %, Student's t. The images for the statistics of pixels overlap between seeds. Longer training or shifted training
+images may change the results on training. Fractions below {of.SMALL:g} count as small. Claims that begin with
+"exploratory", and the measure for neighbors, were chosen after a first look at the data. The reference results use
+CIFAR-10 recompressed as JPEG (quality about 75). Its blocks of 8 x 8 pixels may add a dependence on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,

@@ -42,7 +42,22 @@ def conv2d(
         ValueError: The channels differ, the kernel is larger than the padded image, or stride, padding or dilation is
             out of range.
     """
-    _check(x, weight, stride, padding, dilation)
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
+            f"{weight.shape}."
+        )
+    if stride < 1 or dilation < 1 or padding < 0:
+        raise ValueError(
+            "stride and dilation must be at least 1 and padding at least 0; "
+            f"got stride={stride}, dilation={dilation}, padding={padding}."
+        )
+    height, width = (length + 2 * padding for length in x.shape[2:])
+    if min(_output_size(np.empty((1, 1, height, width)), weight.shape[2:], 1, dilation)) < 1:
+        raise ValueError(
+            f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
+            f"{height} x {width}; pad it more."
+        )
     y = _correlate(_padded(x, padding), weight, stride, dilation)
     return y if bias is None else y + bias[:, None, None]
 
@@ -178,31 +193,13 @@ def _cropped(x: Array, padding: int) -> Array:
     return x[:, :, padding : x.shape[2] - padding, padding : x.shape[3] - padding]
 
 
-def _check(x: Array, weight: Array, stride: int, padding: int, dilation: int) -> None:
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
-            f"{weight.shape}."
-        )
-    if stride < 1 or dilation < 1 or padding < 0:
-        raise ValueError(
-            "stride and dilation must be at least 1 and padding at least 0; "
-            f"got stride={stride}, dilation={dilation}, padding={padding}."
-        )
-    height, width = (length + 2 * padding for length in x.shape[2:])
-    if min(_output_size(np.empty((1, 1, height, width)), weight.shape[2:], 1, dilation)) < 1:
-        raise ValueError(
-            f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
-            f"{height} x {width}; pad it more."
-        )
-
-
 def compared(generator: torch.Generator) -> pd.DataFrame:
     """The largest difference between each gradient by hand and torch's, relative to the largest entry, in float64.
 
     Convolutions and poolings have all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`. Images are random.
     """
     found: dict[str, list[float]] = {}
+    noise = partial(torch.randn, dtype=torch.float64, generator=generator)
 
     def note(expected: list[Array], **by_hand: Array) -> None:
         for theirs, (name, ours) in zip(expected, by_hand.items(), strict=True):
@@ -213,7 +210,7 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
     for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
         how = {"stride": stride, "padding": padding, "dilation": dilation}
         kernels = (FILTERS, CHANNELS, KERNEL, KERNEL)
-        x, weight, bias = (_noise(shape, generator) for shape in (images, kernels, (FILTERS,)))
+        x, weight, bias = (noise(shape).numpy() for shape in (images, kernels, (FILTERS,)))
         g, expected = _torch(partial(functional.conv2d, **how), x, weight, bias)
         note(expected, **{
             "convolution, input": conv2d_input_gradient(g, weight, x.shape, **how),
@@ -222,7 +219,7 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
         })  # fmt: skip
     for stride, padding, size in itertools.product(STRIDES, PADDINGS, WINDOWS):
         how = {"stride": stride, "padding": padding}
-        x = _noise(images, generator)
+        x = noise(images).numpy()
         g, expected = _torch(partial(functional.avg_pool2d, kernel_size=size, **how), x)
         note(expected, **{"average pooling": average_pool2d_gradient(g, x.shape, size, **how)})
         g, expected = _torch(partial(functional.max_pool2d, kernel_size=size, **how), x)
@@ -233,10 +230,6 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
         for index, (name, errors) in enumerate(found.items())
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Array:
-    return np.asarray(torch.randn(shape, dtype=torch.float64, generator=generator).numpy())
 
 
 def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:

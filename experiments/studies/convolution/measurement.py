@@ -62,7 +62,9 @@ def measure(
     networks = {CONVOLUTIONAL: model, CONNECTED: connected}
     seed = int(torch.randint(2**31, (1,), generator=generator))
     recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
-    parts = [by_hand, stationarity(gray(learned, num_images, generator))]
+    chosen = torch.randperm(len(learned), generator=generator)[:num_images]
+    gray = learned.images[chosen].double().mean(dim=1).numpy() / 255
+    parts = [by_hand, stationarity(gray)]
     for name, network in networks.items():
         for training in (BEFORE, AFTER):
             if training == AFTER:
@@ -142,14 +144,8 @@ def mosaic(x: Tensor) -> Tensor:
     return tiles.reshape(num // 4, channels, 2 * height, 2 * width)
 
 
-def gray(images: Images, num: int, generator: torch.Generator) -> npt.NDArray[np.float64]:
-    """Random images (num, H, W): the mean of their colors, in 0..1."""
-    chosen = torch.randperm(len(images), generator=generator)[:num]
-    return images.images[chosen].double().mean(dim=1).numpy() / 255
-
-
 def stationarity(images: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """Dependence of means, variances and covariances on the position; also by row, column and distance."""
+    """Dependence of the gray values of images (N, H, W) on the position; also by row, column and distance."""
     first, second = (of_pixels.Moments.of(half) for half in (images[::2], images[1::2]))
     shape, explained = (images.shape[1], images.shape[2]), of_pixels.explained_by_displacement
     numbers = {

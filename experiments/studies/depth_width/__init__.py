@@ -105,8 +105,7 @@ STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
 Measure the growth rate of an architecture on a small version of the network. Where the claims below are supported, the
-rate carries over to larger sizes within the tolerance. Use the mean-field rate where theory covers the network. Expect
-deviations from it that shrink like one over the width.
+rate carries over to larger sizes within the tolerance. Mean-field rates deviate from it like one over the width.
 """,
     method=f"""
 There are {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}. They are
@@ -116,13 +115,13 @@ convention) to the output is measured from {{measurement.num_sources}} layers at
 nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
 **Within tolerance** means that the log rate differs from its mean over all sizes by less than {TOLERANCE:g}, which
-changes GSC by a factor of e over the deepest network. Means over the widths at each depth, and over the depths at each
-width, are compared with it. Their intervals hold together at 95 % (Student's t over seeds, paired, Bonferroni over the
-sizes and over {LOOKS} looks at the data). All intervals inside: within tolerance. One interval outside: not within.
+changes GSC by a factor of e over the deepest network. This holds for the mean at each depth, or each width, if all
+intervals lie inside. Intervals hold together at 95 % (Student's t over seeds, paired, Bonferroni over the sizes and
+over {LOOKS} looks at the data).
 
-**A dependence, however little,** compares the deepest networks with the shallowest, and the widest with the narrowest.
-The intervals hold together over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. A dependence is found
-if the interval excludes 0. Otherwise none is found, which does not prove that there is none.
+**A dependence, however little,** is found if the deepest networks differ from the shallowest, or the widest from the
+narrowest. The intervals hold together over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. To find
+none does not prove that there is none.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. Finite networks
 should deviate from it by a constant over the width. Therefore the log rate is also extrapolated, by its least-squares
@@ -131,12 +130,12 @@ line against 1 / width, to 0.
     how_sure=f"""
 Intervals are over initializations: 95 %, Student's t. In the table and for infinite width each interval holds by
 itself. The first look with {FIRST_SEEDS} initializations left the width of SELU just undecided. The number was then
-raised to {{num_seeds}}, once and for all networks, and rates were replaced by log rates. Intervals that decide hold at
-both looks. The details give the verdict of the later initializations alone.
+raised to {{num_seeds}}, once and for all networks, and rates were replaced by log rates. The details give the verdict
+of the later initializations alone.
 
 Probes add little error, because their noise is nearly the same in all layers far from the output. The batch is smaller
-than every width. With batch normalization, a batch larger than the width lowers the rate. A steady rate says nothing
-about the first and last few layers, whose GSC may change by other factors.
+than every width; with batch normalization, a larger batch lowers the rate. A steady rate says nothing about the first
+and last few layers.
 """,
     claims=claims,
     answer=answer,

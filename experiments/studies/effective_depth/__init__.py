@@ -150,18 +150,17 @@ that hardly learns can have a large effective depth. With skip connections, most
 networks change the function almost independently of each other.
 """,
     method=f"""
-**Residual trick.** Every layer is the layer before training plus the change by training, f_l = i_l + r_l. At its
-current input its Jacobian is I_l + R_l. The Jacobian of the network is a product over layers, hence a sum with one term
+**Residual trick.** Every layer is the layer before training plus the change by training, f_l = i_l + r_l, with the
+Jacobian I_l + R_l at its current input. The Jacobian of the network is a product over layers, hence a sum with one term
 for each set of layers that contribute R_l instead of I_l. C^k is the sum of the terms with k such layers: the joint
 contribution of k trained layers. All C^k are computed exactly by the recurrence of elementary symmetric polynomials:
 
 - C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)
 
 The share of C^k is its length over the sum of the lengths of all contributions. The **effective depth** is the largest
-k whose share reaches {TOLERANCES[0]:g}. Residual trick and term are those of G. Philipp, D. Song and J. Carbonell
-(arXiv:1712.05577), who bound C^k by norms of the layers. The share of exact contributions is this project's definition
-(`gradscope.effective_depth`). For comparison, the shares are also computed for layers with independent directions, from
-the lengths of I_l and R_l alone.
+k whose share reaches {TOLERANCES[0]:g} (`gradscope.effective_depth`). Residual trick and term are those of G. Philipp,
+D. Song and J. Carbonell (arXiv:1712.05577), who bound C^k by norms of the layers; the share is this project's. For
+comparison, it is also computed for layers with independent directions, from the lengths of I_l and R_l alone.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
 (`gradscope.taylor_losses`). In this expansion the change of one layer never meets that of another. A network suffers if
@@ -169,14 +168,13 @@ its loss rises by more than {SUFFERS:g}, on {TRIED} training digits.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
 momentum {MOMENTUM:g}. They are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each run
-keeps the learning rate with the lowest final training loss. Effective depths are measured in float64 on a batch of
-digits. They are exact, or estimated from {PROBES} random vectors if batch normalization couples the samples.
+keeps the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of
+digits, or estimated from {PROBES} random vectors if batch normalization couples the samples.
 """,
     how_sure="""
 Intervals are over seeds, which draw the weights, the order of the digits and the measured digits: 95 %, Student's t.
-The intervals of one kind of claim hold together (Bonferroni). The tolerance is a convention, and the table has a second
-one. Effective depth says how much of the change was composed, not whether the change was useful. Wider networks or
-longer training would give other numbers.
+The intervals of one kind of claim hold together (Bonferroni). The tolerance is a convention; the table has a second
+one. Wider networks or longer training would give other numbers.
 """,
     claims=claims,
     answer=answer,

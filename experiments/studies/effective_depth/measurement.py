@@ -53,9 +53,10 @@ def measure(
         observed("train_loss", min(ends), num_samples=len(digits[0]), step=steps),
         observed("test_accuracy", accuracy_of(states[-1], test), num_samples=len(test[0]), step=steps),
     ]
-    before = _double(model)
+    coupled = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    before, probes = _double(model), PROBES if coupled else "exact"
     for step, state in zip(recorded, states[1:], strict=True):
-        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=_probes(model))
+        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=probes)
         for tolerance in TOLERANCES:
             values = (found.at(tolerance), *found.interval(tolerance))
             for end, value in zip(("", "_low", "_high"), values, strict=True):
@@ -101,11 +102,6 @@ def _losses(output: Tensor, labels: Tensor) -> Tensor:
 
 def _double(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
-
-
-def _probes(model: nn.Module) -> int | str:
-    coupled = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return PROBES if coupled else "exact"
 
 
 def _independent(found: gs.EffectiveDepth) -> int:
