@@ -65,11 +65,7 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The mean of independent values, one per seed; ``comparisons`` intervals hold together at 95 % (Bonferroni).
-
-    Raises:
-        ValueError: There are no values, or one is NaN.
-    """
+    """The mean of independent values, one per seed; ``comparisons`` intervals hold together at 95 % (Bonferroni)."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
@@ -80,11 +76,7 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
 
 
 def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms.
-
-    Raises:
-        ValueError: There are no values, or one is not positive.
-    """
+    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")

@@ -28,9 +28,6 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> RankCorrelation:
 
     p is twice the smaller of two proportions of the pairings: those whose correlation is at least the observed one, and
     those whose correlation is at most the observed one.
-
-    Raises:
-        ValueError: The lengths differ or are below three, or all values of x or of y are equal.
     """
     a, b = (tuple(stats.rankdata(np.asarray(values, dtype=np.float64)).tolist()) for values in (x, y))
     if len(a) != len(b) or len(a) < 3:

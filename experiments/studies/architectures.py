@@ -108,8 +108,7 @@ def details(collected: Collected) -> str:
 
 def _growth(frame: pd.DataFrame) -> dict[str, Row]:
     """Growth of GSC, by model."""
-    table = report_growth.growth_table(frame, ["model"]).set_index("model")
-    return {str(model): table.loc[model].to_dict() for model in table.index}
+    return report_growth.growth_table(frame, ["model"]).set_index("model").to_dict("index")
 
 
 def _word(row: Row) -> str:

@@ -36,12 +36,7 @@ Size = tuple[int, ...]  # rows and columns
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1.
-
-    Raises:
-        ValueError: The channels differ, the kernel is larger than the padded image, or stride, padding or dilation is
-            out of range.
-    """
+    """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1."""
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
@@ -104,9 +99,6 @@ def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: i
     """The mean of each window of m = size^2 pixels. Padding counts as zeros, as in torch by default.
 
     Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p], where s is ``size`` by default
-
-    Raises:
-        ValueError: The window is larger than the padded image, or a number is out of range.
     """
     return np.asarray(_pool_taps(x, size, stride, padding, 0.0).mean(axis=0))
 
@@ -121,8 +113,7 @@ def average_pool2d_gradient(
 def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> tuple[Array, Indices]:
     """The largest pixel of each window, and the number u size + v of its tap, both (B, C, H', W').
 
-    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.  Errors are those of
-    `average_pool2d`.
+    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.
     """
     taps = _pool_taps(x, size, stride, padding, -np.inf)
     winners = taps.argmax(axis=0)
@@ -206,10 +197,9 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
             error = np.abs(ours - theirs).max() / np.abs(theirs).max()
             found.setdefault(name, []).append(float(error))
 
-    images = (2, CHANNELS, SIDE, SIDE)
+    images, kernels = (2, CHANNELS, SIDE, SIDE), (FILTERS, CHANNELS, KERNEL, KERNEL)
     for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
         how = {"stride": stride, "padding": padding, "dilation": dilation}
-        kernels = (FILTERS, CHANNELS, KERNEL, KERNEL)
         x, weight, bias = (noise(shape).numpy() for shape in (images, kernels, (FILTERS,)))
         g, expected = _torch(partial(functional.conv2d, **how), x, weight, bias)
         note(expected, **{

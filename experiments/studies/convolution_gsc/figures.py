@@ -31,7 +31,7 @@ def total(frame: pd.DataFrame) -> Figure:
         _draw_factors(ax, frame, kinds)
     left.axvspan(1 / UNCHANGED, UNCHANGED, color="0.92", zorder=0, label=f"{100 * (UNCHANGED - 1):.0f} %")
     left.axvline(1, color="0.6", linewidth=0.8, zorder=0)
-    left.set(xlim=(0.98 / UNCHANGED, 1.02 * UNCHANGED))
+    left.set_xlim(0.98 / UNCHANGED, 1.02 * UNCHANGED)
     left.set_title("stride and padding", fontsize=10)
     right.set(xscale="log", xlim=(0.02, 1.0))
     right.set_title("pooling", fontsize=10)
@@ -40,8 +40,7 @@ def total(frame: pd.DataFrame) -> Figure:
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     seeds, channels = frame["seed"].nunique(), int(frame["channels"].iloc[0])
     stack = f"{of.depth(frame)} convolutions of {channels} channels, seed by seed; {seeds} seeds"
-    title = f"GSC (squared convention), input to output, relative to the torus: {stack}"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"GSC (squared convention), input to output, relative to the torus: {stack}", fontsize=10)
     return figure
 
 

@@ -32,12 +32,6 @@ def factor(frame: pd.DataFrame, kind: str, place: int = 0) -> Mean:
     return geometric_mean(factors(frame, place)[kind])
 
 
-def average_over_max(frame: pd.DataFrame) -> Mean:
-    """GSC of the stack with average pooling over that with max pooling, seed by seed."""
-    totals = factors(frame)
-    return geometric_mean(totals["average"] / totals["max"])
-
-
 def depth(frame: pd.DataFrame) -> int:
     """Number of convolutions."""
     return int(frame["stages"].iloc[0] * frame["convs"].iloc[0])

@@ -37,17 +37,10 @@ TAPS = 4  # of a 2 x 2 pooling window
 
 
 class Stack(nn.Sequential):
-    """``stages`` stages of ``convs`` convolutions 3 x 3 with ReLU, He's weights and no biases.
+    """``stages`` stages of ``convs`` convolutions 3 x 3 with ReLU, He's weights and no biases; ``kind`` is in `KINDS`.
 
-    The layers are conv1, conv2, ... (each with its ReLU), and with pooling also pool1, pool2, ... after the stages.
-
-    Arguments:
-        kind: One of `KINDS`. Pooling is 2 x 2.
-        channels: Number of channels of the input and of every layer.
-        generator: Source of the weights. All kinds with the same seed have the same weights.
-
-    Raises:
-        ValueError: The kind is unknown.
+    The layers are conv1, conv2, ... (each with its ReLU), and with pooling also pool1, pool2, ... after the stages. The
+    input and every layer have ``channels`` channels. All kinds with the same seed have the same weights.
     """
 
     def __init__(
@@ -69,10 +62,7 @@ class Stack(nn.Sequential):
 
 
 def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> FloatArray:
-    """Mean field of log10 GSC to the output, of the input and every layer of a `Stack`.
-
-    The input is white noise of ``side`` x ``side`` pixels.
-    """
+    """Mean field of log10 GSC to the output, of the input (white noise, ``side`` pixels wide) and every layer."""
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
     pool = KINDS[kind][-1]

@@ -41,8 +41,7 @@ def rates(found: dict[str, Rates]) -> Figure:
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel("GSC rate a layer (squared)")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    axes.flat[-1].legend(handles, labels, loc="center", frameon=False, fontsize=10)
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=10)
     num_seeds = len(next(iter(found.values())).values)
     figure.suptitle(f"Rates of nine sizes; mean over {num_seeds} seeds, bars: 95 % interval", fontsize=11)
     return figure
@@ -82,8 +81,7 @@ def deviations(found: dict[str, Rates]) -> Figure:
         at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
         end, slope = own.lines.mean(axis=0) - [known, 0]
         ax.plot([0, 1 / widths[0]], [end, end + slope / widths[0]], color=color, linewidth=0.8)
-        style = {"fmt": MARKERS[number], "color": color, "markersize": 5, "capsize": 2}
-        errorbars(ax, at, cells, label=name(network), **style)
+        errorbars(ax, at, cells, label=name(network), fmt=MARKERS[number], color=color, markersize=5, capsize=2)
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
     ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate a layer less that of mean field")

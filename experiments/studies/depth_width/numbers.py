@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -77,13 +76,13 @@ def all_rates(frame: pd.DataFrame, networks: Sequence[str]) -> dict[str, Rates]:
 
 
 def _of_network(rows: pd.DataFrame) -> Rates:
-    keys = ["seed", "depth", "width"]
-    seeds, depths, widths = (tuple(sorted(map(int, rows[key].unique()))) for key in keys)
-    values = np.full((len(seeds), len(depths), len(widths)), math.nan)
-    for (seed, depth, width), run in rows.groupby(keys, observed=True):
-        place = seeds.index(seed), depths.index(depth), widths.index(width)
-        values[place] = fit_growth(run["log10_value"].to_numpy(), run["depth_from_output"].to_numpy()).rate
-    return Rates(values, depths, widths, theory(rows))
+    rates = {
+        run: fit_growth(own["log10_value"], own["depth_from_output"]).rate
+        for run, own in rows.groupby(["seed", "depth", "width"], observed=True)
+    }
+    seeds, depths, widths = (tuple(sorted(set(map(int, values)))) for values in zip(*rates, strict=True))
+    values = [[[rates[seed, depth, width] for width in widths] for depth in depths] for seed in seeds]
+    return Rates(np.array(values), depths, widths, theory(rows))
 
 
 def theory(rows: pd.DataFrame) -> float:
