@@ -45,10 +45,8 @@ def details(collected: Collected) -> str:
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
         rows.append([name, *relative, *(f"{geometric_mean(part):.2f}" for part in training_factors(frame, network))])
-    first = {True: "separating images gains more", False: "ignoring shifts gains more"}
-    gains = first.get(
-        of.distance_first(frame).holds, "it is undecided whether separating images or ignoring shifts gains"
-    )
+    both = "it is undecided whether separating images or ignoring shifts"
+    winner = {True: "separating images", False: "ignoring shifts", None: both}[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
         f"Maps become more equivariant for a shift by one pixel by training in these stages: {more}. Less: {less}. "
@@ -56,7 +54,8 @@ def details(collected: Collected) -> str:
         f"The relative change is that of the output under a shift by one pixel, over the distance of the outputs for "
         f"two images. Training multiplies the change and the distance by these factors:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. In its training, {gains} relative invariance."
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. In its training, {winner} gains more "
+        "relative invariance."
     )
 
 

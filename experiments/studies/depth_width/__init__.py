@@ -63,9 +63,8 @@ def answer(collected: Collected) -> str:
     changes = []
     for size, words in ends.items():
         change = _change(found, "selu", size)
-        changes.append(
-            f"by {change:+.4f} {words}, which shows {'a' if _depends(change) else 'no'} dependence on the {size}"
-        )
+        shows = "a" if _depends(change) else "no"
+        changes.append(f"by {change:+.4f} {words}, which shows {shows} dependence on the {size}")
     return (
         f"GSC of SELU, the network of the question, grows by {rates.common:.4f} per layer over all sizes (mean field "
         f"{rates.theory:.4f}). Its log rate {steady} (tolerance {TOLERANCE:g}). It changes {listed(changes)}."
