@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ COLLAPSED = 0.1
 # A network is nonlinear if its nonlinearity coefficient is more than twice that of an affine map.
 NONLINEAR = 2.0
 
-Row = dict[str, Any]
+Row = dict[Hashable, Any]
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -108,7 +109,7 @@ def details(collected: Collected) -> str:
 
 def _growth(frame: pd.DataFrame) -> dict[str, Row]:
     """Growth of GSC, by model."""
-    return report_growth.growth_table(frame, ["model"]).set_index("model").to_dict("index")
+    return {str(row["model"]): row for row in report_growth.growth_table(frame, ["model"]).to_dict("records")}
 
 
 def _word(row: Row) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -199,7 +200,7 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
 
     images, kernels = (2, CHANNELS, SIDE, SIDE), (FILTERS, CHANNELS, KERNEL, KERNEL)
     for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
-        how = {"stride": stride, "padding": padding, "dilation": dilation}
+        how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
         x, weight, bias = (noise(shape).numpy() for shape in (images, kernels, (FILTERS,)))
         g, expected = _torch(partial(functional.conv2d, **how), x, weight, bias)
         note(expected, **{
