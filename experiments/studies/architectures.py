@@ -213,7 +213,8 @@ The claims are those of G. Philipp, D. Song and J. Carbonell, "The exploding gra
     how_sure="""
 Intervals are over initializations: 95 %, Student's t, not corrected for several comparisons. Linear fit errors and NLC
 have geometric means. The rates hold for these sizes, which the study [depth_width](depth_width.md) varies, and for
-Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md).
+Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md). The
+study says nothing about training.
 """,
     claims=claims,
     answer=answer,
