@@ -96,8 +96,8 @@ are products over two halves of the images, so sampling errors cancel on average
 neighbors is divided by 1 - r, because a correlation near 1 cannot spread far.
 """,
     how_sure=f"""
-Intervals are over {{num_seeds}} seeds, which draw the initialization, the measured images and the order of training: 95
-%, Student's t. The images for the statistics of pixels overlap between seeds. Training is short, and the accuracy is
+Intervals are over {{num_seeds}} seeds, which draw the initialization, the measured images and the order of training:
+95 %, Student's t. The images for the statistics of pixels overlap between seeds. Training is short, and the accuracy is
 far from what the network can reach. The study [pooling](pooling.md) measures larger shifts, without training. Fractions
 below {of.SMALL:g} count as small. Claims that begin with "exploratory", and the measure for neighbors, were chosen
 after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). Its blocks

@@ -104,7 +104,8 @@ STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
 Measure the growth rate of an architecture on a small version of the network. Where the claims below are supported, the
-rate carries over to larger sizes within the tolerance. Mean-field rates deviate from it like one over the width.
+rate carries over to larger sizes within the tolerance. Use the mean-field rate where theory covers the network. Expect
+deviations from it that shrink like one over the width.
 """,
     method=f"""
 There are {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}. They are
