@@ -55,26 +55,9 @@ class Config:
     note: str | None = None
 
 
-def named(cfg: Config) -> str:
-    """The name of the study or sweep to draw.
-
-    Raises:
-        ValueError: The configuration names neither.
-    """
-    name = cfg.study or cfg.sweep
-    if name is None:
-        raise ValueError("Name what to draw: study=NAME of a study or of a sweep that was collected, or study=all.")
-    return name
-
-
 def read(cfg: Config) -> tuple[Collected, Path]:
-    """The results to draw, from the collected runs or else from the reference results, and the folder for figures.
-
-    Raises:
-        FileNotFoundError: There are no such results.
-        ValueError: The configuration names neither a study nor a sweep.
-    """
-    asked = named(cfg)
+    """The results to draw, from the collected runs or else from the reference results, and the folder for figures."""
+    asked = _named(cfg)
     name = study.results(asked)
     runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
     if (collected := collecting.load(runs)) is not None:
@@ -88,7 +71,7 @@ def read(cfg: Config) -> tuple[Collected, Path]:
 
 
 def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Figure]:
-    """The figures of a study or of any sweep. Prints the claims, growth rates or accuracies."""
+    """The figures of a study or of any sweep.  Prints the claims, growth rates or accuracies."""
     title = sweep_figures.describe(collected)
     if (asked := study.find(name)) is not None:
         terminal.print_claims(claims, f"{asked.question} ({title})")
@@ -127,25 +110,23 @@ def main(cfg: Config) -> None:
 
 
 def every(cfg: Config) -> dict[str, Config]:
-    """The configuration of each study for ``study=all``, by name.
-
-    Raises:
-        ValueError: An option is set that is for a single study.
-    """
+    """A configuration for each study with reference results, and each sweep with some that no study reads."""
     if cfg.publish or cfg.sweep or cfg.note:
         raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
-    return {name: replace(cfg, study=name, results="") for name in _published(cfg)}
-
-
-def _published(cfg: Config) -> list[str]:
-    """Every study with reference results, and every sweep with reference results that no study reads."""
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
-    return sorted({study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own})
+    names = {study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own}
+    return {name: replace(cfg, study=name, results="") for name in sorted(names)}
+
+
+def _named(cfg: Config) -> str:
+    if name := cfg.study or cfg.sweep:
+        return name
+    raise ValueError("Name what to draw: study=NAME of a study or of a sweep that was collected, or study=all.")
 
 
 def _make(cfg: Config) -> list[Claim]:
     """Draw one study or sweep; returns the claims of the study."""
-    name = study.reader(named(cfg))
+    name = study.reader(_named(cfg))
     cfg = replace(cfg, study=name)
     collected, output = read(cfg)
     published = Path(cfg.reference) / study.results(name)
@@ -154,8 +135,7 @@ def _make(cfg: Config) -> list[Claim]:
     if cfg.publish:
         output = published
         reference.save(collected, output)
-        # Draw from the saved digits, so that anybody can draw the same figures from the saved files.
-        collected = reference.load(output)
+        collected = reference.load(output)  # figures are drawn from the digits that everybody has
     asked = study.find(name)
     claims = [] if asked is None else asked.claims(collected)
     figures = drawn(name, collected, claims)

@@ -90,9 +90,7 @@ class Estimate:
         """Return the square root, with its error to first order: stderr / (2 sqrt(value))."""
         odd = self.exponent % 2
         root = math.sqrt(math.ldexp(self.mantissa, odd))
-        error = self.mantissa_stderr
-        if error:
-            error = math.ldexp(error, odd) / (2 * root)
+        error = self.mantissa_stderr and math.ldexp(self.mantissa_stderr, odd) / (2 * root)
         return Estimate(root, error, (self.exponent - odd) // 2, self.num_probes)
 
     def __str__(self) -> str:

@@ -17,9 +17,7 @@ import pyarrow.parquet as pq
 NETWORK = "network"
 
 SCHEMA_VERSION = 2
-# Where a file states its schema: in the metadata of Parquet, in a column of CSV.
-METADATA_KEY = b"gradscope_schema"
-CSV_COLUMN = "schema_version"
+METADATA_KEY, CSV_COLUMN = b"gradscope_schema", "schema_version"  # where Parquet and CSV files state their schema
 COLUMNS: dict[str, str] = {
     "layer": "str",
     "index": "int64",
@@ -52,8 +50,7 @@ NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled", "num_probes",
 }  # fmt: skip
 DEFAULTS: dict[str, Any] = dict.fromkeys(NULLABLE) | {"num_probes": 0}
-# Ends of an interval may be rounded, in files of a few digits.
-ROUNDING = 1e-4
+ROUNDING = 1e-4  # of the ends of an interval, in files of a few digits
 
 
 class SchemaError(ValueError):
@@ -125,8 +122,7 @@ def observed(
 
 
 def check(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame unchanged if it follows the schema; additional columns, such as a run's configuration, are
-    allowed.
+    """Return the frame unchanged if it follows the schema; additional columns are allowed.
 
     Raises:
         ValueError: A column is missing or holds an unexpected null, or values, logarithms and intervals contradict
@@ -150,11 +146,7 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-    """Check that values agree with their logarithms, and that intervals contain them.
-
-    Raises:
-        ValueError: They do not.
-    """
+    """Raise ValueError unless values agree with their logarithms and intervals contain them."""
     logarithms = columns["log10_value"]
     logarithmic = ~np.isnan(logarithms)
     found = columns["value"][logarithmic]
@@ -233,11 +225,7 @@ def version_of(schema: pa.Schema) -> str | None:
 
 
 def check_version(version: object, path: Path) -> None:
-    """Check that a file has the schema of this version of gradscope.
-
-    Raises:
-        SchemaError: It has another one, or states none.
-    """
+    """Raise SchemaError unless the file states the schema of this version of gradscope."""
     if str(version) != str(SCHEMA_VERSION):
         raise SchemaError(
             f"{path} was made by another version of gradscope (schema {version}; this one reads {SCHEMA_VERSION}): "

@@ -59,7 +59,6 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
     """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
 
     It is a compromise between 1 / fan_in, which keeps signals, and 1 / fan_out, which keeps gradients.
-
     Reference: Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
 
     >>> round(700 * float(xavier(torch.empty(500, 200), generator=torch.Generator().manual_seed(0)).var()), 2)
@@ -124,15 +123,12 @@ def looks_linear(
 
 
 def critical(
-    model: nn.Module,
-    activation: str | Activation,
-    *,
-    bias_variance: float = 0.0,
-    chi: float = 1.0,
-    orthogonal_weights: bool = False,
-    generator: torch.Generator | None = None,
-) -> CriticalPoint:
-    """Fill all linear and convolutional layers of a model so that squared gradients grow by ``chi`` per layer.
+    model: nn.Module, activation: str | Activation, *, bias_variance: float = 0.0, chi: float = 1.0,
+    orthogonal_weights: bool = False, generator: torch.Generator | None = None,
+) -> CriticalPoint:  # fmt: skip
+    """The `gradscope.meanfield.critical_point` to which all linear and convolutional layers of a model are set.
+
+    Weights have its variance sigma_w^2 / fan_in, so that squared gradients grow by ``chi`` per layer.
 
     Arguments:
         model: Any module with linear or convolutional layers.
@@ -141,9 +137,6 @@ def critical(
         chi: Growth of squared gradients per layer; 1 is critical.
         orthogonal_weights: Draw scaled orthogonal instead of Gaussian weights, with the same mean square.
         generator: Source of the random numbers.
-
-    Returns:
-        The `gradscope.meanfield.critical_point` used; weights have its variance sigma_w^2 / fan_in.
 
     Raises:
         ValueError: There is no such point, or the model has no linear or convolutional layers.
@@ -167,30 +160,21 @@ def critical(
 
 
 def lsuv(
-    model: nn.Module,
-    data: Any,
-    *,
-    tolerance: float = 0.1,
-    max_rounds: int = 10,
-    forward: Forward | None = None,
+    model: nn.Module, data: Any, *, tolerance: float = 0.1, max_rounds: int = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
-) -> dict[str, float]:
-    """Fill all linear and convolutional layers by LSUV: orthogonal weights, scaled so that outputs have unit variance.
+) -> dict[str, float]:  # fmt: skip
+    """The standard deviation of each called layer's output, by name, after LSUV has scaled the model's weights.
 
-    First `orthogonal` fills every layer.  Then, in the order of their first calls, W <- W / sqrt(v) is repeated until
-    |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries of the layer's output.  Later layers see
-    the output of the scaled ones.  Biases do not change.
+    First `orthogonal` fills every linear and convolutional layer.  Then, in the order of their first calls,
+    W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries of the
+    layer's output.  Later layers see the output of the scaled ones.  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.
-        data: One batch: a tensor or a mapping, or anything that ``forward`` accepts.
+        data, forward: As in `gradscope.gsc`, without labels.
         tolerance: Largest |v - 1|; 0.1 in the paper.
         max_rounds: Largest number of divisions per layer; 10 in the paper.
-        forward: ``(model, batch) -> output``.
         generator: Source of the orthogonal weights; torch's global generator by default.
-
-    Returns:
-        The standard deviation of each called layer's output, by name, in the order of the calls.
 
     Cost: one forward pass, and one evaluation of a layer per division.
 

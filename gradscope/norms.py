@@ -32,15 +32,10 @@ def qm_norm(
     It is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
 
     Arguments:
-        a: Tensor or array (..., m, n), or a `LinearOperator`.
-        probes: For an operator, the number of random directions (default 32), or "exact".
+        a: Tensor or array (..., m, n), for exact norms as a float64 tensor (...); or a `LinearOperator`, for an
+            `Estimate` whose square is unbiased.
+        probes: For an operator, the number of random directions (default 32), or "exact" for min(m, n) products.
         generator: Source of the random directions of an operator.
-
-    Returns:
-        For a tensor, the exact norms as a float64 tensor (...).  For an operator, an `Estimate` whose square is
-        unbiased.
-
-    Cost: for an operator ``probes`` products, or min(m, n) products if exact.
 
     Raises:
         ValueError: ``a`` has fewer than two dimensions or is empty, ``probes`` is not a positive integer or "exact",
@@ -90,8 +85,8 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
 def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
 
-    ``exponent`` is one int64 for the whole tensor.  For float32 and narrower types, whose squares cannot overflow a
-    float64 sum, it is 0 and on the CPU.  The device is not synchronized.
+    ``exponent`` is one int64 for the whole tensor; 0 and on the CPU for float32 and narrower types, whose squares
+    cannot overflow a float64 sum.  The device is not synchronized.
     """
     a = a.detach()
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
@@ -103,8 +98,7 @@ def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -
 def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
     """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64; squares must not overflow float64.
 
-    ``scratch`` is flat float64 memory, to which ``a`` is copied in parts.  This is several times faster than torch's
-    own float64 sum over float32 numbers.
+    ``scratch``, flat float64 memory to which ``a`` is copied in parts, makes this several times faster for float32.
     """
     if a.device.type == "mps":  # has no float64
         a = a.cpu()
@@ -133,10 +127,8 @@ _ZERO = torch.zeros((), dtype=torch.int64)
 
 
 def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
-    """``2**exponents`` exactly, clamped to the normal numbers of ``dtype``.
-
-    It is built from bits, because ``torch.pow`` and ``torch.ldexp`` round on some devices.
-    """
+    """``2**exponents`` exactly, clamped to the normal numbers of ``dtype``."""
+    # From bits: torch.pow and torch.ldexp round on some devices.
     largest = math.frexp(torch.finfo(dtype).max)[1] - 1
     exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)
     if dtype == torch.float64:

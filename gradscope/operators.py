@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +13,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-# A matrix whose smaller side is at most this is decomposed as a dense matrix.
-DENSE_UP_TO = 500
+DENSE_UP_TO = 500  # a matrix whose smaller side is at most this is decomposed as a dense matrix
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,9 @@ class LinearOperator:
             )
         if isinstance(other, LinearOperator):
             return LinearOperator(
-                (self.shape[0], other.shape[1]),
-                lambda v: self.matvec(other.matvec(v)),
-                lambda u: other.rmatvec(self.rmatvec(u)),
-                self.dtype,
-                self.device,
-            )
+                (self.shape[0], other.shape[1]), lambda v: self.matvec(other.matvec(v)),
+                lambda u: other.rmatvec(self.rmatvec(u)), self.dtype, self.device,
+            )  # fmt: skip
         if other.ndim == 1:
             return self.matvec(other)
         return torch.stack([self.matvec(column) for column in other.T], dim=1)
@@ -61,11 +58,9 @@ class LinearOperator:
     def dense(self) -> Tensor:
         """The matrix as an m x n tensor.  Cost: min(m, n) products."""
         m, n = self.shape
-        if m <= n:
-            rows = torch.eye(m, dtype=self.dtype, device=self.device)
-            return torch.stack([self.rmatvec(row) for row in rows])
-        columns = torch.eye(n, dtype=self.dtype, device=self.device)
-        return torch.stack([self.matvec(column) for column in columns], dim=1)
+        units = torch.eye(min(m, n), dtype=self.dtype, device=self.device)
+        product, dim = (self.rmatvec, 0) if m <= n else (self.matvec, 1)
+        return torch.stack([product(unit) for unit in units], dim=dim)
 
     def singular_values(self, k: int | None = None) -> Tensor:
         """The ``k`` largest singular values in descending order, in float64; by default all min(m, n).
@@ -101,16 +96,12 @@ class LinearOperator:
     def to_scipy(self) -> ScipyLinearOperator:
         """The operator for ``scipy.sparse.linalg``, on float64 NumPy vectors."""
 
-        def through_torch(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-            def apply(vector: np.ndarray) -> np.ndarray:
-                v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
-                return product(v.to(self.device, self.dtype)).detach().cpu().double().numpy()
+        def apply(product: Callable[[Tensor], Tensor], vector: np.ndarray) -> np.ndarray:
+            v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
+            return product(v.to(self.device, self.dtype)).detach().cpu().double().numpy()
 
-            return apply
-
-        return ScipyLinearOperator(
-            shape=self.shape, matvec=through_torch(self.matvec), rmatvec=through_torch(self.rmatvec), dtype=np.float64
-        )
+        matvec, rmatvec = partial(apply, self.matvec), partial(apply, self.rmatvec)
+        return ScipyLinearOperator(shape=self.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
 
 
 def matrix(a: Tensor) -> LinearOperator:

@@ -14,13 +14,9 @@ from torch import Tensor
 
 
 def rademacher(
-    num: int,
-    size: int,
-    *,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
+    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Probes (num, size) of independent random signs (Hutchinson 1989); exact if A^T A is diagonal.
 
     >>> rademacher(2, 3, generator=torch.Generator().manual_seed(0)).abs().tolist()
@@ -32,13 +28,9 @@ def rademacher(
 
 
 def sphere(
-    num: int,
-    size: int,
-    *,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
+    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Probes (num, size), uniform on the sphere of radius sqrt(size); their variance does not change if A is rotated.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
@@ -50,13 +42,9 @@ def sphere(
 
 
 def orthonormal(
-    num: int,
-    size: int,
-    *,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
+    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
 
     They are exact if num == size.  Because they depend on each other, their sample variance is an upper bound.

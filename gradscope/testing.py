@@ -9,6 +9,7 @@ Each measures the model and raises AssertionError with the numbers and the first
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,15 +65,15 @@ def assert_growth(
     growth = profile.growth()
     if growth.rate_low > high or growth.rate_high < low:
         steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
-        allowed = math.log10(high if growth.rate_low > high else low)
-        beyond = steps - allowed if growth.rate_low > high else allowed - steps
-        first = int(np.flatnonzero(beyond > 0)[0]) if (beyond > 0).any() else int(np.argmax(beyond))
+        beyond = steps - math.log10(high) if growth.rate_low > high else math.log10(low) - steps
         worst = int(np.argmax(beyond))
+        first = int(np.argmax(beyond > 0)) if beyond[worst] > 0 else worst
         raise AssertionError(
             f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to "
             f"{growth.rate_high:.4f}), outside [{low:g}, {high:g}]: {growth.verdict}.\n"
             f"First layer beyond: {profile.layers[first + 1]!r} (a factor {10 ** steps[first]:.4g}); worst: "
-            f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n{_printed(profile)}"
+            f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n"
+            + _printed(profile.layers, profile.log10_values[:, 0], "log10 GSC = ")
         )
     return profile
 
@@ -87,7 +88,7 @@ def assert_no_collapse(
         most: Largest mean cosine; at 1 all samples point in one direction.  Collapse of the data themselves is allowed.
 
     Raises:
-        AssertionError: A layer collapses; the message names the first one and shows all cosines.
+        AssertionError: A layer collapses; the message names the first one and shows the cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch
@@ -102,20 +103,16 @@ def assert_no_collapse(
     captured = capture(model, data, forward=forward)
     units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]
     values = captured.replay.outputs([name for unit in units for name in unit.names], {})
-    found = {}
-    for unit in units:
-        value = next((values[name] for name in unit.names if name in values), None)
-        if value is not None:
-            found[unit.name] = SampleCosine()(value).value
+    known = {unit.name: [values[name] for name in unit.names if name in values] for unit in units}
+    found = {name: SampleCosine()(own[0]).value for name, own in known.items() if own}
     if not found:
         raise ValueError("No unit of the trunk has the batch as its leading dimension: samples cannot be compared.")
     collapsed = [name for name, cosine in found.items() if cosine >= most]
     # If the data themselves are collapsed, the network is not at fault.
     if collapsed and collapsed[0] != next(iter(found)):
-        shown = "\n".join(f"  {name:<30} {cosine:.4f}" for name, cosine in found.items())
         raise AssertionError(
             f"Samples collapse at {collapsed[0]!r}: the mean cosine between samples is {found[collapsed[0]]:.4f}, "
-            f"at least {most:g}. Cosines by layer:\n{shown}"
+            f"at least {most:g}. Cosines by layer:\n{_printed(found, found.values())}"
         )
     return found
 
@@ -154,13 +151,9 @@ def assert_qm_norm(
         raise AssertionError(f"The qm norm is {found}, expected {expected:g} within {allowed:.2g}.")
 
 
-def _printed(profile: Profile, most: int = 24) -> str:
-    """Return one line per layer, without the middle of long profiles."""
-    lines = [
-        f"  {name:<30} log10 GSC = {value:.4f}"
-        for name, value in zip(profile.layers, profile.log10_values[:, 0], strict=True)
-    ]
-    if len(lines) > most:
-        half = most // 2
-        lines = [*lines[:half], f"  ... {len(lines) - most} more", *lines[-half:]]
+def _printed(layers: Iterable[str], values: Iterable[float], label: str = "") -> str:
+    """Return one line per layer, without the middle of long networks."""
+    lines = [f"  {name:<30} {label}{value:.4f}" for name, value in zip(layers, values, strict=True)]
+    if len(lines) > 24:
+        lines[12:-12] = [f"  ... {len(lines) - 24} more"]
     return "\n".join(lines)

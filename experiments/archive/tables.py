@@ -155,7 +155,7 @@ def _table(folder: Path) -> pa.Table:
     return table.set_column(position, MODEL, table[MODEL].cast(pa.large_string()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that studies can cache what they read from a frame
 class Collected:
     """All finished runs of a sweep: a tidy frame, a table of training records (or None), and a common manifest."""
 

@@ -15,8 +15,7 @@ from experiments.data.cifar10_files import IMAGE_SHAPE
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
-# Batches for measurements are drawn from this many images: one file of the official layout.
-CIFAR10_POOL = 10_000
+CIFAR10_POOL = 10_000  # batches for measurements are drawn from this many images: one file of the official layout
 
 
 def noise(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
@@ -33,11 +32,7 @@ def cifar10(batch_size: int, shape: tuple[int, ...], *, download: bool, generato
 
 
 def digits(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:
-    """Random handwritten digits, (batch_size, 3, 32, 32): enlarged from 8 x 8 pixels, standardized as a whole.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn (extra ``digits``) is not installed.
-    """
+    """Random handwritten digits, (batch_size, 3, 32, 32): enlarged from 8 x 8 pixels, standardized as a whole."""
     images, _ = _digits()
     batch = _choose(images, batch_size, "digits", generator)[:, None]
     return ((_enlarged(batch) - images.mean()) / images.std()).expand(-1, *IMAGE_SHAPE).contiguous()

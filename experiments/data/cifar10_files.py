@@ -67,17 +67,17 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         download: If no layout is present, first download the official archive (about 170 MB) into ``root``.
 
     Raises:
-        FileNotFoundError: No layout or one of its files is missing; or the test split of the Kaggle layout, which has
-            no labels, was requested.
+        FileNotFoundError: No layout, or one of its files, is missing; the Kaggle layout has no labels of test images.
         ValueError: ``limit`` is out of range, or a file does not have the expected content.
-        ConnectionError: The download failed.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for all images, got {limit}.")
     root = data_root() if root is None else root
     readers = {BINARY: _read_binary, PYTHON: _read_python, KAGGLE: _read_kaggle}
     if download and not any((root / layout).exists() for layout in readers):
-        _fetch_official(root)
+        archive = fetch(ARCHIVE_URL, root / "cifar-10-binary.tar.gz", md5=ARCHIVE_MD5)
+        extract(archive, root / BINARY, [f"{name}.bin" for name in TRAIN_BATCHES + TEST_BATCHES])
+        archive.unlink()
     for layout, read in readers.items():
         if (root / layout).exists():
             return read(root / layout, train, limit)
@@ -87,12 +87,6 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         "  2. set data.download=true to download the official archive; or\n"
         "  3. use data=digits, which needs no files (data=noise to measure without training)."
     )
-
-
-def _fetch_official(root: Path) -> None:
-    archive = fetch(ARCHIVE_URL, root / "cifar-10-binary.tar.gz", md5=ARCHIVE_MD5)
-    extract(archive, root / BINARY, [f"{name}.bin" for name in TRAIN_BATCHES + TEST_BATCHES])
-    archive.unlink()
 
 
 def _batch_paths(folder: Path, train: bool, suffix: str) -> list[Path]:
@@ -136,8 +130,7 @@ def _num_records(path: Path) -> int:
 def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
     """The first ``count`` records, (count, 3073)."""
     records = np.fromfile(path, np.uint8, count * RECORD_SIZE).reshape(count, RECORD_SIZE)
-    bad = np.flatnonzero(records[:, 0] >= len(CLASSES))
-    if bad.size:
+    if (bad := np.flatnonzero(records[:, 0] >= len(CLASSES))).size:
         raise ValueError(
             f"{path}: the label at byte {bad[0] * RECORD_SIZE} is {records[bad[0], 0]}, not in 0..9, so the file is "
             f"damaged or not CIFAR-10.  {REPLACE}"
@@ -147,8 +140,7 @@ def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
 
 def _read_python(folder: Path, train: bool, limit: int | None) -> Split:
     batches = [_read_batch(path) for path in _batch_paths(folder, train, "")]
-    images = np.concatenate([rows for rows, _ in batches])  # (N, 3072)
-    labels = np.concatenate([labels for _, labels in batches])
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))  # (N, 3072) and (N,)
     num_images = _num_wanted(limit, len(labels), folder)
     return Split(images[:num_images].reshape(-1, *IMAGE_SHAPE), labels[:num_images])
 
@@ -184,17 +176,16 @@ def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
     if rows[:1] != [["id", "label"]] or len(rows) == 1:
         raise ValueError(f"{table} must have the header 'id,label' and at least one row below it.")
     num_images = _num_wanted(limit, len(rows) - 1, table)
-    images = np.empty((num_images, *IMAGE_SHAPE), np.uint8)
-    labels = np.empty(num_images, np.int64)
-    for i, row in enumerate(rows[1 : num_images + 1]):
-        line = f"{table}, line {i + 2}"
+    images, labels = [], []
+    for number, row in enumerate(rows[1 : num_images + 1], start=2):
+        line = f"{table}, line {number}"
         if len(row) != 2 or row[1] not in CLASSES:
             raise ValueError(
                 f"{line}: expected 'id,label' with a label of {', '.join(CLASSES)}; got {','.join(row)!r}."
             )
-        images[i] = _read_png(table.parent / "train" / f"{row[0]}.png", line)
-        labels[i] = CLASSES.index(row[1])
-    return Split(images, labels)
+        images.append(_read_png(table.parent / "train" / f"{row[0]}.png", line))
+        labels.append(CLASSES.index(row[1]))
+    return Split(np.stack(images), np.array(labels, np.int64))
 
 
 def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
@@ -237,14 +228,14 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The replacement of an admitted global; raises UnpicklingError for any other."""
+        """The replacement of an admitted global."""
         if f"{module}.{name}" not in self.ADMITTED:
             raise pickle.UnpicklingError(f"it uses the forbidden global {module}.{name}, which could run code")
         return self.ADMITTED[f"{module}.{name}"]
 
 
 def decode(array: PickledArray) -> npt.NDArray[np.uint8]:
-    """The content of a pickled uint8 array; raises TypeError for any other dtype."""
+    """The content of a pickled uint8 array."""
     _, shape, dtype, fortran, raw = array.state
     if dtype.args[0] not in ("u1", b"u1"):
         raise TypeError(f"data has dtype {dtype.args[0]!r}, expected uint8")

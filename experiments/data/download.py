@@ -27,16 +27,11 @@ def download(url: str, target: Path, *, md5: str, timeout: float = 30.0) -> Path
     """Download ``url`` to ``target``; returns ``target``.
 
     Incomplete data is kept in ``<target>.part``, from which the next attempt resumes if the server supports it.  An
-    existing ``target`` is only checked.  Not safe for several processes at once.
-
-    Arguments:
-        url: An https URL.
-        target: Path of the file.  Missing parent folders are created.
-        md5: The published checksum in hexadecimal.
-        timeout: Seconds to wait for the connection and for each piece of data.
+    existing ``target`` is only checked.  Not safe for several processes at once.  ``timeout`` is the number of seconds
+    to wait for the connection and for each piece of data.
 
     Raises:
-        ValueError: The URL is not https, or the checksum is wrong.  A ``.part`` file with a wrong checksum is deleted.
+        ValueError: The URL is not https, or the md5 is wrong.  A ``.part`` file with a wrong md5 is deleted.
         ConnectionError: The connection failed, timed out or was cut, or the server returned an error.
     """
     if urlsplit(url).scheme != "https":
@@ -45,16 +40,11 @@ def download(url: str, target: Path, *, md5: str, timeout: float = 30.0) -> Path
 
 
 def extract(archive: Path, folder: Path, names: Collection[str]) -> None:
-    """Unpack the members ``<folder.name>/<name>`` of a tar archive into ``folder``, which is created atomically.
-
-    Raises:
-        ValueError: The archive lacks one of the members.
-    """
+    """Unpack the members ``<folder.name>/<name>`` of a tar archive into ``folder``, which is created atomically."""
     wanted = {f"{folder.name}/{name}" for name in names}
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tarfile.open(archive) as tar:
         members = [member for member in tar if member.name in wanted]
-        missing = wanted - {member.name for member in members}
-        if missing:
+        if missing := wanted - {member.name for member in members}:
             raise ValueError(f"{archive} lacks {', '.join(sorted(missing))}, so it is not the expected archive.")
         tar.extractall(temporary, members, filter="data")
         (Path(temporary) / folder.name).replace(folder)

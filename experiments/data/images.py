@@ -39,10 +39,7 @@ class Augmentation:
     cutout: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """The changed images, (B, C, H, W) like ``x``.
-
-        ``x`` may be the samples ``part`` of a batch of ``whole`` samples; each is changed as it would be in the batch.
-        """
+        """The changed images (B, C, H, W); samples ``part`` of a batch of ``whole`` samples change as in the batch."""
         num, _, height, width = x.shape
         device = x.device
         drawn = iter(self._drawn(whole or num, height, width, generator, part, device))
@@ -56,13 +53,9 @@ class Augmentation:
             # Indexing puts the channels last; `permute` moves them back without a copy.
             x = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.cutout:
-            inside = torch.ones(num, height, width, dtype=torch.bool, device=device)
-            for size, dim in ((height, 1), (width, 2)):
-                start = next(drawn)[:, None]
-                place = torch.arange(size, device=device)
-                within = (place >= start) & (place < start + self.cutout)
-                inside &= within[:, :, None] if dim == 1 else within[:, None, :]
-            x = x.masked_fill(inside[:, None], 0)
+            offsets = [torch.arange(size, device=device) - next(drawn)[:, None] for size in (height, width)]
+            rows, columns = ((offset >= 0) & (offset < self.cutout) for offset in offsets)
+            x = x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
         return x
 
     def _drawn(
@@ -111,25 +104,21 @@ class Images:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
     def mapped(self, folder: Path, device: torch.device) -> Images:
-        """The same images in a memory-mapped file, with batches on the device.
-
-        The file holds the raw bytes of the images and is named by their digest.  A complete file is reused.
-        """
+        """The same images in a memory-mapped file of raw bytes, named by their digest, with batches on the device."""
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
             written(path, content.tofile)
-        shape = (*self.images.shape,)
         # Copy on write, because torch has no read-only tensors.
-        mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
-        return replace(self, images=mapped, labels=self.labels, on=device)
+        mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=content.shape))
+        return replace(self, images=mapped, on=device)
 
     def split(self, num: int) -> tuple[Images, Images]:
         """All images but the last ``num``, and the last ``num``."""
         if not 0 < num < len(self):
             raise ValueError(f"holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
-        parts = (slice(None, len(self) - num), slice(len(self) - num, None))
-        first, last = (replace(self, images=self.images[part], labels=self.labels[part]) for part in parts)
+        parts = zip(*(values.tensor_split([len(self) - num]) for values in (self.images, self.labels)), strict=True)
+        first, last = (replace(self, images=images, labels=labels) for images, labels in parts)
         return first, last
 
     def __len__(self) -> int:
@@ -145,15 +134,11 @@ class Images:
     ) -> tuple[Tensor, Tensor]:
         """Standardized float32 images and labels of these indices, augmented with random numbers from ``seed``.
 
-        Images are standardized first, so padding and cutout have the mean color.  ``part`` selects samples of the
-        batch; they equal those of the whole batch.
+        ``part`` selects samples of the batch, which equal those of the whole batch.
         """
-        device = self.device
         chosen = indices[part].to(self.images.device)
-        x, y = self.images[chosen], self.labels[chosen]
-        if x.device != device:
-            x, y = _sent(x, device), _sent(y, device)
-        mean, std = self._moments
+        x, y = (_sent(values[chosen], self.device) for values in (self.images, self.labels))
+        mean, std = self._moments  # standardized first, so padding and cutout have the mean color
         x = (x.float() / 255 - mean) / std
         if augmentation is not None:
             x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))
@@ -168,11 +153,11 @@ class Images:
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """All indices, in a random order for each epoch."""
-        generator = seeds.generator(seed, f"order of epoch {epoch}")
-        return torch.randperm(len(self), generator=generator).to(self.images.device)
+        order = torch.randperm(len(self), generator=seeds.generator(seed, f"order of epoch {epoch}"))
+        return order.to(self.images.device)
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
     """The value on the device; copies to CUDA from pinned memory, so that the CPU does not wait."""
-    pin = device.type == "cuda"
+    pin = device.type == "cuda" and value.device.type == "cpu"
     return (value.pin_memory() if pin else value).to(device, non_blocking=pin)

@@ -24,36 +24,23 @@ def predictable(row: pd.Series) -> bool:
         and row["data"] == "noise"
         and row["init"] == "auto"
         and row["activation"] in mf.NAMED
-        and (pd.isna(row.get("out_features")) or row.get("out_features") is None)
+        and pd.isna(row.get("out_features"))
     )
 
 
 def profile(row: pd.Series) -> mf.Prediction:
     """The prediction for the configuration of one network."""
-    given = row.get("weight_variance")
-    residual = row["residual"] == "identity"
-    return _predicted(
-        str(row["activation"]), None if given is None or pd.isna(given) else float(given),
-        float(row.get("bias_variance") or 0.0), str(row["norm"]), float(row["skip_weight"]) if residual else None,
-        int(row["depth"]), int(row["batch_size"]),
-    )  # fmt: skip
+    phi = mf.as_activation(str(row["activation"]))
+    variance = row.get("weight_variance")
+    variance = mf.standard_variance(phi) if pd.isna(variance) else float(variance)
+    block = (1.0, row["skip_weight"]) if row["residual"] == "identity" else ()
+    layer = mf.LayerSpec.of(phi, variance, row.get("bias_variance") or 0.0, str(row["norm"]), *block)
+    return _predicted(layer, int(row["depth"]), int(row["batch_size"]))
 
 
 @cache
-def _predicted(
-    activation: str,
-    weight_variance: float | None,
-    bias_variance: float,
-    norm: str,
-    skip_weight: float | None,
-    depth: int,
-    batch_size: int,
-) -> mf.Prediction:
+def _predicted(layer: mf.LayerSpec, depth: int, batch_size: int) -> mf.Prediction:
     """Cached, because batch normalization takes half a second and several tables and figures need it."""
-    phi = mf.as_activation(activation)
-    variance = mf.standard_variance(phi) if weight_variance is None else weight_variance
-    branch = None if skip_weight is None else 1.0
-    layer = mf.LayerSpec.of(phi, variance, bias_variance, norm, branch, 1.0 if skip_weight is None else skip_weight)
     return mf.predict([layer] * depth, batch_size=batch_size)
 
 
@@ -64,9 +51,8 @@ def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         row = group.iloc[0]
         if predictable(row):
             log10_gsc = profile(row).log10_gsc
-            depth = np.arange(len(log10_gsc))[::-1]
-            own = {key: row[key] for key in keys}
-            parts.append(pd.DataFrame({**own, "depth_from_output": depth, "log10_value": log10_gsc}))
+            values = {"depth_from_output": np.arange(len(log10_gsc))[::-1], "log10_value": log10_gsc}
+            parts.append(pd.DataFrame({**row[list(keys)], **values}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -75,8 +61,7 @@ def rate(row: pd.Series) -> float:
     if not predictable(row):
         return math.nan
     log10_gsc = profile(row).log10_gsc
-    depth = len(log10_gsc) - 1
-    first, last = depth // 2, depth - 1
+    first, last = (len(log10_gsc) - 1) // 2, len(log10_gsc) - 2
     return float(10 ** ((log10_gsc[first] - log10_gsc[last]) / (last - first)))
 
 

@@ -49,32 +49,31 @@ def page(
     """The page: answer and first figure, use, method, and folded details; ``figures`` are pairs of name and path."""
     shown = [_figure(asked, *figure) for figure in figures]
     counts = (f"{number} {word}" for word, number in _counts(claims).items() if number)
-    parts = [
+    return _joined(
         NOTICE,
         f"# {asked.question}",
         asked.answer(collected).strip(),
         *shown[:1],
-        *(["## What to do with it", filled(asked.use, collected).strip()] if asked.use else []),
+        *(["## What to do with it", filled(asked.use, collected)] if asked.use else []),
         "## How it was found",
-        filled(asked.method, collected).strip(),
+        filled(asked.method, collected),
         "## How sure it is",
-        filled(asked.how_sure, collected).strip(),
+        filled(asked.how_sure, collected),
         "## Details",
         _folded(f"{len(claims)} claims: {', '.join(counts)}", claim_list(claims)),
         *([_folded("All results", asked.details(collected).strip())] if asked.details else []),
         *([_folded("More figures", "\n\n".join(shown[1:]))] if shown[1:] else []),
         _folded("Words", GLOSSARY.strip()),
         _folded("Run it again", _origin(name, collected)),
-    ]
+    )
+
+
+def _joined(*parts: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
 def filled(text: str, collected: Collected) -> str:
-    """``text`` with ``{model.depth}`` replaced by the value of that key of the configuration, or by all its values.
-
-    Raises:
-        ValueError: The configuration has no such key.
-    """
+    """``text`` with ``{model.depth}`` replaced by the value of that key of the configuration, or by all its values."""
     config = collected.manifest.get("config", {})
 
     def value(field: re.Match[str]) -> str:
@@ -86,7 +85,7 @@ def filled(text: str, collected: Collected) -> str:
             raise ValueError(f"The configuration has no key {field[1]!r}, which the text of a study names.") from None
         return listed(_all(found))
 
-    return re.sub(r"{([a-z_.]+)}", value, text)
+    return re.sub(r"{([a-z_.]+)}", value, text).strip()
 
 
 def _all(value: Any) -> list[Any]:
@@ -110,38 +109,35 @@ def _counts(claims: Sequence[Claim]) -> dict[str, int]:
 
 def claim_list(claims: Sequence[Claim]) -> str:
     """One item per claim: its verdict, its sentence, and the numbers that decide."""
-    lines = [f"- **{claim.verdict}**: {claim.says}.\n  Measured: {claim.because}." for claim in claims]
+    lines = [_item(f"**{claim.verdict}**", claim) for claim in claims]
     return "\n".join([*lines, "", CHECKED] if _counts(claims)["checked"] else lines)
+
+
+def _item(head: str, claim: Claim) -> str:
+    return f"- {head}: {claim.says}.\n  Measured: {claim.because}."
 
 
 def write_index(studies: Mapping[str, tuple[str, Sequence[Claim]]], folder: Path) -> Path:
     """Write ``README.md`` into the folder of the pages; returns its path."""
-    text = index(studies)
-    return written(folder / "README.md", lambda temporary: temporary.write_text(text))
+    return written(folder / "README.md", lambda temporary: temporary.write_text(index(studies)))
 
 
 def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
     """The list of all studies, by name with question and claims: links, counts of verdicts, and contradicted claims."""
-    rows = [f"- [{name}]({name}.md): {question}" for name, (question, _) in studies.items()]
-    counts = [[f"[{name}]({name}.md)", *_counts(claims).values()] for name, (_, claims) in studies.items()]
-    contradicted = [
-        f"- [{name}]({name}.md): {claim.says}.\n  Measured: {claim.because}."
-        for name, (_, claims) in studies.items()
-        for claim in claims
-        if claim.holds is False
-    ]
-    parts = [
+    linked = {f"[{name}]({name}.md)": found for name, found in studies.items()}
+    counts = [[link, *_counts(claims).values()] for link, (_, claims) in linked.items()]
+    denied = [_item(link, claim) for link, (_, claims) in linked.items() for claim in claims if claim.holds is False]
+    return _joined(
         NOTICE,
         "# Studies",
-        "\n".join(rows),
+        "\n".join(f"- {link}: {question}" for link, (question, _) in linked.items()),
         "## Claims",
         LEGEND,
         table(["study", "supported", "contradicted", "undecided", "identities checked"], counts),
         "## What the data contradict",
         DENIED,
-        "\n".join(contradicted),
-    ]
-    return "\n\n".join(parts) + "\n"
+        "\n".join(denied),
+    )
 
 
 def _origin(name: str, collected: Collected) -> str:
@@ -154,11 +150,10 @@ def _origin(name: str, collected: Collected) -> str:
         f"{manifest['runs']} runs, {manifest['seconds']:.0f} s of one process",
         f"{hardware.get('cpu', hardware['machine'])}, {threads} {'thread' if threads == '1' else 'threads'} per run"
         if hardware["gpu"] is None
-        else f"{hardware['gpu']}",
+        else str(hardware["gpu"]),
         f"torch {manifest['versions']['torch']}, commit {str(manifest['commit'])[:10]}",
+        *([str(manifest["note"])] if "note" in manifest else []),
     ]
-    if "note" in manifest:
-        facts.append(str(manifest["note"]))
     commands = [
         f"python -m experiments.{module} -m study={source} launcher=processes",
         f"python -m experiments.collect sweep={source}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -47,22 +49,22 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
         rates = {"rates": _rates(known, title)} if len(known) else {}
         return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates | matrices
     notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
-    by_network = dict(zip(known[labels.NETWORK], notes, strict=True))
+    parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
+    by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
+    roles = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
     # Labels get columns of their own, because the theory needs the values.
-    shown = ["color", "dash"][: len(keys)] if len(keys) <= 2 else [labels.NETWORK]
-    if len(keys) <= 2:
-        frame = frame.assign(**dict(zip(shown, labels.labeled(frame, keys).to_numpy().T, strict=True)))
-        names = zip(*labels.labeled(known, keys).to_numpy().T, strict=True)
-        by_labels = dict(zip(names, notes, strict=True))
-    else:
-        by_labels = {(name,): note for name, note in by_network.items()}
-    hue, style = shown[0], shown[1] if shown[1:] else None
+    frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
-    figures = {"gsc": _panels(frame, title, by_network) if named else _curves(frame, title, hue, style, by_labels)}
+    if named:
+        rated = {name: f": rate {note}" for name, note in zip(known[labels.NETWORK], notes, strict=True)}
+        options: dict[str, Any] = {"in_a_row": 4, "size": (5.2, 4.2), "sharey": True}
+        figures = {"gsc": panels(frame, plots.named_profile, f"{title}; {spread(frame)}", notes=rated, **options)}
+    else:
+        figures = {"gsc": _curves(frame, title, roles, by_labels)}
     for quantity in STATISTICS:
         if (frame["quantity"] == quantity).any():
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
-            plots.statistic(frame, quantity, hue=hue, style=style, ax=ax)
+            plots.statistic(frame, quantity, **roles, ax=ax)
             ax.set_title(f"{title}\n{spread(frame)}", fontsize=10)
     return figures | matrices
 
@@ -114,12 +116,12 @@ def _rates(growth: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def _curves(frame: pd.DataFrame, title: str, hue: str, style: str | None, notes: dict[tuple[str, ...], str]) -> Figure:
+def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str]) -> Figure:
     figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
-    plots.profile(frame, hue=hue, style=style, notes=notes, ax=ax)
-    predicted = report_growth.profiles(frame, [key for key in (hue, style) if key])
-    if len(predicted):
-        plots.theory(predicted, [key for key in (hue, style) if key], ax=ax, hue_order=list(frame[hue].unique()))
+    plots.profile(frame, **roles, notes=notes, ax=ax)
+    shown = list(roles.values())
+    if len(predicted := report_growth.profiles(frame, shown)):
+        plots.theory(predicted, shown, ax=ax, hue_order=list(frame[shown[0]].unique()))
     ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate a layer, verdict' if notes else ''}", fontsize=10)
     return figure
 
@@ -149,33 +151,20 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
     return figure
 
 
-def _panels(frame: pd.DataFrame, title: str, notes: dict[str, str]) -> Figure:
-    networks = list(frame[labels.NETWORK].unique())
-    figure, axes = panels(len(networks), 4, 5.2, 4.2, sharey=True)
-    for ax, network in zip(axes, networks, strict=True):
-        plots.named_profile(frame[frame[labels.NETWORK] == network], ax=ax)
-        ax.set_title(f"{network}: rate {notes[network]}" if network in notes else network, fontsize=10)
-    figure.suptitle(f"{title}; {spread(frame)}", fontsize=10)
-    return figure
-
-
 def _matrices(profile: pd.DataFrame, title: str) -> Figure:
     """One heat map per network, on one color scale."""
-    networks = list(profile.groupby(labels.NETWORK, sort=False, observed=True))
-    num_columns = min(4, len(networks))
-    num_rows = -(-len(networks) // num_columns)
-    size = (4.0 * num_columns + 0.8, 3.9 * num_rows)
-    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat[len(networks) :]:
-        ax.set_axis_off()
     limit = float(profile.groupby([labels.NETWORK, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
-    for ax, (name, rows) in zip(axes.flat, networks, strict=False):
-        plots.matrix(rows, limits=(-limit, limit), colorbar=False, ax=ax)
-        ax.set_title(str(name), fontsize=10)
-    colors = ScalarMappable(Normalize(-limit, limit), cmap=plots.DIVERGING)
-    figure.colorbar(colors, ax=axes, label=plots.LABELS["gsc"], shrink=0.6)
-    figure.suptitle(f"{title}; mean over {profile['seed'].nunique()} seeds", fontsize=11)
+    draw_one = partial(plots.matrix, limits=(-limit, limit), colorbar=False)
+    title = f"{title}; mean over {profile['seed'].nunique()} seeds"
+    figure = panels(profile, draw_one, title, in_a_row=4, size=(4.0, 3.9), margin=0.8, fontsize=11)
+    add_colorbar(figure, -limit, limit, shrink=0.6)
     return figure
+
+
+def add_colorbar(figure: Figure, low: float, high: float, shrink: float) -> None:
+    """Add the color bar that the heat maps of GSC of a figure share."""
+    colors = ScalarMappable(Normalize(low, high), cmap=plots.DIVERGING)
+    figure.colorbar(colors, ax=figure.axes, label=plots.LABELS["gsc"], shrink=shrink)
 
 
 def spread(frame: pd.DataFrame) -> str:
@@ -194,12 +183,23 @@ def describe(collected: Collected) -> str:
     return text + (f" ({collected.manifest['note']})" if "note" in collected.manifest else "")
 
 
-def panels(num: int, in_a_row: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with ``num`` axes of ``width`` x ``height`` inches, at most ``in_a_row`` per row."""
-    columns = min(in_a_row, num)
-    rows = -(-num // columns)
-    size = (width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **options)
-    for ax in axes.flat[num:]:
+def panels(
+    frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, in_a_row: int, size: tuple[float, float],
+    margin: float = 0, notes: Mapping[str, str] | None = None, fontsize: int = 10, sharey: bool = False,
+) -> Figure:  # fmt: skip
+    """One panel of ``size`` inches per ``network``, named after it with its note, at most ``in_a_row`` per row."""
+    networks = list(frame[labels.NETWORK].unique())
+    columns = min(in_a_row, len(networks))
+    rows = -(-len(networks) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size[0] * columns + margin, size[1] * rows),
+                                layout="constrained", squeeze=False, sharey=sharey)  # fmt: skip
+    for ax in axes.flat[len(networks) :]:
         ax.set_axis_off()
-    return figure, list(axes.flat[:num])
+    for ax, network in zip(axes.flat, networks, strict=False):
+        try:
+            draw_one(frame[frame[labels.NETWORK] == network], ax=ax)
+        except ValueError as error:  # a dead or diverged network; still draw the others
+            ax.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8, transform=ax.transAxes)
+        ax.set_title(f"{network}{(notes or {}).get(network, '')}", fontsize=10)
+    figure.suptitle(title, fontsize=fontsize)
+    return figure

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -22,10 +21,7 @@ STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", 
 
 
 def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
-    """Print one row per layer: log10 GSC with its two standard errors, and pre-activation statistics.
-
-    Without a profile, print one row per quantity.
-    """
+    """Print one row per layer: log10 GSC, its standard errors, statistics; without a profile one row per quantity."""
     console = Console()
     if profile is None:
         console.print(_quantities(frame))
@@ -46,9 +42,9 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
     rows = frame[(frame["quantity"] == "gsc") & (frame["target"] == profile.target)].drop_duplicates("layer")
     table = Table("layer", "depth", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign div.")
     for number, row in enumerate(rows.itertuples()):
-        if len(rows) > MAX_ROWS and number == MAX_ROWS // 2:
-            table.add_row(f"... {len(rows) - MAX_ROWS} more", *[""] * 6)
-        if len(rows) > MAX_ROWS and MAX_ROWS // 2 <= number < len(rows) - MAX_ROWS // 2:
+        if MAX_ROWS // 2 <= number < len(rows) - MAX_ROWS // 2 and len(rows) > MAX_ROWS:
+            if number == MAX_ROWS // 2:
+                table.add_row(f"... {len(rows) - MAX_ROWS} more")
             continue
         own = frame[(frame["layer"] == row.layer) | frame["layer"].str.startswith(f"{row.layer}.")]
         statistics = [own.loc[own["quantity"] == name, "value"] for name in ("preactivation_std", "sign_diversity")]
@@ -56,8 +52,7 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
             str(row.layer),
             str(row.depth_from_output),
             f"{row.log10_value:.4f}",
-            _number(row.log10_stderr_probe),
-            _number(row.log10_stderr_sample),
+            *("unknown" if pd.isna(e) else f"{e:.2g}" for e in (row.log10_stderr_probe, row.log10_stderr_sample)),
             *(f"{values.iloc[0]:.3f}" if len(values) else "" for values in statistics),
         )
     return table
@@ -104,7 +99,3 @@ def print_learning(metrics: pd.DataFrame, title: str) -> None:
             f"{rows['images_per_second'].median():.0f}",
         )
     Console().print(table)
-
-
-def _number(value: Any) -> str:
-    return "unknown" if pd.isna(value) else f"{value:.2g}"

@@ -17,11 +17,7 @@ FOLDER = "checkpoints"  # inside the run folder
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
-    """Write ``folder/name``.  The previous file stays intact until the new one is complete.
-
-    Raises:
-        OSError: The file cannot be written, for example because the disk is full.
-    """
+    """Write ``folder/name``.  The previous file stays intact until the new one is complete."""
     return _written(folder / name, lambda temporary: torch.save(state, temporary))
 
 
@@ -29,9 +25,6 @@ def keep(folder: Path, step: int, num: int) -> None:
     """Copy the last checkpoint to ``step-<step>.pt``, and delete all such copies but the newest ``num``.
 
     Copies of later steps stem from a run that was restarted at an earlier step, so they are deleted too.
-
-    Raises:
-        OSError: As for `save`.
     """
     if num == 0:
         return
@@ -43,21 +36,16 @@ def keep(folder: Path, step: int, num: int) -> None:
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
-    """The checkpoint of that name, or None if the file does not exist.
-
-    Raises:
-        ValueError: The file is not a checkpoint.
-    """
+    """The checkpoint of that name, or None if the file does not exist; ValueError if it is not a checkpoint."""
     path = folder / name
     if not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it, or restart with resume=none."
         ) from error
-    return state
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Path:

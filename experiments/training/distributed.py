@@ -18,14 +18,14 @@ from gradscope.distributed import parallel
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of this process and the number of processes; 0 and 1 for a process alone."""
+    """The rank of this process and the number of processes, according to ``torch.distributed``."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def here(cls) -> Ranks:
-        """Rank and number of processes according to ``torch.distributed``."""
+        """Those of this process; 0 and 1 for a process alone."""
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size()) if parallel() else cls()
 
     @property
@@ -34,13 +34,8 @@ class Ranks:
         return self.rank == 0
 
     def share(self, num: int) -> slice:
-        """The part of a batch of ``num`` samples that this process takes.
-
-        Raises:
-            ValueError: ``num`` is not a multiple of the number of processes.  The mean over ranks would then differ
-                from the mean over samples.
-        """
-        if num % self.world:
+        """The part of a batch of ``num`` samples that this process takes."""
+        if num % self.world:  # the mean over ranks would differ from the mean over samples
             raise ValueError(
                 f"train.batch_size={num} counts the samples of all processes and must be a multiple of their number, "
                 f"{self.world}."

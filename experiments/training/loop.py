@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,9 @@ from experiments.training import checkpoints
 from experiments.training.distributed import Ranks
 from experiments.training.recipe import Recipe
 from experiments.training.records import Record
-from gradscope import MonitorWarning, NonFiniteError
+from gradscope import Monitor, MonitorWarning, NonFiniteError
 
 EVALUATED = 1000  # test images per forward pass
-
-
-class Watcher(Protocol):
-    """The part of `gradscope.Monitor` that the loop uses."""
-
-    on_nonfinite: str  # "raise" or "warn"
-
-    def step(self, loss: Tensor, batch: tuple[Tensor, Tensor]) -> object:
-        """Called between ``backward()`` and the update."""
-
-    def record(self) -> None:
-        """Called once after the last step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint."""
 
 
 def train(
@@ -48,7 +33,7 @@ def train(
     folder: Path | None = None,
     *,
     state: dict[str, Any] | None = None,
-    monitor: Watcher | None = None,
+    monitor: Monitor | None = None,
     report: Callable[[Record], None] = lambda record: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> list[Record]:
@@ -56,16 +41,14 @@ def train(
 
     Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the previous one:
     ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  At the end of an epoch it also has
-    ``test_accuracy`` and ``test_loss``, if there is a test set.
-
-    Under ``torch.distributed`` each process takes its share of every batch, and the first one writes all files.
+    ``test_accuracy`` and ``test_loss``, if there is a test set.  Under ``torch.distributed`` each process takes its
+    share of every batch, and the first one writes all files.
 
     Arguments:
         folder: Run folder for ``checkpoints``: ``last.pt``, ``best.pt`` and the newest by step.  Weights or losses
             that are not finite are never written.
         state: Checkpoint to resume from.  On a CPU a resumed run ends with the same weights, bit for bit.
         monitor: Sees the gradients before they are clipped.
-        report: Called with each record.
         interrupted: Called after each step.  If it returns True, a checkpoint is written and KeyboardInterrupt raised.
 
     Raises:
@@ -84,13 +67,12 @@ def train(
         losses = state["losses"].to(device)
     forward = ranks.wrap(model)
     forward = torch.compile(forward) if recipe.compile else forward  # type: ignore[assignment]
-    order, order_epoch = torch.empty(0), -1
     first, started = begin, time.perf_counter()
     model.train()
     for step in range(begin, total):
         epoch, place = divmod(step, per_epoch)
-        if epoch != order_epoch:
-            order, order_epoch = images.order(recipe.seed, epoch), epoch
+        if place == 0 or step == begin:
+            order = images.order(recipe.seed, epoch)
         indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
         losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
         done = step + 1
@@ -99,8 +81,8 @@ def train(
             mean_loss = float(ranks.sum(losses)) / (ranks.world * (done - since))
             speed = (done - first) * recipe.batch_size / (time.perf_counter() - started)
             rate = float(optimizer.param_groups[0]["lr"])
-            record: Record = {"step": done, "epoch": done / per_epoch, "train_loss": mean_loss, "learning_rate": rate}
-            record["images_per_second"] = speed
+            record = {"step": done, "epoch": done / per_epoch, "train_loss": mean_loss, "learning_rate": rate,
+                      "images_per_second": speed}  # fmt: skip
             if monitor is None and not math.isfinite(mean_loss):
                 raise NonFiniteError(
                     f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and with "
@@ -114,23 +96,24 @@ def train(
         improved = ended and test is not None and records[-1]["test_accuracy"] > best
         best = records[-1]["test_accuracy"] if improved else best
         stopping = done < total and interrupted()
-        due = stopping or (recipe.checkpoint_every is not None and done % recipe.checkpoint_every == 0)
+        due = stopping or done == total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)
         if due:  # the first process writes the checkpoint of all
             losses = ranks.sum(losses) / ranks.world
-        if folder is not None and (due or improved or done == total) and (bad := _nonfinite(losses, model)):
+        target = folder / checkpoints.FOLDER if folder is not None and (due or improved) else None
+        if target is not None and (bad := _nonfinite(losses, model)):
             lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; older ones are intact."
             if monitor is None or monitor.on_nonfinite == "raise":
                 raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
             warnings.warn(lost, MonitorWarning, stacklevel=2)
-        elif folder is not None and ranks.first and (due or improved or done == total):
+        elif target is not None and ranks.first:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
             state |= {"losses": losses, "records": records, "best": best}
             state |= {} if monitor is None else {"monitor": monitor.state_dict()}
-            if due or done == total:
-                checkpoints.save(state, folder / checkpoints.FOLDER)
-                checkpoints.keep(folder / checkpoints.FOLDER, done, recipe.keep)
+            if due:
+                checkpoints.save(state, target)
+                checkpoints.keep(target, done, recipe.keep)
             if improved:
-                checkpoints.save(state, folder / checkpoints.FOLDER, checkpoints.BEST)
+                checkpoints.save(state, target, checkpoints.BEST)
         if stopping:
             raise KeyboardInterrupt(f"Interrupted after step {done} of {total}")
     if monitor is not None:
@@ -149,7 +132,7 @@ def update(
     total: int,
     *,
     cast: torch.dtype | None = None,
-    monitor: Watcher | None = None,
+    monitor: Monitor | None = None,
 ) -> Tensor:
     """Train one step on the images of these indices, in place; returns the loss.
 
@@ -191,7 +174,7 @@ def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) ->
 
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
-    """Logits in float32.  Images are laid out channels-last, and the model runs under autocast to ``cast``."""
+    """Logits in float32, of images laid out channels-last, computed under autocast to ``cast``."""
     with _autocast(x.device, cast):
         output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     return output.float()

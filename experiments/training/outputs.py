@@ -42,7 +42,7 @@ class Outputs:
     Arguments:
         steps: Total number of steps, for the progress bar.
         state: The checkpoint that the run resumes from.
-        columns: The configuration, added to every row of ``metrics.parquet`` and ``monitor.parquet``.
+        columns: The configuration, added to every row of both tables.
     """
 
     def __init__(
@@ -52,15 +52,14 @@ class Outputs:
         self.folder, self.console, self.columns, self.active = folder, console, columns, Ranks.here().first
         self.begin, self.accuracy = 0 if state is None else state["step"], ""
         self.records: list[Record] = [] if state is None else list(state["records"])
-        earlier = [] if state is None else records.read(folder / "monitor.jsonl")
-        measured = [record for record in earlier if record["step"] < self.begin]
-        self.frames = [_from_record(record) for record in measured]
+        measured = [record for record in records.read(folder / "monitor.jsonl") if record["step"] < self.begin]
+        self.frames = [gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"}) for record in measured]
         if not self.active:
             return
         self.metrics = Records(folder / "metrics.jsonl", self.records)
         self.monitored = Records(folder / "monitor.jsonl", measured)
-        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-        self.sinks = sinks.make(cfg.sinks, folder, plain, self.begin)
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.sinks = sinks.make(cfg.sinks, folder, config, self.begin)
         for record in self.records:
             if record["step"] == self.begin:  # TensorBoard drops its values from this step on
                 self._sink(record["step"], sinks.of_record(record))
@@ -79,18 +78,18 @@ class Outputs:
         self._warnings.__exit__(kind, error, trace)
         if not self.active:
             return
-        sinks_closed: list[Callable[[], None]] = [partial(sink.close, error) for sink in self.sinks]
-        problems: list[Exception] = []
-        for end in [self.bar.close, self.metrics.close, self.monitored.close, *sinks_closed, self._tables]:
+        closing: list[Callable[[], None]] = [partial(sink.close, error) for sink in self.sinks]
+        problems: list[BaseException] = [] if error is None else [error]
+        for end in (self.bar.close, self.metrics.close, self.monitored.close, *closing, self._tables):
             try:
                 end()
             except Exception as problem:
                 problems.append(problem)
+        for problem in problems[1:]:
+            if str(problem) != str(problems[0]):
+                problems[0].add_note(f"In addition: {problem}")
         if error is None and problems:
-            error = problems.pop(0)
-            _add(error, problems)
-            raise error
-        _add(error, problems)
+            raise problems[0]
 
     def say(self, text: str) -> None:
         """Print a line for the user, above the progress bar if there is one."""
@@ -104,8 +103,7 @@ class Outputs:
         self.records.append(record)
         self.metrics.append(record)
         self._sink(record["step"], sinks.of_record(record))
-        tested = "test_accuracy" in record
-        if tested:
+        if tested := "test_accuracy" in record:
             self.accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %"
         text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} images/s"
         self.bar.show(record["step"], text)
@@ -117,9 +115,10 @@ class Outputs:
         self.frames.append(frame)
         if not self.active:
             return
-        values = {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame}
-        self.monitored.append(values | {"step": int(frame["step"].iloc[0])})
-        self._sink(int(frame["step"].iloc[0]), sinks.of_frame(frame))
+        step = int(frame["step"].iloc[0])
+        values = frame.astype(object).where(frame.notna(), None).to_dict("list")
+        self.monitored.append({**values, "step": step})
+        self._sink(step, sinks.of_frame(frame))
 
     def _sink(self, step: int, values: dict[str, float]) -> None:
         for sink in self.sinks:
@@ -143,14 +142,3 @@ class Outputs:
                 always(message, category, *place)
 
         return show
-
-
-def _add(error: BaseException | None, problems: list[Exception]) -> None:
-    for problem in problems:
-        if error is not None and str(problem) != str(error):
-            error.add_note(f"In addition: {problem}")
-
-
-def _from_record(record: Record) -> pd.DataFrame:
-    """The frame of a monitor record that was read from JSON."""
-    return gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"})

@@ -36,9 +36,6 @@ class Recipe:
         log_every: Steps per record.
         checkpoint_every: Steps per checkpoint; None for one at the end.
         keep: Number of checkpoints to keep besides the last and the best.
-
-    Raises:
-        ValueError: A name is unknown or a number is out of range; the message names the key.
     """
 
     epochs: float = 4
@@ -65,12 +62,13 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"train.{name} must be a positive number, got {value!r}.")
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"train.warmup must be between 0 and 1, got {self.warmup!r}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"train.label_smoothing must be in [0, 1), got {self.label_smoothing!r}.")
-        if self.keep < 0:
-            raise ValueError(f"train.keep must be a whole number >= 0, got {self.keep!r}.")
+        for name, valid, wanted in (
+            ("warmup", 0 < self.warmup < 1, "between 0 and 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("keep", self.keep >= 0, "a whole number >= 0"),
+        ):
+            if not valid:
+                raise ValueError(f"train.{name} must be {wanted}, got {getattr(self, name)!r}.")
 
     def steps(self, num_samples: int) -> int:
         """Total number of steps for this number of training images."""
@@ -78,11 +76,7 @@ class Recipe:
         return max(1, total if self.max_steps is None else min(total, self.max_steps))
 
     def steps_per_epoch(self, num_samples: int) -> int:
-        """Number of full batches per epoch.  The remaining images are left out of that epoch.
-
-        Raises:
-            ValueError: A batch is larger than the training set.
-        """
+        """Number of full batches per epoch.  The remaining images are left out of that epoch."""
         if num_samples < self.batch_size:
             raise ValueError(f"train.batch_size={self.batch_size} is more than the {num_samples} training images.")
         return num_samples // self.batch_size
@@ -111,19 +105,18 @@ class Recipe:
     def cast(self, device: torch.device) -> torch.dtype | None:
         """The autocast type, None for float32.  "auto" gives bfloat16 if the GPU or the CPU supports it natively."""
         if self.precision != "auto":
-            return torch.bfloat16 if self.precision == "bfloat16" else None
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-        has_instructions = device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-        return torch.bfloat16 if has_instructions else None
+            native = self.precision == "bfloat16"
+        elif device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else None
 
 
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
     """The optimizer of a configuration, as a function of the parameters.
 
-    Raises:
-        ValueError: The class does not take one of the arguments.  This happens if only ``optimizer._target_`` is
-            replaced, because the arguments of ``optimizer=sgd`` remain.
+    If only ``optimizer._target_`` is replaced, the arguments of ``optimizer=sgd`` remain: ValueError names them.
     """
     arguments: Any = OmegaConf.to_container(cfg, resolve=True)
     made_by = get_object(arguments.pop("_target_"))

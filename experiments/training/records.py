@@ -15,11 +15,7 @@ Record = dict[str, Any]
 
 
 class Records:
-    """A file of JSON lines to append to; it starts with the records ``kept`` of an interrupted run.
-
-    Raises:
-        OSError: The file cannot be written, for example because the disk is full.
-    """
+    """A file of JSON lines to append to; it starts with the records ``kept`` of an interrupted run."""
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
         self.path = path
@@ -50,14 +46,8 @@ class Records:
 
 
 def read(path: Path) -> list[Record]:
-    """All complete records of a file.  A missing file gives none; an incomplete last line is skipped.
-
-    Raises:
-        ValueError: A line other than the last is not JSON.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines()
+    """All complete records of a file.  A missing file gives none; an incomplete last line is skipped."""
+    lines = path.read_text().splitlines() if path.is_file() else []
     records = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -16,16 +16,6 @@ from experiments.training.records import Record
 
 MLFLOW_ID = "mlflow_run.txt"  # in the run folder: the id of the run in MLflow
 FORBIDDEN = re.compile(r"[^/\w.\- ]")  # in MLflow's names of metrics; the second call of a layer is named "layer#2"
-
-
-class Sink(Protocol):
-    """Receives the named numbers of a step."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the values of one step."""
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Close the sink; ``error`` is the exception that ended the run, if any."""
 
 
 class TensorBoard:
@@ -37,13 +27,13 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=begin)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log one scalar per value."""
+        """Log one scalar per value of a step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close the event file."""
+        """Close the event file; ``error`` is the exception that ended the run, if any."""
         self._writer.close()
 
 
@@ -73,12 +63,10 @@ class MLflow:
         """The run whose id is in the run folder, set to running; None without an id or if the store lacks the run."""
         from mlflow.exceptions import MlflowException
 
-        if not self._id.is_file():
-            return None
-        run = self._id.read_text().strip()
         try:
+            run = self._id.read_text().strip()
             self._client.update_run(run, status="RUNNING")
-        except MlflowException:
+        except (FileNotFoundError, MlflowException):
             return None
         return run
 
@@ -88,7 +76,8 @@ class MLflow:
 
         run: str = self._client.create_run(experiment, run_name=name).info.run_id
         written(self._id, lambda temporary: temporary.write_text(run))
-        self._client.log_batch(run, params=[Param(key, str(value)) for key, value in _flat(config).items()])
+        flat = pd.json_normalize(dict(config)).astype(object).iloc[0]
+        self._client.log_batch(run, params=[Param(str(key), str(value)) for key, value in flat.items()])
         return run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -105,26 +94,19 @@ class MLflow:
         self._client.set_terminated(self._run, ended)
 
 
-KNOWN: dict[str, type[TensorBoard] | type[MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+Sink = TensorBoard | MLflow
+KNOWN: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
 
 
 def make(names: Sequence[str], folder: Path, config: Mapping[str, Any], begin: int = 0) -> list[Sink]:
-    """The sinks of these names, for a run that starts or resumes at step ``begin``.
-
-    Raises:
-        ValueError: A name is unknown.
-        ModuleNotFoundError: The package of a sink is not installed.
-    """
+    """The sinks of these names, for a run that starts or resumes at step ``begin``."""
     check(names)
-    made: list[Sink] = []
-    for name in names:
-        try:
-            made.append(KNOWN[name](folder, config, begin))
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f'sinks=[{name}] needs the extra "sinks": pip install "gradscope-toolkit[sinks]".'
-            ) from error
-    return made
+    try:
+        return [KNOWN[name](folder, config, begin) for name in names]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'sinks=[{", ".join(names)}] needs the extra "sinks": pip install "gradscope-toolkit[sinks]".'
+        ) from error
 
 
 def check(names: Sequence[str]) -> None:
@@ -141,15 +123,7 @@ def of_record(record: Record) -> dict[str, float]:
 def of_frame(frame: pd.DataFrame) -> dict[str, float]:
     """Named numbers of a monitor record: ``quantity/layer``, and ``log10_quantity/layer`` for coefficients."""
     rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
-    named: dict[str, float] = {}
-    for quantity, layer, value, log10_value in rows:
-        is_gsc = quantity == "gsc"
-        named[f"log10_gsc/{layer}" if is_gsc else f"{quantity}/{layer}"] = log10_value if is_gsc else value
-    return named
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    return dict(
+        (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
+        for quantity, layer, value, log10_value in rows
+    )

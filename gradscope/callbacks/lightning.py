@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
@@ -48,9 +47,7 @@ class MonitorCallback(Callback):
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Step the monitor: gradients are complete, and the update follows."""
         loss, self._loss = self._loss, None
         self.monitor.step(loss, self._batch)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from gradscope.monitor.monitor import Monitor
 
@@ -38,18 +38,14 @@ class MonitorCallback(TrainerCallback):
         self._batch: dict[str, Any] | None = None
         self._hook: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the monitor: the model is on its device."""
         data = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.data))
         self.monitor = Monitor(kwargs["model"], data, **self.options)
         self._remove()  # the hook of a run that ended in an error
         self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Step the monitor: gradients are complete, and the update follows."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
         try:
@@ -61,9 +57,7 @@ class MonitorCallback(TrainerCallback):
             raise
         self._losses = []  # including those of the monitor's second pass
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the hook."""
         self._remove()
 

@@ -18,16 +18,14 @@ from gradscope.checks.reading import Reading, read
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward
-from gradscope.meanfield import Prediction, predict, standard_variance
-from gradscope.meanfield.activations import NAMED, Activation
+from gradscope.meanfield import LayerSpec, Prediction, predict, standard_variance
+from gradscope.meanfield.activations import NAMED
 
 FloatArray = npt.NDArray[np.float64]
 
 # |z| beyond which a layer deviates.  For lengths and weights, whose errors are known: 1 in 30,000 by chance.  The scale
 # of growth is estimated from increments with heavier tails, so its threshold is larger.
 THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
-
-MEASURED = "measured"
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,12 @@ class Comparison:
         deviation, outlier = self.first_deviation, self.first_weight_outlier
         if deviation is not None:
             at = self.layers.index(deviation)
-            lines.append(
-                f"first layer that deviates: {deviation} (length z = {self.z_length[at]:.1f}, growth z = "
-                f"{self.z_growth[at]:.1f})"
-            )
+            z = f"length z = {self.z_length[at]:.1f}, growth z = {self.z_growth[at]:.1f}"
+            lines.append(f"first layer that deviates: {deviation} ({z})")
         if outlier is not None:
             at = self.layers.index(outlier)
-            lines.append(
-                f"first layer with weights of another variance: {outlier} ({self.weight_variances[at]:.3g}, nominal "
-                f"{self.nominal[at]:.3g}, z = {self.z_weight[at]:.1f})"
-            )
+            found = f"{self.weight_variances[at]:.3g}, nominal {self.nominal[at]:.3g}, z = {self.z_weight[at]:.1f}"
+            lines.append(f"first layer with weights of another variance: {outlier} ({found})")
         if deviation is None and outlier is None:
             lines.append("no layer deviates from theory")
         return "\n".join(lines)
@@ -166,20 +160,15 @@ def compare(
     """
     reading = read(model, data, forward=forward)
     specs = reading.specs
-    for layer in reading.layers:
-        if layer.spec.norm == "batch" and reading.batch_size > layer.width / 2:
-            warnings.warn(
-                f"Batch normalization of {reading.batch_size} samples at width {layer.width}: theory assumes infinite "
-                "width and predicts too large a rate for such a batch.",
-                stacklevel=2,
-            )
-            break
+    if narrow := [r.width for r in reading.layers if r.spec.norm == "batch" and reading.batch_size > r.width / 2]:
+        warnings.warn(
+            f"Batch normalization of {reading.batch_size} samples at width {narrow[0]}: theory assumes infinite width "
+            "and predicts too large a rate for such a batch.",
+            stacklevel=2,
+        )
     measured = np.array([spec.weight_variance for spec in specs])
-    nominal_variances = np.array(
-        [_nominal(nominal, spec.activation, own) for spec, own in zip(specs, measured, strict=True)]
-    )
-    biases = [spec.bias_variance for spec in specs]
-    expected = reading.with_variances(list(nominal_variances), biases)
+    nominal_variances = np.array([_nominal(nominal, spec) for spec in specs])
+    expected = reading.with_weight_variances(list(nominal_variances))
     prediction = predict(
         expected.specs, batch_size=reading.batch_size, mean_square=reading.mean_square, correlation=reading.correlation
     )
@@ -197,11 +186,11 @@ def compare(
     )  # fmt: skip
 
 
-def _nominal(nominal: str | float, activation: Activation, own: float) -> float:
-    if nominal == MEASURED:
-        return own
+def _nominal(nominal: str | float, spec: LayerSpec) -> float:
+    if nominal == "measured":
+        return spec.weight_variance
     if nominal == "standard":
-        alias = activation.name.lower().replace("leakyrelu", "leaky_relu")
+        alias = spec.activation.name.lower().replace("leakyrelu", "leaky_relu")
         return standard_variance(NAMED[alias]) if alias in NAMED else 1.0
     if isinstance(nominal, (int, float)) and math.isfinite(nominal) and nominal > 0:
         return float(nominal)

@@ -29,8 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 _KINKED = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU)
 _SMOOTH = (nn.GELU, nn.LogSigmoid, nn.Mish, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink)
 
-# Relative tolerance for reproducing a layer from the one before.
-REPRODUCED = 1e-3
+REPRODUCED = 1e-3  # relative tolerance for reproducing a layer from the one before
 
 
 class UnreadableError(ValueError):
@@ -80,12 +79,10 @@ class Reading:
         """Arguments of `gradscope.meanfield.predict`."""
         return [layer.spec for layer in self.layers]
 
-    def with_variances(self, weights: Sequence[float], biases: Sequence[float]) -> Reading:
-        """Return the same network with other weight and bias variances."""
-        layers = [
-            replace(layer, spec=replace(layer.spec, weight_variance=w, bias_variance=b))
-            for layer, w, b in zip(self.layers, weights, biases, strict=True)
-        ]
+    def with_weight_variances(self, variances: Sequence[float]) -> Reading:
+        """Return the same network with other weight variances."""
+        pairs = zip(self.layers, variances, strict=True)
+        layers = (replace(layer, spec=replace(layer.spec, weight_variance=w)) for layer, w in pairs)
         return replace(self, layers=tuple(layers))
 
 
@@ -156,7 +153,7 @@ class _Reader:
         spec = LayerSpec.of(activation, *_variances(linear), norm)
         if found.on_trunk:
             self.current = value
-            name_of_f = self.title(last)
+            name_of_f = next(self.titles.get(leaf.index, last) for leaf, other, _ in self.leaves if other == last)
         else:
             out = self.linear(place, value)
             name_of_f, skip = self.block(place, before)
@@ -221,11 +218,6 @@ class _Reader:
         self.current = total
         return self.titles.get(after.index, after.name), round(skip, 6)
 
-    def title(self, name: str) -> str:
-        """Return the name under which a profile lists the output of a leaf."""
-        index = next(layer.index for layer, other, _ in self.leaves if other == name)
-        return self.titles.get(index, name)
-
     def same(self, value: Tensor, name: str, what: str) -> None:
         """Raise UnreadableError if the recorded tensor is not ``value``."""
         recorded = self.values[name]
@@ -266,6 +258,5 @@ def _overlap(h: Tensor) -> float:
     gram = h @ h.T
     length = gram.diagonal().clamp_min(1e-300)
     weights = torch.outer(length, length)
-    return (
-        float((gram.square() / weights * weights).sum() / weights.sum()) if math.isfinite(float(weights.sum())) else 1.0
-    )
+    total = float(weights.sum())
+    return float((gram.square() / weights * weights).sum()) / total if math.isfinite(total) else 1.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,15 @@ from gradscope.checks.report import FAILED, PASSED, SKIPPED, Check, Report
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
-from gradscope.forward.replay import Replay
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.probes import sphere
 
-# Largest number of layers tested, spread evenly over the network; each costs a few passes.
-MOST_LAYERS = 12
-# Largest number of cotangents for exact coefficients.
-EXACT_LIMIT = 512
-PROBES = 64
-# Largest deviation of probes from the exact value, in standard errors, over all layers.
-MOST_ERRORS = 5.0
-# Central differences at these steps, relative to the length of the input, in multiples of eps^(1/3).
-STEPS = (3.0, 1.0, 0.3)
+MOST_LAYERS = 12  # layers tested, spread evenly over the network; each costs a few passes
+EXACT_LIMIT, PROBES = 512, 64  # most cotangents for exact coefficients, and the probes compared with them
+MOST_ERRORS = 5.0  # largest deviation of probes from the exact value, in standard errors, over all layers
+STEPS = (3.0, 1.0, 0.3)  # of central differences, relative to the length of the input, in multiples of eps^(1/3)
+
+Found = tuple[str, str]  # status and detail of a check
 
 
 def check(
@@ -61,20 +58,17 @@ def check(
     first = capture(model, data, forward=forward, loss_fn=loss_fn)
     generator = torch.Generator().manual_seed(0)
 
-    def again(captured: Capture) -> Check:
-        return _determinism(captured, capture(model, data, forward=forward, loss_fn=loss_fn))
-
-    tests: dict[str, Callable[[Capture], Check]] = {
-        "adjoint": lambda captured: _adjoint(captured, generator),
-        "finite differences": lambda captured: _finite_differences(captured, generator),
-        "independence": lambda captured: _independence(captured, generator),
-        "probes": lambda captured: _probes(captured, model, data, forward, loss_fn),
-        "determinism": again,
+    tests: dict[str, Callable[[], Found]] = {
+        "adjoint": lambda: _adjoint(first, generator),
+        "finite differences": lambda: _finite_differences(first, generator),
+        "independence": lambda: _independence(first, generator),
+        "probes": lambda: _probes(first, model, data, forward, loss_fn),
+        "determinism": lambda: _determinism(first, capture(model, data, forward=forward, loss_fn=loss_fn)),
     }
     checks = []
     for name, test in tests.items():
         try:
-            checks.append(test(first))
+            checks.append(Check(name, *test()))
         except Exception as error:
             checks.append(Check(name, FAILED, f"raised {type(error).__name__}: {error}"))
     changed = [name for name, value in _state(model).items() if not _same(value, before[name])]
@@ -83,27 +77,26 @@ def check(
     return Report(tuple(checks))
 
 
-def _determinism(first: Capture, second: Capture) -> Check:
+def _determinism(first: Capture, second: Capture) -> Found:
     names = [[layer.name for layer in one.reached] for one in (first, second)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1])) or names[0]
-        return Check("determinism", FAILED, f"a second pass runs other layers: {', '.join(odd[:4])}")
+        return FAILED, f"a second pass runs other layers: {', '.join(odd[:4])}"
     worst = 0.0
     for a, b in zip(first.reached, second.reached, strict=True):
         difference = float((a.norms - b.norms).abs().max() / a.norms.max().clamp_min(1e-300))
         if not difference <= math.sqrt(torch.finfo(a.dtype).eps):
-            return Check(
-                "determinism", FAILED,
+            return FAILED, (
                 f"a second pass with the same random state changes layer {a.name!r} by {difference:.1e}: "
-                "the model keeps its own state, or uses its own random generator",
-            )  # fmt: skip
+                "the model keeps its own state, or uses its own random generator"
+            )
         worst = max(worst, difference)
-    return Check("determinism", PASSED, f"{len(first.reached)} layers, largest relative difference {worst:.1e}")
+    return PASSED, f"{len(first.reached)} layers, largest relative difference {worst:.1e}"
 
 
-def _adjoint(captured: Capture, generator: torch.Generator) -> Check:
+def _adjoint(captured: Capture, generator: torch.Generator) -> Found:
     worst, skipped = 0.0, 0
-    pairs = list(_spread(list(_pairs(captured))))
+    pairs = _spread(list(pairwise(captured.units)))
     for below, above in pairs:
         jacobian = captured.jacobian(below.name, above.name)
         u, v = _vector(below, generator), _vector(above, generator)
@@ -116,25 +109,22 @@ def _adjoint(captured: Capture, generator: torch.Generator) -> Check:
         scale = float(v.double().norm() * product.double().norm()) / math.sqrt(above.size)
         error = abs(forwards - backwards) / (scale or 1.0)
         if not error <= 1e3 * torch.finfo(above.dtype).eps * math.sqrt(above.size):
-            return Check(
-                "adjoint", FAILED,
-                f"between {below.name!r} and {above.name!r}: <v, J u> = {forwards:.6g}, <J^T v, u> = {backwards:.6g}",
-            )  # fmt: skip
+            return FAILED, (
+                f"between {below.name!r} and {above.name!r}: <v, J u> = {forwards:.6g}, <J^T v, u> = {backwards:.6g}"
+            )
         worst = max(worst, error)
     if skipped == len(pairs):
-        return Check(
-            "adjoint", SKIPPED, "no backward pass between layers can be differentiated (attention, checkpoints)"
-        )
+        return SKIPPED, "no backward pass between layers can be differentiated (attention, checkpoints)"
     left = f", {skipped} could not be differentiated twice" if skipped else ""
-    return Check("adjoint", PASSED, f"{len(pairs) - skipped} pairs of layers, worst {worst:.1e}{left}")
+    return PASSED, f"{len(pairs) - skipped} pairs of layers, worst {worst:.1e}{left}"
 
 
-def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
+def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
     """Compare central differences of <v, f> along a direction of the sources with <J^T v, u>."""
     layers = [layer for layer in _spread(captured.units) if layer.name not in captured.source_names]
     replay, sources = captured.replay, [layer for layer in captured.reached if layer.name in captured.source_names]
     if len(sources) != len(captured.source_names):
-        return Check("finite differences", SKIPPED, "not all sources lead to the target")
+        return SKIPPED, "not all sources lead to the target"
     wanted = {layer.name: layer for layer in layers}
     base = replay.outputs({*wanted, *captured.source_names}, {})
     directions = {name: _vector_like(base[name], generator) for name in captured.source_names}
@@ -156,15 +146,14 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Check:
         judged += 1
         error = abs(slope - predicted) / scale
         if not abs(slope - predicted) <= 0.02 * scale + 3 * noise:
-            return Check(
-                "finite differences", FAILED,
+            return FAILED, (
                 f"layer {name!r} changes by {slope:.6g} along a direction of the input, but its Jacobian predicts "
-                f"{predicted:.6g}: a gradient is stopped, replaced or wrong at or below this layer",
-            )  # fmt: skip
+                f"{predicted:.6g}: a gradient is stopped, replaced or wrong at or below this layer"
+            )
         worst = max(worst, error)
     if not judged:
-        return Check("finite differences", SKIPPED, "differences at several steps disagree (too curved?): use float64")
-    return Check("finite differences", PASSED, f"{judged} of {len(slopes)} layers, worst {worst:.1e}")
+        return SKIPPED, "differences at several steps disagree (too curved?): use float64"
+    return PASSED, f"{judged} of {len(slopes)} layers, worst {worst:.1e}"
 
 
 def _predicted(
@@ -179,57 +168,46 @@ def _predicted(
     return sum(_dot(g, directions[source.name]) for source, g in pairs if g is not None)
 
 
-def _independence(captured: Capture, generator: torch.Generator) -> Check:
+def _independence(captured: Capture, generator: torch.Generator) -> Found:
     """Change one sample of the input and check that the others do not change at the target."""
-    name, target = "independence", captured.target
+    replay, target = captured.replay, captured.target
     if captured.coupled:
-        return Check(name, SKIPPED, "samples count as coupled, which is valid in either case")
+        return SKIPPED, "samples count as coupled, which is valid in either case"
     if captured.batch_size == 1:
-        return Check(name, SKIPPED, "a single sample")
-    replay: Replay = captured.replay
+        return SKIPPED, "a single sample"
     base = replay.outputs({target.name, *captured.source_names}, {})
     shifts = {}
     for source in captured.source_names:
         if base[source].shape[:1] != (captured.batch_size,):
-            return Check(name, SKIPPED, f"the leading dimension of {source!r} is not the batch")
+            return SKIPPED, f"the leading dimension of {source!r} is not the batch"
         shifts[source] = torch.zeros_like(base[source])
         shifts[source][0] = _vector_like(base[source][0], generator)
     change = (replay.outputs([target.name], shifts)[target.name] - base[target.name]).double()
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
     if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
-        return Check(
-            name,
-            FAILED,
-            f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, without a gradient",
-        )
-    return Check(name, PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}")
+        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, without a gradient"
+    return PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}"
 
 
 def _probes(
     captured: Capture, model: nn.Module, data: Any, forward: Forward | None, loss_fn: LossFunction | None
-) -> Check:
+) -> Found:
     needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
     if needed > EXACT_LIMIT:
-        return Check("probes", SKIPPED, f"exact coefficients need {needed} cotangents: give a smaller batch")
+        return SKIPPED, f"exact coefficients need {needed} cotangents: give a smaller batch"
     exact, probed = (gsc(model, data, forward=forward, loss_fn=loss_fn, probes=probes) for probes in ("exact", PROBES))
     difference = np.abs(probed.log10_values - exact.log10_values)[:-1, 0]
     errors = probed.log10_stderr_probe[:-1, 0]
     rounding = 1e3 * torch.finfo(captured.target.dtype).eps
     z = np.where(difference > rounding, difference / np.maximum(errors, 1e-300), 0.0)
     if len(z) == 0:
-        return Check("probes", SKIPPED, "no layer but the target")
+        return SKIPPED, "no layer but the target"
     worst = int(np.argmax(z))
-    detail = (
+    return PASSED if z[worst] <= MOST_ERRORS else FAILED, (
         f"{PROBES} probes deviate by at most {z[worst]:.1f} standard errors from the exact value, at "
         f"{exact.layers[worst]!r}"
     )
-    return Check("probes", PASSED if z[worst] <= MOST_ERRORS else FAILED, detail)
-
-
-def _pairs(captured: Capture) -> Iterator[tuple[Layer, Layer]]:
-    """Yield neighboring units; each depends on the one before."""
-    yield from zip(captured.units, captured.units[1:], strict=False)
 
 
 def _spread(items: Sequence[Any]) -> Sequence[Any]:
@@ -256,16 +234,14 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 def _state(model: nn.Module) -> dict[str, Any]:
     """Return everything that a measurement must not change."""
-    state: dict[str, Any] = {f"parameter {n}": p.detach().clone() for n, p in model.named_parameters()}
-    state |= {f"gradient of {n}": None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
-    state |= {f"requires_grad of {n}": p.requires_grad for n, p in model.named_parameters()}
-    state |= {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
-    state |= {f"mode of {n or 'the model'}": m.training for n, m in model.named_modules()}
-    hooks = {
-        f"hooks of {n or 'the model'}": (len(m._forward_hooks), len(m._forward_pre_hooks))
-        for n, m in model.named_modules()
-    }
-    return state | hooks | {"random state": torch.get_rng_state()}
+    state: dict[str, Any] = {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
+    for n, p in model.named_parameters():
+        state[f"parameter {n}"], state[f"requires_grad of {n}"] = p.detach().clone(), p.requires_grad
+        state[f"gradient of {n}"] = None if p.grad is None else p.grad.clone()
+    for n, m in model.named_modules():
+        state[f"mode of {n or 'the model'}"] = m.training
+        state[f"hooks of {n or 'the model'}"] = len(m._forward_hooks), len(m._forward_pre_hooks)
+    return state | {"random state": torch.get_rng_state()}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -19,8 +19,14 @@ from gradscope.meanfield.critical import (
 from gradscope.meanfield.maps import DepthScales, MeanField
 from gradscope.meanfield.prediction import LayerSpec, Prediction, predict, predict_mlp
 from gradscope.meanfield.quadrature import gaussian, gaussian_pair
-from gradscope.meanfield.rates import gsc_rate, residual_rate, standard_variance
-from gradscope.meanfield.spectrum import elementwise_nlc, log_gradient_variance, network_nlc
+from gradscope.meanfield.rates import (
+    elementwise_nlc,
+    gsc_rate,
+    log_gradient_variance,
+    network_nlc,
+    residual_rate,
+    standard_variance,
+)
 
 __all__ = [
     "NAMED",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from gradscope.choices import check_choice
-
-FloatArray = npt.NDArray[np.float64]
-Function = Callable[[FloatArray], FloatArray]
+from gradscope.meanfield.quadrature import FloatArray, Function
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
@@ -39,18 +35,14 @@ class Activation:
         return self.function(h)
 
 
+ActivationLike = str | Function | Activation
+
+
 def _exponential(alpha: float, scale: float) -> tuple[Function, Function]:
-    def function(h: FloatArray) -> FloatArray:
-        return np.where(h > 0, scale * h, scale * alpha * np.expm1(np.minimum(h, 0)))
-
-    def derivative(h: FloatArray) -> FloatArray:
-        return np.where(h > 0, scale, scale * alpha * np.exp(np.minimum(h, 0)))
-
-    return function, derivative
-
-
-def _normal_cdf(h: FloatArray) -> FloatArray:
-    return special.ndtr(h)
+    return (
+        lambda h: np.where(h > 0, scale * h, scale * alpha * np.expm1(np.minimum(h, 0))),
+        lambda h: np.where(h > 0, scale, scale * alpha * np.exp(np.minimum(h, 0))),
+    )
 
 
 def _normal_pdf(h: FloatArray) -> FloatArray:
@@ -76,12 +68,8 @@ NAMED: dict[str, Activation] = {
         Activation("tanh", np.tanh, lambda h: 1 - np.square(np.tanh(h))),
         Activation("sigmoid", special.expit, lambda h: special.expit(h) * special.expit(-h)),
         Activation("erf", special.erf, lambda h: 2 / math.sqrt(math.pi) * np.exp(-np.square(h))),
-        Activation("gelu", lambda h: h * _normal_cdf(h), lambda h: _normal_cdf(h) + h * _normal_pdf(h)),
-        Activation(
-            "silu",
-            lambda h: h * special.expit(h),
-            lambda h: special.expit(h) * (1 + h * special.expit(-h)),
-        ),
+        Activation("gelu", lambda h: h * special.ndtr(h), lambda h: special.ndtr(h) + h * _normal_pdf(h)),
+        Activation("silu", lambda h: h * special.expit(h), lambda h: special.expit(h) * (1 + h * special.expit(-h))),
         Activation("softplus", lambda h: np.logaddexp(0, h), special.expit),
         Activation("sin", np.sin, np.cos),
         Activation("square", np.square, lambda h: 2 * h),
@@ -92,7 +80,7 @@ NAMED: dict[str, Activation] = {
 }
 
 
-def as_activation(given: str | Function | Activation, kinks: tuple[float, ...] = ()) -> Activation:
+def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activation:
     """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned as it is).
 
     A callable is differentiated by central differences of sixth order, with an error of about 1e-9.  Its ``kinks``
@@ -133,19 +121,17 @@ def _difference(function: Function, kinks: tuple[float, ...]) -> Function:
     """The derivative by sixth-order differences, which are one-sided next to a kink."""
     step = 0.01
     central = np.array([-1 / 60, 3 / 20, -3 / 4, 0, 3 / 4, -3 / 20, 1 / 60])
+    forward = np.array([-49 / 20, 6, -15 / 2, 20 / 3, -15 / 4, 6 / 5, -1 / 6])
 
     def derivative(h: FloatArray) -> FloatArray:
         h = np.asarray(h, dtype=np.float64)
-        reach = np.full(h.shape, np.inf)
+        reach, side = np.full(h.shape, np.inf), np.zeros(h.shape)
         for kink in kinks:
             reach = np.minimum(reach, np.abs(h - kink))
-        own = np.clip(reach / 4, 1e-7, step)
-        # Very close to a kink, rounding spoils central differences: use a one-sided one that points away from it.
-        side = np.zeros(h.shape)
-        for kink in kinks:
+            # Very close to a kink, rounding spoils central differences: use a one-sided one that points away from it.
             side = np.where(np.abs(h - kink) < 4e-4, np.where(h >= kink, 1.0, -1.0), side)
+        own = np.clip(reach / 4, 1e-7, step)
         middle = sum(c * function(h + k * own) for k, c in zip(range(-3, 4), central, strict=True)) / own
-        forward = np.array([-49 / 20, 6, -15 / 2, 20 / 3, -15 / 4, 6 / 5, -1 / 6])
         stride = np.where(side == 0, 1.0, side) * step
         one_sided = sum(c * function(h + k * stride) for k, c in enumerate(forward)) / stride
         return np.where(side == 0, middle, one_sided)

@@ -8,8 +8,8 @@ then grows backward through the layer by
     sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]    if gradients sum to zero over the batch,
     sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]                if they are independent (in the last layer).
 
-Here s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
-The derivation follows Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
+s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
+See Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.maps import mean_moment, second_moment, slope_moment
 from gradscope.meanfield.quadrature import sphere_pair_nodes
 
@@ -47,7 +47,7 @@ class BatchMoments:
         return self.inflation * self.centred / (self.square - self.product)
 
 
-def batch_moments(activation: str | Function | Activation, batch_size: float) -> BatchMoments:
+def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments:
     """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
 
     Raises:

@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from gradscope.meanfield.activations import Activation, Function, as_activation
+from gradscope.choices import check_nonnegative
+from gradscope.meanfield.activations import ActivationLike, as_activation
 from gradscope.meanfield.maps import SHORT, second_moment, slope_moment
-
-FloatArray = npt.NDArray[np.float64]
-
-LEAST, MOST = 1e-10, 1e4
+from gradscope.meanfield.quadrature import FloatArray
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,7 @@ class CriticalPoint:
     length: float
 
 
-def critical_point(
-    activation: str | Function | Activation, bias_variance: float = 0.0, chi: float = 1.0
-) -> CriticalPoint:
+def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: float = 1.0) -> CriticalPoint:
     """The point where chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] equals ``chi``, for a given bias variance.
 
     All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
@@ -50,8 +46,7 @@ def critical_point(
     (1.986, 0.806)
     """
     phi = as_activation(activation)
-    if not (math.isfinite(bias_variance) and bias_variance >= 0):
-        raise ValueError(f"bias_variance must be a finite number >= 0, got {bias_variance!r}.")
+    check_nonnegative(bias_variance=bias_variance)
     if not (math.isfinite(chi) and chi > 0):
         raise ValueError(f"chi must be a positive number, got {chi!r}.")
 
@@ -60,7 +55,7 @@ def critical_point(
         q = math.exp(log_q)
         return 1 - chi / float(slope_moment(phi, q)) * float(second_moment(phi, q)) / q
 
-    grid = np.linspace(math.log(LEAST), math.log(MOST), 141)
+    grid = np.linspace(math.log(1e-10), math.log(1e4), 141)
     values = np.array([bias(x) for x in grid])
     if bias_variance == 0:
         if np.abs(values).max() < 1e-9:
@@ -84,7 +79,7 @@ def critical_point(
 
 
 def critical_line(
-    activation: str | Function | Activation, lengths: Sequence[float] | FloatArray | None = None
+    activation: ActivationLike, lengths: Sequence[float] | FloatArray | None = None
 ) -> list[CriticalPoint]:
     """The points with chi_1 = 1, one per length q*; lengths that need a negative bias variance are left out.
 
@@ -108,7 +103,7 @@ def critical_line(
     return points
 
 
-def weight_gain(activation: str | Function | Activation, rate: float = 1.0, bias_variance: float = 0.0) -> float:
+def weight_gain(activation: ActivationLike, rate: float = 1.0, bias_variance: float = 0.0) -> float:
     """The gain g at which squared gradients grow by ``rate`` per layer.
 
     Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
@@ -137,7 +132,7 @@ class PhaseDiagram:
 
 
 def phase_diagram(
-    activation: str | Function | Activation, weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike
+    activation: ActivationLike, weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike
 ) -> PhaseDiagram:
     """chi_1 and q* for all pairs of variances: gradients explode where chi_1 > 1 (chaos) and vanish below (order).
 

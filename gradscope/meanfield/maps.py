@@ -14,17 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from gradscope.meanfield.activations import Activation, Function, as_activation
-from gradscope.meanfield.quadrature import gaussian, gaussian_pair
+from gradscope.choices import check_nonnegative
+from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
+from gradscope.meanfield.quadrature import FloatArray, gaussian, gaussian_pair
 
-FloatArray = npt.NDArray[np.float64]
-
-# The range in which fixed points of the length are searched.
-LEAST, MOST = 1e-12, 1e8
-# If the length map is within this of the identity everywhere, every length is a fixed point (ReLU with He weights).
-NEUTRAL = 1e-9
-# This length stands for the limit of vanishing lengths.
-SHORT = 1e-16
+SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 
 
 @dataclass(frozen=True)
@@ -51,22 +45,15 @@ class MeanField:
     keep: float
 
     def __init__(
-        self,
-        activation: str | Function | Activation,
-        weight_variance: float,
-        bias_variance: float = 0.0,
-        keep: float = 1.0,
+        self, activation: ActivationLike, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
     ) -> None:
-        for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+        check_nonnegative(weight_variance=weight_variance, bias_variance=bias_variance)
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be in (0, 1], got {keep!r}.")
-        for name, given in (
-            ("activation", as_activation(activation)), ("weight_variance", float(weight_variance)),
-            ("bias_variance", float(bias_variance)), ("keep", float(keep)),
-        ):  # fmt: skip
-            object.__setattr__(self, name, given)
+        self.__dict__.update(
+            activation=as_activation(activation), weight_variance=float(weight_variance),
+            bias_variance=float(bias_variance), keep=float(keep),
+        )  # fmt: skip
 
     def mean_square(self, q: npt.ArrayLike) -> FloatArray:
         """Mean square of the activations, E[phi(sqrt(q) z)^2] / keep, for pre-activations of variance q."""
@@ -79,10 +66,8 @@ class MeanField:
     def covariance(self, q: float, c: float) -> float:
         """Covariance of the next layer's pre-activations between two samples, with independent dropout masks."""
         phi = self.activation
-        return (
-            self.weight_variance * gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
-            + self.bias_variance
-        )
+        product = gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
+        return self.weight_variance * product + self.bias_variance
 
     def correlation(self, q: float, c: float) -> float:
         """The correlation map: correlation in the next layer of two samples with variance q and correlation c."""
@@ -109,39 +94,35 @@ class MeanField:
         >>> round(MeanField("tanh", 2.0).fixed_length(), 4)
         0.618
         """
-        grid = np.logspace(math.log10(LEAST), math.log10(MOST), 161)
+
+        def growth(log_q: float) -> float:
+            return float(self.length(math.exp(log_q))) / math.exp(log_q) - 1
+
+        grid = np.logspace(-12, 8, 161)
         excess = np.asarray(self.length(grid)) / grid - 1
-        if np.abs(excess).max() < NEUTRAL:
+        ahead = float(self.length(start)) / start - 1
+        if np.abs(excess).max() < 1e-9 or abs(ahead) < 1e-14:  # every length, or ``start``, is a fixed point
             return start
         here = int(np.searchsorted(grid, start))
-        ahead = float(self.length(start)) / start - 1
-        if abs(ahead) < 1e-14:
-            return start
         if ahead > 0:
-            beyond = [n for n in range(here, len(grid)) if excess[n] <= 0]
-            if not beyond:
+            beyond = next((n for n in range(here, len(grid)) if excess[n] <= 0), None)
+            if beyond is None:
                 raise ValueError(
                     f"Lengths grow without bound for {self.activation.name} at weight_variance="
                     f"{self.weight_variance:g}, so there is no fixed point. Lower the weight variance."
                 )
-            bracket = (max(start, grid[beyond[0] - 1]), grid[beyond[0]])
+            low, high = max(start, float(grid[beyond - 1])), float(grid[beyond])
         else:
-            below = [n for n in range(here - 1, -1, -1) if excess[n] >= 0]
-            if not below:
+            below = next((n for n in range(here - 1, -1, -1) if excess[n] >= 0), None)
+            if below is None:
                 return 0.0
-            bracket = (grid[below[0]], min(start, grid[below[0] + 1]))
-        low, high = map(math.log, bracket)
-        root = brentq(
-            lambda logq: float(self.length(math.exp(logq))) / math.exp(logq) - 1, low, high, xtol=1e-15, rtol=1e-14
-        )
-        return math.exp(float(root))
+            low, high = float(grid[below]), min(start, float(grid[below + 1]))
+        return math.exp(brentq(growth, math.log(low), math.log(high), xtol=1e-15, rtol=1e-14))
 
     def fixed_correlation(self, q: float | None = None) -> float:
         """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
         q = self.fixed_length() if q is None else q
-        if q == 0:
-            return 1.0
-        if float(self.chi(q)) * q / float(self.length(q)) <= 1 and self.keep == 1:
+        if q == 0 or (float(self.chi(q)) * q / float(self.length(q)) <= 1 and self.keep == 1):
             return 1.0
 
         def excess(c: float) -> float:
@@ -151,9 +132,7 @@ class MeanField:
         high = next((c for c in grid if excess(c) < 0), None)
         if high is None:
             return 1.0
-        if high == 0.0:
-            return float(brentq(excess, -1 + 1e-9, 0.0, xtol=1e-14))
-        return float(brentq(excess, 0.0, high, xtol=1e-14))
+        return float(brentq(excess, 0.0 if high else -1 + 1e-9, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
         """The fixed point with its slopes, and the depths over which signals and gradients change by a factor of e."""
@@ -196,19 +175,17 @@ class DepthScales:
 
 def second_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
     """E[phi(sqrt(q) z)^2]."""
-    return gaussian(lambda h: np.square(activation.function(h)), np.sqrt(np.asarray(q, dtype=float)), activation.kinks)
+    return gaussian(lambda h: np.square(activation.function(h)), np.sqrt(q), activation.kinks)
 
 
 def slope_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
     """E[phi'(sqrt(q) z)^2]."""
-    return gaussian(
-        lambda h: np.square(activation.derivative(h)), np.sqrt(np.asarray(q, dtype=float)), activation.kinks
-    )
+    return gaussian(lambda h: np.square(activation.derivative(h)), np.sqrt(q), activation.kinks)
 
 
 def mean_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
     """E[phi(sqrt(q) z)]."""
-    return gaussian(activation.function, np.sqrt(np.asarray(q, dtype=float)), activation.kinks)
+    return gaussian(activation.function, np.sqrt(q), activation.kinks)
 
 
 def _scale(slope: float) -> float:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
-from gradscope.choices import check_choice
-from gradscope.meanfield.activations import Activation, Function
+from gradscope.choices import check_choice, check_nonnegative
+from gradscope.meanfield.activations import Activation, ActivationLike
 from gradscope.meanfield.batch import batch_moments
 from gradscope.meanfield.maps import MeanField
-from gradscope.meanfield.quadrature import gaussian
+from gradscope.meanfield.quadrature import FloatArray, gaussian
 from gradscope.meanfield.rates import NORMS
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,13 @@ class LayerSpec:
 
     @classmethod
     def of(
-        cls, activation: str | Function | Activation, weight_variance: float, bias_variance: float = 0.0,
-        norm: str = "none", branch_variance: float | None = None, skip_weight: float = 1.0,
+        cls, activation: ActivationLike, weight_variance: float, bias_variance: float = 0.0, norm: str = "none",
+        branch_variance: float | None = None, skip_weight: float = 1.0,
     ) -> LayerSpec:  # fmt: skip
         """A checked `LayerSpec` from an activation's name, a callable on arrays, or an `Activation`."""
         check_choice("norm", norm, NORMS)
         mean_field = MeanField(activation, weight_variance, bias_variance)
-        if branch_variance is not None and not (math.isfinite(branch_variance) and branch_variance >= 0):
-            raise ValueError(f"branch_variance must be a finite number >= 0, got {branch_variance!r}.")
+        check_nonnegative(branch_variance=branch_variance or 0.0)
         phi = mean_field.activation
         return cls(phi, float(weight_variance), float(bias_variance), norm, branch_variance, float(skip_weight))
 
@@ -104,39 +101,31 @@ def predict(
         raise ValueError(
             f"mean_square must be positive and correlation in [-1, 1], got {mean_square!r} and {correlation!r}."
         )
-    p, cov = [mean_square], [mean_square * correlation]
-    q, std, diversity, steps = [], [], [], []
-    for number, layer in enumerate(layers):
-        found = _step(layer, p[-1], cov[-1], batch_size, top=number == len(layers) - 1)
-        if not (math.isfinite(found.mean_square) and found.mean_square > 0):
+    steps = [_Step(mean_square, mean_square * correlation)]
+    for number, layer in enumerate(layers, start=1):
+        step = _step(layer, steps[-1].mean_square, steps[-1].covariance, batch_size, top=number == len(layers))
+        if not (math.isfinite(step.mean_square) and step.mean_square > 0):
             raise ValueError(
-                f"Layer {number + 1} has mean square {found.mean_square:g}: lengths vanish or overflow there. "
+                f"Layer {number} has mean square {step.mean_square:g}: lengths vanish or overflow there. "
                 "Change its weight variance."
             )
-        p.append(found.mean_square)
-        cov.append(found.covariance)
-        q.append(found.q)
-        std.append(found.std)
-        diversity.append(found.diversity)
-        steps.append(math.log10(found.backward) if found.backward > 0 else -math.inf)
-    back = np.concatenate([np.cumsum(np.array(steps)[::-1])[::-1], [0.0]])
-    lengths = np.log10(np.array(p))
-    return Prediction(
-        back + lengths - lengths[-1], np.array(p), np.array(cov) / np.array(p), np.array(q), np.array(std),
-        np.array(diversity),
-    )  # fmt: skip
+        steps.append(step)
+    p, cov, q, std, diversity, _ = np.array(steps).T
+    backward = [math.log10(step.backward) if step.backward > 0 else -math.inf for step in steps[1:]]
+    lengths = np.log10(p)
+    log10_gsc = np.append(np.cumsum(backward[::-1])[::-1], 0.0) + lengths - lengths[-1]
+    return Prediction(log10_gsc, p, cov / p, q[1:], std[1:], diversity[1:])
 
 
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """One layer: its mean square, its covariance, its pre-activation, and the backward growth of a squared gradient."""
 
     mean_square: float
     covariance: float
-    q: float
-    std: float
-    diversity: float
-    backward: float
+    q: float = 0.0
+    std: float = 0.0
+    diversity: float = 0.0
+    backward: float = 0.0
 
 
 def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool) -> _Step:
@@ -144,44 +133,34 @@ def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool)
     q = layer.weight_variance * p + layer.bias_variance
     q_cov = layer.weight_variance * cov + layer.bias_variance
     if q <= 0:
-        return _Step(0.0, 0.0, q, 0.0, 0.0, 0.0)
+        return _Step(0.0, 0.0, q)
     if layer.norm == "batch":
         moments = batch_moments(phi, batch_size)
         spread = q - q_cov
         if spread <= 0:
-            return _Step(0.0, 0.0, q, 0.0, 0.0, 0.0)
+            return _Step(0.0, 0.0, q)
         # Gradients sum to zero over the batch, except in the last layer, whose cotangents are independent.
         share = moments.independent if top else moments.centred
-        received, received_cov = 1.0, -1 / (batch_size - 1)
         square, product = moments.square, moments.product
         backward = layer.weight_variance * share * moments.inflation / spread
-        std = 1.0
+        std, diversity = 1.0, _centred_sign_diversity(batch_size)
     else:
         received, received_cov = (1.0, q_cov / q) if layer.norm == "layer" else (q, q_cov)
         square = float(unit.mean_square(received))
         product = unit.covariance(received, max(-1.0, min(1.0, received_cov / received)))
         backward = layer.weight_variance * float(unit.chi(received)) / (q if layer.norm == "layer" else 1.0)
         std = math.sqrt(max(received - received_cov, 0.0) * (1 - 1 / batch_size))
-    if layer.norm == "batch":
-        diversity = _centred_sign_diversity(batch_size)
-    else:
         shared = max(received_cov, 0.0)
         diversity = _sign_diversity(shared, received - shared, batch_size)
     if layer.branch_variance is None:
         return _Step(square, product, q, std, diversity, backward)
     skip = layer.skip_weight**2
-    return _Step(
-        skip * p + layer.branch_variance * square,
-        skip * cov + layer.branch_variance * product,
-        q, std, diversity, skip + layer.branch_variance * backward,
-    )  # fmt: skip
+    added, added_cov, grown = (layer.branch_variance * value for value in (square, product, backward))
+    return _Step(skip * p + added, skip * cov + added_cov, q, std, diversity, skip + grown)
 
 
 def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
-    """E min(P, B - P) / B for P positive of B samples N(m, own) of a neuron with m ~ N(0, shared).
-
-    Given m, P is binomial, and the expectation is summed over its distribution.
-    """
+    """E min(P, B - P) / B for P positive of B samples N(m, own) with m ~ N(0, shared); given m, P is binomial."""
     if own <= 0:
         return 0.0
     counts = np.arange(batch_size + 1)
@@ -203,10 +182,9 @@ def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
 
 
 def _centred_sign_diversity(batch_size: int) -> float:
-    """E min(P, B - P) / B for samples that sum to zero, to first order in 1 / B.
+    """E min(P, B - P) / B for samples that sum to zero, to first order in 1 / B, where P is nearly normal.
 
-    Their signs have correlation (2 / pi) arcsin(-1 / (B - 1)), which gives the variance of P.  P is nearly normal, so
-    E min(P, B - P) = B / 2 - sqrt(2 Var[P] / pi).
+    Signs have correlation (2 / pi) arcsin(-1 / (B - 1)), and E min(P, B - P) = B / 2 - sqrt(2 Var[P] / pi).
     """
     signs = 2 / math.pi * math.asin(-1 / (batch_size - 1))
     variance = batch_size / 4 * (1 + (batch_size - 1) * signs)
@@ -214,16 +192,9 @@ def _centred_sign_diversity(batch_size: int) -> float:
 
 
 def predict_mlp(
-    activation: str | Function | Activation,
-    depth: int,
-    *,
-    batch_size: int,
-    norm: str = "none",
-    weight_variance: float = 1.0,
-    bias_variance: float = 0.0,
-    mean_square: float = 1.0,
-    correlation: float = 0.0,
-) -> Prediction:
+    activation: ActivationLike, depth: int, *, batch_size: int, norm: str = "none", weight_variance: float = 1.0,
+    bias_variance: float = 0.0, mean_square: float = 1.0, correlation: float = 0.0,
+) -> Prediction:  # fmt: skip
     """The `Prediction` for ``depth`` equal layers; arguments as in `LayerSpec` and `predict`.
 
     >>> predict_mlp("tanh", 3, batch_size=50).log10_gsc.round(4)

@@ -8,34 +8,28 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+Function = Callable[[FloatArray], FloatArray]
 
 # Gaussians are cut off at this many standard deviations, which leaves out less than 1e-22 of their mass.
 REACH = 10.0
 # Panels end at EVERY, in standard deviations, and at BENDS, values of the argument where activations bend.
 EVERY, BENDS = (-6.0, -3.0, 3.0, 6.0), (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-PANELS, ORDER = 2, 16
 QUARTERS = tuple(k / 4 for k in range(-3, 4))
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(ORDER)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
-def panels(breaks: FloatArray, num: int = PANELS) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights (..., (k - 1) num ORDER) of composite Gauss-Legendre quadrature for sorted breaks (..., k)."""
-    fractions = np.linspace(0, 1, num + 1)
+def panels(breaks: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Nodes and weights (..., 32 (k - 1)) of Gauss-Legendre quadrature, two panels between sorted breaks (..., k)."""
     left, right = breaks[..., :-1, None], breaks[..., 1:, None]
-    edges = left + (right - left) * fractions
+    edges = left + (right - left) * np.array([0, 0.5, 1])
     half = (edges[..., 1:] - edges[..., :-1]) / 2
     middle = (edges[..., 1:] + edges[..., :-1]) / 2
-    nodes = middle[..., None] + half[..., None] * _NODES
-    weights = half[..., None] * _WEIGHTS
     flat = (*breaks.shape[:-1], -1)
-    return nodes.reshape(flat), weights.reshape(flat)
+    return (middle[..., None] + half[..., None] * _NODES).reshape(flat), (half[..., None] * _WEIGHTS).reshape(flat)
 
 
 def gaussian(
-    function: Callable[[FloatArray], FloatArray],
-    scale: npt.ArrayLike = 1.0,
-    kinks: Sequence[float] = (),
-    shift: npt.ArrayLike = 0.0,
+    function: Function, scale: npt.ArrayLike = 1.0, kinks: Sequence[float] = (), shift: npt.ArrayLike = 0.0
 ) -> FloatArray:
     """The expectation E[function(shift + scale z)] for z standard normal, one for each entry of ``scale``, ``shift``.
 
@@ -52,18 +46,13 @@ def gaussian(
 
 def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
     """Nodes and weights for E[f(z)] with z standard normal, split at ``breaks``, each of ``shape``."""
-    ends = [np.full(shape, end) for end in (-REACH, *EVERY, REACH)]
-    ends += [np.clip(b, -REACH, REACH) for b in breaks]
+    ends = [np.full(shape, end) for end in (-REACH, *EVERY, REACH)] + [np.clip(b, -REACH, REACH) for b in breaks]
     z, w = panels(np.sort(np.stack(ends, axis=-1), axis=-1))
     return z, w * np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
 
 
 def gaussian_pair(
-    first: Callable[[FloatArray], FloatArray],
-    second: Callable[[FloatArray], FloatArray],
-    scale: float,
-    correlation: float,
-    kinks: Sequence[float] = (),
+    first: Function, second: Function, scale: float, correlation: float, kinks: Sequence[float] = ()
 ) -> float:
     """The expectation E[first(u) second(v)] for normal u, v of standard deviation ``scale`` and this correlation.
 
@@ -72,18 +61,15 @@ def gaussian_pair(
     >>> round(gaussian_pair(np.sign, np.sign, 1.0, 0.5, kinks=(0.0,)), 6)  # (2 / pi) arcsin(correlation)
     0.333333
     """
-    # The inner integral over v is split at the kinks of ``second``.  As a function of u it bends near a kink, within
-    # about sqrt(1 - c^2), so the outer integral has more panels there.
     if abs(correlation) >= 1:
         sign = np.sign(correlation)
         return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))
     spread = np.sqrt((1 - correlation) * (1 + correlation))
-    corners = [kink / scale for kink in kinks]
     breaks = [bend / scale for bend in {*BENDS, *kinks}]
-    for corner in corners:
-        if correlation:
-            width = spread / abs(correlation)
-            breaks += [corner / correlation + width * far for far in (-8.0, -2.0, 0.0, 2.0, 8.0)]
+    if correlation:
+        # As a function of u, the integral over v bends within about sqrt(1 - c^2) of a kink.
+        width = spread / abs(correlation)
+        breaks += [kink / scale / correlation + width * far for kink in kinks for far in (-8.0, -2.0, 0.0, 2.0, 8.0)]
     u, w = normal_nodes([np.array(b) for b in breaks], ())
     inner = gaussian(second, scale * spread, kinks, scale * correlation * u)
     return float((w * first(scale * u) * inner).sum())
@@ -94,9 +80,8 @@ def sphere_pair_nodes(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Nodes (s, t) and weights for two coordinates of a uniform point on the unit sphere of R^dimension.
 
-    s is one coordinate and t = correlation s + sqrt(1 - correlation^2) s', where s' is an orthogonal coordinate.
-    Angles parametrize both, with powers of the cosine as densities; panels end where s or t meets a kink.
-    ``dimension`` is at least 3.
+    t = correlation s + sqrt(1 - correlation^2) s', where s' is a coordinate orthogonal to s.  Angles parametrize both;
+    panels end where s or t meets a kink.  ``dimension`` is at least 3.
     """
 
     def split(cosines: FloatArray) -> FloatArray:
@@ -119,7 +104,6 @@ def sphere_pair_nodes(
         inner.append(np.clip(split((kink - correlation * s) / np.maximum(radius, 1e-300)), -reach, reach))
     beta, v = panels(np.sort(np.stack([*inner, np.full(s.shape, reach)], axis=-1), axis=-1))
     v = v * np.cos(beta) ** (dimension - 3)
-    weights = w[:, None] * v / v.sum(axis=1, keepdims=True)
-    weights = weights / w.sum()
+    weights = w[:, None] * v / v.sum(axis=1, keepdims=True) / w.sum()
     t = correlation * s[:, None] + radius[:, None] * np.sin(beta)
     return np.broadcast_to(s[:, None], t.shape), t, weights

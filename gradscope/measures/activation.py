@@ -9,36 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
-from gradscope.measures.samples import influenced, jackknife, sample_mean
+from gradscope.measures.samples import Statistic, influenced, jackknife, sample_mean
 
 PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 18  # entries of a block that fits into the processor's cache
 
 
-@dataclass(frozen=True)
-class PreactivationMean:
+class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
     """Mean over samples b and neurons n: mean_b mean_n h_bn.
 
     >>> PreactivationMean()(torch.tensor([[1.0, -2.0], [3.0, 4.0]])).value
     1.5
     """
 
-    quantity: ClassVar[str] = "preactivation_mean"
-    of: ClassVar[str] = PREACTIVATIONS
-    signed: ClassVar[bool] = True
-
     def __call__(self, preactivations: Tensor) -> Estimate:
         return sample_mean(_neurons(preactivations).mean(dim=1))
 
 
-@dataclass(frozen=True)
-class PreactivationStd:
+class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
     """Standard deviation over samples, as quadratic mean over neurons: sqrt(mean_n Var_b[h_bn]), with 1/B in Var.
 
     It is 1 after batch normalization.  If it is small, the nonlinearity is nearly linear over the batch.
@@ -46,9 +39,6 @@ class PreactivationStd:
     >>> PreactivationStd()(torch.tensor([[0.0, 0.0], [2.0, 14.0]])).value
     5.0
     """
-
-    quantity: ClassVar[str] = "preactivation_std"
-    of: ClassVar[str] = PREACTIVATIONS
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
@@ -62,8 +52,7 @@ class PreactivationStd:
         return sample_mean(squares).sqrt()
 
 
-@dataclass(frozen=True)
-class SignDiversity:
+class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations among the samples.
 
     The range is 0 to 0.5.  If it is low, most neurons see one sign only, where ReLU-like functions are linear.  Zeros
@@ -73,9 +62,6 @@ class SignDiversity:
     >>> SignDiversity()(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).value
     0.25
     """
-
-    quantity: ClassVar[str] = "sign_diversity"
-    of: ClassVar[str] = PREACTIVATIONS
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
@@ -88,8 +74,7 @@ class SignDiversity:
         return sample_mean(total * (len(preactivations) / preactivations[0].numel()))
 
 
-@dataclass(frozen=True)
-class Kurtosis:
+class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis mean(d^4) / mean(d^2)^2 of the deviations d_bn = h_bn - mean_b h_bn, pooled over neurons.
 
     It is 3 if all neurons are Gaussian with the same variance.  It is larger if tails are heavy or neurons differ in
@@ -98,9 +83,6 @@ class Kurtosis:
     >>> Kurtosis()(torch.tensor([[0.0], [2.0]])).value
     1.0
     """
-
-    quantity: ClassVar[str] = "kurtosis"
-    of: ClassVar[str] = PREACTIVATIONS
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         h = _neurons(preactivations)
@@ -113,8 +95,7 @@ class Kurtosis:
         return influenced(value, fourth / second.mean() ** 2 - 2 * value * second / second.mean())
 
 
-@dataclass(frozen=True)
-class EffectiveRank:
+class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     """Effective rank exp(-sum_i p_i ln p_i) of the batch as a B x neurons matrix with singular values s_i.
 
     Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons); a matrix of zeros has 0.
@@ -128,15 +109,11 @@ class EffectiveRank:
     3.0
     """
 
-    quantity: ClassVar[str] = "effective_rank"
-    of: ClassVar[str] = PREACTIVATIONS
-
     def __call__(self, preactivations: Tensor) -> Estimate:
         return jackknife(_effective_rank, _neurons(preactivations))
 
 
-@dataclass(frozen=True)
-class SampleCosine:
+class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
     """Mean cosine between two different samples, (|sum_b u_b|^2 - B) / (B (B - 1)) with u_b = h_b / |h_b|.
 
     It is 1 if all samples point in the same direction.  Cosines with a sample of zeros count as 0.
@@ -144,10 +121,6 @@ class SampleCosine:
     >>> round(SampleCosine()(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).value, 6)
     0.96
     """
-
-    quantity: ClassVar[str] = "sample_cosine"
-    of: ClassVar[str] = PREACTIVATIONS
-    signed: ClassVar[bool] = True
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         h = _neurons(preactivations)
@@ -160,7 +133,7 @@ class SampleCosine:
 
 
 @dataclass(frozen=True)
-class SaturatedFraction:
+class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
     """Fraction of samples and neurons where the nonlinearity is flat, |phi'(h)| < ``slope``.
 
     For ReLU these are the inactive ones; for tanh, with the default of 0.05, those with |h| > 2.2.
@@ -170,15 +143,12 @@ class SaturatedFraction:
     """
 
     slope: float = 0.05
-    quantity: ClassVar[str] = "saturated_fraction"
-    of: ClassVar[str] = SLOPES
 
     def __call__(self, slopes: Tensor) -> Estimate:
         return sample_mean((_neurons(slopes).abs() < self.slope).double().mean(dim=1))
 
 
-@dataclass(frozen=True)
-class DeadFraction:
+class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
     """Fraction of neurons with phi'(h) = 0 for every sample of the batch, so that no gradient passes.
 
     It decreases with the batch size.  Its standard error is unknown (None).
@@ -187,9 +157,6 @@ class DeadFraction:
     0.5
     """
 
-    quantity: ClassVar[str] = "dead_fraction"
-    of: ClassVar[str] = SLOPES
-
     def __call__(self, slopes: Tensor) -> Estimate:
         # amax because comparisons, and "any" along the first dimension, are slow in torch.
         blocks = (block if block.dtype == torch.float64 else block.float() for block in _blocks(slopes))
@@ -197,8 +164,7 @@ class DeadFraction:
         return Estimate(1 - alive / slopes[0].numel(), None)
 
 
-@dataclass(frozen=True)
-class LinearFitError:
+class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
     """Fraction of the variance of phi(h) that no linear function of h explains.
 
         sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], with one line (a, c) per neuron n
@@ -211,9 +177,6 @@ class LinearFitError:
     >>> round(LinearFitError()((h, h.relu())).value, 6)
     0.25
     """
-
-    quantity: ClassVar[str] = "linear_fit_error"
-    of: ClassVar[str] = RESPONSES
 
     def __call__(self, responses: tuple[Tensor, Tensor]) -> Estimate:
         h, a = (_neurons(values) for values in responses)

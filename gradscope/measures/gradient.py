@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
-from gradscope.measures.samples import influenced
+from gradscope.measures.samples import Statistic, influenced
 
 GRADIENTS = "gradients"
 
@@ -51,61 +51,45 @@ class LayerGradient:
         return influenced(square, 2 * (self.projections - square)).sqrt() if square else Estimate.exact(0.0)
 
 
-@dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(Statistic, quantity="gradient_norm", of=GRADIENTS):
     """Euclidean norm |g|.
 
     >>> GradientNorm()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     2.5
     """
 
-    quantity: ClassVar[str] = "gradient_norm"
-    of: ClassVar[str] = GRADIENTS
-
     def __call__(self, gradient: LayerGradient) -> Estimate:
         return gradient.norm
 
 
-@dataclass(frozen=True)
-class GradientRms:
+class GradientRms(Statistic, quantity="gradient_rms", of=GRADIENTS):
     """Root mean square of the entries of the gradient, |g| / sqrt(P).
 
     >>> GradientRms()(LayerGradient.of(torch.full((2, 9), 0.5), torch.ones(9))).value
     0.5
     """
 
-    quantity: ClassVar[str] = "gradient_rms"
-    of: ClassVar[str] = GRADIENTS
-
     def __call__(self, gradient: LayerGradient) -> Estimate:
         return gradient.norm.scaled(1 / math.sqrt(gradient.mean.numel()))
 
 
-@dataclass(frozen=True)
-class GradientZeroFraction:
+class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRADIENTS):
     """Fraction of the entries of g that are exactly 0.
 
     >>> GradientZeroFraction()(LayerGradient.of(torch.tensor([[3.0, 0.0], [5.0, 0.0]]), torch.ones(2))).value
     0.5
     """
 
-    quantity: ClassVar[str] = "gradient_zero_fraction"
-    of: ClassVar[str] = GRADIENTS
-
     def __call__(self, gradient: LayerGradient) -> Estimate:
         return Estimate.exact(float((gradient.mean == 0).double().mean()))
 
 
-@dataclass(frozen=True)
-class GradientToWeight:
+class GradientToWeight(Statistic, quantity="gradient_to_weight", of=GRADIENTS):
     """Ratio of gradient and weights, |g| / |w|; infinite if all weights are 0.
 
     >>> GradientToWeight()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))).value
     0.5
     """
-
-    quantity: ClassVar[str] = "gradient_to_weight"
-    of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
         length = float(gradient.weight.norm())
@@ -113,7 +97,7 @@ class GradientToWeight:
 
 
 @dataclass(frozen=True)
-class UpdateToWeight:
+class UpdateToWeight(Statistic, quantity="update_to_weight", of=GRADIENTS):
     """Relative change of the parameters in one step of gradient descent, ``learning_rate`` |g| / |w|.
 
     >>> gradient = LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))
@@ -122,8 +106,6 @@ class UpdateToWeight:
     """
 
     learning_rate: float
-    quantity: ClassVar[str] = "update_to_weight"
-    of: ClassVar[str] = GRADIENTS
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
@@ -133,8 +115,7 @@ class UpdateToWeight:
         return GradientToWeight()(gradient).scaled(self.learning_rate)
 
 
-@dataclass(frozen=True)
-class GradientCosine:
+class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed=True):
     """Mean cosine between the gradients of two different samples.
 
         (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = g_b / |g_b|, over the M samples with a nonzero gradient
@@ -145,10 +126,6 @@ class GradientCosine:
     >>> round(GradientCosine()(LayerGradient.of(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.ones(2))).value, 6)
     0.96
     """
-
-    quantity: ClassVar[str] = "gradient_cosine"
-    of: ClassVar[str] = GRADIENTS
-    signed: ClassVar[bool] = True
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
         groups = len(gradient.unit_sums)
@@ -163,8 +140,7 @@ class GradientCosine:
         return Estimate(_mean_cosine(total, count), math.sqrt(variance))
 
 
-@dataclass(frozen=True)
-class SignalToNoise:
+class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
     """Squared mean gradient over the variance of one sample's gradient, |g|^2 / (sum_b |g_b - g|^2 / (B - 1)).
 
     It is infinite if all gradients are equal.  |g|^2 is biased upward by 1/B of the variance.  Apart from this bias,
@@ -173,9 +149,6 @@ class SignalToNoise:
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5
     """
-
-    quantity: ClassVar[str] = "signal_to_noise"
-    of: ClassVar[str] = GRADIENTS
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
         num, signal = len(gradient.squares), float(gradient.mean.square().sum())

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.inputs import Batch, Forward, LossFunction
-from gradscope.forward.modules import Owned, owned_parameters, state_restored
+from gradscope.forward.modules import owned_parameters, state_restored
 from gradscope.forward.recorder import record
 from gradscope.forward.trunk import vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
 
-# Groups of samples for the jackknife of unit gradients.
-GROUPS = 8
+GROUPS = 8  # of samples, for the jackknife of unit gradients
 
 
 def layer_gradients(
@@ -43,14 +40,22 @@ def layer_gradients(
     inputs = {key: edge for key, edge in edges.items() if edge.node in reached}
     if not inputs:
         raise ValueError("The losses depend on none of the trainable parameters; does loss_fn detach the output?")
-    flat = _Flat(owners, list(inputs))
     device = next(iter(owners.values()))[0].device
-    at_once = max(1, peak_bytes(device) // (4 * max(1, flat.numel)))
+    numel = sum(p.numel() for parameters in owners.values() for p in parameters)
+    at_once = max(1, peak_bytes(device) // (4 * max(1, numel)))
     pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
     with state_restored(modules), pulling():  # checkpointed layers run again
 
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
-            return flat(pull_back(recording.end, list(inputs.values()), cotangents))
+            """Return gradients (cotangents, P) of each owner in float64, zero where the losses do not depend on it."""
+            num, found = len(cotangents), pull_back(recording.end, list(inputs.values()), cotangents)
+            known = {key: g.reshape(num, -1) for key, g in zip(inputs, found, strict=True)}
+            return {
+                name: torch.cat(
+                    [(known[id(p)] if id(p) in known else p.new_zeros(num, p.numel())).double() for p in own], 1
+                )
+                for name, own in owners.items()
+            }
 
         mean = {name: g[0] for name, g in pull(torch.full_like(basis[:1], 1 / batch.size)).items()}
         groups = min(GROUPS, batch.size)
@@ -69,26 +74,6 @@ def layer_gradients(
             raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; try float64.")
     weights = {name: torch.cat([p.detach().double().reshape(-1) for p in own]) for name, own in owners.items()}
     return {n: LayerGradient(mean[n], weights[n], squares[n], projections[n], unit_sums[n]) for n in owners}
-
-
-class _Flat:
-    """Concatenates gradients (samples, *shape) of an owner's parameters to (samples, P) in float64, zeros included."""
-
-    def __init__(self, owners: Owned, reached: list[int]) -> None:
-        self.owners, self.place = owners, {key: number for number, key in enumerate(reached)}
-        self.numel = sum(p.numel() for parameters in owners.values() for p in parameters)
-
-    def __call__(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-        num = len(gradients[0])
-        flat = {}
-        for name, parameters in self.owners.items():
-            parts = []
-            for p in parameters:
-                place = self.place.get(id(p))
-                found = p.new_zeros(num, p.numel()) if place is None else gradients[place].reshape(num, -1)
-                parts.append(found.double())
-            flat[name] = torch.cat(parts, dim=1)
-        return flat
 
 
 def _reached(target: GradientEdge, wanted: set[Node]) -> set[Node]:

@@ -14,24 +14,7 @@ from gradscope import frames
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
 from gradscope.forward.modules import Modules, state_restored, unwrap
-from gradscope.measures import (
-    DeadFraction,
-    EffectiveRank,
-    GradientCosine,
-    GradientNorm,
-    GradientRms,
-    GradientToWeight,
-    GradientZeroFraction,
-    Kurtosis,
-    LinearFitError,
-    PreactivationMean,
-    PreactivationStd,
-    SampleCosine,
-    SaturatedFraction,
-    SignalToNoise,
-    SignDiversity,
-    UpdateToWeight,
-)
+from gradscope.measures import activation, gradient
 from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
@@ -56,23 +39,22 @@ class Measure(Protocol):
     """
 
     @property
-    def quantity(self) -> str:
-        """Name of the statistic in a frame."""
+    def quantity(self) -> str: ...
 
     @property
-    def of(self) -> str:
-        """What the statistic is computed from."""
+    def of(self) -> str: ...
 
-    def __call__(self, values: Any, /) -> Estimate:
-        """Return the statistic with its standard error over samples."""
+    def __call__(self, values: Any, /) -> Estimate: ...
 
 
 PREACTIVATION_MEASURES: tuple[Measure, ...] = (
-    PreactivationMean(), PreactivationStd(), SignDiversity(), SaturatedFraction(), DeadFraction(), Kurtosis(),
-    EffectiveRank(), SampleCosine(), LinearFitError(),
+    activation.PreactivationMean(), activation.PreactivationStd(), activation.SignDiversity(),
+    activation.SaturatedFraction(), activation.DeadFraction(), activation.Kurtosis(), activation.EffectiveRank(),
+    activation.SampleCosine(), activation.LinearFitError(),
 )  # fmt: skip
 GRADIENT_MEASURES: tuple[Measure, ...] = (
-    GradientNorm(), GradientRms(), GradientZeroFraction(), GradientToWeight(), GradientCosine(), SignalToNoise(),
+    gradient.GradientNorm(), gradient.GradientRms(), gradient.GradientZeroFraction(), gradient.GradientToWeight(),
+    gradient.GradientCosine(), gradient.SignalToNoise(),
 )  # fmt: skip
 
 Found = list[tuple[str, list[Estimate]]]
@@ -123,7 +105,7 @@ def measure(
     by_default = PREACTIVATION_MEASURES + (GRADIENT_MEASURES if loss_fn is not None else ())
     chosen = list(by_default if measures is None else measures)
     if learning_rate is not None:
-        chosen.append(UpdateToWeight(learning_rate))
+        chosen.append(gradient.UpdateToWeight(learning_rate))
     if not chosen:
         raise ValueError("measures= is an empty list; leave it out to compute all of them.")
     if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, RESPONSES, GRADIENTS)]:
@@ -176,15 +158,14 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
 def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFrame:
     """One frame of all measures, one after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
-    index = np.array([layer + 1 for _, layer, _, _ in rows])
-    signed = [getattr(m, "signed", False) for m, *_ in rows]
-    values = [value for *_, value in rows]
+    used, places, names, values = zip(*rows, strict=True)
+    index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]
     return frames.tidy(
         {
-            "layer": [name for _, _, name, _ in rows],
+            "layer": names,
             "index": index,
             "depth_from_output": len(found) - index,
-            "quantity": [m.quantity for m, *_ in rows],
+            "quantity": [m.quantity for m in used],
             "value": [value.value for value in values],
             "log10_value": [np.nan if s else v.log10_value for s, v in zip(signed, values, strict=True)],
             "log10_stderr_probe": 0.0,

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gradscope.forward.modules import Modules
 
-# Elementwise nonlinearities of torch.nn.  Pre-activations are defined by the role of a module, hence a list of classes;
-# coefficients never depend on it.
+# Elementwise nonlinearities of torch.nn, whose inputs are pre-activations; coefficients never depend on this list.
 NONLINEARITIES = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid,
     nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
@@ -33,15 +32,11 @@ def nonlinearity_calls(modules: Modules, listener: Listener) -> Iterator[None]:
 
         return hook
 
-    handles = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for name, module in modules.items():
             if isinstance(module, NONLINEARITIES):
-                handles.append(module.register_forward_pre_hook(listen(name), with_kwargs=True))
+                hooks.callback(module.register_forward_pre_hook(listen(name), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def slopes(module: nn.Module, received: Tensor) -> Tensor:
@@ -62,5 +57,4 @@ def response(module: nn.Module, received: Tensor) -> Tensor:
     devices = [received.device] if received.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         # Call `forward` directly so that our hook does not fire again, on a clone in case the module works in place.
-        value: Tensor = module.forward(received.clone())
-    return value
+        return module.forward(received.clone())

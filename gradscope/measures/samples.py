@@ -1,17 +1,30 @@
-"""Estimates with standard errors over the samples of a batch."""
+"""Statistics of a layer, and estimates with standard errors over the samples of a batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
 
-# Number of groups of a delete-a-group jackknife; its error has about GROUPS - 1 degrees of freedom.
-GROUPS = 20
+GROUPS = 20  # of a delete-a-group jackknife, whose error has about GROUPS - 1 degrees of freedom
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Base of the statistics in this folder; each states in its header what `gradscope.Measure` asks for."""
+
+    quantity: ClassVar[str]
+    of: ClassVar[str]
+    signed: ClassVar[bool]
+
+    def __init_subclass__(cls, quantity: str, of: str, signed: bool = False) -> None:
+        cls.quantity, cls.of, cls.signed = quantity, of, signed
 
 
 def sample_mean(per_sample: Tensor) -> Estimate:

@@ -24,9 +24,7 @@ from gradscope.measures.samples import influenced, sample_mean
 Shift = tuple[int, int]
 
 FILLS = ("zeros", "reflect", "circular")
-# To find the stride of a module, images are made larger by this many pixels: a multiple of the total strides 1, 2, 3,
-# 4, 6, 8, 12, 16, 24 and 32.
-GROWTH = 96
+GROWTH = 96  # pixels by which images are enlarged to find a stride: a multiple of all usual strides, up to 32
 
 
 def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
@@ -34,8 +32,7 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
 
     Arguments:
         shift: (dx, dy), smaller than an image.
-        fill: What enters at the border: zeros; reflect, the image mirrored at its outermost pixels; or circular, what
-            left at the opposite side.
+        fill: What enters at the border: "zeros", "reflect" (the mirrored image), or "circular" (the opposite side).
 
     Raises:
         ValueError: ``images`` is no batch of images, ``fill`` is unknown, or the shift is as large as an image.
@@ -221,9 +218,7 @@ def _interior(
 ) -> Tensor:
     """Mask (H', W') of the positions whose field of view has neither padding nor pixels that the shift brought in."""
     image = torch.zeros_like(images[:1])
-    margin_x, margin_y = (
-        stride * -(-length // stride) for stride, length in zip(strides, image.shape[:1:-1], strict=True)
-    )
+    margin_x, margin_y = (stride * -(-n // stride) for stride, n in zip(strides, image.shape[:1:-1], strict=True))
     canvas = functional.pad(image, [margin_x, margin_x, margin_y, margin_y], value=math.nan)
     top, left = margin_y // strides[1], margin_x // strides[0]
 

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope import initializers
 from gradscope.choices import check_choice
-from gradscope.models.mlp import check_size
-from gradscope.models.unfilled import unfilled
+from gradscope.models.layers import check_sizes, fill, unfilled
 
 IMAGE_SHAPE = (3, 32, 32)
 INITS = ("he", "lecun", "xavier", "orthogonal")
@@ -23,11 +21,7 @@ class _AlexNet(nn.Sequential):
     def __init__(self, layers: OrderedDict[str, nn.Module], init: str, generator: torch.Generator | None) -> None:
         super().__init__(layers)
         check_choice("init", init, INITS)
-        for layer in layers.values():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                initializers.BY_NAME[init](layer.weight, generator=generator)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        fill(self, init, generator)
 
     def __getitem__(self, index: slice | int) -> Any:
         """One layer, or a slice as a plain `nn.Sequential` with the same names."""
@@ -62,16 +56,11 @@ class AlexNetA(_AlexNet):
     """
 
     def __init__(
-        self,
-        *,
-        padding: str = "same",
-        dropout: float = 0.5,
-        num_classes: int = 10,
-        init: str = "he",
+        self, *, padding: str = "same", dropout: float = 0.5, num_classes: int = 10, init: str = "he",
         generator: torch.Generator | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_choice("padding", padding, ("same", "valid"))
-        check_size("num_classes", num_classes)
+        check_sizes(num_classes=num_classes)
         side = 8 if padding == "same" else 5  # 32 -> 16 -> 8, or 32 -> 28 -> 14 -> 10 -> 5
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 64, 3, padding), relu1=nn.ReLU(),
@@ -96,7 +85,7 @@ class AlexNetB(_AlexNet):
     """
 
     def __init__(self, *, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None) -> None:
-        check_size("num_classes", num_classes)
+        check_sizes(num_classes=num_classes)
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 96, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
             conv2=_conv(96, 80, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
-from gradscope.choices import check_choice
-from gradscope.models.unfilled import unfilled
+from gradscope.choices import check_choice, check_nonnegative
+from gradscope.models.layers import check_sizes, unfilled
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -100,33 +99,20 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        depth: int,
-        width: int,
-        activation: str = "relu",
-        norm: str = "none",
-        residual: str = "none",
-        skip_weight: float = 1.0,
-        init: str = "auto",
-        weight_variance: float | None = None,
-        bias: bool = False,
-        bias_variance: float = 0.0,
-        in_features: int | None = None,
-        out_features: int | None = None,
+        self, *, depth: int, width: int, activation: str = "relu", norm: str = "none", residual: str = "none",
+        skip_weight: float = 1.0, init: str = "auto", weight_variance: float | None = None, bias: bool = False,
+        bias_variance: float = 0.0, in_features: int | None = None, out_features: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("norm", norm, NORMS)
         check_choice("residual", residual, RESIDUALS)
         check_choice("init", init, INITS)
         in_features = width if in_features is None else in_features
-        sizes = {"depth": depth, "width": width, "in_features": in_features}
+        check_sizes(depth=depth, width=width, in_features=in_features)
         if out_features is not None:
-            sizes["out_features"] = out_features
-        for name, size in sizes.items():
-            check_size(name, size)
+            check_sizes(out_features=out_features)
         if not isinstance(skip_weight, (int, float)) or not math.isfinite(skip_weight):
             raise ValueError(f"skip_weight must be a finite number, got {skip_weight!r}.")
         mirrored = init == "looks_linear"
@@ -135,9 +121,7 @@ class MLP(nn.Module):
                 "init='looks_linear' needs activation='relu', norm='none', residual='none' and an even width, got "
                 f"activation={activation!r}, norm={norm!r}, residual={residual!r}, width={width}."
             )
-        for name, variance in (("weight_variance", weight_variance or 0.0), ("bias_variance", bias_variance)):
-            if not (math.isfinite(variance) and variance >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {variance!r}.")
+        check_nonnegative(weight_variance=weight_variance or 0.0, bias_variance=bias_variance)
         if bias_variance and not bias:
             raise ValueError(f"bias_variance={bias_variance!r} needs bias=True.")
         if weight_variance is not None and init != "auto":
@@ -151,10 +135,9 @@ class MLP(nn.Module):
             layer = unfilled(nn.Linear, n_in, n_out, bias=bias)
             fill(layer.weight, generator=generator)
             if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
                 if bias_variance and fill is not linear:
                     initializers.gaussian(layer.bias[:, None], variance=bias_variance, generator=generator)
-                else:
-                    nn.init.zeros_(layer.bias)
             return layer
 
         self.in_features = in_features
@@ -164,9 +147,8 @@ class MLP(nn.Module):
             if in_features != width:
                 self.stem = make(in_features, width, linear)
             for _ in range(depth):
-                layers.append(
-                    Block(make(width, width, inner), make(width, width, linear), activation, norm, skip_weight)
-                )
+                inside, out = make(width, width, inner), make(width, width, linear)
+                layers.append(Block(inside, out, activation, norm, skip_weight))
         else:
             for number in range(depth):
                 fill = partial(inner, mirror_input=number > 0) if mirrored else inner
@@ -186,11 +168,3 @@ class MLP(nn.Module):
             x = self.stem(x)
         x = self.layers(x)
         return x if self.head is None else self.head(x)
-
-
-def check_size(name: str, size: object) -> None:
-    """Raise TypeError or ValueError if ``size``, the argument called ``name``, is not an integer of at least 1."""
-    if isinstance(size, bool) or not isinstance(size, Integral):
-        raise TypeError(f"{name} must be an integer of at least 1, got {size!r}.")
-    if size < 1:
-        raise ValueError(f"{name} must be at least 1, got {size}.")

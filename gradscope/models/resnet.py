@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradscope import initializers
 from gradscope.choices import check_choice
 from gradscope.models.alexnet import INITS
-from gradscope.models.mlp import check_size
-from gradscope.models.unfilled import unfilled
+from gradscope.models.layers import check_sizes, fill, unfilled
 
 NORMS = ("batch", "none")
 RESIDUALS = ("identity", "none")
@@ -22,8 +20,7 @@ STAGES = 3
 class ResidualBlock(nn.Module):
     """``relu2(shortcut(x) + norm2(conv2(relu1(norm1(conv1(x))))))``, or without the shortcut if ``residual`` is false.
 
-    The shortcut has no parameters (option A of He et al.).  In a block that halves height and width, it takes every
-    second position and fills the new channels with zeros.
+    The shortcut has no parameters (option A of He et al.): every second position, and zeros for new channels.
     """
 
     def __init__(self, conv1: nn.Conv2d, conv2: nn.Conv2d, norm: str, residual: bool) -> None:
@@ -68,20 +65,10 @@ class ResNet(nn.Sequential):
     """
 
     def __init__(
-        self,
-        *,
-        depth: int = 20,
-        width: int = 16,
-        residual: str = "identity",
-        norm: str = "batch",
-        in_channels: int = 3,
-        num_classes: int = 10,
-        init: str = "he",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        sizes = {"depth": depth, "width": width, "in_channels": in_channels, "num_classes": num_classes}
-        for name, size in sizes.items():
-            check_size(name, size)
+        self, *, depth: int = 20, width: int = 16, residual: str = "identity", norm: str = "batch",
+        in_channels: int = 3, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
+        check_sizes(depth=depth, width=width, in_channels=in_channels, num_classes=num_classes)
         if depth < 8 or (depth - 2) % (2 * STAGES):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, ...), got {depth}.")
         check_choice("residual", residual, RESIDUALS)
@@ -94,9 +81,8 @@ class ResNet(nn.Sequential):
         layers = OrderedDict[str, nn.Module](conv1=conv(in_channels, width), norm1=_norm(norm, width), relu1=nn.ReLU())
         channels = width
         for stage in range(STAGES):
-            blocks = []
+            blocks, new = [], width * 2**stage
             for number in range((depth - 2) // (2 * STAGES)):
-                new = width * 2**stage
                 stride = 2 if stage > 0 and number == 0 else 1
                 blocks.append(ResidualBlock(conv(channels, new, stride), conv(new, new), norm, residual == "identity"))
                 channels = new
@@ -104,11 +90,7 @@ class ResNet(nn.Sequential):
         layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         layers["fc"] = unfilled(nn.Linear, channels, num_classes)
         super().__init__(layers)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                initializers.BY_NAME[init](module.weight, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        fill(self, init, generator)
 
 
 def _norm(norm: str, channels: int) -> nn.Module:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
@@ -25,7 +24,7 @@ from gradscope.measures.measuring import Measure, measure
 from gradscope.measures.preactivations import NONLINEARITIES
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms
-from gradscope.monitor.nonfinite import Fault, NonFiniteError
+from gradscope.monitor.nonfinite import NonFiniteError
 from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
@@ -129,9 +128,7 @@ class Monitor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._check(None, self.steps)
 
@@ -207,8 +204,7 @@ class Monitor:
 
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
         """Yield the frames that can be measured on the probe batch."""
-        due = [self._coefficients] * (kind == GSC) + [self._statistics] * self.has_statistics
-        for measured in due:
+        for measured in [self._coefficients] * (kind == GSC) + [self._statistics] * self.has_statistics:
             try:
                 yield measured()
             except ZeroOutputError as error:
@@ -251,21 +247,23 @@ class Monitor:
             strict = False
             if known or all(bool(torch.isfinite(g).all()) for g in self.vitals.gradients()):
                 return
-        saved = ""
+        message = f"The {what} is {vital.loss if what == LOSS else 'not finite'} at step {vital.step}: "
+        if found is not None:
+            message += str(found)
+        else:
+            loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
+            scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
+            message += f"a second pass was finite, so the step cannot be traced{loss}{scaled}"
+        message += f"{remark}."
+        if updates := now - vital.step:
+            message += (
+                f" It was read {updates} {'update' if updates == 1 else 'updates'} later and may have spread to all "
+                "layers: use check_every=1 to read it before the update and name the first layer."
+            )
         if self.save_to is not None:
             state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
-            saved = nonfinite.saved(self.save_to, state)
-        seen = f"The {what} is {vital.loss if what == LOSS else 'not finite'} at step {vital.step}"
-        message = f"{seen}: {self._where(found, what)}{remark}.{_late(now - vital.step)}{saved}"
+            message += nonfinite.saved(self.save_to, state)
         self._tell(what, message, vital.step, strict)
-
-    def _where(self, found: Fault | None, what: str) -> str:
-        """Name the faulty layer, or say why none was found."""
-        if found is not None:
-            return str(found)
-        loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
-        scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
-        return f"a second pass was finite, so the step cannot be traced{loss}{scaled}"
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:
@@ -273,22 +271,8 @@ class Monitor:
         self.alarms.once("nonfinite", what, step, message)
 
 
-def _late(updates: int) -> str:
-    """Advice for a number that was read after later updates."""
-    if not updates:
-        return ""
-    return (
-        f" It was read {updates} {'update' if updates == 1 else 'updates'} later and may have spread to all layers: "
-        "use check_every=1 to read it before the update and name the first layer."
-    )
-
-
 def part(data: Any, forward: Forward | None) -> Any:
-    """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``.
-
-    Raises:
-        ValueError: Fewer samples than ranks.
-    """
+    """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     num = as_batch(data, forward=forward, loss_fn=None).size
     if num < world:

@@ -161,20 +161,11 @@ class _Listener:
         self.first: str | None = None
         self.received = False
 
-    def before(self, args: Any, kwargs: Any) -> tuple[bool, int, dict[Vertex, GradientEdge]]:
+    def before(self, args: Any, kwargs: Any) -> Any:
         received = tensors(args, kwargs)
         return all(_finite(t) for t in received), len(self.calls), _edges(received)
 
-    def after(
-        self,
-        name: str,
-        call: int,
-        label: str,
-        args: Any,
-        kwargs: Any,
-        output: Any,
-        token: tuple[bool, int, dict[Vertex, GradientEdge]],
-    ) -> None:
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> None:
         finite, begin, received = token
         if self.first is None and not finite:
             self.first, self.received = label, True
@@ -207,10 +198,7 @@ class NonFiniteError(FloatingPointError):
 def traced(
     model: nn.Module, batch: Any, probe: Any, *, forward: Forward | None, loss_fn: LossFunction | None
 ) -> tuple[Fault | None, str]:
-    """Return the fault found by a second pass on the batch, else on the probe batch, and a remark if the batch failed.
-
-    It runs under the caller's autocast, to repeat what happened in training.
-    """
+    """Return the fault of a second pass on the batch, else on the probe batch, and a remark if the batch failed."""
     remark = ""
     if batch is not None:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and loss_fn is None else batch

@@ -21,9 +21,6 @@ class Schedule:
     it (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
     training time.  A measurement that would exceed it is skipped and counted in ``skipped``; the first of each kind
     never is.
-
-    Raises:
-        ValueError: A period that is neither a whole number >= 1 nor "log", or a budget outside (0, 1].
     """
 
     def __init__(

@@ -14,10 +14,7 @@ LATE = 50  # steps between two reads where a read waits for the device
 
 @dataclass(frozen=True)
 class Vital:
-    """Loss and gradient length of one step, None where there is none.
-
-    The length is computed in the gradient's own precision, so a non-finite one may be an overflow.
-    """
+    """Loss and gradient length of one step, None where there is none; the length may overflow in its precision."""
 
     step: int
     loss: float | None
@@ -30,9 +27,6 @@ class Vitals:
     ``every``: steps between two reads.  None: every step on a CPU, `LATE` steps elsewhere.
 
     Cost: one pass over all gradients per step, and per read one synchronization for each device and precision.
-
-    Raises:
-        ValueError: ``every`` is not a whole number >= 1.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], every: int | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -41,22 +42,18 @@ class Weights:
         NaN is left out; `Monitor` reports it separately.
         """
         weights = self.norms()
-        columns: dict[str, dict[str, float]] = {"weight_norm": weights}
-        gradients = {
-            name: [p.grad.detach() for p in parameters if p.grad is not None]
-            for name, parameters in self.owners.items()
-        }
+        columns: dict[str, dict[str, float]] = defaultdict(dict, weight_norm=weights)
+        gradients = {name: [p.grad.detach() for p in own if p.grad is not None] for name, own in self.owners.items()}
         gradients = {name: parts for name, parts in gradients.items() if parts}
         if gradients:
-            lengths = dict(zip(gradients, _together(map(self._length, gradients.values())), strict=True))
+            lengths = _together(map(self._length, gradients.values()))
             others = _together(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
-            sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
-            columns["gradient_norm"] = lengths
-            columns["gradient_rms"] = {name: value / math.sqrt(sizes[name]) for name, value in lengths.items()}
-            columns["gradient_zero_fraction"] = {
-                name: 1 - value / sizes[name] for name, value in zip(gradients, others, strict=True)
-            }
-            columns["gradient_to_weight"] = {name: _ratio(value, weights[name]) for name, value in lengths.items()}
+            for (name, parts), length, nonzero in zip(gradients.items(), lengths, others, strict=True):
+                size = sum(g.numel() for g in parts)
+                columns["gradient_norm"][name] = length
+                columns["gradient_rms"][name] = length / math.sqrt(size)
+                columns["gradient_zero_fraction"][name] = 1 - nonzero / size
+                columns["gradient_to_weight"][name] = _ratio(length, weights[name])
         current = [p.detach() for parameters in self.owners.values() for p in parameters]
         if self._before is None:
             self._before = step, [p.clone() for p in current]
@@ -66,14 +63,24 @@ class Weights:
                 torch.sub(p, old, out=old)  # without another copy of all parameters
             changes = iter(before)
             moved = _together(self._length([next(changes) for _ in own]) for own in self.owners.values())
-            columns["update_to_weight"] = {
-                name: _ratio(value / (step - since), weights[name])
-                for name, value in zip(self.owners, moved, strict=True)
-            }
+            for name, length in zip(self.owners, moved, strict=True):
+                columns["update_to_weight"][name] = _ratio(length / (step - since), weights[name])
             for old, p in zip(before, current, strict=True):
                 old.copy_(p)
             self._before = step, before
-        return _tidy(columns, list(self.owners))
+        order = {layer: index for index, layer in enumerate(self.owners, start=1)}
+        rows = [
+            (layer, order[layer], quantity, value)
+            for quantity, values in columns.items()
+            for layer, value in values.items()
+            if not math.isnan(value)
+        ]
+        layers, index, quantities, values = zip(*rows, strict=True) if rows else ((), (), (), ())
+        with np.errstate(divide="ignore"):
+            logs = np.log10(np.array(values))
+        place = {"layer": layers, "index": index, "depth_from_output": len(order) - np.array(index, dtype=int)}
+        about = {"quantity": quantities, "log10_value": logs, "log10_stderr_probe": 0.0, "num_samples": 1}
+        return frames.tidy(place | about)
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean length of all tensors as one vector."""
@@ -89,27 +96,3 @@ def _together(values: Iterable[Tensor]) -> list[float]:
 def _ratio(part: float, whole: float) -> float:
     """Return part / whole, inf where the whole is 0."""
     return part / whole if whole else math.inf
-
-
-def _tidy(columns: Mapping[str, Mapping[str, float]], layers: Sequence[str]) -> pd.DataFrame:
-    rows = [
-        (quantity, layer, value)
-        for quantity, values in columns.items()
-        for layer, value in values.items()
-        if not math.isnan(value)
-    ]
-    order = {layer: index for index, layer in enumerate(layers, start=1)}
-    index = np.array([order[layer] for _, layer, _ in rows])
-    with np.errstate(divide="ignore"):
-        logs = np.log10(np.array([value for _, _, value in rows]))
-    return frames.tidy(
-        {
-            "layer": [layer for _, layer, _ in rows],
-            "index": index,
-            "depth_from_output": len(order) - index,
-            "quantity": [quantity for quantity, _, _ in rows],
-            "log10_value": logs,
-            "log10_stderr_probe": 0.0,
-            "num_samples": 1,
-        }
-    )

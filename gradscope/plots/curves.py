@@ -1,4 +1,4 @@
-"""Curves: coefficients and statistics against depth, and rates against width."""
+"""Curves of coefficients and statistics against depth, and growth rates of networks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ MAX_DIRECT_LABELS = 8
 LABEL_HEIGHT = 0.047  # as a fraction of the axis
 MARKERS = "os^Dv"
 NUM_MARKERS = 12  # about this many per predicted curve
+# Color and shape of each verdict; shapes distinguish them without color.
+VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "irregular": (7, "s")}
+OTHER = (7, "D")
 
 
 def profile(
-    frame: pd.DataFrame,
-    *,
-    hue: str | None = None,
-    style: str | None = None,
-    notes: Mapping[tuple[str, ...], str] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    frame: pd.DataFrame, *, hue: str | None = None, style: str | None = None,
+    notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Axes with log10 GSC of every layer to the last target, against the number of layers in between.
 
     Lines are means over the runs with the same hue and style; bands are one standard deviation between them.
@@ -77,7 +76,6 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
     Arguments:
         predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
         keys: The columns that determine the color and, if there is a second, the shape of the markers.
-        ax: The Axes of `profile`.
         hue_order: All values of the first key in the order of `profile`; by default those of ``predicted``.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})
@@ -88,18 +86,16 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
     order = list(hue_order) or list(predicted[keys[0]].unique())
     colors = dict(zip(order, sns.color_palette("colorblind", len(order)), strict=True))
     shapes: dict[str, str] = {}
+    thin: dict[str, Any] = {"linewidth": 0.6, "markersize": 5, "markerfacecolor": "none"}
     for _, rows in predicted.groupby(list(keys), sort=False, observed=True):
         style = str(rows[keys[1]].iloc[0]) if keys[1:] else "none"
         label = "mean field" if style == "none" else f"mean field, {style}"
         ax.plot(
-            rows["depth_from_output"], rows["log10_value"], color=colors[rows[keys[0]].iloc[0]], linewidth=0.6,
-            marker=shapes.setdefault(label, MARKERS[len(shapes) % len(MARKERS)]), markersize=5, markerfacecolor="none",
-            markevery=max(1, len(rows) // NUM_MARKERS), zorder=1.5, label=label,
+            rows["depth_from_output"], rows["log10_value"], color=colors[rows[keys[0]].iloc[0]],
+            marker=shapes.setdefault(label, MARKERS[len(shapes) % len(MARKERS)]),
+            markevery=max(1, len(rows) // NUM_MARKERS), zorder=1.5, label=label, **thin,
         )  # fmt: skip
-    handles = [
-        Line2D([], [], color="0.3", linewidth=0.6, marker=shape, markersize=5, markerfacecolor="none", label=label)
-        for label, shape in shapes.items()
-    ]
+    handles = [Line2D([], [], color="0.3", marker=shape, label=label, **thin) for label, shape in shapes.items()]
     ax.legend(handles=handles, loc="upper left", frameon=False, fontsize=9)
     return ax
 
@@ -117,34 +113,27 @@ def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
     ax = axes(ax)
     colors = sns.color_palette("colorblind")
     for color, (name, rows) in zip(colors, frame.groupby(hue, sort=False, observed=True), strict=False):
-        rows = rows.sort_values("width")
-        inverse = 1 / rows["width"].astype(float)
-        spread = [rows["rate"] - rows["rate_low"], rows["rate_high"] - rows["rate"]]
+        rows, limit = rows.sort_values("width"), float(rows["theory"].iloc[0])
+        inverse, spread = 1 / rows["width"].astype(float), _error_bars(rows)
         ax.errorbar(inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2)
-        ax.axhline(float(rows["theory"].iloc[0]), color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
-        ax.plot(0, rows["theory"].iloc[0], marker="*", markersize=12, color=color, clip_on=False, zorder=5)
+        ax.axhline(limit, color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
+        ax.plot(0, limit, marker="*", markersize=12, color=color, clip_on=False, zorder=5)
         ax.annotate(
-            f"{name}: theory {rows['theory'].iloc[0]:.4f}", (0, rows["theory"].iloc[0]), xytext=(8, 6),
-            textcoords="offset points", color=color, fontsize=9,
+            f"{name}: theory {limit:.4f}", (0, limit), xytext=(8, 6), textcoords="offset points", color=color,
+            fontsize=9,
         )  # fmt: skip
     widths = sorted(frame["width"].unique(), reverse=True)
-    ax.set_xticks(
-        [0, *(1 / float(width) for width in widths)], [r"$\infty$", *map(str, widths)], rotation=60, fontsize=8
-    )
+    ticks = [0, *(1 / float(width) for width in widths)]
+    ax.set_xticks(ticks, [r"$\infty$", *map(str, widths)], rotation=60, fontsize=8)
     ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate a layer (squared convention)")
     sns.despine(ax=ax)
     return ax
 
 
 def statistic(
-    frame: pd.DataFrame,
-    quantity: str,
-    *,
-    log10: bool = False,
-    hue: str | None = None,
-    style: str | None = None,
+    frame: pd.DataFrame, quantity: str, *, log10: bool = False, hue: str | None = None, style: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Axes with a statistic of each layer, such as "sign_diversity", against its index from the input.
 
     Arguments and errors are those of `profile`.  With ``log10``, its logarithm is drawn if it is finite.
@@ -164,28 +153,59 @@ def statistic(
     return ax
 
 
+def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Axes with the growth rate of each network, its 95 % interval and its verdict.
+
+    Crosses are theory.  The vertical line is rate 1, where coefficients neither grow nor shrink.  ``growth`` has one
+    row per network, from top to bottom, with columns ``network``, ``theory`` (may be null), and ``rate``, ``rate_low``,
+    ``rate_high`` and ``verdict`` of `gradscope.Growth`.
+
+    >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
+    >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['theory', 'exploding']
+    """
+    ax = axes(ax, (7.0, 1.2 + 0.22 * len(growth)))
+    colors = sns.color_palette("colorblind")
+    ax.axvline(1.0, color="0.6", linewidth=0.8, zorder=0)
+    growth = growth.reset_index(drop=True)
+    for verdict, rows in growth.groupby("verdict", sort=False, observed=True):
+        color, marker = VERDICTS.get(str(verdict), OTHER)
+        ax.errorbar(
+            rows["rate"], rows.index, xerr=_error_bars(rows), fmt=marker, color=colors[color], linewidth=1.2,
+            markersize=5, capsize=2, label=str(verdict),
+        )  # fmt: skip
+    if growth["theory"].notna().any():
+        ax.plot(growth["theory"], growth.index, "x", color="black", markersize=6, markeredgewidth=1.2, label="theory")
+    ax.set_yticks(range(len(growth)), growth["network"], fontsize=8)
+    ax.set(ylim=(len(growth) - 0.5, -0.5), xlabel="GSC rate a layer (squared convention)")
+    ax.grid(axis="y", color="0.93", zorder=-1)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return ax
+
+
+def _error_bars(rows: pd.DataFrame) -> list[pd.Series]:
+    """Distances from the rates down and up to the ends of their intervals."""
+    return [(rows["rate"] - rows["rate_low"]).clip(lower=0), (rows["rate_high"] - rows["rate"]).clip(lower=0)]
+
+
 def _curves(
-    rows: pd.DataFrame,
-    x: str,
-    y: str,
-    hue: str | None,
-    style: str | None,
-    ax: Axes | None,
-    marker: str | None = None,
-    notes: Mapping[tuple[str, ...], str] | None = None,
-) -> Axes:
+    rows: pd.DataFrame, x: str, y: str, hue: str | None, style: str | None, ax: Axes | None,
+    marker: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None,
+) -> Axes:  # fmt: skip
     """Axes with mean lines and bands of one standard deviation; a few lines are labeled at their ends."""
     ax = axes(ax)
-    keys = [key for key in (hue, style) if key is not None]
     sns.lineplot(
-        rows, x=x, y=y, hue=hue, style=style,
-        errorbar="sd" if num_runs(rows) > 1 else None, palette="colorblind" if hue else None,
-        color=None if hue else sns.color_palette("colorblind")[0], marker=marker, ax=ax, linewidth=1.8,
+        rows, x=x, y=y, hue=hue, style=style, errorbar="sd" if num_runs(rows) > 1 else None, linewidth=1.8, ax=ax,
+        palette="colorblind" if hue else None, color=None if hue else sns.color_palette("colorblind")[0], marker=marker,
     )  # fmt: skip
     sns.despine(ax=ax)
-    legend = ax.get_legend()
-    curves = {_names(key): part for key, part in rows.groupby(keys, observed=True, sort=False)} if keys else {}
-    if legend is not None and 1 < len(curves) <= MAX_DIRECT_LABELS:
+    legend, keys = ax.get_legend(), [key for key in (hue, style) if key is not None]
+    if legend is None:
+        return ax
+    curves = {tuple(map(str, key)): part for key, part in rows.groupby(keys, observed=True, sort=False)}
+    if 1 < len(curves) <= MAX_DIRECT_LABELS:
         handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
         colors = {text.get_text(): handle.get_color() for text, handle in handles if isinstance(handle, Line2D)}
         _label_ends(ax, curves, x, y, notes or {}, colors)
@@ -194,13 +214,9 @@ def _curves(
 
 
 def _label_ends(
-    ax: Axes,
-    curves: Mapping[tuple[str, ...], pd.DataFrame],
-    x: str,
-    y: str,
-    notes: Mapping[tuple[str, ...], str],
-    colors: Mapping[str, Any],
-) -> None:
+    ax: Axes, curves: Mapping[tuple[str, ...], pd.DataFrame], x: str, y: str,
+    notes: Mapping[tuple[str, ...], str], colors: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Write each curve's name at its right end, without overlaps."""
     ends = {}
     for name, rows in curves.items():
@@ -209,15 +225,10 @@ def _label_ends(
     low, high = ax.get_ylim()
     heights = spread_apart([end for _, end in ends.values()], gap=(high - low) * LABEL_HEIGHT)
     right = max(last for last, _ in ends.values())
-    for name, height in zip(ends, heights, strict=True):
-        color = colors.get(name[0], "0.2")
+    for (name, end), height in zip(ends.items(), heights, strict=True):
+        color, note = colors.get(name[0], "0.2"), f": {notes[name]}" if name in notes else ""
         ax.annotate(
-            "+".join(part for part in name if part != "none") + (f": {notes[name]}" if name in notes else ""),
-            ends[name], xytext=(right * 1.03, height), va="center",
+            "+".join(part for part in name if part != "none") + note, end, xytext=(right * 1.03, height), va="center",
             fontsize=9, color=color, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-
-
-def _names(key: Sequence[object]) -> tuple[str, ...]:
-    return tuple(str(part) for part in key)

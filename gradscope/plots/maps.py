@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -15,13 +16,9 @@ MAX_ANNOTATED = 12
 
 
 def phase_diagram(
-    weight_variances: npt.ArrayLike,
-    bias_variances: npt.ArrayLike,
-    chi_1: npt.NDArray[np.float64],
-    *,
-    points: pd.DataFrame | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike, chi_1: npt.NDArray[np.float64], *,
+    points: pd.DataFrame | None = None, ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Axes with chi_1 against weight and bias variance, the critical line chi_1 = 1, and measured networks.
 
     ``chi_1[i, j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  ``points`` has one row per measured
@@ -36,17 +33,15 @@ def phase_diagram(
     ax = axes(ax, (6.4, 4.6))
     scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
     limit = float(np.nanmax(np.abs(scale)))
-    shown = ax.pcolormesh(
-        weight_variances, bias_variances, np.log10(chi_1).T, cmap=DIVERGING, vmin=-limit, vmax=limit, shading="gouraud"
-    )
+    colors: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    shown = ax.pcolormesh(weight_variances, bias_variances, np.log10(chi_1).T, shading="gouraud", **colors)
     lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
     ax.clabel(lines, fmt={1.0: r"$\chi_1 = 1$"}, fontsize=9)
     if points is not None:
-        ax.scatter(
-            points["weight_variance"], points["bias_variance"], c=np.log10(points["rate"]), cmap=DIVERGING, vmin=-limit,
-            vmax=limit, edgecolor="black", linewidth=0.8, s=60, zorder=3, clip_on=False,
-        )  # fmt: skip
-        for x, y, rate in zip(points["weight_variance"], points["bias_variance"], points["rate"], strict=True):
+        w, b, rates = (points[name] for name in ("weight_variance", "bias_variance", "rate"))
+        edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.8, "zorder": 3, "clip_on": False}
+        ax.scatter(w, b, c=np.log10(rates), s=60, **colors, **edge)
+        for x, y, rate in zip(w, b, rates, strict=True):
             ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
     ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC a layer")
     ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
@@ -76,28 +71,26 @@ def matrix(
     rows = rows[rows["layer"].isin(rows["target"])]
     order = rows.drop_duplicates("layer").sort_values("index")["layer"]
     table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)
-    table = table.reindex(index=order, columns=order)
-    largest = float(np.nanmax(np.abs(table.to_numpy()))) or 1.0
+    values = table.reindex(index=order, columns=order).to_numpy()
+    largest = float(np.nanmax(np.abs(values))) or 1.0
     low, high = limits or (-largest, largest)
     ax = axes(ax, (5, 4.2))
-    centers = [number + 0.5 for number in range(len(order))]
-    shown = ax.pcolormesh(np.ma.masked_invalid(table.to_numpy()), vmin=low, vmax=high, cmap=DIVERGING)
+    centers, names = np.arange(len(order)) + 0.5, thinned(order)
+    shown = ax.pcolormesh(np.ma.masked_invalid(values), vmin=low, vmax=high, cmap=DIVERGING)
     ax.set(aspect="equal", ylim=(len(order), 0))
-    ax.set_xticks(centers, thinned(order))
-    ax.set_yticks(centers, thinned(order))
+    ax.set_xticks(centers, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_yticks(centers, names, fontsize=8)
     ax.tick_params(length=2)
     sns.despine(ax=ax, left=True, bottom=True)
     if len(order) <= MAX_ANNOTATED:
-        for (row, column), value in np.ndenumerate(table.to_numpy()):
+        for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
                 strong = abs(value - (low + high) / 2) > 0.3 * (high - low)
                 ax.text(
-                    centers[column], centers[row], f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
+                    column + 0.5, row + 0.5, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
                     fontsize=7, color="white" if strong else "0.15",
                 )  # fmt: skip
     if colorbar:
         ax.figure.colorbar(shown, ax=ax, label=LABELS["gsc"])
     ax.set(xlabel="source layer $k$", ylabel="target layer $l$")
-    plt.setp(ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    plt.setp(ax.get_yticklabels(), rotation=0, fontsize=8)
     return ax

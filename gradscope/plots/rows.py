@@ -50,11 +50,7 @@ def num_runs(rows: pd.DataFrame) -> int:
 
 
 def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, float]:
-    """The ends of a scale that covers all finite logarithms, optionally symmetric about 0.
-
-    Raises:
-        ValueError: No logarithm is finite.
-    """
+    """The ends of a scale for all finite logarithms, optionally symmetric about 0; ValueError if none is finite."""
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not finite.size:

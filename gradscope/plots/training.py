@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,13 +22,9 @@ ZERO_COLOR = "black"  # zero has no logarithm, and black is in none of the color
 
 
 def evolution(
-    frame: pd.DataFrame,
-    quantity: str = "gsc",
-    *,
-    limits: tuple[float, float] | None = None,
-    colorbar: bool = True,
+    frame: pd.DataFrame, quantity: str = "gsc", *, limits: tuple[float, float] | None = None, colorbar: bool = True,
     ax: Axes | None = None,
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Axes with a heat map of log10 of a quantity, mean over runs: layers from input (top) to output, against steps.
 
     Zeros are black, with a legend.
@@ -35,9 +32,7 @@ def evolution(
     Arguments:
         frame: Records of a monitor.
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
-        limits: Ends of the color scale, for panels that share one; by default from the data (for GSC symmetric).
-        colorbar: Whether to draw a color bar.
-        ax: Where to draw; a new figure by default.
+        limits, colorbar, ax: As in `gradscope.plots.matrix`; limits are symmetric by default for GSC only.
 
     Raises:
         ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
@@ -51,13 +46,11 @@ def evolution(
     ax = axes(ax)
     values = table.to_numpy()
     low, high = limits or finite_limits(values, symmetric=quantity == "gsc")
-    edges = _edges(table.columns.to_numpy(dtype=np.float64))
     colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
     # Values outside of the given limits are moved to the ends of the scale, so that only zeros are below it.
     inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
-    shown = ax.pcolormesh(
-        edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high, shading="flat"
-    )  # fmt: skip
+    edges = _edges(table.columns.to_numpy(dtype=np.float64))
+    shown = ax.pcolormesh(edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high)
     if np.isneginf(values).any():
         ax.legend(handles=[Patch(color=ZERO_COLOR, label="zero")], frameon=True, fontsize=8, loc="lower left")
     ax.set_yticks(np.arange(len(table)) + 0.5, table.index, fontsize=8)
@@ -71,8 +64,8 @@ def evolution(
 def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
-    Lines are means, and bands one standard deviation, over the runs in which GSC is not zero.  The legend counts the
-    layers where it is zero in some run.
+    Lines are means over the runs in which GSC is not zero; bands are one standard deviation.  The legend counts the
+    layers where GSC is zero in some run.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
     >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
@@ -85,10 +78,10 @@ def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     colors = sns.color_palette("colorblind")
     ends = dict(zip((steps[0], steps[-1]), ("before", "after"), strict=True))
     for color, (step, word) in zip(colors, ends.items(), strict=False):
-        own = rows[rows["step"] == step]
-        grouped = own.assign(log10_value=own["log10_value"].where(np.isfinite(own["log10_value"]))).groupby("index")
-        mean, deviation = grouped["log10_value"].mean(), grouped["log10_value"].std().fillna(0.0)
-        zeros = own.loc[np.isneginf(own["log10_value"]), "index"].nunique()
+        own = rows[rows["step"] == step].set_index("index")["log10_value"]
+        grouped = own.where(np.isfinite(own)).groupby("index")
+        mean, deviation = grouped.mean(), grouped.std().fillna(0.0)
+        zeros = own.index[np.isneginf(own)].nunique()
         rest = f"; zero in {zeros} of {len(mean)} layers" if zeros else ""
         ax.plot(mean.index, mean, color=color, marker="o", markersize=4, label=f"{word} (step {step}{rest})")
         if num_runs(rows) > 1:
@@ -125,13 +118,11 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
     for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
         # In a line with gaps every point has a marker, so that a number between two zeros is visible.
         places = 1 if layer in zero else ((len(values) - 1) % step, step)
-        ax.plot(
-            table.columns, 10.0**values, color=color, linewidth=1.4, marker=marker, markersize=5, markevery=places
-        )  # fmt: skip
+        shape: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": places}
+        ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4, **shape)
     ax.set_yscale("log")
     ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
-    low, high = np.log10(ax.get_ylim())
-    heights = spread_apart(ends, gap=0.05 * (high - low))
+    heights = spread_apart(ends, gap=0.05 * float(np.diff(np.log10(ax.get_ylim()))[0]))
     for color, layer, end, height in zip(colors, table.index, ends, heights, strict=True):
         name = f"{layer} (zero at times)" if layer in zero else str(layer)
         ax.annotate(

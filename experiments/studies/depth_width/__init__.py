@@ -20,8 +20,7 @@ __all__ = ["STUDY", "measure"]
 
 def claims(collected: Collected) -> list[Claim]:
     """For each network: steadiness within tolerance, any dependence on size, and the limit of infinite width."""
-    found = all_rates(collected.frame, NETWORKS)
-    made = []
+    found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
         says = f"The log rate of {name(network)} stays within tolerance whatever the {size}"
@@ -52,7 +51,7 @@ def _depends(change: Mean) -> bool:
 
 def answer(collected: Collected) -> str:
     """The network of the question in three sentences."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     rates = found["selu"]
     steady = told(
         {size: rates.within_tolerance(size) for size in SIZES},
@@ -73,7 +72,7 @@ def answer(collected: Collected) -> str:
 
 def details(collected: Collected) -> str:
     """The seeds after the first look, the other networks, and a table of all."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, errorbars, geometric_mean, mean
-from experiments.studies.depth_width.measurement import NETWORKS, TOLERANCE
+from experiments.studies.depth_width.measurement import TOLERANCE
 from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
@@ -25,7 +25,7 @@ COLORS = sns.color_palette("colorblind")
 
 def draw(collected: Collected) -> dict[str, Figure]:
     """Rates of all sizes, their deviations from mean field, and two networks layer by layer."""
-    found = all_rates(collected.frame, NETWORKS)
+    found = all_rates(collected)
     return {"rates": rates(found), "width": deviations(found), "profiles": profiles(collected.frame)}
 
 

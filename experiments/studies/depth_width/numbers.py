@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from experiments.archive import labels
+from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, all_of, geometric_mean, mean
-from experiments.studies.depth_width.measurement import LOOKS, TOLERANCE
+from experiments.studies.depth_width.measurement import LOOKS, NETWORKS, TOLERANCE
 from gradscope import meanfield as mf
 from gradscope.coefficients.growth import fit_growth
 
@@ -69,10 +69,11 @@ def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
-def all_rates(frame: pd.DataFrame, networks: Sequence[str]) -> dict[str, Rates]:
-    """The rates of each network of the frame, in the order of ``networks``."""
-    own = frame[frame["quantity"] == "gsc"]
-    return {name: _of_network(rows) for name in networks if len(rows := own[own["model"] == name])}
+@lru_cache(maxsize=1)
+def all_rates(collected: Collected) -> dict[str, Rates]:
+    """The rates of each of `NETWORKS` that was measured; cached, because claims, answer and figures need them."""
+    own = collected.frame[collected.frame["quantity"] == "gsc"]
+    return {name: _of_network(rows) for name in NETWORKS if len(rows := own[own["model"] == name])}
 
 
 def _of_network(rows: pd.DataFrame) -> Rates:

@@ -1,6 +1,7 @@
 """What holds for every study: its parts, its page, and the means that it quotes."""
 
 import ast
+import functools
 import importlib
 import inspect
 import math
@@ -30,11 +31,19 @@ STUDIES = study.names()
 def written(name, collected, figures):
     """The page of a study."""
     asked = study.find(name)
-    return pages.page(name, asked, collected, asked.claims(collected), figures)
+    claims = decided(name) if collected is published(name) else asked.claims(collected)
+    return pages.page(name, asked, collected, claims, figures)
 
 
+@functools.cache
 def published(name):
     return reference.load(ROOT / "results" / study.results(name))
+
+
+@functools.cache
+def decided(name):
+    """The claims of a study about its published results."""
+    return study.find(name).claims(published(name))
 
 
 def shown(name):
@@ -65,7 +74,7 @@ def test_a_study_keeps_its_contract(name):
     asked, collected = study.find(name), published(name)
     assert asked.question.endswith("?") and asked.method.strip() and asked.how_sure.strip() and asked.use.strip()
     assert not re.search(r"\d\.\d{2,}", asked.how_sure), "numbers of a page are read from the frame"
-    claims, answer = asked.claims(collected), asked.answer(collected)
+    claims, answer = decided(name), asked.answer(collected)
     assert all(isinstance(claim, Claim) and claim.holds in (True, False, None) for claim in claims)
     assert len({claim.says for claim in claims}) == len(claims) > 0
     assert all(re.search(r"\d", claim.because) for claim in claims), "a claim is decided by numbers"
@@ -140,7 +149,7 @@ def test_the_page_is_what_its_frame_says(name):
 
 def test_the_index_counts_the_claims():
     text = (ROOT / "docs" / "studies" / "README.md").read_text()
-    studies = {name: (study.find(name).question, study.find(name).claims(published(name))) for name in STUDIES}
+    studies = {name: (study.find(name).question, decided(name)) for name in STUDIES}
     assert_same_text(text, pages.index(studies))
     for name, (question, claims) in studies.items():
         verdicts = [claim.verdict for claim in claims]

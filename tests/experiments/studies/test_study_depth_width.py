@@ -126,7 +126,7 @@ def test_a_dependence_is_corrected_for_all_that_were_looked_at():
     widest = frame["width"] == 400
     change = -0.002 + 0.002035 * np.where(frame["seed"] % 2, 1, -1)
     frame.loc[widest, "log10_value"] += (frame["depth_from_output"] * change / math.log(10))[widest]
-    ends = numbers.all_rates(frame, ["selu"])["selu"].ends("width")
+    ends = numbers.all_rates(Collected(frame, None, {}))["selu"].ends("width")
     assert ends.mean() / stats.sem(ends) == pytest.approx(-2.6, abs=0.01)
     assert mean(ends).high < 0 < mean(ends, comparisons=4).high
     claim = depth_width.claims(Collected(frame, None, {}))[3]
@@ -141,7 +141,7 @@ def test_sizes_are_those_that_were_measured():
 
 
 def test_rates_of_a_frame_that_is_known():
-    rates = numbers.all_rates(synthetic(width_effect=2.0), ["selu"])["selu"]
+    rates = numbers.all_rates(Collected(synthetic(width_effect=2.0), None, {}))["selu"]
     known = np.log(1.1 + 2.0 / np.array([100, 200, 400]))
     assert (rates.depths, rates.widths) == ((50, 100, 200), (100, 200, 400))
     np.testing.assert_allclose(rates.values, np.broadcast_to(np.exp(known), (8, 3, 3)))
