@@ -1,9 +1,8 @@
 """Proportions of runs and medians over runs, with 95 % intervals that assume nothing about the distribution.
 
-Runs of one cell (one network at one learning rate, for example) resemble each other. Therefore whole cells are
-resampled (cluster bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8).
-The interval is the union of the bootstrap interval and that of independent runs, because the bootstrap finds no spread
-where all runs agree.
+Runs of one cell (one network at one learning rate, say) resemble each other, so whole cells are resampled (cluster
+bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8). The interval is the
+union with that of independent runs, because the bootstrap finds no spread where all runs agree.
 """
 
 from __future__ import annotations
@@ -24,11 +23,7 @@ RESAMPLES = 2000
 
 
 def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray:
-    """How often each run is drawn when all cells are resampled with replacement: (RESAMPLES, runs).
-
-    Arguments:
-        cells: One label per run, equal for the runs of a cell.
-    """
+    """How often each run is drawn when cells are resampled with replacement, (RESAMPLES, runs); ``cells`` by run."""
     codes, names = pd.factorize(np.asarray(cells))
     num = len(names)
     times = generator.multinomial(num, np.full(num, 1 / max(num, 1)), size=RESAMPLES)
@@ -38,9 +33,7 @@ def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray
 def interval(resampled: FloatArray) -> tuple[float, float]:
     """The middle 95 % of the resampled values that are not NaN; the whole line if all are NaN."""
     known = resampled[np.isfinite(resampled)]
-    if not len(known):
-        return -math.inf, math.inf
-    low, high = np.percentile(known, [2.5, 97.5])
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (-math.inf, math.inf)
     return float(low), float(high)
 
 
@@ -51,10 +44,7 @@ def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` for runs in cells.
-
-    Without runs the interval is 0 to 1.
-    """
+    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` for runs in cells."""
 
     count: int
     num: int
@@ -67,7 +57,7 @@ class Part:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval of the proportion, in 0..1."""
+        """The interval of the proportion, in 0..1; all of it without runs."""
         if not self.num:
             return 0.0, 1.0
         found = stats.binomtest(self.count, self.num).proportion_ci(method="wilson")
@@ -125,9 +115,7 @@ def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
     if not num:
         return Median(math.nan, -math.inf, math.inf)
     middle = float(np.median(array))
-    rank = int(stats.binom.ppf(0.025, num, 0.5))
-    if stats.binom.cdf(rank, num, 0.5) <= 0.025:
-        rank += 1
+    rank = int((stats.binom.cdf(np.arange(num), num, 0.5) <= 0.025).sum())
     if not rank:
         return Median(middle, -math.inf, math.inf)
     low, high = float(array[rank - 1]), float(array[num - rank])

@@ -65,38 +65,23 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The mean of independent values, one per seed.
-
-    Arguments:
-        comparisons: Number of intervals that hold together at 95 % (Bonferroni). The level of each is
-            1 - 0.05 / comparisons.
-
-    Raises:
-        ValueError: There are no values, or one is NaN.
-    """
+    """The mean of independent values, one per seed; ``comparisons`` intervals hold together at 95 % (Bonferroni)."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
-    value, num = float(array.mean()), len(array)
-    margin = (
-        math.inf
-        if num < 2
-        else float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
-    )
+    value, num, margin = float(array.mean()), len(array), math.inf
+    if num > 1:
+        margin = float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
     return Mean(value, value - margin, value + margin, num)
 
 
 def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms.
-
-    Raises:
-        ValueError: There are no values, or one is not positive.
-    """
+    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
     logarithms = mean(np.log(array), comparisons)
-    value, low, high = (math.exp(end) for end in (logarithms.value, logarithms.low, logarithms.high))
+    value, low, high = map(math.exp, (logarithms.value, logarithms.low, logarithms.high))
     return Mean(value, low, high, logarithms.num)
 
 
@@ -105,8 +90,9 @@ def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
     return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
 
 
-def errorbars(ax: Axes, places: npt.ArrayLike, means: Sequence[Mean],
-              *, horizontal: bool = False, **style: Any) -> None:  # fmt: skip
+def errorbars(
+    ax: Axes, places: npt.ArrayLike, means: Sequence[Mean], *, horizontal: bool = False, **style: Any
+) -> None:
     """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
     values = [one.value for one in means]
     if horizontal:

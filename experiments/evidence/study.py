@@ -50,14 +50,14 @@ class Study:
 
     Arguments:
         question: The title of the page.
-        answer: The answer in at most three sentences, with its numbers read from the frame.
+        answer: At most three sentences, with numbers read from the frame.
         use: What the reader can do with the answer.
         method: What is measured and how, with formulas and references.
         how_sure: What the error bars cover, and what the answer does not cover.
         claims: What was claimed, with the verdicts of the data.
         figures: Figures by file name; the first one illustrates the answer.
         captions: A caption for every figure of the page, by name. Its first sentence is the alternative text.
-        details: Further results: tables, and sentences for which the answer has no room.
+        details: Tables, and sentences for which the answer has no room.
         results: The sweep whose runs are read, if it does not have the name of the study.
         condensed: What is kept of the collected runs; needed where every step is a row.
     """
@@ -103,8 +103,7 @@ def reader(name: str) -> str:
 
 def condensed(name: str, collected: Collected) -> Collected:
     """What the study keeps of its collected runs."""
-    asked = find(name)
-    return collected if asked is None else asked.condensed(collected)
+    return asked.condensed(collected) if (asked := find(name)) else collected
 
 
 def evenly(depth: int, num: int) -> list[int]:

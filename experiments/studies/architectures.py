@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ COLLAPSED = 0.1
 # A network is nonlinear if its nonlinearity coefficient is more than twice that of an affine map.
 NONLINEAR = 2.0
 
-Row = dict[str, Any]
+Row = dict[Hashable, Any]
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
@@ -46,20 +47,18 @@ def claims(collected: Collected) -> list[Claim]:
     """Growth and linearity of every network, and whether NLC agrees."""
     frame = collected.frame
     growth, made = _growth(frame), []
-    for model in EXPLODING:
-        found = _word(growth[model])
-        explodes = None if found == "undecided" else found == "explodes"
-        made.append(Claim(f"{_name(model)} explodes", explodes, _because(growth[model])))
-    for model in STABLE:
-        says = f"{_name(model)} neither explodes nor vanishes"
-        made.append(Claim(says, _neither(growth[model]), _because(growth[model])))
+    for model in (*EXPLODING, *STABLE):
+        row, word = growth[model], _word(growth[model])
+        says, holds = "explodes", None if word == "undecided" else word == "explodes"
+        if model in STABLE:
+            says, holds = "neither explodes nor vanishes", _neither(row)
+        because = f"rate {_rate(row)} per layer, mean field {row['theory']:.3f}"
+        made.append(Claim(f"{_name(model)} {says}", holds, because))
     for model in (*STABLE, *EXPLODING):
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
-        says, holds = (
-            ("is nearly linear over its data", kept.below(KEPT))
-            if model in STABLE
-            else ("stays nonlinear", kept.above(KEPT))
-        )
+        says, holds = "stays nonlinear", kept.above(KEPT)
+        if model in STABLE:
+            says, holds = "is nearly linear over its data", kept.below(KEPT)
         because = f"linear fit error of the last layer {last:.2g}, {kept:.2g} of that of the first layer"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
@@ -72,12 +71,8 @@ def answer(collected: Collected) -> str:
     said: dict[str, list[str]] = {}
     for model, row in growth.items():
         said.setdefault(_word(row), []).append(f"{_name(model)} ({row['rate']:.3f})")
-    outcomes = {
-        "explodes": "explode in",
-        "vanishes": "vanish in",
-        "neither": "do neither in",
-        "undecided": "are open in",
-    }
+    verbs = {"explodes": "explode", "vanishes": "vanish", "neither": "do neither", "undecided": "are open"}
+    rates = "; ".join(f"{verb} in {listed(said[word])}" for word, verb in verbs.items() if word in said)
     linear = told(
         {_name(model): _kept(frame, model).below(KEPT) for model in growth},
         "nearly linear in {};", "nonlinear in {};", "undecided in {};",
@@ -88,7 +83,6 @@ def answer(collected: Collected) -> str:
         False: "By NLC, a network that does not explode can be farther from linear than one that does",
         None: "Whether the nonlinearity coefficient (NLC) of the whole network agrees is undecided",
     }
-    rates = "; ".join(f"{words} {listed(said[word])}" for word, words in outcomes.items() if word in said)
     return (
         f"Gradients {rates} (rates of GSC per layer). The last layer is {linear.rstrip(';')}. "
         f"{agree[whole.holds]}: {whole.because}."
@@ -100,25 +94,22 @@ def details(collected: Collected) -> str:
     frame = collected.frame
     growth, whole, last = _growth(frame), [], []
     for model, row in growth.items():
-        rate, nlc = _rate(row), _nlc(frame, model)
-        whole.append([_name(model), rate, f"{row['theory']:.3f}", _word(row), f"{nlc:.3g}"])
+        whole.append([_name(model), _rate(row), f"{row['theory']:.3f}", _word(row), f"{_nlc(frame, model):.3g}"])
         statistics = [f"{_last(frame, model, name):.3f}" for name in ("preactivation_std", "sign_diversity")]
         error = geometric_mean(_errors(frame, model).iloc[:, -1])
         last.append([_name(model), *statistics, f"{error:.2g}"])
     both = [_name(model) for model in growth if _word(growth[model]) == "explodes" and _kept(frame, model).below(KEPT)]
-    header = ["network", "pre-activation std", "sign diversity", "linear fit error"]
     return "\n\n".join([
         table(["network", "GSC rate per layer", "mean field", "verdict", "NLC"], whole),
         "Statistics of the last layer:",
-        table(header, last),
+        table(["network", "pre-activation std", "sign diversity", "linear fit error"], last),
         f"Networks that explode and have a nearly linear last layer: {listed(both)}.",
     ])  # fmt: skip
 
 
 def _growth(frame: pd.DataFrame) -> dict[str, Row]:
     """Growth of GSC, by model."""
-    table = report_growth.growth_table(frame, ["model"]).set_index("model")
-    return {str(model): table.loc[model].to_dict() for model in table.index}
+    return {str(row["model"]): row for row in report_growth.growth_table(frame, ["model"]).to_dict("records")}
 
 
 def _word(row: Row) -> str:
@@ -133,10 +124,6 @@ def _neither(row: Row) -> bool | None:
     return verdict(inside, low > EXPLODING_RATE or high < VANISHING_RATE)
 
 
-def _because(row: Row) -> str:
-    return f"rate {_rate(row)} per layer, mean field {row['theory']:.3f}"
-
-
 def _rate(row: Row) -> str:
     words, form = span(row["rate_low"], row["rate_high"], ".3f")
     return f"{row['rate']:{form}} ({words})"
@@ -149,14 +136,11 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     says = "As a whole, too, every network that does not explode is nearer to linear than every one that does"
     if len(exploding) in (0, len(growth)):
         return Claim(says, None, f"{len(exploding)} of {len(growth)} networks explode")
-    most = max((model for model in growth if model not in exploding), key=lambda model: found[model].value)
+    most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
-    return Claim(
-        says,
-        verdict(found[most].high < found[least].low, found[most].low > found[least].high),
-        f"the largest NLC without an explosion is {found[most]:.3g} ({_name(most)}), the smallest with one "
-        f"{found[least]:.3g} ({_name(least)})",
-    )
+    holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
+    because = f"the largest NLC without an explosion is {found[most]:.3g} ({_name(most)})"
+    return Claim(says, holds, f"{because}, the smallest with one {found[least]:.3g} ({_name(least)})")
 
 
 def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
@@ -170,15 +154,19 @@ def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     )
 
 
+def _rows(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
+    return frame[(frame["quantity"] == quantity) & (frame["model"] == model)]
+
+
 def _last(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
     """The mean of a statistic of the last layer over seeds."""
-    rows = frame[(frame["quantity"] == quantity) & (frame["model"] == model)]
+    rows = _rows(frame, model, quantity)
     return mean(rows.loc[rows["index"] == rows["index"].max(), "value"])
 
 
 def _errors(frame: pd.DataFrame, model: str) -> pd.DataFrame:
     """Linear fit errors, (seeds, layers)."""
-    rows = frame[(frame["quantity"] == "linear_fit_error") & (frame["model"] == model)]
+    rows = _rows(frame, model, "linear_fit_error")
     return rows.pivot_table(index="seed", columns="index", values="value", observed=True)
 
 
@@ -189,7 +177,7 @@ def _kept(frame: pd.DataFrame, model: str) -> Mean:
 
 
 def _nlc(frame: pd.DataFrame, model: str) -> Mean:
-    return geometric_mean(frame.loc[(frame["quantity"] == "nlc") & (frame["model"] == model), "value"])
+    return geometric_mean(_rows(frame, model, "nlc")["value"])
 
 
 def _name(model: str) -> str:
@@ -208,17 +196,14 @@ The networks have depth {{model.depth}} and width {{model.width}}, the activatio
 normalizations {{model.norm}}. They are measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}}
 initializations each, in {{dtype}}.
 
-- **GSC** of every layer to the output is exact. Its growth rate per layer is fitted over the half nearer the output and
-  has a 95 % interval over seeds. A network **explodes** if the profile is straight and the interval lies above
-  {EXPLODING_RATE:g}. It **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the interval
-  lies between these rates. Otherwise it is undecided. (In the figure "stable" is weaker: the interval around 1 may be
-  wider.)
+- **GSC** of every layer to the output is exact. Its growth rate per layer is fitted over the half nearer the output. A
+  network **explodes** if the profile is straight and the interval of the rate lies above {EXPLODING_RATE:g}. It
+  **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the interval lies between these
+  rates. Otherwise it is undecided. (In the figure "stable" is weaker: the interval around 1 may be wider.)
 - **Pre-activation standard deviation** over samples and **sign diversity**, the fraction of samples with the rarer
-sign.
-  Small values of either suggest that the layer is linear over the data.
-- **Linear fit error** measures linearity directly. It is the fraction of the variance of phi(h) that the best line for
-  each neuron does not explain. A network has **nearly linear layers** here if its last layer keeps less than {KEPT:g}
-  of the error of its first.
+  sign. Small values of either suggest that the layer is linear over the data.
+- **Linear fit error** is the fraction of the variance of phi(h) that the best line for each neuron does not explain. A
+  network has **nearly linear layers** here if its last layer keeps less than {KEPT:g} of the error of its first.
 - **Nonlinearity coefficient** (NLC, arXiv:1806.00179) of the whole network, which is 1 for an affine map. It need not
   agree with the linear fit error: many nearly linear layers can make a function that is not nearly linear.
 
@@ -236,8 +221,8 @@ study says nothing about training.
     details=details,
     figures=figures,
     captions={
-        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. A "
-        "straight line is exponential growth. Thin lines with markers are mean field, in the color of the network.",
+        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. "
+        "Thin lines with markers are mean field, in the color of the network.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. Where it is "
         "small, a smooth nonlinearity is nearly a straight line over the data.",
         "sign_diversity": "Fraction of the samples with the rarer sign of the pre-activation, layer by layer. Near 0 "
@@ -245,6 +230,6 @@ study says nothing about training.
         "gsc_matrix": "GSC between several layers, one panel per network. Red is growth from the layer below the cell "
         "to the layer beside it, blue is shrinkage.",
         "linear_fit_error": "Fraction of the variance of each layer's nonlinearity that the best line does not "
-        "explain, on a logarithmic axis. Layers become nearly linear where the line falls toward the right.",
+        "explain. Layers become nearly linear where the line falls toward the right.",
     },
 )

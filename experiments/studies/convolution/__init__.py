@@ -9,18 +9,10 @@ from experiments.evidence.words import listed, table
 from experiments.studies.convolution import claims as of
 from experiments.studies.convolution import figures
 from experiments.studies.convolution.backpropagation import DILATIONS, PADDINGS, STRIDES, WINDOWS
-from experiments.studies.convolution.measurement import (
-    CONNECTED,
-    CONNECTED_DEPTH,
-    CONNECTED_WIDTH,
-    CONVOLUTIONAL,
-    measure,
-)
-from experiments.studies.convolution.numbers import WHEN, by_seed, change, training_factors
+from experiments.studies.convolution.measurement import CONNECTED_DEPTH, CONNECTED_WIDTH, CONVOLUTIONAL, measure
+from experiments.studies.convolution.numbers import NAMES, WHEN, by_seed, change, training_factors
 
 __all__ = ["STUDY", "measure"]
-
-NAMES = {CONVOLUTIONAL: "AlexNet B", CONNECTED: "fully connected"}
 
 
 def answer(collected: Collected) -> str:
@@ -53,11 +45,8 @@ def details(collected: Collected) -> str:
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
         rows.append([name, *relative, *(f"{geometric_mean(part):.2f}" for part in training_factors(frame, network))])
-    verdict = {
-        True: "separating images gains more relative invariance than ignoring shifts",
-        False: "ignoring shifts gains more relative invariance than separating images",
-        None: "it is undecided whether separating images or ignoring shifts gains more",
-    }[of.distance_first(frame).holds]
+    both = "it is undecided whether separating images or ignoring shifts"
+    winner = {True: "separating images", False: "ignoring shifts", None: both}[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
         f"Maps become more equivariant for a shift by one pixel by training in these stages: {more}. Less: {less}. "
@@ -65,7 +54,8 @@ def details(collected: Collected) -> str:
         f"The relative change is that of the output under a shift by one pixel, over the distance of the outputs for "
         f"two images. Training multiplies the change and the distance by these factors:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
-        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. In its training, {verdict}."
+        f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. In its training, {winner} gains more "
+        "relative invariance."
     )
 
 
@@ -80,8 +70,7 @@ too large. Images of CIFAR-10 are not stationary, so a network may use the posit
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` writes convolution and pooling in NumPy. G
 is the gradient of the output Y, X the input, W a kernel, s the stride, d the dilation and p the padding:
 
-- kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p], the correlation
-  of input and output gradient;
+- kernel: dL/dW[k, c, u, v] = sum over n, i, j of G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p];
 - input: the correlation of G, with s - 1 zeros between its entries, with the flipped kernel;
 - bias: the sum of G; average pooling of m pixels: G / m to each; max pooling: G to the largest pixel.
 
@@ -89,53 +78,43 @@ They are compared with automatic differentiation in float64, on random images, r
 {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations {listed(DILATIONS)} and windows {listed(WINDOWS)}.
 
 **Equivariance.** T shifts images to the right. T' shifts a map by the same distance over its total stride, rounded. The
-error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2). It is summed over positions that see neither the border nor
-pixels that the shift brings in, on mosaics of four images. At the border it is measured on a torus, where only zero
-padding can break the symmetry.
+error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images, without positions that see the border
+or pixels that come in. At the border it is measured on a torus, where only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by their distance for two different images (both
-root mean square). Pixels that come in mirror the image. Training may lower the change or raise the distance, so factors
-of both are given. The fraction of images whose class stays is measured too.
+root mean square). Pixels that come in mirror the image. For **pooling**, f is one of the first two rectified maps: as
+it is, at every second pixel, and after 2 x 2 max or average pooling.
 
 **Networks.** An AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A
-fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are measured at
-initialization and after {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of
-CIFAR-10, which are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for
-training.
+fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
+{{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10, which are
+mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Pooling.** The change of the first two rectified maps under a shift by one pixel, relative to the distance of the maps
-of two images. Maps are taken as they are, at every second pixel, and after 2 x 2 max or average pooling.
-
-**Stationarity.** Gray values of {{measurement.num_images}} images of CIFAR-10. Measured are the differences of mean and
-variance between positions, and the fraction of the differences between covariances of pairs of pixels that the
-displacement explains. All numbers are products over two halves of the images, so sampling errors cancel on average. The
-spread of the correlation r of neighbors is divided by 1 - r, because a correlation near 1 cannot spread far.
+**Stationarity.** Gray values of {{measurement.num_images}} images: differences of mean and variance between positions,
+and the fraction of the differences between covariances of pairs of pixels that the displacement explains. All numbers
+are products over two halves of the images, so sampling errors cancel on average. The spread of the correlation r of
+neighbors is divided by 1 - r, because a correlation near 1 cannot spread far.
 """,
     how_sure=f"""
-Intervals are over {{num_seeds}} seeds: 95 %, Student's t. A seed draws the initialization, the measured images and the
-order of training. The images for the statistics of pixels overlap between seeds. Training is short, and the accuracy is
-far from what the network can reach. Longer training or shifted training images may change the results on training, but
-not the others. Pooling is measured here for shifts to the right by one pixel and windows of two pixels; the study
-[pooling](pooling.md) measures larger shifts, without training. Fractions below {of.SMALL:g} count as small. Claims that
-begin with "exploratory", and the measure for neighbors, were chosen after a first look at the data. The reference
-results use CIFAR-10 recompressed as JPEG (quality about 75). Its blocks of 8 x 8 pixels may add a dependence on the
-position that the original images do not have.
+Intervals are over {{num_seeds}} seeds, which draw the initialization, the measured images and the order of training:
+95 %, Student's t. The images for the statistics of pixels overlap between seeds. Training is short, and the accuracy is
+far from what the network can reach. The study [pooling](pooling.md) measures larger shifts, without training. Fractions
+below {of.SMALL:g} count as small. Claims that begin with "exploratory", and the measure for neighbors, were chosen
+after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). Its blocks
+of 8 x 8 pixels may add a dependence on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
     details=details,
     figures=figures.draw,
     captions={
-        "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border, "
-        "before and after training. It is zero up to rounding where the total stride of the map divides the shift. "
-        "Bars are 95 % intervals over seeds.",
-        "invariance": "Response of the output to a shift of the image, for a convolutional and a fully connected "
-        "network. Left: change relative to the distance of two images. Right: fraction of the images whose class "
-        "stays. Bars are 95 % intervals over seeds.",
+        "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. It "
+        "is zero up to rounding where the total stride of the map divides the shift. Bars are 95 % intervals.",
+        "invariance": "Response of the output to a shift of the image. Left: change relative to the distance of two "
+        "images. Right: fraction of the images whose class stays. Bars are 95 % intervals.",
         "pooling": "Change of two maps under a shift by one pixel with and without pooling, relative to the distance "
-        "of two images, before and after training. Bars are 95 % intervals over seeds.",
-        "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels "
-        "against their distance. Stationary images would have flat lines on the left and no band on the right. The "
-        "band is the standard deviation over positions.",
+        "of two images. Bars are 95 % intervals.",
+        "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
+        "Stationary images would have flat lines and no band. The band is the standard deviation over positions.",
     },
 )

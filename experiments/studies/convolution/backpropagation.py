@@ -1,13 +1,11 @@
 """Convolution and pooling with their gradients, written in NumPy to be read beside the formulas.
 
-Images are (B, C, H, W), kernels are (K, C, h, w), and pairs of numbers are (rows, columns).  A "convolution" is a
-cross-correlation, as in torch: the kernel is flipped only in the backward pass.  Each gradient is that of a number L,
-computed from G = dL/dY, which has the shape of the output Y.
+Images are (B, C, H, W) and kernels (K, C, h, w).  A "convolution" is a cross-correlation, as in torch: the kernel is
+flipped only in the backward pass.  Each gradient is that of a number L, computed from G = dL/dY.
 
     Y[n, k, i, j] = b[k] + sum_c sum_u sum_v W[k, c, u, v] X[n, c, i s + u d - p, j s + v d - p]
 
-with stride s, dilation d and padding p, and X = 0 outside.  Loops run over the taps (u, v) of a kernel only.  Every tap
-sees a strided window of the image.
+with stride s, dilation d and padding p, and X = 0 outside.  Loops run over the taps (u, v) of a kernel only.
 
 Reference: V. Dumoulin and F. Visin (2016), "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
 """
@@ -16,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,21 +29,31 @@ from gradscope.frames import observed
 SIDE, CHANNELS, FILTERS, KERNEL = 11, 3, 4, 3
 STRIDES, PADDINGS, DILATIONS, WINDOWS = (1, 2, 3), (0, 1), (1, 2), (2, 3)
 
-
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Size = tuple[int, ...]  # rows and columns
 
 
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1.
-
-    Raises:
-        ValueError: The channels differ, the kernel is larger than the padded image, or stride, padding or dilation is
-            out of range.
-    """
-    _check(x, weight, stride, padding, dilation)
+    """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1."""
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
+            f"{weight.shape}."
+        )
+    if stride < 1 or dilation < 1 or padding < 0:
+        raise ValueError(
+            "stride and dilation must be at least 1 and padding at least 0; "
+            f"got stride={stride}, dilation={dilation}, padding={padding}."
+        )
+    height, width = (length + 2 * padding for length in x.shape[2:])
+    if min(_output_size(np.empty((1, 1, height, width)), weight.shape[2:], 1, dilation)) < 1:
+        raise ValueError(
+            f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
+            f"{height} x {width}; pad it more."
+        )
     y = _correlate(_padded(x, padding), weight, stride, dilation)
     return y if bias is None else y + bias[:, None, None]
 
@@ -55,21 +65,15 @@ def conv2d_input_gradient(
 
         dL/dX[n, c, y, x] = sum_k sum_u sum_v W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d]
 
-    G' is G with s - 1 zeros between its entries. Therefore tap u connects an input only with the outputs that used the
-    input with this tap.  Pixels that no window reaches get 0.
-
-    Arguments:
-        gradient: G, (B, K, H', W').
-        weight: W, (K, C, h, w).
-        shape: The shape of X.
+    G' is G with s - 1 zeros between its entries.  Pixels that no window reaches get 0; ``shape`` is that of X.
     """
-    height, width = weight.shape[2:]
-    reach = (dilation * (height - 1), dilation * (width - 1))
-    spread = _spread(gradient, stride)
-    full = np.pad(spread, ((0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2))
+    down, across = (dilation * (side - 1) for side in weight.shape[2:])
+    height, width = ((length - 1) * stride + 1 for length in gradient.shape[2:])
+    full = np.zeros((*gradient.shape[:2], height + 2 * down, width + 2 * across))
+    full[:, :, down : down + height : stride, across : across + width : stride] = gradient
     flipped = weight[:, :, ::-1, ::-1].swapaxes(0, 1)  # (C, K, h, w)
     reached = _correlate(full, flipped, 1, dilation)
-    padded = np.zeros((*shape[:2], shape[2] + 2 * padding, shape[3] + 2 * padding))
+    padded = _padded(np.zeros(shape), padding)
     padded[:, :, : reached.shape[2], : reached.shape[3]] = reached
     return _cropped(padded, padding)
 
@@ -77,55 +81,40 @@ def conv2d_input_gradient(
 def conv2d_weight_gradient(
     gradient: Array, x: Array, kernel_size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """dL/dW, (K, C, h, w): the correlation of the input with the gradient of the output.
+    """dL/dW, (K, C, h, w): the correlation of the input with G, as a kernel with dilation s and stride d.
 
     dL/dW[k, c, u, v] = sum_n sum_i sum_j G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p]
-
-    G acts as a kernel with dilation s, and d is the stride.
     """
     result = np.empty((gradient.shape[1], x.shape[1], *kernel_size))
-    size = (gradient.shape[2], gradient.shape[3])
-    for (u, v), window in _windows(_padded(x, padding), kernel_size, size, stride, dilation):
+    for (u, v), window in _windows(_padded(x, padding), kernel_size, gradient.shape[2:], stride, dilation):
         result[:, :, u, v] = np.tensordot(gradient, window, axes=((0, 2, 3), (0, 2, 3)))
     return result
 
 
 def conv2d_bias_gradient(gradient: Array) -> Array:
-    """dL/db, (K,): the sum of G over samples and positions, because b[k] is added at each of them."""
+    """dL/db, (K,): the sum of G over samples and positions."""
     return np.asarray(gradient.sum(axis=(0, 2, 3)))
 
 
 def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
     """The mean of each window of m = size^2 pixels. Padding counts as zeros, as in torch by default.
 
-    Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p]
-
-    Arguments:
-        x: (B, C, H, W).
-        size: Side of a window.
-        stride: Distance between windows (default: ``size``, so windows do not overlap).
-        padding: At most half of ``size``.
-
-    Raises:
-        ValueError: The window is larger than the padded image, or a number is out of range.
+    Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p], where s is ``size`` by default
     """
-    taps = _pool_taps(x, size, stride, padding, 0.0)
-    return np.asarray(taps.mean(axis=0))
+    return np.asarray(_pool_taps(x, size, stride, padding, 0.0).mean(axis=0))
 
 
 def average_pool2d_gradient(
     gradient: Array, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
 ) -> Array:
     """dL/dX of `average_pool2d`: every pixel of a window receives G / m, summed over windows."""
-    share = gradient / size**2
-    return _scattered([share] * size**2, shape, size, stride, padding)
+    return _scattered([gradient / size**2] * size**2, shape, size, stride, padding)
 
 
 def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> tuple[Array, Indices]:
     """The largest pixel of each window, and the number u size + v of its tap, both (B, C, H', W').
 
-    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.  Arguments and errors
-    are those of `average_pool2d`.
+    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.
     """
     taps = _pool_taps(x, size, stride, padding, -np.inf)
     winners = taps.argmax(axis=0)
@@ -142,32 +131,26 @@ def max_pool2d_gradient(
 
 def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
     """Cross-correlation without padding or bias: one product over channels per tap."""
-    kernel_size = (weight.shape[2], weight.shape[3])
-    size = _output_size(x, kernel_size, stride, dilation)
+    size = _output_size(x, weight.shape[2:], stride, dilation)
     y = np.zeros((len(x), len(weight), *size))
-    for (u, v), window in _windows(x, kernel_size, size, stride, dilation):
+    for (u, v), window in _windows(x, weight.shape[2:], size, stride, dilation):
         y += np.einsum("kc,ncij->nkij", weight[:, :, u, v], window, optimize=True)
     return y
 
 
 def _windows(
-    x: Array, kernel_size: tuple[int, int], size: tuple[int, int], stride: int, dilation: int
+    x: Array, kernel_size: Size, size: Size, stride: int, dilation: int
 ) -> Iterator[tuple[tuple[int, int], Array]]:
     """Each tap (u, v) with the pixels that it meets, one per output: a view (B, C, H', W')."""
-    for u in range(kernel_size[0]):
-        for v in range(kernel_size[1]):
-            top, left = u * dilation, v * dilation
-            rows = slice(top, top + (size[0] - 1) * stride + 1, stride)
-            columns = slice(left, left + (size[1] - 1) * stride + 1, stride)
-            yield (u, v), x[:, :, rows, columns]
+    height, width = ((outputs - 1) * stride + 1 for outputs in size)
+    for u, v in itertools.product(*map(range, kernel_size)):
+        top, left = u * dilation, v * dilation
+        yield (u, v), x[:, :, top : top + height : stride, left : left + width : stride]
 
 
-def _output_size(x: Array, kernel_size: tuple[int, int], stride: int, dilation: int) -> tuple[int, int]:
-    height, width = (
-        (length - dilation * (side - 1) - 1) // stride + 1
-        for length, side in zip(x.shape[2:], kernel_size, strict=True)
-    )
-    return height, width
+def _output_size(x: Array, kernel_size: Size, stride: int, dilation: int) -> Size:
+    sides = zip(x.shape[2:], kernel_size, strict=True)
+    return tuple((length - dilation * (side - 1) - 1) // stride + 1 for length, side in sides)
 
 
 def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: float) -> Array:
@@ -187,19 +170,11 @@ def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: floa
 
 def _scattered(parts: list[Array], shape: tuple[int, ...], size: int, stride: int | None, padding: int) -> Array:
     """The adjoint of `_pool_taps`: ``parts[tap]`` is added to the pixels that this tap met."""
-    padded = np.zeros((*shape[:2], shape[2] + 2 * padding, shape[3] + 2 * padding))
-    outputs = (parts[0].shape[2], parts[0].shape[3])
-    for part, (_, window) in zip(parts, _windows(padded, (size, size), outputs, stride or size, 1), strict=True):
+    padded = _padded(np.zeros(shape), padding)
+    windows = _windows(padded, (size, size), parts[0].shape[2:], stride or size, 1)
+    for part, (_, window) in zip(parts, windows, strict=True):
         window += part  # Windows are views of padded.
     return _cropped(padded, padding)
-
-
-def _spread(gradient: Array, stride: int) -> Array:
-    """``gradient`` with ``stride`` - 1 zeros between neighbors."""
-    height, width = ((length - 1) * stride + 1 for length in gradient.shape[2:])
-    result = np.zeros((*gradient.shape[:2], height, width))
-    result[:, :, ::stride, ::stride] = gradient
-    return result
 
 
 def _padded(x: Array, padding: int, fill: float = 0.0) -> Array:
@@ -210,57 +185,42 @@ def _cropped(x: Array, padding: int) -> Array:
     return x[:, :, padding : x.shape[2] - padding, padding : x.shape[3] - padding]
 
 
-def _check(x: Array, weight: Array, stride: int, padding: int, dilation: int) -> None:
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
-            f"{weight.shape}."
-        )
-    if stride < 1 or dilation < 1 or padding < 0:
-        raise ValueError(
-            "stride and dilation must be at least 1 and padding at least 0; "
-            f"got stride={stride}, dilation={dilation}, padding={padding}."
-        )
-    for length, side in zip(x.shape[2:], weight.shape[2:], strict=True):
-        if length + 2 * padding < dilation * (side - 1) + 1:
-            raise ValueError(
-                f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
-                f"{x.shape[2] + 2 * padding} x {x.shape[3] + 2 * padding}; pad it more."
-            )
-
-
 def compared(generator: torch.Generator) -> pd.DataFrame:
     """The largest difference between each gradient by hand and torch's, relative to the largest entry, in float64.
 
     Convolutions and poolings have all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`. Images are random.
     """
     found: dict[str, list[float]] = {}
+    noise = partial(torch.randn, dtype=torch.float64, generator=generator)
+
+    def note(expected: list[Array], **by_hand: Array) -> None:
+        for theirs, (name, ours) in zip(expected, by_hand.items(), strict=True):
+            error = np.abs(ours - theirs).max() / np.abs(theirs).max()
+            found.setdefault(name, []).append(float(error))
+
+    images, kernels = (2, CHANNELS, SIDE, SIDE), (FILTERS, CHANNELS, KERNEL, KERNEL)
     for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
-        how = {"stride": stride, "padding": padding, "dilation": dilation}
-        x, weight, bias = (_noise(shape, generator) for shape in (
-            (2, CHANNELS, SIDE, SIDE), (FILTERS, CHANNELS, KERNEL, KERNEL), (FILTERS,),
-        ))  # fmt: skip
-        g, expected = _torch(lambda *given, how=how: functional.conv2d(*given, **how), x, weight, bias)
-        _note(found, "convolution, input", conv2d_input_gradient(g, weight, x.shape, **how), expected[0])
-        _note(found, "convolution, kernel", conv2d_weight_gradient(g, x, (KERNEL, KERNEL), **how), expected[1])
-        _note(found, "convolution, bias", conv2d_bias_gradient(g), expected[2])
+        how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        x, weight, bias = (noise(shape).numpy() for shape in (images, kernels, (FILTERS,)))
+        g, expected = _torch(partial(functional.conv2d, **how), x, weight, bias)
+        note(expected, **{
+            "convolution, input": conv2d_input_gradient(g, weight, x.shape, **how),
+            "convolution, kernel": conv2d_weight_gradient(g, x, (KERNEL, KERNEL), **how),
+            "convolution, bias": conv2d_bias_gradient(g),
+        })  # fmt: skip
     for stride, padding, size in itertools.product(STRIDES, PADDINGS, WINDOWS):
         how = {"stride": stride, "padding": padding}
-        x = _noise((2, CHANNELS, SIDE, SIDE), generator)
-        g, expected = _torch(lambda x, how=how, size=size: functional.avg_pool2d(x, size, **how), x)
-        _note(found, "average pooling", average_pool2d_gradient(g, x.shape, size, **how), expected[0])
-        g, expected = _torch(lambda x, how=how, size=size: functional.max_pool2d(x, size, **how), x)
-        _, winners = max_pool2d(x, size, **how)
-        _note(found, "max pooling", max_pool2d_gradient(g, winners, x.shape, size, **how), expected[0])
+        x = noise(images).numpy()
+        g, expected = _torch(partial(functional.avg_pool2d, kernel_size=size, **how), x)
+        note(expected, **{"average pooling": average_pool2d_gradient(g, x.shape, size, **how)})
+        g, expected = _torch(partial(functional.max_pool2d, kernel_size=size, **how), x)
+        winners = max_pool2d(x, size, **how)[1]
+        note(expected, **{"max pooling": max_pool2d_gradient(g, winners, x.shape, size, **how)})
     parts = [
         observed("backpropagation_error", max(errors), layer=name, index=index, num_samples=len(errors))
         for index, (name, errors) in enumerate(found.items())
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Array:
-    return np.asarray(torch.randn(shape, dtype=torch.float64, generator=generator).numpy())
 
 
 def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:
@@ -270,7 +230,3 @@ def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list
     g = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).sin().reshape(y.shape)
     gradients = torch.autograd.grad(y, tensors, g)
     return g.numpy(), [gradient.numpy() for gradient in gradients]
-
-
-def _note(found: dict[str, list[float]], name: str, by_hand: Array, expected: Array) -> None:
-    found.setdefault(name, []).append(float(np.abs(by_hand - expected).max() / np.abs(expected).max()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +15,13 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import errorbars, mean
-from experiments.studies.convolution.measurement import BEFORE, CONNECTED, CONVOLUTIONAL, RECTIFIED, SHIFTS, STAGES
-from experiments.studies.convolution.numbers import POOLED, WHEN, FloatArray, by_seed, change
+from experiments.studies.convolution.measurement import BEFORE, RECTIFIED, SHIFTS, STAGES
+from experiments.studies.convolution.numbers import NAMES, POOLED, WHEN, FloatArray, by_seed, change
 
-NAMES = {CONVOLUTIONAL: "AlexNet B", CONNECTED: "fully connected"}
 AXES = {"row": "down", "column": "across"}
 COLORS = sns.color_palette("colorblind")
+SHIFTED: dict[str, Any] = {"xlabel": "shift of the image [pixels]", "xticks": SHIFTS}
+DISTANCE = "change / distance of two images"
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -25,34 +29,37 @@ def draw(collected: Collected) -> dict[str, Figure]:
     frame, note = collected.frame, collected.manifest.get("note")
     data = f"CIFAR-10 ({note})" if note else "CIFAR-10"
     bars = f"{data}; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval"
-    return {
-        "equivariance": _equivariance(frame, f"Do the maps of AlexNet B move with the image?\n{bars}"),
-        "invariance": _invariance(frame, f"Does the output stay as it is?\n{bars}"),
-        "pooling": _pooling(frame, f"Maps of AlexNet B under a shift by one pixel, pooled\n{bars}"),
-        "stationarity": _stationarity(
-            frame, f"Gray values by position; {bars}; band: standard deviation over positions"
-        ),
+    titles = {
+        _equivariance: f"Do the maps of AlexNet B move with the image?\n{bars}",
+        _invariance: f"Does the output stay as it is?\n{bars}",
+        _pooling: f"Maps of AlexNet B under a shift by one pixel, pooled\n{bars}",
+        _stationarity: f"Gray values by position; {bars}; band: standard deviation over positions",
     }
+    return {figure.__name__.lstrip("_"): figure(frame, title) for figure, title in titles.items()}
+
+
+def _panels(columns: int, width: float, height: float, title: str, **options: Any) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
+    figure.suptitle(title, fontsize=10)
+    return figure, axes
 
 
 def _equivariance(frame: pd.DataFrame, title: str) -> Figure:
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    figure, axes = _panels(2, 9.6, 4.2, title, sharey=True)
     for ax, (training, words) in zip(axes, WHEN.items(), strict=True):
         for number, stage in enumerate(STAGES):
-            values = [
-                by_seed(frame, "equivariance_error", layer=stage, training=training, shift=shift) for shift in SHIFTS
-            ]
+            of = {"layer": stage, "training": training}
+            values = [by_seed(frame, "equivariance_error", shift=shift, **of) for shift in SHIFTS]
             _bars(ax, np.array(SHIFTS) + 0.06 * (number - 2.5), values, stage, "os^DvP"[number], COLORS[number], ":")
         ax.set_title(words, fontsize=10)
-        ax.set(xlabel="shift of the image [pixels]", xticks=SHIFTS)
+        ax.set(**SHIFTED)
     axes[0].set_ylabel("relative error of the map, away from the border")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _invariance(frame: pd.DataFrame, title: str) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    figure, (left, right) = _panels(2, 9.6, 4.2, title)
     series = [(number, network, training) for number, network in enumerate(NAMES) for training in WHEN]
     for place, (number, network, training) in enumerate(series):
         of = {"network": network, "training": training}
@@ -63,20 +70,15 @@ def _invariance(frame: pd.DataFrame, title: str) -> Figure:
         for ax, values in ((left, changes), (right, classes)):
             _bars(ax, beside, values, label, marker, COLORS[number], line)
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
-    left.set_ylabel("change / distance of two images")
-    right.set_ylabel("part of the images whose class stays")
-    left.set_ylim(bottom=0)
-    right.set_ylim(0, 1.05)
-    for ax in (left, right):
-        ax.set(xlabel="shift of the image [pixels]", xticks=SHIFTS)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+    left.set(ylabel=DISTANCE, ylim=(0, None), **SHIFTED)
+    right.set(ylabel="part of the images whose class stays", ylim=(0, 1.05), **SHIFTED)
+    handles_and_labels = left.get_legend_handles_labels()
+    figure.legend(*handles_and_labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
 def _pooling(frame: pd.DataFrame, title: str) -> Figure:
-    figure, axes = plt.subplots(1, len(RECTIFIED), figsize=(9.0, 3.8), layout="constrained", sharey=True)
+    figure, axes = _panels(len(RECTIFIED), 9.0, 3.8, title, sharey=True)
     for ax, layer in zip(axes, RECTIFIED, strict=True):
         for number, (training, words) in enumerate(WHEN.items()):
             of = {"layer": layer, "training": training}
@@ -85,31 +87,29 @@ def _pooling(frame: pd.DataFrame, title: str) -> Figure:
         ax.set_xticks(range(len(POOLED)), [words.replace(" ", "\n", 1) for words in POOLED.values()], fontsize=9)
         ax.set_title(layer, fontsize=10)
         ax.set_ylim(bottom=0)
-    axes[0].set_ylabel("change / distance of two images")
+    axes[0].set_ylabel(DISTANCE)
     axes[0].legend(frameon=False, fontsize=9, loc="lower left")
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
     """Mean and standard deviation along each axis, and correlations with their spread over positions."""
-    figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.0), layout="constrained")
-    for number, (axis, words) in enumerate(AXES.items()):
-        color, line = COLORS[number], ("-", "--")[number]
-        for ax, name, shown in ((axes[0], "pixel_mean", np.asarray), (axes[1], "pixel_variance", np.sqrt)):
-            profile = shown(_profile(frame, name, axis))
-            _bars(ax, np.arange(len(profile)), list(profile), f"by {axis}", "", color, line)
-        middle, spread = (_profile(frame, name, axis) for name in ("correlation", "correlation_spread"))
-        places, center, width = np.arange(len(middle)), middle.mean(axis=1), spread.mean(axis=1)
-        _bars(axes[2], places, list(middle), words, "", color, line)
-        axes[2].fill_between(places, center - width, center + width, color=color, alpha=0.2)
+    figure, axes = _panels(3, 13.0, 4.0, title)
+    for axis, color, line in zip(AXES, COLORS, ("-", "--"), strict=False):
+        average, variance, middle, spread = (
+            _profile(frame, name, axis)
+            for name in ("pixel_mean", "pixel_variance", "correlation", "correlation_spread")
+        )
+        shown = ((average, f"by {axis}"), (np.sqrt(variance), f"by {axis}"), (middle, AXES[axis]))
+        for ax, (profile, label) in zip(axes, shown, strict=True):
+            _bars(ax, np.arange(len(profile)), profile, label, "", color, line)
+        center, width = middle.mean(axis=1), spread.mean(axis=1)
+        axes[2].fill_between(np.arange(len(middle)), center - width, center + width, color=color, alpha=0.2)
     axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1")
     axes[1].set(xlabel="position [pixels]", ylabel="standard deviation of gray values", ylim=(0, None))
-    axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels")
-    axes[2].set(ylim=(0, 1.02), xticks=range(0, 17, 4))
+    axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels", ylim=(0, 1.02), xticks=range(0, 17, 4))
     for ax in axes:
         ax.legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -120,7 +120,7 @@ def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
 
 
 def _bars(
-    ax: Axes, x: npt.ArrayLike, values: list[FloatArray], label: str, marker: str, color: object, line: str = "-"
+    ax: Axes, x: npt.ArrayLike, values: Iterable[FloatArray], label: str, marker: str, color: object, line: str
 ) -> None:
     """Means over seeds with their intervals."""
     errorbars(

@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from experiments.data.images import Images
 from experiments.studies.convolution import backpropagation
-from experiments.studies.convolution.stationarity import (
-    Moments,
-    along,
-    explained_by_displacement,
-    mean_spread,
-    variance_spread,
-)
+from experiments.studies.convolution import stationarity as of_pixels
 from experiments.training import loop
 from experiments.training.recipe import Recipe
 from gradscope import Estimate
@@ -68,7 +62,9 @@ def measure(
     networks = {CONVOLUTIONAL: model, CONNECTED: connected}
     seed = int(torch.randint(2**31, (1,), generator=generator))
     recipe = Recipe(max_steps=train_steps, batch_size=train_batch, optimizer=SGD, seed=seed)
-    parts = [by_hand, stationarity(gray(learned, num_images, generator))]
+    chosen = torch.randperm(len(learned), generator=generator)[:num_images]
+    gray = learned.images[chosen].double().mean(dim=1).numpy() / 255
+    parts = [by_hand, stationarity(gray)]
     for name, network in networks.items():
         for training in (BEFORE, AFTER):
             if training == AFTER:
@@ -90,14 +86,12 @@ def pictures() -> tuple[Images, Images]:
 
 def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
     """The change of the outputs, their distance for different images, and the fraction of classes that stay."""
-    errors = [invariance_error(network, x, (shift, 0)) for shift in SHIFTS]
-    agreement = [argmax_agreement(network, x, (shift, 0)) for shift in SHIFTS]
+    measures = {"invariance_error": invariance_error, "class_agreement": argmax_agreement}
     parts = [
-        _rows("invariance_error", errors, shift=SHIFTS),
-        _rows("class_agreement", agreement, shift=SHIFTS),
-        _rows("contrast", [contrast(network, x)]),
+        _rows(name, [found(network, x, (shift, 0)) for shift in SHIFTS], shift=SHIFTS)
+        for name, found in measures.items()
     ]
-    return pd.concat(parts).assign(num_samples=len(x))
+    return pd.concat([*parts, _rows("contrast", [contrast(network, x)])]).assign(num_samples=len(x))
 
 
 def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
@@ -109,10 +103,10 @@ def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
     for index, stage in enumerate(STAGES):
         front = up_to(network, stage)
         errors = [equivariance_error(front, mosaics, (shift, 0)) for shift in SHIFTS]
-        around = equivariance_error(front, x, (SHIFTS[-1], 0), circular=True)
+        around = [equivariance_error(front, x, (SHIFTS[-1], 0), circular=True)]
         parts += [
-            _rows("equivariance_error", errors, stage, index, shift=SHIFTS).assign(num_samples=len(mosaics)),
-            _rows("border_error", [around], stage, index, shift=SHIFTS[-1]).assign(num_samples=len(x)),
+            _rows("equivariance_error", errors, stage, index, shift=SHIFTS, num_samples=len(mosaics)),
+            _rows("border_error", around, stage, index, shift=SHIFTS[-1], num_samples=len(x)),
         ]
     return pd.concat(parts)
 
@@ -150,30 +144,25 @@ def mosaic(x: Tensor) -> Tensor:
     return tiles.reshape(num // 4, channels, 2 * height, 2 * width)
 
 
-def gray(images: Images, num: int, generator: torch.Generator) -> npt.NDArray[np.float64]:
-    """Random images (num, H, W): the mean of their colors, in 0..1."""
-    chosen = torch.randperm(len(images), generator=generator)[:num]
-    return images.images[chosen].double().mean(dim=1).numpy() / 255
-
-
 def stationarity(images: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """Dependence of means, variances and covariances on the position; also by row, column and distance."""
-    first, second = Moments.of(images[::2]), Moments.of(images[1::2])
-    shape = (images.shape[1], images.shape[2])
+    """Dependence of the gray values of images (N, H, W) on the position; also by row, column and distance."""
+    first, second = (of_pixels.Moments.of(half) for half in (images[::2], images[1::2]))
+    shape, explained = (images.shape[1], images.shape[2]), of_pixels.explained_by_displacement
     numbers = {
-        "mean_spread": mean_spread(first, second),
-        "variance_spread": variance_spread(first, second),
-        "covariance_explained": explained_by_displacement(first.covariance, second.covariance, shape),
-        "correlation_explained": explained_by_displacement(first.correlation, second.correlation, shape),
+        "mean_spread": of_pixels.mean_spread(first, second),
+        "variance_spread": of_pixels.variance_spread(first, second),
+        "covariance_explained": explained(first.covariance, second.covariance, shape),
+        "correlation_explained": explained(first.correlation, second.correlation, shape),
     }
     parts = [observed(quantity, value, num_samples=len(images)) for quantity, value in numbers.items()]
     for axis, name in enumerate(("row", "column")):
+        mean, spread = of_pixels.along(first, second, axis, min(DISTANCES, *shape))
         profiles = {
             "pixel_mean": (first.mean + second.mean).mean(axis=1 - axis) / 2,
             "pixel_variance": (first.variance + second.variance).mean(axis=1 - axis) / 2,
+            "correlation": mean,
+            "correlation_spread": spread,
         }
-        mean, spread = along(first, second, axis, min(DISTANCES, *shape))
-        profiles |= {"correlation": mean, "correlation_spread": spread}
         for quantity, values in profiles.items():
             parts.append(observed(quantity, values, axis=name, place=np.arange(len(values)), num_samples=len(images)))
     return pd.concat(parts)

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.studies.convolution.measurement import AFTER, BEFORE
+from experiments.studies.convolution.measurement import AFTER, BEFORE, CONNECTED, CONVOLUTIONAL
 
 FloatArray = npt.NDArray[np.float64]
+NAMES = {CONVOLUTIONAL: "AlexNet B", CONNECTED: "fully connected"}
 WHEN = {BEFORE: "at initialization", AFTER: "after training"}
 POOLED = {"none": "as it is", "subsampled": "every second pixel", "max": "max pooling", "average": "average pooling"}
 
@@ -47,9 +48,6 @@ def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
 
 
 def neighbor_spread(frame: pd.DataFrame, axis: str) -> FloatArray:
-    """Spread over positions of the correlation r of neighbors, relative to 1 - r.
-
-    A correlation near 1 cannot spread far, so its distance from 1 is the scale.
-    """
+    """Spread over positions of the correlation r of neighbors, relative to 1 - r: near 1 it cannot spread far."""
     near: dict[str, str | float] = {"axis": axis, "place": 1}
     return by_seed(frame, "correlation_spread", **near) / (1 - by_seed(frame, "correlation", **near))

@@ -1,7 +1,4 @@
-"""Stationarity of images: means, variances and covariances of pixels by position.
-
-Images are stationary if mean and variance of a pixel do not depend on its position, and if the covariance of two pixels
-depends only on the displacement between them. This is the symmetry under translation that convolutions build in.
+"""Stationarity of images: mean and variance of a pixel by position, and covariance of two pixels by displacement.
 
 All numbers are products over two independent halves of the images. Such products are unbiased, while the square of one
 half would count its sampling error as a dependence on the position.
@@ -47,14 +44,12 @@ class Moments:
 
 def mean_spread(first: Moments, second: Moments) -> float:
     """Standard deviation over positions of the mean, relative to the standard deviation of a pixel."""
-    scale = np.sqrt((first.variance + second.variance).mean() / 2)
-    return _root(_covariance_over_positions(first.mean, second.mean)) / float(scale)
+    return _spread(first.mean, second.mean) / float(np.sqrt((first.variance + second.variance).mean() / 2))
 
 
 def variance_spread(first: Moments, second: Moments) -> float:
     """Standard deviation over positions of the variance, relative to its mean."""
-    scale = (first.variance + second.variance).mean() / 2
-    return _root(_covariance_over_positions(first.variance, second.variance)) / float(scale)
+    return _spread(first.variance, second.variance) / float((first.variance + second.variance).mean() / 2)
 
 
 def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tuple[int, int]) -> float:
@@ -67,10 +62,8 @@ def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tupl
         shape: (H, W).
     """
     groups = _displacements(shape)
-    left, total = (
-        float(((first - _means(first, by)) * (second - _means(second, by))).sum()) for by in (groups, 0 * groups)
-    )
-    return 1 - left / total
+    left, total = (((first - _means(first, by)) * (second - _means(second, by))).sum() for by in (groups, 0 * groups))
+    return float(1 - left / total)
 
 
 def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[FloatArray, FloatArray]:
@@ -78,26 +71,20 @@ def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[F
 
     Returns the mean and the standard deviation over positions.
     """
-    height, width = first.mean.shape
-    halves = [moments.correlation.reshape(height, width, height, width) for moments in (first, second)]
+    pairs = "ijkj->jik" if axis == 0 else "ijil->ijl"  # in one column, or in one row
+    halves = [np.einsum(pairs, moments.correlation.reshape(2 * moments.mean.shape)) for moments in (first, second)]
     mean, spread = np.empty(distances), np.empty(distances)
     for distance in range(distances):
-        values = []
-        for half in halves:
-            same = np.einsum("ijkj->jik" if axis == 0 else "ijil->ijl", half)  # pairs in one column, or in one row
-            values.append(np.diagonal(same, offset=distance, axis1=1, axis2=2))
+        values = [np.diagonal(half, offset=distance, axis1=1, axis2=2) for half in halves]
         mean[distance] = (values[0].mean() + values[1].mean()) / 2
-        spread[distance] = _root(_covariance_over_positions(*values))
+        spread[distance] = _spread(*values)
     return mean, spread
 
 
-def _covariance_over_positions(first: FloatArray, second: FloatArray) -> float:
-    return float(((first - first.mean()) * (second - second.mean())).mean())
-
-
-def _root(value: float) -> float:
-    """The root of an estimated square, which a sampling error may make negative."""
-    return float(np.sqrt(max(value, 0.0)))
+def _spread(first: FloatArray, second: FloatArray) -> float:
+    """Standard deviation over positions; a sampling error may make the estimated square negative."""
+    square = ((first - first.mean()) * (second - second.mean())).mean()
+    return float(np.sqrt(max(float(square), 0.0)))
 
 
 def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:

@@ -7,20 +7,12 @@ import math
 import pandas as pd
 
 from experiments.archive.tables import Collected
+from experiments.evidence.means import geometric_mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed
 from experiments.studies.convolution_gsc import figures
-from experiments.studies.convolution_gsc.numbers import (
-    KEEPING,
-    POOLING,
-    SIDE,
-    UNCHANGED,
-    WORDS,
-    average_over_max,
-    depth,
-    factor,
-    predicted,
-)
+from experiments.studies.convolution_gsc import numbers as of
+from experiments.studies.convolution_gsc.numbers import KEEPING, POOLING, SIDE, UNCHANGED, WORDS, factor
 
 # Accepted deviation from mean field, a factor per layer.
 TOLERANCE = 1.03
@@ -29,25 +21,23 @@ TOLERANCE = 1.03
 def claims(collected: Collected) -> list[Claim]:
     """Which kinds keep GSC, which lower it, and whether mean field predicts the factor."""
     frame, kept = collected.frame, f"a whole stack by less than {100 * (UNCHANGED - 1):.0f} %"
-    found = {
-        "Zero padding lowers GSC of the middle of a stack": factor(frame, "zeros", depth(frame) // 2),
+    totals = of.factors(frame)
+    lowered = {
+        "Zero padding lowers GSC of the middle of a stack": factor(frame, "zeros", of.depth(frame) // 2),
         **{f"{WORDS[kind].capitalize()} lowers GSC": factor(frame, kind) for kind in POOLING},
-        "Average pooling lowers GSC more than max pooling": average_over_max(frame),
+        "Average pooling lowers GSC more than max pooling": geometric_mean(totals["average"] / totals["max"]),
     }
-    theory = {kind: predicted(frame, kind) for kind in POOLING}
-    return [
-        *(_near(frame, kind, f"GSC of {kept}", 1.0, UNCHANGED) for kind in KEEPING),
-        *(Claim(says, mean.below(1), f"factor {mean:.3f}") for says, mean in found.items()),
-        *(
-            _near(frame, kind, "GSC by the factor of mean field", float(own[0]), TOLERANCE ** (len(own) - 1))
-            for kind, own in theory.items()
-        ),
-    ]
+    made = [_near(frame, kind, f"GSC of {kept}", 1.0, UNCHANGED) for kind in KEEPING]
+    made += [Claim(says, mean.below(1), f"factor {mean:.3f}") for says, mean in lowered.items()]
+    for kind in POOLING:
+        own = of.predicted(frame, kind)
+        margin = TOLERANCE ** (len(own) - 1)
+        made.append(_near(frame, kind, "GSC by the factor of mean field", float(own[0]), margin))
+    return made
 
 
 def _near(frame: pd.DataFrame, kind: str, says: str, expected: float, margin: float) -> Claim:
-    found = factor(frame, kind)
-    low, high = expected / margin, expected * margin
+    found, low, high = factor(frame, kind), expected / margin, expected * margin
     because = f"factor {found:.3f}, expected {expected:.3f}, accepted {low:.3f} to {high:.3f}"
     return Claim(f"{WORDS[kind].capitalize()} changes {says}", found.between(low, high), because)
 
@@ -79,38 +69,36 @@ values of a window have in common, which is little of a random change.
     method=f"""
 Stacks have {{model.stages}} stages of {{model.convs}} convolutions 3 x 3 with ReLU, {{model.channels}} channels, He's
 weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels: {{data.batch_size}} samples,
-{{probes}} probes, {{num_seeds}} seeds. The stacks of one seed have the same weights and the same input. They differ in
-one thing:
+{{probes}} probes, {{num_seeds}} seeds. The stacks of one seed have the same weights and input, and differ in one thing:
 
 - **circular**: on a torus, which has no border. The other stacks are compared with this one.
 - **valid**, **reflect** and **zeros**: without padding, with mirrored padding, and with zero padding.
 - **strided**: the first convolution of every stage has stride 2, on a torus.
 - **max**, **average**: 2 x 2 pooling at the end of every stage, on a torus.
 
-The compared number is log10 GSC from the input to the output, seed by seed. The effect of one draw of weights on all
-stacks cancels in the difference. The factor is the geometric mean over seeds.
+GSC from the input to the output is compared seed by seed, so the effect of one draw of weights on all stacks cancels.
+The factor is the geometric mean over seeds.
 
 **Mean field** (many channels). Taps of a kernel are independent. Therefore a convolution with He's weights and its ReLU
-keeps GSC, whatever the stride. Zero padding leaves fewer taps at the border, both forward and backward. Average pooling
-of m taps has |J|_F^2 / n = 1 / m^2 and multiplies GSC by 1 / (1 + (m - 1) rho), where rho is the cosine of two taps;
-for equal taps this is 1 / m. Max pooling passes each gradient to one tap, which is positive more often than the others.
-This gives 2 P(max h > 0) / (2 E[max(h, 0)^2]). White noise gives uncorrelated pre-activations, and each layer makes
-them more similar. See J. Xiao et al., "Dynamical isometry and a mean field theory of CNNs" (arXiv:1806.05393).
+keeps GSC, whatever the stride. Zero padding leaves fewer taps at the border. Average pooling of m taps multiplies GSC
+by 1 / (1 + (m - 1) rho), where rho is the cosine of two taps; for equal taps this is 1 / m. Max pooling passes each
+gradient to one tap, which is positive more often than the others: 2 P(max h > 0) / (2 E[max(h, 0)^2]). White noise
+gives uncorrelated pre-activations, and each layer makes them more similar. See J. Xiao et al., "Dynamical isometry and
+a mean field theory of CNNs" (arXiv:1806.05393).
 """,
     how_sure=f"""
-Intervals are over initializations and inputs: 95 %, Student's t of the logarithm. A total that changes by less than
-{100 * (UNCHANGED - 1):.0f} % counts as unchanged. Mean field describes infinitely many channels, so a deviation of
-{100 * (TOLERANCE - 1):.0f} % per layer is accepted. This margin was chosen after trial runs. All results are for white
-noise. Pixels of images are correlated, so average pooling of images lowers GSC more from the first stage on.
+Intervals are over initializations and inputs: 95 %, Student's t of the logarithm. Mean field describes infinitely many
+channels, so a deviation of {100 * (TOLERANCE - 1):.0f} % per layer is accepted. This margin was chosen after trial
+runs. All results are for white noise. Pixels of images are correlated, so average pooling of images lowers GSC more
+from the first stage on.
 """,
     claims=claims,
     answer=answer,
     figures=figures.draw,
     captions={
-        "total": "Factor by which stride, padding and pooling change GSC from the input to the output, relative to a "
-        "stack on a torus. Dots are measured means with 95 % intervals, crosses are mean field. The gray band marks "
-        "changes that count as none.",
-        "layers": "GSC of every layer to the output. The left panel shows stride and padding relative to a stack on a "
-        "torus, the others show both kinds of pooling. Bars are 95 % intervals over seeds, crosses are mean field.",
+        "total": "Factor by which stride, padding and pooling change GSC of the whole stack, relative to a torus. Dots "
+        "are means with 95 % intervals, crosses are mean field. The gray band marks changes that count as none.",
+        "layers": "GSC of every layer to the output. The left panel shows stride and padding relative to a torus, the "
+        "others show both kinds of pooling. Bars are 95 % intervals over seeds, crosses are mean field.",
     },
 )

@@ -13,18 +13,8 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import errorbars, mean
-from experiments.studies.convolution_gsc.numbers import (
-    KEEPING,
-    POOLING,
-    REFERENCE,
-    UNCHANGED,
-    WORDS,
-    depth,
-    factor,
-    factors,
-    predicted,
-    profile,
-)
+from experiments.studies.convolution_gsc import numbers as of
+from experiments.studies.convolution_gsc.numbers import KEEPING, POOLING, UNCHANGED, WORDS
 from experiments.studies.convolution_gsc.stacks import FloatArray
 from gradscope import plots
 
@@ -41,7 +31,7 @@ def total(frame: pd.DataFrame) -> Figure:
         _draw_factors(ax, frame, kinds)
     left.axvspan(1 / UNCHANGED, UNCHANGED, color="0.92", zorder=0, label=f"{100 * (UNCHANGED - 1):.0f} %")
     left.axvline(1, color="0.6", linewidth=0.8, zorder=0)
-    left.set(xlim=(0.98 / UNCHANGED, 1.02 * UNCHANGED))
+    left.set_xlim(0.98 / UNCHANGED, 1.02 * UNCHANGED)
     left.set_title("stride and padding", fontsize=10)
     right.set(xscale="log", xlim=(0.02, 1.0))
     right.set_title("pooling", fontsize=10)
@@ -49,20 +39,16 @@ def total(frame: pd.DataFrame) -> Figure:
     right.minorticks_off()
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     seeds, channels = frame["seed"].nunique(), int(frame["channels"].iloc[0])
-    figure.suptitle(
-        f"GSC (squared convention), input to output, relative to the torus: {depth(frame)} convolutions of {channels} "
-        f"channels, seed by seed; {seeds} seeds",
-        fontsize=10,
-    )
+    stack = f"{of.depth(frame)} convolutions of {channels} channels, seed by seed; {seeds} seeds"
+    figure.suptitle(f"GSC (squared convention), input to output, relative to the torus: {stack}", fontsize=10)
     return figure
 
 
 def _draw_factors(ax: Axes, frame: pd.DataFrame, kinds: tuple[str, ...]) -> None:
     colors, places = sns.color_palette("colorblind"), np.arange(len(kinds))
-    found = [factor(frame, kind) for kind in kinds]
-    style = {"fmt": "o", "color": colors[0], "capsize": 3}
-    errorbars(ax, places, found, horizontal=True, label="measured, 95 % interval", **style)
-    theory = [predicted(frame, kind)[0] for kind in kinds]
+    style = {"fmt": "o", "color": colors[0], "capsize": 3, "label": "measured, 95 % interval"}
+    errorbars(ax, places, [of.factor(frame, kind) for kind in kinds], horizontal=True, **style)
+    theory = [of.predicted(frame, kind)[0] for kind in kinds]
     ax.plot(theory, places - 0.18, "x", color=colors[1], markersize=8, markeredgewidth=2, label="mean field")
     ax.set_yticks(range(len(kinds)), [WORDS[kind] for kind in kinds])
     ax.set(xlabel="factor", ylim=(len(kinds) - 0.5, -0.5))
@@ -73,12 +59,12 @@ def layers(frame: pd.DataFrame) -> Figure:
     """Profiles of stride and padding relative to the torus, and of both kinds of pooling."""
     figure, axes = plt.subplots(1, 3, figsize=(13.2, 4.2), layout="constrained")
     axes[2].sharey(axes[1])
-    names = list(profile(frame, REFERENCE).index)
+    names = list(of.profile(frame, of.REFERENCE).index)
     for number, kind in enumerate(KEEPING):
-        relative = np.log10([factors(frame, place)[kind] for place in range(depth(frame) + 1)])
+        relative = np.log10([of.factors(frame, place)[kind] for place in range(of.depth(frame) + 1)])
         _draw_profile(axes[0], names, relative, frame, kind, 0.16 * (number - (len(KEEPING) - 1) / 2))
     for ax, kind in zip(axes[1:], POOLING, strict=True):
-        table = profile(frame, kind)
+        table = of.profile(frame, kind)
         _draw_profile(ax, list(table.index), table.to_numpy(), frame, kind, 0.0)
         ax.set_title(WORDS[kind], fontsize=10)
     axes[0].set_title("stride and padding, less that of the torus", fontsize=10)
@@ -87,8 +73,7 @@ def layers(frame: pd.DataFrame) -> Figure:
     axes[0].axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes[0].set_ylim(top=axes[0].get_ylim()[1] + 0.015)  # room for the legend
     axes[0].legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
-    seeds = frame["seed"].nunique()
-    figure.suptitle(f"Mean over {seeds} seeds, bars: 95 % interval; crosses: mean field", fontsize=10)
+    figure.suptitle(f"Mean over {frame['seed'].nunique()} seeds, bars: 95 % interval; crosses: mean field", fontsize=10)
     return figure
 
 
@@ -96,9 +81,9 @@ def _draw_profile(
     ax: Axes, names: Sequence[str], table: FloatArray, frame: pd.DataFrame, kind: str, beside: float
 ) -> None:
     """One stack: (layers, seeds), with mean field where it is not 0 throughout."""
-    color = dict(zip(WORDS, sns.color_palette("colorblind", len(WORDS)), strict=True))[kind]
-    marker = dict(zip(WORDS, "os^DvP*", strict=True))[kind]
-    places, theory = np.arange(len(names)) + beside, np.log10(predicted(frame, kind))
+    number = list(WORDS).index(kind)
+    color, marker = sns.color_palette("colorblind", len(WORDS))[number], "os^DvP*"[number]
+    places, theory = np.arange(len(names)) + beside, np.log10(of.predicted(frame, kind))
     style = {"fmt": "-", "marker": marker, "color": color, "markersize": 4, "linewidth": 1.2, "elinewidth": 0.9}
     errorbars(ax, places, [mean(values) for values in table], label=WORDS[kind], **style)
     if theory.any():

@@ -32,26 +32,15 @@ def factor(frame: pd.DataFrame, kind: str, place: int = 0) -> Mean:
     return geometric_mean(factors(frame, place)[kind])
 
 
-def average_over_max(frame: pd.DataFrame) -> Mean:
-    """GSC of the stack with average pooling over that with max pooling, seed by seed."""
-    totals = factors(frame)
-    return geometric_mean(totals["average"] / totals["max"])
-
-
-def sizes(frame: pd.DataFrame) -> dict[str, int]:
-    """Stages, and convolutions per stage."""
-    return {name: int(frame[name].iloc[0]) for name in ("stages", "convs")}
-
-
 def depth(frame: pd.DataFrame) -> int:
     """Number of convolutions."""
-    stages, convs = sizes(frame).values()
-    return stages * convs
+    return int(frame["stages"].iloc[0] * frame["convs"].iloc[0])
 
 
 def predicted(frame: pd.DataFrame, kind: str) -> FloatArray:
     """Mean field of GSC to the output, of the input and of every layer."""
-    return np.asarray(10 ** expected_log10_gsc(kind, side=SIDE, **sizes(frame)))
+    stages, convs = (int(frame[name].iloc[0]) for name in ("stages", "convs"))
+    return np.asarray(10 ** expected_log10_gsc(kind, side=SIDE, stages=stages, convs=convs))
 
 
 def profile(frame: pd.DataFrame, kind: str) -> pd.DataFrame:

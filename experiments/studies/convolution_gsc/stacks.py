@@ -2,8 +2,7 @@
 
 Mean field assumes many channels and independent weights of mean 0. Taps of a kernel are then independent: the
 covariance of two positions is passed on at the same displacement, and squared gradients add up over taps. With He's
-variance a convolution and its ReLU keep GSC, whatever the stride. A border with fewer taps changes GSC, and so does
-pooling.
+variance a convolution and its ReLU keep GSC. A border with fewer taps changes GSC, and so does pooling.
 """
 
 from __future__ import annotations
@@ -38,20 +37,10 @@ TAPS = 4  # of a 2 x 2 pooling window
 
 
 class Stack(nn.Sequential):
-    """``stages`` stages of ``convs`` convolutions 3 x 3 with ReLU, He's weights and no biases.
+    """``stages`` stages of ``convs`` convolutions 3 x 3 with ReLU, He's weights and no biases; ``kind`` is in `KINDS`.
 
-    The layers are conv1, conv2, ... (each with its ReLU). Stacks with pooling also have pool1, pool2, ... after the
-    stages.
-
-    Arguments:
-        kind: circular, valid, reflect, zeros (padding), strided (the first convolution of each stage has stride 2),
-            max or average (2 x 2 pooling at the end of each stage). The last three are on a torus.
-        channels: Number of channels of the input and of every layer.
-        stages, convs: Number of stages, and of convolutions per stage.
-        generator: Source of the weights. All kinds with the same seed have the same weights.
-
-    Raises:
-        ValueError: The kind is unknown.
+    The layers are conv1, conv2, ... (each with its ReLU), and with pooling also pool1, pool2, ... after the stages. The
+    input and every layer have ``channels`` channels. All kinds with the same seed have the same weights.
     """
 
     def __init__(
@@ -73,10 +62,7 @@ class Stack(nn.Sequential):
 
 
 def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> FloatArray:
-    """Mean field of log10 GSC to the output, of the input and every layer of a `Stack`.
-
-    The input is white noise of ``side`` x ``side`` pixels.
-    """
+    """Mean field of log10 GSC to the output, of the input (white noise, ``side`` pixels wide) and every layer."""
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
     pool = KINDS[kind][-1]
@@ -84,13 +70,10 @@ def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> Floa
         return np.zeros(stages * convs + 1)
     factors, c = list[float](), 0.0  # c: correlation of any two positions before a layer
     for _ in range(stages):
-        for place in range(convs):
-            h, c = c, relu_correlation(c)
-            factors.append(1.0)
-            if place == convs - 1:
-                into, of_pool, c = max_pooling(h) if pool == "max" else average_pooling(h)
-                factors[-1] = into
-                factors.append(of_pool)
+        for _ in range(convs - 1):
+            c = relu_correlation(c)
+        into, of_pool, c = max_pooling(c) if pool == "max" else average_pooling(c)
+        factors += [*[1.0] * (convs - 1), into, of_pool]
     return np.append(np.cumsum(np.log10(factors[::-1]))[::-1], 0.0)
 
 
@@ -105,11 +88,8 @@ def relu_correlation(c: float) -> float:
 def average_pooling(c: float) -> tuple[float, float, float]:
     """Factors of GSC of a convolution and of the 2 x 2 average pooling after it, and the cosine of two outputs.
 
-    Pooling averages m = 4 values relu(h): |J|_F^2 / n = 1/m^2, and |x|^2 / |y|^2 = m^2 / (1 + (m - 1) rho) if two taps
-    have the cosine rho. The factor is 1 / (1 + (m - 1) rho): 1 for orthogonal taps and 1/m for equal ones.
-
-    Arguments:
-        c: Correlation of two pre-activations h.
+    Pooling averages m = 4 values relu(h), where h have the correlation c: |J|_F^2 / n = 1/m^2, and |x|^2 / |y|^2 =
+    m^2 / (1 + (m - 1) rho) if two taps have the cosine rho. The factor is 1 / (1 + (m - 1) rho).
     """
     rho = relu_correlation(c)
     sum_of_taps = 1 + (TAPS - 1) * rho
@@ -141,12 +121,10 @@ def _zero_padding(depth: int, side: int) -> FloatArray:
     """GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k) with s_k = P s_(k-1) and g_k = P^T g_(k+1), s_0 = g_L = 1.
 
     s_k is the mean square of layer k by position, and g_k that of the gradient. P_ij is the fraction of the taps of
-    position i that lie on j. Values and gradients are both smaller at the border.
+    position i that lie on j. P is symmetric, so g_k = s_(L-k).
     """
-    taps = np.eye(side, k=-1) + np.eye(side) + np.eye(side, k=1)
-    squares, gradients = [np.ones((side, side))], [np.ones((side, side))]
-    for _ in range(depth):  # P is a product of rows and columns, and symmetric
+    taps, squares = np.eye(side, k=-1) + np.eye(side) + np.eye(side, k=1), [np.ones((side, side))]
+    for _ in range(depth):  # P is a product of rows and columns
         squares.append(taps @ squares[-1] @ taps / KERNEL**2)
-        gradients.append(taps @ gradients[-1] @ taps / KERNEL**2)
-    pairs = zip(squares, reversed(gradients), strict=True)
+    pairs = zip(squares, reversed(squares), strict=True)
     return np.array([math.log10(g.mean() * s.mean() / (g * s).mean()) for s, g in pairs])

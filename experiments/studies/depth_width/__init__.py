@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -19,31 +20,24 @@ __all__ = ["STUDY", "measure"]
 
 def claims(collected: Collected) -> list[Claim]:
     """For each network: steadiness within tolerance, any dependence on size, and the limit of infinite width."""
-    found = all_rates(collected)
-    return [
-        *(_steady(network, size, rates) for size in SIZES for network, rates in found.items()),
-        *(_dependent(network, size, found) for size in SIZES for network in found),
-        *(_limit(network, rates) for network, rates in found.items()),
-    ]
-
-
-def _steady(network: str, size: str, rates: Rates) -> Claim:
-    means = simultaneous(rates.by(size), LOOKS)
-    parts = [f"{one:+.4f} at {number}" for one, number in zip(means, rates.numbers(size), strict=True)]
-    return Claim(
-        f"The log rate of {name(network)} stays within tolerance whatever the {size}",
-        rates.within_tolerance(size),
-        f"from the common mean {', '.join(parts)}; the tolerance is {TOLERANCE:g}",
-    )
-
-
-def _dependent(network: str, size: str, found: dict[str, Rates]) -> Claim:
-    change, sizes = _change(found, network, size), found[network].numbers(size)
-    return Claim(
-        f"The rate of {name(network)} depends on the {size}, however little",
-        _depends(change) or None,
-        f"log rate at {sizes[-1]} less that at {sizes[0]} {change:+.4f}",
-    )
+    found, made = all_rates(collected), []
+    for size, (network, rates) in itertools.product(SIZES, found.items()):
+        means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
+        says = f"The log rate of {name(network)} stays within tolerance whatever the {size}"
+        parts = ", ".join(f"{one:+.4f} at {number}" for one, number in means)
+        because = f"from the common mean {parts}; the tolerance is {TOLERANCE:g}"
+        made.append(Claim(says, rates.within_tolerance(size), because))
+    for size, (network, rates) in itertools.product(SIZES, found.items()):
+        change, sizes = _change(found, network, size), rates.numbers(size)
+        says = f"The rate of {name(network)} depends on the {size}, however little"
+        because = f"log rate at {sizes[-1]} less that at {sizes[0]} {change:+.4f}"
+        made.append(Claim(says, _depends(change) or None, because))
+    for network, rates in found.items():
+        end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
+        says = f"At infinite width the rate of {name(network)} is that of mean field, within tolerance"
+        because = f"extrapolated log rate less mean field {end:+.4f}, the tolerance is {TOLERANCE:g}"
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; at width n it is that plus {slope:+.2f} / n"))
+    return made
 
 
 def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
@@ -53,16 +47,6 @@ def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
 
 def _depends(change: Mean) -> bool:
     return change.above(0) is not None
-
-
-def _limit(network: str, rates: Rates) -> Claim:
-    end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
-    return Claim(
-        f"At infinite width the rate of {name(network)} is that of mean field, within tolerance",
-        end.within(0, TOLERANCE),
-        f"extrapolated log rate less mean field {end:+.4f}, the tolerance is {TOLERANCE:g}; at width n it is that plus "
-        f"{slope:+.2f} / n",
-    )
 
 
 def answer(collected: Collected) -> str:
@@ -78,8 +62,8 @@ def answer(collected: Collected) -> str:
     changes = []
     for size, words in ends.items():
         change = _change(found, "selu", size)
-        shows = "a dependence" if _depends(change) else "no dependence"
-        changes.append(f"by {change:+.4f} {words}, which shows {shows} on the {size}")
+        shows = "a" if _depends(change) else "no"
+        changes.append(f"by {change:+.4f} {words}, which shows {shows} dependence on the {size}")
     return (
         f"GSC of SELU, the network of the question, grows by {rates.common:.4f} per layer over all sizes (mean field "
         f"{rates.theory:.4f}). Its log rate {steady} (tolerance {TOLERANCE:g}). It changes {listed(changes)}."
@@ -91,17 +75,15 @@ def details(collected: Collected) -> str:
     found = all_rates(collected)
     again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
-        words = [
-            f"{Claim('', found['selu'].within_tolerance(size, FIRST_SEEDS), '').verdict} for the {size}"
-            for size in SIZES
-        ]
+        later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
+        words = [f"{verdict} for the {size}" for size, verdict in later.items()]
         sentences.append(f"SELU within tolerance, by the {again} seeds after the first look alone: {listed(words)}.")
     for size in SIZES:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
-        supported = f"Whatever the {size}, the log rate stays within tolerance for {{}}."
-        contradicted = f"It leaves the tolerance with the {size} for {{}}."
-        undecided = "This is undecided for {}."
-        sentences.append(told(verdicts, supported, contradicted, undecided))
+        sentences.append(told(
+            verdicts, f"Whatever the {size}, the log rate stays within tolerance for {{}}.",
+            f"It leaves the tolerance with the {size} for {{}}.", "This is undecided for {}.",
+        ))  # fmt: skip
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
@@ -129,34 +111,30 @@ There are {len(NETWORKS)} plain networks, each with the depths {{model.depth}} a
 measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared
 convention) to the output is measured from {{measurement.num_sources}} layers at equal distances with
 {{measurement.num_probes}} random probes. The **rate** is its factor per layer, fitted over the half of the network
-nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms, which add up over
-layers.
+nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
-**Within tolerance** means that the log rate differs from its mean over all sizes by less than {TOLERANCE:g}. A log rate
-that is wrong by the tolerance changes GSC by a factor of e over the deepest network. The tolerance is compared with
-means over the widths at each depth, and with means over the depths at each width. Their intervals hold together at 95 %
-(Student's t over seeds, paired, Bonferroni over the sizes and over {LOOKS} looks at the data). All intervals inside:
-within tolerance. One interval outside: not within. Otherwise: undecided.
+**Within tolerance** means that the log rate differs from its mean over all sizes by less than {TOLERANCE:g}, which
+changes GSC by a factor of e over the deepest network. This holds for the mean at each depth, or each width, if all
+intervals lie inside. Intervals hold together at 95 % (Student's t over seeds, paired, Bonferroni over the sizes and
+over {LOOKS} looks at the data).
 
-**A dependence, however little,** is a separate question. It compares the deepest networks with the shallowest, and the
-widest with the narrowest. The intervals hold together over both comparisons, all {len(NETWORKS)} networks and {LOOKS}
-looks. A dependence is found if the interval excludes 0. Otherwise none is found, which does not prove that there is
-none.
+**A dependence, however little,** is found if the deepest networks differ from the shallowest, or the widest from the
+narrowest. The intervals hold together over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. To find
+none does not prove that there is none.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. Finite networks
-should deviate from it by a constant over the width. Therefore the log rate is also extrapolated, by the line of the log
-rates against 1 / width, to 0.
+should deviate from it by a constant over the width. Therefore the log rate is also extrapolated, by its least-squares
+line against 1 / width, to 0.
 """,
     how_sure=f"""
 Intervals are over initializations: 95 %, Student's t. In the table and for infinite width each interval holds by
-itself; elsewhere they hold together as the method says. The first look with {FIRST_SEEDS} initializations left the
-width of SELU just undecided. The number was then raised to {{num_seeds}}, once and for all networks, and rates were
-replaced by log rates. Intervals that decide hold at both looks. The details give the verdict of the later
-initializations alone.
+itself. The first look with {FIRST_SEEDS} initializations left the width of SELU just undecided. The number was then
+raised to {{num_seeds}}, once and for all networks, and rates were replaced by log rates. The details give the verdict
+of the later initializations alone.
 
 Probes add little error, because their noise is nearly the same in all layers far from the output. The batch is smaller
-than every width. With batch normalization, a batch larger than the width lowers the rate. A steady rate says nothing
-about the first and last few layers, whose GSC may change by other factors.
+than every width; with batch normalization, a larger batch lowers the rate. A steady rate says nothing about the first
+and last few layers.
 """,
     claims=claims,
     answer=answer,
@@ -166,8 +144,8 @@ about the first and last few layers, whose GSC may change by other factors.
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the mean over all sizes. The dashed line is mean field. Bars are 95 % intervals.",
         "width": "Log rate per layer less that of mean field, against 1 / width. Lines are least squares and end at "
-        "infinite width. Bars are 95 % intervals over seeds.",
-        "profiles": "log10 GSC less the straight line of mean field, against the distance from the output, for two "
-        "networks in all sizes. Color is the width, the marker is the depth. A straight line is a steady rate.",
+        "infinite width. Bars are 95 % intervals.",
+        "profiles": "log10 GSC less the straight line of mean field, against the distance from the output. A straight "
+        "line is a steady rate.",
     },
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +19,8 @@ from experiments.studies.depth_width.measurement import TOLERANCE
 from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = "os^DvPX"
+COLORS = sns.color_palette("colorblind")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -38,8 +41,7 @@ def rates(found: dict[str, Rates]) -> Figure:
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel("GSC rate a layer (squared)")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    axes.flat[-1].legend(handles, labels, loc="center", frameon=False, fontsize=10)
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=10)
     num_seeds = len(next(iter(found.values())).values)
     figure.suptitle(f"Rates of nine sizes; mean over {num_seeds} seeds, bars: 95 % interval", fontsize=11)
     return figure
@@ -56,17 +58,14 @@ def _reach(own: Rates) -> float:
 
 
 def _draw_sizes(ax: Axes, own: Rates) -> None:
-    ax.axhspan(
-        own.common.value * math.exp(-TOLERANCE), own.common.value * math.exp(TOLERANCE), color="0.9", zorder=0,
-        label=f"common mean, log rate $\\pm$ {TOLERANCE:g}",
-    )  # fmt: skip
+    low, high = (own.common.value * math.exp(end) for end in (-TOLERANCE, TOLERANCE))
+    ax.axhspan(low, high, color="0.9", zorder=0, label=f"common mean, log rate $\\pm$ {TOLERANCE:g}")
     ax.axhline(own.theory, color="0.15", linewidth=0.9, linestyle=DASHED, label="mean field")
     places, cells = np.arange(len(own.depths)), _cells(own)
-    for number, (color, width) in enumerate(zip(sns.color_palette("colorblind"), own.widths, strict=False)):
-        errorbars(
-            ax, places + 0.16 * (number - 1), cells[number :: len(own.widths)], fmt=f"{MARKERS[number]}-",
-            color=color, linewidth=0.8, elinewidth=1.4, markersize=5, capsize=2, label=f"width {width}",
-        )  # fmt: skip
+    lines: dict[str, Any] = {"linewidth": 0.8, "elinewidth": 1.4, "markersize": 5, "capsize": 2}
+    for number, (color, width) in enumerate(zip(COLORS, own.widths, strict=False)):
+        style = lines | {"fmt": f"{MARKERS[number]}-", "color": color, "label": f"width {width}"}
+        errorbars(ax, places + 0.16 * (number - 1), cells[number :: len(own.widths)], **style)
     ax.set_xticks(places, [str(depth) for depth in own.depths])
     ax.set_xlabel("depth")
     sns.despine(ax=ax)
@@ -76,14 +75,13 @@ def deviations(found: dict[str, Rates]) -> Figure:
     """Log rates less that of mean field, against 1 / width."""
     figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
     widths = next(iter(found.values())).widths
-    for number, (color, (network, own)) in enumerate(zip(sns.color_palette("colorblind"), found.items(), strict=False)):
+    for number, (color, (network, own)) in enumerate(zip(COLORS, found.items(), strict=False)):
         known = math.log(own.theory)
         cells = [mean(column) for column in own.logs.mean(axis=1).T - known]
         at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
         end, slope = own.lines.mean(axis=0) - [known, 0]
         ax.plot([0, 1 / widths[0]], [end, end + slope / widths[0]], color=color, linewidth=0.8)
-        style = {"fmt": MARKERS[number], "color": color, "markersize": 5, "capsize": 2}
-        errorbars(ax, at, cells, label=name(network), **style)
+        errorbars(ax, at, cells, label=name(network), fmt=MARKERS[number], color=color, markersize=5, capsize=2)
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
     ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate a layer less that of mean field")
@@ -98,20 +96,18 @@ def profiles(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
     for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]
-        row = rows.iloc[0]
-        rate = theory(row["activation"], row["norm"], int(row["batch_size"]))
-        table = rows.pivot_table(
-            index=["width", "depth"], columns="depth_from_output", values="log10_value", observed=True
-        )  # the mean over seeds
-        widths, depths = (sorted(table.index.unique(level)) for level in ("width", "depth"))
-        for color, width in zip(sns.color_palette("colorblind"), widths, strict=False):
-            for marker, depth in zip(MARKERS, depths, strict=False):
-                values = table.loc[(width, depth)].dropna()
-                away = values.index.to_numpy(dtype=float)
-                ax.plot(
-                    away, values - away * math.log10(rate), f"{marker}-", color=color, linewidth=1, markersize=4,
-                    markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
-                )  # fmt: skip
+        rate = theory(rows)
+        sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"].mean()
+        widths, depths = (sorted(rows[size].unique()) for size in ("width", "depth"))
+        for (color, width), (marker, depth) in itertools.product(
+            zip(COLORS, widths, strict=False), zip(MARKERS, depths, strict=False)
+        ):
+            values = sizes[width, depth]
+            away = values.index.to_numpy(dtype=float)
+            ax.plot(
+                away, values - away * math.log10(rate), f"{marker}-", color=color, linewidth=1, markersize=4,
+                markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
+            )  # fmt: skip
         ax.axhline(0, color="0.15", linewidth=0.9)
         ax.set(title=f"{name(network)}; mean field: {rate:.4f} a layer", xlabel="layers to the output")
         sns.despine(ax=ax)

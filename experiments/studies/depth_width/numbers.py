@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -66,10 +65,7 @@ class Rates:
 
 
 def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
-    """Means of the columns of (seeds, columns) with intervals that hold together at 95 % (Bonferroni).
-
-    They also hold at all of ``looks`` looks at a growing number of seeds.
-    """
+    """Means of the columns of (seeds, columns); all intervals hold together, at all ``looks`` looks (Bonferroni)."""
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
@@ -81,19 +77,22 @@ def all_rates(collected: Collected) -> dict[str, Rates]:
 
 
 def _of_network(rows: pd.DataFrame) -> Rates:
-    depths, widths, seeds = (tuple(sorted(map(int, rows[key].unique()))) for key in ("depth", "width", "seed"))
-    values = np.full((len(seeds), len(depths), len(widths)), math.nan)
-    for (depth, width, seed), run in rows.groupby(["depth", "width", "seed"], observed=True):
-        place = seeds.index(seed), depths.index(depth), widths.index(width)
-        values[place] = fit_growth(run["log10_value"].to_numpy(), run["depth_from_output"].to_numpy()).rate
-    row = rows.iloc[0]
-    return Rates(values, depths, widths, theory(row["activation"], row["norm"], int(row["batch_size"])))
+    rates = {
+        run: fit_growth(own["log10_value"], own["depth_from_output"]).rate
+        for run, own in rows.groupby(["seed", "depth", "width"], observed=True)
+    }
+    seeds, depths, widths = (tuple(sorted(set(map(int, values)))) for values in zip(*rates, strict=True))
+    values = [[[rates[seed, depth, width] for width in widths] for depth in depths] for seed in seeds]
+    return Rates(np.array(values), depths, widths, theory(rows))
 
 
-@cache
-def theory(activation: str, norm: str, batch_size: int) -> float:
-    """The mean-field rate."""
-    return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
+def theory(rows: pd.DataFrame) -> float:
+    """The mean-field rate of the network of these rows."""
+    activation, norm, batch_size = rows.iloc[0][["activation", "norm", "batch_size"]]
+    return _gsc_rate(activation, norm, int(batch_size) if norm == "batch" else None)
+
+
+_gsc_rate = cache(mf.gsc_rate)
 
 
 def name(model: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from scipy import stats
 
 from experiments.archive.tables import Collected
 from experiments.evidence.means import all_of, mean
+from experiments.evidence.rank_correlation import rank_correlation
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table
 from experiments.studies.effective_depth import figures
@@ -31,78 +30,45 @@ def condensed(collected: Collected) -> Collected:
     frame = collected.frame
     shares = frame["quantity"].isin(["contribution", "independent_contribution"])
     ends = frame["quantity"].isin(["effective_depth_low", "effective_depth_high"])
-    before = ends & (frame["step"] < frame["step"].max())
-    return replace(collected, frame=frame[~(shares & (frame["log10_value"] < SMALLEST)) & ~before])
+    dropped = shares & (frame["log10_value"] < SMALLEST) | ends & (frame["step"] < frame["step"].max())
+    return replace(collected, frame=frame[~dropped])
 
 
 def claims(collected: Collected) -> list[Claim]:
     """How many layers count in each network, what depth and skips change, and the check by replacement."""
-    runs = Runs(collected.frame)
-    made = []
-    families: list[tuple[Callable[[Runs, Key, int], Claim], list[Key]]] = [
-        (_half, runs.deep),
-        (_all, runs.shallow),
-        (_grows, runs.deep),
-        (_deeper, [key for key in runs.deep if _like(key, runs.shallow)]),
-        (_skips, [key for key in runs.deep if key[2] == "none" and (*key[:2], "identity", key[3]) in runs.deep]),
-        (_stands, runs.deep),
-    ]
-    for claim, family in families:
-        made += [claim(runs, key, len(family)) for key in family]
+    runs, made = Runs(collected.frame), []
+    alike = {key: other for key in runs.deep for other in runs.shallow if other[:3] == key[:3]}
+    skips = {key: (*key[:2], "identity", key[3]) for key in runs.deep if key[2] == "none"}
+    skips = {key: other for key, other in skips.items() if other in runs.deep}
+    num = len(runs.deep)
+    for key in runs.deep:
+        found, layers = mean(runs.final(key), num), runs.layers(key)
+        says = f"Of {name(key)}, fewer than half of the layers count"
+        made.append(Claim(says, found.below(layers / 2), f"effective depth {found:.1f} of {layers} layers"))
+    for key in runs.shallow:  # decided run by run, so without an interval
+        values, layers = runs.final(key), runs.layers(key)
+        because = f"effective depth {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
+        made.append(Claim(f"Of {name(key)}, all layers count in every run", bool((values == layers).all()), because))
+    for key in runs.deep:
+        depths = runs.by_seed(key, tolerance=TOLERANCES[0])
+        first, last = depths.index[0], depths.index[-1]
+        change = mean(depths.loc[last] - depths.loc[first], num)
+        because = f"from {mean(depths.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}"
+        made.append(Claim(f"The effective depth of {name(key)}, grows while it learns", change.above(0), because))
+    for key, other in alike.items():
+        found = mean(runs.final(key) - runs.final(other), len(alike))
+        says = f"{name(key)}, has a larger effective depth than with depth {other[3]}"
+        made.append(Claim(says, found.above(0), f"larger by {found:.1f}"))
+    for key, other in skips.items():
+        found = mean(runs.final(other) - runs.final(key), len(skips))
+        says = f"Skip connections enlarge the effective depth of {name(key)}"
+        made.append(Claim(says, found.above(0), f"it changes by {found:.1f}"))
+    for key in runs.deep:
+        found, layers = mean(runs.replaceable(key), num), runs.layers(key)
+        says = f"A first-order expansion can replace the last half of {name(key)}"
+        because = f"{found:.1f} of {layers} layers before the loss rises by {SUFFERS:g}"
+        made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
-
-
-def _like(key: Key, others: list[Key]) -> list[Key]:
-    """The networks of other depth that are alike otherwise."""
-    return [other for other in others if other[:3] == key[:3]]
-
-
-def _half(runs: Runs, key: Key, comparisons: int) -> Claim:
-    num, found = runs.layers(key), mean(runs.final(key), comparisons)
-    says = f"Of {name(key)}, fewer than half of the layers count"
-    return Claim(says, found.below(num / 2), f"effective depth {found:.1f} of {num} layers")
-
-
-def _all(runs: Runs, key: Key, comparisons: int) -> Claim:
-    """Decided run by run, so without an interval."""
-    num, values = runs.layers(key), runs.final(key)
-    found = listed(sorted(values.astype(int).unique()), "or")
-    says = f"Of {name(key)}, all layers count in every run"
-    return Claim(says, bool((values == num).all()), f"effective depth {found} of {num} layers")
-
-
-def _grows(runs: Runs, key: Key, comparisons: int) -> Claim:
-    depths = runs.by_seed(key, tolerance=TOLERANCES[0])
-    first, last = depths.index[0], depths.index[-1]
-    change = mean(depths.loc[last] - depths.loc[first], comparisons)
-    return Claim(
-        f"The effective depth of {name(key)}, grows while it learns",
-        change.above(0),
-        f"from {mean(depths.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}",
-    )
-
-
-def _deeper(runs: Runs, key: Key, comparisons: int) -> Claim:
-    (other,) = _like(key, runs.shallow)
-    found = mean(runs.final(key) - runs.final(other), comparisons)
-    says = f"{name(key)}, has a larger effective depth than with depth {other[3]}"
-    return Claim(says, found.above(0), f"larger by {found:.1f}")
-
-
-def _skips(runs: Runs, key: Key, comparisons: int) -> Claim:
-    found = mean(runs.final((*key[:2], "identity", key[3])) - runs.final(key), comparisons)
-    return Claim(
-        f"Skip connections enlarge the effective depth of {name(key)}", found.above(0), f"it changes by {found:.1f}"
-    )
-
-
-def _stands(runs: Runs, key: Key, comparisons: int) -> Claim:
-    found, num = mean(runs.replaceable(key), comparisons), runs.layers(key)
-    return Claim(
-        f"A first-order expansion can replace the last half of {name(key)}",
-        found.above(num / 2),
-        f"{found:.1f} of {num} layers before the loss rises by {SUFFERS:g}",
-    )
 
 
 def _independent(runs: Runs) -> Claim:
@@ -118,19 +84,15 @@ def _independent(runs: Runs) -> Claim:
 
 def _together(runs: Runs) -> Claim:
     """Over networks, by a permutation test of the rank correlation."""
-    parts = [
+    used, replaced = (
         [mean(values(key)).value / runs.layers(key) for key in runs.trained]
         for values in (runs.final, runs.replaceable)
-    ]
-    ranks, others = (stats.zscore(stats.rankdata(part)) for part in parts)
-    found = stats.permutation_test(
-        (ranks,), lambda order, axis: (order * others).mean(axis=axis), permutation_type="pairings", vectorized=True,
-        n_resamples=9999, rng=np.random.default_rng(0),
-    )  # fmt: skip
+    )
+    found = rank_correlation(used, replaced)
     return Claim(
         "The larger the fraction of its layers that a network uses, the smaller the fraction that can be replaced",
-        bool(found.statistic < 0) if found.pvalue < 0.05 else None,
-        f"rank correlation over {len(ranks)} networks {found.statistic:.2f}, p = {found.pvalue:.2g}",
+        found.value < 0 if found.p < 0.05 else None,
+        f"rank correlation over {found.num} networks {found.value:.2f}, p = {found.p:.2g}",
     )
 
 
@@ -188,35 +150,31 @@ that hardly learns can have a large effective depth. With skip connections, most
 networks change the function almost independently of each other.
 """,
     method=f"""
-**Residual trick.** Every layer is the layer before training plus the change by training, f_l = i_l + r_l. At its
-current input its Jacobian is I_l + R_l. The Jacobian of the network is a product over layers, hence a sum with one term
+**Residual trick.** Every layer is the layer before training plus the change by training, f_l = i_l + r_l, with the
+Jacobian I_l + R_l at its current input. The Jacobian of the network is a product over layers, hence a sum with one term
 for each set of layers that contribute R_l instead of I_l. C^k is the sum of the terms with k such layers: the joint
-contribution of k trained layers. All C^k are computed exactly by the recurrence of elementary symmetric polynomials,
-for matrices:
+contribution of k trained layers. All C^k are computed exactly by the recurrence of elementary symmetric polynomials:
 
 - C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)
 
 The share of C^k is its length over the sum of the lengths of all contributions. The **effective depth** is the largest
-k whose share reaches {TOLERANCES[0]:g}. Residual trick and term are those of G. Philipp, D. Song and J. Carbonell
-(arXiv:1712.05577), who bound C^k by norms of the layers. The share of exact contributions is this project's definition
-(`gradscope.effective_depth`). For comparison, the shares are also computed for layers with independent directions, from
-the lengths of I_l and R_l alone.
+k whose share reaches {TOLERANCES[0]:g} (`gradscope.effective_depth`). Residual trick and term are those of G. Philipp,
+D. Song and J. Carbonell (arXiv:1712.05577), who bound C^k by norms of the layers; the share is this project's. For
+comparison, it is also computed for layers with independent directions, from the lengths of I_l and R_l alone.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
 (`gradscope.taylor_losses`). In this expansion the change of one layer never meets that of another. A network suffers if
 its loss rises by more than {SUFFERS:g}, on {TRIED} training digits.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. They are plain or have skip connections: f + V phi(norm(W f)), where one block counts as a layer.
-Each run keeps the learning rate with the lowest final training loss. Effective depths are measured in float64 on a
-batch of digits. They are exact, or estimated from {PROBES} random vectors if batch normalization couples the samples.
+momentum {MOMENTUM:g}. They are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each run
+keeps the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of
+digits, or estimated from {PROBES} random vectors if batch normalization couples the samples.
 """,
     how_sure="""
 Intervals are over seeds, which draw the weights, the order of the digits and the measured digits: 95 %, Student's t.
-The intervals of one kind of claim hold together (Bonferroni). What counts as a layer is a matter of definition: a
-residual block is one layer. The tolerance is a convention, and the table has a second one. Effective depth says how
-much of the change was composed, not whether the change was useful. Wider networks or longer training would give other
-numbers.
+The intervals of one kind of claim hold together (Bonferroni). The tolerance is a convention; the table has a second
+one. Wider networks or longer training would give other numbers.
 """,
     claims=claims,
     answer=answer,
@@ -227,7 +185,7 @@ numbers.
         "the right mark the number of layers. Bars and bands are 95 % intervals over seeds.",
         "contributions": "Shares of the contributions of k trained layers at the end of training, for the deepest "
         "networks. Lines are means of logarithms over seeds. Dotted lines assume layers with independent directions.",
-        "taylor": "Loss of the deepest networks when one first-order expansion replaces their last layers. Lines are "
+        "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers. Lines are "
         "medians over seeds, bands go from the lowest to the highest seed.",
     },
     condensed=condensed,

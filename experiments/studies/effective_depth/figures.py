@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,16 +18,21 @@ from experiments.studies.effective_depth.measurement import TOLERANCES
 from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
 
-def _styles(runs: Runs) -> dict[Key, tuple[object, str]]:
-    """Color by architecture, dashes for residual networks."""
-    architectures = list(dict.fromkeys(key[:2] for key in runs.trained))
-    colors = dict(zip(architectures, sns.color_palette("colorblind"), strict=False))
-    return {key: (colors[key[:2]], "-" if key[2] == "none" else "--") for key in runs.trained}
+def _styles(runs: Runs, keys: Iterable[Key]) -> Iterator[tuple[Key, object, str]]:
+    """Each network with the color of its architecture, and dashes if it is residual."""
+    colors = dict(zip(dict.fromkeys(key[:2] for key in runs.trained), sns.color_palette("colorblind"), strict=False))
+    yield from ((key, colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys)
 
 
-def _deep(runs: Runs) -> Iterator[tuple[Key, object, str]]:
-    styles = _styles(runs)
-    yield from ((key, *styles[key]) for key in runs.deep)
+def _panel() -> tuple[Figure, Axes]:
+    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
+    sns.despine(ax=ax)
+    return figure, ax
+
+
+def _band(ax: Axes, x: pd.Index, middle: Any, low: Any, high: Any, dash: str, label: str, color: object) -> None:
+    ax.plot(x, middle, dash, color=color, label=label)
+    ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -38,25 +44,21 @@ def draw(collected: Collected) -> dict[str, Figure]:
 def over_training(runs: Runs) -> Figure:
     """Effective depth of the deepest networks while they learn, and of all networks at the end."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
-    for key, color, dash in _deep(runs):
+    for key, color, dash in _styles(runs, runs.deep):
         table = runs.by_seed(key, tolerance=TOLERANCES[0])
-        path = [mean(values) for values in table.to_numpy()]
-        left.plot(table.index, [one.value for one in path], dash, color=color, label=name(key, depth=False))
-        low, high = [one.low for one in path], [one.high for one in path]
-        left.fill_between(table.index, low, high, color=color, alpha=0.15, linewidth=0)
+        middle, low, high = zip(*((one.value, one.low, one.high) for one in map(mean, table.to_numpy())), strict=True)
+        _band(left, table.index, middle, low, high, dash, name(key, depth=False), color)
     left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
     left.legend(frameon=False, fontsize=9)
-    styles = _styles(runs)
-    architectures = list(dict.fromkeys((*key[:3],) for key in styles))
-    for key, (color, dash) in styles.items():
-        found, place = mean(runs.final(key)), architectures.index(key[:3])
-        depths = sorted({other[3] for other in styles})
-        shift = 0.16 * (2 * depths.index(key[3]) / max(1, len(depths) - 1) - 1)
+    architectures = list(dict.fromkeys(key[:3] for key in runs.trained))
+    depths = sorted({key[3] for key in runs.trained})
+    for key, color, dash in _styles(runs, runs.trained):
+        place = architectures.index(key[:3]) + 0.16 * (2 * depths.index(key[3]) / max(1, len(depths) - 1) - 1)
         errorbars(
-            right, [place + shift], [found], horizontal=True, color=color,
+            right, [place], [mean(runs.final(key))], horizontal=True, color=color,
             marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
         )  # fmt: skip
-        right.plot(runs.layers(key), place + shift, "|", color="0.3", markersize=10)
+        right.plot(runs.layers(key), place, "|", color="0.3", markersize=10)
     right.set(xlabel="effective depth [layers]", title="at the end; | all layers; filled: deep", xlim=(0, None))
     right.set_yticks(range(len(architectures)), [name((*one, 0), depth=False) for one in architectures])
     right.invert_yaxis()
@@ -67,33 +69,28 @@ def over_training(runs: Runs) -> Figure:
 
 def contributions(runs: Runs) -> Figure:
     """Shares of the contributions of k trained layers, beside those of independent directions."""
-    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(runs):
-        for quantity, style, width in (("contribution", dash, 1.6), ("independent_contribution", ":", 1.2)):
+    figure, ax = _panel()
+    for key, color, dash in _styles(runs, runs.deep):
+        lines = (("contribution", dash, 1.6, name(key, depth=False)), ("independent_contribution", ":", 1.2, None))
+        for quantity, style, width, label in lines:
             means = runs.rows(key, quantity).groupby("index", observed=True)["log10_value"].mean()
-            label = name(key, depth=False) if quantity == "contribution" else None
             ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
     ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
     ax.legend(frameon=False, fontsize=9, title="dotted: independent directions", title_fontsize=9)
-    sns.despine(ax=ax)
     return figure
 
 
 def replaced(runs: Runs) -> Figure:
     """Loss above that of the whole network against the number of replaced layers."""
-    figure, ax = plt.subplots(figsize=(7.4, 4.6), layout="constrained")
-    for key, color, dash in _deep(runs):
-        _band(ax, runs.taylor(key), name(key, depth=False), color, dash)
+    figure, ax = _panel()
+    for key, color, dash in _styles(runs, runs.deep):
+        table = runs.taylor(key)
+        middle, low, high = table.median(axis=1), table.min(axis=1), table.max(axis=1)
+        _band(ax, table.index, middle, low, high, dash, name(key, depth=False), color)
     ax.axhline(SUFFERS, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
     ax.set_yscale("symlog", linthresh=SUFFERS)
     ax.set_ylim(bottom=-SUFFERS)
     ax.legend(frameon=False, fontsize=9)
-    sns.despine(ax=ax)
     return figure
-
-
-def _band(ax: Axes, table: pd.DataFrame, label: str, color: object, dash: str) -> None:
-    ax.plot(table.index, table.median(axis=1), dash, color=color, label=label)
-    ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.15, linewidth=0)

@@ -27,18 +27,10 @@ Digits = tuple[Tensor, Tensor]
 
 
 def measure(
-    model: nn.Module,
-    x: Tensor,
-    *,
-    generator: torch.Generator,
-    steps: int,
-    train_batch_size: int,
-    learning_rates: Sequence[float],
-) -> pd.DataFrame:
-    """Train a network with each learning rate, and measure the one with the lowest final training loss.
-
-    Measured are its accuracy, its effective depth during training, and its loss when a first-order expansion replaces
-    its last layers.
+    model: nn.Module, x: Tensor, *, generator: torch.Generator,
+    steps: int, train_batch_size: int, learning_rates: Sequence[float],
+) -> pd.DataFrame:  # fmt: skip
+    """Accuracy, effective depth during training, and losses of Taylor replacement; for the best of the learning rates.
 
     Arguments:
         model: An MLP with 64 inputs and ten outputs. A copy of it is trained in float32.
@@ -61,24 +53,18 @@ def measure(
         observed("train_loss", min(ends), num_samples=len(digits[0]), step=steps),
         observed("test_accuracy", accuracy_of(states[-1], test), num_samples=len(test[0]), step=steps),
     ]
-    before = _double(model)
+    coupled = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    before, probes = _double(model), PROBES if coupled else "exact"
     for step, state in zip(recorded, states[1:], strict=True):
-        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=_probes(model))
+        found = gs.effective_depth(_double(state), x.double(), initial=before, probes=probes)
         for tolerance in TOLERANCES:
-            ends_of = (found.at(tolerance), *found.interval(tolerance))
-            for name, value in zip(
-                ("effective_depth", "effective_depth_low", "effective_depth_high"), ends_of, strict=True
-            ):
-                parts.append(observed(name, value, step=step, tolerance=tolerance))
+            values = (found.at(tolerance), *found.interval(tolerance))
+            for end, value in zip(("", "_low", "_high"), values, strict=True):
+                parts.append(observed(f"effective_depth{end}", value, step=step, tolerance=tolerance))
         parts.append(observed("independent_depth", _independent(found), step=step, tolerance=TOLERANCES[0]))
-    parts.append(found.to_frame().assign(step=steps))
-    some = tuple(part[:TRIED] for part in digits)
-    parts.append(
-        gs.taylor_losses(_double(states[-1]), (some[0].double(), some[1]), initial=before, loss_fn=_losses).assign(
-            step=steps
-        )
-    )
-    return pd.concat(parts, ignore_index=True)
+    some = digits[0][:TRIED].double(), digits[1][:TRIED]
+    losses = gs.taylor_losses(_double(states[-1]), some, initial=before, loss_fn=_losses)
+    return pd.concat([*parts, *(rows.assign(step=steps) for rows in (found.to_frame(), losses))], ignore_index=True)
 
 
 def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> list[nn.Module]:
@@ -116,11 +102,6 @@ def _losses(output: Tensor, labels: Tensor) -> Tensor:
 
 def _double(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
-
-
-def _probes(model: nn.Module) -> int | str:
-    coupled = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return PROBES if coupled else "exact"
 
 
 def _independent(found: gs.EffectiveDepth) -> int:
