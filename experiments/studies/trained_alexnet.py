@@ -67,7 +67,8 @@ def details(collected: Collected) -> str:
     for model in models:
         last = _means(_last(_part(moved, "model", model)))
         rising += [f"{_unit(unit)} of {_name(model)}, {one:+.2f}" for unit, one in last.items() if one.value > 0]
-        spread.append("from {:.2f} to {:.2f} for {}".format(*_apart(frame, model), _name(model)))
+        before, after = _apart(frame, model)
+        spread.append(f"from {before:.2f} to {after:.2f} for {_name(model)}")
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
     rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
     return (

@@ -96,7 +96,8 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
     """Whether growth is exponential at constant dilution, and slower and as the law predicts with unit skips."""
     exponents, exponent = numbers.exponents(frame, branch), numbers.expected_exponent(frame, branch)
     unit, law = numbers.steadiness(frame, f"{branch}-{UNIT}"), numbers.expected_steadiness(frame, branch, UNIT)
-    constant, growing, relative = map(means.mean, (numbers.steadiness(frame, f"{branch}-1"), unit, unit / law))
+    constant = means.mean(numbers.steadiness(frame, f"{branch}-1"))
+    growing, relative = means.mean(unit), means.mean(unit / law)
     late, power = "growth per block, late over early,", f"a power of the depth has {POWER:.3f}"
     return [
         Claim(
@@ -147,7 +148,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
 
 def _keeps(frame: pd.DataFrame) -> Claim:
     lengths = frame[(frame["case"] == f"relu-{UNIT}") & (frame["quantity"] == "log10_length_growth")]["value"]
-    length, gsc = map(means.mean, (lengths, numbers.from_stem(frame, f"relu-{UNIT}")[:, -1]))
+    length, gsc = means.mean(lengths), means.mean(numbers.from_stem(frame, f"relu-{UNIT}")[:, -1])
     return Claim(
         "A ReLU network with unit skips and without normalization keeps its GSC although its lengths explode",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),

@@ -109,6 +109,8 @@ def excess(frame: pd.DataFrame, chain: str) -> float:
 def by_hand_table(frame: pd.DataFrame) -> str:
     """The chain by hand as a Markdown table, in order of computation."""
     first = frame.drop_duplicates(["quantity", "layer"])
-    hand, auto = (first[first["quantity"] == name].set_index("layer")["value"] for name in ("by_hand", "by_autograd"))
+    hand, auto = (
+        first[first["quantity"] == name].set_index("layer")["value"].to_dict() for name in ("by_hand", "by_autograd")
+    )
     rows = [[name, f"{value:.10g}", f"{auto[name]:.10g}" if name in auto else ""] for name, value in hand.items()]
     return table(["number", "by hand", "automatic"], rows)
