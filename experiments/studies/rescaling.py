@@ -33,11 +33,7 @@ RISE = 0.01
 
 
 def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
-    """A copy in which the output of layer i of L is multiplied by factor^-(L + 1 - i), and the factor of each weight.
-
-    Raises:
-        ValueError: A layer is not positively homogeneous, or the network has no head.
-    """
+    """A copy whose layer i of L has its output multiplied by factor^-(L + 1 - i), and the factor of each weight."""
     activations = [getattr(layer, "activation", None) for layer in model.layers]
     plain = all(isinstance(a, nn.ReLU) for a in activations) and all(layer.norm is None for layer in model.layers)
     if not plain or model.head is None or any(name.endswith("bias") for name, _ in model.named_parameters()):
@@ -55,11 +51,7 @@ def measure(
 ) -> pd.DataFrame:
     """Raw gradients, GSC and training losses of a network and of its copy in other units; ``variant`` names which.
 
-    Arguments:
-        model, x: A ReLU network with a head, and a batch.
-        generator: Draws the linear map that labels the batch.
-        factor: R, by which units change per layer.
-        steps, learning_rate: Of gradient descent on the whole batch.
+    Units change by ``factor`` per layer.  The ``generator`` draws the linear map that labels the batch ``x``.
     """
     if not isinstance(model, MLP):
         raise ValueError(f"Only a gradscope.models.MLP can be rescaled, got {type(model).__name__}.")
@@ -70,11 +62,9 @@ def measure(
     networks = {PLAIN: model, RESCALED: other}
     gradients = {variant: np.log10(raw_gradients(network, x, labels)) for variant, network in networks.items()}
     profiles = {variant: gs.gsc(network, x, probes="exact") for variant, network in networks.items()}
-    rates = {PLAIN: [1.0] * len(factors), RESCALED: [scale**2 for scale in factors], SAME_RATE: [1.0] * len(factors)}
-    losses = {
-        variant: descend(networks.get(variant, other), x, labels, [learning_rate * rate for rate in own], steps)
-        for variant, own in rates.items()
-    }
+    one = [learning_rate] * len(factors)
+    rates = {PLAIN: one, RESCALED: [learning_rate * scale**2 for scale in factors], SAME_RATE: one}
+    losses = {v: descend(networks.get(v, other), x, labels, own, steps) for v, own in rates.items()}
     depth = len(factors) - 1
     layers: dict[str, Any] = {"layer": [f"layers.{i}" for i in range(depth)], "index": np.arange(1, depth + 1)}
     expected = np.arange(depth, 0, -1) * math.log10(factor)
@@ -86,27 +76,24 @@ def measure(
         observed("loss_difference", _distance(losses[RESCALED], losses[PLAIN]), index=np.arange(steps + 1)),
     ]
     parts += [observed("log10_raw_gradient", lengths, variant=v, **layers) for v, lengths in gradients.items()]
-    parts += [profile.to_frame().assign(variant=variant) for variant, profile in profiles.items()]
+    parts += [profile.to_frame().assign(variant=v) for v, profile in profiles.items()]
     parts += [observed("loss", values, index=np.arange(steps + 1), variant=v) for v, values in losses.items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def _distance(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
     """Absolute difference of two loss curves; infinite where either is infinite."""
-    first, second = np.array(values), np.array(others)
-    distance = np.full(first.shape, np.inf)
-    return np.abs(np.subtract(first, second, out=distance, where=np.isfinite(first) & np.isfinite(second)))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return np.nan_to_num(np.abs(np.subtract(values, others)), nan=np.inf, posinf=np.inf)
 
 
 def raw_gradients(model: MLP, x: Tensor, labels: Tensor) -> list[float]:
     """Norm of the gradient of the mean loss with respect to the output of every layer, input first."""
-    outputs = []
-    h = x.flatten(1)
+    outputs = [x.flatten(1)]
     for layer in model.layers:
-        h = layer(h)
-        outputs.append(h)
+        outputs.append(layer(outputs[-1]))
     assert model.head is not None
-    gradients = torch.autograd.grad(functional.cross_entropy(model.head(h), labels), outputs)
+    gradients = torch.autograd.grad(functional.cross_entropy(model.head(outputs[-1]), labels), outputs[1:])
     return [float(gradient.norm()) for gradient in gradients]
 
 
@@ -142,12 +129,10 @@ def figures(collected: Collected) -> dict[str, Figure]:
             _line(ax, table, sns.color_palette("colorblind")[place], f"R = {factor:g}", 4.5 - 1.6 * place)
         sns.despine(ax=ax)
     trained, grown, moved = (claim.holds for claim in _identities(frame))
-    label, words = "layer, from the input", ("they differ", "all the same")
-    ratio = "steeper by R a layer" if grown else "not as R says"
+    label, words = "layer, from the input", {True: "all the same", False: "they differ"}
+    ratio, same = "steeper by R a layer" if grown else "not as R says", words[bool(moved)]
     axes[0].set(xlabel=label, ylabel=r"$\log_{10}$ length of the raw gradient", title=f"raw gradients: {ratio}")
-    axes[1].set(
-        xlabel=label, ylabel=r"$\log_{10}$ GSC (squared convention)", title=f"coefficients: {words[bool(moved)]}"
-    )
+    axes[1].set(xlabel=label, ylabel=r"$\log_{10}$ GSC (squared convention)", title=f"coefficients: {same}")
     axes[2].set(xlabel="step", ylabel="training loss", title=f"training, step sizes rescaled: {words[bool(trained)]}")
     axes[0].legend(frameon=False)
     seeds = frame["seed"].nunique()
@@ -188,14 +173,14 @@ def answer(collected: Collected) -> str:
 
 def _identities(frame: pd.DataFrame) -> list[Claim]:
     """Of training, of raw gradients, and of GSC."""
-    drift = {factor: _largest(frame, "loss_difference", factor) for factor in _factors(frame)}
-    exact = [factor for factor in drift if math.log2(factor).is_integer()]
-    ratio, moved = (max(_largest(frame, name, f) for f in drift) for name in ("ratio_error", "gsc_difference"))
-    most = max(drift)
+    largest = frame.assign(size=frame["value"].abs()).groupby(["quantity", "factor"], observed=True)["size"].max()
+    drift, most = largest["loss_difference"], max(_factors(frame))
+    exact = [factor for factor in _factors(frame) if math.log2(factor).is_integer()]
+    ratio, moved = (float(largest[name].max()) for name in ("ratio_error", "gsc_difference"))
     return [
         Claim(
             "With rescaled learning rates, the rescaled network trains identically",
-            max(drift.values()) < ROUNDING and all(drift[factor] == 0 for factor in exact),
+            bool(drift.max() < ROUNDING and (drift[exact] == 0).all()),
             "largest difference of the loss over all steps and seeds: "
             + ", ".join(f"{_bound(difference)} for R = {factor:g}" for factor, difference in drift.items()),
             identity=True,
@@ -235,11 +220,6 @@ def _factors(frame: pd.DataFrame) -> list[float]:
     return sorted(float(factor) for factor in frame["factor"].unique())
 
 
-def _largest(frame: pd.DataFrame, quantity: str, factor: float) -> float:
-    """Largest absolute value over seeds and layers or steps."""
-    return float(frame[(frame["factor"] == factor) & (frame["quantity"] == quantity)]["value"].abs().max())
-
-
 def _growth(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
     """Growth of the raw gradient per layer toward the input."""
     table = _table(frame, "log10_raw_gradient", variant, factor).to_numpy()
@@ -262,7 +242,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Detect exploding gradients with GSC, not with the norms of raw gradients. Compare raw gradient norms only between
-networks whose layers have the same units, such as one network at several steps of training.
+networks whose layers have the same units.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
@@ -271,26 +251,23 @@ from the output is multiplied by R^-l, for R = {measurement.factor}. ReLU is pos
 matrix is multiplied by R, except the first, which is multiplied by R^-L. The function stays the same, bit for bit if R
 is a power of two.
 
-A weight multiplied by c has a gradient 1/c times as long. It takes the same relative step if its learning rate is
-multiplied by c^2. Both networks are trained with these learning rates ({measurement.learning_rate} for the original) by
-{measurement.steps} steps of gradient descent. The data are {data.batch_size} samples of Gaussian noise, labeled by a
-random linear map. The copy is also trained with one learning rate for all layers.
+A weight multiplied by c takes the same relative step if its learning rate is multiplied by c^2. Both networks are
+trained with these learning rates ({measurement.learning_rate} for the original) by {measurement.steps} steps of
+gradient descent. The data are {data.batch_size} samples of Gaussian noise, labeled by a random linear map. The copy is
+also trained with one learning rate for all layers.
 
 Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
 and the exact GSC of every layer with respect to the logits. The construction is due to G. Philipp, D. Song and J.
 Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
-Only weights, data and labels are random; there are {num_seeds} draws for every R. The identities hold for every draw up
-to rounding. Intervals of losses and rates are 95 % Student's t intervals over these draws. The result is about networks
-whose layers are all positively homogeneous; with tanh the scale would have to be undone outside the nonlinearity.
+Only weights, data and labels are random; there are {num_seeds} draws for every R. Intervals of losses and rates are 95
+% Student's t intervals over these draws. The result is about networks whose layers are all positively homogeneous; with
+tanh the scale would have to be undone outside the nonlinearity.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "rescaling": (
-            "Raw gradients, GSC and training loss of one network in several units. Where curves coincide, the thinner "
-            "one is drawn on top. Bands are one standard deviation over seeds."
-        )
+        "rescaling": "Raw gradients, GSC and training loss of one network in several units. Thin curves are on top.",
     },
 )

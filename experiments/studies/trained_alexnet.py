@@ -36,10 +36,8 @@ def figures(collected: Collected) -> dict[str, Figure]:
 
 def claims(collected: Collected) -> list[Claim]:
     """For each network: which way GSC moves, how far, where most, when; and the accuracies."""
-    moved, made = _movement(collected.frame), list[Claim]()
-    for model in _models(collected):
-        own = _part(moved, "model", model)
-        made += [decide(model, own) for decide in (_falls, _after, _during, _where, _when)]
+    moved, models = _movement(collected.frame), _models(collected)
+    made = [claim for model in models for claim in _of_network(_name(model), _part(moved, "model", model))]
     return [*made, *_accuracy(collected)]
 
 
@@ -67,7 +65,8 @@ def details(collected: Collected) -> str:
     for model in models:
         last = _means(_last(_part(moved, "model", model)))
         rising += [f"{_unit(unit)} of {_name(model)}, {one:+.2f}" for unit, one in last.items() if one.value > 0]
-        spread.append("from {:.2f} to {:.2f} for {}".format(*_apart(frame, model), _name(model)))
+        apart = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
+        spread.append(f"from {apart.iloc[0]:.2f} to {apart.iloc[-1]:.2f} for {_name(model)}")
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
     rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
     return (
@@ -106,12 +105,6 @@ def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _apart(frame: pd.DataFrame, model: str) -> tuple[float, float]:
-    """Standard deviation between runs, averaged over units, at the first and the last record."""
-    deviations = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
-    return deviations.iloc[0], deviations.iloc[-1]
-
-
 def _part(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
     """The rows with this value of an index level, without that level."""
     return table[table.index.get_level_values(level) == value].droplevel(level)
@@ -130,59 +123,45 @@ def _farthest(found: dict[Any, Mean]) -> tuple[Any, Mean]:
     return max(found.items(), key=lambda item: abs(item[1].value))
 
 
-def _falls(model: str, moved: pd.DataFrame) -> Claim:
-    found = list(_means(_last(moved)).values())
-    fallen, risen = sum(one.high < 0 for one in found), sum(one.low > 0 for one in found)
-    return Claim(
-        f"By the end, GSC of most units of {_name(model)} has fallen",
-        means.verdict(fallen > len(found) / 2, risen >= len(found) / 2),
-        f"the mean has fallen in {sum(one.value < 0 for one in found)} of {len(found)} units, the whole interval in "
-        f"{fallen}; the whole interval has risen in {risen}",
-    )
-
-
-def _after(model: str, moved: pd.DataFrame) -> Claim:
-    last = _means(_last(moved))
-    unit, change = _farthest(last)
-    return Claim(
-        f"After training, GSC of every unit of {_name(model)} is within one order of magnitude of that before",
-        means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
-        f"{len(last)} units; the largest change of log10 is that of {_unit(unit)}, {change:.2f}",
-    )
-
-
-def _during(model: str, moved: pd.DataFrame) -> Claim:
-    found = _means(moved[moved.index.get_level_values("step") > 0])
-    (unit, step), change = _farthest(found)
-    loosest = max(found.values(), key=lambda one: max(abs(one.low), abs(one.high)))
-    return Claim(
-        f"At every record, GSC of every unit of {_name(model)} is within one order of magnitude of that before "
-        "training",
-        means.all_of(*(one.within(0.0, ORDER) for one in found.values())),
-        f"{len(found)} intervals; the largest mean is that of {_unit(unit)} at step {step}, {change:.2f}; the largest "
-        f"end of an interval is that of {loosest:.2f}",
-    )
-
-
-def _where(model: str, moved: pd.DataFrame) -> Claim:
-    last = _last(moved)
-    farthest = {seed: str(last[seed].abs().idxmax()) for seed in last}
-    return Claim(
-        f"The unit of {_name(model)} that has moved most by the end is the same in every run",
-        len(set(farthest.values())) == 1,
-        ", ".join(f"{_unit(unit)} by {last[seed][unit]:+.2f}" for seed, unit in farthest.items()),
-    )
-
-
-def _when(model: str, moved: pd.DataFrame) -> Claim:
-    """Whether the path of log10 GSC of the input is longer in the first quarter of the steps than afterwards."""
+def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
+    """Which way GSC of a network moves, how far at the end and at every record, where most, and when."""
+    final = _last(moved)
+    last, records = _means(final), _means(moved[moved.index.get_level_values("step") > 0])
+    fallen, risen = sum(one.high < 0 for one in last.values()), sum(one.low > 0 for one in last.values())
+    (unit, change), ((other, step), largest) = _farthest(last), _farthest(records)
+    loosest = max(records.values(), key=lambda one: max(abs(one.low), abs(one.high)))
+    farthest = {seed: str(final[seed].abs().idxmax()) for seed in final}
     path = _part(moved, "layer", "input").diff().abs()
     early = means.mean(path[path.index <= path.index.max() / 4].sum() / path.sum())
-    return Claim(
-        f"Most of the movement of the input's GSC of {_name(model)} happens in the first quarter of training",
-        early.above(0.5),
-        f"part of the length of its path {early:.2f}",
-    )
+    return [
+        Claim(
+            f"By the end, GSC of most units of {name} has fallen",
+            means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
+            f"the mean has fallen in {sum(one.value < 0 for one in last.values())} of {len(last)} units, the whole "
+            f"interval in {fallen}; the whole interval has risen in {risen}",
+        ),
+        Claim(
+            f"After training, GSC of every unit of {name} is within one order of magnitude of that before",
+            means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
+            f"{len(last)} units; the largest change of log10 is that of {_unit(unit)}, {change:.2f}",
+        ),
+        Claim(
+            f"At every record, GSC of every unit of {name} is within one order of magnitude of that before training",
+            means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
+            f"{len(records)} intervals; the largest mean is that of {_unit(other)} at step {step}, {largest:.2f}; the "
+            f"largest end of an interval is that of {loosest:.2f}",
+        ),
+        Claim(
+            f"The unit of {name} that has moved most by the end is the same in every run",
+            len(set(farthest.values())) == 1,
+            ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
+        ),
+        Claim(
+            f"Most of the movement of the input's GSC of {name} happens in the first quarter of training",
+            early.above(0.5),
+            f"part of the length of its path {early:.2f}",
+        ),
+    ]
 
 
 def _accuracies(metrics: pd.DataFrame) -> dict[str, pd.Series]:
@@ -194,19 +173,14 @@ def _accuracies(metrics: pd.DataFrame) -> dict[str, pd.Series]:
 def _accuracy(collected: Collected) -> list[Claim]:
     """Whether two networks reach different accuracies."""
     assert collected.metrics is not None
-    found = _accuracies(collected.metrics)
+    found = {_name(model): 100 * values for model, values in _accuracies(collected.metrics).items()}
     if len(found) != 2:
         return []
     (a, first), (b, second) = found.items()
-    difference = means.mean(100 * (second - first))
-    return [
-        Claim(
-            f"With this recipe, the test accuracy of {_name(b)} differs from that of {_name(a)}",
-            means.verdict(difference.low > 0 or difference.high < 0, False),
-            f"{_name(a)} {means.mean(100 * first):.1f} %, {_name(b)} {means.mean(100 * second):.1f} %, difference "
-            f"{difference:.1f}",
-        )
-    ]
+    difference = means.mean(second - first)
+    says = f"With this recipe, the test accuracy of {b} differs from that of {a}"
+    because = f"{a} {means.mean(first):.1f} %, {b} {means.mean(second):.1f} %, difference {difference:.1f}"
+    return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 
 
 def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
@@ -239,39 +213,27 @@ is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not th
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC of every unit to the logits is measured exactly, always on the same
-{{monitor.batch_size}} test images. The norm of the gradient of every layer is recorded too. The reshape before the
-first fully connected layer has the GSC of the unit before it, so it is left out.
+{{monitor.batch_size}} test images. The reshape before the first fully connected layer has the GSC of the unit before
+it, so it is left out.
 
-The movement of a unit is log10 GSC at a record minus log10 GSC at step 0 of the same run. "Within one order of
-magnitude" means between -{ORDER:g} and {ORDER:g}, decided by the 95 % intervals of the mean over runs. A claim is
-supported if all intervals lie within, contradicted if one lies outside, and undecided otherwise. GSC is defined by G.
-Philipp, D. Song and J. Carbonell (arXiv:1712.05577). It is squared here; in the convention of that paper, every
-movement is half as large.
+The movement of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means between
+-{ORDER:g} and {ORDER:g} for the mean over runs. A claim is supported if all 95 % intervals lie within, contradicted if
+one lies outside, and undecided otherwise. GSC is squared here; in the convention of G. Philipp, D. Song and J.
+Carbonell (arXiv:1712.05577), every movement is half as large.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. With so
-few runs they are wide, so only a claim with a clear margin is supported. Each interval is that of one unit at one
-record, without correction for their number. The interval of a movement contains the spread of runs at the beginning as
-well as at the end. A few epochs of one recipe say nothing about training to the end or about other learning rates.
+Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
+interval is that of one unit at one record, without correction for their number. The interval of a movement contains the
+spread of runs at the beginning as well as at the end. A few epochs of one recipe say nothing about training to the end
+or about other learning rates.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": (
-            "GSC of every layer to the logits over the steps of training. Red is more than 1, blue is less."
-        ),
-        "gsc_before_after": (
-            "GSC of every unit before and after training, one panel per network. Bands are one standard deviation over "
-            "runs."
-        ),
-        "learning": (
-            "Training loss and test accuracy of both networks over the steps of training. Bands are one standard "
-            "deviation over runs; the legend shows the last accuracy."
-        ),
-        "gradient_norms": (
-            "Norm of the gradient of every layer's parameters over training, one panel per network. Each layer has its "
-            "own marker, and its name at the right end."
-        ),
+        "gsc_over_training": "GSC of every layer to the logits over training. Red is more than 1, blue is less.",
+        "gsc_before_after": "GSC of every unit before and after training, one panel per network.",
+        "learning": "Training loss and test accuracy of both networks over the steps of training.",
+        "gradient_norms": "Norm of the gradient of every layer's parameters over training, one panel per network.",
     },
     details=details,
     results="alexnet",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
@@ -30,9 +29,8 @@ def claims(collected: Collected) -> list[Claim]:
     alarms, frame = _alarms(collected), collected.frame
     networks, plain = (list(part["model"].unique()) for part in (frame, frame[frame["norm"] == "none"]))
     larger = "At a given learning rate, the networks with larger GSC at step 0 are those that fail"
-    each = (decide.warns, decide.silent, decide.tells)
     return [
-        *(claim(alarms, name) for claim in each for name in alarms.fired),
+        *(claim(alarms, name) for claim in (decide.warns, decide.silent, decide.tells) for name in alarms.fired),
         *([decide.update_first(alarms)] if "update" in alarms.fired else []),
         *decide.reliable(alarms),
         decide.at_once(alarms),
@@ -45,19 +43,18 @@ def claims(collected: Collected) -> list[Claim]:
 def answer(collected: Collected) -> str:
     """The signal that announces most failures, its false alarms, and what reliable signals announce."""
     alarms = _alarms(collected)
-    num = len(alarms.table)
     if not len(alarms.leads):
-        return f"None of {num} runs fails."
+        return f"None of {len(alarms.table)} runs fails."
     if not alarms.fired:
-        return f"{len(alarms.leads)} of {num} runs fail, and no signal fires before."
+        return f"{len(alarms.leads)} of {len(alarms.table)} runs fail, and no signal fires before."
     most = str(alarms.leads.notna().sum().idxmax())
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
-        f"The {WORDS[most]} announces most failures: {alarms.part(warned.notna())}, "
-        f"{decide.lead_in_words(alarms, warned)} before. But it is a false alarm in {alarms.false_alarms(most)} "
-        f"without failure. Signals that are reliable (false alarms surely in less than {100 * MOST_FALSE_ALARMS:g} % "
-        f"of these) are: {decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce "
-        f"{alarms.part(sure.notna())}, {decide.lead_in_words(alarms, sure)} before."
+        f"The {WORDS[most]} announces most failures: {alarms.announced(warned)}, {alarms.typical(warned)} before. But "
+        f"it is a false alarm in {alarms.false_alarms(most)} without failure. Signals that are reliable (false alarms "
+        f"surely in less than {100 * MOST_FALSE_ALARMS:g} % of these) are: "
+        f"{decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce {alarms.announced(sure)}, "
+        f"{alarms.typical(sure)} before."
     )
 
 
@@ -75,10 +72,10 @@ def details(collected: Collected) -> str:
     ]
     if alarms.fired:
         first = decide.firsts(found).sum()
+        names = decide.names_in_words(first.index[first == first.max()])
         parts.append(
-            "The signal that is most often first is: "
-            f"{decide.names_in_words(list(first.index[first == first.max()]))}, in {first.max()} runs, at thresholds "
-            "with different rates of false alarms."
+            f"The signal that is most often first is: {names}, in {first.max()} runs, at thresholds with different "
+            "rates of false alarms."
         )
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
@@ -99,16 +96,12 @@ def _signals(alarms: Alarms) -> str:
     """A table of all signals that fired."""
     found, to_nan, first = alarms.leads, signals.leads(alarms.table, "nan_step"), decide.firsts(alarms.leads)
     head = ["signal", "failures announced", "first", "lead to failure", "lead to NaN", "false alarms", "equally long"]
-
-    def row(name: str) -> list[str]:
-        leads: list[pd.Series] = [found[name], to_nan[name]]
-        return [
-            WORDS[name], str(alarms.part(found[name].notna())), str(first[name].sum()),
-            *(decide.lead_in_words(alarms, lead) for lead in leads), str(alarms.false_alarms(name)),
-            f"{alarms.matched(name):.2f}",
-        ]  # fmt: skip
-
-    return table(head, map(row, sorted(alarms.fired, key=lambda name: -found[name].notna().sum())))
+    rows = []
+    for name in sorted(alarms.fired, key=lambda name: -found[name].notna().sum()):
+        leads = [alarms.typical(steps[name]) for steps in (found, to_nan)]
+        false = alarms.false_alarms(name), f"{alarms.matched(name):.2f}"
+        rows.append([WORDS[name], alarms.announced(found[name]), first[name].sum(), *leads, *false])
+    return table(head, rows)
 
 
 def _sensitivity(alarms: Alarms) -> str:
@@ -117,7 +110,7 @@ def _sensitivity(alarms: Alarms) -> str:
     for limit in LIMITS:
         verdicts, warned = alarms.reliable(limit), decide.warned_by(alarms, limit)
         names = [decide.named(verdicts, verdict) for verdict in (True, None)]
-        rows.append([f"{100 * limit:g} %", *names, *(str(alarms.part(lead.notna())) for lead in warned)])
+        rows.append([f"{100 * limit:g} %", *names, *map(alarms.announced, warned)])
     head = ["accepted false alarms", "reliable", "undecided", "failures announced", "with the undecided signals"]
     return table(head, rows)
 
@@ -132,21 +125,19 @@ STUDY = Study(
     answer=answer,
     use="""
 Stop a run only on a loss jump, and expect little time: it comes just before the failure. Treat a long update as a hint
-to look at the run, not as a reason to stop it. Do not rely on GSC at initialization to predict which network fails at a
-given learning rate.
+to look at the run, not as a reason to stop it. Do not rely on GSC at initialization to predict failures.
 """,
     method=f"""
 Plain networks of depth {DEPTH} and width {WIDTH} learn digits by SGD with momentum in float32. Over {NUM_STEPS} steps,
-the learning rate rises linearly to its peak, as in a range test (L. N. Smith, arXiv:1506.01186), so training goes well
-until it fails. Three networks explode at initialization (relu_batch, tanh_layer, selu), two do not (relu, tanh). Peaks
-range from sane to far too large. Everything is recorded at every step before the update. GSC is estimated from
-{NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
+the learning rate rises linearly to its peak (range test, L. N. Smith, arXiv:1506.01186), so training goes well until it
+fails. Of five networks, relu_batch, tanh_layer and selu explode at initialization. GSC is estimated from {NUM_PROBES}
+random vectors, the same at every step, on {NUM_IMAGES} test images.
 
-**Failure** is the first step whose loss is not finite or above {FAILURE / GUESSING:g} ln 10, that is,
-{FAILURE / GUESSING:g} times the loss of guessing among ten classes. Runs that do not fail are the controls. A control
-has **learned** if its last loss is below {LEARNED / GUESSING:g} times the loss of guessing. **Signals** have thresholds
-that were fixed before these runs; where the monitor has a threshold, it is used. A *jump* is relative to the median of
-up to {RECENT} previous steps, and needs at least {FEWEST}:
+**Failure** is the first step whose loss is not finite or above {FAILURE / GUESSING:g} ln 10, {FAILURE / GUESSING:g}
+times the loss of guessing. Runs that do not fail are the controls. A control has **learned** if its last loss is below
+{LEARNED / GUESSING:g} times the loss of guessing. **Signals** have thresholds that were fixed before these runs, those
+of the monitor where it has one. A *jump* is relative to the median of up to {RECENT} previous steps, and needs at least
+{FEWEST}:
 
 - *loss jump*: the loss is above {LOSS_JUMP:g} times that median;
 - *gradient jump*: the norm of the whole gradient is above {signals.GRADIENT_JUMP:g} times its median;
@@ -155,52 +146,35 @@ up to {RECENT} previous steps, and needs at least {FEWEST}:
 - *GSC*: GSC of some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
 - *GSC jump*: the largest GSC of all layers is above {signals.GSC_JUMP:g} times its median.
 
-Loss jump and failure are two thresholds of one number. If the median is near the loss of guessing, the jump is at
-{LOSS_JUMP * GUESSING / FAILURE:g} times the loss that counts as failure. So it shows the beginning of the failure, and
-is not an independent sign of it.
+Loss jump and failure are two thresholds of one number: if the median is near the loss of guessing, the jump is at
+{LOSS_JUMP * GUESSING / FAILURE:g} times the loss that counts as failure.
 
 A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps
-between; the lead to a non-finite loss (NaN) is that of runs that reach one. In a control, the same signal is a **false
-alarm**. Controls are monitored to their last step, but failing runs only to their failure. Therefore false alarms are
-also given for **equally long** monitoring: the part of all pairs of a control and a failing run in which the control
-fires before the step at which the other fails.
-
-A signal is **reliable** if the whole interval of its false alarms is below {100 * MOST_FALSE_ALARMS:g} % of the
-controls, unreliable if the whole interval is above, and undecided otherwise. Nothing is claimed about a signal that
-never fired, neither in a control nor before a failure.
+between, also to a non-finite loss (NaN). In a control, the same signal is a **false alarm**. Failing runs are monitored
+only to their failure. Therefore false alarms are also given for **equally long** monitoring: the part of all pairs of a
+control and a failing run in which the control fires before the other fails. A signal is **reliable** if the whole
+interval of its false alarms is below {100 * MOST_FALSE_ALARMS:g} % of the controls and unreliable if it is above.
+Signals that never fired are not judged.
 """,
     how_sure=f"""
-Seeds of one network at one learning rate (a cell) resemble each other, and failures come from few cells. Therefore the
-95 % intervals resample whole cells. They are widened to those of independent runs (Wilson for proportions, order
-statistics for medians) where these are wider. With few cells, intervals tend to be too narrow, and they only cover
-these networks and learning rates. Which signal is first depends on the thresholds, whose false alarms differ. The frame
-contains the step at which each threshold was passed, not the signals, so the order at equal false alarms is unknown.
+Seeds of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
+cells, and are widened to those of independent runs (Wilson for proportions, order statistics for medians) where these
+are wider. With few cells, intervals tend to be too narrow, and they only cover these networks and learning rates. The
+order of signals at equal false alarms is unknown.
 
 Failures after the last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. Claims that
 begin with "exploratory" were made after a first look at the runs, and reliable signals are judged by the runs in which
-they were found. Other networks, other thresholds and slower learning rates would give other leads. The networks with
-the largest GSC at step 0 have normalization, which also bounds the effect of a long update on the output. The ranking
-cannot separate the two. A threshold of 10^{EXTREME_LOG10:g} for GSC would need networks deeper than these.
+they were found. The networks with the largest GSC at step 0 have normalization, which also bounds the effect of a long
+update on the output. The ranking cannot separate the two. A threshold of 10^{EXTREME_LOG10:g} for GSC would need
+networks deeper than these.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": (
-            "Failing runs that each signal announces, and controls in which it is a false alarm, to the last step or "
-            "monitored as long as a failing run. Bars are 95 % intervals over cells."
-        ),
-        "leads": (
-            "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. Diamonds "
-            "are medians, bars their 95 % intervals."
-        ),
-        "one_run": (
-            "Loss and signals of one run, each divided by its own threshold. A signal fires where its curve first "
-            "exceeds 1."
-        ),
-        "failures": (
-            "Percentage of runs that fail, by network and peak learning rate. Networks are sorted by their largest GSC "
-            "at step 0, which is given as log10 below the name."
-        ),
+        "warnings": "Failing runs that each signal announces, and controls in which it is a false alarm.",
+        "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run.",
+        "one_run": "Loss and signals of one run, each over its own threshold. A signal fires where it first exceeds 1.",
+        "failures": "Percentage of runs that fail, by network and peak learning rate.",
     },
     details=details,
     condensed=signals.condensed,

@@ -74,15 +74,20 @@ class Alarms:
         known = values.dropna()
         return median(known, self._drawn(known.index))
 
+    def announced(self, values: pd.Series) -> Part:
+        """The proportion of failing runs that have a lead."""
+        return self.part(values.notna())
+
+    def typical(self, values: pd.Series) -> str:
+        """The median of the leads, in words."""
+        return f"{self.median(values)} steps" if values.notna().any() else "none"
+
     def false_alarms(self, name: str) -> Part:
         """The proportion of controls in which a signal fires."""
         return self.part(self.false[name])
 
     def matched(self, name: str) -> Between:
-        """Part of the pairs of a control and a failing run in which the control fires before the other fails.
-
-        So controls are monitored for as long as failing runs.
-        """
+        """Part of the pairs of a control and a failing run in which the control fires before the other fails."""
         pairs, controls, failing = self._pairs(name)
         resampled = _pair_means(pairs, controls, failing)
         return Between(float(pairs.mean()) if pairs.size else np.nan, *interval(resampled))
@@ -97,13 +102,13 @@ class Alarms:
 
     def reliable(self, limit: float) -> dict[str, bool | None]:
         """Whether each signal that fired is a false alarm in less than ``limit`` of the controls."""
-        above = {name: self.false_alarms(name).above(limit) for name in self.fired}
-        return {name: None if over is None else not over for name, over in above.items()}
+        found = {name: self.false_alarms(name).interval for name in self.fired}
+        return {name: verdict(high < limit, low > limit) for name, (low, high) in found.items()}
 
     def ranking(self, models: npt.ArrayLike) -> Between | None:
-        """Area under the ROC curve of log10 GSC at step 0, over pairs of one learning rate and seed.
+        """Part of the pairs of one learning rate and seed in which the failing network has the larger GSC at step 0.
 
-        It is the part of the pairs in which the failing network has the larger GSC, or None if there is no pair.
+        It is the area under the ROC curve, or None if there is no pair.
         """
         own = self.table[self.table.index.get_level_values("model").isin(np.asarray(models))]
         drawn, start = self._drawn(own.index), own["log10_gsc_at_start"].to_numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -23,28 +25,24 @@ LATE = 2 * FEWEST
 
 def warns(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures."""
-    warned = alarms.part(alarms.leads[name].notna())
-    says = f"{WORDS[name]} announces most failures"
-    return Claim(says, warned.most, f"{warned}; median lead {lead_in_words(alarms, alarms.leads[name])}")
+    lead, warned = alarms.typical(alarms.leads[name]), alarms.announced(alarms.leads[name])
+    return Claim(f"{WORDS[name]} announces most failures", warned.most, f"{warned}; median lead {lead}")
 
 
 def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal is silent in most controls, to their last step."""
-    quiet_part = alarms.part(~alarms.false[name])
-    learned = alarms.part(~quiet(alarms.table, learned=True)[name])
+    every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
     says = f"{WORDS[name]} is silent in most runs that do not fail"
-    return Claim(says, quiet_part.most, f"{quiet_part}; of those that learned, {learned}")
+    return Claim(says, every.most, f"{every}; of those that learned, {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
-    warned, matched, more = (
-        alarms.part(alarms.leads[name].notna()), alarms.matched(name), alarms.advantage(name)
-    )  # fmt: skip
+    warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
     return Claim(
         f"Exploratory: {WORDS[name]} fires more often before a failure than in a control monitored equally long",
         more.above(0.0),
-        f"{warned.value:.2f} of the failing runs, {matched:.2f} of the controls, difference {more:.2f}",
+        f"{warned:.2f} of the failing runs, {alarms.matched(name):.2f} of the controls, difference {more:.2f}",
     )
 
 
@@ -66,28 +64,26 @@ def reliable(alarms: Alarms) -> list[Claim]:
     """What reliable signals announce together; decided only if the undecided signals change nothing."""
     sure, perhaps = warned_by(alarms, MOST_FALSE_ALARMS)
     verdicts = alarms.reliable(MOST_FALSE_ALARMS)
-    together = f"{named(verdicts, True)} (undecided: {named(verdicts, None)})"
+    together = f"; {named(verdicts, True)} (undecided: {named(verdicts, None)})"
     late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
     others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
     early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
         _most("Some reliable signal announces most failures", alarms, sure, perhaps, together),
-        _most(f"Exploratory: the same for failures after step {LATE}", alarms, sure[late], perhaps[late], ""),
-        _most(
-            "Exploratory: some reliable signal other than the loss jump announces most failures", alarms, *others, ""
-        ),
+        _most(f"Exploratory: the same for failures after step {LATE}", alarms, sure[late], perhaps[late]),
+        _most("Exploratory: some reliable signal other than the loss jump announces most failures", alarms, *others),
         Claim(
             f"The first reliable signal mostly comes {FEW_STEPS} steps or more before the failure",
             early[0].most if early[0].most is early[1].most else None,
-            f"{early[0]}; median lead {lead_in_words(alarms, sure)}; with the undecided signals {early[1]}",
+            f"{early[0]}; median lead {alarms.typical(sure)}; with the undecided signals {early[1]}",
         ),
     ]
 
 
-def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str) -> Claim:
-    least, best = alarms.part(sure.notna()), alarms.part(perhaps.notna())
-    because = f"{least}{'; ' if what else ''}{what}; with the undecided signals {best}"
-    return Claim(says, verdict(least.most is True, best.most is False), because)
+def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
+    least, best = alarms.announced(sure), alarms.announced(perhaps)
+    holds = verdict(least.most is True, best.most is False)
+    return Claim(says, holds, f"{least}{what}; with the undecided signals {best}")
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
@@ -103,23 +99,17 @@ def at_once(alarms: Alarms) -> Claim:
     ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
-    return Claim(
-        f"In most runs that reach a non-finite loss, it comes {FEW_STEPS} steps after the failure or sooner",
-        soon.most,
-        f"{soon}; median {lead_in_words(alarms, after)}",
-    )
+    says = f"In most runs that reach a non-finite loss, it comes {FEW_STEPS} steps after the failure or sooner"
+    return Claim(says, soon.most, f"{soon}; median {alarms.typical(after)}")
 
 
 def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     """Whether the failing networks among these have larger GSC at step 0."""
     area = alarms.ranking(models)
-    return Claim(
-        says,
-        None if area is None else area.above(0.5),
-        "there are 0 learning rates at which some networks fail and others do not"
-        if area is None
-        else f"part of the pairs of runs in which the failing one has the larger GSC {area:.2f}; chance is 0.5",
-    )
+    if area is None:
+        return Claim(says, None, "there are 0 learning rates at which some networks fail and others do not")
+    because = f"part of the pairs of runs in which the failing one has the larger GSC {area:.2f}; chance is 0.5"
+    return Claim(says, area.above(0.5), because)
 
 
 def largest(alarms: Alarms) -> Claim:
@@ -140,12 +130,7 @@ def firsts(found: pd.DataFrame) -> pd.DataFrame:
     return found.eq(found.max(axis=1), axis=0)
 
 
-def lead_in_words(alarms: Alarms, values: pd.Series) -> str:
-    """The median of the leads that are not NaN."""
-    return f"{alarms.median(values)} steps" if values.notna().any() else "none"
-
-
-def names_in_words(names: list[str]) -> str:
+def names_in_words(names: Iterable[str]) -> str:
     """The signals as a list in a sentence."""
     return listed(WORDS[name] for name in names)
 

@@ -26,21 +26,17 @@ def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
 
 
 def _warnings(alarms: Alarms) -> Figure:
-    """For each signal that fired: failures announced, false alarms to the last step, and false alarms in equal time."""
     figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
     names, colors = alarms.fired, sns.color_palette("colorblind")
     warned = [alarms.part(alarms.leads[name].notna()) for name in names]
-    false = [alarms.false_alarms(name) for name in names]
-    matched = [alarms.matched(name) for name in names]
-    bars = (
-        (
-            [(one.value, *one.interval) for one in warned],
-            f"warned before the failure, {len(alarms.leads)} failing runs",
-        ),
-        ([(one.value, *one.interval) for one in false], f"false alarm to the last step, {len(alarms.false)} controls"),
-        ([(one.value, one.low, one.high) for one in matched], "false alarm, watched as long as a failing run"),
-    )
-    for number, (values, label) in enumerate(bars):
+    parts = {
+        f"warned before the failure, {len(alarms.leads)} failing runs": warned,
+        f"false alarm to the last step, {len(alarms.false)} controls": map(alarms.false_alarms, names),
+    }
+    bars = {label: [(one.value, *one.interval) for one in found] for label, found in parts.items()}
+    matched = map(alarms.matched, names)
+    bars["false alarm, watched as long as a failing run"] = [(one.value, one.low, one.high) for one in matched]
+    for number, (label, values) in enumerate(bars.items()):
         value, low, high = 100 * np.array(values).reshape(-1, 3).T
         place = np.arange(len(names)) + 0.27 * (number - 1)
         hatch = ("", "", "///")[number]
@@ -92,7 +88,6 @@ def _beside(values: pd.Series) -> pd.Series:
 
 
 def _one_run(frame: pd.DataFrame) -> Figure:
-    """Loss and signals of one run, each over its own threshold."""
     figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     limits = {"loss": FAILURE} | THRESHOLDS
     rows = frame[frame["quantity"].isin(list(limits))]
@@ -105,11 +100,8 @@ def _one_run(frame: pd.DataFrame) -> Figure:
     ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold", ylim=SHOWN)
     if len(rows):
         one = rows.iloc[0]
-        ax.set_title(
-            f"One run, the last to fail: {one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}; "
-            f"beyond {SHOWN[1]:g} not shown",
-            fontsize=10,
-        )
+        run = f"{one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}"
+        ax.set_title(f"One run, the last to fail: {run}; beyond {SHOWN[1]:g} not shown", fontsize=10)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return figure

@@ -14,10 +14,6 @@ from gradscope import frames
 from gradscope.frames import observed
 from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
 
-WORDS = {
-    "loss_jump": "loss jump", "gradient_jump": "gradient jump", "update": "update", "weight_growth": "weight growth",
-    "gsc": "GSC", "gsc_jump": "GSC jump",
-}  # fmt: skip
 KEYS = ["model", "lr", "seed"]
 GUESSING = math.log(10)
 FAILURE, LEARNED = 10 * GUESSING, 0.5 * GUESSING
@@ -30,6 +26,7 @@ THRESHOLDS = {
     "gsc": 10.0**EXTREME_LOG10,
     "gsc_jump": GSC_JUMP,
 }
+WORDS = {name: name.replace("_", " ").replace("gsc", "GSC") for name in THRESHOLDS}
 
 
 def condensed(collected: Collected) -> Collected:
@@ -44,20 +41,15 @@ def condensed(collected: Collected) -> Collected:
     about = collected.frame[config].drop_duplicates(KEYS).set_index(KEYS, drop=False).loc[found.index]
     columns: dict[str, Any] = {str(name): about[name].to_numpy() for name in about}
     parts = [observed(str(name), found[name], step=0, **columns) for name in found]
-    if (example := _last_to_fail(found)) is not None:
+    failing, ended = (found[np.isfinite(found[end])] for end in ("failure_step", "nan_step"))
+    if len(failing):
+        example = (ended if len(ended) else failing)["failure_step"].idxmax()
         steps = table.groupby(level=KEYS, observed=True).get_group(example).droplevel([*KEYS])
         own = {name: values[found.index == example][0] for name, values in columns.items()}
         known = (steps[name].dropna() for name in ("loss", *THRESHOLDS))
         parts += [observed(str(one.name), one, step=one.index, **own) for one in known if len(one)]
     metrics = collected.metrics.sort_values("step").groupby(KEYS, observed=True, sort=False).tail(1)
     return replace(collected, frame=pd.concat(parts, ignore_index=True), metrics=metrics)
-
-
-def _last_to_fail(found: pd.DataFrame) -> object:
-    for candidates in (found[np.isfinite(found["nan_step"])], found[np.isfinite(found["failure_step"])]):
-        if len(candidates):
-            return candidates["failure_step"].idxmax()
-    return None
 
 
 def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -98,12 +90,11 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
     nan = ~np.isfinite(table["loss"])
     passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
     passed |= {f"first_{name}": table[name] > threshold for name, threshold in THRESHOLDS.items()}
-    found = {
-        name: steps.where(where, math.inf).groupby(level=KEYS, observed=True).min() for name, where in passed.items()
-    }
+    first = pd.DataFrame({name: steps.where(where, math.inf) for name, where in passed.items()})
     own = table.groupby(level=KEYS, observed=True)
     last = own["loss"].agg(lambda losses: losses.iloc[-1])  # also where it is NaN
-    return pd.DataFrame(found | {"log10_gsc_at_start": own["start"].first(), "last_loss": last.fillna(math.inf)})
+    found = first.groupby(level=KEYS, observed=True).min()
+    return found.assign(log10_gsc_at_start=own["start"].first(), last_loss=last.fillna(math.inf))
 
 
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -113,17 +104,17 @@ def runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
-    """Steps from each signal to the failure, or to ``end``, for the runs that reach it.
-
-    NaN if the signal did not fire before the failure.
-    """
+    """Steps from each signal to the failure, or to ``end``; NaN if the signal did not fire before the failure."""
     ended = found[np.isfinite(found[end])]
-    firsts = ended[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    firsts = _firsts(ended)
     return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
 
 
 def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
     """Whether each signal fired, for the runs that did not fail; with ``learned`` only for those that learned."""
     others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
-    firsts = others[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
-    return firsts.apply(np.isfinite)
+    return _firsts(others).apply(np.isfinite)
+
+
+def _firsts(found: pd.DataFrame) -> pd.DataFrame:
+    return found[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)

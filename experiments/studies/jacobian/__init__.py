@@ -32,29 +32,35 @@ def claims(collected: Collected) -> list[Claim]:
     """The linear map, areas, and norm, volume and effective rank at depth."""
     frame = collected.frame
     volumes = {model: numbers.rate(frame, model, "mean_log_singular_value") for model in DEEP}
-    kept, grown = (volumes[model] for model in ROTATIONS)
-    expected = numbers.gaussian_log_volume(numbers.width(frame))
+    norms = {model: numbers.rate(frame, model, "log_qm_norm") for model in GAUSSIAN}
+    linear, (kept, grown) = volumes["linear"], (volumes[model] for model in ROTATIONS)
+    expected, says = numbers.gaussian_log_volume(numbers.width(frame)), "mean log singular value per layer"
     return [
-        _proportional(frame),
-        _areas(frame),
+        *_near_a_point(frame),
         _identity(frame),
-        *(_norm(frame, model) for model in GAUSSIAN),
+        *(
+            Claim(
+                f"In quadratic mean, the Jacobian of the {model} network neither explodes nor vanishes",
+                norm.within(0.0, STABLE),
+                f"ln qm per layer {norm:.4f}; stable means within {STABLE:.4f} of 0",
+            )
+            for model, norm in norms.items()
+        ),
         *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
         Claim(
             "The linear network loses as much volume as its Gaussian matrices",
-            volumes["linear"].within(expected, STABLE),
-            f"mean log singular value per layer {volumes['linear']:.4f}, expected {expected:.4f}; equal means within "
-            f"{STABLE:.4f}",
+            linear.within(expected, STABLE),
+            f"{says} {linear:.4f}, expected {expected:.4f}; equal means within {STABLE:.4f}",
         ),
         Claim(
             "Control: the volume of the orthogonal network neither collapses nor explodes",
             kept.within(0.0, STABLE),
-            f"mean log singular value per layer {kept:z.4f}; stable means within {STABLE:.4f} of 0",
+            f"{says} {kept:z.4f}; stable means within {STABLE:.4f} of 0",
         ),
         Claim(
             "Control: the volume of the expanding network explodes",
             grown.above(STABLE),
-            f"mean log singular value per layer {grown:.4f}; exploding means above {STABLE:.4f}",
+            f"{says} {grown:.4f}; exploding means above {STABLE:.4f}",
         ),
         *(_few(frame, model) for model in GAUSSIAN),
         *(_most_collapse(frame, model) for model in GAUSSIAN),
@@ -64,7 +70,7 @@ def claims(collected: Collected) -> list[Claim]:
 def answer(collected: Collected) -> str:
     """The linear map, areas, and how many directions carry the norm."""
     frame = collected.frame
-    near = _proportional(frame).holds and _areas(frame).holds
+    near = all(claim.holds for claim in _near_a_point(frame))
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"The Jacobian is {'' if near else 'not shown to be '}the linear map that the network follows near a point: "
@@ -89,22 +95,20 @@ def details(collected: Collected) -> str:
     )
 
 
-def _proportional(frame: pd.DataFrame) -> Claim:
-    slope = numbers.slope(frame)
-    return Claim(
-        "The relative error of the linearization falls in proportion to the step",
-        slope.within(1.0, SLOPE_MARGIN),
-        f"slope on logarithmic axes {slope:.4f}; equal means within {SLOPE_MARGIN:g} of 1",
-    )
-
-
-def _areas(frame: pd.DataFrame) -> Claim:
-    error = numbers.area_error(frame)
-    return Claim(
-        "Small squares are scaled by |det J|",
-        error.below(SMALL),
-        f"relative difference at the smallest step, {STEPS[0]:g}: {error:.2g}; small means below {SMALL:g}",
-    )
+def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
+    slope, error = numbers.slope(frame), numbers.area_error(frame)
+    return [
+        Claim(
+            "The relative error of the linearization falls in proportion to the step",
+            slope.within(1.0, SLOPE_MARGIN),
+            f"slope on logarithmic axes {slope:.4f}; equal means within {SLOPE_MARGIN:g} of 1",
+        ),
+        Claim(
+            "Small squares are scaled by |det J|",
+            error.below(SMALL),
+            f"relative difference at the smallest step, {STEPS[0]:g}: {error:.2g}; small means below {SMALL:g}",
+        ),
+    ]
 
 
 def _identity(frame: pd.DataFrame) -> Claim:
@@ -119,15 +123,6 @@ def _identity(frame: pd.DataFrame) -> Claim:
         smallest >= -ROUNDING,
         f"{norms.size} layers of {len(DEEP)} networks, smallest difference "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
-    )
-
-
-def _norm(frame: pd.DataFrame, model: str) -> Claim:
-    found = numbers.rate(frame, model, "log_qm_norm")
-    return Claim(
-        f"In quadratic mean, the Jacobian of the {model} network neither explodes nor vanishes",
-        found.within(0.0, STABLE),
-        f"ln qm per layer {found:.4f}; stable means within {STABLE:.4f} of 0",
     )
 
 
@@ -161,57 +156,49 @@ the effective rank together: a stable norm can hide that nearly all directions h
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
-{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. A grid around x is mapped by the network and by
-f(x) + J dx. Two numbers are measured against the step h:
+{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. Two numbers are measured against the step h:
 
 - the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u; it
   falls like h if J is the derivative;
 - the area of the image of a square of side h, divided by h^2; it tends to |det J|.
 
 **Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three have Gaussian
-weights: *linear*, *tanh* and *selu*. Two are controls with known results. *Orthogonal* is linear with uniformly random
-orthogonal weights and keeps every length and volume. *Expanding* is the same network with weights multiplied by
-{SCALE:g}. Four numbers are computed from the singular values s_i of the Jacobian from the input to every layer:
+weights: *linear*, *tanh* and *selu*. Two are controls: *orthogonal* is linear with uniformly random orthogonal weights,
+and in *expanding* these are multiplied by {SCALE:g}. Four numbers are computed from the singular values s_i of the
+Jacobian from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, the logarithm of the factor per dimension by which J scales volumes. It is
-  summed layer by layer, because small singular values of the product are smaller than the rounding errors of large
-  ones. It is at most ln qm(J), since a geometric mean is at most a quadratic mean;
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). It is summed layer by layer, because small
+  singular values of the product are smaller than the rounding errors of large ones;
 - the same mean without the largest tenth;
-- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all are equal, and 1 if one has all of
-  the norm. Below {FEW:g} n, few directions carry the norm.
+- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio): n if all are equal, 1 if one has all of the norm.
+  Below {FEW:g} n, few directions carry the norm.
 
 Rates are changes per layer over the half of the layers farther from the input. Explode, vanish and collapse are defined
 as for GSC: a square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices of variance
-1 / n, the mean of ln|det W| / n is known: the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
+1 / n, the mean of ln|det W| / n is the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. Two numbers count as equal if the whole
-interval lies within a stated margin; a wide interval that contains the number is not enough. Two results are known
-beforehand: ln qm is at least the mean log singular value, and the rates of rotations. They check the measurement, and a
-failure would be a bug. Everything is exact in float64 except for rounding, which limits the error of the linearization
-at the smallest steps.
+Intervals are 95 % Student's t intervals over initializations and input points. The inequality of the two means and the
+rates of rotations are known beforehand, so they check the measurement. Everything is exact in float64 except for
+rounding, which limits the error of the linearization at the smallest steps.
 
-Most of the loss of volume is due to Gaussian matrices, which lose volume by themselves. So a collapsing volume says
-more about the weights than about the nonlinearity. Rates over half of the layers still contain some effect of the first
-layers, because tanh networks settle slowly; deeper networks would show more. The effective rank and the rotations were
-added after norms and volumes had been seen. The networks are square and have no normalization, because layer
-normalization and ReLU make Jacobians singular, with volume zero.
+Gaussian matrices lose volume by themselves. So a collapsing volume says more about the weights than about the
+nonlinearity. Rates over half of the layers still contain some effect of the first layers, because tanh networks settle
+slowly. The effective rank and the rotations were added after norms and volumes had been seen. The networks are square
+and have no normalization, because layer normalization and ReLU make Jacobians singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
         "grid": (
-            "A grid of the plane, mapped by a tanh network and by its linearization at the center, for three "
-            "initializations. Near the center both agree."
+            "A grid of the plane, mapped by a tanh network and by its linearization at the center, where they agree."
         ),
         "steps": (
-            "Error of the linearization (left) and of the area (right) against the step, one curve per initialization. "
-            "The dashed lines are proportional to the step and to its square."
+            "Error of the linearization (left) and of the area (right) against the step, one curve per initialization."
         ),
         "volume": (
-            "Singular values of the Jacobian from the input to each layer, one panel per network: means (top) and "
-            "effective rank (bottom). Bands are 95 % intervals over seeds."
+            "Means (top) and effective rank (bottom) of the singular values from the input to each layer, by network."
         ),
     },
     details=details,

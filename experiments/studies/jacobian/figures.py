@@ -30,7 +30,6 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 
 def _grid(frame: pd.DataFrame) -> Figure:
-    """The image of a grid and its linearization at the center, for three initializations."""
     rows = frame[frame["model"] == "plane"]
     seeds = sorted(rows["seed"].unique())[:3]
     figure, axes = plt.subplots(1, len(seeds), figsize=(4.4 * len(seeds), 4.6), layout="constrained", squeeze=False)
@@ -53,15 +52,12 @@ def _draw_grid(ax: Axes, rows: pd.DataFrame) -> None:
     flat = affine[:, :1].T + points @ affine[:, 1:].T
     num = round(math.sqrt(len(points)))
     blue, orange = sns.color_palette("colorblind")[:2]
-    for values, color, width, label in (
-        (flat, orange, 0.8, "linearization f(x) + J dx"),
-        (image.to_numpy(), blue, 1.1, "network"),
-    ):
+    styles = ((flat, orange, 0.8, "linearization f(x) + J dx"), (image.to_numpy(), blue, 1.1, "network"))
+    for values, color, width, label in styles:
         table = values.reshape(num, num, 2)
-        for lines in (table, table.transpose(1, 0, 2)):
-            for line in lines:
-                ax.plot(line[:, 0], line[:, 1], color=color, linewidth=width, label=label)
-                label = "_nolegend_"
+        for line in (*table, *table.transpose(1, 0, 2)):
+            ax.plot(line[:, 0], line[:, 1], color=color, linewidth=width, label=label)
+            label = "_nolegend_"
     ax.plot(*affine[:, 0], "o", color="black", markersize=5, label="f(x)", zorder=5)
     ax.set(xlabel="first output", ylabel="second output")
     sns.despine(ax=ax)
@@ -72,33 +68,30 @@ def _steps(frame: pd.DataFrame) -> Figure:
     errors = numbers.rows_of(frame, "linearization_error")
     determinants = numbers.rows_of(frame, "determinant").set_index("seed")["value"]
     areas = numbers.rows_of(frame, "area")
-    distances = (areas["value"] / areas["seed"].map(determinants) - 1).abs()
     color = sns.color_palette("colorblind")[0]
-    for ax, rows, values in ((left, errors, errors["value"]), (right, areas, distances)):
-        for _, part in rows.assign(shown=values).groupby("seed", observed=True):
-            ax.plot(part["step"], part["shown"], "o-", color=color, alpha=0.5, markersize=3, linewidth=1)
-        ax.set(xscale="log", yscale="log", xlabel="step h")
-        sns.despine(ax=ax)
-    left.plot(STEPS, STEPS, color="0.4", linestyle="--", linewidth=1, label="proportional to h")
-    right.plot(STEPS, STEPS**2, color="0.4", linestyle="--", linewidth=1, label="proportional to $h^2$")
-    left.set_ylabel("relative error of the linearization")
-    right.set_ylabel(r"relative difference of area and $|\det J|$")
-    for ax in (left, right):
+    difference = areas.assign(value=(areas["value"] / areas["seed"].map(determinants) - 1).abs())
+    for ax, rows, power, to, label in (
+        (left, errors, 1, "h", "relative error of the linearization"),
+        (right, difference, 2, "$h^2$", r"relative difference of area and $|\det J|$"),
+    ):
+        for _, part in rows.groupby("seed", observed=True):
+            ax.plot(part["step"], part["value"], "o-", color=color, alpha=0.5, markersize=3, linewidth=1)
+        ax.plot(STEPS, STEPS**power, color="0.4", linestyle="--", linewidth=1, label=f"proportional to {to}")
+        ax.set(xscale="log", yscale="log", xlabel="step h", ylabel=label)
         ax.legend(frameon=False, fontsize=9)
-    figure.suptitle(
-        f"Linearization of a map of the plane; {errors['seed'].nunique()} initializations, a line each", fontsize=10
-    )
+        sns.despine(ax=ax)
+    about = f"{errors['seed'].nunique()} initializations, a line each"
+    figure.suptitle(f"Linearization of a map of the plane; {about}", fontsize=10)
     return figure
 
 
 def _volume(frame: pd.DataFrame) -> Figure:
-    """Means of the singular values above, the effective rank below."""
     size = (2.9 * len(DEEP), 6.0)
     figure, axes = plt.subplots(
         2, len(DEEP), figsize=size, layout="constrained", sharex=True, sharey="row", height_ratios=(3, 2)
     )
     colors, lines = sns.color_palette("colorblind"), ("-", "--", ":")
-    seeds, width = frame["seed"].nunique(), numbers.width(frame)
+    width = numbers.width(frame)
     for column, model in zip(axes.T, DEEP, strict=True):
         for color, line, (quantity, label) in zip(colors, lines, WORDS.items(), strict=False):
             _band(column[0], numbers.by_depth(frame, model, quantity) / math.log(10), color, line, label)
@@ -110,15 +103,12 @@ def _volume(frame: pd.DataFrame) -> Figure:
     axes[1, 0].set_ylabel("effective rank")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(
-        f"Jacobian from the input to each layer, width {width}; mean over {seeds} seeds, band: 95 % interval",
-        fontsize=10,
-    )
+    about = f"width {width}; mean over {frame['seed'].nunique()} seeds, band: 95 % interval"
+    figure.suptitle(f"Jacobian from the input to each layer, {about}", fontsize=10)
     return figure
 
 
 def _band(ax: Axes, table: pd.DataFrame, color: object, line: str, label: str | None) -> None:
-    """The mean over seeds, with a band for its interval."""
     found = [means.mean(values) for _, values in table.items()]
     ax.plot(table.columns, [one.value for one in found], line, color=color, linewidth=1.6, label=label)
     low, high = np.transpose([(one.low, one.high) for one in found])

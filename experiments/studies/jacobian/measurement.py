@@ -21,15 +21,9 @@ FEW = 0.1
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_lines: int, extent: float) -> pd.DataFrame:
-    """Grid, areas and linearization of a map of the plane, or singular values by depth of any other network.
+    """Measure a map of the plane if the input ``x`` (1, n) has n = 2, or singular values by depth of other networks.
 
-    Arguments:
-        model, x: A network and one input, (1, n); n = 2 means a map of the plane.
-        generator: Draws the directions of the steps.
-        num_lines, extent: Lines of the grid in each direction, and half its side.
-
-    Raises:
-        ValueError: ``x`` holds more than one input.
+    The grid of the plane has ``num_lines`` lines in each direction, and half its side is ``extent``.
     """
     if len(x) != 1:
         raise ValueError(f"The Jacobian is measured at one point: got {len(x)} samples, set data.batch_size=1.")
@@ -59,51 +53,42 @@ def _plane(model: nn.Module, x: Tensor, generator: torch.Generator, num_lines: i
 
 
 def _area(corners: Tensor) -> Tensor:
-    """Area of a polygon, (k, 2) -> (): half the sum of cross products of neighboring corners."""
+    """Area of a polygon, (k, 2) -> ()."""
     after = corners.roll(-1, dims=0)
     return (corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]).sum().abs() / 2
 
 
 def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Four numbers of the singular values s_1 >= ... >= s_n of the Jacobian from the input to every layer.
+    """Four numbers of the singular values of the Jacobian from the input to every layer.
 
-        log_qm_norm               ln of the root of their mean square
-        mean_log_singular_value   mean of ln s_i
-        mean_log_of_most          mean of ln s_i without the largest tenth
-        effective_rank            (sum s_i^2)^2 / sum s_i^4: n if all are equal, 1 if one has all of the norm
-
-    Small singular values of a deep Jacobian are below the rounding error of the large ones, so their logarithms are
-    never taken.  ln|det J| is summed over layers instead, and the part of the largest tenth is subtracted.
+    Small singular values of a deep Jacobian are below the rounding error of the large ones.  So ln|det J| is summed
+    over layers, and the part of the largest tenth is subtracted.
     """
     captured = gs.capture(model, x)
     names = [layer.name for layer in captured.units]
     total, volume = torch.eye(x.shape[1], dtype=x.dtype), 0.0
     few = math.ceil(FEW * x.shape[1])
-    numbers: dict[str, list[float]] = {}
+    rows = []
     for before, name in itertools.pairwise(names):
         step = captured.jacobian(before, name).dense()
         total, volume = step @ total, volume + float(torch.linalg.slogdet(step).logabsdet)
         singular = torch.linalg.svdvals(total)
         shares = (singular / singular[0]).square()
-        found = {
-            "log_qm_norm": float(gs.qm_norm(total).log()),
-            "mean_log_singular_value": volume / len(step),
-            "mean_log_of_most": (volume - float(singular[:few].log().sum())) / (len(step) - few),
-            "effective_rank": float(shares.sum().square() / shares.square().sum()),
-        }
-        for quantity, value in found.items():
-            numbers.setdefault(quantity, []).append(value)
+        rows.append(
+            {
+                "log_qm_norm": float(gs.qm_norm(total).log()),
+                "mean_log_singular_value": volume / len(step),
+                "mean_log_of_most": (volume - float(singular[:few].log().sum())) / (len(step) - few),
+                "effective_rank": float(shares.sum().square() / shares.square().sum()),
+            }
+        )
     index = np.arange(1, len(names))
-    parts = [observed(quantity, values, layer=names[1:], index=index) for quantity, values in numbers.items()]
+    parts = [observed(str(name), own, layer=names[1:], index=index) for name, own in pd.DataFrame(rows).items()]
     return pd.concat(parts, ignore_index=True)
 
 
 def rotations(depth: int, width: int, scale: float, in_features: int, *, generator: torch.Generator) -> MLP:
-    """Layers f_l = scale Q_l f_{l-1}, the Q_l independent and uniform among orthogonal matrices (width, width).
-
-    All singular values of the Jacobian from the input to layer l are scale^l.  If the input does not have ``width``
-    features, the first matrix has orthonormal rows or columns.
-    """
+    """Layers f_l = scale Q_l f_{l-1} with uniformly random orthogonal Q_l; singular values are scale^l."""
     network = MLP(
         depth=depth, width=width, in_features=in_features, activation="linear", init="orthogonal", generator=generator
     )

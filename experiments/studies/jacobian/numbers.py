@@ -31,10 +31,7 @@ def by_depth(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
 
 
 def rate(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
-    """Mean change per layer over the half of the layers farther from the input, where the first layers matter little.
-
-    Logarithms of random networks are random walks; their mean increment is the best estimate of their slope.
-    """
+    """Mean change per layer over the half of the layers farther from the input."""
     values = by_depth(frame, model, quantity).to_numpy()
     begin = values.shape[1] // 2 - 1  # layer L / 2 of L, because the first is layer 1
     return means.mean((values[:, -1] - values[:, begin]) / (values.shape[1] - 1 - begin))

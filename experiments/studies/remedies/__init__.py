@@ -34,7 +34,7 @@ def claims(collected: Collected) -> list[Claim]:
     found = numbers.outcomes(collected.frame)
     linear = found["relu_batch"]["looks_linear"]
     return [
-        *_all_lower(found).values(),
+        *_all_lower(found),
         *(_repeats(found, b, remedy) for b in BASELINES for remedy in TWINS[b]),
         *(_same_rate(found, b) for b in BASELINES),
         *(_keeps_layers(found["tanh_large"], remedy) for remedy in ("lecun", "lsuv")),
@@ -51,7 +51,7 @@ def claims(collected: Collected) -> list[Claim]:
 def answer(collected: Collected) -> str:
     """How many remedies help, which helps most, and whether little growth has a price."""
     found = numbers.outcomes(collected.frame)
-    lowers, best = [claim.holds for claim in _all_lower(found).values()], []
+    lowers, best = [claim.holds for claim in _all_lower(found)], []
     for baseline, by_remedy in found.items():
         least = min(numbers.remedies_of(baseline, by_remedy), key=lambda name: float(by_remedy[name].total.mean()))
         before, after = (by_remedy[name].total.mean() for name in (NONE, least))
@@ -81,8 +81,7 @@ def details(collected: Collected) -> str:
     orders = (f"{numbers.correlation(b, own, 'nlc').value:.2f} for {NAMES[b]}" for b, own in found.items())
     parts = [
         f"Remedies that remove the growth and keep more than {100 * MOSTLY:.0f} % of the nonlinearity of the outputs: "
-        f"{listed(examples)}. The rank correlation of GSC and NLC is {listed(orders)}; it is not a test, because the "
-        "square of NLC is GSC except for the mean of the outputs."
+        f"{listed(examples)}. The rank correlation of GSC and NLC, which is not a test, is {listed(orders)}."
     ]
     for baseline, by_remedy in found.items():
         head = [NAMES[baseline], "log10 GSC, input to output", "rate per layer", "mean field", "not affine",
@@ -95,15 +94,10 @@ def details(collected: Collected) -> str:
 
 def _row(baseline: str, remedy: str, outcome: Outcome) -> list[str]:
     affine = f"below {ROUNDING:g}" if outcome.affine else f"{means.mean(outcome.nonlinearity):.2f}"
-    return [
-        f"{REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''}",
-        f"{means.mean(outcome.total):.2f}",
-        f"{means.mean(outcome.rate):.3f}",
-        "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}",
-        affine,
-        f"{means.geometric_mean(outcome.last_layer):.1g}",
-        f"{means.geometric_mean(outcome.nlc):.3g}",
-    ]
+    theory = "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}"
+    growth = f"{means.mean(outcome.total):.2f}", f"{means.mean(outcome.rate):.3f}", theory
+    levels = f"{means.geometric_mean(outcome.last_layer):.1g}", f"{means.geometric_mean(outcome.nlc):.3g}"
+    return [f"{REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''}", *growth, affine, *levels]
 
 
 def _change(found: Outcomes, baseline: str, remedy: str, other: str) -> Mean:
@@ -112,10 +106,9 @@ def _change(found: Outcomes, baseline: str, remedy: str, other: str) -> Mean:
     return means.mean(found[baseline][remedy].total - found[baseline][other].total, comparisons)
 
 
-def _all_lower(found: Outcomes) -> dict[tuple[str, str], Claim]:
-    """By network and remedy, without those that repeat another network."""
-    pairs = ((b, remedy) for b in BASELINES for remedy in numbers.remedies_of(b, found[b]))
-    return {(baseline, remedy): _lowers(found, baseline, remedy) for baseline, remedy in pairs}
+def _all_lower(found: Outcomes) -> list[Claim]:
+    """Of all remedies except those that repeat another network."""
+    return [_lowers(found, b, remedy) for b in BASELINES for remedy in numbers.remedies_of(b, found[b])]
 
 
 def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
@@ -159,7 +152,6 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
 
 
 def _all_paid_for(found: Outcomes) -> dict[tuple[str, str], Claim]:
-    """By network and measure of nonlinearity."""
     return {(NAMES[b], MEASURES[measure]): _paid_for(found, b, measure) for b in BASELINES for measure in TESTED}
 
 
@@ -178,7 +170,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Reduce depth, add skip connections, or change weights or normalization; the table in the details ranks the remedies of
-each network. Check nonlinearity as well as growth: an affine map has no growth, but no use either.
+each network. Check nonlinearity too: an affine map has no growth, but no use either.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
@@ -190,52 +182,41 @@ with one change, with the number of parameters equal within 1 %:
 - **residual**: unit skips f + V phi(W f), two linear maps per block, half as many blocks
 - **batch**, **layer**: normalization of the pre-activations; **plain**: no normalization
 - **he**, **lecun**, **xavier** (in square layers the same as lecun), **orthogonal**, **critical** (chi_1 = 1 in mean
-  field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV**: orthonormal, then
-  each layer divided by the standard deviation of its output over a batch (arXiv:1511.06422,
+  field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422,
   `gradscope.initializers.lsuv`)
 
-**Repeated networks.** Some changes give the same network as another in mean field, which only knows the variance of
-weights. For tanh without biases, critical is lecun, and orthogonal has the same variance. Batch normalization undoes
-every scale, so xavier, orthogonal and LSUV leave the network unchanged. For SELU, LSUV sets what SELU already has.
-These changes are marked †, compared with the network they repeat, and not counted as remedies.
+**Repeated networks.** Mean field only knows the variance of weights, so some changes repeat another network. For tanh
+without biases, critical is lecun, and orthogonal has the same variance. Batch normalization undoes every scale, so
+xavier, orthogonal and LSUV leave the network unchanged. For SELU, LSUV sets what SELU already has. These changes are
+marked †, compared with the network they repeat, and not counted as remedies.
 
-**Growth** is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not. The
-rate per layer or block is shown too, with that of mean field if there is one. A remedy **lowers** GSC if the whole
-interval of the change of log10 GSC is below -{LEAST:.2f}. That is the growth over {DEPTH} layers at a rate of
-{EXPLODING_RATE:g}, which `gradscope.coefficients.growth` calls the edge of no growth. The intervals of these changes
-are simultaneous (Bonferroni).
+**Growth** is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not. A
+remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. That is the growth over {DEPTH} layers
+at a rate of {EXPLODING_RATE:g}, which `gradscope.coefficients.growth` calls the edge of no growth.
 
 **Nonlinearity** is measured in three ways. The first is the part of the variance of the outputs that the best affine
 map of the inputs leaves, on {NUM_FITTED} further samples, corrected for the size of the fit. It is 0 for an affine map
-and 1 if nothing is affine, as in chaos. The second is the same part for the nonlinearity of the last layer, with one
-line per neuron. The third is the nonlinearity coefficient, NLC (arXiv:1806.00179), which is 1 for an affine map.
+and 1 in chaos. The second is the same part for the nonlinearity of the last layer, with one line per neuron. The third
+is the nonlinearity coefficient, NLC (arXiv:1806.00179), which is 1 for an affine map.
 
-**Price.** Whether less growth means less nonlinearity is a question about remedies, not about seeds. It is answered by
-Spearman's rank correlation of growth and nonlinearity over the networks (means over seeds). The p value is the part of
-all orders that correlate as strongly (exact, two-sided). There are {NUM_TESTS} correlations, so p must be below
-{SIGNIFICANCE:g} / {NUM_TESTS}. NLC is shown but not tested: on such data, its square is GSC from input to output except
-for the mean of the outputs. For tanh that mean is zero, so both agree by construction.
+**Price.** Less growth and less nonlinearity are compared by Spearman's rank correlation over the networks (means over
+seeds). The p value is the part of all orders that correlate as strongly (exact, two-sided). There are {NUM_TESTS}
+correlations, so p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: on such data, its square is GSC
+except for the mean of the outputs, which is zero for tanh.
 """,
     how_sure="""
-Intervals are Student's t intervals over initializations, with differences paired by seed (NLC: of the geometric mean).
-They are 95 % intervals in the tables, and simultaneous 95 % intervals for the claims about changes of GSC. Two choices
-were made after a first look at the data: the smallest change that counts (before, any change of known sign counted),
-and which networks are counted once. Remedies were chosen, not drawn at random, and there are few per network, so an
-order that is undecided here may be real. There is one depth, one number of parameters, and Gaussian noise, at
-initialization. The study does not say how the networks train; a network that is nearly affine at first need not stay
-so. Remedies are not combined.
+Intervals are 95 % Student's t intervals over initializations, with differences paired by seed (NLC: of the geometric
+mean). Those of the claims about changes of GSC are simultaneous (Bonferroni). Two choices were made after a first look
+at the data: the smallest change that counts (before, any change of known sign counted), and which networks are counted
+once. Remedies were chosen, not drawn at random, and there are few per network, so an order that is undecided here may
+be real. There is one depth, one number of parameters, and Gaussian noise, all at initialization. A network that is
+nearly affine at first need not stay so when it trains.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "growth": (
-            "Growth from input to output (top) and per layer (bottom) for every remedy, one column per network. The "
-            "square is the unchanged network; vertical bars are mean field, whiskers 95 % intervals."
-        ),
-        "cost": (
-            "Three measures of nonlinearity (rows) against growth, one column per network. Bars are 95 % intervals; "
-            "hollow markers repeat another network in mean field."
-        ),
+        "growth": "Growth from input to output (top) and per layer (bottom) for every remedy, one column per network.",
+        "cost": "Three measures of nonlinearity (rows) against growth, one column per network.",
     },
     details=details,
 )

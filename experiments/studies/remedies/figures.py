@@ -30,7 +30,6 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 
 def _growth(found: Outcomes) -> Figure:
-    """log10 GSC from input to output, and the rate."""
     figure, axes = plt.subplots(2, len(found), figsize=(12.6, 8.0), layout="constrained")
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):
         order = sorted(by_remedy, key=lambda remedy: by_remedy[remedy].total.mean())
@@ -41,9 +40,8 @@ def _growth(found: Outcomes) -> Figure:
             if not math.isnan(theory := by_remedy[remedy].theory):
                 column[1].plot(theory, place, "|", color="0.15", markersize=13, markeredgewidth=1.6)
         column[1].set(xlabel="GSC rate a layer (squared); bars: mean field")
-    figure.suptitle(
-        f"Remedies at equal parameters; mean over {_num_seeds(found)} seeds, whiskers: 95 % interval", fontsize=11
-    )
+    about = f"mean over {_num_seeds(found)} seeds, whiskers: 95 % interval"
+    figure.suptitle(f"Remedies at equal parameters; {about}", fontsize=11)
     return figure
 
 
@@ -68,11 +66,11 @@ def _cost(found: Outcomes) -> Figure:
                 color, marker = styles[remedy]
                 hollow = remedy in TWINS[baseline]
                 total, level = means.mean(outcome.total), numbers.level(outcome, measure)
+                face, edge, width = ("none", color, 1.5) if hollow else (color, "0.2", 0.5)
                 bars = ax.errorbar(
                     total.value, level.value, xerr=means.errors([total]), yerr=means.errors([level]),
-                    fmt=marker, color=color, markersize=7,
-                    capsize=2, elinewidth=1, markerfacecolor="none" if hollow else color,
-                    markeredgecolor=color if hollow else "0.2", markeredgewidth=1.5 if hollow else 0.5,
+                    fmt=marker, color=color, markersize=7, capsize=2, elinewidth=1,
+                    markerfacecolor=face, markeredgecolor=edge, markeredgewidth=width,
                 )  # fmt: skip
                 if remedy not in shown or not hollow:
                     shown[remedy] = bars
@@ -83,9 +81,9 @@ def _cost(found: Outcomes) -> Figure:
         column[-1].set_xlabel(TOTAL)
     for ax, measure in zip(axes[:, 0], MEASURES, strict=True):
         ax.set_ylabel(LABELS[measure])
-    handles = [shown[remedy] for remedy in REMEDIES if remedy in shown]
-    words = [REMEDIES[remedy] for remedy in REMEDIES if remedy in shown]
-    figure.legend(handles, words, loc="outside right center", frameon=False, fontsize=9)
+    words = {remedy: word for remedy, word in REMEDIES.items() if remedy in shown}
+    handles = [shown[remedy] for remedy in words]
+    figure.legend(handles, list(words.values()), loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(
         f"Growth and nonlinearity; mean over {_num_seeds(found)} seeds, bars: 95 % interval, hollow: to mean field the "
         "same network as another",

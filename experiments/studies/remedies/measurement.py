@@ -23,7 +23,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     "relu_batch": {"activation": "relu", "norm": "batch"},
     "selu": {"activation": "selu"},
 }
-INITS = ("he", "lecun", "xavier", "orthogonal")
+INITS = ("he", "lecun", "xavier", "orthogonal", "looks_linear")
+# Normalization of the remedies that change it.
+NORMS = {"batch": "batch", "layer": "layer", "plain": "none", "looks_linear": "none"}
 NONE = "none"
 # Factor by which "wider" has fewer layers; numbers of samples for the affine fit and for LSUV.
 FEWER, NUM_FITTED, NUM_SCALED = 5, 1000, 256
@@ -35,35 +37,24 @@ NLC_PROBES = 16
 def network(case: str, depth: int, width: int, in_features: int, *, generator: torch.Generator) -> nn.Module:
     """The network of a case ``<baseline>-<remedy>``, with about as many parameters as a plain one of depth and width.
 
-    All networks end with a linear map to ten outputs.
-
-    Remedies: ``none``; ``wider``, a fifth of the layers; ``residual``, unit skips around half as many blocks of two
-    linear maps; ``batch`` and ``layer`` normalization, ``plain`` without any; the initializations he, lecun, xavier,
-    orthogonal, looks_linear (without normalization), critical, and lsuv on a separate batch.
-
-    Raises:
-        ValueError: There is no such case.
+    The method of the study lists the remedies.  LSUV uses a separate batch.
     """
     baseline, _, remedy = case.partition("-")
     if baseline not in BASELINES:
         raise ValueError(f"A case begins with one of {', '.join(BASELINES)}, got {case!r}.")
-    sizes = {"depth": depth, "width": width, "in_features": in_features, "out_features": NUM_OUTPUTS}
-    options = {**sizes, **BASELINES[baseline]}
+    options: dict[str, Any] = {"depth": depth, "width": width, "in_features": in_features, "out_features": NUM_OUTPUTS}
+    options |= BASELINES[baseline]
     if remedy == "wider":
         options["depth"] = max(1, depth // FEWER)
         options["width"] = equal_width(in_features * width + (depth - 1) * width**2, options["depth"], in_features)
     elif remedy == "residual":
         options |= {"residual": "identity", "depth": max(1, depth // 2)}
-    elif remedy in ("batch", "layer"):
-        options["norm"] = remedy
-    elif remedy == "plain":
-        options["norm"] = "none"
-    elif remedy in (*INITS, "looks_linear"):
+    elif remedy in NORMS:
+        options["norm"] = NORMS[remedy]
+    elif remedy not in (NONE, "critical", "lsuv", *INITS):
+        raise ValueError(f"No remedy {remedy!r}; the study remedies lists them.")
+    if remedy in INITS:
         options |= {"init": remedy, "weight_variance": None}
-        if remedy == "looks_linear":
-            options["norm"] = "none"
-    elif remedy not in (NONE, "critical", "lsuv"):
-        raise ValueError(f"No remedy {remedy!r}; see experiments.studies.remedies.measurement.network.")
     model = MLP(**options, generator=generator)
     if remedy == "critical":
         initializers.critical(model, options["activation"], generator=generator)
@@ -74,10 +65,8 @@ def network(case: str, depth: int, width: int, in_features: int, *, generator: t
 
 def equal_width(num_parameters: int, depth: int, in_features: int) -> int:
     """Width w of a plain network with about ``num_parameters`` weights: in_features w + (depth - 1) w^2."""
-    if depth == 1:
-        return max(1, round(num_parameters / in_features))
     root = math.sqrt(in_features**2 + 4 * (depth - 1) * num_parameters)
-    return max(1, round((root - in_features) / (2 * (depth - 1))))
+    return max(1, round(2 * num_parameters / (root + in_features)))
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
@@ -92,26 +81,18 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
     fresh = torch.randn(NUM_FITTED, *x.shape[1:], generator=generator).to(x)
     with torch.no_grad(), torch.random.fork_rng():
         error = network_linear_fit_error(fresh.flatten(1), model(fresh))
-    return pd.concat(
-        [
-            profile,
-            last,
-            observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)),
-            observed("network_linear_fit_error", error, num_samples=len(fresh)),
-            observed("num_parameters", sum(parameter.numel() for parameter in model.parameters())),
-        ],
-        ignore_index=True,
-    )
+    parts = [
+        observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)),
+        observed("network_linear_fit_error", error, num_samples=len(fresh)),
+        observed("num_parameters", sum(parameter.numel() for parameter in model.parameters())),
+    ]
+    return pd.concat([profile, last, *parts], ignore_index=True)
 
 
 def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
     """Part of the variance of the outputs y (N, m) that the best affine map of the inputs x (N, d) leaves.
 
-    It is the residual sum of squares over N - d - 1, divided by the total over N - 1, each summed over outputs.  It is
-    0 for an affine map, and unbiased for independent noise.
-
-    Raises:
-        ValueError: N is at most d + 1.
+    It is the residual sum of squares over N - d - 1, divided by the total over N - 1, each summed over outputs.
     """
     x, y = x.double(), y.double()
     num, size = x.shape
@@ -128,14 +109,12 @@ def rate(case: str, batch_size: int) -> float:
     baseline, _, remedy = case.partition("-")
     options = BASELINES[baseline]
     activation, norm = options["activation"], options.get("norm", "none")
-    norm = {"batch": "batch", "layer": "layer", "plain": "none", "looks_linear": "none"}.get(remedy, norm)
-    if remedy == "residual":
+    norm = NORMS.get(remedy, norm)
+    if remedy == "residual" or (remedy, activation) == ("he", "selu"):  # with the latter, lengths grow without bound
         return math.nan
     if norm != "none":
         return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
     if remedy == "lsuv":
         return mf.gsc_rate(activation, q=1.0)
-    if remedy == "he" and activation == "selu":
-        return math.nan  # lengths grow without bound
     variances = {"he": 2.0, "lecun": 1.0, "xavier": 1.0, "orthogonal": 1.0, "critical": 1.0}
     return mf.gsc_rate(activation, weight_variance=variances.get(remedy, options.get("weight_variance")))

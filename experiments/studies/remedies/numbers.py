@@ -61,14 +61,12 @@ def outcomes(frame: pd.DataFrame) -> Outcomes:
     """Outcomes by baseline and remedy, in the order of `REMEDIES`."""
     batch_size = int(frame["batch_size"].iloc[0])
     by_case = {str(case): rows for case, rows in frame.groupby("case", sort=False, observed=True)}
-    return {
-        baseline: {
-            remedy: _outcome(by_case[f"{baseline}-{remedy}"], measurement.rate(f"{baseline}-{remedy}", batch_size))
-            for remedy in REMEDIES
-            if f"{baseline}-{remedy}" in by_case
-        }
-        for baseline in BASELINES
-    }
+    found: Outcomes = {baseline: {} for baseline in BASELINES}
+    for baseline, by_remedy in found.items():
+        for remedy in REMEDIES:
+            if (case := f"{baseline}-{remedy}") in by_case:
+                by_remedy[remedy] = _outcome(by_case[case], measurement.rate(case, batch_size))
+    return found
 
 
 def _outcome(rows: pd.DataFrame, theory: float) -> Outcome:

@@ -22,19 +22,23 @@ RESNET_BLOCKS, RESNET_WIDTH = 15, 16
 STEADY = 0.02
 # log10 up to which GSC counts as kept over all blocks; lengths grow by tens of orders of magnitude.
 KEEPS = 1.0
+RESNETS = ("resnet-0", f"resnet-{UNIT}")
 
 
 def claims(collected: Collected) -> list[Claim]:
     """Dilution, exponential or power, single blocks, and the ResNet."""
     frame = collected.frame
-    rows = [_undiluted(frame, branch) for branch in BRANCHES]
-    rows += _diluted_by_all(frame)
-    rows += [_diluted(frame, branch, "4", NARROW) for branch in BRANCHES]
-    for branch in BRANCHES:
-        rows += _by_depth(frame, branch)
-    rows += [_in_blocks(frame, branch, case) for branch in BRANCHES for case in CASES]
-    rows += [_without_excess(frame, "relu", "a linear map"), _without_excess(frame, "relu_end", "the ReLU")]
-    return [*rows, _keeps(frame), _lowers(frame), _flattens(frame)]
+    return [
+        *(_undiluted(frame, branch) for branch in BRANCHES),
+        *_diluted_by_all(frame),
+        *(_diluted(frame, branch, "4", NARROW) for branch in BRANCHES),
+        *(claim for branch in BRANCHES for claim in _by_depth(frame, branch)),
+        *(_in_blocks(frame, branch, case) for branch in BRANCHES for case in CASES),
+        _without_excess(frame, "relu", "a linear map"),
+        _without_excess(frame, "relu_end", "the ReLU"),
+        _keeps(frame),
+        *_resnet(frame),
+    ]
 
 
 def answer(collected: Collected) -> str:
@@ -42,8 +46,8 @@ def answer(collected: Collected) -> str:
     frame = collected.frame
     diluted = [claim.holds for claim in _diluted_by_all(frame)]
     slower = [name(branch) for branch in BRANCHES if _by_depth(frame, branch)[1].holds]
-    plain, residual = (f"{means.mean(numbers.block_totals(frame, f'resnet-{skip}')):.2f}" for skip in ("0", UNIT))
-    lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_lowers(frame).holds]
+    plain, residual = (f"{means.mean(numbers.block_totals(frame, case)):.2f}" for case in RESNETS)
+    lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
         "They dilute it: a skip connection k times as long as its branch divides the excess of a block's GSC over 1 by "
         f"k^2 + 1, within {100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. With unit skips, "
@@ -61,9 +65,8 @@ def details(collected: Collected) -> str:
         rows.append([name(branch), *rates, f"{means.mean(numbers.exponents(frame, branch)):.3f}"])
         law = [f"{mf.residual_rate(numbers.branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
         rows.append([f"{name(branch)}, law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
-    return "GSC per block, and the exponent of the depth with unit skips:\n\n" + table(
-        ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"], rows
-    )
+    head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
+    return f"GSC per block, and the exponent of the depth with unit skips:\n\n{table(head, rows)}"
 
 
 def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
@@ -96,7 +99,8 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
     """Whether growth is exponential at constant dilution, and slower and as the law predicts with unit skips."""
     exponents, exponent = numbers.exponents(frame, branch), numbers.expected_exponent(frame, branch)
     unit, law = numbers.steadiness(frame, f"{branch}-{UNIT}"), numbers.expected_steadiness(frame, branch, UNIT)
-    constant, growing, relative = map(means.mean, (numbers.steadiness(frame, f"{branch}-1"), unit, unit / law))
+    constant = means.mean(numbers.steadiness(frame, f"{branch}-1"))
+    growing, relative = means.mean(unit), means.mean(unit / law)
     late, power = "growth per block, late over early,", f"a power of the depth has {POWER:.3f}"
     return [
         Claim(
@@ -147,7 +151,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
 
 def _keeps(frame: pd.DataFrame) -> Claim:
     lengths = frame[(frame["case"] == f"relu-{UNIT}") & (frame["quantity"] == "log10_length_growth")]["value"]
-    length, gsc = map(means.mean, (lengths, numbers.from_stem(frame, f"relu-{UNIT}")[:, -1]))
+    length, gsc = means.mean(lengths), means.mean(numbers.from_stem(frame, f"relu-{UNIT}")[:, -1])
     return Claim(
         "A ReLU network with unit skips and without normalization keeps its GSC although its lengths explode",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
@@ -156,25 +160,25 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     )
 
 
-def _lowers(frame: pd.DataFrame) -> Claim:
-    plain, residual = (numbers.block_totals(frame, f"resnet-{skip}") for skip in ("0", UNIT))
-    return Claim(
-        "Skip connections lower the growth of a ResNet",
-        means.mean(plain - residual).above(0.0),
-        f"log10 GSC from the first block to the last is {means.mean(plain):.2f} without and "
-        f"{means.mean(residual):.2f} with them",
-    )
-
-
-def _flattens(frame: pd.DataFrame) -> Claim:
-    plain, residual = (numbers.flattening(frame, f"resnet-{skip}") for skip in ("0", UNIT))
-    factors_plain, factors = (numbers.factors_by_stage(frame, f"resnet-{skip}") for skip in ("0", UNIT))
-    return Claim(
-        "With skip connections, less of the growth per block is left in the last stage of a ResNet than without",
-        means.mean(residual - plain).below(0.0),
-        f"growth of log GSC per block in the last stage relative to the first {means.mean(residual):.2f} with, "
-        f"{means.mean(plain):.2f} without; factor per block by stage {factors} with, {factors_plain} without",
-    )
+def _resnet(frame: pd.DataFrame) -> list[Claim]:
+    """Whether skip connections lower the growth of a ResNet, and lower it more in the last stage."""
+    plain, residual = (numbers.block_totals(frame, case) for case in RESNETS)
+    flat_plain, flat = (numbers.flattening(frame, case) for case in RESNETS)
+    factors_plain, factors = (numbers.factors_by_stage(frame, case) for case in RESNETS)
+    return [
+        Claim(
+            "Skip connections lower the growth of a ResNet",
+            means.mean(plain - residual).above(0.0),
+            f"log10 GSC from the first block to the last is {means.mean(plain):.2f} without and "
+            f"{means.mean(residual):.2f} with them",
+        ),
+        Claim(
+            "With skip connections, less of the growth per block is left in the last stage of a ResNet than without",
+            means.mean(flat - flat_plain).below(0.0),
+            f"growth of log GSC per block in the last stage relative to the first {means.mean(flat):.2f} with, "
+            f"{means.mean(flat_plain):.2f} without; factor per block by stage {factors} with, {factors_plain} without",
+        ),
+    ]
 
 
 STUDY = Study(
@@ -182,8 +186,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Expect skip connections to reduce growth, not to remove it. To weaken growth further, make the skip longer relative to
-the branch, for example with a smaller weight on the branch. Unnormalized lengths say nothing about GSC: they can
-explode while GSC stays the same.
+the branch, for example with a smaller weight on the branch. Do not judge GSC by unnormalized lengths.
 """,
     method=f"""
 Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) have depth {DEPTH} and width {WIDTH}, with a linear map
@@ -191,64 +194,45 @@ Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) have depth {DEPTH} an
 convention) is estimated from {NUM_PROBES} random probes.
 
 **Law.** The **dilution** is the ratio of lengths k = |skip| / |branch|. With r the GSC of the branch alone, a block has
-
-- GSC = (k^2 + r) / (k^2 + 1)
-
-if skip and branch are orthogonal in value and in Jacobian (G. Philipp, D. Song and J. Carbonell, arXiv:1712.05577;
-`gradscope.meanfield.residual_rate`). So the excess over 1 shrinks by a factor of k^2 + 1.
+GSC = (k^2 + r) / (k^2 + 1) if skip and branch are orthogonal in value and in Jacobian (G. Philipp, D. Song and J.
+Carbonell, arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the excess over 1 shrinks by a factor of k^2 + 1.
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
-below 1, lengths settle at k = s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip).
-The measured excess of the rate, times k^2 + 1, is compared with the excess without a skip for the same seeds. The law
-holds if their ratio is within {100 * TOLERANCE:.0f} % of 1. The strongest dilution is also measured at width
-{NARROW_WIDTH}.
+below 1, lengths settle at k = s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip),
+and the strongest is also measured at width {NARROW_WIDTH}. The law holds if the excess times k^2 + 1 is within
+{100 * TOLERANCE:.0f} % of the excess without a skip for the same seeds.
 
-**Unit skips** (s = 1). Lengths grow with every block, and k^2 grows in proportion to the depth. The product of the
-blocks approaches depth^(r - 1) instead of r^depth. Let the growth of log GSC per block between blocks {WINDOW[1]} and
-{WINDOW[2]} be divided by that between blocks {WINDOW[0]} and {WINDOW[1]}. The result is 1 for an exponential and
-{POWER:.3f} for a power of the depth. The law itself has not reached that power in this window. So the measured result
-is compared with that of the law: the product of the law over the blocks, with k and r from mean field.
+**Unit skips** (s = 1). Lengths grow with every block, so k^2 grows in proportion to the depth, and GSC approaches
+depth^(r - 1) instead of r^depth. The growth of log GSC per block between blocks {WINDOW[1]} and {WINDOW[2]} is divided
+by that between blocks {WINDOW[0]} and {WINDOW[1]}. The result is 1 for an exponential and {POWER:.3f} for a power of
+the depth. The law has not reached that power in this window, so the result is compared with the product of the law over
+the blocks, with k and r from mean field.
 
 **Single blocks.** GSC of block and branch and the dilution are measured in {NUM_BLOCKS} blocks of every network. The
-excess over 1 is summed over the blocks of a case and compared with the law for k and r of the same blocks; the
-tolerance is again {100 * TOLERANCE:.0f} %. The excess is compared because any law of dilution gives a GSC near 1. (At k
-= 1, k cannot be distinguished from k^2.) Two more networks are ReLU networks without normalization. In one of them,
-branches end in the ReLU instead of a linear map, f_l = f_(l-1) + relu(W f_(l-1)). Their r is 1, so the law predicts no
-excess for any k, and GSC itself must be within {100 * STEADY:.0f} % of it.
+excess over 1, summed over the blocks of a case, is compared with the law for k and r of the same blocks, with the same
+tolerance. (At k = 1, k cannot be distinguished from k^2.) Two more networks are ReLU networks without normalization. In
+one of them, branches end in the ReLU, f_l = f_(l-1) + relu(W f_(l-1)). Their r is 1, so the law predicts no excess for
+any k, and GSC itself must be within {100 * STEADY:.0f} % of it.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
-and width {RESNET_WIDTH}. It is measured with and without skip connections on noise of the size of an image: GSC from
-every block to the logits. Growth changes from stage to stage, so no single factor per block describes it. Two numbers
-are compared: the growth from the first block to the last, and the growth per block in the last stage relative to the
-first.
+and width {RESNET_WIDTH}. GSC from every block to the logits is measured with and without skip connections, on noise of
+the size of an image. Two numbers are compared: the growth from the first block to the last, and the growth per block in
+the last stage relative to the first.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations, each by itself; among so many claims, one may be wrong by
-chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look.** Of width {NARROW_WIDTH}, the
-strongest dilution is shown, where the excess is smallest. The law and mean field are limits of infinite width. What
-finite width adds to the rate (`depth_width`) is not part of the excess of the branch, and need not shrink with it. The
-law does not cover the ResNet, whose blocks end in a ReLU. Its stages also differ in width, so dilution is not the only
-change from stage to stage. All networks are at initialization.
+chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look.** The law and mean field are limits of
+infinite width. What finite width adds to the rate (`depth_width`) is not part of the excess of the branch, and need not
+shrink with it. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
+networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "law": (
-            "Excess of the GSC rate over 1 against the dilution k, for two kinds of branches. Points are measured, "
-            "with 95 % intervals; the dashed curves are the law."
-        ),
-        "growth": (
-            "GSC from the stem to a block, one row of panels per kind of branch. On the right, unit skips are shown "
-            "over the logarithm of the depth, where a power is a straight line. Dashed curves are the law."
-        ),
-        "blocks": (
-            "GSC of single blocks against the law (left), and the measured excess relative to that of the law (right). "
-            "The gray band is the tolerance; bars are 95 % intervals."
-        ),
-        "resnet": (
-            "GSC from every block of a ResNet to the logits, with and without skip connections. Bands are one standard "
-            "deviation over seeds."
-        ),
+        "law": "Excess of the GSC rate over 1 against the dilution k, for two kinds of branches, and the law.",
+        "growth": "GSC from the stem to a block by kind of branch (rows); unit skips also over the log of the depth.",
+        "blocks": "GSC of single blocks against the law (left), and the measured excess relative to the law (right).",
+        "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections.",
     },
     details=details,
 )

@@ -24,7 +24,6 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 
 def _law(frame: pd.DataFrame) -> Figure:
-    """Excess of the rate over 1 against dilution."""
     figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
     at = np.linspace(0, 4.2, 200)
     for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), BRANCHES, strict=False)):
@@ -43,7 +42,6 @@ def _law(frame: pd.DataFrame) -> Figure:
 
 
 def _growth(frame: pd.DataFrame) -> Figure:
-    """GSC from the stem; on the right, unit skips over the logarithm of the depth."""
     figure, axes = plt.subplots(len(BRANCHES), 2, figsize=(10.4, 7.4), layout="constrained")
     words = {k: "no skip" if k == "0" else f"k = {k}" for k in ("0", "1", "2")} | {UNIT: "unit skips"}
     for (left, right), branch in zip(axes, BRANCHES, strict=True):
@@ -58,10 +56,8 @@ def _growth(frame: pd.DataFrame) -> Figure:
         for ax in (left, right):
             ax.set_xlabel("blocks from the stem")
     axes[0, 0].legend(frameon=False, fontsize=9)
-    seeds = frame["seed"].nunique()
-    figure.suptitle(
-        f"GSC from the stem to a block; mean over {seeds} seeds, bars: 95 % interval, dashed: the law", fontsize=11
-    )
+    about = f"mean over {frame['seed'].nunique()} seeds, bars: 95 % interval, dashed: the law"
+    figure.suptitle(f"GSC from the stem to a block; {about}", fontsize=11)
     return figure
 
 
@@ -79,7 +75,6 @@ def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, st
 
 
 def _blocks(frame: pd.DataFrame) -> Figure:
-    """GSC of single blocks against the law, and the excess relative to that of the law, by case."""
     figure, (ax, right) = plt.subplots(1, 2, figsize=(11.4, 5.0), layout="constrained", width_ratios=(1.1, 1))
     words = {branch: name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
     for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), words, strict=False)):
@@ -100,15 +95,12 @@ def _blocks(frame: pd.DataFrame) -> Figure:
     right.set(ylabel="excess of GSC over 1, over that of the law", xlabel="dilution")
     right.legend(frameon=False, fontsize=9, loc="upper left")
     sns.despine(figure)
-    figure.suptitle(
-        f"Single blocks, {frame['seed'].nunique()} seeds; line: the law, bars: 95 % interval, gray: tolerance",
-        fontsize=11,
-    )
+    about = f"{frame['seed'].nunique()} seeds; line: the law, bars: 95 % interval, gray: tolerance"
+    figure.suptitle(f"Single blocks, {about}", fontsize=11)
     return figure
 
 
 def _resnet(frame: pd.DataFrame) -> Figure:
-    """GSC from every block to the logits, with and without skip connections."""
     figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}
     for color, marker, (case, word) in zip(sns.color_palette("colorblind"), "os", words.items(), strict=False):
@@ -121,11 +113,8 @@ def _resnet(frame: pd.DataFrame) -> Figure:
         ax.set_xticks(places, list(values.columns), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="block, from the input to the output", ylabel=f"{plots.LABELS['gsc']}, to the logits")
-    seeds = frame["seed"].nunique()
-    ax.set_title(
-        f"ResNet of {measurement.RESNET_DEPTH} layers; mean over {seeds} seeds, band: one standard deviation",
-        fontsize=10,
-    )
+    about = f"mean over {frame['seed'].nunique()} seeds, band: one standard deviation"
+    ax.set_title(f"ResNet of {measurement.RESNET_DEPTH} layers; {about}", fontsize=10)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)
     return figure

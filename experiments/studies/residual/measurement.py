@@ -29,14 +29,9 @@ REACHED = (2, 4, 8, 16, 32, 64, 100)
 
 
 def network(case: str, depth: int, width: int, *, generator: torch.Generator) -> nn.Module:
-    """The network of a case on images of 3 x 32 x 32.
+    """The network of a case ``<branch>-<dilution>`` or ``<branch>-unit`` on images of 3 x 32 x 32.
 
-    Arguments:
-        case: ``<branch>-<dilution>`` or ``<branch>-unit``. A third part such as ``-100`` replaces the width.
-        depth, width: Of a residual MLP; the ResNet has its own.
-
-    Raises:
-        ValueError: There is no such case.
+    A third part such as ``-100`` replaces the width.  The ResNet has its own depth and width.
     """
     known = {*BRANCHES, *OTHERS, RESNET}
     found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
@@ -59,10 +54,7 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
 
 def skip_weight(dilution: str) -> float:
     """Skip weight s of a case: s = k / sqrt(k^2 + 1) keeps a branch of constant length at dilution k."""
-    if dilution == UNIT:
-        return 1.0
-    k = float(dilution)
-    return k / math.hypot(k, 1)
+    return 1.0 if dilution == UNIT else float(dilution) / math.hypot(float(dilution), 1)
 
 
 class Branch(nn.Module):
@@ -110,9 +102,9 @@ def _block(block: nn.Module, f: Tensor, number: int, generator: torch.Generator,
     found = {
         name: 10.0 ** gs.gsc(module, f, layers="input", probes=num_probes, generator=generator).log10_values[0, 0]
         for name, module in (("block_gsc", block), ("branch_gsc", branch))
-    }
+    } | {"dilution": k}
     rows = [observed(name, value, layer=f"layers.{number}", index=number) for name, value in found.items()]
-    return pd.concat([*rows, observed("dilution", k, layer=f"layers.{number}", index=number)], ignore_index=True)
+    return pd.concat(rows, ignore_index=True)
 
 
 def rate(branch: str, batch_size: int) -> float:

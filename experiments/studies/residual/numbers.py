@@ -27,6 +27,10 @@ NARROW = f"-{NARROW_WIDTH}"
 CASES = {k: f"k = {k}" for k in DILUTIONS[1:]} | {UNIT: "unit skips", f"4{NARROW}": f"k = 4 at width {NARROW_WIDTH}"}
 
 
+def _exponent(_: Any, middle: Any, end: Any) -> Any:
+    return (end - middle) / math.log10(WINDOW[2] / WINDOW[1])
+
+
 def _late_over_early(begin: Any, middle: Any, end: Any) -> Any:
     early, late = (middle - begin) / (WINDOW[1] - WINDOW[0]), (end - middle) / (WINDOW[2] - WINDOW[1])
     return late / early
@@ -58,17 +62,19 @@ def from_stem(frame: pd.DataFrame, case: str) -> FloatArray:
     return profile(frame, case, "gsc_from_stem").to_numpy()
 
 
+def _in_window(frame: pd.DataFrame, case: str) -> FloatArray:
+    """log10 GSC from the stem to the blocks of `WINDOW`, (3, seeds)."""
+    return from_stem(frame, case).T[[measurement.REACHED.index(number) for number in WINDOW]]
+
+
 def exponents(frame: pd.DataFrame, branch: str) -> FloatArray:
     """d log GSC / d log depth over the later part of the window with unit skips, one per seed."""
-    values = from_stem(frame, f"{branch}-{UNIT}")
-    middle, last = (values[:, measurement.REACHED.index(number)] for number in WINDOW[1:])
-    return np.asarray((last - middle) / math.log10(WINDOW[2] / WINDOW[1]))
+    return np.asarray(_exponent(*_in_window(frame, f"{branch}-{UNIT}")))
 
 
 def steadiness(frame: pd.DataFrame, case: str) -> FloatArray:
     """Growth of log GSC per block in the later part of the window relative to the earlier, one per seed."""
-    values = from_stem(frame, case)
-    return np.asarray(_late_over_early(*(values[:, measurement.REACHED.index(number)] for number in WINDOW)))
+    return np.asarray(_late_over_early(*_in_window(frame, case)))
 
 
 def ratios(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> FloatArray:
@@ -116,8 +122,7 @@ def expected(frame: pd.DataFrame, branch: str, dilution: str) -> FloatArray:
 
 def expected_exponent(frame: pd.DataFrame, branch: str) -> float:
     """`exponents` by the law."""
-    values = expected(frame, branch, UNIT)
-    return float((values[WINDOW[2]] - values[WINDOW[1]]) / math.log10(WINDOW[2] / WINDOW[1]))
+    return float(_exponent(*expected(frame, branch, UNIT)[list(WINDOW)]))
 
 
 def expected_steadiness(frame: pd.DataFrame, branch: str, dilution: str) -> float:
@@ -126,8 +131,7 @@ def expected_steadiness(frame: pd.DataFrame, branch: str, dilution: str) -> floa
 
 
 def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
-    """``dilution``, ``branch_gsc``, ``block_gsc`` and ``law`` of the blocks of a branch with dilution above 0, by case,
-    seed and block."""
+    """Dilution above 0, GSC of branch and block, and ``law``, by case, seed and block."""
     rows = frame[frame["case"].str.split("-").str[0] == branch]
     rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
     table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)

@@ -54,8 +54,8 @@ def claims(collected: Collected) -> list[Claim]:
             f"rate {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
-        _slower(frame),
-        _larger(frame, "the gradient of a sigmoid network grows toward the input", SCALES[-1], 1.0),
+        _larger(frame, SCALES[0]),
+        _larger(frame, SCALES[-1]),
     ]
 
 
@@ -63,7 +63,7 @@ def answer(collected: Collected) -> str:
     """The factor per layer of the sigmoid network, and what else decides."""
     frame = collected.frame
     lead = {True: "Yes, for", False: "No, not for", None: "The data cannot tell for"}[_quarter(frame).holds]
-    alone = not (_slower(frame).holds or _keeps(frame, "sigmoid", "batch").holds)
+    alone = not (_larger(frame, SCALES[0]).holds or _keeps(frame, "sigmoid", "batch").holds)
     return (
         f"{lead} a sigmoid network with the usual weight variance 1 / n. Its gradient changes by a factor of "
         f"{numbers.rate(frame, *SIGMOID):.4f} per layer toward the input; mean field predicts "
@@ -105,15 +105,13 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
     )
 
 
-def _slower(frame: pd.DataFrame) -> Claim:
-    return _larger(frame, "the gradient of a sigmoid network keeps more than a quarter per layer", SCALES[0], SLOPE)
-
-
-def _larger(frame: pd.DataFrame, says: str, scale: int, least: float) -> Claim:
-    """The factor of a sigmoid network with these weights exceeds ``least``."""
+def _larger(frame: pd.DataFrame, scale: int) -> Claim:
+    """Whether the gradient of a sigmoid network with the smallest or the largest scale is larger than expected."""
+    keeps = ("keeps more than a quarter per layer", SLOPE)
+    says, least = {SCALES[0]: keeps, SCALES[-1]: ("grows toward the input", 1.0)}[scale]
     factor = numbers.rate(frame, *SIGMOID, scale)
     return Claim(
-        f"With weight variance {scale**2} / n, {says}",
+        f"With weight variance {scale**2} / n, the gradient of a sigmoid network {says}",
         factor.above(least),
         f"factor per layer {factor:.3f}; mean field {numbers.in_theory(scale):.3f}; bound by the slope "
         f"{scale * SLOPE:g}",
@@ -139,15 +137,12 @@ def _network_table(frame: pd.DataFrame) -> str:
     for network in NETWORKS:
         row, factor = growth[network], numbers.rate(frame, *network)
         rate = f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
-        deviation = _deviation(numbers.last_deviations(frame, *network))
-        rows.append([labels.network_name(network), f"{factor:.3f}", f"{factor.value**depth:.2g}", rate,
-                     f"{predicted[network]:.3f}", row["verdict"], deviation])  # fmt: skip
+        last = numbers.last_deviations(frame, *network)  # below rounding if all samples have become equal
+        deviation = "below rounding" if (last < ROUNDING).all() else f"{means.geometric_mean(last):.3g}"
+        factors = f"{factor:.3f}", f"{factor.value**depth:.2g}"
+        theory = f"{predicted[network]:.3f}"
+        rows.append([labels.network_name(network), *factors, rate, theory, row["verdict"], deviation])
     return table(head, rows)
-
-
-def _deviation(values: pd.Series) -> str:
-    """Over seeds; below rounding if all samples have become equal."""
-    return "below rounding" if (values < ROUNDING).all() else f"{means.geometric_mean(values):.3g}"
 
 
 STUDY = Study(
@@ -155,7 +150,7 @@ STUDY = Study(
     answer=answer,
     use="""
 Do not infer vanishing gradients from the slope of the activation alone. Measure the factor per layer, or GSC, with the
-weights and the normalization that the network has. A sigmoid network needs normalization or larger weights.
+weights and the normalization that the network has.
 """,
     method=f"""
 **By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
@@ -165,8 +160,7 @@ the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from t
 - d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
 - d1 = d2 w2 a1 (1 - a1), dE/dw1 = d1 x
 
-These formulas are evaluated in plain floating-point arithmetic. The results are compared with the derivatives of
-autograd, including their signs, and with the gradient norms of `gs.measure`.
+Autograd must give these derivatives, and `gs.measure` their absolute values.
 
 **Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
 of L factors w s'. So it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
@@ -180,36 +174,25 @@ classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian nois
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the growth of the gradient norm from the last layer to the second, per layer, toward the
-input. A gradient counts as kept if this factor changes it by less than {KEPT:g} times over all layers.
+The **factor per layer** is the growth of the gradient norm from the last layer to the second. A gradient counts as kept
+if this factor changes it by less than {KEPT:g} times over all layers.
 
 **What the slope can do in a network.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
-E[s'^2]). So it is at most sqrt(v) / 4, which is 1/4 for the usual v = 1, whatever the data. Larger weights raise this
-bound. Therefore the hidden weights of the sigmoid network are also multiplied by {", ".join(map(str, SCALES))}. A
-normalized layer divides by a standard deviation, which adds a factor without such a bound.
+E[s'^2]), which is at most sqrt(v) / 4, whatever the data. Therefore the hidden weights of the sigmoid network are also
+multiplied by {", ".join(map(str, SCALES))}. A normalized layer divides by a standard deviation, which adds a factor
+without such a bound.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. The factors per layer have simultaneous
-intervals (Bonferroni): over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. The chain
-by hand and the bound of a chain are theorems, which are checked up to rounding. The networks are at initialization,
-have one depth and one width, and have no biases.
+intervals (Bonferroni): over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. The
+networks are at initialization, have one depth and one width, and have no biases.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "gradients": (
-            "Norm of the gradient of the weights of every layer, for four activations, one panel per normalization. A "
-            "curve that falls toward the left vanishes on its way to the input."
-        ),
-        "chains": (
-            "Derivative through a row of sigmoid units, and its bound, for small and large weights. With small weights "
-            "it falls below the bound. With large weights, which keep the slope at its maximum, it grows."
-        ),
-        "weights": (
-            "Factor per layer of the gradient of a sigmoid network against the variance of its weights. Points are "
-            "measured, with 95 % intervals; the dashed curve is mean field, the dotted one is the bound set by the "
-            "slope."
-        ),
+        "gradients": "Gradient norm of the weights of every layer, for four activations, one panel per normalization.",
+        "chains": "Derivative through a row of sigmoid units, and its bound, for small and for large weights.",
+        "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
     },
     details=details,
 )

@@ -23,11 +23,7 @@ DERIVATIVES = ("dE/dw1", "dE/dw2", "dE/dw3")
 
 
 def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dict[str, float]:
-    """The derivatives of E = (t - y)^2 / 2 by the chain rule, with all intermediate results in order.
-
-    a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2); d3 = -(t - y) y (1 - y), d2 = d3 w3 a2 (1 - a2), d1 = d2 w2 a1 (1 - a1);
-    dE/dw3 = d3 a2, dE/dw2 = d2 a1, dE/dw1 = d1 x.
-    """
+    """The derivatives of E = (t - y)^2 / 2 by the chain rule, with all intermediate results in order."""
     w1, w2, w3 = weights
     a1 = 1 / (1 + math.exp(-w1 * x))
     a2 = 1 / (1 + math.exp(-w2 * a1))
@@ -40,10 +36,7 @@ def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dic
 
 
 def compared() -> pd.DataFrame:
-    """`by_hand`, the derivatives of autograd, and the larger of two relative differences from `by_hand`.
-
-    The two are that of autograd and that of `gs.measure`, whose norms are compared with absolute values.
-    """
+    """`by_hand`, the derivatives of autograd, and the larger relative difference of autograd and `gs.measure`."""
     chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
     with torch.no_grad():
         for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):
@@ -60,14 +53,12 @@ def compared() -> pd.DataFrame:
     way = by_hand(INPUT, TARGET, WEIGHTS)
     expected = np.array([way[name] for name in DERIVATIVES])
     difference = np.maximum(np.abs(found / expected - 1), np.abs(lengths / np.abs(expected) - 1))
-    return pd.concat(
-        [
-            observed("by_hand", list(way.values()), layer=list(way), index=np.arange(len(way))),
-            observed("by_autograd", found, layer=DERIVATIVES, index=[1, 2, 3]),
-            observed("relative_difference", difference, layer=DERIVATIVES, index=[1, 2, 3]),
-        ],
-        ignore_index=True,
-    )
+    parts = [
+        observed("by_hand", list(way.values()), layer=list(way), index=np.arange(len(way))),
+        observed("by_autograd", found, layer=DERIVATIVES, index=[1, 2, 3]),
+        observed("relative_difference", difference, layer=DERIVATIVES, index=[1, 2, 3]),
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def long_chain(name: str) -> pd.DataFrame:
@@ -80,14 +71,9 @@ def long_chain(name: str) -> pd.DataFrame:
         (slope,) = torch.autograd.grad(h, first, retain_graph=True)
         logarithms.append(math.log10(abs(float(slope))))
     index = np.arange(1, UNITS + 1)
-    bound = index * math.log10(abs(weight) / 4)
-    return pd.concat(
-        [
-            observed("log10_chain", logarithms, layer=name, index=index),
-            observed("log10_chain_bound", bound, layer=name, index=index),
-        ],
-        ignore_index=True,
-    )
+    found = {"log10_chain": logarithms, "log10_chain_bound": index * math.log10(abs(weight) / 4)}
+    parts = [observed(quantity, values, layer=name, index=index) for quantity, values in found.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
@@ -109,6 +95,8 @@ def excess(frame: pd.DataFrame, chain: str) -> float:
 def by_hand_table(frame: pd.DataFrame) -> str:
     """The chain by hand as a Markdown table, in order of computation."""
     first = frame.drop_duplicates(["quantity", "layer"])
-    hand, auto = (first[first["quantity"] == name].set_index("layer")["value"] for name in ("by_hand", "by_autograd"))
+    hand, auto = (
+        first[first["quantity"] == name].set_index("layer")["value"].to_dict() for name in ("by_hand", "by_autograd")
+    )
     rows = [[name, f"{value:.10g}", f"{auto[name]:.10g}" if name in auto else ""] for name, value in hand.items()]
     return table(["number", "by hand", "automatic"], rows)

@@ -23,7 +23,6 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 
 def _gradients(frame: pd.DataFrame) -> Figure:
-    """log10 of the norm of the gradient of the weights of every layer; one panel per normalization."""
     figure, axes = plt.subplots(1, len(NORMS), figsize=(12.0, 4.2), layout="constrained", sharey=True)
     rows = numbers.chosen(frame[frame["weight_scale"] == 1], "gradient_norm")
     rows = rows[rows["layer"].str.startswith("layers.")]
@@ -33,21 +32,16 @@ def _gradients(frame: pd.DataFrame) -> Figure:
             style="activation", style_order=ACTIVATIONS, errorbar="sd", palette="colorblind", ax=ax,
             legend=norm == "none",
         )  # fmt: skip
-        ax.set(title=TITLES[norm])
-        ax.set(xlabel="layer, from the input", ylabel=r"$\log_{10}$ length of the gradient of its weights")
+        label = r"$\log_{10}$ length of the gradient of its weights"
+        ax.set(title=TITLES[norm], xlabel="layer, from the input", ylabel=label)
         sns.despine(ax=ax)
     axes[0].legend(frameon=False, fontsize=9, loc="lower right")
-    seeds = frame["seed"].nunique()
-    figure.suptitle(
-        f"Gradients at initialization, {numbers.layers(frame)} layers; mean over {seeds} seeds, "
-        "band: one standard deviation",
-        fontsize=10,
-    )
+    about = f"{numbers.layers(frame)} layers; mean over {frame['seed'].nunique()} seeds, band: one standard deviation"
+    figure.suptitle(f"Gradients at initialization, {about}", fontsize=10)
     return figure
 
 
 def _long_chains(frame: pd.DataFrame) -> Figure:
-    """log10 of the derivative through a row of units, and its bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for color, chain in zip(sns.color_palette("colorblind"), chains.LONG, strict=False):
         for quantity, style, words in (("log10_chain", "-", "measured"), ("log10_chain_bound", ":", "bound")):
@@ -62,7 +56,6 @@ def _long_chains(frame: pd.DataFrame) -> Figure:
 
 
 def _larger_weights(frame: pd.DataFrame) -> Figure:
-    """Factor per layer of the sigmoid network against its weight variance, with mean field and the bound."""
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     scales = np.array([1, *SCALES])
     found = [numbers.rate(frame, *SIGMOID, scale) for scale in scales]

@@ -19,8 +19,7 @@ from gradscope.models import MLP
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.DataFrame:
     """Gradient norms, GSC and pre-activation deviations of a network with a head, with random labels.
 
-    A sigmoid network without normalization is also measured with larger weights (column ``weight_scale``), and its
-    frame contains the chains.
+    A sigmoid network without normalization also gets larger weights (column ``weight_scale``), and the chains.
     """
     with torch.no_grad():
         num_classes = model(x).shape[1]
@@ -29,7 +28,9 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
         gs.measure(model, (x, y), loss_fn=_loss, measures=[GradientNorm(), PreactivationStd()]),
         gs.gsc(model, x).to_frame(),
     ]
-    sigmoid = _is_plain_sigmoid(model)
+    sigmoid = isinstance(model, MLP) and all(
+        isinstance(layer.activation, nn.Sigmoid) and layer.norm is None for layer in model.layers
+    )
     if sigmoid:
         parts += [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
     parts = [part.assign(weight_scale=1) for part in parts]
@@ -47,12 +48,6 @@ def scaled(model: nn.Module, scale: float) -> nn.Module:
             if name.startswith("layers."):
                 weight.mul_(scale)
     return other
-
-
-def _is_plain_sigmoid(model: nn.Module) -> bool:
-    return isinstance(model, MLP) and all(
-        isinstance(layer.activation, nn.Sigmoid) and layer.norm is None for layer in model.layers
-    )
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:

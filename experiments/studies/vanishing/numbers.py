@@ -28,10 +28,7 @@ def chosen(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def rate(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> Mean:
-    """Growth of the gradient norm from the last layer to the second, per layer; geometric mean over seeds.
-
-    Intervals are simultaneous over all networks, or over all larger weights.
-    """
+    """Growth per layer of the gradient norm toward the input; simultaneous over all networks, or over all scales."""
     table = norms(frame, activation, norm, scale).to_numpy()
     factors = 10 ** ((table[:, 1] - table[:, -1]) / (table.shape[1] - 2))
     return means.geometric_mean(factors, comparisons=len(NETWORKS) if scale == 1 else len(SCALES))
@@ -70,5 +67,5 @@ def gsc_rates(frame: pd.DataFrame) -> dict[tuple[str, str], float]:
 def last_deviations(frame: pd.DataFrame, activation: str, norm: str) -> pd.Series:
     """Standard deviation of the pre-activations of the last layer, one per seed."""
     rows = chosen(frame, "preactivation_std")
-    rows = rows[rows["index"] == rows["index"].max()]
-    return rows[(rows["activation"] == activation) & (rows["norm"] == norm)]["value"]
+    last = rows["index"] == rows["index"].max()
+    return rows.loc[last & (rows["activation"] == activation) & (rows["norm"] == norm), "value"]
