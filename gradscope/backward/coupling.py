@@ -12,8 +12,7 @@ from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
-from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
-from gradscope.forward.trunk import Trunk, Vertex
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 
 # Operations that act on each entry of the leading dimension alone, and through which of their inputs.
 _LEADING = PRODUCTS | {

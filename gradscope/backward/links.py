@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
-from gradscope.forward.trunk import Trunk, Vertex, vertex
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]

@@ -1,11 +1,12 @@
-"""Context of a forward pass of a user's module: wrappers removed, every call hooked, everything restored."""
+"""Context of a forward pass of a user's module: wrappers removed, calls and marked tensors reported, state restored."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,47 @@ class CallListener(Protocol):
         ``name`` is empty for the root, ``call`` counts the calls of this module from 1, and ``label`` is the name of
         the layer: the module's name, with ``#2``, ``#3`` for its further calls, or "output" for the root.
         """
+
+
+class Listener(CallListener, Protocol):
+    """Receives every module call and every tensor marked with `tap`."""
+
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """Called with a marked tensor; the return value takes its place."""
+
+
+_listener: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
+
+
+def tap(tensor: Tensor, name: str) -> Tensor:
+    """Mark a tensor inside a ``forward`` as a layer called ``name``; returns the tensor itself.
+
+    For functional code outside modules.  Further tensors of that name in one forward pass are ``name#2``, ``name#3``.
+    Outside a measurement it does nothing, so it can stay in the model.
+
+    >>> import torch, gradscope as gs
+    >>> class Square(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return gs.tap(x * x, "square").sum(1)
+    >>> [layer.name for layer in gs.capture(Square(), torch.ones(2, 3)).layers]
+    ['input', 'square', 'output']
+    """
+    listening = _listener.get()
+    if listening is None:
+        return tensor
+    listener, calls = listening
+    calls[name] += 1
+    return listener.tap(tensor, name if calls[name] == 1 else f"{name}#{calls[name]}")
+
+
+@contextlib.contextmanager
+def tapped(listener: Listener) -> Iterator[None]:
+    """Report every marked tensor to ``listener``."""
+    token = _listener.set((listener, Counter()))
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

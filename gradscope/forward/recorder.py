@@ -17,9 +17,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tensors
+from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tapped, tensors
 from gradscope.forward.replay import Replay
-from gradscope.forward.taps import tapped
 from gradscope.forward.trunk import Vertex, vertex
 from gradscope.memory import Workspace
 from gradscope.norms import vector_norms

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import gradscope as gs
-from gradscope.backward.subspace import find_subspaces
+from gradscope.backward.cotangents import find_subspaces
 from gradscope.coefficients.intervals import probe_interval, sample_margin
 from gradscope.coefficients.reductions import Gain, Length, Tally
 from gradscope.models.alexnet import AlexNetA
