@@ -34,12 +34,9 @@ WANTED_CHANGE = 0.01
 class Deflated:
     """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` exact directions and ``num`` random probes.
 
-    As in Hutch++: the directions span the subspace of the target that deep Jacobians map into, and the probes sample
-    its complement.  ``Deflated(0, n)`` are n plain random probes.  Cost: rank + 1 forward passes without gradients, and
-    rank + num cotangents.
-
-    Raises:
-        ValueError: ``rank`` is negative, or ``num`` less than one.
+    The directions span the subspace of the target that deep Jacobians map into, and the probes sample its complement.
+    ``Deflated(0, n)`` are n plain random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
+    cotangents.  Raises ValueError if ``rank`` is negative or ``num`` less than one.
 
     Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
 
@@ -90,11 +87,7 @@ class Cotangents:
 
 
 def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
-    """What ``probes=`` asks for: "exact", "auto", or a `Deflated`, which is ``Deflated(0, n)`` for a number n.
-
-    Raises:
-        ValueError: It is none of these, or it is a `Deflated` although the quantity does not support ``deflated``.
-    """
+    """What ``probes=`` asks for: "exact", "auto", or a `Deflated`, which is ``Deflated(0, n)`` for a number n."""
     if isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1:
         return Deflated(0, probes)
     if (isinstance(probes, str) and probes in ("exact", "auto")) or (deflated and isinstance(probes, Deflated)):
@@ -104,11 +97,7 @@ def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
 
 
 def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generator) -> Cotangents:
-    """Cotangents of a single target, of which ``needed`` make a basis; "auto" falls back to `AUTO_COST` random signs.
-
-    Raises:
-        ValueError: ``probes`` is not a whole number >= 1, "exact" or "auto".
-    """
+    """Cotangents of a single target, of which ``needed`` make a basis; "auto" falls back on `AUTO_COST` random ones."""
     plan = resolved(probes)
     if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
         return basis(target, needed)
@@ -167,19 +156,13 @@ def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
 
 
 def find_subspaces(
-    replay: Replay,
-    shapes: Mapping[str, tuple[int, ...]],
-    rank: int,
-    *,
-    coupled: bool,
-    generator: torch.Generator,
+    replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Orthonormal directions (rank', *shape) of every target, by name, that the sources move it along.
 
-    Finite differences of the forward pass in ``rank`` random directions of the sources.  With independent samples the
-    directions are orthonormal sample by sample, otherwise as vectors of the whole batch; rank' <= rank if a target has
-    fewer dimensions.  A target that a replay does not reproduce (another shape, not finite) is left out.  Cost: rank +
-    1 forward passes, one or two more to find the step, and a QR decomposition per target.
+    Finite differences of the forward pass in ``rank`` random directions of the sources, orthonormal sample by sample,
+    or over the whole batch if samples are ``coupled``; rank' <= rank if a target has fewer dimensions.  A target that a
+    replay does not reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}

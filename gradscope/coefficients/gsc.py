@@ -56,7 +56,7 @@ def gsc(
             contain labels that no ``loss_fn`` needs.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
         layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
-            of the trunk (`gradscope.forward.units`).
+            of the trunk (`gradscope.forward.layers.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: ``"exact"`` (basis cotangents: d_l of them, B d_l if samples are coupled); a number of random
@@ -122,7 +122,7 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep that cotangents join.
 
-    Arguments are those of `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
+    Arguments: as in `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
     (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
 
     Returns:

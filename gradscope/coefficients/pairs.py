@@ -53,11 +53,7 @@ class Pairs:
     remarks: tuple[str, ...]
 
     def merge(self, other: Pairs) -> Pairs:
-        """Both together.
-
-        Raises:
-            ValueError: Other layers, other shapes, or samples that are coupled in one and independent in the other.
-        """
+        """Both together; ValueError if layers, shapes or coupling differ."""
         if self.sources != other.sources or self.targets != other.targets:
             odd = sorted({*self.sources, *self.targets} ^ {*other.sources, *other.targets})
             raise ValueError(

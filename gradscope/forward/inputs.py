@@ -43,10 +43,7 @@ class Batch:
         return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
 
     def differentiable(self) -> tuple[Batch, list[Tensor]]:
-        """A copy whose floating-point tensors are differentiable, and those tensors.
-
-        They are clones of leaves, not leaves, because a model may overwrite its input in place.
-        """
+        """A copy whose floating-point tensors are clones of leaves, which a model may overwrite, and those tensors."""
         sources: list[Tensor] = []
 
         def follow(leaf: Any) -> Any:
@@ -94,9 +91,7 @@ def _is_pair(batch: Any) -> bool:
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
     """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
 
-    Raises:
-        TypeError: The structure is none of these; the message says what each form means.
-        ValueError: No tensor in it, an empty batch, or NaN or Inf in it.
+    Raises TypeError for any other structure, and ValueError if it is empty or not finite.
     """
     labels = None
     if loss_fn is not None:
@@ -162,11 +157,7 @@ def picked(output: Any) -> str | None:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """``output.logits`` where it exists, else the first floating-point tensor of the model's output.
-
-    Raises:
-        TypeError: The output holds no floating-point tensor.
-    """
+    """``output.logits`` where it exists, else the first floating-point tensor; TypeError if there is none."""
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -77,12 +77,7 @@ def tapped(listener: Listener) -> Iterator[None]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once per call.
-
-    Raises:
-        TypeError: Not a module.
-        ValueError: Parameters are sharded (FSDP), so no process holds a whole layer.
-    """
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error for none and for sharded ones."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -113,11 +108,7 @@ def eager(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report every call of the ``modules`` (``dict(model.named_modules())``) to ``listener``; yields the calls by name.
-
-    Two hooks on every module, which are always removed afterwards.  An exception is annotated with the layer that
-    raised it.
-    """
+    """Report every call of the modules to ``listener``; yields the calls by name.  An exception names its layer."""
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
@@ -163,10 +154,7 @@ def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
 
 @contextlib.contextmanager
 def state_restored(modules: Modules) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then restore the originals and the random state.
-
-    Also the weights of embeddings with ``max_norm``, whose forward pass shortens them in place.
-    """
+    """Restore all buffers, the random state, and the weights of embeddings with ``max_norm``, which shortens them."""
     shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
     weights = [(weight, weight.detach().clone()) for weight in shortened]
     originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}

@@ -76,9 +76,6 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
 
     In a topological order a tensor is a cut vertex if no edge spans it, the sources being fed by one virtual root.
     A node that several live tensors leave has no cut vertex among its outputs.  Cost: linear in nodes and edges.
-
-    Raises:
-        ValueError: The target does not depend on any source.
     """
     source_vertices = {vertex(source) for source in sources}
     order = _topological_order(target.node)

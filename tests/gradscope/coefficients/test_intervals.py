@@ -6,7 +6,7 @@ import torch
 
 import gradscope as gs
 from gradscope.backward.cotangents import find_subspaces
-from gradscope.coefficients.intervals import probe_interval, sample_margin
+from gradscope.coefficients.profiles import probe_interval, sample_margin
 from gradscope.coefficients.reductions import Gain, Length, Tally
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
