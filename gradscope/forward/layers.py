@@ -152,12 +152,13 @@ def _matches(name: str, pattern: str) -> bool:
 def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     """Layers of the trunk, each under the name of its unit, in execution order.
 
-    A module is *open* if it is the root, or if it is or has as a child a container (``Sequential`` and the like) and at least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of
+    A module is *open* if it is the root, or if it is or has as a child a container (``Sequential`` and the like) and
+    at least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of
     modules that have children themselves, so that a stage of two blocks is two rows, while Linear and ReLU in a pair
-    are one), or if it holds a module that is open.  A *block*, a module of a class of its own that stands beside others
-    of the same class in a container, is open only if it holds blocks itself.  Units are the outermost modules that are
-    not open and whose output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the blocks of
-    GPT-2, each leaf of a ``Sequential`` of leaves.
+    are one), or if it holds a module that is open. A *block*, a module of a class of its own that stands beside
+    others of the same class in a container, is open only if it holds blocks itself. Units are the outermost modules
+    that are not open and whose output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the
+    blocks of GPT-2, each leaf of a ``Sequential`` of leaves.
 
     The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  A tensor with
     two names keeps the outermost module that *made* it, and one of functional code the first unit that passed it on.
