@@ -37,8 +37,8 @@ def coupled(
     """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
 
     Gradients are compared at the ``sources`` and at the rows on the trunk, because inside a branch B may mean something
-    else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source
-    or of the target is not B.  The graph decides where it can (`separate`, `mixed`), otherwise gradients (`detected`).
+    else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or of the
+    target is not B.  The graph decides where it can (`separate`, `mixed`), otherwise gradients (`detected`).
     """
     if batch_size == 1:
         return False
@@ -94,8 +94,7 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
 
     Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Uncoupled
     samples give exact zeros in the other half, in floating point too.  Any ordered pair of samples in different halves
-    is seen, so k independent couplings are missed with probability 2^-k; batch normalization couples all pairs.
-    Cost: two backward passes.
+    is seen, so k independent couplings are missed with probability 2^-k.  Cost: two backward passes.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.zeros(batch_size, dtype=torch.bool)

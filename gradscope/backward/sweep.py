@@ -70,14 +70,11 @@ def sweep(
             of the range of its dtype.
         progress: Called with the fraction done.
 
-    Returns one `Reading` per row.  A row sees the targets that lie strictly above it.
+    Returns one `Reading` per row, of the targets strictly above it; FloatingPointError if one is NaN or Inf.
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory beyond the graph: with
     w bytes at the widest place and c cotangents in a batch, 5 c w and `route.RUN_BYTES`, where c w is at most 256 MiB
     and a twentieth of what is free, or c = 1; and the readings.  If memory runs out, a batch of half the size is tried.
-
-    Raises:
-        FloatingPointError: A gradient is NaN or Inf with the shortest stride; the row is named.
     """
     if not route.rows:
         return []

@@ -198,10 +198,7 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options:
     """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why it stopped.
 
     The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted".  An interrupt (Ctrl-C)
-    after the first batch keeps the result so far, with a warning.
-
-    Raises:
-        ValueError: No batch at all, or batches that cannot be merged.
+    after the first batch keeps the result so far, with a warning.  ValueError without any batch.
     """
     found: Pairs | None = None
     began, reason = time.monotonic(), "end of data"

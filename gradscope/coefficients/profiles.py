@@ -28,8 +28,7 @@ class Matrix:
     per batch, 0 where exact.  ``relative_error``: the largest relative standard error of a value, from probes for one
     batch, from probes and samples for a stream.  ``num_batches``: batches of the stream, which ended because of
     ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or "interrupted".  ``remarks``: sentences
-    on what the numbers depend on (statistics of normalization, random numbers, the output that was chosen, rows inside
-    branches).
+    on what the numbers depend on, such as random numbers or rows inside branches.
 
     >>> import torch
     >>> import gradscope as gs

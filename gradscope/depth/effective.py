@@ -92,14 +92,12 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Tidy rows: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` lambda),
         ``cancellation``, and ``change`` of each unit."""
-        num = len(self.log10_values)
+        num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
-        whole, units = {**terms, "index": 0}, len(self.layers)
-        places = {"layer": list(self.layers), "index": np.arange(1, units + 1)}
-        places["depth_from_output"] = np.arange(units - 1, -1, -1)
-        probe, sample = (self.log10_stderr, np.full(num, np.nan))
-        if self.num_probes == 0:
-            probe, sample = np.zeros(num), self.log10_stderr
+        whole = {**terms, "index": 0}
+        places = {"layer": list(self.layers), "index": order + 1, "depth_from_output": order[::-1]}
+        unknown = np.full(num, np.nan)
+        probe, sample = (self.log10_stderr, unknown) if self.num_probes else (np.zeros(num), self.log10_stderr)
         parts = [
             self._rows("contribution", self.log10_values, probe, sample, self.num_probes, terms),
             self._rows("independent_contribution", self.log10_independent[:num], np.nan, np.nan, AUTO_LAYER, terms),

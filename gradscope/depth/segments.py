@@ -36,11 +36,7 @@ class Segment:
 
 
 def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dict[str, Tensor]:
-    """The initial parameters by their name in ``model``, on its devices and in its types.
-
-    Raises:
-        ValueError: A parameter is missing, unknown, of another shape, or shared with the trained model; it is named.
-    """
+    """The initial parameters by their name in ``model``, checked, on its devices and in its types."""
     given = dict(initial.named_parameters() if isinstance(initial, nn.Module) else initial)
     if unknown := given.keys() - model.state_dict().keys() - dict(model.named_buffers()).keys():
         raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: they are different models.")
@@ -69,9 +65,6 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     """The units from the first tensor of the trunk to the output: as they are, and with the parameters ``initial``.
 
     Cost: two forward passes, with the dropout masks and batch statistics of the capture.
-
-    Raises:
-        ValueError: There is no unit, or a unit returns its output in an unknown structure.
     """
     names = [layer.name for layer in captured.units if layer.index < captured.target.index]
     if not names:

@@ -46,23 +46,24 @@ class Batch:
         """A copy whose floating-point tensors are clones of leaves, which a model may overwrite, and those tensors."""
         sources: list[Tensor] = []
 
-        def follow(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                return leaf
+        def follow(leaf: Tensor) -> Tensor:
             sources.append(leaf.detach().requires_grad_().clone())
             return sources[-1]
 
-        return replace(self, inputs=pytree.tree_map(follow, self.inputs)), sources
+        return self._mapped(follow), sources
 
     def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
         """A copy with something added to each floating-point tensor, in their order."""
         remaining = iter(shifts)
+        return self._mapped(lambda leaf: leaf.detach() + next(remaining))
 
-        def follow(leaf: Any) -> Any:
-            floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-            return leaf.detach() + next(remaining) if floating else leaf
+    def _mapped(self, follow: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy with every floating-point tensor replaced."""
 
-        return replace(self, inputs=pytree.tree_map(follow, self.inputs))
+        def each(leaf: Any) -> Any:
+            return follow(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return replace(self, inputs=pytree.tree_map(each, self.inputs))
 
 
 def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Iterator[Any] | None:

@@ -42,9 +42,8 @@ class Layer:
     ``origins``: every name of the tensor and where it comes from.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
     ``norms``: length of each sample (B,), or of the batch () if the leading dimension is not the batch; the true
-    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later; the
-    layer describes the tensor before that.  ``on_trunk``: whether every path from input to target passes
-    here.
+    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later (the
+    layer describes the tensor before that).  ``on_trunk``: whether every path from input to target passes here.
     """
 
     name: str
@@ -155,8 +154,8 @@ def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     A module is *open* if it is the root, or if it is or has as a child a container (``Sequential`` and the like) and
     at least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of
     modules that have children themselves, so that a stage of two blocks is two rows, while Linear and ReLU in a pair
-    are one), or if it holds a module that is open. A *block*, a module of a class of its own that stands beside
-    others of the same class in a container, is open only if it holds blocks itself. Units are the outermost modules
+    are one), or if it holds a module that is open.  A *block*, a module of a class of its own that stands beside
+    others of the same class in a container, is open only if it holds blocks itself.  Units are the outermost modules
     that are not open and whose output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the
     blocks of GPT-2, each leaf of a ``Sequential`` of leaves.
 

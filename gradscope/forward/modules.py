@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gradscope.forward.inputs import leaf_tensors
 from gradscope.forward.layers import OUTPUT
 
+Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
-
 
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
@@ -92,9 +92,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
     return model
-
-
-Modules = Mapping[str, nn.Module]
 
 
 @contextlib.contextmanager
