@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gradscope import frames, initializers, meanfield, measures, models, probes, testing
-from gradscope.backward.subspace import Deflated
+from gradscope.backward.cotangents import Deflated
 from gradscope.checks.against_theory import Comparison, compare
 from gradscope.checks.reading import UnreadableError
 from gradscope.checks.report import Report
@@ -19,7 +19,7 @@ from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
 from gradscope.forward.layers import Layer
-from gradscope.forward.taps import tap
+from gradscope.forward.modules import tap
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.jacobians.description import Description
 from gradscope.jacobians.jacobian import Affine, Jacobian

@@ -11,7 +11,6 @@ from torch import Tensor
 # Numbers copied to float64 at a time.
 SCRATCH = 1 << 21
 
-
 # On a CPU cotangents that fit into a core's cache are pulled back faster; other devices need large products.
 _BATCH = {"cpu": 1 << 21}
 _BATCH_ELSEWHERE = 1 << 28

@@ -1,24 +1,64 @@
-"""Which cotangents start at a target: a basis, random signs, or a subspace with random signs in its complement."""
+"""Which cotangents start at a target: a basis, random signs, or a subspace with random signs in its complement.
+
+A deep Jacobian has few large singular values, so a random probe of it is noisy.  Its left singular directions hardly
+depend on a source far away, so a few orthonormal directions Q of the target, found with forward passes, serve all
+sources: |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2, the second term from probes v.  Any Q is unbiased (the idea of
+Hutch++; the range finder: Halko, Martinsson and Tropp 2011).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradscope.backward.subspace import Deflated
 from gradscope.distributed import rank
 from gradscope.forward.layers import Layer
+from gradscope.forward.replay import Replay
 from gradscope.probes import rademacher
 
 Draw = Callable[[int, int], Tensor]
-Probes = int | str | Deflated
 
 # "auto" means the same for every quantity: exact up to this many cotangents in all, otherwise random probes at the cost
 # of at most this many backward passes per target.
 AUTO_EXACT, AUTO_COST = 128, 40
+
+# Finite differences aim at this relative change of the targets: small against curvature, large against rounding.
+WANTED_CHANGE = 0.01
+
+
+@dataclass(frozen=True)
+class Deflated:
+    """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` exact directions and ``num`` random probes.
+
+    The directions span the subspace of the target that deep Jacobians map into, and the probes sample its complement.
+    ``Deflated(0, n)`` are n plain random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
+    cotangents.  Raises ValueError if ``rank`` is negative or ``num`` less than one.
+
+    Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
+
+    >>> Deflated(4, 6).cost
+    14
+    """
+
+    rank: int = 8
+    num: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("rank", self.rank, 0), ("num", self.num, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Deflated({name}=) must be a whole number >= {least}, got {value!r}.")
+
+    @property
+    def cost(self) -> int:
+        """In backward passes per target; a direction also takes a forward pass to find."""
+        return 2 * self.rank + self.num
+
+
+Probes = int | str | Deflated
 
 
 @dataclass(frozen=True)
@@ -47,11 +87,7 @@ class Cotangents:
 
 
 def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
-    """What ``probes=`` asks for: "exact", "auto", or a `Deflated`, which is ``Deflated(0, n)`` for a number n.
-
-    Raises:
-        ValueError: It is none of these, or it is a `Deflated` although the quantity does not support ``deflated``.
-    """
+    """What ``probes=`` asks for: "exact", "auto", or a `Deflated`, which is ``Deflated(0, n)`` for a number n."""
     if isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1:
         return Deflated(0, probes)
     if (isinstance(probes, str) and probes in ("exact", "auto")) or (deflated and isinstance(probes, Deflated)):
@@ -61,11 +97,7 @@ def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
 
 
 def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generator) -> Cotangents:
-    """Cotangents of a single target, of which ``needed`` make a basis; "auto" falls back to `AUTO_COST` random signs.
-
-    Raises:
-        ValueError: ``probes`` is not a whole number >= 1, "exact" or "auto".
-    """
+    """Cotangents of a single target, of which ``needed`` make a basis; "auto" falls back on `AUTO_COST` random ones."""
     plan = resolved(probes)
     if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
         return basis(target, needed)
@@ -121,3 +153,53 @@ def needed_for_exact(target: Layer, batch_size: int, *, coupled: bool) -> int:
 def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
     v = rademacher(num, target.size, generator=generator, dtype=target.dtype, device=target.device)
     return v.reshape(-1, *target.shape)
+
+
+def find_subspaces(
+    replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Orthonormal directions (rank', *shape) of every target, by name, that the sources move it along.
+
+    Finite differences of the forward pass in ``rank`` random directions of the sources, orthonormal sample by sample,
+    or over the whole batch if samples are ``coupled``; rank' <= rank if a target has fewer dimensions.  A target that a
+    replay does not reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step.
+    """
+    everything = replay.outputs({*shapes, *replay.source_names}, {})
+    base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
+    if not base or any(name not in everything for name in replay.source_names):
+        return {}
+    sources = {name: everything[name] for name in replay.source_names}
+    finest = max(torch.finfo(source.dtype).eps for source in sources.values())
+    step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
+    while min(map(len, columns.values())) < rank:
+        shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
+        moved = replay.outputs(base, shifts)
+        changes = {name: moved[name].double() - f for name, f in base.items()}
+        largest = max(float(changes[name].norm() / f.norm()) for name, f in base.items() if f.any())
+        if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
+            step = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest)
+            continue
+        for name, column in columns.items():
+            column.append(changes[name])
+    subspaces = {}
+    for name, column in columns.items():
+        differences = torch.stack(column)
+        if torch.isfinite(differences).all():
+            subspaces[name] = _orthonormal(differences, coupled).to(everything[name].dtype)
+    return subspaces
+
+
+def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
+    """A random direction as long as the source itself."""
+    noise = torch.randn(source.shape, generator=generator, dtype=torch.float64, device=generator.device)
+    length = source.double().norm()
+    return (noise * (length / noise.norm() if length > 0 else 1.0)).to(source)
+
+
+def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:
+    """Orthonormal columns from (rank, B, ...): one basis per sample, or of the whole batch."""
+    rank, shape = len(differences), differences.shape[1:]
+    vectors = differences.reshape(rank, 1, -1) if coupled else differences.reshape(rank, shape[0], -1)
+    vectors = vectors / vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    q, _ = torch.linalg.qr(vectors.permute(1, 2, 0))  # (samples, d, rank')
+    return q.permute(2, 0, 1).reshape(-1, *shape)

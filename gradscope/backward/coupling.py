@@ -12,8 +12,7 @@ from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
-from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
-from gradscope.forward.trunk import Trunk, Vertex
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 
 # Operations that act on each entry of the leading dimension alone, and through which of their inputs.
 _LEADING = PRODUCTS | {
@@ -37,12 +36,9 @@ def coupled(
 ) -> bool:
     """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
 
-    Gradients are compared at the sources, named ``sources``, and at the rows on the trunk.  Inside a branch a leading
-    dimension of B may mean something else, such as the tokens of an expert.  If the leading dimension of a source or of
-    the target is not B, samples count as coupled.
-    If every operation between sources and target is known to act on each sample alone, samples are independent; if one
-    is a batch normalization with the statistics of the batch, they are coupled.  Both proofs cost nothing.  Otherwise
-    gradients decide, see `detected`.
+    Gradients are compared at the ``sources`` and at the rows on the trunk, because inside a branch B may mean something
+    else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or of the
+    target is not B.  The graph decides where it can (`separate`, `mixed`), otherwise gradients (`detected`).
     """
     if batch_size == 1:
         return False
@@ -51,18 +47,13 @@ def coupled(
         return True  # unknown, and treating samples as coupled is right in either case
     rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
-    if not rows:
-        return False
-    if separate(trunk, batch_size):
+    if not rows or separate(trunk, batch_size):
         return False
     return mixed(trunk) or detected(trunk, rows, target, batch_size)
 
 
 def mixed(trunk: Trunk) -> bool:
-    """Whether the graph proves that samples influence each other: by batch normalization with the batch's statistics.
-
-    Counting samples as coupled is right in either case, so this saves a test that could only confirm it.
-    """
+    """Whether the graph shows batch normalization with the batch's statistics, so that no test is needed."""
     nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
     return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
 
@@ -70,9 +61,8 @@ def mixed(trunk: Trunk) -> bool:
 def separate(trunk: Trunk, batch_size: int) -> bool:
     """Whether the graph proves that samples are independent, by induction from the sources (leading dimension B).
 
-    Every operation must map sample b of its live inputs to sample b of its output.  The name of
-    an autograd node says which operation of torch made it (a user's own ``autograd.Function`` never has such a name);
-    False means that there is no proof.  Cost: linear in the number of nodes.
+    Every operation must map sample b of its live inputs to sample b of its output, and must be one of torch's own,
+    known by name; False means that there is no proof.  Cost: linear in the number of nodes.
     """
     live = trunk.position.keys() | trunk.above.keys()
     return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
@@ -104,8 +94,7 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
 
     Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Uncoupled
     samples give exact zeros in the other half, in floating point too.  Any ordered pair of samples in different halves
-    is seen, so k independent couplings are missed with probability 2^-k; batch normalization couples all pairs.
-    Cost: two backward passes.
+    is seen, so k independent couplings are missed with probability 2^-k.  Cost: two backward passes.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.zeros(batch_size, dtype=torch.bool)

@@ -1,8 +1,7 @@
 """Links: how cotangents cross from one cut vertex to the next below if a single known operation lies between the two.
 
-The autograd engine computes an elementwise derivative anew for each cotangent, and each of its calls costs time.  If
-the operation is known, all cotangents are multiplied by the derivative, computed once, or by the weight.  Everything
-else goes through the engine.
+The autograd engine computes an elementwise derivative anew for each cotangent.  If the operation is known, all
+cotangents are multiplied by the derivative, computed once, or by the weight.  Everything else goes through the engine.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradscope.forward.operations import ELEMENTWISE, PRODUCTS, live_inputs, output_kind
-from gradscope.forward.trunk import Trunk, Vertex, vertex
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]

@@ -33,11 +33,7 @@ _Piece = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read at one row: ``values * 2**exponents``, with lengths |J^T v| as the usual values.
-
-    ``values`` (cotangents, ...) in float64, ``exponents`` (cotangents,).  The cotangents are those of all targets above
-    the row, in the order in which they were given.
-    """
+    """``values`` (cotangents, ...) ``* 2**exponents`` (cotangents,) at one row, from all targets above it, in order."""
 
     values: npt.NDArray[np.float64]
     exponents: npt.NDArray[np.int64]
@@ -70,19 +66,15 @@ def sweep(
         cotangents: One item per target, sorted by descending position.
         read: What to keep of a gradient; it must be linear up to a sign, as a length is.
         widest: Bytes that one cotangent takes where it is largest, if that is more than at its target.
-        strides: Positions between two rescalings, None for no rescaling.  The next one is tried if the root mean square
-            of a reading came near an end of the range of its dtype.
+        strides: Positions between two rescalings, None for none; the next one is tried if a reading came near an end
+            of the range of its dtype.
         progress: Called with the fraction done.
 
-    Returns:
-        One `Reading` per row.  A row sees the targets that lie strictly above it.
+    Returns one `Reading` per row, of the targets strictly above it; FloatingPointError if one is NaN or Inf.
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory beyond the graph: with
     w bytes at the widest place and c cotangents in a batch, 5 c w and `route.RUN_BYTES`, where c w is at most 256 MiB
     and a twentieth of what is free, or c = 1; and the readings.  If memory runs out, a batch of half the size is tried.
-
-    Raises:
-        FloatingPointError: A gradient is NaN or Inf with the shortest stride; the row is named.
     """
     if not route.rows:
         return []
@@ -132,7 +124,6 @@ def _comfortable(rows: Sequence[Row], readings: Sequence[Reading]) -> bool:
 
 
 def _bytes_each(cotangents: Cotangents, least: int) -> int:
-    """What one cotangent counts for in a batch."""
     return max(cotangents.target.size * cotangents.target.dtype.itemsize, least)
 
 

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gradscope.backward.cotangents import Probes, generator_or_default, resolved
-from gradscope.backward.subspace import Deflated
+from gradscope.backward.cotangents import Probes
 from gradscope.backward.sweep import Progress
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.planning import Planner
+from gradscope.coefficients.planning import Options, Planner, accumulate, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
-from gradscope.coefficients.streaming import Budget, accumulate, probe_error, relative_error, warn_if_missed
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter, select
 from gradscope.forward.modules import state_restored
@@ -58,7 +56,7 @@ def gsc(
             contain labels that no ``loss_fn`` needs.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
         layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
-            of the trunk (`gradscope.forward.units`).
+            of the trunk (`gradscope.forward.layers.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: ``"exact"`` (basis cotangents: d_l of them, B d_l if samples are coupled); a number of random
@@ -99,10 +97,11 @@ def gsc(
     >>> profile["layers.2"].value
     1.0
     """
-    return _measured(
-        Profile, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
-        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
+    options = Options(
+        forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol, reduction=reduction,
+        max_samples=max_samples, max_seconds=max_seconds, generator=generator, progress=progress,
     )  # fmt: skip
+    return _measured(Profile, model, data, options)
 
 
 def gsc_matrix(
@@ -123,7 +122,7 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep that cotangents join.
 
-    Arguments are those of `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
+    Arguments: as in `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
     (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
 
     Returns:
@@ -137,49 +136,37 @@ def gsc_matrix(
     >>> matrix.log10_values.shape
     (4, 4)
     """
-    return _measured(
-        Matrix, model, data, forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol,
-        max_samples=max_samples, max_seconds=max_seconds, reduction=reduction, generator=generator, progress=progress,
+    options = Options(
+        forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol, reduction=reduction,
+        max_samples=max_samples, max_seconds=max_seconds, generator=generator, progress=progress,
     )  # fmt: skip
+    return _measured(Matrix, model, data, options)
 
 
-def _measured(
-    kind: type[MatrixT],
-    model: nn.Module,
-    data: Any,
-    *,
-    forward: Forward | None,
-    layers: LayerFilter | None,
-    target: str | None,
-    loss_fn: LossFunction | None,
-    probes: Probes,
-    rtol: float | None,
-    max_samples: int | None,
-    max_seconds: float | None,
-    reduction: str,
-    generator: torch.Generator | None,
-    progress: Progress | None,
-) -> MatrixT:
+def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options) -> MatrixT:
     """The pairs of all batches as a `Matrix` or a `Profile`."""
-    budget = Budget(rtol, max_samples, max_seconds)
-    batches = stream(data, forward=forward, loss_fn=loss_fn)
-    plan = _checked(probes, budget, reduction, streaming=batches is not None)
-    planner = Planner(plan, budget, generator_or_default(generator), reduction=reduction, streaming=batches is not None)
+    batches = stream(data, forward=options.forward, loss_fn=options.loss_fn)
+    streaming = batches is not None
+    if not streaming:
+        options.check_single()
+    planner = Planner(options, streaming=streaming)
 
     def measure(batch: Any) -> Pairs:
-        captured = capture(model, batch, forward=forward, loss_fn=loss_fn, target=target)
-        rows = _rows(captured, layers, matrix=kind is Matrix, whole=target is None)
+        captured = capture(model, batch, forward=options.forward, loss_fn=options.loss_fn, target=options.target)
+        rows = _rows(captured, options, matrix=kind is Matrix)
         with state_restored(captured.replay.modules):  # checkpointed layers run again during the sweep
-            return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], reduction), progress)
+            return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
-    if batches is not None:
-        pairs, stopped = accumulate(batches, measure, budget)
-        error = relative_error(pairs)
-    else:
-        pairs = measure(data)
-        error = probe_error(pairs)
-        stopped = "end of data" if rtol is None else "rtol reached" if error <= rtol else "max_seconds"
-        warn_if_missed(budget, error, stopped, pairs)
+    pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
+    error = largest_error(pairs, samples=streaming)
+    if options.rtol is not None and not streaming:
+        stopped = "rtol reached" if error <= options.rtol else "max_seconds"
+    if options.rtol is not None and error > options.rtol and stopped != "interrupted":
+        warnings.warn(
+            f"rtol of {options.rtol:g} was not reached, because of {stopped!r}: the largest relative standard error is "
+            f"{error:.2g} after {pairs.num_samples} samples.",
+            stacklevel=3,
+        )
     return kind(
         sources=pairs.sources,
         targets=pairs.targets,
@@ -189,7 +176,7 @@ def _measured(
         log10_stderr_sample=pairs.spread("log10_stderr_sample"),
         num_probes=pairs.num_probes,
         num_samples=pairs.num_samples,
-        reduction=reduction,
+        reduction=pairs.reduction,
         coupled=pairs.coupled,
         stopped=stopped,
         num_batches=pairs.num_batches,
@@ -201,14 +188,18 @@ def _measured(
     )
 
 
-def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole: bool) -> list[Layer]:
+def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
     """The rows of the result; the target is the last row of a profile."""
     if next(captured.replay.model.parameters(), None) is None:
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
             "registered: use nn.ModuleList. For a function without parameters take gs.capture(model, x).jacobian(...)."
         )
-    rows = _chosen(captured, layers, whole)
+    if options.layers is not None:
+        rows = select(captured.layers, options.layers, captured.elsewhere)
+    else:
+        rows = list(captured.units)
+        _warn_if_few(captured, options)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
     if branch := [row.name for row in rows if not row.on_trunk]:
@@ -219,13 +210,11 @@ def _rows(captured: Capture, layers: LayerFilter | None, *, matrix: bool, whole:
     return rows
 
 
-def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[Layer]:
-    """The chosen layers, or the units of the trunk; warns if the ``whole`` network has hardly any."""
-    if layers is not None:
-        return select(captured.layers, layers, captured.elsewhere)
+def _warn_if_few(captured: Capture, options: Options) -> None:
+    """Warn if the whole network has hardly any units."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
-    if whole and len(known) < 3 and (others or captured.uncalled):
+    if options.target is None and len(known) < 3 and (others or captured.uncalled):
         offer = f"Also recorded: {', '.join(others[:8])}. Choose with" if others else "No other module was called; see"
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
@@ -233,29 +222,3 @@ def _chosen(captured: Capture, layers: LayerFilter | None, whole: bool) -> list[
             "hold other inputs fixed with forward=lambda model, x: model(x, other).",
             stacklevel=6,
         )
-    return list(captured.units)
-
-
-def _checked(probes: Probes, budget: Budget, reduction: str, *, streaming: bool) -> Deflated | str:
-    """What ``probes`` asks for; an argument that would be ignored is an error."""
-    plan = resolved(probes, deflated=True)
-    if reduction == "geometric" and isinstance(plan, Deflated):
-        raise ValueError(
-            'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
-            'use probes="exact", or reduction="mean".'
-        )
-    if streaming:
-        return plan
-    if budget.rtol is not None and plan != "auto":
-        raise ValueError(
-            f"probes={probes!r} and rtol={budget.rtol:g} contradict each other for a single batch, where rtol decides "
-            'the number of probes: leave one of them out, or use probes="auto".'
-        )
-    if budget.max_samples is not None:
-        raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave it out.")
-    if budget.max_seconds is not None and budget.rtol is None:
-        raise ValueError(
-            "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without rtol: "
-            "leave it out."
-        )
-    return plan

@@ -50,8 +50,7 @@ def nlc(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
-        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128 cotangents,
-            otherwise 40 random ones.
+        probes: ``"exact"``, a number of random cotangents per batch, or ``"auto"``: exact up to 128, otherwise 40.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:

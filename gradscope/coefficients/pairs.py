@@ -53,11 +53,7 @@ class Pairs:
     remarks: tuple[str, ...]
 
     def merge(self, other: Pairs) -> Pairs:
-        """Both together.
-
-        Raises:
-            ValueError: Other layers, other shapes, or samples that are coupled in one and independent in the other.
-        """
+        """Both together; ValueError if layers, shapes or coupling differ."""
         if self.sources != other.sources or self.targets != other.targets:
             odd = sorted({*self.sources, *self.targets} ^ {*other.sources, *other.targets})
             raise ValueError(
@@ -183,16 +179,6 @@ class Board:
         return runs
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """Sources and targets of some pairs: everything that does not depend on cotangents."""
-
-    pairs: IntArray
-    source: Length
-    target: Length
-    sizes: IntArray
-
-
 class _Tallies:
     """Collects readings and reduces them block by block."""
 
@@ -200,7 +186,7 @@ class _Tallies:
         self.board = board
         self.place = {row.index: place for place, row in enumerate(board.rows)}
         self.pending: dict[tuple[int, ...], list[tuple[int, int, int, FloatArray, IntArray]]] = defaultdict(list)
-        self.gains: dict[tuple[int, ...], tuple[_Lengths, Gain]] = {}
+        self.gains: dict[tuple[int, ...], tuple[IntArray, IntArray, Gain]] = {}
         self.done: dict[bool, list[tuple[IntArray, Tally]]] = defaultdict(list)
 
     def add(
@@ -218,32 +204,26 @@ class _Tallies:
 
     def reduce(self) -> None:
         """Turn pending readings into gains, or merge them with the gains of earlier windows of the same pairs."""
-        board, num_columns = self.board, len(self.board.columns)
         for (*widths, _, num_fixed), entries in self.pending.items():
             rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
             columns = np.concatenate([np.arange(start, stop) for _, start, stop, *_ in entries])
             norms, exponents = (np.concatenate([entry[number] for entry in entries]) for number in (3, 4))
-            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=board.captured.coupled)
-            lengths = _Lengths(
-                rows * num_columns + num_columns - 1 - columns,
-                board.length_of(board.rows, rows),
-                board.length_of(board.columns, columns),
-                np.array([layer.size for layer in board.rows])[rows],
-            )
-            key = (*widths, int(lengths.pairs[0]))
+            gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=self.board.captured.coupled)
+            key = (*widths, int(rows[0]), int(columns[0]))
             known = self.gains.get(key)
-            self.gains[key] = (lengths, gain if known is None else known[1].merge(gain))
+            self.gains[key] = (rows, columns, gain if known is None else known[2].merge(gain))
         self.pending.clear()
 
     def _finish_gains(self) -> None:
-        captured = self.board.captured
-        for (*widths, _), (known, gain) in self.gains.items():
+        board, captured = self.board, self.board.captured
+        sizes, num_columns = np.array([layer.size for layer in board.rows]), len(board.columns)
+        for (*widths, _, _), (rows, columns, gain) in self.gains.items():
+            source, target = board.length_of(board.rows, rows), board.length_of(board.columns, columns)
             tally = Tally.of(
-                gain, known.source, known.target, sizes=known.sizes, reduction=self.board.reduction,
-                batch_size=captured.batch_size,
-            )  # fmt: skip
+                gain, source, target, sizes=sizes[rows], reduction=board.reduction, batch_size=captured.batch_size
+            )
             by_sample = not captured.coupled and min(widths) == captured.batch_size
-            self.done[by_sample].append((known.pairs, tally))
+            self.done[by_sample].append((rows * num_columns + num_columns - 1 - columns, tally))
         self.gains.clear()
 
     def finish(self) -> dict[bool, tuple[IntArray, Tally]]:

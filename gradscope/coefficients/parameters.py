@@ -2,8 +2,7 @@
 
     GSC(theta_k, l) = |T_k^l|_F^2 / P_k * |theta_k|^2 / |f_l|^2,   T_k^l: (B d_l) x P_k.
 
-Cost: one forward pass and one backward pass with parameter gradients per cotangent; B d_l cotangents are exact.
-Random probes make |T|_F^2 unbiased.
+B d_l cotangents are exact, and random probes make |T|_F^2 unbiased.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from gradscope.backward.cotangents import Cotangents, chosen, generator_or_defau
 from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import Reading, lengths, sweep
 from gradscope.coefficients.growth import Growth, fit_growth
-from gradscope.coefficients.intervals import LN10
-from gradscope.coefficients.profiles import Profile
+from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import squared_lengths
@@ -54,9 +52,7 @@ def parameter_gsc(
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`, one batch.
-        probes: ``"exact"`` (B d_l cotangents), a number of random cotangents, or ``"auto"``: exact up to 128, otherwise
-            40 random ones.
-        generator: Source of the probes.  Default: a fixed seed.
+        probes, generator: As for `gradscope.nlc`; B d_l cotangents are exact.
 
     Returns:
         A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  Its frame

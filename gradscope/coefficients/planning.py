@@ -1,27 +1,41 @@
-"""How many cotangents a measurement takes: exact if that is less expensive, otherwise as many as a pilot suggests.
+"""How many cotangents a batch takes, and how many batches are taken.
 
-Costs are counted in backward passes: one per cotangent, and one more per direction of the subspace, which takes a
-forward pass to find.  A pilot decides the plan and its numbers are then thrown away, because a value whose probes also
-decided when to stop would be biased.
+A batch is exact if that is less expensive, otherwise it takes as many probes as a pilot suggests.  Costs are counted in
+backward passes: one per cotangent, and one more per direction of the subspace.  The numbers of a pilot are thrown away,
+because a value whose probes also decided when to stop would be biased.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
 
-from gradscope.backward.cotangents import AUTO_COST, AUTO_EXACT, Cotangents, basis, deflated, signs
-from gradscope.backward.subspace import Deflated, find_subspaces
+from gradscope.backward.cotangents import (
+    AUTO_COST,
+    AUTO_EXACT,
+    Cotangents,
+    Deflated,
+    Probes,
+    basis,
+    deflated,
+    find_subspaces,
+    generator_or_default,
+    resolved,
+    signs,
+)
 from gradscope.backward.sweep import Progress
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.streaming import Budget, probe_error
-from gradscope.forward.layers import Layer
-from gradscope.jacobians.capture import Capture
+from gradscope.distributed import gathered
+from gradscope.forward.inputs import Forward, LossFunction
+from gradscope.forward.layers import LayerFilter
 
 # Without rtol=, "auto" asks for this relative error.
 AUTO_RTOL = 0.05
@@ -38,33 +52,87 @@ WORTHWHILE_SHARE = 0.5
 # A pilot's estimate of the noise is itself noisy.
 SAFETY = 1.3
 
+# The spread over batches decides when to stop from here on.
+MIN_BATCHES, MIN_SAMPLES = 3, 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `gradscope.gsc`; those without meaning raise ValueError."""
+
+    forward: Forward | None
+    layers: LayerFilter | None
+    target: str | None
+    loss_fn: LossFunction | None
+    probes: Probes
+    rtol: float | None
+    max_samples: int | None
+    max_seconds: float | None
+    reduction: str
+    generator: torch.Generator | None
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        if self.rtol is not None and not 0 < self.rtol < 1:
+            raise ValueError(f"rtol is a relative standard error between 0 and 1, such as 0.02; got {self.rtol!r}.")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, got {self.max_samples!r}.")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}.")
+        if self.reduction == "geometric" and isinstance(resolved(self.probes, deflated=True), Deflated):
+            raise ValueError(
+                'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
+                'use probes="exact", or reduction="mean".'
+            )
+
+    def check_single(self) -> None:
+        """Raise ValueError if an option would be ignored because data is a single batch."""
+        if self.rtol is not None and self.probes != "auto":
+            raise ValueError(
+                f"probes={self.probes!r} and rtol={self.rtol:g} contradict each other for a single batch, where rtol "
+                'decides the number of probes: leave one of them out, or use probes="auto".'
+            )
+        if self.max_samples is not None:
+            raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave it out.")
+        if self.max_seconds is not None and self.rtol is None:
+            raise ValueError(
+                "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without "
+                "rtol: leave it out."
+            )
+
 
 class Planner:
     """Measures recorded batches with as many cotangents as were asked for; all batches of a stream follow one plan."""
 
-    def __init__(
-        self, probes: Deflated | str, budget: Budget, generator: torch.Generator, *, reduction: str, streaming: bool
-    ) -> None:
-        self.probes: Deflated | str = "exact" if reduction == "geometric" else probes
-        self.budget, self.generator, self.streaming = budget, generator, streaming
+    def __init__(self, options: Options, *, streaming: bool) -> None:
+        plan = resolved(options.probes, deflated=True)
+        self.probes: Deflated | str = "exact" if options.reduction == "geometric" else plan
+        self.options, self.streaming = options, streaming
+        self.generator = generator_or_default(options.generator)
 
-    def measure(self, board: Board, progress: Progress | None) -> Pairs:
+    def measure(self, board: Board) -> Pairs:
         """Measure one batch; a single batch is measured again until ``rtol`` is reached or the time is over."""
-        if self.probes == "auto":
-            self.probes = self._for_stream(board) if self.streaming else self._chosen(board, self.budget.rtol)
-        if self.streaming or self.budget.rtol is None:
-            return board.measure(self._cotangents(board, self.probes), progress)
-        return self._reach(board, self.probes, self.budget.rtol, progress)
-
-    def _for_stream(self, board: Board) -> Deflated | str:
-        """Few probes per batch, or the exact Jacobian if that costs no more."""
-        return "exact" if sum(board.needed) <= STREAM_PLAN.cost * len(board.needed) else STREAM_PLAN
+        rtol, progress = self.options.rtol, self.options.progress
+        if self.probes == "auto" and self.streaming:  # few probes, or the exact Jacobian if that costs no more
+            exact = sum(board.needed) <= STREAM_PLAN.cost * len(board.needed)
+            self.probes = "exact" if exact else STREAM_PLAN
+        elif self.probes == "auto":
+            self.probes = self._chosen(board, rtol)
+        began, seconds, plan = time.monotonic(), self.options.max_seconds or math.inf, self.probes
+        while True:
+            pairs = board.measure(self._cotangents(board, plan), progress)
+            if self.streaming or rtol is None or not isinstance(plan, Deflated):
+                return pairs
+            error = largest_error(pairs)
+            if error <= rtol or time.monotonic() - began >= seconds:
+                return pairs
+            # One probe of a coupled batch knows no error; a few know enough to go on.
+            factor = SAFETY * (error / rtol) ** 2 if math.isfinite(error) else 4
+            larger = replace(plan, num=math.ceil(factor * plan.num))
+            plan = "exact" if larger.cost * len(board.needed) >= sum(board.needed) else larger
 
     def _chosen(self, board: Board, rtol: float | None) -> Deflated | str:
-        """The least expensive plan that pilots expect to reach ``rtol``; None asks for a default at a bounded cost.
-
-        The share of a value that the pilot's few directions hold tells its effective rank.
-        """
+        """The least expensive plan that pilots expect to reach ``rtol``; None asks for a default at a bounded cost."""
         total = sum(board.needed)
         if rtol is None and total <= AUTO_EXACT:
             return "exact"
@@ -86,22 +154,6 @@ class Planner:
             return replace(best, num=max(PILOT.num, AUTO_COST - 2 * best.rank))
         return best
 
-    def _reach(self, board: Board, plan: Deflated | str, rtol: float, progress: Progress | None) -> Pairs:
-        """Measure by this plan, and again by a larger one until ``rtol`` is reached or the time is over.
-
-        Results that fell short are thrown away, because a value that decided when to stop would be biased.
-        """
-        began, seconds = time.monotonic(), self.budget.max_seconds or math.inf
-        while True:
-            pairs = board.measure(self._cotangents(board, plan), progress)
-            error = probe_error(pairs)
-            if error <= rtol or not isinstance(plan, Deflated) or time.monotonic() - began >= seconds:
-                return pairs
-            # One probe of a coupled batch knows no error; a few know enough to go on.
-            factor = SAFETY * (error / rtol) ** 2 if math.isfinite(error) else 4
-            larger = replace(plan, num=math.ceil(factor * plan.num))
-            plan = "exact" if larger.cost * len(board.needed) >= sum(board.needed) else larger
-
     def _reaching(self, board: Board, rtol: float, rank: int) -> tuple[Deflated, float]:
         """Number of probes beside ``rank`` directions for ``rtol``, and the share of the noisiest value these hold."""
         pilot = board.measure(self._cotangents(board, Deflated(rank, PILOT.num)))
@@ -112,24 +164,70 @@ class Planner:
 
     def _cotangents(self, board: Board, plan: Deflated | str) -> list[Cotangents]:
         """Cotangents of every column; a target for which exact is cheaper than a subspace with probes is exact."""
+        pairs, captured = list(zip(board.columns, board.needed, strict=True)), board.captured
         if not isinstance(plan, Deflated):
-            return [basis(column, needed) for column, needed in zip(board.columns, board.needed, strict=True)]
+            return [basis(column, needed) for column, needed in pairs]
         found: list[Cotangents] = []
-        exact = [plan.rank > 0 and needed <= plan.rank + plan.num for needed in board.needed]
-        wanted = [column for column, is_exact in zip(board.columns, exact, strict=True) if not is_exact]
-        subspaces = self._subspaces(board.captured, wanted, plan.rank) if plan.rank and wanted else {}
-        for column, needed, is_exact in zip(board.columns, board.needed, exact, strict=True):
-            if is_exact:
+        num, subspaces = plan.rank + plan.num, dict[int, torch.Tensor]()
+        if plan.rank and (names := {name: c for c, needed in pairs if needed > num for name in c.names}):
+            shapes = {name: column.shape for name, column in names.items()}
+            by_name = find_subspaces(
+                captured.replay, shapes, plan.rank, coupled=captured.coupled, generator=self.generator
+            )
+            subspaces = {names[name].index: subspace for name, subspace in by_name.items()}
+        for column, needed in pairs:
+            if plan.rank and needed <= num:
                 found.append(basis(column, needed))
             elif (subspace := subspaces.get(column.index)) is not None:
-                coupled = board.captured.coupled
-                found.append(deflated(column, subspace, plan.num, self.generator, coupled=coupled))
+                found.append(deflated(column, subspace, plan.num, self.generator, coupled=captured.coupled))
             else:
-                found.append(signs(column, plan.rank + plan.num, self.generator))
+                found.append(signs(column, num, self.generator))
         return found
 
-    def _subspaces(self, captured: Capture, columns: Sequence[Layer], rank: int) -> dict[int, torch.Tensor]:
-        names = {name: column for column in columns for name in column.names}
-        shapes = {name: column.shape for name, column in names.items()}
-        found = find_subspaces(captured.replay, shapes, rank, coupled=captured.coupled, generator=self.generator)
-        return {names[name].index: subspace for name, subspace in found.items()}
+
+def largest_error(pairs: Pairs, *, samples: bool = False) -> float:
+    """The largest relative standard error of all pairs, due to probes, or to probes and samples; inf if unknown."""
+    errors = pairs.spread("log10_stderr_probe")
+    if samples:
+        errors = np.hypot(errors, pairs.spread("log10_stderr_sample"))
+    measured = ~np.isnan(pairs.spread("log10_values"))
+    return float(np.nan_to_num(errors[measured], nan=math.inf).max(initial=0.0)) * math.log(10)
+
+
+def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options: Options) -> tuple[Pairs, str]:
+    """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why it stopped.
+
+    The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted".  An interrupt (Ctrl-C)
+    after the first batch keeps the result so far, with a warning.  ValueError without any batch.
+    """
+    found: Pairs | None = None
+    began, reason = time.monotonic(), "end of data"
+    try:
+        for batch in batches:
+            measured = measure(batch)
+            found = measured if found is None else found.merge(measured)
+            if stop := _stop(found, options, time.monotonic() - began):
+                reason = stop
+                break
+    except KeyboardInterrupt:
+        if found is None:
+            raise
+        reason = "interrupted"
+        warnings.warn(
+            f"Interrupted: the result holds the {found.num_batches} batches measured so far and is marked incomplete.",
+            stacklevel=4,
+        )
+    parts = gathered((found, reason))  # in the order of the ranks, so that each rank gets the same bits
+    measured_parts = [part for part, _ in parts if part is not None]
+    if not measured_parts:
+        raise ValueError("data yields no batch: an exhausted iterator, or an empty loader?")
+    return reduce(Pairs.merge, measured_parts), ", ".join(sorted({why for _, why in parts}))
+
+
+def _stop(found: Pairs, options: Options, seconds: float) -> str:
+    enough = found.num_batches >= MIN_BATCHES and found.num_samples >= MIN_SAMPLES
+    if options.rtol is not None and enough and largest_error(found, samples=True) <= options.rtol:
+        return "rtol reached"
+    if options.max_samples is not None and found.num_samples >= options.max_samples:
+        return "max_samples"
+    return "max_seconds" if options.max_seconds is not None and seconds >= options.max_seconds else ""

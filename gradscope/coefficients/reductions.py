@@ -233,8 +233,6 @@ class Tally:
     @property
     def log10_stderr_probe(self) -> FloatArray:
         """Standard error of log10 GSC due to probes, to first order; NaN if unknown, 0 if exact."""
-        if self.reduction == "geometric":
-            return self.probe
         return np.sqrt(self.probe) / (self.count * _or_one(self.mean[:, 0])) / LN10
 
     @property
@@ -265,10 +263,9 @@ class Tally:
     def log10_stderr_sample(self) -> FloatArray:
         """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
-        The spread between samples, by the delta method with the covariance of the sums, minus the share of the probes,
-        so that both in quadrature give the total.  From one probe the share of the probes is an upper bound, and this
-        a lower one.  First order holds for light tails.  Per-sample coefficients of deep networks are heavy-tailed, and
-        then it is too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
+        The spread between samples by the delta method, minus the share of the probes, so that both in quadrature give
+        the total.  From one probe it is a lower bound.  First order holds for light tails, and is too small for the
+        heavy tails of deep networks (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
             return np.full(len(self.mean), np.nan)

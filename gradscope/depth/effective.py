@@ -2,14 +2,10 @@
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
-Every network is a residual network: layer l is the initial layer plus what training added, f_l = i_l + r_l, so its
-Jacobian at its present input is J_l = I_l + R_l.  The Jacobian of the network, the product of all J_l, is then a sum of
-2^L terms, one for each set of layers that contribute R_l instead of I_l.  C^lambda is the sum of the terms with lambda
-such layers.  If it is negligible for all lambda above some Lambda, training used at most Lambda layers on top of each
-other.  Cost: a backward pass through each trained unit per cotangent and term; |C^lambda|_F^2 is unbiased from probes.
-
-The idea and the term are those of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).  This project sums C^lambda
-exactly at the data, instead of bounding it by norms.
+Layer l is the initial layer plus what training added, so the Jacobian of the network is a sum of 2^L terms.  C^lambda
+sums those to which lambda layers contribute R_l.  |C^lambda|_F^2 is unbiased from probes.  Cost: a backward pass
+through each trained unit per cotangent and term.  The idea is that of Philipp, Song and Carbonell (arXiv:1712.05577);
+here C^lambda is summed exactly at the data instead of being bounded by norms.
 """
 
 from __future__ import annotations
@@ -96,14 +92,12 @@ class EffectiveDepth:
     def to_frame(self) -> pd.DataFrame:
         """Tidy rows: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` lambda),
         ``cancellation``, and ``change`` of each unit."""
-        num = len(self.log10_values)
+        num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
-        whole, units = {**terms, "index": 0}, len(self.layers)
-        places = {"layer": list(self.layers), "index": np.arange(1, units + 1)}
-        places["depth_from_output"] = np.arange(units - 1, -1, -1)
-        probe, sample = (self.log10_stderr, np.full(num, np.nan))
-        if self.num_probes == 0:
-            probe, sample = np.zeros(num), self.log10_stderr
+        whole = {**terms, "index": 0}
+        places = {"layer": list(self.layers), "index": order + 1, "depth_from_output": order[::-1]}
+        unknown = np.full(num, np.nan)
+        probe, sample = (self.log10_stderr, unknown) if self.num_probes else (np.zeros(num), self.log10_stderr)
         parts = [
             self._rows("contribution", self.log10_values, probe, sample, self.num_probes, terms),
             self._rows("independent_contribution", self.log10_independent[:num], np.nan, np.nan, AUTO_LAYER, terms),
@@ -148,9 +142,7 @@ def effective_depth(
         model: Any module, trained; left as it is.
         initial: The same model before it was trained, or a copy of its ``state_dict``.  Buffers are those of ``model``.
         data, forward: As for `gradscope.gsc`, one batch.
-        probes: ``"exact"``, a number of random cotangents, or ``"auto"``: exact up to 128 cotangents, otherwise 40
-            random ones.
-        generator: Source of the probes.  Default: a fixed seed.
+        probes, generator: As for `gradscope.nlc`.
 
     Cost: three forward passes, and per cotangent two backward passes and one more per trained unit.
     Memory: two graphs, and one cotangent with all lambda.
@@ -187,8 +179,7 @@ def effective_depth(
 def symmetric_logarithms(log_odds: npt.ArrayLike) -> FloatArray:
     """ln e^lambda for lambda = 0 .. L: the probability that lambda of L independent events happen.
 
-    The elementary symmetric polynomials of p_l / (1 - p_l) = exp(log_odds_l), times the product of all 1 - p_l, by the
-    recurrence in `EffectiveDepth.log10_independent`, in logarithms, so that nothing underflows.  Cost: O(L^2).
+    By the recurrence in `EffectiveDepth.log10_independent`, in logarithms, so that nothing underflows.  Cost: O(L^2).
     """
     odds = np.atleast_1d(np.asarray(log_odds, dtype=np.float64))
     found = np.zeros(1)
@@ -206,8 +197,7 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
 
 
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
-    """|C^T v| of each cotangent v, for J and every C^lambda, of each sample or the whole batch, at one scale:
-    (cotangents, 1 + terms, samples)."""
+    """|C^T v| of each cotangent v, for J and every C^lambda, at one scale: (cotangents, 1 + terms, samples or 1)."""
     most = len(now) + 2
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1
@@ -247,11 +237,9 @@ def _changes(
 
 
 def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, float]:
-    """log10 of the share of every C^lambda, its standard error over samples where exact, else over probes (to first
-    order), and log10 of the sum of all over |J|_F."""
-    squares = (
-        np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
-    )  # (samples or probes, terms)
+    """log10 of the share of every C^lambda, its standard error to first order, and log10 of their sum over |J|_F."""
+    # (samples or probes, terms): the error is over samples if exact, else over probes.
+    squares = np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
     means = squares.mean(axis=0)
     if not means[0] > 0:
         raise ValueError("The Jacobian of the network is zero, so nothing contributes to it.")

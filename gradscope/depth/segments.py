@@ -1,8 +1,7 @@
 """Cut the network at its units into separate autograd graphs, once with the trained and once with initial parameters.
 
-In one forward pass every unit returns a fresh leaf instead of its output.  All paths pass through the units, so the
-graph falls apart into one segment per unit.  A second pass with the initial parameters uses the leaves of the first, so
-it gives each initial unit at its present input.
+In one forward pass every unit returns a fresh leaf instead of its output, which cuts the graph into one segment per
+unit.  A second pass with the initial parameters uses the leaves of the first: each initial unit at its present input.
 """
 
 from __future__ import annotations
@@ -37,15 +36,7 @@ class Segment:
 
 
 def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dict[str, Tensor]:
-    """The initial parameters by their name in ``model``, on its devices and in its types.
-
-    Arguments:
-        model: The trained model.
-        initial: The same model before training, or a copy of its ``state_dict``; its buffers are ignored.
-
-    Raises:
-        ValueError: A parameter is missing, unknown, of another shape, or shared with the trained model; it is named.
-    """
+    """The initial parameters by their name in ``model``, checked, on its devices and in its types."""
     given = dict(initial.named_parameters() if isinstance(initial, nn.Module) else initial)
     if unknown := given.keys() - model.state_dict().keys() - dict(model.named_buffers()).keys():
         raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: they are different models.")
@@ -71,13 +62,9 @@ def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dic
 
 
 def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Segment]]:
-    """The units between the first tensor of the trunk and the output, in execution order: as they are, and as they were
-    with the parameters ``initial``, at the same entries.
+    """The units from the first tensor of the trunk to the output: as they are, and with the parameters ``initial``.
 
     Cost: two forward passes, with the dropout masks and batch statistics of the capture.
-
-    Raises:
-        ValueError: There is no unit, or a unit returns its output in an unknown structure.
     """
     names = [layer.name for layer in captured.units if layer.index < captured.target.index]
     if not names:

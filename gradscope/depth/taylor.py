@@ -1,14 +1,9 @@
 """``taylor_losses``: how many of the last layers can be replaced by their first-order expansion?
 
-The last n units of a trained network are a function of their parameters, g(theta; h), where h is the output of the
-layers below.  It is replaced by its first-order expansion around the parameters before training,
+    g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),   g the last n units, h what enters them
 
-    g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),
-
-which leaves the terms in which a single one of the n layers has learned.  If the loss stays the same, the composition
-of trained layers was not used.  Cost: one forward pass of twice the work per unit; exact.
-
-See also `gradscope.depth.effective`, and G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+The expansion keeps the terms in which a single one of the n layers has learned.  If the loss stays the same, training
+used no composition of these layers.  Exact.  See G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """
 
 from __future__ import annotations
@@ -45,11 +40,8 @@ def taylor_losses(
     """Mean loss of a trained network with its last 0, 1, 2, ... units replaced by one first-order expansion.
 
     Arguments:
-        model: Any module, trained; left as it is.
-        initial: The same model before it was trained, or a copy of its ``state_dict``.
-        data: A pair (inputs, labels), one batch.
-        loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
-        forward: As for `gradscope.gsc`.
+        model, initial: As for `gradscope.effective_depth`.
+        data, loss_fn, forward: As for `gradscope.gsc`, one batch.
 
     Returns:
         A tidy frame of quantity ``taylor_loss``: ``index`` is the number of units replaced, of those that have

@@ -43,29 +43,27 @@ class Batch:
         return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
 
     def differentiable(self) -> tuple[Batch, list[Tensor]]:
-        """A copy whose floating-point tensors are differentiable, and those tensors.
-
-        They are clones of leaves, not leaves, because a model may overwrite its input in place.
-        """
+        """A copy whose floating-point tensors are clones of leaves, which a model may overwrite, and those tensors."""
         sources: list[Tensor] = []
 
-        def follow(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                return leaf
+        def follow(leaf: Tensor) -> Tensor:
             sources.append(leaf.detach().requires_grad_().clone())
             return sources[-1]
 
-        return replace(self, inputs=pytree.tree_map(follow, self.inputs)), sources
+        return self._mapped(follow), sources
 
     def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
         """A copy with something added to each floating-point tensor, in their order."""
         remaining = iter(shifts)
+        return self._mapped(lambda leaf: leaf.detach() + next(remaining))
 
-        def follow(leaf: Any) -> Any:
-            floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-            return leaf.detach() + next(remaining) if floating else leaf
+    def _mapped(self, follow: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy with every floating-point tensor replaced."""
 
-        return replace(self, inputs=pytree.tree_map(follow, self.inputs))
+        def each(leaf: Any) -> Any:
+            return follow(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+        return replace(self, inputs=pytree.tree_map(each, self.inputs))
 
 
 def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Iterator[Any] | None:
@@ -94,9 +92,7 @@ def _is_pair(batch: Any) -> bool:
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
     """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
 
-    Raises:
-        TypeError: The structure is none of these; the message says what each form means.
-        ValueError: No tensor in it, an empty batch, or NaN or Inf in it.
+    Raises TypeError for any other structure, and ValueError if it is empty or not finite.
     """
     labels = None
     if loss_fn is not None:
@@ -162,11 +158,7 @@ def picked(output: Any) -> str | None:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """``output.logits`` where it exists, else the first floating-point tensor of the model's output.
-
-    Raises:
-        TypeError: The output holds no floating-point tensor.
-    """
+    """``output.logits`` where it exists, else the first floating-point tensor; TypeError if there is none."""
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits

@@ -1,11 +1,12 @@
-"""Context of a forward pass of a user's module: wrappers removed, every call hooked, everything restored."""
+"""Context of a forward pass of a user's module: wrappers removed, calls and marked tensors reported, state restored."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from gradscope.forward.inputs import leaf_tensors
 from gradscope.forward.layers import OUTPUT
 
+Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
-
 
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
@@ -34,13 +35,49 @@ class CallListener(Protocol):
         """
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers, where hooks fire once per call.
+class Listener(CallListener, Protocol):
+    """Receives every module call and every tensor marked with `tap`."""
 
-    Raises:
-        TypeError: Not a module.
-        ValueError: Parameters are sharded (FSDP), so no process holds a whole layer.
+    def tap(self, tensor: Tensor, name: str) -> Tensor:
+        """Called with a marked tensor; the return value takes its place."""
+
+
+_listener: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
+
+
+def tap(tensor: Tensor, name: str) -> Tensor:
+    """Mark a tensor inside a ``forward`` as a layer called ``name``; returns the tensor itself.
+
+    For functional code outside modules.  Further tensors of that name in one forward pass are ``name#2``, ``name#3``.
+    Outside a measurement it does nothing, so it can stay in the model.
+
+    >>> import torch, gradscope as gs
+    >>> class Square(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return gs.tap(x * x, "square").sum(1)
+    >>> [layer.name for layer in gs.capture(Square(), torch.ones(2, 3)).layers]
+    ['input', 'square', 'output']
     """
+    listening = _listener.get()
+    if listening is None:
+        return tensor
+    listener, calls = listening
+    calls[name] += 1
+    return listener.tap(tensor, name if calls[name] == 1 else f"{name}#{calls[name]}")
+
+
+@contextlib.contextmanager
+def tapped(listener: Listener) -> Iterator[None]:
+    """Report every marked tensor to ``listener``."""
+    token = _listener.set((listener, Counter()))
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error for none and for sharded ones."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -57,9 +94,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-Modules = Mapping[str, nn.Module]
-
-
 @contextlib.contextmanager
 def eager(modules: Modules) -> Iterator[None]:
     """Run compiled parts of the model in eager mode, because hooks would make torch compile them again."""
@@ -71,11 +105,7 @@ def eager(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report every call of the ``modules`` (``dict(model.named_modules())``) to ``listener``; yields the calls by name.
-
-    Two hooks on every module, which are always removed afterwards.  An exception is annotated with the layer that
-    raised it.
-    """
+    """Report every call of the modules to ``listener``; yields the calls by name.  An exception names its layer."""
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
@@ -121,10 +151,7 @@ def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
 
 @contextlib.contextmanager
 def state_restored(modules: Modules) -> Iterator[None]:
-    """Let a forward pass work on clones of all buffers, then restore the originals and the random state.
-
-    Also the weights of embeddings with ``max_norm``, whose forward pass shortens them in place.
-    """
+    """Restore all buffers, the random state, and the weights of embeddings with ``max_norm``, which shortens them."""
     shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
     weights = [(weight, weight.detach().clone()) for weight in shortened]
     originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}

@@ -1,7 +1,6 @@
 """Records one forward pass: every module call becomes a layer with an edge of the autograd graph and its length.
 
-Edges are stored instead of tensors, so later in-place operations cannot redirect a gradient (a stored tensor would
-silently become the later one).  Lengths are taken immediately for the same reason.
+Edges are stored and lengths are taken immediately, because a later in-place operation would change a stored tensor.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tensors
+from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tapped, tensors
 from gradscope.forward.replay import Replay
-from gradscope.forward.taps import tapped
 from gradscope.forward.trunk import Vertex, vertex
 from gradscope.memory import Workspace
 from gradscope.norms import vector_norms
@@ -54,11 +52,7 @@ def record(
     """Run the model once and record it.  The model is left as it was, also after an exception.
 
     Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
-    touched.  With ``loss_fn`` the target is the vector of per-sample losses, otherwise the model's output.
-
-    Raises:
-        ValueError: Non-finite activations (the first layer is named), a loss that is not one number per sample, an
-            output that does not depend on the input, BatchNorm on a batch of one, model and data on two devices.
+    touched.  ValueError names the first layer with NaN or Inf, or says what else cannot be recorded.
     """
     modules = dict(model.named_modules())
     if forward is None:  # which may move the batch itself
@@ -147,11 +141,7 @@ class _Recorder:
                 self.embeddings.append((reads_data, edges))
 
     def embed(self) -> None:
-        """Let differentiation start at embeddings too, because integers have no gradient.
-
-        Only embeddings that read the data count.  Others, such as position embeddings, are sources only if there is no
-        other source (the model converted the integers first).
-        """
+        """Let differentiation start at embeddings too: those that read the data, or all if there is no other source."""
         reading = [edges for reads_data, edges in self.embeddings if reads_data]
         if not self.sources and not reading:
             reading = [edges for _, edges in self.embeddings]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,7 @@ from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import CallListener, Modules, eager, hooked, state_restored, tensors
-from gradscope.forward.taps import TapListener, tapped
-
-
-class Listener(CallListener, TapListener, Protocol):
-    """Receives every module call and every marked tensor."""
+from gradscope.forward.modules import Listener, Modules, eager, hooked, state_restored, tapped, tensors
 
 
 @dataclass(frozen=True)

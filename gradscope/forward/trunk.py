@@ -11,9 +11,28 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch.autograd.graph import GradientEdge, Node
 
 Vertex = tuple[Node, int]
+
+# What is known of torch's own operations, by the name of the autograd node that each leaves behind.  The node of a
+# user's ``autograd.Function`` never has such a name: it ends in "Backward", without a digit.
+#
+# An entry of the result depends on the same entry of each operand (operands may be broadcast).
+# The digit tells variants apart, such as an operand that is a number.
+ELEMENTWISE = frozenset(
+    f"{name}Backward{variant}"
+    for variant in (0, 1)
+    for name in (
+        "Abs Add Clamp ClampMax ClampMin Clone Cos Div Elu Erf Exp Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu Log "
+        "Maximum Minimum Mish Mul NativeDropout Neg Pow Reciprocal Relu Rsqrt Sigmoid Silu Sin Softplus Sqrt Sub Tanh "
+        "Threshold ToCopy Where"
+    ).split()
+)
+
+# Products with a matrix, and which input is the left factor: a row of the result depends on the same row of it.
+PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
 
 
 @dataclass(frozen=True)
@@ -57,9 +76,6 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
 
     In a topological order a tensor is a cut vertex if no edge spans it, the sources being fed by one virtual root.
     A node that several live tensors leave has no cut vertex among its outputs.  Cost: linear in nodes and edges.
-
-    Raises:
-        ValueError: The target does not depend on any source.
     """
     source_vertices = {vertex(source) for source in sources}
     order = _topological_order(target.node)
@@ -130,6 +146,20 @@ def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int
                 else:
                     stack.append(parent)
     return found
+
+
+def live_inputs(node: Node, live: Collection[Vertex]) -> list[int]:
+    """Which inputs of an operation are among the ``live`` tensors."""
+    return [number for number, parent in enumerate(node.next_functions) if parent in live]
+
+
+def output_kind(tensor: Vertex) -> tuple[tuple[int, ...], torch.dtype | None]:
+    """Shape and dtype of a tensor of the graph; ((), None) where torch does not tell."""
+    node, output_nr = tensor
+    metadata = node._input_metadata  # of a backward's inputs, which are the operation's outputs
+    if output_nr >= len(metadata):
+        return (), None
+    return tuple(metadata[output_nr].shape), metadata[output_nr].dtype
 
 
 def _span(spans: list[int], first: int, last: int) -> None:

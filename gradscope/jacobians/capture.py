@@ -10,11 +10,10 @@ from torch import nn
 
 from gradscope.backward.coupling import coupled
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
-from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
+from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select, units
 from gradscope.forward.modules import unwrap
 from gradscope.forward.recorder import Recording, record
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
-from gradscope.forward.units import units
 from gradscope.jacobians.description import Description, describe, remarks
 from gradscope.jacobians.jacobian import Jacobian
 
@@ -43,7 +42,7 @@ class Capture(Recording):
 
     @cached_property
     def coupled(self) -> bool:
-        """Whether samples of the batch influence each other; see `gradscope.backward.coupling`."""
+        """Whether samples of the batch influence each other."""
         return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
 
     @property
@@ -83,10 +82,8 @@ def capture(
     Arguments:
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
-        layers: Which layers to keep: a glob or list of globs over names, or a callable.  Default: all.
-        forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
-        loss_fn: ``(output, labels) -> (B,)`` , one loss per sample; they become the target.
-        target: Name of the layer that ends the trunk.  Default: the output, or the losses.
+        layers: Which layers to keep, as in `gradscope.gsc`.  Default: all.
+        forward, loss_fn, target: As in `gradscope.gsc`.
 
     Raises:
         ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every

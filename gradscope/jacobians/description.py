@@ -67,8 +67,8 @@ def describe(captured: Any) -> Description:
             }
         )
     rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in captured.uncalled]
-    frame = pd.DataFrame(rows).astype({"batch_norm": "str", "modified": "boolean", "dropout": "boolean"})
-    frame = frame.astype({"call": "Int64", "bytes": "Int64"})
+    types = {"batch_norm": "str", "modified": "boolean", "dropout": "boolean", "call": "Int64", "bytes": "Int64"}
+    frame = pd.DataFrame(rows).astype(types)
     return Description(frame, tuple(_notes(frame, captured)))
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import gradscope as gs
-from gradscope.backward.subspace import find_subspaces
-from gradscope.coefficients.intervals import probe_interval, sample_margin
+from gradscope.backward.cotangents import find_subspaces
+from gradscope.coefficients.profiles import probe_interval, sample_margin
 from gradscope.coefficients.reductions import Gain, Length, Tally
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
