@@ -51,7 +51,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
     parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
     by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
-    roles = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
+    roles: dict[str, Any] = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
     # Labels get columns of their own, because the theory needs the values.
     frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()

@@ -41,6 +41,7 @@ def _quantities(frame: pd.DataFrame) -> Table:
 def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
     rows = frame[(frame["quantity"] == "gsc") & (frame["target"] == profile.target)].drop_duplicates("layer")
     table = Table("layer", "depth", "log10 GSC", "+- probes", "+- samples", "pre-act. std", "sign div.")
+    errors = rows[["log10_stderr_probe", "log10_stderr_sample"]].to_numpy(dtype=float)
     for number, row in enumerate(rows.itertuples()):
         if MAX_ROWS // 2 <= number < len(rows) - MAX_ROWS // 2 and len(rows) > MAX_ROWS:
             if number == MAX_ROWS // 2:
@@ -52,7 +53,10 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
             str(row.layer),
             str(row.depth_from_output),
             f"{row.log10_value:.4f}",
-            *("unknown" if pd.isna(e) else f"{e:.2g}" for e in (row.log10_stderr_probe, row.log10_stderr_sample)),
+            *(
+                "unknown" if e != e else f"{e:.2g}"
+                for e in map(float, (row.log10_stderr_probe, row.log10_stderr_sample))
+            ),
             *(f"{values.iloc[0]:.3f}" if len(values) else "" for values in statistics),
         )
     return table

@@ -41,7 +41,7 @@ def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any]
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it, or restart with resume=none."

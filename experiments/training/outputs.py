@@ -85,9 +85,9 @@ class Outputs:
                 end()
             except Exception as problem:
                 problems.append(problem)
-        for problem in problems[1:]:
-            if str(problem) != str(problems[0]):
-                problems[0].add_note(f"In addition: {problem}")
+        for further in problems[1:]:
+            if str(further) != str(problems[0]):
+                problems[0].add_note(f"In addition: {further}")
         if error is None and problems:
             raise problems[0]
 
@@ -116,8 +116,8 @@ class Outputs:
         if not self.active:
             return
         step = int(frame["step"].iloc[0])
-        values = frame.astype(object).where(frame.notna(), None).to_dict("list")
-        self.monitored.append({**values, "step": step})
+        values = frame.astype(object).where(frame.notna(), None)
+        self.monitored.append({**{str(name): list(values[name]) for name in values}, "step": step})
         self._sink(step, sinks.of_frame(frame))
 
     def _sink(self, step: int, values: dict[str, float]) -> None:

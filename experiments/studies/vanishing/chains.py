@@ -71,7 +71,7 @@ def long_chain(name: str) -> pd.DataFrame:
         (slope,) = torch.autograd.grad(h, first, retain_graph=True)
         logarithms.append(math.log10(abs(float(slope))))
     index = np.arange(1, UNITS + 1)
-    found = {"log10_chain": logarithms, "log10_chain_bound": index * math.log10(abs(weight) / 4)}
+    found = {"log10_chain": np.array(logarithms), "log10_chain_bound": index * math.log10(abs(weight) / 4)}
     parts = [observed(quantity, values, layer=name, index=index) for quantity, values in found.items()]
     return pd.concat(parts, ignore_index=True)
 
