@@ -53,10 +53,7 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
             str(row.layer),
             str(row.depth_from_output),
             f"{row.log10_value:.4f}",
-            *(
-                "unknown" if e != e else f"{e:.2g}"
-                for e in map(float, (row.log10_stderr_probe, row.log10_stderr_sample))
-            ),
+            *("unknown" if np.isnan(e) else f"{e:.2g}" for e in errors[number]),
             *(f"{values.iloc[0]:.3f}" if len(values) else "" for values in statistics),
         )
     return table
