@@ -79,7 +79,8 @@ class Options:
             raise ValueError(f"max_samples must be at least 1, got {self.max_samples!r}.")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}.")
-        if self.reduction == "geometric" and isinstance(resolved(self.probes, deflated=True), Deflated):
+        plan = resolved(self.probes, deflated=True)
+        if self.reduction == "geometric" and isinstance(plan, Deflated):
             raise ValueError(
                 'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
                 'use probes="exact", or reduction="mean".'
