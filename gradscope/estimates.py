@@ -154,7 +154,7 @@ class Moments:
         return self.m2 / (self.count * (self.count - 1))
 
     def estimate(self) -> Estimate:
-        """Return the mean of a scalar stream with its standard error, None for a single value."""
+        """Return the mean of a scalar stream and its standard error, which is None if there is only one value."""
         stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
         return Estimate(float(self.mean), stderr, int(self.exponent), self.count)
 

@@ -164,7 +164,7 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a checked frame as ``.parquet`` or ``.csv`` and return the path; a killed process leaves no partial file.
 
     Raises:
-        ValueError: The frame does not follow the schema, or the name has another ending.
+        ValueError: The frame violates the schema, or the name has another ending.
 
     >>> import tempfile, gradscope as gs
     >>> frame = gs.frames.observed("balance", 1.0)
@@ -200,8 +200,8 @@ def load(path: str | Path) -> pd.DataFrame:
     """Return the checked frame of a file that `save` wrote.
 
     Raises:
-        SchemaError: The file has another schema.
-        ValueError: The frame does not follow the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
+        SchemaError: The file was written with another version of the schema.
+        ValueError: The contents violate the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
     """
     path = Path(path)
     if path.suffix == ".parquet":
