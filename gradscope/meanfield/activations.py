@@ -96,7 +96,7 @@ def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activ
     array([0., 1.])
     """
     if kinks and isinstance(given, (str, Activation)):
-        raise ValueError("kinks can only be given with a plain callable; a named activation or an Activation already knows its kinks.")
+        raise ValueError("kinks can only be given with a plain callable; named activations know their kinks.")
     if isinstance(given, Activation):
         return given
     if isinstance(given, str):
