@@ -152,11 +152,9 @@ def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     row, signs, nlc = growth["relu"], _last(frame, "relu", "sign_diversity"), _nlc(frame, "relu")
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
-    return Claim(
-        "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not",
-        verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR),
-        f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs:.2g}; NLC: {nlc:.3g}",
-    )
+    says = "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not"
+    because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs:.2g}; NLC: {nlc:.3g}"
+    return Claim(says, verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR), because)
 
 
 def _rows(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
