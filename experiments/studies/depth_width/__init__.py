@@ -90,13 +90,10 @@ def details(collected: Collected) -> str:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
         sentences.append(f"The rate is found to depend on the {size}, at least slightly, for: {listed(shown)}.")
-    rows = [
-        [
-            name(network), f"{rates.common:.4f}", f"{rates.theory:.4f}",
-            *(f"{mean(rates.ends(size)):+.4f}" for size in SIZES), f"{geometric_mean(np.exp(rates.lines[:, 0])):.4f}",
-        ]
-        for network, rates in found.items()
-    ]  # fmt: skip
+    rows = []
+    for network, rates in found.items():
+        ends, limit = (f"{mean(rates.ends(size)):+.4f}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
+        rows.append([name(network), f"{rates.common:.4f}", f"{rates.theory:.4f}", *ends, f"{limit:.4f}"])
     header = ["network", "rate per layer", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
     return f"{' '.join(sentences)}\n\n{table([*header, 'rate at infinite width'], rows)}"
 
@@ -132,11 +129,9 @@ finite network from it should be proportional to 1 / width. Therefore a least-sq
 Intervals are 95 % Student's t intervals over initializations. Those in the table and for infinite width are not
 simultaneous. A first look at {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance at
 every width. Their number was then raised once, to {{num_seeds}} for all networks, and log rates replaced rates. The
-details give the verdicts of the added initializations alone.
-
-Probes add little error, because their noise is nearly the same in all layers far from the output. The batch is smaller
-than every width. With batch normalization, a larger batch lowers the rate. The first and last layers may grow at
-another rate.
+details give the verdicts of the added initializations alone. Probes add little error, because their noise is nearly the
+same in all layers far from the output. The batch is smaller than every width. With batch normalization, a larger batch
+lowers the rate. The first and last layers may grow at another rate.
 """,
     claims=claims,
     answer=answer,
