@@ -23,7 +23,7 @@ TOLERANCE = 0.1
 WINDOW = (8, 32, 100)
 NARROW_WIDTH = 100
 NARROW = f"-{NARROW_WIDTH}"
-# Cases of a branch whose single blocks are compared with the law, and their names.
+# The cases for which each block is compared with the law, and the label of each case.
 CASES = {k: f"k = {k}" for k in DILUTIONS[1:]} | {UNIT: "unit skips", f"4{NARROW}": f"k = 4 at width {NARROW_WIDTH}"}
 
 
