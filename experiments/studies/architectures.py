@@ -52,14 +52,14 @@ def claims(collected: Collected) -> list[Claim]:
         says, holds = "explodes", None if word == "undecided" else word == "explodes"
         if model in STABLE:
             says, holds = "neither explodes nor vanishes", _neither(row)
-        because = f"rate {_rate(row)} per layer, mean field {row['theory']:.3f}"
+        because = f"rate per layer: {_rate(row)}; mean field: {row['theory']:.3f}"
         made.append(Claim(f"{_name(model)} {says}", holds, because))
     for model in (*STABLE, *EXPLODING):
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
         says, holds = "stays nonlinear", kept.above(KEPT)
         if model in STABLE:
             says, holds = "is nearly linear over its data", kept.below(KEPT)
-        because = f"linear fit error of the last layer {last:.2g}, {kept:.2g} of that of the first layer"
+        because = f"linear fit error of the last layer: {last:.2g}; relative to that of the first layer: {kept:.2g}"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
@@ -71,8 +71,13 @@ def answer(collected: Collected) -> str:
     said: dict[str, list[str]] = {}
     for model, row in growth.items():
         said.setdefault(_word(row), []).append(f"{_name(model)} ({row['rate']:.3f})")
-    verbs = {"explodes": "explode", "vanishes": "vanish", "neither": "do neither", "undecided": "are open"}
-    rates = "; ".join(f"{verb} in {listed(said[word])}" for word, verb in verbs.items() if word in said)
+    phrases = {
+        "explodes": "gradients explode in",
+        "vanishes": "gradients vanish in",
+        "neither": "gradients neither explode nor vanish in",
+        "undecided": "growth is undecided for",
+    }
+    rates = "; ".join(f"{words} {listed(said[word])}" for word, words in phrases.items() if word in said)
     linear = told(
         {_name(model): _kept(frame, model).below(KEPT) for model in growth},
         "nearly linear in {};", "nonlinear in {};", "undecided in {};",
@@ -80,11 +85,11 @@ def answer(collected: Collected) -> str:
     whole = _as_a_whole(frame, growth)
     agree = {
         True: "The nonlinearity coefficient (NLC) of the whole network agrees",
-        False: "By NLC, a network that does not explode can be farther from linear than one that does",
+        False: "By NLC, a network that is not shown to explode can be farther from linear than one that does",
         None: "Whether the nonlinearity coefficient (NLC) of the whole network agrees is undecided",
     }
     return (
-        f"Gradients {rates} (rates of GSC per layer). The last layer is {linear.rstrip(';')}. "
+        f"By the growth rate of GSC per layer, {rates}. The last layer is {linear.rstrip(';')}. "
         f"{agree[whole.holds]}: {whole.because}."
     )
 
@@ -133,25 +138,23 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     """Whether NLC of each network that does not explode is below NLC of each network that does."""
     found = {model: _nlc(frame, model) for model in growth}
     exploding = [model for model, row in growth.items() if _word(row) == "explodes"]
-    says = "As a whole, too, every network that does not explode is nearer to linear than every one that does"
+    says = "By NLC, every network that does not explode is nearer to linear than every network that does"
     if len(exploding) in (0, len(growth)):
         return Claim(says, None, f"{len(exploding)} of {len(growth)} networks explode")
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = f"the largest NLC without an explosion is {found[most]:.3g} ({_name(most)})"
-    return Claim(says, holds, f"{because}, the smallest with one {found[least]:.3g} ({_name(least)})")
+    because = f"among networks not shown to explode, the largest NLC is {found[most]:.3g}, of {_name(most)}"
+    return Claim(says, holds, f"{because}; among the others, the smallest is {found[least]:.3g}, of {_name(least)}")
 
 
 def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     row, signs, nlc = growth["relu"], _last(frame, "relu", "sign_diversity"), _nlc(frame, "relu")
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
-    return Claim(
-        "The rate of GSC does not show that ReLU collapses its data; sign diversity and NLC do",
-        verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR),
-        f"relu: rate {_rate(row)} per layer, sign diversity of the last layer {signs:.2g}, NLC {nlc:.3g}",
-    )
+    says = "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not"
+    because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs:.2g}; NLC: {nlc:.3g}"
+    return Claim(says, verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR), because)
 
 
 def _rows(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
@@ -187,34 +190,33 @@ def _name(model: str) -> str:
 STUDY = Study(
     question="Which plain networks explode at initialization, and which become nearly linear?",
     use="""
-Before you train a deep plain network, measure the growth rate of GSC. Then measure the sign diversity and the linear
-fit error of the last layers, because a stable rate can hide layers that are nearly linear. To change an exploding
-network, see the study [remedies](remedies.md).
+Before you train a deep plain network, measure the growth rate of GSC. Then measure sign diversity and linear fit error
+of the last layers: a stable rate can hide nearly linear layers. The study [remedies](remedies.md) shows how to reduce
+the growth.
 """,
     method=f"""
 The networks have depth {{model.depth}} and width {{model.width}}, the activations {{model.activation}} and the
 normalizations {{model.norm}}. They are measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}}
 initializations each, in {{dtype}}.
 
-- **GSC** of every layer to the output is exact. Its growth rate per layer is fitted over the half nearer the output. A
-  network **explodes** if the profile is straight and the interval of the rate lies above {EXPLODING_RATE:g}. It
-  **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the interval lies between these
-  rates. Otherwise it is undecided. (In the figure "stable" is weaker: the interval around 1 may be wider.)
-- **Pre-activation standard deviation** over samples and **sign diversity**, the fraction of samples with the rarer
-  sign. Small values of either suggest that the layer is linear over the data.
-- **Linear fit error** is the fraction of the variance of phi(h) that the best line for each neuron does not explain. A
-  network has **nearly linear layers** here if its last layer keeps less than {KEPT:g} of the error of its first.
-- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) of the whole network, which is 1 for an affine map. It need not
-  agree with the linear fit error: many nearly linear layers can make a function that is not nearly linear.
+- **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
+  nearer the output. A network **explodes** if the profile is straight and the interval of the rate lies above
+  {EXPLODING_RATE:g}. It **vanishes** if the interval lies below {VANISHING_RATE:g}, and does **neither** if the
+  interval lies between these rates. Otherwise it is undecided. (The figure says "stable" for wider intervals, too.)
+- **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
+  pre-activation has the rarer sign. Small values of either suggest that the layer is linear over the data.
+- **Linear fit error** is the fraction of the variance of a neuron's activation that its best line does not explain. The
+  last layer is **nearly linear** if its error is below {KEPT:g} of that of the first layer.
+- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network; it is 1 for an affine map. Many
+  nearly linear layers can form a function that is far from linear, so NLC and linear fit error may disagree.
 
-The claims are those of G. Philipp, D. Song and J. Carbonell, "The exploding gradient problem demystified"
-(arXiv:1712.05577).
+The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
-Intervals are over initializations: 95 %, Student's t, not corrected for several comparisons. Linear fit errors and NLC
-have geometric means. The rates hold for these sizes, which the study [depth_width](depth_width.md) varies, and for
-Gaussian noise. The sweep `architectures_cifar10` repeats them on images, see [results](../../results/README.md). The
-study says nothing about training.
+Intervals are 95 % Student's t intervals over initializations, not corrected for several comparisons. Means of linear
+fit errors and of NLC are geometric. The rates hold for this depth and width and for Gaussian noise. The study
+[depth_width](depth_width.md) varies the size; the sweep `architectures_cifar10` ([results](../../results/README.md))
+uses images. Nothing is trained.
 """,
     claims=claims,
     answer=answer,
@@ -222,14 +224,14 @@ study says nothing about training.
     figures=figures,
     captions={
         "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. "
-        "Thin lines with markers are mean field, in the color of the network.",
+        "Thin lines with markers show mean field, in the color of the network.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. Where it is "
         "small, a smooth nonlinearity is nearly a straight line over the data.",
-        "sign_diversity": "Fraction of the samples with the rarer sign of the pre-activation, layer by layer. Near 0 "
+        "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. Near 0, "
         "almost all samples lie on one side of the kink of a ReLU.",
-        "gsc_matrix": "GSC between several layers, one panel per network. Red is growth from the layer below the cell "
-        "to the layer beside it, blue is shrinkage.",
+        "gsc_matrix": "GSC between pairs of layers, one panel per network. The column names the earlier layer, the "
+        "row the later one. Red: GSC above 1 (growth). Blue: GSC below 1 (shrinkage).",
         "linear_fit_error": "Fraction of the variance of each layer's nonlinearity that the best line does not "
-        "explain. Layers become nearly linear where the line falls toward the right.",
+        "explain. A curve that falls toward the right means that later layers are nearer to linear.",
     },
 )

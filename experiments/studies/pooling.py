@@ -41,23 +41,21 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"A map changes less under a shift by {shift} {pixels} after {POOLED[pooling]}"
-        made.append(Claim(says, found.below(1), f"factor {found:.3f}"))
+        made.append(Claim(says, found.below(1), f"factor: {found:.3f}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
-        says = f"{POOLED[pooling].capitalize()} gains less for a shift by {LAST} pixels than for one by {FIRST}"
-        made.append(Claim(says, ratio.above(1), f"factor at {LAST} over that at {FIRST} {ratio:.3f}"))
+        says = f"{POOLED[pooling].capitalize()} helps less for a shift by {LAST} pixels than for a shift by {FIRST}"
+        made.append(Claim(says, ratio.above(1), f"ratio of the two factors: {ratio:.3f}"))
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
-        because = f"change relative to the distance of two images {left:.3f}; small is below {SMALL:g}"
+        because = f"change divided by the distance between two images: {left:.3f}; nearly invariant: below {SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
     ends = f"{min(one.low for one in apart):.3f} to {max(one.high for one in apart):.3f}"
-    nothing = (
-        f"Taking every second pixel alone changes nothing by more than {100 * (SAME - 1):.0f} %, whatever the shift"
-    )
-    same, because = all_of(*(one.between(1 / SAME, SAME) for one in apart)), "the intervals of the factors for"
-    return [*made, Claim(nothing, same, f"{because} {len(SHIFTS)} shifts lie within {ends}")]
+    nothing = f"Subsampling without pooling changes the response to every shift by at most {100 * (SAME - 1):.0f} %"
+    same = all_of(*(one.between(1 / SAME, SAME) for one in apart))
+    return [*made, Claim(nothing, same, f"intervals of the factors for all {len(SHIFTS)} shifts: within {ends}")]
 
 
 def answer(collected: Collected) -> str:
@@ -75,9 +73,10 @@ def answer(collected: Collected) -> str:
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
-        f"Pooling multiplies the change of a map by {first} for a shift of the image by {FIRST} pixel, and by {last} "
-        f"for a shift by {LAST} pixels. The gain for larger shifts is {less}. A shift by {FIRST} pixel still changes "
-        f"the pooled map by {values} of the distance of two images, which is {nearly} invariant."
+        f"When the image is shifted by {FIRST} pixel, its map changes; pooling multiplies this change by {first}, and "
+        f"by {last} for a shift by {LAST} pixels. The benefit for the larger shift is {less}. After pooling, a shift "
+        f"by {FIRST} pixel still changes the map by {values} of the distance between two images: the map is {nearly} "
+        "invariant."
     )
 
 
@@ -137,31 +136,30 @@ def _figure(collected: Collected) -> Figure:
 STUDY = Study(
     question="How much nearer to invariance does pooling bring a map, and for which shifts of the image?",
     use="""
-Do not count on a single pooling layer for invariance: it lowers the response to small shifts and hardly the response to
-large ones. If shifts of a pixel matter, prefer average pooling over max pooling. Subsampling alone is of no help.
+Do not count on a single pooling layer for invariance. It lowers the response to small shifts, but hardly that to large
+ones. If shifts by one pixel matter, prefer average pooling to max pooling. Subsampling alone does not help.
 """,
     method=f"""
-The first two rectified maps of an AlexNet B at initialization respond to {{data.batch_size}} images of CIFAR-10. The
-images are shifted to the right by {", ".join(map(str, SHIFTS))} pixels; pixels that come in mirror the image. The
-**change** of a map is divided by the distance of the maps of two images (both root mean square). It is measured for the
-map as it is, for every second pixel, and after {WINDOW} x {WINDOW} max or average pooling with stride {WINDOW}.
-
-A **factor** is the change of the pooled map over that of the map as it is: the geometric mean over the two maps, seed
-by seed. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).
+{{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS))} pixels. Missing pixels
+are filled by mirroring the image. We measure the first two maps after a ReLU in an AlexNet B at initialization. The
+**change** of a map is divided by the distance between the maps of two images (both root mean square). It is measured
+for the full map, for every second pixel of it, and after {WINDOW} x {WINDOW} max or average pooling with stride
+{WINDOW}. A **factor** is the change of the pooled map divided by that of the full map: for each seed, the geometric
+mean over both maps. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).
 """,
     how_sure=f"""
-Intervals are over {{num_seeds}} seeds: 95 %, Student's t of the logarithm. A seed draws the initialization and the
-images. Networks are not trained; the study [convolution](convolution.md) measures pooled maps after training. After the
-first pooling a map is half as wide, so a shift of the image is half as many of its pixels. A factor within
-{100 * (SAME - 1):.0f} % of 1 counts as no change. The study was planned after a smaller change of pooled maps under the
-smallest shift had been seen.
+Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds, which draw initialization and
+images. Networks are not trained; the study [convolution](convolution.md) measures pooled maps after training. A shift
+of the image moves the second map by half as many pixels, because the first pooling halves its width. A factor within
+{100 * (SAME - 1):.0f} % of 1 counts as no change. The study was planned after the benefit for the smallest shift was
+known.
 """,
     claims=claims,
     answer=answer,
     details=details,
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
-        "pooling": "Change of two maps under a shift of the image, relative to the distance of two images. The third "
-        "panel shows the change of a pooled map over that of the map as it is. Bars are 95 % intervals over seeds.",
+        "pooling": "Change of two maps under a shift of the image, divided by the distance between two images. The "
+        "third panel divides the change of the pooled map by that of the full map. Bars are 95 % intervals over seeds.",
     },
 )

@@ -152,7 +152,7 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "With one learning rate for all layers, the rescaled network also trains identically",
             all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
-            f"final loss of the original {end:.3f}; of the rescaled network "
+            f"final loss of the original: {end:.3f}; of the rescaled network: "
             + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
         ),
     ]
@@ -165,9 +165,9 @@ def answer(collected: Collected) -> str:
     if not all(claim.holds for claim in _identities(frame)):
         return "These runs do not tell: the rescaled network is not the same network, see the claims."
     return (
-        f"No. In other units (R = {most:g}), the raw gradient of the same network grows toward the input by a factor "
-        f"of {_growth(frame, RESCALED, most):.2f} per layer instead of {_growth(frame, PLAIN, most):.2f}. Yet "
-        "it trains identically once its learning rates are converted, and its GSC, of relative changes, is the same."
+        f"No. If the same network is written in other units (R = {most:g}), its raw gradient grows toward the input by "
+        f"a factor of {_growth(frame, RESCALED, most):.2f} per layer instead of {_growth(frame, PLAIN, most):.2f}. Yet "
+        "GSC is the same, and so is training with converted learning rates."
     )
 
 
@@ -186,14 +186,13 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
             identity=True,
         ),
         Claim(
-            "The raw gradient of the rescaled network grows faster by a factor of R per layer",
+            "Per layer, the raw gradient of the rescaled network grows by R times the factor of the original",
             ratio < ROUNDING,
-            f"relative error of the ratio of both {_bound(ratio)}; for R = {most:g}, it grows by a factor of "
-            f"{_growth(frame, RESCALED, most):.3f} per layer, that of the original by "
-            f"{_growth(frame, PLAIN, most):.3f}",
+            f"relative error of this factor: {_bound(ratio)}; growth per layer for R = {most:g}: "
+            f"{_growth(frame, RESCALED, most):.3f}; of the original: {_growth(frame, PLAIN, most):.3f}",
             identity=True,
         ),
-        Claim("GSC stays the same", moved < ROUNDING, f"largest relative difference {_bound(moved)}", identity=True),
+        Claim("GSC stays the same", moved < ROUNDING, f"largest relative difference: {_bound(moved)}", identity=True),
     ]
 
 
@@ -205,8 +204,8 @@ def _learns(frame: pd.DataFrame) -> Claim:
     return Claim(
         "The original network learns: its loss falls without jumps",
         False if rise > RISE else change.below(0),
-        f"from {means.mean(losses[:, 0]):.2f} to {means.mean(losses[:, -1]):.2f}, change {change:.2f}; largest rise in "
-        f"one step {100 * max(rise, 0.0):.1f} %; a jump is more than {100 * RISE:g} %",
+        f"loss from {means.mean(losses[:, 0]):.2f} to {means.mean(losses[:, -1]):.2f}; change: {change:.2f}; largest "
+        f"rise in one step: {100 * max(rise, 0.0):.1f} %; jump: more than {100 * RISE:g} %",
     )
 
 
@@ -242,28 +241,27 @@ STUDY = Study(
     answer=answer,
     use="""
 Detect exploding gradients with GSC, not with the norms of raw gradients. Compare raw gradient norms only between
-networks whose layers have the same units.
+networks whose layers have the same scale.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
 classes, {dtype}) is compared with a copy in other units. In the copy, the output of the layer that is l layers away
-from the output is multiplied by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous. So every weight
-matrix is multiplied by R, except the first, which is multiplied by R^-L. The function stays the same, bit for bit if R
-is a power of two.
+from the output is multiplied by R^-l, for R = {measurement.factor}. Because ReLU is positively homogeneous, this needs
+only other weights: the first weight matrix is multiplied by R^-L (L is the number of layers), every other by R. The
+function stays the same, bit for bit if R is a power of two.
 
 A weight multiplied by c takes the same relative step if its learning rate is multiplied by c^2. Both networks are
-trained with these learning rates ({measurement.learning_rate} for the original) by {measurement.steps} steps of
-gradient descent. The data are {data.batch_size} samples of Gaussian noise, labeled by a random linear map. The copy is
-also trained with one learning rate for all layers.
+trained with such learning rates ({measurement.learning_rate} for the original) by {measurement.steps} steps of gradient
+descent, on {data.batch_size} samples of Gaussian noise, labeled by a random linear map. The copy is also trained with
+one learning rate for all layers.
 
 Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
 and the exact GSC of every layer with respect to the logits. The construction is due to G. Philipp, D. Song and J.
 Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
-Only weights, data and labels are random; there are {num_seeds} draws for every R. Intervals of losses and rates are 95
-% Student's t intervals over these draws. The result is about networks whose layers are all positively homogeneous; with
-tanh the scale would have to be undone outside the nonlinearity.
+Only weights, data and labels are random; there are {num_seeds} draws for every R. Intervals are 95 % Student's t
+intervals over these draws. The result holds for networks whose layers are all positively homogeneous, so not for tanh.
 """,
     claims=claims,
     figures=figures,

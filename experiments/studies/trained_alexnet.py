@@ -54,7 +54,7 @@ def answer(collected: Collected) -> str:
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
         f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. By the end, mean log10 GSC "
-        f"has fallen in {listed(fallen)}. The largest changes of GSC are by a factor of {listed(farthest)}."
+        f"has fallen in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
     )
 
 
@@ -71,7 +71,7 @@ def details(collected: Collected) -> str:
     rises = f"Mean log10 GSC rises only in {', '.join(rising)}." if rising else "Mean log10 GSC rises in no unit."
     return (
         f"{rises} The standard deviation of log10 GSC between runs, averaged over units, changes {listed(spread)}. All "
-        f"GSC at all records lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n{_before_after(frame, moved)}"
+        f"values of GSC lie between {gsc.min():.2g} and {gsc.max():.2g}.\n\n{_before_after(frame, moved)}"
     )
 
 
@@ -137,29 +137,29 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"By the end, GSC of most units of {name} has fallen",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
-            f"the mean has fallen in {sum(one.value < 0 for one in last.values())} of {len(last)} units, the whole "
-            f"interval in {fallen}; the whole interval has risen in {risen}",
+            f"the mean fell in {sum(one.value < 0 for one in last.values())} of {len(last)} units, the interval in "
+            f"{fallen}; the whole interval rose in {risen}",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of that before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
-            f"{len(last)} units; the largest change of log10 is that of {_unit(unit)}, {change:.2f}",
+            f"{len(last)} units; largest change of log10 GSC: {_unit(unit)}, {change:.2f}",
         ),
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of that before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
-            f"{len(records)} intervals; the largest mean is that of {_unit(other)} at step {step}, {largest:.2f}; the "
-            f"largest end of an interval is that of {loosest:.2f}",
+            f"{len(records)} intervals; largest mean: {_unit(other)} at step {step}, {largest:.2f}; interval that "
+            f"reaches farthest from 0: {loosest:.2f}",
         ),
         Claim(
-            f"The unit of {name} that has moved most by the end is the same in every run",
+            f"The unit that has moved most in {name} by the end is the same in every run",
             len(set(farthest.values())) == 1,
             ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
         ),
         Claim(
-            f"Most of the movement of the input's GSC of {name} happens in the first quarter of training",
+            f"Most of the movement of GSC from the input of {name} happens in the first quarter of training",
             early.above(0.5),
-            f"part of the length of its path {early:.2f}",
+            f"fraction of the summed absolute changes between records: {early:.2f}",
         ),
     ]
 
@@ -179,7 +179,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
     (a, first), (b, second) = found.items()
     difference = means.mean(second - first)
     says = f"With this recipe, the test accuracy of {b} differs from that of {a}"
-    because = f"{a} {means.mean(first):.1f} %, {b} {means.mean(second):.1f} %, difference {difference:.1f}"
+    because = f"{a}: {means.mean(first):.1f} %; {b}: {means.mean(second):.1f} %; difference: {difference:.1f}"
     return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 
 
@@ -201,8 +201,8 @@ STUDY = Study(
     question="How does GSC of two AlexNets change while they learn CIFAR-10?",
     answer=answer,
     use="""
-GSC at initialization does not describe the trained network, so measure it again after training. Measure several runs at
-initialization, where runs differ more than after training.
+GSC at initialization does not describe the trained network, so measure it again after training. At initialization,
+measure several runs, because runs differ more than after training.
 """,
     method=f"""
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
@@ -213,13 +213,13 @@ is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not th
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC of every unit to the logits is measured exactly, always on the same
-{{monitor.batch_size}} test images. The reshape before the first fully connected layer has the GSC of the unit before
-it, so it is left out.
+{{monitor.batch_size}} test images. A unit is a layer, activation or pooling. The reshape before the first fully
+connected layer is left out, because its GSC is that of the unit before it.
 
 The movement of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means between
--{ORDER:g} and {ORDER:g} for the mean over runs. A claim is supported if all 95 % intervals lie within, contradicted if
-one lies outside, and undecided otherwise. GSC is squared here; in the convention of G. Philipp, D. Song and J.
-Carbonell (arXiv:1712.05577), every movement is half as large.
+-{ORDER:g} and {ORDER:g} for the mean over runs. A claim is supported if all 95 % intervals lie within these limits,
+contradicted if one lies outside, and undecided otherwise. GSC is squared here; in the convention of G. Philipp, D. Song
+and J. Carbonell (arXiv:1712.05577), every movement is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
@@ -230,7 +230,7 @@ or about other learning rates.
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC of every layer to the logits over training. Red is more than 1, blue is less.",
+        "gsc_over_training": "GSC from every layer to the logits over training. Red: above 1. Blue: below 1.",
         "gsc_before_after": "GSC of every unit before and after training, one panel per network.",
         "learning": "Training loss and test accuracy of both networks over the steps of training.",
         "gradient_norms": "Norm of the gradient of every layer's parameters over training, one panel per network.",

@@ -25,11 +25,11 @@ def answer(collected: Collected) -> str:
     explained = [mean(by_seed(frame, f"{name}_explained")).value for name in ("covariance", "correlation")]
     return (
         f"Convolutions {keep} away from the border, for shifts that all strides divide; it is broken by "
-        f"{listed(breaks)}. A shift by one pixel changes the output of the AlexNet by {before:.2f} of the distance of "
-        f"two images at initialization and by {after:.2f} after training. CIFAR-10 images are shown to have "
-        f"{images.count(True)} of {len(images)} properties of stationary images: the displacement of two pixels "
-        f"explains {explained[0]:.2f} of the differences between covariances and {explained[1]:.2f} of those between "
-        f"correlations."
+        f"{listed(breaks)}. A shift by one pixel changes the output of the AlexNet by {before:.2f} of the distance "
+        f"between two images at initialization, and by {after:.2f} of it after training. CIFAR-10 images are shown to "
+        f"have {images.count(True)} of {len(images)} properties of stationary images: the displacement of two pixels "
+        f"explains a fraction of {explained[0]:.2f} of the differences between covariances and {explained[1]:.2f} of "
+        "those between correlations."
     )
 
 
@@ -49,10 +49,10 @@ def details(collected: Collected) -> str:
     winner = {True: "separating images", False: "ignoring shifts", None: both}[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]
     return (
-        f"Maps become more equivariant for a shift by one pixel by training in these stages: {more}. Less: {less}. "
+        f"Training makes maps more equivariant for a shift by one pixel in these stages: {more}. Less: {less}. "
         f"Undecided: {unknown}.\n\n"
-        f"The relative change is that of the output under a shift by one pixel, over the distance of the outputs for "
-        f"two images. Training multiplies the change and the distance by these factors:\n\n"
+        f"The relative change is the change of the output under a shift by one pixel, divided by the distance between "
+        f"the outputs for two images. Training multiplies change and distance by these factors:\n\n"
         f"{table([*header, 'factor of the change', 'factor of the distance'], rows)}\n\n"
         f"The AlexNet reaches a test accuracy of {accuracy.value:.2f}. In its training, {winner} gains more "
         "relative invariance."
@@ -63,8 +63,8 @@ STUDY = Study(
     question="Do convolutional networks and images keep the symmetry under translation?",
     use="""
 Do not rely on the architecture for invariance to shifts: stride and zero padding break the symmetry. If the position of
-an object must not matter, measure the response of the output to shifts as here, and train on shifted images if it is
-too large. Images of CIFAR-10 are not stationary, so a network may use the position of a pixel.
+an object must not matter, measure how the output responds to shifts. If it changes too much, train on shifted images.
+Images of CIFAR-10 are not stationary, so a network may use the position of a pixel.
 """,
     method=f"""
 **Gradients by hand.** `experiments/studies/convolution/backpropagation.py` writes convolution and pooling in NumPy. G
@@ -74,34 +74,37 @@ is the gradient of the output Y, X the input, W a kernel, s the stride, d the di
 - input: the correlation of G, with s - 1 zeros between its entries, with the flipped kernel;
 - bias: the sum of G; average pooling of m pixels: G / m to each; max pooling: G to the largest pixel.
 
-They are compared with automatic differentiation in float64, on random images, relative to the largest entry: strides
-{listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations {listed(DILATIONS)} and windows {listed(WINDOWS)}.
+They are compared with automatic differentiation in float64, on random images. Differences are relative to the largest
+entry. Cases: strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations {listed(DILATIONS)}, windows
+{listed(WINDOWS)}.
 
-**Equivariance.** T shifts images to the right. T' shifts a map by the same distance over its total stride, rounded. The
-error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images, without positions that see the border
-or pixels that come in. At the border it is measured on a torus, where only zero padding can break the symmetry.
+**Equivariance.** T shifts images to the right. T' shifts a map by this distance divided by its total stride, rounded.
+The error is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images. Positions that depend on the
+border or on shifted-in pixels are left out. The error at the border is measured for circular shifts, where only zero
+padding can break the symmetry.
 
-**Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by their distance for two different images (both
-root mean square). Pixels that come in mirror the image. For **pooling**, f is one of the first two rectified maps: as
-it is, at every second pixel, and after 2 x 2 max or average pooling.
+**Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two images
+(both root mean square). Missing pixels are filled by mirroring. For **pooling**, f is one of the first two maps after a
+ReLU: the full map, every second pixel of it, or its 2 x 2 max or average pooling.
 
 **Networks.** An AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A
 fully connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
 {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10, which are
 mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Stationarity.** Gray values of {{measurement.num_images}} images: differences of mean and variance between positions,
-and the fraction of the differences between covariances of pairs of pixels that the displacement explains. All numbers
-are products over two halves of the images, so sampling errors cancel on average. The spread of the correlation r of
-neighbors is divided by 1 - r, because a correlation near 1 cannot spread far.
+**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how mean and variance
+differ between positions. For pairs of pixels, we measure which fraction of the differences between their covariances
+(or correlations) is explained by their displacement. All numbers are products over two halves of the images, so
+sampling errors cancel on average. The spread of the correlation r of neighbors is divided by 1 - r, because a
+correlation near 1 cannot spread far.
 """,
     how_sure=f"""
-Intervals are over {{num_seeds}} seeds, which draw the initialization, the measured images and the order of training:
-95 %, Student's t. The images for the statistics of pixels overlap between seeds. Training is short, and the accuracy is
-far from what the network can reach. The study [pooling](pooling.md) measures larger shifts, without training. Fractions
-below {of.SMALL:g} count as small. Claims that begin with "exploratory", and the measure for neighbors, were chosen
-after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). Its blocks
-of 8 x 8 pixels may add a dependence on the position.
+Intervals are 95 % Student's t intervals over {{num_seeds}} seeds, which draw the initialization, the measured images
+and the order of training. The images for the statistics of pixels overlap between seeds. Training is short, and the
+network could reach a much higher accuracy. The study [pooling](pooling.md) measures larger shifts, without training.
+Fractions below {of.SMALL:g} count as small. "Exploratory" claims and the measure for neighbors were chosen after a
+first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality about 75). JPEG blocks of 8 x 8
+pixels may make statistics depend on the position.
 """,
     claims=lambda collected: of.claims(collected.frame),
     answer=answer,
@@ -110,10 +113,10 @@ of 8 x 8 pixels may add a dependence on the position.
     captions={
         "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. It "
         "is zero up to rounding where the total stride of the map divides the shift. Bars are 95 % intervals.",
-        "invariance": "Response of the output to a shift of the image. Left: change relative to the distance of two "
-        "images. Right: fraction of the images whose class stays. Bars are 95 % intervals.",
-        "pooling": "Change of two maps under a shift by one pixel with and without pooling, relative to the distance "
-        "of two images. Bars are 95 % intervals.",
+        "invariance": "Response of the output to a shift of the image. Left: change divided by the distance between "
+        "two images. Right: fraction of images whose predicted class stays the same. Bars are 95 % intervals.",
+        "pooling": "Change of two maps under a shift by one pixel with and without pooling, divided by the "
+        "distance between two images. Bars are 95 % intervals.",
         "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
         "Stationary images would have flat lines and no band. The band is the standard deviation over positions.",
     },

@@ -21,7 +21,7 @@ ROUNDING, ROUNDING_FLOAT32 = 1e-12, 1e-5
 STRIDES_OF = dict(zip(STAGES, (1, 2, 2, 4, 4, 4), strict=True))
 STRIDED = tuple(stage for stage, stride in STRIDES_OF.items() if stride > 1)
 LAST = STAGES[-1]
-IS_SMALL = f"small is below {SMALL:g}"
+IS_SMALL = f"small: below {SMALL:g}"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
@@ -35,31 +35,28 @@ def gradients(frame: pd.DataFrame) -> Claim:
     rows = frame[frame["quantity"] == "backpropagation_error"]
     cases = int(rows.groupby("seed")["num_samples"].sum().iloc[0])
     says = "The gradients of convolution and pooling by hand are those of automatic differentiation"
-    return _rounding(says, f"{cases} cases per seed, relative difference", rows["value"].max(), ROUNDING)
+    return _rounding(says, f"{cases} cases per seed; largest relative difference", rows["value"].max(), ROUNDING)
 
 
 def exact(frame: pd.DataFrame) -> Claim:
     """Equivariance where nothing breaks the symmetry."""
     errors = frame[frame["quantity"] == "equivariance_error"]
     divided = errors["shift"] % errors["layer"].map(STRIDES_OF).astype(float) == 0
-    says = "Away from the border maps move with the image, for shifts that their strides divide"
-    cases = f"{divided.sum()} cases of map, shift and seed, before and after training, error"
+    says = "Away from the border, maps move with the image if their total stride divides the shift"
+    cases = f"{divided.sum()} combinations of map, shift and seed, before and after training; largest error"
     return _rounding(says, cases, errors.loc[divided, "value"].max(), ROUNDING_FLOAT32)
 
 
 def _rounding(says: str, cases: str, worst: float, limit: float) -> Claim:
     """Rounding errors differ between machines; whether they are below the limit does not."""
     small = bool(worst < limit)
-    return Claim(says, small, f"{cases} {f'below {limit:.0e}' if small else f'{worst:.1e}'}")
+    return Claim(says, small, f"{cases}: {f'below {limit:.0e}' if small else f'{worst:.1e}'}")
 
 
 def stride(frame: pd.DataFrame) -> Claim:
     """Shifts between multiples of the stride."""
-    errors = [
-        by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift)
-        for when in WHEN
-        for shift in (1, 2)
-    ]
+    cases = [(when, shift) for when in WHEN for shift in (1, 2)]
+    errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels, which the stride of {STRIDES_OF[LAST]} does not divide, change maps of {LAST}"
     return _large(says, "smallest error", errors)
 
@@ -73,21 +70,21 @@ def border(frame: pd.DataFrame) -> Claim:
 
 def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
     least = min(map(mean, errors), key=lambda found: found.low)
-    return Claim(says, least.above(SMALL), f"{words} {least:.2f}; {IS_SMALL}")
+    return Claim(says, least.above(SMALL), f"{words}: {least:.2f}; {IS_SMALL}")
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
     """Pooled maps against maps without pooling, seed by seed."""
     of_max, of_average, as_it_is = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
-        _lower("A map changes less under a shift by one pixel after max pooling", of_max / as_it_is),
-        _lower("A map changes less after average pooling than after max pooling", of_average / of_max),
+        _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / as_it_is),
+        _lower("Average pooling lowers this change more than max pooling", of_average / of_max),
     ]
 
 
 def _lower(says: str, ratios: npt.ArrayLike, comparisons: int = 1, note: str = "") -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio {ratio:.2f}{note}")
+    return Claim(says, ratio.below(1), f"ratio: {ratio:.2f}{note}")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
@@ -107,7 +104,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change relative to the distance of two images {found:.3f}; {IS_SMALL}"
+        because = f"change divided by the distance between two images: {found:.3f}; {IS_SMALL}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
@@ -115,15 +112,15 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     before, after = changes.values()
     moved, distances = training_factors(frame, CONVOLUTIONAL)
     apart = geometric_mean(distances)
-    farther = "Exploratory: training increases the distance of the outputs for two images"
+    farther = "Exploratory: training increases the distance between the outputs for two images"
     same = mean(by_seed(frame, "class_agreement", network=CONVOLUTIONAL, training=AFTER, shift=1))
-    survive = "After training nine classes of ten survive a shift by one pixel"
+    survive = "After training, nine of ten predicted classes survive a shift by one pixel"
     return [
         *made,
         _lower("Training brings the AlexNet nearer to invariance", after / before),
         _lower("Exploratory: training lowers the change of the output itself", moved),
-        Claim(farther, apart.above(1), f"ratio {apart:.2f}"),
-        Claim(survive, same.above(EXPLAINED), f"fraction of the images whose class stays {same:.2f}"),
+        Claim(farther, apart.above(1), f"ratio: {apart:.2f}"),
+        Claim(survive, same.above(EXPLAINED), f"fraction of images whose predicted class stays the same: {same:.2f}"),
     ]
 
 
@@ -131,28 +128,23 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     """Which of the two factors of relative invariance training changes more."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
-    return Claim(
-        "Exploratory: training gains relative invariance more by a larger distance of images than by a smaller change",
-        found.above(1),
-        f"factor of the distance over that by which the change falls {found:.2f}",
-    )
+    says = "Exploratory: training gains relative invariance more by separating images than by ignoring shifts"
+    return Claim(says, found.above(1), f"growth of the distance over reduction of the change: {found:.2f}")
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Stationarity of the images."""
     made, spread = [], "standard deviation over positions"
-    for name, scale in {
-        "mean": "in standard deviations of a pixel",
-        "variance": "relative to the mean variance",
-    }.items():
+    scales = {"mean": "in standard deviations of a pixel", "variance": "relative to the mean variance"}
+    for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same everywhere"
-        made.append(Claim(says, found.below(SMALL), f"{spread}, {scale}, {found:.3f}; {IS_SMALL}"))
+        made.append(Claim(says, found.below(SMALL), f"{spread}, {scale}: {found:.3f}; {IS_SMALL}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
-        says = f"The {name} of two pixels depends on the displacement between them alone"
-        because = f"explained fraction of the differences {found:.2f}; more than {EXPLAINED:g} counts as all"
+        says = f"The {name} of two pixels depends only on the displacement between them"
+        because = f"fraction of the differences that it explains: {found:.2f}; all: more than {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} of the correlation r of neighbors, relative to 1 - r, {found:.3f}; {IS_SMALL}"
+    because = f"{spread} of the correlation r of neighbors, relative to 1 - r: {found:.3f}; {IS_SMALL}"
     return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]

@@ -23,22 +23,22 @@ def claims(collected: Collected) -> list[Claim]:
     frame, kept = collected.frame, f"a whole stack by less than {100 * (UNCHANGED - 1):.0f} %"
     totals = of.factors(frame)
     lowered = {
-        "Zero padding lowers GSC of the middle of a stack": factor(frame, "zeros", of.depth(frame) // 2),
+        "Zero padding lowers GSC from mid-stack to the output": factor(frame, "zeros", of.depth(frame) // 2),
         **{f"{WORDS[kind].capitalize()} lowers GSC": factor(frame, kind) for kind in POOLING},
         "Average pooling lowers GSC more than max pooling": geometric_mean(totals["average"] / totals["max"]),
     }
     made = [_near(frame, kind, f"GSC of {kept}", 1.0, UNCHANGED) for kind in KEEPING]
-    made += [Claim(says, mean.below(1), f"factor {mean:.3f}") for says, mean in lowered.items()]
+    made += [Claim(says, mean.below(1), f"factor: {mean:.3f}") for says, mean in lowered.items()]
     for kind in POOLING:
         own = of.predicted(frame, kind)
         margin = TOLERANCE ** (len(own) - 1)
-        made.append(_near(frame, kind, "GSC by the factor of mean field", float(own[0]), margin))
+        made.append(_near(frame, kind, "GSC by the factor that mean field predicts", float(own[0]), margin))
     return made
 
 
 def _near(frame: pd.DataFrame, kind: str, says: str, expected: float, margin: float) -> Claim:
     found, low, high = factor(frame, kind), expected / margin, expected * margin
-    because = f"factor {found:.3f}, expected {expected:.3f}, accepted {low:.3f} to {high:.3f}"
+    because = f"factor: {found:.3f}; expected: {expected:.3f}; accepted: {low:.3f} to {high:.3f}"
     return Claim(f"{WORDS[kind].capitalize()} changes {says}", found.between(low, high), because)
 
 
@@ -62,43 +62,44 @@ def answer(collected: Collected) -> str:
 STUDY = Study(
     question="What do stride, padding and pooling do to the gradients of a convolutional network?",
     use="""
-Choose stride and padding for other reasons than gradients: at initialization they hardly change GSC. Expect smaller
-gradients, relative to the values, with pooling, and much smaller ones with average pooling. An average keeps what the
-values of a window have in common, which is little of a random change.
+Choose stride and padding without regard to gradients: at initialization they hardly change GSC. Max pooling makes
+gradients smaller relative to the activations, and average pooling much smaller. Averaging cancels most of a random
+change, because the change differs within a window.
 """,
     method=f"""
-Stacks have {{model.stages}} stages of {{model.convs}} convolutions 3 x 3 with ReLU, {{model.channels}} channels, He's
-weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels: {{data.batch_size}} samples,
-{{probes}} probes, {{num_seeds}} seeds. The stacks of one seed have the same weights and input, and differ in one thing:
+A stack is a chain of {{model.stages}} stages, each of {{model.convs}} convolutions 3 x 3 with ReLU, {{model.channels}}
+channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels ({{data.batch_size}}
+samples, {{probes}} probes, {{num_seeds}} seeds). The stacks of one seed have equal weights and inputs, and differ in
+one thing:
 
-- **circular**: on a torus, which has no border. The other stacks are compared with this one.
+- **circular**: on a torus, where opposite borders are joined. The other stacks are compared with this one.
 - **valid**, **reflect** and **zeros**: without padding, with mirrored padding, and with zero padding.
 - **strided**: the first convolution of every stage has stride 2, on a torus.
 - **max**, **average**: 2 x 2 pooling at the end of every stage, on a torus.
 
-GSC from the input to the output is compared seed by seed, so the effect of one draw of weights on all stacks cancels.
-The factor is the geometric mean over seeds.
+Two stacks are compared by the ratio of their GSC from the input to the output, separately for each seed. So whatever a
+seed does to all stacks alike cancels. The reported factor is the geometric mean of this ratio over seeds.
 
-**Mean field** (many channels). Taps of a kernel are independent. Therefore a convolution with He's weights and its ReLU
-keeps GSC, whatever the stride. Zero padding leaves fewer taps at the border. Average pooling of m taps multiplies GSC
-by 1 / (1 + (m - 1) rho), where rho is the cosine of two taps; for equal taps this is 1 / m. Max pooling passes each
-gradient to one tap, which is positive more often than the others: 2 P(max h > 0) / (2 E[max(h, 0)^2]). White noise
-gives uncorrelated pre-activations, and each layer makes them more similar. See J. Xiao et al., "Dynamical isometry and
-a mean field theory of CNNs" (arXiv:1806.05393).
+**Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
+independent, so a convolution with He's weights and its ReLU keeps GSC, whatever the stride. Zero padding makes some of
+them ineffective at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho), where rho is the
+cosine similarity of two pixels; for equal pixels this is 1 / m. Max pooling passes each gradient to one pixel, which is
+positive more often than the others. Its factor is 2 P(max h > 0) / (2 E[max(h, 0)^2]). White noise gives uncorrelated
+pre-activations h, and each layer makes them more similar.
 """,
     how_sure=f"""
-Intervals are over initializations and inputs: 95 %, Student's t of the logarithm. Mean field describes infinitely many
-channels, so a deviation of {100 * (TOLERANCE - 1):.0f} % per layer is accepted. This margin was chosen after trial
-runs. All results are for white noise. Pixels of images are correlated, so average pooling of images lowers GSC more
-from the first stage on.
+Intervals are 95 % Student's t intervals of the logarithm over initializations and inputs. Mean field describes
+infinitely many channels, so a deviation of {100 * (TOLERANCE - 1):.0f} % per layer is accepted. This margin was chosen
+after trial runs. All inputs are white noise. Pixels of images are correlated, so on images average pooling lowers GSC
+more, from the first stage on.
 """,
     claims=claims,
     answer=answer,
     figures=figures.draw,
     captions={
         "total": "Factor by which stride, padding and pooling change GSC of the whole stack, relative to a torus. Dots "
-        "are means with 95 % intervals, crosses are mean field. The gray band marks changes that count as none.",
-        "layers": "GSC of every layer to the output. The left panel shows stride and padding relative to a torus, the "
-        "others show both kinds of pooling. Bars are 95 % intervals over seeds, crosses are mean field.",
+        "are means with 95 % intervals, crosses are mean field. Factors in the gray band count as no change.",
+        "layers": "GSC from every layer to the output. Left: stride and padding, relative to a torus. Others: both "
+        "kinds of pooling. Bars are 95 % intervals over seeds, crosses are mean field.",
     },
 )

@@ -23,20 +23,20 @@ def claims(collected: Collected) -> list[Claim]:
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
-        says = f"The log rate of {name(network)} stays within tolerance whatever the {size}"
-        parts = ", ".join(f"{one:+.4f} at {number}" for one, number in means)
-        because = f"from the common mean {parts}; the tolerance is {TOLERANCE:g}"
+        says = f"The log rate of {name(network)} stays within tolerance at every {size}"
+        parts = "; ".join(f"at {size} {number}: {one:+.4f}" for one, number in means)
+        because = f"deviation from the common mean {parts}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
-        says = f"The rate of {name(network)} depends on the {size}, however little"
-        because = f"log rate at {sizes[-1]} less that at {sizes[0]} {change:+.4f}"
+        says = f"The rate of {name(network)} depends on the {size}, even if only slightly"
+        because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+.4f}"
         made.append(Claim(says, _depends(change) or None, because))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
-        says = f"At infinite width the rate of {name(network)} is that of mean field, within tolerance"
-        because = f"extrapolated log rate less mean field {end:+.4f}, the tolerance is {TOLERANCE:g}"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; at width n it is that plus {slope:+.2f} / n"))
+        says = f"At infinite width, the rate of {name(network)} agrees with mean field within tolerance"
+        because = f"extrapolated log rate minus that of mean field: {end:+.4f}; tolerance: {TOLERANCE:g}"
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+.2f}"))
     return made
 
 
@@ -55,18 +55,19 @@ def answer(collected: Collected) -> str:
     rates = found["selu"]
     steady = told(
         {size: rates.within_tolerance(size) for size in SIZES},
-        "stays within the tolerance whatever the {},", "leaves the tolerance with the {},",
-        "is not shown to stay within the tolerance whatever the {},",
+        "stays within the tolerance at every {},", "leaves the tolerance with the {},",
+        "is not shown to stay within the tolerance at every {},",
     ).rstrip(",")  # fmt: skip
     ends = {"depth": "from the shallowest to the deepest networks", "width": "from the narrowest to the widest"}
     changes = []
     for size, words in ends.items():
         change = _change(found, "selu", size)
         shows = "a" if _depends(change) else "no"
-        changes.append(f"by {change:+.4f} {words}, which shows {shows} dependence on the {size}")
+        changes.append(f"by {change:+.4f} {words} ({shows} dependence on the {size} is shown)")
     return (
-        f"GSC of SELU, the network of the question, grows by {rates.common:.4f} per layer over all sizes (mean field "
-        f"{rates.theory:.4f}). Its log rate {steady} (tolerance {TOLERANCE:g}). It changes {listed(changes)}."
+        f"GSC of the SELU network grows by a factor of {rates.common:.4f} per layer, averaged over all sizes (mean "
+        f"field: {rates.theory:.4f}). The logarithm of this rate {steady} (tolerance: {TOLERANCE:g}). It changes "
+        f"{listed(changes)}."
     )
 
 
@@ -77,64 +78,60 @@ def details(collected: Collected) -> str:
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
-        sentences.append(f"SELU within tolerance, by the {again} seeds after the first look alone: {listed(words)}.")
+        seeds = f"the {again} seeds that were added after the first look"
+        sentences.append(f"By {seeds} alone, the claims that SELU stays within tolerance are {listed(words)}.")
     for size in SIZES:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
         sentences.append(told(
-            verdicts, f"Whatever the {size}, the log rate stays within tolerance for {{}}.",
+            verdicts, f"At every {size}, the log rate stays within tolerance for {{}}.",
             f"It leaves the tolerance with the {size} for {{}}.", "This is undecided for {}.",
         ))  # fmt: skip
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
-        sentences.append(f"A dependence on the {size}, however little, is found for: {listed(shown)}.")
-    rows = [
-        [
-            name(network), f"{rates.common:.4f}", f"{rates.theory:.4f}",
-            *(f"{mean(rates.ends(size)):+.4f}" for size in SIZES), f"{geometric_mean(np.exp(rates.lines[:, 0])):.4f}",
-        ]
-        for network, rates in found.items()
-    ]  # fmt: skip
-    header = ["network", "rate per layer", "mean field", "log rate, deepest less shallowest", "widest less narrowest"]
+        sentences.append(f"The rate is found to depend on the {size}, at least slightly, for: {listed(shown)}.")
+    rows = []
+    for network, rates in found.items():
+        ends, limit = (f"{mean(rates.ends(size)):+.4f}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
+        rows.append([name(network), f"{rates.common:.4f}", f"{rates.theory:.4f}", *ends, f"{limit:.4f}"])
+    header = ["network", "rate per layer", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
     return f"{' '.join(sentences)}\n\n{table([*header, 'rate at infinite width'], rows)}"
 
 
 STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
-Measure the growth rate of an architecture on a small version of the network. Where the claims below are supported, the
-rate carries over to larger sizes within the tolerance. Use the mean-field rate where theory covers the network. Expect
-deviations from it that shrink like one over the width.
+Measure the growth rate of an architecture on a small network. Where the claims below are supported, the rate carries
+over to larger sizes within the tolerance. Where theory covers the network, use its mean-field rate. The error of this
+rate is about proportional to 1 / width.
 """,
     method=f"""
 There are {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}. They are
 measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared
-convention) to the output is measured from {{measurement.num_sources}} layers at equal distances with
-{{measurement.num_probes}} random probes. The **rate** is its factor per layer, fitted over the half of the network
-nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
+convention) to the output is measured from {{measurement.num_sources}} equally spaced layers with
+{{measurement.num_probes}} random probes. The **rate** is the factor by which GSC grows per layer, fitted over the half
+of the network nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
-**Within tolerance** means that the log rate differs from its mean over all sizes by less than {TOLERANCE:g}, which
-changes GSC by a factor of e over the deepest network. This holds for the mean at each depth, or each width, if all
-intervals lie inside. Intervals hold together at 95 % (Student's t over seeds, paired, Bonferroni over the sizes and
-over {LOOKS} looks at the data).
+A network is **within tolerance** if its log rate at each depth (or each width) differs from its mean over all sizes by
+less than {TOLERANCE:g}. Such a difference changes GSC by a factor of e over the deepest network. All intervals must lie
+inside the tolerance. They are simultaneous 95 % intervals (Student's t over seeds, paired, Bonferroni over the sizes
+and over {LOOKS} looks at the data).
 
-**A dependence, however little,** is found if the deepest networks differ from the shallowest, or the widest from the
-narrowest. The intervals hold together over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. To find
-none does not prove that there is none.
+A rate **depends on the depth**, even if only slightly, if the deepest networks differ from the shallowest; the same
+for widths. These intervals are simultaneous over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. If
+no dependence is found, a small one may still exist.
 
-**Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. Finite networks
-should deviate from it by a constant over the width. Therefore the log rate is also extrapolated, by its least-squares
-line against 1 / width, to 0.
+**Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
+finite network from it should be proportional to 1 / width. Therefore a least-squares line of the log rate against
+1 / width is also extrapolated to 1 / width = 0.
 """,
     how_sure=f"""
-Intervals are over initializations: 95 %, Student's t. In the table and for infinite width each interval holds by
-itself. The first look with {FIRST_SEEDS} initializations left the width of SELU just undecided. The number was then
-raised to {{num_seeds}}, once and for all networks, and rates were replaced by log rates. The details give the verdict
-of the later initializations alone.
-
-Probes add little error, because their noise is nearly the same in all layers far from the output. The batch is smaller
-than every width; with batch normalization, a larger batch lowers the rate. A steady rate says nothing about the first
-and last few layers.
+Intervals are 95 % Student's t intervals over initializations. Those in the table and for infinite width are not
+simultaneous. A first look at {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance at
+every width. Their number was then raised once, to {{num_seeds}} for all networks, and log rates replaced rates. The
+details give the verdicts of the added initializations alone. Probes add little error, because their noise is nearly the
+same in all layers far from the output. The batch is smaller than every width. With batch normalization, a larger batch
+lowers the rate. The first and last layers may grow at another rate.
 """,
     claims=claims,
     answer=answer,
@@ -143,9 +140,9 @@ and last few layers.
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the mean over all sizes. The dashed line is mean field. Bars are 95 % intervals.",
-        "width": "Log rate per layer less that of mean field, against 1 / width. Lines are least squares and end at "
+        "width": "Log rate per layer minus that of mean field, against 1 / width. Least-squares lines end at "
         "infinite width. Bars are 95 % intervals.",
-        "profiles": "log10 GSC less the straight line of mean field, against the distance from the output. A straight "
-        "line is a steady rate.",
+        "profiles": "log10 GSC minus its straight line by mean field, against the distance from the output. Where the "
+        "curve is straight, the rate is constant.",
     },
 )

@@ -43,30 +43,31 @@ def claims(collected: Collected) -> list[Claim]:
     num = len(runs.deep)
     for key in runs.deep:
         found, layers = mean(runs.final(key), num), runs.layers(key)
-        says = f"Of {name(key)}, fewer than half of the layers count"
-        made.append(Claim(says, found.below(layers / 2), f"effective depth {found:.1f} of {layers} layers"))
+        says = f"{name(key)}: the effective depth is below half the number of layers"
+        made.append(Claim(says, found.below(layers / 2), f"effective depth: {found:.1f} of {layers} layers"))
     for key in runs.shallow:  # decided run by run, so without an interval
         values, layers = runs.final(key), runs.layers(key)
-        because = f"effective depth {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
-        made.append(Claim(f"Of {name(key)}, all layers count in every run", bool((values == layers).all()), because))
+        because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
+        says = f"{name(key)}: the effective depth equals the number of layers in every run"
+        made.append(Claim(says, bool((values == layers).all()), because))
     for key in runs.deep:
         depths = runs.by_seed(key, tolerance=TOLERANCES[0])
         first, last = depths.index[0], depths.index[-1]
         change = mean(depths.loc[last] - depths.loc[first], num)
-        because = f"from {mean(depths.loc[first]):.1f} after step {first:.0f} by {change:.1f} until step {last:.0f}"
-        made.append(Claim(f"The effective depth of {name(key)}, grows while it learns", change.above(0), because))
+        because = f"after step {first:.0f}: {mean(depths.loc[first]):.1f}; increase until step {last:.0f}: {change:.1f}"
+        made.append(Claim(f"{name(key)}: the effective depth grows during training", change.above(0), because))
     for key, other in alike.items():
         found = mean(runs.final(key) - runs.final(other), len(alike))
-        says = f"{name(key)}, has a larger effective depth than with depth {other[3]}"
-        made.append(Claim(says, found.above(0), f"larger by {found:.1f}"))
+        says = f"{name(key)}: the effective depth is larger than at depth {other[3]}"
+        made.append(Claim(says, found.above(0), f"difference: {found:.1f}"))
     for key, other in skips.items():
         found = mean(runs.final(other) - runs.final(key), len(skips))
-        says = f"Skip connections enlarge the effective depth of {name(key)}"
-        made.append(Claim(says, found.above(0), f"it changes by {found:.1f}"))
+        says = f"{name(key)}: skip connections increase the effective depth"
+        made.append(Claim(says, found.above(0), f"change: {found:.1f}"))
     for key in runs.deep:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
-        says = f"A first-order expansion can replace the last half of {name(key)}"
-        because = f"{found:.1f} of {layers} layers before the loss rises by {SUFFERS:g}"
+        says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
+        because = f"replaceable before the loss rises by {SUFFERS:g}: {found:.1f} of {layers} layers"
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
 
@@ -75,10 +76,11 @@ def _independent(runs: Runs) -> Claim:
     keys = runs.trained
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
+    says = f"The effective depth is, within {NEAR:g} layer, that of layers with independent directions"
     return Claim(
-        f"Effective depth is, within {NEAR:g} layer, as if layers had independent directions",
+        says,
         all_of(*(one.within(0, NEAR) for one in found.values())),
-        f"the largest difference is {found[farthest]:.1f} ({name(farthest)})",
+        f"largest difference: {found[farthest]:.1f}, for {name(farthest)}",
     )
 
 
@@ -89,10 +91,11 @@ def _together(runs: Runs) -> Claim:
         for values in (runs.final, runs.replaceable)
     )
     found = rank_correlation(used, replaced)
+    says = "The larger the fraction of its layers that a network uses, the smaller the fraction that can be replaced"
     return Claim(
-        "The larger the fraction of its layers that a network uses, the smaller the fraction that can be replaced",
+        says,
         found.value < 0 if found.p < 0.05 else None,
-        f"rank correlation over {found.num} networks {found.value:.2f}, p = {found.p:.2g}",
+        f"rank correlation over {found.num} networks: {found.value:.2f}; p = {found.p:.2g}",
     )
 
 
@@ -100,10 +103,11 @@ def _certain(runs: Runs) -> Claim:
     widths = np.concatenate([
         runs.final(key, "effective_depth_high") - runs.final(key, "effective_depth_low") for key in runs.trained
     ])  # fmt: skip
+    says = "Estimation errors leave the effective depth of a run uncertain by at most one layer"
     return Claim(
-        "The error of the contributions leaves the effective depth of a run uncertain by at most one layer",
+        says,
         bool(widths.max() <= 1),
-        f"certain in {(widths == 0).sum()} of {len(widths)} runs, elsewhere within {widths.max():.0f}",
+        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs, elsewhere within {widths.max():.0f}",
     )
 
 
@@ -115,7 +119,7 @@ def answer(collected: Collected) -> str:
     text = [f"Deep networks that learn the digits {_used(runs, learned)}."] if learned else []
     if others:
         names = listed(f"{name(key)} ({100 * accuracy[key]:.0f} % correct)" for key in others)
-        text.append(f"Those that hardly learn, {names}, {_used(runs, others)}: a large effective depth is no success.")
+        text.append(f"Those that hardly learn, {names}, {_used(runs, others)}: a large depth is no success.")
     stands = []
     for skips in ("without", "with"):
         keys = [key for key in runs.deep if (key[2] == "none") is (skips == "without")]
@@ -126,7 +130,8 @@ def answer(collected: Collected) -> str:
 
 def _used(runs: Runs, keys: list[Key]) -> str:
     depths = [mean(runs.final(key)).value for key in keys]
-    return f"use {min(depths):.1f} to {max(depths):.1f} of at most {max(map(runs.layers, keys))} layers"
+    most = max(map(runs.layers, keys))
+    return f"have an effective depth of {min(depths):.1f} to {max(depths):.1f}, of at most {most} layers"
 
 
 def details(collected: Collected) -> str:
@@ -145,36 +150,35 @@ def details(collected: Collected) -> str:
 STUDY = Study(
     question="How many layers of a trained network act on each other's changes?",
     use="""
-Do not read the number of layers as the depth that training used. Check a deep network by its accuracy first: a network
-that hardly learns can have a large effective depth. With skip connections, most of the last layers of these deep
-networks change the function almost independently of each other.
+Do not assume that training uses all layers. Check the accuracy of a deep network first: a network that hardly learns
+can have a large effective depth. With skip connections, most of the last layers of these deep networks change the
+function almost independently of each other.
 """,
     method=f"""
-**Residual trick.** Every layer is the layer before training plus the change by training, f_l = i_l + r_l, with the
-Jacobian I_l + R_l at its current input. The Jacobian of the network is a product over layers, hence a sum with one term
-for each set of layers that contribute R_l instead of I_l. C^k is the sum of the terms with k such layers: the joint
-contribution of k trained layers. All C^k are computed exactly by the recurrence of elementary symmetric polynomials:
+**Residual trick.** Layer l is the sum of the layer before training and the change by training. At its current input, it
+has the Jacobian I_l + R_l, the sum of the Jacobians of both. The product of these sums over all layers is expanded. C^k
+is the sum of the terms in which exactly k layers contribute R_l: the joint contribution of k trained layers. All C^k
+are computed exactly, by C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
 
-- C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1)
-
-The share of C^k is its length over the sum of the lengths of all contributions. The **effective depth** is the largest
-k whose share reaches {TOLERANCES[0]:g} (`gradscope.effective_depth`). Residual trick and term are those of G. Philipp,
-D. Song and J. Carbonell (arXiv:1712.05577), who bound C^k by norms of the layers; the share is this project's. For
-comparison, it is also computed for layers with independent directions, from the lengths of I_l and R_l alone.
+The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
+largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the term are
+from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577), who bound C^k by norms of the layers; this project added
+the share. For comparison, the effective depth is also computed as if the layers had independent directions, from the
+norms of I_l and R_l alone.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
-(`gradscope.taylor_losses`). In this expansion the change of one layer never meets that of another. A network suffers if
-its loss rises by more than {SUFFERS:g}, on {TRIED} training digits.
+(`gradscope.taylor_losses`). It leaves out products of the changes of different layers. We look for the largest n at
+which the loss rises by at most {SUFFERS:g}, on {TRIED} training digits.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
 momentum {MOMENTUM:g}. They are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each run
-keeps the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of
-digits, or estimated from {PROBES} random vectors if batch normalization couples the samples.
+uses the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of digits.
+If batch normalization couples the samples, they are estimated from {PROBES} random vectors.
 """,
     how_sure="""
-Intervals are over seeds, which draw the weights, the order of the digits and the measured digits: 95 %, Student's t.
-The intervals of one kind of claim hold together (Bonferroni). The tolerance is a convention; the table has a second
-one. Wider networks or longer training would give other numbers.
+Intervals are 95 % Student's t intervals over seeds, which draw the weights, the order of the digits and the measured
+digits. They are simultaneous for claims of one kind (Bonferroni). The smallest share that counts is a convention; the
+table has a second one. Wider networks or longer training would give other numbers.
 """,
     claims=claims,
     answer=answer,

@@ -35,7 +35,7 @@ def claims(collected: Collected) -> list[Claim]:
         *decide.reliable(alarms),
         decide.at_once(alarms),
         decide.predicts(larger, alarms, networks),
-        decide.predicts("Exploratory: the same among networks without normalization", alarms, plain),
+        decide.predicts("Exploratory: this holds among networks without normalization", alarms, plain),
         decide.largest(alarms),
     ]
 
@@ -51,8 +51,8 @@ def answer(collected: Collected) -> str:
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
         f"The {WORDS[most]} announces most failures: {alarms.announced(warned)}, {alarms.typical(warned)} before. But "
-        f"it is a false alarm in {alarms.false_alarms(most)} without failure. Signals that are reliable (false alarms "
-        f"surely in less than {100 * MOST_FALSE_ALARMS:g} % of these) are: "
+        f"it is a false alarm in {alarms.false_alarms(most)} without failure. Reliable signals, whose false alarms "
+        f"are surely below {100 * MOST_FALSE_ALARMS:g} %, are: "
         f"{decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce {alarms.announced(sure)}, "
         f"{alarms.typical(sure)} before."
     )
@@ -67,19 +67,19 @@ def details(collected: Collected) -> str:
     cells = alarms.table.groupby(level=CELL, observed=True)["failure_step"].min()
     soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps later" if len(ended) else ""
     parts = [
-        f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} cells of "
-        f"network and learning rate. The loss becomes non-finite in {len(ended)} of them{soon}."
+        f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
+        f"of network and learning rate. The loss becomes non-finite in {len(ended)} of them{soon}."
     ]
     if alarms.fired:
         first = decide.firsts(found).sum()
         names = decide.names_in_words(first.index[first == first.max()])
         parts.append(
-            f"The signal that is most often first is: {names}, in {first.max()} runs, at thresholds with different "
-            "rates of false alarms."
+            f"The signal that is most often first is: {names}, in {first.max()} runs. The thresholds of the signals "
+            "have different rates of false alarms."
         )
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"Signals that never fired, so they were not tested: {decide.names_in_words(silent)}. The largest GSC at "
+            f"These signals never fired, so they are not judged: {decide.names_in_words(silent)}. The largest GSC at "
             f"step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
@@ -124,22 +124,22 @@ STUDY = Study(
     question="Which signal warns first when training explodes, and how long before?",
     answer=answer,
     use="""
-Stop a run only on a loss jump, and expect little time: it comes just before the failure. Treat a long update as a hint
-to look at the run, not as a reason to stop it. Do not rely on GSC at initialization to predict failures.
+Stop a run automatically only on a loss jump; it comes just before the failure. Treat a large update as a hint to look
+at the run, not as a reason to stop it. Do not rely on GSC at initialization to predict failures.
 """,
     method=f"""
 Plain networks of depth {DEPTH} and width {WIDTH} learn digits by SGD with momentum in float32. Over {NUM_STEPS} steps,
 the learning rate rises linearly to its peak (range test, L. N. Smith, arXiv:1506.01186), so training goes well until it
-fails. Of five networks, relu_batch, tanh_layer and selu explode at initialization. GSC is estimated from {NUM_PROBES}
-random vectors, the same at every step, on {NUM_IMAGES} test images.
+fails. Gradients of three of the five networks (relu_batch, tanh_layer, selu) explode at initialization. GSC is
+estimated from {NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
 
-**Failure** is the first step whose loss is not finite or above {FAILURE / GUESSING:g} ln 10, {FAILURE / GUESSING:g}
+**Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10, {FAILURE / GUESSING:g}
 times the loss of guessing. Runs that do not fail are the controls. A control has **learned** if its last loss is below
-{LEARNED / GUESSING:g} times the loss of guessing. **Signals** have thresholds that were fixed before these runs, those
-of the monitor where it has one. A *jump* is relative to the median of up to {RECENT} previous steps, and needs at least
-{FEWEST}:
+{LEARNED / GUESSING:g} times the loss of guessing. The thresholds of **signals** were fixed before these runs; where the
+monitor has a threshold, it is used. A *jump* is relative to the median of up to {RECENT} previous steps (at least
+{FEWEST}):
 
-- *loss jump*: the loss is above {LOSS_JUMP:g} times that median;
+- *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
 - *gradient jump*: the norm of the whole gradient is above {signals.GRADIENT_JUMP:g} times its median;
 - *update*: the update of a layer is longer than {signals.LARGE_UPDATE:g} times its weights;
 - *weight growth*: the weights of a layer are {WEIGHT_GROWTH:g} times as long as at the beginning;
@@ -149,31 +149,29 @@ of the monitor where it has one. A *jump* is relative to the median of up to {RE
 Loss jump and failure are two thresholds of one number: if the median is near the loss of guessing, the jump is at
 {LOSS_JUMP * GUESSING / FAILURE:g} times the loss that counts as failure.
 
-A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps
-between, also to a non-finite loss (NaN). In a control, the same signal is a **false alarm**. Failing runs are monitored
-only to their failure. Therefore false alarms are also given for **equally long** monitoring: the part of all pairs of a
-control and a failing run in which the control fires before the other fails. A signal is **reliable** if the whole
-interval of its false alarms is below {100 * MOST_FALSE_ALARMS:g} % of the controls and unreliable if it is above.
-Signals that never fired are not judged.
+A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps from
+the signal to the failure, or to a non-finite loss (NaN). In a control, a signal is a **false alarm**. Failing runs are
+monitored only to their failure. So false alarms are also given for **equally long** monitoring: the fraction of all
+pairs of a control and a failing run in which the control fires before the other run fails. A signal is **reliable** if
+the whole interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, and unreliable if it is above.
 """,
     how_sure=f"""
-Seeds of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
-cells, and are widened to those of independent runs (Wilson for proportions, order statistics for medians) where these
-are wider. With few cells, intervals tend to be too narrow, and they only cover these networks and learning rates. The
-order of signals at equal false alarms is unknown.
-
-Failures after the last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. Claims that
-begin with "exploratory" were made after a first look at the runs, and reliable signals are judged by the runs in which
-they were found. The networks with the largest GSC at step 0 have normalization, which also bounds the effect of a long
-update on the output. The ranking cannot separate the two. A threshold of 10^{EXTREME_LOG10:g} for GSC would need
-networks deeper than these.
+Runs of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
+cells. Where the intervals of independent runs are wider (Wilson for proportions, order statistics for medians), these
+are used. With few cells, intervals tend to be too narrow. They only cover these networks and learning rates. Which
+signal would be first at equal rates of false alarms is unknown. Failures after the last step are not counted. A run
+that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made after a first look at the runs.
+Reliable signals are judged by the runs in which they were found. The networks with the largest GSC at step 0 have
+normalization, which also limits the effect of a large update. The data cannot separate the two. GSC above
+10^{EXTREME_LOG10:g} would need deeper networks.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": "Failing runs that each signal announces, and controls in which it is a false alarm.",
+        "warnings": "For each signal: failing runs that it announces, and controls in which it is a false alarm.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run.",
-        "one_run": "Loss and signals of one run, each over its own threshold. A signal fires where it first exceeds 1.",
+        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when it first exceeds "
+        "1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate.",
     },
     details=details,

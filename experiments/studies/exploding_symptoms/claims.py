@@ -26,24 +26,22 @@ LATE = 2 * FEWEST
 def warns(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures."""
     lead, warned = alarms.typical(alarms.leads[name]), alarms.announced(alarms.leads[name])
-    return Claim(f"{WORDS[name]} announces most failures", warned.most, f"{warned}; median lead {lead}")
+    return Claim(f"The {WORDS[name]} announces most failures", warned.most, f"{warned}; median lead: {lead}")
 
 
 def silent(alarms: Alarms, name: str) -> Claim:
     """Whether a signal is silent in most controls, to their last step."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
-    says = f"{WORDS[name]} is silent in most runs that do not fail"
-    return Claim(says, every.most, f"{every}; of those that learned, {learned}")
+    says = f"The {WORDS[name]} is silent in most runs that do not fail"
+    return Claim(says, every.most, f"{every}; among those that learned: {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
-    return Claim(
-        f"Exploratory: {WORDS[name]} fires more often before a failure than in a control monitored equally long",
-        more.above(0.0),
-        f"{warned:.2f} of the failing runs, {alarms.matched(name):.2f} of the controls, difference {more:.2f}",
-    )
+    says = f"Exploratory: the {WORDS[name]} fires more often before a failure than in a control monitored equally long"
+    because = f"failing runs: {warned:.2f}; controls: {alarms.matched(name):.2f}; difference: {more:.2f}"
+    return Claim(says, more.above(0.0), because)
 
 
 def update_first(alarms: Alarms) -> Claim:
@@ -52,10 +50,9 @@ def update_first(alarms: Alarms) -> Claim:
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        "At these thresholds, the update is the first signal, alone or with others, in most runs whose failure is "
-        "announced",
+        "At these thresholds, the update is the first signal (perhaps with others) in most announced failures",
         update.most,
-        f"{update}; the others are first in: {others or 'none'}; the update is a false alarm in "
+        f"{update}; runs in which others are first: {others or 'none'}; the update is a false alarm in "
         f"{alarms.false_alarms('update')}",
     )
 
@@ -64,18 +61,18 @@ def reliable(alarms: Alarms) -> list[Claim]:
     """What reliable signals announce together; decided only if the undecided signals change nothing."""
     sure, perhaps = warned_by(alarms, MOST_FALSE_ALARMS)
     verdicts = alarms.reliable(MOST_FALSE_ALARMS)
-    together = f"; {named(verdicts, True)} (undecided: {named(verdicts, None)})"
+    together = f"; reliable: {named(verdicts, True)}; undecided: {named(verdicts, None)}"
     late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
     others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
     early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
-        _most("Some reliable signal announces most failures", alarms, sure, perhaps, together),
-        _most(f"Exploratory: the same for failures after step {LATE}", alarms, sure[late], perhaps[late]),
-        _most("Exploratory: some reliable signal other than the loss jump announces most failures", alarms, *others),
+        _most("Together, the reliable signals announce most failures", alarms, sure, perhaps, together),
+        _most(f"Exploratory: they announce most failures after step {LATE}", alarms, sure[late], perhaps[late]),
+        _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
         Claim(
-            f"The first reliable signal mostly comes {FEW_STEPS} steps or more before the failure",
+            f"In most announced failures, the first reliable signal comes at least {FEW_STEPS} steps before",
             early[0].most if early[0].most is early[1].most else None,
-            f"{early[0]}; median lead {alarms.typical(sure)}; with the undecided signals {early[1]}",
+            f"{early[0]}; median lead: {alarms.typical(sure)}; with the undecided signals: {early[1]}",
         ),
     ]
 
@@ -83,7 +80,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    return Claim(says, holds, f"{least}{what}; with the undecided signals {best}")
+    return Claim(says, holds, f"{least}{what}; with the undecided signals: {best}")
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
@@ -99,8 +96,8 @@ def at_once(alarms: Alarms) -> Claim:
     ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
-    says = f"In most runs that reach a non-finite loss, it comes {FEW_STEPS} steps after the failure or sooner"
-    return Claim(says, soon.most, f"{soon}; median {alarms.typical(after)}")
+    says = f"In most runs whose loss becomes non-finite, this happens at most {FEW_STEPS} steps after the failure"
+    return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)}")
 
 
 def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
@@ -108,7 +105,7 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     area = alarms.ranking(models)
     if area is None:
         return Claim(says, None, "there are 0 learning rates at which some networks fail and others do not")
-    because = f"part of the pairs of runs in which the failing one has the larger GSC {area:.2f}; chance is 0.5"
+    because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area:.2f}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 
@@ -118,11 +115,9 @@ def largest(alarms: Alarms) -> Claim:
     model = str(starts.idxmax())
     own = alarms.table[alarms.table.index.get_level_values("model") == model]
     failed = alarms.part(np.isfinite(own["failure_step"]))
-    return Claim(
-        "Exploratory: the network with the largest GSC at step 0 fails in some of these runs",
-        failed.count > 0,
-        f"{model} has the largest GSC at step 0 (10^{starts.max():.1f} on average) and fails in {failed}",
-    )
+    says = "Exploratory: the network with the largest GSC at step 0 fails in some runs"
+    because = f"{model} has the largest GSC at step 0 (10^{starts.max():.1f} on average) and fails in {failed}"
+    return Claim(says, failed.count > 0, because)
 
 
 def firsts(found: pd.DataFrame) -> pd.DataFrame:

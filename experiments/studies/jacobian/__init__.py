@@ -42,25 +42,25 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 f"In quadratic mean, the Jacobian of the {model} network neither explodes nor vanishes",
                 norm.within(0.0, STABLE),
-                f"ln qm per layer {norm:.4f}; stable means within {STABLE:.4f} of 0",
+                f"ln qm per layer: {norm:.4f}; stable: within {STABLE:.4f} of 0",
             )
             for model, norm in norms.items()
         ),
         *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
         Claim(
-            "The linear network loses as much volume as its Gaussian matrices",
+            "The linear network loses as much volume per layer as a Gaussian matrix on average",
             linear.within(expected, STABLE),
-            f"{says} {linear:.4f}, expected {expected:.4f}; equal means within {STABLE:.4f}",
+            f"{says}: {linear:.4f}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
         ),
         Claim(
             "Control: the volume of the orthogonal network neither collapses nor explodes",
             kept.within(0.0, STABLE),
-            f"{says} {kept:z.4f}; stable means within {STABLE:.4f} of 0",
+            f"{says}: {kept:z.4f}; stable: within {STABLE:.4f} of 0",
         ),
         Claim(
             "Control: the volume of the expanding network explodes",
             grown.above(STABLE),
-            f"{says} {grown:.4f}; exploding means above {STABLE:.4f}",
+            f"{says}: {grown:.4f}; exploding: above {STABLE:.4f}",
         ),
         *(_few(frame, model) for model in GAUSSIAN),
         *(_most_collapse(frame, model) for model in GAUSSIAN),
@@ -74,10 +74,10 @@ def answer(collected: Collected) -> str:
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"The Jacobian is {'' if near else 'not shown to be '}the linear map that the network follows near a point: "
-        f"the error of the linearization falls with the step to the power {1 + numbers.slope(frame).value:.2f}. Small "
-        f"squares are scaled by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. At depth, "
-        "one number does not describe it: networks in which few directions carry the norm while most others collapse "
-        f"are {listed(few)}."
+        f"the linearization error is proportional to the step to the power {1 + numbers.slope(frame).value:.2f}. "
+        f"It scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In deep "
+        "networks one number does not describe it: a few directions carry its norm while most others collapse in "
+        f"{listed(few)}."
     )
 
 
@@ -101,12 +101,12 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "The relative error of the linearization falls in proportion to the step",
             slope.within(1.0, SLOPE_MARGIN),
-            f"slope on logarithmic axes {slope:.4f}; equal means within {SLOPE_MARGIN:g} of 1",
+            f"slope on logarithmic axes: {slope:.4f}; proportional: within {SLOPE_MARGIN:g} of 1",
         ),
         Claim(
             "Small squares are scaled by |det J|",
             error.below(SMALL),
-            f"relative difference at the smallest step, {STEPS[0]:g}: {error:.2g}; small means below {SMALL:g}",
+            f"relative difference at the smallest step ({STEPS[0]:g}): {error:.2g}; equal: below {SMALL:g}",
         ),
     ]
 
@@ -121,18 +121,15 @@ def _identity(frame: pd.DataFrame) -> Claim:
     return Claim(
         "ln qm(J) is at least the mean log singular value up to rounding (an identity)",
         smallest >= -ROUNDING,
-        f"{norms.size} layers of {len(DEEP)} networks, smallest difference "
+        f"{norms.size} layers of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
     )
 
 
 def _few(frame: pd.DataFrame, model: str) -> Claim:
     rank, size = numbers.last_rank(frame, model), numbers.width(frame)
-    return Claim(
-        f"Exploratory: few directions carry the norm of the {model} network at the last layer",
-        rank.below(FEW * size),
-        f"effective rank {rank:.1f} of {size}; few means below {FEW * size:g}",
-    )
+    says = f"Exploratory: few directions carry the norm of the {model} network at the last layer"
+    return Claim(says, rank.below(FEW * size), f"effective rank: {rank:.1f} of {size}; few: below {FEW * size:g}")
 
 
 def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
@@ -143,7 +140,7 @@ def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
 
 
 def _collapses(says: str, found: Mean) -> Claim:
-    because = f"mean log singular value per layer {found:.3f}; collapse means below {-STABLE:.4f}"
+    because = f"mean log singular value per layer: {found:.3f}; collapse: below {-STABLE:.4f}"
     return Claim(says, found.below(-STABLE), because)
 
 
@@ -151,8 +148,8 @@ STUDY = Study(
     question="What does the Jacobian of a network say about it?",
     answer=answer,
     use="""
-Use the Jacobian to predict the effect of small changes, and check the size of the step. At depth, look at the norm and
-the effective rank together: a stable norm can hide that nearly all directions have collapsed.
+Use the Jacobian to predict the effect of small changes, and check whether the change is small enough. In deep networks,
+look at norm and effective rank together: a stable norm can hide that nearly all directions have collapsed.
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
@@ -171,35 +168,29 @@ Jacobian from the input to every layer:
 - the mean log singular value ln|det J| / n, which is at most ln qm(J). It is summed layer by layer, because small
   singular values of the product are smaller than the rounding errors of large ones;
 - the same mean without the largest tenth;
-- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio): n if all are equal, 1 if one has all of the norm.
-  Below {FEW:g} n, few directions carry the norm.
+- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio): n if all s_i are equal, 1 if only one is not zero.
+  If it is below {FEW:g} n, few directions carry the norm.
 
 Rates are changes per layer over the half of the layers farther from the input. Explode, vanish and collapse are defined
-as for GSC: a square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices of variance
-1 / n, the mean of ln|det W| / n is the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
+as for GSC: the square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices W of
+variance 1 / n, the mean of ln|det W| / n is the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations and input points. The inequality of the two means and the
-rates of rotations are known beforehand, so they check the measurement. Everything is exact in float64 except for
-rounding, which limits the error of the linearization at the smallest steps.
-
-Gaussian matrices lose volume by themselves. So a collapsing volume says more about the weights than about the
-nonlinearity. Rates over half of the layers still contain some effect of the first layers, because tanh networks settle
-slowly. The effective rank and the rotations were added after norms and volumes had been seen. The networks are square
-and have no normalization, because layer normalization and ReLU make Jacobians singular.
+rates of both controls are known beforehand, so they check the measurement. Everything is exact up to rounding in
+float64, which dominates the error of the linearization at the smallest steps. Gaussian matrices lose volume even
+without a nonlinearity, so a collapsing volume is mainly an effect of the weights. Tanh networks settle slowly, so the
+first layers still affect the rates. The effective rank and the controls were added after a first look at norms and
+volumes. The networks have square weights and no normalization, because layer normalization and ReLU make Jacobians
+singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "grid": (
-            "A grid of the plane, mapped by a tanh network and by its linearization at the center, where they agree."
-        ),
-        "steps": (
-            "Error of the linearization (left) and of the area (right) against the step, one curve per initialization."
-        ),
-        "volume": (
-            "Means (top) and effective rank (bottom) of the singular values from the input to each layer, by network."
-        ),
+        "grid": "A grid of the plane, mapped by a tanh network and by its linearization at the center.",
+        "steps": "Error of linearization (left) and area (right) against the step, one curve per initialization.",
+        "volume": "Means (top) and effective rank (bottom) of the singular values of the Jacobian from the input to "
+        "each layer, by network.",
     },
     details=details,
 )

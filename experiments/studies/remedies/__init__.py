@@ -42,8 +42,8 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "A looks-linear network is an affine map up to rounding",
             linear.affine,
-            f"the best affine map leaves at most {linear.nonlinearity.max():.1g} of the variance, rounding is below "
-            f"{ROUNDING:g}; lines leave {means.mean(linear.last_layer):.2f} of that of the last layer",
+            f"variance not explained by the best affine map: at most {linear.nonlinearity.max():.1g}; rounding: "
+            f"below {ROUNDING:g}; in the last layer, lines do not explain: {means.mean(linear.last_layer):.2f}",
         ),
     ]
 
@@ -88,7 +88,7 @@ def details(collected: Collected) -> str:
                 "last layer not linear", "NLC"]  # fmt: skip
         order = sorted(by_remedy, key=lambda remedy: -by_remedy[remedy].total.mean())
         parts.append(table(head, [_row(baseline, remedy, by_remedy[remedy]) for remedy in order]))
-    parts.append("† In mean field the same network as another one in the table, see the method.")
+    parts.append("† In mean field, this network equals another one in the table; see the method.")
     return "\n\n".join(parts)
 
 
@@ -117,7 +117,7 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f"{NAMES[baseline]}: {REMEDIES[remedy]} lowers GSC from input to output",
         change.below(-LEAST),
-        f"log10 GSC changes by {change:+.2f}, the limit is {-LEAST:.2f}; rate {means.mean(after.rate):.3f} instead of "
+        f"change of log10 GSC: {change:+.2f}; limit: {-LEAST:.2f}; rate: {means.mean(after.rate):.3f} instead of "
         f"{before.rate.mean():.3f}",
     )
 
@@ -126,20 +126,16 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     twin = TWINS[baseline][remedy]
     change = _change(found, baseline, remedy, twin)
     rate = means.mean(found[baseline][remedy].rate - found[baseline][twin].rate)
-    return Claim(
-        f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the unchanged network' if twin == NONE else twin}",
-        change.within(0.0, LEAST),
-        f"log10 GSC differs by {change:+.2f}, the limit is {LEAST:.2f}; the rate differs by {rate:+.3f}",
-    )
+    says = f"{NAMES[baseline]}: {REMEDIES[remedy]} has the GSC of {'the unchanged network' if twin == NONE else twin}"
+    because = f"difference of log10 GSC: {change:+.2f}; limit: {LEAST:.2f}; difference of the rate: {rate:+.3f}"
+    return Claim(says, change.within(0.0, LEAST), because)
 
 
 def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
-    return Claim(
-        f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer",
-        difference.within(0.0, EQUAL),
-        f"the rate changes by {difference:+.3f}; equal means within {EQUAL:.2g}",
-    )
+    says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
+    because = f"change of the rate: {difference:+.3f}; equal: within {EQUAL:.2g}"
+    return Claim(says, difference.within(0.0, EQUAL), because)
 
 
 def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
@@ -147,7 +143,7 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer {kept:.2g} of that with large weights; nearly linear means below {KEPT:g}",
+        f"linear fit error of the last layer divided by that with large weights: {kept:.2g}; nonlinear: above {KEPT:g}",
     )
 
 
@@ -158,10 +154,9 @@ def _all_paid_for(found: Outcomes) -> dict[tuple[str, str], Claim]:
 def _paid_for(found: Outcomes, baseline: str, measure: str) -> Claim:
     order, limit = numbers.correlation(baseline, found[baseline], measure), SIGNIFICANCE / NUM_TESTS
     return Claim(
-        f"{NAMES[baseline]}: the less GSC a remedy leaves, the less nonlinearity it leaves, by {MEASURES[measure]}",
+        f"{NAMES[baseline]}: remedies that leave less GSC leave less nonlinearity, by {MEASURES[measure]}",
         order.value > 0 if order.p < limit else None,
-        f"rank correlation {order.value:.2f} over {order.num} networks, p = {order.p:.2g}; the limit of p is "
-        f"{limit:.2g}",
+        f"rank correlation over {order.num} networks: {order.value:.2f}; p = {order.p:.2g}; limit of p: {limit:.2g}",
     )
 
 
@@ -169,14 +164,14 @@ STUDY = Study(
     question="What helps against exploding gradients, and what does it cost?",
     answer=answer,
     use="""
-Reduce depth, add skip connections, or change weights or normalization; the table in the details ranks the remedies of
-each network. Check nonlinearity too: an affine map has no growth, but no use either.
+Reduce the depth, add skip connections, or change weights or normalization. The tables below rank the remedies for each
+network. Check the nonlinearity, too: an affine map has no growth, but it is useless.
 """,
     method=f"""
 Three exploding networks have depth {DEPTH}, width {WIDTH} and a linear head with {NUM_OUTPUTS} outputs: tanh with
 weight variance {BASELINES["tanh_large"]["weight_variance"]:g} / fan-in, ReLU with batch normalization, and SELU. They
 are measured on {BATCH_SIZE} samples of Gaussian noise with {NUM_SEEDS} initializations. Each is measured unchanged and
-with one change, with the number of parameters equal within 1 %:
+with one change. Numbers of parameters are equal within 1 %. The changes are:
 
 - **wider**: {FEWER} times fewer layers, which are wider
 - **residual**: unit skips f + V phi(W f), two linear maps per block, half as many blocks
@@ -185,37 +180,35 @@ with one change, with the number of parameters equal within 1 %:
   field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422,
   `gradscope.initializers.lsuv`)
 
-**Repeated networks.** Mean field only knows the variance of weights, so some changes repeat another network. For tanh
-without biases, critical is lecun, and orthogonal has the same variance. Batch normalization undoes every scale, so
-xavier, orthogonal and LSUV leave the network unchanged. For SELU, LSUV sets what SELU already has. These changes are
-marked †, compared with the network they repeat, and not counted as remedies.
+**Repeated networks.** In mean field, weights matter only by their variance, so some changes give the same network. For
+tanh without biases, critical equals lecun, and orthogonal has the same variance. Batch normalization undoes every
+scale, so xavier, orthogonal and LSUV leave the network unchanged. SELU already has the variance that LSUV sets. These
+changes are marked †, compared with the network they repeat, and not counted as remedies.
 
-**Growth** is log10 GSC (squared convention) from input to output, because parameters are equal and layers are not. A
-remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. That is the growth over {DEPTH} layers
-at a rate of {EXPLODING_RATE:g}, which `gradscope.coefficients.growth` calls the edge of no growth.
+**Growth** is log10 GSC (squared convention) from input to output, because networks with equal parameters differ in
+depth. A remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. This is the growth over
+{DEPTH} layers at the rate {EXPLODING_RATE:g}, the largest rate that `gradscope.coefficients.growth` calls stable.
 
-**Nonlinearity** is measured in three ways. The first is the part of the variance of the outputs that the best affine
-map of the inputs leaves, on {NUM_FITTED} further samples, corrected for the size of the fit. It is 0 for an affine map
-and 1 in chaos. The second is the same part for the nonlinearity of the last layer, with one line per neuron. The third
-is the nonlinearity coefficient, NLC (arXiv:1806.00179), which is 1 for an affine map.
+**Nonlinearity** is measured in three ways. "Not affine" is the fraction of the variance of the outputs that the best
+affine map of the inputs does not explain, on {NUM_FITTED} further samples, corrected for the size of the fit. It is 0
+for an affine map and 1 in chaos. "Last layer not linear" is this fraction for the activations of the last layer, with
+one line per neuron. The third is the nonlinearity coefficient, NLC (arXiv:1806.00179); it is 1 for an affine map.
 
-**Price.** Less growth and less nonlinearity are compared by Spearman's rank correlation over the networks (means over
-seeds). The p value is the part of all orders that correlate as strongly (exact, two-sided). There are {NUM_TESTS}
-correlations, so p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: on such data, its square is GSC
-except for the mean of the outputs, which is zero for tanh.
+**Price.** Growth and nonlinearity are compared by Spearman's rank correlation over the networks (means over seeds). The
+p value is the fraction of all orders that correlate as strongly (exact, two-sided). There are {NUM_TESTS} correlations,
+so p must be below {SIGNIFICANCE:g} / {NUM_TESTS}. NLC is not tested: on such data, its square is nearly GSC.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations, with differences paired by seed (NLC: of the geometric
-mean). Those of the claims about changes of GSC are simultaneous (Bonferroni). Two choices were made after a first look
-at the data: the smallest change that counts (before, any change of known sign counted), and which networks are counted
-once. Remedies were chosen, not drawn at random, and there are few per network, so an order that is undecided here may
-be real. There is one depth, one number of parameters, and Gaussian noise, all at initialization. A network that is
-nearly affine at first need not stay so when it trains.
+Intervals are 95 % Student's t intervals over initializations, with differences paired by seed. The mean of NLC is
+geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two choices were made after a first look at the
+data: the smallest change that counts, and which networks repeat others. There are few remedies per network, so a rank
+correlation that is undecided here may be real. The study covers one depth, one number of parameters and Gaussian noise,
+all at initialization. A network that is nearly affine at first may become nonlinear in training.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "growth": "Growth from input to output (top) and per layer (bottom) for every remedy, one column per network.",
+        "growth": "Growth of GSC from input to output (top) and per layer (bottom), by remedy; one column per network.",
         "cost": "Three measures of nonlinearity (rows) against growth, one column per network.",
     },
     details=details,

@@ -72,11 +72,9 @@ def details(collected: Collected) -> str:
 def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
-    return Claim(
-        f"Without a skip, GSC of {name(branch)} grows as mean field predicts",
-        ratio.within(1.0, TOLERANCE),
-        f"rate {means.mean(rates):.4f}, mean field {theory:.4f}; ratio of the excesses {ratio:.3f}",
-    )
+    says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
+    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; ratio of the excesses: {ratio:.3f}"
+    return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
 def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> Claim:
@@ -86,8 +84,8 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     return Claim(
         f"{name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
         ratio.within(1.0, TOLERANCE),
-        f"rate {means.mean(numbers.rates(frame, branch, dilution + width)):.4f}, by the law {law:.4f}; excess times "
-        f"k^2 + 1, relative to that without a skip, {ratio:.3f}",
+        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width)):.4f}; by the law: {law:.4f}; excess times "
+        f"k^2 + 1, divided by the excess without a skip: {ratio:.3f}",
     )
 
 
@@ -101,27 +99,27 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
     unit, law = numbers.steadiness(frame, f"{branch}-{UNIT}"), numbers.expected_steadiness(frame, branch, UNIT)
     constant = means.mean(numbers.steadiness(frame, f"{branch}-1"))
     growing, relative = means.mean(unit), means.mean(unit / law)
-    late, power = "growth per block, late over early,", f"a power of the depth has {POWER:.3f}"
+    late, power = "late growth per block / early:", f"power of the depth: {POWER:.3f}"
     return [
         Claim(
             f"At constant dilution, k = 1, GSC of {name(branch)} grows exponentially",
             constant.within(1.0, TOLERANCE),
-            f"{late} {constant:.3f}; an exponential has 1, {power}",
+            f"{late} {constant:.3f}; exponential: 1; {power}",
         ),
         Claim(
             f"With unit skips, GSC of {name(branch)} grows more slowly than an exponential",
             growing.below(1 - TOLERANCE),
-            f"{late} {growing:.3f}; an exponential has 1, {power}",
+            f"{late} {growing:.3f}; exponential: 1; {power}",
         ),
         Claim(
             f"With unit skips, the growth of {name(branch)} slows down as the law predicts",
             relative.within(1.0, TOLERANCE),
-            f"{late} {growing:.3f}; by the law {law:.3f}; ratio of the two {relative:.2f}; {power}",
+            f"{late} {growing:.3f}; by the law: {law:.3f}; ratio of the two: {relative:.2f}; {power}",
         ),
         Claim(
-            f"The exponent of {name(branch)} from block {WINDOW[1]} to {WINDOW[2]} is that of the law",
+            f"From block {WINDOW[1]} to {WINDOW[2]}, the exponent of {name(branch)} agrees with the law",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
-            f"{means.mean(exponents):.3f}, by the law {exponent:.3f}, in the limit r - 1 = "
+            f"exponent: {means.mean(exponents):.3f}; by the law: {exponent:.3f}; in the limit, r - 1: "
             f"{numbers.branch_rate(frame, branch) - 1:.3f}",
         ),
     ]
@@ -133,8 +131,8 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"excess of GSC over 1 in {len(own)} blocks, relative to the law, {ratio:.3f}; on average k is "
-        f"{own['dilution'].mean():.2f} and r is {own['branch_gsc'].mean():.3f}",
+        f"excess of GSC over 1 in {len(own)} blocks, divided by that of the law: {ratio:.3f}; mean k: "
+        f"{own['dilution'].mean():.2f}; mean r: {own['branch_gsc'].mean():.3f}",
     )
 
 
@@ -144,7 +142,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of relu whose branches end in {end}, where it predicts no excess",
         ratio.within(1.0, STEADY),
-        f"GSC of a block relative to the law {ratio:.3f}, mean of {len(blocks)} blocks; r is "
+        f"GSC of a block divided by that of the law: {ratio:.3f} (mean of {len(blocks)} blocks); mean r: "
         f"{blocks['branch_gsc'].mean():.3f}",
     )
 
@@ -155,8 +153,7 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     return Claim(
         "A ReLU network with unit skips and without normalization keeps its GSC although its lengths explode",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
-        f"over {DEPTH} blocks, the squared length grows by 10^{length:.1f}, and log10 GSC is {gsc:.2f}; the limit is "
-        f"{KEEPS:g}",
+        f"over {DEPTH} blocks, growth of log10 squared length: {length:.1f}; log10 GSC: {gsc:.2f}; limit: {KEEPS:g}",
     )
 
 
@@ -169,14 +166,14 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "Skip connections lower the growth of a ResNet",
             means.mean(plain - residual).above(0.0),
-            f"log10 GSC from the first block to the last is {means.mean(plain):.2f} without and "
-            f"{means.mean(residual):.2f} with them",
+            f"log10 GSC from the first block to the last, without: {means.mean(plain):.2f}; with: "
+            f"{means.mean(residual):.2f}",
         ),
         Claim(
-            "With skip connections, less of the growth per block is left in the last stage of a ResNet than without",
+            "Skip connections lower the growth per block of a ResNet more in its last stage than in its first",
             means.mean(flat - flat_plain).below(0.0),
-            f"growth of log GSC per block in the last stage relative to the first {means.mean(flat):.2f} with, "
-            f"{means.mean(flat_plain):.2f} without; factor per block by stage {factors} with, {factors_plain} without",
+            f"growth of log GSC per block, last stage divided by first, with: {means.mean(flat):.2f}; without: "
+            f"{means.mean(flat_plain):.2f}; factors per block by stage, with: {factors}; without: {factors_plain}",
         ),
     ]
 
@@ -186,33 +183,34 @@ STUDY = Study(
     answer=answer,
     use="""
 Expect skip connections to reduce growth, not to remove it. To weaken growth further, make the skip longer relative to
-the branch, for example with a smaller weight on the branch. Do not judge GSC by unnormalized lengths.
+the branch, for example by a smaller weight on the branch. Exploding activations do not imply exploding GSC.
 """,
     method=f"""
 Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) have depth {DEPTH} and width {WIDTH}, with a linear map
 (stem) in front. There are {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared
 convention) is estimated from {NUM_PROBES} random probes.
 
-**Law.** The **dilution** is the ratio of lengths k = |skip| / |branch|. With r the GSC of the branch alone, a block has
-GSC = (k^2 + r) / (k^2 + 1) if skip and branch are orthogonal in value and in Jacobian (G. Philipp, D. Song and J.
-Carbonell, arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the excess over 1 shrinks by a factor of k^2 + 1.
+**Law of dilution** (in short, the law). The **dilution** is the ratio of lengths k = |skip| / |branch|, and r is the
+GSC of the branch alone. If skip and branch are orthogonal in value and in Jacobian, a block has GSC = (k^2 + r) / (k^2
++ 1) (G. Philipp, D. Song and J. Carbonell, arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the **excess** of
+GSC over 1 is divided by k^2 + 1.
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
-below 1, lengths settle at k = s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip),
-and the strongest is also measured at width {NARROW_WIDTH}. The law holds if the excess times k^2 + 1 is within
+below 1, k settles at s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip); the
+largest k is also measured at width {NARROW_WIDTH}. The law holds if the excess times k^2 + 1 is within
 {100 * TOLERANCE:.0f} % of the excess without a skip for the same seeds.
 
-**Unit skips** (s = 1). Lengths grow with every block, so k^2 grows in proportion to the depth, and GSC approaches
-depth^(r - 1) instead of r^depth. The growth of log GSC per block between blocks {WINDOW[1]} and {WINDOW[2]} is divided
-by that between blocks {WINDOW[0]} and {WINDOW[1]}. The result is 1 for an exponential and {POWER:.3f} for a power of
-the depth. The law has not reached that power in this window, so the result is compared with the product of the law over
-the blocks, with k and r from mean field.
+**Unit skips** (s = 1). Lengths grow with every block, so k^2 is proportional to the depth, and GSC approaches depth^(r
+- 1) instead of r^depth. The late growth of log GSC per block (blocks {WINDOW[1]} to {WINDOW[2]}) is divided by the
+early growth (blocks {WINDOW[0]} to {WINDOW[1]}). The ratio is 1 for an exponential and {POWER:.3f} for a power of the
+depth. At these depths, the law does not predict a pure power yet. So the ratio is compared with that of the law,
+multiplied over the blocks, with k and r from mean field.
 
-**Single blocks.** GSC of block and branch and the dilution are measured in {NUM_BLOCKS} blocks of every network. The
-excess over 1, summed over the blocks of a case, is compared with the law for k and r of the same blocks, with the same
-tolerance. (At k = 1, k cannot be distinguished from k^2.) Two more networks are ReLU networks without normalization. In
-one of them, branches end in the ReLU, f_l = f_(l-1) + relu(W f_(l-1)). Their r is 1, so the law predicts no excess for
-any k, and GSC itself must be within {100 * STEADY:.0f} % of it.
+**Single blocks.** In {NUM_BLOCKS} blocks of every network we measure k, r and the GSC of the block. The excess, summed
+over the blocks of a case, is compared with the law for the same k and r, with the same tolerance. (At k = 1, k equals
+k^2.) Two more networks are ReLU networks without normalization. In one of them, branches end in the ReLU, f_l = f_(l-1)
++ relu(W f_(l-1)). Their r is 1, so the law predicts GSC 1 for any k; the measured GSC must be within {100 * STEADY:.0f}
+% of it.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 and width {RESNET_WIDTH}. GSC from every block to the logits is measured with and without skip connections, on noise of
@@ -222,16 +220,16 @@ the last stage relative to the first.
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations, each by itself; among so many claims, one may be wrong by
 chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look.** The law and mean field are limits of
-infinite width. What finite width adds to the rate (`depth_width`) is not part of the excess of the branch, and need not
-shrink with it. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
+infinite width. Finite width also changes the rate (study [depth_width](depth_width.md)), and dilution need not reduce
+this change. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
 networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "law": "Excess of the GSC rate over 1 against the dilution k, for two kinds of branches, and the law.",
+        "law": "Excess of the GSC rate over 1 against the dilution k, for two branches. Lines: law of dilution.",
         "growth": "GSC from the stem to a block by kind of branch (rows); unit skips also over the log of the depth.",
-        "blocks": "GSC of single blocks against the law (left), and the measured excess relative to the law (right).",
+        "blocks": "GSC of single blocks against the law of dilution (left), and ratio of their excesses (right).",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections.",
     },
     details=details,

@@ -31,27 +31,27 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "Automatic differentiation agrees with the chain rule by hand, digit by digit",
             difference < ROUNDING,
-            f"largest relative difference of the three derivatives {difference:.1e}",
+            f"largest relative difference of the three derivatives: {difference:.1e}",
             identity=True,
         ),
         Claim(
             "A chain of L sigmoids with weight 1 shrinks a gradient to 4^-L or less",
             chains.excess(frame, plain) <= CHAIN_ROUNDING,
-            f"10^{chains.last(frame, 'log10_chain', plain):.2f} after {chains.UNITS} units; the bound is "
+            f"after {chains.UNITS} units: 10^{chains.last(frame, 'log10_chain', plain):.2f}; bound: "
             f"10^{chains.last(frame, 'log10_chain_bound', plain):.2f}",
             identity=True,
         ),
         Claim(
             "A chain of sigmoids shrinks a gradient whatever its weights",
             chains.last(frame, "log10_chain", held) < 0,
-            f"with {held}, which keeps the units at their largest slope, the gradient is multiplied by "
+            f"with {held}, which keeps the units near their largest slope, the gradient is multiplied by "
             f"10^{chains.last(frame, 'log10_chain', held):.2f} over {chains.UNITS} units",
         ),
         _quarter(frame),
         Claim(
-            "A sigmoid network also vanishes when measured by GSC, so the units of its layers are not the reason",
+            "A sigmoid network also vanishes by GSC, which does not depend on the scale of its layers",
             steady["verdict"] == "vanishing",
-            f"rate {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
+            f"rate: {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, SCALES[0]),
@@ -78,7 +78,7 @@ def details(collected: Collected) -> str:
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"With larger weight variances, the factor of the same network is {larger}. {_kept_names(frame)}\n\n"
+        f"Factor of the sigmoid network, by variance of larger weights: {larger}. {_kept_names(frame)}\n\n"
         f"{_network_table(frame)}\n\n"
         "The factor is that of the gradient of the weights, with simultaneous intervals. Rate, mean field and verdict "
         f"belong to GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
@@ -87,11 +87,9 @@ def details(collected: Collected) -> str:
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    return Claim(
-        "In a sigmoid network, a gradient shrinks to a quarter per layer or less",
-        factor.below(SLOPE),
-        f"factor per layer {factor:.4f}; mean field predicts {numbers.in_theory(1):.4f} and allows at most {SLOPE:g}",
-    )
+    says = "In a sigmoid network, a gradient shrinks to a quarter per layer or less"
+    because = f"factor per layer: {factor:.4f}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
+    return Claim(says, factor.below(SLOPE), because)
 
 
 def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
@@ -101,7 +99,7 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
         f"The gradients of {labels.network_name([activation, norm])} keep their norm within a factor of {KEPT:g} over "
         f"{depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
-        f"factor per layer {factor:.3f}, over {depth} layers {factor.value**depth:.2g}",
+        f"factor per layer: {factor:.3f}; over {depth} layers: {factor.value**depth:.2g}",
     )
 
 
@@ -113,7 +111,7 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
     return Claim(
         f"With weight variance {scale**2} / n, the gradient of a sigmoid network {says}",
         factor.above(least),
-        f"factor per layer {factor:.3f}; mean field {numbers.in_theory(scale):.3f}; bound by the slope "
+        f"factor per layer: {factor:.3f}; mean field: {numbers.in_theory(scale):.3f}; bound by the slope: "
         f"{scale * SLOPE:g}",
     )
 
@@ -163,8 +161,8 @@ the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from t
 Autograd must give these derivatives, and `gs.measure` their absolute values.
 
 **Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
-of L factors w s'. So it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
-{" and for ".join(chains.LONG)}; the second choice keeps the unit where its slope is largest.
+of L factors w s', so it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
+{" and for ".join(chains.LONG)}. The second choice keeps the units near their largest slope.
 
 **Networks.** They have depth {{model.depth}}, width {{model.width}} and a linear head for {{model.out_features}}
 classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random labels; there are
@@ -174,13 +172,13 @@ classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian nois
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the growth of the gradient norm from the last layer to the second. A gradient counts as kept
-if this factor changes it by less than {KEPT:g} times over all layers.
+The **factor per layer** is the growth of the gradient norm per layer from the last layer to the second. The norm counts
+as kept if it changes by a factor of less than {KEPT:g} over all layers.
 
-**What the slope can do in a network.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
+**Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
 E[s'^2]), which is at most sqrt(v) / 4, whatever the data. Therefore the hidden weights of the sigmoid network are also
 multiplied by {", ".join(map(str, SCALES))}. A normalized layer divides by a standard deviation, which adds a factor
-without such a bound.
+without a bound.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. The factors per layer have simultaneous

@@ -47,15 +47,15 @@ def verdicts(*args, **kwargs):
     return {claim.says: claim.holds for claim in study.claims(collected(*args, **kwargs))}
 
 
-WHOLE = "As a whole, too, every network that does not explode is nearer to linear than every one that does"
-UNSEEN = "The rate of GSC does not show that ReLU collapses its data; sign diversity and NLC do"
+WHOLE = "By NLC, every network that does not explode is nearer to linear than every network that does"
+UNSEEN = "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not"
 
 
 def test_what_is_expected_is_supported_where_it_is_so():
     assert set(verdicts().values()) == {True}
     exploding, linear, whole = study.answer(collected()).split(". ")
     assert "explode in relu+batch (1.200), tanh+layer (1.200)" in exploding
-    assert "do neither in relu (1.000), relu+layer (1.000) and tanh (1.000)" in exploding
+    assert "neither explode nor vanish in relu (1.000), relu+layer (1.000) and tanh (1.000)" in exploding
     assert "nearly linear in relu, relu+layer and tanh; nonlinear in relu+batch" in linear and "agrees" in whole
     table = study.details(collected())
     assert "| tanh+batch | 1.200 (" in table and "| 50 (" in table and table.endswith(": none.")

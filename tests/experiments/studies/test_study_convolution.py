@@ -135,10 +135,10 @@ def says(collected):
     ("quantity", "value", "claim", "holds"),
     [
         ("backpropagation_error", 1e-3, "The gradients of convolution and pooling by hand", False),
-        ("equivariance_error", 0.2, "Away from the border maps move", False),
+        ("equivariance_error", 0.2, "Away from the border, maps move", False),
         ("equivariance_error", 0.01, "Shifts by one or two pixels", False),
         ("border_error", 0.0, "Zero padding breaks", False),
-        ("class_agreement", 1.0, "After training nine classes of ten", True),
+        ("class_agreement", 1.0, "After training, nine of ten", True),
         ("invariance_error", 1e3, "After training the output of the AlexNet", False),
         ("mean_spread", 0.0, "The mean of a pixel", True),
         ("covariance_explained", 0.99, "The covariance of two pixels", True),
@@ -217,7 +217,7 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     found = says(collected)
     assert [verdict for text, verdict in found.items() if "gains relative invariance more" in text] == [holds]
     assert found["Exploratory: training lowers the change of the output itself"] is (True if moved < 1 else None)
-    assert found["Exploratory: training increases the distance of the outputs for two images"] is True
+    assert found["Exploratory: training increases the distance between the outputs for two images"] is True
     factor = geometric_mean(numbers.training_factors(collected.frame, "alexnet_b")[0])
     assert factor.value == pytest.approx(moved, rel=0.01)
     details = convolution.details(collected)

@@ -149,7 +149,7 @@ def test_the_answer_follows_the_claims(published):
     assert "average pooling by a factor of 2.0." in lowered and "max pooling by" not in lowered
     verdicts = {claim.says: claim.holds for claim in convolution_gsc.claims(collected)}
     assert verdicts["Max pooling lowers GSC"] is False and verdicts["Average pooling lowers GSC"] is True
-    assert verdicts["Average pooling changes GSC by the factor of mean field"] is False
+    assert verdicts["Average pooling changes GSC by the factor that mean field predicts"] is False
 
 
 def test_the_side_is_that_of_the_configuration():

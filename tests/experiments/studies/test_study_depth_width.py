@@ -97,8 +97,8 @@ def test_an_effect_is_found_where_it_is(effects, within, dependent):
     assert [claim.holds for claim in found[:2]] == within
     assert [claim.holds for claim in found[2:4]] == dependent
     says = [claim.says for claim in found]
-    assert "within tolerance whatever the depth" in says[0] and "within tolerance whatever the width" in says[1]
-    assert "depends on the depth, however little" in says[2] and "depends on the width, however little" in says[3]
+    assert "within tolerance at every depth" in says[0] and "within tolerance at every width" in says[1]
+    assert "depends on the depth" in says[2] and "depends on the width" in says[3]
 
 
 def test_the_answer_follows_the_verdicts():
@@ -106,15 +106,15 @@ def test_the_answer_follows_the_verdicts():
         depth_width.answer(Collected(synthetic(width_effect=effect, noise_of=1e-3, num_seeds=16), None, {}))
         for effect in (0.0, 2.0)
     )
-    assert "stays within the tolerance whatever the depth and width (" in same
+    assert "stays within the tolerance at every depth and width (" in same
     assert "no dependence on the depth" in same and "no dependence on the width" in same
-    assert "whatever the depth, leaves the tolerance with the width (" in other and "a dependence on the width" in other
+    assert "at every depth, leaves the tolerance with the width (" in other and "(a dependence on the width" in other
 
 
 def test_the_details_follow_the_verdicts():
     many = depth_width.details(Collected(synthetic(width_effect=2.0, noise_of=1e-3, num_seeds=16), None, {}))
-    assert "3 seeds after the first look alone: supported for the depth and " in many
-    assert "on the depth, however little, is found for: none." in many and "is found for: selu (-0.0" in many
+    assert "By the 3 seeds" in many and "are supported for the depth and " in many
+    assert "depend on the depth, at least slightly, for: none." in many and "slightly, for: selu (-0.0" in many
     assert "leaves the tolerance with the width for selu." in many and "| selu | 1." in many
     few = depth_width.details(Collected(synthetic(noise_of=1e-3), None, {}))
     assert "after the first look" not in few

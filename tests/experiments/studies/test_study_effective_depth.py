@@ -120,15 +120,17 @@ def test_claims_follow_what_was_put_in():
     used = {(PLAIN, 10): 9, (PLAIN, 50): 40, (SKIPS, 10): 6, (SKIPS, 50): 8}
     stands = {(PLAIN, 10): 1, (PLAIN, 50): 3, (SKIPS, 10): 5, (SKIPS, 50): 47}
     found = verdicts(made_up(used, stands, failed=[(("selu", "none", "identity"), 50)]))
-    assert found["Of tanh+layer, depth 50, fewer than half of the layers count"] == "contradicted"
-    assert found["Of tanh+layer, residual, depth 50, fewer than half of the layers count"] == "supported"
-    assert found["Of tanh+layer, depth 10, all layers count in every run"] == "contradicted"
-    assert found["The effective depth of tanh+layer, depth 50, grows while it learns"] == "supported"
-    assert found["tanh+layer, depth 50, has a larger effective depth than with depth 10"] == "supported"
-    assert found["Skip connections enlarge the effective depth of tanh+layer, depth 50"] == "contradicted"
-    stands = "A first-order expansion can replace the last half of tanh+layer"
-    assert found[f"{stands}, depth 50"] == "contradicted" and found[f"{stands}, residual, depth 50"] == "supported"
-    assert found["Effective depth is, within 1 layer, as if layers had independent directions"] == "supported"
+    assert found["tanh+layer, depth 50: the effective depth is below half the number of layers"] == "contradicted"
+    residual = "tanh+layer, residual, depth 50"
+    assert found[f"{residual}: the effective depth is below half the number of layers"] == "supported"
+    assert found["tanh+layer, depth 10: the effective depth equals the number of layers in every run"] == "contradicted"
+    assert found["tanh+layer, depth 50: the effective depth grows during training"] == "supported"
+    assert found["tanh+layer, depth 50: the effective depth is larger than at depth 10"] == "supported"
+    assert found["tanh+layer, depth 50: skip connections increase the effective depth"] == "contradicted"
+    replaced = "a first-order expansion can replace more than half of the layers"
+    assert found[f"tanh+layer, depth 50: {replaced}"] == "contradicted"
+    assert found[f"{residual}: {replaced}"] == "supported"
+    assert found["The effective depth is, within 1 layer, that of layers with independent directions"] == "supported"
 
 
 def test_claims_turn_with_the_frame():
@@ -136,12 +138,12 @@ def test_claims_turn_with_the_frame():
     stands = {(PLAIN, 10): 9, (PLAIN, 50): 45, (SKIPS, 10): 9, (SKIPS, 50): 2}
     collected = made_up(used, stands)
     found = verdicts(collected)
-    assert found["Of tanh+layer, depth 50, fewer than half of the layers count"] == "supported"
-    assert found["Skip connections enlarge the effective depth of tanh+layer, depth 50"] == "supported"
+    assert found["tanh+layer, depth 50: the effective depth is below half the number of layers"] == "supported"
+    assert found["tanh+layer, depth 50: skip connections increase the effective depth"] == "supported"
     frame = collected.frame
     apart = frame["quantity"] == "independent_depth"
     other = SimpleNamespace(frame=frame.assign(value=frame["value"] + 5 * apart), metrics=None, manifest={})
-    assert verdicts(other)["Effective depth is, within 1 layer, as if layers had independent directions"] == (
+    assert verdicts(other)["The effective depth is, within 1 layer, that of layers with independent directions"] == (
         "contradicted"
     )
 

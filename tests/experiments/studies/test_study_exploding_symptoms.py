@@ -36,7 +36,7 @@ def verdicts(collected):
 
 # Words of claims.
 ANNOUNCES, SILENT, TELLS = "announces most failures", "is silent", "fires more often"
-RELIABLE, OTHER, EARLY, LATE = "Some reliable signal announces", "other than", "first reliable signal", "after step 10"
+RELIABLE, OTHER, EARLY, LATE = "Together, the reliable", "without the loss", "first reliable signal", "after step 10"
 LARGEST = "network with the largest GSC"
 
 
@@ -44,12 +44,12 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
     made = story(40, 40)
     found, says = verdicts(made), [claim.says for claim in study.STUDY.claims(made)]
     claim = found("gradient jump", ANNOUNCES)
-    assert claim.holds is True and "40 of 40 runs" in claim.because and "lead 10 (" in claim.because
+    assert claim.holds is True and "40 of 40 runs" in claim.because and "lead: 10 (" in claim.because
     assert found("update announces").holds is True
     assert found("gradient jump", SILENT).holds is True and found("update", SILENT).holds is False
     assert found("gradient jump", TELLS).holds is True
     assert found("update", TELLS).holds is not True  # it fires in every run, failing or not
-    assert found("update", TELLS).because.startswith("1.00 of the failing runs, 1.00 (")
+    assert found("update", TELLS).because.startswith("failing runs: 1.00; controls: 1.00 (")
     first = found("the update is the first")
     assert first.holds is True and "false alarm in 40 of 40 runs" in first.because
     assert found(RELIABLE).holds is True and "update" not in found(RELIABLE).because
@@ -61,7 +61,7 @@ def test_the_answer_follows_the_runs():
     made = story(40, 40)
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
     assert answer.startswith("The gradient jump announces") and "are: gradient jump; they announce 40 of 40" in answer
-    assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 cells") and "update, in 40 runs" in details
+    assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 combinations") and "update, in 40 runs" in details
     assert "loss jump, weight growth, GSC and GSC jump" in details and "is the failure itself" not in details
     assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (" in details
     assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in details
@@ -75,7 +75,7 @@ def test_one_run_more_or_less_does_not_turn_the_verdict():
     for false_alarms in (3, 4, 5):
         found = verdicts(story(40, 40, false_alarms))
         assert found(RELIABLE).holds is None and found(EARLY).holds is None
-        assert found(RELIABLE).because.startswith("0 of 40 runs") and "signals 40 of 40" in found(RELIABLE).because
+        assert found(RELIABLE).because.startswith("0 of 40 runs") and "signals: 40 of 40" in found(RELIABLE).because
         assert "| 10 % | none | gradient jump |" in study.STUDY.details(story(40, 40, false_alarms))
     found = verdicts(story(40, 40, 20))
     assert found(RELIABLE).holds is False and found(OTHER).holds is False and found(EARLY).holds is None

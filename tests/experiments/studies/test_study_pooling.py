@@ -51,9 +51,9 @@ def holds(collected):
     return {claim.says: claim.holds for claim in pooling.claims(collected)}
 
 
-GAINS, FADES = "A map changes less under a shift by 3 pixels after max pooling", "Max pooling gains less for a shift by"
+GAINS, FADES = "A map changes less under a shift by 3 pixels after max pooling", "Max pooling helps less for a shift by"
 INVARIANT = "After max pooling a map is nearly invariant to a shift by 1 pixel"
-SECOND = "Taking every second pixel alone"
+SECOND = "Subsampling without pooling"
 RISING, FALLING = (np.linspace(*ends, len(SHIFTS)) for ends in ((0.5, 0.9), (0.9, 0.5)))
 
 
@@ -83,7 +83,7 @@ def test_the_answer_and_the_figure_follow_the_frame():
     changed, gained, left = pooling.answer(collected).split(". ")
     assert "0.50 (max pooling) and 0.50 (average pooling)" in changed and "0.90 (max pooling) and 1.50" in changed
     assert "smaller for max pooling and average pooling" in gained
-    assert "0.05 (max pooling)" in left and "which is nearly invariant" in left
+    assert "0.05 (max pooling)" in left and "the map is nearly invariant" in left
     assert "0.20 (max pooling)" in pooling.answer(told(max=2.0)) and "not nearly" in pooling.answer(told(max=2.0))
     drawn = pooling.STUDY.figures(collected)["pooling"]
     container = next(c for c in drawn.axes[2].containers if c.get_label() == "max pooling")
