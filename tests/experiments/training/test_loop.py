@@ -426,7 +426,7 @@ def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
     )
     assert done.returncode == 1
     named = r"Stopped: The loss is \w+ at step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
-    found = re.search(named + r"\. The batch and the state are in (\S+)\.\n", done.stderr)
+    found = re.search(named + r"\. Batch and state are in (\S+)\.\n", done.stderr)
     saved = torch.load(found[2], weights_only=True)
     model = gs.models.AlexNetB()
     model.load_state_dict(saved["model"])
@@ -513,7 +513,7 @@ def test_any_optimizer_and_any_model():
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(build.model(cfg.model, 1).weight, model.weight)
     cfg.model = {"_target_": "collections.OrderedDict"}
-    with pytest.raises(TypeError, match=r"_target_=collections.OrderedDict made a OrderedDict, not a torch.nn"):
+    with pytest.raises(TypeError, match=r"_target_=collections.OrderedDict .* not a torch.nn"):
         build.model(cfg.model, cfg.seed)
 
 

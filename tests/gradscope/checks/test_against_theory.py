@@ -215,5 +215,5 @@ def test_nlc_refusals():
     nn.init.zeros_(model.weight)
     with pytest.raises(ValueError, match="The target is the same for all samples"):
         gs.nlc(model, noise(4, 3))
-    with pytest.raises(ValueError, match=r'probes must be a whole number >= 1, "exact" or "auto", got 0'):
+    with pytest.raises(ValueError, match=r'probes must be a whole number >= 1, "exact" or "auto"; got 0'):
         gs.nlc(model, noise(4, 3), probes=0)
