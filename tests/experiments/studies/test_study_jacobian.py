@@ -171,7 +171,7 @@ SAYS = {
     "identity": ("an identity",),
     "norm": ("In quadratic mean", "tanh"),
     "volume": ("The volume of the tanh network",),
-    "gaussian": ("Gaussian matrices",),
+    "gaussian": ("a Gaussian matrix",),
     "orthogonal": ("Control", "orthogonal"),
     "expanding": ("Control", "expanding"),
     "few": ("few directions", "tanh"),

@@ -258,7 +258,7 @@ def test_the_answer_contradicts_where_the_frame_does():
     for branch in BRANCHES:
         assert found("unit skips", branch, "than an exponential") == "contradicted"
         assert found("unit skips", branch, "slows down") == "contradicted"
-    assert found("lower the growth") == found("last stage") == "contradicted"
+    assert found("lower the growth of a ResNet") == found("last stage") == "contradicted"
     assert found(*RELU_END) == "supported"
     assert "in 2 of 8 cases" in text and "for none." in text and "do not lower" in text
 

@@ -141,7 +141,7 @@ def test_units_and_times():
 
 def test_accuracies_are_the_last_ones():
     claim = verdicts({"input": path(0.1)})("accuracy", "still")
-    assert claim.holds and "moving 81.0 (" in claim.because and "difference -10.0 (" in claim.because
+    assert claim.holds and "moving: 81.0 (" in claim.because and "difference: -10.0 (" in claim.because
     assert verdicts({"input": path(0.1)}, ((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))("accuracy", "still").holds is None
 
 
