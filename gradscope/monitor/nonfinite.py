@@ -71,7 +71,7 @@ def first_nonfinite(
     >>> class Log(torch.nn.Module):
     ...     def forward(self, x):
     ...         return x.log()
-    >>> print(gs.first_nonfinite(torch.nn.Sequential(torch.nn.Linear(2, 2), Log()), -100 * torch.eye(2)))
+    >>> print(gs.first_nonfinite(torch.nn.Sequential(torch.nn.ReLU(), Log()), -torch.ones(1, 2)))
     layer '1' is the first with NaN or Inf in its forward pass
     """
     model = unwrap(model)
