@@ -93,7 +93,7 @@ def confirm(folder: Path) -> None:
 def held(folder: Path, now: float | None = None) -> bool:
     """Whether a living process owns the run.
 
-    An owner on another machine is watched for a heartbeat, or with ``now``, the `clock` of the folder, judged at once
+    An owner on another machine is observed for a heartbeat, or with ``now``, the `clock` of the folder, judged at once
     by the age of its last one.
     """
     newest = _newest(folder)
@@ -180,7 +180,7 @@ def _owner(lock: Path) -> dict[str, Any] | None:
 def _beats(lock: Path, patience: float) -> bool:
     """Whether the owner, on another machine, sends a heartbeat within ``patience`` seconds of this process's time.
 
-    All locks of the sweep are watched together, because a dead machine may have left many.
+    All locks of the sweep are observed together, because a dead machine may have left many.
     """
     for other in lock.parent.parent.glob("*/*.lock"):
         with contextlib.suppress(FileNotFoundError):
