@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -118,17 +117,15 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def follow() -> None:
-    """In a worker process of a launch: end soon after the launching process has ended, so that others get its run."""
+def follow(parent: int | None = None) -> None:
+    """In a worker process: end soon after its parent (default: the present one), so that others get its run."""
     launch = current()
-    if launch is None or launcher(launch) == os.getpid():
+    if parent is None and (launch is None or launcher(launch) == os.getpid()):
         return
-    # A worker of joblib may get here only after its parent has ended.
-    by_joblib = multiprocessing.current_process().name.startswith("Loky")
-    parent = launcher(launch) if by_joblib else os.getppid()
+    followed = parent or os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == followed:
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 

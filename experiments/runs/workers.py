@@ -26,6 +26,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
+from experiments.runs import launches
+
 PROCESSES = "GRADSCOPE_PROCESSES"
 
 
@@ -229,7 +231,8 @@ def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]],
     """Execute runs, given by their overrides and numbered from ``first``.  ``options``: of `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    options = options | {"backend": "loky"}  # Hydra's state is global, so threads cannot be used
+    # Hydra's state is global, so threads cannot be used.  A worker that gets no run would outlive a killed sweep.
+    options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))
     returns: list[JobReturn] = Parallel(**options)(
