@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def call(cfg: Mapping[str, Any], **further: Any) -> Any:
-    """Call ``_target_`` with the other keys as arguments; unlike Hydra's ``instantiate`` this keeps errors readable."""
+    """Call ``_target_`` with the other keys as arguments.  Its errors are easier to read than those of `instantiate`."""
     # A copy, because the function may change a list that the next seed needs.
     values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
     return get_object(cfg["_target_"])(**{key: value for key, value in values.items() if key != "_target_"} | further)
@@ -32,7 +32,7 @@ def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
     generator = seeds.generator(seed, "model")
     if _takes_generator(cfg["_target_"]):
         made = call(cfg, **further, generator=generator)
-    else:  # it draws from torch's global one
+    else:  # the model draws its weights from torch's global generator
         with torch.random.fork_rng():
             seeds.seed_torch(generator.initial_seed())
             made = call(cfg, **further)
@@ -50,7 +50,7 @@ def _takes_generator(path: str) -> bool:
 
 
 def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The model and the batch of a configuration, on its device."""
+    """The model and the batch of a configuration, on the configured device."""
     if cfg.mode not in ("train", "eval"):
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
@@ -63,7 +63,7 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
 
 
 def _sample_shape(cfg: MeasureConfig) -> tuple[int, ...]:
-    """Shape of one sample of noise: the configured one, or the one that the model takes."""
+    """Shape of one sample of noise: the configured shape, or the shape of the model's input."""
     if cfg.data.get("shape") is not None:
         return tuple(cfg.data["shape"])
     if "in_features" in cfg.model:

@@ -10,22 +10,22 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.runs import PLACE_KEYS
 from gradscope.frames import SCHEMA
 
-# Columns that say what was measured, when and in which run.
+# Columns that say what was measured, at which step, and in which run.
 RESERVED = (*SCHEMA, "run", "step", "epoch")
-# Keys without a column; ``seeds`` is the column ``seed``, row by row.
+# Keys without a column.  Each row has its own seed, in the column ``seed``.
 NO_COLUMN = (*PLACE_KEYS, "seeds")
-# The key of a class or function to call.  Every group may have one, so the name of its column is the whole path.
+# The key of a class or function to call.  Several groups have this key, so its column is named by the whole path.
 CLASS = "_target_"
-# Groups whose choice has no column, for the same reason as `PLACE_KEYS`.
+# Groups whose choice has no column, because (as for `PLACE_KEYS`) the choice itself does not change a result.
 NO_CHOICE = ("study", "launcher")
-# Groups whose keys get a short name first.
+# Keys of these groups are named first, so that they get the short names.
 PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
 
 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
-    """The names and values of the columns: every key by its own name, and every group with its choice.
+    """The names and values of the columns: one for each key, and one for the choice in each group.
 
-    A key whose name is taken gets its whole path (``data.batch_size``), or outside of a group the prefix ``config.``.
+    If the name of a key is taken, its column gets the whole path (``data.batch_size``); without group: ``config.KEY``.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -47,7 +47,7 @@ def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The values below a key with their paths; those of nested keys come last."""
+    """The values below a key, each with its path.  The values of nested keys come last."""
     if not isinstance(value, dict):
         return [(path, value)]
     parts = sorted(value.items(), key=lambda item: isinstance(item[1], dict))

@@ -1,4 +1,4 @@
-"""``key=value`` arguments: those of the commands without Hydra, and what a study adds to Hydra's."""
+"""``key=value`` arguments: parsing for commands without Hydra, and arguments that a study adds to Hydra commands."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Config = TypeVar("Config")
 
 
 def parse(config: type[Config], arguments: Sequence[str], positional: str | None = None) -> Config:
-    """The defaults of a dataclass with ``key=value``, ``--key=value`` or ``--switch`` arguments over them.
+    """A dataclass with its defaults, except for arguments ``key=value``, ``--key=value`` or ``--switch``.
 
-    ``positional``: the key of an argument that is a plain name or a path.
+    ``positional``: the key that is set by an argument without a key, which is a name or a path.
     """
     known = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
     given, plain = [], {}
@@ -51,7 +51,7 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
 
 
 def run(main: Callable[[Config], None], config: type[Config], positional: str | None = None) -> None:
-    """Call ``main`` with the arguments of the command line, or print them (``--help``); no traceback for a mistake."""
+    """Call ``main`` with the command-line arguments, or print help (``--help``).  User errors give no traceback."""
     if {"--help", "-h"} & {*sys.argv[1:]}:
         texts = [inspect.cleandoc(part.__doc__ or "") for part in (sys.modules[main.__module__], config)]
         keys = [f"  {field.name}={field.default}" for field in fields(config)]  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def run(main: Callable[[Config], None], config: type[Config], positional: str | 
 
 
 def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
-    """The arguments, in which a key given by the user replaces the same key in a study's sweep."""
+    """The arguments, changed so that a key given by the user replaces the values that the study sweeps for this key."""
     study = next((item.split("=", 1)[1] for item in arguments if item.startswith("study=")), None)
     path = conf / "study" / f"{study}.yaml"
     if study is None or not path.is_file():
@@ -79,13 +79,13 @@ def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
 
 
 def refuse_part_of_study() -> None:
-    """Check that a study that sweeps is started with ``-m``, or with one value of each key that it sweeps."""
+    """Raise ValueError if a study that sweeps is started without ``-m`` and without a value for each swept key."""
     info = HydraConfig.get()
     missing = [key for key in info.sweeper.get("params") or {} if key not in _keys(info.overrides.task)]
     if info.mode is RunMode.RUN and missing:
         raise ValueError(
             f"study={info.runtime.choices['study']} sweeps {', '.join(missing)}: add -m to execute all of its runs, or "
-            f"give one value of each ({' '.join(f'{key}=...' for key in missing)})."
+            f"give one value for each ({' '.join(f'{key}=...' for key in missing)})."
         )
 
 

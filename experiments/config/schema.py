@@ -1,4 +1,4 @@
-"""Types of all configuration keys, so that an override of a wrong type is refused by name; values are in conf/."""
+"""Types of all configuration keys.  The error for a value of a wrong type names the key.  Values are in conf/."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradscope.models import MLP, AlexNetA, AlexNetB, ResNet
 
 
 def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any) -> type:
-    """A dataclass with the plain arguments of a class or function, without some, and with further ``kinds``."""
+    """A dataclass with the arguments of ``source`` that have plain types, minus ``without``, plus ``kinds``."""
     hints = get_type_hints(vars(source).get("__init__", source))
     keys = [(key, kind, MISSING) for key, kind in kinds.items()]
     for key, argument in inspect.signature(source).parameters.items():
@@ -29,11 +29,11 @@ def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any
 
 
 def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type:
-    """A dataclass with these names, types and default values; a type that is a dataclass is its own default."""
+    """A dataclass with these (name, type, default) keys.  If a type is a dataclass, its instance is the default."""
     nested = {key for key, kind, _ in keys if is_dataclass(kind)}
     keys = [(key, kind, field(default_factory=kind) if key in nested else value) for key, kind, value in keys]
     made = make_dataclass(name, keys, bases=bases)
-    made.__module__ = __name__  # where pickle looks for it
+    made.__module__ = __name__  # where pickle looks for the class
     return made
 
 
@@ -83,7 +83,7 @@ MonitorConfig = schema_of("MonitorConfig", gs.Monitor, every=Any, statistics_eve
 
 @dataclass
 class _TrainKeys:
-    """Keys of conf/train.yaml outside of its two groups."""
+    """Keys of conf/train.yaml other than ``train`` and ``monitor``."""
 
     model: Any = MISSING
     data: Any = MISSING

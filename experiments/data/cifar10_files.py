@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009) read from a folder in one of three layouts, searched in this order:
+"""CIFAR-10 (Krizhevsky, 2009), read from a folder with one of three layouts, which are tried in this order:
 
 cifar-10-batches-bin/   data_batch_1.bin .. data_batch_5.bin, test_batch.bin     the official binary version
 cifar-10-batches-py/    data_batch_1 .. data_batch_5, test_batch                 the official Python version
@@ -67,7 +67,7 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         download: If no layout is present, first download the official archive (about 170 MB) into ``root``.
 
     Raises:
-        FileNotFoundError: No layout, or one of its files, is missing; the Kaggle layout has no labels of test images.
+        FileNotFoundError: There is no layout, a file of the layout is missing, or it has no test labels (Kaggle).
         ValueError: ``limit`` is out of range, or a file does not have the expected content.
     """
     if limit is not None and limit < 1:
@@ -99,7 +99,7 @@ def _batch_paths(folder: Path, train: bool, suffix: str) -> list[Path]:
 
 def _num_wanted(limit: int | None, available: int, source: Path) -> int:
     if limit is not None and limit > available:
-        raise ValueError(f"limit must be at most {available}, the images of this split in {source}, got {limit}.")
+        raise ValueError(f"limit must be at most {available}, the number of images in {source}, got {limit}.")
     return available if limit is None else limit
 
 
@@ -128,7 +128,7 @@ def _num_records(path: Path) -> int:
 
 
 def _read_records(path: Path, count: int) -> npt.NDArray[np.uint8]:
-    """The first ``count`` records, (count, 3073)."""
+    """The first ``count`` records, of shape (count, 3073)."""
     records = np.fromfile(path, np.uint8, count * RECORD_SIZE).reshape(count, RECORD_SIZE)
     if (bad := np.flatnonzero(records[:, 0] >= len(CLASSES))).size:
         raise ValueError(
@@ -146,7 +146,7 @@ def _read_python(folder: Path, train: bool, limit: int | None) -> Split:
 
 
 def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Rows (N, 3072) and labels (N,) of one pickled batch."""
+    """Images of shape (N, 3072) and labels of shape (N,) from one pickled batch."""
     with path.open("rb") as file:
         try:
             batch = ArrayUnpickler(file, encoding="bytes").load()
@@ -168,8 +168,8 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
 def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
     if not train:
         raise FileNotFoundError(
-            f"The Kaggle layout in {table.parent} has no labeled test split.  Use the training split, or put {BINARY}/ "
-            f"or {PYTHON}/ beside it."
+            f"The Kaggle layout in {table.parent} has no labels of test images.  Use the training images, or put "
+            f"{BINARY}/ or {PYTHON}/ into the same folder."
         )
     with table.open(newline="") as file:
         rows = list(csv.reader(file))
@@ -189,7 +189,7 @@ def _read_kaggle(table: Path, train: bool, limit: int | None) -> Split:
 
 
 def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
-    """One image, (3, 32, 32); ``line`` is the line of the table that names it."""
+    """One image of shape (3, 32, 32).  ``line`` says which line of the table names the image."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             pixels = np.asarray(image)
@@ -203,7 +203,7 @@ def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
 
 
 class PickledArray:
-    """Replaces numpy's array and dtype while unpickling; stores their arguments and state."""
+    """Stands for a numpy array or dtype during unpickling; stores the arguments and the state from the file."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -213,10 +213,10 @@ class PickledArray:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads plain values and numpy arrays; rejects every other global before it is imported.
+    """Loads plain values and numpy arrays; rejects any other global and does not import it.
 
-    Numpy's own functions are not called either: forged dtype flags could make numpy read bytes of the file as addresses
-    of objects.
+    Numpy's own functions are not called, because forged dtype flags could make numpy read bytes of the file as memory
+    addresses of objects.
     """
 
     ADMITTED: ClassVar[dict[str, Callable[..., object]]] = {
@@ -228,7 +228,7 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The replacement of an admitted global."""
+        """The replacement for an admitted global."""
         if f"{module}.{name}" not in self.ADMITTED:
             raise pickle.UnpicklingError(f"it uses the forbidden global {module}.{name}, which could run code")
         return self.ADMITTED[f"{module}.{name}"]

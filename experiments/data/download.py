@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 CHUNK_SIZE = 1 << 18
-# Not OSError as a whole, which a full disk raises too.
+# Only some kinds of OSError, because a full disk raises an OSError, too.
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
 
 
 def download(url: str, target: Path, *, md5: str, timeout: float = 30.0) -> Path:
     """Download ``url`` to ``target``; returns ``target``.
 
-    Incomplete data is kept in ``<target>.part``, from which the next attempt resumes if the server supports it.  An
-    existing ``target`` is only checked.  Not safe for several processes at once.  ``timeout`` is the number of seconds
-    to wait for the connection and for each piece of data.
+    Incomplete data is kept in ``<target>.part``; the next attempt resumes from this file if the server supports it.  If
+    ``target`` exists, only its md5 is checked.  Only one process at a time may download a file.  ``timeout`` is the
+    number of seconds to wait for the connection and for each piece of data.
 
     Raises:
         ValueError: The URL is not https, or the md5 is wrong.  A ``.part`` file with a wrong md5 is deleted.
@@ -93,7 +93,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
                 file.write(chunk)
                 progress.advance(task, len(chunk))
             size = file.tell()
-    # A read with a size returns a cut connection as the end of the file.
+    # If the connection is cut, ``read(size)`` raises no error; it only returns fewer bytes.
     if total is not None and size < total:
         raise ConnectionError(f"the connection was cut after {size} of {total} bytes")
 
@@ -103,7 +103,7 @@ def _check(path: Path, md5: str) -> None:
         got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if got != md5:
         raise ValueError(
-            f"{path} has md5 {got}, expected {md5}: it is damaged or another file.  Replace it with a fresh copy."
+            f"{path} has md5 {got}, expected {md5}: the file is damaged or not the right one.  Download a fresh copy."
         )
 
 

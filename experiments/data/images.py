@@ -1,6 +1,6 @@
-"""A data set of images, kept on the device as bytes, and its batches, built there without worker processes.
+"""A data set of images, kept on the device as bytes.  Batches are built on the device, without worker processes.
 
-Every random choice depends on the seed and the epoch or step alone, so a resumed run sees the same batches.
+Every random choice depends only on the seed and the epoch or step, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Augmentation:
     cutout: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """The changed images (B, C, H, W); samples ``part`` of a batch of ``whole`` samples change as in the batch."""
+        """Augment images (B, C, H, W).  A ``part`` of a batch of ``whole`` samples changes as it does in the batch."""
         num, _, height, width = x.shape
         device = x.device
         drawn = iter(self._drawn(whole or num, height, width, generator, part, device))
@@ -61,7 +61,7 @@ class Augmentation:
     def _drawn(
         self, num: int, height: int, width: int, generator: torch.Generator, part: slice, device: torch.device
     ) -> Tensor:
-        """All random numbers on the device, one row per choice and one column per sample."""
+        """All random numbers, on the device: one row per random choice, one column per sample."""
         ranges = [(0, 2)] * self.flip + [(0, 2 * self.crop + 1)] * (2 * bool(self.crop))
         half = self.cutout // 2
         ranges += [(-half, height - half), (-half, width - half)] * bool(self.cutout)
@@ -77,7 +77,7 @@ class Images:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         mean, std: Per channel, for pixel values in 0..1.
-        on: The device of the batches, if it is not that of the images.
+        on: The device of the batches, if it differs from the device of the images.
     """
 
     images: Tensor
@@ -88,13 +88,13 @@ class Images:
 
     @classmethod
     def cifar10(cls, *, train: bool, download: bool = False, limit: int | None = None) -> Images:
-        """The training or the test set of CIFAR-10, (N, 3, 32, 32)."""
+        """The training or the test set of CIFAR-10, of shape (N, 3, 32, 32)."""
         split = cifar10_files.load(train=train, limit=limit, download=download)
         return cls(torch.from_numpy(split.images), torch.from_numpy(split.labels))
 
     @classmethod
     def digits(cls, *, train: bool) -> Images:
-        """Three quarters of scikit-learn's handwritten digits for training, or the rest, (N, 3, 32, 32)."""
+        """Three quarters of scikit-learn's digits for training, or the other quarter, of shape (N, 3, 32, 32)."""
         pixels, labels = digits_with_labels()
         chosen = torch.arange(len(pixels)) % 4 != 3 if train else torch.arange(len(pixels)) % 4 == 3
         return cls(pixels[chosen], labels[chosen], DIGITS_MEAN, DIGITS_STD)
@@ -104,7 +104,7 @@ class Images:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
     def mapped(self, folder: Path, device: torch.device) -> Images:
-        """The same images in a memory-mapped file of raw bytes, named by their digest, with batches on the device."""
+        """The same images in a memory-mapped file of raw bytes, named by a hash of them; batches are on ``device``."""
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
@@ -134,11 +134,11 @@ class Images:
     ) -> tuple[Tensor, Tensor]:
         """Standardized float32 images and labels of these indices, augmented with random numbers from ``seed``.
 
-        ``part`` selects samples of the batch, which equal those of the whole batch.
+        ``part`` selects some samples of the batch.  Their values are the same as in the whole batch.
         """
         chosen = indices[part].to(self.images.device)
         x, y = (_sent(values[chosen], self.device) for values in (self.images, self.labels))
-        mean, std = self._moments  # standardized first, so padding and cutout have the mean color
+        mean, std = self._moments  # standardized before padding and cutout, which then have the mean color
         x = (x.float() / 255 - mean) / std
         if augmentation is not None:
             x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))
@@ -146,7 +146,7 @@ class Images:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation on the device, (1, C, 1, 1)."""
+        """The mean and the standard deviation on the device, each of shape (1, C, 1, 1)."""
         shape = (1, -1, *[1] * (self.images.ndim - 2))
         mean, std = (torch.tensor(values, device=self.device).reshape(shape) for values in (self.mean, self.std))
         return mean, std
@@ -158,6 +158,6 @@ class Images:
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """The value on the device; copies to CUDA from pinned memory, so that the CPU does not wait."""
+    """The value on the device.  A copy to CUDA starts from pinned memory, so that the CPU does not wait."""
     pin = device.type == "cuda" and value.device.type == "cpu"
     return (value.pin_memory() if pin else value).to(device, non_blocking=pin)

@@ -1,4 +1,4 @@
-"""One run and a sweep of runs: names, locks, what became of them, and the processes that run them."""
+"""Runs and sweeps: names of run folders, locks, states of runs, and the processes that execute runs."""
 
 from experiments.runs.launches import active, ended
 from experiments.runs.locks import confirm, locked

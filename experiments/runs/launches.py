@@ -1,6 +1,6 @@
-"""One launch of a sweep: the runs it plans, and a file with one line for each run that ended.
+"""One launch of a sweep: the plan of its runs, and a file with one line for each run that has ended.
 
-The lines feed the progress bar; what became of a run is read from its folder alone.
+The progress bar and the summary read these lines.  In a planned sweep, a run's state is read from the run's folder.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WATCH_SECONDS = 1.0
 
 
 def new(sweep: Path, config: DictConfig) -> Path:
-    """The file of a launch that starts now in this process.  All of its runs get to know the file and the command.
+    """The path of the file for a launch that starts now.  This path and the command line are passed on to all runs.
 
-    They read the file's path from the configuration, because workers need not inherit the environment.
+    The configuration carries the path, because a worker process does not always inherit the environment.
     """
     launch = sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{os.getpid()}.jsonl"
     words = str(launch).replace("\\", "\\\\").replace("'", "\\'")
@@ -43,7 +43,7 @@ def new(sweep: Path, config: DictConfig) -> Path:
 
 
 def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
-    """Write the plan of a launch in a sweep: the overrides of each run by the digest of its configuration."""
+    """Write the plan of a launch: a mapping from the digest of each run's configuration to the run's overrides."""
     try:
         write_json(sweep / LAUNCHES / f"{launch.stem}.plan.json", {"runs": runs})
         launch.parent.mkdir(parents=True, exist_ok=True)
@@ -53,29 +53,29 @@ def begin(launch: Path, sweep: Path, runs: Mapping[str, Sequence[str]]) -> None:
 
 
 def current() -> Path | None:
-    """The file of the launch that the run of this process belongs to."""
+    """The file of the launch to which the run in this process belongs; None outside of a launch."""
     name = os.environ.get(VARIABLE)
     return Path(name) if name else None
 
 
 def launcher(launch: Path) -> int:
-    """The number of the process that launched."""
+    """The id of the process that started the launch."""
     return int(launch.stem.rpartition("-")[2])
 
 
 def active(sweep: Path) -> bool:
-    """Whether a launch of the sweep has given a sign of life in the last half minute: it touches its file."""
+    """Whether a launch of the sweep touched its file in the last half minute.  A living launch touches it regularly."""
     now = clock(sweep)
     return any(now - path.stat().st_mtime < PATIENCE_SECONDS for path in (sweep / LAUNCHES).glob("*.jsonl"))
 
 
 def note(folder: Path, state: str, error: str | None = None, launch: Path | None = None) -> None:
-    """Note that a run of a launch (default: the current one) ended, in one write that other processes cannot tear."""
+    """Append one line for a run that has ended to the file of a launch (default: the current one), atomically."""
     path = launch or current()
     if path is None:
         return
     line = json.dumps({"run": folder.name, "state": state, "error": error}) + "\n"
-    with contextlib.suppress(OSError):  # a full disk costs the line, not the run
+    with contextlib.suppress(OSError):  # if the disk is full, only this line is lost
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(descriptor, line.encode())
@@ -84,7 +84,7 @@ def note(folder: Path, state: str, error: str | None = None, launch: Path | None
 
 
 def ended(path: Path) -> list[dict[str, Any]]:
-    """The runs of a launch that ended, without lines that a full disk or a crash has torn."""
+    """One entry for each run of a launch that has ended.  Lines cut short by a full disk or a crash are skipped."""
     runs = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
@@ -96,7 +96,7 @@ def ended(path: Path) -> list[dict[str, Any]]:
 
 
 def stop() -> None:
-    """Let the current launch start no further runs."""
+    """Tell the current launch to start no further runs."""
     path = current()
     if path is not None:
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def stopped(launch: Path | None = None) -> bool:
 
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
-    """The overrides of every run that any launch of a sweep planned, by digest; the first launch decides the words."""
+    """The overrides of every planned run of a sweep, by digest.  If several launches planned it, the first counts."""
     paths = sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)
     found = [(read_json(path) or {}).get("runs") for path in paths]
     return {digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()}
@@ -118,7 +118,7 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
 
 @cache
 def follow(parent: int | None = None) -> None:
-    """In a worker process: end soon after its parent (default: the present one), so that others get its run."""
+    """In a worker process: exit soon after ``parent`` (default: the current parent) ends, so that the run is freed."""
     launch = current()
     if parent is None and (launch is None or launcher(launch) == os.getpid()):
         return

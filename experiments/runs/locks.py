@@ -1,8 +1,8 @@
-"""A run belongs to one process at a time: lock files with an owner and a heartbeat.
+"""Lock files with an owner and a heartbeat: a run belongs to at most one process at a time.
 
-A lock is the file ``<generation>.lock`` of a run.  Its exclusive creation decides who owns the run; a lock of
-the next generation overrides that of a dead owner.  An owner that was overridden although it lives (its heartbeat had
-stopped) finds no lock with its random token, and `confirm` keeps it from writing a status.
+A lock is a file ``<generation>.lock`` in the folder of a run; the process that creates the file owns the run.  If the
+owner is dead, another process takes over the run with a lock of the next generation.  This can also happen to a living
+owner whose heartbeat has stopped.  `confirm` notices the loss and keeps this owner from writing a status.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 5.0
-# An owner on another machine counts as dead after this long without a heartbeat, by this process's own clock.
+# An owner on another machine counts as dead after this many seconds without a heartbeat.
 PATIENCE_SECONDS = 30.0
-# A process that waits for a lock tries this often.
+# A process that waits for a lock tries again after this many seconds.
 WAIT_SECONDS = 0.2
-# A lock that names no owner for this long was never written: its owner died in the moment of creating it.
+# If a lock names no owner for this long, its owner died after creating the file and before writing into it.
 UNWRITTEN_SECONDS = 1.0
 LOCK = re.compile(r"\d{6}\.lock")
 
 
 class LostLockError(OSError):
-    """This process owned a run, and another process has taken it over."""
+    """This process owned a run, and another process has taken over the run."""
 
 
 @dataclass(frozen=True)
 class _Lock:
-    """A lock of this process; ``content`` holds a random token, so no two locks have the same."""
+    """A lock of this process.  ``content`` holds a random token, so no two locks have equal contents."""
 
     path: Path
     content: str
 
     def valid(self) -> bool:
-        """Whether the file is still there, has this token, and is the newest."""
+        """Whether the file still exists, has this content, and is the newest lock of the run."""
         try:
             return self.path.read_text() == self.content and _newest(self.path.parent) == self.path
         except OSError:
             return False
 
 
-# The locks of this process by folder, and when it first saw each lock of another machine with its present heartbeat.
-_own: dict[Path, _Lock] = {}
+_own: dict[Path, _Lock] = {}  # the locks of this process, by folder
+# The last heartbeat of each lock that this process observes, and when this process first saw that heartbeat.
 _seen: dict[Path, tuple[int, float]] = {}
 
 
 @contextlib.contextmanager
 def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a run until the end of the context; yields whether that succeeded.  ``wait``: retry until it does."""
+    """Lock a run until the end of the context; yields whether locking succeeded.  ``wait``: retry until it succeeds."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     while (lock := _acquire(folder, patience)) is None and wait:
@@ -81,27 +81,27 @@ def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = Fal
 
 
 def confirm(folder: Path) -> None:
-    """Check that this process, if it locked the run, still owns it; else raise a `LostLockError`."""
+    """Raise a `LostLockError` if this process has locked the run, but no longer owns the run."""
     lock = _own.get(folder.absolute())
     if lock is not None and not lock.valid():
         raise LostLockError(
-            f"Another process has taken over {folder}: this one gave no sign of life (suspended, or without its file "
-            "system?), or its lock was removed. If the run does not get done, run the same command again."
+            f"Another process has taken over the run {folder}: this process sent no heartbeat (was it suspended, or "
+            "the disk gone?), or its lock was removed. If the run is not done later, run the same command again."
         )
 
 
 def held(folder: Path, now: float | None = None) -> bool:
     """Whether a living process owns the run.
 
-    An owner on another machine is observed for a heartbeat, or with ``now``, the `clock` of the folder, judged at once
-    by the age of its last one.
+    For an owner on another machine, wait for the next heartbeat.  With ``now`` (the time of `clock`) there is no wait:
+    the age of the last heartbeat decides.
     """
     newest = _newest(folder)
     return newest is not None and _alive(newest, PATIENCE_SECONDS, now)
 
 
 def clock(folder: Path) -> float:
-    """The present time by the clock that stamps files in a folder; this machine's if it may not write there."""
+    """The current time of the clock that stamps files in a folder; this machine's clock if the folder is read-only."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
@@ -111,7 +111,7 @@ def clock(folder: Path) -> float:
 
 @cache
 def machine() -> str:
-    """Where process numbers are comparable: host name, boot, and (of a container) namespace of processes."""
+    """Host name, boot id and process namespace (of a container).  If all agree, process ids can be compared."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -150,7 +150,7 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _alive(lock: Path, patience: float, now: float | None = None) -> bool:
-    """Whether the owner of a lock lives.  A process with its number but another start time is not the owner."""
+    """Whether the owner of a lock lives.  A process with the owner's id but another start time is not the owner."""
     try:
         owner = _owner(lock)
         if owner is None:
@@ -159,12 +159,12 @@ def _alive(lock: Path, patience: float, now: float | None = None) -> bool:
             return bool(owner["started"] == started(owner["pid"]))
         return now - lock.stat().st_mtime < patience if now is not None else _beats(lock, patience)
     except FileNotFoundError:
-        # Released, or overridden by another process: in both cases it is not ours to take now.
+        # The owner released the lock, or another process took it over.  In both cases, do not take the run now.
         return True
 
 
 def _owner(lock: Path) -> dict[str, Any] | None:
-    """The content of a lock; None if it names no owner, even after the moment between creating and writing it."""
+    """The content of a lock; None if the lock still names no owner after `UNWRITTEN_SECONDS`."""
     begin = time.monotonic()
     while True:
         with contextlib.suppress(ValueError):
@@ -178,9 +178,9 @@ def _owner(lock: Path) -> dict[str, Any] | None:
 
 
 def _beats(lock: Path, patience: float) -> bool:
-    """Whether the owner, on another machine, sends a heartbeat within ``patience`` seconds of this process's time.
+    """Whether an owner on another machine sends a heartbeat within ``patience`` seconds of this process's clock.
 
-    All locks of the sweep are observed together, because a dead machine may have left many.
+    All locks of the sweep are observed at the same time, because a dead machine may have left many of them.
     """
     for other in lock.parent.parent.glob("*/*.lock"):
         with contextlib.suppress(FileNotFoundError):
@@ -197,17 +197,17 @@ def _beats(lock: Path, patience: float) -> bool:
 
 def _beat(lock: _Lock, stop: threading.Event) -> None:
     while not stop.wait(BEAT_SECONDS):
-        if not lock.valid():  # the file of this name may belong to another process by now
+        if not lock.valid():  # by now, the file of this name may belong to another process
             return
         with contextlib.suppress(OSError):
             os.utime(lock.path)
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine started, as the system says it; None if there is no such process."""
+    """The start time of a process of this machine, as the system prints it; None if there is no such process."""
     try:
         state, *_, began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
-        return None if state in "ZX" else began  # a zombie is dead
+        return None if state in "ZX" else began  # a zombie has ended
     except OSError:
         pass
     try:

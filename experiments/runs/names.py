@@ -1,4 +1,4 @@
-"""The name of a run: a digest of its configuration, and a folder that ends with it."""
+"""The name of a run's folder, which ends with a digest of the run's configuration."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 LAUNCHES = "launches"
-# Folders of a sweep that hold no run, and suffixes of what a killed `collect` leaves.
+# Folders of a sweep that are not run folders, and suffixes of the folders that a killed `collect` leaves.
 NO_RUNS = (LAUNCHES, "data", "metrics", "figures", "mlruns")
 PASSING = (".part", ".old")
-# Keys that say where and how fast a run is executed.  They change neither its result nor the name of its folder.
+# Keys that say where and how fast a run is executed.  They change neither the run's result nor its folder's name.
 PLACE_KEYS = (
     "results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map", "rerun", "on_error",
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
 ON_ERROR = ("continue", "stop")
 MAX_NAME = 120
-DIGITS = 12  # of a digest: two of a million runs share one with a probability of 0.2 %
+DIGITS = 12  # of a digest; the probability that two of a million runs have the same digest is 0.2 %
 # Folder names that end with a digest.
 RUN = re.compile(rf"(.*-)?[0-9a-f]{{{DIGITS}}}")
 
 
 def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
-    """The folder ``<results>/<sweep>/<overridden keys>-<digest>`` of a run; equal configuration, equal folder.
+    """The folder ``<results>/<sweep>/<overridden keys>-<digest>`` of a run.  Equal configurations have equal folders.
 
-    The readable part comes from the first command that ran this configuration in the sweep.  Names have at most 120
-    ASCII characters, and no two differ in case only; the longest values are cut if necessary.
+    The overridden keys are those of the first command that ran this configuration in the sweep.  Names have at most 120
+    ASCII characters; the longest values are cut if necessary.  No two names differ only in case.
     """
     check(cfg)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
@@ -47,7 +47,7 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
 
 def digest(cfg: DictConfig) -> str:
-    """Twelve hex digits of the resolved configuration, without the keys that do not change a result."""
+    """A hash of the resolved configuration in twelve hex digits, without the keys that do not change a result."""
     content: dict[str, Any] = {}
     for key in cfg:
         if key not in (*PLACE_KEYS, "hydra"):
@@ -63,7 +63,7 @@ def digest_of(folder: Path) -> str:
 
 
 def words(overrides: Sequence[str]) -> tuple[str, ...]:
-    """The overrides that say what a run computes, without those that say where or how fast."""
+    """The overrides that say what a run computes, without those that say where or how fast it is executed."""
     unsaid = (*PLACE_KEYS, "launcher")
     keys = {item: item.lstrip("+~").split("=", 1)[0] for item in overrides}
     return tuple(
@@ -72,7 +72,7 @@ def words(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _readable(overrides: Sequence[str], room: int) -> str:
-    """Overridden keys and values in at most ``room`` characters; of a key only the last part if that is unique."""
+    """Overridden keys and values in at most ``room`` characters.  A key is cut to its last part if that is unique."""
     given = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
     short = {key: key.rpartition(".")[2] for key, _ in given}
     num = Counter(short[key] for key, _ in given)
@@ -86,7 +86,7 @@ def _readable(overrides: Sequence[str], room: int) -> str:
 
 
 def _without_place(value: Any, path: str) -> Any:
-    """A value of the configuration without its `PLACE_KEYS`; keys become strings, so that they can be sorted."""
+    """A value of the configuration without `PLACE_KEYS`.  Keys become strings, so that the keys can be sorted."""
     if isinstance(value, list):
         return [_without_place(part, path) for part in value]
     if not isinstance(value, dict):
@@ -102,7 +102,7 @@ def _known(sweep: Path) -> dict[str, str]:
 
 
 def folders(sweep: Path) -> list[Path]:
-    """The run folders of a sweep, by name: those whose name ends with a digest, and those that hold a status."""
+    """The run folders of a sweep, sorted by name: folders whose name ends with a digest or that hold a status."""
     if not sweep.is_dir():
         return []
     names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith(PASSING)}
@@ -114,18 +114,18 @@ def folders(sweep: Path) -> list[Path]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check ``on_error``, and that no part of the sweep's name means something else in the folder of a sweep."""
+    """Check ``on_error``, and that no part of the sweep's name is reserved for another folder."""
     for part in Path(cfg.sweep).parts:
         if part in NO_RUNS or part.endswith(PASSING) or part == "..":
             raise ValueError(
-                f"sweep={cfg.sweep}: {part!r} cannot be the name of a sweep, because it means something else."
+                f"sweep={cfg.sweep}: {part!r} is reserved and cannot be part of a sweep's name; choose another name."
             )
     if cfg.on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {cfg.on_error!r}.")
 
 
 def agreed(sweep: Path, digest: str, name: str) -> str:
-    """The folder name that all processes use for a configuration: the first one written.  Creating a link is atomic."""
+    """The folder name that all processes use for a configuration: the first one linked, since linking is atomic."""
     place = sweep / LAUNCHES / "names" / digest
     mine = place.with_name(f"{uuid.uuid4().hex}.part")
     try:
@@ -135,6 +135,6 @@ def agreed(sweep: Path, digest: str, name: str) -> str:
             os.link(mine, place)
         mine.unlink()
         return place.read_text() or name
-    except OSError:  # nothing can be written, which the run will report, or the file system has no links
+    except OSError:  # the file system has no links, or nothing can be written, which the run itself will report
         mine.unlink(missing_ok=True)
         return name

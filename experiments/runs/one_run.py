@@ -1,4 +1,4 @@
-"""One run: skipped if it is done, locked, executed, and its end recorded whatever it is."""
+"""Execute one run: skip it if it is done, else lock it, execute it, and record how it ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Sta
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """For a single run (``alone``), print user errors and Ctrl-C without a traceback; ``error.txt`` has it."""
+    """For a single run (``alone``), print user errors and Ctrl-C without a traceback (``error.txt`` has it)."""
     try:
         yield
     except KeyboardInterrupt:
@@ -41,11 +41,11 @@ def explained(alone: bool) -> Iterator[None]:
 def run_once(
     cfg: DictConfig, folder: Path, overrides: Sequence[str], work: Callable[[], float | None], *, alone: bool
 ) -> float | None:
-    """Execute one run in its folder; returns the value of ``work``, from the status if the run was done before.
+    """Execute one run in its folder; returns the value of ``work``, or that in the status if the run was done before.
 
-    ``status.json`` is written after ``work``, so a run without one is half done and is repeated.  In a sweep, an
-    exception is written to ``error.txt`` with the configuration, and a run that another process has locked is left to
-    it.  ``alone``: the run is not part of a sweep; it is executed even if it is done, and its exceptions are raised.
+    ``status.json`` is written after ``work``, so a run without this file is half done and is executed again.  An error
+    is written to ``error.txt`` with the configuration.  In a sweep, the error is not raised, and a run that another
+    process has locked is skipped.  ``alone``: the run is not part of a sweep, and is executed even if it is done.
 
     Raises:
         OSError: A single run cannot write its folder.
@@ -73,10 +73,10 @@ def run_once(
             return None
         if not mine:
             if alone:
-                raise RuntimeError(f"Another process works on the run {folder}; wait for it.")
+                raise RuntimeError(f"Another process is working on the run {folder}; wait until that process ends.")
             launches.note(folder, RUNNING)
             return None
-        if not again and (status := outcomes.finished(folder)) is not None:  # by the last owner
+        if not again and (status := outcomes.finished(folder)) is not None:  # done by the last owner
             launches.note(folder, SKIPPED)
             return status.value
         return _executed(cfg, folder, tuple(overrides), work, alone)
@@ -87,7 +87,7 @@ def _executed(
 ) -> float | None:
     begin = time.perf_counter()
     try:
-        # Remove the status of an earlier attempt, and the files that a kill kept it from finishing.
+        # Remove the status of an earlier attempt, and incomplete files of an attempt that was killed.
         for path in (folder / outcomes.STATUS, folder / ERROR, *folder.rglob("*.part")):
             path.unlink(missing_ok=True)
         value = work()
@@ -98,7 +98,7 @@ def _executed(
         last = f"{type(error).__name__}: {error}".splitlines()[0]
         if cfg.on_error == "stop":
             launches.stop()
-        # A run that diverged has results: the records up to that step.
+        # A run that diverged has results: its records up to the step where it diverged.
         files = outcomes.outputs(folder) if isinstance(error, FloatingPointError) else ()
         _record_failure(cfg, folder, Status(FAILED, overrides, files, time.perf_counter() - begin, None, last))
         launches.note(folder, FAILED, last)
@@ -113,13 +113,13 @@ def _executed(
 def _record_failure(cfg: DictConfig, folder: Path, status: Status) -> None:
     text = f"{traceback.format_exc()}\n{OmegaConf.to_yaml(cfg, resolve=True)}"
     with contextlib.suppress(OSError):  # if the disk is full, the run has no status and counts as half done
-        locks.confirm(folder)  # otherwise both would lie beside the results of another process
+        locks.confirm(folder)  # if another process has taken over the run, write nothing
         written(folder / ERROR, lambda temporary: temporary.write_text(text))
         status.write(folder)
 
 
 @cache
 def _freeze_loaded_objects() -> None:
-    """Exclude the objects of torch, pandas and Hydra from garbage collection, which would visit them in 0.1 s."""
+    """Exclude the objects of torch, pandas and Hydra from garbage collection.  Visiting them takes 0.1 s."""
     gc.freeze()
-    atexit.register(gc.unfreeze)  # some libraries warn about what was never collected
+    atexit.register(gc.unfreeze)  # some libraries warn at exit about objects that were never collected

@@ -29,7 +29,7 @@ PACKAGES = ("gradscope-toolkit", "torch", "numpy", "scipy", "pandas", "hydra-cor
 def manifest(
     cfg: DictConfig, choices: Mapping[str, Any], seconds: float, resolved: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The manifest of a run; ``resolved``: what the machine decided, such as the type of autocast."""
+    """The manifest of a run.  ``resolved``: further entries for its key ``hardware``, such as the dtype of autocast."""
     return {
         "schema": SCHEMA_VERSION,
         "config": OmegaConf.to_container(cfg, resolve=True),
@@ -47,14 +47,14 @@ def manifest(
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 3),
-        # Of this process so far: a serial sweep includes all its runs until now.
+        # The peak of this process so far.  In a serial sweep, earlier runs count, too.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024),
     }
 
 
 @cache
 def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
-    """Commit, whether files other than ``results`` were changed since (both null without git), and versions."""
+    """The commit, whether there are uncommitted changes outside ``results`` (both null without git), and versions."""
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -64,7 +64,7 @@ def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line in the words of a shell; in a worker process that of the sweep."""
+    """The command line, quoted for a shell.  In a worker process: the command line of the sweep."""
     if COMMAND in os.environ:
         return os.environ[COMMAND]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -74,7 +74,7 @@ def command() -> str:
 
 @cache
 def cpu() -> str | None:
-    """Model of the processor, where the system says it."""
+    """The model name of the processor; None if ``/proc/cpuinfo`` does not give one."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

@@ -1,4 +1,4 @@
-"""What became of each run: ``status.json`` in its folder, written last, and the states of all runs of a sweep."""
+"""How each run ended (``status.json``, the last file written into its folder), and the states of a sweep's runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names
 from gradscope import frames
 
-# The states of a run.  Half done: without a status or a process.  Missing: planned, without a folder.
+# The states of a run.  Half done: it has a folder, but no status and no process.  Missing: planned, but no folder.
 DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
-# What the notes of a launch say of a run that was done before.
+# In the file of a launch: the run had been done before.
 SKIPPED = "skipped"
 
 STATUS, ERROR = "status.json", "error.txt"
-# A finished run has a frame of a measurement or of a monitor, or the records of a training run.
+# A finished run has a frame (of a measurement or of a monitor) or the records of training.
 FRAMES, METRICS = ("frame.parquet", "monitor.parquet"), "metrics.parquet"
-# Types of the fields of a status, whose file may hold anything.
+# Expected types of the fields of a status.  They are checked, because a status file may be damaged.
 TYPES: dict[str, Any] = {
     "state": str, "overrides": tuple, "files": tuple, "seconds": int | float, "value": int | float | None,
     "error": str | None, "schema": int | float, "finished": str,
 }  # fmt: skip
-SHOWN = 10  # different errors that are printed
-NO_STATUS = "ended without a status: killed, or its folder cannot be written"
+SHOWN = 10  # at most this many different errors are printed
+NO_STATUS = "ended without a status: the run was killed, or its folder is not writable"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Status:
     finished: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     def write(self, folder: Path) -> None:
-        """Write the status into the run's folder; a `LostLockError` if another process has taken the run over."""
+        """Write the status into the run's folder.  Raises `LostLockError` if another process has taken over the run."""
         locks.confirm(folder)
         write_json(folder / STATUS, asdict(self))
 
@@ -66,7 +66,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run; ``changed``: time stamp of its status in ns, 0 without one."""
+    """The state of one run.  ``changed`` is the time stamp of its status in nanoseconds, or 0 without a status."""
 
     name: str
     digest: str
@@ -78,18 +78,18 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether the run began, is not done, and no process works on it."""
+        """Whether the run failed, is half done, or could not begin because of an error."""
         return self.state in (FAILED, HALF_DONE) or (self.state == MISSING and self.error is not None)
 
 
-# Statuses that were read before, with the time stamp of their file.
+# Statuses read before, by run folder, each with the time stamp of its file.
 Known = dict[Path, tuple[int, Status | None]]
 
 
 def states(sweep: Path, digests: Collection[str] | None = None, known: Known | None = None) -> list[Outcome]:
-    """What became of every run of a sweep: of all run folders, by name, then of planned runs that have none.
+    """The outcomes of all runs of a sweep: first of the run folders, by name, then of planned runs without a folder.
 
-    ``digests``: only the runs of these configurations.  ``known``: statuses that need not be read again; it is updated.
+    ``digests``: only runs with these digests.  ``known``: statuses read before; statuses read now are added to it.
     """
     if not sweep.is_dir():
         return []
@@ -119,12 +119,12 @@ def _outcome(folder: Path, digest: str, now: float, known: Known) -> Outcome:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run is done: by its status, with all files it wrote, and a frame that passes the schema check."""
+    """Whether the status says done, all files of the run exist, and its frame (if any) passes the schema check."""
     return finished(folder) is not None
 
 
 def finished(folder: Path) -> Status | None:
-    """The status of a run that `is_done`, else None."""
+    """The status of a run that is done (see `is_done`), else None."""
     status = Status.read(folder)
     if status is None or status.state != DONE or not {*FRAMES, METRICS} & {*status.files}:
         return None
@@ -165,4 +165,4 @@ def print_summary(sweep: str, outcomes: Sequence[Outcome], stopped: bool) -> Non
     elif missing := sum(outcome.state == MISSING and not outcome.failed for outcome in outcomes):
         console.print(f"{sweep}: {missing} of {len(outcomes)} runs were not started.")
     if counts[RUNNING]:
-        console.print(f"{counts[RUNNING]} runs are left to another launch that works on them.")
+        console.print(f"{counts[RUNNING]} runs belong to another launch, which is still working on them.")

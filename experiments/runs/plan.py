@@ -32,7 +32,7 @@ class Planned:
 
 
 def place(config: DictConfig) -> Path:
-    """The folder of a sweep; its name must not depend on what is only known of a single run."""
+    """The folder of a sweep.  Exits if the name of the sweep depends on values that only a single run has."""
     try:
         return Path(config.results) / config.sweep
     except OmegaConfBaseException as error:
@@ -54,9 +54,9 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
 
 
 def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoader) -> list[Planned]:
-    """The runs with these overrides; each must have a configuration that Hydra can compose and resolve."""
+    """The runs with these overrides, each once.  Exits if Hydra cannot compose or resolve a run's configuration."""
     if not jobs:
-        sys.exit("The sweep has no runs: a glob(...) that matches nothing, or a range(...) without numbers?")
+        sys.exit("The sweep has no runs: check for a glob(...) that matches nothing, or a range(...) without numbers.")
     runs: dict[tuple[Path, str], Planned] = {}
     for job in jobs:
         try:
@@ -72,7 +72,7 @@ def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoa
 def _planned(job: tuple[str, ...], config: DictConfig) -> Planned:
     try:
         key = names.digest(config)
-    except InterpolationResolutionError:  # ${hydra:...} needs a global configuration, which takes ten times as long
+    except InterpolationResolutionError:  # only ${hydra:...} needs the global configuration: ten times as slow
         hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
         hydra.set_config(config)
         try:
@@ -88,7 +88,7 @@ def _unresolved(error: OmegaConfBaseException) -> str:
 
 
 class Composer:
-    """Hydra's `ConfigLoader`, except that runs which differ in plain values only get copies of one composition."""
+    """Hydra's `ConfigLoader`, but faster: runs that differ only in plain values get copies of one composition."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         self.loader = loader
@@ -102,7 +102,7 @@ class Composer:
         return Composer, (self.loader,)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """The configuration of one run, equal to Hydra's own."""
+        """The configuration of one run, equal to the one that Hydra composes."""
         overrides = OverridesParser.create(config_loader=self.loader).parse_overrides(sweep_overrides)
         values = [override for override in overrides if self._is_plain(override)]
         choices = tuple(override.input_line for override in overrides if override not in values)
@@ -114,7 +114,7 @@ class Composer:
         try:
             for override in values:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:  # a wrong type, which Hydra explains in two lines
+        except OmegaConfBaseException:  # a value of a wrong type: Hydra's own error explains this
             return self.loader.load_sweep_config(master_config, sweep_overrides)
         task = [override for override in overrides if not override.is_hydra_override()]
         with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
@@ -127,9 +127,9 @@ class Composer:
         return config
 
     def _is_plain(self, override: Override) -> bool:
-        """Whether it only gives an existing key another value that is not a list or a mapping."""
+        """Whether the override sets an existing key to a value that is neither a list nor a mapping."""
         name = override.key_or_group
-        if name not in self.groups:  # Hydra would read its search path each time
+        if name not in self.groups:  # kept, because Hydra reads its search path for each answer
             self.groups[name] = bool(self.loader.get_group_options(name))
         return (
             not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())

@@ -1,6 +1,6 @@
-"""One launch of a ``-m`` sweep: its plan, a progress bar, and at the end a summary of what failed.
+"""One launch of a ``-m`` sweep: its plan, a progress bar, and at the end a summary of the failed runs.
 
-Hydra turns exceptions of callbacks into warnings, so all of this happens in the sweeper.
+Hydra turns exceptions in callbacks into warnings.  Therefore the sweeper calls this code, and not a callback.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from experiments.runs.plan import Planned, place, planned
 from experiments.runs.workers import Interrupted, Workers
 
 POLL_SECONDS = 0.5
-KILLED = "killed: by a signal, or out of memory"
-# After this many launches in a row whose processes died before they began a run, the cause is not in the runs.
+KILLED = "killed by a signal, or out of memory"
+# If the processes of this many launches in a row die before they begin a run, the cause is not in the runs.
 FRUITLESS = 2
 
 
 class Sweep:
-    """One launch of a sweep; ``at_once``: the most runs that the launcher gets together (None: all of them)."""
+    """One launch of a sweep.  ``at_once``: how many runs the launcher gets at a time (None: all of them)."""
 
     def __init__(self, config: DictConfig, launcher: Launcher, at_once: int | None) -> None:
         self.config, self.workers, self.at_once = config, Workers(launcher), at_once
@@ -46,12 +46,12 @@ class Sweep:
         self.num_launched = 0
 
     def run(self, jobs: Sequence[Sequence[str]], loader: ConfigLoader) -> None:
-        """Execute all runs, given by their overrides, that are not done.
+        """Execute runs, given by their overrides, except those that are done.
 
-        Exits with 1 if a run is not done in the end, and with 128 plus the number of a signal that ended the sweep.
+        Exits with code 1 if a run is not done at the end, or with 128 + n if signal number n ended the sweep.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            sys.exit("torchrun trains one network with several processes; give it one run at a time, without -m.")
+            sys.exit("torchrun trains one network with several processes: use it for one run at a time, without -m.")
         runs = planned(jobs, self.config, loader)
         for sweep in {run.sweep for run in runs}:
             of_sweep = {run.digest: words(run.overrides) for run in runs if run.sweep == sweep}
@@ -72,7 +72,7 @@ class Sweep:
             print_summary(self.folder.name, found, launches.stopped(self.launch))
             sys.exit(1)
         skipped = sum(note["state"] == outcomes.SKIPPED for note in launches.ended(self.launch))
-        before = f", {skipped} of them from before" if skipped else ""
+        before = f", {skipped} of them from earlier launches" if skipped else ""
         print(f"{self.folder.name}: all {len(runs)} runs are done{before}.", file=sys.stderr)
 
     def _run_all(self, runs: list[Planned]) -> None:
@@ -82,11 +82,11 @@ class Sweep:
             print(f"{self.folder.name}: waiting for {len(elsewhere)} runs of another launch.", file=sys.stderr)
             while any(locks.held(folder) for folder in elsewhere.values() if folder is not None):
                 time.sleep(POLL_SECONDS)
-            # The other launch may have left some unfinished.
+            # The other launch may have left some of these runs unfinished.
             self._run_despite_deaths(self._in(list(elsewhere), HALF_DONE, MISSING))
 
     def _not_done(self, runs: list[Planned]) -> list[Planned]:
-        """The runs that are not done.  Notes those that are: a cluster need not start a job to skip a run."""
+        """The runs that are not done.  Skips done runs here, so that a cluster starts no job only to skip a run."""
         left = []
         for run, outcome in self._outcomes(runs).items():
             if not run.rerun and outcome.folder is not None and outcomes.is_done(outcome.folder):
@@ -97,9 +97,9 @@ class Sweep:
         return left
 
     def _run_despite_deaths(self, runs: list[Planned]) -> None:
-        """Launch runs; after the death of a process launch what it has left.
+        """Launch runs.  If a process dies, launch the remaining runs again.
 
-        Each half-done run may have been the cause, so each is launched again, alone; one that dies again has failed.
+        Each half-done run may be the cause, so each is launched again, alone.  A run that dies again has failed.
         """
         left, fruitless = runs, 0
         while left and (died := self._launch(left)) is not None and not launches.stopped(self.launch):
@@ -113,7 +113,7 @@ class Sweep:
                 return
 
     def _launch(self, runs: list[Planned]) -> str | None:
-        """Launch runs; returns the error of a process that died, None if none did."""
+        """Launch runs; returns the error of a process that died, or None if no process died."""
         any_died = None
         step = self.at_once or len(runs)
         for begin in range(0, len(runs), step):
@@ -136,7 +136,7 @@ class Sweep:
         return [run for run, outcome in self._outcomes(runs).items() if outcome.state in wanted]
 
     def _outcomes(self, runs: list[Planned]) -> dict[Planned, Outcome]:
-        """What became of runs, by their folders; the notes of this launch only explain a missing status."""
+        """The outcomes of runs, read from their folders.  The file of this launch explains why a status is missing."""
         found = {
             (sweep, outcome.digest): outcome
             for sweep in {run.sweep for run in runs}
@@ -158,7 +158,7 @@ class Sweep:
 
 
 class Sweeping(Callback):
-    """Hydra's callback for the sweepers of other packages: they search, so their runs cannot be planned."""
+    """Hydra's callback for sweepers of other packages.  Those sweepers search, so their runs cannot be planned."""
 
     def __init__(self) -> None:
         self.launch: Path | None = None
@@ -170,18 +170,18 @@ class Sweeping(Callback):
         self.folder = Path(config.results) / config.sweep
         self.launch = launches.new(self.folder, config)
         launches.begin(self.launch, self.folder, {})
-        # Hydra does not call back after an exception of a sweeper, such as Optuna's where every run failed.
+        # Hydra calls no callback after an exception in a sweeper.  Optuna's sweeper raises one if every run failed.
         atexit.register(self._close, self.launch)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print what failed, and exit with 1 if a run did."""
+        """Print which runs failed, and exit with code 1 if there are any."""
         if self.launch is not None:
             atexit.unregister(self._close)
             if self._close(self.launch):
                 sys.exit(1)
 
     def _close(self, launch: Path) -> bool:
-        """Print what failed; returns whether anything did."""
+        """Print which runs failed; returns whether there are any."""
         found = [
             Outcome(note["run"], "", note["state"], self.folder / note["run"], error=note["error"])
             for note in launches.ended(launch)
@@ -193,14 +193,14 @@ class Sweeping(Callback):
 
 @contextlib.contextmanager
 def _bar(launch: Path, num: int) -> Iterator[None]:
-    """A progress bar over the runs of a launch that ended."""
+    """A progress bar that counts how many runs of a launch have ended."""
     bar, over = LateBar("runs", num), threading.Event()
 
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
             bar.show(len({note["run"] for note in launches.ended(launch)}))
             with contextlib.suppress(OSError):
-                os.utime(launch)  # a sign of life for `launches.active`, also on another machine
+                os.utime(launch)  # shows `launches.active`, here and on other machines, that this launch lives
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""The processes of a launch, started by Hydra's launchers: one that dies does not end the sweep, none outlives it."""
+"""The worker processes of a launch.  The sweep goes on if a worker dies, and no worker outlives the sweep."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Workers:
-    """A launcher during its sweep.  As a context it turns signals into `Interrupted` and leaves no process behind."""
+    """A launcher during its sweep.  In its context, signals raise `Interrupted`; no process is left at the end."""
 
     launcher: Launcher
     jobs: list[_Job] = field(default_factory=list)
@@ -51,13 +51,13 @@ class Workers:
     def launch(self, runs: Sequence[Sequence[str]], first: int) -> tuple[list[str | None], str | None]:
         """Execute runs, given by their overrides.
 
-        Returns one line per run on an exception outside of `run_once`, and one line on a process that died; None where
-        there is nothing to say.
+        Returns two values: a list with one entry per run (an exception outside of `run_once` as one line, or None), and
+        the error of a process that died (or None).
         """
         self.jobs.clear()
         try:
             with self._jobs_noted(), warnings.catch_warnings():
-                # joblib replaces a worker whose memory has grown; users need not know.
+                # joblib replaces a worker whose memory has grown.  This is harmless.
                 warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
                 returns = self.launcher.launch(runs, initial_job_idx=first)
         except BrokenProcessPool as error:
@@ -84,7 +84,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _jobs_noted(self) -> Iterator[None]:
-        """Note the jobs that Hydra's launcher submits: they can be cancelled, and one that dies costs only its run."""
+        """Record the jobs that Hydra's launcher submits, to cancel them at the end and to survive a job that dies."""
         if "submitit" not in type(self.launcher).__module__:
             yield
             return
@@ -93,8 +93,8 @@ class Workers:
         original = submitit.AutoExecutor.map_array
 
         def map_array(executor: Any, *arguments: Any) -> list[_Job]:
-            # Ctrl-C reaches all processes of a terminal, and each of submitit's would print a traceback.  A signal now
-            # would also come before the job that was just submitted is noted.
+            # The processes started here inherit that Ctrl-C is ignored; otherwise each would print a traceback.  Other
+            # signals are held back until the new jobs are recorded.
             self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 self.jobs.extend(_Job(job) for job in original(executor, *arguments))
@@ -121,7 +121,7 @@ class Workers:
 
 
 class _Job:
-    """A job of submitit.  Hydra's launcher would give up all jobs when one was killed and has no result."""
+    """A wrapper of a submitit job.  Without it, Hydra's launcher would give up all jobs if one of them was killed."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
@@ -129,7 +129,7 @@ class _Job:
         self.died: str | None = None
 
     def results(self) -> list[JobReturn | None]:
-        """The results of the job, which Hydra's launcher asks for; None instead of an exception."""
+        """The results of the job, for Hydra's launcher; ``[None]`` if the job failed or was killed."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         try:
@@ -143,10 +143,10 @@ class _Job:
         return [None]
 
     def end(self) -> None:
-        """Cancel the job; on this machine, kill its process and the process of the run that it watches."""
+        """Cancel the job.  On this machine: kill the process of the job and its child, which executes the run."""
         process = getattr(self.job, "_process", None)
         if process is None:
-            with contextlib.suppress(Exception):  # it has ended, or Slurm does not answer
+            with contextlib.suppress(Exception):  # the job has ended, or Slurm does not answer
                 self.job.cancel()
         elif process.poll() is None:
             children = _children(process.pid)
@@ -157,7 +157,7 @@ class _Job:
 
 
 def most_at_once(launcher: Launcher) -> int | None:
-    """The most runs that a launcher may get together: submitit's local one would start all at once.  None: no limit."""
+    """How many runs a launcher may get at a time (None: any number).  Submitit's local launcher starts all it gets."""
     kind = type(launcher)
     if kind.__module__.startswith("hydra_plugins.hydra_submitit") and kind.__name__ == "LocalLauncher":
         asked = num_processes()
@@ -169,12 +169,12 @@ def num_processes() -> int:
     """The number in ``GRADSCOPE_PROCESSES``, which must be positive or -1 (one per core, the default)."""
     asked = os.environ.get(PROCESSES, "-1")
     if not re.fullmatch(r"-1|0*[1-9]\d*", asked):
-        raise ValueError(f"{PROCESSES} must be a positive number (or -1: as many as cores), got {asked!r}.")
+        raise ValueError(f"{PROCESSES} must be a positive number (or -1: one per core), got {asked!r}.")
     return int(asked)
 
 
 def _children(pid: int) -> list[int]:
-    """The children of a process, where the system says; elsewhere they end by `launches.follow`."""
+    """The ids of a process's children.  Empty on systems without a list of them: there, `launches.follow` ends them."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -182,7 +182,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _raised(returned: Any) -> str | None:
-    """What a run has raised outside of `run_once`, in one line."""
+    """The exception that a run raised outside of `run_once`, in one line; None if there is none."""
     failed = isinstance(returned, JobReturn) and returned.status is JobStatus.FAILED
     return _line(returned._return_value) if failed else None
 
@@ -201,7 +201,7 @@ class Setup:
     task: TaskFunction
 
     def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """Execute one run as Hydra's launchers do; the result lacks the configurations, which nobody needs."""
+        """Execute one run as Hydra's launchers do.  The result contains no configurations: nothing reads them."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
@@ -212,12 +212,12 @@ class Setup:
         return returned
 
 
-# In a worker: the setup it got last, by its name.
+# In a worker process: the last setup that the process received, by the name of the setup.
 _here: dict[str, Setup] = {}
 
 
 def _run_in_worker(name: str, pickled: bytes, number: int, overrides: Sequence[str]) -> JobReturn:
-    """Execute one run in this process, which the first run sets up."""
+    """Execute one run in this worker process.  The first run of a launch sets up the process."""
     if name not in _here:
         _here.clear()
         setup_globals()
@@ -228,10 +228,10 @@ def _run_in_worker(name: str, pickled: bytes, number: int, overrides: Sequence[s
 
 
 def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Execute runs, given by their overrides and numbered from ``first``.  ``options``: of `joblib.Parallel`."""
+    """Execute runs, given by their overrides and numbered from ``first``; ``options`` are for `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    # Hydra's state is global, so threads cannot be used.  A worker that gets no run would outlive a killed sweep.
+    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` ends workers without a run.
     options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))

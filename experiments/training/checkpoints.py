@@ -24,7 +24,7 @@ def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
 def keep(folder: Path, step: int, num: int) -> None:
     """Copy the last checkpoint to ``step-<step>.pt``, and delete all such copies but the newest ``num``.
 
-    Copies of later steps stem from a run that was restarted at an earlier step, so they are deleted too.
+    Copies with a later step were written before the run was restarted at an earlier step.  They are deleted, too.
     """
     if num == 0:
         return
@@ -36,7 +36,7 @@ def keep(folder: Path, step: int, num: int) -> None:
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
-    """The checkpoint of that name, or None if the file does not exist; ValueError if it is not a checkpoint."""
+    """The checkpoint of that name, or None if there is no such file.  ValueError if the file is not a checkpoint."""
     path = folder / name
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Training with several processes: the rank of this one, its share of a batch, sums over all, and Ctrl-C."""
+"""Training with several processes: ranks, shares of a batch, sums over all processes, and handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """Those of this process; 0 and 1 for a process alone."""
+        """The rank of this process and the number of processes; 0 and 1 if there is only one process."""
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size()) if parallel() else cls()
 
     @property
@@ -37,8 +37,8 @@ class Ranks:
         """The part of a batch of ``num`` samples that this process takes."""
         if num % self.world:  # the mean over ranks would differ from the mean over samples
             raise ValueError(
-                f"train.batch_size={num} counts the samples of all processes and must be a multiple of their number, "
-                f"{self.world}."
+                f"train.batch_size={num} counts the samples of all processes and must be a multiple of the number of "
+                f"processes, {self.world}."
             )
         part = num // self.world
         return slice(self.rank * part, (self.rank + 1) * part)
@@ -74,7 +74,7 @@ def started(device: torch.device) -> Iterator[torch.device]:
 def noticed() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C raises KeyboardInterrupt.
 
-    With several processes Ctrl-C acts as usual, because each process would notice it at a different step.
+    With several processes, Ctrl-C acts as usual, because each process would notice Ctrl-C at a different step.
     """
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The training loop, in plain PyTorch, to be read from top to bottom."""
+"""The training loop in plain PyTorch, written to be read from top to bottom."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def train(
     """Train ``model`` in place; returns its records.
 
     Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the previous one:
-    ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  At the end of an epoch it also has
-    ``test_accuracy`` and ``test_loss``, if there is a test set.  Under ``torch.distributed`` each process takes its
-    share of every batch, and the first one writes all files.
+    ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  If there is a test set, the record
+    at the end of an epoch adds ``test_accuracy`` and ``test_loss``.  Under ``torch.distributed``, each process takes a
+    share of every batch, and the first process writes all files.
 
     Arguments:
-        folder: Run folder for ``checkpoints``: ``last.pt``, ``best.pt`` and the newest by step.  Weights or losses
-            that are not finite are never written.
+        folder: Run folder.  Its folder ``checkpoints`` gets ``last.pt``, ``best.pt`` and the newest ``step-*.pt``.
+            Checkpoints with weights or losses that are not finite are never written.
         state: Checkpoint to resume from.  On a CPU a resumed run ends with the same weights, bit for bit.
         monitor: Sees the gradients before they are clipped.
         interrupted: Called after each step.  If it returns True, a checkpoint is written and KeyboardInterrupt raised.
@@ -59,7 +59,7 @@ def train(
     cast = recipe.cast(device)
     optimizer = recipe.make_optimizer(model)
     begin, since, records, best = 0, 0, list[Record](), -1.0
-    losses = torch.zeros((), device=device)  # of the steps since the last record
+    losses = torch.zeros((), device=device)  # sum over the steps since the last record
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -85,8 +85,8 @@ def train(
                       "images_per_second": speed}  # fmt: skip
             if monitor is None and not math.isfinite(mean_loss):
                 raise NonFiniteError(
-                    f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and with "
-                    "monitor.every=100 the run stops at the first such step and names the layer."
+                    f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and "
+                    "monitor.every=100 stops the run at the first step that is not finite and names the layer."
                 )
             if ended and test is not None:
                 record |= evaluate(model, test, cast)
@@ -97,11 +97,11 @@ def train(
         best = records[-1]["test_accuracy"] if improved else best
         stopping = done < total and interrupted()
         due = stopping or done == total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)
-        if due:  # the first process writes the checkpoint of all
+        if due:  # the first process writes the checkpoint, with the mean over all processes
             losses = ranks.sum(losses) / ranks.world
         target = folder / checkpoints.FOLDER if folder is not None and (due or improved) else None
         if target is not None and (bad := _nonfinite(losses, model)):
-            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; older ones are intact."
+            lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; older files are intact."
             if monitor is None or monitor.on_nonfinite == "raise":
                 raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
             warnings.warn(lost, MonitorWarning, stacklevel=2)
@@ -159,7 +159,7 @@ def update(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
-    """Loss and accuracy on all test images in evaluation mode; restores the mode.  Processes share the images."""
+    """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Processes divide the images."""
     mode, ranks = model.training, Ranks.here()
     model.eval()
     correct_and_loss = torch.zeros(2, device=test.device)
@@ -174,7 +174,7 @@ def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) ->
 
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:
-    """Logits in float32, of images laid out channels-last, computed under autocast to ``cast``."""
+    """Logits in float32, computed under autocast to ``cast``.  Images are converted to channels-last memory format."""
     with _autocast(x.device, cast):
         output: Tensor = model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
     return output.float()
@@ -185,7 +185,7 @@ def _autocast(device: torch.device, cast: torch.dtype | None) -> contextlib.Abst
 
 
 def _nonfinite(losses: Tensor, model: nn.Module) -> list[str]:
-    """Names of the loss and weights that are not finite; synchronizes once with the device."""
+    """Names of the values (loss and weights) that are not finite.  Synchronizes once with the device."""
     weights = {repr(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     kept = {"the loss": losses} | weights
     finite = torch.stack([value.isfinite().all() for value in kept.values()]).tolist()

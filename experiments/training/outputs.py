@@ -1,4 +1,4 @@
-"""Outputs of a training run: JSON lines, sinks and the terminal while it trains, two Parquet tables at the end."""
+"""Outputs of a training run: JSON lines, sinks and terminal lines during training, two Parquet tables at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.training import checkpoints, records, sinks
 from experiments.training.distributed import Ranks
 from experiments.training.records import Record, Records
 
-# Files of a run folder besides checkpoints.  A restarted run would take old ones for its own.
+# Files of a run folder besides checkpoints.  A restarted run deletes old ones, which it would mistake for its own.
 WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
 
 
@@ -36,8 +36,8 @@ def clear(folder: Path) -> None:
 class Outputs:
     """Context manager that holds the outputs of one run open.
 
-    On exit it closes them and writes both tables, also after an error.  Errors while closing are added to the first
-    error as notes.  With several processes, only the first writes.
+    On exit, all outputs are closed and both tables are written, even after an error.  Errors while closing are added to
+    the first error as notes.  With several processes, only the first process writes.
 
     Arguments:
         steps: Total number of steps, for the progress bar.
@@ -61,7 +61,7 @@ class Outputs:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         self.sinks = sinks.make(cfg.sinks, folder, config, self.begin)
         for record in self.records:
-            if record["step"] == self.begin:  # TensorBoard drops its values from this step on
+            if record["step"] == self.begin:  # TensorBoard has dropped the values from this step on
                 self._sink(record["step"], sinks.of_record(record))
         self.bar = LateBar("steps", steps)
         self.bar.show(self.begin)
@@ -97,7 +97,7 @@ class Outputs:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def trained(self, record: Record) -> None:
-        """Take a record of training."""
+        """Write a record of training to the file, the sinks and the terminal."""
         if not self.active:
             return
         self.records.append(record)
@@ -111,7 +111,7 @@ class Outputs:
             self.say(f"epoch {record['epoch']:.2f}  {text}")
 
     def measured(self, frame: pd.DataFrame) -> None:
-        """Take a record of the monitor."""
+        """Keep a record of the monitor for the table, and write it to the file and the sinks."""
         self.frames.append(frame)
         if not self.active:
             return

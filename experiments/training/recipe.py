@@ -19,7 +19,7 @@ from experiments.data.images import Augmentation
 SCHEDULES = ("one_cycle", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FUSED = ("cpu", "cuda")  # devices with fused optimizers
-# From parameter groups to an optimizer whose learning rate is the peak of the schedule.
+# A function from parameter groups to an optimizer, whose learning rate is the peak of the schedule.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
@@ -29,12 +29,12 @@ class Recipe:
     """How to train.
 
     Arguments:
-        max_steps: Upper limit on the number of steps that ``epochs`` gives.
-        batch_size: Samples per step, of all processes together.
-        warmup: Fraction of a one-cycle schedule in which the learning rate rises.
-        clip: Largest gradient norm.
+        max_steps: Upper limit on the number of steps; without it, ``epochs`` gives this number.
+        batch_size: Samples per step, summed over all processes.
+        warmup: Fraction of a one-cycle schedule during which the learning rate rises.
+        clip: Gradients with a larger norm are scaled down to this norm; None for no limit.
         log_every: Steps per record.
-        checkpoint_every: Steps per checkpoint; None for one at the end.
+        checkpoint_every: Steps per checkpoint; None for one checkpoint at the end.
         keep: Number of checkpoints to keep besides the last and the best.
     """
 
@@ -116,7 +116,7 @@ class Recipe:
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
     """The optimizer of a configuration, as a function of the parameters.
 
-    If only ``optimizer._target_`` is replaced, the arguments of ``optimizer=sgd`` remain: ValueError names them.
+    If only ``optimizer._target_`` is replaced, arguments of ``optimizer=sgd`` remain.  ValueError names unfit ones.
     """
     arguments: Any = OmegaConf.to_container(cfg, resolve=True)
     made_by = get_object(arguments.pop("_target_"))
@@ -124,5 +124,5 @@ def optimizer(cfg: DictConfig) -> MakeOptimizer:
     foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
     if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         away = " ".join(f"~optimizer.{key}" for key in foreign)
-        raise ValueError(f"optimizer._target_={cfg._target_} takes no {' and no '.join(foreign)}: leave out {away}.")
+        raise ValueError(f"optimizer._target_={cfg._target_} takes no {' and no '.join(foreign)}: add {away}.")
     return partial(made_by, **arguments)

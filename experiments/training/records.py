@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Records:
-    """A file of JSON lines to append to; it starts with the records ``kept`` of an interrupted run."""
+    """A file of JSON lines, open for appending.  It begins with the records ``kept`` from an interrupted run."""
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class Records:
 
     def close(self) -> None:
         """Close the file."""
-        with self._named():  # flushes what an earlier write left in the buffer
+        with self._named():  # closing writes the rest of the buffer
             self._file.close()
 
     @contextlib.contextmanager
@@ -65,7 +65,7 @@ def _line(record: Record) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON, which has no NaN and no infinity: NaN becomes null, infinities become strings."""
+    """The value for JSON, which has no NaN and no infinity: NaN becomes null, infinities become strings."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

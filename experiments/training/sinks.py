@@ -15,11 +15,11 @@ from experiments.files import written
 from experiments.training.records import Record
 
 MLFLOW_ID = "mlflow_run.txt"  # in the run folder: the id of the run in MLflow
-FORBIDDEN = re.compile(r"[^/\w.\- ]")  # in MLflow's names of metrics; the second call of a layer is named "layer#2"
+FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics; such as # in "layer#2", a second call
 
 
 class TensorBoard:
-    """Event files in ``folder/tensorboard``.  Values of earlier files from step ``begin`` on are discarded."""
+    """Event files in ``folder/tensorboard``.  Values in earlier files are discarded from step ``begin`` on."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], begin: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -38,10 +38,10 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in the local store ``mlruns`` beside the run folders; the experiment has the name of the sweep's folder.
+    """A run in the local store ``mlruns`` beside the run folders.  The experiment is named after the sweep's folder.
 
-    The run folder keeps the run's id, so a resumed run continues the same MLflow run.  MLflow cannot delete values:
-    steps that are repeated after an interruption have two values in its history.
+    The run folder keeps the id of the MLflow run, so that a resumed run continues the same MLflow run.  MLflow cannot
+    delete values: its history has two values for each step that is repeated after an interruption.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], begin: int = 0) -> None:
@@ -60,7 +60,7 @@ class MLflow:
         self._run = self._continued() or self._begun(experiment, folder.name, config)
 
     def _continued(self) -> str | None:
-        """The run whose id is in the run folder, set to running; None without an id or if the store lacks the run."""
+        """The MLflow run with the id in the run folder, set to running; None if there is no id or no such run."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -344,7 +344,7 @@ def test_python_batch_missing(tmp_path: Path) -> None:
 
 def test_kaggle_has_no_test_split(tmp_path: Path) -> None:
     write_kaggle(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no labeled test split"):
+    with pytest.raises(FileNotFoundError, match="no labels of test images"):
         cifar10_files.load(tmp_path, train=False)
 
 

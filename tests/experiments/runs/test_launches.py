@@ -220,7 +220,7 @@ def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(laun
 
 @pytest.mark.parametrize("nothing", ["model=glob(zzz*)", "seed=range(5,3)"])
 def test_a_sweep_without_runs_is_none(launch, nothing):
-    assert "The sweep has no runs: a glob(...) that matches nothing" in launch(nothing)[0]
+    assert "The sweep has no runs: check for a glob(...) that matches nothing" in launch(nothing)[0]
 
 
 @pytest.mark.parametrize("name, part", [("s/data", "data"), ("metrics", "metrics"), ("s/data.old", "data.old")])
@@ -245,7 +245,7 @@ def test_what_is_no_run_is_not_counted(launch, tmp_path):
 
 def test_a_sweep_says_what_is_done(launch):
     assert launch("seed=0,1") == (0, "s: all 2 runs are done.\n")
-    assert launch("seed=range(3)") == (0, "s: all 3 runs are done, 2 of them from before.\n")
+    assert launch("seed=range(3)") == (0, "s: all 3 runs are done, 2 of them from earlier launches.\n")
 
 
 def test_what_hydra_knows_of_a_run(launch, tmp_path):
@@ -261,7 +261,7 @@ def test_what_hydra_knows_of_a_run(launch, tmp_path):
 @pytest.mark.parametrize("asked", ["abc", "0", "-3", "1.5"])
 def test_a_number_of_processes_is_checked(launch, monkeypatch, asked):
     monkeypatch.setenv("GRADSCOPE_PROCESSES", asked)
-    said = f"Error: GRADSCOPE_PROCESSES must be a positive number (or -1: as many as cores), got {asked!r}."
+    said = f"Error: GRADSCOPE_PROCESSES must be a positive number (or -1: one per core), got {asked!r}."
     assert launch("seed=0,1")[0] == said
 
 
@@ -348,7 +348,7 @@ def test_a_killed_process_costs_its_run_only(tmp_path, launcher, numbers):
     assert done == [number for number in numbers.split(",") if number != "2"], output
     assert process.returncode == ("2" in numbers), output
     if "2" in numbers:
-        assert "s: 1 of 3 runs failed.\n  killed: by a signal, or out of memory\n" in output
+        assert "s: 1 of 3 runs failed.\n  killed by a signal, or out of memory\n" in output
     assert "Traceback (most" not in output and running_in(process.pid) == []
 
 

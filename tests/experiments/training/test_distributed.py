@@ -75,5 +75,5 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
 
 def test_a_batch_that_cannot_be_shared():
     assert [Ranks(rank, 3).share(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
-    with pytest.raises(ValueError, match=r"train\.batch_size=10 .* multiple of their number, 3"):
+    with pytest.raises(ValueError, match=r"train\.batch_size=10 .* multiple of the number of processes, 3"):
         Ranks(0, 3).share(10)

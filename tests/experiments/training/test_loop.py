@@ -505,7 +505,7 @@ def test_any_optimizer_and_any_model():
     model = build.model(cfg.model, cfg.seed)
     assert type(train.recipe(cfg).make_optimizer(model)) is torch.optim.RMSprop
     cfg.optimizer = composed("optimizer._target_=torch.optim.Adagrad").optimizer
-    away = r"takes no momentum and no nesterov: leave out ~optimizer.momentum ~optimizer.nesterov\."
+    away = r"takes no momentum and no nesterov: add ~optimizer.momentum ~optimizer.nesterov\."
     with pytest.raises(ValueError, match=rf"optimizer._target_=torch.optim.Adagrad {away}"):
         train.recipe(cfg)
     state = torch.get_rng_state()
