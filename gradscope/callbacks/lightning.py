@@ -19,7 +19,7 @@ class MonitorCallback(Callback):
 
     Arguments:
         data: The probe batch for the module's ``forward``; it is moved to the module's device.
-        options: Those of `gradscope.Monitor`.
+        options: Options of `gradscope.Monitor`.
 
     ``monitor`` exists once training begins; its steps and alarms are saved in Lightning's checkpoints.
     """
@@ -33,22 +33,22 @@ class MonitorCallback(Callback):
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the monitor: the module is on its device and its weights are loaded."""
+        """Create the monitor, now that the module is on its device and its weights are loaded."""
         self.monitor = Monitor(pl_module, move_data_to_device(self.data, pl_module.device), **self.options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch, to trace a loss that is not finite."""
+        """Keep the batch, so that the monitor can trace a loss that is not finite."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Sum the losses of accumulated batches, which Lightning has divided by their number."""
+        """Sum the losses of accumulated batches; Lightning has divided each loss by the number of batches."""
         loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Step the monitor: gradients are complete, and the update follows."""
+        """Step the monitor, now that the gradients are complete and before the update."""
         loss, self._loss = self._loss, None
         self.monitor.step(loss, self._batch)
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 from gradscope.monitor.monitor import Monitor
 
 NO_LOSS = (
-    "The model returned no loss (label_smoothing_factor or compute_loss_func?), so the monitor checks gradients only."
+    "The model returned no loss (is label_smoothing_factor or compute_loss_func set?): only gradients are checked."
 )
 
 
@@ -23,11 +23,11 @@ class MonitorCallback(TrainerCallback):
 
     Arguments:
         data: The probe batch, a mapping without labels (``{"input_ids": ...}``); it is moved to the model's device.
-        options: Those of `gradscope.Monitor`.
+        options: Options of `gradscope.Monitor`.
 
     The loss is taken from the model's output, because the Trainer's logs omit losses that are not finite.  With
-    ``label_smoothing_factor`` or ``compute_loss_func`` the model returns none: the monitor then warns and checks
-    gradients only.  ``monitor`` exists once training begins.
+    ``label_smoothing_factor`` or ``compute_loss_func`` the model returns no loss; the monitor then warns and checks
+    only gradients.  ``monitor`` exists once training begins.
     """
 
     monitor: Monitor
@@ -39,14 +39,14 @@ class MonitorCallback(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the monitor: the model is on its device."""
+        """Create the monitor, now that the model is on its device."""
         data = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.data))
         self.monitor = Monitor(kwargs["model"], data, **self.options)
-        self._remove()  # the hook of a run that ended in an error
+        self._remove()  # the hook of an earlier run, if that run ended in an error
         self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Step the monitor: gradients are complete, and the update follows."""
+        """Step the monitor, now that the gradients are complete and before the update."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
         try:
             if loss is None:

@@ -1,6 +1,6 @@
-"""Statistics of a layer, one frozen dataclass each: fields are options, and a call returns an `Estimate`.
+"""Statistics of a layer.  Each is a frozen dataclass: its fields are options, and a call returns an `Estimate`.
 
-Also the symmetries of feature maps and outputs under translation.
+Functions measure the symmetry of feature maps and outputs under translation.
 """
 
 from gradscope.measures.activation import (

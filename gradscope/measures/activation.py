@@ -1,7 +1,7 @@
-"""Statistics of pre-activations h, the inputs of a nonlinearity phi, after any normalization.
+"""Statistics of pre-activations h: the inputs of a nonlinearity phi, after normalization if there is any.
 
-``of`` says what a statistic is a function of: the pre-activations (B, ...), the slopes phi'(h) (B, ...), or the pair
-of pre-activations and responses phi(h).  The batch size B is at least 2.  A neuron is one entry of a sample's
+``of`` names the argument of a statistic: the pre-activations (B, ...), the slopes phi'(h) (B, ...), or the pair of
+pre-activations and responses phi(h).  The batch size B is at least 2.  A neuron is one entry of a sample's
 pre-activation; in a convolution, one channel at one position.  Standard errors are sampling errors over the batch.
 """
 
@@ -32,9 +32,9 @@ class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATI
 
 
 class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
-    """Standard deviation over samples, as quadratic mean over neurons: sqrt(mean_n Var_b[h_bn]), with 1/B in Var.
+    """Standard deviation over samples, combined over neurons: sqrt(mean_n Var_b[h_bn]), where Var divides by B.
 
-    It is 1 after batch normalization.  If it is small, the nonlinearity is nearly linear over the batch.
+    The value is 1 after batch normalization.  A small value suggests that phi is nearly linear over the batch.
 
     >>> PreactivationStd()(torch.tensor([[0.0, 0.0], [2.0, 14.0]])).value
     5.0
@@ -44,7 +44,7 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
         total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
         for h in _blocks(preactivations):
             h = h if h.dtype == torch.float64 else h.float()
-            # Subtract the first sample first: rounding would spoil small deviations from a large mean.
+            # Subtract one sample before the mean: otherwise rounding spoils small deviations from a large mean.
             deviations = h - h[0]
             deviations -= deviations.mean(dim=0)
             total += torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64).square()
@@ -55,9 +55,9 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations among the samples.
 
-    The range is 0 to 0.5.  If it is low, most neurons see one sign only, where ReLU-like functions are linear.  Zeros
-    count neither as positive nor as negative.  A neuron with only zeros counts as 0.  For a balanced neuron the
-    expectation is about 1/2 - sqrt(1 / (2 pi B)), which is 0.460 for batch size B = 100.
+    The range is 0 to 0.5.  If the value is low, most neurons receive only one sign, where ReLU-like functions are
+    linear.  Zeros count neither as positive nor as negative; a neuron with only zeros has the value 0.  If both signs
+    are equally likely, the expected value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
 
     >>> SignDiversity()(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).value
     0.25
@@ -69,7 +69,7 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
             signs = h.sign() if h.dtype == torch.float64 else h.float().sign()
             nonzero, surplus = signs.abs(), signs.sum(dim=0)
             minority = torch.where(surplus <= 0, 1.0, -1.0).to(signs.dtype)
-            weights = 0.5 / nonzero.sum(dim=0).clamp_min(1)  # weight 1 / (P + N) of a sample in the minority
+            weights = 0.5 / nonzero.sum(dim=0).clamp_min(1)  # a sample of the rarer sign adds 1 / (P + N)
             total += (nonzero @ weights + signs @ (minority * weights)).double()
         return sample_mean(total * (len(preactivations) / preactivations[0].numel()))
 
@@ -77,8 +77,8 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
 class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis mean(d^4) / mean(d^2)^2 of the deviations d_bn = h_bn - mean_b h_bn, pooled over neurons.
 
-    It is 3 if all neurons are Gaussian with the same variance.  It is larger if tails are heavy or neurons differ in
-    scale, and 0 if nothing varies.
+    The value is 3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in
+    scale, and 0 if no pre-activation varies over the batch.
 
     >>> Kurtosis()(torch.tensor([[0.0], [2.0]])).value
     1.0
@@ -98,8 +98,8 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
 class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     """Effective rank exp(-sum_i p_i ln p_i) of the batch as a B x neurons matrix with singular values s_i.
 
-    Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons); a matrix of zeros has 0.
-    The matrix is not centered.  The standard error is from a jackknife, and about 15 % too large.
+    Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons).  A matrix of zeros has
+    rank 0.  The matrix is not centered.  The standard error comes from a jackknife and is about 15 % too large.
 
     Cost: 21 singular value decompositions of a B x neurons matrix.
 
@@ -116,7 +116,7 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
 class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
     """Mean cosine between two different samples, (|sum_b u_b|^2 - B) / (B (B - 1)) with u_b = h_b / |h_b|.
 
-    It is 1 if all samples point in the same direction.  Cosines with a sample of zeros count as 0.
+    The value is 1 if all samples point in the same direction.  Cosines with a sample that is zero count as 0.
 
     >>> round(SampleCosine()(torch.tensor([[3.0, 4.0], [4.0, 3.0]])).value, 6)
     0.96
@@ -134,9 +134,9 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
 
 @dataclass(frozen=True)
 class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
-    """Fraction of samples and neurons where the nonlinearity is flat, |phi'(h)| < ``slope``.
+    """Fraction of pre-activations, over all samples and neurons, where phi is flat: |phi'(h)| < ``slope``.
 
-    For ReLU these are the inactive ones; for tanh, with the default of 0.05, those with |h| > 2.2.
+    For ReLU these are the inactive pre-activations; for tanh and the default slope of 0.05, those with |h| > 2.2.
 
     >>> SaturatedFraction()(torch.tensor([[1.0, 0.01], [0.5, 0.9]])).value
     0.25
@@ -151,14 +151,14 @@ class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
 class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
     """Fraction of neurons with phi'(h) = 0 for every sample of the batch, so that no gradient passes.
 
-    It decreases with the batch size.  Its standard error is unknown (None).
+    The larger the batch, the smaller the value.  The standard error is unknown (None).
 
     >>> DeadFraction()(torch.tensor([[0.0, 1.0], [0.0, 0.0]])).value
     0.5
     """
 
     def __call__(self, slopes: Tensor) -> Estimate:
-        # amax because comparisons, and "any" along the first dimension, are slow in torch.
+        # Use amax, because torch is slow at comparisons and at "any" along the first dimension.
         blocks = (block if block.dtype == torch.float64 else block.float() for block in _blocks(slopes))
         alive = sum(int(block.abs().amax(dim=0).count_nonzero()) for block in blocks)
         return Estimate(1 - alive / slopes[0].numel(), None)
@@ -169,9 +169,9 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
 
         sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], with one line (a, c) per neuron n
 
-    It is 0 if the nonlinearity is linear over the data or nothing varies, and at most 1.  For h ~ N(0, 1) it is 0.2665
-    for ReLU and 0.0697 for tanh.  A small `PreactivationStd` or `SignDiversity` only suggests near-linearity, which
-    this measures.  The fit of a line makes the value too small, by a factor of about 1 - 1/B.
+    The value is 0 if phi is linear or constant over the data, and at most 1.  For h ~ N(0, 1) it is 0.2665 for ReLU and
+    0.0697 for tanh.  This statistic measures near-linearity; a small `PreactivationStd` or `SignDiversity` only
+    suggests it.  Because lines are fitted to the batch, the value is too small by a factor of about 1 - 1/B.
 
     >>> h = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> round(LinearFitError()((h, h.relu())).value, 6)
@@ -187,12 +187,12 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
         if not total.any():
             return Estimate.exact(0.0)
         value = float(left.mean() / total.mean())
-        # The line minimizes the error, so to first order its dependence on a sample does not count.
+        # The fitted line minimizes the error, so its dependence on single samples has no effect to first order.
         return influenced(value, (left - value * total) / total.mean())
 
 
 def _blocks(values: Tensor) -> Sequence[Tensor]:
-    """(B, ...) as blocks (B, some of the neurons)."""
+    """Return the values (B, ...) in blocks of shape (B, some of the neurons)."""
     flat = _flat(values)
     return flat.split(max(1, BLOCK // len(flat)), dim=1)
 
@@ -206,12 +206,12 @@ def _effective_rank(h: Tensor) -> float:
 
 
 def _neurons(values: Tensor) -> Tensor:
-    """(B, ...) -> (B, neurons) in float64."""
+    """Return the values (B, ...) as a float64 matrix (B, neurons)."""
     return _flat(values).double()
 
 
 def _flat(values: Tensor) -> Tensor:
-    """(B, ...) -> (B, neurons) in the order of the memory, because the order of neurons does not matter."""
+    """Return the values as a matrix (B, neurons), in memory order, because the order of neurons does not matter."""
     if values.ndim < 2 or values.shape[0] < 2:
         raise ValueError(
             f"Statistics need pre-activations (B, ...) of at least two samples, got shape {tuple(values.shape)}."

@@ -1,7 +1,7 @@
 """Statistics of the gradient of a loss with respect to the P parameters w of one layer.
 
-g_b is the gradient of sample b's loss, and g = mean_b g_b the gradient of the mean loss over B >= 2 samples.  Standard
-errors are sampling errors over the batch, by the delta method unless a statistic says otherwise.
+g_b is the gradient of sample b's loss.  g = mean_b g_b is the gradient of the mean loss over B >= 2 samples.  Standard
+errors are sampling errors over the batch, computed by the delta method unless a statistic says otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Summary of one layer's gradients, in float64; the argument of every statistic here.
+    """Summary of one layer's gradients in float64, which every statistic in this module takes as its argument.
 
     ``mean`` (P,): g.  ``weight`` (P,): w.  ``squares`` (B,): |g_b|^2.  ``projections`` (B,): <g_b, g>.
     ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples; sample b is in group b mod G.
@@ -38,7 +38,7 @@ class LayerGradient:
 
     @classmethod
     def of(cls, gradients: Tensor, weight: Tensor) -> Self:
-        """From the gradients g_b (B, P) of all samples and the parameters (P,), with one group per sample."""
+        """Summarize the gradients g_b (B, P) of all samples and the parameters (P,), with one group per sample."""
         g = gradients.double()
         mean, lengths = g.mean(dim=0), g.norm(dim=1, keepdim=True)
         units = g / torch.where(lengths > 0, lengths, 1.0)
@@ -85,7 +85,7 @@ class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRAD
 
 
 class GradientToWeight(Statistic, quantity="gradient_to_weight", of=GRADIENTS):
-    """Ratio of gradient and weights, |g| / |w|; infinite if all weights are 0.
+    """Norm of the gradient divided by the norm of the weights, |g| / |w|; infinite if all weights are 0.
 
     >>> GradientToWeight()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))).value
     0.5
@@ -120,7 +120,7 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
 
         (|sum_b u_b|^2 - M) / (M (M - 1)) with u_b = g_b / |g_b|, over the M samples with a nonzero gradient
 
-    It is 1 if all gradients are parallel, and 0 if they are orthogonal or M < 2.  The standard error is from a
+    The value is 1 if all gradients are parallel, and 0 if all are orthogonal or M < 2.  The standard error comes from a
     delete-a-group jackknife.
 
     >>> round(GradientCosine()(LayerGradient.of(torch.tensor([[3.0, 4.0], [4.0, 3.0]]), torch.ones(2))).value, 6)
@@ -141,10 +141,10 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
 
 
 class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
-    """Squared mean gradient over the variance of one sample's gradient, |g|^2 / (sum_b |g_b - g|^2 / (B - 1)).
+    """|g|^2 divided by the variance of one sample's gradient, sum_b |g_b - g|^2 / (B - 1).
 
-    It is infinite if all gradients are equal.  |g|^2 is biased upward by 1/B of the variance.  Apart from this bias,
-    the inverse is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
+    The value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by 1/B of the variance.  Apart
+    from this bias, 1 / value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
 
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5

@@ -1,4 +1,4 @@
-"""Gradients of per-sample losses with respect to each layer's parameters, reduced while they are computed."""
+"""Gradients of per-sample losses with respect to each layer's parameters, summarized while they are computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradscope.forward.trunk import vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
 
-GROUPS = 8  # of samples, for the jackknife of unit gradients
+GROUPS = 8  # groups of samples in the jackknife over unit gradients
 
 
 def layer_gradients(
@@ -22,15 +22,15 @@ def layer_gradients(
 ) -> dict[str, LayerGradient]:
     """Return the `LayerGradient` of every module that holds trainable parameters, by module name.
 
-    Cost: one forward pass, one backward pass of the mean loss, and one per sample, vectorized.  Memory: ten gradients,
-    and gradients of single samples within a twentieth of the free memory (at least one).
+    Cost: one forward pass, one backward pass of the mean loss, and one vectorized backward pass per sample.  Memory:
+    ten full gradients, and as many per-sample gradients as fit into a twentieth of the free memory (at least one).
 
     Raises:
-        ValueError: No parameter is trainable, the batch has one sample, or the losses depend on no parameter.
+        ValueError: No parameter is trainable, the batch has one sample, or the losses do not depend on any parameter.
         FloatingPointError: A gradient is NaN or Inf; the message names the layer.
     """
     if batch.size < 2:
-        raise ValueError("Gradient statistics compare samples: give a batch of at least two.")
+        raise ValueError("Gradient statistics compare samples, so they need a batch of at least two, got one.")
     modules = dict(model.named_modules())
     owners = owned_parameters(modules)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
@@ -47,7 +47,7 @@ def layer_gradients(
     with state_restored(modules), pulling():  # checkpointed layers run again
 
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
-            """Return gradients (cotangents, P) of each owner in float64, zero where the losses do not depend on it."""
+            """Return the float64 gradients (cotangents, P) by layer, with 0 for parameters that the losses ignore."""
             num, found = len(cotangents), pull_back(recording.end, list(inputs.values()), cotangents)
             known = {key: g.reshape(num, -1) for key, g in zip(inputs, found, strict=True)}
             return {

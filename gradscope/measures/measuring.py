@@ -22,9 +22,9 @@ from gradscope.measures.preactivations import nonlinearity_calls, response, slop
 
 
 class Measure(Protocol):
-    """A statistic of one layer: a pure function that knows the name of its quantity.
+    """A statistic of one layer: a pure function with the attributes ``quantity``, its name in frames, and ``of``.
 
-    ``of`` names its argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
+    ``of`` names the argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
     pre-activations and outputs of the nonlinearity), or ``"gradients"`` (a `gradscope.measures.LayerGradient`).
     A statistic that can be negative also sets ``signed = True``.
 
@@ -73,23 +73,23 @@ def measure(
 
     Arguments:
         model: Any module; it is left exactly as it was.
-        data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` anything.
+        data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` any batch.
         forward: ``(model, batch) -> output``.
-        loss_fn: ``(output, labels) -> (B,)`` losses, one per sample.  The gradient is that of their mean.
+        loss_fn: ``(output, labels) -> losses`` (B,), one per sample.  Gradients are those of the mean loss.
         measures: Statistics to compute (`gradscope.measures`, or your own).  Default: all statistics of
             pre-activations, and with ``loss_fn`` all statistics of gradients.
-        learning_rate: Adds `gradscope.measures.UpdateToWeight` at this rate.
+        learning_rate: If given, `gradscope.measures.UpdateToWeight` is measured too, for this learning rate.
 
     Returns:
-        A tidy frame, one row per measure and call of a nonlinearity (a module of torch.nn), or per measure and module
-        that holds parameters.  ``index`` counts those calls or modules from 1.  ``log10_stderr_sample``, or
-        ``stderr_sample`` for statistics that can be negative, is the sampling error over the batch.
+        A tidy frame.  Each measure has one row per call of a nonlinearity (a module of torch.nn) or, for gradients, per
+        module that holds parameters.  ``index`` counts these calls or modules from 1.  ``log10_stderr_sample`` is the
+        sampling error over the batch; for statistics that can be negative, ``stderr_sample`` replaces it.
 
-    Cost: one forward pass without gradients; for gradients one more, and one backward pass per sample, vectorized.
+    Cost: one forward pass; for gradients a second one, and one vectorized backward pass per sample.
 
     Raises:
-        ValueError: No nonlinearity was called, no parameter is trainable, a gradient measure lacks ``loss_fn``, a
-            ``loss_fn`` without gradient measures would be ignored, or the data are bad.
+        ValueError: No nonlinearity was called, no parameter is trainable, the data are invalid, or only one of
+            ``loss_fn`` and a measure of gradients is given.
         FloatingPointError: A gradient is NaN or Inf; the message names the layer.
 
     >>> import torch
@@ -107,7 +107,7 @@ def measure(
     if learning_rate is not None:
         chosen.append(gradient.UpdateToWeight(learning_rate))
     if not chosen:
-        raise ValueError("measures= is an empty list; leave it out to compute all of them.")
+        raise ValueError("measures= is an empty list; leave out measures= to compute all statistics.")
     if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, RESPONSES, GRADIENTS)]:
         raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes', 'responses' or 'gradients'.")
     of_gradients = [m for m in chosen if m.of == GRADIENTS]
@@ -141,7 +141,7 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
             values[SLOPES] = slopes(module, received)
         if RESPONSES in wanted:
             values[RESPONSES] = received, response(module, received)
-        # The network may run under autocast; statistics of its numbers must not be rounded again.
+        # The network may run under autocast, but the statistics must not: autocast would round them.
         with torch.autocast(received.device.type, enabled=False):
             found.append((name, [m(values[m.of]) for m in measures]))
 
@@ -150,13 +150,13 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
     if not found:
         raise ValueError(
             f"No nonlinearity module was called in {type(model).__name__}: functional calls such as F.relu are not "
-            "seen. Use modules such as nn.ReLU(), or choose measures= of gradients only."
+            "recorded. Use modules such as nn.ReLU(), or choose measures= of gradients only."
         )
     return found
 
 
 def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFrame:
-    """One frame of all measures, one after the other."""
+    """One frame with the rows of all measures, one measure after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
     used, places, names, values = zip(*rows, strict=True)
     index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]

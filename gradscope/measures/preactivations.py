@@ -1,4 +1,4 @@
-"""Inputs of a model's nonlinearities in one forward pass, and the slopes and outputs there."""
+"""Inputs of a model's nonlinearities in one forward pass, with the slopes and outputs at these inputs."""
 
 from __future__ import annotations
 

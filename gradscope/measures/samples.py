@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gradscope.estimates import Estimate
 
-GROUPS = 20  # of a delete-a-group jackknife, whose error has about GROUPS - 1 degrees of freedom
+GROUPS = 20  # groups of the delete-a-group jackknife; the standard error has about GROUPS - 1 degrees of freedom
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """Base of the statistics in this folder; each states in its header what `gradscope.Measure` asks for."""
+    """Base class of the statistics here; each class header sets the attributes that `gradscope.Measure` requires."""
 
     quantity: ClassVar[str]
     of: ClassVar[str]
@@ -28,12 +28,12 @@ class Statistic:
 
 
 def sample_mean(per_sample: Tensor) -> Estimate:
-    """The mean of one number per sample (B,), with its standard error."""
+    """The mean of ``per_sample`` (B,), one number per sample, with its standard error."""
     return influenced(float(per_sample.mean()), per_sample)
 
 
 def influenced(value: float, influences: Tensor) -> Estimate:
-    """``value`` with its standard error by the delta method, std(influences) / sqrt(B), for influences (B,)."""
+    """``value`` with its standard error by the delta method: std(influences) / sqrt(B), one influence per sample."""
     return Estimate(value, float(influences.std(correction=1)) / math.sqrt(len(influences)))
 
 

@@ -1,4 +1,4 @@
-"""Translation symmetry: does a feature map move with its image (equivariance), is an output unchanged (invariance)?
+"""Translation symmetry: do feature maps move with the image (equivariance)?  Are outputs unchanged (invariance)?
 
 Images are (B, C, H, W) with B >= 2.  A shift (dx, dy) moves their content dx pixels to the right and dy pixels down.
 An error of 0 means exact symmetry.  Results are `Estimate`s with the sampling error over images, to first order.
@@ -24,7 +24,7 @@ from gradscope.measures.samples import influenced, sample_mean
 Shift = tuple[int, int]
 
 FILLS = ("zeros", "reflect", "circular")
-GROWTH = 96  # pixels by which images are enlarged to find a stride: a multiple of all usual strides, up to 32
+GROWTH = 96  # pixels by which an image is enlarged to find a stride; a multiple of all usual strides up to 32
 
 
 def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
@@ -35,7 +35,7 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
         fill: What enters at the border: "zeros", "reflect" (the mirrored image), or "circular" (the opposite side).
 
     Raises:
-        ValueError: ``images`` is no batch of images, ``fill`` is unknown, or the shift is as large as an image.
+        ValueError: ``images`` is not a batch of images, ``fill`` is unknown, or the shift is as large as an image.
 
     >>> shifted(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1, 0), fill="circular").flatten().tolist()
     [3.0, 1.0, 2.0]
@@ -64,19 +64,19 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     T moves images by ``shift``.  T' moves maps by ``shift`` divided by the total stride of the module, rounded to whole
     positions (halves toward zero); the rounding contributes to the error.
 
-    Only positions count that the border does not affect: those whose field of view contains no padding and no pixels
-    that the shift brought in.  They are found by sending NaN through the module.
+    The error covers only positions that the border does not affect: their field of view contains no padding and no
+    pixels that the shift brought in.  These positions are found by sending NaN through the module.
 
     Arguments:
-        module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); it is left unchanged.
+        module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
-        circular: Move images and maps on a torus, and count all positions; zero padding then breaks the symmetry.
+        circular: Move images and maps circularly and use all positions; zero padding then breaks the symmetry.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 
     Raises:
-        ValueError: The output is no feature map, its size does not grow with the image, or the border affects all
+        ValueError: The output is not a feature map, its size does not grow with the image, or the border affects all
             positions.  With ``circular``: the size of the images is not the size of the maps times the stride.
 
     >>> images = torch.arange(128.0).reshape(2, 1, 8, 8)
@@ -103,10 +103,10 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Relative change of an output when the image is moved: sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2).
 
-    Compare it with `contrast`: an output that hardly depends on the image changes little for that reason alone.
+    Compare the result with `contrast`: if an output hardly depends on the image, moving the image changes it little.
 
     Arguments:
-        model: Maps images to outputs of any shape (B, ...); it is left unchanged.
+        model: Maps images to outputs of any shape (B, ...); is left unchanged.
         images: (B, C, H, W), at least two.
         shift, fill: As in `shifted`.
 
@@ -141,8 +141,8 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
 def contrast(model: nn.Module, images: Tensor) -> Estimate:
     """Relative distance between the outputs of two different images: sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
 
-    The numerator is estimated without bias, as 2 Tr Cov f.  It is the scale for `invariance_error`: if both are equal,
-    a moved image is as far from itself as from any other image.  It is sqrt(2) if outputs have zero mean, and 0 if all
+    The numerator is estimated without bias, as 2 Tr Cov f.  If `invariance_error` equals the contrast, moving an image
+    changes the output as much as taking another image.  The contrast is sqrt(2) if outputs have zero mean, and 0 if all
     outputs are the same.
 
     Cost: one forward pass.
@@ -196,13 +196,13 @@ def _strides(module: nn.Module, images: Tensor) -> Shift:
             grown = _maps(module, functional.pad(image, borders)).shape[axis] - size[axis]
         except RuntimeError as error:
             raise ValueError(
-                f"{type(module).__name__} takes images of one size only, so its stride cannot be measured; pass the "
-                "part of it before the first linear layer."
+                f"{type(module).__name__} accepts only one image size, so its stride cannot be measured; pass only "
+                "the layers before the first linear layer."
             ) from error
         if grown < 1 or GROWTH % grown:
             raise ValueError(
                 f"{type(module).__name__} has no stride: an image that is larger by {GROWTH} pixels has a map that is "
-                f"larger by {grown}. If it pools over all positions, use invariance_error."
+                f"larger by {grown}. If the module pools over all positions, use invariance_error."
             )
         strides.append(GROWTH // grown)
     return strides[0], strides[1]

@@ -1,4 +1,4 @@
-"""Two small AlexNets for CIFAR-10 whose leaves are named layers: images (B, 3, 32, 32) -> logits (B, num_classes)."""
+"""Two small AlexNets for CIFAR-10 with named layers: images (B, 3, 32, 32) -> logits (B, num_classes)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AlexNetA(_AlexNet):
     """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after all but the last.
 
     Arguments:
-        padding: "same", or "valid" for none (5 x 5 instead of 8 x 8 positions then reach the first linear layer).
+        padding: "same", or "valid" for no padding (then the first linear layer gets 5 x 5 instead of 8 x 8 positions).
         dropout: Probability of dropping a feature between the first two linear layers.
         num_classes: Number of logits.
         init: he, lecun, xavier or orthogonal; biases start at zero.

@@ -34,7 +34,7 @@ INITS = ("auto", *initializers.BY_NAME)
 
 
 class Layer(nn.Module):
-    """``phi(norm(W x))``: a linear map, normalization of the pre-activations without affine map, an activation."""
+    """``phi(norm(W x))``: a linear map, a normalization without affine parameters, and an activation."""
 
     def __init__(self, linear: nn.Linear, activation: str, norm: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Layer(nn.Module):
 class Block(Layer):
     """``skip_weight * x + V phi(norm(W x))``, where W is ``linear`` and V is ``out``.
 
-    The branch ends in a random linear map, so the mean of phi points in another direction in each block.
+    The branch ends in a random linear map, so the mean of phi points in a different direction in each block.
     """
 
     def __init__(self, linear: nn.Linear, out: nn.Linear, activation: str, norm: str, skip_weight: float) -> None:
@@ -76,14 +76,14 @@ class MLP(nn.Module):
     Arguments:
         depth, width: Number of layers or blocks, and their number of features.
         activation: linear, relu, leaky_relu, elu, selu, gelu, silu, tanh or sigmoid.
-        norm: Normalization of the pre-activations without affine map: none, batch or layer, with eps 1e-5.
+        norm: Normalization of the pre-activations, without affine parameters: none, batch or layer; eps is 1e-5.
         residual: none or identity.
         skip_weight: Factor of the skip connection.
         init: Initializer of W: auto (see `gradscope.initializers.auto`), he, lecun, xavier, orthogonal or looks_linear.
-            No activation follows V, stem and head.  They use orthogonal if that is ``init``, otherwise lecun.
+            V, stem and head, which no activation follows, use orthogonal if ``init`` is orthogonal, otherwise lecun.
         weight_variance: sigma_w^2, instead of ``init``: W is Gaussian with variance sigma_w^2 / fan_in.
         bias: Whether linear maps have a bias, which starts at zero.
-        bias_variance: sigma_b^2; if it is positive, biases before an activation start Gaussian with this variance.
+        bias_variance: sigma_b^2; if positive, biases before an activation start as Gaussian numbers of this variance.
         in_features: Features of a flattened sample; ``width`` by default.
         out_features: Features of the head; no head by default.
         generator: Source of the random weights; torch's global generator by default.

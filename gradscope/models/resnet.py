@@ -20,7 +20,7 @@ STAGES = 3
 class ResidualBlock(nn.Module):
     """``relu2(shortcut(x) + norm2(conv2(relu1(norm1(conv1(x))))))``, or without the shortcut if ``residual`` is false.
 
-    The shortcut has no parameters (option A of He et al.): every second position, and zeros for new channels.
+    The shortcut has no parameters (option A of He et al.): subsampled positions, and zeros for new channels.
     """
 
     def __init__(self, conv1: nn.Conv2d, conv2: nn.Conv2d, norm: str, residual: bool) -> None:

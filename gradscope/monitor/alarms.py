@@ -1,4 +1,4 @@
-"""Warnings during training: each kind once per layer."""
+"""Warnings during training, each kind at most once per layer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# LOSS_JUMP: loss over the median of the RECENT steps (at least FEWEST).  WEIGHT_GROWTH: length of weights over that at
-# the start.  EXTREME_LOG10: largest |log10 GSC|.  DEAD: fraction of a layer's units.
+# Limits.  LOSS_JUMP: loss / median of the last RECENT losses, once there are FEWEST.  WEIGHT_GROWTH: length of a
+# layer's weights / their length at the start.  EXTREME_LOG10: |log10 GSC|.  DEAD: fraction of dead units in a layer.
 LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
 WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
@@ -28,11 +28,11 @@ class MonitorWarning(UserWarning):
 
 
 class Alarms:
-    """Warns once of each kind of trouble at each layer, compared with the start of training.
+    """Gives each kind of warning at most once per layer.
 
-    ``first_lengths``: |w| of every layer at the start.  ``fired`` lists (kind, layer, step) of every warning:
-    "vanishing", "exploding", "dead units" and "weight growth" of a layer, "loss jump" and "no loss" of the "loss",
-    "zero output" of the "network", and "nonfinite" of the "loss", the "gradient" or the "probe batch".
+    ``first_lengths``: |w| of every layer at the start of training.  ``fired``: (kind, layer, step) of every warning.
+    The kinds "vanishing", "exploding", "dead units" and "weight growth" have the name of a layer; "loss jump" and "no
+    loss" have "loss" in its place, "zero output" has "network", "nonfinite" has "loss", "gradient" or "probe batch".
     """
 
     def __init__(self, first_lengths: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ class Alarms:
         self.fired: list[tuple[str, str, int]] = []
 
     def loss(self, value: float, step: int) -> None:
-        """Check a finite loss against recent ones; losses that can be negative have no scale and are not checked."""
+        """Compare a finite loss with recent losses, unless one of these is negative: a ratio has no meaning then."""
         recent = self.losses
         if len(recent) >= FEWEST and min(recent) >= 0 and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
             words = f"{value:.4g} after a median of {np.median(recent):.4g}"
@@ -49,7 +49,7 @@ class Alarms:
         self.losses = [*recent[1 - RECENT :], value]
 
     def record(self, frame: pd.DataFrame, step: int) -> None:
-        """Check a record of the monitor; rows of a quantity are in execution order."""
+        """Check a record of the monitor, in which the rows of each quantity are in execution order."""
         found: dict[str, dict[str, float]] = {}
         # Plain lists: selecting rows of the frame per quantity is slower than measuring a small network.
         rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
@@ -63,24 +63,24 @@ class Alarms:
             for layer, length in found.get("weight_norm", {}).items()
             if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first
         }
-        self.together("weight growth", grown, step, lambda value: f"its weights are {value:.3g} times as long")
+        self.together("weight growth", grown, step, lambda n: f"its weights are {n:.3g} times as long as at the start")
 
     def together(self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str]) -> None:
-        """Give one warning for all layers where this is new; it names the worst."""
+        """Give one warning for all layers that newly have this problem; the message names the worst layer."""
         new = {layer: value for layer, value in found.items() if self._new(kind, layer, step)}
         if not new:
             return
         worst = max(new, key=lambda layer: new[layer])
-        others = f"; the same at {len(new) - 1} other layer{'s' * (len(new) > 2)}" if len(new) > 1 else ""
+        others = f"; the same holds for {len(new) - 1} other layer{'s' * (len(new) > 2)}" if len(new) > 1 else ""
         _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
 
     def once(self, kind: str, name: str, step: int, message: str) -> None:
-        """Warn of this kind of trouble at ``name``, unless that was done before."""
+        """Give the warning, unless one of this kind was given for ``name`` before."""
         if self._new(kind, name, step):
             _warn(message)
 
     def known(self, kind: str, name: str) -> bool:
-        """Whether this warning was given before."""
+        """Whether a warning of this kind was given for ``name`` before."""
         return any((kind, name) == fired[:2] for fired in self.fired)
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Alarms:
         for kind, sign in (("vanishing", -1), ("exploding", 1)):
             if not log10_gsc or any(kind == known for known, *_ in self.fired):
                 continue
-            # Of equal values, as below a layer that passes no gradient, name the one nearest to the output.
+            # If layers have equal values, as below a layer that passes no gradient, name the one nearest to the output.
             layer = max(reversed(log10_gsc), key=lambda name: sign * log10_gsc[name])
             if sign * log10_gsc[layer] > EXTREME_LOG10:
                 size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"

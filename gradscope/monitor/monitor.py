@@ -31,12 +31,12 @@ from gradscope.monitor.weights import Weights
 
 STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 MOST_PROBES = 4
-GSC, STATISTICS_ONLY = "every", "statistics_every"  # the two kinds of record, by the argument that sets the period
-LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where a number may not be finite
+GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named like the argument that sets their period
+LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor looks for non-finite numbers
 
 
 class Monitor:
-    """Records GSC and layer statistics while a model trains, and warns of trouble by the name of the layer.
+    """Records GSC and layer statistics while a model trains, and warns of problems; each warning names the layer.
 
         with gs.Monitor(model, data, every=100) as monitor:
             for inputs, labels in loader:
@@ -44,9 +44,9 @@ class Monitor:
                 monitor.step(loss, (inputs, labels))      # before clipping and optimizer.step()
                 optimizer.step()
 
-    Each record is measured on the fixed probe batch ``data``, with the same probe vectors and dropout masks, so that
-    curves are comparable: GSC of every unit (squared convention), statistics of pre-activations of modules, and the
-    statistics of weights, gradients (in ``.grad``) and updates of `gradscope.monitor.weights.Weights`.  GSC is measured
+    Every record uses the fixed probe batch ``data``, the same probe vectors and the same dropout masks, so that records
+    are comparable.  A record contains GSC of every unit (squared convention), statistics of pre-activations, and
+    statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is measured
     in the precision of the parameters, statistics of pre-activations in that of the caller (``torch.autocast``).
 
     Arguments:
@@ -57,28 +57,28 @@ class Monitor:
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
-            that would exceed it is skipped.  None: no limit.
-        loss_fn: ``(output, labels) -> losses``, used to trace non-finite numbers with the batch given to `step`.
+            that would exceed this limit is skipped.  None: no limit.
+        loss_fn: ``(output, labels) -> losses``, run on the batch given to `step` to locate non-finite numbers.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
-        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; elsewhere, where a
-            check waits for the device, at every record and after 50 steps.
-        save_to: Folder for ``nonfinite.pt``: batch and model state when a number is not finite.
+        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; on other devices,
+            which a check has to wait for, at every record and at the latest after 50 steps.
+        save_to: Folder for ``nonfinite.pt``, which holds batch and model state when a number is not finite.
         report: Called with the frame of each record as soon as it is taken.
 
-    When a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If that pass is finite, non-finite gradients only raise a warning: a gradient scaler skips such
-    an update.
+    If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
+    spreads the error.  If the second pass is finite, a non-finite gradient only causes a warning, because a gradient
+    scaler may skip this update.
 
-    Each `MonitorWarning` is given once and listed with its step in ``alarms.fired``: a loss above 5 times the recent
-    median, weights 10 times as long as at the start, GSC beyond 10^6 or below 10^-6, layers with 90 % dead units, and
-    a network whose output is zero.
+    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
+    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, and a network whose output is zero.  Each
+    warning is given once, and ``alarms.fired`` lists it with its step.
 
-    With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` first and
-    clip afterwards.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same calls; each
-    measures its share of the samples, and all ranks hold the merged records.
+    With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
+    `step`, and clip after it.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same
+    calls; each rank measures its share of the samples, and all ranks hold the merged records.
 
     Raises:
-        ValueError: An argument has none of the values above.
+        ValueError: An argument has an invalid value.
 
     >>> import torch
     >>> import gradscope as gs
@@ -135,8 +135,8 @@ class Monitor:
     def step(self, loss: Tensor | float | None = None, batch: Any = None) -> bool:
         """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
 
-        Checks ``loss`` and gradients every ``check_every`` steps.  ``batch``, the inputs or the pair (inputs, labels),
-        is run again to find the first faulty layer when a number is not finite.
+        Checks ``loss`` and gradients every ``check_every`` steps.  If a number is not finite, the first faulty layer is
+        found by a second pass on ``batch``, which is the inputs or the pair (inputs, labels).
         """
         self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1
@@ -155,7 +155,7 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only raise a warning here, because training is over.
+        Non-finite values only cause a warning here, because training is over.
         """
         self._record(self.steps, GSC, strict=False)
         self.schedule.leaves(GSC)
@@ -177,7 +177,7 @@ class Monitor:
 
     @property
     def overhead(self) -> float:
-        """Extra time so far as a fraction of the training time; excludes waiting for a device."""
+        """Extra time so far as a fraction of the training time; time spent waiting for a device is not counted."""
         return self.schedule.overhead
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Monitor:
         return {"steps": self.steps, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore what `state_dict` returned; ``records`` are the frames reported before that step."""
+        """Restore the state that `state_dict` returned; ``records`` are the frames reported before it was saved."""
         self.steps, self._records = state["steps"], list(records or ())
         self.alarms.load_state_dict(state["alarms"])
 
@@ -253,12 +253,12 @@ class Monitor:
         else:
             loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
             scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
-            message += f"a second pass was finite, so the step cannot be traced{loss}{scaled}"
+            message += f"a second pass was finite, so the first faulty layer is unknown{loss}{scaled}"
         message += f"{remark}."
         if updates := now - vital.step:
             message += (
-                f" It was read {updates} {'update' if updates == 1 else 'updates'} later and may have spread to all "
-                "layers: use check_every=1 to read it before the update and name the first layer."
+                f" This value was read {updates} {'update' if updates == 1 else 'updates'} later, so NaN or Inf may be "
+                "in all layers by now: check_every=1 reads every value before the update, and finds the first layer."
             )
         if self.save_to is not None:
             state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}

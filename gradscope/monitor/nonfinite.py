@@ -1,4 +1,4 @@
-"""The first layer that makes NaN or Inf, in the forward or the backward pass."""
+"""Find the first layer that produces NaN or Inf, in the forward or the backward pass."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 
 @dataclass(frozen=True)
 class Fault:
-    """The first layer with NaN or Inf, and its ``direction``: "forward", "backward" or "parameters".
+    """The first layer with NaN or Inf, and where they arise: ``direction`` is "forward", "backward" or "parameters".
 
-    ``before``: the fault lies in code between modules, and this layer is the first to receive it.
+    ``before``: NaN or Inf arise in code outside any module, and this layer is the first to receive them.
 
     >>> import gradscope as gs
     >>> print(gs.Fault("layers.3", "forward"))
@@ -42,19 +42,19 @@ class Fault:
             return f"the parameters of layer {self.layer!r} hold NaN or Inf"
         who = "the loss function" if self.layer == LOSS else f"layer {self.layer!r}"
         if self.before:
-            who = f"code {'before' if self.direction == FORWARD else 'after'} {who}, in no module,"
+            who = f"code outside any module, {'before' if self.direction == FORWARD else 'after'} {who},"
         return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Fault | None:
-    """Return the first layer that makes NaN or Inf in one forward and one backward pass, or None if all is finite.
+    """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if all is finite.
 
-    Reported first is a layer with non-finite parameters; then the first module, in execution order, with finite inputs
-    and a non-finite output; then, going backward from the loss (without ``loss_fn``, from the sum of the outputs), the
-    first module that receives a finite gradient and passes on a non-finite one to its inputs or parameters.  "loss"
-    stands for ``loss_fn``.
+    Faults are sought in this order: (1) a layer with non-finite parameters; (2) in execution order, a module with
+    finite inputs and a non-finite output; (3) going backward from the loss, a module that receives a finite gradient
+    and passes a non-finite one to its inputs or parameters.  Without ``loss_fn``, the sum of the outputs is the loss.
+    A fault of ``loss_fn`` has "loss" as its layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.
@@ -64,7 +64,7 @@ def first_nonfinite(
     device per layer.
 
     Raises:
-        ValueError, TypeError: The data have another form or are not finite; see `gradscope.forward.inputs.as_batch`.
+        ValueError, TypeError: The data have a wrong form or are not finite; see `gradscope.forward.inputs.as_batch`.
 
     >>> import torch
     >>> import gradscope as gs
@@ -90,7 +90,7 @@ def first_nonfinite(
     ):
         differentiable, _ = batch.differentiable()
         output = first_tensor(differentiable.run(model, forward))
-        # The loss is a vertex of its own, to separate the gradient of the output from gradients inside the model.
+        # A non-finite gradient at the output itself is a fault of the loss function, not of the model.
         received = _edges([output])
         loss = output if loss_fn is None else loss_fn(output, batch.labels)
         if listener.first is not None:
@@ -113,7 +113,7 @@ def first_nonfinite(
 
 @dataclass(frozen=True)
 class _Call:
-    """One finished call of a module: edges received and returned, and the number of calls finished when it began."""
+    """One finished call of a module: its input and output edges, and how many calls were finished when it began."""
 
     name: str
     label: str
@@ -130,9 +130,9 @@ class _Call:
 def _first_backward(
     calls: Sequence[_Call], modules: Mapping[str, nn.Module], bad: set[Vertex], spoiled: set[int]
 ) -> Fault | None:
-    """Return, going backward, the innermost call that received a finite gradient and passed on a non-finite one.
+    """Return the fault of the innermost call that received a finite gradient and passed on a non-finite one.
 
-    ``bad``: vertices whose gradient is not finite; ``spoiled``: parameters, by id.
+    The search goes backward.  ``bad``: vertices with a non-finite gradient; ``spoiled``: ids of such parameters.
     """
     times = Counter(call.name for call in calls)
 
@@ -177,7 +177,7 @@ class _Listener:
 
 
 def _edges(values: Sequence[Tensor]) -> dict[Vertex, GradientEdge]:
-    """Return edges by vertex, not tensors, which a later operation in place would change."""
+    """Return the edges by vertex; tensors are not kept, because a later in-place operation could change them."""
     edges = (get_gradient_edge(t) for t in values if t.is_floating_point() and t.requires_grad)
     return {vertex(edge): edge for edge in edges}
 
@@ -198,14 +198,14 @@ class NonFiniteError(FloatingPointError):
 def traced(
     model: nn.Module, batch: Any, probe: Any, *, forward: Forward | None, loss_fn: LossFunction | None
 ) -> tuple[Fault | None, str]:
-    """Return the fault of a second pass on the batch, else on the probe batch, and a remark if the batch failed."""
+    """Return the fault found on the batch, or else on the probe batch, and a remark if the batch could not be run."""
     remark = ""
     if batch is not None:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and loss_fn is None else batch
         try:
             if found := first_nonfinite(model, inputs, forward=forward, loss_fn=loss_fn):
                 return found, ""
-        except Exception as error:  # a failure here must not hide what was seen in training
+        except Exception as error:  # a failure here must not hide the fault in training
             remark = f"; the batch itself could not be run ({error})"
     try:
         return first_nonfinite(model, probe, forward=forward), remark
@@ -214,7 +214,7 @@ def traced(
 
 
 def saved(folder: Path, state: dict[str, Any]) -> str:
-    """Write ``nonfinite.pt`` atomically, one file per rank; returns a sentence with its path or what went wrong."""
+    """Write ``nonfinite.pt`` atomically, one file per rank; return a sentence with its path or what went wrong."""
     rank = f"-rank{torch.distributed.get_rank()}" if parallel() else ""
     path = folder / f"nonfinite{rank}.pt"
     temporary = path.with_suffix(".tmp")

@@ -9,8 +9,8 @@ from statistics import median
 
 Every = int | str
 
-# OTHERS: ordinary steps in the running median.  DIFFERENCES: post-record delays kept.  FEWEST: minimum number before
-# either median is used.
+# OTHERS: how many ordinary steps the running median covers.  DIFFERENCES: how many delays after records are kept.
+# FEWEST: how many values a median needs before it is used.
 OTHERS, DIFFERENCES, FEWEST = 20, 200, 5
 
 
@@ -19,8 +19,8 @@ class Schedule:
 
     The expected cost of a kind of measurement is its mean time so far, plus the median delay of the training step after
     it (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
-    training time.  A measurement that would exceed it is skipped and counted in ``skipped``; the first of each kind
-    never is.
+    training time.  A measurement that would exceed this limit is skipped and counted in ``skipped``.  The first
+    measurement of each kind is never skipped.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Schedule:
             self._longer[kind].append(self._arrived - since - median(self._others))
 
     def checked(self) -> None:
-        """Call when the work of every step is finished."""
+        """Call when the work that the monitor does at every step is finished."""
         self._checks += self.clock() - self._arrived
 
     def allows(self, kind: str) -> bool:
-        """Whether the budget allows one more of this kind; otherwise it is counted as skipped."""
+        """Whether the budget allows one more measurement of this kind; if not, the measurement counts as skipped."""
         if self.max_overhead is None or kind not in self._costs:
             return True
         costs = self._costs[kind]
@@ -78,7 +78,7 @@ class Schedule:
         self._costs.setdefault(kind, []).append(seconds)
 
     def leaves(self, kind: str | None) -> None:
-        """Call when training continues, after a measurement of this kind or none."""
+        """Call when training continues; ``kind`` is the measurement just taken, or None."""
         self._left = kind, self.clock()
 
     @property
@@ -92,6 +92,6 @@ class Schedule:
         return self.spent / max(self.clock() - self._began - self.spent, 1e-12)
 
     def _after(self, kind: str) -> float:
-        """Delay of the step after such a measurement, 0 until it is known."""
+        """Delay of the step after a measurement of this kind; 0 until the delay is known."""
         longer = self._longer[kind]
         return max(0.0, median(longer)) if len(longer) >= FEWEST else 0.0

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-LATE = 50  # steps between two reads where a read waits for the device
+LATE = 50  # steps between two reads if a read has to wait for the device
 
 
 @dataclass(frozen=True)
 class Vital:
-    """Loss and gradient length of one step, None where there is none; the length may overflow in its precision."""
+    """Loss and gradient length of one step, None if missing; the length may overflow in the gradients' precision."""
 
     step: int
     loss: float | None
@@ -22,7 +22,7 @@ class Vital:
 
 
 class Vitals:
-    """Keeps loss and gradient length of every step on the device, and reads them together.
+    """Keeps loss and gradient length of every step on the device, and reads those of several steps together.
 
     ``every``: steps between two reads.  None: every step on a CPU, `LATE` steps elsewhere.
 
@@ -56,7 +56,7 @@ class Vitals:
         return len(self._pending) >= (self.every or (1 if free else LATE))
 
     def read(self) -> list[Vital]:
-        """Return the kept steps since the last read."""
+        """Return loss and gradient length of every step since the last read."""
         pending, self._pending = self._pending, []
         numbers = _together([t for _, *both in pending for t in both if t is not None])
         return [

@@ -20,9 +20,9 @@ from gradscope.norms import plain_norms
 class Weights:
     """Statistics of parameters, gradients and updates of every layer that holds trainable parameters.
 
-    With w and g the P parameters and gradients of one layer: ``weight_norm`` |w|; ``gradient_norm`` |g|,
-    ``gradient_rms`` |g| / sqrt(P), ``gradient_zero_fraction``, ``gradient_to_weight`` |g| / |w|; and
-    ``update_to_weight``, |w - w'| / (n |w|) with w' at the last call, n steps before.  Sums are in float64.
+    w are the P parameters of a layer, g are their gradients, and w' are the parameters n steps before, at the last
+    call.  ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| /
+    |w|, ``update_to_weight`` |w - w'| / (n |w|).  ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
 
     Cost: four passes over all parameters, a copy of them, and four synchronizations with the device.
     """
@@ -39,7 +39,7 @@ class Weights:
     def frame(self, step: int) -> pd.DataFrame:
         """Return a tidy frame, one row per statistic and layer; ``step`` counts the updates before this call.
 
-        NaN is left out; `Monitor` reports it separately.
+        Rows with NaN are left out; `Monitor` reports non-finite numbers separately.
         """
         weights = self.norms()
         columns: dict[str, dict[str, float]] = defaultdict(dict, weight_norm=weights)
@@ -89,10 +89,10 @@ class Weights:
 
 
 def _together(values: Iterable[Tensor]) -> list[float]:
-    """Read numbers from the device together."""
+    """Read all numbers from the device at once."""
     return torch.stack([value.double() for value in values]).tolist()
 
 
 def _ratio(part: float, whole: float) -> float:
-    """Return part / whole, inf where the whole is 0."""
+    """Return part / whole, or inf if the whole is 0."""
     return part / whole if whole else math.inf

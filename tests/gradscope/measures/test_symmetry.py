@@ -183,7 +183,7 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d.*stride"):
         equivariance_error(nn.AdaptiveAvgPool2d(2), images(), (1, 0))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(288, 288, dtype=torch.float64), nn.Unflatten(1, (2, 12, 12)))
-    with pytest.raises(ValueError, match=r"Sequential.*one size"):
+    with pytest.raises(ValueError, match=r"Sequential.*one image size"):
         equivariance_error(fixed, images(), (1, 0))
     with pytest.raises(ValueError, match="circular"):
         equivariance_error(conv(2, 2, 3), images(), (1, 0), circular=True)

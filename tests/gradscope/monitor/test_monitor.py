@@ -304,10 +304,14 @@ def test_the_first_layer_and_its_direction():
     assert gs.first_nonfinite(healthy, (x, y), loss_fn=losses) is None
     found = gs.first_nonfinite(Planted("forward").double(), (x, y), loss_fn=losses)
     assert (found.layer, found.direction, found.before) == ("act2", "forward", True)
-    assert str(found) == "code before layer 'act2', in no module, is the first with NaN or Inf in its forward pass"
+    assert (
+        str(found) == "code outside any module, before layer 'act2', is the first with NaN or Inf in its forward pass"
+    )
     found = gs.first_nonfinite(Planted("backward").double(), (x, y), loss_fn=losses)
     assert (found.layer, found.direction, found.before) == ("act1", "backward", True)
-    assert str(found) == "code after layer 'act1', in no module, is the first with NaN or Inf in its backward pass"
+    assert (
+        str(found) == "code outside any module, after layer 'act1', is the first with NaN or Inf in its backward pass"
+    )
     healthy.second.register_forward_hook(lambda m, args, out: out * math.inf)
     found = gs.first_nonfinite(healthy, (x, y), loss_fn=losses)
     assert (found.layer, found.direction, found.before) == ("second", "forward", False)
@@ -395,7 +399,7 @@ def test_many_layers_in_one_warning(model):
         model.last.weight.mul_(50)
     with pytest.warns(
         gs.MonitorWarning,
-        match=r"weight growth at layer 'second', step 0: its .* times as long; the same at 2 other layers",
+        match=r"weight growth at layer 'second', step 0: its .* times as long .*; the same holds for 2 other layers",
     ):
         monitor.step()
     kinds = sorted((kind, layer) for kind, layer, _ in monitor.alarms.fired if kind == "weight growth")

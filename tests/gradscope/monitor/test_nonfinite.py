@@ -91,7 +91,7 @@ def test_a_gradient_is_traced_to_the_module_that_made_it(place):
     ("model", "words"),
     [
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Tanh(), Root()), nn.Linear(6, 6)), "layer '1.1'"),
-        (lambda: nn.Sequential(nn.Linear(6, 6), Lines(after=True)), "code after layer '1.inner', in no module,"),
+        (lambda: nn.Sequential(nn.Linear(6, 6), Lines(after=True)), "code outside any module, after layer '1.inner',"),
         (lambda: nn.Sequential(nn.Linear(6, 6), Lines(after=False)), "layer '1'"),
         (Twice, "layer 'sqrt'"),
         (Branches, "layer 'two'"),
