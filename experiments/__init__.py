@@ -1,1 +1,1 @@
-"""Experiments: one question a file, readable top to bottom; the only place that knows Hydra."""
+"""Experiments: one question per file, readable from top to bottom.  The package gradscope does not use Hydra."""

@@ -13,12 +13,12 @@ from experiments.archive.collecting import COUNTED, DATA, collect, unreadable
 from experiments.config import command_line
 from gradscope import frames
 
-SHOWN = 5  # of the runs that cannot be read
+SHOWN = 5  # at most this many unreadable runs are printed
 
 
 @dataclass
 class Config:
-    """``results``/``sweep`` is the folder whose runs are collected; ``csv``: also write ``collected.csv``."""
+    """``results``/``sweep`` is the folder whose runs are collected.  ``csv``: write ``collected.csv``, too."""
 
     results: str = "results/runs"
     sweep: str = "measure"

@@ -38,12 +38,12 @@ class Config:
 
     Arguments:
         study: The study to draw (default: the name of the sweep); "all" draws all reference results.
-        sweep: The collected sweep to read (default: that of the study if it was collected, else its reference results).
+        sweep: The collected sweep to read (default: the sweep of the study, or else the study's reference results).
         results: The folder of sweeps.
         reference: The folder of reference results.
         pages: The folder of the pages of studies.
         publish: Also write frame, manifest and figures to ``reference``/``study``, and the page to ``pages``.
-        note: A remark on the data for the page and the titles, such as a recompression of the images.
+        note: A remark on the data for the page and the titles, such as "JPEG-recompressed".
     """
 
     study: str | None = None
@@ -56,7 +56,7 @@ class Config:
 
 
 def read(cfg: Config) -> tuple[Collected, Path]:
-    """The results to draw, from the collected runs or else from the reference results, and the folder for figures."""
+    """The results to draw (the collected runs, or else the reference results), and the folder for the figures."""
     asked = _named(cfg)
     name = study.results(asked)
     runs, published = Path(cfg.results) / (cfg.sweep or name), Path(cfg.reference) / name
@@ -71,7 +71,7 @@ def read(cfg: Config) -> tuple[Collected, Path]:
 
 
 def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Figure]:
-    """The figures of a study or of any sweep.  Prints the claims, growth rates or accuracies."""
+    """The figures of a study or of another sweep.  Prints the claims, growth rates or accuracies."""
     title = sweep_figures.describe(collected)
     if (asked := study.find(name)) is not None:
         terminal.print_claims(claims, f"{asked.question} ({title})")
@@ -98,7 +98,7 @@ def write_png(figure: Figure, path: Path) -> None:
 
 
 def main(cfg: Config) -> None:
-    """Print the findings and write every figure as PNG and SVG; for reference results PNG and the page."""
+    """Print the findings, and write every figure as PNG and SVG; for reference results, write PNG and the page."""
     if cfg.study != ALL:
         _make(cfg)
         return
@@ -110,9 +110,9 @@ def main(cfg: Config) -> None:
 
 
 def every(cfg: Config) -> dict[str, Config]:
-    """A configuration for each study with reference results, and each sweep with some that no study reads."""
+    """One configuration for each study with reference results, and for each sweep whose results no study reads."""
     if cfg.publish or cfg.sweep or cfg.note:
-        raise ValueError("study=all draws the reference results; sweep=, publish= and note= are for one study.")
+        raise ValueError("study=all draws the reference results; use sweep=, publish= and note= with one study only.")
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
     names = {study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own}
     return {name: replace(cfg, study=name, results="") for name in sorted(names)}
@@ -135,7 +135,7 @@ def _make(cfg: Config) -> list[Claim]:
     if cfg.publish:
         output = published
         reference.save(collected, output)
-        collected = reference.load(output)  # figures are drawn from the digits that everybody has
+        collected = reference.load(output)  # draw the figures from the rounded numbers that are published
     asked = study.find(name)
     claims = [] if asked is None else asked.claims(collected)
     figures = drawn(name, collected, claims)

@@ -1,4 +1,4 @@
-"""Files that are written atomically: beside their place, then renamed."""
+"""Files that are written atomically: first under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 

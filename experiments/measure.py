@@ -36,7 +36,7 @@ from gradscope.measures.measuring import PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
-# Small frames are joined when there are more than this: garbage collection visits each of their parts.
+# If there are more small frames than this, they are joined: garbage collection visits every part of every frame.
 MOST_FRAMES = 100
 # The nonlinearity coefficient is exact up to this many cotangents, otherwise estimated from this many random ones.
 NLC_PROBES = 16
@@ -46,7 +46,7 @@ schema.register()
 
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
-    """The profile of one network, and the frame of each kind of measurement; with ``measurement`` only its frame."""
+    """The profile of one network, and one frame per kind of measurement.  ``cfg.measurement`` replaces all of these."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
@@ -78,7 +78,7 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
             random = experiment_seeds.generator(cfg.seed, "matrix")
             matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
-        parts.append(pairs[pairs["target"] != profile.target])  # that column is the profile
+        parts.append(pairs[pairs["target"] != profile.target])  # the profile has the pairs with this target
     return profile, parts
 
 
@@ -106,7 +106,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile | None, pd.DataFrame]:
-    """The last profile, and the joint frame of all ``seeds``, with the configuration as columns.
+    """The profile of the last seed, and one frame for all ``seeds`` with the configuration as columns.
 
     ``seeds``: a list, a number n (0 to n - 1), or null (only ``seed``).
     """

@@ -22,7 +22,7 @@ class LateBar:
 
     @cached_property
     def progress(self) -> Progress:
-        """The bar with one task, created when needed: a short measurement takes not much longer."""
+        """The bar with one task.  The bar is created at its first use, because creating a bar takes time."""
         progress = Progress(
             TextColumn(self.what), BarColumn(),
             MofNCompleteColumn() if self.total > 1 else TextColumn("{task.percentage:3.0f} %"),
@@ -32,7 +32,7 @@ class LateBar:
         return progress
 
     def show(self, done: float, text: str = "") -> None:
-        """Set the total amount done; ``text`` is printed behind the remaining time."""
+        """Set the total amount done; ``text`` is printed after the remaining time."""
         if self.visible:
             if time.monotonic() - self.began > DELAY_SECONDS:
                 self.progress.start()

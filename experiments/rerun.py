@@ -27,9 +27,9 @@ from experiments.runs import FRAMES, METRICS, cpu, provenance
 from gradscope import frames
 
 FRAME, MONITOR = FRAMES
-# The largest difference of a log10 between machines: a float32 sum in another order moves a coefficient by about 1e-5.
+# Allowed difference of a log10 between machines.  A float32 sum in another order changes a coefficient by about 1e-5.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
-# Two training runs drift apart, step by step, once a sum is rounded differently.
+# After the first sum that is rounded differently, two training runs drift apart step by step.
 TRAINING_TOLERANCE = 0.5
 
 Tables = dict[str, pd.DataFrame]
@@ -72,7 +72,7 @@ def again(folder: Path) -> Comparison:
     manifest = read_json(folder / "manifest.json")
     if manifest is None or not {"choices", "config", "hardware", "versions"} <= manifest.keys():
         raise FileNotFoundError(
-            f"{folder} has no complete manifest: it is not the folder of a run, or the run failed or is not done."
+            f"{folder} has no complete manifest: it is not the folder of a run, or the run has failed or is not done."
         )
     trained = "train" in manifest["config"]
     cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
@@ -91,7 +91,7 @@ def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparis
     for name, table in before.items():
         if name not in after:
             raise ValueError(f"The repeated run has no {name}.")
-        # The monitor skips records to keep to its time budget; the repeated run has all of them.
+        # In the first run, the monitor may have skipped records to save time.  The repeated run has all records.
         pair = (table, after[name])
         found += differences(*(recorded_in_both(*pair) if name == MONITOR else pair))
     return Comparison(tuple(found), allowed, why)
@@ -104,7 +104,7 @@ def _tables(folder: Path, *names: str) -> Tables:
 
 
 def _trained_tables(folder: Path) -> Tables:
-    """The tables of a training run; that of the monitor only if it has one."""
+    """The tables of a training run, including the table of the monitor if there is one."""
     return _tables(folder, METRICS, *([MONITOR] if (folder / MONITOR).is_file() else []))
 
 
@@ -137,7 +137,7 @@ def _allowed(manifest: dict[str, Any], cfg: DictConfig, trained: bool) -> tuple[
 
 
 def main(cfg: Config) -> None:
-    """Print the comparison; exit with 1 if the results differ."""
+    """Print the comparison; exit with code 1 if the run is not reproduced."""
     try:
         found = again(Path(cfg.folder))
     except (OSError, ValueError) as error:

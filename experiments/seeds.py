@@ -1,4 +1,4 @@
-"""Random streams, the device, and TensorFloat-32 of a run."""
+"""Random generators, the device, and the TensorFloat-32 setting of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seed_torch(seed: int) -> None:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA if available, else the CPU.  Runs of a sweep take GPUs in turn."""
+    """The device of that name; ``auto`` is CUDA if available, else the CPU.  Runs of a sweep use the GPUs in turn."""
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -38,8 +38,8 @@ def device(name: str) -> torch.device:
 
 
 def tf32(allowed: bool) -> None:
-    """Let CUDA round the factors of float32 products and convolutions to TensorFloat-32, or not."""
-    # Not in a file that is run as ``__main__``: launchers pickle its functions, and cuDNN's module cannot be pickled.
+    """Allow or forbid CUDA to round the inputs of float32 matrix products and convolutions to TensorFloat-32."""
+    # Keep this out of files that run as ``__main__``: launchers pickle those, and cuDNN's module cannot be pickled.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 

@@ -21,14 +21,14 @@ from experiments.archive import collecting
 from experiments.config import command_line
 from experiments.runs import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome
 
-SHOWN = 5  # of the slowest runs, of the errors, and of the runs that cannot be read
-WATCH_SECONDS, WATCH_SHARE = 2.0, 10  # watching takes at most about a tenth of the time
+SHOWN = 5  # largest number of rows in the tables of slowest runs, errors, and unreadable runs
+WATCH_SECONDS, WATCH_SHARE = 2.0, 10  # with --watch, reading takes at most about a tenth of the time
 STATES = (DONE, RUNNING, FAILED, HALF_DONE, MISSING)
 
 
 @dataclass
 class Config:
-    """``results``/``sweep`` is the folder of the sweep; a path works too.  ``watch``: update until nothing changes."""
+    """The sweep's folder is ``results``/``sweep``, or the path ``sweep``.  ``watch``: update until nothing changes."""
 
     sweep: str = "measure"
     results: str = "results/runs"
@@ -37,7 +37,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Progress:
-    """The outcome of each run of a sweep; why done runs could not be collected; and whether a launch is active."""
+    """The outcomes of a sweep's runs, the reasons why done runs were not collected, and whether a launch is active."""
 
     outcomes: list[Outcome]
     unreadable: dict[str, str]
@@ -49,17 +49,17 @@ class Progress:
 
     @property
     def over(self) -> bool:
-        """Whether nothing will change: no run is at work, and no launch has runs left to start."""
+        """Whether nothing will change: no process executes a run, and no launch has runs left to start."""
         return not self.having(RUNNING) and not (self.launched and self.having(HALF_DONE, MISSING))
 
     @property
     def left(self) -> int:
-        """The number of runs that the same command would execute, without those that are running."""
+        """The number of runs that are neither done nor running; the same command would execute these runs."""
         return len(self.having(FAILED, HALF_DONE, MISSING))
 
     @property
     def seconds_left(self) -> float | None:
-        """Remaining time, from the mean time of the done runs and the number of running ones."""
+        """Estimate of the remaining time, from the mean time of the done runs and the number of running ones."""
         seconds = [outcome.status.seconds for outcome in self.having(DONE) if outcome.status is not None]
         running = len(self.having(RUNNING))
         return statistics.fmean(seconds) * (self.left + running) / max(1, running) if seconds else None
@@ -72,7 +72,7 @@ def look(sweep: Path, known: runs.Known | None = None) -> Progress:
         raise FileNotFoundError(f"There is no sweep {sweep}; existing sweeps: {', '.join(others) or 'none'}.")
     outcomes = runs.states(sweep, known=known)
     changed = {outcome.name: outcome.changed for outcome in outcomes}
-    left_out = collecting.unreadable(sweep).items()  # by the last `collect`; a run may have been repeated since
+    left_out = collecting.unreadable(sweep).items()  # by the last `collect`; a run may be newer
     unreadable = {name: why for name, (time_stamp, why) in left_out if changed.get(name) == time_stamp}
     return Progress(outcomes, unreadable, runs.active(sweep))
 

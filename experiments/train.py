@@ -69,7 +69,7 @@ def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
 def monitor_of(
     cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
 ) -> gs.Monitor | None:
-    """The monitor, on the first images of the test set; None if ``monitor.every`` is null."""
+    """The monitor, with the first test images as probe batch; None if ``monitor.every`` is null."""
     if cfg.monitor.every is None:
         return None
     options: dict[str, Any] = OmegaConf.to_container(cfg.monitor, resolve=True)  # type: ignore[assignment]
@@ -82,7 +82,7 @@ def monitor_of(
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
-    """The model on the device.  Numbers of inputs and outputs that are null are those of the data."""
+    """The model on the device.  If its number of inputs or outputs is null, the data determine this number."""
     classes = int(learned.labels.max()) + 1
     needed = {"in_features": learned.images[0].numel(), "out_features": classes}
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
@@ -101,7 +101,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
 def train(
     cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
 ) -> list[Record]:
-    """Train one network from its last checkpoint, if it has one; returns its records, which also go to the folder."""
+    """Train one network, from its last checkpoint if there is one.  Returns the records, also written to ``folder``."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
@@ -126,13 +126,13 @@ def train(
                 interrupted=interrupted,
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
-            if interrupt.args:  # a second Ctrl-C, in the middle of a step, has none
+            if interrupt.args:  # a second Ctrl-C, in the middle of a step, has no text
                 without = " without resume=none and rerun=true" * from_scratch(cfg)
                 outputs.say(f"{interrupt}; the same command{without} resumes from there.")
             raise
         if monitor is not None and monitor.skipped:
             limit = f"monitor.max_overhead={cfg.monitor.max_overhead}"
-            outputs.say(f"Records that the monitor skipped to keep to {limit}: {monitor.skipped}.")
+            outputs.say(f"The monitor skipped {monitor.skipped} records to keep to {limit}.")
     return done
 
 

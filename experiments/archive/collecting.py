@@ -1,4 +1,4 @@
-"""The runs of a sweep as one data set, which is kept up to date."""
+"""Collect the runs of a sweep into one data set, and keep the data set up to date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradscope import frames
 
 DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
-# Keys of the manifest that count runs which are not in the data set, or only in part.
+# Keys of the manifest that count runs which are missing or incomplete in the data set.
 COUNTED = ("failed", "running", "half_done", "missing", "stale", "unreadable")
 # Keys of a manifest that belong to one run only.
 OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
@@ -42,16 +42,16 @@ class _Unread:
     name: str
     changed: int
     why: str
-    stale: bool  # the frame has another schema, else a file is damaged or missing
+    stale: bool  # True: the frame has another schema.  False: a file is damaged or missing.
 
 
 def collect(sweep: Path) -> Collected:
-    """The data set of a sweep, brought up to date by reading new and changed runs only.
+    """The data set of a sweep, brought up to date by reading only new and changed runs.
 
     ``data`` and ``metrics`` are folders of Parquet, partitioned by model; the column ``run`` names the run's folder.
-    The manifest counts runs by their state.  A diverged run is collected up to that step and counts as failed, too.
-    ``stale`` runs, whose frame has another schema, and ``unreadable`` ones, whose files are damaged, are left out; the
-    index holds the reasons.  One process at a time collects a sweep; others wait.
+    The manifest counts runs by their state.  A diverged run counts as failed, but its records are collected.
+    Two kinds of runs are left out: ``stale`` (the frame has another schema) and ``unreadable`` (a file is damaged).
+    The index holds the reasons.  Only one process at a time collects a sweep; others wait.
 
     Raises:
         FileNotFoundError: There is no finished run.
@@ -69,11 +69,11 @@ def _has_result(status: Status) -> bool:
 
 
 def load(sweep: Path) -> Collected | None:
-    """The data set that `collect` wrote last, None if there is none; waits while another process writes it."""
+    """The data set that `collect` wrote last, or None.  Waits while another process is writing the data set."""
     if not (sweep / INDEX).is_file():
         return None
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # on a read-only file system nobody writes
+        with contextlib.suppress(OSError):  # on a read-only file system no process writes
             held.enter_context(runs.locked(sweep, wait=True))
         return _load(sweep)
 
@@ -90,7 +90,7 @@ def _load(sweep: Path) -> Collected | None:
 
 
 def unreadable(sweep: Path) -> dict[str, tuple[int, str]]:
-    """Time stamp and reason of each run that the last `collect` left out, by name."""
+    """Time stamp and reason for each run that the last `collect` left out, by the name of the run."""
     found = (read_json(sweep / INDEX) or {}).get("unread", {})
     return {name: (entry[0], entry[1]) for name, entry in found.items()}
 
@@ -124,7 +124,7 @@ def _collect(sweep: Path) -> Collected:
         what = " and ".join(f"{num} {kind}" for kind, num in kinds.items() if num)
         raise ValueError(
             f"No run of {sweep} can be collected ({what}): {unread[0].name}: {unread[0].why}\n"
-            "The command of the sweep with rerun=true repeats them."
+            "To repeat these runs, run the command of the sweep with rerun=true."
         )
     runs.confirm(sweep)
     if new or index["collected"].keys() != kept:
@@ -147,7 +147,7 @@ def _collect(sweep: Path) -> Collected:
 
 
 def _read(outcome: Outcome) -> _Run | _Unread:
-    # The time stamp was taken before, so a run that is repeated meanwhile will be read again.
+    # The time stamp was taken earlier.  If the run is repeated meanwhile, the next `collect` reads the run again.
     folder, status, changed = outcome.folder, outcome.status, outcome.changed
     assert folder is not None and status is not None
     path = next((folder / name for name in FRAMES if name in status.files), None)
@@ -166,7 +166,7 @@ def _read(outcome: Outcome) -> _Run | _Unread:
 
 
 def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All values of each key in the manifests; nested keys by their path."""
+    """All values of each key in the manifests.  A nested key is given by its path."""
     merged = {key: {json.dumps(value, sort_keys=True): None for value in values} for key, values in distinct.items()}
     for manifest in manifests:
         for path, value in _flat({key: value for key, value in manifest.items() if key not in OF_ONE_RUN}):
@@ -175,7 +175,7 @@ def _merged(distinct: dict[str, Any], manifests: Sequence[dict[str, Any]]) -> di
 
 
 def _together(distinct: dict[str, Any]) -> dict[str, Any]:
-    """One nested manifest: the value of each key where all agree, else the list of values."""
+    """One nested manifest.  A key has one value if all runs agree, else the list of all values."""
     result: dict[str, Any] = {}
     for key, values in distinct.items():
         *parents, last = json.loads(key)
@@ -197,6 +197,6 @@ def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
 def _nothing(sweep: Path, num_failed: int = 0) -> str:
     advice = "measure first, for example python -m experiments.measure -m study=architectures"
     if num_failed:
-        why = f"python -m experiments.status {sweep} says why"
-        advice = f"{num_failed} failed.  {why}; the command of the sweep repeats them."
+        why = f"python -m experiments.status {sweep} prints the errors"
+        advice = f"{num_failed} failed.  {why}; the command of the sweep repeats the failed runs."
     return f"No finished runs under {sweep}: {advice}"

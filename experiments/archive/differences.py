@@ -11,9 +11,9 @@ import pandas as pd
 
 from gradscope import frames
 
-# Columns of training records that measure time, which is not compared.
+# Columns of training records that depend on the speed of the machine.  They are not compared.
 TIMES = ("images_per_second", "seconds")
-# Two rows are the same if they agree in these columns.
+# Two rows belong together if they agree in these columns.
 KEYS = ("step", "seed", "layer", "target", "quantity")
 # Columns that are logarithms or errors of a logarithm.
 LOGARITHMS = ("log10_value", "log10_stderr_probe", "log10_stderr_sample", *frames.OPTIONAL)
@@ -23,7 +23,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A column that differs, the number of its rows that do, and the largest difference of a log10 with its place."""
+    """A column that differs: in how many rows, and the largest difference of a log10 with its place in the table."""
 
     column: str
     num_rows: int
@@ -36,9 +36,9 @@ class Difference:
 
 
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The comparable rows of two frames of a monitor, where ``before`` lacks records that the time budget skipped.
+    """The comparable rows of two frames of a monitor.  ``before`` may lack records, skipped to save time.
 
-    Changes of weights since the last record are left out if that was another one in ``before``.
+    ``update_to_weight`` compares weights with the previous record; it is left out where the previous records differ.
     """
     steps = [np.unique(frame["step"]) for frame in (before, after)]
     previous = [dict(zip(own, [None, *own], strict=False)) for own in steps]
@@ -51,16 +51,16 @@ def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.Data
 
 
 def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
-    """Every common column that is not equal bit for bit; nulls equal nulls, and times are not compared.
+    """All common columns that are not equal bit for bit.  Nulls equal nulls, and times are not compared.
 
-    Differences have the scale of a log10: ``|a - b|`` for logarithms and their errors, and for other numbers
-    ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors.  They are
-    infinite if ``|a - b|`` reaches ``m``, if only one of the two is null or infinite, and for names and counts.
+    A difference has the scale of a log10.  It is ``|a - b|`` for logarithms and their errors.  For other numbers it is
+    ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors.  A difference
+    is infinite if ``|a - b|`` reaches ``m``, if only one of the two is null or infinite, and for names and counts.
     """
     names = [name for name in KEYS if name in before and name in after]
     rows = [frame[names].astype("string").fillna("").reset_index(drop=True) for frame in (before, after)]
     if len(before) != len(after) or not rows[0].equals(rows[1]):
-        raise ValueError(f"The repeated run has other rows: {len(after)} instead of {len(before)}, or other layers.")
+        raise ValueError(f"The repeated run has other rows: {len(after)} rows, not {len(before)}, or other layers.")
     found = []
     for name in before.columns:
         if name in TIMES or name not in after:
@@ -75,7 +75,7 @@ def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
 
 
 def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
-    """The difference of a column, row by row; 0 where it is equal bit for bit."""
+    """The difference of a column in each row; 0 where the two values are equal bit for bit."""
     if not all(pd.api.types.is_float_dtype(frame[name]) for frame in (before, after)):
         words = [frame[name].astype("string").fillna("").to_numpy() for frame in (before, after)]
         return np.where(words[0] == words[1], 0.0, np.inf)
@@ -86,16 +86,16 @@ def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
             distance = np.abs(a - b)
         else:
             distance = -np.log10(np.maximum(0.0, 1.0 - np.abs(a - b) / _scale(name, before, after)))
-        if name == "value":  # the logarithm counts if there is one, also beyond the range of float64
+        if name == "value":  # if there is a logarithm, use it: it is finite even if the value exceeds float64
             logarithms = np.abs(np.subtract(*_numbers("log10_value", before, after)))
             distance = np.where(np.isfinite(logarithms), logarithms, distance)
-    # A difference in the last bit may be too small for float64.
+    # If two values differ in the last bit, the computed distance may be 0.  It must be positive.
     distance = np.where(np.isnan(distance), np.inf, np.maximum(distance, np.finfo(np.float64).tiny))
     return np.where(same, 0.0, distance)
 
 
 def _scale(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
-    """The size that a difference is relative to; a value and its standard error share one."""
+    """The number ``m`` of `differences` for each row; the same for a value and for its standard error."""
     names = ("value", "stderr_sample") if name in ("value", "stderr_sample") else (name,)
     sizes = [np.abs(np.nan_to_num(column)) for key in names for column in _numbers(key, before, after)]
     return np.max(sizes, axis=0)
@@ -106,6 +106,6 @@ def _numbers(name: str, *tables: pd.DataFrame) -> list[Numbers]:
 
 
 def worst(found: Sequence[Difference]) -> Difference:
-    """The largest difference; among equal ones that of the logarithm, then the first of the schema."""
+    """The largest difference.  Among equal ones, ``log10_value`` comes first, then the order of the schema."""
     order = list(dict.fromkeys(("log10_value", *frames.SCHEMA)))
     return max(found, key=lambda one: (one.largest, -order.index(one.column) if one.column in order else -len(order)))

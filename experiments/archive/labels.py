@@ -18,7 +18,7 @@ NETWORK = "network"
 def network_keys(frame: pd.DataFrame) -> list[str]:
     """The configuration columns in which the networks of a sweep differ, without seeds and steps.
 
-    Keys that some networks lack, classes, ``data`` and ``model`` are left out if the other columns determine them.
+    Keys that some networks lack, ``_target_``, ``data`` and ``model`` are left out if other columns determine them.
     """
     own = [name for name in frame.columns if name not in (*frames.SCHEMA, "seed", "step", "run")]
     networks = frame[own].drop_duplicates()
@@ -27,7 +27,7 @@ def network_keys(frame: pd.DataFrame) -> list[str]:
     classes = [name for name in varying if name.endswith(f".{CLASS}")]
     for name in dict.fromkeys([*holes, *classes, "data", "model"]):
         rest = [other for other in varying if other != name]
-        needed = name == "model" and any(other in holes for other in rest)  # it says why others have no such key
+        needed = name == "model" and any(other in holes for other in rest)  # the model explains why some lack a key
         if name in varying and rest and not needed:
             values = networks.groupby(rest, dropna=False, observed=True)[name].nunique(dropna=False)
             varying = rest if (values == 1).all() else varying
@@ -63,7 +63,7 @@ def _short(key: str) -> str:
 
 
 def in_words(key: str, values: pd.Series) -> pd.Series:
-    """The label with its key, ``norm=batch``, of each row."""
+    """The label of each row together with its key, such as ``norm=batch``."""
     names = labeled(values.to_frame(key), [key])[key]
     short = _short(key)
     return names.where(names.str.startswith(f"{short}="), f"{short}=" + names)
@@ -79,12 +79,12 @@ def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def network_name(labels: Iterable[object]) -> str:
-    """The name ``relu+batch`` for ("relu", "batch"); the word none is left out unless it is the only one."""
+    """The name of a network, such as ``relu+batch``.  Labels "none" are left out, unless there are no others."""
     return "+".join(str(value) for value in labels if value != "none") or "none"
 
 
 def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The table with a column ``network``; names contain the keys if they would be ambiguous without."""
+    """The table with a column ``network``.  If names without keys would be ambiguous, the names contain the keys."""
     parts = labeled(table, keys)
     networks = parts.drop_duplicates()
     names = networks.apply(network_name, axis=1)

@@ -1,6 +1,6 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
-``data.csv`` holds the columns that vary from row to row; those constant for the study or for a model are in
+``data.csv`` holds the columns that vary from row to row.  Columns that are constant, at least within each model, are in
 ``manifest.json``.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds the records of training.
 """
 
@@ -30,7 +30,7 @@ DATA, METRICS = "data.csv", "metrics.csv"
 
 
 def save(collected: Collected, folder: Path) -> None:
-    """Write all files; logarithms with four decimals, numbers with ten digits, records with six, errors with two."""
+    """Write all files: logarithms with 4 decimals, values with 10 digits, training records with 6, errors with 2."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = collected.frame.drop(columns=list(frames.OPTIONAL), errors="ignore")
     config = [name for name in frame.columns if name not in frames.SCHEMA and name != "model"]
@@ -40,7 +40,7 @@ def save(collected: Collected, folder: Path) -> None:
     own = [name for name in varying if (by_model[name].nunique(dropna=False) == 1).all()]
     models = {str(model): {name: _plain(rows[name].iloc[0]) for name in own} for model, rows in by_model}
     rows = frame.drop(columns=[*constants, *own])
-    # A value is only needed if it has no logarithm.
+    # A value is stored only if its row has no logarithm.
     rows["value"] = rows["value"].where(rows["log10_value"].isna())
     rows = rows.drop(columns=[name for name in SPARSE if rows[name].isna().all()])
     for name, digits in FORMATS.items():
@@ -49,7 +49,7 @@ def save(collected: Collected, folder: Path) -> None:
     written(folder / DATA, lambda temporary: rows.to_csv(temporary, index=False))
     columns = {"constant": constants, "by_model": models}
     write_json(folder / "manifest.json", {**collected.manifest, "columns": columns})
-    if (metrics := collected.metrics) is not None:  # identified by the keys of the network and the seed
+    if (metrics := collected.metrics) is not None:  # the keys of the network and the seed identify a row
         table = metrics[[name for name in (*labels.network_keys(frame), "seed", *RECORDED) if name in metrics]]
         written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 

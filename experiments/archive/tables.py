@@ -1,6 +1,6 @@
-"""Tables of many runs as one: a folder of Parquet, partitioned by model; the column ``run`` names the run's folder.
+"""One table for many runs: a folder of Parquet files, partitioned by model.  Column ``run``: name of the run's folder.
 
-Everything is read by Arrow, because pandas takes eight times as long to read a small file.
+Arrow reads all files, because pandas takes eight times as long to read a small file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WITHOUT_NULLS = [name for name in frames.COLUMNS if name not in frames.NULLABLE 
 
 
 def read_part(path: Path, run: str) -> pa.Table:
-    """The table of one run; a ValueError if it is not a complete Parquet file, or has no column ``model``."""
+    """The table of one run.  ValueError if the file is not complete Parquet or has no column ``model``."""
     return _of_run(pq.ParquetFile(path), run)
 
 
 def read_frame(path: Path, run: str) -> pa.Table:
-    """The tidy frame of one run, checked like `frames.load` in a tenth of the time."""
+    """The tidy frame of one run, checked as in `frames.load`, but in a tenth of the time."""
     file = pq.ParquetFile(path)
     frames.check_version(frames.version_of(file.schema_arrow), path)
     table = _of_run(file, run)
@@ -61,14 +61,14 @@ def _of_run(file: pq.ParquetFile, run: str) -> pa.Table:
 
 
 def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
-    """Replace the data set by the rows of the runs in ``kept`` and the new parts, by renames (see `recover`)."""
+    """Write a data set of the old rows of runs in ``kept`` and the new parts.  `recover` undoes a killed update."""
     recover(folder)
     before = [_table(folder)] if folder.is_dir() else []
     old_rows = [table.filter(pc.is_in(table[RUN], pa.array(sorted(kept), table[RUN].type))) for table in before]
     tables = [table for table in (*old_rows, *parts) if len(table)]
     temporary, old = _part(folder), _old(folder)
     if tables:
-        # One chunk: each would become a row group of its own, which makes files of many runs slow to read.
+        # Without `combine_chunks`, each run would become a row group, and files with many row groups are slow to read.
         pq.write_to_dataset(_together(tables).combine_chunks(), temporary, partition_cols=[MODEL])
     if folder.is_dir():
         folder.rename(old)
@@ -78,7 +78,7 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Restore the data set before a killed update; one with unreadable files is removed, to be collected again."""
+    """Restore the data set after a killed update.  If files are unreadable, remove it; it is then collected again."""
     shutil.rmtree(_part(folder), ignore_errors=True)
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)
@@ -96,7 +96,7 @@ def load(folder: Path) -> pd.DataFrame | None:
 
 
 def _together(tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows.  A key that only some models have is null for the others; mixed types become strings."""
+    """The rows of all tables.  Columns that a table lacks are null there; columns of mixed types become strings."""
     with contextlib.suppress(pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.concat_tables(tables, promote_options="permissive")
     types: dict[str, set[pa.DataType]] = {}

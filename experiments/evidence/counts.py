@@ -1,8 +1,8 @@
 """Proportions of runs and medians over runs, with 95 % intervals that assume nothing about the distribution.
 
-Runs of one cell (one network at one learning rate, say) resemble each other, so whole cells are resampled (cluster
-bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8). The interval is the
-union with that of independent runs, because the bootstrap finds no spread where all runs agree.
+Runs of one cell (such as one network at one learning rate) resemble each other, so whole cells are resampled (cluster
+bootstrap: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application, section 3.8). If all runs agree,
+the bootstrap finds no spread, so its interval is joined with the interval for independent runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESAMPLES = 2000
 
 
 def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray:
-    """How often each run is drawn when cells are resampled with replacement, (RESAMPLES, runs); ``cells`` by run."""
+    """How often each run is drawn if cells are resampled, shape (RESAMPLES, runs). ``cells``: the cell of each run."""
     codes, names = pd.factorize(np.asarray(cells))
     num = len(names)
     times = generator.multinomial(num, np.full(num, 1 / max(num, 1)), size=RESAMPLES)
@@ -31,20 +31,20 @@ def draws(cells: npt.ArrayLike, *, generator: np.random.Generator) -> FloatArray
 
 
 def interval(resampled: FloatArray) -> tuple[float, float]:
-    """The middle 95 % of the resampled values that are not NaN; the whole line if all are NaN."""
+    """The middle 95 % of the resampled values that are not NaN; (-inf, inf) if all are NaN."""
     known = resampled[np.isfinite(resampled)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (-math.inf, math.inf)
     return float(low), float(high)
 
 
 def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
-    """``over / under``, NaN where ``under`` is zero."""
+    """``over / under``; NaN where ``under`` is zero."""
     return np.divide(over, under, out=np.full(len(over), math.nan), where=under > 0)
 
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs with the 95 % interval of Wilson, widened to ``resampled`` for runs in cells."""
+    """``count`` of ``num`` runs, with Wilson's 95 % interval. For runs in cells, it is joined with ``resampled``."""
 
     count: int
     num: int
@@ -52,12 +52,12 @@ class Part:
 
     @property
     def value(self) -> float:
-        """NaN without runs."""
+        """The proportion; NaN without runs."""
         return self.count / self.num if self.num else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval of the proportion, in 0..1; all of it without runs."""
+        """The interval of the proportion; 0 to 1 without runs."""
         if not self.num:
             return 0.0, 1.0
         found = stats.binomtest(self.count, self.num).proportion_ci(method="wilson")
@@ -80,7 +80,7 @@ class Part:
 
 
 def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
-    """The proportion of True in ``which``, one per run. Runs in cells need ``drawn`` of `draws`, (resamples, runs)."""
+    """The proportion of runs for which ``which`` is True. For runs in cells, ``drawn`` is the result of `draws`."""
     array = np.asarray(which, dtype=bool)
     resampled = None
     if drawn is not None and len(array):
@@ -108,7 +108,7 @@ class Median:
 
 
 def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
-    """The median of values, one per run; NaN if there are none. Runs in cells need ``drawn`` of `draws`."""
+    """The median of values, one per run; NaN without values. For runs in cells, ``drawn`` is the result of `draws`."""
     unsorted = np.asarray(values, dtype=np.float64)
     order = np.argsort(unsorted, kind="stable")
     array, num = unsorted[order], len(unsorted)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of ``num`` independent values with its 95 % interval of Student's t; infinite for a single value.
+    """The mean of ``num`` independent values with its 95 % interval by Student's t; infinite for a single value.
 
-    A comparison returns True where the whole interval agrees, False where the whole interval disagrees, else None.
+    A comparison returns True if the whole interval agrees, False if the whole interval disagrees, else None.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Mean:
         return self.between(wanted - tolerance, wanted + tolerance)
 
     def __format__(self, form: str) -> str:
-        """``1.471 (1.462 to 1.480)``; without an interval where there is one seed."""
+        """The mean with its interval, such as ``1.471 (1.462 to 1.480)``; one seed has no interval."""
         form = form or ".4g"
         if not math.isfinite(self.high - self.low):
             return f"{self.value:{form}} (one seed)"
@@ -65,7 +65,7 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The mean of independent values, one per seed; ``comparisons`` intervals hold together at 95 % (Bonferroni)."""
+    """The mean of independent values, one per seed. ``comparisons`` intervals hold jointly at 95 % (Bonferroni)."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
@@ -76,7 +76,7 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
 
 
 def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The geometric mean of positive values, one per seed; the interval is that of `mean` for their logarithms."""
+    """The geometric mean of positive values, one per seed: `mean` of the logarithms, transformed back."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not (array > 0).all():
         raise ValueError(f"A geometric mean needs positive numbers, got {array.tolist()}.")
@@ -86,14 +86,14 @@ def geometric_mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
 
 
 def errors(means: Sequence[Mean]) -> npt.NDArray[np.float64]:
-    """Distances from the means to the ends of their intervals, shape (2, n), as ``xerr`` and ``yerr`` want them."""
+    """Distances from the means to the ends of their intervals, of shape (2, n), for ``xerr`` or ``yerr``."""
     return np.array([[one.value - one.low, one.high - one.value] for one in means]).T
 
 
 def errorbars(
     ax: Axes, places: npt.ArrayLike, means: Sequence[Mean], *, horizontal: bool = False, **style: Any
 ) -> None:
-    """Draw means with their intervals at ``places`` of the x axis, or of the y axis if ``horizontal``."""
+    """Draw means with their intervals at ``places`` on the x axis, or on the y axis if ``horizontal``."""
     values = [one.value for one in means]
     if horizontal:
         ax.errorbar(values, places, xerr=errors(means), **style)

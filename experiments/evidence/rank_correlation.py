@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-# All n! orders are computed for up to nine pairs (362 880), else RANDOM ones.
+# Up to MOST pairs, the test uses all n! orders (362 880 for nine pairs); for more pairs, RANDOM random orders.
 MOST, RANDOM = 9, 9999
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's ``value`` in -1..1 of ``num`` pairs, and the two-sided ``p``."""
+    """Spearman's rank correlation of ``num`` pairs: its ``value`` in -1..1, and the two-sided p-value ``p``."""
 
     value: float
     p: float
@@ -24,10 +24,10 @@ class RankCorrelation:
 
 
 def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> RankCorrelation:
-    """Spearman's rank correlation of x and y, both (n,), with its two-sided p, which is exact for n of at most nine.
+    """Spearman's rank correlation of x and y, both of shape (n,), with its two-sided p-value (exact up to n = 9).
 
-    p is twice the smaller of two proportions of the pairings: those whose correlation is at least the observed one, and
-    those whose correlation is at most the observed one.
+    The p-value is twice the smaller of two proportions: pairings with at least the observed correlation, and pairings
+    with at most the observed correlation.
     """
     a, b = (tuple(stats.rankdata(np.asarray(values, dtype=np.float64)).tolist()) for values in (x, y))
     if len(a) != len(b) or len(a) < 3:
@@ -39,7 +39,7 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> RankCorrelation:
 
 @cache
 def _of_ranks(x: tuple[float, ...], y: tuple[float, ...]) -> RankCorrelation:
-    # Sums of products of ranks are exact in floating point, so equal correlations compare equal.
+    # Sums of products of ranks have no rounding error, so equal correlations compare equal.
     found = stats.permutation_test(
         (np.array(x),), lambda order, axis: (order * np.array(y)).sum(axis=axis), permutation_type="pairings",
         vectorized=True, n_resamples=math.factorial(MOST) if len(x) <= MOST else RANDOM, rng=np.random.default_rng(0),

@@ -43,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What `experiments.studies.NAME.STUDY` must provide; NAME is that of its configuration in conf/study.
+    """What `experiments.studies.NAME.STUDY` must provide. NAME is also the name of a configuration in conf/study.
 
     The texts are Markdown. In ``use``, ``method`` and ``how_sure`` a field such as ``{model.depth}`` stands for that
     key of the configuration, and ``{num_seeds}`` for the number of seeds.
@@ -54,12 +54,12 @@ class Study:
         use: What the reader can do with the answer.
         method: What is measured and how, with formulas and references.
         how_sure: What the error bars cover, and what the answer does not cover.
-        claims: What was claimed, with the verdicts of the data.
+        claims: The claims of the study, each with the verdict of the data.
         figures: Figures by file name; the first one illustrates the answer.
         captions: A caption for every figure of the page, by name. Its first sentence is the alternative text.
         details: Tables, and sentences for which the answer has no room.
-        results: The sweep whose runs are read, if it does not have the name of the study.
-        condensed: What is kept of the collected runs; needed where every step is a row.
+        results: The sweep whose runs are read, if its name is not the name of the study.
+        condensed: Reduces the collected runs to what the study reads; needed if every training step has its own rows.
     """
 
     question: str
@@ -97,15 +97,15 @@ def results(name: str) -> str:
 
 
 def reader(name: str) -> str:
-    """The study that reads the runs of the sweep ``name``; ``name`` itself if there is none."""
+    """The study that reads the runs of the sweep ``name``; ``name`` itself if there is no such study."""
     return name if name in names() else next((other for other in names() if results(other) == name), name)
 
 
 def condensed(name: str, collected: Collected) -> Collected:
-    """What the study keeps of its collected runs."""
+    """The collected runs, reduced to what the study reads."""
     return asked.condensed(collected) if (asked := find(name)) else collected
 
 
 def evenly(depth: int, num: int) -> list[int]:
-    """Indices of ``num`` equally spaced layers out of ``depth``, ending with the last; all if there are fewer."""
+    """Indices of ``num`` equally spaced layers out of ``depth``, ending with the last; at most all layers."""
     return [-(-depth * n // num) - 1 for n in range(1, num + 1)] if num < depth else list(range(depth))

@@ -10,15 +10,15 @@ MOST_EXTRA = 3
 
 
 def listed(values: Iterable[object], last: str = "and") -> str:
-    """``a``, ``a and b``, ``a, b and c``, with ``last`` before the last one; "none" of nothing."""
+    """The values as ``a``, ``a and b`` or ``a, b and c``, with ``last`` instead of "and"; "none" without values."""
     words = [f"{one:g}" if isinstance(one, float) else str(one) for one in values]
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "none"
 
 
 def span(low: float, high: float, form: str) -> tuple[str, str]:
-    """``1.462 to 1.480`` and the format of these ends.
+    """The interval in words, such as ``1.462 to 1.480``, and the number format of its ends.
 
-    Digits are added to ``form`` until the ends differ. If `MOST_EXTRA` digits do not separate them, the words say so.
+    Digits are added to ``form`` until the ends differ. If `MOST_EXTRA` digits are too few, the words are "no spread".
     """
     digits = re.search(r"\.(\d+)", form)
     assert digits, f"A format needs a number of digits, got {form!r}."
@@ -42,7 +42,7 @@ def told(
 ) -> str:  # fmt: skip
     """One sentence for each verdict that occurs, in this order. ``{}`` in a sentence is replaced by the names.
 
-    Names that are pairs are grouped by the first: ``selu (wider, residual)``.
+    Names that are pairs are grouped by their first part: ``selu (wider, residual)``.
     """
     parts = []
     for verdict, sentence in {True: supported, False: contradicted, None: undecided}.items():

@@ -29,7 +29,7 @@ def predictable(row: pd.Series) -> bool:
 
 
 def profile(row: pd.Series) -> mf.Prediction:
-    """The prediction for the configuration of one network."""
+    """The mean-field prediction for the network of one row."""
     phi = mf.as_activation(str(row["activation"]))
     variance = row.get("weight_variance")
     variance = mf.standard_variance(phi) if pd.isna(variance) else float(variance)
@@ -40,12 +40,12 @@ def profile(row: pd.Series) -> mf.Prediction:
 
 @cache
 def _predicted(layer: mf.LayerSpec, depth: int, batch_size: int) -> mf.Prediction:
-    """Cached, because batch normalization takes half a second and several tables and figures need it."""
+    """Cached: a prediction with batch normalization takes half a second, and several tables and figures need it."""
     return mf.predict([layer] * depth, batch_size=batch_size)
 
 
 def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Predicted log10 GSC to the output, one row per layer, of each network of ``keys`` that the theory covers."""
+    """Predicted log10 GSC to the output of each network that the theory covers, one row per layer."""
     parts = []
     for _, group in frame.groupby(list(keys), sort=False, observed=True, dropna=False):
         row = group.iloc[0]
@@ -57,7 +57,7 @@ def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def rate(row: pd.Series) -> float:
-    """Predicted growth rate per layer over the half nearer the output; NaN if the theory does not cover the network."""
+    """Predicted growth rate per layer over the half of the layers nearer the output; NaN without a prediction."""
     if not predictable(row):
         return math.nan
     log10_gsc = profile(row).log10_gsc
@@ -66,11 +66,11 @@ def rate(row: pd.Series) -> float:
 
 
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Growth rate of each network, fitted to log GSC averaged over seeds, with an interval from their spread.
+    """Growth rate of each network, fitted to the mean of log GSC over seeds; the interval is from their spread.
 
     One row per combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the farthest layer
-    with its standard error over seeds, and the rate of theory.  A network with too few layers for a rate has NaN, and
-    its verdict is the reason.
+    with its standard error over seeds, and the rate of theory.  If a network has too few layers for a rate, the rate is
+    NaN and the verdict is the reason.
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []

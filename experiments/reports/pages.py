@@ -15,22 +15,22 @@ from experiments.evidence.words import listed, table
 from experiments.files import written
 
 LEGEND = (
-    "Number of claims of each study that its data support or contradict, or cannot decide. Identities are theorems, "
-    "tested up to rounding. They check the code, so they are counted separately."
+    "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
+    "theorems, tested up to rounding. They check the code, so they are counted separately."
 )
 DENIED = "Claims that the data contradict, each followed by what was measured."
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
 GLOSSARY = """
 - **GSC**, the gradient scale coefficient ([formula](../../README.md#what-is-measured)), is qm(J)² ‖f_k‖² / ‖f_l‖².
-  A small random relative change of layer k arrives at layer l with its square multiplied by GSC, on average. GSC is 1
-  where relative changes keep their size. Gradients explode where GSC grows with depth. Part of the literature uses the
-  square root, whose logarithms are half as large.
+  Layer k changes by a small random relative amount; GSC is the factor by which the square of this amount has grown at
+  layer l, on average. If relative changes keep their size, GSC is 1. If GSC grows with depth, gradients explode. Part
+  of the literature uses the square root of GSC, which has half the logarithm.
 - **Mean field** ([theory](../theory.md)) is the computed behavior of a network of infinite width with random weights.
 - **NLC**, the nonlinearity coefficient ([formula](../../README.md#what-is-measured)), is 1 for an affine map and grows
   with the nonlinearity of the whole network.
-- **Probes** ([estimates](../estimates.md)) are random vectors that estimate the length of a Jacobian where the exact
-  computation is too expensive.
+- **Probes** ([estimates](../estimates.md)) are random vectors. They serve to estimate the Frobenius norm of a Jacobian
+  if the exact computation is too expensive.
 """
 CORES = 2
 
@@ -46,7 +46,7 @@ def write(
 def page(
     name: str, asked: Study, collected: Collected, claims: Sequence[Claim], figures: Sequence[tuple[str, str]]
 ) -> str:
-    """The page: answer and first figure, use, method, and folded details; ``figures`` are pairs of name and path."""
+    """The text of a page: answer, first figure, use, method, folded details.  ``figures``: pairs of name and path."""
     shown = [_figure(asked, *figure) for figure in figures]
     counts = (f"{number} {word}" for word, number in _counts(claims).items() if number)
     return _joined(
@@ -73,7 +73,7 @@ def _joined(*parts: str) -> str:
 
 
 def filled(text: str, collected: Collected) -> str:
-    """``text`` with ``{model.depth}`` replaced by the value of that key of the configuration, or by all its values."""
+    """``text`` with each field, such as ``{model.depth}``, replaced by the value (or all values) of this key."""
     config = collected.manifest.get("config", {})
 
     def value(field: re.Match[str]) -> str:
@@ -89,7 +89,7 @@ def filled(text: str, collected: Collected) -> str:
 
 
 def _all(value: Any) -> list[Any]:
-    """The sorted values of a key of the manifest, which holds a list where runs differ."""
+    """The sorted values of one entry of the manifest.  The entry is a list if the runs differ."""
     return sorted(value) if isinstance(value, list) else [value]
 
 
@@ -123,7 +123,7 @@ def write_index(studies: Mapping[str, tuple[str, Sequence[Claim]]], folder: Path
 
 
 def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
-    """The list of all studies, by name with question and claims: links, counts of verdicts, and contradicted claims."""
+    """The index: links, counts of verdicts, and contradicted claims.  ``studies``: question and claims by name."""
     linked = {f"[{name}]({name}.md)": found for name, found in studies.items()}
     counts = [[link, *_counts(claims).values()] for link, (_, claims) in linked.items()]
     denied = [_item(link, claim) for link, (_, claims) in linked.items() for claim in claims if claim.holds is False]
@@ -147,7 +147,7 @@ def _origin(name: str, collected: Collected) -> str:
     hardware = manifest["hardware"]
     threads = listed(_all(hardware["num_threads"]), "or")
     facts = [
-        f"{manifest['runs']} runs, {manifest['seconds']:.0f} s of one process",
+        f"{manifest['runs']} runs, {manifest['seconds']:.0f} s in total",
         f"{hardware.get('cpu', hardware['machine'])}, {threads} {'thread' if threads == '1' else 'threads'} per run"
         if hardware["gpu"] is None
         else str(hardware["gpu"]),
@@ -166,7 +166,7 @@ def _origin(name: str, collected: Collected) -> str:
 
 
 def _duration(manifest: Mapping[str, Any]) -> str:
-    """The time of all runs on two cores; runs with one thread are executed two at a time."""
+    """The time of all runs on two cores in words.  Runs with one thread are executed two at a time."""
     busy = max(_all(manifest["hardware"]["num_threads"]))
     minutes = round(manifest["seconds"] * min(busy, CORES) / CORES / 60)
     return f"about {minutes} {'minute' if minutes == 1 else 'minutes'}" if minutes else "less than a minute"

@@ -1,4 +1,4 @@
-"""Figures of any sweep: all that its frame has data for."""
+"""Figures for any sweep: every figure for which the frame has data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ LABEL_WIDTH = 28  # characters of an axis label of a small panel
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """All figures that the frame has data for, by name.
+    """All figures for which the frame has data, by name.
 
-    The first of ``keys`` is shown by color and the second by dash; more than two are joined into one label.  Too many
-    networks for one plot are drawn in panels, one per value of a key, with their growth rates in a separate figure.
+    The first of ``keys`` is shown by color and the second by dash; more than two are joined into one label.  If there
+    are too many networks for one plot, each value of a key gets a panel, and the growth rates get a separate figure.
     """
     if set(keys) == {"weight_variance", "bias_variance"}:
         return {"phase_diagram": _phases(frame, growth, title)}
@@ -52,7 +52,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
     by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
     roles: dict[str, Any] = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
-    # Labels get columns of their own, because the theory needs the values.
+    # The labels are new columns, because the theory needs the columns with the values.
     frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
     if named:
@@ -70,7 +70,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
 
 
 def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
-    """Curves in panels, by color, column, row and dash, keys with most values first; none if there are too many."""
+    """Curves in panels.  Color, column, row and dash show the keys, most values first; {} if there are too many."""
     counts = frame[keys].nunique(dropna=False).sort_values(ascending=False, kind="stable")
     roles = dict(zip(map(str, counts.index), MOST, strict=False))
     if len(keys) > len(MOST) or any(counts[key] > MOST[role] for key, role in roles.items()):
@@ -122,12 +122,12 @@ def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
         plots.theory(predicted, shown, ax=ax, hue_order=list(frame[shown[0]].unique()))
-    ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate a layer, verdict' if notes else ''}", fontsize=10)
+    ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate per layer, verdict' if notes else ''}", fontsize=10)
     return figure
 
 
 def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
-    """Predicted rates over the plane of variances, with the measured networks on it."""
+    """Predicted rates as background over the plane of both variances, with the measured networks as points."""
     activation = str(frame["activation"].iloc[0])
     weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
     biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
@@ -152,7 +152,7 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
 
 
 def _matrices(profile: pd.DataFrame, title: str) -> Figure:
-    """One heat map per network, on one color scale."""
+    """One heat map per network, all with the same color scale."""
     limit = float(profile.groupby([labels.NETWORK, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
     draw_one = partial(plots.matrix, limits=(-limit, limit), colorbar=False)
     title = f"{title}; mean over {profile['seed'].nunique()} seeds"
@@ -162,13 +162,13 @@ def _matrices(profile: pd.DataFrame, title: str) -> Figure:
 
 
 def add_colorbar(figure: Figure, low: float, high: float, shrink: float) -> None:
-    """Add the color bar that the heat maps of GSC of a figure share."""
+    """Add one color bar for all GSC heat maps of a figure."""
     colors = ScalarMappable(Normalize(low, high), cmap=plots.DIVERGING)
     figure.colorbar(colors, ax=figure.axes, label=plots.LABELS["gsc"], shrink=shrink)
 
 
 def spread(frame: pd.DataFrame) -> str:
-    """A phrase that says what lines and bands show."""
+    """A phrase for titles that says what lines and bands show."""
     seeds = frame["seed"].nunique()
     return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
 
@@ -187,7 +187,7 @@ def panels(
     frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, in_a_row: int, size: tuple[float, float],
     margin: float = 0, notes: Mapping[str, str] | None = None, fontsize: int = 10, sharey: bool = False,
 ) -> Figure:  # fmt: skip
-    """One panel of ``size`` inches per ``network``, named after it with its note, at most ``in_a_row`` per row."""
+    """One panel of ``size`` inches per ``network``, at most ``in_a_row`` per row; titles: the network and its note."""
     networks = list(frame[labels.NETWORK].unique())
     columns = min(in_a_row, len(networks))
     rows = -(-len(networks) // columns)

@@ -1,4 +1,4 @@
-"""Tables for the terminal: one measured network, the growth rates or accuracies of a sweep, claims of a study."""
+"""Tables for the terminal: one measured network, growth rates or accuracies of a sweep, or claims of a study."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", 
 
 
 def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
-    """Print one row per layer: log10 GSC, its standard errors, statistics; without a profile one row per quantity."""
+    """Print one row per layer: log10 GSC, standard errors, statistics.  Without a profile: one row per quantity."""
     console = Console()
     if profile is None:
         console.print(_quantities(frame))

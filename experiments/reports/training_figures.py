@@ -1,4 +1,4 @@
-"""Figures of trained networks: one panel per network, on one scale per figure."""
+"""Figures of trained networks: one panel per network.  All panels of a figure have the same scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Fi
         "gsc_before_after": panels(frame, plots.before_after, f"{title}; {band}", sharey=True),
         "gradient_norms": panels(
             frame, partial(plots.over_steps, quantity="gradient_norm"),
-            f"{title}; gradient of each layer's parameters, {spread}{' of its logarithm' if seeds > 1 else ''}",
+            f"{title}; gradient norm of each layer's parameters, {spread.replace('mean', 'geometric mean')}",
         ),
     }  # fmt: skip
 
@@ -38,7 +38,7 @@ def _learning(metrics: pd.DataFrame, title: str) -> Figure:
     figure.suptitle(title, fontsize=10)
     tested = metrics[metrics["test_accuracy"].notna()] if "test_accuracy" in metrics else metrics[:0]
     if tested.empty:
-        right.text(0.5, 0.5, "no run came to its first test", ha="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "no run reached its first test", ha="center", transform=right.transAxes)
     else:
         plots.learning(metrics, "test_accuracy", hue="network", ax=right)
         final = tested.groupby(["network", "seed"], observed=True)["test_accuracy"].last()

@@ -221,7 +221,7 @@ def test_figures_of_a_network_that_died_beside_one_that_did_not():
     frame = pd.concat([with_zeros().assign(network="alive"), dead], ignore_index=True)
     metrics = pd.DataFrame({"step": [1, 2] * 2, "seed": 0, "train_loss": 1.0, "network": ["alive"] * 2 + ["dead"] * 2})
     drawn = training_figures.draw(frame, metrics, "title")  # the run was stopped before its first test
-    assert "no run came to its first test" in [text.get_text() for text in drawn["learning"].axes[1].texts]
+    assert "no run reached its first test" in [text.get_text() for text in drawn["learning"].axes[1].texts]
     alive, gone = drawn["gsc_over_training"].axes[:2]
     assert np.isfinite(alive.collections[0].get_clim()).all()
     assert alive.collections[0].get_clim() == gone.collections[0].get_clim()
