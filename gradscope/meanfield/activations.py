@@ -81,10 +81,10 @@ NAMED: dict[str, Activation] = {
 
 
 def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activation:
-    """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned as it is).
+    """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned unchanged).
 
     A callable is differentiated by central differences of sixth order, with an error of about 1e-9.  Its ``kinks``
-    must be given, because no difference may reach across one.
+    must be given, because a difference must not reach across a kink.
 
     Raises:
         ValueError: The name is unknown; or the callable is not elementwise, or not finite on [-8, 7]; or ``kinks``
@@ -128,7 +128,7 @@ def _difference(function: Function, kinks: tuple[float, ...]) -> Function:
         reach, side = np.full(h.shape, np.inf), np.zeros(h.shape)
         for kink in kinks:
             reach = np.minimum(reach, np.abs(h - kink))
-            # Very close to a kink, rounding spoils central differences: use a one-sided one that points away from it.
+            # Very close to a kink, rounding spoils central differences: use one-sided ones that point away from it.
             side = np.where(np.abs(h - kink) < 4e-4, np.where(h >= kink, 1.0, -1.0), side)
         own = np.clip(reach / 4, 1e-7, step)
         middle = sum(c * function(h + k * own) for k, c in zip(range(-3, 4), central, strict=True)) / own

@@ -1,14 +1,14 @@
 """Batch normalization at finite batch size B in a wide network: exact expectations over a sphere.
 
 The pre-activations of one neuron over the batch are an exchangeable Gaussian vector of length B.  Normalization maps
-it to y = sqrt(B) e.  Here e is uniform on the unit sphere of the B - 1 dimensions that sum to zero, whatever the
-variance and correlation were.  Let G be the centering matrix, D = diag phi'(y) and P = G - e e^T.  A squared gradient
-then grows backward through the layer by
+this vector to y = sqrt(B) e.  Whatever the variance and the correlation were, e is uniform on a unit sphere: that of
+the B - 1 dimensions of vectors with sum zero.  Let G be the centering matrix, D = diag phi'(y) and P = G - e e^T.
+A squared gradient then grows backward through the layer by the factor
 
     sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]    if gradients sum to zero over the batch,
-    sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]                if they are independent (in the last layer).
+    sigma_w^2 / (s^2 (B - 3)) E Tr[P D^2]                if gradients are independent (in the last layer).
 
-s^2 is the variance of a pre-activation minus its covariance between samples, and E[1 / chi^2_{B-1}] = 1 / (B - 3).
+s^2 is the variance of a pre-activation minus its covariance between samples.  B - 3 is 1 / E[1 / chi^2_{B-1}].
 See Yang et al. (2019), "A mean field theory of batch normalization", arXiv:1902.08129.
 """
 

@@ -1,4 +1,4 @@
-"""Critical initializations, at which gradients neither explode nor vanish, and the gain for any other growth."""
+"""Critical initializations, at which gradients neither explode nor vanish, and the gain for a requested growth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradscope.meanfield.quadrature import FloatArray
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """Variances sigma_w^2 and sigma_b^2 with the requested chi_1, and the fixed point q* of the length there.
+    """Variances sigma_w^2 and sigma_b^2 that give the requested chi_1, and the fixed point q* that they give.
 
     >>> critical_point("linear")
     CriticalPoint(weight_variance=1.0, bias_variance=0.0, length=1.0)
@@ -33,8 +33,8 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
     """The point where chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] equals ``chi``, for a given bias variance.
 
     All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
-    homogeneous activation (ReLU, linear) is critical at every length, and q* = 1 is returned.  Other activations are
-    then critical only as q* -> 0, where sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
+    homogeneous activation (ReLU, linear) has such a point at every length, and q* = 1 is returned.  Without biases,
+    most other activations have one only as q* -> 0, where sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, or there is no such point.
@@ -51,7 +51,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
         raise ValueError(f"chi must be a positive number, got {chi!r}.")
 
     def bias(log_q: float) -> float:
-        """Bias variance with this fixed point of the length, divided by the length."""
+        """The bias variance for which the length has the fixed point exp(log_q), divided by exp(log_q)."""
         q = math.exp(log_q)
         return 1 - chi / float(slope_moment(phi, q)) * float(second_moment(phi, q)) / q
 
@@ -104,7 +104,7 @@ def critical_line(
 
 
 def weight_gain(activation: ActivationLike, rate: float = 1.0, bias_variance: float = 0.0) -> float:
-    """The gain g at which squared gradients grow by ``rate`` per layer.
+    """The gain g at which squared gradients grow by the factor ``rate`` per layer.
 
     Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
 
@@ -134,7 +134,7 @@ class PhaseDiagram:
 def phase_diagram(
     activation: ActivationLike, weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike
 ) -> PhaseDiagram:
-    """chi_1 and q* for all pairs of variances: gradients explode where chi_1 > 1 (chaos) and vanish below (order).
+    """chi_1 and q* for all pairs of variances.  Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).
 
     Cost: about 60 evaluations of the length map on the whole grid.
 

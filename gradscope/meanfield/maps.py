@@ -86,7 +86,7 @@ class MeanField:
     def fixed_length(self, start: float = 1.0) -> float:
         """The stable fixed point q* of the length map that iteration from ``start`` reaches.
 
-        It is 0 if lengths vanish, and ``start`` if every length is a fixed point.
+        The result is 0 if lengths vanish, and ``start`` if every length is a fixed point.
 
         Raises:
             ValueError: Lengths grow without bound.
@@ -153,7 +153,7 @@ class DepthScales:
     """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
 
     ``gradient``: xi = -1 / ln chi_1, negative if gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, the depth
-    over which two inputs stay distinguishable.  ``lengths``: xi_q.  All are infinite at criticality.
+    over which two inputs stay distinguishable.  ``lengths``: xi_q.  xi and xi_c are infinite if chi_1 = 1.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())
@@ -169,7 +169,7 @@ class DepthScales:
     lengths: float
 
     def trainable_depth(self, multiple: float = 6.0) -> float:
-        """Largest depth that trains, ``multiple`` * xi_c; Schoenholz et al. (2017) found a multiple of about 6."""
+        """Largest trainable depth, ``multiple`` * xi_c; Schoenholz et al. (2017) found a multiple of about 6."""
         return multiple * self.correlations
 
 

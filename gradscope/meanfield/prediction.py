@@ -1,4 +1,4 @@
-"""Predictions for every layer of a wide network, from the first on, instead of the asymptotic rate alone."""
+"""Mean-field predictions for each single layer of a wide network; `gsc_rate` gives only the asymptotic rate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gradscope.meanfield.rates import NORMS
 class LayerSpec:
     """One layer f_l = phi(norm(W f_{l-1} + b)), or one residual block skip f_{l-1} + V phi(norm(W f_{l-1} + b)).
 
-    It is a block if ``branch_variance`` is given.  A weight of W has variance ``weight_variance`` / fan_in, and one of
-    V ``branch_variance`` / fan_in.  A block without W, skip f_{l-1} + V phi(norm(f_{l-1})), has ``weight_variance`` 1.
-    `LayerSpec.of` also accepts names of activations, and checks its arguments.
+    With ``branch_variance`` the spec describes a block.  Weights have variance ``weight_variance`` / fan_in in W and
+    ``branch_variance`` / fan_in in V.  For a block without W, skip f_{l-1} + V phi(norm(f_{l-1})), set
+    ``weight_variance`` to 1.  `LayerSpec.of` checks its arguments, and accepts the names of activations.
 
     >>> LayerSpec.of("relu", 2.0, norm="batch").activation.name
     'relu'
@@ -54,7 +54,7 @@ class LayerSpec:
 class Prediction:
     """Mean-field predictions for the input and the L layers of a network, as `predict` returns them.
 
-    ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer to the last one, reduction "batch".
+    ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer for the last layer as target, reduction "batch".
     ``mean_square`` (L + 1,): mean square of an entry.  ``correlation`` (L + 1,): correlation between samples.
     ``preactivation_variance`` (L,): variance q of W f + b, before any norm.  ``preactivation_std`` and
     ``sign_diversity`` (L,): of the input of the nonlinearity, as `gradscope.measures` defines them.
@@ -78,15 +78,15 @@ def predict(
 
     Arguments:
         layers: From the first to the last.
-        batch_size: With batch normalization gradients depend on it, and it must be much smaller than the width.
-            Otherwise only ``preactivation_std`` and ``sign_diversity`` do.
+        batch_size: With batch normalization, gradients depend on it; it must then be much smaller than the width.
+            Without batch normalization, only ``preactivation_std`` and ``sign_diversity`` depend on it.
         mean_square: Mean square of an entry of the input.
         correlation: Correlation between two inputs, in [-1, 1].
 
     Cost: a few milliseconds per layer.
 
     Raises:
-        ValueError: There are no layers, an argument is out of its range (``batch_size`` starts at 2, and at 4 with
+        ValueError: There are no layers, an argument is out of its range (``batch_size`` must be at least 2, or 4 with
             batch normalization), or lengths leave the range of float64.
 
     >>> block = LayerSpec.of("relu", 2.0, norm="batch", branch_variance=1.0)
@@ -118,7 +118,7 @@ def predict(
 
 
 class _Step(NamedTuple):
-    """One layer: its mean square, its covariance, its pre-activation, and the backward growth of a squared gradient."""
+    """Predictions for one layer: mean square, covariance, pre-activation, backward growth of a squared gradient."""
 
     mean_square: float
     covariance: float
@@ -160,7 +160,7 @@ def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool)
 
 
 def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
-    """E min(P, B - P) / B for P positive of B samples N(m, own) with m ~ N(0, shared); given m, P is binomial."""
+    """E min(P, B - P) / B, where P of B samples N(m, own) are positive; m is N(0, shared); given m, P is binomial."""
     if own <= 0:
         return 0.0
     counts = np.arange(batch_size + 1)

@@ -12,14 +12,14 @@ Function = Callable[[FloatArray], FloatArray]
 
 # Gaussians are cut off at this many standard deviations, which leaves out less than 1e-22 of their mass.
 REACH = 10.0
-# Panels end at EVERY, in standard deviations, and at BENDS, values of the argument where activations bend.
+# Panels end at the points EVERY (in standard deviations) and BENDS (arguments at which activations bend).
 EVERY, BENDS = (-6.0, -3.0, 3.0, 6.0), (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 QUARTERS = tuple(k / 4 for k in range(-3, 4))
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def panels(breaks: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights (..., 32 (k - 1)) of Gauss-Legendre quadrature, two panels between sorted breaks (..., k)."""
+    """Gauss-Legendre nodes and weights (..., 32 (k - 1)): two panels between neighbors of sorted breaks (..., k)."""
     left, right = breaks[..., :-1, None], breaks[..., 1:, None]
     edges = left + (right - left) * np.array([0, 0.5, 1])
     half = (edges[..., 1:] - edges[..., :-1]) / 2
@@ -31,7 +31,7 @@ def panels(breaks: FloatArray) -> tuple[FloatArray, FloatArray]:
 def gaussian(
     function: Function, scale: npt.ArrayLike = 1.0, kinks: Sequence[float] = (), shift: npt.ArrayLike = 0.0
 ) -> FloatArray:
-    """The expectation E[function(shift + scale z)] for z standard normal, one for each entry of ``scale``, ``shift``.
+    """The expectation E[function(shift + scale z)] over standard normal z, for each entry of ``scale`` and ``shift``.
 
     ``kinks`` are the points where the function is not smooth.  The relative error is about 1e-12 for functions that
     grow moderately.  Cost: 512 evaluations, plus 32 per kink.
@@ -45,7 +45,7 @@ def gaussian(
 
 
 def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
-    """Nodes and weights for E[f(z)] with z standard normal, split at ``breaks``, each of ``shape``."""
+    """Nodes and weights for E[f(z)] over standard normal z; panels end at ``breaks``, arrays of shape ``shape``."""
     ends = [np.full(shape, end) for end in (-REACH, *EVERY, REACH)] + [np.clip(b, -REACH, REACH) for b in breaks]
     z, w = panels(np.sort(np.stack(ends, axis=-1), axis=-1))
     return z, w * np.exp(-np.square(z) / 2) / np.sqrt(2 * np.pi)
@@ -54,7 +54,7 @@ def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[
 def gaussian_pair(
     first: Function, second: Function, scale: float, correlation: float, kinks: Sequence[float] = ()
 ) -> float:
-    """The expectation E[first(u) second(v)] for normal u, v of standard deviation ``scale`` and this correlation.
+    """The expectation E[first(u) second(v)] for normal u and v with deviation ``scale`` and the given correlation.
 
     The relative error is about 1e-10.
 
@@ -80,8 +80,8 @@ def sphere_pair_nodes(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Nodes (s, t) and weights for two coordinates of a uniform point on the unit sphere of R^dimension.
 
-    t = correlation s + sqrt(1 - correlation^2) s', where s' is a coordinate orthogonal to s.  Angles parametrize both;
-    panels end where s or t meets a kink.  ``dimension`` is at least 3.
+    t = correlation s + sqrt(1 - correlation^2) s', where s' is a coordinate orthogonal to s.  Angles parametrize s and
+    s'; panels end where s or t meets a kink.  ``dimension`` is at least 3.
     """
 
     def split(cosines: FloatArray) -> FloatArray:

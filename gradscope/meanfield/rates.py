@@ -1,4 +1,4 @@
-"""Numbers of a wide network: growth of GSC per layer (squared convention), NLC, and the spread of gradients."""
+"""Predictions for a wide network: growth of GSC per layer (squared convention), NLC, and the spread of gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradscope.meanfield.quadrature import gaussian
 
 NORMS = ("none", "layer", "batch")
 
-# sigma_w^2 = 2 of He's initialization; all other activations have the 1 of LeCun's.
+# Activations with He's weight variance, sigma_w^2 = 2.  All other activations have LeCun's, which is 1.
 STANDARD_VARIANCE = {"relu": 2.0, "leaky_relu": 2.0, "elu": 2.0, "gelu": 2.0, "silu": 2.0}
 
 
@@ -21,7 +21,7 @@ def gsc_rate(
     activation: ActivationLike, norm: str = "none", batch_size: float | None = None, q: float | None = None, *,
     weight_variance: float | None = None, bias_variance: float = 0.0,
 ) -> float:  # fmt: skip
-    """The growth factor of GSC per layer, away from the target, for h_l = W phi(norm(h_{l-1})) + b at infinite width.
+    """The growth factor of GSC per layer toward the input, for h_l = W phi(norm(h_{l-1})) + b at infinite width.
 
         none:   chi_1(q) q / q' with q' = sigma_w^2 E[phi^2] + sigma_b^2; without biases q E[phi'^2] / E[phi^2]
         layer:  E[phi'^2] / (E[phi^2] + sigma_b^2 / sigma_w^2) at q = 1
@@ -29,7 +29,7 @@ def gsc_rate(
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.
-        norm: Normalization of the pre-activations, without affine map: none, layer or batch.
+        norm: Normalization of the pre-activations, without affine parameters: none, layer or batch.
         batch_size: Batch size for norm "batch"; infinite by default.
         q: Variance of the pre-activations for norm "none"; by default the fixed point that lengths reach from 1.
         weight_variance: sigma_w^2; by default `standard_variance`.
@@ -69,8 +69,8 @@ def residual_rate(branch_rate: float, dilution: float) -> float:
     """The growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for a branch of rate r and dilution k.
 
     k = |skip| / |branch| is a ratio of lengths, not the weight of the skip connection.  The law holds if skip and
-    branch are orthogonal in value and in Jacobian, for example if a random linear map ends the branch.  The excess over
-    1 shrinks by the factor k^2 + 1.
+    branch are orthogonal in value and in Jacobian, for example if the branch ends in a random linear map.  The skip
+    divides the difference r - 1 by k^2 + 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.
@@ -107,7 +107,7 @@ def elementwise_nlc(activation: ActivationLike, q: float = 1.0) -> float:
 
 
 def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float = 0.0) -> float:
-    """The NLC of a wide network on inputs of mean square ``q`` and ``correlation`` between samples.
+    """The NLC of a wide network on inputs with mean square ``q`` and the given correlation between samples.
 
         NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L)
 
@@ -137,8 +137,8 @@ def log_gradient_variance(activation: ActivationLike, width: float, q: float = 1
     """The variance that one layer of width n adds to ln |J^T v|^2, over Gaussian weights, for a fixed cotangent v.
 
     To first order in 1 / n it is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.
-    Variances of all layers add up.  ln |J^T v|^2 is then normal, with a mean that is lower by half of their sum.  It
-    bounds the variance of ln GSC, which averages over directions and samples.
+    The variances of all layers add up.  ln |J^T v|^2 is normal, and its mean lies below ln E |J^T v|^2 by half of the
+    sum.  The sum is an upper bound for the variance of ln GSC, because GSC averages over directions and samples.
 
     Raises:
         ValueError: ``width`` is below 1.

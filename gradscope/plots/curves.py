@@ -27,14 +27,14 @@ def profile(
     frame: pd.DataFrame, *, hue: str | None = None, style: str | None = None,
     notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with log10 GSC of every layer to the last target, against the number of layers in between.
+    """Axes with log10 GSC from every layer to the last target, against the number of layers between the two.
 
-    Lines are means over the runs with the same hue and style; bands are one standard deviation between them.
+    Lines are means over the runs with the same hue and style; bands are one standard deviation between these runs.
 
     Arguments:
-        frame: Tidy frame; rows of quantity "gsc" to the last target of each run are drawn.
+        frame: Tidy frame; its rows of quantity "gsc" for the last target of each run are drawn.
         hue, style: Columns that determine the color and the dashes of a curve.
-        notes: Text to add to a curve's label, for example a verdict, by its values of hue and style.
+        notes: Texts to add to the labels of curves, such as verdicts; the keys are a curve's values of hue and style.
         ax: Where to draw; a new figure by default.
 
     Raises:
@@ -53,7 +53,7 @@ def profile(
 
 
 def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Axes with log10 GSC to the last target for a network of few layers, with layers in execution order, by name.
+    """Axes with log10 GSC to the last target, against named layers in execution order; for networks of few layers.
 
     Bands are one standard deviation between runs.  For a single run, error bars are the sampling error over the batch.
 
@@ -71,7 +71,7 @@ def named_profile(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order: Sequence[object] = ()) -> Axes:
-    """The Axes of `profile` with predicted log10 GSC added, as thin lines with markers in the network's color.
+    """The Axes of `profile`, with thin lines and markers of predicted log10 GSC added in the network's color.
 
     Arguments:
         predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
@@ -134,9 +134,9 @@ def statistic(
     frame: pd.DataFrame, quantity: str, *, log10: bool = False, hue: str | None = None, style: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with a statistic of each layer, such as "sign_diversity", against its index from the input.
+    """Axes with a statistic of each layer, such as "sign_diversity", against the layer's index from the input.
 
-    Arguments and errors are those of `profile`.  With ``log10``, its logarithm is drawn if it is finite.
+    Arguments and errors are those of `profile`.  With ``log10``, the logarithm is drawn wherever it is finite.
 
     >>> import torch, gradscope as gs
     >>> frame = gs.measure(gs.models.MLP(depth=3, width=8), torch.randn(16, 8))
@@ -156,9 +156,9 @@ def statistic(
 def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Axes with the growth rate of each network, its 95 % interval and its verdict.
 
-    Crosses are theory.  The vertical line is rate 1, where coefficients neither grow nor shrink.  ``growth`` has one
-    row per network, from top to bottom, with columns ``network``, ``theory`` (may be null), and ``rate``, ``rate_low``,
-    ``rate_high`` and ``verdict`` of `gradscope.Growth`.
+    Crosses show theory.  The vertical line marks rate 1, where coefficients neither grow nor shrink.  ``growth`` has
+    one row per network, from top to bottom.  Its columns are ``network``, ``theory`` (may be null), and ``rate``,
+    ``rate_low``, ``rate_high`` and ``verdict`` as in `gradscope.Growth`.
 
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
     >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))
@@ -186,7 +186,7 @@ def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def _error_bars(rows: pd.DataFrame) -> list[pd.Series]:
-    """Distances from the rates down and up to the ends of their intervals."""
+    """Distances from each rate to the lower and to the upper end of its interval."""
     return [(rows["rate"] - rows["rate_low"]).clip(lower=0), (rows["rate_high"] - rows["rate"]).clip(lower=0)]
 
 
@@ -194,7 +194,7 @@ def _curves(
     rows: pd.DataFrame, x: str, y: str, hue: str | None, style: str | None, ax: Axes | None,
     marker: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with mean lines and bands of one standard deviation; a few lines are labeled at their ends."""
+    """Axes with mean lines and bands of one standard deviation; if there are few lines, each is labeled at its end."""
     ax = axes(ax)
     sns.lineplot(
         rows, x=x, y=y, hue=hue, style=style, errorbar="sd" if num_runs(rows) > 1 else None, linewidth=1.8, ax=ax,

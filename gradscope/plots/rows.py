@@ -18,7 +18,7 @@ LABELS = {
     "depth_from_output": "layers between $f_k$ and the target",
     "index": "layer, from the input",
 }
-DIVERGING = "vlag"  # red and blue around white; works for common kinds of color blindness, and in gray by lightness
+DIVERGING = "vlag"  # red and blue around white; readable with common kinds of color blindness, and in gray
 MAX_NAMED_LAYERS = 24
 
 
@@ -28,7 +28,7 @@ def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2)) -> Axes:
 
 
 def name_layers(ax: Axes, rows: pd.DataFrame, **text: Any) -> None:
-    """Put the layers' names at their indices on the x axis, and draw the line GSC = 1 of log10 GSC."""
+    """Write the name of each layer at its index on the x axis, and draw the line GSC = 1, where log10 GSC is 0."""
     names = rows.drop_duplicates("index").sort_values("index")
     ax.set_xticks(names["index"], names["layer"], rotation=60, ha="right", rotation_mode="anchor", **text)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
@@ -36,7 +36,7 @@ def name_layers(ax: Axes, rows: pd.DataFrame, **text: Any) -> None:
 
 
 def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """The rows of one quantity; if there are none, ValueError with the quantities that the frame has."""
+    """The rows of one quantity.  If there are none, a ValueError lists the quantities of the frame."""
     rows = frame[frame["quantity"] == quantity]
     if rows.empty:
         known = ", ".join(map(repr, frame["quantity"].unique()))
@@ -45,7 +45,7 @@ def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def num_runs(rows: pd.DataFrame) -> int:
-    """The number of seeds."""
+    """The number of seeds; 1 if the rows have no column ``seed``."""
     return int(rows["seed"].nunique()) if "seed" in rows else 1
 
 
@@ -61,13 +61,13 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
 
 
 def thinned(names: pd.Series) -> list[str]:
-    """The names with all but every n-th empty, so that at most `MAX_NAMED_LAYERS` are left."""
+    """The names, of which all but every n-th are replaced by "", so that at most `MAX_NAMED_LAYERS` remain."""
     step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))
     return [name if number % step == 0 else "" for number, name in enumerate(names)]
 
 
 def spread_apart(heights: npt.ArrayLike, gap: float) -> list[float]:
-    """The heights of labels, moved apart until neighbors differ by at least ``gap``, in the same order."""
+    """The heights of labels in the given order, moved apart until neighbors differ by at least ``gap``."""
     values = np.asarray(heights, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     moved = values[order]

@@ -25,14 +25,14 @@ def evolution(
     frame: pd.DataFrame, quantity: str = "gsc", *, limits: tuple[float, float] | None = None, colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with a heat map of log10 of a quantity, mean over runs: layers from input (top) to output, against steps.
+    """Axes with a heat map of a quantity's log10, averaged over runs: layers from input (top) to output, against steps.
 
-    Zeros are black, with a legend.
+    Zeros are black, and a legend says so.
 
     Arguments:
         frame: Records of a monitor.
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
-        limits, colorbar, ax: As in `gradscope.plots.matrix`; limits are symmetric by default for GSC only.
+        limits, colorbar, ax: As in `gradscope.plots.matrix`; by default, limits are symmetric only for GSC.
 
     Raises:
         ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
@@ -47,7 +47,7 @@ def evolution(
     values = table.to_numpy()
     low, high = limits or finite_limits(values, symmetric=quantity == "gsc")
     colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
-    # Values outside of the given limits are moved to the ends of the scale, so that only zeros are below it.
+    # Values outside the given limits are moved to the ends of the scale, so that only zeros lie below the scale.
     inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
     edges = _edges(table.columns.to_numpy(dtype=np.float64))
     shown = ax.pcolormesh(edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high)
@@ -64,8 +64,8 @@ def evolution(
 def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
-    Lines are means over the runs in which GSC is not zero; bands are one standard deviation.  The legend counts the
-    layers where GSC is zero in some run.
+    At each layer, the line is the mean over the runs in which GSC is not zero, and the band is one standard deviation.
+    The legend counts the layers where GSC is zero in at least one run.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
     >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
@@ -93,10 +93,10 @@ def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) -> Axes:
-    """Axes with a quantity of every layer against steps, on a logarithmic scale; geometric mean over runs.
+    """Axes with one line per layer: the geometric mean of a quantity over runs, on a logarithmic scale, against steps.
 
-    Layers differ in color (dark at the input) and markers, and have their names at the right end.  A line has a gap
-    where the quantity is zero, and the layer's name says so.
+    Each layer has its own color (dark at the input) and a marker, and its name stands at the right end.  Where the
+    quantity is zero, the line has a gap; the name is then followed by "(zero at times)".
 
     Raises:
         ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
@@ -116,7 +116,7 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
     last = float(table.columns[-1])
     step = max(1, len(table.columns) // NUM_MARKERS)
     for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
-        # In a line with gaps every point has a marker, so that a number between two zeros is visible.
+        # In a line with gaps every point has a marker, so that a single number between two zeros is visible.
         places = 1 if layer in zero else ((len(values) - 1) % step, step)
         shape: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": places}
         ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4, **shape)
@@ -137,10 +137,10 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
 def learning(metrics: pd.DataFrame, quantity: str, *, hue: str = "model", ax: Axes | None = None) -> Axes:
     """Axes with a training metric against steps: the mean over runs, with bands of one standard deviation.
 
-    ``metrics`` has columns ``step``, ``quantity`` (null where it was not recorded) and ``hue``.
+    ``metrics`` has a column ``step`` and those named by ``quantity`` (null where it was not recorded) and ``hue``.
 
     Raises:
-        ValueError: The column ``quantity`` is missing or only has nulls.
+        ValueError: The column named by ``quantity`` is missing or contains only nulls.
 
     >>> metrics = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0], "model": "tanh"})
     >>> learning(metrics, "train_loss").get_ylabel()
