@@ -1,1 +1,1 @@
-"""Side-by-side timings and long campaigns; each a command that prints a table and writes a frame."""
+"""Side-by-side timings and long campaigns.  Each module is a command that prints a table and writes a frame."""

@@ -2,10 +2,10 @@
 
     python -m benchmarks.agreement [--quick] [--output FILE]
 
-Covers growth rates of GSC per layer (squared convention) at widths 100 and 600 and extrapolated to infinite width from
-200, 400 and 800; totals; statistics; nonlinearity coefficients; residual networks.  Networks are bias-free MLPs at
-initialization on Gaussian noise, batch 100.  A measurement is the mean of a logarithm over seeds, with the standard
-error over seeds.
+Compares growth rates of GSC per layer (squared convention), total GSC, statistics of layers, nonlinearity coefficients
+and residual networks.  Growth rates are measured at widths 100 and 600, and extrapolated to infinite width from widths
+200, 400 and 800.  Networks are bias-free MLPs at initialization, on Gaussian noise with batch size 100.  A measurement
+is a mean over seeds (of logarithms, except for statistics) with its standard error over seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROBES = gs.Deflated(4, 4)
 
 @dataclass(frozen=True)
 class Sizes:
-    """(width, depth, seeds) of the networks whose rates are compared alone, and of those that are extrapolated."""
+    """(width, depth, seeds) of networks whose rates are compared at their width, and of those that are extrapolated."""
 
     alone: Sequence[tuple[int, int, int]] = ((100, 50, 8), (600, 30, 4))
     extrapolated: Sequence[tuple[int, int, int]] = ((200, 30, 8), (400, 30, 8), (800, 30, 8))
@@ -54,7 +54,7 @@ QUICK = Sizes(alone=((60, 16, 3),), extrapolated=((30, 12, 3), (60, 12, 3), (90,
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  ``tolerance`` is the relative deviation that is allowed for finite width."""
+    """One comparison.  ``tolerance`` is the relative deviation that is allowed because the width is finite."""
 
     quantity: str
     network: str
@@ -76,7 +76,7 @@ class Row:
 
 
 def profiles(width: int, depth: int, seeds: int, **options: Any) -> FloatArray:
-    """ln GSC from each layer to the last one, of ``seeds`` networks, (seeds, depth + 1)."""
+    """ln GSC from each layer to the last one for ``seeds`` networks, as an array of shape (seeds, depth + 1)."""
     return np.array([_profile(width, depth, seed, **options) for seed in range(seeds)])
 
 
@@ -89,7 +89,7 @@ def _profile(width: int, depth: int, seed: int, **options: Any) -> FloatArray:
 
 
 def rate(ln_gsc: FloatArray) -> tuple[float, float]:
-    """ln of the growth rate per layer over the upper half without the last layer, and its error over seeds."""
+    """ln of the growth rate per layer and its standard error over seeds, from the upper half without the last layer."""
     depth = ln_gsc.shape[1] - 1
     first, last = depth // 2, depth - 1
     slopes = (ln_gsc[:, first] - ln_gsc[:, last]) / (last - first)
@@ -105,7 +105,7 @@ def rates(sizes: Sizes) -> Iterator[Row]:
             value, error = rate(profiles(width, depth, seeds, activation=activation, norm=norm))
             found[width] = value, error
             if (width, depth, seeds) in sizes.alone:
-                # |deviation| <= 3 % at width 100 and 0.6 % at 600.
+                # The tolerance is 3 % at width 100 and 0.6 % at width 600.
                 yield _rate_row(
                     activation, norm, str(width), prediction, value, error, 3.0 / width if width < 300 else 0.006
                 )
@@ -263,10 +263,10 @@ class BatchNormBlock(torch.nn.Module):
 def power_law(sizes: Sizes) -> Iterator[Row]:
     """Total GSC of a ResNet with batch normalization, which grows as a power of depth L.
 
-    Block l receives a stream of mean square 1 + l and variance 1 + v l over the batch.  The variance is smaller because
+    The input of block l has mean square 1 + l and variance 1 + v l over the batch.  The variance is smaller, because
     the mean of ReLU is common to all samples.  A squared gradient grows by 1 + c / (1 + v l) per block, where c is the
-    slope of the branch.  GSC is the product of these factors over 1 + L, about L^(c / v - 1).  c / v is the growth rate
-    of a ReLU network with batch normalization.
+    slope of the branch.  GSC is the product of these factors divided by 1 + L, which is about L^(c / v - 1).  c / v is
+    the growth rate of a ReLU network with batch normalization.
     """
     width = sizes.extrapolated[-1][0] // 2
     relu, linear = (mf.batch_moments(mf.as_activation(name), BATCH) for name in ("relu", "linear"))
@@ -291,7 +291,7 @@ PARTS = (rates, totals, statistics, nonlinearity, residuals, power_law)
 def main(arguments: list[str] | None = None) -> None:
     """Print and write the table, and print the spread of the z-scores of the rows for infinite width."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that everything runs")
     parser.add_argument("--output", type=Path, default=Path("results/theory/agreement.csv"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.coefficients [--quick] [--only GROUP] [--repeats N] [--output FOLDER]
 
-The contestants of a group take turns, on two threads.  A ratio is a median over the median of the group's reference.
-Run nothing else meanwhile: two threads that share a core wait for each other in every product.  ``--quick`` uses tiny
-sizes and one thread, to test that everything runs.  curvlinops comes with ``pip install '.[bench]'`` and is left out
-without it.  Prints one table per group and writes one tidy frame with its manifest.
+The contestants of a group take turns, on two threads.  A ratio is the median of a contestant divided by the median of
+the group's reference.  Run nothing else meanwhile: two threads that share a core wait for each other in every product.
+``--quick`` uses tiny sizes and one thread, to test that everything runs.  curvlinops takes part if it is installed
+(``pip install '.[bench]'``).  Prints one table per group and writes one tidy frame with its manifest.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help=f"folder for the results (default {OUTPUT}; with --quick or --only none)",
+        help=f"folder for the results (default {OUTPUT}; with --quick or --only, nothing is written by default)",
     )
     options = parser.parse_args(arguments)
     if options.repeats is not None and options.repeats < 1:

@@ -43,7 +43,7 @@ def main(num_seeds: int) -> None:
     steps = DEPTH - 1
     difference = (frame["float32"] - frame["float64"]) / steps * math.log(10)
     rate = 10 ** (frame["float64"].mean() / steps)
-    print(f"rate (float64) {rate:.5f} a layer; float32 over float64: {math.exp(difference.mean()):.5f}"
+    print(f"rate (float64) {rate:.5f} per layer; float32 over float64: {math.exp(difference.mean()):.5f}"
           f" +- {difference.std() / math.sqrt(num_seeds):.5f}")  # fmt: skip
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(OUTPUT, index=False, float_format="%.6f")

@@ -1,8 +1,9 @@
-"""Initialize one layer with 1.3 times the gain, and count how often the comparison with theory names it.
+"""Initialize one layer with 1.3 times its gain, and count how often the comparison with theory names this layer.
 
     python -m benchmarks.faults [--seeds N] [--first-seed N] [--width N] [--depth N] [--output FILE]
 
-Plain networks of 50 layers; half of them have a fault at a random layer.  One row per network: planted and named layer.
+The networks are plain and have 50 layers.  Half of them have such a fault, at a random layer.  The table has one row
+per network, with the planted and the named layer.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
     python -m benchmarks.kills [--kills N] [--minutes M] [--output FOLDER]
 
-One run of ``experiments.train`` is left alone.  The same run is then started N times in other folders.  Each is killed
-with SIGKILL at a random moment of its training, also while it writes a checkpoint (every third step), and started
-again; after two kills it is left to finish.  After each kill all files under ``checkpoints`` must be complete.  In the
-end weights and records must be the same bit for bit.  A small ResNet, the digits of scikit-learn, one thread.
+One run of ``experiments.train`` is left alone.  The same run is then started N times, each time in another folder.
+SIGKILL ends each of these N runs twice, at random moments of its training.  Such a moment can fall into the writing of
+a checkpoint, which happens every third step.  After each kill the run is started again, and after the second it is left
+to finish.  After each kill, all files under ``checkpoints`` must be complete.  In the end, weights and records must
+equal those of the undisturbed run bit for bit.  The model is a small ResNet; it learns the digits of scikit-learn on
+one thread.
 
-With --minutes the campaign starts no further runs after this time.
+With --minutes, the campaign starts no further runs after this time.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def finish(folder: Path) -> float:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """A digest of the weights, and the records without their speed: they must be the same."""
+    """A digest of the weights, and the records without their speed; a killed run must have the same outcome."""
     (run,) = runs.folders(folder / "train")
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     digest = hashlib.sha256()
@@ -94,7 +96,7 @@ def unreadable(folder: Path) -> int:
 
 
 def killed(folder: Path, moment: random.Random, seconds: float, kills: int) -> dict[str, Any]:
-    """Start and kill ``kills`` times, each within ``seconds`` of training, then let it finish; returns counts."""
+    """Start and kill a run ``kills`` times, each within ``seconds`` of training, then let it finish; return counts."""
     steps, bad, parts, found = [], 0, 0, 0
     for _ in range(kills):
         process = start(folder)
@@ -114,7 +116,7 @@ def killed(folder: Path, moment: random.Random, seconds: float, kills: int) -> d
 def main(arguments: list[str] | None = None) -> None:
     """Run the campaign; exit 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="runs to kill, each twice")
+    parser.add_argument("--kills", type=int, default=20, help="number of runs, each of which is killed twice")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further runs after this time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
@@ -127,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         if number and time.monotonic() - begin > 60 * options.minutes:
             break
         folder = root / f"killed{number}"
-        # Twice each, so that a start that resumes from a checkpoint is killed as well.
+        # Kill each run twice, so that the second kill hits a process that resumed from a checkpoint.
         row = killed(folder, moment, 0.45 * whole, kills=2)
         found = outcome(folder)
         row |= {f"same_{key}": found[key] == expected[key] for key in ("weights", "records", "monitored")}

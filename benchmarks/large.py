@@ -92,7 +92,7 @@ def large(group: str, repeats: int, quick: bool) -> Iterator[Row]:
 
 
 def peak(group: str, what: str, quick: bool) -> int:
-    """Largest increase of this process's resident set during one call, after a call at a tiny size, in bytes."""
+    """Largest increase of this process's resident set during one call, in bytes; a call at a tiny size comes first."""
     call = {PASS: Large.forward_backward, PROFILE: Large.profile}[what]
     call(MODELS[group](True))
     made = MODELS[group](quick)
@@ -137,7 +137,7 @@ def _peak_elsewhere(group: str, what: str, quick: bool) -> float:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny models: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="tiny models, to test that everything runs")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "CALL"), help=argparse.SUPPRESS)

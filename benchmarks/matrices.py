@@ -1,4 +1,4 @@
-"""Does deflation pay for the matrix of all pairs?  Errors of near and far pairs, and times."""
+"""Does deflation pay off for the matrix of all pairs of layers?  Measures times, and errors of near and far pairs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Peak memory of gradscope's sweeps, relative to the activations, each measured in a separate process.
+"""Peak memory of backward sweeps relative to the outputs of all layers; each peak is measured in its own process.
 
     python -m benchmarks.memory WHAT DEPTH WIDTH BATCH PROBES        prints bytes
 
 The peak is the largest resident set during the call minus the resident set before it.  A tiny network is measured
-first, so code that loads on first use is not counted.
+first, so that code loaded at first use is not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CASES = {"graph": GRAPH, "matrix": MATRIX, "profile": PROFILE, "exact": EXACT}
 
 
 def run(case: str, chain: Chain, probes: int) -> object:
-    """Run the call whose peak is measured; its result must live until the peak is read."""
+    """Run the call whose peak is measured; the caller must keep the result until the peak is read."""
     if case == "graph":
         return chain.model(chain.x)
     if case == "matrix":
@@ -42,7 +42,7 @@ def run(case: str, chain: Chain, probes: int) -> object:
 def resident(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` (its high-water mark) of this process, in bytes.
 
-    Not ``ru_maxrss`` of getrusage, which a process inherits from its parent.
+    ``ru_maxrss`` of getrusage would be wrong here, because a process inherits it from its parent.
     """
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

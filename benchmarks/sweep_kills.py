@@ -3,12 +3,13 @@
     python -m benchmarks.sweep_kills [--serial 50] [--processes 20] [--slurm-local 3] [--signals ...] [--output FOLDER]
     python -m benchmarks.sweep_kills --minutes 10 --runs 12
 
-Sweeps of 40 runs (8 on slurm_local) are killed and started again up to three times, then left to finish.  Half of the
-sweeps get SIGKILL, launcher and workers at once; the others get SIGINT, the launcher only.  One kill in five comes
-while the sweep starts.  In the end every run must be done, with the numbers of an undisturbed sweep bit for bit; no run
-may be executed again after it was done; and no process may be left.
+Each sweep has 40 runs (8 on slurm_local).  The campaign starts a sweep and kills it, up to three times, and then lets
+it finish.  In half of the sweeps, the launcher and all workers get SIGKILL at once.  In the other half, only the
+launcher gets SIGINT.  One kill in five comes while the sweep is still starting.  In the end, every run must be done,
+and its numbers must equal those of an undisturbed sweep bit for bit.  No run may be repeated after it was done, and no
+process may be left over.
 
-With --minutes the campaign ends early, after at least one sweep of each launcher and signal.
+With --minutes, the campaign ends early, but not before one sweep of each launcher and signal.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from experiments.archive import collecting
 OUTPUT = Path("results/benchmarks")
 LAUNCHERS = ("serial", "processes", "slurm_local")
 SIGNALS = ("SIGKILL", "SIGINT")
-MOST_KILLS = 3  # of one sweep
-EARLY = 0.2  # fraction of the kills that do not wait for a run to be done
+MOST_KILLS = 3  # per sweep
+EARLY = 0.2  # fraction of the kills that do not wait until a run is done
 STARTING_SECONDS = 5.0  # about as long as it takes until the first run begins
 
 
 def num_runs(launcher: str, num: int) -> int:
-    """The number of runs in a sweep; a job of submitit takes five times as long as another run."""
+    """The number of runs in a sweep.  It is smaller with submitit, whose jobs take five times as long as other runs."""
     return num // 5 if launcher == "slurm_local" else num
 
 
@@ -84,7 +85,7 @@ def alive_after(session: int, seconds: float) -> list[int]:
 
 
 def killed(results: Path, launcher: str, num: int, moment: random.Random, how: signal.Signals) -> dict[str, Any]:
-    """Kill a sweep up to three times at random moments, then let it finish; returns what was counted."""
+    """Kill a sweep up to three times at random moments, then let it finish; return the counts and the exit code."""
     kills, starting, left = 0, 0, 0
     for _ in range(MOST_KILLS):
         before = len(list(results.glob("s/*/status.json")))
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # background jobs of a shell ignore it, and so would sweeps
+    )  # background jobs of a shell ignore SIGINT, and the sweeps would inherit this
     console, moment, root, rows = Console(), random.Random(0), Path(tempfile.mkdtemp()), []
     begin = time.monotonic()
     start(root / "alone", "serial", chosen.runs).wait()
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     right = frame["same_numbers"] & (frame["done"] == frame["runs"]) & (frame["runs"] == frame["planned"])
     right &= (frame["done_twice"] == 0) & (frame["returned"] == 0) & (frame["processes_left"] == 0)
     console.print(
-        f"{len(frame)} sweeps, {frame['kills'].sum()} kills, {int((~right).sum())} differ from undisturbed ones"
+        f"{len(frame)} sweeps, {frame['kills'].sum()} kills; {int((~right).sum())} sweeps differ from undisturbed ones"
     )
     sys.exit(not right.all())
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.sweeps [--runs N] [--output FOLDER]
 
-Serial sweeps of 10-layer MLPs (width 100, batch 32, 2 random vectors), one thread: with configurations composed once,
-with Hydra's own sweeper, in two processes, and with a list of seeds in one run.  Also runs that take over a second
-(exact, width 300).  Each sweep is its own process.  The cost per run is the slope between a short and a long sweep, so
-it excludes starting Python and importing torch; "all in all" includes both.  Each round has a plain loop before and
-after.  Medians and quartiles are over the ratios of the rounds.
+The runs measure 10-layer MLPs (width 100, batch 32, 2 random vectors) on one thread.  Four kinds of sweep are timed:
+gradscope's sweeper, which composes configurations once; Hydra's own sweeper; gradscope's in two processes; and a list
+of seeds in one run.  Longer runs of over a second (exact, width 300) are timed too.  Each sweep is its own process.
+The cost per run is the slope between a short and a long sweep, so it excludes starting Python and importing torch; "all
+in all" includes both.  In each round, a plain loop runs before and after the sweeps.  Medians and quartiles are over
+the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 def options(sizes: dict[str, int]) -> list[str]:
-    """Sizes as overrides."""
+    """The sizes as overrides for the command line."""
     return [
         f"model.depth={sizes['depth']}", f"model.width={sizes['width']}", f"data.batch_size={sizes['batch']}",
         f"probes={sizes['probes']}",
@@ -114,7 +115,7 @@ def in_two(sizes: dict[str, int], few: int, many: int, rounds: int) -> tuple[lis
 
 
 def measured(runs: int) -> list[Row]:
-    """All rows; ratios are to the plain loop of the same networks, or to one process."""
+    """All rows; ratios are to the plain loop of the same networks, or, for two processes, to the serial sweep."""
     torch.set_num_threads(1)
     part, full = max(4, runs // 10), runs >= 1000
     bare(SHORT, 3)

@@ -2,19 +2,19 @@
 
     python -m benchmarks.training [--quick] [--repeats N] [--output FOLDER] [--models a,b]
 
-AlexNets on CIFAR-10 (GRADSCOPE_DATA; noise of the same shape with --quick), batch 128, flips, SGD with Nesterov
-momentum, label smoothing, taking turns in one process:
+Three loops train AlexNets on CIFAR-10 (from GRADSCOPE_DATA; noise of the same shape with --quick), with batch size 128,
+flips, SGD with Nesterov momentum, and label smoothing.  The loops take turns in one process:
 
 - *bare loop*: a Dataset that standardizes and flips one image at a time, a DataLoader with two workers, float32;
-- *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast where it gains, a fused optimizer;
+- *hand-tuned loop*: the data on the device, channels last, bfloat16 autocast if it is faster, a fused optimizer;
 - *gradscope*: ``experiments.training.loop.train`` with the same recipe, records every 50 steps.
 
-All three are repeated without bfloat16, as on a processor without instructions for it.
+All three are repeated without bfloat16, as on a processor without bfloat16 instructions.
 
-Then the loop with a monitor, compared with the loop alone: statistics of activations and gradients every 10 steps, GSC
-of every layer every 100 steps, everything every step.  For comparison: histograms of all parameters and gradients every
-step, as in ``wandb.watch``; and every step the quantities of BackPACK, on which Cockpit builds.  The overhead of the
-monitor is limited only where this is stated.
+Then gradscope's loop is timed with a monitor, and compared with the loop without one.  The monitor measures statistics
+of activations and gradients every 10 steps, GSC of every layer every 100 steps, or everything at every step.  Two other
+tools are timed in the same way, at every step: histograms of all parameters and gradients, as in ``wandb.watch``, and
+the quantities of BackPACK, on which Cockpit builds.  The overhead of the monitor is limited only where this is stated.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def ours(
 
 
 def light(images: Images) -> Iterator[tuple[str, Watch]]:
-    """Monitors that measure now and then."""
+    """Monitors that measure every 10 or every 100 steps."""
     yield STATISTICS, partial(_monitor, images, every=10**9, statistics_every=10)
     yield THINNED, partial(_monitor, images, every=10**9, statistics_every=10, max_overhead=0.03)
     yield COEFFICIENTS, partial(_monitor, images, every=100)
@@ -210,7 +210,7 @@ def _monitor(images: Images, model: nn.Module, **options: Any) -> Running:
 
 
 def speed(name: str, images: Images, steps: int, repeats: int, precision: str = "auto") -> list[Row]:
-    """Times of the three loops, and ratios to gradscope's.  The bare loop always runs in float32."""
+    """Times of the three loops, and their ratios to the time of gradscope.  The bare loop always runs in float32."""
     make = partial(_seeded, MODELS[name])
     contestants = [
         Contestant(OURS, partial(ours, make, images, steps, precision=precision)),
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two steps on noise, to test that it runs")
+    parser.add_argument("--quick", action="store_true", help="two steps on noise, to test that everything runs")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--models", default="alexnet_a,alexnet_b")
     parser.add_argument("--output", type=Path, default=OUTPUT)

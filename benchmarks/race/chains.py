@@ -23,7 +23,7 @@ class Chain:
     x: Tensor
 
     def sources(self) -> Iterator[tuple[str, Tensor, nn.Module]]:
-        """Name, output and tail (the modules above) of all layers except the last."""
+        """Name, output and tail (the modules above the layer) of all layers except the last."""
         names, modules = ["input", *self.modules], list(self.modules.values())
         outputs = [self.x]
         with torch.no_grad():
@@ -46,7 +46,7 @@ def mlp(depth: int, width: int, batch: int, norm: str = "none") -> Chain:
 
 
 def alexnet(batch: int) -> Chain:
-    """AlexNet A in evaluation mode, without its dropout layer, which does nothing then."""
+    """AlexNet A in evaluation mode; the chain omits the dropout layer, which does nothing in this mode."""
     model = AlexNetA(generator=torch.Generator().manual_seed(SEED)).eval()
     modules = OrderedDict((name, layer) for name, layer in model.named_children() if name != "dropout")
     return Chain(model, modules, torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(SEED + 1)))

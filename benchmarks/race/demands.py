@@ -1,4 +1,4 @@
-"""Targets of the benchmark and the measured numbers.  They are reported only; no test depends on timings."""
+"""Targets of the benchmark, and the measured numbers.  Both are only reported; no test depends on timings."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def relative_rms(estimates: FloatArray, exact: FloatArray | float) -> FloatArray
 
 
 def deflated_vs_plain(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """Errors at the farthest layer of deflated probes and of plain probes that take at least as long."""
+    """Errors at the farthest layer, of deflated probes and of plain probes that take at least as long."""
     chain = mlp(*sizes.deep)
     exact = gs.gsc(chain.model, chain.x, probes="exact").log10_values[:, 0]
     rows = []
@@ -60,7 +60,7 @@ def deflated_vs_plain(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 def _at_equal_cost(
     chain: Chain, name: str, deflated: gs.Deflated, fewest: int, repeats: int
 ) -> tuple[dict[str, Times], int]:
-    """Times of deflated and plain probes, and a number of plain probes that takes at least as long."""
+    """Times of deflated and plain probes, and how many plain probes take at least as long as the deflated probes."""
     plain = fewest
     for _ in range(ATTEMPTS):
         contestants = [
@@ -75,7 +75,7 @@ def _at_equal_cost(
 
 
 def _resampled(estimates: FloatArray, exact: float, seed: int) -> FloatArray:
-    """Errors of bootstrap samples of the seeds, (seeds,) -> (resamples,)."""
+    """Errors of bootstrap samples: one estimate per seed in, one error per bootstrap sample out."""
     picks = np.random.default_rng(seed).integers(len(estimates), size=(len(estimates), RESAMPLES))
     return relative_rms(estimates[picks], exact)
 

@@ -32,7 +32,7 @@ def products(chain: Chain) -> Callable[[], Tensor]:
 def hooked_pass(chain: Chain) -> Tensor:
     """A forward pass with two empty hooks per module, and a backward pass to the input.
 
-    This is the least that any measurement with hooks costs.
+    Any measurement with hooks takes at least this long.
     """
     handles = []
     for module in chain.model.modules():
@@ -53,6 +53,6 @@ def flops(chain: Chain) -> int:
 
 
 def square_product(side: int = SIDE) -> Callable[[], Tensor]:
-    """A float32 product of two square matrices, 2 side**3 operations; gives the peak rate of the machine."""
+    """A float32 product of two square matrices, 2 side**3 operations; its time gives the machine's peak rate."""
     a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
     return lambda: a @ b

@@ -1,6 +1,6 @@
 """Alternatives to a profile in other tools: |J|_F^2 of each layer, computed through the whole network above it.
 
-Each returns the squared Frobenius norms by layer: ``{name: (B,)}``, one per sample, or ``{name: ()}``, their sum.
+Each function returns squared Frobenius norms by layer: ``{name: (B,)}``, one per sample, or ``{name: ()}``, their sum.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Tail(nn.Module):
         self.output, self.tail = nn.Parameter(output), tail
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output, (B, *d_l); of ``x``, (B, ...), only the batch size is used."""
+        """Return the output (B, *d_l); only the batch size of ``x`` (B, ...) matters, and curvlinops reads it."""
         return self.tail(self.output)
 
 
 def hutchinson(chain: Chain, num: int) -> Norms:
-    """``curvlinops.hutchinson_squared_fro`` with ``num`` Rademacher vectors.  An estimate for the whole batch.
+    """``curvlinops.hutchinson_squared_fro`` with ``num`` Rademacher vectors: an estimate for the whole batch.
 
     curvlinops differentiates with respect to parameters, so the layer's output becomes the only parameter of the tail.
-    The (B d_l) x (B d_k) Jacobian is block diagonal.  Forward and reverse mode take the same time here.
+    The (B d_l) x (B d_k) Jacobian is block diagonal.  Forward mode and reverse mode take the same time here.
     """
     norms = {}
     for name, output, tail in chain.sources():

@@ -16,7 +16,7 @@ class Sizes:
         deflated_deep: (rank, num) of the deflated profiles that are compared with plain probes.
         seeds: Probe seeds over which errors are measured.
         depths, widths, batches, probes: Values that replace one size of the deep network at a time.
-        matrix: (depth, width, batch) by normalization.
+        matrix: (depth, width, batch) of the networks for the matrix, by normalization.
         memory_depths, memory_probes: Values at which peak memory is measured.
     """
 

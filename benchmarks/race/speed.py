@@ -31,7 +31,7 @@ HUTCHINSON = {num: f"curvlinops.hutchinson_squared_fro, {num}" for num in (1, 16
 
 
 def deep(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """The deep SELU network: gradscope, the lower bound of its exact profile, and all peers, which must agree."""
+    """Times on the deep SELU network: gradscope, the lower bound of its exact profile, and peers, which must agree."""
     chain = mlp(*sizes.deep)
     contestants = [
         *_common(chain),
@@ -59,7 +59,7 @@ def deep(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def wide(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """The wide SELU network: an exact profile, run once, and deflated profiles with their largest error."""
+    """Times on the wide SELU network: an exact profile, run once, and deflated profiles with their largest error."""
     chain = mlp(*sizes.wide)
     rank, num = sizes.deflated_wide
     deflated = gs.Deflated(rank=rank, num=num)
@@ -84,7 +84,7 @@ def wide(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
-    """AlexNet A in evaluation mode.  It has few logits, so the exact profile is inexpensive; peers must agree."""
+    """Times on AlexNet A in evaluation mode; few logits make its exact profile inexpensive.  Peers must agree."""
     chain = alexnet(sizes.images)
     times = race(
         [
@@ -100,7 +100,7 @@ def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def growth(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
-    """Times of a profile when one of depth, width, batch size and number of probes varies."""
+    """Times of a profile when one size varies: depth, width, batch size or number of probes."""
     depth, width, batch = sizes.deep
     series: dict[str, tuple[Callable[[], Chain], int]] = {
         **{f"depth {n}": (partial(mlp, n, width, batch), 1) for n in sizes.depths},

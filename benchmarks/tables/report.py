@@ -34,7 +34,7 @@ def table(group: str, rows: Sequence[Row]) -> Table:
 
 def demand_table(demands: Iterable[Demand], *, judged: bool) -> Table:
     """The table of demands, with verdicts if ``judged`` (the bounds hold for full sizes only)."""
-    made = Table(title="Must show" if judged else "Must show (tiny sizes: no verdict)", title_justify="left")
+    made = Table(title="Targets" if judged else "Targets (tiny sizes: no verdict)", title_justify="left")
     for column in ("what", "measured", "demanded", ""):
         made.add_column(column, justify="right" if column in ("measured", "demanded") else "left")
     for demand in demands:

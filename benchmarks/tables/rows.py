@@ -18,7 +18,7 @@ class Row:
     Arguments:
         quantity: "seconds", "bytes", "relative_rms" (error over probe seeds), or "times" (a ratio).
         value, low, high: Median and quartiles of ``num`` repetitions; quartiles are NaN if ``num`` is 1.
-        ratio, ratio_low, ratio_high: ``value``, ``low`` and ``high`` over the median of the reference.
+        ratio, ratio_low, ratio_high: ``value``, ``low`` and ``high`` divided by the median of the reference.
     """
 
     group: str
@@ -36,7 +36,7 @@ class Row:
 
 
 def timed(group: str, case: str, times: dict[str, Times], reference: str) -> list[Row]:
-    """Rows of one race, as ratios to the contestant named ``reference``."""
+    """Rows of one race; their ratios are to the contestant named ``reference``."""
     unit = times[reference].median
     rows = []
     for what, measured in times.items():

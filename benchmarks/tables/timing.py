@@ -1,4 +1,4 @@
-"""Timing of contestants in turns, so that a machine that slows down for a while slows all of them alike."""
+"""Contestants are timed in turns, so that a temporary slowdown of the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def race(contestants: Sequence[Contestant], repeats: int) -> dict[str, Times]:
     it has ``once``, the warm-up is its only measurement.
     """
     gc.collect()
-    gc.freeze()  # existing objects are not searched again, neither between runs nor within one
+    gc.freeze()  # the garbage collector skips all existing objects, both between runs and during a run
     seconds: dict[str, list[float]] = {}
     results: dict[str, Any] = {}
     rounds: dict[str, int] = {}

@@ -1,1 +1,1 @@
-"""Hydra finds the sweeper and the launcher of the experiments here."""
+"""The sweeper and the launcher of the experiments, in the package where Hydra looks for plugins."""

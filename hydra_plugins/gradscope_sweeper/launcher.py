@@ -1,4 +1,4 @@
-"""Hydra looks for plugins here only; what this one does is in `experiments.runs.workers`."""
+"""Hydra finds plugins only in this package; the code of this one is in `experiments.runs.workers`."""
 
 from collections.abc import Sequence
 

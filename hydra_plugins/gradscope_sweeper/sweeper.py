@@ -1,4 +1,4 @@
-"""Hydra looks for plugins here only; what this one does is in `experiments.runs.plan` and `experiments.runs.sweep`."""
+"""Hydra finds plugins only in this package; the code of this one is in `experiments.runs.plan` and `sweep`."""
 
 import sys
 from typing import Any, cast
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 
 class ComposedSweeper(Sweeper):
-    """All combinations, like Hydra's own sweeper, as the runs of an `experiments.runs.sweep.Sweep`."""
+    """Runs all combinations of values, like Hydra's own sweeper, but as one `experiments.runs.sweep.Sweep`."""
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         self.max_batch_size, self.params = max_batch_size, params or {}
