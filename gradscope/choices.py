@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
-    """Raise ValueError if ``choice`` is not one of the ``known`` names of argument ``name``; suggest the closest."""
+    """Raise ValueError if ``choice``, the value of argument ``name``, is not in ``known``; suggest the closest name."""
     if choice not in tuple(known):
         close = get_close_matches(str(choice), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -16,7 +16,7 @@ def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
 
 
 def check_nonnegative(**arguments: float) -> None:
-    """Raise ValueError for the first argument, given by its name, that is not a finite number of at least 0."""
+    """Raise ValueError for the first keyword argument that is not a finite number >= 0."""
     for name, value in arguments.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Several processes under ``torch.distributed``: which one this is, and what all of them agree on."""
+"""Helpers for several processes under ``torch.distributed``: rank, shared values and shared decisions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ T = TypeVar("T")
 
 
 def parallel() -> bool:
-    """Whether this process is one of several."""
+    """Whether ``torch.distributed`` is initialized."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process; 0 if it is alone."""
+    """The rank of this process; 0 if there is only one process."""
     return torch.distributed.get_rank() if parallel() else 0
 
 
 def gathered(own: T) -> list[T]:
-    """The values that all processes pass in, in the order of their ranks."""
+    """The value of ``own`` in every process, in the order of the ranks."""
     if not parallel():
         return [own]
     values: list[T] = [own] * torch.distributed.get_world_size()
@@ -29,7 +29,7 @@ def gathered(own: T) -> list[T]:
 
 
 def agreed(decision: bool) -> bool:
-    """The decision of rank 0.  Clocks differ between ranks, but either all of them must measure or none."""
+    """The decision of rank 0.  Clocks differ between ranks, but either all ranks must measure or none."""
     if not parallel():
         return decision
     shared = [decision]

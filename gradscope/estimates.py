@@ -55,16 +55,16 @@ class Estimate:
 
     @property
     def log10_stderr(self) -> float | None:
-        """Standard error of ``log10_value`` to first order, stderr / (value ln 10); None at zero and below."""
+        """Standard error of ``log10_value`` to first order: stderr / (value ln 10); None if unknown or value <= 0."""
         if self.mantissa_stderr is None or (self.mantissa_stderr and self.mantissa <= 0):
             return None
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Ends, as log10 of the number, of an interval that holds it with probability ``level``.
+        """Return log10 of both ends of an interval that contains the number with probability ``level``.
 
-        It is symmetric on the log scale: log10_value -+ z log10_stderr, with z the quantile of the normal distribution.
-        An exact number is its own interval; both ends are NaN if the error is unknown.
+        The interval is log10_value -+ z log10_stderr, where z is the quantile of the normal distribution.
+        For an exact number both ends are equal.  If the error is unknown, both ends are NaN.
 
         >>> low, high = Estimate(2.0, 0.1).interval()
         >>> round(10**low, 3), round(10**high, 3)
@@ -82,7 +82,7 @@ class Estimate:
         return cls(value, 0.0, exponent, 0)
 
     def scaled(self, factor: float) -> Estimate:
-        """Return the number and its error times a known positive factor."""
+        """Return the number and its error, both multiplied by a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
         return Estimate(self.mantissa * factor, error, self.exponent, self.num_probes)
 
@@ -103,12 +103,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and M2 (sum of squared deviations) of a stream of arrays, on powers of two.
+    """Count, mean and M2 (sum of squared deviations) of a stream of arrays, stored with a power of two.
 
-    The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged, in any
-    order and grouping, by the pairwise formula of Chan, Golub and LeVeque (1979).  ``exponent`` is a number, or an
-    array that broadcasts against the mean.  If M2 has one more axis than the mean, it holds the sums of products of
-    deviations of the quantities along the last axis, and ``exponent`` has the shape of the mean.
+    The mean is ``mean * 2**exponent`` and M2 is ``m2 * 4**exponent``, so numbers of any size can be merged by the
+    pairwise formula of Chan, Golub and LeVeque (1979), in any order and grouping.  ``exponent`` is a number, or an
+    array that broadcasts against the mean.  If M2 has one more axis than the mean, M2 has one sum for every pair of
+    quantities along the last axis: the sum of products of their deviations.  ``exponent`` then has the mean's shape.
     Cost: O(size of the arrays).
     """
 
@@ -141,7 +141,7 @@ class Moments:
         return Moments(a.count + b.count, a.mean + delta * (b.count / count), a.m2 + b.m2 + products, exponent)
 
     def at(self, exponent: int | IntArray) -> Moments:
-        """Return the same moments on another exponent."""
+        """Return the same moments, rescaled to another exponent."""
         shift = np.asarray(self.exponent - exponent)
         twice = shift[..., None] + shift[..., None, :] if self.m2.ndim > self.mean.ndim else 2 * shift
         return Moments(self.count, np.ldexp(self.mean, shift), np.ldexp(self.m2, twice), exponent)

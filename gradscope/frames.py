@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 NETWORK = "network"
 
 SCHEMA_VERSION = 2
-METADATA_KEY, CSV_COLUMN = b"gradscope_schema", "schema_version"  # where Parquet and CSV files state their schema
+METADATA_KEY, CSV_COLUMN = b"gradscope_schema", "schema_version"  # hold the schema version of a file
 COLUMNS: dict[str, str] = {
     "layer": "str",
     "index": "int64",
@@ -36,34 +36,34 @@ COLUMNS: dict[str, str] = {
 }
 """Required columns: name -> pandas dtype.  GSC is in the squared convention.
 
-``log10_value`` is authoritative; ``value`` may be inf or 0 beyond the range of float64.  A statistic that can be
-negative (a mean, a cosine) has no logarithm: ``log10_value`` is null, ``value`` is authoritative, and its error is
-``stderr_sample``, on the scale of ``value``.  A null standard error is unknown (``num_probes`` is 1, or samples are
-coupled); ``num_probes == 0`` marks an exact number.  ``index`` counts the units of the network in execution order
-(input 0), ``depth_from_output`` the units between a layer and the target (0).  Statistics of a single layer have no
-target, reduction or probes.
+``log10_value`` is valid at every scale; ``value`` may be inf or 0 beyond the range of float64.  A statistic that can
+be negative (a mean, a cosine) has no logarithm: ``log10_value`` is null, and ``stderr_sample`` is the standard error
+of ``value``.  A null standard error is unknown (``num_probes`` is 1, or samples are coupled).  ``num_probes == 0``
+marks an exact number.  ``index`` is the place of a unit in execution order (0 for the input).  ``depth_from_output``
+is the number of units from a layer to the target (0 for the target).  Statistics of a single layer have no target,
+reduction or probes.
 """
 OPTIONAL = {"log10_low": "float64", "log10_high": "float64"}
-"""Columns that a frame may have: ends of the 95 % interval of ``log10_value``, null where it is unknown."""
+"""Optional columns: both ends of the 95 % interval of ``log10_value``; null if the interval is unknown."""
 SCHEMA = COLUMNS | OPTIONAL
 NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled", "num_probes",
 }  # fmt: skip
 DEFAULTS: dict[str, Any] = dict.fromkeys(NULLABLE) | {"num_probes": 0}
-ROUNDING = 1e-4  # of the ends of an interval, in files of a few digits
+ROUNDING = 1e-4  # tolerance for the ends of an interval, which a file may hold with a few digits only
 
 
 class SchemaError(ValueError):
-    """A file was written with a schema that this version of gradscope does not read."""
+    """A file was written with a schema version that this version of gradscope cannot read."""
 
 
 def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a checked frame made of columns; a scalar stands for all rows.
+    """Return a checked tidy frame with the given columns; a scalar applies to all rows.
 
     Arguments:
-        columns: Values by name of `COLUMNS` or `OPTIONAL`.  Of ``value`` and ``log10_value`` one may be missing: the
-            value follows from the logarithm, and a value without a logarithm leaves that null.  Target, reduction,
-            coupling and standard errors are null by default, ``num_probes`` 0.
+        columns: Values under the names of `COLUMNS` and `OPTIONAL`.  If ``value`` is missing, it is computed from
+            ``log10_value``; if ``log10_value`` is missing, it is null.  By default target, reduction, coupling and
+            standard errors are null, and ``num_probes`` is 0.
 
     >>> import gradscope as gs
     >>> columns = {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8}
@@ -79,7 +79,7 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     num = np.broadcast(np.atleast_1d(values), np.atleast_1d(logarithms)).size
     given = {**DEFAULTS, **columns, "value": values, "log10_value": logarithms}
     names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
-    # Each column is made in its final type at once: `Monitor` makes many small frames.
+    # Create each column directly with its final type, which is faster: `Monitor` makes many small frames.
     return check(pd.DataFrame({name: _column(given[name], SCHEMA[name], num) for name in names}, copy=False))
 
 
@@ -100,15 +100,15 @@ def observed(
     num_samples: int = 1,
     **columns: Any,
 ) -> pd.DataFrame:
-    """Return numbers of any sign that are not coefficients as rows of a tidy frame.
+    """Return a tidy frame of numbers that are not coefficients and may have any sign.
 
     Arguments:
-        quantity: Name of the numbers, in lower_case.
-        values: One or many numbers, kept in ``value`` without a logarithm; inf where a number overflowed.
-        layer, index: What the numbers describe; one for all rows, or one per row.
-        stderr: Standard errors on the scale of the values, 0 where exact.
+        quantity: Name of the quantity, in lower_case.
+        values: One number or several, stored in column ``value`` without a logarithm; inf if a number overflowed.
+        layer, index: Name and index of the layer; one for all rows, or one per row.
+        stderr: Standard errors of the values; 0 for exact values.
         num_samples: Samples that each value was computed from.
-        columns: Further columns that tell the rows apart (step, shift, ...); one for all rows, or one per row.
+        columns: Further columns that distinguish the rows (step, shift, ...); one value for all rows, or one per row.
 
     >>> import gradscope as gs
     >>> gs.frames.observed("balance", [-1.0, 2.0], index=[1, 2], step=5)[["layer", "index", "value", "step"]]
@@ -146,7 +146,7 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
-    """Raise ValueError unless values agree with their logarithms and intervals contain them."""
+    """Raise ValueError unless every value agrees with its logarithm and every interval contains its logarithm."""
     logarithms = columns["log10_value"]
     logarithmic = ~np.isnan(logarithms)
     found = columns["value"][logarithmic]
@@ -161,10 +161,10 @@ def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
 
 
 def save(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a checked frame as ``.parquet`` or ``.csv`` and return the path; a killed process leaves no partial file.
+    """Check a frame, write it atomically as ``.parquet`` or ``.csv``, and return the path.
 
     Raises:
-        ValueError: The frame violates the schema, or the name has another ending.
+        ValueError: The frame violates the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
 
     >>> import tempfile, gradscope as gs
     >>> frame = gs.frames.observed("balance", 1.0)
@@ -183,11 +183,11 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             metadata = {**table.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        else:  # all digits, so that value and log10_value still agree
+        else:  # with all digits, so that value and log10_value still agree
             frame.assign(**{CSV_COLUMN: SCHEMA_VERSION}).to_csv(temporary, index=False)
         return temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # after a full disk, for example
+        temporary.unlink(missing_ok=True)  # if the disk is full, for example
         raise
 
 
@@ -208,7 +208,7 @@ def load(path: str | Path) -> pd.DataFrame:
         table = pq.ParquetFile(path).read()
         frame, version = table.to_pandas(), version_of(table.schema)
     elif path.suffix == ".csv":
-        # "none" is a norm, "NA" and "1.10" are names: only an empty field is null.
+        # Only an empty field is null: "none" is the name of a norm, and "NA" and "1.10" may be names of layers.
         names = {name: kind for name, kind in COLUMNS.items() if kind == "str"}
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
         version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
@@ -228,18 +228,18 @@ def check_version(version: object, path: Path) -> None:
     """Raise SchemaError unless the file states the schema of this version of gradscope."""
     if str(version) != str(SCHEMA_VERSION):
         raise SchemaError(
-            f"{path} was made by another version of gradscope (schema {version}; this one reads {SCHEMA_VERSION}): "
-            "run again (rerun=true)."
+            f"{path} has schema version {version}, but this version of gradscope reads {SCHEMA_VERSION}: measure again "
+            "(rerun=true)."
         )
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame as read from a file with the column types of the schema; not checked."""
+    """Return a frame that was read from a file, converted to the column types of the schema but not checked."""
     return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
 
 
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return those rows of quantity "gsc" whose target is the last of their run; runs differ in additional columns."""
+    """Return only the rows with the last target of each run.  Additional columns distinguish the runs."""
     own = rows["index"].where(rows["depth_from_output"] == 0)
     runs = [rows[name] for name in rows.columns if name not in SCHEMA]
     last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()

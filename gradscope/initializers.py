@@ -25,7 +25,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 2 / fan_in, which keeps the mean square through ReLU.
+    """The weight, filled with Gaussian numbers of variance 2 / fan_in.  With ReLU it preserves the mean square.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
 
@@ -36,7 +36,7 @@ def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 1 / fan_in, which keeps the mean square in a linear map.
+    """The weight, filled with Gaussian numbers of variance 1 / fan_in.  In a linear map it preserves the mean square.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
 
@@ -58,7 +58,7 @@ def gaussian(weight: Tensor, *, variance: float, generator: torch.Generator | No
 def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
 
-    It is a compromise between 1 / fan_in, which keeps signals, and 1 / fan_out, which keeps gradients.
+    The variance is a compromise: 1 / fan_in would preserve signals, and 1 / fan_out would preserve gradients.
     Reference: Glorot and Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
 
     >>> round(700 * float(xavier(torch.empty(500, 200), generator=torch.Generator().manual_seed(0)).var()), 2)
@@ -71,7 +71,7 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
 def orthogonal(weight: Tensor, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with ``gain`` times a Haar-distributed (out, fan_in) matrix with orthonormal rows.
 
-    If out > fan_in, its columns are orthonormal instead.
+    If out > fan_in, the columns are orthonormal instead.
 
     Reference: Saxe, McClelland and Ganguli (2013), "Exact solutions to the nonlinear dynamics ...", arXiv:1312.6120.
 
@@ -126,20 +126,20 @@ def critical(
     model: nn.Module, activation: str | Activation, *, bias_variance: float = 0.0, chi: float = 1.0,
     orthogonal_weights: bool = False, generator: torch.Generator | None = None,
 ) -> CriticalPoint:  # fmt: skip
-    """The `gradscope.meanfield.critical_point` to which all linear and convolutional layers of a model are set.
+    """Set all linear and convolutional layers of a model to a `gradscope.meanfield.critical_point`; return the point.
 
-    Weights have its variance sigma_w^2 / fan_in, so that squared gradients grow by ``chi`` per layer.
+    Weights have variance sigma_w^2 / fan_in, with the point's sigma_w^2.  Squared gradients grow by ``chi`` per layer.
 
     Arguments:
         model: Any module with linear or convolutional layers.
         activation: The model's activation, as a name or an `Activation`.
         bias_variance: sigma_b^2; biases are Gaussian with this variance.
-        chi: Growth of squared gradients per layer; 1 is critical.
+        chi: Growth factor of squared gradients per layer; 1 is critical.
         orthogonal_weights: Draw scaled orthogonal instead of Gaussian weights, with the same mean square.
         generator: Source of the random numbers.
 
     Raises:
-        ValueError: There is no such point, or the model has no linear or convolutional layers.
+        ValueError: There is no critical point, or the model has no linear or convolutional layers.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 
@@ -163,11 +163,11 @@ def lsuv(
     model: nn.Module, data: Any, *, tolerance: float = 0.1, max_rounds: int = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """The standard deviation of each called layer's output, by name, after LSUV has scaled the model's weights.
+    """Scale the model's weights by LSUV; return the standard deviation of each called layer's output, by name.
 
     First `orthogonal` fills every linear and convolutional layer.  Then, in the order of their first calls,
     W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries of the
-    layer's output.  Later layers see the output of the scaled ones.  Biases do not change.
+    layer's output.  The input of a layer comes from layers that are already scaled.  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.
@@ -179,7 +179,7 @@ def lsuv(
     Cost: one forward pass, and one evaluation of a layer per division.
 
     Raises:
-        ValueError: The model has no such layers, or ``max_rounds`` divisions do not scale the output of one of them.
+        ValueError: No linear or convolutional layer, or one layer's variance is not 1 after ``max_rounds`` divisions.
 
     Reference: Mishkin and Matas (2016), "All you need is a good init", arXiv:1511.06422.
 
@@ -210,7 +210,7 @@ def lsuv(
                 output = layer.forward(*args, **kwargs)  # a call of the layer would run this hook again
             raise ValueError(
                 f"The output of {name or 'the model'!r} has variance {variance:g} instead of 1 after {number} "
-                "divisions. Check whether it is dead, constant over the batch, or dominated by its bias."
+                "divisions. Check whether this output is dead, constant over the batch, or dominated by the bias."
             )
 
         return hook
@@ -236,7 +236,7 @@ def weighted(model: nn.Module) -> dict[str, Weighted]:
 def auto(activation: str) -> Initializer:
     """The usual initializer of an activation: `he` for ReLU and its relatives, `lecun` otherwise.
 
-    The last column of the table is the mean square after one wide layer without a norm, for an input of mean square 1:
+    The last column is the mean square after one wide layer without normalization, for an input of mean square 1:
     E[phi(sqrt(variance * fan_in) z)^2] with z standard normal.
 
     activation  init   mean square

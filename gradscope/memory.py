@@ -1,4 +1,4 @@
-"""How much memory a sweep may take, and how running out of memory is recognized."""
+"""Memory budget of a backward sweep, and recognition of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import os
 import torch
 from torch import Tensor
 
-# Numbers copied to float64 at a time.
+# How many numbers are copied to float64 at a time.
 SCRATCH = 1 << 21
 
-# On a CPU cotangents that fit into a core's cache are pulled back faster; other devices need large products.
+# On a CPU, cotangents are pulled back faster if they fit into a core's cache.  Other devices need large products.
 _BATCH = {"cpu": 1 << 21}
 _BATCH_ELSEWHERE = 1 << 28
-# Cotangents at the widest layer take five times their size: themselves, the next ones, a float64 copy, a derivative.
+# A batch of cotangents needs five times its size: itself, the next batch, a float64 copy and a derivative.
 _COPIES = 5
 _PEAK = 1 << 28
 
 
 def batch_bytes(device: torch.device) -> int:
-    """Bytes that the cotangents of one batch should take at their target."""
+    """Memory budget in bytes for one batch of cotangents, at the target layer."""
     return _BATCH.get(device.type, _BATCH_ELSEWHERE)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Bytes that they may take at the widest layer: all copies together stay within a quarter of the free memory."""
+    """Memory budget in bytes for one batch of cotangents, at the widest layer: all copies fit in 1/4 of free memory."""
     elsewhere = _PEAK if device.type == "cpu" else 4 * _PEAK
     return max(1, min(elsewhere, free_bytes(device) // 4 // _COPIES))
 
@@ -49,21 +49,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Workspace:
-    """Two buffers for cotangents, used in turn, and one in float64; they grow if necessary and never shrink."""
+    """Two alternating buffers for cotangents and a float64 buffer.  Buffers grow if necessary and never shrink."""
 
     def __init__(self) -> None:
         self._buffers = [torch.empty(0), torch.empty(0)]
         self._scratch = torch.empty(0, dtype=torch.float64)
 
     def beside(self, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialized memory of a shape, with the dtype and device of ``cotangents`` but not overlapping them."""
+        """An uninitialized tensor with dtype and device of ``cotangents``, which shares no memory with them."""
         taken = cotangents.untyped_storage().data_ptr()
         number = int(self._buffers[0].untyped_storage().data_ptr() == taken)
         self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
 
     def scratch(self, a: Tensor) -> Tensor:
-        """A flat float64 buffer on the same device with room for ``a``, or for a part of a large one."""
+        """A flat float64 buffer on the device of ``a``, with room for ``a`` or, if ``a`` is large, for a part of it."""
         self._scratch = _grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
         return self._scratch
 

@@ -29,11 +29,11 @@ def qm_norm(
 ) -> Tensor | Estimate:
     """The quadratic mean norm |A|_F / sqrt(n) = sqrt((s_1^2 + ... + s_min(m,n)^2) / n) of an m x n matrix A.
 
-    It is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
+    This is the quadratic mean of |A u| over the unit sphere of R^n: how much A stretches a random input direction.
 
     Arguments:
-        a: Tensor or array (..., m, n), for exact norms as a float64 tensor (...); or a `LinearOperator`, for an
-            `Estimate` whose square is unbiased.
+        a: A tensor or array of shape (..., m, n) gives exact norms as a float64 tensor of shape (...).  A
+            `LinearOperator` gives an `Estimate` whose square is unbiased.
         probes: For an operator, the number of random directions (default 32), or "exact" for min(m, n) products.
         generator: Source of the random directions of an operator.
 
@@ -54,7 +54,7 @@ def qm_norm(
     if a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(f"qm_norm needs nonempty matrices (..., m, n), got shape {tuple(a.shape)}.")
     a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()
-    # Dividing by a power of two near the largest entry is exact, and keeps every square within float64.
+    # Dividing by a power of two near the largest entry is exact, and keeps every square in the range of float64.
     scale = power_of_two(torch.frexp(a.amax(dim=(-2, -1), keepdim=True)).exponent, torch.float64)
     return torch.linalg.matrix_norm(a / scale) / a.shape[-1] ** 0.5 * scale[..., 0, 0]
 
@@ -85,8 +85,8 @@ def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:
 def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
 
-    ``exponent`` is one int64 for the whole tensor; 0 and on the CPU for float32 and narrower types, whose squares
-    cannot overflow a float64 sum.  The device is not synchronized.
+    ``exponent`` is one int64 for the whole tensor.  Squares of float32 and narrower types cannot overflow a float64
+    sum; for them ``exponent`` is 0 and lies on the CPU.  This function does not synchronize the device.
     """
     a = a.detach()
     if a.dtype in (torch.float64, torch.complex128) and a.numel():
@@ -98,7 +98,7 @@ def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -
 def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
     """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64; squares must not overflow float64.
 
-    ``scratch``, flat float64 memory to which ``a`` is copied in parts, makes this several times faster for float32.
+    With ``scratch``, flat float64 memory to which ``a`` is copied in parts, float32 is several times faster.
     """
     if a.device.type == "mps":  # has no float64
         a = a.cpu()
@@ -128,7 +128,7 @@ _ZERO = torch.zeros((), dtype=torch.int64)
 
 def power_of_two(exponents: Tensor, dtype: torch.dtype) -> Tensor:
     """``2**exponents`` exactly, clamped to the normal numbers of ``dtype``."""
-    # From bits: torch.pow and torch.ldexp round on some devices.
+    # Built from bits, because torch.pow and torch.ldexp round on some devices.
     largest = math.frexp(torch.finfo(dtype).max)[1] - 1
     exponents = exponents.to(torch.int64).clamp(-largest + 1, largest)
     if dtype == torch.float64:

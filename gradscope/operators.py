@@ -65,8 +65,8 @@ class LinearOperator:
     def singular_values(self, k: int | None = None) -> Tensor:
         """The ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
-        Cost: `dense` and its SVD.  If min(m, n) > 500 and k is less than a tenth of it, Lanczos iterations instead:
-        about 10 k products with A and A^T, with a relative error of 1e-10.
+        Cost: `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used instead:
+        about 10 k products with A and A^T, for a relative error of 1e-10.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).
@@ -81,15 +81,15 @@ class LinearOperator:
         return torch.linalg.svdvals(self.dense().double())[:k]
 
     def condition(self) -> float:
-        """The largest of the min(m, n) singular values over the smallest; infinite if the smallest is 0."""
+        """The largest of the min(m, n) singular values divided by the smallest; infinite if the smallest is 0."""
         values = self.singular_values()
         return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
 
     def log_volume(self) -> float:
         """The sum of ln s_i over the min(m, n) singular values; for a square matrix, ln |det A|.
 
-        It is -inf if a singular value is 0.  If m >= n, log_volume / n <= ln |A|_qm, with equality if and only if all
-        singular values are equal.
+        The sum is -inf if a singular value is 0.  If m >= n, log_volume / n <= ln |A|_qm, with equality if and only if
+        all singular values are equal.
         """
         return float(self.singular_values().log().sum())
 
@@ -105,7 +105,7 @@ class LinearOperator:
 
 
 def matrix(a: Tensor) -> LinearOperator:
-    """A given m x n matrix as a `LinearOperator`."""
+    """The `LinearOperator` of a given m x n matrix."""
     if a.ndim != 2:
         raise ValueError(f"matrix() needs one m x n matrix, got shape {tuple(a.shape)}.")
     m, n = a.shape

@@ -1,8 +1,8 @@
 """Random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2.
 
 Every function returns a tensor (num, size) with one probe per row.  A generator gives the same probes on every device,
-because they are drawn on its own device.  The variance of |A v|^2 is at most 2 |A|_F^4; it is largest if A has rank one
-(Hutchinson 1989; Avron and Toledo 2011).
+because probes are drawn on the generator's device.  The variance of |A v|^2 is at most 2 |A|_F^4 and is largest if A
+has rank one (Hutchinson 1989; Avron and Toledo 2011).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def rademacher(
     num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size) of independent random signs (Hutchinson 1989); exact if A^T A is diagonal.
+    """Probes (num, size) of independent random signs (Hutchinson 1989).  |A v|^2 is exact if A^T A is diagonal.
 
     >>> rademacher(2, 3, generator=torch.Generator().manual_seed(0)).abs().tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
@@ -31,7 +31,7 @@ def sphere(
     num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size), uniform on the sphere of radius sqrt(size); their variance does not change if A is rotated.
+    """Probes (num, size), uniform on the sphere of radius sqrt(size).  A rotation of A does not change the variance.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]
@@ -47,7 +47,7 @@ def orthonormal(
 ) -> Tensor:  # fmt: skip
     """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
 
-    They are exact if num == size.  Because they depend on each other, their sample variance is an upper bound.
+    If num == size, the mean of |A v|^2 is exact.  The probes are not independent: the usual error is an upper bound.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.
@@ -61,7 +61,7 @@ def orthonormal(
         raise ValueError(f"num must be at most size, got num={num}, size={size}.")
     gaussian = torch.randn(size, num, generator=generator, dtype=torch.float64, device=source)
     q, r = torch.linalg.qr(gaussian)
-    # QR is Haar distributed only after the signs of the diagonal of R are removed (Mezzadri 2007).
+    # Q is Haar distributed only after the signs of the diagonal of R are removed (Mezzadri 2007).
     q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
     return (math.sqrt(size) * q.T).to(device=device, dtype=dtype)
 

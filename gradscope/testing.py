@@ -3,7 +3,7 @@
     def test_gradients_neither_explode_nor_vanish():
         gs.testing.assert_growth(build_model(), batch, low=0.98, high=1.02)
 
-Each measures the model and raises AssertionError with the numbers and the first faulty layer.
+The AssertionError shows the measured numbers and, for a model, names the first faulty layer.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def assert_growth(
 ) -> Profile:
     """Return the profile if GSC (squared convention) grows by a factor within [low, high] per layer.
 
-    Fails only if the whole 95 % interval of the rate lies outside, so that noise alone rarely fails a test.  Use many
-    layers and a batch of tens of samples for a narrow interval.
+    The assertion fails only if the whole 95 % interval of the rate lies outside [low, high], so noise rarely fails a
+    test.  For a narrow interval, use many layers and a batch of tens of samples.
 
     Arguments:
         model, data, forward, probes, generator: As for `gradscope.gsc`.
-        low, high: Bounds of the factor per layer, counted away from the output.
+        low, high: Bounds of the factor per layer, in the direction from the output to the input.
 
     Raises:
-        AssertionError: The rate lies outside; the message has the profile and the first and worst layers.
+        AssertionError: The rate is outside [low, high].  The message has the profile and the first and worst layers.
         ValueError: Fewer than six layers, or bounds that are not an interval.
 
     >>> import torch
@@ -71,7 +71,7 @@ def assert_growth(
         raise AssertionError(
             f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to "
             f"{growth.rate_high:.4f}), outside [{low:g}, {high:g}]: {growth.verdict}.\n"
-            f"First layer beyond: {profile.layers[first + 1]!r} (a factor {10 ** steps[first]:.4g}); worst: "
+            f"First layer outside: {profile.layers[first + 1]!r} (factor {10 ** steps[first]:.4g}); worst layer: "
             f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n"
             + _printed(profile.layers, profile.log10_values[:, 0], "log10 GSC = ")
         )
@@ -81,14 +81,14 @@ def assert_growth(
 def assert_no_collapse(
     model: nn.Module, data: Any, *, most: float = 0.99, forward: Forward | None = None
 ) -> dict[str, float]:
-    """Return the mean cosine between samples at every unit of the trunk, if all are below ``most``.
+    """Return the mean cosine between samples at every unit of the trunk, if every cosine is below ``most``.
 
     Arguments:
-        model, data, forward: As for `gradscope.gsc`, one batch of at least two samples.
-        most: Largest mean cosine; at 1 all samples point in one direction.  Collapse of the data themselves is allowed.
+        model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
+        most: A mean cosine from here on is a collapse (1: all samples have one direction).  The data may be collapsed.
 
     Raises:
-        AssertionError: A layer collapses; the message names the first one and shows the cosines.
+        AssertionError: A layer collapses; the message names the first such layer and shows all cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch
@@ -99,7 +99,7 @@ def assert_no_collapse(
     if not 0 < most <= 1:
         raise ValueError(f"most must be in (0, 1], got {most!r}.")
     if as_batch(data, forward=forward, loss_fn=None).size < 2:
-        raise ValueError("Collapse compares samples: give a batch of at least two.")
+        raise ValueError("Collapse is a property of several samples: give a batch of at least two.")
     captured = capture(model, data, forward=forward)
     units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]
     values = captured.replay.outputs([name for unit in units for name in unit.names], {})
@@ -129,12 +129,12 @@ def assert_qm_norm(
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected: The norm, within ``rtol``; with random probes within three standard errors more.
+        expected: The expected norm.  ``rtol`` is the relative tolerance; random probes add three standard errors.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:
-        AssertionError: It is another; the message has the value and its error.
-        ValueError: ``probes`` for a matrix, whose norm is exact.
+        AssertionError: The norm is not ``expected``; the message has the measured norm and its standard error.
+        ValueError: ``probes`` is given for a matrix, whose norm is always exact.
 
     >>> import torch
     >>> import gradscope as gs
@@ -152,7 +152,7 @@ def assert_qm_norm(
 
 
 def _printed(layers: Iterable[str], values: Iterable[float], label: str = "") -> str:
-    """Return one line per layer, without the middle of long networks."""
+    """Return one line per layer; for a long network, leave out the lines in the middle."""
     lines = [f"  {name:<30} {label}{value:.4f}" for name, value in zip(layers, values, strict=True)]
     if len(lines) > 24:
         lines[12:-12] = [f"  ... {len(lines) - 24} more"]

@@ -1,9 +1,9 @@
-"""Which cotangents start at a target: a basis, random signs, or a subspace with random signs in its complement.
+"""The cotangents that start at a target: a basis, random signs, or a subspace with random signs in its complement.
 
-A deep Jacobian has few large singular values, so a random probe of it is noisy.  Its left singular directions hardly
-depend on a source far away, so a few orthonormal directions Q of the target, found with forward passes, serve all
-sources: |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2, the second term from probes v.  Any Q is unbiased (the idea of
-Hutch++; the range finder: Halko, Martinsson and Tropp 2011).
+A deep Jacobian J has few large singular values, so random probes of J are noisy.  The left singular directions are
+nearly the same for all distant sources.  So a few orthonormal directions Q of the target, found with forward passes,
+serve all sources: |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2, where probes v estimate the second term.  The sum is
+unbiased for any Q (idea: Hutch++; how Q is found: Halko, Martinsson and Tropp 2011).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from gradscope.probes import rademacher
 
 Draw = Callable[[int, int], Tensor]
 
-# "auto" means the same for every quantity: exact up to this many cotangents in all, otherwise random probes at the cost
-# of at most this many backward passes per target.
+# "auto" has the same meaning for every quantity: exact if at most AUTO_EXACT cotangents are needed in all.  Otherwise
+# random probes that cost at most AUTO_COST backward passes per target.
 AUTO_EXACT, AUTO_COST = 128, 40
 
-# Finite differences aim at this relative change of the targets: small against curvature, large against rounding.
+# Relative change of the targets in finite differences: small, so that the network is linear, but far above rounding.
 WANTED_CHANGE = 0.01
 
 
@@ -34,8 +34,8 @@ WANTED_CHANGE = 0.01
 class Deflated:
     """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` exact directions and ``num`` random probes.
 
-    The directions span the subspace of the target that deep Jacobians map into, and the probes sample its complement.
-    ``Deflated(0, n)`` are n plain random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
+    The directions span the subspace of the target into which deep Jacobians mostly map.  The probes sample the rest.
+    ``Deflated(0, n)`` means n ordinary random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
     cotangents.  Raises ValueError if ``rank`` is negative or ``num`` less than one.
 
     Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
@@ -54,7 +54,7 @@ class Deflated:
 
     @property
     def cost(self) -> int:
-        """In backward passes per target; a direction also takes a forward pass to find."""
+        """Cost in backward passes per target; a direction counts as two, because it also needs a forward pass."""
         return 2 * self.rank + self.num
 
 
@@ -63,10 +63,10 @@ Probes = int | str | Deflated
 
 @dataclass(frozen=True)
 class Cotangents:
-    """``num`` cotangents of one target: the squares of the first ``num_fixed`` add up, the others are random probes.
+    """``num`` cotangents of one target: ``num_fixed`` fixed ones, whose squares are summed, then random probes.
 
-    ``draw(first, last)`` returns those numbered first to last - 1, shape (last - first, *shape), in fresh memory.  It
-    is called in order, and again when a sweep is repeated.
+    ``draw(first, last)`` returns cotangents first to last - 1, shape (last - first, *shape), in new memory.  A sweep
+    calls ``draw`` in order, and a repeated sweep calls it again from the start.
     """
 
     target: Layer
@@ -75,7 +75,7 @@ class Cotangents:
     draw: Draw
 
     def window(self, first: int, last: int) -> Cotangents:
-        """Those numbered first to last - 1, as far as they exist."""
+        """Cotangents first to last - 1, as far as they exist."""
         last = min(last, self.num)
         fixed = min(max(self.num_fixed - first, 0), last - first)
         return Cotangents(self.target, last - first, fixed, lambda a, b: self.draw(first + a, first + b))
@@ -87,7 +87,7 @@ class Cotangents:
 
 
 def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
-    """What ``probes=`` asks for: "exact", "auto", or a `Deflated`, which is ``Deflated(0, n)`` for a number n."""
+    """The checked value of ``probes=``: "exact", "auto" or a `Deflated`; a number n becomes ``Deflated(0, n)``."""
     if isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1:
         return Deflated(0, probes)
     if (isinstance(probes, str) and probes in ("exact", "auto")) or (deflated and isinstance(probes, Deflated)):
@@ -97,7 +97,7 @@ def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
 
 
 def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generator) -> Cotangents:
-    """Cotangents of a single target, of which ``needed`` make a basis; "auto" falls back on `AUTO_COST` random ones."""
+    """Cotangents of one target.  A basis takes ``needed`` of them; if they are too many, "auto" takes random ones."""
     plan = resolved(probes)
     if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
         return basis(target, needed)
@@ -105,7 +105,7 @@ def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generato
 
 
 def generator_or_default(generator: torch.Generator | None) -> torch.Generator:
-    """The generator itself, or one with a fixed seed: the rank, so that parallel processes draw different probes."""
+    """``generator``, or a new one if None.  The new seed is the rank: parallel processes draw different probes."""
     return torch.Generator().manual_seed(rank()) if generator is None else generator
 
 
@@ -127,7 +127,7 @@ def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
 
 
 def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generator, *, coupled: bool) -> Cotangents:
-    """The ``subspace`` (rank, *shape) itself, then ``num`` vectors of random signs projected on its complement."""
+    """The ``subspace`` (rank, *shape) itself, then ``num`` vectors of random signs projected on the complement."""
     rank = len(subspace)
     # (samples, rank, d): one projection per sample, or one for the whole batch.
     q = subspace.reshape(rank, 1 if coupled else target.shape[0], -1).transpose(0, 1)
@@ -158,11 +158,11 @@ def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
 def find_subspaces(
     replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Orthonormal directions (rank', *shape) of every target, by name, that the sources move it along.
+    """Orthonormal directions (rank', *shape) by target name: changes of the sources move the target along them.
 
-    Finite differences of the forward pass in ``rank`` random directions of the sources, orthonormal sample by sample,
-    or over the whole batch if samples are ``coupled``; rank' <= rank if a target has fewer dimensions.  A target that a
-    replay does not reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step.
+    They come from finite differences along ``rank`` random directions of the sources.  They are orthonormal per sample,
+    or over the whole batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that
+    a replay does not reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
@@ -190,14 +190,14 @@ def find_subspaces(
 
 
 def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
-    """A random direction as long as the source itself."""
+    """A random direction with the same length as ``source``."""
     noise = torch.randn(source.shape, generator=generator, dtype=torch.float64, device=generator.device)
     length = source.double().norm()
     return (noise * (length / noise.norm() if length > 0 else 1.0)).to(source)
 
 
 def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:
-    """Orthonormal columns from (rank, B, ...): one basis per sample, or of the whole batch."""
+    """Orthonormal vectors from those in (rank, B, ...): one basis per sample, or one for the whole batch."""
     rank, shape = len(differences), differences.shape[1:]
     vectors = differences.reshape(rank, 1, -1) if coupled else differences.reshape(rank, shape[0], -1)
     vectors = vectors / vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

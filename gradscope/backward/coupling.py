@@ -14,7 +14,7 @@ from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 
-# Operations that act on each entry of the leading dimension alone, and through which of their inputs.
+# Operations that process the entries of the leading dimension separately, and which of their inputs this concerns.
 _LEADING = PRODUCTS | {
     f"{name}Backward0": 0
     for name in (
@@ -23,7 +23,7 @@ _LEADING = PRODUCTS | {
     ).split()
 }
 
-# What else must hold, by saved attributes of the node; the second argument is the number of dimensions.
+# Further conditions on saved attributes of the node; the second argument is the number of dimensions.
 _PROVISO: dict[str, Callable[[Node, int], bool]] = {
     "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,  # type: ignore[attr-defined]
     "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
@@ -34,11 +34,11 @@ _PROVISO: dict[str, Callable[[Node, int], bool]] = {
 def coupled(
     trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int, sources: Collection[str] = (INPUT,)
 ) -> bool:
-    """Whether a cotangent on some samples of the target leaves gradients of other samples, at any of the rows.
+    """Whether a cotangent on some samples of the target gives nonzero gradients of other samples, at any of the rows.
 
-    Gradients are compared at the ``sources`` and at the rows on the trunk, because inside a branch B may mean something
-    else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or of the
-    target is not B.  The graph decides where it can (`separate`, `mixed`), otherwise gradients (`detected`).
+    Gradients are compared at the ``sources`` and at the rows on the trunk.  Other rows are left out: inside a branch, a
+    leading dimension B may be something else, such as the tokens of an expert.  Samples count as coupled if the leading
+    dimension of a source or of the target is not B.  The graph decides (`separate`, `mixed`), or else `detected`.
     """
     if batch_size == 1:
         return False
@@ -53,7 +53,7 @@ def coupled(
 
 
 def mixed(trunk: Trunk) -> bool:
-    """Whether the graph shows batch normalization with the batch's statistics, so that no test is needed."""
+    """Whether the graph contains batch normalization with the batch's statistics, which couples the samples."""
     nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
     return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
 
@@ -61,8 +61,8 @@ def mixed(trunk: Trunk) -> bool:
 def separate(trunk: Trunk, batch_size: int) -> bool:
     """Whether the graph proves that samples are independent, by induction from the sources (leading dimension B).
 
-    Every operation must map sample b of its live inputs to sample b of its output, and must be one of torch's own,
-    known by name; False means that there is no proof.  Cost: linear in the number of nodes.
+    Every operation must be a known one of torch, and must map sample b of its live inputs to sample b of its output.
+    False means that there is no proof.  Cost: linear in the number of nodes.
     """
     live = trunk.position.keys() | trunk.above.keys()
     return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
@@ -79,22 +79,22 @@ def _keeps_apart(node: Node, live: Collection[Vertex], batch_size: int) -> bool:
     if name in _LEADING:
         proviso = _PROVISO.get(name)
         return inputs == [_LEADING[name]] and (proviso is None or proviso(node, len(shape)))
-    # Operands with as many dimensions as the result, whose first is B, are not broadcast along it.
+    # The first dimension of the result is B.  Operands with as many dimensions are not broadcast along this dimension.
     return name in ELEMENTWISE and all(len(output_kind(_parent(node, number))[0]) == len(shape) for number in inputs)
 
 
 def _parent(node: Node, number: int) -> Vertex:
     parent, output_nr = node.next_functions[number]
-    assert parent is not None  # it is among the live tensors
+    assert parent is not None  # because it is a live tensor
     return parent, output_nr
 
 
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
     """Whether gradients show an influence between samples.
 
-    Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Uncoupled
-    samples give exact zeros in the other half, in floating point too.  Any ordered pair of samples in different halves
-    is seen, so k independent couplings are missed with probability 2^-k.  Cost: two backward passes.
+    Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Without coupling,
+    gradients outside this half are exactly zero, in floating point too.  A coupling of two samples is seen if they are
+    in different halves, so k independent couplings are all missed with probability 2^-k.  Cost: two backward passes.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.zeros(batch_size, dtype=torch.bool)

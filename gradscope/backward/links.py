@@ -1,7 +1,7 @@
-"""Links: how cotangents cross from one cut vertex to the next below if a single known operation lies between the two.
+"""Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
 
-The autograd engine computes an elementwise derivative anew for each cotangent.  If the operation is known, all
-cotangents are multiplied by the derivative, computed once, or by the weight.  Everything else goes through the engine.
+The autograd engine computes an elementwise derivative again for each cotangent.  A link computes it once and multiplies
+all cotangents by it; for a matrix product, it multiplies them by the weight.  Other operations go through the engine.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Link = Callable[[Tensor, Workspace], Tensor]
 # With fewer cotangents the engine is as fast.
 WORTHWHILE = 4
 
-# Elementwise derivatives that one sweep keeps from batch to batch of cotangents.
+# Memory for elementwise derivatives that one sweep keeps from one batch of cotangents to the next.
 KEPT_BYTES = 1 << 26
 
 
 def find_links(trunk: Trunk) -> list[Link | None]:
-    """For every cut vertex the map of cotangents (c, *shape) to the cut vertex below; None: use the engine.
+    """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below; None: use the engine.
 
     A link overwrites the cotangents that it is given.
     """
@@ -59,8 +59,8 @@ def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex], ke
     if len(inputs) != 1 or node.next_functions[inputs[0]] != vertex(lower):
         return None
     (shape, dtype), (shape_below, dtype_below) = output_kind(vertex(upper)), output_kind(vertex(lower))
-    # A derivative rounded to half precision, the same for all cotangents, would be a bias (0.45 % per layer for SELU
-    # in bfloat16); the engine rounds each product separately.
+    # In half precision one rounded derivative for all cotangents would cause a bias (0.45 % per layer for SELU in
+    # bfloat16).  The engine rounds each product separately.
     if dtype not in (torch.float32, torch.float64) or dtype != dtype_below:
         return None
     name = node.name()

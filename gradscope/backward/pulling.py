@@ -15,9 +15,9 @@ from gradscope.memory import is_out_of_memory
 
 @contextlib.contextmanager
 def pulling() -> Iterator[None]:
-    """Context of any number of products: nothing is recorded, and warnings about slow vectorization are silenced.
+    """Context for these products: autograd records nothing, and warnings about slow vectorization are silenced.
 
-    A missing batching rule of torch only costs time, and a user cannot do anything about it.
+    These warnings mean that torch lacks a batching rule.  This only costs time, and a user cannot change it.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -25,9 +25,9 @@ def pulling() -> Iterator[None]:
 
 
 class PullBack:
-    """Vector-Jacobian products: vectorized, or one by one where a backward cannot be.
+    """Vector-Jacobian products: vectorized, or one by one if the backward pass cannot be vectorized.
 
-    ``vectorized`` says afterwards which of the two was used.
+    Afterwards ``vectorized`` says which of the two was used.
     """
 
     def __init__(self) -> None:
@@ -47,6 +47,6 @@ class PullBack:
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                # No batching rule, or a backward that branches on its data.  A real error is raised again below.
+                # No batching rule, or the backward pass branches on its data.  Any other error is raised again below.
                 self.vectorized = False
         return [torch.stack(column) for column in zip(*map(vjp, cotangents), strict=True)]

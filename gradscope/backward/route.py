@@ -1,4 +1,4 @@
-"""The way of cotangents down the trunk: where they stop, which rows they pass, and how they get from stop to stop."""
+"""The route of cotangents down the trunk: positions, rows (where gradients are read), and steps between positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradscope.forward.layers import Layer
 from gradscope.forward.trunk import Trunk, vertex
 from gradscope.memory import Workspace
 
-# One call of the engine returns the gradients of several rows at once; together they take at most this many bytes.
+# One call of the engine returns the gradients of several rows at once.  Together they take at most this many bytes.
 RUN_BYTES = 1 << 26
 
 
@@ -33,32 +33,32 @@ class Leaf:
     device: torch.device
 
 
-Row = Layer | Leaf
+Row = Layer | Leaf  # where gradients are read
 
-# (row, gradient (c, *shape), workspace) -> a float64 tensor (c, ...): what is kept of the gradient.
+# A function of (number of the row, gradient (c, *shape), workspace); it returns the float64 tensor (c, ...) to keep.
 Read = Callable[[int, Tensor, Workspace], Tensor]
 Readings = list[tuple[int, Tensor]]
 
 
 class Route(Protocol):
-    """Positions 0, 1, 2, ... from the sources to the target, which cotangents pass from above to below."""
+    """Positions 0, 1, 2, ... from the sources to the target; cotangents pass them in descending order."""
 
     bottom: int
     workspace: Workspace
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Where gradients are read."""
+        """The layers and parameters at which gradients are read."""
 
     def position(self, target: Layer) -> int:
-        """Where the cotangents of a target start."""
+        """The position at which the cotangents of a target start."""
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """Cotangents at the lower position, and what was read at the rows from there up to below the upper one."""
+        """The cotangents at ``lower``, and what was read at the rows from ``lower`` to just below ``upper``."""
 
 
 class TrunkRoute:
-    """The cut vertices of a recorded graph as a `Route`; rows lie on the trunk or in branches that flow into it."""
+    """The cut vertices of a recorded graph as a `Route`; rows lie on the trunk or in branches that join the trunk."""
 
     def __init__(self, trunk: Trunk, rows: Sequence[Row], workspace: Workspace | None = None) -> None:
         self.trunk, self.rows = trunk, rows
@@ -66,7 +66,7 @@ class TrunkRoute:
         keys = [vertex(row.edge) for row in rows]
         self.on = sorted((trunk.position[key], row) for row, key in enumerate(keys) if key in trunk.position)
         self.off = sorted((trunk.above[key], row) for row, key in enumerate(keys) if key not in trunk.position)
-        # A tensor in a branch is read before the next cut vertex below; below the first cut vertex that is -1.
+        # A row in a branch is read before the next cut vertex below; if there is no cut vertex below, at position -1.
         self.bottom = min([p for p, _ in self.on] + [p - 1 for p, _ in self.off], default=0)
 
     def position(self, target: Layer) -> int:
@@ -74,7 +74,7 @@ class TrunkRoute:
         return self.trunk.position[vertex(target.edge)]
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """Through links and runs of the autograd engine; a link overwrites the cotangents that it is given."""
+        """Pull through links and through the autograd engine.  A link overwrites the cotangents that it is given."""
         readings: Readings = []
         for top, bottom, link in self._legs(upper, lower, len(cotangents)):
             rows = self._between(bottom, top)
@@ -87,7 +87,7 @@ class TrunkRoute:
         return cotangents, readings
 
     def _legs(self, upper: int, lower: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
-        """(upper, lower, link) of each leg: a single link, or a run that the engine crosses in one call."""
+        """(upper, lower, link) of each leg: one link, or None for positions that the engine crosses in one call."""
         top, room = upper, RUN_BYTES
         linked = num_cotangents >= WORTHWHILE
         for position in range(upper, lower, -1):
@@ -104,15 +104,15 @@ class TrunkRoute:
 
     @cached_property
     def bytes(self) -> list[int]:
-        """Bytes of one gradient of all rows at each cut vertex and in the branches just above it."""
-        taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is that of position -1
+        """For each cut vertex, the bytes of one gradient of every row there and in the branches just above."""
+        taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is for position -1
         for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
             taken[position] += self.rows[row].size * self.rows[row].dtype.itemsize
         return taken
 
     @cached_property
     def links(self) -> list[Link | None]:
-        """The link below every cut vertex; None where the engine is needed, as for rows inside the operation."""
+        """The link below every cut vertex; None if the engine is needed, for example because a row lies in between."""
         links = find_links(self.trunk)
         for position, _ in self.off:
             links[position] = None
@@ -125,7 +125,7 @@ class TrunkRoute:
         return [row for _, row in (*on, *off)]
 
     def _pull(self, top: int, bottom: int, rows: Sequence[int], cotangents: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """Through the autograd engine: gradients of the rows between two cut vertices, and of the lower one."""
+        """Pull through the autograd engine; return the gradients of ``rows`` and the cotangents at ``bottom``."""
         edges = self.trunk.edges
         wanted = {vertex(self.rows[row].edge): self.rows[row].edge for row in rows}
         if bottom >= 0:
@@ -135,6 +135,6 @@ class TrunkRoute:
         if bottom < 0:
             return gradients, cotangents
         below = pulled[vertex(edges[bottom])]
-        # A link overwrites its cotangents, and these may share their memory with those above or with themselves.
+        # A link overwrites its cotangents, which may share memory with the cotangents above or among themselves: clone.
         linked = len(cotangents) >= WORTHWHILE and self.links[bottom] is not None
         return gradients, below.clone(memory_format=torch.contiguous_format) if linked else below

@@ -1,9 +1,9 @@
-"""The backward sweep: batches of cotangents are pulled from their targets to the sources, and read at every row.
+"""The backward sweep pulls batches of cotangents from their targets to the sources, and reads them at every row.
 
 A batch has shape (cotangents, *shape of a trunk tensor).  Every few positions each cotangent is divided by a power of
-two, the same for all its samples, and the exponent is added to an integer ledger.  Pulling back is linear, so the
-result is bit-exact at any depth, also if samples are coupled.  The first sweep rescales rarely.  If a length came near
-the end of its floating-point range, the sweep is repeated with a shorter stride.
+two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so the result is
+bit-exact at any depth, also if samples are coupled.  The first sweep rescales rarely.  If a length comes near an end
+of the floating-point range, the sweep is repeated with a shorter stride.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gradscope.backward.route import Read, Route, Row
 from gradscope.memory import Workspace, batch_bytes, is_out_of_memory, peak_bytes
 from gradscope.norms import plain_norms, power_of_two, vector_norms
 
-# Positions between two rescalings: as few rescalings as possible.
+# Numbers of positions between two rescalings, tried in this order.
 STRIDES = (128, 8, 1)
 
 Progress = Callable[[float], None]
@@ -33,14 +33,14 @@ _Piece = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """``values`` (cotangents, ...) ``* 2**exponents`` (cotangents,) at one row, from all targets above it, in order."""
+    """What was read at one row, for c cotangents of all targets above: ``values`` (c, ...) ``* 2**exponents`` (c,)."""
 
     values: npt.NDArray[np.float64]
     exponents: npt.NDArray[np.int64]
 
 
 def lengths(batch_size: int = 0) -> Read:
-    """A reader of |J^T v|: (c, B), or (c, 1) if the leading dimension of the gradient is not ``batch_size``."""
+    """A reader that keeps |J^T v|: (c, B), or (c, 1) if the leading dimension of the gradient is not ``batch_size``."""
 
     def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
         per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size
@@ -62,19 +62,19 @@ def sweep(
     """Pull the cotangents of all targets back along a route, and read their gradients at its rows.
 
     Arguments:
-        route: Rows and the way to them; the recorded graph must still be alive.
+        route: The rows and the path to them; the recorded graph must still be alive.
         cotangents: One item per target, sorted by descending position.
-        read: What to keep of a gradient; it must be linear up to a sign, as a length is.
-        widest: Bytes that one cotangent takes where it is largest, if that is more than at its target.
-        strides: Positions between two rescalings, None for none; the next one is tried if a reading came near an end
-            of the range of its dtype.
-        progress: Called with the fraction done.
+        read: What to keep of a gradient.  This must scale with the gradient, as a length does.
+        widest: Bytes of one cotangent at the widest layer, if that is more than at the target.
+        strides: Positions between two rescalings; None means no rescaling.  The next stride is tried if a reading came
+            near an end of the range of its dtype.
+        progress: Called with the fraction that is done.
 
-    Returns one `Reading` per row, of the targets strictly above it; FloatingPointError if one is NaN or Inf.
+    Returns one `Reading` per row, for the targets strictly above.  Raises FloatingPointError if one is NaN or Inf.
 
-    Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory beyond the graph: with
-    w bytes at the widest place and c cotangents in a batch, 5 c w and `route.RUN_BYTES`, where c w is at most 256 MiB
-    and a twentieth of what is free, or c = 1; and the readings.  If memory runs out, a batch of half the size is tried.
+    Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
+    the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is
+    at most 256 MiB and a twentieth of the free memory, or c = 1.  If memory runs out, c is halved.
     """
     if not route.rows:
         return []
@@ -106,14 +106,14 @@ def sweep(
     for row, reading in zip(route.rows, readings, strict=True):
         if not np.isfinite(reading.values).all():
             raise FloatingPointError(
-                f"The gradient at layer {row.name!r} is NaN or Inf although the activations are finite: a backward "
-                "there divides by zero or overflows in one step. Measure in float64, or move x off the singular point."
+                f"The gradient at layer {row.name!r} is NaN or Inf although the activations are finite: an "
+                "operation there divides by zero or overflows. Measure in float64, or move x off the singular point."
             )
     return readings
 
 
 def _comfortable(rows: Sequence[Row], readings: Sequence[Reading]) -> bool:
-    """Whether no reading, before its exponent, came near an end of the range of its dtype."""
+    """Whether all readings, without their exponents, are far from both ends of the range of their dtype."""
     for row, reading in zip(rows, readings, strict=True):
         reach = 2.0**5 if row.dtype == torch.float16 else 2.0**40
         values = reading.values.reshape(len(reading.values), -1)
@@ -143,7 +143,7 @@ def _next_batch(cotangents: Sequence[Cotangents], done: int, size: int, least: i
 
 
 def _stations(positions: Sequence[int], bottom: int, stride: int | None) -> list[tuple[int, bool]]:
-    """Where cotangents join or (True) are rescaled, from the topmost target downward."""
+    """Positions where cotangents join or are rescaled, from the topmost target down, with whether they are rescaled."""
     joining = {position for position in positions if position > bottom}
     top = max(joining, default=bottom)
     regular = set(range(top - stride, bottom, -stride)) if stride else set()
@@ -153,7 +153,7 @@ def _stations(positions: Sequence[int], bottom: int, stride: int | None) -> list
 def _descend(
     route: Route, batch: Sequence[Cotangents], stride: int | None, read: Read
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Carry one batch from its topmost target to the bottom; yields (row, values, exponents)."""
+    """Pull one batch from its topmost target to the bottom; yields (row, values, exponents)."""
     parts: list[Tensor] = []
     ledger: list[Tensor] = []
     starts = [route.position(c.target) for c in batch]
@@ -180,9 +180,9 @@ def _joined(parts: Sequence[Tensor], workspace: Workspace) -> Tensor:
 
 
 def rescale(cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each cotangent (first dimension) by the power of two next above its root mean square; exact.
+    """Divide each cotangent (first dimension) by the power of two next above its root mean square, exactly.
 
-    Returns the scaled cotangents and the int64 exponents taken out.  A cotangent of zeros is left alone.
+    Returns the scaled cotangents and the int64 exponents of these powers.  A cotangent of zeros does not change.
     """
     norms, common = vector_norms(cotangents, 1)
     rms = norms / math.sqrt(cotangents[0].numel())
@@ -194,7 +194,7 @@ def rescale(cotangents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _collect(found: Sequence[Sequence[_Piece]]) -> list[Reading]:
-    """Bring everything to the CPU in one copy."""
+    """Copy all values and exponents to the CPU at once; return one `Reading` per row."""
     pieces = [piece for of_row in found for piece in of_row]
     if not pieces:
         return [Reading(np.zeros((0, 1)), np.zeros(0, dtype=np.int64)) for _ in found]

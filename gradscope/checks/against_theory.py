@@ -1,4 +1,4 @@
-"""`compare(model, data)`: a network and the mean-field theory of its initialization, layer by layer."""
+"""`compare(model, data)`: compare a network with mean-field theory of its initialization, layer by layer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gradscope.meanfield.activations import NAMED
 
 FloatArray = npt.NDArray[np.float64]
 
-# |z| beyond which a layer deviates.  For lengths and weights, whose errors are known: 1 in 30,000 by chance.  The scale
-# of growth is estimated from increments with heavier tails, so its threshold is larger.
+# A layer with a larger |z| deviates.  For lengths and weights, whose errors are known: 1 in 30,000 by chance.  Growth
+# has a larger threshold, because its scale is estimated from increments, which have heavier tails.
 THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
 
 
@@ -32,15 +32,15 @@ THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
 class Comparison:
     """Measurement, theory and z-scores per layer; made by `gradscope.compare`.
 
-    ``profile``: measured coefficients.  ``prediction``: theory of the network with nominal initialization.  ``layers``:
+    ``profile``: measured coefficients.  ``prediction``: theory for the nominal initialization.  ``layers``:
     names, in order.  ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and nominal.  The z-scores
     are NaN where a test does not apply:
 
-    - ``z_length``: ln of the mean square of each pre-activation, against the prediction from the *measured* layer
-      before, so that a wrong layer does not affect those after it.
-    - ``z_growth``: the increment of ln GSC across each layer, against theory at the measured length, in robust standard
-      deviations of all increments.
-    - ``z_weight``: ln of the weight variance.
+    - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
+      before.  So a wrong layer does not affect later layers.
+    - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
+      standard deviations of all increments.
+    - ``z_weight``: ln of the weight variance, compared with the nominal variance.
 
     >>> import torch
     >>> import gradscope as gs
@@ -133,14 +133,14 @@ def compare(
     """Return the comparison of a perceptron with mean-field theory of its nominal initialization.
 
     z-scores use standard errors to first order in 1 / width: a mean square over n neurons and correlated samples has
-    relative variance 2 o / n, with o the mean squared cosine between samples.  With batch normalization and a batch
-    larger than half the width theory does not hold, and a warning says so.
+    relative variance 2 o / n, with o the mean squared cosine between samples.  Theory does not hold for batch
+    normalization with a batch larger than half the width; a warning says so.
 
     Arguments:
         model: A perceptron that `gradscope.checks.reading.read` can read.
-        data, forward, probes, generator: As for `gradscope.gsc`, one batch.
-        nominal: sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity: a number; "standard" (2 for relatives
-            of ReLU, else 1); or "measured" (that of each weight, so that wrong weights do not count as deviations).
+        data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.
+        nominal: sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity: a number; "standard" (2 for ReLU and
+            its relatives, else 1); or "measured" (the value of each weight, so that wrong weights do not deviate).
 
     Cost: that of `gradscope.gsc` and a few forward passes.
 
@@ -198,7 +198,7 @@ def _nominal(nominal: str | float, spec: LayerSpec) -> float:
 
 
 def _z_length(reading: Reading) -> FloatArray:
-    """Return z of ln q per layer against sigma_w^2 p + sigma_b^2, p the measured mean square of the layer before."""
+    """Return z of ln q per layer; theory: q = sigma_w^2 p + sigma_b^2, p the measured mean square one layer before."""
     z, p = [], reading.mean_square
     for layer in reading.layers:
         expected = layer.spec.weight_variance * p + layer.spec.bias_variance
@@ -209,7 +209,7 @@ def _z_length(reading: Reading) -> FloatArray:
 
 
 def _z_growth(reading: Reading, prediction: Prediction, log10_gsc: FloatArray) -> FloatArray:
-    """Return z of the increments of ln GSC against theory at measured lengths; NaN for fewer than eight layers."""
+    """Return z of the increments of ln GSC; theory takes measured lengths.  NaN for fewer than eight layers."""
     if len(reading.layers) < 8:
         return np.full(len(reading.layers), np.nan)
     predicted, p = -np.diff(prediction.log10_gsc), reading.mean_square

@@ -1,7 +1,7 @@
-"""Reads a plain or residual perceptron of torch modules so that theory can predict it.
+"""Read the structure of a plain or residual perceptron from its modules, as input of mean-field theory.
 
-Only this file and `gradscope.measures.preactivations` depend on module classes.  The reading is verified by value: each
-layer, recomputed from the layer before, must reproduce the network's output.
+Only this file and `gradscope.measures.preactivations` depend on module classes.  The reading is verified: each layer
+is recomputed from the layer before and must reproduce the recorded values.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ReadLayer:
 
     ``name``, ``preactivation``: names of the tensors f and W f' + b.  ``spec``: the layer for theory, with measured
     variances of the weights.  ``fan_in``, ``width``: sizes of W.  ``square``, ``received``: measured mean squares of f
-    and W f' + b.  ``overlap``: mean squared cosine between pre-activations of samples, each with itself included.
+    and W f' + b.  ``overlap``: mean squared cosine of pre-activations over all pairs of samples, (b, b) included.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ReadLayer:
 
 @dataclass(frozen=True)
 class Reading:
-    """A network for theory: ``layers`` in order, mean square and correlation of the input, and the batch size."""
+    """A network as input of theory: ``layers``, mean square and correlation of the input, and the batch size."""
 
     layers: tuple[ReadLayer, ...]
     mean_square: float
@@ -94,7 +94,7 @@ def read(model: nn.Module, data: Any, *, forward: Forward | None = None) -> Read
 
     Raises:
         UnreadableError: Any other network, a normalization with trained scales or running statistics, a nonlinearity
-            that is not a module of torch.nn, or layers that do not follow from each other.
+            that is not a module of torch.nn, or a layer that cannot be recomputed from the layer before.
     """
     model = unwrap(model)
     captured = capture(model, data, forward=forward)
@@ -197,7 +197,7 @@ class _Reader:
         return kind, self.values[name], place + 1
 
     def activation(self, place: int, value: Tensor, name: str) -> tuple[Activation, Tensor, str, int]:
-        """Return the nonlinearity at ``place``, if there is one, its output, the name of that, and the next place."""
+        """Return the nonlinearity at ``place`` (or the identity), output and name of the output, and the next place."""
         last = name if place == 0 else self.leaves[place - 1][1]
         if place < len(self.leaves) and isinstance(self.leaves[place][2], NONLINEARITIES):
             _, name, module = self.leaves[place]

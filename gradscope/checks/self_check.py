@@ -1,4 +1,4 @@
-"""`check(model, data)`: self-tests of whether gradscope measures a model correctly."""
+"""`check(model, data)`: self-tests that show whether gradscope measures a model correctly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradscope.jacobians.capture import Capture, capture
 from gradscope.probes import sphere
 
 MOST_LAYERS = 12  # layers tested, spread evenly over the network; each costs a few passes
-EXACT_LIMIT, PROBES = 512, 64  # most cotangents for exact coefficients, and the probes compared with them
+EXACT_LIMIT, PROBES = 512, 64  # most cotangents for exact coefficients; probes to compare with them
 MOST_ERRORS = 5.0  # largest deviation of probes from the exact value, in standard errors, over all layers
 STEPS = (3.0, 1.0, 0.3)  # of central differences, relative to the length of the input, in multiples of eps^(1/3)
 
@@ -35,16 +35,15 @@ def check(
 
     - "adjoint": <v, J u> = <J^T v, u> between neighboring layers, with J u by double differentiation.
     - "finite differences": a layer changes along a random direction of the input as its Jacobian predicts.
-    - "independence": if samples count as independent, changing one does not change the others.
+    - "independence": if samples count as independent, changing one sample does not change others.
     - "probes": random probes agree with the exact coefficients within their standard errors.
-    - "determinism": two captures see the same activations.
+    - "determinism": two captures record the same activations.
     - "left alone": parameters, buffers, gradients, modes and the random state are unchanged.
 
     Arguments:
-        model, data, forward, loss_fn: As for `gradscope.gsc`, one batch.  Use float64 and a small batch: the tolerances
-            in float32 are wide.
+        model, data, forward, loss_fn: As for `gradscope.gsc`, one small batch in float64 (float32 tolerances are wide).
 
-    Cost: some hundred forward and backward passes.
+    Cost: about a hundred forward and backward passes.
 
     Raises:
         ValueError, TypeError: The data or the model cannot be measured; see `gradscope.capture`.
@@ -124,7 +123,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
     layers = [layer for layer in _spread(captured.units) if layer.name not in captured.source_names]
     replay, sources = captured.replay, [layer for layer in captured.reached if layer.name in captured.source_names]
     if len(sources) != len(captured.source_names):
-        return SKIPPED, "not all sources lead to the target"
+        return SKIPPED, "the target does not depend on all sources"
     wanted = {layer.name: layer for layer in layers}
     base = replay.outputs({*wanted, *captured.source_names}, {})
     directions = {name: _vector_like(base[name], generator) for name in captured.source_names}
@@ -138,7 +137,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
     judged, worst = 0, 0.0
     for name, v in cotangents.items():
         predicted = _predicted(captured, wanted[name], sources, v, directions)
-        # Where the steps disagree, curvature or rounding is too large for a verdict.
+        # If the steps disagree, curvature or rounding is too large for a verdict.
         noise, slope = max(slopes[name]) - min(slopes[name]), slopes[name][1]
         scale = abs(slope) + abs(predicted) or 1.0
         if noise > 0.02 * abs(slope):
@@ -152,7 +151,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
             )
         worst = max(worst, error)
     if not judged:
-        return SKIPPED, "differences at several steps disagree (too curved?): use float64"
+        return SKIPPED, "differences with several step sizes disagree (too much curvature?): use float64"
     return PASSED, f"{judged} of {len(slopes)} layers, worst {worst:.1e}"
 
 
@@ -169,10 +168,10 @@ def _predicted(
 
 
 def _independence(captured: Capture, generator: torch.Generator) -> Found:
-    """Change one sample of the input and check that the others do not change at the target."""
+    """Change one sample of the input and check that other samples do not change at the target."""
     replay, target = captured.replay, captured.target
     if captured.coupled:
-        return SKIPPED, "samples count as coupled, which is valid in either case"
+        return SKIPPED, "samples count as coupled, which is always valid"
     if captured.batch_size == 1:
         return SKIPPED, "a single sample"
     base = replay.outputs({target.name, *captured.source_names}, {})
@@ -186,7 +185,7 @@ def _independence(captured: Capture, generator: torch.Generator) -> Found:
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
     if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
-        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, without a gradient"
+        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, but has no gradient"
     return PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}"
 
 
@@ -202,7 +201,7 @@ def _probes(
     rounding = 1e3 * torch.finfo(captured.target.dtype).eps
     z = np.where(difference > rounding, difference / np.maximum(errors, 1e-300), 0.0)
     if len(z) == 0:
-        return SKIPPED, "no layer but the target"
+        return SKIPPED, "the target is the only layer"
     worst = int(np.argmax(z))
     return PASSED if z[worst] <= MOST_ERRORS else FAILED, (
         f"{PROBES} probes deviate by at most {z[worst]:.1f} standard errors from the exact value, at "
@@ -222,7 +221,7 @@ def _vector(layer: Layer, generator: torch.Generator) -> Tensor:
 
 
 def _vector_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random direction as long as the tensor, or with unit entries where the tensor is 0."""
+    """Return a random direction with the length of the tensor, or with mean square 1 if the tensor is 0."""
     v = sphere(1, tensor.numel(), generator=generator, dtype=torch.float64)[0].to(tensor.device)
     rms = tensor.double().square().mean().sqrt()
     return (v * (rms if rms > 0 else 1.0)).to(tensor.dtype).reshape(tensor.shape)

@@ -23,12 +23,12 @@ _FLOOR = 1e-20
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth of GSC (squared convention) by the factor ``rate`` per layer, away from the target.
+    """Growth of GSC (squared convention) by the factor ``rate`` per layer, counted from the target.
 
     ``rate_low``, ``rate_high``: 95 % interval.  ``intercept``: c of c * r^(k - l).
     ``verdict``: "exploding" (a straight line on a log axis with rate_low > 1.02), "vanishing" (rate_high < 0.98),
-    "stable" (the interval contains 1 and lies within 0.9..1.1, or lies within 0.98..1.02), else "irregular" (curved or
-    undecided).  ``straight``: whether the half of the layers far from the target grows at the same rate.
+    "stable" (the interval contains 1 and lies in 0.9..1.1, or it lies in 0.98..1.02), else "irregular" (curved or
+    undecided).  ``straight``: whether the layers far from the target grow at the same rate as those near it.
 
     >>> from gradscope.coefficients.growth import fit_growth
     >>> print(fit_growth([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [6, 5, 4, 3, 2, 1]))
@@ -55,13 +55,13 @@ def fit_growth(
 
     Arguments:
         log10_values: log10 GSC, shape (layers,), or (seeds, layers) for independent initializations of one network.
-        depth_from_output: Layers between each layer and the target, shape (layers,); the target itself (0) is ignored.
-        log10_stderr: Standard errors of measurement (probes), of the same shape; NaN (unknown) counts as 0.
+        depth_from_output: Number of units from each layer to the target, shape (layers,); the target (0) is ignored.
+        log10_stderr: Standard errors due to probes, in the shape of log10_values; NaN (unknown) counts as 0.
 
     The slope is the generalized least-squares estimate under the covariance of log GSC in a random network: a sum of
     independent increments (covariance s^2 min(d, d') between depths d and d') plus independent measurement noise.  s^2
-    is estimated from the residual increments.  With two or more seeds the error is the spread between seeds instead.
-    Layers of equal depth are averaged.  The line is straight if the slope of the far half agrees within three standard
+    is estimated from the residual increments.  With two or more seeds, the spread between seeds gives the error.
+    Layers of equal depth are averaged.  The line is straight if the slopes of both halves agree within three standard
     errors or 25 %.  Cost: O(seeds * layers^2 + layers^3).
 
     Raises:
@@ -70,7 +70,7 @@ def fit_growth(
     y = np.atleast_2d(np.asarray(log10_values, dtype=np.float64)) * math.log(10)
     depth = np.asarray(depth_from_output, dtype=np.float64)
     if y.shape[1:] != depth.shape:
-        raise ValueError(f"log10_values of shape {y.shape} does not fit {depth.shape[0]} depths.")
+        raise ValueError(f"log10_values has shape {y.shape}, but depth_from_output has {depth.shape[0]} entries.")
     noise = np.nan_to_num(np.broadcast_to(np.asarray(log10_stderr, dtype=np.float64), y.shape)) * math.log(10)
     kept = depth > 0
     y, noise, depth = y[:, kept], noise[:, kept], depth[kept]
@@ -85,7 +85,7 @@ def fit_growth(
     if half < MIN_LAYERS // 2:
         raise ValueError(
             f"A growth rate needs at least {MIN_LAYERS // 2} different depths in each half of the layers, got "
-            f"{', '.join(f'{d:g}' for d in depth)}: layers inside one unit share its depth."
+            f"{', '.join(f'{d:g}' for d in depth)}: layers inside one unit have the same depth."
         )
     average = np.zeros((len(place), len(depth)))
     average[np.arange(len(place)), place] = 1 / count[place]
@@ -103,7 +103,7 @@ def fit_growth(
 def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, float, int]:
     """Return the generalized least-squares slope, its standard error, and the degrees of freedom of that error.
 
-    Fitted to increments, where the random walk is white and measurement noise correlates neighbors.
+    The fit uses increments: those of the random walk are independent, and measurement noise correlates neighbors.
     """
     steps, increments = np.diff(depth), np.diff(y, axis=1)
     slopes, errors = [], []

@@ -2,7 +2,7 @@
 
     GSC(k, l) = |J_k^l|_F^2 / (B d_k) * |f_k|^2 / |f_l|^2
 
-Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact from a basis, and unbiased from probes.
+Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact with a basis, and unbiased with probes.
 """
 
 from __future__ import annotations
@@ -49,43 +49,43 @@ def gsc(
     f_k, where |J|_qm = |J|_F / sqrt(number of columns).
 
     Arguments:
-        model: Any module; it is measured in its current mode and left exactly as it was.
+        model: Any module; it is measured in its current mode and is not changed.
         data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
-            Or a stream of such batches (a DataLoader, a list, an iterator): then the result is that of the data set,
-            and under ``torch.distributed`` that of all ranks together, which must all make this call.  A stream may
-            contain labels that no ``loss_fn`` needs.
+            Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for the whole data
+            set.  Under ``torch.distributed`` all ranks must make this call, and the result is for all ranks together.
+            Without ``loss_fn``, labels in a stream are ignored.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
         layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
             of the trunk (`gradscope.forward.layers.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
-        probes: ``"exact"`` (basis cotangents: d_l of them, B d_l if samples are coupled); a number of random
-            cotangents; `Deflated` (a subspace exactly, and probes of the rest); or ``"auto"``: exact up to 128
-            cotangents, otherwise deflated, as a pilot suggests for an error of 5 %, at the cost of at most 40 backward
+        probes: ``"exact"`` (d_l basis cotangents, or B d_l if samples are coupled); a number of random cotangents;
+            `Deflated` (a subspace exactly, and probes for the rest); or ``"auto"``: exact up to 128 cotangents,
+            otherwise deflated probes.  A pilot chooses their number for an error of 5 %, but at most 40 backward
             passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` per
             batch.
-        rtol: Relative standard error of every value.  For one batch it is the error due to probes, and decides their
-            number (exact if that is less expensive), so ``probes`` must be "auto".  For a stream it is the error due to
-            probes and samples, and batches are taken until it is reached.  The result's ``relative_error`` says what
-            was reached.
-        max_samples, max_seconds: A stream also ends after the batch that reaches them, and a measurement of one batch
-            with ``rtol`` after the sweep that reaches ``max_seconds``; then a warning is raised.
-        reduction: ``"batch"`` takes the samples as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2, also
-            if samples are coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single, uncoupled samples.
+        rtol: Wanted relative standard error of every value.  For one batch this is the error due to probes.  Then
+            ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
+            For a stream this is the error due to probes and samples, and batches are measured until it is reached.
+            ``relative_error`` of the result is the error that was reached.
+        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  One batch with
+            ``rtol`` ends after the sweep that reaches ``max_seconds``.  If ``rtol`` is not reached, a warning says so.
+        reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
+            be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
-        progress: Called with the fraction of one batch that is done.
+        progress: Called with the fraction of the current batch that is done.
 
     Returns:
-        A `Profile`, rows in execution order, the target (GSC = 1) last.  Probes give an unbiased |J|_F^2 and a standard
-        error.  With a single probe and independent samples that error is an upper bound, reached at rank one; with a
-        single probe and coupled samples it is unknown (null).
+        A `Profile` with rows in execution order; the target (GSC = 1) is last.  With probes, |J|_F^2 is unbiased and
+        has a standard error.  With a single probe, the standard error is an upper bound if samples are independent
+        (attained if J has rank one), and unknown (null) if samples are coupled.
 
     Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace; two more
     backward passes if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
-        ValueError, TypeError: Bad data, names or options, or an option that would be ignored; the message names it.
+        ValueError, TypeError: Invalid data, names or options, or an option without effect; the message says which.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
 
@@ -120,15 +120,15 @@ def gsc_matrix(
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
 ) -> Matrix:
-    """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep that cotangents join.
+    """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep for all targets.
 
-    Arguments: as in `gsc`; ``target`` ends the trunk, and ``probes`` counts the cotangents of each target
-    (``"auto"``: exact up to 128 cotangents in all).  Rows must lie on the trunk.
+    Arguments: as in `gsc`.  ``target`` is the last layer, and ``probes`` is the number of cotangents of each target
+    (``"auto"``: exact up to 128 cotangents in all).  All layers must lie on the trunk.
 
     Returns:
         A `Matrix`, sources x targets, with 1 on the diagonal and NaN below.
 
-    Cost: one forward pass, and for every target as many backward passes to the first layer as it has cotangents.
+    Cost: one forward pass, and for every cotangent one backward pass from its target to the first layer.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
@@ -144,7 +144,7 @@ def gsc_matrix(
 
 
 def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options) -> MatrixT:
-    """The pairs of all batches as a `Matrix` or a `Profile`."""
+    """Measure all batches; return a `Matrix` or a `Profile`."""
     batches = stream(data, forward=options.forward, loss_fn=options.loss_fn)
     streaming = batches is not None
     if not streaming:
@@ -163,8 +163,8 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         stopped = "rtol reached" if error <= options.rtol else "max_seconds"
     if options.rtol is not None and error > options.rtol and stopped != "interrupted":
         warnings.warn(
-            f"rtol of {options.rtol:g} was not reached, because of {stopped!r}: the largest relative standard error is "
-            f"{error:.2g} after {pairs.num_samples} samples.",
+            f"rtol of {options.rtol:g} was not reached; the reason is {stopped!r}. The largest relative standard error "
+            f"is {error:.2g} after {pairs.num_samples} samples.",
             stacklevel=3,
         )
     return kind(
@@ -193,7 +193,7 @@ def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
     if next(captured.replay.model.parameters(), None) is None:
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
-            "registered: use nn.ModuleList. For a function without parameters take gs.capture(model, x).jacobian(...)."
+            "registered: use nn.ModuleList. For a function without parameters use gs.capture(model, x).jacobian(...)."
         )
     if options.layers is not None:
         rows = select(captured.layers, options.layers, captured.elsewhere)
@@ -204,20 +204,20 @@ def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
     if branch := [row.name for row in rows if not row.on_trunk]:
         raise ValueError(
-            f"Layer {branch[0]!r} lies inside a branch, off the trunk, so no column of a matrix can start there; "
-            f"use gsc(..., target={branch[0]!r}), or leave it out of layers=."
+            f"Layer {branch[0]!r} lies inside a branch, off the trunk, so it cannot be a target of a matrix: "
+            f"use gsc(..., target={branch[0]!r}), or leave this layer out of layers=."
         )
     return rows
 
 
 def _warn_if_few(captured: Capture, options: Options) -> None:
-    """Warn if the whole network has hardly any units."""
+    """Warn if the network has fewer than three units, although it may have more layers."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if options.target is None and len(known) < 3 and (others or captured.uncalled):
-        offer = f"Also recorded: {', '.join(others[:8])}. Choose with" if others else "No other module was called; see"
+        offer = f"Also recorded: {', '.join(others[:8])}. Use" if others else "No other module was called. Use"
         warnings.warn(
-            f"Only {len(known)} layers lie on the trunk, through which every path from the inputs passes (several "
+            f"Only {len(known)} layers lie on the trunk, so few tensors lie on every path from the inputs (several "
             f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "
             "hold other inputs fixed with forward=lambda model, x: model(x, other).",
             stacklevel=6,

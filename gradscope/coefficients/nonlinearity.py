@@ -1,8 +1,8 @@
-"""``nlc(model, data)``: how far a network is from its own linearization over the spread of its data.
+"""``nlc(model, data)``: how much a network differs from its linearization over the spread of the data.
 
     NLC = sqrt(mean_b,c |J_b (x_c - mean x)|^2 / mean_b |f_b - mean f|^2)   over samples b, c
 
-Cost: three forward passes and one backward pass per cotangent.  Its square is unbiased for the data's own value.
+Cost: three forward passes and one backward pass per cotangent.  With probes, NLC^2 is unbiased for the given data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradscope.forward.modules import state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace, peak_bytes
 
-# The trunk is not read between two rescalings here, so they are more frequent than for layers.
+# No layer is read between two rescalings here, so rescalings are more frequent than in `gsc`.
 STRIDES = (8, 1)
 
 FloatArray = npt.NDArray[np.float64]
@@ -44,9 +44,9 @@ def nlc(
     """Nonlinearity coefficient of the target as a function of the input, over a data set.
 
     NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), with J the Jacobian of one sample at x, and Cov_x and Cov_f the
-    covariances (with 1/N) of inputs and targets over the data.  It is 1 for an affine map, about 1 if the network is
-    nearly linear over the spread of its data, and invariant to affine maps of input and output.  This is the root; the
-    other convention is its square.  GSC does not see it: a deep ReLU network keeps its GSC at 1 while its NLC grows.
+    covariances (with 1/N) of inputs and targets over the data.  NLC is 1 for an affine map, about 1 if the
+    network is nearly linear over the spread of the data, and invariant to affine maps of input and output.  Some
+    authors use its square.  GSC says nothing about NLC: in a deep ReLU network GSC stays at 1 while NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
@@ -54,16 +54,16 @@ def nlc(
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`, with an ``interval()``.  Its error is due to the choice of samples and to probes together, to
-        first order, because both make samples differ; inputs enter it through J, Cov_x and Cov_f.  ``num_probes`` is 0
-        if exact.  If samples are coupled (batch normalization), J is that of the whole batch, inputs vary
-        independently, and the error counts samples as if they were independent.
+        An `Estimate`, with an ``interval()``.  To first order, its standard error covers both the choice of samples
+        (through J, Cov_x and Cov_f) and the probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch
+        normalization), J is the Jacobian of the whole batch, the inputs of different samples vary independently, and
+        the error is computed as if samples were independent.
 
     Cost: three forward passes, and one backward pass and N^2 d operations per cotangent.  Memory: the data, and one
     N x N matrix per cotangent of a batch of cotangents.
 
     Raises:
-        ValueError: Fewer than two samples, a target that is constant over the data, or ``probes`` is none of these.
+        ValueError: Fewer than two samples, a target that is constant over the data, or an invalid ``probes``.
 
     Reference: Philipp and Carbonell (2018), "The nonlinearity coefficient", arXiv:1806.00179.
 
@@ -99,14 +99,14 @@ def nlc(
     moved = np.concatenate([np.ldexp(m, 2 * (e - common)) for m, e in rows])  # (N, N): sample b, direction x_c
     numerator, denominator = float(moved.mean()), float(spread.mean())
     ratio = numerator / denominator
-    # Each sample enters as a point of the network, as a direction of the input, and in the spread of the target.
+    # Each sample contributes three times: as the point of J, as an input direction, and to the spread of the target.
     influence = (moved.mean(axis=1) + moved.mean(axis=0) - 2 * numerator - ratio * (spread - denominator)) / denominator
     error = float(influence.std(ddof=1)) / math.sqrt(len(influence))
     return Estimate(ratio, error, 2 * common, num_probes).sqrt()
 
 
 def _values(captured: Capture) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (B, d) in float64; all sources side by side."""
+    """Inputs and targets, each (B, d) in float64; several sources are concatenated."""
     names = (*captured.source_names, captured.target.name)
     found = captured.replay.outputs(set(names), {})
     for name in names:
@@ -117,7 +117,7 @@ def _values(captured: Capture) -> tuple[Tensor, Tensor]:
 
 
 def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[FloatArray, int]:
-    """|J_b x_c|^2 for every sample b of the batch and centred input x_c, (B, N), as ``mantissas * 4**exponent``."""
+    """|J_b x_c|^2 for every sample b of the batch and centered input x_c, (B, N), as ``mantissas * 4**exponent``."""
     sources = [lookup(captured.reached, name, captured.elsewhere) for name in captured.source_names]
     ends = np.cumsum([source.size // captured.batch_size for source in sources])[:-1].tolist()
     directions = x.tensor_split(ends, dim=1)

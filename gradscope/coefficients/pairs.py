@@ -1,4 +1,4 @@
-"""One recorded batch: which pairs of layers are measured, and their statistics from one sweep."""
+"""The pairs of layers of one recorded batch, and their statistics from backward sweeps."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ REDUCTIONS = ("batch", "mean", "geometric")
 
 # Arrays over pairs, cotangents and samples are reduced once they have this many entries.
 _BLOCK = 1 << 18
-# Cotangents of a single column in one sweep.
+# If there is only one column (target), one sweep takes at most this many cotangents.
 _WINDOW = 64
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Statistics of all pairs of a source and a later target over the batches so far; mergeable in any grouping.
+    """Statistics of all pairs (source, later target) over the batches so far.  They merge in any grouping.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
-    ``shapes``: of one sample of each source.  ``tallies``: (pairs, tally) for pairs that are counted sample by sample,
-    and for those counted batch by batch; pairs are numbered source * number of targets + target.  ``num_probes``
-    (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
+    ``shapes``: shape of one sample of each source.  ``tallies``: (pairs, tally) of the pairs that are counted sample by
+    sample (True) or batch by batch (False); the number of a pair is source * number of targets + target.
+    ``num_probes`` (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
     """
 
     sources: tuple[str, ...]
@@ -53,23 +53,23 @@ class Pairs:
     remarks: tuple[str, ...]
 
     def merge(self, other: Pairs) -> Pairs:
-        """Both together; ValueError if layers, shapes or coupling differ."""
+        """The statistics of both together; ValueError if layers, shapes or coupling differ."""
         if self.sources != other.sources or self.targets != other.targets:
             odd = sorted({*self.sources, *self.targets} ^ {*other.sources, *other.targets})
             raise ValueError(
-                f"Batches do not pass through the same layers: {', '.join(map(repr, odd[:4]))} appear in only some of "
-                "them (routing that depends on the data?). Choose layers that all batches share with layers=."
+                f"Batches do not pass through the same layers: {', '.join(map(repr, odd[:4]))} appear in only some "
+                "batches (does routing depend on the data?). Choose layers= that all batches share."
             )
         for name, a, b in zip(self.sources, self.shapes, other.shapes, strict=True):
             if a != b:
                 raise ValueError(
-                    f"A sample of layer {name!r} has shape {a} in one batch and {b} in another, so their coefficients "
-                    "are not of one network: pad or crop the samples to one shape, or measure such batches apart."
+                    f"A sample of layer {name!r} has shape {a} in one batch and {b} in another, so they cannot "
+                    "be combined: pad or crop the samples to one shape, or measure such batches separately."
                 )
         if self.coupled != other.coupled or self.tallies.keys() != other.tallies.keys():
             raise ValueError(
-                "Samples influence each other in one batch and not in another; measure such batches apart "
-                "(a last batch of one sample? drop it)."
+                "Samples influence each other in one batch but not in another: measure such batches separately. "
+                "If only the last batch differs, because it has one sample, leave it out."
             )
         return replace(
             self,
@@ -85,18 +85,18 @@ class Pairs:
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)
-        for column, target in enumerate(self.targets):  # the Jacobian to itself is the identity
+        for column, target in enumerate(self.targets):  # the Jacobian of a layer to itself is the identity
             values[self.sources.index(target), column] = diagonal
         return values
 
 
 class Board:
-    """The sources and targets of one recorded batch, which can be swept any number of times."""
+    """The sources and targets of one recorded batch.  They can be measured any number of times."""
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)
         self.captured, self.rows, self.reduction = captured, list(rows), reduction
-        self.columns = list(reversed(targets))  # as they join the sweep
+        self.columns = list(reversed(targets))  # in the order in which they join the sweep
         self.sources = [row for row in rows if row.index != self.columns[0].index]
         squares, exponents = squared_lengths(self.rows)
         self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
@@ -106,9 +106,9 @@ class Board:
             _check_length(target, self.lengths[target.index][0], reduction)
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
-        """One sweep with the given cotangents of each column, in the order of `columns`."""
+        """Measure with the given cotangents of each column (target), in the order of ``columns``."""
         tallies, captured = _Tallies(self), self.captured
-        # Many cotangents of one column are swept window by window, which bounds the memory of their readings.
+        # Many cotangents of a single column are swept in windows, which limits the memory of the readings.
         last = max(c.num for c in cotangents)
         step = _WINDOW if len(cotangents) == 1 else last
         for first in range(0, last, step):
@@ -155,13 +155,13 @@ class Board:
                     first = last
 
     def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
-        """Lengths of ``layers[place]`` for every place; they must have the same width."""
+        """Lengths of ``layers[place]`` for every place; all must have the same width."""
         unique, inverse = np.unique(places, return_inverse=True)
         squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
         return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
 
     def _visible(self, layer: Layer) -> int:
-        """Number of columns that a layer flows into: the strictly later ones, which come first."""
+        """Number of columns that come strictly later in the network than a layer; they are the first in ``columns``."""
         order = self.captured.graph.order
         own = order(layer.edge)
         return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
@@ -192,7 +192,7 @@ class _Tallies:
     def add(
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
-        """Readings (cotangents, samples) of one source from columns ``start`` to ``stop`` - 1 of the same width."""
+        """Add readings (cotangents, samples) of one source from columns ``start`` to ``stop`` - 1 of the same width."""
         p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
         key = (len(p), len(q), norms.shape[1], num, num_fixed)
         shape = (stop - start, num)
@@ -239,7 +239,7 @@ class _Tallies:
 
 
 def _within(progress: Progress, first: float, last: float) -> Progress:
-    """Progress of a part of the whole."""
+    """Report the progress of a part, which runs from fraction ``first`` to ``last`` of the whole."""
     return lambda fraction: progress(first + fraction * (last - first))
 
 
@@ -252,18 +252,18 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
     if captured.coupled:
         raise ValueError(
             f"reduction={reduction!r} needs independent samples, but samples of this batch influence each other "
-            '(batch statistics?), so the GSC of a single sample does not exist: use reduction="batch", or model.eval().'
+            '(batch statistics?), so a single sample has no GSC: use reduction="batch", or model.eval().'
         )
     for row in rows:
         if row.shape[:1] != (captured.batch_size,):
             raise ValueError(
                 f"reduction={reduction!r} needs samples along the first dimension; layer {row.name!r} has shape "
-                f'{row.shape} at batch size {captured.batch_size}: leave it out, or use reduction="batch".'
+                f'{row.shape} at batch size {captured.batch_size}: leave this layer out, or use reduction="batch".'
             )
 
 
 class ZeroOutputError(ValueError):
-    """The target is zero, so it has no relative change, as in a network all of whose units are dead."""
+    """The target is zero, so its relative change is not defined; this happens if all units of a layer are dead."""
 
 
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
@@ -271,10 +271,10 @@ def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
     zero = np.flatnonzero(squares == 0)
     if len(zero) == len(squares):
         raise ZeroOutputError(
-            f"The output of layer {target.name!r} is zero for the whole batch: it has no relative change."
+            f"The output of layer {target.name!r} is zero for the whole batch, so its relative change is not defined."
         )
     if reduction != "batch" and len(zero):
         raise ValueError(
-            f"The output of layer {target.name!r} is zero for sample {zero[0]}, so that sample has no GSC: "
-            'leave it out, or use reduction="batch".'
+            f"The output of layer {target.name!r} is zero for sample {zero[0]}, so this sample has no GSC: "
+            'leave this sample out, or use reduction="batch".'
         )

@@ -2,7 +2,7 @@
 
     GSC(theta_k, l) = |T_k^l|_F^2 / P_k * |theta_k|^2 / |f_l|^2,   T_k^l: (B d_l) x P_k.
 
-B d_l cotangents are exact, and random probes make |T|_F^2 unbiased.
+|T|_F^2 is exact with B d_l cotangents, and unbiased with random probes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gradscope.forward.modules import Owned, owned_parameters, state_restored
 from gradscope.forward.trunk import leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
 
-# The trunk is not read between two rescalings here, so they are more frequent than for layers.
+# No layer is read between two rescalings here, so rescalings are more frequent than in `gsc`.
 STRIDES = (8, 1)
 
 
@@ -51,22 +51,22 @@ def parameter_gsc(
     parameters that module k itself holds, and |T|_qm = |T|_F / sqrt(P_k).
 
     Arguments:
-        model, data, forward, target, loss_fn: As for `gradscope.gsc`, one batch.
-        probes, generator: As for `gradscope.nlc`; B d_l cotangents are exact.
+        model, data, forward, target, loss_fn: As for `gradscope.gsc`; ``data`` must be one batch.
+        probes, generator: As for `gradscope.nlc`; ``"exact"`` takes B d_l cotangents.
 
     Returns:
-        A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  Its frame
-        has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm), and ``index`` counts those modules
-        from 1.  A parameter that the target does not depend on gives 0.  Tied parameters count once, for the first
-        module that holds them.
+        A `ParameterProfile`, one row per module that holds trainable parameters; the target is not a row.  The
+        frame has two quantities, ``parameter_gsc`` and ``parameter_qm_norm`` (|T|_qm); ``index`` numbers the modules
+        from 1.  A parameter on which the target does not depend contributes 0.  Tied parameters count once, for the
+        first module that holds them.
 
-    Cost: one forward pass, and one backward pass with parameter gradients per cotangent.  Memory: the gradients of one
-    segment of the trunk for each cotangent of a batch, within a twentieth of the free memory or one cotangent.
+    Cost: one forward pass, and one backward pass with parameter gradients per cotangent.  Memory for a
+    batch of cotangents: gradients of one segment of the trunk, at most 1/20 of free memory (or a single cotangent).
 
     Raises:
-        ValueError: No trainable parameters, or ``probes`` is none of these.
-        FloatingPointError: A gradient is NaN or Inf; the parameter is named.  The range of the dtype must hold one
-            segment of the trunk, or all segments that a tied parameter spans.
+        ValueError: No trainable parameters, or an invalid ``probes``.
+        FloatingPointError: The gradient of the named parameter is NaN or Inf.  Rescaling cannot help inside one
+            segment of the trunk, nor inside all segments that a tied parameter spans.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))
@@ -131,7 +131,7 @@ class ParameterProfile(Profile):
         return fit_growth(self.log10_values[:, 0], depth, self.log10_stderr_probe[:, 0])
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy frame, one row per module and quantity, ``parameter_gsc`` and ``parameter_qm_norm``."""
+        """Tidy frame, one row per module and quantity (``parameter_gsc`` and ``parameter_qm_norm``)."""
         index = np.array(self.indices)
         low, high = self.interval()
         ends = np.array([norm.interval() for norm in self.qm_norms])

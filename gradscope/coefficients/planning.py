@@ -1,8 +1,8 @@
-"""How many cotangents a batch takes, and how many batches are taken.
+"""How many cotangents a batch needs, and how many batches are measured.
 
-A batch is exact if that is less expensive, otherwise it takes as many probes as a pilot suggests.  Costs are counted in
-backward passes: one per cotangent, and one more per direction of the subspace.  The numbers of a pilot are thrown away,
-because a value whose probes also decided when to stop would be biased.
+A batch is measured exactly if that is less expensive, otherwise with as many probes as a pilot suggests.  Costs are
+counted in backward passes: one per cotangent, and one more per direction of the subspace.  The values of a pilot are
+not used in the result, because they would bias it: they also decide the number of probes.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from gradscope.forward.layers import LayerFilter
 # Without rtol=, "auto" asks for this relative error.
 AUTO_RTOL = 0.05
 
-# A batch of a stream gets few probes: more samples say more.
+# A batch of a stream gets few probes, because more samples reduce the error more.
 STREAM_PLAN = Deflated(4, 4)
 
-# The pilot.  The rank is doubled up to a maximum while the subspace holds this share of the noisiest value; otherwise
-# the spectrum is flat, and more directions would hold little more.
+# The pilot.  The rank is doubled, up to a maximum, while the subspace contains this share of the noisiest value.  If it
+# contains less, the spectrum is flat, and more directions would contain little more.
 PILOT = Deflated(4, 6)
 MAX_RANK = 32
 WORTHWHILE_SHARE = 0.5
 
-# A pilot's estimate of the noise is itself noisy.
+# Factor for the number of probes, because a pilot's estimate of the noise is itself noisy.
 SAFETY = 1.3
 
-# The spread over batches decides when to stop from here on.
+# Smallest numbers from which the spread over batches may decide when to stop.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `gradscope.gsc`; those without meaning raise ValueError."""
+    """The options of `gradscope.gsc`; invalid ones raise ValueError."""
 
     forward: Forward | None
     layers: LayerFilter | None
@@ -82,28 +82,28 @@ class Options:
         plan = resolved(self.probes, deflated=True)
         if self.reduction == "geometric" and isinstance(plan, Deflated):
             raise ValueError(
-                'reduction="geometric" takes logarithms of single samples, which are biased low from few probes: '
-                'use probes="exact", or reduction="mean".'
+                'reduction="geometric" takes logarithms of single samples, which are biased low with few probes: '
+                'use probes="exact" or reduction="mean".'
             )
 
     def check_single(self) -> None:
         """Raise ValueError if an option would be ignored because data is a single batch."""
         if self.rtol is not None and self.probes != "auto":
             raise ValueError(
-                f"probes={self.probes!r} and rtol={self.rtol:g} contradict each other for a single batch, where rtol "
+                f"probes={self.probes!r} and rtol={self.rtol:g} contradict each other for a single batch, because rtol "
                 'decides the number of probes: leave one of them out, or use probes="auto".'
             )
         if self.max_samples is not None:
-            raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave it out.")
+            raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave max_samples out.")
         if self.max_seconds is not None and self.rtol is None:
             raise ValueError(
                 "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without "
-                "rtol: leave it out."
+                "rtol: leave max_seconds out."
             )
 
 
 class Planner:
-    """Measures recorded batches with as many cotangents as were asked for; all batches of a stream follow one plan."""
+    """Measures recorded batches with as many cotangents as the options ask for; a stream has one plan."""
 
     def __init__(self, options: Options, *, streaming: bool) -> None:
         plan = resolved(options.probes, deflated=True)
@@ -112,7 +112,7 @@ class Planner:
         self.generator = generator_or_default(options.generator)
 
     def measure(self, board: Board) -> Pairs:
-        """Measure one batch; a single batch is measured again until ``rtol`` is reached or the time is over."""
+        """Measure one batch; a single batch is measured again until ``rtol`` or ``max_seconds`` is reached."""
         rtol, progress = self.options.rtol, self.options.progress
         if self.probes == "auto" and self.streaming:  # few probes, or the exact Jacobian if that costs no more
             exact = sum(board.needed) <= STREAM_PLAN.cost * len(board.needed)
@@ -127,13 +127,13 @@ class Planner:
             error = largest_error(pairs)
             if error <= rtol or time.monotonic() - began >= seconds:
                 return pairs
-            # One probe of a coupled batch knows no error; a few know enough to go on.
+            # With one probe of a coupled batch the error is unknown; with four probes it can be estimated.
             factor = SAFETY * (error / rtol) ** 2 if math.isfinite(error) else 4
             larger = replace(plan, num=math.ceil(factor * plan.num))
             plan = "exact" if larger.cost * len(board.needed) >= sum(board.needed) else larger
 
     def _chosen(self, board: Board, rtol: float | None) -> Deflated | str:
-        """The least expensive plan that pilots expect to reach ``rtol``; None asks for a default at a bounded cost."""
+        """The least expensive plan for ``rtol``, according to pilots; None: a default with a limit on the cost."""
         total = sum(board.needed)
         if rtol is None and total <= AUTO_EXACT:
             return "exact"
@@ -156,7 +156,7 @@ class Planner:
         return best
 
     def _reaching(self, board: Board, rtol: float, rank: int) -> tuple[Deflated, float]:
-        """Number of probes beside ``rank`` directions for ``rtol``, and the share of the noisiest value these hold."""
+        """The plan with ``rank`` directions for ``rtol``, and the share of the noisiest value that these contain."""
         pilot = board.measure(self._cotangents(board, Deflated(rank, PILOT.num)))
         errors = np.nan_to_num(pilot.spread("log10_stderr_probe"))
         worst = np.unravel_index(errors.argmax(), errors.shape)
@@ -164,7 +164,7 @@ class Planner:
         return Deflated(rank, max(2, num)), float(pilot.spread("fixed_share", 1.0)[worst])
 
     def _cotangents(self, board: Board, plan: Deflated | str) -> list[Cotangents]:
-        """Cotangents of every column; a target for which exact is cheaper than a subspace with probes is exact."""
+        """Cotangents of every column (target): a basis if it is not larger than a subspace with its probes."""
         pairs, captured = list(zip(board.columns, board.needed, strict=True)), board.captured
         if not isinstance(plan, Deflated):
             return [basis(column, needed) for column, needed in pairs]
@@ -196,10 +196,10 @@ def largest_error(pairs: Pairs, *, samples: bool = False) -> float:
 
 
 def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options: Options) -> tuple[Pairs, str]:
-    """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why it stopped.
+    """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why the stream ended.
 
     The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted".  An interrupt (Ctrl-C)
-    after the first batch keeps the result so far, with a warning.  ValueError without any batch.
+    after the first batch keeps the result so far, with a warning.  ValueError if there is no batch.
     """
     found: Pairs | None = None
     began, reason = time.monotonic(), "end of data"
@@ -221,7 +221,7 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options:
     parts = gathered((found, reason))  # in the order of the ranks, so that each rank gets the same bits
     measured_parts = [part for part, _ in parts if part is not None]
     if not measured_parts:
-        raise ValueError("data yields no batch: an exhausted iterator, or an empty loader?")
+        raise ValueError("data yields no batch. Is the iterator exhausted, or the loader empty?")
     return reduce(Pairs.merge, measured_parts), ", ".join(sorted({why for _, why in parts}))
 
 

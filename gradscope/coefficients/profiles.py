@@ -23,12 +23,12 @@ class Matrix:
     """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
-    ``log10_values``, ``log10_stderr_probe``, ``log10_stderr_sample``: (sources, targets), NaN where the source lies
-    above the target; the errors are also NaN where they are unknown.  ``num_probes``: (sources, targets), random probes
-    per batch, 0 where exact.  ``relative_error``: the largest relative standard error of a value, from probes for one
-    batch, from probes and samples for a stream.  ``num_batches``: batches of the stream, which ended because of
-    ``stopped``: "end of data", "rtol reached", "max_samples", "max_seconds" or "interrupted".  ``remarks``: sentences
-    on what the numbers depend on, such as random numbers or rows inside branches.
+    ``log10_values``, ``log10_stderr_probe``, ``log10_stderr_sample``: (sources, targets), NaN if the source is above
+    the target; unknown errors are also NaN.  ``num_probes``: (sources, targets), random probes per batch; 0 if exact.
+    ``relative_error``: the largest relative standard error of a value, due to probes (one batch) or to probes and
+    samples (stream).  ``num_batches``: number of measured batches.  ``stopped``: why a stream ended: "end of data",
+    "rtol reached", "max_samples", "max_seconds" or "interrupted".  ``remarks``: sentences that say what the results
+    depend on, such as random numbers or layers inside branches.
 
     >>> import torch
     >>> import gradscope as gs
@@ -57,8 +57,8 @@ class Matrix:
     relative_error: float
     num_batches: int
     remarks: tuple[str, ...]
-    # For the interval: the error of probes, enlarged where it is estimated from few; the part of each value that is
-    # free of probe noise; and the degrees of freedom of the probes' variance.
+    # For the interval: the error due to probes, enlarged if there are few probes; the share of each value that is free
+    # of probe noise; and the degrees of freedom of the variance due to probes.
     _log10_stderr_cautious: FloatArray
     _fixed_share: FloatArray
     _probe_freedom: FloatArray
@@ -77,9 +77,10 @@ class Matrix:
     def interval(self, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
         """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
 
-        For one batch, the coefficient of that batch: only the probes are random
-        (`gradscope.coefficients.profiles.probe_interval`).  For a stream, the coefficient of the data set: probes and
-        samples in quadrature, with Student's t over batches where samples are coupled.  NaN where the error is unknown.
+        One batch: the interval is for the coefficient of this batch, and only the probes are random
+        (`gradscope.coefficients.profiles.probe_interval`).  Stream: the interval is for the coefficient of the data
+        set.  Errors of probes and samples add in quadrature, with Student's t over samples, or over batches if samples
+        are coupled.  Both ends are NaN if the error is unknown.
         """
         if self.num_batches == 1:
             return probe_interval(
@@ -187,9 +188,9 @@ class Profile(Matrix):
         return self.targets[0]
 
     def __getitem__(self, layer: str) -> Estimate:
-        """Return the GSC of one layer, with the standard error of its probes."""
+        """Return the GSC of one layer, with the standard error due to probes."""
         if layer not in self.sources:
-            raise KeyError(f"No row {layer!r}; rows are {', '.join(self.sources)}.")
+            raise KeyError(f"There is no layer {layer!r} in this profile; its layers are {', '.join(self.sources)}.")
         row = self.sources.index(layer)
         exponent = int(np.floor(self.log10_values[row, 0] / LOG10_2)) if np.isfinite(self.log10_values[row, 0]) else 0
         mantissa = 10.0 ** (self.log10_values[row, 0] - exponent * LOG10_2)
@@ -210,14 +211,14 @@ class Profile(Matrix):
 def probe_interval(
     log10_values: FloatArray, log10_stderr: FloatArray, fixed_share: FloatArray, freedom: FloatArray, level: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Interval for log10 of a value of which a known part is fixed and the rest a mean of quadratic forms in probes.
+    """Interval for log10 of a value that is the sum of a known part and a mean of quadratic forms in probes.
 
-    A quadratic form in random signs is nearly a scaled chi-square, skewed and heavy-tailed where the Jacobian has few
-    large singular values, so mean +- 1.96 standard errors covers too little (70 % with two probes of a coupled batch).
-    The random part R is taken for a chi-square of k = 2 R^2 / Var(R) degrees of freedom, and the distances of its
-    quantiles from R, on a log scale, are widened by the ratio of Student's t, of the variance's own ``freedom``, to the
-    normal quantile.  Replayed from exact Jacobians (test_intervals.py) this covers 93 to 97 %.  ``fixed_share``: which
-    part of each value is known.  Returns NaN where the standard error is unknown, the value itself where it is 0.
+    A quadratic form in random signs is nearly a scaled chi-square.  If the Jacobian has few large singular values, the
+    form is skewed, and mean +- 1.96 standard errors is too narrow (coverage 70 % with two probes of a coupled batch).
+    The random part R is modeled as a chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On a log scale, the
+    distances of its quantiles from R are multiplied by the ratio of two quantiles, Student's t with ``freedom`` degrees
+    of freedom and normal.  With exact Jacobians (test_intervals.py) the coverage is 93 to 97 %.  ``fixed_share``: the
+    known share of each value.  Both ends are NaN if the standard error is unknown, and the value if it is 0.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")

@@ -1,4 +1,4 @@
-"""From squared lengths of pulled-back cotangents to coefficients with error bars; pure NumPy, log-native, mergeable.
+"""Coefficients with error bars from lengths of pulled-back cotangents, in pure NumPy; results of batches merge.
 
 Notation for samples b: a_b = |J_b|_F^2, p_b = |f_k,b|^2, q_b = |f_l,b|^2, n_b = d_k entries of f_k.
 
@@ -6,7 +6,7 @@ Notation for samples b: a_b = |J_b|_F^2, p_b = |f_k,b|^2, q_b = |f_l,b|^2, n_b =
     "mean"       mean over b of a_b p_b / (n_b q_b)
     "geometric"  geometric mean over b of the same
 
-Where samples are coupled, or a layer's leading dimension is not the batch, b counts batches.
+If samples are coupled, or the leading dimension of a layer is not the batch, b counts batches.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Length:
 class Gain:
     """Estimated a_b of N pairs of layers: an exact part ``fixed`` plus the mean of random ``probes`` of the rest.
 
-    Both are (N, B), or (N, 1) if only the total is known, on the scales ``4**exponent`` (N,).
+    Both parts are (N, B), or (N, 1) if only the total is known, in units of ``4**exponent`` (N,).
     """
 
     fixed: FloatArray
@@ -48,10 +48,10 @@ class Gain:
 
     @classmethod
     def of(cls, norms: FloatArray, exponents: IntArray, *, num_fixed: int, coupled: bool) -> Gain:
-        """From lengths of P cotangents per pair: ``norms`` (N, P, B), ``exponents`` (N, P).
+        """Return the gain from the lengths of P cotangents per pair: ``norms`` (N, P, B), ``exponents`` (N, P).
 
-        The squares of the first ``num_fixed`` add up (rows of the Jacobian, or of its product with a subspace), and
-        each of the others is an unbiased estimate of the rest.
+        The squares of the first ``num_fixed`` are summed (rows of the Jacobian, or of its product with a subspace).
+        Each of the other squares is an unbiased estimate of the rest.
         """
         common = exponents.max(axis=1)
         shift = exponents - common[:, None]
@@ -65,7 +65,7 @@ class Gain:
         return cls(fixed, Moments(num, mean, m2, 2 * common[:, None]), common, coupled)
 
     def merge(self, other: Gain) -> Gain:
-        """With further cotangents of the same pairs and samples."""
+        """Combine with further cotangents of the same pairs and samples."""
         probes, exponent = self.probes.merge(other.probes), np.maximum(self.exponent, other.exponent)
         fixed = [np.ldexp(gain.fixed, 2 * (gain.exponent - exponent)[:, None]) for gain in (self, other)]
         return Gain(fixed[0] + fixed[1], probes, exponent, self.coupled)
@@ -82,7 +82,7 @@ class Gain:
 
     @property
     def variance(self) -> FloatArray:
-        """Variance of the estimate: 0 if exact, NaN if unknown, an upper bound from a single probe of a sample."""
+        """Variance of the estimate: 0 if exact, NaN if unknown; an upper bound with a single probe per sample."""
         if self.num > 1:
             return self.probes.mean_variance
         if self.num == 0:
@@ -102,12 +102,12 @@ class Gain:
 class Tally:
     """Statistics of N pairs over the samples so far: count, means and co-moments of C quantities; mergeable.
 
-    For the reduction "batch" the quantities are (a, p, q, n), otherwise the coefficient of a sample, or its logarithm
-    to base 10.  ``moments``: mean (N, C) and sums of products of deviations (N, C, C), with exponents (N, C).
-    ``probe`` (N,): sum of the variances of the first quantity that are due to probes.  ``doubt`` (N,): sum of the
-    squares of those variances, each divided by its degrees of freedom.  ``fixed`` (N,): mean of the part of the first
-    quantity that is free of probe noise.  ``square`` (N,): sum of the squares of the other part.  ``ratio`` (N,): sum
-    of the variances, each relative to that square.
+    The quantities are (a, p, q, n) for the reduction "batch", the coefficient of a sample for "mean", and its log10 for
+    "geometric".  ``moments``: mean (N, C) and sums of products of deviations (N, C, C), with exponents (N, C).
+    The other fields, each (N,), describe the first quantity.  ``probe``: sum over samples of the variance due to
+    probes.  ``doubt``: sum of the squares of these variances, each divided by its degrees of freedom.  ``fixed``: mean
+    of the part that is free of probe noise.  ``square``: sum of the squares of the other part.  ``ratio``: sum of the
+    variances, each divided by the square of the other part.
     """
 
     reduction: str
@@ -120,7 +120,7 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Number of samples, or of batches where these are counted."""
+        """Number of samples, or of batches if b counts batches."""
         return self.moments.count
 
     @property
@@ -164,7 +164,7 @@ class Tally:
         freedom: int,
     ) -> Tally:
         # values (C, N, B): the samples are contiguous, which makes the sums several times faster.
-        if reduction != "geometric":  # fourth powers follow, so each quantity is brought near one
+        if reduction != "geometric":  # scale each quantity to about one, because fourth powers follow
             shift = np.clip(np.frexp(np.abs(values).max(axis=2))[1], -500, 500)
             scale = np.ldexp(1.0, -shift)
             values, exponent = values * scale[:, :, None], exponent + shift.T
@@ -182,7 +182,7 @@ class Tally:
         return cls(reduction, moments, probe, doubt, fixed, square, ratio)
 
     def merge(self, other: Tally) -> Tally:
-        """Both together."""
+        """The statistics of both together."""
         moments = self.moments.merge(other.moments)
         a, b = self._at(moments.exponent), other._at(moments.exponent)
         return Tally(
@@ -196,7 +196,7 @@ class Tally:
         )
 
     def _at(self, exponent: int | IntArray) -> Tally:
-        """The sums on the exponents of other moments."""
+        """The same sums, rescaled to another exponent."""
         shift = (np.asarray(self.moments.exponent) - exponent)[:, 0]
         return replace(
             self,
@@ -207,16 +207,16 @@ class Tally:
         )
 
     def take(self, order: IntArray) -> Tally:
-        """Some of its pairs, in that order."""
+        """The pairs with the numbers in ``order``, in this order."""
         return self._each(lambda arrays: arrays[0][order], [self])
 
     @classmethod
     def concatenate(cls, tallies: Sequence[Tally]) -> Tally:
-        """Of all their pairs; the counts must agree."""
+        """The statistics of the pairs of all ``tallies``; the counts must agree."""
         return tallies[0]._each(np.concatenate, tallies)
 
     def _each(self, combine: Callable[[list[Any]], Any], tallies: Sequence[Tally]) -> Tally:
-        """Every array over pairs replaced by a combination of those of the ``tallies``."""
+        """A copy; ``combine`` makes each array over pairs from the same array of all ``tallies``."""
         moments = {n: combine([getattr(t.moments, n) for t in tallies]) for n in ("mean", "m2", "exponent")}
         sums = {n: combine([getattr(t, n) for t in tallies]) for n in ("probe", "doubt", "fixed", "square", "ratio")}
         return replace(self, moments=replace(self.moments, **moments), **sums)
@@ -237,10 +237,10 @@ class Tally:
 
     @property
     def log10_stderr_cautious(self) -> FloatArray:
-        """The larger of `log10_stderr_probe` and its value if all samples had the same relative noise.
+        """The larger of `log10_stderr_probe` and the error if all samples had the same relative noise.
 
-        With few probes the sum of the samples' variances is often too small if a few samples outweigh the others.
-        Their mean relative variance is far steadier.
+        With few probes, the sum of the variances of the samples is often too small if a few samples dominate.
+        The mean relative variance of the samples fluctuates much less.
         """
         if self.reduction == "geometric":
             return self.probe
@@ -254,7 +254,7 @@ class Tally:
 
     @property
     def probe_freedom(self) -> FloatArray:
-        """Degrees of freedom of the probes' variance, by Satterthwaite's formula; inf if exact."""
+        """Degrees of freedom of the variance due to probes, by Satterthwaite's formula; inf if exact."""
         return np.where(
             self.doubt > 0, np.square(self.probe) / _or_one(self.doubt), np.where(self.probe > 0, 1.0, np.inf)
         )
@@ -263,9 +263,9 @@ class Tally:
     def log10_stderr_sample(self) -> FloatArray:
         """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
-        The spread between samples by the delta method, minus the share of the probes, so that both in quadrature give
-        the total.  From one probe it is a lower bound.  First order holds for light tails, and is too small for the
-        heavy tails of deep networks (by 40 % for tanh with layer normalization at depth 50 and B = 100).
+        The spread between samples (delta method) minus the part due to probes; both errors in quadrature give the
+        total.  With one probe, this error is a lower bound.  For the heavy tails of deep networks, first order is too
+        small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
             return np.full(len(self.mean), np.nan)

@@ -1,11 +1,11 @@
-"""``effective_depth``: how many layers of a trained network act on each other's changes.
+"""``effective_depth``: in how many layers together the changes of training contribute to the Jacobian.
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 
-Layer l is the initial layer plus what training added, so the Jacobian of the network is a sum of 2^L terms.  C^lambda
-sums those to which lambda layers contribute R_l.  |C^lambda|_F^2 is unbiased from probes.  Cost: a backward pass
-through each trained unit per cotangent and term.  The idea is that of Philipp, Song and Carbonell (arXiv:1712.05577);
-here C^lambda is summed exactly at the data instead of being bounded by norms.
+I_l is the Jacobian of the initial layer l, and R_l is the change by training, so the Jacobian of the network is a sum
+of 2^L terms.  C^lambda is the sum of the terms with lambda factors R_l.  |C^lambda|_F^2 is unbiased with probes.  Cost:
+for each cotangent and term, one backward pass through every trained unit.  Philipp, Song and Carbonell
+(arXiv:1712.05577) proposed C^lambda and bounded it by norms; here C^lambda is computed exactly at the data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gradscope.probes import rademacher
 FloatArray = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-6
-# Random cotangents for the change of each unit by itself.
+# Number of random cotangents for the change of each single unit.
 AUTO_LAYER = 8
 
 
@@ -45,12 +45,12 @@ AUTO_LAYER = 8
 class EffectiveDepth:
     """Contributions of lambda = 0, 1, 2, ... trained layers to the Jacobian of a network.
 
-    ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch, and ``log10_stderr``
-    its standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if it is unknown.
-    ``log10_cancellation``: log10 of that sum over |J|_F, J the Jacobian of the output with respect to the first tensor
-    of the trunk: 0 if contributions add up, large if they cancel because little of the initial network is left.
-    ``layers``: units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each, -inf if nothing
-    changed, with ``log10_changes_stderr`` over random cotangents.
+    ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch.  ``log10_stderr``: the
+    standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if unknown.  ``log10_cancellation``:
+    log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the output with respect to the first trunk
+    tensor: 0 if contributions add up, large if they cancel because little of the initial network is left.  ``layers``:
+    units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each unit, -inf if nothing changed.
+    ``log10_changes_stderr``: the standard error over random cotangents.
     """
 
     log10_values: FloatArray
@@ -68,12 +68,12 @@ class EffectiveDepth:
         """Effective depth: the largest lambda whose contribution reaches ``tolerance``, at most the number of layers.
 
         Raises:
-            ValueError: A tolerance that is not between 0 and 1.
+            ValueError: ``tolerance`` is not between 0 and 1.
         """
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """`at` with contributions at both ends of their 95 % intervals; an unknown error counts as 0."""
+        """`at` for the lower and upper ends of the 95 % intervals of contributions; an unknown error counts as 0."""
         margin = 1.96 * np.nan_to_num(self.log10_stderr)
         return _largest(self.log10_values - margin, tolerance), _largest(self.log10_values + margin, tolerance)
 
@@ -82,15 +82,15 @@ class EffectiveDepth:
         """``log10_values`` if the directions of all I_l and R_l were independent of each other.
 
         Squares then add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
-        p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) within S and of 1 - p_l without, an elementary symmetric polynomial, by the
-        recurrence e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1).
+        p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) for l in S and of 1 - p_l for the others.  The recurrence
+        e^lambda_l = (1 - p_l) e^lambda_(l-1) + p_l e^(lambda-1)_(l-1) gives this sum.
         """
         halves = symmetric_logarithms(2 * math.log(10) * self.log10_changes) / 2
         values: FloatArray = (halves - np.logaddexp.reduce(halves)) / math.log(10)
         return values
 
     def to_frame(self) -> pd.DataFrame:
-        """Tidy rows: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` lambda),
+        """Tidy frame: ``contribution`` and ``independent_contribution`` (layer "network", ``index`` is lambda),
         ``cancellation``, and ``change`` of each unit."""
         num, order = len(self.log10_values), np.arange(len(self.layers))
         terms = {"layer": "network", "index": np.arange(num), "depth_from_output": 0}
@@ -127,30 +127,30 @@ def effective_depth(
     probes: int | str = "auto",
     generator: torch.Generator | None = None,
 ) -> EffectiveDepth:
-    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, which give its effective depth.
+    """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, and its effective depth.
 
-    Let J_l be the Jacobian of unit l at its present input, I_l that of the same unit with the parameters ``initial`` at
-    the same input, and R_l = J_l - I_l.  Then
+    Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
+    input but with the parameters ``initial``, and R_l = J_l - I_l.  Then
 
         C^lambda = sum over sets S of lambda units of the product of R_l for l in S and of I_l for the others,
 
-    by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), an elementary symmetric polynomial of
-    matrices, applied to cotangents from the output down; the sum of all C^lambda is the Jacobian J itself.
+    computed by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), which is applied to cotangents
+    from the output down.  The sum of all C^lambda is the Jacobian J of the network.
     ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
-        model: Any module, trained; left as it is.
-        initial: The same model before it was trained, or a copy of its ``state_dict``.  Buffers are those of ``model``.
-        data, forward: As for `gradscope.gsc`, one batch.
+        model: Any trained module; it is not changed.
+        initial: The same model before training, or a copy of its ``state_dict``.  Its buffers are not used.
+        data, forward: As for `gradscope.gsc`; ``data`` must be one batch.
         probes, generator: As for `gradscope.nlc`.
 
     Cost: three forward passes, and per cotangent two backward passes and one more per trained unit.
-    Memory: two graphs, and one cotangent with all lambda.
+    Memory: two graphs, and one cotangent for every lambda.
 
     Raises:
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the
-            input, or ``probes`` is none of these.
-        FloatingPointError: A gradient is NaN or Inf; the unit is named.
+            input, or ``probes`` is invalid.
+        FloatingPointError: A gradient is NaN or Inf; the message names the unit.
     """
     resolved(probes)
     generator = generator_or_default(generator)
@@ -177,9 +177,9 @@ def effective_depth(
 
 
 def symmetric_logarithms(log_odds: npt.ArrayLike) -> FloatArray:
-    """ln e^lambda for lambda = 0 .. L: the probability that lambda of L independent events happen.
+    """ln e^lambda for lambda = 0 .. L, where e^lambda is the probability that lambda of L independent events happen.
 
-    By the recurrence in `EffectiveDepth.log10_independent`, in logarithms, so that nothing underflows.  Cost: O(L^2).
+    The recurrence in `EffectiveDepth.log10_independent` runs on logarithms, so that nothing underflows.  Cost: O(L^2).
     """
     odds = np.atleast_1d(np.asarray(log_odds, dtype=np.float64))
     found = np.zeros(1)
@@ -197,7 +197,7 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
 
 
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
-    """|C^T v| of each cotangent v, for J and every C^lambda, at one scale: (cotangents, 1 + terms, samples or 1)."""
+    """|C^T v| of each cotangent v, for J and every C^lambda, on one scale: (cotangents, 1 + terms, samples or 1)."""
     most = len(now) + 2
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1
@@ -211,7 +211,7 @@ def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment],
 
     route = TwoNetworks(captured, now, then)
     widest = most * max(layer.size * layer.dtype.itemsize for layer in captured.units)
-    # The terms of one cotangent differ by many orders of magnitude, so it is rescaled at every unit.
+    # The terms of one cotangent differ by many orders of magnitude, so cotangents are rescaled at every unit.
     (reading,) = sweep(route, [replace(cotangents, draw=draw)], read, widest=widest, strides=(1,))
     scaled: FloatArray = np.ldexp(reading.values, (reading.exponents - reading.exponents.max())[:, None, None])
     return scaled[:, : route.terms]
@@ -237,7 +237,7 @@ def _changes(
 
 
 def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, float]:
-    """log10 of the share of every C^lambda, its standard error to first order, and log10 of their sum over |J|_F."""
+    """log10 of the share of every C^lambda, its error to first order, and log10 of sum |C^lambda|_F / |J|_F."""
     # (samples or probes, terms): the error is over samples if exact, else over probes.
     squares = np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
     means = squares.mean(axis=0)
@@ -255,7 +255,7 @@ def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray
 
 
 def _log10_root_of_ratio(numerators: FloatArray, denominators: FloatArray) -> tuple[float, float]:
-    """log10 sqrt(sum / sum) with the error of the delta method over the entries; NaN of a single one."""
+    """log10 sqrt(sum / sum), and its error by the delta method over the entries; NaN if there is only one."""
     ratio = numerators.sum() / denominators.sum()
     if ratio == 0:
         return -math.inf, 0.0

@@ -1,7 +1,7 @@
-"""Cut the network at its units into separate autograd graphs, once with the trained and once with initial parameters.
+"""Cut the network at its units into separate autograd graphs, once with trained and once with initial parameters.
 
-In one forward pass every unit returns a fresh leaf instead of its output, which cuts the graph into one segment per
-unit.  A second pass with the initial parameters uses the leaves of the first: each initial unit at its present input.
+In a first forward pass every unit returns a new leaf instead of its output.  This cuts the graph into one segment per
+unit.  A second pass, with the initial parameters, uses the same leaves, so both passes give a unit the same input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Segment:
-    """One unit: ``entry`` is the edge of its input tensor, ``exit`` that of its output."""
+    """One unit: ``entry`` and ``exit`` are the edges of its input and output tensors."""
 
     name: str
     entry: GradientEdge
@@ -36,33 +36,33 @@ class Segment:
 
 
 def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dict[str, Tensor]:
-    """The initial parameters by their name in ``model``, checked, on its devices and in its types."""
+    """The checked initial parameters by name, with the devices and dtypes of ``model``."""
     given = dict(initial.named_parameters() if isinstance(initial, nn.Module) else initial)
     if unknown := given.keys() - model.state_dict().keys() - dict(model.named_buffers()).keys():
-        raise ValueError(f"initial holds {min(unknown)!r}, which the model does not: they are different models.")
+        raise ValueError(f"initial contains {min(unknown)!r}, but the model does not: these are different models.")
     found = {}
     for name, parameter in model.named_parameters():
         if name not in given:
             raise ValueError(
                 f"initial lacks the parameter {name!r}; give the model as it was before training, or a copy of its "
-                "state_dict made then: copy.deepcopy(model.state_dict())."
+                "state_dict from before: copy.deepcopy(model.state_dict())."
             )
         if given[name].shape != parameter.shape:
             raise ValueError(
                 f"Parameter {name!r} has shape {tuple(parameter.shape)} in the model and {tuple(given[name].shape)} in "
-                "initial: they are of different models."
+                "initial: these are different models."
             )
         if given[name].data_ptr() == parameter.data_ptr() and parameter.numel():
             raise ValueError(
-                f"Parameter {name!r} of initial is that of the model itself, so it was trained, too; copy the "
-                "model, or its state_dict, before training: copy.deepcopy(model)."
+                f"Parameter {name!r} of initial shares its memory with the model, so it was trained, too. Copy the "
+                "model or its state_dict before training: copy.deepcopy(model)."
             )
         found[name] = given[name].detach().to(parameter).requires_grad_(parameter.requires_grad)
     return found
 
 
 def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Segment]]:
-    """The units from the first tensor of the trunk to the output: as they are, and with the parameters ``initial``.
+    """The units from the first trunk tensor to the output: with present parameters, and with ``initial`` ones.
 
     Cost: two forward passes, with the dropout masks and batch statistics of the capture.
     """
@@ -99,12 +99,12 @@ class _Cutter(Passive):
         self.exits: dict[str, GradientEdge] = {}
 
     def begin(self, tensor: Tensor, name: str) -> None:
-        """A source, which is a leaf already."""
+        """Record a source as an entry; a source is already a leaf."""
         if name in self.names:
             self.entries[name] = get_gradient_edge(tensor)
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
-        """The output of a module, with leaves in place of the wanted tensors."""
+        """The output of a module, in which leaves replace the wanted tensors; None if nothing is replaced."""
         number, replaced = 0, False
 
         def follow(leaf: Any) -> Any:
@@ -119,19 +119,19 @@ class _Cutter(Passive):
         return made if replaced else None
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
-        """A leaf in place of a wanted tensor."""
+        """Return a new leaf for a wanted tensor, and any other tensor unchanged."""
         if name not in self.names or name in self.entries:
             return tensor
         self.exits[name] = get_gradient_edge(tensor)
         self.values[name] = value = tensor.detach()
-        # A clone of a leaf, because the model may overwrite it in place.
+        # A clone of the leaf, because the model may overwrite the tensor in place.
         fresh = (value if self.given is None else self.given[name]).requires_grad_().clone()
         self.entries[name] = get_gradient_edge(fresh)
         return fresh
 
 
 class TwoNetworks:
-    """The route through the trained units and, at the same entries, through those of before.
+    """The route through the trained units and, with the same inputs, through the initial units.
 
     Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
     """
@@ -147,18 +147,18 @@ class TwoNetworks:
         ]
 
     def position(self, target: Layer) -> int:
-        """The output lies above all units."""
+        """The position of the output, above all units."""
         return len(self.pairs)
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """One unit after the other, by the recurrence; read at the bottom."""
+        """Apply the recurrence to one unit after the other; read at the bottom."""
         for number in range(upper - 1, lower - 1, -1):
             cotangents = self._step(number, cotangents)
         self.terms = max(self.terms, cotangents.shape[1])
         return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
 
     def _step(self, number: int, cotangents: Tensor) -> Tensor:
-        # Of equal shapes, so that an untrained unit gives the same bits both times, and R = 0 exactly.
+        # Both products have equal shapes, so an untrained unit gives the same bits twice, and R = 0 exactly.
         moved, kept = (
             route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
             for route in self.pairs[number]

@@ -1,9 +1,9 @@
 """``taylor_losses``: how many of the last layers can be replaced by their first-order expansion?
 
-    g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),   g the last n units, h what enters them
+    g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),   g the last n units, h their input
 
-The expansion keeps the terms in which a single one of the n layers has learned.  If the loss stays the same, training
-used no composition of these layers.  Exact.  See G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
+The expansion keeps only terms in which a single one of the n layers has changed.  If the loss stays the same, training
+did not use the composition of these layers.  The expansion is computed exactly.  Reference: arXiv:1712.05577.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def taylor_losses(
 
     Arguments:
         model, initial: As for `gradscope.effective_depth`.
-        data, loss_fn, forward: As for `gradscope.gsc`, one batch.
+        data, loss_fn, forward: As for `gradscope.gsc`; ``data`` must be one batch.
 
     Returns:
-        A tidy frame of quantity ``taylor_loss``: ``index`` is the number of units replaced, of those that have
-        parameters, and ``layer`` the lowest of them ("none" for 0); ``stderr_sample`` the error of the mean over
-        samples, which counts them as independent.  A parameter that several units share counts with the lowest of them,
-        so it keeps its present value until all of them are replaced.
+        A tidy frame of quantity ``taylor_loss``.  ``index`` is the number of replaced units that have parameters, and
+        ``layer`` is the first of them in execution order ("none" for 0).  ``stderr_sample`` is the standard error of
+        the mean over samples, as if they were independent.  A parameter that several units share belongs to the first
+        of these units, so it keeps its present value until all of them are replaced.
 
-    Cost: one forward pass of twice the work per unit (forward-mode differentiation).
+    Cost: for each unit, one forward pass with twice the work of a normal one (forward-mode differentiation).
 
     Raises:
-        ValueError: ``initial`` is another model, no unit has parameters, or there is not one loss per sample.
+        ValueError: ``initial`` is another model, no unit has parameters, or ``loss_fn`` gives not one loss per sample.
         NotImplementedError: torch has no forward-mode derivative of an operation.
     """
     model = unwrap(model)
@@ -75,7 +75,7 @@ def taylor_losses(
 
 
 def _owned(captured: Capture) -> dict[str, set[str]]:
-    """Names of the parameters of each unit that has any, in execution order; a shared one counts for the lowest."""
+    """Names of the parameters of each unit that has any, in execution order; a shared one belongs to the first."""
     names = {id(parameter): name for name, parameter in captured.replay.model.named_parameters()}
     owned: dict[str, set[str]] = {}
     for unit in captured.units:
@@ -87,10 +87,10 @@ def _owned(captured: Capture) -> dict[str, set[str]]:
 
 
 def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) -> Tensor:
-    """The output, to first order in the change of the ``replaced`` parameters, at the present values of the others."""
+    """The output to first order in the change of the ``replaced`` parameters; the others keep their present values."""
     replay = captured.replay
     with warnings.catch_warnings(), forward_ad.dual_level():
-        # On first use of forward mode torch compiles its own formulas in a deprecated way.
+        # On the first use of forward mode, torch calls a deprecated function of its own.
         warnings.filterwarnings("ignore", message=r"`torch.jit.script", category=DeprecationWarning)
         parameters = {}
         for name, parameter in replay.model.named_parameters():
@@ -103,8 +103,8 @@ def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) 
                 raise
             raise NotImplementedError(
                 f"torch has no forward-mode derivative of one operation of the model: {str(error).splitlines()[0]} For "
-                "attention, call this under torch.nn.attention.sdpa_kernel(SDPBackend.MATH); a function of your own "
-                "needs a jvp."
+                "attention, call taylor_losses under torch.nn.attention.sdpa_kernel(SDPBackend.MATH); your own "
+                "autograd.Function needs a jvp."
             ) from error
         value, change = forward_ad.unpack_dual(output)
         return value if change is None else value + change

@@ -1,4 +1,4 @@
-"""What the user hands over as data: checked, and made differentiable without touching the original."""
+"""Check the data that a user passes in, and make differentiable copies of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LossFunction = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: what goes into the model, and the labels where a loss is measured."""
+    """One batch: the inputs of the model, and the labels if a loss is measured."""
 
     inputs: Any
     labels: Any = None
@@ -28,7 +28,7 @@ class Batch:
 
     @property
     def floats(self) -> list[Tensor]:
-        """The input tensors that can be differentiated by."""
+        """The floating-point input tensors."""
         return [tensor for tensor in self.tensors if tensor.is_floating_point()]
 
     @property
@@ -43,7 +43,7 @@ class Batch:
         return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
 
     def differentiable(self) -> tuple[Batch, list[Tensor]]:
-        """A copy whose floating-point tensors are clones of leaves, which a model may overwrite, and those tensors."""
+        """A copy of the batch, and its floating-point tensors: clones of leaves, which a model may overwrite."""
         sources: list[Tensor] = []
 
         def follow(leaf: Tensor) -> Tensor:
@@ -53,12 +53,12 @@ class Batch:
         return self._mapped(follow), sources
 
     def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
-        """A copy with something added to each floating-point tensor, in their order."""
+        """A copy of the batch; each floating-point tensor has one of ``shifts`` added, in the order of `floats`."""
         remaining = iter(shifts)
         return self._mapped(lambda leaf: leaf.detach() + next(remaining))
 
     def _mapped(self, follow: Callable[[Tensor], Tensor]) -> Batch:
-        """A copy with every floating-point tensor replaced."""
+        """A copy of the batch in which ``follow`` has replaced every floating-point tensor."""
 
         def each(leaf: Any) -> Any:
             return follow(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -67,10 +67,10 @@ class Batch:
 
 
 def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Iterator[Any] | None:
-    """The batches of a loader, list or iterator, one by one; None where ``data`` is itself one batch.
+    """An iterator over the batches of a loader, list or iterator; None if ``data`` is itself one batch.
 
-    With ``forward``, tuples and lists are batches, for only the user knows their structure.  Without ``loss_fn`` the
-    labels of pairs are left aside.
+    With ``forward``, a tuple or list is one batch, because only the user knows its structure.  Without ``loss_fn``,
+    labels in pairs (inputs, labels) are ignored.
     """
     if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable):
         return None
@@ -92,28 +92,28 @@ def _is_pair(batch: Any) -> bool:
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
     """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
 
-    Raises TypeError for any other structure, and ValueError if it is empty or not finite.
+    Raises TypeError for any other structure, and ValueError if the data are empty or not finite.
     """
     labels = None
     if loss_fn is not None:
         if not (isinstance(data, (tuple, list)) and len(data) == 2):
-            raise TypeError(f"With loss_fn, data is a pair (inputs, labels); got {type(data).__name__}.")
+            raise TypeError(f"With loss_fn, data must be a pair (inputs, labels); got {type(data).__name__}.")
         data, labels = data
     if forward is None and loss_fn is None and isinstance(data, (tuple, list)) and len(data) == 2:
         raise ValueError(
-            "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn=, or the "
-            "inputs alone; for two inputs give forward=, a function (model, batch) -> tensor."
+            "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn= or only "
+            "the inputs. If both are inputs, give forward=, a function (model, batch) -> tensor."
         )
     if forward is None and not isinstance(data, (Tensor, Mapping)):
-        hint = "; a stream of batches is measured one batch at a time" if isinstance(data, Iterator) else ""
+        hint = "; give the batches of an iterator one at a time" if isinstance(data, Iterator) else ""
         raise TypeError(
-            f"data is a tensor, or a mapping that becomes model(**batch); got {type(data).__name__}{hint}. "
+            f"data must be a tensor, or a mapping for model(**batch); got {type(data).__name__}{hint}. "
             "For anything else give forward=, a function (model, batch) -> tensor."
         )
-    # Mappings other than dict (a tokenizer's output) are no structure that torch walks through.
+    # torch looks for tensors inside a dict, but not inside other mappings such as a tokenizer's output.
     batch = Batch(dict(data) if isinstance(data, Mapping) else data, labels)
     if not batch.tensors:
-        raise ValueError("data holds no tensor, so there is nothing to measure at.")
+        raise ValueError("data contains no tensor, so there is nothing to measure.")
     for tensor in batch.tensors:
         if tensor.ndim == 0 or tensor.shape[0] == 0:
             raise ValueError(
@@ -132,8 +132,8 @@ def _check_finite(tensor: Tensor) -> None:
     num_nan, num_bad = int(torch.isnan(tensor).sum()), int((~finite).sum())
     where = tuple(int(i) for i in torch.nonzero(~finite)[0])
     raise ValueError(
-        f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at {where}; "
-        "clean the batch first, for a coefficient at such a point does not exist."
+        f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at {where}. "
+        "Remove them from the batch, because coefficients do not exist at such a point."
     )
 
 
@@ -150,15 +150,15 @@ def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
 
 
 def picked(output: Any) -> str | None:
-    """In words, which part of a structured output `first_tensor` measures; None where the output is one tensor."""
+    """A sentence that says which part of a structured output is measured; None if the output is one tensor."""
     if isinstance(output, Tensor):
         return None
     which = "its .logits" if isinstance(getattr(output, "logits", None), Tensor) else "its first floating-point tensor"
-    return f"The model returned {type(output).__name__}; {which} is what is measured."
+    return f"The model returned {type(output).__name__}; {which} is measured."
 
 
 def first_tensor(output: Any) -> Tensor:
-    """``output.logits`` where it exists, else the first floating-point tensor; TypeError if there is none."""
+    """``output.logits`` if it exists, else the first floating-point tensor; TypeError if there is none."""
     logits = getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
@@ -172,7 +172,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def leaf_tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings, dataclasses and what torch knows besides, in their order."""
+    """All tensors in nested tuples, lists, mappings, dataclasses and other structures of torch's pytree, in order."""
     for leaf in pytree.tree_leaves(tree):
         if isinstance(leaf, Tensor):
             yield leaf

@@ -1,4 +1,4 @@
-"""A layer is one tensor of the forward pass; layers are found by name, glob or callable, or as units of the trunk."""
+"""Layers (recorded tensors of the forward pass) and how to select them: by name, glob or callable, or as units."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Origin(Enum):
     """Where a name of a tensor comes from."""
 
     MADE = "made"  # the module call computed it
-    PASSED_ON = "passed on"  # the module call returned its own input, as an Identity does
+    PASSED_ON = "passed on"  # the module call returned its input, as an Identity does
     MARKED = "marked"  # the input, the loss, or a tensor marked with tap()
     OUTPUT = "output"  # the root module returned it
 
@@ -38,12 +38,12 @@ class Origin(Enum):
 class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
-    ``name``: the module's name, with ``#2``, ``#3`` for its further calls and ``[1]``, ``[2]`` for its further outputs.
+    ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
     ``origins``: every name of the tensor and where it comes from.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
-    ``norms``: length of each sample (B,), or of the batch () if the leading dimension is not the batch; the true
-    lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the tensor later (the
-    layer describes the tensor before that).  ``on_trunk``: whether every path from input to target passes here.
+    ``norms``: length of each sample, shape (B,), or of the whole batch, shape (), if the leading dimension is not the
+    batch.  The true lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the
+    tensor later (the layer describes the old values).  ``on_trunk``: whether the tensor is on the trunk.
     """
 
     name: str
@@ -80,8 +80,8 @@ LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[str] = ()) -> list[Layer]:
     """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
 
-    Raises ValueError, with the nearest names, if a pattern or the callable matches nothing, or only a layer
-    ``elsewhere``, on which the target does not depend.
+    Raises ValueError, with the nearest names, if a pattern or the callable matches no layer.  ``elsewhere`` names the
+    recorded layers on which the target does not depend; such a layer does not count as a match.
     """
     if not isinstance(wanted, str) and callable(wanted):
         chosen = [layer for layer in layers if wanted(layer)]
@@ -100,12 +100,12 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
 
 
 def find(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
-    """The layer of that name, called so; ValueError with the nearest names if there is none."""
+    """The layer of that name, returned under this name; ValueError with the nearest names if there is none."""
     return lookup(layers, name, elsewhere).called(name)
 
 
 def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) -> Layer:
-    """The layer that has this name among its names; raises as `find` does."""
+    """The layer that has ``name`` among its names; raises like `find`."""
     for layer in layers:
         if name in layer.names:
             return layer
@@ -113,7 +113,7 @@ def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) 
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
-    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU; one copy for all of them."""
+    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU.  All lengths are copied together."""
     norms = torch.cat([layer.norms.reshape(-1) for layer in layers]).cpu().numpy()
     ends = np.cumsum([layer.norms.numel() for layer in layers])[:-1]
     exponents = torch.stack([layer.exponent.cpu() for layer in layers]).numpy()
@@ -121,7 +121,7 @@ def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float6
 
 
 def numbered(label: str, number: int) -> str:
-    """Name of the output of that number, from 0, of a module call."""
+    """Name of output ``number``, counted from 0, of the module call ``label``."""
     return f"{label}[{number}]" if number else label
 
 
@@ -132,7 +132,7 @@ def module_name(name: str) -> str:
 
 def _missing(pattern: str, layers: Sequence[Layer], elsewhere: Collection[str]) -> str:
     if any(_matches(name, pattern) for name in elsewhere):
-        return f"Layer {pattern!r} was recorded, but the target does not depend on it, so it has no coefficient."
+        return f"Layer {pattern!r} was recorded, but the target does not depend on it, so the layer has no coefficient."
     close = get_close_matches(pattern, [name for layer in layers for name in layer.names], n=5, cutoff=0.3)
     offer = f"Nearest names: {', '.join(map(repr, close))}." if close else _listed(layers)
     return f"No layer is called {pattern!r}. {offer}"
@@ -151,17 +151,17 @@ def _matches(name: str, pattern: str) -> bool:
 def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     """Layers of the trunk, each under the name of its unit, in execution order.
 
-    A module is *open* if it is the root, or if it is or has as a child a container (``Sequential`` and the like) and
-    at least two tensors of its descendants besides its own output are on the trunk (one suffices in a container of
-    modules that have children themselves, so that a stage of two blocks is two rows, while Linear and ReLU in a pair
-    are one), or if it holds a module that is open.  A *block*, a module of a class of its own that stands beside
-    others of the same class in a container, is open only if it holds blocks itself.  Units are the outermost modules
-    that are not open and whose output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the
-    blocks of GPT-2, each leaf of a ``Sequential`` of leaves.
+    If a module is *open*, modules inside it are units, not the module itself.  The root is open, and so is a module
+    that contains an open module.  A container (``Sequential`` and the like) is open if at least two tensors inside,
+    besides its output, are on the trunk.  One tensor suffices if the modules in the container have children: a stage
+    of two blocks is two units, but a pair of Linear and ReLU is one.  A module with a container as a child is open if
+    at least two tensors inside are on the trunk.  A *block* is a module in a container next to another one of its
+    class; a block is open only if it contains blocks.  Units are the outermost modules that are not open and whose
+    output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the blocks of GPT-2.
 
-    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  A tensor with
-    two names keeps the outermost module that *made* it, and one of functional code the first unit that passed it on.
-    The output of an opened module is skipped if it is only a reshaped copy of an existing row.
+    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  If a tensor
+    has several names, the outermost module that *made* it counts; in functional code, the first unit that passed it
+    on.  The output of an open module is skipped if it is only a reshaped copy of a layer that is already included.
     """
     trunk = [layer for layer in layers if layer.on_trunk]
     tree = _Tree(layers, trunk)
@@ -184,7 +184,7 @@ def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
 
 
 class _Tree:
-    """Recorded names, looked up by module: which modules were called, and which trunk tensors they made or hold."""
+    """The recorded names by module: which modules were called, and which trunk tensors are made or lie inside them."""
 
     def __init__(self, layers: Sequence[Layer], trunk: Sequence[Layer]) -> None:
         self.called = {module_name(name) for layer in layers for name in layer.names}
@@ -203,15 +203,15 @@ class _Tree:
                     self.inside[path].add(layer.index)
 
     def outermost(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, bool]]:
-        """Paths of the modules left when every open one is opened, and of the open ones (True) after their contents."""
+        """Paths of the outermost modules that are not open (False), and of open modules (True) after their contents."""
         for path, child in _children(module, prefix):
-            is_open = path not in self.called or self.is_open(child, path, module)  # a parent whose children are called
+            is_open = path not in self.called or self.is_open(child, path, module)  # or only its children are called
             if is_open:
                 yield from self.outermost(child, path)
             yield path, is_open
 
     def is_open(self, module: nn.Module, path: str, parent: nn.Module) -> bool:
-        """Whether a module that was called, inside ``parent``, is open."""
+        """Whether a called module, a child of ``parent``, is open; `units` explains the rules."""
         within = len(self.inside[path] - self.made[path].keys())
         if within == 0:
             return False
@@ -228,7 +228,7 @@ class _Tree:
         )
 
     def _holds_blocks(self, module: nn.Module, path: str) -> bool:
-        """Whether blocks with children of their own lie on the trunk somewhere inside."""
+        """Whether the module contains, at any level, a block that has children and whose output is on the trunk."""
         return any(
             (_is_block(child, module) and any(True for _ in child.children()) and bool(self.made[inner]))
             or self._holds_blocks(child, inner)
@@ -237,7 +237,7 @@ class _Tree:
 
 
 def _is_block(module: nn.Module, parent: nn.Module) -> bool:
-    """Whether a module other than a container stands in a container beside others of its class."""
+    """Whether a module is not a container, but lies in a container with another module of its class."""
     if isinstance(module, _CONTAINERS) or not isinstance(parent, _CONTAINERS):
         return False
     return sum(type(sibling) is type(module) for sibling in parent.children()) > 1
@@ -249,6 +249,6 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _reshapes(layer: Layer, rows: Collection[Vertex]) -> bool:
-    """Whether a layer is a reshaped copy of a row."""
+    """Whether a layer is only a reshaped copy of one of ``rows``, the layers chosen before."""
     node = layer.edge.node
     return node.name() in _RESHAPES and node.next_functions[0] in rows

@@ -1,4 +1,4 @@
-"""Context of a forward pass of a user's module: wrappers removed, calls and marked tensors reported, state restored."""
+"""Tools for a forward pass of a user's module: unwrap it, report calls and marked tensors, restore its state."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CallListener(Protocol):
     """Receives every module call."""
 
     def before(self, args: Any, kwargs: Any) -> Any:
-        """Called with what the module receives; its return value is passed to ``after`` as ``token``."""
+        """Called with the arguments of the module.  The value returned here is passed to ``after`` as ``token``."""
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> Any:
-        """Called with what the module returns; a result other than None replaces that.
+        """Called with the output of the module.  A value returned here replaces the output, unless it is None.
 
         ``name`` is empty for the root, ``call`` counts the calls of this module from 1, and ``label`` is the name of
         the layer: the module's name, with ``#2``, ``#3`` for its further calls, or "output" for the root.
@@ -39,7 +39,7 @@ class Listener(CallListener, Protocol):
     """Receives every module call and every tensor marked with `tap`."""
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
-        """Called with a marked tensor; the return value takes its place."""
+        """Called with a marked tensor; the return value replaces the tensor."""
 
 
 _listener: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
@@ -48,8 +48,8 @@ _listener: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradsc
 def tap(tensor: Tensor, name: str) -> Tensor:
     """Mark a tensor inside a ``forward`` as a layer called ``name``; returns the tensor itself.
 
-    For functional code outside modules.  Further tensors of that name in one forward pass are ``name#2``, ``name#3``.
-    Outside a measurement it does nothing, so it can stay in the model.
+    Use `tap` for functional code outside modules.  Further tensors with the same name in one forward pass are called
+    ``name#2``, ``name#3``.  Outside a measurement `tap` does nothing, so the call can stay in the model.
 
     >>> import torch, gradscope as gs
     >>> class Square(torch.nn.Module):
@@ -77,14 +77,14 @@ def tapped(listener: Listener) -> Iterator[None]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error for none and for sharded ones."""
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error if the model is sharded."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
         if any(base.__name__ in _SHARDED for base in type(module).__mro__):
             raise ValueError(
-                f"{name or 'The model'!r} is sharded (FSDP), so no process holds its parameters. Measure the model "
-                "before it is wrapped, or load its full state dict into a plain copy."
+                f"{name or 'The model'!r} is sharded (FSDP), so no process holds all parameters. Measure the model "
+                "before you wrap it, or load the full state dict into a copy without FSDP."
             )
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn("The model is compiled; its eager original is measured, with the same weights.", stacklevel=3)
@@ -98,14 +98,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 def eager(modules: Modules) -> Iterator[None]:
     """Run compiled parts of the model in eager mode, because hooks would make torch compile them again."""
     compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())
-    # The first use imports the compiler, which takes seconds.
+    # The first use of set_stance imports the compiler, which takes seconds.
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report every call of the modules to ``listener``; yields the calls by name.  An exception names its layer."""
+    """Report every call of the modules to ``listener``; yields the numbers of calls.  Exceptions name the layer."""
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
@@ -132,7 +132,7 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
         if "Expected more than 1 value per channel" in str(error):
             raise ValueError(
                 f"{where!r} normalizes over the batch, and a batch of one has no variance: "
-                "give at least two samples, or model.eval() to use running statistics."
+                "give at least two samples, or call model.eval() to use running statistics."
             ) from error
         if where:
             error.add_note(f"Raised inside layer {where!r} during the recorded forward pass.")
@@ -143,15 +143,15 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
 
 
 def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
-    """All tensors in what a module receives or returns."""
+    """All tensors in the arguments or outputs of a module."""
     if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
-        return args  # nearly always; the general case costs more than a layer of a small network
+        return args  # the usual case; the general case takes longer than a layer of a small network
     return list(leaf_tensors((args, kwargs)))
 
 
 @contextlib.contextmanager
 def state_restored(modules: Modules) -> Iterator[None]:
-    """Restore all buffers, the random state, and the weights of embeddings with ``max_norm``, which shortens them."""
+    """Restore all buffers, the random state, and the embedding weights that ``max_norm`` shortens."""
     shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
     weights = [(weight, weight.detach().clone()) for weight in shortened]
     originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
@@ -168,7 +168,7 @@ def state_restored(modules: Modules) -> Iterator[None]:
             yield
     finally:
         for weight, before in weights:
-            weight.data.copy_(before)  # past the version counter: the recorded graph does not need the values
+            weight.data.copy_(before)  # keeps the version counter: the recorded graph does not need the values
         for module, owned in originals.items():
             module._buffers.clear()
             module._buffers.update(owned)
@@ -196,7 +196,7 @@ def _cuda_devices(modules: Modules) -> list[int]:
 
 
 def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
-    """Trainable parameters by the name of the module that holds them; a tied one belongs to the first such module."""
+    """Trainable parameters by the name of the module that holds them.  Tied ones belong to the first such module."""
     known: set[int] = set()
     owners: dict[str, list[Tensor]] = {}
     for name, module in modules.items():

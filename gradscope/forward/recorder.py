@@ -1,6 +1,6 @@
-"""Records one forward pass: every module call becomes a layer with an edge of the autograd graph and its length.
+"""Record one forward pass: the output of every module call becomes a layer with its autograd edge and its length.
 
-Edges are stored and lengths are taken immediately, because a later in-place operation would change a stored tensor.
+Edges and lengths are recorded immediately, because a later in-place operation would change a stored tensor.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Received = tuple[Collection[Vertex], int]
 class Recording:
     """One recorded forward pass: tensors in execution order, the graph's sources, and the target's edge ``end``.
 
-    ``source_names``: names of the sources, in their order.  ``uncalled``: modules whose hooks did not fire.
-    ``dropout``: modules that dropped entries.  ``random``: whether the pass drew random numbers.
-    ``picked``: which part of a structured output is measured, in words.
+    ``source_names``: names of the sources, in the same order.  ``uncalled``: modules whose hooks did not fire.
+    ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
+    ``picked``: a sentence that says which part of a structured output is measured, or None.
     """
 
     tensors: tuple[Layer, ...]
@@ -49,13 +49,13 @@ class Recording:
 def record(
     model: nn.Module, batch: Batch, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Recording:
-    """Run the model once and record it.  The model is left as it was, also after an exception.
+    """Run the model once and record it.  The model is left unchanged, also after an exception.
 
     Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
-    touched.  ValueError names the first layer with NaN or Inf, or says what else cannot be recorded.
+    touched.  ValueError names the first layer with NaN or Inf, or says why recording is impossible.
     """
     modules = dict(model.named_modules())
-    if forward is None:  # which may move the batch itself
+    if forward is None:  # a function forward= may itself move the batch
         check_devices(modules, batch)
     recorder = _Recorder(modules, batch.size, batch.tensors)
     with (
@@ -83,14 +83,14 @@ def record(
     recorder.embed()
     if not recorder.sources:
         raise ValueError(
-            "x holds no floating-point tensor, and no module with trainable weights turned it into one (a frozen or a "
-            "functional embedding?), so there is nothing to differentiate with respect to: unfreeze the embedding with "
-            "requires_grad_(), or embed first and measure the rest of the model."
+            "There is nothing to differentiate with respect to: x holds no floating-point tensor, and no module with "
+            "trainable weights turned x into one. If an embedding is frozen or functional, unfreeze the embedding with "
+            "requires_grad_(), or embed x first and measure the rest of the model."
         )
     if not target.requires_grad:
         raise ValueError(
-            "The output does not depend on x: it carries no gradient. Look for .detach(), torch.no_grad(), "
-            "integer or boolean steps, or a constant output in the model's forward."
+            "The output does not depend on x: the output carries no gradient. Look for .detach(), torch.no_grad(), "
+            "integer or boolean operations, or a constant output in the model's forward."
         )
     return Recording(
         tensors=tuple(recorder.layers.values()),
@@ -121,12 +121,12 @@ class _Recorder:
         self.versions: list[tuple[Vertex, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
-        """The tensors that a module receives, before it can overwrite them, and the number of known embeddings."""
+        """The tensors that a module receives, before any of them is overwritten, and the number of known embeddings."""
         received = tensors(args, kwargs)
         return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
-        """Record what a module returns."""
+        """Record the outputs of a module call."""
         received, known = token
         outputs = [t for t in tensors((output,), {}) if t.requires_grad]
         for number, tensor in enumerate(outputs):
@@ -141,18 +141,18 @@ class _Recorder:
                 self.embeddings.append((reads_data, edges))
 
     def embed(self) -> None:
-        """Let differentiation start at embeddings too: those that read the data, or all if there is no other source."""
+        """Add embeddings to the sources: those that read the data, or all embeddings if there is no other source."""
         reading = [edges for reads_data, edges in self.embeddings if reads_data]
         if not self.sources and not reading:
             reading = [edges for _, edges in self.embeddings]
         self.sources += [source for edges in reading for source in edges]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
-        """Record a tensor under a name; a known tensor only gains the name."""
+        """Record a tensor under a name; a tensor recorded before only gets one name more."""
         if not tensor.requires_grad or not tensor.is_floating_point():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
-            name = f"({name})"  # a module owns the plain word
+            name = f"({name})"  # a module already has this name
         key = _vertex(tensor)
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
@@ -165,7 +165,7 @@ class _Recorder:
         self.versions.append((key, tensor, tensor._version))
 
     def compare_versions(self) -> None:
-        """Mark the tensors that a later operation overwrote, and release all of them."""
+        """Mark the layers whose tensors were overwritten later, and release all tensors."""
         for key, tensor, version in self.versions:
             if tensor._version > version:
                 self.layers[key] = replace(self.layers[key], modified=True)
@@ -182,7 +182,7 @@ class _Recorder:
         self.sources.append((name, get_gradient_edge(tensor)))
 
     def check_finite(self) -> None:
-        """Raise ValueError naming the first layer, in execution order, with a NaN or Inf.  One device sync."""
+        """Raise ValueError that names the first layer, in execution order, with NaN or Inf.  Cost: one device sync."""
         layers = list(self.layers.values())
         if not layers or torch.isfinite(torch.cat([layer.norms.reshape(-1) for layer in layers])).all():
             return
@@ -195,7 +195,7 @@ class _Recorder:
 
 
 def _vertex(tensor: Tensor) -> Vertex:
-    """`vertex` of the tensor's gradient edge; reading ``grad_fn`` is several times faster than making the edge."""
+    """`vertex` of the tensor's gradient edge; reading ``grad_fn`` is several times faster than creating the edge."""
     node = tensor.grad_fn
     return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
 

@@ -1,4 +1,4 @@
-"""A recorded forward pass, run again: for values of layers, and at slightly shifted inputs."""
+"""Run a recorded forward pass again, to read the values of layers or to shift the sources slightly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Replay:
         return dict(self.model.named_modules())
 
     def outputs(self, wanted: Collection[str], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of those names from one forward pass without gradients, with ``shifts`` added to the sources."""
+        """The ``wanted`` tensors from one forward pass without gradients, with ``shifts`` added to the sources."""
         listener = _Listener(set(wanted), shifts)
         names = self.source_names[: len(self.batch.floats)]
         batch = self.batch.shifted([shifts.get(name, 0.0) for name in names])
@@ -46,7 +46,7 @@ class Replay:
         return listener.kept
 
     def output(self, batch: Batch, listener: Listener, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The output for a batch of the same structure, with these ``parameters`` in place of the model's own."""
+        """The output for a batch of the same structure; ``parameters``, if given, replace those of the model."""
         with state_restored(self.modules), eager(self.modules), tapped(listener), hooked(self.modules, listener):
             if parameters is None:
                 return first_tensor(batch.run(self.model, self.forward))
@@ -54,9 +54,9 @@ class Replay:
             return first_tensor(functional_call(call, self._places(parameters), (), tie_weights=False))
 
     def _places(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters by every place that holds them, each module under one name.
+        """The parameters under the name of every place that holds them; each module has one name here.
 
-        The handling of tied weights in torch does not restore a module that is used in two places.
+        torch's own ``tie_weights=True`` does not restore a module that is used in two places.
         """
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
@@ -68,14 +68,14 @@ class Replay:
 
 
 class _Call(nn.Module):
-    """Running a batch through a model as a module without arguments, as `torch.func.functional_call` wants it."""
+    """A module without arguments that runs a batch through a model, for `torch.func.functional_call`."""
 
     def __init__(self, model: nn.Module, batch: Batch, forward: Forward | None) -> None:
         super().__init__()
         self.model, self.batch, self.run = model, batch, forward
 
     def forward(self) -> Any:
-        """What the model returns."""
+        """The output of the model."""
         return self.batch.run(self.model, self.run)
 
 
@@ -86,7 +86,7 @@ class Passive:
         """Does nothing."""
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: None) -> Any:
-        """Replaces nothing."""
+        """Does nothing; the output is not replaced."""
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
         """The tensor itself."""
@@ -94,7 +94,7 @@ class Passive:
 
 
 class _Listener(Passive):
-    """Keeps what modules return under the wanted names, and shifts what embeddings return."""
+    """Keeps the module outputs whose names are wanted, and adds ``shifts`` to the outputs of embeddings."""
 
     def __init__(self, wanted: set[str], shifts: Mapping[str, Tensor]) -> None:
         self.wanted, self.shifts = wanted, shifts

@@ -1,8 +1,8 @@
 """The trunk of a network: the tensors through which every path from the sources to the target passes.
 
 Everything is read from the autograd graph, so residual branches, functional code and unknown modules need no special
-case.  A tensor of the graph is an autograd node together with an output number: ``chunk``, ``split`` and LSTMs share
-one node among several tensors.
+case.  A tensor of the graph is an autograd node together with an output number, because all tensors that ``chunk``,
+``split`` or an LSTM returns have the same node.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.autograd.graph import GradientEdge, Node
 
 Vertex = tuple[Node, int]
 
-# What is known of torch's own operations, by the name of the autograd node that each leaves behind.  The node of a
-# user's ``autograd.Function`` never has such a name: it ends in "Backward", without a digit.
+# Operations of torch, by the name of their autograd node.  The node of a user's ``autograd.Function`` never has such
+# a name, because its name ends in "Backward", without a digit.
 #
-# An entry of the result depends on the same entry of each operand (operands may be broadcast).
-# The digit tells variants apart, such as an operand that is a number.
+# Elementwise: an entry of the result depends on the same entry of each operand (operands may be broadcast).
+# The digit distinguishes variants of an operation, for example one whose second operand is a number.
 ELEMENTWISE = frozenset(
     f"{name}Backward{variant}"
     for variant in (0, 1)
@@ -31,13 +31,13 @@ ELEMENTWISE = frozenset(
     ).split()
 )
 
-# Products with a matrix, and which input is the left factor: a row of the result depends on the same row of it.
+# Matrix products: which input is the left factor.  A row of the result depends on the same row of the left factor.
 PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """Cut vertices between the sources and the target, and where every other tensor branches off.
+    """Cut vertices between the sources and the target, and the next cut vertex after every other tensor.
 
     ``edges``: the cut vertices in execution order; the last one is the target.
     ``position``: index into ``edges`` of every cut vertex.
@@ -49,11 +49,11 @@ class Trunk:
     above: dict[Vertex, int]
 
     def reaches_target(self, edge: GradientEdge) -> bool:
-        """Whether the target depends on this tensor by a path from the sources."""
+        """Whether this tensor lies on a path from a source to the target."""
         return vertex(edge) in self.position or vertex(edge) in self.above
 
     def order(self, edge: GradientEdge) -> tuple[int, bool]:
-        """Sorts tensors as data flows: a branch before the cut vertex that it joins."""
+        """A sort key for execution order: tensors of a branch come before the cut vertex that the branch joins."""
         key = vertex(edge)
         return (self.position[key], True) if key in self.position else (self.above[key], False)
 
@@ -74,8 +74,8 @@ def depends(target: GradientEdge, source: GradientEdge) -> bool:
 def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
     """Cut vertices of the graph between all ``sources`` and ``target``.
 
-    In a topological order a tensor is a cut vertex if no edge spans it, the sources being fed by one virtual root.
-    A node that several live tensors leave has no cut vertex among its outputs.  Cost: linear in nodes and edges.
+    In a topological order, with one virtual root before all sources, a tensor is a cut vertex if no edge spans it.
+    If several outputs of a node are used, none of them is a cut vertex.  Cost: linear in nodes and edges.
     """
     source_vertices = {vertex(source) for source in sources}
     order = _topological_order(target.node)
@@ -94,10 +94,10 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
         live.add(vertex(target))
     else:
         raise ValueError(
-            "The target does not depend on the input: no path of the autograd graph leads from one to the other."
+            "The target does not depend on the input: no path of the autograd graph leads from the input to the target."
         )
 
-    # A running count of the edges that span each node: +1 after the producer, -1 at the last consumer.
+    # Count the edges that span each node by a running sum: +1 after the producer, -1 at the last consumer.
     spans = [0] * (len(order) + 1)
     outputs: dict[Node, int] = defaultdict(int)
     for tensor in live:
@@ -127,9 +127,9 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
 
 
 def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:
-    """For each leaf (a parameter) that the target depends on, the index of the topmost cut vertex that it flows into.
+    """For each leaf (a parameter) that the target depends on, the index of the first cut vertex after its last use.
 
-    The gradient from there includes every use of the leaf further down.  Cost: linear in the nodes of the graph.
+    The gradient from this cut vertex includes every use of the leaf.  Cost: linear in the nodes of the graph.
     """
     found: dict[Vertex, int] = {}
     for position in range(len(trunk.edges) - 1, -1, -1):
@@ -149,14 +149,14 @@ def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int
 
 
 def live_inputs(node: Node, live: Collection[Vertex]) -> list[int]:
-    """Which inputs of an operation are among the ``live`` tensors."""
+    """Positions of those inputs of an operation that are among the ``live`` tensors."""
     return [number for number, parent in enumerate(node.next_functions) if parent in live]
 
 
 def output_kind(tensor: Vertex) -> tuple[tuple[int, ...], torch.dtype | None]:
-    """Shape and dtype of a tensor of the graph; ((), None) where torch does not tell."""
+    """Shape and dtype of a tensor of the graph; ((), None) if torch does not know them."""
     node, output_nr = tensor
-    metadata = node._input_metadata  # of a backward's inputs, which are the operation's outputs
+    metadata = node._input_metadata  # the inputs of a backward node are the outputs of its operation
     if output_nr >= len(metadata):
         return (), None
     return tuple(metadata[output_nr].shape), metadata[output_nr].dtype
@@ -170,7 +170,7 @@ def _span(spans: list[int], first: int, last: int) -> None:
 
 
 def _topological_order(root: Node) -> list[Node]:
-    """All ancestors of ``root`` before itself, inputs first; iterative, since networks are deeper than the stack."""
+    """All ancestors of ``root``, then ``root``; inputs first.  Not recursive: networks may be deeper than the stack."""
     order: list[Node] = []
     seen: set[Node] = {root}
     stack = [(root, iter(root.next_functions))]

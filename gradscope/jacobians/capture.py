@@ -1,4 +1,4 @@
-"""``capture(model, data)``: one recorded forward pass as an object to inspect and to take Jacobians from."""
+"""``capture(model, data)`` records one forward pass, to inspect layers and to compute Jacobians between them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gradscope.jacobians.jacobian import Jacobian
 
 @dataclass(frozen=True)
 class Capture(Recording):
-    """One forward pass with its autograd graph, which lives as long as this object.
+    """One recorded forward pass.  The autograd graph stays in memory as long as this object.
 
-    ``layers``: recorded tensors that the target depends on, in execution order, as chosen; ``reached``: all of them.
-    ``units``: the rows of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
-    autograd graph.  ``elsewhere``: names of recorded tensors that do not lead to the target.  The other fields are
-    those of the `Recording`.
+    ``reached``: recorded tensors that the target depends on, in execution order.  ``layers``: those that were chosen.
+    ``units``: the layers of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
+    autograd graph.  ``elsewhere``: names of recorded tensors on which the target does not depend.  The other fields
+    are those of the `Recording`.
     """
 
     layers: tuple[Layer, ...]
@@ -47,18 +47,18 @@ class Capture(Recording):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences on what the numbers depend on: statistics of normalization, random numbers, the part measured."""
+        """Sentences that say what results depend on: normalization statistics, random numbers, the output measured."""
         return tuple(remarks(self.reached, random=self.random, picked=self.picked))
 
     def jacobian(self, source: str, target: str) -> Jacobian:
         """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
 
         Raises:
-            ValueError: No layer of that name, or the target does not depend on the source.
+            ValueError: There is no layer of that name, or the target does not depend on the source.
         """
         from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
-            raise ValueError(f"Layer {target!r} comes before {source!r}, so it does not depend on it; swap them.")
+            raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target; swap them.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
         return Jacobian(from_layer, to_layer, self.replay)
@@ -80,14 +80,14 @@ def capture(
     """The recorded forward pass of ``model`` on ``data``, with its layers, trunk and graph.
 
     Arguments:
-        model: Any module; it is left exactly as it was.
+        model: Any module; it is not changed.
         data: A tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
         layers: Which layers to keep, as in `gradscope.gsc`.  Default: all.
         forward, loss_fn, target: As in `gradscope.gsc`.
 
     Raises:
         ValueError, TypeError: See `gradscope.forward.recorder.record` and `gradscope.forward.inputs.as_batch`; every
-            message names the culprit and the way out.
+            message says what is wrong and what to do.
 
     Cost: one forward pass.
 
@@ -107,16 +107,16 @@ def capture(
     except ValueError as error:
         what = "The output" if target is None else f"Layer {target!r}"
         raise ValueError(
-            f"{what} does not depend on x: no differentiable path leads from the input to it. "
+            f"{what} does not depend on x: no differentiable path connects them. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
     if any(node.name() == "CheckpointFunctionBackward" for node, _ in (*graph.position, *graph.above)):
         raise ValueError(
-            "The model uses reentrant checkpointing, through which torch gives no gradient of inner tensors: call "
+            "The model uses reentrant checkpointing, so torch gives no gradients of inner tensors: call "
             "checkpoint(..., use_reentrant=False)."
         )
     reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
-    # A container may return an inner tensor after later ones were recorded, so the order is that of the data's flow.
+    # Sort along the data flow, because a container may return an inner tensor after later ones were recorded.
     reaching.sort(key=lambda layer: graph.order(layer.edge))
     reached = [
         Layer(**(vars(layer) | {"index": index, "on_trunk": vertex(layer.edge) in graph.position}))
@@ -124,7 +124,7 @@ def capture(
     ]
     rows = units(model, reached)
     last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
-    if last is None:  # a target inside a unit
+    if last is None:  # the target lies inside a unit
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
     elsewhere = tuple(n for layer in recording.tensors if not graph.reaches_target(layer.edge) for n in layer.origins)

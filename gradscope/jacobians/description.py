@@ -1,4 +1,4 @@
-"""What a capture recorded and what it missed: a frame, a printed table, and what to do about the rest."""
+"""What a capture recorded and what it did not record: a frame, a printed table, and notes that say what to do."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ BATCH, RUNNING = "batch", "running"
 
 @dataclass(frozen=True)
 class Description:
-    """A frame with one row per recorded tensor and per module that never fired, and notes about the whole.
+    """A frame with one row per recorded tensor and per module that was never called, and notes.
 
-    Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (a row of the default
-    profile), ``fired``, ``modified`` (overwritten in place later; measured as it was before), ``batch_norm``
-    ("batch" or "running": whose statistics a batch normalization used), ``dropout`` (entries were dropped),
-    ``backward`` (how cotangents are pulled to this layer of the trunk: all at once by "vmap", or in a "loop") and
-    ``bytes`` of the tensor.
+    Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (whether a
+    default profile contains the layer), ``fired`` (whether the module was called), ``modified`` (overwritten in place
+    later; the earlier values are measured), ``batch_norm`` (statistics that batch normalization used: "batch" or
+    "running"), ``dropout`` (whether dropout was active), ``backward`` (how cotangents are pulled back to this layer of
+    the trunk: together by "vmap", or one by one in a "loop") and ``bytes`` of the tensor.
     """
 
     frame: pd.DataFrame
     notes: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
-        """The frame alone."""
+        """The frame without the notes."""
         return self.frame
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Description:
 
 
 def describe(captured: Any) -> Description:
-    """The description of a `Capture`, which imports this file.  Cost: two cotangents pulled through the trunk."""
+    """The description of ``captured``, a `Capture`.  Cost: two cotangents pulled back through the trunk."""
     names = {layer.index: layer.name for layer in captured.units}
     backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
@@ -73,60 +73,60 @@ def describe(captured: Any) -> Description:
 
 
 def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
-    """Sentences on what the numbers depend on."""
+    """Sentences that say what the results depend on."""
     statistics = {_batch_norm(layer) for layer in layers}
     if BATCH in statistics:
         yield "Batch normalization used the statistics of this batch."
     if RUNNING in statistics:
         yield "Batch normalization used running statistics, which are (0, 1) in a model that was never trained."
     if random:
-        yield "The forward pass drew random numbers (dropout?): all numbers are those of one draw."
+        yield "The forward pass drew random numbers (dropout?): all results are for one draw."
     if picked:
         yield picked
 
 
 def off_trunk(names: Sequence[str]) -> str:
-    """The remark about rows inside branches."""
-    return f"Inside a branch, so the coefficient is that of the paths through this tensor alone: {_listed(names)}."
+    """The remark about layers inside branches."""
+    return f"Inside a branch, so the coefficient counts only the paths through this layer: {_listed(names)}."
 
 
 def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
-    """Notes about the whole; the last ones say what was not recorded and what to do."""
+    """Notes about the whole forward pass; the last ones say what was not recorded and what to do."""
     seen = frame[frame["fired"]]
     notes = [
         f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to "
         f"{captured.target.name!r}, {int(seen['unit'].sum())} rows of a default profile; "
         f"{int(seen['bytes'].sum()) / 2**20:.3g} MiB.",
-        "Samples influence each other, so they are measured as one vector."
+        "Samples influence each other, so the batch is measured as one vector."
         if captured.coupled
         else "Samples are independent.",
         *captured.remarks,
     ]
     if changed := list(seen.loc[seen["modified"], "layer"]):
-        notes.append(f"Overwritten in place later, and measured as they were before: {_listed(changed)}.")
+        notes.append(f"Overwritten in place later; the earlier values are measured: {_listed(changed)}.")
     if slow := list(seen.loc[seen["backward"] == LOOP, "layer"]):
         notes.append(
             f"torch pulls cotangents one by one through an operation above {_listed(slow)}: correct, but slow."
         )
     if inside := list(seen.loc[~seen["on_trunk"], "layer"]):
         notes.append(
-            f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the Jacobian "
-            "is then that through this tensor alone."
+            f"Inside branches, so not in a default profile: {_listed(inside)}. Ask for them with layers=; the "
+            "coefficient then counts only the paths through this layer."
         )
     if captured.elsewhere:
         notes.append(f"Recorded, but the target does not depend on them: {_listed(captured.elsewhere)}.")
     if captured.uncalled:
         notes.append(
-            f"Never called as modules, so not seen: {_listed(captured.uncalled)}. Not used in this pass, containers "
-            "whose items are called one by one, modules called by .forward() or used for their weights only; mark a "
-            'tensor with gs.tap(tensor, "name") to see it.'
+            f"Never called as modules, so not recorded: {_listed(captured.uncalled)}. They may be unused, containers "
+            "whose items are called one by one, modules called by .forward(), or modules used for their weights only. "
+            'To record a tensor inside, mark it with gs.tap(tensor, "name").'
         )
     notes.append("Functional code (F.relu, +) does not create a layer; mark its tensors with gs.tap.")
     return notes
 
 
 def _batch_norm(layer: Layer) -> str | None:
-    """Whose statistics the batch normalization that made this tensor took; None where none did."""
+    """The statistics that batch normalization used to make this tensor; None if another operation made it."""
     node = layer.edge.node
     if "BatchNorm" not in node.name():
         return None
@@ -134,7 +134,7 @@ def _batch_norm(layer: Layer) -> str | None:
 
 
 def _backward(layers: Sequence[Layer]) -> dict[int, str]:
-    """How two cotangents come to each layer of the trunk from the one above it."""
+    """How two cotangents are pulled back to each layer of the trunk from the layer above: "vmap" or "loop"."""
     trunk = [layer for layer in layers if layer.on_trunk]
     found = {}
     for below, above in pairwise(trunk):

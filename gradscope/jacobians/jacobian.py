@@ -1,4 +1,4 @@
-"""The Jacobian between two recorded layers, as an operator to take apart, and the affine map it belongs to."""
+"""The Jacobian between two recorded layers, as a linear operator, and the affine map at the recorded point."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gradscope.operators import LinearOperator
 class Jacobian(LinearOperator):
     """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
 
-    Shape (B d_target) x (B d_source).  A product with the transpose costs one backward pass between the layers; one
-    with J costs two, by differentiating the first.  ``source`` and ``target``: the layers.
+    Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product
+    with J costs two, because it differentiates the first one.  ``source`` and ``target``: the layers.
     """
 
     source: Layer
@@ -32,7 +32,7 @@ class Jacobian(LinearOperator):
         super().__init__(shape, self._forward, self._backward, target.dtype, target.device)
 
     def dense(self) -> Tensor:
-        """The matrix itself, row by row.  Cost: B d_target backward passes, vectorized."""
+        """The matrix, computed row by row.  Cost: B d_target backward passes, vectorized."""
         if self._same:
             return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
         rows, pull_back = [], PullBack()
@@ -47,18 +47,18 @@ class Jacobian(LinearOperator):
         return torch.cat(rows)
 
     def linearize(self) -> Affine:
-        """The affine map dx -> J dx + f at the recorded point; its error against the network falls as |dx|^2.
+        """The affine map dx -> J dx + f at the recorded point; it differs from the network by O(|dx|^2).
 
         Cost: one forward pass without gradients, for the value f of the target.
 
         Raises:
-            ValueError: The forward pass does not reproduce the target, as a model with a state of its own would.
+            ValueError: A second forward pass does not reproduce the target, because the model has a state that changes.
         """
         value = self._replay.outputs(self.target.names, {}).get(self.target.name)
         if value is None or tuple(value.shape) != self.target.shape:
             raise ValueError(
-                f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state of its own "
-                "that changes from call to call, and is not a buffer."
+                f"A second forward pass did not reproduce layer {self.target.name!r}: the model has a state "
+                "that changes from call to call. Register this state as a buffer."
             )
         return Affine(self, value)
 
@@ -78,7 +78,7 @@ class Jacobian(LinearOperator):
     def _forward(self, v: Tensor) -> Tensor:
         if self._same:
             return v
-        # J^T u is linear in u, so its derivative in the direction v is J v, at any u.
+        # J^T u is linear in u, with matrix J^T.  So its vector-Jacobian product with v is J v, at any u.
         u = torch.zeros(self.target.size, dtype=self.dtype, device=v.device, requires_grad=True)
         try:
             with torch.enable_grad():
@@ -87,8 +87,8 @@ class Jacobian(LinearOperator):
             if "is not implemented" not in str(error):
                 raise
             raise NotImplementedError(
-                f"J v from {self.source.name!r} to {self.target.name!r} differentiates a backward pass, which torch "
-                f"cannot for one operation between them ({error}). J^T u and dense() need no such thing; for "
+                f"J v from {self.source.name!r} to {self.target.name!r} needs the derivative of a backward pass, "
+                f"which torch lacks for one operation between them ({error}). J^T u and dense() do not need it; for "
                 "attention, capture under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
             ) from error
 
@@ -101,7 +101,7 @@ class Affine:
     value: Tensor
 
     def __call__(self, dx: Tensor) -> Tensor:
-        """``dx`` in the shape of the source; the result in that of the target."""
+        """J dx + f(x), in the shape of the target, for ``dx`` in the shape of the source."""
         if tuple(dx.shape) != self.jacobian.source.shape:
             raise ValueError(
                 f"dx must have the shape of layer {self.jacobian.source.name!r}, {self.jacobian.source.shape}, "

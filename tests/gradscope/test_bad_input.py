@@ -129,11 +129,11 @@ def test_a_sample_without_output_has_no_gsc_of_its_own():
 def test_forms_of_data():
     with pytest.raises(ValueError, match="without loss_fn= the labels would be ignored"):
         gs.gsc(mlp(), [noise(5, 6), noise(5)])
-    with pytest.raises(TypeError, match=r"With loss_fn, data is a pair \(inputs, labels\); got Tensor"):
+    with pytest.raises(TypeError, match=r"With loss_fn, data must be a pair \(inputs, labels\); got Tensor"):
         gs.gsc(mlp(), noise(5, 6), loss_fn=nn.MSELoss(reduction="none"))
-    with pytest.raises(TypeError, match=r"got list_iterator; a stream of batches is measured one batch at a time"):
+    with pytest.raises(TypeError, match=r"got list_iterator; give the batches of an iterator one at a time"):
         gs.capture(mlp(), iter([noise(5, 6)]))
-    with pytest.raises(ValueError, match=r"data holds no tensor"):
+    with pytest.raises(ValueError, match=r"data contains no tensor"):
         gs.gsc(mlp(), {"x": 3})
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got builtin"):
         gs.gsc(torch.relu, noise(5, 6))
@@ -168,6 +168,6 @@ def test_an_exception_inside_the_model_says_where_and_leaves_the_model_clean():
 def test_jacobian_the_wrong_way_round():
     captured = gs.capture(mlp(), noise(5, 6))
     with pytest.raises(
-        ValueError, match=r"'layers\.0' comes before 'layers\.2', so it does not depend on it; swap them"
+        ValueError, match=r"'layers\.0' comes before 'layers\.2', so it cannot be the target; swap them"
     ):
         captured.jacobian("layers.2", "layers.0")

@@ -17,14 +17,14 @@ def test_growth():
     with pytest.raises(AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ .*\[0.98, 1.02\]: exploding"):
         gs.testing.assert_growth(exploding, x)
     gs.testing.assert_growth(exploding, x, low=1.3, high=1.6)
-    with pytest.raises(AssertionError, match=r"(?s)outside \[2, 3\].*First layer beyond: 'layers.0'.*log10 GSC = "):
+    with pytest.raises(AssertionError, match=r"(?s)outside \[2, 3\].*First layer outside: 'layers.0'.*log10 GSC = "):
         gs.testing.assert_growth(exploding, x, low=2, high=3)
 
 
 def test_growth_names_the_worst_layer():
     model = MLP(depth=12, width=60, activation="linear", generator=seeded(), init="orthogonal").double()
     model.layers[4].activation = nn.Softshrink(1.0)  # most entries become 0, so what is left changes more
-    with pytest.raises(AssertionError, match=r"worst: 'layers\.4'"):
+    with pytest.raises(AssertionError, match=r"worst layer: 'layers\.4'"):
         gs.testing.assert_growth(model, noise(16, 60), low=1e-6, high=2e-6)
 
 

@@ -82,5 +82,5 @@ def test_errors():
     y[DEPTH == 7] = -math.inf
     with pytest.raises(ValueError, match="zero or not finite 7 layers from the target"):
         fit_growth(y, DEPTH)
-    with pytest.raises(ValueError, match=r"shape \(1, 51\) does not fit 9 depths"):
+    with pytest.raises(ValueError, match=r"shape \(1, 51\), but depth_from_output has 9 entries"):
         fit_growth(y, np.arange(9))

@@ -67,7 +67,7 @@ def begin_with(plan, monkeypatch):
 def test_time_that_runs_out_is_said(monkeypatch):
     begin_with(gs.Deflated(0, 2), monkeypatch)
     model, x = MLP(depth=20, width=40, norm="batch", generator=seeded()), data(30, 40)
-    with pytest.warns(UserWarning, match=r"rtol of 0\.001 was not reached, because of 'max_seconds'"):
+    with pytest.warns(UserWarning, match=r"rtol of 0\.001 was not reached; the reason is 'max_seconds'"):
         profile = gs.gsc(model, x, rtol=0.001, max_seconds=1e-6)
     assert profile.relative_error > 0.001
 

@@ -106,10 +106,10 @@ def test_budgets_end_a_stream():
     assert gs.gsc(mlp(), endless(), max_samples=40).num_samples == 48
     timed = gs.gsc(mlp(), endless(), max_seconds=0.2)
     assert timed.stopped == "max_seconds"
-    with pytest.warns(UserWarning, match=r"rtol of 1e-06 was not reached, because of 'max_samples': the largest"):
+    with pytest.warns(UserWarning, match=r"rtol of 1e-06 was not reached; the reason is 'max_samples'\. The largest"):
         short = gs.gsc(mlp(), endless(), rtol=1e-6, max_samples=40)
     assert short.relative_error > 1e-6
-    with pytest.warns(UserWarning, match=r"not reached, because of 'end of data': .* after 8 samples"):
+    with pytest.warns(UserWarning, match=r"not reached; the reason is 'end of data'\. .* after 8 samples"):
         gs.gsc(mlp(), [noise(8, 6)], rtol=1e-3)
 
 
@@ -158,7 +158,7 @@ def test_arguments_that_a_single_batch_would_ignore(measure, options, name):
 
 @pytest.mark.parametrize("empty", [[], iter(()), DataLoader(TensorDataset(torch.empty(0, 6)))], ids=type)
 def test_a_stream_of_nothing(empty):
-    with pytest.raises(ValueError, match=r"data yields no batch: an exhausted iterator, or an empty loader\?"):
+    with pytest.raises(ValueError, match=r"data yields no batch\. Is the iterator exhausted, or the loader empty\?"):
         gs.gsc(mlp(), empty)
 
 
@@ -192,7 +192,7 @@ def test_a_last_batch_of_one_sample_beside_coupled_ones():
             h = self.linear(x)
             return h - h.mean(dim=0) / 2
 
-    with pytest.raises(ValueError, match=r"influence each other in one batch and not in another; .* one sample\? drop"):
+    with pytest.raises(ValueError, match=r"influence each other in one batch but not in another: .* leave it out"):
         gs.gsc(Centered(), [noise(4, 6), noise(1, 6)])
 
 

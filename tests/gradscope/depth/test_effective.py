@@ -251,11 +251,11 @@ def test_a_model_is_left_as_it_was():
 def test_bad_input_is_named():
     model = gs.models.MLP(depth=3, width=4)
     x = torch.randn(4, 4)
-    with pytest.raises(ValueError, match=r"'layers.0.linear.weight' of initial is that of the model itself"):
+    with pytest.raises(ValueError, match=r"'layers.0.linear.weight' of initial shares its memory with the model"):
         gs.effective_depth(model, x, initial=model.state_dict())
     with pytest.raises(ValueError, match=r"initial lacks the parameter 'layers.2.linear.weight'"):
         gs.effective_depth(model, x, initial=gs.models.MLP(depth=2, width=4))
-    with pytest.raises(ValueError, match=r"initial holds 'layers.3.linear.weight', which the model does not"):
+    with pytest.raises(ValueError, match=r"initial contains 'layers.3.linear.weight', but the model does not"):
         gs.effective_depth(model, x, initial=gs.models.MLP(depth=4, width=4))
     with pytest.raises(ValueError, match=r"has shape \(4, 4\) in the model and \(5, 4\) in initial"):
         gs.effective_depth(model, x, initial=gs.models.MLP(depth=3, width=5, in_features=4))

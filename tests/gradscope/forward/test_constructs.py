@@ -85,7 +85,7 @@ def test_reentrant_checkpointing_is_refused(plain):
 def test_a_module_called_by_forward_is_reported(plain):
     model = like(plain, ByForward)
     assert_same(model, plain, ("input", "a", "c"))
-    assert "so not seen: b." in str(gs.capture(model, X).describe())
+    assert "so not recorded: b." in str(gs.capture(model, X).describe())
 
 
 def test_tapped_tensor_is_a_row(plain):
@@ -130,7 +130,7 @@ def test_sharded_models_are_refused(plain, inside):
 
     sharded = Sharded(4, 3).double()
     model = nn.Sequential(plain.a, sharded) if inside else sharded
-    with pytest.raises(ValueError, match=r"('1'|'The model') is sharded \(FSDP\).*before it is wrapped"):
+    with pytest.raises(ValueError, match=r"('1'|'The model') is sharded \(FSDP\).*before you wrap it"):
         gs.gsc(model, X)
 
 

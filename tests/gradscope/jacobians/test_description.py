@@ -46,13 +46,13 @@ def test_columns(description):
 def test_printed_table_ends_with_what_was_not_seen(description):
     text = str(description)
     assert "Samples influence each other" in text
-    assert "Overwritten in place later, and measured as they were before: norm." in text
+    assert "Overwritten in place later; the earlier values are measured: norm." in text
     assert "running statistics, which are (0, 1) in a model that was never trained" in text
     assert "one by one through an operation above drop" in text
     assert "The forward pass drew random numbers" in text
     assert "Inside branches, so not in a default profile: attention." in text
     assert "the target does not depend on them: aside" in text
-    assert "Never called as modules, so not seen: attention.out_proj, unused." in text
+    assert "Never called as modules, so not recorded: attention.out_proj, unused." in text
     assert text.endswith("gs.tap.")
 
 

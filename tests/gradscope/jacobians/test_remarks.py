@@ -33,8 +33,8 @@ def test_statistics_of_batch_normalization():
 
 def test_rows_inside_a_branch():
     profile = gs.gsc(Block().double(), noise(6, 4), layers=["first", "branch"])
-    assert any("through this tensor alone: branch" in remark for remark in profile.remarks)
-    assert not any("alone" in remark for remark in gs.gsc(Block().double(), noise(6, 4)).remarks)
+    assert any("only the paths through this layer: branch" in remark for remark in profile.remarks)
+    assert not any("Inside a branch" in remark for remark in gs.gsc(Block().double(), noise(6, 4)).remarks)
 
 
 @dataclass
@@ -55,9 +55,9 @@ class Structured(nn.Module):
 @pytest.mark.parametrize(
     ("make", "remark"),
     [
-        (lambda y: Output(y.sum(), 2 * y), "The model returned Output; its .logits is what is measured."),
-        (lambda y: {"n": torch.tensor(3), "y": y}, "The model returned dict; its first floating-point tensor is what"),
-        (lambda y: (y, 2 * y), "The model returned tuple; its first floating-point tensor is what is measured."),
+        (lambda y: Output(y.sum(), 2 * y), "The model returned Output; its .logits is measured."),
+        (lambda y: {"n": torch.tensor(3), "y": y}, "The model returned dict; its first floating-point tensor is"),
+        (lambda y: (y, 2 * y), "The model returned tuple; its first floating-point tensor is measured."),
     ],
     ids=["dataclass", "dict", "tuple"],
 )
