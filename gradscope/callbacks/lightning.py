@@ -14,8 +14,8 @@ from gradscope.monitor.monitor import Monitor
 class MonitorCallback(Callback):
     """Runs a `gradscope.Monitor` of the LightningModule, one step per update.
 
-    The monitor sees accumulated, unscaled gradients before clipping.  With several optimizers (manual optimization)
-    each update is a step, so ``every`` counts all of them.
+    The monitor sees accumulated, unscaled gradients before clipping.  With several optimizers (manual optimization),
+    each update of any optimizer is a step of the monitor.
 
     Arguments:
         data: The probe batch for the module's ``forward``; it is moved to the module's device.

@@ -18,7 +18,7 @@ from gradscope.meanfield.quadrature import FloatArray
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """Variances sigma_w^2 and sigma_b^2 that give the requested chi_1, and the fixed point q* that they give.
+    """Variances sigma_w^2 and sigma_b^2 that give the requested chi_1, and the resulting fixed point q* of the length.
 
     >>> critical_point("linear")
     CriticalPoint(weight_variance=1.0, bias_variance=0.0, length=1.0)

@@ -87,7 +87,7 @@ def sphere_pair_nodes(
     def split(cosines: FloatArray) -> FloatArray:
         return np.arcsin(np.clip(cosines, -1, 1))
 
-    # Densities fall off within about 1 / sqrt(dimension), so the range of the angles does too.
+    # Densities fall off within about 1 / sqrt(dimension), so the angles need only such a range.
     reach = min(np.pi / 2, REACH / np.sqrt(max(dimension - 2, 1)))
     theta = np.arcsin(correlation)
     ends = [-reach, reach, *(fraction * reach for fraction in QUARTERS)]

@@ -1,6 +1,6 @@
 """Statistics of a layer.  Each is a frozen dataclass: its fields are options, and a call returns an `Estimate`.
 
-Functions measure the symmetry of feature maps and outputs under translation.
+This package also has functions that measure the symmetry of feature maps and outputs under translation.
 """
 
 from gradscope.measures.activation import (

@@ -48,12 +48,12 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
             deviations = h - h[0]
             deviations -= deviations.mean(dim=0)
             total += torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64).square()
-        squares = total / preactivations[0].numel()  # (B,); the mean over samples is the mean variance
+        squares = total / preactivations[0].numel()  # (B,); their mean is the mean variance
         return sample_mean(squares).sqrt()
 
 
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
-    """Mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations among the samples.
+    """Mean over neurons of min(P, N) / (P + N), where P and N count a neuron's positive and negative pre-activations.
 
     The range is 0 to 0.5.  If the value is low, most neurons receive only one sign, where ReLU-like functions are
     linear.  Zeros count neither as positive nor as negative; a neuron with only zeros has the value 0.  If both signs
@@ -170,8 +170,8 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
         sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], with one line (a, c) per neuron n
 
     The value is 0 if phi is linear or constant over the data, and at most 1.  For h ~ N(0, 1) it is 0.2665 for ReLU and
-    0.0697 for tanh.  This statistic measures near-linearity; a small `PreactivationStd` or `SignDiversity` only
-    suggests it.  Because lines are fitted to the batch, the value is too small by a factor of about 1 - 1/B.
+    0.0697 for tanh.  This statistic measures near-linearity, which a small `PreactivationStd` or `SignDiversity` only
+    suggests.  Because lines are fitted to the batch, the value is too small by a factor of about 1 - 1/B.
 
     >>> h = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> round(LinearFitError()((h, h.relu())).value, 6)

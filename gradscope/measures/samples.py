@@ -38,7 +38,7 @@ def influenced(value: float, influences: Tensor) -> Estimate:
 
 
 def jackknife(statistic: Callable[[Tensor], float], samples: Tensor) -> Estimate:
-    """``statistic(samples)`` with its standard error by a jackknife that deletes at most `GROUPS` groups in turn."""
+    """``statistic(samples)`` with its standard error by a jackknife that omits one group of samples at a time."""
     num = min(GROUPS, len(samples))
     group = torch.arange(len(samples), device=samples.device) % num
     values = torch.tensor([statistic(samples[group != left_out]) for left_out in range(num)], dtype=torch.float64)

@@ -126,7 +126,7 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     Arguments and cost are those of `invariance_error`; outputs are (B, num_classes).
 
     Raises:
-        ValueError: The outputs have another shape.
+        ValueError: The outputs do not have this shape.
 
     >>> argmax_agreement(nn.Flatten(), torch.eye(2).reshape(2, 1, 1, 2), (1, 0), fill="circular").value
     0.0
@@ -223,7 +223,7 @@ def _interior(
     top, left = margin_y // strides[1], margin_x // strides[0]
 
     def part(maps: Tensor) -> Tensor:
-        """Mask of NaN in any channel, at the positions of the image itself."""
+        """Mask of the positions of the image itself at which any channel is NaN."""
         return maps[0, :, top : top + size[0], left : left + size[1]].isnan().any(dim=0)
 
     outside = part(module(canvas).roll((moved[1], moved[0]), (2, 3)))

@@ -44,8 +44,8 @@ class Alarms:
         """Compare a finite loss with recent losses, unless one of these is negative: a ratio has no meaning then."""
         recent = self.losses
         if len(recent) >= FEWEST and min(recent) >= 0 and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
-            words = f"{value:.4g} after a median of {np.median(recent):.4g}"
-            self.once("loss jump", "loss", step, f"loss jump, step {step}: {words}.")
+            words = f"{value:.4g} after a median of {np.median(recent):.4g} in recent steps"
+            self.once("loss jump", "loss", step, f"loss jump at step {step}: {words}.")
         self.losses = [*recent[1 - RECENT :], value]
 
     def record(self, frame: pd.DataFrame, step: int) -> None:

@@ -75,7 +75,7 @@ def theory(predicted: pd.DataFrame, keys: Sequence[str], *, ax: Axes, hue_order:
 
     Arguments:
         predicted: Columns ``depth_from_output``, ``log10_value`` and the keys; one line per combination of keys.
-        keys: The columns that determine the color and, if there is a second, the shape of the markers.
+        keys: The column that determines the color and, optionally, one that determines the shape of the markers.
         hue_order: All values of the first key in the order of `profile`; by default those of ``predicted``.
 
     >>> predicted = pd.DataFrame({"depth_from_output": [0, 1], "log10_value": [0.0, 0.2], "activation": "tanh"})

@@ -137,7 +137,7 @@ def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) ->
 def learning(metrics: pd.DataFrame, quantity: str, *, hue: str = "model", ax: Axes | None = None) -> Axes:
     """Axes with a training metric against steps: the mean over runs, with bands of one standard deviation.
 
-    ``metrics`` has a column ``step`` and those named by ``quantity`` (null where it was not recorded) and ``hue``.
+    ``metrics`` has the column ``step`` and the columns named by ``quantity`` (null if not recorded) and by ``hue``.
 
     Raises:
         ValueError: The column named by ``quantity`` is missing or contains only nulls.

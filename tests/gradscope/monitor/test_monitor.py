@@ -416,7 +416,7 @@ def test_exploding_and_jumping():
         monitor.step()
     assert len(seen) == 1
     calm = gs.Monitor(Net().double(), noise(8, 6), every=100)
-    with pytest.warns(gs.MonitorWarning, match="loss jump, step 10: 50 after a median of 1"):
+    with pytest.warns(gs.MonitorWarning, match="loss jump at step 10: 50 after a median of 1"):
         for value in [1.0] * 10 + [50.0]:
             calm.step(torch.tensor(value))
     negative = gs.Monitor(Net().double(), noise(8, 6), every=100)
