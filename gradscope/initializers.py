@@ -25,7 +25,7 @@ Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 2 / fan_in.  With ReLU it preserves the mean square.
+    """The weight, filled with Gaussian numbers of variance 2 / fan_in.  ReLU then preserves the mean square.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
 
@@ -36,7 +36,7 @@ def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """The weight, filled with Gaussian numbers of variance 1 / fan_in.  In a linear map it preserves the mean square.
+    """The weight, filled with Gaussian numbers of variance 1 / fan_in.  A linear map then preserves the mean square.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
 

@@ -86,7 +86,7 @@ def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -
     """Euclidean norm over the dimensions from ``start_dim`` on, as float64 ``norms * 2**exponent``.
 
     ``exponent`` is one int64 for the whole tensor.  Squares of float32 and narrower types cannot overflow a float64
-    sum; for them ``exponent`` is 0 and lies on the CPU.  This function does not synchronize the device.
+    sum; for these types ``exponent`` is 0 and lies on the CPU.  This function does not synchronize the device.
     """
     a = a.detach()
     if a.dtype in (torch.float64, torch.complex128) and a.numel():

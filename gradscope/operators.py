@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 DENSE_UP_TO = 500  # a matrix whose smaller side is at most this is decomposed as a dense matrix
@@ -76,7 +75,7 @@ class LinearOperator:
             raise ValueError(f"k must be an integer from 1 to min(m, n) = {smaller}, got {k!r}.")
         if k is not None and smaller > DENSE_UP_TO and 10 * k < smaller:
             start = np.random.default_rng(0).standard_normal(smaller)
-            values = svds(self.to_scipy(), k, return_singular_vectors=False, tol=1e-10, v0=start)
+            values = scipy.sparse.linalg.svds(self.to_scipy(), k, return_singular_vectors=False, tol=1e-10, v0=start)
             return torch.from_numpy(np.sort(values)[::-1].copy())
         return torch.linalg.svdvals(self.dense().double())[:k]
 
@@ -93,7 +92,7 @@ class LinearOperator:
         """
         return float(self.singular_values().log().sum())
 
-    def to_scipy(self) -> ScipyLinearOperator:
+    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """The operator for ``scipy.sparse.linalg``, on float64 NumPy vectors."""
 
         def apply(product: Callable[[Tensor], Tensor], vector: np.ndarray) -> np.ndarray:
@@ -101,7 +100,7 @@ class LinearOperator:
             return product(v.to(self.device, self.dtype)).detach().cpu().double().numpy()
 
         matvec, rmatvec = partial(apply, self.matvec), partial(apply, self.rmatvec)
-        return ScipyLinearOperator(shape=self.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
+        return scipy.sparse.linalg.LinearOperator(shape=self.shape, matvec=matvec, rmatvec=rmatvec, dtype=np.float64)
 
 
 def matrix(a: Tensor) -> LinearOperator:

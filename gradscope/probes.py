@@ -31,7 +31,7 @@ def sphere(
     num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size), uniform on the sphere of radius sqrt(size).  A rotation of A does not change the variance.
+    """Probes (num, size), uniform on the sphere of radius sqrt(size).  Rotations of A do not change the variance.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]

@@ -85,7 +85,7 @@ def assert_no_collapse(
 
     Arguments:
         model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
-        most: A mean cosine from here on is a collapse (1: all samples have one direction).  The data may be collapsed.
+        most: Collapse is a mean cosine of at least ``most`` (1: all directions are equal).  Data may be collapsed.
 
     Raises:
         AssertionError: A layer collapses; the message names the first such layer and shows all cosines.

@@ -97,7 +97,7 @@ def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
 
 
 def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generator) -> Cotangents:
-    """Cotangents of one target.  A basis takes ``needed`` of them; if they are too many, "auto" takes random ones."""
+    """Cotangents of one target: a basis of ``needed`` ones, or random ones.  "auto" takes the basis if it is small."""
     plan = resolved(probes)
     if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
         return basis(target, needed)
@@ -158,11 +158,11 @@ def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
 def find_subspaces(
     replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Orthonormal directions (rank', *shape) by target name: changes of the sources move the target along them.
+    """By target name, orthonormal directions (rank', *shape) along which changes of the sources move the target.
 
-    They come from finite differences along ``rank`` random directions of the sources.  They are orthonormal per sample,
-    or over the whole batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that
-    a replay does not reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size.
+    Finite differences along ``rank`` random directions of the sources give one basis per sample, or one for the whole
+    batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that a replay does not
+    reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
     base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}

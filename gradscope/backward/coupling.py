@@ -14,7 +14,7 @@ from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 
-# Operations that process the entries of the leading dimension separately, and which of their inputs this concerns.
+# Operations that process the entries of the leading dimension separately, and the number of their data input.
 _LEADING = PRODUCTS | {
     f"{name}Backward0": 0
     for name in (
@@ -38,7 +38,7 @@ def coupled(
 
     Gradients are compared at the ``sources`` and at the rows on the trunk.  Other rows are left out: inside a branch, a
     leading dimension B may be something else, such as the tokens of an expert.  Samples count as coupled if the leading
-    dimension of a source or of the target is not B.  The graph decides (`separate`, `mixed`), or else `detected`.
+    dimension of a source or of the target is not B.  `detected` compares gradients only if the graph gives no answer.
     """
     if batch_size == 1:
         return False

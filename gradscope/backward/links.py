@@ -1,7 +1,7 @@
 """Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
 
-The autograd engine computes an elementwise derivative again for each cotangent.  A link computes it once and multiplies
-all cotangents by it; for a matrix product, it multiplies them by the weight.  Other operations go through the engine.
+The autograd engine computes an elementwise derivative again for each cotangent.  A link computes the derivative once
+and multiplies all cotangents by it, or by the weight of a matrix product.  Other operations go through the engine.
 """
 
 from __future__ import annotations

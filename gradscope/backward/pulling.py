@@ -15,7 +15,7 @@ from gradscope.memory import is_out_of_memory
 
 @contextlib.contextmanager
 def pulling() -> Iterator[None]:
-    """Context for these products: autograd records nothing, and warnings about slow vectorization are silenced.
+    """Context for vector-Jacobian products: nothing is recorded, and warnings about slow vectorization are silenced.
 
     These warnings mean that torch lacks a batching rule.  This only costs time, and a user cannot change it.
     """

@@ -135,6 +135,6 @@ class TrunkRoute:
         if bottom < 0:
             return gradients, cotangents
         below = pulled[vertex(edges[bottom])]
-        # A link overwrites its cotangents, which may share memory with the cotangents above or among themselves: clone.
+        # Clone, because a link overwrites its cotangents, which may share memory with those above or with each other.
         linked = len(cotangents) >= WORTHWHILE and self.links[bottom] is not None
         return gradients, below.clone(memory_format=torch.contiguous_format) if linked else below

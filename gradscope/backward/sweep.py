@@ -1,4 +1,4 @@
-"""The backward sweep pulls batches of cotangents from their targets to the sources, and reads them at every row.
+"""The backward sweep pulls batches of cotangents from targets to sources, and reads them at the rows of a route.
 
 A batch has shape (cotangents, *shape of a trunk tensor).  Every few positions each cotangent is divided by a power of
 two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so the result is
@@ -74,7 +74,7 @@ def sweep(
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
     the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is
-    at most 256 MiB and a twentieth of the free memory, or c = 1.  If memory runs out, c is halved.
+    at most 256 MiB and at most a twentieth of the free memory, unless c = 1.  If memory runs out, c is halved.
     """
     if not route.rows:
         return []

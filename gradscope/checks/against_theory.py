@@ -34,7 +34,7 @@ class Comparison:
 
     ``profile``: measured coefficients.  ``prediction``: theory for the nominal initialization.  ``layers``:
     names, in order.  ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and nominal.  The z-scores
-    are NaN where a test does not apply:
+    are NaN if a test does not apply:
 
     - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
       before.  So a wrong layer does not affect later layers.

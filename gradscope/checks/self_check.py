@@ -185,7 +185,7 @@ def _independence(captured: Capture, generator: torch.Generator) -> Found:
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
     if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
-        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}, but has no gradient"
+        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}; its gradient is 0"
     return PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}"
 
 

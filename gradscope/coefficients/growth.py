@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -94,7 +94,7 @@ def fit_growth(
     near, near_error, freedom = _slope(depth[:end], y[:, :end], noise[:, :end])
     far, far_error, _ = _slope(depth[half:], y[:, half:], noise[:, half:])
     straight = abs(far - near) <= max(3 * math.hypot(near_error, far_error), 0.25 * abs(near))
-    margin = float(stats.t.ppf(0.975, freedom)) * near_error
+    margin = float(special.stdtrit(freedom, 0.975)) * near_error
     low, high = math.exp(near - margin), math.exp(near + margin)
     intercept = float(np.mean(y[:, :end]) - near * np.mean(depth[:end]))
     return Growth(math.exp(near), math.exp(intercept), low, high, _verdict(low, high, straight), straight)

@@ -61,12 +61,12 @@ def gsc(
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: ``"exact"`` (d_l basis cotangents, or B d_l if samples are coupled); a number of random cotangents;
             `Deflated` (a subspace exactly, and probes for the rest); or ``"auto"``: exact up to 128 cotangents,
-            otherwise deflated probes.  A pilot chooses their number for an error of 5 %, but at most 40 backward
-            passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise ``Deflated(4, 4)`` per
-            batch.
+            otherwise deflated probes.  A pilot chooses their number for an error of 5 %, with a limit of 40
+            backward passes per target.  In a stream ``"auto"`` is exact up to 12 cotangents, otherwise
+            ``Deflated(4, 4)`` per batch.
         rtol: Wanted relative standard error of every value.  For one batch this is the error due to probes.  Then
             ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
-            For a stream this is the error due to probes and samples, and batches are measured until it is reached.
+            For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  One batch with
             ``rtol`` ends after the sweep that reaches ``max_seconds``.  If ``rtol`` is not reached, a warning says so.
@@ -211,7 +211,7 @@ def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
 
 
 def _warn_if_few(captured: Capture, options: Options) -> None:
-    """Warn if the network has fewer than three units, although it may have more layers."""
+    """Warn if fewer than three units lie on the trunk, although the network has other layers or uncalled modules."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if options.target is None and len(known) < 3 and (others or captured.uncalled):

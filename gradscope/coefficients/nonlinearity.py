@@ -46,7 +46,7 @@ def nlc(
     NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), with J the Jacobian of one sample at x, and Cov_x and Cov_f the
     covariances (with 1/N) of inputs and targets over the data.  NLC is 1 for an affine map, about 1 if the
     network is nearly linear over the spread of the data, and invariant to affine maps of input and output.  Some
-    authors use its square.  GSC says nothing about NLC: in a deep ReLU network GSC stays at 1 while NLC grows.
+    authors use NLC^2.  GSC says nothing about NLC: in a deep ReLU network GSC stays at 1 while NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.

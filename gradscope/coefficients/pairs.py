@@ -32,7 +32,7 @@ _WINDOW = 64
 
 @dataclass(frozen=True)
 class Pairs:
-    """Statistics of all pairs (source, later target) over the batches so far.  They merge in any grouping.
+    """Statistics of all pairs (source, later target) over the batches so far; they can be merged in any grouping.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
     ``shapes``: shape of one sample of each source.  ``tallies``: (pairs, tally) of the pairs that are counted sample by
@@ -63,8 +63,8 @@ class Pairs:
         for name, a, b in zip(self.sources, self.shapes, other.shapes, strict=True):
             if a != b:
                 raise ValueError(
-                    f"A sample of layer {name!r} has shape {a} in one batch and {b} in another, so they cannot "
-                    "be combined: pad or crop the samples to one shape, or measure such batches separately."
+                    f"A sample of layer {name!r} has shape {a} in one batch and {b} in another, so these "
+                    "batches cannot be combined: pad or crop samples to one shape, or measure such batches separately."
                 )
         if self.coupled != other.coupled or self.tallies.keys() != other.tallies.keys():
             raise ValueError(
@@ -161,7 +161,7 @@ class Board:
         return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
 
     def _visible(self, layer: Layer) -> int:
-        """Number of columns that come strictly later in the network than a layer; they are the first in ``columns``."""
+        """Number of columns that come strictly later in the network than a layer.  They are first in ``columns``."""
         order = self.captured.graph.order
         own = order(layer.edge)
         return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
@@ -263,7 +263,7 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
 
 
 class ZeroOutputError(ValueError):
-    """The target is zero, so its relative change is not defined; this happens if all units of a layer are dead."""
+    """The target is zero, so its relative change is not defined; for example because all units are dead."""
 
 
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:

@@ -60,13 +60,13 @@ def parameter_gsc(
         from 1.  A parameter on which the target does not depend contributes 0.  Tied parameters count once, for the
         first module that holds them.
 
-    Cost: one forward pass, and one backward pass with parameter gradients per cotangent.  Memory for a
-    batch of cotangents: gradients of one segment of the trunk, at most 1/20 of free memory (or a single cotangent).
+    Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
+    Memory: gradients of one segment of the trunk per cotangent; a batch fits in 1/20 of the free memory or has size 1.
 
     Raises:
         ValueError: No trainable parameters, or an invalid ``probes``.
-        FloatingPointError: The gradient of the named parameter is NaN or Inf.  Rescaling cannot help inside one
-            segment of the trunk, nor inside all segments that a tied parameter spans.
+        FloatingPointError: The gradient of the named parameter is NaN or Inf.  There is no rescaling inside one
+            segment of the trunk, nor inside the segments that a tied parameter spans.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from gradscope import frames
 from gradscope.coefficients.growth import Growth, fit_growth
@@ -213,12 +213,12 @@ def probe_interval(
 ) -> tuple[FloatArray, FloatArray]:
     """Interval for log10 of a value that is the sum of a known part and a mean of quadratic forms in probes.
 
-    A quadratic form in random signs is nearly a scaled chi-square.  If the Jacobian has few large singular values, the
-    form is skewed, and mean +- 1.96 standard errors is too narrow (coverage 70 % with two probes of a coupled batch).
-    The random part R is modeled as a chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On a log scale, the
-    distances of its quantiles from R are multiplied by the ratio of two quantiles, Student's t with ``freedom`` degrees
-    of freedom and normal.  With exact Jacobians (test_intervals.py) the coverage is 93 to 97 %.  ``fixed_share``: the
-    known share of each value.  Both ends are NaN if the standard error is unknown, and the value if it is 0.
+    A quadratic form in random signs is nearly a scaled chi-square.  If few singular values of the Jacobian are large,
+    it is skewed, and mean +- 1.96 standard errors covers too little (70 % with two probes of a coupled batch).  The
+    random part R is modeled as a chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On a log scale, the distances
+    of its quantiles from R are multiplied by t / z: the quantile of Student's t with ``freedom`` degrees of freedom,
+    divided by the normal quantile.  With exact Jacobians (test_intervals.py) the coverage is 93 to 97 %.
+    ``fixed_share``: the known share of each value.  Ends are NaN if the error is unknown, and the value if it is 0.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
@@ -226,9 +226,9 @@ def probe_interval(
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)
     relative = np.where(log10_stderr > 0, log10_stderr * LN10 / random, 1.0)
     k = 2 / np.square(relative)
-    wider = stats.t.ppf(upper, freedom) / stats.norm.ppf(upper)
+    wider = special.stdtrit(freedom, upper) / special.ndtri(upper)
     low, high = (
-        fixed_share + random * np.exp(wider * np.log(k / stats.chi2.ppf(quantile, k)))
+        fixed_share + random * np.exp(wider * np.log(k / (2 * special.gammaincinv(k / 2, quantile))))
         for quantile in (upper, 1 - upper)
     )
     known = log10_stderr == 0
@@ -242,5 +242,5 @@ def sample_margin(log10_stderr: FloatArray, count: int, level: float) -> FloatAr
     """Half the width of an interval for log10 of a mean over ``count`` samples or batches."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
-    margin: FloatArray = log10_stderr * stats.t.ppf(0.5 + level / 2, max(count - 1, 1))
+    margin: FloatArray = log10_stderr * special.stdtrit(max(count - 1, 1), 0.5 + level / 2)
     return margin

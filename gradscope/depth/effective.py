@@ -1,4 +1,4 @@
-"""``effective_depth``: in how many layers together the changes of training contribute to the Jacobian.
+"""``effective_depth``: the largest number of layers whose changes by training act together in the Jacobian.
 
     C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1),   J_l = I_l + R_l
 

@@ -2,7 +2,7 @@
 
     g(theta; h) ~ g(theta_0; h) + dg/dtheta (theta_0; h) (theta - theta_0),   g the last n units, h their input
 
-The expansion keeps only terms in which a single one of the n layers has changed.  If the loss stays the same, training
+The expansion keeps only terms in which at most one of the n layers has changed.  If the loss stays the same, training
 did not use the composition of these layers.  The expansion is computed exactly.  Reference: arXiv:1712.05577.
 """
 
@@ -52,7 +52,7 @@ def taylor_losses(
     Cost: for each unit, one forward pass with twice the work of a normal one (forward-mode differentiation).
 
     Raises:
-        ValueError: ``initial`` is another model, no unit has parameters, or ``loss_fn`` gives not one loss per sample.
+        ValueError: ``initial`` is another model, no unit has parameters, or the losses have not shape (B,).
         NotImplementedError: torch has no forward-mode derivative of an operation.
     """
     model = unwrap(model)

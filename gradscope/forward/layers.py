@@ -39,7 +39,7 @@ class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
-    ``origins``: every name of the tensor and where it comes from.  ``call``: which call of the module.
+    ``origins``: every name of the tensor and where this name comes from.  ``call``: which call of the module.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
     ``norms``: length of each sample, shape (B,), or of the whole batch, shape (), if the leading dimension is not the
     batch.  The true lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the
@@ -160,8 +160,8 @@ def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the blocks of GPT-2.
 
     The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  If a tensor
-    has several names, the outermost module that *made* it counts; in functional code, the first unit that passed it
-    on.  The output of an open module is skipped if it is only a reshaped copy of a layer that is already included.
+    has several names, the outermost module that *made* it gives the name; for functional code, the first unit that
+    passed it on.  The output of an open module is skipped if it only reshapes a layer that is already included.
     """
     trunk = [layer for layer in layers if layer.on_trunk]
     tree = _Tree(layers, trunk)

@@ -105,7 +105,7 @@ def eager(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report every call of the modules to ``listener``; yields the numbers of calls.  Exceptions name the layer."""
+    """Report calls of the modules to ``listener``; yields the number of calls by name.  Exceptions name the layer."""
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
@@ -208,7 +208,7 @@ def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
             owners[name or type(module).__name__] = own
     if not owners:
         raise ValueError(
-            "No parameter of the model requires a gradient, so there is nothing to measure: unfreeze some with "
-            "requires_grad_()."
+            "No parameter of the model requires a gradient, so there is nothing to measure: unfreeze some "
+            "parameters with requires_grad_()."
         )
     return owners

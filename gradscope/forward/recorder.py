@@ -148,7 +148,7 @@ class _Recorder:
         self.sources += [source for edges in reading for source in edges]
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
-        """Record a tensor under a name; a tensor recorded before only gets one name more."""
+        """Record a tensor under a name; a tensor that is already recorded only gets another name."""
         if not tensor.requires_grad or not tensor.is_floating_point():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:

@@ -127,7 +127,7 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
 
 
 def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:
-    """For each leaf (a parameter) that the target depends on, the index of the first cut vertex after its last use.
+    """For each leaf (parameter) of the target, the index of the first cut vertex after the last use of the leaf.
 
     The gradient from this cut vertex includes every use of the leaf.  Cost: linear in the nodes of the graph.
     """

@@ -58,7 +58,7 @@ class Capture(Recording):
         """
         from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
-            raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target; swap them.")
+            raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target: swap the two.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
         return Jacobian(from_layer, to_layer, self.replay)

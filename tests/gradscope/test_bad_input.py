@@ -168,6 +168,6 @@ def test_an_exception_inside_the_model_says_where_and_leaves_the_model_clean():
 def test_jacobian_the_wrong_way_round():
     captured = gs.capture(mlp(), noise(5, 6))
     with pytest.raises(
-        ValueError, match=r"'layers\.0' comes before 'layers\.2', so it cannot be the target; swap them"
+        ValueError, match=r"'layers\.0' comes before 'layers\.2', so it cannot be the target: swap the two"
     ):
         captured.jacobian("layers.2", "layers.0")

@@ -144,7 +144,7 @@ def test_refusals(net):
     with pytest.raises(ValueError, match="Layer 'b' does not depend on layer 'a'"):
         capture.jacobian("a", "b")
     capture = gs.capture(net, noise(3, 4))
-    with pytest.raises(ValueError, match="'first' comes before 'last', so it cannot be the target; swap"):
+    with pytest.raises(ValueError, match="'first' comes before 'last', so it cannot be the target: swap"):
         capture.jacobian("last", "first")
     with pytest.raises(ValueError, match=r"dx must have the shape of layer 'first', \(3, 5\), got \(15,\)"):
         capture.jacobian("first", "last").linearize()(torch.zeros(15))
