@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
+import scipy
 
 from gradscope.choices import check_nonnegative
 from gradscope.meanfield.activations import ActivationLike, as_activation
@@ -74,7 +74,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
             f"There is no weight variance with chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}. "
             "Try another bias variance."
         )
-    q = math.exp(brentq(excess, grid[crossings[0]], grid[crossings[0] + 1], xtol=1e-14))
+    q = math.exp(scipy.optimize.brentq(excess, grid[crossings[0]], grid[crossings[0] + 1], xtol=1e-14))
     return CriticalPoint(chi / float(slope_moment(phi, q)), bias_variance, q)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
+import scipy
 
 from gradscope.choices import check_nonnegative
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
@@ -117,7 +117,7 @@ class MeanField:
             if below is None:
                 return 0.0
             low, high = float(grid[below]), min(start, float(grid[below + 1]))
-        return math.exp(brentq(growth, math.log(low), math.log(high), xtol=1e-15, rtol=1e-14))
+        return math.exp(scipy.optimize.brentq(growth, math.log(low), math.log(high), xtol=1e-15, rtol=1e-14))
 
     def fixed_correlation(self, q: float | None = None) -> float:
         """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
@@ -132,7 +132,7 @@ class MeanField:
         high = next((c for c in grid if excess(c) < 0), None)
         if high is None:
             return 1.0
-        return float(brentq(excess, 0.0 if high else -1 + 1e-9, high, xtol=1e-14))
+        return float(scipy.optimize.brentq(excess, 0.0 if high else -1 + 1e-9, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
         """The fixed point with its slopes, and the depths over which signals and gradients change by a factor of e."""

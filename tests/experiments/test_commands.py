@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from experiments.evidence.study import results
 from experiments.reports import growth
 from experiments.runs import names
 from gradscope import frames
+from tests.commands import run
 from tests.helpers import ROOT
 
 CONF = ROOT / "conf"
@@ -31,16 +30,9 @@ schema.register()
 
 
 def command(module: str, *arguments: str, ok: bool = True) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"},
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    code, out, err = run(f"experiments.{module}", *arguments, COLUMNS="120")
+    assert (code == 0) == ok, out + err
+    return out + err
 
 
 SMALL = ("model.depth=8", "model.width=10", "data.batch_size=12")

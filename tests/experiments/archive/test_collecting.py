@@ -22,8 +22,8 @@ from experiments.config.command_line import parse
 from experiments.files import write_json
 from experiments.runs import locks, names, origin, outcomes
 from gradscope import frames
+from tests.commands import Command, run
 from tests.experiments.example_runs import ELSEWHERE, SMALL, example, finished, of_schema
-from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -120,21 +120,8 @@ def test_a_killed_collect_is_made_good(three, when):
     finished(three, "run-000000000000", example(log10_value=[9.0, 0.7, 0.0]))
     touch(three / "run-000000000000")
     shutil.rmtree(three / "run-000000000001")
-    script = f"""
-import os, signal
-from pathlib import Path
-from experiments.archive import collecting
-original, calls = Path.rename, []
-def rename(path, target):
-    calls.append(path.name)
-    if len(calls) > {WHEN.index(when)}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(path, target)
-Path.rename = rename
-collecting.collect(Path({str(three)!r}))
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=240)
-    assert killed.returncode == -signal.SIGKILL
+    code, *_ = run("tests.experiments.archive.killed_collect", str(three), str(WHEN.index(when)))
+    assert code == -signal.SIGKILL
     assert {path.name for path in names.folders(three)} == {"run-000000000000", "run-000000000002"}
     for _ in range(2):
         found = collecting.collect(three)
@@ -158,18 +145,15 @@ def test_a_data_set_that_was_removed_is_made_again(three, name):
 def test_two_collect_at_once(three):
     for number in range(3, 40):
         finished(three, f"run-{number:012d}", example())
-    command = [sys.executable, "-m", "experiments.collect", f"results={three.parent}", "sweep=s"]
+    command = ("experiments.collect", f"results={three.parent}", "sweep=s")
     for _ in range(2):
-        both = [
-            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for _ in range(2)
-        ]
+        both = [Command(*command) for _ in range(2)]
         outputs = [process.communicate(timeout=120)[0] for process in both]
         assert all(output.startswith("40 runs, 120 rows") for output in outputs), outputs
         for number in range(40):
             touch(three / f"run-{number:012d}")
     with locks.locked(three):  # while it is claimed, others wait
-        waits = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        waits = Command(*command)
         with pytest.raises(subprocess.TimeoutExpired):
             waits.communicate(timeout=5)
     assert "40 runs" in waits.communicate(timeout=240)[0]
@@ -270,8 +254,8 @@ def test_a_watch_ends_when_nothing_will_change(three):
 
 def test_a_watch_lasts_as_long_as_the_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(status, "WATCH_SECONDS", 0.2)
-    command = [sys.executable, "-m", "experiments.measure", "-m", *SMALL, "data.batch_size=4", "probes=2", "sweep=s"]
-    process = subprocess.Popen([*command, f"results={tmp_path}", "seed=range(4)"], cwd=ROOT, start_new_session=True)
+    options = ("-m", *SMALL, "data.batch_size=4", "probes=2", "sweep=s", f"results={tmp_path}", "seed=range(4)")
+    process = Command("experiments.measure", *options)
     try:
         while not any((tmp_path / "s" / "launches").glob("*.plan.json")):  # before the first run begins
             time.sleep(0.01)

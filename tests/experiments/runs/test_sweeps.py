@@ -32,6 +32,7 @@ from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names, outcomes
 from experiments.runs.plan import Composer, combinations
 from gradscope import frames
+from tests.commands import Command
 from tests.experiments.example_runs import ELSEWHERE
 from tests.helpers import ROOT
 
@@ -40,11 +41,8 @@ SMALL = ("model.depth=6", "model.width=8", "data.batch_size=8", "probes=2")
 
 
 def start(results, *arguments, module="measure", **environment):
-    command = [sys.executable, "-m", f"experiments.{module}", "-m", *SMALL, f"results={results}", "sweep=s", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **environment},
-    )  # fmt: skip
+    options = ("-m", *SMALL, f"results={results}", "sweep=s")
+    return Command(f"experiments.{module}", *options, *arguments, merged=True, **environment)
 
 
 def sweep(results, *arguments, ok=True, **environment):

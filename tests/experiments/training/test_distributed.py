@@ -1,10 +1,7 @@
 """Two processes train the same network as one process."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,7 +11,7 @@ import torch
 from experiments.runs import names
 from experiments.training.distributed import Ranks
 from gradscope import frames
-from tests.helpers import ROOT
+from tests.commands import run
 
 OPTIONS = [
     "model=mlp", "model.depth=4", "model.width=32", "model.out_features=10", "model.activation=tanh", "data=digits",
@@ -25,11 +22,11 @@ OPTIONS = [
 
 
 def trained(folder, *launcher):
-    command = [sys.executable, "-m", *launcher, "experiments.train", *OPTIONS, f"results={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+    module, *words = [*launcher, "experiments.train", *OPTIONS, f"results={folder}"]
+    code, out, err = run(module, *words)
+    assert code == 0, out + err
     (run_folder,) = names.folders(folder / "train")
-    return done.stdout, run_folder
+    return out, run_folder
 
 
 def free_port():

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 
@@ -25,8 +22,8 @@ from experiments.data.images import Augmentation, Images
 from experiments.training import checkpoints, loop
 from experiments.training.recipe import SCHEDULES, Recipe
 from experiments.training.records import read
+from tests.commands import run
 from tests.experiments.training.disk import full_disk
-from tests.helpers import ROOT
 
 
 def images(num, seed=0, size=8):
@@ -383,12 +380,9 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
     pytest.importorskip("sklearn")
 
     def command(module, *arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", f"experiments.{module}", *arguments], cwd=ROOT, capture_output=True, text=True,
-            timeout=240, env=os.environ | {"GRADSCOPE_PROCESSES": "2"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        code, out, err = run(f"experiments.{module}", *arguments, GRADSCOPE_PROCESSES="2")
+        assert code == 0, out + err
+        return out
 
     small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2", "train.batch_size=32"]
     sweep = ["optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10", "sweep=s"]
@@ -421,12 +415,10 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
 def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
     pytest.importorskip("sklearn")
     options = ["model=alexnet_b", "data=digits", "optimizer.lr=10", "train.batch_size=32", f"results={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.train", *options], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 1
+    code, _, said = run("experiments.train", *options)
+    assert code == 1
     named = r"Stopped: The loss is \w+ at step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
-    found = re.search(named + r"\. Batch and state are in (\S+)\.\n", done.stderr)
+    found = re.search(named + r"\. Batch and state are in (\S+)\.\n", said)
     saved = torch.load(found[2], weights_only=True)
     model = gs.models.AlexNetB()
     model.load_state_dict(saved["model"])

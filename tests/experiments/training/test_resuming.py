@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,8 +13,8 @@ from experiments import train
 from experiments.runs import names, outcomes
 from experiments.training import checkpoints, loop
 from experiments.training.records import read
+from tests.commands import Command
 from tests.experiments.commands import run_main
-from tests.helpers import ROOT
 
 pytest.importorskip("sklearn")
 CPU = torch.device("cpu")
@@ -177,7 +175,7 @@ def test_a_second_interrupt_does_not_wait(command, tmp_path, monkeypatch):
 def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
     longer = ["train.max_steps=300", "train.checkpoint_every=5", "train.epochs=100", "monitor.every=100"]
     options = [*SMALL, *longer, f"results={tmp_path}"]
-    process = subprocess.Popen([sys.executable, "-m", "experiments.train", *options], cwd=ROOT)
+    process = Command("experiments.train", *options)
     begin = time.monotonic()
     while not list(tmp_path.glob("train/*/checkpoints/last.pt")) and time.monotonic() < begin + 120:
         time.sleep(0.01)
