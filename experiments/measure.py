@@ -46,7 +46,7 @@ schema.register()
 
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
-    """The profile of one network, and one frame per kind of measurement.  ``cfg.measurement`` replaces all of these."""
+    """The profile of one network, and one frame per kind of measurement.  With ``measurement``: None and its frame."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator

@@ -37,7 +37,7 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass
 class Config:
-    """``folder``: the folder of the run to repeat; it can be given without its key."""
+    """``folder``: the folder of the run to repeat; the key ``folder=`` can be left out."""
 
     folder: str = MISSING
 

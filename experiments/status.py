@@ -72,7 +72,7 @@ def look(sweep: Path, known: runs.Known | None = None) -> Progress:
         raise FileNotFoundError(f"There is no sweep {sweep}; existing sweeps: {', '.join(others) or 'none'}.")
     outcomes = runs.states(sweep, known=known)
     changed = {outcome.name: outcome.changed for outcome in outcomes}
-    left_out = collecting.unreadable(sweep).items()  # by the last `collect`; a run may be newer
+    left_out = collecting.unreadable(sweep).items()  # by the last `collect`; a run may have been repeated since
     unreadable = {name: why for name, (time_stamp, why) in left_out if changed.get(name) == time_stamp}
     return Progress(outcomes, unreadable, runs.active(sweep))
 

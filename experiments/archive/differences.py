@@ -36,7 +36,7 @@ class Difference:
 
 
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The comparable rows of two frames of a monitor.  ``before`` may lack records, skipped to save time.
+    """The comparable rows of two frames of a monitor.  ``before`` may lack records that were skipped to save time.
 
     ``update_to_weight`` compares weights with the previous record; it is left out where the previous records differ.
     """
@@ -86,10 +86,10 @@ def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
             distance = np.abs(a - b)
         else:
             distance = -np.log10(np.maximum(0.0, 1.0 - np.abs(a - b) / _scale(name, before, after)))
-        if name == "value":  # if there is a logarithm, use it: it is finite even if the value exceeds float64
+        if name == "value":  # the logarithm, if any, is finite even if the value exceeds float64
             logarithms = np.abs(np.subtract(*_numbers("log10_value", before, after)))
             distance = np.where(np.isfinite(logarithms), logarithms, distance)
-    # If two values differ in the last bit, the computed distance may be 0.  It must be positive.
+    # If two values differ in the last bit, the computed distance may be 0, but it must be positive.
     distance = np.where(np.isnan(distance), np.inf, np.maximum(distance, np.finfo(np.float64).tiny))
     return np.where(same, 0.0, distance)
 

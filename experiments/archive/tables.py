@@ -78,7 +78,7 @@ def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Restore the data set after a killed update.  If files are unreadable, remove it; it is then collected again."""
+    """Restore the data set after a killed update.  A data set with an unreadable file is removed."""
     shutil.rmtree(_part(folder), ignore_errors=True)
     if _old(folder).is_dir() and not folder.is_dir():
         _old(folder).rename(folder)

@@ -25,7 +25,7 @@ PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The names and values of the columns: one for each key, and one for the choice in each group.
 
-    If the name of a key is taken, its column gets the whole path (``data.batch_size``); without group: ``config.KEY``.
+    If a key's name is taken, the column has the whole path as its name (``data.batch_size``), or else ``config.KEY``.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)

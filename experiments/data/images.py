@@ -39,7 +39,7 @@ class Augmentation:
     cutout: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """Augment images (B, C, H, W).  A ``part`` of a batch of ``whole`` samples changes as it does in the batch."""
+        """Augment images (B, C, H, W).  A ``part`` of a batch of ``whole`` samples is augmented as in that batch."""
         num, _, height, width = x.shape
         device = x.device
         drawn = iter(self._drawn(whole or num, height, width, generator, part, device))
@@ -104,7 +104,7 @@ class Images:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
     def mapped(self, folder: Path, device: torch.device) -> Images:
-        """The same images in a memory-mapped file of raw bytes, named by a hash of them; batches are on ``device``."""
+        """The same images as raw bytes in a memory-mapped file, whose name is a hash; batches are on ``device``."""
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
@@ -138,7 +138,7 @@ class Images:
         """
         chosen = indices[part].to(self.images.device)
         x, y = (_sent(values[chosen], self.device) for values in (self.images, self.labels))
-        mean, std = self._moments  # standardized before padding and cutout, which then have the mean color
+        mean, std = self._moments  # standardized first, so that padding and cutout have the mean color
         x = (x.float() / 255 - mean) / std
         if augmentation is not None:
             x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))

@@ -73,7 +73,7 @@ def _joined(*parts: str) -> str:
 
 
 def filled(text: str, collected: Collected) -> str:
-    """``text`` with each field, such as ``{model.depth}``, replaced by the value (or all values) of this key."""
+    """``text`` with fields such as ``{model.depth}`` replaced by the value (or values) of this configuration key."""
     config = collected.manifest.get("config", {})
 
     def value(field: re.Match[str]) -> str:

@@ -64,7 +64,7 @@ def launcher(launch: Path) -> int:
 
 
 def active(sweep: Path) -> bool:
-    """Whether a launch of the sweep touched its file in the last half minute.  A living launch touches it regularly."""
+    """Whether a launch of the sweep is alive: every living launch has touched its file in the last half minute."""
     now = clock(sweep)
     return any(now - path.stat().st_mtime < PATIENCE_SECONDS for path in (sweep / LAUNCHES).glob("*.jsonl"))
 
@@ -110,7 +110,7 @@ def stopped(launch: Path | None = None) -> bool:
 
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
-    """The overrides of every planned run of a sweep, by digest.  If several launches planned it, the first counts."""
+    """The overrides of every planned run of a sweep, by digest.  If several launches planned one, the first counts."""
     paths = sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)
     found = [(read_json(path) or {}).get("runs") for path in paths]
     return {digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()}
@@ -118,7 +118,7 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
 
 @cache
 def follow(parent: int | None = None) -> None:
-    """In a worker process: exit soon after ``parent`` (default: the current parent) ends, so that the run is freed."""
+    """In a worker process: exit soon after ``parent`` (default: the current parent) ends, which unlocks the run."""
     launch = current()
     if parent is None and (launch is None or launcher(launch) == os.getpid()):
         return

@@ -125,7 +125,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def agreed(sweep: Path, digest: str, name: str) -> str:
-    """The folder name that all processes use for a configuration: the first one linked, since linking is atomic."""
+    """The folder name that all processes use for a configuration.  The first process decides, by creating a link."""
     place = sweep / LAUNCHES / "names" / digest
     mine = place.with_name(f"{uuid.uuid4().hex}.part")
     try:

@@ -41,7 +41,7 @@ def explained(alone: bool) -> Iterator[None]:
 def run_once(
     cfg: DictConfig, folder: Path, overrides: Sequence[str], work: Callable[[], float | None], *, alone: bool
 ) -> float | None:
-    """Execute one run in its folder; returns the value of ``work``, or that in the status if the run was done before.
+    """Execute one run in its folder; returns the value of ``work`` (if the run was done before, from its status).
 
     ``status.json`` is written after ``work``, so a run without this file is half done and is executed again.  An error
     is written to ``error.txt`` with the configuration.  In a sweep, the error is not raised, and a run that another
@@ -120,6 +120,6 @@ def _record_failure(cfg: DictConfig, folder: Path, status: Status) -> None:
 
 @cache
 def _freeze_loaded_objects() -> None:
-    """Exclude the objects of torch, pandas and Hydra from garbage collection.  Visiting them takes 0.1 s."""
+    """Exclude the objects of torch, pandas and Hydra from garbage collection; a visit to all of them takes 0.1 s."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries warn at exit about objects that were never collected

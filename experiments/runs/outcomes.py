@@ -18,7 +18,7 @@ from gradscope import frames
 
 # The states of a run.  Half done: it has a folder, but no status and no process.  Missing: planned, but no folder.
 DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
-# In the file of a launch: the run had been done before.
+# A state that occurs only in the file of a launch: the run had been done before.
 SKIPPED = "skipped"
 
 STATUS, ERROR = "status.json", "error.txt"
@@ -143,7 +143,7 @@ def outputs(folder: Path) -> tuple[str, ...]:
 
 
 def print_summary(sweep: str, outcomes: Sequence[Outcome], stopped: bool) -> None:
-    """Print how the runs of a launch ended, the last line of each error, and how to continue."""
+    """Print how the runs of a launch ended, one line per error, and how to continue."""
     counts = Counter(outcome.state for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)

@@ -49,7 +49,7 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
         elif override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
-            raise HydraException(f"{override.input_line}: only sweepers that search, such as Optuna's, take intervals.")
+            raise HydraException(f"{override.input_line}: intervals need a sweeper that searches, such as Optuna's.")
     return list(itertools.product(*values.values()))
 
 
@@ -72,7 +72,7 @@ def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoa
 def _planned(job: tuple[str, ...], config: DictConfig) -> Planned:
     try:
         key = names.digest(config)
-    except InterpolationResolutionError:  # only ${hydra:...} needs the global configuration: ten times as slow
+    except InterpolationResolutionError:  # only ${hydra:...} needs the global configuration (ten times as slow)
         hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
         hydra.set_config(config)
         try:
@@ -129,7 +129,7 @@ class Composer:
     def _is_plain(self, override: Override) -> bool:
         """Whether the override sets an existing key to a value that is neither a list nor a mapping."""
         name = override.key_or_group
-        if name not in self.groups:  # kept, because Hydra reads its search path for each answer
+        if name not in self.groups:  # asked only once, because Hydra reads its search path for each answer
             self.groups[name] = bool(self.loader.get_group_options(name))
         return (
             not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_hydra_override())

@@ -174,7 +174,7 @@ def num_processes() -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """The ids of a process's children.  Empty on systems without a list of them: there, `launches.follow` ends them."""
+    """The ids of a process's children; empty if the system does not list them (`launches.follow` then ends them)."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

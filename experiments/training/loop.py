@@ -39,7 +39,7 @@ def train(
 ) -> list[Record]:
     """Train ``model`` in place; returns its records.
 
-    Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the previous one:
+    Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the last record:
     ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  If there is a test set, the record
     at the end of an epoch adds ``test_accuracy`` and ``test_loss``.  Under ``torch.distributed``, each process takes a
     share of every batch, and the first process writes all files.
@@ -86,7 +86,7 @@ def train(
             if monitor is None and not math.isfinite(mean_loss):
                 raise NonFiniteError(
                     f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and "
-                    "monitor.every=100 stops the run at the first step that is not finite and names the layer."
+                    "monitor.every=100 stops the run at the first step with such a value and names the layer."
                 )
             if ended and test is not None:
                 record |= evaluate(model, test, cast)
@@ -97,7 +97,7 @@ def train(
         best = records[-1]["test_accuracy"] if improved else best
         stopping = done < total and interrupted()
         due = stopping or done == total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)
-        if due:  # the first process writes the checkpoint, with the mean over all processes
+        if due:  # the first process writes the checkpoint, with the mean loss of all processes
             losses = ranks.sum(losses) / ranks.world
         target = folder / checkpoints.FOLDER if folder is not None and (due or improved) else None
         if target is not None and (bad := _nonfinite(losses, model)):

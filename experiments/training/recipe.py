@@ -116,7 +116,7 @@ class Recipe:
 def optimizer(cfg: DictConfig) -> MakeOptimizer:
     """The optimizer of a configuration, as a function of the parameters.
 
-    If only ``optimizer._target_`` is replaced, arguments of ``optimizer=sgd`` remain.  ValueError names unfit ones.
+    If only ``_target_`` is replaced, arguments of ``optimizer=sgd`` remain.  ValueError names those that do not fit.
     """
     arguments: Any = OmegaConf.to_container(cfg, resolve=True)
     made_by = get_object(arguments.pop("_target_"))

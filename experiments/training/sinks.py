@@ -15,7 +15,7 @@ from experiments.files import written
 from experiments.training.records import Record
 
 MLFLOW_ID = "mlflow_run.txt"  # in the run folder: the id of the run in MLflow
-FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics; such as # in "layer#2", a second call
+FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics, such as the # of "layer#2"
 
 
 class TensorBoard:

@@ -134,7 +134,7 @@ def test_what_cannot_be_composed_is_said_in_short(launch, tmp_path):
 
 def test_torchrun_and_a_sweep(launch, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "give it one run at a time, without -m" in launch("seed=1,2")[0]
+    assert "use it for one run at a time, without -m" in launch("seed=1,2")[0]
 
 
 def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
@@ -225,7 +225,7 @@ def test_a_sweep_without_runs_is_none(launch, nothing):
 
 @pytest.mark.parametrize("name, part", [("s/data", "data"), ("metrics", "metrics"), ("s/data.old", "data.old")])
 def test_names_that_mean_something_else_are_refused(launch, tmp_path, monkeypatch, name, part):
-    said = f"Error: sweep={name}: {part!r} cannot be the name of a sweep"
+    said = f"Error: sweep={name}: {part!r} is reserved"
     assert said in launch(f"sweep={name}", "seed=0,1")[0]
     monkeypatch.setattr(sys, "argv", ["measure", *SMALL, f"results={tmp_path}", f"sweep={name}"])
     with pytest.raises(SystemExit, match=re.escape(said)):
