@@ -16,11 +16,11 @@ REPETITIONS = 2000
 
 
 def networks():
-    selu = MLP(depth=50, width=100, activation="selu", generator=seeded()).double()
+    selu = MLP(depth=30, width=64, activation="selu", generator=seeded()).double()
     batch = MLP(depth=20, width=20, activation="relu", norm="batch", generator=seeded()).double()
     alexnet = AlexNetA(generator=seeded()).double().eval()
     return {
-        "selu": (selu, (32, 100), ("input", "layers.30", "layers.48")),
+        "selu": (selu, (16, 64), ("input", "layers.15", "layers.28")),
         "relu+batch": (batch, (16, 20), ("input", "layers.9", "layers.18")),
         "alexnet_a": (alexnet, (8, 3, 32, 32), ("input", "flatten")),
     }
@@ -46,8 +46,11 @@ def replay(gram, q, num, rng):
     fixed = np.einsum("sid,sde,sie->is", q, gram, q)
     squares = np.empty((REPETITIONS, num, samples))
     for sample in range(samples):
-        v = rng.integers(0, 2, size=(REPETITIONS * num, d)) * 2.0 - 1
-        squares[:, :, sample] = ((v @ rest[sample]) * v).sum(axis=1).reshape(REPETITIONS, num)
+        bits = np.unpackbits(np.frombuffer(rng.bytes(REPETITIONS * num * d // 8), dtype=np.uint8))
+        v = bits.reshape(REPETITIONS * num, d).astype(np.float32) * 2 - 1
+        scale = np.abs(rest[sample]).max()  # float32 is exact enough beside the scatter of signs, and twice as fast
+        product = v @ (rest[sample] / scale).astype(np.float32)
+        squares[:, :, sample] = scale * np.einsum("ij,ij->i", product, v).reshape(REPETITIONS, num)
     fixed = np.broadcast_to(fixed, (REPETITIONS, *fixed.shape))
     return np.sqrt(np.maximum(np.concatenate([fixed, squares], axis=1), 0))
 
@@ -92,18 +95,18 @@ def test_coverage_with_few_and_many_probes(network):
 def test_coverage_of_true_runs(network, probes):
     model, shape, names = networks()[network]
     x = torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
-    if network == "alexnet_a":  # as exact as it needs to be, and twice as fast
-        model, x = model.float(), x[:3].float()
+    model, x = model.float(), x[: 3 if network == "alexnet_a" else None].float()  # exact enough, and twice as fast
     exact = gs.gsc(model, x, probes="exact")
     inside = []
-    for seed in range(200):
+    for seed in range(100):
         profile = gs.gsc(model, x, probes=probes, generator=seeded(seed))
         low, high = profile.interval()
         inside.append((low <= exact.log10_values) & (exact.log10_values <= high))
         assert (profile.num_probes[:-1] > 0).all()
     coverage = dict(zip(exact.layers, np.mean(inside, axis=0)[:, 0], strict=True))
     for name in names:
-        assert 0.90 <= coverage[name] <= 0.98, coverage
+        # The standard error of 95 % in 100 runs is 2.2 %: three below, and 100 of 100 would be too many.
+        assert 0.88 <= coverage[name] <= 0.99, coverage
 
 
 def test_an_exact_value_is_its_own_interval_and_an_unknown_error_has_none():
