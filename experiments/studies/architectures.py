@@ -22,7 +22,7 @@ from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 # What the literature claims of each network.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")
 STABLE = ("relu", "relu_layer", "tanh")
-# A layer is nearly linear if it keeps less than this fraction of the first layer's linear fit error.
+# A layer is nearly linear if its linear fit error is below this fraction of that of the first layer.
 KEPT = 0.1
 # Data have collapsed if the fraction of samples with the rarer sign is less than this.
 COLLAPSED = 0.1
@@ -33,7 +33,7 @@ Row = dict[Hashable, Any]
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """The figures of any sweep, and the linear fit error."""
+    """The figures that every sweep has, and a figure of the linear fit error."""
     frame, title = collected.frame, sweep_figures.describe(collected)
     keys = labels.network_keys(frame)
     made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), title)
@@ -58,14 +58,14 @@ def claims(collected: Collected) -> list[Claim]:
         kept, last = _kept(frame, model), geometric_mean(_errors(frame, model).iloc[:, -1])
         says, holds = "stays nonlinear", kept.above(KEPT)
         if model in STABLE:
-            says, holds = "is nearly linear over its data", kept.below(KEPT)
-        because = f"linear fit error of the last layer: {last:.2g}; relative to that of the first layer: {kept:.2g}"
+            says, holds = "is nearly linear over the data", kept.below(KEPT)
+        because = f"linear fit error of the last layer: {last:.2g}; divided by that of the first layer: {kept:.2g}"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
 
 def answer(collected: Collected) -> str:
-    """Which networks explode, which have nearly linear layers, and whether NLC agrees."""
+    """Which networks explode, which have a nearly linear last layer, and whether NLC agrees."""
     frame = collected.frame
     growth = _growth(frame)
     said: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ def answer(collected: Collected) -> str:
         "explodes": "gradients explode in",
         "vanishes": "gradients vanish in",
         "neither": "gradients neither explode nor vanish in",
-        "undecided": "growth is undecided for",
+        "undecided": "the verdict is undecided for",
     }
     rates = "; ".join(f"{words} {listed(said[word])}" for word, words in phrases.items() if word in said)
     linear = told(
@@ -85,8 +85,8 @@ def answer(collected: Collected) -> str:
     whole = _as_a_whole(frame, growth)
     agree = {
         True: "The nonlinearity coefficient (NLC) of the whole network agrees",
-        False: "By NLC, a network that is not shown to explode can be farther from linear than one that does",
-        None: "Whether the nonlinearity coefficient (NLC) of the whole network agrees is undecided",
+        False: "By NLC, a network that does not explode can be farther from linear than one that explodes",
+        None: "It is undecided whether the nonlinearity coefficient (NLC) of the whole network agrees",
     }
     return (
         f"By the growth rate of GSC per layer, {rates}. The last layer is {linear.rstrip(';')}. "
@@ -118,7 +118,7 @@ def _growth(frame: pd.DataFrame) -> dict[str, Row]:
 
 
 def _word(row: Row) -> str:
-    """Stricter than the verdict of a profile: a wide interval around 1 is undecided."""
+    """The verdict of a network. Stricter than that of `gradscope`: a wide interval around 1 is undecided."""
     words = {"exploding": "explodes", "vanishing": "vanishes"}
     return words.get(row["verdict"], "neither" if _neither(row) else "undecided")
 
@@ -135,24 +135,24 @@ def _rate(row: Row) -> str:
 
 
 def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
-    """Whether NLC of each network that does not explode is below NLC of each network that does."""
+    """Whether NLC of every network that does not explode is below NLC of every network that explodes."""
     found = {model: _nlc(frame, model) for model in growth}
     exploding = [model for model, row in growth.items() if _word(row) == "explodes"]
-    says = "By NLC, every network that does not explode is nearer to linear than every network that does"
+    says = "By NLC, every network that does not explode is nearer to linear than every network that explodes"
     if len(exploding) in (0, len(growth)):
         return Claim(says, None, f"{len(exploding)} of {len(growth)} networks explode")
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = f"among networks not shown to explode, the largest NLC is {found[most]:.3g}, of {_name(most)}"
-    return Claim(says, holds, f"{because}; among the others, the smallest is {found[least]:.3g}, of {_name(least)}")
+    because = f"the largest NLC of a network that is not shown to explode is {found[most]:.3g}, for {_name(most)}"
+    return Claim(says, holds, f"{because}; the smallest of one that explodes is {found[least]:.3g}, for {_name(least)}")
 
 
 def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     row, signs, nlc = growth["relu"], _last(frame, "relu", "sign_diversity"), _nlc(frame, "relu")
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
-    says = "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not"
+    says = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
     because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs:.2g}; NLC: {nlc:.3g}"
     return Claim(says, verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR), because)
 
@@ -168,13 +168,13 @@ def _last(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
 
 
 def _errors(frame: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Linear fit errors, (seeds, layers)."""
+    """Linear fit errors of one network, as a table of shape (seeds, layers)."""
     rows = _rows(frame, model, "linear_fit_error")
     return rows.pivot_table(index="seed", columns="index", values="value", observed=True)
 
 
 def _kept(frame: pd.DataFrame, model: str) -> Mean:
-    """Linear fit error of the last layer over that of the first."""
+    """Linear fit error of the last layer divided by that of the first."""
     errors = _errors(frame, model)
     return geometric_mean(errors.iloc[:, -1] / errors.iloc[:, 0])
 
@@ -191,23 +191,23 @@ STUDY = Study(
     question="Which plain networks explode at initialization, and which become nearly linear?",
     use="""
 Before you train a deep plain network, measure the growth rate of GSC. Then measure sign diversity and linear fit error
-of the last layers: a stable rate can hide nearly linear layers. The study [remedies](remedies.md) shows how to reduce
-the growth.
+of the last layers, because these layers can be nearly linear although the growth rate is stable. The study
+[remedies](remedies.md) shows how to reduce the growth.
 """,
     method=f"""
-The networks have depth {{model.depth}} and width {{model.width}}, the activations {{model.activation}} and the
-normalizations {{model.norm}}. They are measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}}
-initializations each, in {{dtype}}.
+Networks of depth {{model.depth}} and width {{model.width}} have activations {{model.activation}} and normalizations
+{{model.norm}}. We use {{data.batch_size}} samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
   nearer the output. A network **explodes** if the profile is straight and the interval of the rate lies above
-  {EXPLODING_RATE:g}. It **vanishes** if the interval lies below {VANISHING_RATE:g}, and does **neither** if the
-  interval lies between these rates. Otherwise it is undecided. (The figure says "stable" for wider intervals, too.)
+  {EXPLODING_RATE:g}. A network **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the
+  interval lies between these rates. Otherwise it is undecided. (The figure also says "stable" for wider intervals.)
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. Small values of either suggest that the layer is linear over the data.
-- **Linear fit error** is the fraction of the variance of a neuron's activation that its best line does not explain. The
-  last layer is **nearly linear** if its error is below {KEPT:g} of that of the first layer.
-- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network; it is 1 for an affine map. Many
+  pre-activation has the rarer sign. If one of them is small, the layer may be nearly linear over the data.
+- **Linear fit error**: a line is fitted to the output of a nonlinearity, as a function of its input, for each neuron.
+  The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
+  error is less than {KEPT:g} times that of the first layer.
+- **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network. NLC is 1 for an affine map. Many
   nearly linear layers can form a function that is far from linear, so NLC and linear fit error may disagree.
 
 The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
@@ -215,23 +215,23 @@ The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
     how_sure="""
 Intervals are 95 % Student's t intervals over initializations, not corrected for several comparisons. Means of linear
 fit errors and of NLC are geometric. The rates hold for this depth and width and for Gaussian noise. The study
-[depth_width](depth_width.md) varies the size; the sweep `architectures_cifar10` ([results](../../results/README.md))
-uses images. Nothing is trained.
+[depth_width](depth_width.md) varies depth and width. The sweep `architectures_cifar10`
+([results](../../results/README.md)) uses images. No network is trained.
 """,
     claims=claims,
     answer=answer,
     details=details,
     figures=figures,
     captions={
-        "gsc": "GSC of every layer against its distance from the output, with rate and verdict of each network. "
-        "Thin lines with markers show mean field, in the color of the network.",
-        "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. Where it is "
-        "small, a smooth nonlinearity is nearly a straight line over the data.",
-        "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. Near 0, "
-        "almost all samples lie on one side of the kink of a ReLU.",
-        "gsc_matrix": "GSC between pairs of layers, one panel per network. The column names the earlier layer, the "
-        "row the later one. Red: GSC above 1 (growth). Blue: GSC below 1 (shrinkage).",
-        "linear_fit_error": "Fraction of the variance of each layer's nonlinearity that the best line does not "
-        "explain. A curve that falls toward the right means that later layers are nearer to linear.",
+        "gsc": "GSC of every layer against its distance from the output. Each network is labeled with its growth rate "
+        "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network.",
+        "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If it is small, "
+        "a smooth nonlinearity is nearly a straight line over the data.",
+        "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If it is "
+        "near 0, almost all samples lie on one side of the kink of a ReLU.",
+        "gsc_matrix": "GSC between pairs of layers, one panel per network. The column is the earlier layer, the row is "
+        "the later layer. Red: GSC above 1 (growth). Blue: GSC below 1 (shrinkage).",
+        "linear_fit_error": "Linear fit error, layer by layer: fraction of the variance of activations that a line "
+        "does not explain. If a curve falls to the right, later layers are nearer to linear.",
     },
 )

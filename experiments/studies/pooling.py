@@ -1,4 +1,4 @@
-"""How pooling changes the response of maps to a shift of the image, shift by shift."""
+"""How pooling changes the response of feature maps to a shift of the image, for several shifts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["STUDY", "measure"]
 WINDOW = 2
 FIRST, LAST = SHIFTS[0], SHIFTS[-1]
 POOLINGS = ("max", "average")
-# A factor that counts as none, and a change that counts as small.
+# A factor between 1 / SAME and SAME counts as no change. A change below SMALL counts as small.
 SAME, SMALL = 1.05, 0.1
 
 
@@ -36,7 +36,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.Da
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """The gain for every shift, whether it falls with the shift, and whether maps become nearly invariant."""
+    """Whether pooling helps for every shift, whether it helps less for large shifts, and whether maps are invariant."""
     frame, made = collected.frame, []
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
@@ -44,18 +44,18 @@ def claims(collected: Collected) -> list[Claim]:
         made.append(Claim(says, found.below(1), f"factor: {found:.3f}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
-        says = f"{POOLED[pooling].capitalize()} helps less for a shift by {LAST} pixels than for a shift by {FIRST}"
+        says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"
         made.append(Claim(says, ratio.above(1), f"ratio of the two factors: {ratio:.3f}"))
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
-        because = f"change divided by the distance between two images: {left:.3f}; nearly invariant: below {SMALL:g}"
+        because = f"change divided by distance between two images: {left:.3f}; nearly invariant: below {SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
     ends = f"{min(one.low for one in apart):.3f} to {max(one.high for one in apart):.3f}"
     nothing = f"Subsampling without pooling changes the response to every shift by at most {100 * (SAME - 1):.0f} %"
     same = all_of(*(one.between(1 / SAME, SAME) for one in apart))
-    return [*made, Claim(nothing, same, f"intervals of the factors for all {len(SHIFTS)} shifts: within {ends}")]
+    return [*made, Claim(nothing, same, f"intervals of the factors for all {len(SHIFTS)} shifts: from {ends}")]
 
 
 def answer(collected: Collected) -> str:
@@ -67,16 +67,16 @@ def answer(collected: Collected) -> str:
     )
     less = told(
         {POOLED[pooling]: fading(frame, pooling).above(1) for pooling in POOLINGS},
-        "smaller for {}", "larger for {}", "undecided for {}",
+        "smaller for {};", "not smaller for {};", "undecided for {};",
     )  # fmt: skip
     left = {pooling: geometric_mean(changes(frame, pooling, FIRST)) for pooling in POOLINGS}
     values = listed(f"{mean.value:.2f} ({POOLED[pooling]})" for pooling, mean in left.items())
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
-        f"When the image is shifted by {FIRST} pixel, its map changes; pooling multiplies this change by {first}, and "
-        f"by {last} for a shift by {LAST} pixels. The benefit for the larger shift is {less}. After pooling, a shift "
-        f"by {FIRST} pixel still changes the map by {values} of the distance between two images: the map is {nearly} "
-        "invariant."
+        f"Pooling multiplies the change of a feature map by {first} if the image is shifted by {FIRST} pixel, and by "
+        f"{last} if the shift is {LAST} pixels. The benefit for the larger shift is {less.rstrip(';')}. After pooling, "
+        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between two images: the map is "
+        f"{nearly} invariant."
     )
 
 
@@ -88,23 +88,23 @@ def details(collected: Collected) -> str:
 
 
 def factor(frame: pd.DataFrame, pooling: str, shift: float) -> Mean:
-    """The change of pooled maps over that of maps without pooling; one of the simultaneous intervals for all shifts."""
+    """The change of pooled maps divided by that of full maps, with one of the simultaneous intervals for all shifts."""
     return geometric_mean(changes(frame, pooling, shift) / changes(frame, "none", shift), comparisons=len(SHIFTS))
 
 
 def fading(frame: pd.DataFrame, pooling: str) -> Mean:
-    """The factor for the largest shift over that for the smallest, seed by seed."""
+    """The factor for the largest shift divided by that for the smallest shift, seed by seed."""
     first, last = (changes(frame, pooling, shift) / changes(frame, "none", shift) for shift in (FIRST, LAST))
     return geometric_mean(last / first)
 
 
 def changes(frame: pd.DataFrame, pooling: str, shift: float) -> FloatArray:
-    """The change of a map relative to the distance of two images, geometric mean over the maps; one per seed."""
+    """The change of a map divided by the distance between two images: a geometric mean over the maps per seed."""
     return averaged(frame[(frame["pooling"] == pooling) & (frame["shift"] == shift)], "layer")
 
 
 def _figure(collected: Collected) -> Figure:
-    """Changes of each map against the shift, and the factors of pooling."""
+    """The change of each map and the factors of pooling, drawn against the shift."""
     frame, note = collected.frame, collected.manifest.get("note")
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
     colors = sns.color_palette("colorblind")
@@ -136,30 +136,29 @@ def _figure(collected: Collected) -> Figure:
 STUDY = Study(
     question="How much nearer to invariance does pooling bring a map, and for which shifts of the image?",
     use="""
-Do not count on a single pooling layer for invariance. It lowers the response to small shifts, but hardly that to large
-ones. If shifts by one pixel matter, prefer average pooling to max pooling. Subsampling alone does not help.
+Do not rely on a single pooling layer for invariance. Pooling lowers the response to small shifts, but hardly lowers the
+response to large shifts. For shifts by one pixel, prefer average pooling. Subsampling without pooling does not help.
 """,
     method=f"""
 {{data.batch_size}} images of CIFAR-10 are shifted to the right by {", ".join(map(str, SHIFTS))} pixels. Missing pixels
-are filled by mirroring the image. We measure the first two maps after a ReLU in an AlexNet B at initialization. The
-**change** of a map is divided by the distance between the maps of two images (both root mean square). It is measured
-for the full map, for every second pixel of it, and after {WINDOW} x {WINDOW} max or average pooling with stride
+are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization. The
+**change** of a map is divided by the distance between the maps of two images (both are root mean squares). We measure
+the full map, every second pixel of the map, and the map after {WINDOW} x {WINDOW} max or average pooling with stride
 {WINDOW}. A **factor** is the change of the pooled map divided by that of the full map: for each seed, the geometric
 mean over both maps. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds, which draw initialization and
-images. Networks are not trained; the study [convolution](convolution.md) measures pooled maps after training. A shift
-of the image moves the second map by half as many pixels, because the first pooling halves its width. A factor within
-{100 * (SAME - 1):.0f} % of 1 counts as no change. The study was planned after the benefit for the smallest shift was
-known.
+Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds. Each seed draws other weights and
+other images. The networks are not trained; the study [convolution](convolution.md) measures pooled maps after training.
+A shift of the image moves the second map by half as many pixels, because the first pooling halves the width. A factor
+within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the smallest shift was known before this study.
 """,
     claims=claims,
     answer=answer,
     details=details,
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
-        "pooling": "Change of two maps under a shift of the image, divided by the distance between two images. The "
-        "third panel divides the change of the pooled map by that of the full map. Bars are 95 % intervals over seeds.",
+        "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
+        "Third panel: change of the pooled map divided by that of the full map. Bars are 95 % intervals over seeds.",
     },
 )

@@ -1,4 +1,4 @@
-"""The same network in other units: function, training and GSC stay the same, raw gradients do not."""
+"""The same network with rescaled layers: function, training and GSC stay the same, but raw gradients change."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from gradscope.models import MLP
 PLAIN, RESCALED, SAME_RATE = "plain", "rescaled", "rescaled, one rate"
 # Rounding errors of float64 after all training steps.
 ROUNDING = 1e-9
-# A relative rise of the loss in one step above which training is not steady.
+# The loss jumps if its relative rise in one step is above this value.
 RISE = 0.01
 
 
 def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
-    """A copy whose layer i of L has its output multiplied by factor^-(L + 1 - i), and the factor of each weight."""
+    """A copy whose output of layer i of L is multiplied by factor^-(L + 1 - i), and the factor of each weight."""
     activations = [getattr(layer, "activation", None) for layer in model.layers]
     plain = all(isinstance(a, nn.ReLU) for a in activations) and all(layer.norm is None for layer in model.layers)
     if not plain or model.head is None or any(name.endswith("bias") for name, _ in model.named_parameters()):
-        raise ValueError("Only a ReLU network with a head and without normalization and biases can be rescaled.")
+        raise ValueError("Only a ReLU network with a head and without normalization or biases can be rescaled.")
     other, depth = copy.deepcopy(model), len(model.layers)
     factors = [factor**-depth] + [factor] * depth
     with torch.no_grad():
@@ -49,9 +49,9 @@ def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, factor: float, steps: int, learning_rate: float
 ) -> pd.DataFrame:
-    """Raw gradients, GSC and training losses of a network and of its copy in other units; ``variant`` names which.
+    """Raw gradients, GSC and training losses of a network and of its rescaled copy; the column ``variant`` tells which.
 
-    Units change by ``factor`` per layer.  The ``generator`` draws the linear map that labels the batch ``x``.
+    The scale changes by ``factor`` per layer.  The ``generator`` draws the linear map that labels the batch ``x``.
     """
     if not isinstance(model, MLP):
         raise ValueError(f"Only a gradscope.models.MLP can be rescaled, got {type(model).__name__}.")
@@ -69,7 +69,7 @@ def measure(
     layers: dict[str, Any] = {"layer": [f"layers.{i}" for i in range(depth)], "index": np.arange(1, depth + 1)}
     expected = np.arange(depth, 0, -1) * math.log10(factor)
     moved = profiles[RESCALED].log10_values[:, 0] - profiles[PLAIN].log10_values[:, 0]
-    # Compute differences here, at full precision: a saved frame keeps fewer digits.
+    # Differences are computed here at full precision, because a saved frame has fewer digits.
     parts = [
         observed("ratio_error", 10 ** (gradients[RESCALED] - gradients[PLAIN] - expected) - 1, **layers),
         observed("gsc_difference", 10**moved - 1, index=np.arange(len(moved))),
@@ -82,13 +82,13 @@ def measure(
 
 
 def _distance(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
-    """Absolute difference of two loss curves; infinite where either is infinite."""
+    """Absolute difference of two loss curves; infinite if one of the losses is infinite."""
     with np.errstate(invalid="ignore"):  # inf - inf
         return np.nan_to_num(np.abs(np.subtract(values, others)), nan=np.inf, posinf=np.inf)
 
 
 def raw_gradients(model: MLP, x: Tensor, labels: Tensor) -> list[float]:
-    """Norm of the gradient of the mean loss with respect to the output of every layer, input first."""
+    """Norm of the gradient of the mean loss with respect to the output of every layer, in forward order."""
     outputs = [x.flatten(1)]
     for layer in model.layers:
         outputs.append(layer(outputs[-1]))
@@ -100,7 +100,7 @@ def raw_gradients(model: MLP, x: Tensor, labels: Tensor) -> list[float]:
 def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps: int) -> list[float]:
     """Losses before every step of gradient descent and after the last; ``rates`` has one entry per weight matrix.
 
-    A non-finite loss is returned as infinite and ends the descent.  ``model`` is not changed.
+    The descent ends at a non-finite loss, which is returned as infinite, and so are all later losses.
     """
     network, losses = copy.deepcopy(model), []
     for step in range(steps + 1):
@@ -116,12 +116,12 @@ def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """Raw gradients, GSC and losses, side by side; where curves coincide, the thinner one is on top."""
+    """A figure of raw gradients, GSC and losses. If curves coincide, the thinner curve is on top."""
     frame, factors = collected.frame, _factors(collected.frame)
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
     parts = [("log10_raw_gradient", "value"), ("gsc", "log10_value"), ("loss", "value")]
     for ax, (quantity, column) in zip(axes, parts, strict=True):
-        first = 1 if quantity == "gsc" else 0  # leave out GSC of the input
+        first = 1 if quantity == "gsc" else 0  # GSC of the input is left out
         # The original is the same for every R, so draw it once.
         _line(ax, _table(frame, quantity, PLAIN, max(factors), column).loc[:, first:], "0.7", "plain", 7.0)
         for place, factor in enumerate(factors):
@@ -141,7 +141,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Same training, same GSC, other gradients."""
+    """Whether training and GSC are the same, and raw gradients are not."""
     frame = collected.frame
     ends = {factor: _table(frame, "loss", SAME_RATE, factor).to_numpy()[:, -1] for factor in _factors(frame)}
     end = means.mean(_table(frame, "loss", PLAIN, max(ends)).to_numpy()[:, -1])
@@ -150,7 +150,7 @@ def claims(collected: Collected) -> list[Claim]:
         *_identities(frame),
         _learns(frame),
         Claim(
-            "With one learning rate for all layers, the rescaled network also trains identically",
+            "The rescaled network also trains identically with the learning rate of the original in all layers",
             all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
             f"final loss of the original: {end:.3f}; of the rescaled network: "
             + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
@@ -159,45 +159,45 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """No, if the identities hold."""
+    """The answer is "no" if the identities hold."""
     frame = collected.frame
     most = max(_factors(frame))
     if not all(claim.holds for claim in _identities(frame)):
-        return "These runs do not tell: the rescaled network is not the same network, see the claims."
+        return "These runs give no answer: the rescaled network is not equal to the original network, see the claims."
     return (
-        f"No. If the same network is written in other units (R = {most:g}), its raw gradient grows toward the input by "
-        f"a factor of {_growth(frame, RESCALED, most):.2f} per layer instead of {_growth(frame, PLAIN, most):.2f}. Yet "
-        "GSC is the same, and so is training with converted learning rates."
+        f"No. If the layers of a network are rescaled without changing its function (R = {most:g}), the raw gradient "
+        f"grows toward the input by a factor of {_growth(frame, RESCALED, most):.2f} per layer instead of "
+        f"{_growth(frame, PLAIN, most):.2f}. GSC is the same, and so is training with rescaled learning rates."
     )
 
 
 def _identities(frame: pd.DataFrame) -> list[Claim]:
-    """Of training, of raw gradients, and of GSC."""
+    """Identities of training, of raw gradients, and of GSC."""
     largest = frame.assign(size=frame["value"].abs()).groupby(["quantity", "factor"], observed=True)["size"].max()
     drift, most = largest["loss_difference"], max(_factors(frame))
     exact = [factor for factor in _factors(frame) if math.log2(factor).is_integer()]
     ratio, moved = (float(largest[name].max()) for name in ("ratio_error", "gsc_difference"))
     return [
         Claim(
-            "With rescaled learning rates, the rescaled network trains identically",
+            "The rescaled network trains identically with rescaled learning rates",
             bool(drift.max() < ROUNDING and (drift[exact] == 0).all()),
             "largest difference of the loss over all steps and seeds: "
             + ", ".join(f"{_bound(difference)} for R = {factor:g}" for factor, difference in drift.items()),
             identity=True,
         ),
         Claim(
-            "Per layer, the raw gradient of the rescaled network grows by R times the factor of the original",
+            "The growth factor of the raw gradient per layer is R times as large in the rescaled network",
             ratio < ROUNDING,
-            f"relative error of this factor: {_bound(ratio)}; growth per layer for R = {most:g}: "
+            f"relative error: {_bound(ratio)}; growth factor for R = {most:g}: "
             f"{_growth(frame, RESCALED, most):.3f}; of the original: {_growth(frame, PLAIN, most):.3f}",
             identity=True,
         ),
-        Claim("GSC stays the same", moved < ROUNDING, f"largest relative difference: {_bound(moved)}", identity=True),
+        Claim("Rescaling keeps GSC", moved < ROUNDING, f"largest relative difference: {_bound(moved)}", identity=True),
     ]
 
 
 def _learns(frame: pd.DataFrame) -> Claim:
-    """Whether there is any training that could be the same: the loss of the original falls without jumps."""
+    """Whether the original network trains at all: its loss falls without jumps."""
     losses = _table(frame, "loss", PLAIN, max(_factors(frame))).to_numpy()
     rise = float((losses[:, 1:] / losses[:, :-1]).max() - 1)
     change = means.mean(losses[:, -1] - losses[:, 0])
@@ -210,7 +210,7 @@ def _learns(frame: pd.DataFrame) -> Claim:
 
 
 def _table(frame: pd.DataFrame, quantity: str, variant: str, factor: float, column: str = "value") -> pd.DataFrame:
-    """Values by seed (rows) and layer or step (columns)."""
+    """Values of one quantity, with one row per seed and one column per layer or step."""
     rows = frame[(frame["quantity"] == quantity) & (frame["variant"] == variant) & (frame["factor"] == factor)]
     return rows.pivot_table(index="seed", columns="index", values=column, observed=True)
 
@@ -226,7 +226,7 @@ def _growth(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
 
 
 def _bound(difference: float) -> str:
-    """The next power of ten; a rounding error is not reproducible to more digits on another processor."""
+    """The next power of ten. On another processor, a rounding error has other digits."""
     return "0" if difference == 0 else f"below 1e{math.floor(math.log10(difference)) + 1}"
 
 
@@ -245,27 +245,27 @@ networks whose layers have the same scale.
 """,
     method="""
 A ReLU network without normalization (depth {model.depth}, width {model.width}, a linear head for {model.out_features}
-classes, {dtype}) is compared with a copy in other units. In the copy, the output of the layer that is l layers away
-from the output is multiplied by R^-l, for R = {measurement.factor}. Because ReLU is positively homogeneous, this needs
-only other weights: the first weight matrix is multiplied by R^-L (L is the number of layers), every other by R. The
-function stays the same, bit for bit if R is a power of two.
+classes, {dtype}) is compared with a rescaled copy. If a layer is l layers away from the output of the network, the copy
+multiplies the output of the layer by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous, so only the
+weights must change: the first weight matrix is multiplied by R^-L (L is the number of layers), and every other weight
+matrix by R. The function stays the same. If R is a power of two, even its rounding stays the same.
 
-A weight multiplied by c takes the same relative step if its learning rate is multiplied by c^2. Both networks are
-trained with such learning rates ({measurement.learning_rate} for the original) by {measurement.steps} steps of gradient
-descent, on {data.batch_size} samples of Gaussian noise, labeled by a random linear map. The copy is also trained with
-one learning rate for all layers.
+If a weight is multiplied by c, its relative change in a step stays the same if its learning rate is multiplied by c^2.
+The copy is trained with such learning rates, and also with the learning rate of the original in all layers
+({measurement.learning_rate}). Training has {measurement.steps} steps of gradient descent on {data.batch_size} samples
+of Gaussian noise, labeled by a random linear map.
 
 Two things are measured before training: the norm of the gradient of the loss with respect to the output of every layer,
-and the exact GSC of every layer with respect to the logits. The construction is due to G. Philipp, D. Song and J.
-Carbonell (arXiv:1712.05577).
+and the exact GSC of every layer with respect to the logits. The rescaling is from G. Philipp et al. (arXiv:1712.05577).
 """,
     how_sure="""
-Only weights, data and labels are random; there are {num_seeds} draws for every R. Intervals are 95 % Student's t
-intervals over these draws. The result holds for networks whose layers are all positively homogeneous, so not for tanh.
+Weights, data and labels are random, with {num_seeds} draws for every R. Intervals are 95 % Student's t intervals over
+these draws. The result holds only if all layers are positively homogeneous, so it does not hold for tanh.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "rescaling": "Raw gradients, GSC and training loss of one network in several units. Thin curves are on top.",
+        "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
+        "copies. If curves coincide, the thinner curve is on top.",
     },
 )

@@ -23,7 +23,7 @@ ORDER = 1.0
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """GSC over training, before and after; loss and accuracy; gradient norms."""
+    """Figures of GSC during training, of GSC before and after, of loss and accuracy, and of gradient norms."""
     assert collected.metrics is not None
     frame, metrics = (
         table.assign(network=[_name(model) for model in table["model"]])
@@ -35,14 +35,14 @@ def figures(collected: Collected) -> dict[str, Figure]:
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """For each network: which way GSC moves, how far, where most, when; and the accuracies."""
+    """Claims on each network (whether GSC falls, how far, where and when it changes most) and on the accuracies."""
     moved, models = _movement(collected.frame), _models(collected)
     made = [claim for model in models for claim in _of_network(_name(model), _part(moved, "model", model))]
     return [*made, *_accuracy(collected)]
 
 
 def answer(collected: Collected) -> str:
-    """The accuracies, which way GSC moves, and how far."""
+    """The accuracies, in how many units GSC falls, and the largest changes of GSC."""
     assert collected.metrics is not None
     moved, accuracy = _movement(collected.frame), _accuracies(collected.metrics)
     reached, fallen, farthest = [], [], []
@@ -53,13 +53,13 @@ def answer(collected: Collected) -> str:
         fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. By the end, mean log10 GSC "
-        f"has fallen in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. At the end, GSC is lower "
+        f"than before in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
     )
 
 
 def details(collected: Collected) -> str:
-    """Spread between runs, rising units, the range of GSC, and every unit before and after."""
+    """Units in which GSC rises, differences between runs, the range of GSC, and a table of all units."""
     frame, moved, models = collected.frame, _movement(collected.frame), _models(collected)
     rising, spread = [], []
     for model in models:
@@ -84,7 +84,7 @@ def _name(model: object) -> str:
 
 
 def _unit(layer: object) -> str:
-    """``the fourth ReLU (relu4)``, or ``the NAME`` for other names."""
+    """``the fourth ReLU (relu4)`` for ``relu4``; ``the NAME`` for a unit that is not in `KINDS`."""
     found = re.fullmatch(r"([a-z]+)(\d)", str(layer))
     if found is None or found[1] not in KINDS:
         return f"the {layer}"
@@ -92,13 +92,13 @@ def _unit(layer: object) -> str:
 
 
 def _movement(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC minus that at step 0: a row for each (model, layer, step), a column for each seed."""
+    """log10 GSC minus log10 GSC at step 0, with a row for each (model, layer, step) and a column for each seed."""
     table = _logarithms(frame)
     return table - table.groupby(level=["model", "layer"], sort=False).transform("first")
 
 
 def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC in the form of `_movement`, without the reshape and the last unit, whose GSC is always 1."""
+    """log10 GSC with rows and columns of `_movement`. The reshape and the last unit (GSC always 1) are left out."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["depth_from_output"] > 0) & (frame["layer"] != "flatten")]
     return rows.sort_values("step", kind="stable").pivot_table(
         index=["model", "layer", "step"], columns="seed", values="log10_value", observed=True, sort=False
@@ -106,7 +106,7 @@ def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _part(table: pd.DataFrame, level: str, value: object) -> pd.DataFrame:
-    """The rows with this value of an index level, without that level."""
+    """The rows in which an index level has this value; the level is dropped."""
     return table[table.index.get_level_values(level) == value].droplevel(level)
 
 
@@ -119,12 +119,12 @@ def _means(table: pd.DataFrame) -> dict[Any, Mean]:
 
 
 def _farthest(found: dict[Any, Mean]) -> tuple[Any, Mean]:
-    """The mean that is farthest from 0, with its key."""
+    """The key and the mean of the entry that is farthest from 0."""
     return max(found.items(), key=lambda item: abs(item[1].value))
 
 
 def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
-    """Which way GSC of a network moves, how far at the end and at every record, where most, and when."""
+    """Whether GSC of a network falls, how far GSC changes at the end and at any record, and where and when."""
     final = _last(moved)
     last, records = _means(final), _means(moved[moved.index.get_level_values("step") > 0])
     fallen, risen = sum(one.high < 0 for one in last.values()), sum(one.low > 0 for one in last.values())
@@ -135,43 +135,43 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
     early = means.mean(path[path.index <= path.index.max() / 4].sum() / path.sum())
     return [
         Claim(
-            f"By the end, GSC of most units of {name} has fallen",
+            f"At the end, GSC of most units of {name} is lower than before training",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
-            f"the mean fell in {sum(one.value < 0 for one in last.values())} of {len(last)} units, the interval in "
-            f"{fallen}; the whole interval rose in {risen}",
+            f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units, its "
+            f"whole interval in {fallen}; the whole interval is positive in {risen}",
         ),
         Claim(
-            f"After training, GSC of every unit of {name} is within one order of magnitude of that before",
+            f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
             f"{len(last)} units; largest change of log10 GSC: {_unit(unit)}, {change:.2f}",
         ),
         Claim(
-            f"At every record, GSC of every unit of {name} is within one order of magnitude of that before training",
+            f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
-            f"{len(records)} intervals; largest mean: {_unit(other)} at step {step}, {largest:.2f}; interval that "
-            f"reaches farthest from 0: {loosest:.2f}",
+            f"{len(records)} intervals of the change of log10 GSC; largest mean: {_unit(other)} at step {step}, "
+            f"{largest:.2f}; interval with the end farthest from 0: {loosest:.2f}",
         ),
         Claim(
-            f"The unit that has moved most in {name} by the end is the same in every run",
+            f"The unit of {name} whose GSC has changed most at the end is the same in every run",
             len(set(farthest.values())) == 1,
             ", ".join(f"{_unit(where)} by {final[seed][where]:+.2f}" for seed, where in farthest.items()),
         ),
         Claim(
-            f"Most of the movement of GSC from the input of {name} happens in the first quarter of training",
+            f"GSC from the input of {name} changes more in the first quarter of training than in the rest",
             early.above(0.5),
-            f"fraction of the summed absolute changes between records: {early:.2f}",
+            f"fraction of the sum of absolute changes between records: {early:.2f}",
         ),
     ]
 
 
 def _accuracies(metrics: pd.DataFrame) -> dict[str, pd.Series]:
-    """The last test accuracy of each run, by model and seed."""
+    """The last test accuracy of each run, as a series over seeds for each model."""
     last = metrics[metrics["test_accuracy"].notna()].groupby(["model", "seed"], observed=True)["test_accuracy"].last()
     return {str(model): last.xs(model, level="model") for model in last.index.get_level_values("model").unique()}
 
 
 def _accuracy(collected: Collected) -> list[Claim]:
-    """Whether two networks reach different accuracies."""
+    """Whether the two networks reach different accuracies."""
     assert collected.metrics is not None
     found = {_name(model): 100 * values for model, values in _accuracies(collected.metrics).items()}
     if len(found) != 2:
@@ -184,7 +184,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
 
 
 def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
-    """A table of GSC of every unit at the first and the last record, and of the change of log10, for every network."""
+    """A table of GSC of every unit at the first and the last record, and of the change of log10 GSC."""
     logarithms, rows = _logarithms(frame), []
     models = list(dict.fromkeys(logarithms.index.get_level_values("model")))
     for layer in dict.fromkeys(logarithms.index.get_level_values("layer")):
@@ -201,39 +201,39 @@ STUDY = Study(
     question="How does GSC of two AlexNets change while they learn CIFAR-10?",
     answer=answer,
     use="""
-GSC at initialization does not describe the trained network, so measure it again after training. At initialization,
-measure several runs, because runs differ more than after training.
+GSC at initialization does not describe the trained network, so measure GSC again after training. At initialization,
+measure several runs, because runs differ more before training than after.
 """,
     method=f"""
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
 {{optimizer.momentum}}. The recipe is a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}}
-and label smoothing {{train.label_smoothing}}; there are {{num_seeds}} runs per network. A is trained without its
-dropout, which reduced accuracy in so few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast); GSC
-is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+and label smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. A is trained without dropout,
+because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast);
+GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
 ([results](../../results/README.md)).
 
 Every {{monitor.every}} steps, GSC of every unit to the logits is measured exactly, always on the same
 {{monitor.batch_size}} test images. A unit is a layer, activation or pooling. The reshape before the first fully
-connected layer is left out, because its GSC is that of the unit before it.
+connected layer is left out, because GSC of the reshape equals GSC of the unit before it.
 
-The movement of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means between
--{ORDER:g} and {ORDER:g} for the mean over runs. A claim is supported if all 95 % intervals lie within these limits,
-contradicted if one lies outside, and undecided otherwise. GSC is squared here; in the convention of G. Philipp, D. Song
-and J. Carbonell (arXiv:1712.05577), every movement is half as large.
+The **movement** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means
+that the mean movement over runs is between -{ORDER:g} and {ORDER:g}. A claim is supported if all 95 % intervals lie
+within these limits, contradicted if one interval lies outside, and undecided otherwise. GSC is squared here. In the
+convention of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577), every movement is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
-interval is that of one unit at one record, without correction for their number. The interval of a movement contains the
-spread of runs at the beginning as well as at the end. A few epochs of one recipe say nothing about training to the end
-or about other learning rates.
+interval is for one unit at one record; the intervals are not corrected for the number of units and records. Runs differ
+at the beginning and at the end, and the interval of a movement contains both differences. A few epochs of one recipe
+say nothing about training to the end or about other learning rates.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "gsc_over_training": "GSC from every layer to the logits over training. Red: above 1. Blue: below 1.",
+        "gsc_over_training": "GSC from every layer to the logits during training. Red: GSC above 1. Blue: GSC below 1.",
         "gsc_before_after": "GSC of every unit before and after training, one panel per network.",
-        "learning": "Training loss and test accuracy of both networks over the steps of training.",
-        "gradient_norms": "Norm of the gradient of every layer's parameters over training, one panel per network.",
+        "learning": "Training loss and test accuracy of both networks, against the step of training.",
+        "gradient_norms": "Norm of the gradient of the parameters of every layer during training, for each network.",
     },
     details=details,
     results="alexnet",

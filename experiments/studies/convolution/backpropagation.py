@@ -1,11 +1,11 @@
 """Convolution and pooling with their gradients, written in NumPy to be read beside the formulas.
 
-Images are (B, C, H, W) and kernels (K, C, h, w).  A "convolution" is a cross-correlation, as in torch: the kernel is
-flipped only in the backward pass.  Each gradient is that of a number L, computed from G = dL/dY.
+Images have shape (B, C, H, W) and kernels (K, C, h, w).  A "convolution" is a cross-correlation, as in torch: the
+kernel is flipped only in the backward pass.  L is a scalar loss. All gradients are computed from G = dL/dY.
 
     Y[n, k, i, j] = b[k] + sum_c sum_u sum_v W[k, c, u, v] X[n, c, i s + u d - p, j s + v d - p]
 
-with stride s, dilation d and padding p, and X = 0 outside.  Loops run over the taps (u, v) of a kernel only.
+with stride s, dilation d and padding p, and X = 0 outside the image.  Only the taps (u, v) of a kernel need a loop.
 
 Reference: V. Dumoulin and F. Visin (2016), "A guide to convolution arithmetic for deep learning", arXiv:1603.07285.
 """
@@ -40,8 +40,8 @@ def conv2d(
     """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1."""
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"Images (B, C, H, W) and kernels (K, C, h, w) must share their channels C, got shapes {x.shape} and "
-            f"{weight.shape}."
+            f"Images (B, C, H, W) and kernels (K, C, h, w) must have equally many channels C, got shapes {x.shape} "
+            f"and {weight.shape}."
         )
     if stride < 1 or dilation < 1 or padding < 0:
         raise ValueError(
@@ -52,7 +52,7 @@ def conv2d(
     if min(_output_size(np.empty((1, 1, height, width)), weight.shape[2:], 1, dilation)) < 1:
         raise ValueError(
             f"A kernel of {weight.shape[2:]} with dilation {dilation} is larger than the padded image, "
-            f"{height} x {width}; pad it more."
+            f"{height} x {width}; increase the padding."
         )
     y = _correlate(_padded(x, padding), weight, stride, dilation)
     return y if bias is None else y + bias[:, None, None]
@@ -61,7 +61,7 @@ def conv2d(
 def conv2d_input_gradient(
     gradient: Array, weight: Array, shape: tuple[int, ...], *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """dL/dX: a full correlation of G with the flipped kernel, its channels swapped.
+    """dL/dX: a full correlation of G with the flipped kernel, whose channels K and C are swapped.
 
         dL/dX[n, c, y, x] = sum_k sum_u sum_v W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d]
 
@@ -81,7 +81,7 @@ def conv2d_input_gradient(
 def conv2d_weight_gradient(
     gradient: Array, x: Array, kernel_size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """dL/dW, (K, C, h, w): the correlation of the input with G, as a kernel with dilation s and stride d.
+    """dL/dW, (K, C, h, w): the correlation of the input with G, a kernel with dilation s that moves by stride d.
 
     dL/dW[k, c, u, v] = sum_n sum_i sum_j G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p]
     """
@@ -99,7 +99,7 @@ def conv2d_bias_gradient(gradient: Array) -> Array:
 def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> Array:
     """The mean of each window of m = size^2 pixels. Padding counts as zeros, as in torch by default.
 
-    Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p], where s is ``size`` by default
+    Y[n, c, i, j] = 1/m sum_u sum_v X[n, c, i s + u - p, j s + v - p], where the stride s is ``size`` by default
     """
     return np.asarray(_pool_taps(x, size, stride, padding, 0.0).mean(axis=0))
 
@@ -107,14 +107,14 @@ def average_pool2d(x: Array, size: int, *, stride: int | None = None, padding: i
 def average_pool2d_gradient(
     gradient: Array, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
 ) -> Array:
-    """dL/dX of `average_pool2d`: every pixel of a window receives G / m, summed over windows."""
+    """dL/dX of `average_pool2d`: every pixel receives G / m from each window that contains the pixel."""
     return _scattered([gradient / size**2] * size**2, shape, size, stride, padding)
 
 
 def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int = 0) -> tuple[Array, Indices]:
-    """The largest pixel of each window, and the number u size + v of its tap, both (B, C, H', W').
+    """The largest pixel of each window, and the number u size + v of its tap. Both have shape (B, C, H', W').
 
-    Of equal pixels the first one counts, row by row, as in torch. Padding is never the largest.
+    If pixels are equal, the first in row-major order counts, as in torch. Padding is never the largest.
     """
     taps = _pool_taps(x, size, stride, padding, -np.inf)
     winners = taps.argmax(axis=0)
@@ -124,7 +124,7 @@ def max_pool2d(x: Array, size: int, *, stride: int | None = None, padding: int =
 def max_pool2d_gradient(
     gradient: Array, winners: Indices, shape: tuple[int, ...], size: int, *, stride: int | None = None, padding: int = 0
 ) -> Array:
-    """dL/dX of `max_pool2d`: the largest pixel of a window receives G, summed over windows."""
+    """dL/dX of `max_pool2d`: a pixel receives G from each window in which the pixel is the largest."""
     parts = [np.where(winners == tap, gradient, 0.0) for tap in range(size**2)]
     return _scattered(parts, shape, size, stride, padding)
 
@@ -141,7 +141,7 @@ def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
 def _windows(
     x: Array, kernel_size: Size, size: Size, stride: int, dilation: int
 ) -> Iterator[tuple[tuple[int, int], Array]]:
-    """Each tap (u, v) with the pixels that it meets, one per output: a view (B, C, H', W')."""
+    """Each tap (u, v) with the input pixels that it multiplies, one per output pixel, as a view (B, C, H', W')."""
     height, width = ((outputs - 1) * stride + 1 for outputs in size)
     for u, v in itertools.product(*map(range, kernel_size)):
         top, left = u * dilation, v * dilation
@@ -154,7 +154,7 @@ def _output_size(x: Array, kernel_size: Size, stride: int, dilation: int) -> Siz
 
 
 def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: float) -> Array:
-    """The pixels that each tap of a window meets: (size^2, B, C, H', W')."""
+    """The pixels that each tap of a window reads, as an array of shape (size^2, B, C, H', W')."""
     if size < 1 or (stride is not None and stride < 1) or not 0 <= padding <= size // 2:
         raise ValueError(
             f"Pooling needs size and stride of at least 1 and a padding of at most half the size; got size={size}, "
@@ -169,7 +169,7 @@ def _pool_taps(x: Array, size: int, stride: int | None, padding: int, fill: floa
 
 
 def _scattered(parts: list[Array], shape: tuple[int, ...], size: int, stride: int | None, padding: int) -> Array:
-    """The adjoint of `_pool_taps`: ``parts[tap]`` is added to the pixels that this tap met."""
+    """The adjoint of `_pool_taps`: ``parts[tap]`` is added to the pixels that this tap has read."""
     padded = _padded(np.zeros(shape), padding)
     windows = _windows(padded, (size, size), parts[0].shape[2:], stride or size, 1)
     for part, (_, window) in zip(parts, windows, strict=True):
@@ -186,9 +186,9 @@ def _cropped(x: Array, padding: int) -> Array:
 
 
 def compared(generator: torch.Generator) -> pd.DataFrame:
-    """The largest difference between each gradient by hand and torch's, relative to the largest entry, in float64.
+    """The largest difference between each gradient by hand and that of torch, divided by the largest entry, in float64.
 
-    Convolutions and poolings have all `STRIDES`, `PADDINGS`, and `DILATIONS` or `WINDOWS`. Images are random.
+    On random images, for all `STRIDES` and `PADDINGS`; convolutions for all `DILATIONS`, poolings for all `WINDOWS`.
     """
     found: dict[str, list[float]] = {}
     noise = partial(torch.randn, dtype=torch.float64, generator=generator)
@@ -224,7 +224,7 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
 
 
 def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:
-    """A gradient of the output (a wave over its entries), and torch's gradients of the arrays."""
+    """A gradient of the output (a sine wave over the entries), and the gradients of the arrays that torch computes."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
     y = function(*tensors)
     g = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).sin().reshape(y.shape)

@@ -12,10 +12,10 @@ from experiments.evidence.study import Claim
 from experiments.studies.convolution.measurement import AFTER, CONNECTED, CONVOLUTIONAL, STAGES
 from experiments.studies.convolution.numbers import WHEN, by_seed, change, neighbor_spread, pooled, training_factors
 
-# Fractions of an image, a map or a standard deviation below SMALL count as small, above EXPLAINED as all.
+# A fraction of an image, a map or a standard deviation below SMALL counts as small, and one above EXPLAINED as all.
 SMALL = 0.1
 EXPLAINED = 1 - SMALL
-# Rounding of float64 in sums of a few hundred terms, and of float32 in sums of a few thousand.
+# Rounding errors of float64 in sums of a few hundred terms, and of float32 in sums of a few thousand terms.
 ROUNDING, ROUNDING_FLOAT32 = 1e-12, 1e-5
 # Total strides of the stages. The last stages come after two poolings.
 STRIDES_OF = dict(zip(STAGES, (1, 2, 2, 4, 4, 4), strict=True))
@@ -25,36 +25,36 @@ IS_SMALL = f"small: below {SMALL:g}"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
-    """Gradients, maps, pooling, training, outputs, and images."""
+    """The claims about gradients, maps, pooling, training, outputs and images."""
     single = [claim(frame) for claim in (gradients, exact, stride, border)]
     return [*single, *pooling(frame), *trained(frame).values(), *outputs(frame), distance_first(frame), *images(frame)]
 
 
 def gradients(frame: pd.DataFrame) -> Claim:
-    """Gradients by hand against those of torch."""
+    """Whether gradients by hand equal those of torch."""
     rows = frame[frame["quantity"] == "backpropagation_error"]
     cases = int(rows.groupby("seed")["num_samples"].sum().iloc[0])
-    says = "The gradients of convolution and pooling by hand are those of automatic differentiation"
+    says = "Gradients of convolution and pooling by hand equal those of automatic differentiation"
     return _rounding(says, f"{cases} cases per seed; largest relative difference", rows["value"].max(), ROUNDING)
 
 
 def exact(frame: pd.DataFrame) -> Claim:
-    """Equivariance where nothing breaks the symmetry."""
+    """Whether maps are equivariant for shifts that strides divide, away from the border."""
     errors = frame[frame["quantity"] == "equivariance_error"]
     divided = errors["shift"] % errors["layer"].map(STRIDES_OF).astype(float) == 0
-    says = "Away from the border, maps move with the image if their total stride divides the shift"
+    says = "Away from the border, a map moves with the image if the total stride of the map divides the shift"
     cases = f"{divided.sum()} combinations of map, shift and seed, before and after training; largest error"
     return _rounding(says, cases, errors.loc[divided, "value"].max(), ROUNDING_FLOAT32)
 
 
 def _rounding(says: str, cases: str, worst: float, limit: float) -> Claim:
-    """Rounding errors differ between machines; whether they are below the limit does not."""
+    """Claim that errors are rounding errors. Values below the limit are not printed, as they depend on the machine."""
     small = bool(worst < limit)
     return Claim(says, small, f"{cases}: {f'below {limit:.0e}' if small else f'{worst:.1e}'}")
 
 
 def stride(frame: pd.DataFrame) -> Claim:
-    """Shifts between multiples of the stride."""
+    """Whether shifts that the stride does not divide break the symmetry."""
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
     says = f"Shifts by one or two pixels, which the stride of {STRIDES_OF[LAST]} does not divide, change maps of {LAST}"
@@ -62,9 +62,9 @@ def stride(frame: pd.DataFrame) -> Claim:
 
 
 def border(frame: pd.DataFrame) -> Claim:
-    """The effect of zeros around the image."""
+    """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"smaller of the errors of {LAST} before and after training"
+    smaller = f"error of {LAST}, the smaller of those before and after training"
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 
@@ -74,11 +74,11 @@ def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
-    """Pooled maps against maps without pooling, seed by seed."""
+    """Pooled maps compared with full maps, seed by seed."""
     of_max, of_average, as_it_is = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
         _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / as_it_is),
-        _lower("Average pooling lowers this change more than max pooling", of_average / of_max),
+        _lower("Average pooling lowers the change of a map more than max pooling", of_average / of_max),
     ]
 
 
@@ -88,7 +88,7 @@ def _lower(says: str, ratios: npt.ArrayLike, comparisons: int = 1, note: str = "
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
-    """Whether training makes the maps of each stage more equivariant. Only the last stage was claimed in advance."""
+    """Whether training makes the maps of each stage more equivariant. Only the claim on the last stage was planned."""
     made, num = {}, len(STRIDED)
     for stage in STRIDED:
         before, after = (by_seed(frame, "equivariance_error", layer=stage, training=when, shift=1) for when in WHEN)
@@ -99,12 +99,12 @@ def trained(frame: pd.DataFrame) -> dict[str, Claim]:
 
 
 def outputs(frame: pd.DataFrame) -> list[Claim]:
-    """Invariance of the outputs at initialization and after training."""
+    """Whether outputs are invariant, at initialization and after training."""
     made, changes = [], {when: change(frame, CONVOLUTIONAL, when) for when in WHEN}
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change divided by the distance between two images: {found:.3f}; {IS_SMALL}"
+        because = f"change of the output divided by the distance between two images: {found:.3f}; {IS_SMALL}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
@@ -114,28 +114,28 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     apart = geometric_mean(distances)
     farther = "Exploratory: training increases the distance between the outputs for two images"
     same = mean(by_seed(frame, "class_agreement", network=CONVOLUTIONAL, training=AFTER, shift=1))
-    survive = "After training, nine of ten predicted classes survive a shift by one pixel"
+    survive = "After training, nine of ten images keep their predicted class under a shift by one pixel"
     return [
         *made,
         _lower("Training brings the AlexNet nearer to invariance", after / before),
-        _lower("Exploratory: training lowers the change of the output itself", moved),
+        _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved),
         Claim(farther, apart.above(1), f"ratio: {apart:.2f}"),
-        Claim(survive, same.above(EXPLAINED), f"fraction of images whose predicted class stays the same: {same:.2f}"),
+        Claim(survive, same.above(EXPLAINED), f"fraction of images that keep their predicted class: {same:.2f}"),
     ]
 
 
 def distance_first(frame: pd.DataFrame) -> Claim:
-    """Which of the two factors of relative invariance training changes more."""
+    """Whether the distance between images changes more by training than the response to a shift."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
-    says = "Exploratory: training gains relative invariance more by separating images than by ignoring shifts"
-    return Claim(says, found.above(1), f"growth of the distance over reduction of the change: {found:.2f}")
+    says = "Exploratory: training increases the distance between images more than it lowers the change under a shift"
+    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found:.2f}")
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
-    """Stationarity of the images."""
+    """Whether the images are stationary."""
     made, spread = [], "standard deviation over positions"
-    scales = {"mean": "in standard deviations of a pixel", "variance": "relative to the mean variance"}
+    scales = {"mean": "divided by that of a pixel", "variance": "divided by the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same everywhere"
@@ -143,8 +143,8 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the differences that it explains: {found:.2f}; all: more than {EXPLAINED:g}"
+        because = f"fraction of the differences explained by displacement: {found:.2f}; all: more than {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} of the correlation r of neighbors, relative to 1 - r: {found:.3f}; {IS_SMALL}"
+    because = f"{spread} of the correlation r of neighbors, divided by 1 - r: {found:.3f}; {IS_SMALL}"
     return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]

@@ -25,7 +25,7 @@ DISTANCE = "change / distance of two images"
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Errors of maps and outputs against the shift, pooled maps, and pixels by position."""
+    """Figures of errors of maps and outputs against the shift, of pooled maps, and of pixels by position."""
     frame, note = collected.frame, collected.manifest.get("note")
     data = f"CIFAR-10 ({note})" if note else "CIFAR-10"
     bars = f"{data}; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval"
@@ -93,7 +93,7 @@ def _pooling(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
-    """Mean and standard deviation along each axis, and correlations with their spread over positions."""
+    """Mean and standard deviation along each axis, and correlations with their standard deviation over positions."""
     figure, axes = _panels(3, 13.0, 4.0, title)
     for axis, color, line in zip(AXES, COLORS, ("-", "--"), strict=False):
         average, variance, middle, spread = (
@@ -114,7 +114,7 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
-    """(positions, seeds)."""
+    """Values of a quantity along an axis, as an array of shape (positions, seeds)."""
     rows = frame[(frame["quantity"] == quantity) & (frame["axis"] == axis)]
     return rows.pivot_table(index="place", columns="seed", values="value", observed=True).to_numpy(dtype=np.float64)
 
@@ -122,7 +122,7 @@ def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
 def _bars(
     ax: Axes, x: npt.ArrayLike, values: Iterable[FloatArray], label: str, marker: str, color: object, line: str
 ) -> None:
-    """Means over seeds with their intervals."""
+    """Draw means over seeds with their intervals."""
     errorbars(
         ax, x, [mean(of_seeds) for of_seeds in values], marker=marker, linestyle=line or "none", color=color,
         label=label, markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2,

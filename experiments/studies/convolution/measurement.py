@@ -37,7 +37,7 @@ POOLINGS: dict[str, nn.Module] = {
 # The measured images are drawn from the first 10,000, the training images from the others.
 MEASURED = 10_000
 TESTED = 1_000
-# The recipe's own rate is for batches of 128.
+# The learning rate of `Recipe` is meant for batches of 128.
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
 DISTANCES = 17
 
@@ -45,12 +45,12 @@ DISTANCES = 17
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, train_steps: int, train_batch: int, num_images: int
 ) -> pd.DataFrame:
-    """Gradients by hand against torch's, errors of symmetry of two networks, and the stationarity of images.
+    """Errors of gradients by hand, errors of the symmetry of two networks, and the stationarity of images.
 
     Arguments:
-        model: The AlexNet; a fully connected network is made besides.
-        x: Standardized images (B, 3, H, W) at which the networks are measured; B is a multiple of four.
-        train_steps, train_batch: Length of the training, and its batch size.
+        model: The AlexNet. A fully connected network is created in addition.
+        x: Standardized images (B, 3, H, W) on which the networks are measured. B must be a multiple of four.
+        train_steps, train_batch: Number of training steps, and batch size.
         num_images: Number of training images for the statistics of pixels.
     """
     by_hand = backpropagation.compared(generator)
@@ -79,13 +79,13 @@ def measure(
 
 
 def pictures() -> tuple[Images, Images]:
-    """Training images, none of which is measured, and test images."""
+    """Training images that are not among the measured images, and test images."""
     train = Images.cifar10(train=True)
     return train.split(len(train) - MEASURED)[1], Images.cifar10(train=False, limit=TESTED)
 
 
 def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """The change of the outputs, their distance for different images, and the fraction of classes that stay."""
+    """Change of outputs under shifts, fraction of images that keep their class, and distance between images."""
     measures = {"invariance_error": invariance_error, "class_agreement": argmax_agreement}
     parts = [
         _rows(name, [found(network, x, (shift, 0)) for shift in SHIFTS], shift=SHIFTS)
@@ -95,9 +95,9 @@ def invariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Errors of the maps of each stage: away from the border, and on a torus for a shift that all strides divide.
+    """Errors of the maps of each stage: away from the border, and with a circular shift that all strides divide.
 
-    Away from the border, mosaics of four images are used, because the last stages see more than one image.
+    Away from the border, mosaics of four images are used: the window that a late stage sees is larger than one image.
     """
     mosaics, parts = mosaic(x).contiguous(memory_format=torch.channels_last), []  # This layout is twice as fast.
     for index, stage in enumerate(STAGES):
@@ -112,7 +112,7 @@ def equivariance(network: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.DataFrame:
-    """Change of maps under a shift of the input, with several kinds of pooling, relative to their distance."""
+    """Change of maps under a shift of the input for each pooling, divided by the distance between two images."""
     parts = []
     for index, layer in enumerate(RECTIFIED):
         for name, pool in POOLINGS.items():
@@ -132,7 +132,7 @@ def _rows(
 
 
 def up_to(network: nn.Module, layer: str) -> nn.Sequential:
-    """The part of a network that ends with a layer; the weights are shared."""
+    """The part of a network up to a layer, with the same weights."""
     names = [name for name, _ in network.named_children()]
     return nn.Sequential(*list(network.children())[: names.index(layer) + 1])
 
@@ -145,7 +145,7 @@ def mosaic(x: Tensor) -> Tensor:
 
 
 def stationarity(images: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """Dependence of the gray values of images (N, H, W) on the position; also by row, column and distance."""
+    """How gray values of images (N, H, W) depend on the position; also profiles by row, column and distance."""
     first, second = (of_pixels.Moments.of(half) for half in (images[::2], images[1::2]))
     shape, explained = (images.shape[1], images.shape[2]), of_pixels.explained_by_displacement
     numbers = {

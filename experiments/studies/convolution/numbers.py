@@ -1,4 +1,4 @@
-"""Numbers of the study of convolution, read from its frame; one value per seed."""
+"""Numbers of the study of convolution, read from the frame: one value per seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POOLED = {"none": "as it is", "subsampled": "every second pixel", "max": "max po
 
 
 def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> FloatArray:
-    """The values of a quantity where the columns have these values, in the order of the seeds."""
+    """The values of a quantity in the rows whose columns have the given values, in the order of the seeds."""
     rows = frame[frame["quantity"] == quantity]
     for name, value in columns.items():
         rows = rows[rows[name] == value]
@@ -23,20 +23,20 @@ def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> Float
 
 
 def change(frame: pd.DataFrame, network: str, training: str, shift: float = 1) -> FloatArray:
-    """The change of the output under a shift, relative to the distance of the outputs for two images."""
+    """The change of the output under a shift, divided by the distance between the outputs for two images."""
     of = {"network": network, "training": training}
     return by_seed(frame, "invariance_error", shift=shift, **of) / by_seed(frame, "contrast", **of)
 
 
 def training_factors(frame: pd.DataFrame, network: str) -> tuple[FloatArray, FloatArray]:
-    """Factors by which training changes the two parts of `change`: the response to a shift, and the distance."""
+    """Factors by which training multiplies the two parts of `change`: the response to a shift, and the distance."""
     moved = [by_seed(frame, "invariance_error", training=when, shift=1, network=network) for when in WHEN]
     apart = [by_seed(frame, "contrast", training=when, network=network) for when in WHEN]
     return moved[1] / moved[0], apart[1] / apart[0]
 
 
 def averaged(rows: pd.DataFrame, *columns: str) -> FloatArray:
-    """The geometric mean of the values over these columns."""
+    """The geometric mean of the values over these columns, one per seed."""
     logarithms = np.log(rows.pivot_table(index="seed", columns=list(columns), values="value", observed=True))
     return np.exp(logarithms.mean(axis=1)).to_numpy(dtype=np.float64)
 
@@ -48,6 +48,6 @@ def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
 
 
 def neighbor_spread(frame: pd.DataFrame, axis: str) -> FloatArray:
-    """Spread over positions of the correlation r of neighbors, relative to 1 - r: near 1 it cannot spread far."""
+    """Standard deviation over positions of the correlation r of neighbors, divided by 1 - r."""
     near: dict[str, str | float] = {"axis": axis, "place": 1}
     return by_seed(frame, "correlation_spread", **near) / (1 - by_seed(frame, "correlation", **near))

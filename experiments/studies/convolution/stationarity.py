@@ -1,7 +1,7 @@
 """Stationarity of images: mean and variance of a pixel by position, and covariance of two pixels by displacement.
 
-All numbers are products over two independent halves of the images. Such products are unbiased, while the square of one
-half would count its sampling error as a dependence on the position.
+Every square is a product of two estimates, one from each half of the images. Such a product is unbiased. The square of
+one estimate would be too large, because it contains the square of the sampling error.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ class Moments:
 
     @property
     def variance(self) -> FloatArray:
-        """(H, W)."""
+        """Variance of each pixel, (H, W)."""
         return np.diag(self.covariance).reshape(self.mean.shape)
 
     @property
     def correlation(self) -> FloatArray:
-        """(H W, H W)."""
+        """Correlation of each pair of pixels, (H W, H W)."""
         deviation = np.sqrt(np.diag(self.covariance))
         return self.covariance / np.outer(deviation, deviation)
 
 
 def mean_spread(first: Moments, second: Moments) -> float:
-    """Standard deviation over positions of the mean, relative to the standard deviation of a pixel."""
+    """Standard deviation over positions of the mean of a pixel, divided by the standard deviation of a pixel."""
     return _spread(first.mean, second.mean) / float(np.sqrt((first.variance + second.variance).mean() / 2))
 
 
 def variance_spread(first: Moments, second: Moments) -> float:
-    """Standard deviation over positions of the variance, relative to its mean."""
+    """Standard deviation over positions of the variance of a pixel, divided by the mean variance."""
     return _spread(first.variance, second.variance) / float((first.variance + second.variance).mean() / 2)
 
 
 def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tuple[int, int]) -> float:
-    """Fraction of the differences between pairs of pixels that displacements explain; 1 for stationary images.
+    """Fraction of the differences between pairs of pixels that is explained by displacement; 1 for stationary images.
 
         1 - sum_pq (C_pq - S(q - p))^2 / sum_pq (C_pq - mean C)^2,    S(d) = mean of C_pq over pairs with q - p = d
 
     Arguments:
-        first, second: C of two halves of the images: covariances or correlations of all pairs, (H W, H W).
-        shape: (H, W).
+        first, second: Covariances or correlations C of all pairs, (H W, H W), from two halves of the images.
+        shape: Height and width of the images (H, W).
     """
     groups = _displacements(shape)
     left, total = (((first - _means(first, by)) * (second - _means(second, by))).sum() for by in (groups, 0 * groups))
@@ -82,13 +82,13 @@ def along(first: Moments, second: Moments, axis: int, distances: int) -> tuple[F
 
 
 def _spread(first: FloatArray, second: FloatArray) -> float:
-    """Standard deviation over positions; a sampling error may make the estimated square negative."""
+    """Standard deviation over positions; 0 if a sampling error makes the estimated square negative."""
     square = ((first - first.mean()) * (second - second.mean())).mean()
     return float(np.sqrt(max(float(square), 0.0)))
 
 
 def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """A number for the displacement between each pair of pixels, (H W, H W)."""
+    """An integer for each pair of pixels that identifies their displacement, (H W, H W)."""
     height, width = shape
     rows, columns = (place.ravel() for place in np.mgrid[:height, :width])
     down, across = rows[None] - rows[:, None], columns[None] - columns[:, None]
@@ -96,7 +96,7 @@ def _displacements(shape: tuple[int, int]) -> npt.NDArray[np.int64]:
 
 
 def _means(values: FloatArray, groups: npt.NDArray[np.int64]) -> FloatArray:
-    """For each entry the mean over its group."""
+    """An array that replaces each entry by the mean over the group of that entry."""
     flat = groups.ravel()
     sums, counts = np.bincount(flat, weights=values.ravel()), np.bincount(flat)
     return (sums / np.maximum(counts, 1))[groups]

@@ -20,12 +20,12 @@ from gradscope import plots
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Factors over whole stacks, and profiles of all layers."""
+    """Figures of the factors of whole stacks, and of the profiles of all layers."""
     return {"total": total(collected.frame), "layers": layers(collected.frame)}
 
 
 def total(frame: pd.DataFrame) -> Figure:
-    """Factors of stride and padding near 1 on one axis, and those of pooling on another."""
+    """Factors of stride and padding in the left panel, and factors of pooling in the right panel."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), layout="constrained")
     for ax, kinds in ((left, KEEPING), (right, POOLING)):
         _draw_factors(ax, frame, kinds)
@@ -80,7 +80,7 @@ def layers(frame: pd.DataFrame) -> Figure:
 def _draw_profile(
     ax: Axes, names: Sequence[str], table: FloatArray, frame: pd.DataFrame, kind: str, beside: float
 ) -> None:
-    """One stack: (layers, seeds), with mean field where it is not 0 throughout."""
+    """Draw ``table`` (layers, seeds) of one stack, and mean field unless it is 0 for all layers."""
     number = list(WORDS).index(kind)
     color, marker = sns.color_palette("colorblind", len(WORDS))[number], "os^DvP*"[number]
     places, theory = np.arange(len(names)) + beside, np.log10(of.predicted(frame, kind))

@@ -16,12 +16,12 @@ WORDS = {
     "strided": "stride 2", "valid": "no padding", "reflect": "mirrored padding", "zeros": "zero padding",
     "max": "max pooling", "average": "average pooling", "circular": "torus",
 }  # fmt: skip
-# A factor of the total GSC that counts as unchanged.
+# GSC counts as unchanged if its factor is between 1 / UNCHANGED and UNCHANGED.
 UNCHANGED = 1.1
 
 
 def factors(frame: pd.DataFrame, place: int = 0) -> pd.DataFrame:
-    """GSC from the layer at ``place`` (0: the input) over that of the torus with the same seed, (seeds, kinds)."""
+    """GSC from layer ``place`` (0: input) divided by that of the torus with the same seed; shape (seeds, kinds)."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["layer"] == ("input" if place == 0 else f"conv{place}"))]
     table = rows.pivot_table(index="seed", columns="kind", values="log10_value", observed=True)
     return 10 ** table.sub(table[REFERENCE], axis=0)
@@ -38,13 +38,13 @@ def depth(frame: pd.DataFrame) -> int:
 
 
 def predicted(frame: pd.DataFrame, kind: str) -> FloatArray:
-    """Mean field of GSC to the output, of the input and of every layer."""
+    """Mean field of GSC from the input and from every layer to the output."""
     stages, convs = (int(frame[name].iloc[0]) for name in ("stages", "convs"))
     return np.asarray(10 ** expected_log10_gsc(kind, side=SIDE, stages=stages, convs=convs))
 
 
 def profile(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """log10 GSC of the input and the layers, (layers, seeds)."""
+    """log10 GSC from the input and from every layer to the output, as a table (layers, seeds)."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["kind"] == kind)]
     table = rows.pivot_table(index=["index", "layer"], columns="seed", values="log10_value", observed=True)
     return table.droplevel("index")

@@ -1,8 +1,8 @@
 """Plain stacks of convolutions that differ in stride, padding or pooling, and the mean field of their GSC.
 
-Mean field assumes many channels and independent weights of mean 0. Taps of a kernel are then independent: the
-covariance of two positions is passed on at the same displacement, and squared gradients add up over taps. With He's
-variance a convolution and its ReLU keep GSC. A border with fewer taps changes GSC, and so does pooling.
+Mean field assumes many channels and independent weights of mean 0. The taps of a kernel are then independent. So the
+covariance of two positions depends only on that of positions with the same displacement one layer before. Squared
+gradients add up over taps. A convolution and its ReLU keep GSC with He's variance. Pooling and borders change GSC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradscope import initializers
 FloatArray = npt.NDArray[np.float64]
 
 Mode = Literal["zeros", "reflect", "circular"]
-# Of each kind: padding mode and width, stride of the first convolution of a stage, pooling at the end of a stage.
+# For each kind: padding mode, padding width, stride of the first convolution of a stage, pooling at its end.
 KINDS: dict[str, tuple[Mode, int, int, str]] = {
     "circular": ("circular", 1, 1, "none"),
     "valid": ("zeros", 0, 1, "none"),
@@ -62,13 +62,13 @@ class Stack(nn.Sequential):
 
 
 def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> FloatArray:
-    """Mean field of log10 GSC to the output, of the input (white noise, ``side`` pixels wide) and every layer."""
+    """Mean field of log10 GSC from the input (white noise, ``side`` pixels wide) and from every layer to the output."""
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
     pool = KINDS[kind][-1]
     if pool == "none":
         return np.zeros(stages * convs + 1)
-    factors, c = list[float](), 0.0  # c: correlation of any two positions before a layer
+    factors, c = list[float](), 0.0  # c: correlation of two positions at the input of a layer
     for _ in range(stages):
         for _ in range(convs - 1):
             c = relu_correlation(c)
@@ -80,7 +80,7 @@ def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> Floa
 def relu_correlation(c: float) -> float:
     """The cosine of two outputs of a layer with He's weights, E[relu(u) relu(v)] / E[relu(u)^2].
 
-    u and v are normal with correlation c. Y. Cho and L. Saul (2009), "Kernel methods for deep learning".
+    u and v are pre-activations with correlation c. Y. Cho and L. Saul (2009), "Kernel methods for deep learning".
     """
     return (math.sqrt((1 - c) * (1 + c)) + (math.pi - math.acos(c)) * c) / math.pi
 
@@ -88,8 +88,8 @@ def relu_correlation(c: float) -> float:
 def average_pooling(c: float) -> tuple[float, float, float]:
     """Factors of GSC of a convolution and of the 2 x 2 average pooling after it, and the cosine of two outputs.
 
-    Pooling averages m = 4 values relu(h), where h have the correlation c: |J|_F^2 / n = 1/m^2, and |x|^2 / |y|^2 =
-    m^2 / (1 + (m - 1) rho) if two taps have the cosine rho. The factor is 1 / (1 + (m - 1) rho).
+    Pooling averages m = 4 values relu(h), whose pre-activations h have the correlation c. Then |J|_F^2 / n = 1/m^2. If
+    two taps have the cosine rho, |x|^2 / |y|^2 = m^2 / (1 + (m - 1) rho). The factor is 1 / (1 + (m - 1) rho).
     """
     rho = relu_correlation(c)
     sum_of_taps = 1 + (TAPS - 1) * rho
@@ -101,9 +101,9 @@ def max_pooling(c: float) -> tuple[float, float, float]:
 
     |J|_F^2 / n = 1/m, because each output passes its gradient to one tap. |x|^2 / |y|^2 = m (1/2) / M with
     M = E[max(h_1 .. h_m, 0)^2] and Var h = 1, so the factor is 1 / (2 M). The chosen tap is positive with probability
-    p = P(max h > 0) instead of 1/2, so the ReLU before it passes 2 p times as much.
+    p = P(max h > 0) instead of 1/2, so the ReLU before the pooling passes 2 p times as much.
 
-    Taps share u: h = sqrt(c) u + sqrt(1 - c) e. Given u, the m values e are independent.
+    Taps have u in common: h = sqrt(c) u + sqrt(1 - c) e. Given u, the m values e are independent.
     """
     u, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / weights.sum()
@@ -118,13 +118,13 @@ def max_pooling(c: float) -> tuple[float, float, float]:
 
 
 def _zero_padding(depth: int, side: int) -> FloatArray:
-    """GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k) with s_k = P s_(k-1) and g_k = P^T g_(k+1), s_0 = g_L = 1.
+    """log10 of GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k), s_k = P s_(k-1), g_k = P^T g_(k+1), s_0 = g_L = 1.
 
-    s_k is the mean square of layer k by position, and g_k that of the gradient. P_ij is the fraction of the taps of
-    position i that lie on j. P is symmetric, so g_k = s_(L-k).
+    s_k is the mean square of layer k by position, and g_k that of the gradient. P_ij is the fraction of the
+    taps of position i that lie on position j. P is symmetric, so g_k = s_(L-k).
     """
     taps, squares = np.eye(side, k=-1) + np.eye(side) + np.eye(side, k=1), [np.ones((side, side))]
-    for _ in range(depth):  # P is a product of rows and columns
+    for _ in range(depth):  # P is a product of a matrix for rows and one for columns
         squares.append(taps @ squares[-1] @ taps / KERNEL**2)
     pairs = zip(squares, reversed(squares), strict=True)
     return np.array([math.log10(g.mean() * s.mean() / (g * s).mean()) for s, g in pairs])

@@ -1,4 +1,4 @@
-"""Whether the growth of GSC per layer is a property of the architecture, whatever the depth and the width."""
+"""Whether the growth rate of GSC is a property of the architecture that does not depend on depth and width."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["STUDY", "measure"]
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """For each network: steadiness within tolerance, any dependence on size, and the limit of infinite width."""
+    """For each network: whether the rate stays within tolerance, depends on the size, and has the mean-field limit."""
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
         says = f"The log rate of {name(network)} stays within tolerance at every {size}"
         parts = "; ".join(f"at {size} {number}: {one:+.4f}" for one, number in means)
-        because = f"deviation from the common mean {parts}; tolerance: {TOLERANCE:g}"
+        because = f"deviation from the mean over all sizes {parts}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
@@ -34,14 +34,14 @@ def claims(collected: Collected) -> list[Claim]:
         made.append(Claim(says, _depends(change) or None, because))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
-        says = f"At infinite width, the rate of {name(network)} agrees with mean field within tolerance"
-        because = f"extrapolated log rate minus that of mean field: {end:+.4f}; tolerance: {TOLERANCE:g}"
+        says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
+        because = f"extrapolated log rate minus log rate of mean field: {end:+.4f}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+.2f}"))
     return made
 
 
 def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
-    """The mean of `Rates.ends`, with an interval that holds together with those of all networks, sizes and looks."""
+    """The mean of `Rates.ends`. The interval is simultaneous over all networks, both sizes and all looks."""
     return mean(found[network].ends(size), comparisons=len(SIZES) * len(found) * LOOKS)
 
 
@@ -50,7 +50,7 @@ def _depends(change: Mean) -> bool:
 
 
 def answer(collected: Collected) -> str:
-    """The network of the question in three sentences."""
+    """The answer for the SELU network, in three sentences."""
     found = all_rates(collected)
     rates = found["selu"]
     steady = told(
@@ -58,7 +58,7 @@ def answer(collected: Collected) -> str:
         "stays within the tolerance at every {},", "leaves the tolerance with the {},",
         "is not shown to stay within the tolerance at every {},",
     ).rstrip(",")  # fmt: skip
-    ends = {"depth": "from the shallowest to the deepest networks", "width": "from the narrowest to the widest"}
+    ends = {"depth": "from the smallest to the largest depth", "width": "from the smallest to the largest width"}
     changes = []
     for size, words in ends.items():
         change = _change(found, "selu", size)
@@ -66,30 +66,30 @@ def answer(collected: Collected) -> str:
         changes.append(f"by {change:+.4f} {words} ({shows} dependence on the {size} is shown)")
     return (
         f"GSC of the SELU network grows by a factor of {rates.common:.4f} per layer, averaged over all sizes (mean "
-        f"field: {rates.theory:.4f}). The logarithm of this rate {steady} (tolerance: {TOLERANCE:g}). It changes "
-        f"{listed(changes)}."
+        f"field: {rates.theory:.4f}). The logarithm of this rate {steady} (tolerance: {TOLERANCE:g}). The logarithm "
+        f"changes {listed(changes)}."
     )
 
 
 def details(collected: Collected) -> str:
-    """The seeds after the first look, the other networks, and a table of all."""
+    """Verdicts of the seeds that were added after the first look, and results of all networks."""
     found = all_rates(collected)
     again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:
         later = {size: Claim("", found["selu"].within_tolerance(size, FIRST_SEEDS), "").verdict for size in SIZES}
         words = [f"{verdict} for the {size}" for size, verdict in later.items()]
-        seeds = f"the {again} seeds that were added after the first look"
-        sentences.append(f"By {seeds} alone, the claims that SELU stays within tolerance are {listed(words)}.")
+        seeds = f"{again} seeds were added after the first look. If only these seeds are used"
+        sentences.append(f"{seeds}, the claim that SELU stays within tolerance is {listed(words)}.")
     for size in SIZES:
         verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
         sentences.append(told(
             verdicts, f"At every {size}, the log rate stays within tolerance for {{}}.",
-            f"It leaves the tolerance with the {size} for {{}}.", "This is undecided for {}.",
+            f"The log rate leaves the tolerance at some {size} for {{}}.", "The verdict is undecided for {}.",
         ))  # fmt: skip
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
-        sentences.append(f"The rate is found to depend on the {size}, at least slightly, for: {listed(shown)}.")
+        sentences.append(f"Networks whose rate is shown to depend on the {size}, at least slightly: {listed(shown)}.")
     rows = []
     for network, rates in found.items():
         ends, limit = (f"{mean(rates.ends(size)):+.4f}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
@@ -101,37 +101,37 @@ def details(collected: Collected) -> str:
 STUDY = Study(
     question="Does the growth of GSC per layer depend on the depth or on the width of the network?",
     use="""
-Measure the growth rate of an architecture on a small network. Where the claims below are supported, the rate carries
-over to larger sizes within the tolerance. Where theory covers the network, use its mean-field rate. The error of this
-rate is about proportional to 1 / width.
+Measure the growth rate of an architecture on a small network. If the claims below are supported for the architecture,
+the rate of larger networks is the same within the tolerance. If theory covers the network, you can use the mean-field
+rate without a measurement. The error of the mean-field rate is about proportional to 1 / width.
 """,
     method=f"""
-There are {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}. They are
-measured on {{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared
-convention) to the output is measured from {{measurement.num_sources}} equally spaced layers with
-{{measurement.num_probes}} random probes. The **rate** is the factor by which GSC grows per layer, fitted over the half
-of the network nearer the output (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
+We measure {len(NETWORKS)} plain networks, each with the depths {{model.depth}} and the widths {{model.width}}, on
+{{data.batch_size}} samples of Gaussian noise, with {{num_seeds}} initializations each. GSC (squared convention) to the
+output is measured from {{measurement.num_sources}} equally spaced layers with {{measurement.num_probes}} random probes.
+The **rate** is the factor by which GSC grows per layer. It is fitted over the half of the network nearer the output
+(`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
-A network is **within tolerance** if its log rate at each depth (or each width) differs from its mean over all sizes by
-less than {TOLERANCE:g}. Such a difference changes GSC by a factor of e over the deepest network. All intervals must lie
-inside the tolerance. They are simultaneous 95 % intervals (Student's t over seeds, paired, Bonferroni over the sizes
-and over {LOOKS} looks at the data).
+A network is **within tolerance** if its log rate at each depth (or each width) differs from the mean over all sizes by
+less than {TOLERANCE:g}. A difference as large as the tolerance changes GSC by a factor of e over the deepest network.
+All intervals must lie inside the tolerance. These intervals are simultaneous 95 % intervals (Student's t over seeds,
+paired, Bonferroni over the sizes and over {LOOKS} looks at the data).
 
-A rate **depends on the depth**, even if only slightly, if the deepest networks differ from the shallowest; the same
-for widths. These intervals are simultaneous over both comparisons, all {len(NETWORKS)} networks and {LOOKS} looks. If
-no dependence is found, a small one may still exist.
+A rate **depends on the depth**, even if only slightly, if the rates at the largest and the smallest depth differ. The
+dependence on the width is tested in the same way. The intervals are simultaneous over depth and width, all
+{len(NETWORKS)} networks and {LOOKS} looks. If no dependence is found, a small dependence may still exist.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
-finite network from it should be proportional to 1 / width. Therefore a least-squares line of the log rate against
-1 / width is also extrapolated to 1 / width = 0.
+finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
+a function of 1 / width (least squares), and extrapolate this line to 1 / width = 0.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals over initializations. Those in the table and for infinite width are not
+Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
 simultaneous. A first look at {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance at
-every width. Their number was then raised once, to {{num_seeds}} for all networks, and log rates replaced rates. The
-details give the verdicts of the added initializations alone. Probes add little error, because their noise is nearly the
-same in all layers far from the output. The batch is smaller than every width. With batch normalization, a larger batch
-lowers the rate. The first and last layers may grow at another rate.
+every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates
+replaced rates. The details give the verdicts that use only the added initializations. Probes add little error to a
+rate, because the noise of the probes is nearly the same in all layers far from the output. The batch is smaller than
+every width. With batch normalization, a larger batch lowers the rate. The first and last layers may have another rate.
 """,
     claims=claims,
     answer=answer,
@@ -140,9 +140,9 @@ lowers the rate. The first and last layers may grow at another rate.
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the mean over all sizes. The dashed line is mean field. Bars are 95 % intervals.",
-        "width": "Log rate per layer minus that of mean field, against 1 / width. Least-squares lines end at "
-        "infinite width. Bars are 95 % intervals.",
-        "profiles": "log10 GSC minus its straight line by mean field, against the distance from the output. Where the "
-        "curve is straight, the rate is constant.",
+        "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
+        "fits, extrapolated to infinite width. Bars are 95 % intervals.",
+        "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
+        "output. The growth rate is constant where a curve is straight.",
     },
 )

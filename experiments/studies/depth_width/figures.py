@@ -24,13 +24,13 @@ COLORS = sns.color_palette("colorblind")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Rates of all sizes, their deviations from mean field, and two networks layer by layer."""
+    """Figures of the rates of all sizes, of deviations from mean field, and of the profiles of two networks."""
     found = all_rates(collected)
     return {"rates": rates(found), "width": deviations(found), "profiles": profiles(collected.frame)}
 
 
 def rates(found: dict[str, Rates]) -> Figure:
-    """Rates of all sizes, one panel per network, and the tolerance around their common mean."""
+    """Rates of all sizes, one panel per network, with the tolerance around the mean over all sizes."""
     figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.4), layout="constrained")
     half = 1.1 * max(_reach(own) for own in found.values())
     for ax, (network, own) in zip(axes.flat, found.items(), strict=False):
@@ -52,7 +52,7 @@ def _cells(own: Rates) -> list[Mean]:
 
 
 def _reach(own: Rates) -> float:
-    """The largest distance of an end of an interval or of mean field from the common mean, in logarithms."""
+    """The largest distance from the mean over all sizes that the figure must show, for intervals and mean field."""
     ends = [end for cell in _cells(own) for end in (cell.low, cell.high)] + [own.theory]
     return max(abs(math.log(end / own.common.value)) for end in ends)
 
@@ -72,7 +72,7 @@ def _draw_sizes(ax: Axes, own: Rates) -> None:
 
 
 def deviations(found: dict[str, Rates]) -> Figure:
-    """Log rates less that of mean field, against 1 / width."""
+    """Log rates minus the log rate of mean field, against 1 / width."""
     figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
     widths = next(iter(found.values())).widths
     for number, (color, (network, own)) in enumerate(zip(COLORS, found.items(), strict=False)):
@@ -92,7 +92,7 @@ def deviations(found: dict[str, Rates]) -> Figure:
 
 
 def profiles(frame: pd.DataFrame) -> Figure:
-    """Difference of log GSC from the straight line of mean field, for two networks in all sizes."""
+    """Difference between log GSC and the straight line of mean field, for all sizes of two networks."""
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
     for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]

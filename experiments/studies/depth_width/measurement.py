@@ -1,4 +1,4 @@
-"""GSC of a network from a few layers at equal distances, and the sizes of the study."""
+"""GSC of a network from a few equally spaced layers, and the networks and tolerance of the study."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import gradscope as gs
 
-# The network of the question comes first.
+# The answer is about the first network.
 NETWORKS = ("selu", "relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch")
-# Initializations of the first look at the data, and number of looks.
+# Number of initializations at the first look at the data, and number of looks.
 FIRST_SEEDS, LOOKS = 13, 2
 # Tolerance of the log rate: a factor of e over the deepest network, which has 200 layers.
 TOLERANCE = 1 / 200
@@ -19,7 +19,7 @@ TOLERANCE = 1 / 200
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int, num_sources: int
 ) -> pd.DataFrame:
-    """GSC to the last layer of an MLP, from ``num_sources`` layers at equal distances including the last."""
+    """GSC to the last layer of an MLP, from ``num_sources`` equally spaced layers including the last."""
     depth = len(model.get_submodule("layers")._modules)
     if depth % num_sources:
         raise ValueError(f"num_sources={num_sources} must divide the depth, got depth {depth}.")

@@ -22,7 +22,7 @@ SIZES = ("depth", "width")
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of one network: ``values`` (seeds, depths, widths), and the mean-field rate ``theory``."""
+    """Rates of one network: ``values`` of shape (seeds, depths, widths), and the mean-field rate ``theory``."""
 
     values: FloatArray
     depths: tuple[int, ...]
@@ -31,12 +31,12 @@ class Rates:
 
     @property
     def logs(self) -> FloatArray:
-        """Natural logarithms of the rates, which add up over layers."""
+        """Natural logarithms of the rates. Log rates of layers add up."""
         return np.log(self.values)
 
     @property
     def common(self) -> Mean:
-        """The geometric mean over all sizes."""
+        """Geometric mean of the rates over all sizes."""
         return geometric_mean(np.exp(self.logs.mean(axis=(1, 2))))
 
     def numbers(self, size: str) -> tuple[int, ...]:
@@ -44,34 +44,34 @@ class Rates:
         return self.depths if size == "depth" else self.widths
 
     def by(self, size: str) -> FloatArray:
-        """Log rates by depth or width, less their mean over all sizes, (seeds, depths) or (seeds, widths)."""
+        """Log rates by depth or width, minus the mean over all sizes: shape (seeds, depths) or (seeds, widths)."""
         own = self.logs.mean(axis=2 if size == "depth" else 1)
         return np.asarray(own - self.logs.mean(axis=(1, 2))[:, None])
 
     def ends(self, size: str) -> FloatArray:
-        """Log rate at the largest size less that at the smallest, one per seed."""
+        """Log rate at the largest size minus log rate at the smallest size, one per seed."""
         deviations = self.by(size)
         return np.asarray(deviations[:, -1] - deviations[:, 0])
 
     def within_tolerance(self, size: str, first: int = 0) -> bool | None:
-        """Whether the log rate stays within tolerance at all depths or widths; ``first`` omits seeds before it."""
+        """Whether the log rate stays within tolerance at all depths or widths. Seeds before ``first`` are not used."""
         return all_of(*(one.within(0, TOLERANCE) for one in simultaneous(self.by(size)[first:], LOOKS)))
 
     @property
     def lines(self) -> FloatArray:
-        """Least squares of the log rate against 1 / width, (seeds, 2): value at infinite width, and slope."""
+        """Least-squares fit of the log rate against 1 / width, (seeds, 2): value at infinite width, and slope."""
         design = np.column_stack([np.ones(len(self.widths)), 1 / np.array(self.widths, dtype=np.float64)])
         return np.asarray(np.linalg.lstsq(design, self.logs.mean(axis=1).T, rcond=None)[0].T)
 
 
 def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
-    """Means of the columns of (seeds, columns); all intervals hold together, at all ``looks`` looks (Bonferroni)."""
+    """Means of the columns of (seeds, columns), with simultaneous intervals over columns and ``looks`` looks."""
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
 @lru_cache(maxsize=1)
 def all_rates(collected: Collected) -> dict[str, Rates]:
-    """The rates of each of `NETWORKS` that was measured; cached, because claims, answer and figures need them."""
+    """Rates of the measured `NETWORKS` by name; cached, because claims, answer and figures all need them."""
     own = collected.frame[collected.frame["quantity"] == "gsc"]
     return {name: _of_network(rows) for name in NETWORKS if len(rows := own[own["model"] == name])}
 
@@ -87,7 +87,7 @@ def _of_network(rows: pd.DataFrame) -> Rates:
 
 
 def theory(rows: pd.DataFrame) -> float:
-    """The mean-field rate of the network of these rows."""
+    """The mean-field rate of the network whose rows of the frame are given."""
     activation, norm, batch_size = rows.iloc[0][["activation", "norm", "batch_size"]]
     return _gsc_rate(activation, norm, int(batch_size) if norm == "batch" else None)
 

@@ -1,4 +1,4 @@
-"""How much of a network's depth training uses: plain and residual, shallow and deep networks."""
+"""How much of its depth a trained network uses, for plain and residual, shallow and deep networks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
 __all__ = ["STUDY", "measure"]
 
-# Effective depths within this number of layers count as equal.
+# Effective depths that differ by at most this number of layers count as equal.
 NEAR = 1.0
 # A network has learned if it classifies this fraction of the test digits correctly.
 LEARNED = 0.5
-# Shares below this power of ten are not kept in the frame.
+# Contributions with a log10 share below this value are not kept in the frame.
 SMALLEST = -15.0
 
 
 def condensed(collected: Collected) -> Collected:
-    """Drops shares far below every tolerance, and intervals of effective depth before the end of training."""
+    """Drops shares far below both tolerances, and the intervals of effective depth before the end of training."""
     frame = collected.frame
     shares = frame["quantity"].isin(["contribution", "independent_contribution"])
     ends = frame["quantity"].isin(["effective_depth_low", "effective_depth_high"])
@@ -35,7 +35,7 @@ def condensed(collected: Collected) -> Collected:
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """How many layers count in each network, what depth and skips change, and the check by replacement."""
+    """The effective depth of each network, the effects of depth and skips on it, and the replacement of layers."""
     runs, made = Runs(collected.frame), []
     alike = {key: other for key in runs.deep for other in runs.shallow if other[:3] == key[:3]}
     skips = {key: (*key[:2], "identity", key[3]) for key in runs.deep if key[2] == "none"}
@@ -45,7 +45,7 @@ def claims(collected: Collected) -> list[Claim]:
         found, layers = mean(runs.final(key), num), runs.layers(key)
         says = f"{name(key)}: the effective depth is below half the number of layers"
         made.append(Claim(says, found.below(layers / 2), f"effective depth: {found:.1f} of {layers} layers"))
-    for key in runs.shallow:  # decided run by run, so without an interval
+    for key in runs.shallow:  # decided for each run, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
         because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
         says = f"{name(key)}: the effective depth equals the number of layers in every run"
@@ -67,7 +67,7 @@ def claims(collected: Collected) -> list[Claim]:
     for key in runs.deep:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
         says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
-        because = f"replaceable before the loss rises by {SUFFERS:g}: {found:.1f} of {layers} layers"
+        because = f"layers replaced until the loss rises by {SUFFERS:g}: {found:.1f} of {layers}"
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
 
@@ -76,7 +76,7 @@ def _independent(runs: Runs) -> Claim:
     keys = runs.trained
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
-    says = f"The effective depth is, within {NEAR:g} layer, that of layers with independent directions"
+    says = f"The effective depth differs by at most {NEAR:g} layer from that of layers with independent directions"
     return Claim(
         says,
         all_of(*(one.within(0, NEAR) for one in found.values())),
@@ -85,13 +85,13 @@ def _independent(runs: Runs) -> Claim:
 
 
 def _together(runs: Runs) -> Claim:
-    """Over networks, by a permutation test of the rank correlation."""
+    """Whether used and replaceable fractions are related: a permutation test of the rank correlation over networks."""
     used, replaced = (
         [mean(values(key)).value / runs.layers(key) for key in runs.trained]
         for values in (runs.final, runs.replaceable)
     )
     found = rank_correlation(used, replaced)
-    says = "The larger the fraction of its layers that a network uses, the smaller the fraction that can be replaced"
+    says = "A network that uses a larger fraction of its layers has a smaller fraction that can be replaced"
     return Claim(
         says,
         found.value < 0 if found.p < 0.05 else None,
@@ -103,39 +103,39 @@ def _certain(runs: Runs) -> Claim:
     widths = np.concatenate([
         runs.final(key, "effective_depth_high") - runs.final(key, "effective_depth_low") for key in runs.trained
     ])  # fmt: skip
-    says = "Estimation errors leave the effective depth of a run uncertain by at most one layer"
+    says = "Estimation errors change the effective depth of a run by at most one layer"
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs, elsewhere within {widths.max():.0f}",
+        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs, largest uncertainty: {widths.max():.0f}",
     )
 
 
 def answer(collected: Collected) -> str:
-    """Effective depths of deep networks that learn and of those that do not, and replaceable layers."""
+    """Effective depths of deep networks that learn and of deep networks that do not, and replaceable layers."""
     runs = Runs(collected.frame)
     accuracy = {key: mean(runs.final(key, "test_accuracy")).value for key in runs.deep}
     learned, others = ([key for key in runs.deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
     text = [f"Deep networks that learn the digits {_used(runs, learned)}."] if learned else []
     if others:
         names = listed(f"{name(key)} ({100 * accuracy[key]:.0f} % correct)" for key in others)
-        text.append(f"Those that hardly learn, {names}, {_used(runs, others)}: a large depth is no success.")
+        text.append(f"Deep networks that hardly learn, {names}, {_used(runs, others)}.")
     stands = []
     for skips in ("without", "with"):
         keys = [key for key in runs.deep if (key[2] == "none") is (skips == "without")]
         if found := [mean(runs.replaceable(key)).value for key in keys]:
-            stands.append(f"the last {min(found):.0f} to {max(found):.0f} layers {skips} skip connections")
+            stands.append(f"the last {min(found):.0f} to {max(found):.0f} layers of networks {skips} skip connections")
     return " ".join([*text, f"A first-order expansion can replace {listed(stands)}."])
 
 
 def _used(runs: Runs, keys: list[Key]) -> str:
     depths = [mean(runs.final(key)).value for key in keys]
     most = max(map(runs.layers, keys))
-    return f"have an effective depth of {min(depths):.1f} to {max(depths):.1f}, of at most {most} layers"
+    return f"have up to {most} layers and an effective depth of {min(depths):.1f} to {max(depths):.1f}"
 
 
 def details(collected: Collected) -> str:
-    """All networks, and those whose training fails."""
+    """A table of all networks, and the names of networks whose training fails."""
     runs = Runs(collected.frame)
     header = ["network", "layers", "test accuracy, %", "effective depth", f"at {TOLERANCES[1]:g}"]
     rows = []
@@ -148,49 +148,49 @@ def details(collected: Collected) -> str:
 
 
 STUDY = Study(
-    question="How many layers of a trained network act on each other's changes?",
+    question="How much of its depth does a trained network use?",
     use="""
 Do not assume that training uses all layers. Check the accuracy of a deep network first: a network that hardly learns
-can have a large effective depth. With skip connections, most of the last layers of these deep networks change the
-function almost independently of each other.
+can have a large effective depth. With skip connections, a first-order expansion can replace about half of the layers or
+more: the changes of these layers act almost independently of each other.
 """,
     method=f"""
-**Residual trick.** Layer l is the sum of the layer before training and the change by training. At its current input, it
-has the Jacobian I_l + R_l, the sum of the Jacobians of both. The product of these sums over all layers is expanded. C^k
-is the sum of the terms in which exactly k layers contribute R_l: the joint contribution of k trained layers. All C^k
-are computed exactly, by C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
+**Residual trick.** A trained layer l is the sum of the layer before training and of its change by training. Its
+Jacobian is I_l + R_l: I_l belongs to the layer before training, R_l to the change. The Jacobian of the network is the
+product of these sums over all layers, expanded into terms. C^k is the sum of all terms that contain R_l of exactly k
+layers: the joint contribution of k trained layers. All C^k are exact: C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
-largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the term are
-from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577), who bound C^k by norms of the layers; this project added
-the share. For comparison, the effective depth is also computed as if the layers had independent directions, from the
-norms of I_l and R_l alone.
+largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
+"effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They bound C^k by norms of the
+layers; the definition by shares is ours. For comparison, we compute the effective depth of layers with independent
+directions: it depends only on the norms of I_l and R_l.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
-(`gradscope.taylor_losses`). It leaves out products of the changes of different layers. We look for the largest n at
-which the loss rises by at most {SUFFERS:g}, on {TRIED} training digits.
+(`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We look for the
+largest n at which the loss on {TRIED} training digits rises by at most {SUFFERS:g}.
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
-momentum {MOMENTUM:g}. They are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each run
-uses the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of digits.
-If batch normalization couples the samples, they are estimated from {PROBES} random vectors.
+momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each
+run uses the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of
+digits. If batch normalization couples the samples, effective depths are estimated from {PROBES} random vectors.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over seeds, which draw the weights, the order of the digits and the measured
-digits. They are simultaneous for claims of one kind (Bonferroni). The smallest share that counts is a convention; the
-table has a second one. Wider networks or longer training would give other numbers.
+Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
+other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts is
+a convention; the table has a second value. Wider networks or longer training would give other numbers.
 """,
     claims=claims,
     answer=answer,
     details=details,
     figures=figures.draw,
     captions={
-        "effective_depth": "Effective depth while the deepest networks learn, and of all networks at the end. Ticks on "
-        "the right mark the number of layers. Bars and bands are 95 % intervals over seeds.",
-        "contributions": "Shares of the contributions of k trained layers at the end of training, for the deepest "
+        "effective_depth": "Effective depth. Left: the deepest networks during training. Right: all networks at the "
+        "end of training; ticks mark the number of layers. Bars and bands are 95 % intervals over seeds.",
+        "contributions": "Share of the joint contribution of k trained layers at the end of training, for the deepest "
         "networks. Lines are means of logarithms over seeds. Dotted lines assume layers with independent directions.",
-        "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers. Lines are "
-        "medians over seeds, bands go from the lowest to the highest seed.",
+        "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
+        "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed.",
     },
     condensed=condensed,
 )

@@ -19,7 +19,7 @@ from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
 
 def _styles(runs: Runs, keys: Iterable[Key]) -> Iterator[tuple[Key, object, str]]:
-    """Each network with the color of its architecture, and dashes if it is residual."""
+    """Each network with the color of its architecture and its line style: dashed if the network is residual."""
     colors = dict(zip(dict.fromkeys(key[:2] for key in runs.trained), sns.color_palette("colorblind"), strict=False))
     yield from ((key, colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys)
 
@@ -36,13 +36,13 @@ def _band(ax: Axes, x: pd.Index, middle: Any, low: Any, high: Any, dash: str, la
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Effective depth during training, shares of all contributions, and losses with replaced layers."""
+    """Figures of effective depth during training, of shares of contributions, and of losses with replaced layers."""
     runs = Runs(collected.frame)
     return {"effective_depth": over_training(runs), "contributions": contributions(runs), "taylor": replaced(runs)}
 
 
 def over_training(runs: Runs) -> Figure:
-    """Effective depth of the deepest networks while they learn, and of all networks at the end."""
+    """Effective depth of the deepest networks during training, and of all networks at the end."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained", width_ratios=(3, 2))
     for key, color, dash in _styles(runs, runs.deep):
         table = runs.by_seed(key, tolerance=TOLERANCES[0])
@@ -68,7 +68,7 @@ def over_training(runs: Runs) -> Figure:
 
 
 def contributions(runs: Runs) -> Figure:
-    """Shares of the contributions of k trained layers, beside those of independent directions."""
+    """Shares of the contributions of k trained layers, measured and for layers with independent directions."""
     figure, ax = _panel()
     for key, color, dash in _styles(runs, runs.deep):
         lines = (("contribution", dash, 1.6, name(key, depth=False)), ("independent_contribution", ":", 1.2, None))
@@ -82,7 +82,7 @@ def contributions(runs: Runs) -> Figure:
 
 
 def replaced(runs: Runs) -> Figure:
-    """Loss above that of the whole network against the number of replaced layers."""
+    """Loss minus the loss of the whole network, against the number of replaced layers."""
     figure, ax = _panel()
     for key, color, dash in _styles(runs, runs.deep):
         table = runs.taylor(key)

@@ -1,4 +1,4 @@
-"""Train networks on digits, and measure how much of their depth the training used."""
+"""Train networks on digits, and measure how much of their depth the trained networks use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradscope.frames import observed
 MOMENTUM = 0.9
 # Effective depth is measured after these steps and at the end of training.
 RECORDED = tuple(2**power for power in range(20))
-# PROBES: random cotangents where samples are coupled. TRIED: training digits for the losses of replaced networks.
+# PROBES: random cotangents if samples are coupled. TRIED: training digits for the losses of Taylor replacement.
 PROBES, TRIED = 8, 256
 TOLERANCES = (1e-6, 1e-3)
 
@@ -30,13 +30,13 @@ def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator,
     steps: int, train_batch_size: int, learning_rates: Sequence[float],
 ) -> pd.DataFrame:  # fmt: skip
-    """Accuracy, effective depth during training, and losses of Taylor replacement; for the best of the learning rates.
+    """Accuracy, effective depth during training, and losses of Taylor replacement, for the best learning rate.
 
     Arguments:
-        model: An MLP with 64 inputs and ten outputs. A copy of it is trained in float32.
-        x: The digits at which effective depths are measured, in float64.
-        generator: Source of the order of the training digits, which is the same for every rate.
-        steps, train_batch_size, learning_rates: Options of SGD with momentum `MOMENTUM` and a constant rate.
+        model: An MLP with 64 inputs and ten outputs. A copy of the MLP is trained in float32.
+        x: The digits on which effective depths are measured, in float64.
+        generator: Draws the order of the training digits. All learning rates use the same order.
+        steps, train_batch_size, learning_rates: Options of SGD with momentum `MOMENTUM`. All learning rates are tried.
     """
     pixels, labels = digits_8x8_with_labels()
     held_out = torch.arange(len(pixels)) % 4 == 3
@@ -68,7 +68,7 @@ def measure(
 
 
 def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> list[nn.Module]:
-    """Copies of the network before training, at each recorded step and at the end; only the first if it diverged."""
+    """Copies of the network before training, at recorded steps and at the end; only the first if training diverged."""
     network, steps = copy.deepcopy(model).float(), len(order)
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=MOMENTUM)
     states = [copy.deepcopy(network)]
@@ -86,13 +86,13 @@ def descend(model: nn.Module, digits: Digits, order: Tensor, rate: float) -> lis
 
 @torch.no_grad()
 def loss_of(model: nn.Module, digits: Digits) -> float:
-    """Mean cross-entropy of all digits as one batch."""
+    """Mean cross-entropy of all digits, evaluated as one batch."""
     return float(_losses(model(digits[0]), digits[1]).mean())
 
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, digits: Digits) -> float:
-    """Fraction of digits that are classified correctly, as one batch with its own statistics."""
+    """Fraction of correctly classified digits, evaluated as one batch, which batch normalization uses."""
     return float((model(digits[0]).argmax(dim=1) == digits[1]).double().mean())
 
 
@@ -105,5 +105,5 @@ def _double(model: nn.Module) -> nn.Module:
 
 
 def _independent(found: gs.EffectiveDepth) -> int:
-    """The effective depth if the directions of all layers were independent."""
+    """The effective depth that layers with independent directions would have."""
     return int(np.flatnonzero(found.log10_independent >= math.log10(TOLERANCES[0])).max(initial=0))

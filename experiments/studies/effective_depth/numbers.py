@@ -1,4 +1,4 @@
-"""Numbers of the study of effective depth, read from its frame."""
+"""Numbers of the study of effective depth, read from the frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.archive.labels import network_name
 from experiments.studies.effective_depth.measurement import TOLERANCES
 
-# Increase of the loss over that of the whole network; guessing one of ten classes costs 2.3.
+# Largest accepted increase of the loss by replacement. For comparison, guessing one of ten classes costs 2.3.
 SUFFERS = 0.1
 
 NETWORK = ["activation", "norm", "residual", "depth"]
@@ -32,36 +32,36 @@ class Runs:
         self.failed = [key for key in networks if not learned[key]]
         """Networks that diverged with every learning rate in some seed."""
         self.trained = sorted(filter(learned.get, networks), key=lambda key: (key[3], key[2] != "none"))
-        """The other networks, plain networks first."""
+        """The networks that never diverged, sorted by depth, plain networks first."""
         depths = [key[3] for key in self.trained]
         self.shallow, self.deep = ([key for key in self.trained if key[3] == end(depths)] for end in (min, max))
 
     def rows(self, key: Key, quantity: str) -> pd.DataFrame:
-        """The rows of one quantity of one network."""
+        """The rows of one quantity for one network."""
         return self._rows[quantity, *key]
 
     def by_seed(self, key: Key, quantity: str = "effective_depth", tolerance: float | None = None) -> pd.DataFrame:
-        """Values of a quantity of one network, (steps, seeds)."""
+        """Values of one quantity for one network, as a table of shape (steps, seeds)."""
         chosen = self.rows(key, quantity)
         if tolerance is not None:
             chosen = chosen[chosen["tolerance"] == tolerance]
         return chosen.pivot_table(index="step", columns="seed", values="value", observed=True)
 
     def final(self, key: Key, quantity: str = "effective_depth", *, index: int = 0) -> pd.Series:
-        """The value at the end of training, one per seed; ``index`` chooses the tolerance."""
+        """Values at the end of training, one per seed; ``index`` chooses the tolerance."""
         return self.by_seed(key, quantity, TOLERANCES[index] if "depth" in quantity else None).iloc[-1]
 
     def layers(self, key: Key) -> int:
-        """Number of layers whose Jacobian training may change."""
+        """Number of layers whose Jacobian training can change."""
         return int(self.rows(key, "change")["index"].max())
 
     def taylor(self, key: Key) -> pd.DataFrame:
-        """Loss above that of the whole network, (replaced layers, seeds)."""
+        """Loss minus that of the whole network, as a table of shape (number of replaced layers, seeds)."""
         rows = self.rows(key, "taylor_loss")
         table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
         return table - table.iloc[0]
 
     def replaceable(self, key: Key) -> pd.Series:
-        """The largest number of last layers that can be replaced before the loss rises, one per seed."""
+        """The largest number of last layers that can be replaced without a loss above `SUFFERS`, one per seed."""
         suffers = ~(self.taylor(key) <= SUFFERS)
         return suffers.idxmax().where(suffers.any(), len(suffers)) - 1

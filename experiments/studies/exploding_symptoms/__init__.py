@@ -18,48 +18,48 @@ from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, W
 
 __all__ = ["STUDY"]
 
-# These repeat the configuration; tests compare them.
+# Copies of values in the configuration; a test compares them.
 DEPTH, WIDTH, NUM_STEPS, NUM_PROBES, NUM_IMAGES = 20, 50, 50, 2, 32
 # Seed of the resampling of cells.
 SEED = 0
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Warnings and false alarms of each signal, which comes first, and what GSC at the beginning predicts."""
+    """Warnings and false alarms of each signal, which signal is first, and what GSC at step 0 predicts."""
     alarms, frame = _alarms(collected), collected.frame
     networks, plain = (list(part["model"].unique()) for part in (frame, frame[frame["norm"] == "none"]))
-    larger = "At a given learning rate, the networks with larger GSC at step 0 are those that fail"
+    fail, others = "networks that fail have larger", "than networks that do not fail"
     return [
         *(claim(alarms, name) for claim in (decide.warns, decide.silent, decide.tells) for name in alarms.fired),
         *([decide.update_first(alarms)] if "update" in alarms.fired else []),
         *decide.reliable(alarms),
         decide.at_once(alarms),
-        decide.predicts(larger, alarms, networks),
-        decide.predicts("Exploratory: this holds among networks without normalization", alarms, plain),
+        decide.predicts(f"At equal learning rates, {fail} GSC at step 0 {others}", alarms, networks),
+        decide.predicts(f"Exploratory: without normalization, {fail} initial GSC {others}", alarms, plain),
         decide.largest(alarms),
     ]
 
 
 def answer(collected: Collected) -> str:
-    """The signal that announces most failures, its false alarms, and what reliable signals announce."""
+    """The signal that announces most failures, the false alarms of this signal, and what reliable signals announce."""
     alarms = _alarms(collected)
     if not len(alarms.leads):
         return f"None of {len(alarms.table)} runs fails."
     if not alarms.fired:
-        return f"{len(alarms.leads)} of {len(alarms.table)} runs fail, and no signal fires before."
+        return f"{len(alarms.leads)} of {len(alarms.table)} runs fail, and no signal fires before the failures."
     most = str(alarms.leads.notna().sum().idxmax())
     warned, sure = alarms.leads[most], decide.warned_by(alarms, MOST_FALSE_ALARMS)[0]
     return (
-        f"The {WORDS[most]} announces most failures: {alarms.announced(warned)}, {alarms.typical(warned)} before. But "
-        f"it is a false alarm in {alarms.false_alarms(most)} without failure. Reliable signals, whose false alarms "
-        f"are surely below {100 * MOST_FALSE_ALARMS:g} %, are: "
-        f"{decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; they announce {alarms.announced(sure)}, "
-        f"{alarms.typical(sure)} before."
+        f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
+        f"{alarms.typical(warned)}. However, this signal is a false alarm in {alarms.false_alarms(most)} that do not "
+        f"fail. Signals with reliably less than {100 * MOST_FALSE_ALARMS:g} % false alarms are: "
+        f"{decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; these announce the failure of "
+        f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}."
     )
 
 
 def details(collected: Collected) -> str:
-    """Failures, what fires first, the largest GSC, and tables of all signals."""
+    """Numbers of failures, the signal that is first, the largest GSC, and tables of all signals."""
     alarms = _alarms(collected)
     found, ended = alarms.leads, alarms.table[np.isfinite(alarms.table["nan_step"])]
     if not len(found):
@@ -68,7 +68,7 @@ def details(collected: Collected) -> str:
     soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps later" if len(ended) else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
-        f"of network and learning rate. The loss becomes non-finite in {len(ended)} of them{soon}."
+        f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."
     ]
     if alarms.fired:
         first = decide.firsts(found).sum()
@@ -79,11 +79,11 @@ def details(collected: Collected) -> str:
         )
     if silent := [name for name in THRESHOLDS if name not in alarms.fired]:
         parts.append(
-            f"These signals never fired, so they are not judged: {decide.names_in_words(silent)}. The largest GSC at "
+            f"Signals that never fired, and so are not judged: {decide.names_in_words(silent)}. The largest GSC at "
             f"step 0 is 10^{alarms.table['log10_gsc_at_start'].max():.1f}."
         )
     if alarms.reliable(MOST_FALSE_ALARMS).get("loss_jump"):
-        parts.append("The loss jump is the failure itself at a lower threshold.")
+        parts.append("The loss jump tests the same number as the failure, with a lower threshold.")
     parts.append(f"{decide.largest(alarms).because}. Leads are medians in steps; all intervals are 95 % intervals.")
     return "\n\n".join([" ".join(parts), _signals(alarms), _sensitivity(alarms)])
 
@@ -105,7 +105,7 @@ def _signals(alarms: Alarms) -> str:
 
 
 def _sensitivity(alarms: Alarms) -> str:
-    """A table of what reliable signals announce, by the rate of false alarms that is accepted."""
+    """A table of what reliable signals announce, one row per accepted rate of false alarms."""
     rows = []
     for limit in LIMITS:
         verdicts, warned = alarms.reliable(limit), decide.warned_by(alarms, limit)
@@ -116,7 +116,7 @@ def _sensitivity(alarms: Alarms) -> str:
 
 
 def figures(collected: Collected) -> dict[str, Figure]:
-    """Warnings and false alarms, leads, one run, and which runs fail."""
+    """Figures of warnings and false alarms, of leads, of one run, and of the fraction of runs that fail."""
     return exploding_symptom_figures.draw(_alarms(collected), collected.frame)
 
 
@@ -124,54 +124,53 @@ STUDY = Study(
     question="Which signal warns first when training explodes, and how long before?",
     answer=answer,
     use="""
-Stop a run automatically only on a loss jump; it comes just before the failure. Treat a large update as a hint to look
-at the run, not as a reason to stop it. Do not rely on GSC at initialization to predict failures.
+Stop a run automatically only on a loss jump, which comes just before the failure. If an update is large, look at the
+run, but do not stop the run automatically. Do not rely on GSC at initialization to predict failures.
 """,
     method=f"""
 Plain networks of depth {DEPTH} and width {WIDTH} learn digits by SGD with momentum in float32. Over {NUM_STEPS} steps,
-the learning rate rises linearly to its peak (range test, L. N. Smith, arXiv:1506.01186), so training goes well until it
-fails. Gradients of three of the five networks (relu_batch, tanh_layer, selu) explode at initialization. GSC is
-estimated from {NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
+the learning rate rises linearly to a peak value (range test, L. N. Smith, arXiv:1506.01186), so a run may learn at
+first and fail later. Gradients of three of the five networks (relu_batch, tanh_layer, selu) explode at initialization.
+GSC is estimated from {NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
 
 **Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10, {FAILURE / GUESSING:g}
-times the loss of guessing. Runs that do not fail are the controls. A control has **learned** if its last loss is below
-{LEARNED / GUESSING:g} times the loss of guessing. The thresholds of **signals** were fixed before these runs; where the
-monitor has a threshold, it is used. A *jump* is relative to the median of up to {RECENT} previous steps (at least
-{FEWEST}):
+times the loss of guessing. **Controls** are the runs that do not fail. A control has **learned** if its last loss is
+below {LEARNED / GUESSING:g} times the loss of guessing. The thresholds of **signals** were fixed before the runs; those
+of the monitor were kept. A *jump* is relative to the median of up to {RECENT} previous steps (at least {FEWEST}):
 
 - *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
-- *gradient jump*: the norm of the whole gradient is above {signals.GRADIENT_JUMP:g} times its median;
-- *update*: the update of a layer is longer than {signals.LARGE_UPDATE:g} times its weights;
-- *weight growth*: the weights of a layer are {WEIGHT_GROWTH:g} times as long as at the beginning;
-- *GSC*: GSC of some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
+- *gradient jump*: the norm of the gradient of all weights is above {signals.GRADIENT_JUMP:g} times its median;
+- *update*: the norm of the update of a layer is above {signals.LARGE_UPDATE:g} times the norm of its weights;
+- *weight growth*: the norm of the weights of a layer is {WEIGHT_GROWTH:g} times as large as at the beginning;
+- *GSC*: GSC from some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
 - *GSC jump*: the largest GSC of all layers is above {signals.GSC_JUMP:g} times its median.
 
-Loss jump and failure are two thresholds of one number: if the median is near the loss of guessing, the jump is at
-{LOSS_JUMP * GUESSING / FAILURE:g} times the loss that counts as failure.
+Loss jump and failure are two thresholds for the loss. If the median is near the loss of guessing, a loss jump needs
+{LOSS_JUMP * GUESSING / FAILURE:g} times the loss of a failure.
 
 A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps from
-the signal to the failure, or to a non-finite loss (NaN). In a control, a signal is a **false alarm**. Failing runs are
-monitored only to their failure. So false alarms are also given for **equally long** monitoring: the fraction of all
-pairs of a control and a failing run in which the control fires before the other run fails. A signal is **reliable** if
-the whole interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, and unreliable if it is above.
+the signal to the failure, or to a non-finite loss (NaN). In a control, every signal is a **false alarm**. Controls have
+more steps in which a signal can fire than failing runs, which are monitored only until they fail. So we also report
+false alarms for **equally long** monitoring. This is a fraction of all pairs of a control and a failing run: those in
+which the signal fires in the control before the step at which the failing run fails. A signal is **reliable** if the
+whole interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, and unreliable if it is above.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
-cells. Where the intervals of independent runs are wider (Wilson for proportions, order statistics for medians), these
-are used. With few cells, intervals tend to be too narrow. They only cover these networks and learning rates. Which
-signal would be first at equal rates of false alarms is unknown. Failures after the last step are not counted. A run
-that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made after a first look at the runs.
-Reliable signals are judged by the runs in which they were found. The networks with the largest GSC at step 0 have
-normalization, which also limits the effect of a large update. The data cannot separate the two. GSC above
-10^{EXTREME_LOG10:g} would need deeper networks.
+cells. If the intervals for independent runs are wider (Wilson for proportions, order statistics for medians), we use
+those intervals. With few cells, intervals tend to be too narrow. The intervals cover only these networks and learning
+rates. We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the
+last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made
+after a first look at the runs. The same runs decide which signals are reliable and what they announce. The networks
+with the largest GSC at step 0 have normalization, which also limits the effect of a large update. The data cannot
+separate the effects of GSC and normalization. GSC above 10^{EXTREME_LOG10:g} would need deeper networks.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": "For each signal: failing runs that it announces, and controls in which it is a false alarm.",
+        "warnings": "Percentage of failing runs that a signal announces, and of controls in which it is a false alarm.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run.",
-        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires when it first exceeds "
-        "1.",
+        "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate.",
     },
     details=details,

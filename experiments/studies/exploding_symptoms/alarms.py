@@ -1,4 +1,4 @@
-"""How often signals fire: before failures, in runs that do not fail (controls), and in controls for equally long.
+"""How often signals fire: before failures, in runs that do not fail (controls), and in equally long parts of controls.
 
 Runs of one network at one learning rate (a cell) resemble each other, so all intervals resample cells.
 """
@@ -38,14 +38,14 @@ class Between:
 
 @dataclass(frozen=True)
 class Alarms:
-    """A table of `signals.runs`, and how often each of its runs is drawn, (resamples, runs)."""
+    """A table of `signals.runs`, and how often each resample draws each run: an array (resamples, runs)."""
 
     table: pd.DataFrame
     drawn: FloatArray
 
     @classmethod
     def of(cls, frame: pd.DataFrame, *, generator: np.random.Generator) -> Alarms:
-        """The runs of a frame of `signals.condensed`."""
+        """Alarms of the runs in a frame that `signals.condensed` returned."""
         table = runs(frame)
         cells = table.groupby(level=CELL, observed=True).ngroup()
         return cls(table, draws(cells, generator=generator))
@@ -62,20 +62,20 @@ class Alarms:
 
     @property
     def fired(self) -> list[str]:
-        """Signals that fired at least once in a control or before a failure; the others were not tested."""
+        """Signals that fired at least once in a control or before a failure. The data say nothing about the others."""
         return [name for name in THRESHOLDS if self.leads[name].notna().any() or self.false[name].any()]
 
     def part(self, which: pd.Series) -> Part:
-        """The proportion of True in booleans by run."""
+        """The proportion of runs for which ``which`` is True, with its interval."""
         return part(which, self._drawn(which.index))
 
     def median(self, values: pd.Series) -> Median:
-        """The median of the values by run that are not NaN."""
+        """The median over runs whose value is not NaN, with its interval."""
         known = values.dropna()
         return median(known, self._drawn(known.index))
 
     def announced(self, values: pd.Series) -> Part:
-        """The proportion of failing runs that have a lead."""
+        """The proportion of failing runs with a lead, which is not NaN."""
         return self.part(values.notna())
 
     def typical(self, values: pd.Series) -> str:
@@ -87,13 +87,13 @@ class Alarms:
         return self.part(self.false[name])
 
     def matched(self, name: str) -> Between:
-        """Part of the pairs of a control and a failing run in which the control fires before the other fails."""
+        """Fraction of pairs (control, failing run) in which the control fires before the failing run fails."""
         pairs, controls, failing = self._pairs(name)
         resampled = _pair_means(pairs, controls, failing)
         return Between(float(pairs.mean()) if pairs.size else np.nan, *interval(resampled))
 
     def advantage(self, name: str) -> Between:
-        """Part of the failures that are announced, minus `matched`."""
+        """Fraction of failures that the signal announces, minus `matched`."""
         pairs, controls, failing = self._pairs(name)
         warned = self.leads[name].notna().to_numpy()
         hits = ratio(failing @ warned, failing.sum(axis=1))
@@ -101,14 +101,14 @@ class Alarms:
         return Between(float(value), *interval(hits - _pair_means(pairs, controls, failing)))
 
     def reliable(self, limit: float) -> dict[str, bool | None]:
-        """Whether each signal that fired is a false alarm in less than ``limit`` of the controls."""
+        """Whether the rate of false alarms of each signal is below ``limit``; None if undecided."""
         found = {name: self.false_alarms(name).interval for name in self.fired}
         return {name: verdict(high < limit, low > limit) for name, (low, high) in found.items()}
 
     def ranking(self, models: npt.ArrayLike) -> Between | None:
-        """Part of the pairs of one learning rate and seed in which the failing network has the larger GSC at step 0.
+        """Fraction of pairs (failing run, control) in which the failing run has the larger GSC at step 0.
 
-        It is the area under the ROC curve, or None if there is no pair.
+        Both runs of a pair have equal learning rate and seed. It is the area under the ROC curve; None without a pair.
         """
         own = self.table[self.table.index.get_level_values("model").isin(np.asarray(models))]
         drawn, start = self._drawn(own.index), own["log10_gsc_at_start"].to_numpy()
@@ -126,13 +126,13 @@ class Alarms:
         return self.drawn[:, self.table.index.get_indexer(index)]
 
     def _pairs(self, name: str) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray]:
-        """Whether a control (row) fires before a failing run (column) fails, and how often these are drawn."""
+        """Whether a control (row) fires before a failing run (column) fails, and how often each run is drawn."""
         first = self.table.loc[self.false.index, f"first_{name}"].to_numpy()
         failed = self.table.loc[self.leads.index, "failure_step"].to_numpy()
         return first[:, None] < failed[None, :], self._drawn(self.false.index), self._drawn(self.leads.index)
 
 
 def _pair_means(pairs: npt.NDArray[np.bool_], rows: FloatArray, columns: FloatArray) -> FloatArray:
-    """The mean over pairs of each resample, NaN if there are none."""
+    """The mean over the pairs of each resample; NaN for a resample without pairs."""
     over = ((rows @ pairs) * columns).sum(axis=1)
     return ratio(over, rows.sum(axis=1) * columns.sum(axis=1))

@@ -14,63 +14,64 @@ from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import WORDS, quiet
 from gradscope.monitor.alarms import FEWEST
 
-# Accepted rate of false alarms; a monitor with more costs more than it saves.  And a stricter and a looser rate.
+# Accepted rate of false alarms; with more, a monitor costs more than it saves.  LIMITS: also a lower and higher rate.
 MOST_FALSE_ALARMS = 0.1
 LIMITS = (0.05, MOST_FALSE_ALARMS, 0.2)
-# A warning at least this many steps before is early; a non-finite loss at most this many steps after comes at once.
+# An early warning comes at least FEW_STEPS before the failure. A loss is soon non-finite within FEW_STEPS after it.
 FEW_STEPS = 5
-# Twice the number of steps that a jump needs before it: later failures leave time for jumps.
+# Failures after this step leave time for jumps: a jump needs FEWEST previous steps.
 LATE = 2 * FEWEST
 
 
 def warns(alarms: Alarms, name: str) -> Claim:
     """Whether a signal announces most failures."""
     lead, warned = alarms.typical(alarms.leads[name]), alarms.announced(alarms.leads[name])
-    return Claim(f"The {WORDS[name]} announces most failures", warned.most, f"{warned}; median lead: {lead}")
+    return Claim(f'The signal "{WORDS[name]}" announces most failures', warned.most, f"{warned}; median lead: {lead}")
 
 
 def silent(alarms: Alarms, name: str) -> Claim:
-    """Whether a signal is silent in most controls, to their last step."""
+    """Whether a signal never fires in most controls."""
     every, learned = (alarms.part(~fired[name]) for fired in (alarms.false, quiet(alarms.table, learned=True)))
-    says = f"The {WORDS[name]} is silent in most runs that do not fail"
-    return Claim(says, every.most, f"{every}; among those that learned: {learned}")
+    says = f'In most runs that do not fail, the signal "{WORDS[name]}" never fires'
+    return Claim(says, every.most, f"{every}; among runs that learned: {learned}")
 
 
 def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
-    says = f"Exploratory: the {WORDS[name]} fires more often before a failure than in a control monitored equally long"
+    says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of other runs'
     because = f"failing runs: {warned:.2f}; controls: {alarms.matched(name):.2f}; difference: {more:.2f}"
     return Claim(says, more.above(0.0), because)
 
 
 def update_first(alarms: Alarms) -> Claim:
-    """Whether the update is first at these thresholds."""
+    """Whether the signal "update" is first at these thresholds."""
     first = firsts(alarms.leads[alarms.leads.notna().any(axis=1)])
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        "At these thresholds, the update is the first signal (perhaps with others) in most announced failures",
+        'At these thresholds, "update" is the first signal (perhaps with others) in most announced failures',
         update.most,
-        f"{update}; runs in which others are first: {others or 'none'}; the update is a false alarm in "
+        f"{update}; runs in which others are first: {others or 'none'}; false alarms of this signal: "
         f"{alarms.false_alarms('update')}",
     )
 
 
 def reliable(alarms: Alarms) -> list[Claim]:
-    """What reliable signals announce together; decided only if the undecided signals change nothing."""
+    """What reliable signals announce together. Undecided if the undecided signals would change the verdict."""
     sure, perhaps = warned_by(alarms, MOST_FALSE_ALARMS)
     verdicts = alarms.reliable(MOST_FALSE_ALARMS)
     together = f"; reliable: {named(verdicts, True)}; undecided: {named(verdicts, None)}"
     late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
+    after = sure[late], perhaps[late]
     others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
     early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
         _most("Together, the reliable signals announce most failures", alarms, sure, perhaps, together),
-        _most(f"Exploratory: they announce most failures after step {LATE}", alarms, sure[late], perhaps[late]),
+        _most(f"Exploratory: reliable signals announce most failures after step {LATE}", alarms, *after),
         _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
         Claim(
-            f"In most announced failures, the first reliable signal comes at least {FEW_STEPS} steps before",
+            f"In most announced failures, the first reliable signal is at least {FEW_STEPS} steps before the failure",
             early[0].most if early[0].most is early[1].most else None,
             f"{early[0]}; median lead: {alarms.typical(sure)}; with the undecided signals: {early[1]}",
         ),
@@ -84,7 +85,7 @@ def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: 
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
-    """The longest lead of the reliable signals in each failing run, and of these and the undecided signals."""
+    """The longest lead in each failing run: of reliable signals, and of reliable and undecided signals together."""
     verdicts = {name: holds for name, holds in alarms.reliable(limit).items() if name != but}
     sure = [name for name, holds in verdicts.items() if holds]
     perhaps = [name for name, holds in verdicts.items() if holds is not False]
@@ -92,25 +93,25 @@ def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, p
 
 
 def at_once(alarms: Alarms) -> Claim:
-    """How long after the failure the loss becomes non-finite."""
+    """Whether the loss soon becomes non-finite after the failure."""
     ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
-    says = f"In most runs whose loss becomes non-finite, this happens at most {FEW_STEPS} steps after the failure"
+    says = f"In most runs with a non-finite loss, it becomes non-finite at most {FEW_STEPS} steps after the failure"
     return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)}")
 
 
 def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
-    """Whether the failing networks among these have larger GSC at step 0."""
+    """Whether, among ``models``, networks that fail have larger GSC at step 0."""
     area = alarms.ranking(models)
     if area is None:
-        return Claim(says, None, "there are 0 learning rates at which some networks fail and others do not")
+        return Claim(says, None, "at 0 learning rates, some networks fail and others do not")
     because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area:.2f}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 
 def largest(alarms: Alarms) -> Claim:
-    """Whether the network with the largest GSC at initialization fails."""
+    """Whether the network with the largest GSC at step 0 fails in some runs."""
     starts = alarms.table["log10_gsc_at_start"].groupby(level="model", observed=True).mean()
     model = str(starts.idxmax())
     own = alarms.table[alarms.table.index.get_level_values("model") == model]
@@ -121,15 +122,15 @@ def largest(alarms: Alarms) -> Claim:
 
 
 def firsts(found: pd.DataFrame) -> pd.DataFrame:
-    """Whether each signal was the first in a failing run, alone or with others."""
+    """Whether each signal was first in each failing run, perhaps at the same step as others."""
     return found.eq(found.max(axis=1), axis=0)
 
 
 def names_in_words(names: Iterable[str]) -> str:
-    """The signals as a list in a sentence."""
+    """The names of signals, as a list for a sentence."""
     return listed(WORDS[name] for name in names)
 
 
 def named(verdicts: dict[str, bool | None], wanted: bool | None) -> str:
-    """The signals with this verdict, as a list in a sentence."""
+    """The names of signals with the verdict ``wanted``, as a list for a sentence."""
     return names_in_words([name for name, holds in verdicts.items() if holds is wanted])

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
 
-# Range of signals over their thresholds; an exploding loss would flatten everything else.
+# Range of the axis of signals divided by thresholds. With an exploding loss in range, other curves would look flat.
 SHOWN = (1e-7, 1e4)
 
 
 def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
-    """All figures; the frame also contains every step of one run."""
+    """All figures. The frame contains all steps of one run."""
     return {
         "warnings": _warnings(alarms),
         "leads": _leads(alarms),
@@ -81,7 +81,7 @@ def _leads(alarms: Alarms) -> Figure:
 
 
 def _beside(values: pd.Series) -> pd.Series:
-    """Heights around 0 that put equal values beside each other, within one row."""
+    """Vertical offsets around 0, so that dots of equal values do not cover each other."""
     equal = values.groupby(values)
     rank, num = equal.cumcount(), equal.transform("size")
     return (rank - (num - 1) / 2) * np.minimum(0.08, 0.8 / num)

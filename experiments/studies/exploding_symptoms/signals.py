@@ -30,9 +30,9 @@ WORDS = {name: name.replace("_", " ").replace("gsc", "GSC") for name in THRESHOL
 
 
 def condensed(collected: Collected) -> Collected:
-    """The step of failure and of each signal for every run, and every step of the run that fails last.
+    """The steps at which each run fails and each signal fires, and all steps of one run for a figure.
 
-    If there are runs that end in NaN, the last one to fail among these is taken.
+    This run is the one that fails last, among runs that end in NaN if there are any.
     """
     assert collected.metrics is not None
     table = series(collected.frame, collected.metrics)
@@ -53,8 +53,8 @@ def condensed(collected: Collected) -> Collected:
 
 
 def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Loss, signals and "start" (largest log10 GSC at step 0), one row per (model, lr, seed, step)."""
-    # The record after a step contains the loss at its beginning, which is what the monitor checks.
+    """Loss, signals and "start" (the largest log10 GSC at step 0), with one row per (model, lr, seed, step)."""
+    # The record after a step contains the loss at the beginning of the step. The monitor checks this loss.
     losses = metrics.assign(step=metrics["step"] - 1).set_index([*KEYS, "step"])["train_loss"].sort_index()
     made = pd.DataFrame({"loss": losses})
     made["loss_jump"] = _jump(made["loss"])
@@ -71,7 +71,7 @@ def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame:
-    """One column per layer.  A missing value after the first one was not finite, so it becomes infinite."""
+    """One column per layer. A value that is missing after the first record was not finite, so it becomes infinite."""
     rows = frame[frame["quantity"] == quantity]
     table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True).reindex(index)
     began = table.notna().groupby(level=KEYS, observed=True).cummax()
@@ -79,13 +79,13 @@ def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame
 
 
 def _jump(values: pd.Series) -> pd.Series:
-    """Values over the median of previous values in their run, by the rule of the monitor."""
+    """Values divided by the median of previous values in the same run, as the monitor computes it."""
     runs = values.groupby(level=KEYS, observed=True)
     return values / runs.transform(lambda run: run.shift(1).rolling(RECENT, min_periods=FEWEST).median()).clip(1e-12)
 
 
 def first_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: failure_step, nan_step, first_SIGNAL (infinite: never), log10_gsc_at_start and last_loss."""
+    """One row per run: failure_step, nan_step, first_SIGNAL (inf means never), log10_gsc_at_start and last_loss."""
     steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
     nan = ~np.isfinite(table["loss"])
     passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
@@ -98,7 +98,7 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The steps that `condensed` keeps, one row per run."""
+    """The numbers that `condensed` keeps of each run, one row per run."""
     rows = frame[frame["quantity"].str.startswith(("failure_step", "nan_step", "first_", "log10_gsc", "last_loss"))]
     return rows.pivot_table(index=KEYS, columns="quantity", values="value", observed=True)
 
@@ -111,7 +111,7 @@ def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
 
 
 def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
-    """Whether each signal fired, for the runs that did not fail; with ``learned`` only for those that learned."""
+    """Whether each signal fired, for runs that did not fail; with ``learned`` only for those of them that learned."""
     others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
     return _firsts(others).apply(np.isfinite)
 

@@ -1,4 +1,4 @@
-"""The Jacobian as the local linear map: grids, areas, and its norm and volume at depth."""
+"""The Jacobian as a linear map: its effect on grids and areas, and its norm and volume in deep networks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from experiments.studies.jacobian.numbers import DEEP, GAUSSIAN, ROTATIONS
 
 __all__ = ["STUDY", "measure"]
 
-# These repeat the configuration; tests compare them.
+# Copies of values in the configuration; a test compares them.
 DEPTH, WIDTH, SCALE = 50, 100, 1.1
 PLANE_DEPTH, PLANE_WIDTH, PLANE_VARIANCE = 3, 32, 2.0
-# The square of a stable norm changes by at most this factor per layer; half its logarithm is the limit of ln qm.
+# The square of a stable norm changes by at most STABLE_SQUARE per layer, so ln qm changes by at most STABLE.
 STABLE_SQUARE = 1.02
 STABLE = math.log(STABLE_SQUARE) / 2
-# Margins within which a slope counts as 1, and an area (relatively) as the determinant.
+# A slope within SLOPE_MARGIN of 1 counts as 1. Areas with a relative difference below SMALL count as equal.
 SLOPE_MARGIN, SMALL = 0.02, 1e-3
-# Of logarithms in float64 that are sums over fifty layers.
+# Rounding errors in float64 of logarithms that are sums over fifty layers.
 ROUNDING = 1e-12
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """The linear map, areas, and norm, volume and effective rank at depth."""
+    """The claims about the linear map and areas, and about norm, volume and effective rank of deep networks."""
     frame = collected.frame
     volumes = {model: numbers.rate(frame, model, "mean_log_singular_value") for model in DEEP}
     norms = {model: numbers.rate(frame, model, "log_qm_norm") for model in GAUSSIAN}
@@ -40,7 +40,7 @@ def claims(collected: Collected) -> list[Claim]:
         _identity(frame),
         *(
             Claim(
-                f"In quadratic mean, the Jacobian of the {model} network neither explodes nor vanishes",
+                f"The quadratic mean norm of the Jacobian of the {model} network neither explodes nor vanishes",
                 norm.within(0.0, STABLE),
                 f"ln qm per layer: {norm:.4f}; stable: within {STABLE:.4f} of 0",
             )
@@ -48,7 +48,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
         Claim(
-            "The linear network loses as much volume per layer as a Gaussian matrix on average",
+            "The linear network loses as much volume per layer as the expected loss of a Gaussian matrix",
             linear.within(expected, STABLE),
             f"{says}: {linear:.4f}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
         ),
@@ -68,21 +68,21 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """The linear map, areas, and how many directions carry the norm."""
+    """The linear map, the scaling of areas, and how many directions carry the norm."""
     frame = collected.frame
     near = all(claim.holds for claim in _near_a_point(frame))
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
-        f"The Jacobian is {'' if near else 'not shown to be '}the linear map that the network follows near a point: "
-        f"the linearization error is proportional to the step to the power {1 + numbers.slope(frame).value:.2f}. "
-        f"It scales small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. In deep "
-        "networks one number does not describe it: a few directions carry its norm while most others collapse in "
-        f"{listed(few)}."
+        f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
+        f"network: the error is proportional to the step to the power {1 + numbers.slope(frame).value:.2f}. J scales "
+        f"small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. One number "
+        "does not describe the Jacobian of a deep network: a few directions carry the norm, and most other directions "
+        f"collapse, in these networks: {listed(few)}."
     )
 
 
 def details(collected: Collected) -> str:
-    """Norm, volume and effective rank of the deep networks."""
+    """A table of norm, volume and effective rank of the deep networks."""
     frame, rows = collected.frame, []
     for model in DEEP:
         norm, volume = (numbers.rate(frame, model, name) for name in ("log_qm_norm", "mean_log_singular_value"))
@@ -90,8 +90,8 @@ def details(collected: Collected) -> str:
         rows.append([model, *factors, f"{numbers.last_rank(frame, model).value:.1f}"])
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
-        f"{table(head, rows)}\n\nMeans are over singular values, and factors are over the second half of the layers. "
-        f"The effective rank is that of the last layer, of {numbers.width(frame)}."
+        f"{table(head, rows)}\n\nMeans are over singular values. Factors are averages over the second half of the "
+        f"layers. The effective rank is that of the last layer; its largest possible value is {numbers.width(frame)}."
     )
 
 
@@ -99,12 +99,12 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
     slope, error = numbers.slope(frame), numbers.area_error(frame)
     return [
         Claim(
-            "The relative error of the linearization falls in proportion to the step",
+            "The relative error of the linearization is proportional to the step",
             slope.within(1.0, SLOPE_MARGIN),
             f"slope on logarithmic axes: {slope:.4f}; proportional: within {SLOPE_MARGIN:g} of 1",
         ),
         Claim(
-            "Small squares are scaled by |det J|",
+            "The network scales the area of small squares by |det J|",
             error.below(SMALL),
             f"relative difference at the smallest step ({STEPS[0]:g}): {error:.2g}; equal: below {SMALL:g}",
         ),
@@ -112,14 +112,14 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
 
 
 def _identity(frame: pd.DataFrame) -> Claim:
-    """The inequality of quadratic and geometric mean, which only a wrong measurement can contradict."""
+    """The inequality between quadratic and geometric mean, a theorem that fails only if the measurement is wrong."""
     norms, volumes = (
         pd.concat([numbers.by_depth(frame, model, name) for model in DEEP], keys=DEEP)
         for name in ("log_qm_norm", "mean_log_singular_value")
     )
     smallest = float((norms - volumes).to_numpy().min())
     return Claim(
-        "ln qm(J) is at least the mean log singular value up to rounding (an identity)",
+        "ln qm(J) is at least the mean log singular value, up to rounding (an identity)",
         smallest >= -ROUNDING,
         f"{norms.size} layers of {len(DEEP)} networks; smallest difference: "
         + (f"{smallest:.3g}" if abs(smallest) > ROUNDING else f"within {ROUNDING:g} of 0"),
@@ -128,7 +128,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
 
 def _few(frame: pd.DataFrame, model: str) -> Claim:
     rank, size = numbers.last_rank(frame, model), numbers.width(frame)
-    says = f"Exploratory: few directions carry the norm of the {model} network at the last layer"
+    says = f"Exploratory: few directions carry the norm of the Jacobian of the {model} network at the last layer"
     return Claim(says, rank.below(FEW * size), f"effective rank: {rank:.1f} of {size}; few: below {FEW * size:g}")
 
 
@@ -149,48 +149,47 @@ STUDY = Study(
     answer=answer,
     use="""
 Use the Jacobian to predict the effect of small changes, and check whether the change is small enough. In deep networks,
-look at norm and effective rank together: a stable norm can hide that nearly all directions have collapsed.
+look at both norm and effective rank: the norm can be stable although nearly all directions have collapsed.
 """,
     method=f"""
 **A map of the plane.** A tanh network R^2 -> R^2 (depth {PLANE_DEPTH}, width {PLANE_WIDTH}, weight variance
-{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. Two numbers are measured against the step h:
+{PLANE_VARIANCE:g} / fan-in, float64) is linearized at a random point x. Two numbers are measured for several steps h:
 
-- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u; it
-  falls like h if J is the derivative;
-- the area of the image of a square of side h, divided by h^2; it tends to |det J|.
+- the relative error |f(x + h u) - f(x) - h J u| / |h J u|, as root mean square over {NUM_DIRECTIONS} directions u. This
+  error is proportional to h if J is the derivative;
+- the area of the image of a square of side h, divided by h^2. For small h, this ratio tends to |det J|.
 
-**Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three have Gaussian
-weights: *linear*, *tanh* and *selu*. Two are controls: *orthogonal* is linear with uniformly random orthogonal weights,
-and in *expanding* these are multiplied by {SCALE:g}. Four numbers are computed from the singular values s_i of the
-Jacobian from the input to every layer:
+**Depth.** Networks of width n = {WIDTH} and depth {DEPTH} are measured at one random point. Three networks have
+Gaussian weights: *linear*, *tanh* and *selu*. Two networks are controls: *orthogonal* is linear with uniformly random
+orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. Four numbers are computed from the singular
+values s_i of the Jacobian from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, which is at most ln qm(J). It is summed layer by layer, because small
-  singular values of the product are smaller than the rounding errors of large ones;
-- the same mean without the largest tenth;
-- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio): n if all s_i are equal, 1 if only one is not zero.
-  If it is below {FEW:g} n, few directions carry the norm.
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). We sum it over layers, because the small
+  singular values of the product are smaller than the rounding errors of the large ones;
+- the mean log singular value without the largest tenth of the singular values;
+- the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
+  s_i is not zero. If the effective rank is below {FEW:g} n, few directions carry the norm.
 
-Rates are changes per layer over the half of the layers farther from the input. Explode, vanish and collapse are defined
-as for GSC: the square changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For Gaussian matrices W of
-variance 1 / n, the mean of ln|det W| / n is the sum over i of (digamma(i / 2) + ln(2 / n)) / (2 n), about -1/2.
+Rates are changes per layer over the half of the layers farther from the input. *Explode*, *vanish* and *collapse* are
+defined as for GSC: the square of the number changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For
+Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations and input points. The inequality of the two means and the
-rates of both controls are known beforehand, so they check the measurement. Everything is exact up to rounding in
-float64, which dominates the error of the linearization at the smallest steps. Gaussian matrices lose volume even
-without a nonlinearity, so a collapsing volume is mainly an effect of the weights. Tanh networks settle slowly, so the
-first layers still affect the rates. The effective rank and the controls were added after a first look at norms and
-volumes. The networks have square weights and no normalization, because layer normalization and ReLU make Jacobians
-singular.
+Intervals are 95 % Student's t intervals over initializations and input points. The inequality between the two means and
+the rates of both controls are known beforehand, so they check the measurement. All numbers are exact up to rounding in
+float64. At the smallest steps, rounding dominates the error of the linearization. Gaussian matrices lose volume even
+without a nonlinearity, so a collapsing volume is mainly an effect of the weights. Tanh networks reach a constant rate
+only after many layers, so the first layers still affect the rates. The effective rank and the controls were added after
+a first look at norms and volumes. Layers are square, without normalization or ReLU, which make J singular.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "grid": "A grid of the plane, mapped by a tanh network and by its linearization at the center.",
-        "steps": "Error of linearization (left) and area (right) against the step, one curve per initialization.",
-        "volume": "Means (top) and effective rank (bottom) of the singular values of the Jacobian from the input to "
-        "each layer, by network.",
+        "grid": "Image of a grid of the plane under a tanh network, and under its linearization at the center.",
+        "steps": "Error against the step. Left: error of the linearization. Right: relative difference between area "
+        "and |det J|. One curve per initialization.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: means. Bottom: effective rank.",
     },
     details=details,
 )

@@ -24,7 +24,7 @@ WORDS = {
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """The grid and its linearization; errors and areas against the step; singular values against depth."""
+    """Figures of the grid, of errors and areas against the step, and of singular values against depth."""
     frame = collected.frame
     return {"grid": _grid(frame), "steps": _steps(frame), "volume": _volume(frame)}
 

@@ -1,4 +1,4 @@
-"""The Jacobian at one point: grid and areas of a map of the plane, singular values of deep networks."""
+"""Measure the Jacobian at one point: grid and areas of a map of the plane, singular values of deep networks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gradscope.models import MLP
 
 STEPS = np.logspace(-4, 0, 13)
 NUM_DIRECTIONS = 16
-# Below this part of all directions, few directions carry the norm.
+# If the effective rank is below this fraction of the width, few directions carry the norm.
 FEW = 0.1
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_lines: int, extent: float) -> pd.DataFrame:
-    """Measure a map of the plane if the input ``x`` (1, n) has n = 2, or singular values by depth of other networks.
+    """Grid and areas of a map of the plane if the input ``x`` (1, n) has n = 2; otherwise singular values by depth.
 
-    The grid of the plane has ``num_lines`` lines in each direction, and half its side is ``extent``.
+    The grid of the plane has ``num_lines`` lines in each direction, from ``-extent`` to ``extent``.
     """
     if len(x) != 1:
-        raise ValueError(f"The Jacobian is measured at one point: got {len(x)} samples, set data.batch_size=1.")
+        raise ValueError(f"The Jacobian is measured at one point, got {len(x)} samples; set data.batch_size=1.")
     return _plane(model, x, generator, num_lines, extent) if x.shape[1] == 2 else _depth(model, x)
 
 
@@ -53,16 +53,16 @@ def _plane(model: nn.Module, x: Tensor, generator: torch.Generator, num_lines: i
 
 
 def _area(corners: Tensor) -> Tensor:
-    """Area of a polygon, (k, 2) -> ()."""
+    """Area of a polygon with the given corners, (k, 2) -> ()."""
     after = corners.roll(-1, dims=0)
     return (corners[:, 0] * after[:, 1] - corners[:, 1] * after[:, 0]).sum().abs() / 2
 
 
 def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
-    """Four numbers of the singular values of the Jacobian from the input to every layer.
+    """Four numbers computed from the singular values of the Jacobian from the input to every layer.
 
-    Small singular values of a deep Jacobian are below the rounding error of the large ones.  So ln|det J| is summed
-    over layers, and the part of the largest tenth is subtracted.
+    Small singular values of a deep Jacobian are smaller than the rounding errors of the large ones. So ln|det J| is
+    summed over layers. Without the largest tenth, the sum is ln|det J| minus the logarithms of the largest tenth.
     """
     captured = gs.capture(model, x)
     names = [layer.name for layer in captured.units]
@@ -88,7 +88,7 @@ def _depth(model: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def rotations(depth: int, width: int, scale: float, in_features: int, *, generator: torch.Generator) -> MLP:
-    """Layers f_l = scale Q_l f_{l-1} with uniformly random orthogonal Q_l; singular values are scale^l."""
+    """Layers f_l = scale Q_l f_{l-1} with uniformly random orthogonal Q_l. All singular values are scale^l."""
     network = MLP(
         depth=depth, width=width, in_features=in_features, activation="linear", init="orthogonal", generator=generator
     )

@@ -11,11 +11,11 @@ import torch
 from experiments.evidence import means
 from experiments.evidence.means import Mean
 
-# Networks with Gaussian weights, and rotations, whose singular values are known.
+# Networks with Gaussian weights, and networks of rotations, whose singular values are known.
 GAUSSIAN = ("linear", "tanh", "selu")
 ROTATIONS = ("orthogonal", "expanding")
 DEEP = (*GAUSSIAN, *ROTATIONS)
-# Steps over which the error is fitted: small enough for the first order, large enough for float64.
+# Steps used for the fit of the error: small enough for first order, large enough for the rounding of float64.
 FITTED = (1e-4, 1e-2)
 
 
@@ -25,7 +25,7 @@ def rows_of(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def by_depth(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
-    """Values of one network, seeds x layers."""
+    """Values of one quantity for one network, as a table of shape (seeds, layers)."""
     rows = rows_of(frame[frame["model"] == model], quantity)
     return rows.pivot_table(index="seed", columns="index", values="value", observed=True)
 
@@ -33,7 +33,7 @@ def by_depth(frame: pd.DataFrame, model: str, quantity: str) -> pd.DataFrame:
 def rate(frame: pd.DataFrame, model: str, quantity: str) -> Mean:
     """Mean change per layer over the half of the layers farther from the input."""
     values = by_depth(frame, model, quantity).to_numpy()
-    begin = values.shape[1] // 2 - 1  # layer L / 2 of L, because the first is layer 1
+    begin = values.shape[1] // 2 - 1  # layer L / 2 of L layers; column 0 is layer 1
     return means.mean((values[:, -1] - values[:, begin]) / (values.shape[1] - 1 - begin))
 
 
@@ -46,7 +46,7 @@ def slope(frame: pd.DataFrame) -> Mean:
 
 
 def area_error(frame: pd.DataFrame) -> Mean:
-    """Relative difference of the area of the smallest square and the determinant."""
+    """Relative difference between |det J| and the factor by which the network scales the smallest square."""
     areas = rows_of(frame, "area")
     smallest = areas[areas["step"] == areas["step"].min()].set_index("seed")["value"]
     return means.mean((smallest / rows_of(frame, "determinant").set_index("seed")["value"] - 1).abs())
@@ -63,6 +63,6 @@ def width(frame: pd.DataFrame) -> int:
 
 
 def gaussian_log_volume(n: int) -> float:
-    """E ln|det W| / n of an n x n Gaussian matrix of variance 1 / n, a sum over chi-square variables."""
+    """E ln|det W| / n of an n x n Gaussian matrix W with variance 1 / n, as a sum over chi-square variables."""
     i = torch.arange(1, n + 1, dtype=torch.float64)
     return float((torch.digamma(i / 2) + math.log(2 / n)).mean() / 2)

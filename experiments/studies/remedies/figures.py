@@ -24,7 +24,7 @@ LABELS = {
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """How much each remedy lowers GSC, and how much nonlinearity it leaves."""
+    """Figures of GSC with each remedy, and of the nonlinearity that each remedy leaves."""
     found = numbers.outcomes(collected.frame)
     return {"growth": _growth(found), "cost": _cost(found)}
 
@@ -57,7 +57,7 @@ def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: 
 
 
 def _cost(found: Outcomes) -> Figure:
-    """Nonlinearity by all three measures against growth; hollow for networks that repeat another."""
+    """All three measures of nonlinearity against growth; hollow markers for networks that repeat another network."""
     figure, axes = plt.subplots(len(MEASURES), len(found), figsize=(12.6, 9.6), layout="constrained", sharex="col")
     styles, shown = _styles(), {}
     for column, (baseline, by_remedy) in zip(axes.T, found.items(), strict=True):

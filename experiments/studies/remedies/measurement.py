@@ -24,24 +24,24 @@ BASELINES: dict[str, dict[str, Any]] = {
     "selu": {"activation": "selu"},
 }
 INITS = ("he", "lecun", "xavier", "orthogonal", "looks_linear")
-# Normalization of the remedies that change it.
+# Normalization that a remedy sets.
 NORMS = {"batch": "batch", "layer": "layer", "plain": "none", "looks_linear": "none"}
 NONE = "none"
-# Factor by which "wider" has fewer layers; numbers of samples for the affine fit and for LSUV.
+# FEWER: divisor of the number of layers for "wider".  NUM_FITTED, NUM_SCALED: samples for the affine fit and for LSUV.
 FEWER, NUM_FITTED, NUM_SCALED = 5, 1000, 256
 NUM_SOURCES, NUM_OUTPUTS = 10, 10
-# Random cotangents of the nonlinearity coefficient where samples are coupled; elsewhere it is exact.
+# Random cotangents for NLC if samples are coupled; otherwise NLC is exact.
 NLC_PROBES = 16
 
 
 def network(case: str, depth: int, width: int, in_features: int, *, generator: torch.Generator) -> nn.Module:
-    """The network of a case ``<baseline>-<remedy>``, with about as many parameters as a plain one of depth and width.
+    """The network of ``<baseline>-<remedy>``, with about as many parameters as a plain network of this depth and width.
 
-    The method of the study lists the remedies.  LSUV uses a separate batch.
+    The page of the study explains the remedies.  LSUV uses a separate batch.
     """
     baseline, _, remedy = case.partition("-")
     if baseline not in BASELINES:
-        raise ValueError(f"A case begins with one of {', '.join(BASELINES)}, got {case!r}.")
+        raise ValueError(f"A case must begin with one of {', '.join(BASELINES)}, got {case!r}.")
     options: dict[str, Any] = {"depth": depth, "width": width, "in_features": in_features, "out_features": NUM_OUTPUTS}
     options |= BASELINES[baseline]
     if remedy == "wider":
@@ -52,7 +52,7 @@ def network(case: str, depth: int, width: int, in_features: int, *, generator: t
     elif remedy in NORMS:
         options["norm"] = NORMS[remedy]
     elif remedy not in (NONE, "critical", "lsuv", *INITS):
-        raise ValueError(f"No remedy {remedy!r}; the study remedies lists them.")
+        raise ValueError(f"Unknown remedy {remedy!r}; the page docs/studies/remedies.md lists the remedies.")
     if remedy in INITS:
         options |= {"init": remedy, "weight_variance": None}
     model = MLP(**options, generator=generator)
@@ -70,7 +70,7 @@ def equal_width(num_parameters: int, depth: int, in_features: int) -> int:
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
-    """GSC from the input and ten layers to the output, and four measures of nonlinearity."""
+    """GSC from the input and ten layers to the output, four measures of nonlinearity, and the number of parameters."""
     depth = len(model.get_submodule("layers")._modules)
     sources = ["input", *(f"layers.{number}" for number in evenly(depth, NUM_SOURCES)), "head"]
     profile = gs.gsc(model, x, layers=sources, probes=num_probes, generator=generator).to_frame()
@@ -90,9 +90,9 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
 
 
 def network_linear_fit_error(x: Tensor, y: Tensor) -> float:
-    """Part of the variance of the outputs y (N, m) that the best affine map of the inputs x (N, d) leaves.
+    """Fraction of the variance of outputs y (N, m) that the best affine map of the inputs x (N, d) does not explain.
 
-    It is the residual sum of squares over N - d - 1, divided by the total over N - 1, each summed over outputs.
+    Formula: residual sum of squares / (N - d - 1), divided by total sum of squares / (N - 1). Sums include all outputs.
     """
     x, y = x.double(), y.double()
     num, size = x.shape
@@ -110,7 +110,7 @@ def rate(case: str, batch_size: int) -> float:
     options = BASELINES[baseline]
     activation, norm = options["activation"], options.get("norm", "none")
     norm = NORMS.get(remedy, norm)
-    if remedy == "residual" or (remedy, activation) == ("he", "selu"):  # with the latter, lengths grow without bound
+    if remedy == "residual" or (remedy, activation) == ("he", "selu"):  # With he and SELU, lengths grow without bound.
         return math.nan
     if norm != "none":
         return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)

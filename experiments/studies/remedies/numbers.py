@@ -23,23 +23,23 @@ REMEDIES = {
     "critical": "critical", "lsuv": "LSUV", "looks_linear": "looks linear",
 }  # fmt: skip
 NAMES = {"tanh_large": "tanh with large weights", "relu_batch": "relu+batch", "selu": "selu"}
-# Remedies that repeat another network in mean field, which only knows the variance of weights.  For tanh without
-# biases, chi_1 = 1 is the variance 1 of lecun; batch normalization undoes any variance; SELU and LSUV have variance 1.
+# Remedies that repeat another network in mean field, where only the variance of weights matters.  For tanh without
+# biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. LSUV sets that of SELU.
 TWINS = {
     "tanh_large": {"orthogonal": "lecun", "critical": "lecun"},
     "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": NONE},
     "selu": {"orthogonal": NONE, "lsuv": NONE},
 }
 MEASURES = {"nonlinearity": "the outputs", "last_layer": "the last layer", "nlc": "NLC"}
-# Without NLC: its square is GSC except for the mean of the outputs.
+# NLC is not tested: its square would be GSC if the outputs had mean 0.
 TESTED = ("nonlinearity", "last_layer")
-# Linear fit error of an affine map in float32.
+# Upper limit of the linear fit error of an affine map in float32.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """log10 GSC from input to output, rate and nonlinearity of one network, per seed; and the rate of mean field."""
+    """log10 GSC from input to output, rate and nonlinearity of one network, per seed, and the mean-field rate."""
 
     total: FloatArray
     rate: FloatArray
@@ -58,7 +58,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 
 
 def outcomes(frame: pd.DataFrame) -> Outcomes:
-    """Outcomes by baseline and remedy, in the order of `REMEDIES`."""
+    """The `Outcome` of every baseline and remedy, with remedies in the order of `REMEDIES`."""
     batch_size = int(frame["batch_size"].iloc[0])
     by_case = {str(case): rows for case, rows in frame.groupby("case", sort=False, observed=True)}
     found: Outcomes = {baseline: {} for baseline in BASELINES}
@@ -84,18 +84,18 @@ def _outcome(rows: pd.DataFrame, theory: float) -> Outcome:
 
 
 def remedies_of(baseline: str, by_remedy: dict[str, Outcome]) -> list[str]:
-    """The remedies of a network, without the unchanged network and without those that repeat another."""
+    """The remedies of a network, without "none" and without those that repeat another network."""
     return [remedy for remedy in by_remedy if remedy != NONE and remedy not in TWINS[baseline]]
 
 
 def level(outcome: Outcome, measure: str) -> Mean:
-    """Mean over seeds of a measure of nonlinearity: geometric, except for the outputs, which may be 0."""
+    """Mean over seeds of a measure of nonlinearity: geometric, except for that of the outputs, which may be 0."""
     values = getattr(outcome, measure)
     return means.mean(values) if measure == "nonlinearity" else means.geometric_mean(values)
 
 
 def correlation(baseline: str, by_remedy: dict[str, Outcome], measure: str) -> RankCorrelation:
-    """Of log10 GSC and nonlinearity (means over seeds) over the unchanged network and its remedies."""
+    """Rank correlation of log10 GSC and nonlinearity (means over seeds) over the unchanged network and remedies."""
     own = [by_remedy[remedy] for remedy in (NONE, *remedies_of(baseline, by_remedy))]
     return rank_correlation(
         [outcome.total.mean() for outcome in own], [level(outcome, measure).value for outcome in own]

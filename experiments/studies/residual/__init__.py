@@ -1,4 +1,4 @@
-"""Skip connections: dilution, exponential growth or a power of the depth, and a ResNet against a plain network."""
+"""Skip connections: the law of dilution, growth with depth, and a ResNet compared with a plain network."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from experiments.studies.residual.numbers import CASES, NARROW, NARROW_WIDTH, PO
 
 __all__ = ["STUDY", "measure"]
 
-# These repeat the configuration; tests compare them.
+# Copies of values in the configuration; a test compares them.
 DEPTH, WIDTH, BATCH_SIZE, NUM_PROBES, NUM_SEEDS = 100, 400, 32, 4, 8
 RESNET_BLOCKS, RESNET_WIDTH = 15, 16
-# Relative error of the GSC of a block without an excess; `gradscope.coefficients.growth` calls such a rate stable.
+# Accepted relative error of GSC if the law predicts GSC 1; `gradscope.coefficients.growth` calls such a rate stable.
 STEADY = 0.02
-# log10 up to which GSC counts as kept over all blocks; lengths grow by tens of orders of magnitude.
+# Largest log10 GSC over all blocks that counts as no explosion; lengths grow by tens of orders of magnitude.
 KEEPS = 1.0
 RESNETS = ("resnet-0", f"resnet-{UNIT}")
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """Dilution, exponential or power, single blocks, and the ResNet."""
+    """The claims about dilution, growth with depth, single blocks, and the ResNet."""
     frame = collected.frame
     return [
         *(_undiluted(frame, branch) for branch in BRANCHES),
@@ -42,23 +42,22 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """Dilution, growth with unit skips, and the ResNet."""
+    """The effect of dilution, the growth with unit skips, and the ResNet."""
     frame = collected.frame
     diluted = [claim.holds for claim in _diluted_by_all(frame)]
     slower = [name(branch) for branch in BRANCHES if _by_depth(frame, branch)[1].holds]
     plain, residual = (f"{means.mean(numbers.block_totals(frame, case)):.2f}" for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
-        "They dilute it: a skip connection k times as long as its branch divides the excess of a block's GSC over 1 by "
-        f"k^2 + 1, within {100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. With unit skips, "
-        f"dilution increases with depth, and GSC grows more slowly than an exponential for {listed(slower)}. Skip "
-        f"connections {lowers} the growth of a ResNet: log10 GSC from the first block to the last is {residual} with "
-        f"them and {plain} without."
+        "A skip connection that is k times as long as its branch divides GSC - 1 of a block by k^2 + 1, within "
+        f"{100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. With unit skips, k increases with "
+        f"depth, and GSC grows more slowly than an exponential for {listed(slower)}. Skip connections {lowers} the "
+        f"growth of a ResNet: log10 GSC from the first to the last block is {residual} with skips and {plain} without."
     )
 
 
 def details(collected: Collected) -> str:
-    """All rates and exponents, with those of the law."""
+    """A table of measured rates and exponents, and of those that the law predicts."""
     frame, rows = collected.frame, []
     for branch in BRANCHES:
         rates = [f"{means.mean(numbers.rates(frame, branch, k)):.4f}" for k in DILUTIONS]
@@ -66,14 +65,14 @@ def details(collected: Collected) -> str:
         law = [f"{mf.residual_rate(numbers.branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
         rows.append([f"{name(branch)}, law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
-    return f"GSC per block, and the exponent of the depth with unit skips:\n\n{table(head, rows)}"
+    return f"GSC per block, and exponent of the depth with unit skips:\n\n{table(head, rows)}"
 
 
 def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
-    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; ratio of the excesses: {ratio:.3f}"
+    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; ratio of (rate - 1): {ratio:.3f}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -82,10 +81,10 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     law = mf.residual_rate(numbers.branch_rate(frame, branch), float(dilution))
     where = f", at width {NARROW_WIDTH}" if width else ""
     return Claim(
-        f"{name(branch)} diluted by k = {dilution} keeps 1 / (k^2 + 1) of its excess{where}",
+        f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
-        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width)):.4f}; by the law: {law:.4f}; excess times "
-        f"k^2 + 1, divided by the excess without a skip: {ratio:.3f}",
+        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width)):.4f}; by the law: {law:.4f}; (rate - 1) "
+        f"times (k^2 + 1), divided by (rate - 1) without a skip: {ratio:.3f}",
     )
 
 
@@ -94,12 +93,12 @@ def _diluted_by_all(frame: pd.DataFrame) -> list[Claim]:
 
 
 def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
-    """Whether growth is exponential at constant dilution, and slower and as the law predicts with unit skips."""
+    """Whether growth is exponential at constant dilution, and slower with unit skips, as the law predicts."""
     exponents, exponent = numbers.exponents(frame, branch), numbers.expected_exponent(frame, branch)
     unit, law = numbers.steadiness(frame, f"{branch}-{UNIT}"), numbers.expected_steadiness(frame, branch, UNIT)
     constant = means.mean(numbers.steadiness(frame, f"{branch}-1"))
     growing, relative = means.mean(unit), means.mean(unit / law)
-    late, power = "late growth per block / early:", f"power of the depth: {POWER:.3f}"
+    late, power = "late growth per block divided by early growth:", f"power of the depth: {POWER:.3f}"
     return [
         Claim(
             f"At constant dilution, k = 1, GSC of {name(branch)} grows exponentially",
@@ -131,7 +130,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"excess of GSC over 1 in {len(own)} blocks, divided by that of the law: {ratio:.3f}; mean k: "
+        f"GSC - 1, summed over {len(own)} blocks and divided by the sum of the law: {ratio:.3f}; mean k: "
         f"{own['dilution'].mean():.2f}; mean r: {own['branch_gsc'].mean():.3f}",
     )
 
@@ -140,9 +139,9 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     blocks = numbers.single_blocks(frame, branch)
     ratio = means.mean((blocks["block_gsc"] / blocks["law"]).groupby(level="seed").mean())
     return Claim(
-        f"The law holds in single blocks of relu whose branches end in {end}, where it predicts no excess",
+        f"The law holds in single blocks of relu whose branches end in {end}, where it predicts GSC 1",
         ratio.within(1.0, STEADY),
-        f"GSC of a block divided by that of the law: {ratio:.3f} (mean of {len(blocks)} blocks); mean r: "
+        f"GSC of a block divided by GSC of the law: {ratio:.3f} (mean of {len(blocks)} blocks); mean r: "
         f"{blocks['branch_gsc'].mean():.3f}",
     )
 
@@ -151,14 +150,14 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     lengths = frame[(frame["case"] == f"relu-{UNIT}") & (frame["quantity"] == "log10_length_growth")]["value"]
     length, gsc = means.mean(lengths), means.mean(numbers.from_stem(frame, f"relu-{UNIT}")[:, -1])
     return Claim(
-        "A ReLU network with unit skips and without normalization keeps its GSC although its lengths explode",
+        "In a ReLU network with unit skips and without normalization, activations explode, but GSC does not",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
         f"over {DEPTH} blocks, growth of log10 squared length: {length:.1f}; log10 GSC: {gsc:.2f}; limit: {KEEPS:g}",
     )
 
 
 def _resnet(frame: pd.DataFrame) -> list[Claim]:
-    """Whether skip connections lower the growth of a ResNet, and lower it more in the last stage."""
+    """Whether skip connections lower the growth of a ResNet, and lower the growth more in the last stage."""
     plain, residual = (numbers.block_totals(frame, case) for case in RESNETS)
     flat_plain, flat = (numbers.flattening(frame, case) for case in RESNETS)
     factors_plain, factors = (numbers.factors_by_stage(frame, case) for case in RESNETS)
@@ -166,14 +165,14 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "Skip connections lower the growth of a ResNet",
             means.mean(plain - residual).above(0.0),
-            f"log10 GSC from the first block to the last, without: {means.mean(plain):.2f}; with: "
-            f"{means.mean(residual):.2f}",
+            f"log10 GSC from the first to the last block: {means.mean(plain):.2f} without skips, "
+            f"{means.mean(residual):.2f} with skips",
         ),
         Claim(
-            "Skip connections lower the growth per block of a ResNet more in its last stage than in its first",
+            "Skip connections lower the growth per block of a ResNet more in the last stage than in the first stage",
             means.mean(flat - flat_plain).below(0.0),
-            f"growth of log GSC per block, last stage divided by first, with: {means.mean(flat):.2f}; without: "
-            f"{means.mean(flat_plain):.2f}; factors per block by stage, with: {factors}; without: {factors_plain}",
+            f"log GSC per block in the last stage, divided by the first stage: {means.mean(flat):.2f} with skips, "
+            f"{means.mean(flat_plain):.2f} without; GSC per block by stage: {factors} (skips), {factors_plain} (none)",
         ),
     ]
 
@@ -182,54 +181,55 @@ STUDY = Study(
     question="How do skip connections change the growth of GSC?",
     answer=answer,
     use="""
-Expect skip connections to reduce growth, not to remove it. To weaken growth further, make the skip longer relative to
-the branch, for example by a smaller weight on the branch. Exploding activations do not imply exploding GSC.
+Expect that skip connections reduce growth but do not remove it. To reduce growth further, make the skip longer relative
+to the branch, for example with a smaller weight on the branch. Exploding activations do not imply exploding GSC.
 """,
     method=f"""
 Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) have depth {DEPTH} and width {WIDTH}, with a linear map
-(stem) in front. There are {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared
-convention) is estimated from {NUM_PROBES} random probes.
+(stem) in front. We use {NUM_SEEDS} initializations and {BATCH_SIZE} samples of Gaussian noise. GSC (squared convention)
+is estimated from {NUM_PROBES} random probes.
 
-**Law of dilution** (in short, the law). The **dilution** is the ratio of lengths k = |skip| / |branch|, and r is the
-GSC of the branch alone. If skip and branch are orthogonal in value and in Jacobian, a block has GSC = (k^2 + r) / (k^2
-+ 1) (G. Philipp, D. Song and J. Carbonell, arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the **excess** of
-GSC over 1 is divided by k^2 + 1.
+**Law of dilution** ("the law"). The **dilution** k is the ratio of lengths |skip| / |branch|, and r is GSC of the
+branch without skip. If skip and branch and their Jacobians are orthogonal, GSC of a block is (k^2 + r) / (k^2 + 1) (G.
+Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the skip divides GSC - 1 by k^2 + 1.
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
-below 1, k settles at s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip); the
-largest k is also measured at width {NARROW_WIDTH}. The law holds if the excess times k^2 + 1 is within
-{100 * TOLERANCE:.0f} % of the excess without a skip for the same seeds.
+below 1, k converges to s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip). The
+largest k is also measured at width {NARROW_WIDTH}. The law holds if (rate - 1) (k^2 + 1) is within
+{100 * TOLERANCE:.0f} % of rate - 1 without a skip for the same seeds, where the rate is GSC per block.
 
-**Unit skips** (s = 1). Lengths grow with every block, so k^2 is proportional to the depth, and GSC approaches depth^(r
-- 1) instead of r^depth. The late growth of log GSC per block (blocks {WINDOW[1]} to {WINDOW[2]}) is divided by the
-early growth (blocks {WINDOW[0]} to {WINDOW[1]}). The ratio is 1 for an exponential and {POWER:.3f} for a power of the
-depth. At these depths, the law does not predict a pure power yet. So the ratio is compared with that of the law,
-multiplied over the blocks, with k and r from mean field.
+**Unit skips** (s = 1). Lengths grow with every block, so k^2 is proportional to the depth. GSC approaches a power of
+the depth, depth^(r - 1), instead of the exponential r^depth. The late growth of log GSC per block (blocks {WINDOW[1]}
+to {WINDOW[2]}) is divided by the early growth (blocks {WINDOW[0]} to {WINDOW[1]}). The ratio is 1 for an exponential
+and {POWER:.3f} for a power of the depth. At these depths, the law does not predict a pure power yet. So the ratio is
+also compared with the ratio that the law predicts, as a product over blocks with k and r from mean field.
 
-**Single blocks.** In {NUM_BLOCKS} blocks of every network we measure k, r and the GSC of the block. The excess, summed
-over the blocks of a case, is compared with the law for the same k and r, with the same tolerance. (At k = 1, k equals
-k^2.) Two more networks are ReLU networks without normalization. In one of them, branches end in the ReLU, f_l = f_(l-1)
-+ relu(W f_(l-1)). Their r is 1, so the law predicts GSC 1 for any k; the measured GSC must be within {100 * STEADY:.0f}
-% of it.
+**Single blocks.** In {NUM_BLOCKS} blocks of every network we measure k, r and the GSC of the block. We sum GSC - 1 over
+the blocks of a case, and compare the sum with the law for the same k and r, with the same tolerance. (The case k = 1
+cannot distinguish k from k^2.) Two more networks are ReLU networks without normalization. In one of these, branches end
+in the ReLU: f_l = f_(l-1) + relu(W f_(l-1)). Branches of both networks have r = 1, so the law predicts GSC 1 for any k.
+The measured GSC must be within {100 * STEADY:.0f} % of this prediction.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 and width {RESNET_WIDTH}. GSC from every block to the logits is measured with and without skip connections, on noise of
-the size of an image. Two numbers are compared: the growth from the first block to the last, and the growth per block in
-the last stage relative to the first.
+the size of an image. Two numbers are compared: the growth from the first to the last block, and the growth per block in
+the last stage divided by that in the first stage.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals over initializations, each by itself; among so many claims, one may be wrong by
-chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look.** The law and mean field are limits of
-infinite width. Finite width also changes the rate (study [depth_width](depth_width.md)), and dilution need not reduce
-this change. The law does not cover the ResNet, whose blocks end in a ReLU and whose stages differ in width. All
-networks are at initialization.
+Intervals are 95 % Student's t intervals over initializations. The intervals are not simultaneous, so one of the many
+claims may be wrong by chance. **The width was raised from {NARROW_WIDTH} to {WIDTH} after a first look.** The law and
+mean field are limits of infinite width. At finite width the rate is different (study [depth_width](depth_width.md)),
+and a stronger skip does not necessarily make this difference smaller. The law does not cover the ResNet, whose blocks
+end in a ReLU and whose stages differ in width. All networks are at initialization.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "law": "Excess of the GSC rate over 1 against the dilution k, for two branches. Lines: law of dilution.",
-        "growth": "GSC from the stem to a block by kind of branch (rows); unit skips also over the log of the depth.",
-        "blocks": "GSC of single blocks against the law of dilution (left), and ratio of their excesses (right).",
+        "law": "GSC per block minus 1 against the dilution k, for two kinds of branches. Dashed: law of dilution.",
+        "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
+        "skips, with a logarithmic axis for the depth.",
+        "blocks": "Left: GSC of single blocks, measured and predicted by the law of dilution. Right: measured (GSC - "
+        "1) divided by predicted (GSC - 1).",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections.",
     },
     details=details,

@@ -18,7 +18,7 @@ from gradscope import plots
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """The law, growth with depth, single blocks, and the ResNet."""
+    """Figures of the law, of growth with depth, of single blocks, and of the ResNet."""
     frame = collected.frame
     return {"law": _law(frame), "growth": _growth(frame), "blocks": _blocks(frame), "resnet": _resnet(frame)}
 

@@ -1,4 +1,4 @@
-"""Residual networks of a given dilution, their measurement, and the prediction of the law of dilution."""
+"""Residual networks with a given dilution, how they are measured, and what the law of dilution predicts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ REACHED = (2, 4, 8, 16, 32, 64, 100)
 
 
 def network(case: str, depth: int, width: int, *, generator: torch.Generator) -> nn.Module:
-    """The network of a case ``<branch>-<dilution>`` or ``<branch>-unit`` on images of 3 x 32 x 32.
+    """The network of a case ``<branch>-<dilution>`` or ``<branch>-unit``, for images of 3 x 32 x 32.
 
-    A third part such as ``-100`` replaces the width.  The ResNet has its own depth and width.
+    If a case has a third part such as ``-100``, this number replaces ``width``.  The ResNet ignores depth and width.
     """
     known = {*BRANCHES, *OTHERS, RESNET}
     found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
     if found is None or found[1] not in known:
-        raise ValueError(f"A case is one of {', '.join(sorted(known))}, then -unit or a dilution; got {case!r}.")
+        raise ValueError(f"A case must be one of {', '.join(sorted(known))}, then -unit or a dilution; got {case!r}.")
     branch, dilution, width = found[1], found[2], int(found[3] or width)
     if branch == RESNET:
         skips = "identity" if dilution == UNIT else "none"
@@ -53,12 +53,12 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
 
 
 def skip_weight(dilution: str) -> float:
-    """Skip weight s of a case: s = k / sqrt(k^2 + 1) keeps a branch of constant length at dilution k."""
+    """Skip weight s: with s = k / sqrt(k^2 + 1), a branch of constant length has dilution k in every block."""
     return 1.0 if dilution == UNIT else float(dilution) / math.hypot(float(dilution), 1)
 
 
 class Branch(nn.Module):
-    """The branch of a residual block: what it adds to its skip connection."""
+    """The branch of a residual block: the output of the block minus the skip connection."""
 
     def __init__(self, block: nn.Module, skip: float) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Branch(nn.Module):
 
 
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
-    """GSC to the output; for a residual MLP also GSC from the stem, and GSC and dilution of single blocks."""
+    """GSC to the output. For a residual MLP, also GSC from the stem, and GSC and dilution of single blocks."""
     if isinstance(model, ResNet):
         profile = gs.gsc(model, x, probes=num_probes, generator=generator).to_frame()
         return profile[profile["layer"].str.startswith("stage")]
@@ -94,7 +94,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
 
 
 def _block(block: nn.Module, f: Tensor, number: int, generator: torch.Generator, num_probes: int) -> pd.DataFrame:
-    """GSC of a block and of its branch, and the dilution k, at the input ``f``."""
+    """GSC of a block, GSC of its branch, and dilution k, at the input ``f`` of the block."""
     skip = float(block.skip_weight)  # type: ignore[arg-type]
     branch = Branch(block, skip)
     with torch.no_grad():
@@ -108,17 +108,16 @@ def _block(block: nn.Module, f: Tensor, number: int, generator: torch.Generator,
 
 
 def rate(branch: str, batch_size: int) -> float:
-    """r, the GSC of a branch alone, at infinite width."""
+    """GSC r of a branch without the skip, at infinite width."""
     activation, norm = (BRANCHES | OTHERS)[branch]
     return mf.gsc_rate(activation, norm, batch_size if norm == "batch" else None)
 
 
 def law(branch: str, dilution: str, depth: int, batch_size: int) -> FloatArray:
-    """log10 GSC from the stem to every block by the law, (depth + 1,), at infinite width.
+    """log10 GSC from the stem to every block by the law, at infinite width, as an array of shape (depth + 1,).
 
-    Mean squares follow q <- s^2 q + v from q = 1, where v is the mean square of the branch, and k^2 = s^2 q / v.  Batch
-    normalization divides the branch's Jacobian by the part of q that varies over samples, which follows the same
-    recursion.
+    The mean square q of a layer starts at 1 and follows q <- s^2 q + v, where v is that of the branch; k^2 = s^2 q / v.
+    Batch normalization divides the Jacobian of the branch by the part of q that varies over samples (same recursion).
     """
     activation, norm = (BRANCHES | OTHERS)[branch]
     phi, r = mf.as_activation(activation), rate(branch, batch_size)

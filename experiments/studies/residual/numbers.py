@@ -1,4 +1,4 @@
-"""Rates, exponents and excesses, read from the frame of the study residual."""
+"""Rates, exponents and values of GSC - 1, read from the frame of the study residual."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gradscope.coefficients.growth import fit_growth
 
 FloatArray = npt.NDArray[np.float64]
 
-# Relative error of an excess or a growth up to which the law holds.  Finite width alone moves an excess by about half
-# of that (tanh+layer against mean field, without a skip), so a smaller error could not be detected.
+# The law holds if GSC - 1 or a growth has at most this relative error.  A smaller tolerance would be of no use: finite
+# width changes GSC - 1 by about half of this tolerance (tanh+layer against mean field, without a skip).
 TOLERANCE = 0.1
-# Growth per block is compared between the last two of these blocks and the first two, counted from the stem.
+# Growth between the last two of these blocks (counted from the stem) is compared with growth between the first two.
 WINDOW = (8, 32, 100)
 NARROW_WIDTH = 100
 NARROW = f"-{NARROW_WIDTH}"
-# The cases for which each block is compared with the law, and the label of each case.
+# The cases whose single blocks are compared with the law, and the label of each case.
 CASES = {k: f"k = {k}" for k in DILUTIONS[1:]} | {UNIT: "unit skips", f"4{NARROW}": f"k = 4 at width {NARROW_WIDTH}"}
 
 
@@ -36,77 +36,77 @@ def _late_over_early(begin: Any, middle: Any, end: Any) -> Any:
     return late / early
 
 
-# Late over early growth of a power of the depth; that of an exponential is 1.
+# Late growth divided by early growth for a power of the depth. For an exponential, this ratio is 1.
 POWER = float(_late_over_early(*np.log(WINDOW)))
 
 
 def name(branch: str) -> str:
-    """``relu+batch`` of ``relu_batch``."""
+    """``relu+batch`` for ``relu_batch``."""
     return branch.replace("_", "+")
 
 
 def profile(frame: pd.DataFrame, case: str, quantity: str = "gsc", columns: str = "depth_from_output") -> pd.DataFrame:
-    """log10 values of one case, a row per seed."""
+    """log10 values of one case, with one row per seed."""
     rows = frame[(frame["case"] == case) & (frame["quantity"] == quantity)]
     return rows.pivot_table(index="seed", columns=columns, values="log10_value", observed=True)
 
 
 def rates(frame: pd.DataFrame, branch: str, dilution: str) -> FloatArray:
-    """GSC per block over the half nearer the output, one per seed."""
+    """Growth rates of GSC per block, fitted over the half nearer the output, one per seed."""
     table = profile(frame, f"{branch}-{dilution}")
     return np.array([fit_growth(values, table.columns.to_numpy()).rate for values in table.to_numpy()])
 
 
 def from_stem(frame: pd.DataFrame, case: str) -> FloatArray:
-    """log10 GSC from the stem to the blocks of `measurement.REACHED`, (seeds, blocks)."""
+    """log10 GSC from the stem to the blocks in `measurement.REACHED`, as an array of shape (seeds, blocks)."""
     return profile(frame, case, "gsc_from_stem").to_numpy()
 
 
 def _in_window(frame: pd.DataFrame, case: str) -> FloatArray:
-    """log10 GSC from the stem to the blocks of `WINDOW`, (3, seeds)."""
+    """log10 GSC from the stem to the blocks in `WINDOW`, as an array of shape (3, seeds)."""
     return from_stem(frame, case).T[[measurement.REACHED.index(number) for number in WINDOW]]
 
 
 def exponents(frame: pd.DataFrame, branch: str) -> FloatArray:
-    """d log GSC / d log depth over the later part of the window with unit skips, one per seed."""
+    """d log GSC / d log depth with unit skips, over the later part of `WINDOW`, one per seed."""
     return np.asarray(_exponent(*_in_window(frame, f"{branch}-{UNIT}")))
 
 
 def steadiness(frame: pd.DataFrame, case: str) -> FloatArray:
-    """Growth of log GSC per block in the later part of the window relative to the earlier, one per seed."""
+    """Growth of log GSC per block in the later part of `WINDOW`, divided by that in the earlier part, one per seed."""
     return np.asarray(_late_over_early(*_in_window(frame, case)))
 
 
 def ratios(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -> FloatArray:
-    """Excess times k^2 + 1 relative to the excess without a skip, one per seed."""
+    """(rate - 1) (k^2 + 1), divided by rate - 1 without a skip, one per seed."""
     plain, found = (rates(frame, branch, case + width) for case in ("0", dilution))
     return np.asarray((found - 1) * (float(dilution) ** 2 + 1) / (plain - 1))
 
 
 def block_growth(frame: pd.DataFrame, case: str, stage: str) -> FloatArray:
-    """log10 of the factor per block in one stage of a ResNet, from its last block to its first, one per seed."""
+    """log10 of the growth factor of GSC per block, from the last to the first block of a ResNet stage, one per seed."""
     values = profile(frame, case, columns="layer").filter(like=stage).to_numpy()
     return np.asarray((values[:, 0] - values[:, -1]) / (values.shape[1] - 1))
 
 
 def block_totals(frame: pd.DataFrame, case: str) -> FloatArray:
-    """log10 GSC from the first block of a ResNet to the last, one per seed."""
+    """log10 GSC from the first to the last block of a ResNet, one per seed."""
     values = profile(frame, case, columns="layer").to_numpy()
     return np.asarray(values[:, 0] - values[:, -1])
 
 
 def flattening(frame: pd.DataFrame, case: str) -> FloatArray:
-    """Growth of log GSC per block in the last stage of a ResNet relative to the first, one per seed."""
+    """Growth of log GSC per block in the last stage of a ResNet, divided by that in the first stage, one per seed."""
     return np.asarray(block_growth(frame, case, "stage3") / block_growth(frame, case, "stage1"))
 
 
 def factors_by_stage(frame: pd.DataFrame, case: str) -> str:
-    """The mean factor per block of a ResNet in each of its stages, as words."""
+    """The mean growth factor per block in each stage of a ResNet, as text."""
     return ", ".join(f"{(10 ** block_growth(frame, case, f'stage{number}')).mean():.2f}" for number in (1, 2, 3))
 
 
 def branch_rate(frame: pd.DataFrame, branch: str) -> float:
-    """r predicted by mean field at the batch size of the study."""
+    """GSC r of the branch without the skip, by mean field at the batch size of the study."""
     return measurement.rate(branch, int(frame["batch_size"].iloc[0]))
 
 
@@ -116,22 +116,22 @@ def _law(branch: str, dilution: str, batch_size: int) -> FloatArray:
 
 
 def expected(frame: pd.DataFrame, branch: str, dilution: str) -> FloatArray:
-    """log10 GSC from the stem to every block by the law."""
+    """log10 GSC from the stem to every block, as the law predicts it."""
     return _law(branch, dilution, int(frame["batch_size"].iloc[0]))
 
 
 def expected_exponent(frame: pd.DataFrame, branch: str) -> float:
-    """`exponents` by the law."""
+    """`exponents` as the law predicts them."""
     return float(_exponent(*expected(frame, branch, UNIT)[list(WINDOW)]))
 
 
 def expected_steadiness(frame: pd.DataFrame, branch: str, dilution: str) -> float:
-    """`steadiness` by the law."""
+    """`steadiness` as the law predicts it."""
     return float(_late_over_early(*expected(frame, branch, dilution)[list(WINDOW)]))
 
 
 def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
-    """Dilution above 0, GSC of branch and block, and ``law``, by case, seed and block."""
+    """Dilution (if not 0), GSC of branch and block, and GSC by the ``law``: one row per case, seed and block."""
     rows = frame[frame["case"].str.split("-").str[0] == branch]
     rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
     table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)
@@ -141,6 +141,6 @@ def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
 
 
 def block_excess(table: pd.DataFrame, case: str) -> FloatArray:
-    """Excess of GSC over 1 relative to the excess of the law, both summed over the blocks of a case; one per seed."""
+    """Sum of GSC - 1 over the blocks of a case, divided by the same sum for the law, one per seed."""
     sums = (table.loc[case, ["block_gsc", "law"]] - 1).groupby(level="seed").sum()
     return (sums["block_gsc"] / sums["law"]).to_numpy()

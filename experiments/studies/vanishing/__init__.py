@@ -15,14 +15,14 @@ from experiments.studies.vanishing.numbers import NETWORKS, SCALES, SIGMOID, SLO
 
 __all__ = ["STUDY", "measure"]
 
-# Relative difference of float64 numbers that agree in all digits, and of log10 over all units of a chain.
+# Limits of rounding errors: relative, for one float64 number; absolute, for log10 over all units of a chain.
 ROUNDING, CHAIN_ROUNDING = 1e-14, 1e-12
-# A gradient that changes by less than this factor over the whole depth counts as kept.
+# The norm of a gradient counts as kept if it changes by less than this factor over the whole depth.
 KEPT = 10.0
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """The chain by hand, its bound, which networks vanish, and what larger weights do."""
+    """The claims about chains and their bound, about networks that vanish, and about larger weights."""
     frame = collected.frame
     difference = float(numbers.chosen(frame, "relative_difference")["value"].max())
     plain, held = chains.LONG
@@ -42,14 +42,14 @@ def claims(collected: Collected) -> list[Claim]:
             identity=True,
         ),
         Claim(
-            "A chain of sigmoids shrinks a gradient whatever its weights",
+            "A chain of sigmoids shrinks a gradient for any weights",
             chains.last(frame, "log10_chain", held) < 0,
-            f"with {held}, which keeps the units near their largest slope, the gradient is multiplied by "
+            f"with {held} (units near their largest slope), the gradient is multiplied by "
             f"10^{chains.last(frame, 'log10_chain', held):.2f} over {chains.UNITS} units",
         ),
         _quarter(frame),
         Claim(
-            "A sigmoid network also vanishes by GSC, which does not depend on the scale of its layers",
+            "GSC, which does not depend on the scale of layers, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
             f"rate: {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
         ),
@@ -60,34 +60,34 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def answer(collected: Collected) -> str:
-    """The factor per layer of the sigmoid network, and what else decides."""
+    """The factor per layer of the sigmoid network, and whether weights and normalization matter."""
     frame = collected.frame
     lead = {True: "Yes, for", False: "No, not for", None: "The data cannot tell for"}[_quarter(frame).holds]
     alone = not (_larger(frame, SCALES[0]).holds or _keeps(frame, "sigmoid", "batch").holds)
     return (
-        f"{lead} a sigmoid network with the usual weight variance 1 / n. Its gradient changes by a factor of "
-        f"{numbers.rate(frame, *SIGMOID):.4f} per layer toward the input; mean field predicts "
+        f"{lead} a sigmoid network with the usual weight variance 1 / n: per layer toward the input, its gradient "
+        f"changes by a factor of {numbers.rate(frame, *SIGMOID):.4f}; mean field predicts "
         f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
-        f"{'' if alone else ' But the slope does not decide alone: weights and normalization matter, too.'}"
+        f"{'' if alone else ' But the slope does not decide alone: weights and normalization also matter.'}"
     )
 
 
 def details(collected: Collected) -> str:
-    """Larger weights, a table of all networks, and the chain digit by digit."""
+    """Factors with larger weights, a table of all networks, and the chain by hand."""
     frame = collected.frame
     larger = ", ".join(f"{numbers.rate(frame, *SIGMOID, scale).value:.3f} for {scale**2} / n" for scale in SCALES)
     inputs = f"x = {chains.INPUT}, t = {chains.TARGET}, (w1, w2, w3) = {chains.WEIGHTS}"
     return (
-        f"Factor of the sigmoid network, by variance of larger weights: {larger}. {_kept_names(frame)}\n\n"
+        f"Factor per layer of the sigmoid network with larger weight variance: {larger}. {_kept_names(frame)}\n\n"
         f"{_network_table(frame)}\n\n"
-        "The factor is that of the gradient of the weights, with simultaneous intervals. Rate, mean field and verdict "
-        f"belong to GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
+        "Factors are for the norm of the gradient of the weights, with simultaneous intervals. Rate, mean field and "
+        f"verdict are for GSC.\n\nThe chain by hand, for {inputs}:\n\n{chains.by_hand_table(frame)}"
     )
 
 
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
-    says = "In a sigmoid network, a gradient shrinks to a quarter per layer or less"
+    says = "In a sigmoid network, every layer shrinks the gradient to a quarter or less"
     because = f"factor per layer: {factor:.4f}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
@@ -96,16 +96,16 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
     depth, factor = numbers.layers(frame), numbers.rate(frame, activation, norm)
     most = KEPT ** (1 / depth)
     return Claim(
-        f"The gradients of {labels.network_name([activation, norm])} keep their norm within a factor of {KEPT:g} over "
-        f"{depth} layers",
+        f"In {labels.network_name([activation, norm])}, gradient norms change by less than a factor of {KEPT:g} "
+        f"over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
         f"factor per layer: {factor:.3f}; over {depth} layers: {factor.value**depth:.2g}",
     )
 
 
 def _larger(frame: pd.DataFrame, scale: int) -> Claim:
-    """Whether the gradient of a sigmoid network with the smallest or the largest scale is larger than expected."""
-    keeps = ("keeps more than a quarter per layer", SLOPE)
+    """Whether the smallest scale avoids the shrinking to a quarter, or the largest scale lets the gradient grow."""
+    keeps = ("shrinks to more than a quarter per layer", SLOPE)
     says, least = {SCALES[0]: keeps, SCALES[-1]: ("grows toward the input", 1.0)}[scale]
     factor = numbers.rate(frame, *SIGMOID, scale)
     return Claim(
@@ -117,14 +117,15 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
 
 
 def _kept_names(frame: pd.DataFrame) -> str:
-    """Which networks keep the norm of their gradients, which shrink or grow it, and which are undecided."""
-    names: dict[str, list[str]] = {"is kept in": [], "shrinks more in": [], "grows more in": [], "is undecided in": []}
+    """Networks in which the gradient norm is kept, shrinks more or grows more, and undecided networks."""
+    kept = f"changes by less than a factor of {KEPT:g} in"
+    names: dict[str, list[str]] = {kept: [], "shrinks more in": [], "grows more in": [], "is undecided in": []}
     for activation, norm in NETWORKS:
         changed = "shrinks more in" if numbers.rate(frame, activation, norm).value < 1 else "grows more in"
-        words = {True: "is kept in", False: changed, None: "is undecided in"}[_keeps(frame, activation, norm).holds]
+        words = {True: kept, False: changed, None: "is undecided in"}[_keeps(frame, activation, norm).holds]
         names[words].append(labels.network_name([activation, norm]))
     parts = [f"{words} {', '.join(own)}" for words, own in names.items() if own]
-    return f"Within a factor of {KEPT:g} over {numbers.layers(frame)} layers, the gradient norm {'; it '.join(parts)}."
+    return f"Over {numbers.layers(frame)} layers, the gradient norm {'; it '.join(parts)}."
 
 
 def _network_table(frame: pd.DataFrame) -> str:
@@ -135,7 +136,7 @@ def _network_table(frame: pd.DataFrame) -> str:
     for network in NETWORKS:
         row, factor = growth[network], numbers.rate(frame, *network)
         rate = f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
-        last = numbers.last_deviations(frame, *network)  # below rounding if all samples have become equal
+        last = numbers.last_deviations(frame, *network)  # below rounding if all samples have nearly the same values
         deviation = "below rounding" if (last < ROUNDING).all() else f"{means.geometric_mean(last):.3g}"
         factors = f"{factor:.3f}", f"{factor.value**depth:.2g}"
         theory = f"{predicted[network]:.3f}"
@@ -147,12 +148,12 @@ STUDY = Study(
     question="Do gradients vanish because the slope of a sigmoid is at most 1/4?",
     answer=answer,
     use="""
-Do not infer vanishing gradients from the slope of the activation alone. Measure the factor per layer, or GSC, with the
-weights and the normalization that the network has.
+Do not conclude from the slope of an activation that gradients vanish. Measure the factor per layer, or GSC, with the
+weights and the normalization of your network.
 """,
     method=f"""
 **By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
-the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from the output back,
+the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, in order from the output to the input:
 
 - d3 = -(t - y) y (1 - y), dE/dw3 = d3 a2
 - d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
@@ -161,35 +162,35 @@ the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, from t
 Autograd must give these derivatives, and `gs.measure` their absolute values.
 
 **Chains.** In a row of L units h <- s(w h + b), the derivative of the last unit with respect to the first is a product
-of L factors w s', so it is at most (w / 4)^L. It is measured over {chains.UNITS} units for
+of L factors w s', so the derivative is at most (w / 4)^L. The derivative is measured over {chains.UNITS} units for
 {" and for ".join(chains.LONG)}. The second choice keeps the units near their largest slope.
 
-**Networks.** They have depth {{model.depth}}, width {{model.width}} and a linear head for {{model.out_features}}
-classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random labels; there are
-{{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise. Three quantities are measured:
+**Networks.** The networks have depth {{model.depth}}, width {{model.width}} and a linear head for
+{{model.out_features}} classes, in {{dtype}}. The data are {{data.batch_size}} samples of Gaussian noise with random
+labels; there are {{num_seeds}} initializations. Weights have variance 2 / n for ReLU and 1 / n otherwise. We measure:
 
 - the norm of the gradient of the mean cross-entropy with respect to the weights of every layer (`gs.measure`);
 - the growth rate of GSC from every layer to the logits;
 - the standard deviation over samples of the pre-activations of the last layer.
 
-The **factor per layer** is the growth of the gradient norm per layer from the last layer to the second. The norm counts
-as kept if it changes by a factor of less than {KEPT:g} over all layers.
+The **factor per layer** is the growth of the gradient norm per layer from the last layer to the second layer. The norm
+counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
 
-**Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v
-E[s'^2]), which is at most sqrt(v) / 4, whatever the data. Therefore the hidden weights of the sigmoid network are also
-multiplied by {", ".join(map(str, SCALES))}. A normalized layer divides by a standard deviation, which adds a factor
-without a bound.
+**Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
+most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
+network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, a factor without a bound.
 """,
     how_sure=f"""
-Intervals are 95 % Student's t intervals of the logarithm over initializations. The factors per layer have simultaneous
-intervals (Bonferroni): over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. The
-networks are at initialization, have one depth and one width, and have no biases.
+Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
+simultaneous (Bonferroni) over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. All
+networks are at initialization and have no biases, and they have the same depth and width.
 """,
     claims=claims,
     figures=figures.draw,
     captions={
-        "gradients": "Gradient norm of the weights of every layer, for four activations, one panel per normalization.",
-        "chains": "Derivative through a row of sigmoid units, and its bound, for small and for large weights.",
+        "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization.",
+        "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
+        "number of units, and the bound of this derivative. One color for small weights, one for large weights.",
         "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
     },
     details=details,

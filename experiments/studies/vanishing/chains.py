@@ -1,4 +1,4 @@
-"""Chains of single sigmoid units: one differentiated by hand, and long ones with their bound."""
+"""Chains of single sigmoid units: a short chain differentiated by hand, and long chains with their bound."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from experiments.evidence.words import table
 from gradscope.frames import observed
 from gradscope.measures import GradientNorm
 
-# The chain by hand: input, target and weights, none of them a special value.
+# Input, target and weights of the chain by hand. None of them is a special value.
 INPUT, TARGET, WEIGHTS = 0.7, 0.9, (0.8, -1.3, 1.7)
-# Weight and bias of long chains; the second keeps its units where the slope is largest.
+# Weight and bias of long chains. The second choice keeps the units near their largest slope.
 LONG = {"w = 1, b = 0": (1.0, 0.0), "w = 8, b = -4": (8.0, -4.0)}
 UNITS = 30
 DERIVATIVES = ("dE/dw1", "dE/dw2", "dE/dw3")
@@ -36,12 +36,12 @@ def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dic
 
 
 def compared() -> pd.DataFrame:
-    """`by_hand`, the derivatives of autograd, and the larger relative difference of autograd and `gs.measure`."""
+    """Derivatives by hand and by autograd, and the largest relative difference of autograd or `gs.measure` to them."""
     chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
     with torch.no_grad():
         for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):
             parameter.fill_(weight)
-    # The same sample twice, because gradient statistics compare samples; the mean is the same.
+    # The sample is repeated, because gradient statistics need two samples. This does not change the mean.
     x, target = (torch.full((2, 1), value, dtype=torch.float64) for value in (INPUT, TARGET))
 
     def loss(output: Tensor, wanted: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def compared() -> pd.DataFrame:
 
 
 def long_chain(name: str) -> pd.DataFrame:
-    """log10 |dh_L / dh_0| of L = 1 to `UNITS` units h <- s(w h + b) in a row, h_0 = 1/2; and its bound (|w| / 4)^L."""
+    """log10 |dh_L / dh_0| of h <- s(w h + b), h_0 = 1/2, for L = 1 to `UNITS`, and log10 of its bound (|w| / 4)^L."""
     weight, bias = LONG[name]
     first = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     h, logarithms = first, []
@@ -77,23 +77,23 @@ def long_chain(name: str) -> pd.DataFrame:
 
 
 def rows(frame: pd.DataFrame, quantity: str, chain: str) -> pd.Series:
-    """A quantity of a long chain by number of units; all runs have the same chains."""
+    """A quantity of a long chain by number of units. The chains are the same in all runs."""
     own = frame[(frame["quantity"] == quantity) & (frame["layer"] == chain)]
     return own.groupby("index", observed=True)["value"].first()
 
 
 def last(frame: pd.DataFrame, quantity: str, chain: str) -> float:
-    """A quantity of a long chain of `UNITS` units."""
+    """A quantity of a long chain at its last unit."""
     return float(rows(frame, quantity, chain).iloc[-1])
 
 
 def excess(frame: pd.DataFrame, chain: str) -> float:
-    """Largest difference between log10 of a chain's derivative and its bound."""
+    """Largest value of log10 of the derivative minus log10 of its bound, over all units of a chain."""
     return float((rows(frame, "log10_chain", chain) - rows(frame, "log10_chain_bound", chain)).max())
 
 
 def by_hand_table(frame: pd.DataFrame) -> str:
-    """The chain by hand as a Markdown table, in order of computation."""
+    """A Markdown table of the numbers of the chain by hand, in order of computation."""
     first = frame.drop_duplicates(["quantity", "layer"])
     hand, auto = (
         first[first["quantity"] == name].set_index("layer")["value"].to_dict() for name in ("by_hand", "by_autograd")

@@ -17,7 +17,7 @@ TITLES = {"none": "no normalization", "batch": "batch normalization", "layer": "
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
-    """Gradients of every layer, chains and their bounds, and larger weights."""
+    """Figures of the gradients of every layer, of chains and their bounds, and of larger weights."""
     frame = collected.frame
     return {"gradients": _gradients(frame), "chains": _long_chains(frame), "weights": _larger_weights(frame)}
 

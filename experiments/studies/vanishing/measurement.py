@@ -1,4 +1,4 @@
-"""Gradient norms, GSC and pre-activations of a network; of a sigmoid network also with larger weights, and chains."""
+"""Measure gradient norms, GSC and pre-activations of a network, and chains of sigmoids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradscope.models import MLP
 def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator) -> pd.DataFrame:
     """Gradient norms, GSC and pre-activation deviations of a network with a head, with random labels.
 
-    A sigmoid network without normalization also gets larger weights (column ``weight_scale``), and the chains.
+    For a sigmoid network without normalization, also gradient norms with larger weights (``weight_scale``) and chains.
     """
     with torch.no_grad():
         num_classes = model(x).shape[1]

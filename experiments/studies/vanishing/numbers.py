@@ -16,7 +16,7 @@ ACTIVATIONS = ("sigmoid", "tanh", "relu", "selu")
 NORMS = ("none", "batch", "layer")
 SIGMOID = ("sigmoid", "none")
 NETWORKS = tuple((activation, norm) for activation in ACTIVATIONS for norm in NORMS)
-# Factors of the weights of the sigmoid network, besides 1; the weight variance is their square over n.
+# Scales of the weights of the sigmoid network, in addition to 1. The weight variance is scale^2 / n.
 SCALES = (2, 4, 8, 16)
 # Largest slope of a sigmoid.
 SLOPE = 1 / 4
@@ -28,21 +28,21 @@ def chosen(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def rate(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> Mean:
-    """Growth per layer of the gradient norm toward the input; simultaneous over all networks, or over all scales."""
+    """Growth per layer of the gradient norm toward the input, with simultaneous intervals over networks or scales."""
     table = norms(frame, activation, norm, scale).to_numpy()
     factors = 10 ** ((table[:, 1] - table[:, -1]) / (table.shape[1] - 2))
     return means.geometric_mean(factors, comparisons=len(NETWORKS) if scale == 1 else len(SCALES))
 
 
 def norms(frame: pd.DataFrame, activation: str, norm: str, scale: int = 1) -> pd.DataFrame:
-    """log10 of the norm of the gradient of the weights, seeds x layers."""
+    """log10 of the norm of the gradient of the weights, as a table of shape (seeds, layers)."""
     rows = chosen(frame[(frame["activation"] == activation) & (frame["norm"] == norm)], "gradient_norm")
     rows = rows[rows["layer"].str.startswith("layers.") & (rows["weight_scale"] == scale)]
     return rows.pivot_table(index="seed", columns="index", values="log10_value", observed=True)
 
 
 def in_theory(scale: float) -> float:
-    """sqrt(v E[s'^2]) of a sigmoid layer at its fixed point, where v is the square of the scale."""
+    """sqrt(v E[s'^2]) of a sigmoid layer at the fixed point of the length, where v = scale^2."""
     layer = mf.MeanField("sigmoid", scale**2)
     return math.sqrt(float(layer.chi(layer.fixed_length())))
 
@@ -53,13 +53,13 @@ def layers(frame: pd.DataFrame) -> int:
 
 
 def gsc_growth(frame: pd.DataFrame) -> dict[tuple[str, str], Any]:
-    """Growth of GSC by activation and normalization."""
+    """Measured growth of GSC, by activation and normalization."""
     table = report_growth.growth_table(frame, ["activation", "norm"])
     return {(row["activation"], row["norm"]): row for row in table.to_dict("records")}
 
 
 def gsc_rates(frame: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """Rates of GSC predicted by mean field, by activation and normalization."""
+    """Growth rates of GSC that mean field predicts, by activation and normalization."""
     size = int(frame["num_samples"].max())
     return {(a, norm): mf.gsc_rate(a, norm, batch_size=size if norm == "batch" else None) for a, norm in NETWORKS}
 

@@ -47,8 +47,8 @@ def verdicts(*args, **kwargs):
     return {claim.says: claim.holds for claim in study.claims(collected(*args, **kwargs))}
 
 
-WHOLE = "By NLC, every network that does not explode is nearer to linear than every network that does"
-UNSEEN = "Sign diversity and NLC show that ReLU collapses its data; the growth rate of GSC does not"
+WHOLE = "By NLC, every network that does not explode is nearer to linear than every network that explodes"
+UNSEEN = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
 
 
 def test_what_is_expected_is_supported_where_it_is_so():
@@ -68,7 +68,7 @@ def test_what_is_not_so_is_contradicted():
         "selu explodes",
         "relu neither explodes nor vanishes",
         "relu+layer neither explodes nor vanishes",
-        "The last layer of relu is nearly linear over its data",
+        "The last layer of relu is nearly linear over the data",
         "The last layer of selu stays nonlinear",
         WHOLE,
         UNSEEN,
@@ -76,7 +76,7 @@ def test_what_is_not_so_is_contradicted():
         assert found[says] is False, says
     answer = study.answer(collected(turned))
     assert "explode in relu (1.300)" in answer and "vanish in relu+layer (0.500)" in answer
-    assert "can be farther from linear than one that does" in answer and "is 90 (" in answer
+    assert "can be farther from linear than one that explodes" in answer and "is 90 (" in answer
     assert study.details(collected({"selu": (1.3, 1e-3, 50.0)})).endswith(": selu.")
 
 
@@ -89,7 +89,7 @@ def test_neither_needs_the_whole_interval_within_two_hundredths(rate, holds):
 
 def test_what_is_not_clear_is_undecided():
     found = verdicts({"tanh": (1.0, 0.1, 50.0), "selu": (1.02, 0.1, 50.0)})
-    assert found["The last layer of tanh is nearly linear over its data"] is None
+    assert found["The last layer of tanh is nearly linear over the data"] is None
     assert found["selu explodes"] is None and found[WHOLE] is None
     assert verdicts(signs=0.1)[UNSEEN] is None and verdicts(signs=0.4)[UNSEEN] is False
     flat = verdicts(dict.fromkeys(MODELS, (1.0, 1.0, 2.0)))

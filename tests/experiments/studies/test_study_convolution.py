@@ -134,8 +134,8 @@ def says(collected):
 @pytest.mark.parametrize(
     ("quantity", "value", "claim", "holds"),
     [
-        ("backpropagation_error", 1e-3, "The gradients of convolution and pooling by hand", False),
-        ("equivariance_error", 0.2, "Away from the border, maps move", False),
+        ("backpropagation_error", 1e-3, "Gradients of convolution and pooling by hand", False),
+        ("equivariance_error", 0.2, "Away from the border, a map moves", False),
         ("equivariance_error", 0.01, "Shifts by one or two pixels", False),
         ("border_error", 0.0, "Zero padding breaks", False),
         ("class_agreement", 1.0, "After training, nine of ten", True),
@@ -160,7 +160,7 @@ def test_pooled_maps_are_compared_seed_by_seed(published):
     frame["value"] = frame["value"].where(~worse, 10.0)
     found = says(replace(published, frame=frame))
     assert found["Max pooling lowers the change of a map under a shift by one pixel"] is False
-    assert found["Average pooling lowers this change more than max pooling"] is True
+    assert found["Average pooling lowers the change of a map more than max pooling"] is True
 
 
 def trained(published, quantity, factors, spread=0.01, **columns):
@@ -205,9 +205,9 @@ def test_one_of_several_intervals_is_that_of_bonferroni():
 @pytest.mark.parametrize(
     ("moved", "apart", "holds", "words"),
     [
-        (1.0, 3.0, True, "separating images gains more"),
-        (0.2, 1.1, False, "ignoring shifts gains more relative"),
-        (0.5, 2.0, None, "it is undecided"),
+        (1.0, 3.0, True, "The distance contributes more"),
+        (0.2, 1.1, False, "The change contributes more"),
+        (0.5, 2.0, None, "It is undecided which"),
     ],
 )
 def test_relative_invariance_is_taken_apart(published, moved, apart, holds, words):
@@ -215,8 +215,9 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     once = trained(published, "invariance_error", moved, spread=0.05)
     collected = trained(once, "contrast", apart)
     found = says(collected)
-    assert [verdict for text, verdict in found.items() if "gains relative invariance more" in text] == [holds]
-    assert found["Exploratory: training lowers the change of the output itself"] is (True if moved < 1 else None)
+    assert [verdict for text, verdict in found.items() if "more than it lowers" in text] == [holds]
+    smaller = "Exploratory: training lowers the change of the output under a shift by one pixel"
+    assert found[smaller] is (True if moved < 1 else None)
     assert found["Exploratory: training increases the distance between the outputs for two images"] is True
     factor = geometric_mean(numbers.training_factors(collected.frame, "alexnet_b")[0])
     assert factor.value == pytest.approx(moved, rel=0.01)
@@ -233,7 +234,7 @@ def test_the_answer_follows_the_claims(published):
     for name in ("mean_spread", "variance_spread"):
         frame["value"] = frame["value"].where(frame["quantity"] != name, 0.01)
     answer = convolution.answer(replace(published, frame=frame))
-    assert answer.startswith("Convolutions do not keep the symmetry") and "it is broken by stride." in answer
+    assert answer.startswith("Convolutions do not keep the symmetry") and "the symmetry is broken by stride." in answer
     assert "2 of 5 properties" in answer
 
 

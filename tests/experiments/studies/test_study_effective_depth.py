@@ -85,6 +85,7 @@ def test_descent_is_that_of_torch_by_hand():
 
 
 PLAIN, SKIPS = ("tanh", "layer", "none"), ("tanh", "layer", "identity")
+INDEPENDENT = "The effective depth differs by at most 1 layer from that of layers with independent directions"
 
 
 def made_up(depth_used, replaced, *, seeds=4, failed=()):
@@ -130,7 +131,7 @@ def test_claims_follow_what_was_put_in():
     replaced = "a first-order expansion can replace more than half of the layers"
     assert found[f"tanh+layer, depth 50: {replaced}"] == "contradicted"
     assert found[f"{residual}: {replaced}"] == "supported"
-    assert found["The effective depth is, within 1 layer, that of layers with independent directions"] == "supported"
+    assert found[INDEPENDENT] == "supported"
 
 
 def test_claims_turn_with_the_frame():
@@ -143,9 +144,7 @@ def test_claims_turn_with_the_frame():
     frame = collected.frame
     apart = frame["quantity"] == "independent_depth"
     other = SimpleNamespace(frame=frame.assign(value=frame["value"] + 5 * apart), metrics=None, manifest={})
-    assert verdicts(other)["The effective depth is, within 1 layer, that of layers with independent directions"] == (
-        "contradicted"
-    )
+    assert verdicts(other)[INDEPENDENT] == "contradicted"
 
 
 def test_what_is_kept_of_a_frame_decides_the_same():

@@ -189,7 +189,7 @@ def verdicts(collected):
     return lambda network, *words: only(claims, f"{network}: ", *words).verdict
 
 
-LOWERS, REPEATS, PAID, SAME_RATE = "lowers GSC", "has the GSC of", "leave less GSC", "the rate per layer"
+LOWERS, REPEATS, PAID, SAME_RATE = "lowers GSC", "the same GSC as", "leave less GSC", "the rate per layer"
 
 
 def test_claims_of_a_frame_that_is_known():

@@ -277,8 +277,8 @@ def test_a_wrong_law_is_refused(case):
         assert blocks[numbers.CASES[case]] == "contradicted" and blocks["k = 1"] == "supported"  # where both are one
         if case != "unit":
             k, narrow = case.split("-")[0], "-" in case
-            (verdict,) = (v for says, v in claims.items()
-                          if f"{branch} diluted by k = {k} " in says and ("width" in says) == narrow)  # fmt: skip
+            words = f"k = {k} divides GSC - 1 of {branch} "
+            (verdict,) = (v for says, v in claims.items() if words in says and ("width" in says) == narrow)
             assert verdict == "contradicted"
 
 
@@ -296,5 +296,5 @@ def test_the_answer_contradicts_where_the_frame_does():
 def test_noise_leaves_the_law_open():
     noisy = constructed(noise_of=0.3)
     found = verdicts(noisy)
-    assert found("relu+batch diluted by k = 2 ") == found("single blocks of relu+batch, k = 2") == "undecided"
+    assert found("k = 2 divides GSC - 1 of relu+batch") == found("single blocks of relu+batch, k = 2") == "undecided"
     assert "in 8 of 8 cases" not in residual.STUDY.answer(noisy)

@@ -16,7 +16,7 @@ from tests.helpers import ROOT
 
 STEPS = np.arange(0, 81, 10)
 # Words of claims about a network.
-AFTER, DURING, FALLS = "After training", "At every record", "has fallen"
+AFTER, DURING, FALLS = "After training", "At every record", "is lower"
 
 
 def collected(paths, accuracies=((0.8, 0.81, 0.82), (0.7, 0.71, 0.72))):

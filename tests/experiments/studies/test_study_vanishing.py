@@ -151,9 +151,9 @@ def test_the_factor_a_layer_and_its_joint_interval():
 
 
 QUARTER, GSC, CHAIN, LARGEST, SMALLEST = (
-    ("a quarter per layer or less",),
+    ("a quarter or less",),
     ("GSC",),
-    ("whatever",),
+    ("for any weights",),
     ("256 / n",),
     ("4 / n",),
 )
@@ -165,7 +165,7 @@ def verdicts(*args, **kwargs):
 
 
 def keeps(network):
-    return (f"of {network} keep",)
+    return (f"In {network}, gradient norms",)
 
 
 def test_claims_follow_the_factors():
