@@ -169,7 +169,7 @@ def test_a_file_says_which_schema_it_has(tmp_path):
     path = frames.save(example(), tmp_path / "x.csv")
     assert set(pd.read_csv(path)["schema_version"]) == {2}
     assert list(frames.load(path).columns) == list(frames.COLUMNS)
-    reads = r"schema 99; .* run again \(rerun=true\)"
+    reads = r"schema version 99, .* measure again \(rerun=true\)"
     with pytest.raises(frames.SchemaError, match=reads):
         frames.load(of_schema(tmp_path / "new.parquet", 99, example()))
     path.write_text(path.read_text().replace(",2\n", ",99\n"))

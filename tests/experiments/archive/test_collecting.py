@@ -59,10 +59,10 @@ def test_other_schemas_are_left_out(three):
     found = collecting.collect(three)
     assert found.manifest["runs"] == 2 and found.manifest["stale"] == 1 and found.manifest["unreadable"] == 0
     assert set(found.frame["run"]) == {"run-000000000000", "run-000000000002"}
-    assert "schema 99" in collecting.unreadable(three)["run-000000000001"][1]
+    assert "schema version 99" in collecting.unreadable(three)["run-000000000001"][1]
     for number in (0, 2):
         shutil.rmtree(three / f"run-{number:012d}")
-    with pytest.raises(ValueError, match=r"\(1 stale\): run-000000000001: .*schema 99"):
+    with pytest.raises(ValueError, match=r"\(1 stale\): run-000000000001: .*schema version 99"):
         collecting.collect(three)
 
 
