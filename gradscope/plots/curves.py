@@ -125,7 +125,7 @@ def convergence(frame: pd.DataFrame, *, hue: str, ax: Axes | None = None) -> Axe
     widths = sorted(frame["width"].unique(), reverse=True)
     ticks = [0, *(1 / float(width) for width in widths)]
     ax.set_xticks(ticks, [r"$\infty$", *map(str, widths)], rotation=60, fontsize=8)
-    ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate a layer (squared convention)")
+    ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate per layer (squared convention)")
     sns.despine(ax=ax)
     return ax
 
@@ -178,7 +178,7 @@ def rates(growth: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if growth["theory"].notna().any():
         ax.plot(growth["theory"], growth.index, "x", color="black", markersize=6, markeredgewidth=1.2, label="theory")
     ax.set_yticks(range(len(growth)), growth["network"], fontsize=8)
-    ax.set(ylim=(len(growth) - 0.5, -0.5), xlabel="GSC rate a layer (squared convention)")
+    ax.set(ylim=(len(growth) - 0.5, -0.5), xlabel="GSC rate per layer (squared convention)")
     ax.grid(axis="y", color="0.93", zorder=-1)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
     sns.despine(ax=ax)

@@ -43,7 +43,7 @@ def phase_diagram(
         ax.scatter(w, b, c=np.log10(rates), s=60, **colors, **edge)
         for x, y, rate in zip(w, b, rates, strict=True):
             ax.annotate(f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7)
-    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC a layer")
+    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC per layer")
     ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
     return ax
 
