@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from experiments.evidence.words import span
 
@@ -71,7 +71,7 @@ def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")
     value, num, margin = float(array.mean()), len(array), math.inf
     if num > 1:
-        margin = float(stats.t.ppf(1 - 0.025 / comparisons, num - 1) * array.std(ddof=1) / math.sqrt(num))
+        margin = float(special.stdtrit(num - 1, 1 - 0.025 / comparisons) * array.std(ddof=1) / math.sqrt(num))
     return Mean(value, value - margin, value + margin, num)
 
 

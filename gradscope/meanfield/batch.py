@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -74,6 +75,7 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
     return moments
 
 
+@lru_cache(maxsize=64)
 def _finite(phi: Activation, B: int) -> BatchMoments:
     # y_b = sqrt(B) e_b = sqrt(B - 1) s, where s is a coordinate of a uniform point on the unit sphere of R^(B-1).
     scale = math.sqrt(B - 1)

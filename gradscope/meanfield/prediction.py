@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +129,7 @@ class _Step(NamedTuple):
     backward: float = 0.0
 
 
+@lru_cache(maxsize=4096)
 def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool) -> _Step:
     phi, unit = layer.activation, MeanField(layer.activation, 1.0)
     q = layer.weight_variance * p + layer.bias_variance
