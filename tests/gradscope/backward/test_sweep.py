@@ -164,18 +164,18 @@ def test_a_gradient_that_is_not_finite_names_its_layer():
 
 
 @pytest.mark.slow
-def test_two_thousand_layers_of_relu_and_batch_norm():
+def test_eight_hundred_layers_of_relu_and_batch_norm():
     def profile(dtype):
-        model = MLP(depth=2000, width=100, norm="batch", activation="relu", generator=seeded()).to(dtype)
+        model = MLP(depth=800, width=100, norm="batch", activation="relu", generator=seeded()).to(dtype)
         return gs.gsc(model, torch.randn(100, 100, generator=seeded(1)).to(dtype), probes=4)
 
     single, double = profile(torch.float32), profile(torch.float64)
     assert np.isfinite(single.log10_values).all()
-    assert single["input"].log10_value == pytest.approx(336, abs=4)
+    assert single["input"].log10_value == pytest.approx(134.4, abs=2.5)
     # The two forward passes decorrelate (that is the explosion), so only their rates agree: within three standard
-    # errors of the difference of two sums of 2,000 increments, which are 0.6 % of the rate.
+    # errors of the difference of two sums of 800 increments, which are 1 % of the rate.
     increments = [np.diff(p.log10_values[:, 0]) for p in (single, double)]
-    stderr = np.std(increments[0] - increments[1], ddof=1) / math.sqrt(2000)
+    stderr = np.std(increments[0] - increments[1], ddof=1) / math.sqrt(800)
     rates = [10 ** -np.mean(i) for i in increments]
-    assert math.log(10) * 3 * stderr < 7e-3
+    assert math.log(10) * 3 * stderr < 1.1e-2
     assert abs(rates[0] / rates[1] - 1) < math.log(10) * 3 * stderr

@@ -49,12 +49,13 @@ def walk(rng, rate, spread, seeds=1):
 
 @pytest.mark.parametrize("seeds", [1, 2, 8])
 def test_the_interval_covers_the_rate_of_a_random_walk(seeds):
-    # log GSC of a random network is a sum of independent increments; 2,000 repetitions know 95 % to half a per cent.
+    # log GSC of a random network is a sum of independent increments; 1,000 repetitions know 95 % to 0.7 %, and the
+    # bounds lie four times as far away.
     rng, hits = np.random.default_rng(seeds), 0
-    for _ in range(2000):
+    for _ in range(1000):
         growth = fit_growth(walk(rng, 1.2, 0.1, seeds), DEPTH)
         hits += growth.rate_low <= 1.2 <= growth.rate_high
-    assert 0.93 <= hits / 2000 <= 0.97
+    assert 0.922 <= hits / 1000 <= 0.978
 
 
 def test_seeds_are_averaged_in_the_logarithm():

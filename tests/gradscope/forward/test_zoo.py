@@ -189,9 +189,9 @@ def resident_mib() -> float:
     [gs.capture, gs.gsc, lambda model, x: gs.gsc(model, x, probes=gs.Deflated(2, 2)), gs.measure],
     ids=["capture", "gsc", "deflated", "measure"],
 )
-def test_two_hundred_captures_leave_nothing_behind(measure):
+def test_a_hundred_captures_leave_nothing_behind(measure):
     model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Linear(16, 16))
-    x = torch.randn(1024, 16)  # about 0.25 MiB of activations a capture, 50 MiB in all
+    x = torch.randn(1024, 16)  # about 0.25 MiB of activations a capture, 25 MiB in all
 
     def live_tensors() -> int:
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
@@ -202,11 +202,11 @@ def test_two_hundred_captures_leave_nothing_behind(measure):
     gc.disable()  # nothing may wait for the collector either
     try:
         tensors, memory = live_tensors(), resident_mib()
-        for _ in range(200):
+        for _ in range(100):
             measure(model, x)
         assert live_tensors() == tensors
         if Path("/proc/self/statm").exists():
-            assert resident_mib() - memory < 16
+            assert resident_mib() - memory < 8
     finally:
         gc.enable()
 

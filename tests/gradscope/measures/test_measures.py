@@ -1,5 +1,6 @@
 """Statistics of pre-activations against NumPy, and a model that is left alone."""
 
+import functools
 import math
 
 import numpy as np
@@ -148,18 +149,23 @@ def test_gradient_statistics_in_numpy(norm):
     }
 
 
+@functools.cache
+def repeated_gradients():
+    """All statistics of the gradients of 150 batches."""
+    model, frames = nn.Linear(4, 3).double(), []
+    for seed in range(150):
+        x = noise(80, 4, seed=seed) + 0.5
+        batch = x, (x[:, 0] > 0.5).long()
+        frames.append(gs.measure(model, batch, loss_fn=losses, measures=GRADIENT_MEASURES).set_index("quantity"))
+    return frames
+
+
 @pytest.mark.parametrize(
     "statistic", [m for m in GRADIENT_MEASURES if m.quantity != "gradient_zero_fraction"], ids=lambda s: s.quantity
 )
 def test_standard_error_of_gradient_statistics(statistic):
-    model = nn.Linear(4, 3).double()
-
-    def estimate(seed):
-        x = noise(80, 4, seed=seed) + 0.5
-        frame = gs.measure(model, (x, (x[:, 0] > 0.5).long()), loss_fn=losses, measures=[statistic])
-        return frame["value"].iloc[0], frame["stderr_sample"].iloc[0]
-
-    values, errors = np.transpose([estimate(seed) for seed in range(150)])
+    rows = [frame.loc[statistic.quantity] for frame in repeated_gradients()]
+    values, errors = np.transpose([(row["value"], row["stderr_sample"]) for row in rows])
     assert errors.mean() == pytest.approx(values.std(), rel=0.25)
 
 
