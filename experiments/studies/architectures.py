@@ -95,7 +95,7 @@ def answer(collected: Collected) -> str:
 
 
 def details(collected: Collected) -> str:
-    """All networks: growth and NLC, and statistics of the last layer."""
+    """Tables for all networks: growth and NLC, and statistics of the last layer."""
     frame = collected.frame
     growth, whole, last = _growth(frame), [], []
     for model, row in growth.items():
@@ -113,7 +113,7 @@ def details(collected: Collected) -> str:
 
 
 def _growth(frame: pd.DataFrame) -> dict[str, Row]:
-    """Growth of GSC, by model."""
+    """The measured growth of GSC of each model."""
     return {str(row["model"]): row for row in report_growth.growth_table(frame, ["model"]).to_dict("records")}
 
 
@@ -201,9 +201,9 @@ Networks of depth {{model.depth}} and width {{model.width}} have activations {{m
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
   nearer the output. A network **explodes** if the profile is straight and the interval of the rate lies above
   {EXPLODING_RATE:g}. A network **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the
-  interval lies between these rates. Otherwise it is undecided. (The figure also says "stable" for wider intervals.)
+  interval lies between these rates. Otherwise it is **undecided**. (The figure also says "stable" for wider intervals.)
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. If one of them is small, the layer may be nearly linear over the data.
+  pre-activation has the rarer sign. If one of these is small, the layer may be nearly linear over the data.
 - **Linear fit error**: a line is fitted to the output of a nonlinearity, as a function of its input, for each neuron.
   The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
   error is less than {KEPT:g} times that of the first layer.
@@ -225,10 +225,10 @@ fit errors and of NLC are geometric. The rates hold for this depth and width and
     captions={
         "gsc": "GSC of every layer against its distance from the output. Each network is labeled with its growth rate "
         "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network.",
-        "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If it is small, "
-        "a smooth nonlinearity is nearly a straight line over the data.",
-        "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If it is "
-        "near 0, almost all samples lie on one side of the kink of a ReLU.",
+        "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If this "
+        "deviation is small, a smooth nonlinearity is nearly a straight line over the data.",
+        "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If this "
+        "fraction is near 0, almost all samples lie on one side of the kink of a ReLU.",
         "gsc_matrix": "GSC between pairs of layers, one panel per network. The column is the earlier layer, the row is "
         "the later layer. Red: GSC above 1 (growth). Blue: GSC below 1 (shrinkage).",
         "linear_fit_error": "Linear fit error, layer by layer: fraction of the variance of activations that a line "

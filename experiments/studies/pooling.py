@@ -74,14 +74,14 @@ def answer(collected: Collected) -> str:
     nearly = "nearly" if all_of(*(mean.below(SMALL) for mean in left.values())) else "not nearly"
     return (
         f"Pooling multiplies the change of a feature map by {first} if the image is shifted by {FIRST} pixel, and by "
-        f"{last} if the shift is {LAST} pixels. The benefit for the larger shift is {less.rstrip(';')}. After pooling, "
+        f"{last} if the shift is {LAST} pixels. For larger shifts, the benefit is {less.rstrip(';')}. After pooling, "
         f"a shift by {FIRST} pixel still changes the map by {values} of the distance between two images: the map is "
         f"{nearly} invariant."
     )
 
 
 def details(collected: Collected) -> str:
-    """Factors for all shifts."""
+    """A table of the factors for all shifts."""
     frame = collected.frame
     rows = [[shift, *(f"{factor(frame, pooling, shift):.3f}" for pooling in POOLINGS)] for shift in SHIFTS]
     return table(["shift [pixels]", *(f"factor of {POOLED[pooling]}" for pooling in POOLINGS)], rows)
@@ -134,7 +134,7 @@ def _figure(collected: Collected) -> Figure:
 
 
 STUDY = Study(
-    question="How much nearer to invariance does pooling bring a map, and for which shifts of the image?",
+    question="How much does pooling reduce the response of a feature map to a shift of the image?",
     use="""
 Do not rely on a single pooling layer for invariance. Pooling lowers the response to small shifts, but hardly lowers the
 response to large shifts. For shifts by one pixel, prefer average pooling. Subsampling without pooling does not help.

@@ -248,7 +248,7 @@ A ReLU network without normalization (depth {model.depth}, width {model.width}, 
 classes, {dtype}) is compared with a rescaled copy. If a layer is l layers away from the output of the network, the copy
 multiplies the output of the layer by R^-l, for R = {measurement.factor}. ReLU is positively homogeneous, so only the
 weights must change: the first weight matrix is multiplied by R^-L (L is the number of layers), and every other weight
-matrix by R. The function stays the same. If R is a power of two, even its rounding stays the same.
+matrix by R. The function stays the same. If R is a power of two, even the rounding stays the same.
 
 If a weight is multiplied by c, its relative change in a step stays the same if its learning rate is multiplied by c^2.
 The copy is trained with such learning rates, and also with the learning rate of the original in all layers

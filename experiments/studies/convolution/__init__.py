@@ -60,7 +60,7 @@ def details(collected: Collected) -> str:
 
 
 STUDY = Study(
-    question="Do convolutional networks and images keep the symmetry under translation?",
+    question="Are convolutional networks and images symmetric under translation?",
     use="""
 Do not rely on the architecture for invariance to shifts: stride and zero padding break the symmetry. If the position of
 an object must not matter, measure how the output responds to shifts. If the output changes too much, train on shifted
@@ -75,9 +75,9 @@ For input X, kernel W, stride s, dilation d, padding p and the gradient G = dL/d
 - bias: the sum of G;
 - average pooling of m pixels: each pixel receives G / m; max pooling: the largest pixel receives G.
 
-They are compared with automatic differentiation in float64, on random images. Differences are divided by the largest
-entry of the gradient. Cases: strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations {listed(DILATIONS)},
-windows {listed(WINDOWS)}.
+These gradients are compared with automatic differentiation in float64, on random images. Differences are divided by the
+largest entry of the gradient. Cases: strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
+{listed(DILATIONS)}, windows {listed(WINDOWS)}.
 
 **Equivariance.** T shifts images to the right. T' shifts a map by this distance divided by the total stride of the map,
 rounded. The error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images. Positions
@@ -85,8 +85,8 @@ that depend on the border or on shifted-in pixels are left out. The error at the
 shifts, for which only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two images
-(both root mean square). Missing pixels are filled by mirroring. For **pooling**, f is one of the maps after the first
-two ReLUs: the full map, every second pixel of the map, or the map after 2 x 2 max or average pooling.
+(both are root mean squares). Missing pixels are filled by mirroring. For **pooling**, f is one of the maps after the
+first two ReLUs: the full map, every second pixel of the map, or the map after 2 x 2 max or average pooling.
 
 **Networks.** AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A fully
 connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
@@ -95,9 +95,9 @@ images are mirrored at random but not shifted. The {{data.batch_size}} measured 
 
 **Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how mean and variance
 differ between positions. Two pixels have a covariance (or correlation) and a displacement. We measure which fraction of
-the differences between covariances is explained by the displacement. Every squared deviation is a product of two
-estimates, one from each half of the images, so sampling errors cancel on average. Correlations r near 1 cannot vary
-much, so the standard deviation of the correlation of neighbors is divided by 1 - r.
+the differences between covariances the displacement explains. Every squared deviation is a product of two estimates,
+one from each half of the images, so sampling errors cancel on average. Correlations r near 1 cannot vary much, so the
+standard deviation of the correlation of neighbors is divided by 1 - r.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured

@@ -130,7 +130,7 @@ def max_pool2d_gradient(
 
 
 def _correlate(x: Array, weight: Array, stride: int, dilation: int) -> Array:
-    """Cross-correlation without padding or bias: one product over channels per tap."""
+    """Cross-correlation without padding or bias: one matrix product over channels for each tap."""
     size = _output_size(x, weight.shape[2:], stride, dilation)
     y = np.zeros((len(x), len(weight), *size))
     for (u, v), window in _windows(x, weight.shape[2:], size, stride, dilation):

@@ -143,7 +143,7 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the differences explained by displacement: {found:.2f}; all: more than {EXPLAINED:g}"
+        because = f"fraction of the differences explained by displacement: {found:.2f}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
     because = f"{spread} of the correlation r of neighbors, divided by 1 - r: {found:.3f}; {IS_SMALL}"

@@ -42,7 +42,7 @@ def averaged(rows: pd.DataFrame, *columns: str) -> FloatArray:
 
 
 def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
-    """The change of pooled maps, averaged over both layers before and after training."""
+    """The change of pooled maps: geometric mean over both layers, before and after training, one per seed."""
     rows = frame[(frame["quantity"] == "pooled_change") & (frame["pooling"] == pooling)]
     return averaged(rows, "layer", "training")
 

@@ -23,7 +23,7 @@ def claims(collected: Collected) -> list[Claim]:
     frame, kept = collected.frame, f"a stack by less than {100 * (UNCHANGED - 1):.0f} %"
     totals = of.factors(frame)
     lowered = {
-        "Zero padding lowers GSC from mid-stack to the output": factor(frame, "zeros", of.depth(frame) // 2),
+        "Zero padding lowers GSC from the middle layer to the output": factor(frame, "zeros", of.depth(frame) // 2),
         **{f"{WORDS[kind].capitalize()} lowers GSC": factor(frame, kind) for kind in POOLING},
         "Average pooling lowers GSC more than max pooling": geometric_mean(totals["average"] / totals["max"]),
     }
@@ -69,23 +69,23 @@ change has different signs within a window, so averaging cancels most of the cha
     method=f"""
 A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions 3 x 3 with ReLU,
 {{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
-({{data.batch_size}} samples, {{probes}} probes, {{num_seeds}} seeds). Stacks of one seed share weights and inputs:
+({{data.batch_size}} samples, {{probes}} probes, {{num_seeds}} seeds). We compare stacks with equal weights:
 
 - **circular**: on a torus, where opposite borders are joined. The other stacks are compared with this stack.
 - **valid**, **reflect** and **zeros**: without padding, with mirrored padding, and with zero padding.
 - **strided**: the first convolution of every stage has stride 2, on a torus.
 - **max**, **average**: 2 x 2 pooling at the end of every stage, on a torus.
 
-The **factor** of a stack is its GSC from the input to the output, divided by that of the torus with the same seed. An
-effect of the seed that all stacks share cancels in this ratio. We report the geometric mean over seeds.
+The **factor** of a stack is its GSC from the input to the output, divided by that of the torus with the same seed.
+Stacks of one seed have equal weights and inputs, so common effects of a seed cancel. We report the geometric mean.
 
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
 independent, so a convolution with He's weights and its ReLU keeps GSC for any stride. Zero padding changes GSC, because
 some weights have no effect at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho), where
 rho is the cosine similarity of two pixels; the factor is 1 / m if the pixels are equal. Max pooling passes each
-gradient to the largest pixel, which is positive more often than the other pixels. The factor of max pooling is 2 P(max
-h > 0) / (2 E[max(h, 0)^2]). The pre-activations h are uncorrelated in the first layer, because the input is white
-noise. Each further layer makes them more similar.
+gradient to the largest pixel, which is positive more often than the other pixels. The factor of max pooling is
+therefore 2 P(max h > 0) / (2 E[max(h, 0)^2]). The pre-activations h are uncorrelated in the first layer, because the
+input is white noise. Each further layer makes them more similar.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations and inputs. Mean field is the limit of

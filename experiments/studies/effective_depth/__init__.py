@@ -118,8 +118,8 @@ def answer(collected: Collected) -> str:
     learned, others = ([key for key in runs.deep if (accuracy[key] > LEARNED) is which] for which in (True, False))
     text = [f"Deep networks that learn the digits {_used(runs, learned)}."] if learned else []
     if others:
-        names = listed(f"{name(key)} ({100 * accuracy[key]:.0f} % correct)" for key in others)
-        text.append(f"Deep networks that hardly learn, {names}, {_used(runs, others)}.")
+        names = "; ".join(f"{name(key)}: {100 * accuracy[key]:.0f} % correct" for key in others)
+        text.append(f"Deep networks that hardly learn ({names}) {_used(runs, others)}.")
     stands = []
     for skips in ("without", "with"):
         keys = [key for key in runs.deep if (key[2] == "none") is (skips == "without")]

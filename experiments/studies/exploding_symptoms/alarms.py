@@ -52,12 +52,12 @@ class Alarms:
 
     @cached_property
     def leads(self) -> pd.DataFrame:
-        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before."""
+        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before it."""
         return leads(self.table)
 
     @cached_property
     def false(self) -> pd.DataFrame:
-        """Whether each signal fired, for the controls."""
+        """Whether each signal fired in each control."""
         return quiet(self.table)
 
     @property

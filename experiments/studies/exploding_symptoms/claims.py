@@ -97,7 +97,7 @@ def at_once(alarms: Alarms) -> Claim:
     ended = alarms.table[np.isfinite(alarms.table["nan_step"])]
     after = ended["nan_step"] - ended["failure_step"]
     soon = alarms.part(after <= FEW_STEPS)
-    says = f"In most runs with a non-finite loss, it becomes non-finite at most {FEW_STEPS} steps after the failure"
+    says = f"In most runs whose loss becomes non-finite, this happens at most {FEW_STEPS} steps after the failure"
     return Claim(says, soon.most, f"{soon}; median: {alarms.typical(after)}")
 
 

@@ -1,4 +1,4 @@
-"""Signals that warn of exploding training: when each passes its threshold, and when the loss fails."""
+"""Signals that warn of exploding training: when each signal passes its threshold, and when a run fails."""
 
 from __future__ import annotations
 

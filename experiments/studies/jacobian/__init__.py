@@ -145,7 +145,7 @@ def _collapses(says: str, found: Mean) -> Claim:
 
 
 STUDY = Study(
-    question="What does the Jacobian of a network say about it?",
+    question="What does the Jacobian tell about a network?",
     answer=answer,
     use="""
 Use the Jacobian to predict the effect of small changes, and check whether the change is small enough. In deep networks,

@@ -58,12 +58,12 @@ def answer(collected: Collected) -> str:
         best.append(f"{NAMES[baseline]} from {before:.1f} to {after:.1f} ({REMEDIES[least]})")
     price = told(
         {key: claim.holds for key, claim in _all_paid_for(found).items()},
-        "remedies with less growth leave less nonlinearity for {};", "more nonlinearity for {};", "undecided for {};",
+        "less nonlinearity for {};", "more nonlinearity for {};", "an undecided amount for {};",
     )  # fmt: skip
     return (
         f"Of {len(lowers)} remedies with equal parameter counts, {lowers.count(True)} lower log10 GSC from input to "
         f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. According to rank correlations, "
-        f"{price.rstrip(';')}."
+        f"remedies with less growth leave {price.rstrip(';')}."
     )
 
 
@@ -183,7 +183,7 @@ unchanged and with one change (a remedy). Numbers of parameters are equal within
 **Repeated networks.** In mean field, only the variance of the weights matters, so some changes give the same network.
 For tanh without biases, critical and orthogonal have the same variance as lecun. Batch normalization cancels the scale
 of the weights, so xavier, orthogonal and LSUV do not change the network. For SELU, orthogonal and LSUV do not change
-the variance of the weights. They are marked †, compared with the network that they repeat, and not counted as remedies.
+the variance of the weights. Such changes are marked †, compared with that network, and not counted as remedies.
 
 **Growth** is log10 GSC (squared convention) from input to output, because networks with equal parameters differ in
 depth. A remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. This is the growth over

@@ -190,8 +190,8 @@ Residual networks f_l = s f_(l-1) + V phi(norm(W f_(l-1))) have depth {DEPTH} an
 is estimated from {NUM_PROBES} random probes.
 
 **Law of dilution** ("the law"). The **dilution** k is the ratio of lengths |skip| / |branch|, and r is GSC of the
-branch without skip. If skip and branch and their Jacobians are orthogonal, GSC of a block is (k^2 + r) / (k^2 + 1) (G.
-Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the skip divides GSC - 1 by k^2 + 1.
+branch without skip. If skip and branch are orthogonal, and their Jacobians too, GSC of a block is (k^2 + r) / (k^2 + 1)
+(G. Philipp et al., arXiv:1712.05577; `gradscope.meanfield.residual_rate`). So the skip divides GSC - 1 by k^2 + 1.
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
 below 1, k converges to s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip). The

@@ -178,7 +178,7 @@ counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
 most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
-network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, a factor without a bound.
+network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation; this factor has no bound.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
