@@ -20,18 +20,22 @@ EXPECTED = {
 
 def collected(changes=None, spread=1e-3, signs=0.01):
     """Seeds are ``spread`` apart in log10 of everything."""
-    parts = []
-    for model, (rate, kept, nlc) in (EXPECTED | (changes or {})).items():
-        for seed in range(SEEDS):
-            apart = spread * (seed - (SEEDS - 1) / 2)
-            own = [
-                observed("linear_fit_error", 10**apart * np.array([0.3, 0.3 * kept]), index=[0, DEPTH]),
-                observed("preactivation_std", [1.0, 0.5], index=[0, DEPTH]),
-                observed("sign_diversity", [0.5, signs * 10**apart], index=[0, DEPTH]),
-                observed("nlc", nlc * 10**apart),
-                gsc((np.log10(rate) + apart) * np.arange(DEPTH, -1, -1)),
-            ]
-            parts += [part.assign(model=model, seed=seed) for part in own]
+    parts, ends = [], {name: [] for name in ("linear_fit_error", "preactivation_std", "sign_diversity", "nlc")}
+    networks = [(model, seed) for model in EXPECTED | (changes or {}) for seed in range(SEEDS)]
+    for model, seed in networks:
+        rate, kept, nlc = (EXPECTED | (changes or {}))[model]
+        apart = spread * (seed - (SEEDS - 1) / 2)
+        ends["linear_fit_error"] += [10**apart * 0.3, 10**apart * (0.3 * kept)]
+        ends["preactivation_std"] += [1.0, 0.5]
+        ends["sign_diversity"] += [0.5, signs * 10**apart]
+        ends["nlc"].append(nlc * 10**apart)
+        parts.append(gsc((np.log10(rate) + apart) * np.arange(DEPTH, -1, -1)).assign(model=model, seed=seed))
+    models, seeds = map(list, zip(*networks, strict=True))
+    for quantity, values in ends.items():
+        each = len(values) // len(networks)
+        index = np.tile([0, DEPTH][:each], len(networks))
+        own = {"model": np.repeat(models, each), "seed": np.repeat(seeds, each)}
+        parts.append(observed(quantity, values, index=index, **own))
     return Collected(pd.concat(parts, ignore_index=True), None, {})
 
 

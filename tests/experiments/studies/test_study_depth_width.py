@@ -59,24 +59,23 @@ def test_intervals_hold_together():
 
 def synthetic(depth_effect=0.0, width_effect=0.0, noise_of=0.0, base=1.1, num_seeds=8):
     """SELU of nine sizes whose rate is base + depth_effect (depth / 100) + width_effect / width."""
-    generator, parts = np.random.default_rng(1), []
+    generator, rows = np.random.default_rng(1), []
     for seed in range(num_seeds):
         for depth in (50, 100, 200):
             for width in (100, 200, 400):
                 rate = base + depth_effect * depth / 100 + width_effect / width + noise_of * generator.standard_normal()
                 away = np.arange(9, -1, -1) * (depth // 10)
-                parts.append(
-                    frames.tidy(
-                        {
-                            "layer": [f"layers.{depth - 1 - d}" for d in away], "index": depth - away,
-                            "depth_from_output": away, "target": f"layers.{depth - 1}", "quantity": "gsc",
-                            "log10_value": away * math.log10(rate), "log10_stderr_probe": 0.0,
-                            "log10_stderr_sample": 0.0, "reduction": "batch", "coupled": False, "num_probes": 0,
-                            "num_samples": 32,
-                        }
-                    ).assign(seed=seed, depth=depth, width=width)
-                )  # fmt: skip
-    frame = pd.concat(parts, ignore_index=True)
+                rows += [(seed, depth, width, far, far * math.log10(rate)) for far in away]
+    seeds, depths, widths, away, log10_values = map(list, zip(*rows, strict=True))
+    frame = frames.tidy(
+        {
+            "layer": [f"layers.{depth - 1 - far}" for depth, far in zip(depths, away, strict=True)],
+            "index": np.array(depths) - away, "depth_from_output": away,
+            "target": [f"layers.{depth - 1}" for depth in depths], "quantity": "gsc", "log10_value": log10_values,
+            "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0, "reduction": "batch", "coupled": False,
+            "num_probes": 0, "num_samples": 32,
+        }
+    ).assign(seed=seeds, depth=depths, width=widths)  # fmt: skip
     return frame.assign(model="selu", activation="selu", norm="none", batch_size=32)
 
 

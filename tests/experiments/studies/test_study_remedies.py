@@ -151,26 +151,25 @@ def test_a_rank_correlation_that_cannot_be():
 
 def synthetic(totals, nonlinearity, last_layer=None):
     """Fifty layers of known log10 GSC and nonlinearities by case, three seeds that differ a little."""
-    parts, away = [], np.arange(50, -1, -1)
-    for case in CASES:
-        for seed in range(3):
-            log10_values = away / 50 * (totals[case] + 0.001 * seed)
-            profile = frames.tidy(
-                {
-                    "layer": [f"layers.{n}" for n in range(51)], "index": range(51), "depth_from_output": away,
-                    "target": "layers.50", "quantity": "gsc", "log10_value": log10_values, "log10_stderr_probe": 0.0,
-                    "log10_stderr_sample": 0.0, "reduction": "batch", "coupled": False, "num_probes": 0,
-                    "num_samples": 32,
-                }
-            )  # fmt: skip
-            rows = [
-                profile,
-                observed("nlc", 2.0 + totals[case]),
-                observed("linear_fit_error", (last_layer or graded(0.2, 0.01))[case]),
-            ]
-            rows.append(observed("network_linear_fit_error", nonlinearity[case]))
-            parts.append(pd.concat(rows).assign(seed=seed, case=case, batch_size=32))
-    return Collected(pd.concat(parts, ignore_index=True), None, {})
+    networks, away = [(case, seed) for case in CASES for seed in range(3)], np.arange(50, -1, -1)
+    cases, seeds = map(list, zip(*networks, strict=True))
+    profiles = frames.tidy(
+        {
+            "layer": [f"layers.{n}" for n in range(51)] * len(networks), "index": np.tile(range(51), len(networks)),
+            "depth_from_output": np.tile(away, len(networks)), "target": "layers.50", "quantity": "gsc",
+            "log10_value": np.concatenate([away / 50 * (totals[case] + 0.001 * seed) for case, seed in networks]),
+            "log10_stderr_probe": 0.0, "log10_stderr_sample": 0.0, "reduction": "batch", "coupled": False,
+            "num_probes": 0, "num_samples": 32,
+        }
+    )  # fmt: skip
+    last_layer = last_layer or graded(0.2, 0.01)
+    parts = [
+        profiles.assign(case=np.repeat(cases, 51), seed=np.repeat(seeds, 51)),
+        observed("nlc", [2.0 + totals[case] for case in cases], case=cases, seed=seeds),
+        observed("linear_fit_error", [last_layer[case] for case in cases], case=cases, seed=seeds),
+        observed("network_linear_fit_error", [nonlinearity[case] for case in cases], case=cases, seed=seeds),
+    ]
+    return Collected(pd.concat(parts, ignore_index=True).assign(batch_size=32), None, {})
 
 
 def graded(start, step):
