@@ -93,14 +93,15 @@ def made_up(depth_used, replaced, *, seeds=4, failed=()):
     parts = []
     for (key, depth), used in depth_used.items():
         for seed in range(seeds):
-            at = {"tolerance": TOLERANCES[0]}
-            rows = [observed("train_loss", 0.1, step=8), observed("test_accuracy", 0.9, step=8)]
+            tight, numbered = TOLERANCES[0], [("train_loss", 0.1, 8, math.nan), ("test_accuracy", 0.9, 8, math.nan)]
             for step, part in ((1, 0.25), (8, 1.0)):
                 more = seed % 2 if step == 8 else 0
-                for end in ("", "_low", "_high"):
-                    rows.append(observed(f"effective_depth{end}", part * used + more, step=step, **at))
-                rows.append(observed("effective_depth", 1.0, step=step, tolerance=TOLERANCES[1]))
-            rows.append(observed("independent_depth", used + seed % 2, step=8, **at))
+                ends = (f"effective_depth{end}" for end in ("", "_low", "_high"))
+                numbered += [(quantity, part * used + more, step, tight) for quantity in ends]
+                numbered.append(("effective_depth", 1.0, step, TOLERANCES[1]))
+            numbered.append(("independent_depth", used + seed % 2, 8, tight))
+            quantities, values, steps, tolerances = map(list, zip(*numbered, strict=True))
+            rows = [observed(quantities, values, step=steps, tolerance=tolerances)]
             rows.append(observed("change", np.ones(depth), index=np.arange(1, depth + 1), step=8))
             losses = np.where(np.arange(depth + 1) <= replaced[key, depth], 0.5, 5.0)
             rows.append(observed("taylor_loss", losses, index=np.arange(depth + 1), step=8))

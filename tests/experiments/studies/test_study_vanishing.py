@@ -1,5 +1,6 @@
 """The study of vanishing gradients against the chain rule, in closed form, and on frames of known factors."""
 
+import functools
 import math
 
 import matplotlib.pyplot as plt
@@ -113,7 +114,7 @@ def test_mean_field_of_a_sigmoid_layer_is_the_expectation_by_sampling():
 
 def with_factors(networks=None, larger=None, gsc=0.1, chain=-0.7, spread=0.01):
     """A frame whose gradients change by these factors a layer, its two seeds apart by ``spread``."""
-    parts = [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
+    parts = [part.copy() for part in measured_chains()]
     held = list(chains.LONG)[1]
     for part in parts:
         chosen = (part["quantity"] == "log10_chain") & (part["layer"] == held)
@@ -121,25 +122,40 @@ def with_factors(networks=None, larger=None, gsc=0.1, chain=-0.7, spread=0.01):
     parts = [part.assign(seed=0, activation="sigmoid", norm="none", weight_scale=1) for part in parts]
     cases = [(key, 1, factor) for key, factor in (STEADY | (networks or {})).items()]
     cases += [(numbers.SIGMOID, scale, factor) for scale, factor in (LARGER | (larger or {})).items()]
+    columns = {"seed": [], "activation": [], "norm": [], "weight_scale": []}
+    slopes = {"gradient_norm": [], "gsc": []}
     for (activation, norm), scale, factor in cases:
         for seed in range(2):
-            columns = {"seed": seed, "activation": activation, "norm": norm, "weight_scale": scale}
-            slope = -math.log10(factor) + spread * (seed - 0.5)
-            parts.append(profile("gradient_norm", slope * np.arange(DEPTH), "layers.{}.linear").assign(**columns))
-            if scale == 1:
-                growth = (math.log10(gsc) + 1e-3 * seed) * np.arange(DEPTH, -1, -1)
-                parts.append(profile("gsc", growth, "layers.{}").assign(**columns))
-                parts.append(observed("preactivation_std", 0.5, index=DEPTH).assign(**columns))
+            for name, value in zip(columns, (seed, activation, norm, scale), strict=True):
+                columns[name].append(value)
+            slopes["gradient_norm"].append(-math.log10(factor) + spread * (seed - 0.5))
+            slopes["gsc"].append(math.log10(gsc) + 1e-3 * seed)
+    plain = [number for number, scale in enumerate(columns["weight_scale"]) if scale == 1]
+    parts.append(profiles("gradient_norm", slopes["gradient_norm"], np.arange(DEPTH), "layers.{}.linear", columns))
+    of_plain = {name: [values[number] for number in plain] for name, values in columns.items()}
+    growth = [slopes["gsc"][number] for number in plain]
+    parts.append(profiles("gsc", growth, np.arange(DEPTH, -1, -1), "layers.{}", of_plain))
+    parts.append(observed("preactivation_std", [0.5] * len(plain), index=DEPTH, **of_plain))
     return Collected(pd.concat(parts, ignore_index=True), None, {})
 
 
-def profile(quantity, logarithms, names):
-    index = np.arange(len(logarithms))
-    columns = dict.fromkeys(frames.COLUMNS) | {"num_probes": 0, "num_samples": 8, "quantity": quantity}
-    columns |= {"layer": [names.format(k) for k in index], "index": index, "depth_from_output": index[::-1]}
-    columns |= {"log10_value": logarithms, "log10_stderr_probe": np.nan, "log10_stderr_sample": np.nan}
-    columns["target"] = "head" if quantity == "gsc" else None
-    return frames.tidy({key: value for key, value in columns.items() if key not in ("value", "stderr_sample")})
+@functools.cache
+def measured_chains():
+    return [chains.compared(), *(chains.long_chain(name) for name in chains.LONG)]
+
+
+def profiles(quantity, slopes, steps, names, columns):
+    """One tidy frame of networks whose logarithms change by a slope each step."""
+    index, num = np.arange(len(steps)), len(slopes)
+    frame = frames.tidy(
+        {
+            "layer": [names.format(k) for k in index] * num, "index": np.tile(index, num),
+            "depth_from_output": np.tile(index[::-1], num), "target": "head" if quantity == "gsc" else None,
+            "quantity": quantity, "log10_value": np.concatenate([slope * steps for slope in slopes]),
+            "log10_stderr_probe": np.nan, "log10_stderr_sample": np.nan, "num_samples": 8,
+        }
+    )  # fmt: skip
+    return frame.assign(**{name: np.repeat(values, len(index)) for name, values in columns.items()})
 
 
 def test_the_factor_a_layer_and_its_joint_interval():
