@@ -89,12 +89,12 @@ def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Fig
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a small PNG: 256 colors for lines and bands; all colors at half the resolution for a heat map."""
+    """Write a small PNG: 256 colors for lines and bands; for heat maps all colors, but half the resolution."""
     buffer = io.BytesIO()
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
-    figure.savefig(buffer, format="png", dpi=80 if smooth else 150)
+    figure.savefig(buffer, format="png", dpi=80 if smooth else 150, pil_kwargs={"compress_level": 1})
     image = Image.open(buffer).convert("RGB")
-    (image if smooth else image.quantize(256, kmeans=1)).save(path, optimize=True)
+    (image if smooth else image.quantize(256)).save(path, optimize=True)
 
 
 def main(cfg: Config) -> None:

@@ -121,7 +121,7 @@ def _figure(collected: Collected) -> Figure:
         ax.set_title(layer, fontsize=10)
         ax.set(ylabel="change / distance of two images", ylim=(0, None))
     axes[2].axhline(1, color="0.6", linewidth=0.8, zorder=0)
-    axes[2].set(ylabel="change over that of the map as it is")
+    axes[2].set(ylabel="change / change of the unpooled map")
     axes[2].set_title(f"both maps; {len(SHIFTS)} simultaneous intervals", fontsize=10)
     for ax in axes:
         sns.despine(ax=ax)

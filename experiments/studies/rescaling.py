@@ -130,7 +130,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
         sns.despine(ax=ax)
     trained, grown, moved = (claim.holds for claim in _identities(frame))
     label, words = "layer, from the input", {True: "all the same", False: "they differ"}
-    ratio, same = "steeper by R a layer" if grown else "not as R says", words[bool(moved)]
+    ratio, same = "steeper by R per layer" if grown else "not as R says", words[bool(moved)]
     axes[0].set(xlabel=label, ylabel=r"$\log_{10}$ length of the raw gradient", title=f"raw gradients: {ratio}")
     axes[1].set(xlabel=label, ylabel=r"$\log_{10}$ GSC (squared convention)", title=f"coefficients: {same}")
     axes[2].set(xlabel="step", ylabel="training loss", title=f"training, step sizes rescaled: {words[bool(trained)]}")

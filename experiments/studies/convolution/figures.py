@@ -31,7 +31,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
     bars = f"{data}; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval"
     titles = {
         _equivariance: f"Do the maps of AlexNet B move with the image?\n{bars}",
-        _invariance: f"Does the output stay as it is?\n{bars}",
+        _invariance: f"Does the output stay the same?\n{bars}",
         _pooling: f"Maps of AlexNet B under a shift by one pixel, pooled\n{bars}",
         _stationarity: f"Gray values by position; {bars}; band: standard deviation over positions",
     }

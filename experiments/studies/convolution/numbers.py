@@ -11,7 +11,7 @@ from experiments.studies.convolution.measurement import AFTER, BEFORE, CONNECTED
 FloatArray = npt.NDArray[np.float64]
 NAMES = {CONVOLUTIONAL: "AlexNet B", CONNECTED: "fully connected"}
 WHEN = {BEFORE: "at initialization", AFTER: "after training"}
-POOLED = {"none": "as it is", "subsampled": "every second pixel", "max": "max pooling", "average": "average pooling"}
+POOLED = {"none": "unchanged", "subsampled": "every second pixel", "max": "max pooling", "average": "average pooling"}
 
 
 def by_seed(frame: pd.DataFrame, quantity: str, **columns: str | float) -> FloatArray:

@@ -67,7 +67,7 @@ def layers(frame: pd.DataFrame) -> Figure:
         table = of.profile(frame, kind)
         _draw_profile(ax, list(table.index), table.to_numpy(), frame, kind, 0.0)
         ax.set_title(WORDS[kind], fontsize=10)
-    axes[0].set_title("stride and padding, less that of the torus", fontsize=10)
+    axes[0].set_title("stride and padding, minus the torus", fontsize=10)
     for ax, words in ((axes[0], "\nto the output, difference to the torus"), (axes[1], " to the output")):
         ax.set_ylabel(plots.LABELS["gsc"] + words)
     axes[0].axhline(0, color="0.6", linewidth=0.8, zorder=0)

@@ -40,7 +40,7 @@ def rates(found: dict[str, Rates]) -> Figure:
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
-        ax.set_ylabel("GSC rate a layer (squared)")
+        ax.set_ylabel("GSC rate per layer (squared)")
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize=10)
     num_seeds = len(next(iter(found.values())).values)
     figure.suptitle(f"Rates of nine sizes; mean over {num_seeds} seeds, bars: 95 % interval", fontsize=11)
@@ -84,7 +84,7 @@ def deviations(found: dict[str, Rates]) -> Figure:
         errorbars(ax, at, cells, label=name(network), fmt=MARKERS[number], color=color, markersize=5, capsize=2)
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
-    ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate a layer less that of mean field")
+    ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate per layer, minus mean field")
     ax.set_title("Deviation from mean field, mean over depths; bars: 95 % interval, lines: least squares", fontsize=10)
     ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
     sns.despine(ax=ax)
@@ -109,9 +109,9 @@ def profiles(frame: pd.DataFrame) -> Figure:
                 markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
             )  # fmt: skip
         ax.axhline(0, color="0.15", linewidth=0.9)
-        ax.set(title=f"{name(network)}; mean field: {rate:.4f} a layer", xlabel="layers to the output")
+        ax.set(title=f"{name(network)}; mean field: {rate:.4f} per layer", xlabel="layers to the output")
         sns.despine(ax=ax)
-    axes[0].set_ylabel(r"$\log_{10}$ GSC (squared) less that of mean field")
+    axes[0].set_ylabel(r"$\log_{10}$ GSC (squared), minus mean field")
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"Nine sizes of two networks; mean over {frame['seed'].nunique()} seeds", fontsize=11)
     return figure

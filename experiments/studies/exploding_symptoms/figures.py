@@ -35,7 +35,7 @@ def _warnings(alarms: Alarms) -> Figure:
     }
     bars = {label: [(one.value, *one.interval) for one in found] for label, found in parts.items()}
     matched = map(alarms.matched, names)
-    bars["false alarm, watched as long as a failing run"] = [(one.value, one.low, one.high) for one in matched]
+    bars["false alarm, monitored as long as a failing run"] = [(one.value, one.low, one.high) for one in matched]
     for number, (label, values) in enumerate(bars.items()):
         value, low, high = 100 * np.array(values).reshape(-1, 3).T
         place = np.arange(len(names)) + 0.27 * (number - 1)

@@ -39,7 +39,7 @@ def _growth(found: Outcomes) -> Figure:
         for place, remedy in enumerate(order):
             if not math.isnan(theory := by_remedy[remedy].theory):
                 column[1].plot(theory, place, "|", color="0.15", markersize=13, markeredgewidth=1.6)
-        column[1].set(xlabel="GSC rate a layer (squared); bars: mean field")
+        column[1].set(xlabel="GSC rate per layer (squared); bars: mean field")
     about = f"mean over {_num_seeds(found)} seeds, whiskers: 95 % interval"
     figure.suptitle(f"Remedies at equal parameters; {about}", fontsize=11)
     return figure

@@ -18,7 +18,7 @@ from gradscope.coefficients.growth import fit_growth
 FloatArray = npt.NDArray[np.float64]
 
 REMEDIES = {
-    NONE: "as it is", "wider": "wider", "residual": "residual", "batch": "batch norm", "layer": "layer norm",
+    NONE: "unchanged", "wider": "wider", "residual": "residual", "batch": "batch norm", "layer": "layer norm",
     "plain": "plain", "he": "he", "lecun": "lecun", "xavier": "xavier", "orthogonal": "orthogonal",
     "critical": "critical", "lsuv": "LSUV", "looks_linear": "looks linear",
 }  # fmt: skip

@@ -92,7 +92,7 @@ def _blocks(frame: pd.DataFrame) -> Figure:
     right.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.92", zorder=0)
     right.axhline(1, color="0.3", linewidth=0.9, zorder=0)
     right.set_xticks(range(len(CASES)), [word.replace(" at ", "\n") for word in CASES.values()])
-    right.set(ylabel="excess of GSC over 1, over that of the law", xlabel="dilution")
+    right.set(ylabel="(GSC - 1), measured / law", xlabel="dilution")
     right.legend(frameon=False, fontsize=9, loc="upper left")
     sns.despine(figure)
     about = f"{frame['seed'].nunique()} seeds; line: the law, bars: 95 % interval, gray: tolerance"

@@ -70,7 +70,7 @@ def _larger_weights(frame: pd.DataFrame) -> Figure:
     ax.set_xticks(scales**2)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
-    ax.set(xlabel="variance of the weights, times n", ylabel="factor a layer, toward the input")
+    ax.set(xlabel="variance of the weights, times n", ylabel="factor per layer, toward the input")
     ax.set_title("Sigmoid without normalization; below 1 it vanishes", fontsize=10)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)
