@@ -7,6 +7,9 @@ DEMO_SEEDS ?= 8
 PIP := -m pip install --quiet --no-compile
 INSTALL := $(BIN)/python $(PIP) --constraint constraints.txt
 
+# Every command and every test process would otherwise compile torch and pandas again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One process per core, so one thread in each.
 PYTEST := -m pytest --numprocesses auto
 CORE := tests/gradscope/forward tests/gradscope/backward tests/gradscope/jacobians tests/gradscope/coefficients
