@@ -1,1 +1,1 @@
-"""Experiments: one question per file, readable from top to bottom.  The package gradscope does not use Hydra."""
+"""Experiments.  Each study answers one question.  Only experiments use Hydra; the package gradscope does not."""

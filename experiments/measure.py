@@ -36,7 +36,7 @@ from gradscope.measures.measuring import PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import NONLINEARITIES
 
 CONF = Path(__file__).parent.parent / "conf"
-# If there are more small frames than this, they are joined: garbage collection visits every part of every frame.
+# More small frames than this are joined, because garbage collection visits every part of every frame.
 MOST_FRAMES = 100
 # The nonlinearity coefficient is exact up to this many cotangents, otherwise estimated from this many random ones.
 NLC_PROBES = 16
@@ -46,7 +46,7 @@ schema.register()
 
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
-    """The profile of one network, and one frame per kind of measurement.  With ``measurement``: None and its frame."""
+    """Profile of one network, and one frame per kind of measurement.  With ``measurement``: no profile, one frame."""
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
@@ -78,13 +78,13 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
             random = experiment_seeds.generator(cfg.seed, "matrix")
             matrix = gs.gsc_matrix(model, x, probes=cfg.matrix_probes, generator=random, progress=bar.show, **options)
         pairs = matrix.to_frame()
-        parts.append(pairs[pairs["target"] != profile.target])  # the profile has the pairs with this target
+        parts.append(pairs[pairs["target"] != profile.target])  # these pairs are in the profile
     return profile, parts
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="measure")
 def main(cfg: DictConfig) -> float | None:
-    """Measure one network and write its run folder; returns the growth rate, for sweepers that search."""
+    """Measure one network and write its run folder; returns the growth rate for a search such as Optuna's."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
 

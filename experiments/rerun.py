@@ -27,7 +27,7 @@ from experiments.runs import FRAMES, METRICS, cpu, provenance
 from gradscope import frames
 
 FRAME, MONITOR = FRAMES
-# Allowed difference of a log10 between machines.  A float32 sum in another order changes a coefficient by about 1e-5.
+# Allowed difference of a log10 between machines.  In float32, the order of sums changes a coefficient by about 1e-5.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 # After the first sum that is rounded differently, two training runs drift apart step by step.
 TRAINING_TOLERANCE = 0.5

@@ -39,7 +39,7 @@ def device(name: str) -> torch.device:
 
 def tf32(allowed: bool) -> None:
     """Allow or forbid CUDA to round the inputs of float32 matrix products and convolutions to TensorFloat-32."""
-    # Keep this out of files run as ``__main__``: launchers pickle their code, and cuDNN's module cannot be pickled.
+    # Not in a file that runs as ``__main__``: launchers pickle its functions, and cuDNN's module cannot be pickled.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 

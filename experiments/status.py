@@ -28,7 +28,7 @@ STATES = (DONE, RUNNING, FAILED, HALF_DONE, MISSING)
 
 @dataclass
 class Config:
-    """The sweep's folder is ``results``/``sweep``, or the path ``sweep``.  ``watch``: update until nothing changes."""
+    """The sweep's folder is ``results``/``sweep`` or else ``sweep``.  With ``watch``, update until nothing changes."""
 
     sweep: str = "measure"
     results: str = "results/runs"

@@ -57,7 +57,7 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
-    """Training images, and images to test on: the test set, or ``holdout`` of the training images."""
+    """Training images, and images to test on: the test set, or the last ``holdout`` training images."""
     if cfg.data._target_ not in SETS:
         raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
     make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
@@ -126,13 +126,13 @@ def train(
                 interrupted=interrupted,
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
-            if interrupt.args:  # a second Ctrl-C, in the middle of a step, has no text
+            if interrupt.args:  # no text after a second Ctrl-C, which interrupts a step
                 without = " without resume=none and rerun=true" * from_scratch(cfg)
                 outputs.say(f"{interrupt}; the same command{without} resumes from there.")
             raise
         if monitor is not None and monitor.skipped:
             limit = f"monitor.max_overhead={cfg.monitor.max_overhead}"
-            outputs.say(f"The monitor skipped {monitor.skipped} records to keep to {limit}.")
+            outputs.say(f"The monitor skipped {monitor.skipped} records to stay within {limit}.")
     return done
 
 
@@ -143,7 +143,7 @@ def from_scratch(cfg: DictConfig) -> bool:
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train one network and write its run folder; returns the last test accuracy, for sweepers that search."""
+    """Train one network and write its run folder; returns the last test accuracy for a search such as Optuna's."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     console = Console(soft_wrap=True, highlight=False)

@@ -1,1 +1,1 @@
-"""Results that runs have left: collected tables, reference results, labels and differences."""
+"""Collect the results of runs in tables, store reference results, label networks, and compare tables."""

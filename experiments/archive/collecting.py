@@ -22,7 +22,7 @@ from gradscope import frames
 
 DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
-# Keys of the manifest that count runs which are missing or incomplete in the data set.
+# Keys of the manifest with the numbers of runs that the data set lacks wholly or in part.
 COUNTED = ("failed", "running", "half_done", "missing", "stale", "unreadable")
 # Keys of a manifest that belong to one run only.
 OF_ONE_RUN = ("seconds", "finished", "peak_memory_bytes")
@@ -51,7 +51,7 @@ def collect(sweep: Path) -> Collected:
     ``data`` and ``metrics`` are folders of Parquet, partitioned by model; the column ``run`` names the run's folder.
     The manifest counts runs by their state.  A diverged run counts as failed, but its records are collected.
     Two kinds of runs are left out: ``stale`` (the frame has another schema) and ``unreadable`` (a file is damaged).
-    The index holds the reasons.  Only one process at a time collects a sweep; others wait.
+    ``collected.json`` holds the reasons.  Only one process at a time collects a sweep; others wait.
 
     Raises:
         FileNotFoundError: There is no finished run.
@@ -73,7 +73,7 @@ def load(sweep: Path) -> Collected | None:
     if not (sweep / INDEX).is_file():
         return None
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):  # on a read-only file system no process writes
+        with contextlib.suppress(OSError):  # a read-only file system cannot be locked, but nobody writes there
             held.enter_context(runs.locked(sweep, wait=True))
         return _load(sweep)
 
@@ -147,7 +147,7 @@ def _collect(sweep: Path) -> Collected:
 
 
 def _read(outcome: Outcome) -> _Run | _Unread:
-    # The time stamp was taken earlier.  If the run is repeated meanwhile, the next `collect` reads the run again.
+    # The time stamp is older than this read.  If the run is repeated meanwhile, the next `collect` reads it again.
     folder, status, changed = outcome.folder, outcome.status, outcome.changed
     assert folder is not None and status is not None
     path = next((folder / name for name in FRAMES if name in status.files), None)

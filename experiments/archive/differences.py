@@ -23,7 +23,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A column that differs: in how many rows, and the largest difference of a log10 with its place in the table."""
+    """A column that differs: the number of rows that differ, the largest difference, and its place in the table."""
 
     column: str
     num_rows: int
@@ -36,9 +36,9 @@ class Difference:
 
 
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The comparable rows of two frames of a monitor.  ``before`` may lack records that were skipped to save time.
+    """The rows of two monitor frames that can be compared.  ``before`` may lack records that were skipped to save time.
 
-    ``update_to_weight`` compares weights with the previous record; it is left out where the previous records differ.
+    ``update_to_weight`` is a change since the previous record; a row is kept only if both frames have that record.
     """
     steps = [np.unique(frame["step"]) for frame in (before, after)]
     previous = [dict(zip(own, [None, *own], strict=False)) for own in steps]
@@ -55,12 +55,12 @@ def differences(before: pd.DataFrame, after: pd.DataFrame) -> list[Difference]:
 
     A difference has the scale of a log10.  It is ``|a - b|`` for logarithms and their errors.  For other numbers it is
     ``-log10(1 - |a - b| / m)``, where ``m`` is the largest of the two numbers and their standard errors.  A difference
-    is infinite if ``|a - b|`` reaches ``m``, if only one of the two is null or infinite, and for names and counts.
+    is infinite if ``|a - b|`` reaches ``m``, if only one value is null or infinite, or if two names or counts differ.
     """
     names = [name for name in KEYS if name in before and name in after]
     rows = [frame[names].astype("string").fillna("").reset_index(drop=True) for frame in (before, after)]
     if len(before) != len(after) or not rows[0].equals(rows[1]):
-        raise ValueError(f"The repeated run has other rows: {len(after)} rows, not {len(before)}, or other layers.")
+        raise ValueError(f"The repeated run has other rows ({len(before)} then, {len(after)} now) or other layers.")
     found = []
     for name in before.columns:
         if name in TIMES or name not in after:
@@ -86,7 +86,7 @@ def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
             distance = np.abs(a - b)
         else:
             distance = -np.log10(np.maximum(0.0, 1.0 - np.abs(a - b) / _scale(name, before, after)))
-        if name == "value":  # the logarithm, if any, is finite even if the value exceeds float64
+        if name == "value":  # use logarithms where they exist: they are finite even if values overflow
             logarithms = np.abs(np.subtract(*_numbers("log10_value", before, after)))
             distance = np.where(np.isfinite(logarithms), logarithms, distance)
     # If two values differ in the last bit, the computed distance may be 0, but it must be positive.
@@ -106,6 +106,6 @@ def _numbers(name: str, *tables: pd.DataFrame) -> list[Numbers]:
 
 
 def worst(found: Sequence[Difference]) -> Difference:
-    """The largest difference.  Among equal ones, ``log10_value`` comes first, then the order of the schema."""
+    """The largest difference.  Of equally large ones: ``log10_value`` first, then in the order of the schema."""
     order = list(dict.fromkeys(("log10_value", *frames.SCHEMA)))
     return max(found, key=lambda one: (one.largest, -order.index(one.column) if one.column in order else -len(order)))

@@ -18,7 +18,7 @@ NETWORK = "network"
 def network_keys(frame: pd.DataFrame) -> list[str]:
     """The configuration columns in which the networks of a sweep differ, without seeds and steps.
 
-    Keys that some networks lack, ``_target_``, ``data`` and ``model`` are left out if other columns determine them.
+    Left out if other columns determine them: ``_target_``, ``data``, ``model``, and keys that some networks lack.
     """
     own = [name for name in frame.columns if name not in (*frames.SCHEMA, "seed", "step", "run")]
     networks = frame[own].drop_duplicates()
@@ -27,7 +27,7 @@ def network_keys(frame: pd.DataFrame) -> list[str]:
     classes = [name for name in varying if name.endswith(f".{CLASS}")]
     for name in dict.fromkeys([*holes, *classes, "data", "model"]):
         rest = [other for other in varying if other != name]
-        needed = name == "model" and any(other in holes for other in rest)  # the model explains why some lack a key
+        needed = name == "model" and any(other in holes for other in rest)  # the model shows why others lack a key
         if name in varying and rest and not needed:
             values = networks.groupby(rest, dropna=False, observed=True)[name].nunique(dropna=False)
             varying = rest if (values == 1).all() else varying

@@ -1,7 +1,7 @@
 """Reference results of a study: small enough to commit, complete enough to redraw every figure.
 
-``data.csv`` holds the columns that vary from row to row.  Columns that are constant, at least within each model, are in
-``manifest.json``.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds the records of training.
+``data.csv`` holds the columns that vary from row to row, and ``manifest.json`` those that are constant, overall or for
+each model.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds the records of training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def save(collected: Collected, folder: Path) -> None:
     written(folder / DATA, lambda temporary: rows.to_csv(temporary, index=False))
     columns = {"constant": constants, "by_model": models}
     write_json(folder / "manifest.json", {**collected.manifest, "columns": columns})
-    if (metrics := collected.metrics) is not None:  # the keys of the network and the seed identify a row
+    if (metrics := collected.metrics) is not None:  # the first columns name the network and the seed
         table = metrics[[name for name in (*labels.network_keys(frame), "seed", *RECORDED) if name in metrics]]
         written(folder / METRICS, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 

@@ -1,6 +1,6 @@
 """One table for many runs: a folder of Parquet files, partitioned by model.  Column ``run``: name of the run's folder.
 
-Arrow reads all files, because pandas takes eight times as long to read a small file.
+The files are read with Arrow, because pandas takes eight times as long for a small file.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _of_run(file: pq.ParquetFile, run: str) -> pa.Table:
 
 
 def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
-    """Write a data set of the old rows of runs in ``kept`` and the new parts.  `recover` undoes a killed update."""
+    """Write a data set: the old rows of the runs in ``kept``, and the new parts.  `recover` undoes a killed update."""
     recover(folder)
     before = [_table(folder)] if folder.is_dir() else []
     old_rows = [table.filter(pc.is_in(table[RUN], pa.array(sorted(kept), table[RUN].type))) for table in before]

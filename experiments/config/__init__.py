@@ -1,1 +1,1 @@
-"""What a configuration means: schemas, the objects it builds, its columns, and command lines."""
+"""Configurations: schemas, command lines, the objects built from a configuration, and its columns in a frame."""

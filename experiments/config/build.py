@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def call(cfg: Mapping[str, Any], **further: Any) -> Any:
-    """Call ``_target_`` with the other keys as arguments.  The errors are easier to read than in `instantiate`."""
+    """Call ``_target_`` with the other keys as arguments.  Errors are clearer than with Hydra's `instantiate`."""
     # A copy, because the function may change a list that the next seed needs.
     values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
     return get_object(cfg["_target_"])(**{key: value for key, value in values.items() if key != "_target_"} | further)

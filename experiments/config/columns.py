@@ -12,11 +12,11 @@ from gradscope.frames import SCHEMA
 
 # Columns that say what was measured, at which step, and in which run.
 RESERVED = (*SCHEMA, "run", "step", "epoch")
-# Keys without a column.  Each row has its own seed, in the column ``seed``.
+# Keys without a column.  ``seeds`` needs none: the column ``seed`` holds the seed of each row.
 NO_COLUMN = (*PLACE_KEYS, "seeds")
 # The key of a class or function to call.  Several groups have this key, so its column is named by the whole path.
 CLASS = "_target_"
-# Groups whose choice has no column, because (as for `PLACE_KEYS`) the choice itself does not change a result.
+# Groups whose choice has no column, because the choice, like the `PLACE_KEYS`, does not change a result.
 NO_CHOICE = ("study", "launcher")
 # Keys of these groups are named first, so that they get the short names.
 PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
@@ -25,7 +25,7 @@ PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", 
 def columns(cfg: DictConfig, choices: dict[str, Any]) -> dict[str, Any]:
     """The names and values of the columns: one for each key, and one for the choice in each group.
 
-    If a key's name is taken, the column has the whole path as its name (``data.batch_size``), or else ``config.KEY``.
+    If a key's name is taken, its column is named by its path (``data.batch_size``), at the top level ``config.KEY``.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)

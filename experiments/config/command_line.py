@@ -22,7 +22,7 @@ Config = TypeVar("Config")
 def parse(config: type[Config], arguments: Sequence[str], positional: str | None = None) -> Config:
     """An instance of a dataclass.  Arguments ``key=value``, ``--key=value`` or ``--switch`` replace the defaults.
 
-    ``positional``: the key that is set by an argument which is only a name or a path.
+    ``positional``: the key whose value may be given alone, without ``key=``, as a name or a path.
     """
     known = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
     given, plain = [], {}

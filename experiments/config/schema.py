@@ -29,7 +29,7 @@ def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any
 
 
 def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type:
-    """A dataclass with these (name, type, default) keys.  If a type is a dataclass, its instance is the default."""
+    """A dataclass with these (name, type, default) keys.  The default of a dataclass is an instance of it."""
     nested = {key for key, kind, _ in keys if is_dataclass(kind)}
     keys = [(key, kind, field(default_factory=kind) if key in nested else value) for key, kind, value in keys]
     made = make_dataclass(name, keys, bases=bases)

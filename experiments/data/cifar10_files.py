@@ -67,7 +67,7 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
         download: If no layout is present, first download the official archive (about 170 MB) into ``root``.
 
     Raises:
-        FileNotFoundError: There is no layout, a file of the layout is missing, or it has no test labels (Kaggle).
+        FileNotFoundError: ``root`` has no layout, a file is missing, or the layout has no test labels (Kaggle).
         ValueError: ``limit`` is out of range, or a file does not have the expected content.
     """
     if limit is not None and limit < 1:
@@ -213,7 +213,7 @@ class PickledArray:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads plain values and numpy arrays; rejects any other global and does not import it.
+    """Loads plain values and numpy arrays; rejects every other global without importing it.
 
     Numpy's own functions are not called, because forged dtype flags could make numpy read bytes of the file as memory
     addresses of objects.

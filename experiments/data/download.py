@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 CHUNK_SIZE = 1 << 18
-# Only some kinds of OSError, because a full disk raises an OSError, too.
+# Not simply OSError, which a full disk raises, too.
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
 
 

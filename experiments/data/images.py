@@ -39,7 +39,7 @@ class Augmentation:
     cutout: int = 0
 
     def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """Augment images (B, C, H, W).  A ``part`` of a batch of ``whole`` samples is augmented as in that batch."""
+        """Augment images (B, C, H, W).  A ``part`` of a batch of size ``whole`` changes as it does in that batch."""
         num, _, height, width = x.shape
         device = x.device
         drawn = iter(self._drawn(whole or num, height, width, generator, part, device))

@@ -44,7 +44,7 @@ def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs, with Wilson's 95 % interval. For runs in cells, it is joined with ``resampled``."""
+    """``count`` of ``num`` runs, with Wilson's 95 % interval. ``resampled`` (for runs in cells) widens it."""
 
     count: int
     num: int
@@ -108,7 +108,7 @@ class Median:
 
 
 def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
-    """The median of values, one per run; NaN without values. For runs in cells, ``drawn`` is the result of `draws`."""
+    """The median of one value per run; NaN without values. For runs in cells, ``drawn`` is the result of `draws`."""
     unsorted = np.asarray(values, dtype=np.float64)
     order = np.argsort(unsorted, kind="stable")
     array, num = unsorted[order], len(unsorted)
@@ -126,7 +126,7 @@ def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:
 
 
 def _medians(array: FloatArray, times: FloatArray) -> FloatArray:
-    """Medians of sorted values, each repeated as often as a row of ``times`` says; NaN for an empty row."""
+    """One median per row of ``times``, which says how often each sorted value occurs; NaN for a row of zeros."""
     passed, total = times.cumsum(axis=1), times.sum(axis=1, keepdims=True)
     ends = ((passed >= total / 2).argmax(axis=1), (passed > total / 2).argmax(axis=1))
     return np.where(total[:, 0] > 0, (array[ends[0]] + array[ends[1]]) / 2, math.nan)

@@ -65,7 +65,7 @@ def all_of(*verdicts: bool | None) -> bool | None:
 
 
 def mean(values: npt.ArrayLike, comparisons: int = 1) -> Mean:
-    """The mean of independent values, one per seed. ``comparisons`` intervals hold jointly at 95 % (Bonferroni)."""
+    """The mean of independent values. With ``comparisons=n``, n intervals hold jointly at 95 % (Bonferroni)."""
     array = np.asarray(values, dtype=np.float64).ravel()
     if not len(array) or np.isnan(array).any():
         raise ValueError(f"A mean needs numbers, got {array.tolist()}.")

@@ -107,5 +107,5 @@ def condensed(name: str, collected: Collected) -> Collected:
 
 
 def evenly(depth: int, num: int) -> list[int]:
-    """Indices of ``num`` equally spaced layers out of ``depth``, ending with the last; at most all layers."""
+    """Indices of ``num`` of ``depth`` layers, equally spaced up to the last one; all layers if there are fewer."""
     return [-(-depth * n // num) - 1 for n in range(1, num + 1)] if num < depth else list(range(depth))

@@ -40,7 +40,7 @@ def told(
     verdicts: Mapping[tuple[str, str], bool | None] | Mapping[str, bool | None],
     supported: str, contradicted: str, undecided: str,
 ) -> str:  # fmt: skip
-    """One sentence for each verdict that occurs, in this order. ``{}`` in a sentence is replaced by the names.
+    """One sentence for each verdict that occurs, in the order of the arguments. Names replace ``{}`` in a sentence.
 
     Names that are pairs are grouped by their first part: ``selu (wider, residual)``.
     """

@@ -1,1 +1,1 @@
-"""Frames turned into tables, figures and pages."""
+"""Turn frames into tables, figures and pages."""

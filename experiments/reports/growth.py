@@ -66,10 +66,10 @@ def rate(row: pd.Series) -> float:
 
 
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Growth rate of each network, fitted to log GSC averaged over seeds.  The interval is from the spread over seeds.
+    """Growth rate of each network, fitted to log GSC averaged over seeds.  Intervals come from the spread over seeds.
 
     One row per combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the farthest layer
-    with its standard error over seeds, and the rate of theory.  If a network has too few layers for a rate, the rate is
+    with its standard error over seeds, and the predicted rate.  If a network has too few layers for a rate, the rate is
     NaN and the verdict is the reason.
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])

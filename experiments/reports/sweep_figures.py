@@ -23,17 +23,17 @@ from gradscope import meanfield as mf
 from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
-# Largest number of values of a key that can be shown by color, by columns and rows of panels, and by dash.
+# Largest number of values that color, columns of panels, rows of panels, and line dashes can show.
 MOST = {"color": 10, "column": 6, "row": 6, "dash": 4}
 # An axis is logarithmic if the largest value exceeds this multiple of the smallest.
 WIDE = 1e3
-LABEL_WIDTH = 28  # characters of an axis label of a small panel
+LABEL_WIDTH = 28  # characters per line of an axis label in a small panel
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
     """All figures for which the frame has data, by name.
 
-    The first of ``keys`` is shown by color and the second by dash; more than two are joined into one label.  If there
+    The first of ``keys`` is shown by color and the second by dash; three or more are joined into one label.  If there
     are too many networks for one plot, each value of a key gets a panel, and the growth rates get a separate figure.
     """
     if set(keys) == {"weight_variance", "bias_variance"}:
@@ -70,7 +70,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
 
 
 def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
-    """Curves in panels.  Color, column, row and dash show the keys, most values first; {} if there are too many."""
+    """Curves in panels.  Keys get color, column, row and dash, from most values to fewest; {} if they are too many."""
     counts = frame[keys].nunique(dropna=False).sort_values(ascending=False, kind="stable")
     roles = dict(zip(map(str, counts.index), MOST, strict=False))
     if len(keys) > len(MOST) or any(counts[key] > MOST[role] for key, role in roles.items()):
@@ -174,7 +174,7 @@ def spread(frame: pd.DataFrame) -> str:
 
 
 def describe(collected: Collected) -> str:
-    """A phrase with the depth, width, batch size and data that all runs share, and the note on the data."""
+    """A phrase for titles: the depth, width, batch size and data that all runs share, then the note on the data."""
     frame, words = collected.frame, []
     for name in ("depth", "width", "batch_size", "data"):
         if name in frame and frame[name].nunique() == 1:
@@ -187,7 +187,7 @@ def panels(
     frame: pd.DataFrame, draw_one: Callable[..., Axes], title: str, *, in_a_row: int, size: tuple[float, float],
     margin: float = 0, notes: Mapping[str, str] | None = None, fontsize: int = 10, sharey: bool = False,
 ) -> Figure:  # fmt: skip
-    """One panel of ``size`` inches per ``network``, at most ``in_a_row`` per row; titles: the network and its note."""
+    """One panel of ``size`` inches per ``network``, at most ``in_a_row`` per row, titled with network and note."""
     networks = list(frame[labels.NETWORK].unique())
     columns = min(in_a_row, len(networks))
     rows = -(-len(networks) // columns)

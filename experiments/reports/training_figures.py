@@ -16,7 +16,7 @@ panels = partial(sweep_figures.panels, in_a_row=3, size=(5.6, 4.4))
 
 
 def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Figures per ``network``: loss and accuracy, GSC during training, GSC before and after, gradient norms."""
+    """Figures per ``network``: loss and accuracy, GSC during training, before and after it, gradient norms."""
     seeds = frame["seed"].nunique()
     spread = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     band = f"{spread}, band: one standard deviation" if seeds > 1 else spread

@@ -1,6 +1,6 @@
 """One launch of a sweep: the plan of its runs, and a file with one line for each run that has ended.
 
-The progress bar and the summary read these lines.  In a planned sweep, a run's state is read from the run's folder.
+The progress bar and the summary read these lines.  The states of planned runs are read from the folders of the runs.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def stopped(launch: Path | None = None) -> bool:
 
 
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
-    """The overrides of every planned run of a sweep, by digest.  If several launches planned one, the first counts."""
+    """The overrides of every planned run of a sweep, by digest.  Of several plans for a run, the first counts."""
     paths = sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)
     found = [(read_json(path) or {}).get("runs") for path in paths]
     return {digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()}

@@ -1,8 +1,8 @@
 """Lock files with an owner and a heartbeat: a run belongs to at most one process at a time.
 
 A lock is a file ``<generation>.lock`` in the folder of a run; the process that creates the file owns the run.  If the
-owner is dead, another process takes over the run with a lock of the next generation.  This can also happen to a living
-owner whose heartbeat has stopped.  `confirm` notices the loss and keeps this owner from writing a status.
+owner is dead, another process takes over the run with a lock of the next generation.  A living owner whose
+heartbeat has stopped can lose a run, too.  `confirm` notices the loss and keeps this owner from writing a status.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _seen: dict[Path, tuple[int, float]] = {}
 
 @contextlib.contextmanager
 def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a run until the end of the context; yields whether locking succeeded.  ``wait``: retry until it succeeds."""
+    """Lock a run within a ``with`` block; yields whether locking succeeded.  ``wait``: retry until it succeeds."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     while (lock := _acquire(folder, patience)) is None and wait:
@@ -85,8 +85,8 @@ def confirm(folder: Path) -> None:
     lock = _own.get(folder.absolute())
     if lock is not None and not lock.valid():
         raise LostLockError(
-            f"Another process has taken over the run {folder}: this process sent no heartbeat (was it suspended, or "
-            "the disk gone?), or its lock was removed. If the run is not done later, run the same command again."
+            f"Another process has taken over the run {folder}: this process sent no heartbeat (it was suspended, or "
+            "the disk was gone), or its lock was removed. If the run is not done later, run the same command again."
         )
 
 

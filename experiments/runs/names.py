@@ -27,7 +27,7 @@ PLACE_KEYS = (
 )  # fmt: skip
 ON_ERROR = ("continue", "stop")
 MAX_NAME = 120
-DIGITS = 12  # of a digest; the probability that two of a million runs have the same digest is 0.2 %
+DIGITS = 12  # in a digest; among a million runs, two have the same digest with probability 0.2 %
 # Folder names that end with a digest.
 RUN = re.compile(rf"(.*-)?[0-9a-f]{{{DIGITS}}}")
 
@@ -114,7 +114,7 @@ def folders(sweep: Path) -> list[Path]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check ``on_error``, and that no part of the sweep's name is reserved for another folder."""
+    """Raise ValueError if ``on_error`` is unknown, or a part of the sweep's name is reserved for another folder."""
     for part in Path(cfg.sweep).parts:
         if part in NO_RUNS or part.endswith(PASSING) or part == "..":
             raise ValueError(
@@ -135,6 +135,6 @@ def agreed(sweep: Path, digest: str, name: str) -> str:
             os.link(mine, place)
         mine.unlink()
         return place.read_text() or name
-    except OSError:  # the file system has no links, or nothing can be written, which the run itself will report
+    except OSError:  # there are no hard links, or nothing can be written; the run will report the latter
         mine.unlink(missing_ok=True)
         return name

@@ -23,7 +23,7 @@ from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Sta
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """For a single run (``alone``), print user errors and Ctrl-C without a traceback (``error.txt`` has it)."""
+    """For a single run (``alone``), print user errors and Ctrl-C without the traceback of ``error.txt``."""
     try:
         yield
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def explained(alone: bool) -> Iterator[None]:
 def run_once(
     cfg: DictConfig, folder: Path, overrides: Sequence[str], work: Callable[[], float | None], *, alone: bool
 ) -> float | None:
-    """Execute one run in its folder; returns the value of ``work`` (if the run was done before, from its status).
+    """Execute one run in its folder.  Returns the value of ``work``; if the run is already done, the stored value.
 
     ``status.json`` is written after ``work``, so a run without this file is half done and is executed again.  An error
     is written to ``error.txt`` with the configuration.  In a sweep, the error is not raised, and a run that another
@@ -76,7 +76,7 @@ def run_once(
                 raise RuntimeError(f"Another process is working on the run {folder}; wait until that process ends.")
             launches.note(folder, RUNNING)
             return None
-        if not again and (status := outcomes.finished(folder)) is not None:  # done by the last owner
+        if not again and (status := outcomes.finished(folder)) is not None:  # done by the last owner of the lock
             launches.note(folder, SKIPPED)
             return status.value
         return _executed(cfg, folder, tuple(overrides), work, alone)
@@ -92,7 +92,7 @@ def _executed(
             path.unlink(missing_ok=True)
         value = work()
         if value is not None and math.isnan(value):
-            value = None  # a NaN would end a sweeper that searches
+            value = None  # a NaN would end a search such as Optuna's
         Status(DONE, overrides, outcomes.outputs(folder), time.perf_counter() - begin, value).write(folder)
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -120,6 +120,6 @@ def _record_failure(cfg: DictConfig, folder: Path, status: Status) -> None:
 
 @cache
 def _freeze_loaded_objects() -> None:
-    """Exclude the objects of torch, pandas and Hydra from garbage collection; a visit to all of them takes 0.1 s."""
+    """Exclude the objects of torch, pandas and Hydra from garbage collection; visiting them takes 0.1 s."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries warn at exit about objects that were never collected

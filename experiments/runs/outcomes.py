@@ -18,7 +18,7 @@ from gradscope import frames
 
 # The states of a run.  Half done: it has a folder, but no status and no process.  Missing: planned, but no folder.
 DONE, FAILED, RUNNING, HALF_DONE, MISSING = "done", "failed", "running", "half done", "missing"
-# A state that occurs only in the file of a launch: the run had been done before.
+# A state that occurs only in the file of a launch: the run was done before the launch.
 SKIPPED = "skipped"
 
 STATUS, ERROR = "status.json", "error.txt"
@@ -35,7 +35,7 @@ NO_STATUS = "ended without a status: the run was killed, or its folder is not wr
 
 @dataclass(frozen=True)
 class Status:
-    """How a run ended ("done" or "failed"), its overrides, its files, and its value for sweepers that search."""
+    """How a run ended ("done" or "failed"), its overrides and files, and its value for a search such as Optuna's."""
 
     state: str
     overrides: tuple[str, ...] = ()

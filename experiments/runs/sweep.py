@@ -1,6 +1,6 @@
 """One launch of a ``-m`` sweep: its plan, a progress bar, and at the end a summary of the failed runs.
 
-Hydra turns exceptions in callbacks into warnings.  Therefore the sweeper calls this code, and not a callback.
+Hydra turns exceptions in callbacks into warnings.  Therefore this code is called by the sweeper, not by a callback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from experiments.runs.workers import Interrupted, Workers
 
 POLL_SECONDS = 0.5
 KILLED = "killed by a signal, or out of memory"
-# If the processes of this many launches in a row die before they begin a run, the cause is not in the runs.
+# If a process dies before any run begins, this many times in a row, the runs are not the cause.
 FRUITLESS = 2
 
 
@@ -86,7 +86,7 @@ class Sweep:
             self._run_despite_deaths(self._in(list(elsewhere), HALF_DONE, MISSING))
 
     def _not_done(self, runs: list[Planned]) -> list[Planned]:
-        """The runs that are not done.  Skips done runs here, so that a cluster starts no job only to skip a run."""
+        """The runs that are not done.  Done runs are left out, because each would start a job on a cluster."""
         left = []
         for run, outcome in self._outcomes(runs).items():
             if not run.rerun and outcome.folder is not None and outcomes.is_done(outcome.folder):
@@ -99,7 +99,7 @@ class Sweep:
     def _run_despite_deaths(self, runs: list[Planned]) -> None:
         """Launch runs.  If a process dies, launch the remaining runs again.
 
-        Each half-done run may be the cause, so each is launched again, alone.  A run that dies again has failed.
+        Any half-done run may be the cause, so each is launched again alone.  If its process dies again, the run failed.
         """
         left, fruitless = runs, 0
         while left and (died := self._launch(left)) is not None and not launches.stopped(self.launch):
@@ -158,7 +158,7 @@ class Sweep:
 
 
 class Sweeping(Callback):
-    """Hydra's callback for sweepers of other packages.  Those sweepers search, so their runs cannot be planned."""
+    """Hydra's callback for sweepers of other packages, which choose runs by earlier results, so there is no plan."""
 
     def __init__(self) -> None:
         self.launch: Path | None = None
@@ -181,7 +181,7 @@ class Sweeping(Callback):
                 sys.exit(1)
 
     def _close(self, launch: Path) -> bool:
-        """Print which runs failed; returns whether there are any."""
+        """Print which runs failed; returns whether any failed."""
         found = [
             Outcome(note["run"], "", note["state"], self.folder / note["run"], error=note["error"])
             for note in launches.ended(launch)

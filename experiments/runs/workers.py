@@ -41,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class Workers:
-    """A launcher during its sweep.  In its context, signals raise `Interrupted`; no process is left at the end."""
+    """Context manager: during a sweep, signals raise `Interrupted`, and no worker process outlives the sweep."""
 
     launcher: Launcher
     jobs: list[_Job] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _jobs_noted(self) -> Iterator[None]:
-        """Record the jobs that Hydra's launcher submits, to cancel them at the end and to survive a job that dies."""
+        """Record the jobs that Hydra's launcher submits, to cancel them at the end, and to go on if one dies."""
         if "submitit" not in type(self.launcher).__module__:
             yield
             return
@@ -143,7 +143,7 @@ class _Job:
         return [None]
 
     def end(self) -> None:
-        """Cancel the job.  On this machine: kill the process of the job and its child, which executes the run."""
+        """Cancel the job.  If it runs on this machine, kill its process and the child process that executes the run."""
         process = getattr(self.job, "_process", None)
         if process is None:
             with contextlib.suppress(Exception):  # the job has ended, or Slurm does not answer
@@ -157,7 +157,7 @@ class _Job:
 
 
 def most_at_once(launcher: Launcher) -> int | None:
-    """How many runs a launcher may get at a time (None: any number).  Submitit's local launcher starts all it gets."""
+    """How many runs a launcher may get at a time (None: any number).  Submitit's local launcher starts all of them."""
     kind = type(launcher)
     if kind.__module__.startswith("hydra_plugins.hydra_submitit") and kind.__name__ == "LocalLauncher":
         asked = num_processes()
@@ -201,7 +201,7 @@ class Setup:
     task: TaskFunction
 
     def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """Execute one run as Hydra's launchers do.  The result contains no configurations: nothing reads them."""
+        """Execute one run as Hydra's launchers do.  The result has no configurations, because nobody reads them."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
@@ -231,7 +231,7 @@ def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]],
     """Execute runs, given by their overrides and numbered from ``first``; ``options`` are for `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` ends workers without a run.
+    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` also ends idle workers.
     options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))

@@ -1,1 +1,1 @@
-"""The training loop of the reference workload, with its records and checkpoints."""
+"""The training loop of the experiments, with its records and checkpoints."""

@@ -35,7 +35,7 @@ class Ranks:
 
     def share(self, num: int) -> slice:
         """The part of a batch of ``num`` samples that this process takes."""
-        if num % self.world:  # the mean over ranks would differ from the mean over samples
+        if num % self.world:  # with unequal shares, the mean over ranks is not the mean over samples
             raise ValueError(
                 f"train.batch_size={num} counts the samples of all processes and must be a multiple of the number of "
                 f"processes, {self.world}."
@@ -44,7 +44,7 @@ class Ranks:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, the same on each.  Changes ``value`` in place."""
+        """The sum over all processes, returned on each of them.  Changes ``value`` in place."""
         if self.world > 1:
             torch.distributed.all_reduce(value)
         return value

@@ -39,7 +39,7 @@ def train(
 ) -> list[Record]:
     """Train ``model`` in place; returns its records.
 
-    Every ``recipe.log_every`` steps and at the end of each epoch, one record covers the steps since the last record:
+    Every ``recipe.log_every`` steps and at the end of each epoch, one record describes the steps since the last one:
     ``step``, ``epoch``, ``train_loss``, ``learning_rate``, ``images_per_second``.  If there is a test set, the record
     at the end of an epoch adds ``test_accuracy`` and ``test_loss``.  Under ``torch.distributed``, each process takes a
     share of every batch, and the first process writes all files.
@@ -159,7 +159,7 @@ def update(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
-    """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Processes divide the images."""
+    """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Each process takes a share."""
     mode, ranks = model.training, Ranks.here()
     model.eval()
     correct_and_loss = torch.zeros(2, device=test.device)

@@ -21,7 +21,7 @@ from experiments.training import checkpoints, records, sinks
 from experiments.training.distributed import Ranks
 from experiments.training.records import Record, Records
 
-# Files of a run folder besides checkpoints.  A restarted run deletes old ones, which it would mistake for its own.
+# Files of a run folder besides checkpoints.  A run that starts anew deletes old ones: it would take them for its own.
 WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
 
 
@@ -61,7 +61,7 @@ class Outputs:
         config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         self.sinks = sinks.make(cfg.sinks, folder, config, self.begin)
         for record in self.records:
-            if record["step"] == self.begin:  # TensorBoard has dropped the values from this step on
+            if record["step"] == self.begin:  # TensorBoard has dropped values of this step and later
                 self._sink(record["step"], sinks.of_record(record))
         self.bar = LateBar("steps", steps)
         self.bar.show(self.begin)

@@ -116,12 +116,12 @@ def check(names: Sequence[str]) -> None:
 
 
 def of_record(record: Record) -> dict[str, float]:
-    """Named numbers of a training record."""
+    """The numbers of a training record by name."""
     return {name: float(value) for name, value in record.items() if name != "step" and value is not None}
 
 
 def of_frame(frame: pd.DataFrame) -> dict[str, float]:
-    """Named numbers of a monitor record: ``quantity/layer``, and ``log10_quantity/layer`` for coefficients."""
+    """The numbers of a monitor record by name: ``quantity/layer``, or ``log10_quantity/layer`` for coefficients."""
     rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
     return dict(
         (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
