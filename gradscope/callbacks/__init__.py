@@ -1,1 +1,1 @@
-"""`gradscope.Monitor` as a callback of training frameworks; each module needs its own extra."""
+"""`gradscope.Monitor` as a callback of training frameworks; each module needs the pip extra of the same name."""

@@ -12,10 +12,10 @@ from gradscope.monitor.monitor import Monitor
 
 
 class MonitorCallback(Callback):
-    """Runs a `gradscope.Monitor` of the LightningModule, one step per update.
+    """Runs a `gradscope.Monitor` on the LightningModule, with one step of the monitor per update of the weights.
 
     The monitor sees accumulated, unscaled gradients before clipping.  With several optimizers (manual optimization),
-    each update of any optimizer is a step of the monitor.
+    each update by any optimizer is a step of the monitor.
 
     Arguments:
         data: The probe batch for the module's ``forward``; it is moved to the module's device.
@@ -33,7 +33,7 @@ class MonitorCallback(Callback):
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Create the monitor, now that the module is on its device and its weights are loaded."""
+        """Create the monitor here, because the module is now on its device and its weights are loaded."""
         self.monitor = Monitor(pl_module, move_data_to_device(self.data, pl_module.device), **self.options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
@@ -48,7 +48,7 @@ class MonitorCallback(Callback):
         self._loss = loss if self._loss is None else self._loss + loss
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Step the monitor, now that the gradients are complete and before the update."""
+        """Call the monitor's `step`, because the gradients are complete and the weights are not yet updated."""
         loss, self._loss = self._loss, None
         self.monitor.step(loss, self._batch)
 

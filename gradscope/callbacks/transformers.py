@@ -17,7 +17,7 @@ NO_LOSS = (
 
 
 class MonitorCallback(TrainerCallback):
-    """Runs a `gradscope.Monitor` of the Trainer's model, one step per update.
+    """Runs a `gradscope.Monitor` on the Trainer's model, with one step of the monitor per update of the weights.
 
     The monitor sees gradients after ``max_grad_norm``, because the Trainer clips before it runs callbacks.
 
@@ -39,14 +39,14 @@ class MonitorCallback(TrainerCallback):
         self._hook: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Create the monitor, now that the model is on its device."""
+        """Create the monitor here, because the model is now on its device."""
         data = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, dict(self.data))
         self.monitor = Monitor(kwargs["model"], data, **self.options)
         self._remove()  # the hook of an earlier run, if that run ended in an error
         self._hook = self.monitor.model.register_forward_hook(self._listen, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Step the monitor, now that the gradients are complete and before the update."""
+        """Call the monitor's `step`, because the gradients are complete and the weights are not yet updated."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
         try:
             if loss is None:
@@ -55,7 +55,7 @@ class MonitorCallback(TrainerCallback):
         except BaseException:  # Trainer runs no callbacks after an exception
             self._remove()
             raise
-        self._losses = []  # including those of the monitor's second pass
+        self._losses = []  # this also drops the losses of the monitor's second pass
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the hook."""

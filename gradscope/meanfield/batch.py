@@ -1,8 +1,8 @@
 """Batch normalization at finite batch size B in a wide network: exact expectations over a sphere.
 
 The pre-activations of one neuron over the batch are an exchangeable Gaussian vector of length B.  Normalization maps
-this vector to y = sqrt(B) e.  Whatever the variance and the correlation were, e is uniform on a unit sphere: that of
-the B - 1 dimensions of vectors with sum zero.  Let G be the centering matrix, D = diag phi'(y) and P = G - e e^T.
+this vector to y = sqrt(B) e.  Whatever the variance and the correlation were, e is uniform on the unit sphere of the
+(B - 1)-dimensional space of vectors with sum zero.  Let G be the centering matrix, D = diag phi'(y) and P = G - e e^T.
 A squared gradient then grows backward through the layer by the factor
 
     sigma_w^2 B / (s^2 (B - 3) (B - 1)) E Tr[P D G D]    if gradients sum to zero over the batch,

@@ -34,7 +34,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
 
     All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
     homogeneous activation (ReLU, linear) has such a point at every length, and q* = 1 is returned.  Without biases,
-    most other activations have one only as q* -> 0, where sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
+    most other activations have one only for q* -> 0, with sigma_w^2 = chi / phi'(0)^2; the returned length is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, or there is no such point.
@@ -51,7 +51,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
         raise ValueError(f"chi must be a positive number, got {chi!r}.")
 
     def bias(log_q: float) -> float:
-        """The bias variance for which the length has the fixed point exp(log_q), divided by exp(log_q)."""
+        """sigma_b^2 / q, for the bias variance sigma_b^2 that makes q = exp(log_q) a fixed point of the length."""
         q = math.exp(log_q)
         return 1 - chi / float(slope_moment(phi, q)) * float(second_moment(phi, q)) / q
 
@@ -81,7 +81,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
 def critical_line(
     activation: ActivationLike, lengths: Sequence[float] | FloatArray | None = None
 ) -> list[CriticalPoint]:
-    """The points with chi_1 = 1, one per length q*; lengths that need a negative bias variance are left out.
+    """The points with chi_1 = 1, one per length q*; lengths that would need a negative bias variance are left out.
 
     ``lengths`` defaults to 60 values between 1e-4 and 10.
 
@@ -152,7 +152,7 @@ def phase_diagram(
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError(f"{name} must be finite and >= 0, got {values.min():g} to {values.max():g}.")
     w, b = np.meshgrid(weights, biases, indexing="ij")
-    # The stable fixed point reached from q = 1: bisection on log q by the sign of (length map of q) - q.
+    # Find the stable fixed point that iteration from q = 1 reaches: bisect log q by the sign of (length map of q) - q.
     start = np.ones_like(w)
     growing = w * second_moment(phi, start) + b >= start
     low = np.where(growing, 0.0, math.log(1e-12))

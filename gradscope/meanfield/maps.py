@@ -70,7 +70,7 @@ class MeanField:
         return self.weight_variance * product + self.bias_variance
 
     def correlation(self, q: float, c: float) -> float:
-        """The correlation map: correlation in the next layer of two samples with variance q and correlation c."""
+        """The correlation map: the next layer's correlation between samples that have variance q and correlation c."""
         return self.covariance(q, c) / float(self.length(q))
 
     def chi(self, q: npt.ArrayLike) -> FloatArray:
@@ -84,7 +84,7 @@ class MeanField:
         return self.weight_variance * slope * q / float(self.length(q))
 
     def fixed_length(self, start: float = 1.0) -> float:
-        """The stable fixed point q* of the length map that iteration from ``start`` reaches.
+        """The stable fixed point q* that the length map reaches if it is iterated from ``start``.
 
         The result is 0 if lengths vanish, and ``start`` if every length is a fixed point.
 
@@ -135,7 +135,7 @@ class MeanField:
         return float(scipy.optimize.brentq(excess, 0.0 if high else -1 + 1e-9, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
-        """The fixed point with its slopes, and the depths over which signals and gradients change by a factor of e."""
+        """The fixed point, slopes there, and the depths over which signals and gradients change by a factor of e."""
         q = self.fixed_length()
         c = self.fixed_correlation(q)
         if q == 0:
@@ -153,7 +153,7 @@ class DepthScales:
     """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
 
     ``gradient``: xi = -1 / ln chi_1, negative if gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, the depth
-    over which two inputs stay distinguishable.  ``lengths``: xi_q.  xi and xi_c are infinite if chi_1 = 1.
+    over which two inputs stay distinguishable.  ``lengths``: xi_q, for lengths.  xi and xi_c are infinite if chi_1 = 1.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())

@@ -55,10 +55,10 @@ class LayerSpec:
 class Prediction:
     """Mean-field predictions for the input and the L layers of a network, as `predict` returns them.
 
-    ``log10_gsc`` (L + 1,): log10 GSC of the input and of each layer for the last layer as target, reduction "batch".
+    ``log10_gsc`` (L + 1,): log10 GSC from the input and from each layer to the last layer, reduction "batch".
     ``mean_square`` (L + 1,): mean square of an entry.  ``correlation`` (L + 1,): correlation between samples.
     ``preactivation_variance`` (L,): variance q of W f + b, before any norm.  ``preactivation_std`` and
-    ``sign_diversity`` (L,): of the input of the nonlinearity, as `gradscope.measures` defines them.
+    ``sign_diversity`` (L,): the statistics of `gradscope.measures`, for the input of the nonlinearity.
 
     >>> predict_mlp("tanh", 2, batch_size=50).sign_diversity.round(3)
     array([0.444, 0.444])
@@ -162,7 +162,7 @@ def _step(layer: LayerSpec, p: float, cov: float, batch_size: int, *, top: bool)
 
 
 def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
-    """E min(P, B - P) / B, where P of B samples N(m, own) are positive; m is N(0, shared); given m, P is binomial."""
+    """E min(P, B - P) / B if P of B samples N(m, own) are positive, m from N(0, shared); given m, P is binomial."""
     if own <= 0:
         return 0.0
     counts = np.arange(batch_size + 1)
@@ -184,7 +184,7 @@ def _sign_diversity(shared: float, own: float, batch_size: int) -> float:
 
 
 def _centred_sign_diversity(batch_size: int) -> float:
-    """E min(P, B - P) / B for samples that sum to zero, to first order in 1 / B, where P is nearly normal.
+    """E min(P, B - P) / B for B samples that sum to zero, to first order in 1 / B; P is treated as normal.
 
     Signs have correlation (2 / pi) arcsin(-1 / (B - 1)), and E min(P, B - P) = B / 2 - sqrt(2 Var[P] / pi).
     """

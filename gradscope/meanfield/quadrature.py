@@ -1,4 +1,4 @@
-"""Expectations of functions with kinks over Gaussians and spheres; no quadrature panel reaches across a kink."""
+"""Expectations over Gaussians and spheres, for functions with kinks; no quadrature panel reaches across a kink."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def panels(breaks: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Gauss-Legendre nodes and weights (..., 32 (k - 1)): two panels between neighbors of sorted breaks (..., k)."""
+    """Gauss-Legendre nodes and weights (..., 32 (k - 1)): two panels between neighboring breaks (..., k), sorted."""
     left, right = breaks[..., :-1, None], breaks[..., 1:, None]
     edges = left + (right - left) * np.array([0, 0.5, 1])
     half = (edges[..., 1:] - edges[..., :-1]) / 2
@@ -54,7 +54,7 @@ def normal_nodes(breaks: Sequence[FloatArray], shape: tuple[int, ...]) -> tuple[
 def gaussian_pair(
     first: Function, second: Function, scale: float, correlation: float, kinks: Sequence[float] = ()
 ) -> float:
-    """The expectation E[first(u) second(v)] for normal u and v with deviation ``scale`` and the given correlation.
+    """E[first(u) second(v)] for normal u and v with standard deviation ``scale`` and correlation ``correlation``.
 
     The relative error is about 1e-10.
 
@@ -67,7 +67,7 @@ def gaussian_pair(
     spread = np.sqrt((1 - correlation) * (1 + correlation))
     breaks = [bend / scale for bend in {*BENDS, *kinks}]
     if correlation:
-        # As a function of u, the integral over v bends within about sqrt(1 - c^2) of a kink.
+        # As a function of u, the integral over v bends near each kink, within about sqrt(1 - correlation^2).
         width = spread / abs(correlation)
         breaks += [kink / scale / correlation + width * far for kink in kinks for far in (-8.0, -2.0, 0.0, 2.0, 8.0)]
     u, w = normal_nodes([np.array(b) for b in breaks], ())
@@ -78,21 +78,21 @@ def gaussian_pair(
 def sphere_pair_nodes(
     dimension: int, first_kinks: Sequence[float], correlation: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Nodes (s, t) and weights for two coordinates of a uniform point on the unit sphere of R^dimension.
+    """Nodes (s, t) and weights for two coordinates of a uniformly random point on the unit sphere of R^dimension.
 
     t = correlation s + sqrt(1 - correlation^2) s', where s' is a coordinate orthogonal to s.  Angles parametrize s and
-    s'; panels end where s or t meets a kink.  ``dimension`` is at least 3.
+    s'.  Panels end where s or t meets a kink.  ``dimension`` is at least 3.
     """
 
     def split(cosines: FloatArray) -> FloatArray:
         return np.arcsin(np.clip(cosines, -1, 1))
 
-    # Densities fall off within about 1 / sqrt(dimension), so the angles need only such a range.
+    # Densities fall off within about 1 / sqrt(dimension), so the angles need only a range of this order.
     reach = min(np.pi / 2, REACH / np.sqrt(max(dimension - 2, 1)))
     theta = np.arcsin(correlation)
     ends = [-reach, reach, *(fraction * reach for fraction in QUARTERS)]
     for kink in first_kinks:
-        # s meets the kink at the first angle; the kink leaves the range of t at the other four.
+        # At the first of these angles s meets the kink; at the other four the kink leaves the range of t.
         away = np.arccos(np.clip([kink, -kink], -1, 1))
         ends += [split(np.array(kink)), theta - away[0], theta + away[0], -theta - away[1], -theta + away[1]]
     alpha, w = panels(np.sort(np.clip(np.array(ends), -reach, reach)))

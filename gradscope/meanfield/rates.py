@@ -31,7 +31,7 @@ def gsc_rate(
         activation: A name, a callable on arrays, or an `Activation`.
         norm: Normalization of the pre-activations, without affine parameters: none, layer or batch.
         batch_size: Batch size for norm "batch"; infinite by default.
-        q: Variance of the pre-activations for norm "none"; by default the fixed point that lengths reach from 1.
+        q: Variance of the pre-activations for norm "none"; by default the fixed point reached from length 1.
         weight_variance: sigma_w^2; by default `standard_variance`.
         bias_variance: sigma_b^2.
 
@@ -58,7 +58,7 @@ def gsc_rate(
     length = layer.fixed_length() if q is None else q
     if not (math.isfinite(length) and length >= 0):
         raise ValueError(f"q must be a finite number > 0, got {q!r}.")
-    if length == 0:  # phi acts as a linear map with its slope at 0
+    if length == 0:  # phi acts like the linear map phi'(0) h
         length = SHORT
         if float(second_moment(phi, length)) == 0:
             raise ValueError(f"Lengths vanish with {phi.name}, whose slope at 0 is 0, so there is no rate; pass q.")
@@ -70,7 +70,7 @@ def residual_rate(branch_rate: float, dilution: float) -> float:
 
     k = |skip| / |branch| is a ratio of lengths, not the weight of the skip connection.  The law holds if skip and
     branch are orthogonal in value and in Jacobian, for example if the branch ends in a random linear map.  The skip
-    divides the difference r - 1 by k^2 + 1.
+    reduces r - 1 by the factor k^2 + 1.
 
     Raises:
         ValueError: The rate or the dilution is negative.
@@ -137,8 +137,8 @@ def log_gradient_variance(activation: ActivationLike, width: float, q: float = 1
     """The variance that one layer of width n adds to ln |J^T v|^2, over Gaussian weights, for a fixed cotangent v.
 
     To first order in 1 / n it is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.
-    The variances of all layers add up.  ln |J^T v|^2 is normal, and its mean lies below ln E |J^T v|^2 by half of the
-    sum.  The sum is an upper bound for the variance of ln GSC, because GSC averages over directions and samples.
+    Let s be the sum of these variances over all layers.  Then ln |J^T v|^2 is normal with variance s and mean
+    ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s, because GSC averages over directions and samples.
 
     Raises:
         ValueError: ``width`` is below 1.

@@ -32,7 +32,7 @@ class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATI
 
 
 class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
-    """Standard deviation over samples, combined over neurons: sqrt(mean_n Var_b[h_bn]), where Var divides by B.
+    """Standard deviation over samples, as a root mean square over neurons: sqrt(mean_n Var_b[h_bn]); Var divides by B.
 
     The value is 1 after batch normalization.  A small value suggests that phi is nearly linear over the batch.
 
@@ -55,8 +55,8 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), where P and N count a neuron's positive and negative pre-activations.
 
-    The range is 0 to 0.5.  If the value is low, most neurons receive only one sign, where ReLU-like functions are
-    linear.  Zeros count neither as positive nor as negative; a neuron with only zeros has the value 0.  If both signs
+    The range is 0 to 0.5.  If the value is low, most neurons receive inputs of only one sign, for which ReLU-like
+    functions are linear.  Zeros have neither sign; a neuron with only zeros has the value 0.  If both signs
     are equally likely, the expected value is about 1/2 - sqrt(1 / (2 pi B)): 0.460 for batch size B = 100.
 
     >>> SignDiversity()(torch.tensor([[1.0, 1.0], [1.0, -1.0]])).value

@@ -1,7 +1,7 @@
 """Statistics of the gradient of a loss with respect to the P parameters w of one layer.
 
 g_b is the gradient of sample b's loss.  g = mean_b g_b is the gradient of the mean loss over B >= 2 samples.  Standard
-errors are sampling errors over the batch, computed by the delta method unless a statistic says otherwise.
+errors are sampling errors over the batch, computed by the delta method unless a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class LayerGradient:
-    """Summary of one layer's gradients in float64, which every statistic in this module takes as its argument.
+    """Summary of one layer's gradients in float64; the argument of every statistic in this module.
 
     ``mean`` (P,): g.  ``weight`` (P,): w.  ``squares`` (B,): |g_b|^2.  ``projections`` (B,): <g_b, g>.
     ``unit_sums`` (G, P): sums of g_b / |g_b| over G groups of samples; sample b is in group b mod G.
@@ -143,8 +143,8 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
 class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
     """|g|^2 divided by the variance of one sample's gradient, sum_b |g_b - g|^2 / (B - 1).
 
-    The value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by 1/B of the variance.  Apart
-    from this bias, 1 / value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
+    The value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by this variance / B.  Apart
+    from the bias, 1 / value is the simple noise scale of McCandlish et al. (2018), arXiv:1812.06162.
 
     >>> SignalToNoise()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     0.5

@@ -22,7 +22,7 @@ from gradscope.measures.preactivations import nonlinearity_calls, response, slop
 
 
 class Measure(Protocol):
-    """A statistic of one layer: a pure function with the attributes ``quantity``, its name in frames, and ``of``.
+    """A statistic of one layer: a pure function with the attributes ``quantity`` (its name in frames) and ``of``.
 
     ``of`` names the argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
     pre-activations and outputs of the nonlinearity), or ``"gradients"`` (a `gradscope.measures.LayerGradient`).
@@ -109,7 +109,7 @@ def measure(
     if not chosen:
         raise ValueError("measures= is an empty list; leave out measures= to compute all statistics.")
     if unknown := [m.quantity for m in chosen if m.of not in (PREACTIVATIONS, SLOPES, RESPONSES, GRADIENTS)]:
-        raise ValueError(f"Measure {unknown[0]!r}: of must be 'preactivations', 'slopes', 'responses' or 'gradients'.")
+        raise ValueError(f"Measure {unknown[0]!r} needs of='preactivations', 'slopes', 'responses' or 'gradients'.")
     of_gradients = [m for m in chosen if m.of == GRADIENTS]
     if of_gradients and loss_fn is None:
         raise ValueError(

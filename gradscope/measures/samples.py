@@ -1,4 +1,4 @@
-"""Statistics of a layer, and estimates with standard errors over the samples of a batch."""
+"""The base class of layer statistics, and functions that compute a standard error from the samples of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUPS = 20  # groups of the delete-a-group jackknife; the standard error has ab
 
 @dataclass(frozen=True)
 class Statistic:
-    """Base class of the statistics here; each class header sets the attributes that `gradscope.Measure` requires."""
+    """Base class of layer statistics.  The keywords of a class header set the attributes of a `gradscope.Measure`."""
 
     quantity: ClassVar[str]
     of: ClassVar[str]
@@ -33,7 +33,7 @@ def sample_mean(per_sample: Tensor) -> Estimate:
 
 
 def influenced(value: float, influences: Tensor) -> Estimate:
-    """``value`` with its standard error by the delta method: std(influences) / sqrt(B), one influence per sample."""
+    """``value`` with its standard error by the delta method, std(influences) / sqrt(B); ``influences`` are (B,)."""
     return Estimate(value, float(influences.std(correction=1)) / math.sqrt(len(influences)))
 
 

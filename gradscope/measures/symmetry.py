@@ -57,7 +57,7 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
 
 
 def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circular: bool = False) -> Estimate:
-    """Relative difference between the feature maps of moved images and the moved feature maps of the images.
+    """Relative difference between the feature maps of moved images and the moved feature maps of unmoved images.
 
         sqrt(sum_b |f(T x_b) - T' f(x_b)|^2 / sum_b |T' f(x_b)|^2)
 
@@ -71,7 +71,7 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
         module: Maps images (B, C, H, W) of any size to feature maps (B, C', H', W'); is left unchanged.
         images: (B, C, H, W), at least two.
         shift: (dx, dy) in pixels.
-        circular: Move images and maps circularly and use all positions; zero padding then breaks the symmetry.
+        circular: Move images and maps circularly and use all positions; zero padding then adds to the error.
 
     Cost: two forward passes of the batch, and five of one enlarged image.
 

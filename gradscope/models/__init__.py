@@ -1,4 +1,4 @@
-"""Reference networks for experiments and tests; nothing that measures imports them."""
+"""Reference networks for experiments and tests.  The measuring code does not import this package."""
 
 from gradscope.models.alexnet import AlexNetA, AlexNetB
 from gradscope.models.mlp import MLP

@@ -24,7 +24,7 @@ class _AlexNet(nn.Sequential):
         fill(self, init, generator)
 
     def __getitem__(self, index: slice | int) -> Any:
-        """One layer, or a slice as a plain `nn.Sequential` with the same names."""
+        """Return one layer, or the layers of a slice as a plain `nn.Sequential` with the same names."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
@@ -38,7 +38,7 @@ class _AlexNet(nn.Sequential):
 
 
 class AlexNetA(_AlexNet):
-    """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after all but the last.
+    """conv3-64 twice, pool, conv3-128 twice, pool, fc-256, dropout, fc-256, fc-10; ReLU after conv and fc-256.
 
     Arguments:
         padding: "same", or "valid" for no padding (then the first linear layer gets 5 x 5 instead of 8 x 8 positions).
@@ -76,7 +76,7 @@ class AlexNetA(_AlexNet):
 
 
 class AlexNetB(_AlexNet):
-    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; ReLU after all but the last, same padding.
+    """conv5-96, pool, conv5-80, pool, conv5-96, conv5-64, fc-256, fc-10; padding "same"; ReLU after conv and fc-256.
 
     Arguments and errors are those of `AlexNetA`.
 

@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Sequential):
-    """conv3-w, three stages of n blocks with w, 2w and 4w channels, mean over positions, linear: 6n + 2 layers.
+    """6n + 2 layers: conv (w channels), three stages of n blocks (w, 2w, 4w channels), mean over positions, linear.
 
     Arguments:
         depth: 6n + 2, for example 8, 14, 20, 32, 44, 56 or 110.

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Limits.  LOSS_JUMP: loss / median of the last RECENT losses, once there are FEWEST.  WEIGHT_GROWTH: length of a
-# layer's weights / their length at the start.  EXTREME_LOG10: |log10 GSC|.  DEAD: fraction of dead units in a layer.
+# Limits.  LOSS_JUMP: loss / median of the last RECENT losses, from FEWEST losses on.  WEIGHT_GROWTH: norm of a
+# layer's weights / their norm at the start.  EXTREME_LOG10: |log10 GSC|.  DEAD: fraction of dead units in a layer.
 LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
 WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
@@ -31,8 +31,8 @@ class Alarms:
     """Gives each kind of warning at most once per layer.
 
     ``first_lengths``: |w| of every layer at the start of training.  ``fired``: (kind, layer, step) of every warning.
-    The kinds "vanishing", "exploding", "dead units" and "weight growth" have the name of a layer; "loss jump" and "no
-    loss" have "loss" in its place, "zero output" has "network", "nonfinite" has "loss", "gradient" or "probe batch".
+    In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kind "zero
+    output" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe batch".
     """
 
     def __init__(self, first_lengths: dict[str, float]) -> None:
@@ -41,7 +41,7 @@ class Alarms:
         self.fired: list[tuple[str, str, int]] = []
 
     def loss(self, value: float, step: int) -> None:
-        """Compare a finite loss with recent losses, unless one of these is negative: a ratio has no meaning then."""
+        """Warn if a finite loss is far above recent losses; if one of those is negative, ratios have no meaning."""
         recent = self.losses
         if len(recent) >= FEWEST and min(recent) >= 0 and value > LOSS_JUMP * max(float(np.median(recent)), 1e-12):
             words = f"{value:.4g} after a median of {np.median(recent):.4g} in recent steps"
@@ -97,7 +97,7 @@ class Alarms:
         for kind, sign in (("vanishing", -1), ("exploding", 1)):
             if not log10_gsc or any(kind == known for known, *_ in self.fired):
                 continue
-            # If layers have equal values, as below a layer that passes no gradient, name the one nearest to the output.
+            # All layers below one that passes no gradient have equal values: name the one nearest to the output.
             layer = max(reversed(log10_gsc), key=lambda name: sign * log10_gsc[name])
             if sign * log10_gsc[layer] > EXTREME_LOG10:
                 size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"

@@ -47,27 +47,27 @@ class Monitor:
     Every record uses the fixed probe batch ``data``, the same probe vectors and the same dropout masks, so that records
     are comparable.  A record contains GSC of every unit (squared convention), statistics of pre-activations, and
     statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is measured
-    in the precision of the parameters, statistics of pre-activations in that of the caller (``torch.autocast``).
+    in the precision of the parameters; statistics of pre-activations follow the ``torch.autocast`` of the caller.
 
     Arguments:
         model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
         data: The probe batch, as for `gradscope.gsc`; about 32 samples, without labels.
         every: Steps between two records, or "log": steps 0, 1, 2, 4, 8, and so on.
-        statistics_every: Steps between records without GSC, which cost much less.  Default: none.
+        statistics_every: Steps between additional, much less expensive records without GSC.  Default: no such records.
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
             that would exceed this limit is skipped.  None: no limit.
         loss_fn: ``(output, labels) -> losses``, run on the batch given to `step` to locate non-finite numbers.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
-        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; on other devices,
-            which a check has to wait for, at every record and at the latest after 50 steps.
-        save_to: Folder for ``nonfinite.pt``, which holds batch and model state when a number is not finite.
-        report: Called with the frame of each record as soon as it is taken.
+        check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; on other devices at
+            every record and at least every 50 steps, because a check has to wait for the device.
+        save_to: Folder where batch and model state are saved as ``nonfinite.pt`` if a number is not finite.
+        report: Called with the frame of each record as soon as the record is taken.
 
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
-    spreads the error.  If the second pass is finite, a non-finite gradient only causes a warning, because a gradient
-    scaler may skip this update.
+    spreads the error.  If the second pass finds no fault, a non-finite gradient only causes a warning, because a
+    gradient scaler may skip the update.
 
     These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
     the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, and a network whose output is zero.  Each
@@ -136,7 +136,7 @@ class Monitor:
         """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
 
         Checks ``loss`` and gradients every ``check_every`` steps.  If a number is not finite, the first faulty layer is
-        found by a second pass on ``batch``, which is the inputs or the pair (inputs, labels).
+        found by a second pass on ``batch``: the inputs, or the pair (inputs, labels).
         """
         self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1
@@ -167,7 +167,7 @@ class Monitor:
             ValueError: Nothing was recorded.
         """
         if not self._records:
-            raise ValueError("Nothing was recorded: call step() after each step of training.")
+            raise ValueError("Nothing was recorded: call step() in every step of training.")
         return pd.concat(self._records, ignore_index=True)
 
     @property
@@ -177,7 +177,7 @@ class Monitor:
 
     @property
     def overhead(self) -> float:
-        """Extra time so far as a fraction of the training time; time spent waiting for a device is not counted."""
+        """Extra time so far, as a fraction of the training time; time spent waiting for a device is not counted."""
         return self.schedule.overhead
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Monitor:
         return {"steps": self.steps, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
-        """Restore the state that `state_dict` returned; ``records`` are the frames reported before it was saved."""
+        """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
         self.steps, self._records = state["steps"], list(records or ())
         self.alarms.load_state_dict(state["alarms"])
 
@@ -226,7 +226,7 @@ class Monitor:
         return measure(self.model, self.data, measures=STATISTICS, forward=self.forward)
 
     def _check(self, batch: Any, now: int) -> None:
-        """Check losses and gradients since the last check; ``now`` counts the updates so far."""
+        """Check all losses and gradients since the last check; ``now`` is the number of updates so far."""
         for vital in self.vitals.read():
             if vital.loss is not None and not math.isfinite(vital.loss):
                 self._nonfinite(LOSS, vital, batch, now)
@@ -243,7 +243,7 @@ class Monitor:
             return
         found, remark = nonfinite.traced(self.model, batch, self.data, forward=self.forward, loss_fn=self.loss_fn)
         if what == GRADIENT and found is None:
-            # If all entries are finite, only the length overflowed; else a gradient scaler may skip this update.
+            # If all entries are finite, only their norm overflowed; otherwise a gradient scaler may skip the update.
             strict = False
             if known or all(bool(torch.isfinite(g).all()) for g in self.vitals.gradients()):
                 return
@@ -253,12 +253,12 @@ class Monitor:
         else:
             loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
             scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
-            message += f"a second pass was finite, so the first faulty layer is unknown{loss}{scaled}"
+            message += f"a second pass found no NaN or Inf, so the first faulty layer is unknown{loss}{scaled}"
         message += f"{remark}."
         if updates := now - vital.step:
             message += (
                 f" This value was read {updates} {'update' if updates == 1 else 'updates'} later, so NaN or Inf may be "
-                "in all layers by now: check_every=1 reads every value before the update, and finds the first layer."
+                "in all layers by now. To find the first faulty layer, read values before each update: check_every=1."
             )
         if self.save_to is not None:
             state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}

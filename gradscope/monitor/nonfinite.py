@@ -24,7 +24,7 @@ FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
 
 @dataclass(frozen=True)
 class Fault:
-    """The first layer with NaN or Inf, and where they arise: ``direction`` is "forward", "backward" or "parameters".
+    """The first layer with NaN or Inf; ``direction`` says where they arise: "forward", "backward" or "parameters".
 
     ``before``: NaN or Inf arise in code outside any module, and this layer is the first to receive them.
 
@@ -58,7 +58,7 @@ def first_nonfinite(
 
     Arguments:
         model: Any module; it is left exactly as it was.
-        data, forward, loss_fn: As for `gradscope.gsc`, one batch.
+        data, forward, loss_fn: As for `gradscope.gsc`, but a single batch.
 
     Cost: one forward and one backward pass, the gradients of all layers in memory, and one synchronization with the
     device per layer.
@@ -113,7 +113,7 @@ def first_nonfinite(
 
 @dataclass(frozen=True)
 class _Call:
-    """One finished call of a module: its input and output edges, and how many calls were finished when it began."""
+    """A finished call of a module: its input and output edges, and how many calls were finished when it began."""
 
     name: str
     label: str
@@ -132,17 +132,17 @@ def _first_backward(
 ) -> Fault | None:
     """Return the fault of the innermost call that received a finite gradient and passed on a non-finite one.
 
-    The search goes backward.  ``bad``: vertices with a non-finite gradient; ``spoiled``: ids of such parameters.
+    The search goes backward.  ``bad``: vertices with a non-finite gradient; ``spoiled``: ids of parameters with one.
     """
     times = Counter(call.name for call in calls)
 
     def guilty(call: _Call) -> bool:
-        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else the call is ambiguous
+        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else: which call?
         made = bool(bad & call.received.keys()) or any(id(p) in spoiled for p in own)
         return made and not bad & call.returned.keys()
 
     found, begin, end = None, 0, len(calls)
-    while inner := [n for n in range(begin, end) if guilty(calls[n])]:  # calls inside a call are finished before it
+    while inner := [n for n in range(begin, end) if guilty(calls[n])]:  # a call is listed after the calls inside it
         found, begin, end = calls[inner[-1]], calls[inner[-1]].begin, inner[-1]
     # Functional code between two child modules belongs to neither; report it as "after <module>".
     if after := next((call for call in reversed(calls[begin:end]) if bad & call.returned.keys()), None):
@@ -198,7 +198,7 @@ class NonFiniteError(FloatingPointError):
 def traced(
     model: nn.Module, batch: Any, probe: Any, *, forward: Forward | None, loss_fn: LossFunction | None
 ) -> tuple[Fault | None, str]:
-    """Return the fault found on the batch, or else on the probe batch, and a remark if the batch could not be run."""
+    """Return the fault found on the batch, else on the probe batch; and a remark if the batch could not be run."""
     remark = ""
     if batch is not None:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and loss_fn is None else batch
@@ -214,7 +214,7 @@ def traced(
 
 
 def saved(folder: Path, state: dict[str, Any]) -> str:
-    """Write ``nonfinite.pt`` atomically, one file per rank; return a sentence with its path or what went wrong."""
+    """Write ``nonfinite.pt`` atomically, one file per rank; return a sentence with its path or with the error."""
     rank = f"-rank{torch.distributed.get_rank()}" if parallel() else ""
     path = folder / f"nonfinite{rank}.pt"
     temporary = path.with_suffix(".tmp")

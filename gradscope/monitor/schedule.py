@@ -42,14 +42,14 @@ class Schedule:
         self._began = self._arrived = clock()
 
     def due(self, step: int) -> str | None:
-        """Return the first kind scheduled at this step; kinds are listed from the most to the least expensive."""
+        """Return the kind scheduled at this step, or None; of several, the most expensive (first in ``periods``)."""
         for name, every in self.periods.items():
             if step & (step - 1) == 0 if every == "log" else step % int(every) == 0:
                 return name
         return None
 
     def arrives(self) -> None:
-        """Call when a training step is finished."""
+        """Must be called when a training step is finished."""
         self._arrived = self.clock()
         if self._left is None:
             return
@@ -60,7 +60,7 @@ class Schedule:
             self._longer[kind].append(self._arrived - since - median(self._others))
 
     def checked(self) -> None:
-        """Call when the work that the monitor does at every step is finished."""
+        """Must be called when the work that the monitor does at every step is finished."""
         self._checks += self.clock() - self._arrived
 
     def allows(self, kind: str) -> bool:
@@ -78,12 +78,12 @@ class Schedule:
         self._costs.setdefault(kind, []).append(seconds)
 
     def leaves(self, kind: str | None) -> None:
-        """Call when training continues; ``kind`` is the measurement just taken, or None."""
+        """Must be called just before training continues; ``kind`` is the measurement just taken, or None."""
         self._left = kind, self.clock()
 
     @property
     def spent(self) -> float:
-        """Extra seconds so far."""
+        """Seconds that the monitor has cost so far."""
         return self._checks + sum(sum(costs) + len(costs) * self._after(kind) for kind, costs in self._costs.items())
 
     @property

@@ -1,4 +1,4 @@
-"""Loss and gradient length of every step, read from the device together."""
+"""Loss and gradient norm of every step; the values of several steps are read from the device together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATE = 50  # steps between two reads if a read has to wait for the device
 
 @dataclass(frozen=True)
 class Vital:
-    """Loss and gradient length of one step, None if missing; the length may overflow in the gradients' precision."""
+    """Loss and gradient norm of one step, None if missing; the norm may overflow in the gradients' precision."""
 
     step: int
     loss: float | None
@@ -22,7 +22,7 @@ class Vital:
 
 
 class Vitals:
-    """Keeps loss and gradient length of every step on the device, and reads those of several steps together.
+    """Keeps loss and gradient norm of every step on the device, and reads the values of several steps together.
 
     ``every``: steps between two reads.  None: every step on a CPU, `LATE` steps elsewhere.
 
@@ -36,7 +36,7 @@ class Vitals:
         self._pending: list[tuple[int, Tensor | None, Tensor | None]] = []
 
     def keep(self, step: int, loss: Tensor | float | None) -> None:
-        """Keep the loss of this step and the length of the gradients in ``.grad``, without waiting for the device."""
+        """Keep the loss of this step and the norm of the gradients in ``.grad``, without waiting for the device."""
         kept = None if loss is None else torch.as_tensor(loss).detach().reshape(())
         gradients = [g.coalesce().values() if g.is_sparse else g for g in self.gradients()]
         length = torch.nn.utils.get_total_norm(gradients) if gradients else None
@@ -56,7 +56,7 @@ class Vitals:
         return len(self._pending) >= (self.every or (1 if free else LATE))
 
     def read(self) -> list[Vital]:
-        """Return loss and gradient length of every step since the last read."""
+        """Return loss and gradient norm of every step since the last read."""
         pending, self._pending = self._pending, []
         numbers = _together([t for _, *both in pending for t in both if t is not None])
         return [
@@ -66,7 +66,7 @@ class Vitals:
 
 
 def _together(values: list[Tensor]) -> list[float]:
-    """Return the numbers in order; those of one device and dtype are read together."""
+    """Return the numbers in order; numbers of the same device and dtype are read together."""
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for place, value in enumerate(values):
         kinds[value.device, value.dtype].append(place)

@@ -20,9 +20,9 @@ from gradscope.norms import plain_norms
 class Weights:
     """Statistics of parameters, gradients and updates of every layer that holds trainable parameters.
 
-    w are the P parameters of a layer, g are their gradients, and w' are the parameters n steps before, at the last
-    call.  ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| /
-    |w|, ``update_to_weight`` |w - w'| / (n |w|).  ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
+    Let w be a layer's P parameters, g their gradients, and w' the parameters n steps earlier, at the previous record.
+    ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| / |w|, and
+    ``update_to_weight`` |w - w'| / (n |w|); ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
 
     Cost: four passes over all parameters, a copy of them, and four synchronizations with the device.
     """
@@ -83,7 +83,7 @@ class Weights:
         return frames.tidy(place | about)
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the Euclidean length of all tensors as one vector."""
+        """Return the Euclidean norm of all tensors, taken together as one vector."""
         lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
         return torch.linalg.vector_norm(torch.stack(lengths))
 

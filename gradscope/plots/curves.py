@@ -17,8 +17,8 @@ from gradscope.plots.rows import LABELS, axes, name_layers, num_runs, rows_of, s
 MAX_DIRECT_LABELS = 8
 LABEL_HEIGHT = 0.047  # as a fraction of the axis
 MARKERS = "os^Dv"
-NUM_MARKERS = 12  # about this many per predicted curve
-# Color and shape of each verdict; shapes distinguish them without color.
+NUM_MARKERS = 12  # a predicted curve has about this many markers
+# Color and marker of each verdict; the markers distinguish verdicts without color.
 VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "irregular": (7, "s")}
 OTHER = (7, "D")
 

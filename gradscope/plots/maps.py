@@ -22,7 +22,7 @@ def phase_diagram(
     """Axes with chi_1 against weight and bias variance, the critical line chi_1 = 1, and measured networks.
 
     ``chi_1[i, j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``.  ``points`` has one row per measured
-    network, with columns ``weight_variance``, ``bias_variance`` and ``rate``; if given, it sets the color scale.
+    network, with columns ``weight_variance``, ``bias_variance`` and ``rate``; if given, the rates set the color scale.
 
     >>> import gradscope as gs
     >>> diagram = gs.meanfield.phase_diagram("tanh", [0.5, 1.5, 2.5], [0.0, 0.2])
@@ -55,7 +55,7 @@ def matrix(
 
     Arguments:
         frame: Tidy frame with rows of quantity "gsc" for several targets.
-        limits: Ends of the color scale, for panels that share a scale; by default from the data, symmetric about 0.
+        limits: Ends of the color scale; give them if panels share it.  By default from the data, symmetric about 0.
         colorbar: Whether to draw a color bar.
         ax: Where to draw; a new figure by default.
 

@@ -61,7 +61,7 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
 
 
 def thinned(names: pd.Series) -> list[str]:
-    """The names, of which all but every n-th are replaced by "", so that at most `MAX_NAMED_LAYERS` remain."""
+    """The names, with all but every n-th replaced by "", so that at most `MAX_NAMED_LAYERS` remain."""
     step = int(np.ceil(len(names) / MAX_NAMED_LAYERS))
     return [name if number % step == 0 else "" for number, name in enumerate(names)]
 

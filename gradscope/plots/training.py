@@ -17,7 +17,7 @@ from gradscope.plots.rows import DIVERGING, LABELS, axes, finite_limits, name_la
 
 STEP = "step of training"
 MARKERS = "os^DvPX<>*"
-NUM_MARKERS = 7  # about this many per curve, one of them at the last point
+NUM_MARKERS = 7  # a curve has about this many markers, one of them at the last point
 ZERO_COLOR = "black"  # zero has no logarithm, and black is in none of the color maps
 
 
