@@ -32,7 +32,7 @@ class LateBar:
         return progress
 
     def show(self, done: float, text: str = "") -> None:
-        """Set the total amount done; ``text`` is printed after the remaining time."""
+        """Show that ``done`` of ``total`` is done; ``text`` is printed after the remaining time."""
         if self.visible:
             if time.monotonic() - self.began > DELAY_SECONDS:
                 self.progress.start()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
-    """A generator for one purpose (model, data, probes) of a seed; different purposes get independent streams."""
+    """A generator for a seed and a purpose (model, data, probes).  Different purposes get independent numbers."""
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

@@ -95,7 +95,7 @@ def _distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
 
 
 def _scale(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Numbers:
-    """The number ``m`` of `differences` for each row; the same for a value and for its standard error."""
+    """The number ``m`` of each row (see `differences`).  A value and its standard error have the same ``m``."""
     names = ("value", "stderr_sample") if name in ("value", "stderr_sample") else (name,)
     sizes = [np.abs(np.nan_to_num(column)) for key in names for column in _numbers(key, before, after)]
     return np.max(sizes, axis=0)

@@ -1,4 +1,4 @@
-"""``key=value`` arguments: parsing for commands without Hydra, and arguments that a study adds to Hydra commands."""
+"""``key=value`` arguments: parsing for commands without Hydra, and arguments that a study adds to a Hydra command."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from experiments.data.cifar10_files import IMAGE_SHAPE
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
-CIFAR10_POOL = 10_000  # batches for measurements are drawn from this many images: one file of the official layout
+CIFAR10_POOL = 10_000  # batches for measurements are drawn from the images of the first file
 
 
 def noise(batch_size: int, shape: tuple[int, ...], *, generator: torch.Generator) -> Tensor:

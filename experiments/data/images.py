@@ -104,7 +104,7 @@ class Images:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
     def mapped(self, folder: Path, device: torch.device) -> Images:
-        """The same images as raw bytes in a memory-mapped file, whose name is a hash; batches are on ``device``."""
+        """The same images in a memory-mapped file named by a hash of its bytes; batches are on ``device``."""
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
         if not (path.is_file() and path.stat().st_size == self.images.numel()):
@@ -114,7 +114,7 @@ class Images:
         return replace(self, images=mapped, on=device)
 
     def split(self, num: int) -> tuple[Images, Images]:
-        """All images but the last ``num``, and the last ``num``."""
+        """Two sets: all images except the last ``num``, and the last ``num`` images."""
         if not 0 < num < len(self):
             raise ValueError(f"holdout must be between 1 and {len(self) - 1} images, got {num!r}.")
         parts = zip(*(values.tensor_split([len(self) - num]) for values in (self.images, self.labels)), strict=True)

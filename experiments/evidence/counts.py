@@ -44,7 +44,7 @@ def ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of ``num`` runs, with Wilson's 95 % interval. ``resampled`` (for runs in cells) widens it."""
+    """``count`` of ``num`` runs, with Wilson's 95 % interval, widened to include ``resampled`` (for runs in cells)."""
 
     count: int
     num: int

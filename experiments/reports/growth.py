@@ -40,12 +40,12 @@ def profile(row: pd.Series) -> mf.Prediction:
 
 @cache
 def _predicted(layer: mf.LayerSpec, depth: int, batch_size: int) -> mf.Prediction:
-    """Cached: a prediction with batch normalization takes half a second, and several tables and figures need it."""
+    """Cached, because several tables and figures need it.  Batch normalization makes it slow: half a second."""
     return mf.predict([layer] * depth, batch_size=batch_size)
 
 
 def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Predicted log10 GSC to the output of each network that the theory covers, one row per layer."""
+    """Predicted log10 GSC from each layer to the output, one row per layer, for networks that the theory covers."""
     parts = []
     for _, group in frame.groupby(list(keys), sort=False, observed=True, dropna=False):
         row = group.iloc[0]
@@ -57,7 +57,7 @@ def profiles(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def rate(row: pd.Series) -> float:
-    """Predicted growth rate per layer over the half of the layers nearer the output; NaN without a prediction."""
+    """Predicted growth rate per layer, over the half of the layers nearer the output; NaN if the theory has none."""
     if not predictable(row):
         return math.nan
     log10_gsc = profile(row).log10_gsc

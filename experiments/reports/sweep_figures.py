@@ -127,7 +127,7 @@ def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[
 
 
 def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
-    """Predicted rates as background over the plane of both variances, with the measured networks as points."""
+    """The plane of weight and bias variance: predicted rates as background, and the measured networks as points."""
     activation = str(frame["activation"].iloc[0])
     weights = np.linspace(0.05, 1.1 * float(growth["weight_variance"].max()), 40)
     biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)

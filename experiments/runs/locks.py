@@ -27,7 +27,7 @@ BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
 # A process that waits for a lock tries again after this many seconds.
 WAIT_SECONDS = 0.2
-# If a lock names no owner for this long, its owner died after creating the file and before writing into it.
+# If a lock names no owner for this long, its owner died between creating the file and writing into it.
 UNWRITTEN_SECONDS = 1.0
 LOCK = re.compile(r"\d{6}\.lock")
 

@@ -23,7 +23,7 @@ from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Sta
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """For a single run (``alone``), print user errors and Ctrl-C without the traceback of ``error.txt``."""
+    """For a single run (``alone``), print user errors and Ctrl-C without a traceback; see ``error.txt``."""
     try:
         yield
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def run_once(
     process has locked is skipped.  ``alone``: the run is not part of a sweep, and is executed even if it is done.
 
     Raises:
-        OSError: A single run cannot write its folder.
+        OSError: The folder of a single run cannot be written.
         RuntimeError: Another process works on this single run.
     """
     if not alone:

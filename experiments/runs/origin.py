@@ -47,7 +47,7 @@ def manifest(
         "command": command(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 3),
-        # The peak of this process so far.  In a serial sweep, earlier runs count, too.
+        # The peak of this process so far, which in a serial sweep includes earlier runs.
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if MACOS else 1024),
     }
 

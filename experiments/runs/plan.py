@@ -72,7 +72,7 @@ def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoa
 def _planned(job: tuple[str, ...], config: DictConfig) -> Planned:
     try:
         key = names.digest(config)
-    except InterpolationResolutionError:  # only ${hydra:...} needs the global configuration (ten times as slow)
+    except InterpolationResolutionError:  # only ${hydra:...} needs this, which is slow
         hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
         hydra.set_config(config)
         try:
@@ -88,7 +88,7 @@ def _unresolved(error: OmegaConfBaseException) -> str:
 
 
 class Composer:
-    """Hydra's `ConfigLoader`, but faster: runs that differ only in plain values get copies of one composition."""
+    """Hydra's `ConfigLoader`, but faster: runs that differ only in plain values share one composition."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         self.loader = loader

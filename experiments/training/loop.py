@@ -48,11 +48,11 @@ def train(
         folder: Run folder.  Its folder ``checkpoints`` gets ``last.pt``, ``best.pt`` and the newest ``step-*.pt``.
             Checkpoints with weights or losses that are not finite are never written.
         state: Checkpoint to resume from.  On a CPU a resumed run ends with the same weights, bit for bit.
-        monitor: Sees the gradients before they are clipped.
+        monitor: The monitor, which measures the gradients before they are clipped.
         interrupted: Called after each step.  If it returns True, a checkpoint is written and KeyboardInterrupt raised.
 
     Raises:
-        NonFiniteError: A recorded loss or a checkpoint is not finite, or the monitor raises this error.
+        NonFiniteError: A recorded loss or a value for a checkpoint is not finite, or the monitor raises this error.
     """
     device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))

@@ -111,7 +111,7 @@ class Outputs:
             self.say(f"epoch {record['epoch']:.2f}  {text}")
 
     def measured(self, frame: pd.DataFrame) -> None:
-        """Keep a record of the monitor for the table, and write it to the file and the sinks."""
+        """Write a record of the monitor to the file and the sinks, and keep it for the table."""
         self.frames.append(frame)
         if not self.active:
             return

@@ -19,7 +19,7 @@ from experiments.data.images import Augmentation
 SCHEDULES = ("one_cycle", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FUSED = ("cpu", "cuda")  # devices with fused optimizers
-# A function from parameter groups to an optimizer, whose learning rate is the peak of the schedule.
+# Makes an optimizer from parameter groups.  The optimizer's learning rate is the peak of the schedule.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
@@ -32,7 +32,7 @@ class Recipe:
         max_steps: Upper limit on the number of steps; without it, ``epochs`` gives this number.
         batch_size: Samples per step, summed over all processes.
         warmup: Fraction of a one-cycle schedule during which the learning rate rises.
-        clip: Gradients with a larger norm are scaled down to this norm; None for no limit.
+        clip: Largest norm of the gradient; a larger gradient is scaled down to this norm.  None for no limit.
         log_every: Steps per record.
         checkpoint_every: Steps per checkpoint; None for one checkpoint at the end.
         keep: Number of checkpoints to keep besides the last and the best.

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Records:
-    """A file of JSON lines, open for appending.  It begins with the records ``kept`` from an interrupted run."""
+    """A file of JSON lines, open for appending.  The records ``kept`` of an interrupted run are written first."""
 
     def __init__(self, path: Path, kept: Iterable[Record] = ()) -> None:
         self.path = path
