@@ -201,8 +201,8 @@ def _strides(module: nn.Module, images: Tensor) -> Shift:
             ) from error
         if grown < 1 or GROWTH % grown:
             raise ValueError(
-                f"{type(module).__name__} has no stride: an image that is larger by {GROWTH} pixels has a map that is "
-                f"larger by {grown}. If the module pools over all positions, use invariance_error."
+                f"{type(module).__name__} has no stride: {GROWTH} more pixels per row or column of the image give "
+                f"{grown} more positions of the map. If the module pools over all positions, use invariance_error."
             )
         strides.append(GROWTH // grown)
     return strides[0], strides[1]
