@@ -29,7 +29,7 @@ def gathered(own: T) -> list[T]:
 
 
 def agreed(decision: bool) -> bool:
-    """The decision of rank 0.  Clocks differ between ranks, but either all ranks must measure or none."""
+    """The decision of rank 0, for all ranks: clocks differ between ranks, but either all must measure or none."""
     if not parallel():
         return decision
     shared = [decision]

@@ -183,11 +183,11 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             metadata = {**table.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
             pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        else:  # with all digits, so that value and log10_value still agree
+        else:  # writes all digits, so that value and log10_value agree when read
             frame.assign(**{CSV_COLUMN: SCHEMA_VERSION}).to_csv(temporary, index=False)
         return temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # if the disk is full, for example
+        temporary.unlink(missing_ok=True)  # leave no partial file, for example on a full disk
         raise
 
 

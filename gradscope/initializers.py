@@ -163,11 +163,11 @@ def lsuv(
     model: nn.Module, data: Any, *, tolerance: float = 0.1, max_rounds: int = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Scale the model's weights by LSUV; return the standard deviation of each called layer's output, by name.
+    """Scale weights layer by layer to unit variance (LSUV); return the outputs' standard deviations, by layer name.
 
-    First `orthogonal` fills every linear and convolutional layer.  Then, in the order of their first calls,
-    W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries of the
-    layer's output.  The input of a layer comes from layers that are already scaled.  Biases do not change.
+    First `orthogonal` fills every linear and convolutional layer.  Then layers are scaled in the order of their first
+    calls: W <- W / sqrt(v) is repeated until |v - 1| <= ``tolerance``, where v is the variance (1/N) over all entries
+    of the layer's output.  The layers before a layer are already scaled.  Biases do not change.
 
     Arguments:
         model: Any module; its buffers, its mode and the random state are left unchanged.

@@ -8,13 +8,13 @@ import os
 import torch
 from torch import Tensor
 
-# How many numbers are copied to float64 at a time.
+# How many numbers of a tensor are copied to float64 at a time, at most.
 SCRATCH = 1 << 21
 
-# On a CPU, cotangents are pulled back faster if they fit into a core's cache.  Other devices need large products.
+# Bytes of a batch.  A CPU is fastest if a batch fits into a core's cache; other devices need large matrix products.
 _BATCH = {"cpu": 1 << 21}
 _BATCH_ELSEWHERE = 1 << 28
-# A batch of cotangents needs five times its size: itself, the next batch, a float64 copy and a derivative.
+# Memory for a batch, in multiples of its size: itself, the tensor below, a float64 copy (two) and a derivative.
 _COPIES = 5
 _PEAK = 1 << 28
 

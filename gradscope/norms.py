@@ -98,7 +98,7 @@ def vector_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -
 def plain_norms(a: Tensor, start_dim: int = 0, scratch: Tensor | None = None) -> Tensor:
     """Euclidean norm over the dimensions from ``start_dim`` on, summed in float64; squares must not overflow float64.
 
-    With ``scratch``, flat float64 memory to which ``a`` is copied in parts, float32 is several times faster.
+    ``scratch``: flat float64 memory.  If given, ``a`` is copied there in parts: several times faster for float32.
     """
     if a.device.type == "mps":  # has no float64
         a = a.cpu()

@@ -31,7 +31,7 @@ def sphere(
     num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
-    """Probes (num, size), uniform on the sphere of radius sqrt(size).  Rotations of A do not change the variance.
+    """Probes (num, size), uniform on the sphere of radius sqrt(size).  The variance is the same for A and a rotated A.
 
     >>> sphere(2, 9, generator=torch.Generator().manual_seed(0)).norm(dim=1).round(decimals=6).tolist()
     [3.0, 3.0]
@@ -47,7 +47,7 @@ def orthonormal(
 ) -> Tensor:  # fmt: skip
     """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
 
-    If num == size, the mean of |A v|^2 is exact.  The probes are not independent: the usual error is an upper bound.
+    If num == size, the mean of |A v|^2 is exact.  The usual standard error, for independent probes, is an upper bound.
 
     Raises:
         ValueError: ``num`` is larger than ``size``.

@@ -42,8 +42,8 @@ def assert_growth(
 ) -> Profile:
     """Return the profile if GSC (squared convention) grows by a factor within [low, high] per layer.
 
-    The assertion fails only if the whole 95 % interval of the rate lies outside [low, high], so noise rarely fails a
-    test.  For a narrow interval, use many layers and a batch of tens of samples.
+    The assertion fails only if the whole 95 % interval of the rate lies outside [low, high], so a test rarely fails by
+    noise.  For a narrow 95 % interval, use many layers and a batch of tens of samples.
 
     Arguments:
         model, data, forward, probes, generator: As for `gradscope.gsc`.
@@ -85,7 +85,7 @@ def assert_no_collapse(
 
     Arguments:
         model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
-        most: Collapse is a mean cosine of at least ``most`` (1: all directions are equal).  Data may be collapsed.
+        most: Samples collapse if their mean cosine is at least ``most`` (1: equal directions).  The data may collapse.
 
     Raises:
         AssertionError: A layer collapses; the message names the first such layer and shows all cosines.
@@ -129,7 +129,7 @@ def assert_qm_norm(
 
     Arguments:
         operator: A matrix, or a `gradscope.LinearOperator`.
-        expected: The expected norm.  ``rtol`` is the relative tolerance; random probes add three standard errors.
+        expected, rtol: The expected norm and its relative tolerance.  Random probes add three standard errors to it.
         probes, generator: As for `gradscope.qm_norm`, for operators only.
 
     Raises:

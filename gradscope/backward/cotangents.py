@@ -1,9 +1,9 @@
 """The cotangents that start at a target: a basis, random signs, or a subspace with random signs in its complement.
 
-A deep Jacobian J has few large singular values, so random probes of J are noisy.  The left singular directions are
-nearly the same for all distant sources.  So a few orthonormal directions Q of the target, found with forward passes,
-serve all sources: |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2, where probes v estimate the second term.  The sum is
-unbiased for any Q (idea: Hutch++; how Q is found: Halko, Martinsson and Tropp 2011).
+A deep Jacobian J has only a few large singular values, so random probes of J are noisy.  The left singular vectors of
+these values are nearly the same for all distant sources.  A few orthonormal directions Q of the target, found with
+forward passes, therefore serve all sources: |J|_F^2 = |Q^T J|_F^2 + E |v^T (I - Q Q^T) J|^2.  Random probes v estimate
+the second term, and the sum is unbiased for any Q (see Hutch++; for finding Q, Halko, Martinsson and Tropp 2011).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Draw = Callable[[int, int], Tensor]
 # random probes that cost at most AUTO_COST backward passes per target.
 AUTO_EXACT, AUTO_COST = 128, 40
 
-# Relative change of the targets in finite differences: small, so that the network is linear, but far above rounding.
+# Relative change of the targets in finite differences: small enough for linearity, but far above rounding errors.
 WANTED_CHANGE = 0.01
 
 
 @dataclass(frozen=True)
 class Deflated:
-    """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` exact directions and ``num`` random probes.
+    """Deflated probes, for ``probes=`` of `gsc` and `gsc_matrix`: ``rank`` fixed directions and ``num`` random probes.
 
-    The directions span the subspace of the target into which deep Jacobians mostly map.  The probes sample the rest.
+    The directions span the subspace of the target into which deep Jacobians mostly map; the part of the result in this
+    subspace is exact.  The probes estimate the rest.
     ``Deflated(0, n)`` means n ordinary random probes.  Cost: rank + 1 forward passes without gradients, and rank + num
     cotangents.  Raises ValueError if ``rank`` is negative or ``num`` less than one.
-
     Reference: Meyer, Musco, Musco and Woodruff (2021), "Hutch++", arXiv:2010.09649.
 
     >>> Deflated(4, 6).cost
@@ -63,7 +63,7 @@ Probes = int | str | Deflated
 
 @dataclass(frozen=True)
 class Cotangents:
-    """``num`` cotangents of one target: ``num_fixed`` fixed ones, whose squares are summed, then random probes.
+    """``num`` cotangents v of one target: ``num_fixed`` fixed ones, for a sum of |J^T v|^2, then random probes.
 
     ``draw(first, last)`` returns cotangents first to last - 1, shape (last - first, *shape), in new memory.  A sweep
     calls ``draw`` in order, and a repeated sweep calls it again from the start.
@@ -75,7 +75,7 @@ class Cotangents:
     draw: Draw
 
     def window(self, first: int, last: int) -> Cotangents:
-        """Cotangents first to last - 1, as far as they exist."""
+        """Cotangents first to last - 1, or fewer if ``num`` is smaller than ``last``."""
         last = min(last, self.num)
         fixed = min(max(self.num_fixed - first, 0), last - first)
         return Cotangents(self.target, last - first, fixed, lambda a, b: self.draw(first + a, first + b))
@@ -97,7 +97,7 @@ def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
 
 
 def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generator) -> Cotangents:
-    """Cotangents of one target: a basis of ``needed`` ones, or random ones.  "auto" takes the basis if it is small."""
+    """Cotangents of one target: a basis (``needed`` vectors) or random probes.  "auto" takes a small basis."""
     plan = resolved(probes)
     if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
         return basis(target, needed)
@@ -105,7 +105,7 @@ def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generato
 
 
 def generator_or_default(generator: torch.Generator | None) -> torch.Generator:
-    """``generator``, or a new one if None.  The new seed is the rank: parallel processes draw different probes."""
+    """``generator``, or a new one whose seed is the rank of this process, so that processes draw different probes."""
     return torch.Generator().manual_seed(rank()) if generator is None else generator
 
 
@@ -127,7 +127,7 @@ def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
 
 
 def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generator, *, coupled: bool) -> Cotangents:
-    """The ``subspace`` (rank, *shape) itself, then ``num`` vectors of random signs projected on the complement."""
+    """The directions in ``subspace`` (rank, *shape), then ``num`` random sign vectors projected on its complement."""
     rank = len(subspace)
     # (samples, rank, d): one projection per sample, or one for the whole batch.
     q = subspace.reshape(rank, 1 if coupled else target.shape[0], -1).transpose(0, 1)
@@ -158,7 +158,7 @@ def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
 def find_subspaces(
     replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """By target name, orthonormal directions (rank', *shape) along which changes of the sources move the target.
+    """For each target name, orthonormal directions (rank', *shape) in which changes of the sources move this target.
 
     Finite differences along ``rank`` random directions of the sources give one basis per sample, or one for the whole
     batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that a replay does not
@@ -197,7 +197,7 @@ def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:
-    """Orthonormal vectors from those in (rank, B, ...): one basis per sample, or one for the whole batch."""
+    """Orthonormal basis of the span of ``differences`` (rank, B, ...): one per sample, or one for the whole batch."""
     rank, shape = len(differences), differences.shape[1:]
     vectors = differences.reshape(rank, 1, -1) if coupled else differences.reshape(rank, shape[0], -1)
     vectors = vectors / vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

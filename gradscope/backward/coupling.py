@@ -14,7 +14,7 @@ from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 
-# Operations that process the entries of the leading dimension separately, and the number of their data input.
+# Operations that process the entries of the leading dimension separately -> number of the input that holds the data.
 _LEADING = PRODUCTS | {
     f"{name}Backward0": 0
     for name in (
@@ -23,7 +23,7 @@ _LEADING = PRODUCTS | {
     ).split()
 }
 
-# Further conditions on saved attributes of the node; the second argument is the number of dimensions.
+# Further conditions: functions of the node, whose saved attributes they read, and of the result's number of dimensions.
 _PROVISO: dict[str, Callable[[Node, int], bool]] = {
     "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,  # type: ignore[attr-defined]
     "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
@@ -36,15 +36,15 @@ def coupled(
 ) -> bool:
     """Whether a cotangent on some samples of the target gives nonzero gradients of other samples, at any of the rows.
 
-    Gradients are compared at the ``sources`` and at the rows on the trunk.  Other rows are left out: inside a branch, a
-    leading dimension B may be something else, such as the tokens of an expert.  Samples count as coupled if the leading
-    dimension of a source or of the target is not B.  `detected` compares gradients only if the graph gives no answer.
+    Only the ``sources`` and the rows on the trunk are examined.  In a branch, a leading dimension of size B may count
+    something else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or
+    of the target is not B.  Gradients are computed and compared (`detected`) only if the graph gives no answer.
     """
     if batch_size == 1:
         return False
     ends = [layer for layer in rows if not layer.origins.keys().isdisjoint(sources)]
     if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
-        return True  # unknown, and treating samples as coupled is right in either case
+        return True  # unknown; results are right if independent samples are treated as coupled
     rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
     if not rows or separate(trunk, batch_size):
@@ -53,7 +53,7 @@ def coupled(
 
 
 def mixed(trunk: Trunk) -> bool:
-    """Whether the graph contains batch normalization with the batch's statistics, which couples the samples."""
+    """Whether batch normalization in the graph uses the statistics of the batch, which couples the samples."""
     nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
     return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
 
@@ -61,8 +61,8 @@ def mixed(trunk: Trunk) -> bool:
 def separate(trunk: Trunk, batch_size: int) -> bool:
     """Whether the graph proves that samples are independent, by induction from the sources (leading dimension B).
 
-    Every operation must be a known one of torch, and must map sample b of its live inputs to sample b of its output.
-    False means that there is no proof.  Cost: linear in the number of nodes.
+    Every operation must be known, and may compute sample b of its result only from sample b of the inputs that depend
+    on the sources.  False means that there is no proof.  Cost: linear in the number of nodes.
     """
     live = trunk.position.keys() | trunk.above.keys()
     return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
@@ -79,7 +79,7 @@ def _keeps_apart(node: Node, live: Collection[Vertex], batch_size: int) -> bool:
     if name in _LEADING:
         proviso = _PROVISO.get(name)
         return inputs == [_LEADING[name]] and (proviso is None or proviso(node, len(shape)))
-    # The first dimension of the result is B.  Operands with as many dimensions are not broadcast along this dimension.
+    # The result has B samples.  An operand with as many dimensions as the result is not broadcast over samples.
     return name in ELEMENTWISE and all(len(output_kind(_parent(node, number))[0]) == len(shape) for number in inputs)
 
 
@@ -92,9 +92,9 @@ def _parent(node: Node, number: int) -> Vertex:
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
     """Whether gradients show an influence between samples.
 
-    Two cotangents are pulled back: one on a fixed random half of the samples, one on the other half.  Without coupling,
-    gradients outside this half are exactly zero, in floating point too.  A coupling of two samples is seen if they are
-    in different halves, so k independent couplings are all missed with probability 2^-k.  Cost: two backward passes.
+    The samples are split at random into two fixed halves.  For each half, a cotangent that is zero outside is pulled
+    back.  Without coupling, its gradient is zero outside, too.  A coupling is detected if its two samples lie in
+    different halves, so k independent couplings are all missed with probability 2^-k.  Cost: two backward passes.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.zeros(batch_size, dtype=torch.bool)

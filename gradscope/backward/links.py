@@ -1,7 +1,7 @@
 """Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
 
-The autograd engine computes an elementwise derivative again for each cotangent.  A link computes the derivative once
-and multiplies all cotangents by it, or by the weight of a matrix product.  Other operations go through the engine.
+For an elementwise operation, the autograd engine computes the derivative again for each cotangent; a link computes it
+once.  For a matrix product, a link multiplies all cotangents at a time.  The engine handles all other operations.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from gradscope.memory import Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]
 
-# With fewer cotangents the engine is as fast.
+# Smallest number of cotangents for which links are used; for fewer, links are no faster than the engine.
 WORTHWHILE = 4
 
-# Memory for elementwise derivatives that one sweep keeps from one batch of cotangents to the next.
+# Largest size in bytes of the elementwise derivatives that a sweep keeps for its later batches of cotangents.
 KEPT_BYTES = 1 << 26
 
 
 def find_links(trunk: Trunk) -> list[Link | None]:
-    """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below; None: use the engine.
+    """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below, overwriting its input.
 
-    A link overwrites the cotangents that it is given.
+    None means that the autograd engine must be used.
     """
     live = trunk.position.keys() | trunk.above.keys()
     below = (None, *trunk.edges)

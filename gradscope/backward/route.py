@@ -1,4 +1,4 @@
-"""The route of cotangents down the trunk: positions, rows (where gradients are read), and steps between positions."""
+"""The route of cotangents down the trunk: its positions, the steps between them, and rows, where gradients are read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gradscope.forward.layers import Layer
 from gradscope.forward.trunk import Trunk, vertex
 from gradscope.memory import Workspace
 
-# One call of the engine returns the gradients of several rows at once.  Together they take at most this many bytes.
+# Largest size in bytes of all gradients that one call of the autograd engine returns for several rows.
 RUN_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter whose gradient is read, as a row of a route."""
+    """A parameter as a row of a route: the sweep reads the gradient of this parameter as it reads that of a layer."""
 
     name: str
     edge: GradientEdge
@@ -35,13 +35,13 @@ class Leaf:
 
 Row = Layer | Leaf  # where gradients are read
 
-# A function of (number of the row, gradient (c, *shape), workspace); it returns the float64 tensor (c, ...) to keep.
+# Receives a row number, the gradient (c, *shape) and a workspace; returns what to keep, a float64 tensor (c, ...).
 Read = Callable[[int, Tensor, Workspace], Tensor]
 Readings = list[tuple[int, Tensor]]
 
 
 class Route(Protocol):
-    """Positions 0, 1, 2, ... from the sources to the target; cotangents pass them in descending order."""
+    """A path with positions 0, 1, 2, ... from sources to target; cotangents are pulled back in descending order."""
 
     bottom: int
     workspace: Workspace
@@ -54,7 +54,7 @@ class Route(Protocol):
         """The position at which the cotangents of a target start."""
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """The cotangents at ``lower``, and what was read at the rows from ``lower`` to just below ``upper``."""
+        """Pull cotangents from ``upper`` to ``lower``; return them and readings of rows at ``lower`` and between."""
 
 
 class TrunkRoute:
@@ -66,7 +66,7 @@ class TrunkRoute:
         keys = [vertex(row.edge) for row in rows]
         self.on = sorted((trunk.position[key], row) for row, key in enumerate(keys) if key in trunk.position)
         self.off = sorted((trunk.above[key], row) for row, key in enumerate(keys) if key not in trunk.position)
-        # A row in a branch is read before the next cut vertex below; if there is no cut vertex below, at position -1.
+        # Rows in branches that join the trunk at p are read on the way down from p to p - 1; for p = 0, this is -1.
         self.bottom = min([p for p, _ in self.on] + [p - 1 for p, _ in self.off], default=0)
 
     def position(self, target: Layer) -> int:
@@ -87,7 +87,7 @@ class TrunkRoute:
         return cotangents, readings
 
     def _legs(self, upper: int, lower: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
-        """(upper, lower, link) of each leg: one link, or None for positions that the engine crosses in one call."""
+        """Steps (upper, lower, link): over one position with a link, or over several with the engine (link None)."""
         top, room = upper, RUN_BYTES
         linked = num_cotangents >= WORTHWHILE
         for position in range(upper, lower, -1):
@@ -104,7 +104,7 @@ class TrunkRoute:
 
     @cached_property
     def bytes(self) -> list[int]:
-        """For each cut vertex, the bytes of one gradient of every row there and in the branches just above."""
+        """For each cut vertex, total bytes of one gradient per row, over rows there and in branches just above it."""
         taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is for position -1
         for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
             taken[position] += self.rows[row].size * self.rows[row].dtype.itemsize
@@ -119,7 +119,7 @@ class TrunkRoute:
         return links
 
     def _between(self, lower: int, upper: int) -> list[int]:
-        """Rows on the trunk in [lower, upper), and in branches that flow into a cut vertex of (lower, upper]."""
+        """Rows between two positions: on the trunk in [lower, upper), in branches that join it in (lower, upper]."""
         on = self.on[bisect_left(self.on, (lower, -1)) : bisect_left(self.on, (upper, -1))]
         off = self.off[bisect_left(self.off, (lower + 1, -1)) : bisect_left(self.off, (upper + 1, -1))]
         return [row for _, row in (*on, *off)]
@@ -135,6 +135,6 @@ class TrunkRoute:
         if bottom < 0:
             return gradients, cotangents
         below = pulled[vertex(edges[bottom])]
-        # Clone, because a link overwrites its cotangents, which may share memory with those above or with each other.
+        # Clone before a link overwrites these cotangents: they may share memory with each other or with others above.
         linked = len(cotangents) >= WORTHWHILE and self.links[bottom] is not None
         return gradients, below.clone(memory_format=torch.contiguous_format) if linked else below

@@ -1,9 +1,9 @@
 """The backward sweep pulls batches of cotangents from targets to sources, and reads them at the rows of a route.
 
 A batch has shape (cotangents, *shape of a trunk tensor).  Every few positions each cotangent is divided by a power of
-two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so the result is
-bit-exact at any depth, also if samples are coupled.  The first sweep rescales rarely.  If a length comes near an end
-of the floating-point range, the sweep is repeated with a shorter stride.
+two, which is the same for all samples; the exponents are summed as integers.  Pulling back is linear, so rescaling
+changes no bit of the result, at any depth and also if samples are coupled.  The first sweep rescales rarely.  If a
+length comes near an end of the floating-point range, the sweep is repeated with a shorter stride.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Piece = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read at one row, for c cotangents of all targets above: ``values`` (c, ...) ``* 2**exponents`` (c,)."""
+    """Readings at a row, for the c cotangents of targets above it: ``values`` (c, ...) times ``2**exponents`` (c,)."""
 
     values: npt.NDArray[np.float64]
     exponents: npt.NDArray[np.int64]
@@ -65,12 +65,12 @@ def sweep(
         route: The rows and the path to them; the recorded graph must still be alive.
         cotangents: One item per target, sorted by descending position.
         read: What to keep of a gradient.  This must scale with the gradient, as a length does.
-        widest: Bytes of one cotangent at the widest layer, if that is more than at the target.
+        widest: Bytes of one cotangent at the widest layer, if this layer is wider than the target.
         strides: Positions between two rescalings; None means no rescaling.  The next stride is tried if a reading came
             near an end of the range of its dtype.
         progress: Called with the fraction that is done.
 
-    Returns one `Reading` per row, for the targets strictly above.  Raises FloatingPointError if one is NaN or Inf.
+    Returns one `Reading` per row, for the targets strictly above it.  Raises FloatingPointError for NaN or Inf.
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
     the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is
@@ -128,7 +128,7 @@ def _bytes_each(cotangents: Cotangents, least: int) -> int:
 
 
 def _next_batch(cotangents: Sequence[Cotangents], done: int, size: int, least: int) -> list[Cotangents]:
-    """The next cotangents after the first ``done``, in order: as many as fit into ``size`` bytes, at least one."""
+    """The cotangents after the first ``done``: as many as fit in ``size`` bytes, but at least one."""
     batch: list[Cotangents] = []
     for c in cotangents:
         first, each = min(done, c.num), _bytes_each(c, least)
@@ -143,7 +143,7 @@ def _next_batch(cotangents: Sequence[Cotangents], done: int, size: int, least: i
 
 
 def _stations(positions: Sequence[int], bottom: int, stride: int | None) -> list[tuple[int, bool]]:
-    """Positions where cotangents join or are rescaled, from the topmost target down, with whether they are rescaled."""
+    """(position, whether to rescale there) from the topmost target down, wherever cotangents join or are rescaled."""
     joining = {position for position in positions if position > bottom}
     top = max(joining, default=bottom)
     regular = set(range(top - stride, bottom, -stride)) if stride else set()
@@ -180,7 +180,7 @@ def _joined(parts: Sequence[Tensor], workspace: Workspace) -> Tensor:
 
 
 def rescale(cotangents: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each cotangent (first dimension) by the power of two next above its root mean square, exactly.
+    """Divide each cotangent (first dimension), without rounding, by the first power of two above its root mean square.
 
     Returns the scaled cotangents and the int64 exponents of these powers.  A cotangent of zeros does not change.
     """

@@ -23,8 +23,8 @@ from gradscope.meanfield.activations import NAMED
 
 FloatArray = npt.NDArray[np.float64]
 
-# A layer with a larger |z| deviates.  For lengths and weights, whose errors are known: 1 in 30,000 by chance.  Growth
-# has a larger threshold, because its scale is estimated from increments, which have heavier tails.
+# A layer deviates if its |z| is larger.  For lengths and weights, whose errors are known, this happens by chance once
+# in 30,000 cases.  Growth has a larger threshold: its scale is estimated from increments, which have heavier tails.
 THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
 
 
@@ -37,7 +37,7 @@ class Comparison:
     are NaN if a test does not apply:
 
     - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
-      before.  So a wrong layer does not affect later layers.
+      before.  So a wrong layer does not change the z-scores of later layers.
     - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
       standard deviations of all increments.
     - ``z_weight``: ln of the weight variance, compared with the nominal variance.
@@ -209,19 +209,19 @@ def _z_length(reading: Reading) -> FloatArray:
 
 
 def _z_growth(reading: Reading, prediction: Prediction, log10_gsc: FloatArray) -> FloatArray:
-    """Return z of the increments of ln GSC; theory takes measured lengths.  NaN for fewer than eight layers."""
+    """Return z of the increments of ln GSC, for theory at the measured lengths.  NaN for fewer than eight layers."""
     if len(reading.layers) < 8:
         return np.full(len(reading.layers), np.nan)
     predicted, p = -np.diff(prediction.log10_gsc), reading.mean_square
     for number, layer in enumerate(reading.layers):
-        if layer.spec.norm == "none":  # with a normalization, lengths do not carry over
+        if layer.spec.norm == "none":  # a normalization makes the length before it irrelevant
             one = predict([layer.spec, layer.spec], batch_size=reading.batch_size, mean_square=p)
             predicted[number] = one.log10_gsc[0] - one.log10_gsc[1]
         p = layer.square
     residual = -np.diff(log10_gsc) - predicted
     center = np.median(residual)
     scale = 1.4826 * np.median(np.abs(residual - center))
-    # The top layer receives independent cotangents, which one layer of theory does not describe.
+    # No test of the top layer: it receives independent cotangents, unlike the single layers predicted above.
     z = (residual - center) / max(scale, 1e-12)
     z[-1] = np.nan
     return z

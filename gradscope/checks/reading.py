@@ -47,7 +47,7 @@ class UnreadableError(ValueError):
 
 @dataclass(frozen=True)
 class ReadLayer:
-    """One layer f = phi(norm(W f' + b)) of the network, or one block.
+    """One layer f = phi(norm(W f' + b)) of the network, with f' the layer before, or one block.
 
     ``name``, ``preactivation``: names of the tensors f and W f' + b.  ``spec``: the layer for theory, with measured
     variances of the weights.  ``fan_in``, ``width``: sizes of W.  ``square``, ``received``: measured mean squares of f
@@ -89,8 +89,8 @@ class Reading:
 def read(model: nn.Module, data: Any, *, forward: Forward | None = None) -> Reading:
     """Return the reading of a perceptron.
 
-    A perceptron repeats Linear, optionally BatchNorm1d or LayerNorm, optionally a nonlinearity; or it consists of
-    residual blocks s x + V phi(norm(W x)).
+    A perceptron is a chain of layers, each a Linear, perhaps a BatchNorm1d or LayerNorm, and perhaps a nonlinearity.
+    Residual blocks s x + V phi(norm(W x)) may take the place of layers.
 
     Raises:
         UnreadableError: Any other network, a normalization with trained scales or running statistics, a nonlinearity
@@ -143,7 +143,7 @@ class _Reader:
         return Reading(tuple(layers), square / x.shape[1], cross / square if square else 0.0, batch_size, self.source)
 
     def layer(self, place: int) -> tuple[ReadLayer, int]:
-        """Return the layer or block that begins with the leaf at ``place``, and where the next one begins."""
+        """Return the layer or block whose first module is at ``place``, and the place where the next one begins."""
         found, name, _ = self.leaves[place]
         before = self.current
         linear = self.linear(place)
@@ -181,7 +181,7 @@ class _Reader:
         return module
 
     def norm(self, place: int, h: Tensor) -> tuple[str, Tensor, int]:
-        """Return kind and output of the normalization at ``place``, if there is one, and the next place."""
+        """Return kind and output of the normalization at ``place`` (or "none" and ``h``), and the next place."""
         if place >= len(self.leaves):
             return "none", h, place
         _, name, module = self.leaves[place]
@@ -197,7 +197,7 @@ class _Reader:
         return kind, self.values[name], place + 1
 
     def activation(self, place: int, value: Tensor, name: str) -> tuple[Activation, Tensor, str, int]:
-        """Return the nonlinearity at ``place`` (or the identity), output and name of the output, and the next place."""
+        """Return the nonlinearity at ``place`` (or the identity), its output, the output's name, and the next place."""
         last = name if place == 0 else self.leaves[place - 1][1]
         if place < len(self.leaves) and isinstance(self.leaves[place][2], NONLINEARITIES):
             _, name, module = self.leaves[place]

@@ -23,7 +23,7 @@ from gradscope.probes import sphere
 MOST_LAYERS = 12  # layers tested, spread evenly over the network; each costs a few passes
 EXACT_LIMIT, PROBES = 512, 64  # most cotangents for exact coefficients; probes to compare with them
 MOST_ERRORS = 5.0  # largest deviation of probes from the exact value, in standard errors, over all layers
-STEPS = (3.0, 1.0, 0.3)  # of central differences, relative to the length of the input, in multiples of eps^(1/3)
+STEPS = (3.0, 1.0, 0.3)  # step sizes of central differences: multiples of eps^(1/3) times the input's length
 
 Found = tuple[str, str]  # status and detail of a check
 
@@ -137,7 +137,7 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
     judged, worst = 0, 0.0
     for name, v in cotangents.items():
         predicted = _predicted(captured, wanted[name], sources, v, directions)
-        # If the steps disagree, curvature or rounding is too large for a verdict.
+        # If results for different step sizes disagree, curvature or rounding is too large for a verdict.
         noise, slope = max(slopes[name]) - min(slopes[name]), slopes[name][1]
         scale = abs(slope) + abs(predicted) or 1.0
         if noise > 0.02 * abs(slope):
@@ -185,7 +185,7 @@ def _independence(captured: Capture, generator: torch.Generator) -> Found:
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
     if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
-        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}; its gradient is 0"
+        return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}; the gradient says 0"
     return PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}"
 
 

@@ -28,7 +28,7 @@ class Growth:
     ``rate_low``, ``rate_high``: 95 % interval.  ``intercept``: c of c * r^(k - l).
     ``verdict``: "exploding" (a straight line on a log axis with rate_low > 1.02), "vanishing" (rate_high < 0.98),
     "stable" (the interval contains 1 and lies in 0.9..1.1, or it lies in 0.98..1.02), else "irregular" (curved or
-    undecided).  ``straight``: whether the layers far from the target grow at the same rate as those near it.
+    undecided).  ``straight``: whether GSC grows at the same rate far from the target and near the target.
 
     >>> from gradscope.coefficients.growth import fit_growth
     >>> print(fit_growth([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [6, 5, 4, 3, 2, 1]))
@@ -58,8 +58,8 @@ def fit_growth(
         depth_from_output: Number of units from each layer to the target, shape (layers,); the target (0) is ignored.
         log10_stderr: Standard errors due to probes, in the shape of log10_values; NaN (unknown) counts as 0.
 
-    The slope is the generalized least-squares estimate under the covariance of log GSC in a random network: a sum of
-    independent increments (covariance s^2 min(d, d') between depths d and d') plus independent measurement noise.  s^2
+    Log GSC of a random network is modeled as a random walk over layers (covariance s^2 min(d, d') between depths d and
+    d') plus independent measurement noise.  The slope is the generalized least-squares estimate in this model, and s^2
     is estimated from the residual increments.  With two or more seeds, the spread between seeds gives the error.
     Layers of equal depth are averaged.  The line is straight if the slopes of both halves agree within three standard
     errors or 25 %.  Cost: O(seeds * layers^2 + layers^3).
@@ -103,7 +103,7 @@ def fit_growth(
 def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, float, int]:
     """Return the generalized least-squares slope, its standard error, and the degrees of freedom of that error.
 
-    The fit uses increments: those of the random walk are independent, and measurement noise correlates neighbors.
+    The fit uses increments between layers.  The random walk makes them independent; noise correlates neighboring ones.
     """
     steps, increments = np.diff(depth), np.diff(y, axis=1)
     slopes, errors = [], []
@@ -113,7 +113,7 @@ def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, 
         for _ in range(_ROUNDS):
             residual = np.square(change - slope * steps) / steps
             walk = max(residual.sum() - (np.diag(measured) / steps).sum(), 0.0) / (len(steps) - 1)
-            # The floor avoids division by zero for an exact line; it changes no weight.
+            # The floor avoids division by zero for an exact line, and is too small to change the weights.
             covariance = measured + np.diag((walk + _FLOOR) * steps)
             weights = np.linalg.solve(covariance, steps)
             slope = float(weights @ change / (weights @ steps))

@@ -69,7 +69,7 @@ def gsc(
             For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  One batch with
-            ``rtol`` ends after the sweep that reaches ``max_seconds``.  If ``rtol`` is not reached, a warning says so.
+            ``rtol`` is swept again until ``max_seconds`` is reached.  If ``rtol`` is not reached, a warning says so.
         reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
             be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
@@ -122,7 +122,7 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep for all targets.
 
-    Arguments: as in `gsc`.  ``target`` is the last layer, and ``probes`` is the number of cotangents of each target
+    Arguments: as in `gsc`.  ``target`` names the last of the targets, and ``probes`` applies to each target
     (``"auto"``: exact up to 128 cotangents in all).  All layers must lie on the trunk.
 
     Returns:

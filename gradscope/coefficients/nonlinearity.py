@@ -25,7 +25,7 @@ from gradscope.forward.modules import state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace, peak_bytes
 
-# No layer is read between two rescalings here, so rescalings are more frequent than in `gsc`.
+# Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
 
 FloatArray = npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ def nlc(
     moved = np.concatenate([np.ldexp(m, 2 * (e - common)) for m, e in rows])  # (N, N): sample b, direction x_c
     numerator, denominator = float(moved.mean()), float(spread.mean())
     ratio = numerator / denominator
-    # Each sample contributes three times: as the point of J, as an input direction, and to the spread of the target.
+    # Each sample contributes three times: as the point where J is taken, as a direction, and to the target's spread.
     influence = (moved.mean(axis=1) + moved.mean(axis=0) - 2 * numerator - ratio * (spread - denominator)) / denominator
     error = float(influence.std(ddof=1)) / math.sqrt(len(influence))
     return Estimate(ratio, error, 2 * common, num_probes).sqrt()

@@ -24,7 +24,7 @@ IntArray = npt.NDArray[np.int64]
 
 REDUCTIONS = ("batch", "mean", "geometric")
 
-# Arrays over pairs, cotangents and samples are reduced once they have this many entries.
+# Readings (pairs x cotangents x samples) are collected until they have this many entries, and then reduced.
 _BLOCK = 1 << 18
 # If there is only one column (target), one sweep takes at most this many cotangents.
 _WINDOW = 64
@@ -35,8 +35,8 @@ class Pairs:
     """Statistics of all pairs (source, later target) over the batches so far; they can be merged in any grouping.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
-    ``shapes``: shape of one sample of each source.  ``tallies``: (pairs, tally) of the pairs that are counted sample by
-    sample (True) or batch by batch (False); the number of a pair is source * number of targets + target.
+    ``shapes``: shape of one sample of each source.  ``tallies``: (pair numbers, tally) for pairs counted sample by
+    sample (key True) or batch by batch (False).  A pair number is source * number of targets + target.
     ``num_probes`` (sources, targets): 0 if exact.  ``num_batches``: number of merged batches.
     """
 
@@ -85,13 +85,13 @@ class Pairs:
         values = np.full((len(self.sources), len(self.targets)), np.nan)
         for pairs, tally in self.tallies.values():
             values.flat[pairs] = getattr(tally, name)
-        for column, target in enumerate(self.targets):  # the Jacobian of a layer to itself is the identity
+        for column, target in enumerate(self.targets):  # a layer's Jacobian with respect to itself is the identity
             values[self.sources.index(target), column] = diagonal
         return values
 
 
 class Board:
-    """The sources and targets of one recorded batch.  They can be measured any number of times."""
+    """The sources and targets of one recorded batch, whose pairs can be measured any number of times."""
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)
@@ -108,7 +108,7 @@ class Board:
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
         """Measure with the given cotangents of each column (target), in the order of ``columns``."""
         tallies, captured = _Tallies(self), self.captured
-        # Many cotangents of a single column are swept in windows, which limits the memory of the readings.
+        # Cotangents of a single column are swept at most _WINDOW at a time, which limits the memory of the readings.
         last = max(c.num for c in cotangents)
         step = _WINDOW if len(cotangents) == 1 else last
         for first in range(0, last, step):
@@ -155,19 +155,19 @@ class Board:
                     first = last
 
     def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
-        """Lengths of ``layers[place]`` for every place; all must have the same width."""
+        """Lengths of ``layers[place]`` for every place; all must have equally many lengths, 1 or B."""
         unique, inverse = np.unique(places, return_inverse=True)
         squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
         return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
 
     def _visible(self, layer: Layer) -> int:
-        """Number of columns that come strictly later in the network than a layer.  They are first in ``columns``."""
+        """Number of columns that come strictly later in the network than a layer; ``columns`` begins with these."""
         order = self.captured.graph.order
         own = order(layer.edge)
         return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
 
     def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
-        """Runs of neighboring columns that are computed together: (first, last + 1, num, num_fixed)."""
+        """Groups of neighboring columns that are computed together: (first, last + 1, num, num_fixed) of each."""
         kinds = [
             (c.num, c.num_fixed, len(self.lengths[column.index][0]))
             for column, c in zip(self.columns, cotangents, strict=True)
@@ -192,7 +192,7 @@ class _Tallies:
     def add(
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
-        """Add readings (cotangents, samples) of one source from columns ``start`` to ``stop`` - 1 of the same width."""
+        """Add readings (cotangents, samples) at one source, of a group of columns: ``start`` to ``stop`` - 1."""
         p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
         key = (len(p), len(q), norms.shape[1], num, num_fixed)
         shape = (stop - start, num)
@@ -227,7 +227,7 @@ class _Tallies:
         self.gains.clear()
 
     def finish(self) -> dict[bool, tuple[IntArray, Tally]]:
-        """All pairs in their order, those counted sample by sample (True) and batch by batch (False)."""
+        """(pair numbers, tally) of the pairs counted sample by sample (key True) and batch by batch (False)."""
         self._finish_gains()
         finished = {}
         for by_sample, parts in self.done.items():
@@ -239,7 +239,7 @@ class _Tallies:
 
 
 def _within(progress: Progress, first: float, last: float) -> Progress:
-    """Report the progress of a part, which runs from fraction ``first`` to ``last`` of the whole."""
+    """A progress function for one part of a measurement, from fraction ``first`` to ``last`` of the whole."""
     return lambda fraction: progress(first + fraction * (last - first))
 
 
@@ -263,7 +263,7 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
 
 
 class ZeroOutputError(ValueError):
-    """The target is zero, so its relative change is not defined; for example because all units are dead."""
+    """The target is zero, for example because all units are dead, so its relative change is not defined."""
 
 
 def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:

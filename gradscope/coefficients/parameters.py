@@ -30,7 +30,7 @@ from gradscope.forward.modules import Owned, owned_parameters, state_restored
 from gradscope.forward.trunk import leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
 
-# No layer is read between two rescalings here, so rescalings are more frequent than in `gsc`.
+# Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
 
 
@@ -61,12 +61,12 @@ def parameter_gsc(
         first module that holds them.
 
     Cost: one forward pass, and one backward pass with parameter gradients per cotangent.
-    Memory: gradients of one segment of the trunk per cotangent; a batch fits in 1/20 of the free memory or has size 1.
+    Memory: per cotangent, gradients between two trunk tensors; a batch has 1/20 of the free memory or one cotangent.
 
     Raises:
         ValueError: No trainable parameters, or an invalid ``probes``.
-        FloatingPointError: The gradient of the named parameter is NaN or Inf.  There is no rescaling inside one
-            segment of the trunk, nor inside the segments that a tied parameter spans.
+        FloatingPointError: The gradient of the named parameter is NaN or Inf.  Cotangents are not rescaled between
+            two neighboring trunk tensors, nor between the first and the last use of a tied parameter.
 
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=8, generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
 """How many cotangents a batch needs, and how many batches are measured.
 
 A batch is measured exactly if that is less expensive, otherwise with as many probes as a pilot suggests.  Costs are
-counted in backward passes: one per cotangent, and one more per direction of the subspace.  The values of a pilot are
-not used in the result, because they would bias it: they also decide the number of probes.
+counted in backward passes: one per cotangent, and one more per direction of the subspace.  A pilot decides the number
+of probes, so its values are not used in the result: they would bias the result.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from gradscope.forward.layers import LayerFilter
 # Without rtol=, "auto" asks for this relative error.
 AUTO_RTOL = 0.05
 
-# A batch of a stream gets few probes, because more samples reduce the error more.
+# A batch of a stream gets few probes, because measuring more samples reduces the error more than further probes.
 STREAM_PLAN = Deflated(4, 4)
 
-# The pilot.  The rank is doubled, up to a maximum, while the subspace contains this share of the noisiest value.  If it
-# contains less, the spectrum is flat, and more directions would contain little more.
+# The pilot, and the maximum of its rank.  The rank is doubled while the subspace contains at least this share of the
+# value with the largest error.  A smaller share means a flat spectrum, of which more directions contain little more.
 PILOT = Deflated(4, 6)
 MAX_RANK = 32
 WORTHWHILE_SHARE = 0.5
@@ -52,7 +52,7 @@ WORTHWHILE_SHARE = 0.5
 # Factor for the number of probes, because a pilot's estimate of the noise is itself noisy.
 SAFETY = 1.3
 
-# Smallest numbers from which the spread over batches may decide when to stop.
+# A stream may end because rtol is reached only after at least this many batches and samples.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
 
@@ -103,7 +103,7 @@ class Options:
 
 
 class Planner:
-    """Measures recorded batches with as many cotangents as the options ask for; a stream has one plan."""
+    """Measures batches with as many cotangents as the options ask for; all batches of a stream use the same plan."""
 
     def __init__(self, options: Options, *, streaming: bool) -> None:
         plan = resolved(options.probes, deflated=True)
@@ -133,7 +133,7 @@ class Planner:
             plan = "exact" if larger.cost * len(board.needed) >= sum(board.needed) else larger
 
     def _chosen(self, board: Board, rtol: float | None) -> Deflated | str:
-        """The least expensive plan for ``rtol``, according to pilots; None: a default with a limit on the cost."""
+        """The least expensive plan for ``rtol`` (None: the default error, at a limited cost), according to pilots."""
         total = sum(board.needed)
         if rtol is None and total <= AUTO_EXACT:
             return "exact"
@@ -143,7 +143,7 @@ class Planner:
             if best is not None and plan.cost >= best.cost:
                 break
             best = plan
-            # A subspace of twice the rank pays only if it saves more probes than it costs.
+            # Doubling the rank costs 2 * rank backward passes, so it must be able to save more probes than that.
             if 2 * rank > MAX_RANK or plan.num <= 2 * rank or share < WORTHWHILE_SHARE:
                 break
             rank *= 2
@@ -156,7 +156,7 @@ class Planner:
         return best
 
     def _reaching(self, board: Board, rtol: float, rank: int) -> tuple[Deflated, float]:
-        """The plan with ``rank`` directions for ``rtol``, and the share of the noisiest value that these contain."""
+        """Plan for ``rtol`` with ``rank`` directions, and their share of the value that has the largest error."""
         pilot = board.measure(self._cotangents(board, Deflated(rank, PILOT.num)))
         errors = np.nan_to_num(pilot.spread("log10_stderr_probe"))
         worst = np.unravel_index(errors.argmax(), errors.shape)
@@ -187,7 +187,7 @@ class Planner:
 
 
 def largest_error(pairs: Pairs, *, samples: bool = False) -> float:
-    """The largest relative standard error of all pairs, due to probes, or to probes and samples; inf if unknown."""
+    """The largest relative standard error of all pairs due to probes (and ``samples``, if True); inf if unknown."""
     errors = pairs.spread("log10_stderr_probe")
     if samples:
         errors = np.hypot(errors, pairs.spread("log10_stderr_sample"))

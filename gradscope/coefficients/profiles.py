@@ -57,8 +57,8 @@ class Matrix:
     relative_error: float
     num_batches: int
     remarks: tuple[str, ...]
-    # For the interval: the error due to probes, enlarged if there are few probes; the share of each value that is free
-    # of probe noise; and the degrees of freedom of the variance due to probes.
+    # Inputs of the interval: the error due to probes, enlarged if there are few probes; the share of each value that is
+    # free of probe noise; and the degrees of freedom of the variance due to probes.
     _log10_stderr_cautious: FloatArray
     _fixed_share: FloatArray
     _probe_freedom: FloatArray
@@ -213,12 +213,13 @@ def probe_interval(
 ) -> tuple[FloatArray, FloatArray]:
     """Interval for log10 of a value that is the sum of a known part and a mean of quadratic forms in probes.
 
-    A quadratic form in random signs is nearly a scaled chi-square.  If few singular values of the Jacobian are large,
-    it is skewed, and mean +- 1.96 standard errors covers too little (70 % with two probes of a coupled batch).  The
-    random part R is modeled as a chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On a log scale, the distances
-    of its quantiles from R are multiplied by t / z: the quantile of Student's t with ``freedom`` degrees of freedom,
-    divided by the normal quantile.  With exact Jacobians (test_intervals.py) the coverage is 93 to 97 %.
-    ``fixed_share``: the known share of each value.  Ends are NaN if the error is unknown, and the value if it is 0.
+    A quadratic form in random signs is nearly a scaled chi-square, which is skewed if only a few singular values of the
+    Jacobian are large.  Then mean +- 1.96 standard errors contains the value too rarely (70 % with two probes of a
+    coupled batch).  The random part R is modeled as a scaled chi-square with k = 2 R^2 / Var(R) degrees of freedom.  On
+    a log scale, the distances of its quantiles from R are multiplied by the quantile of Student's t with ``freedom``
+    degrees of freedom, divided by the normal quantile.  Tests with exact Jacobians (test_intervals.py) give a coverage
+    of 93 to 97 %.  ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
+    to the value if the error is 0.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")

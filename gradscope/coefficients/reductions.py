@@ -6,7 +6,7 @@ Notation for samples b: a_b = |J_b|_F^2, p_b = |f_k,b|^2, q_b = |f_l,b|^2, n_b =
     "mean"       mean over b of a_b p_b / (n_b q_b)
     "geometric"  geometric mean over b of the same
 
-If samples are coupled, or the leading dimension of a layer is not the batch, b counts batches.
+If samples are coupled, or the leading dimension of a layer is not the batch, b stands for a whole batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LN10 = math.log(10)
 
 @dataclass(frozen=True)
 class Length:
-    """|f|^2 of each sample (N, B), or of the whole batch (N, 1), of N layers, as ``squares * 4**exponent[:, None]``."""
+    """|f|^2 of N layers, per sample (N, B) or for the whole batch (N, 1), as ``squares * 4**exponent[:, None]``."""
 
     squares: FloatArray
     exponent: IntArray
@@ -36,7 +36,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Gain:
-    """Estimated a_b of N pairs of layers: an exact part ``fixed`` plus the mean of random ``probes`` of the rest.
+    """Estimated a_b of N pairs of layers: an exact part ``fixed``, plus the rest as the mean of random ``probes``.
 
     Both parts are (N, B), or (N, 1) if only the total is known, in units of ``4**exponent`` (N,).
     """
@@ -106,8 +106,8 @@ class Tally:
     "geometric".  ``moments``: mean (N, C) and sums of products of deviations (N, C, C), with exponents (N, C).
     The other fields, each (N,), describe the first quantity.  ``probe``: sum over samples of the variance due to
     probes.  ``doubt``: sum of the squares of these variances, each divided by its degrees of freedom.  ``fixed``: mean
-    of the part that is free of probe noise.  ``square``: sum of the squares of the other part.  ``ratio``: sum of the
-    variances, each divided by the square of the other part.
+    of the part that is free of probe noise.  ``square``: sum of the squares of the noisy part.  ``ratio``: sum of the
+    variances, each divided by the square of the noisy part.
     """
 
     reduction: str
@@ -120,7 +120,7 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Number of samples, or of batches if b counts batches."""
+        """Number of samples, or of batches if b stands for a batch."""
         return self.moments.count
 
     @property
@@ -216,7 +216,7 @@ class Tally:
         return tallies[0]._each(np.concatenate, tallies)
 
     def _each(self, combine: Callable[[list[Any]], Any], tallies: Sequence[Tally]) -> Tally:
-        """A copy; ``combine`` makes each array over pairs from the same array of all ``tallies``."""
+        """A copy in which each array over pairs is ``combine`` of the list of this array from all ``tallies``."""
         moments = {n: combine([getattr(t.moments, n) for t in tallies]) for n in ("mean", "m2", "exponent")}
         sums = {n: combine([getattr(t, n) for t in tallies]) for n in ("probe", "doubt", "fixed", "square", "ratio")}
         return replace(self, moments=replace(self.moments, **moments), **sums)
@@ -263,9 +263,9 @@ class Tally:
     def log10_stderr_sample(self) -> FloatArray:
         """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
-        The spread between samples (delta method) minus the part due to probes; both errors in quadrature give the
-        total.  With one probe, this error is a lower bound.  For the heavy tails of deep networks, first order is too
-        small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
+        The spread between samples (delta method) minus the part due to probes; the errors due to samples and probes
+        add in quadrature.  With one probe, this error is a lower bound.  With the heavy tails of deep networks, it is
+        too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
             return np.full(len(self.mean), np.nan)

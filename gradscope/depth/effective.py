@@ -43,7 +43,7 @@ AUTO_LAYER = 8
 
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """Contributions of lambda = 0, 1, 2, ... trained layers to the Jacobian of a network.
+    """Contributions to the Jacobian of a network in which the changes of lambda = 0, 1, 2, ... layers act together.
 
     ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch.  ``log10_stderr``: the
     standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if unknown.  ``log10_cancellation``:
@@ -73,13 +73,13 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """`at` for the lower and upper ends of the 95 % intervals of contributions; an unknown error counts as 0."""
+        """Results of `at` for the two ends of the 95 % intervals of contributions; an unknown error counts as 0."""
         margin = 1.96 * np.nan_to_num(self.log10_stderr)
         return _largest(self.log10_values - margin, tolerance), _largest(self.log10_values + margin, tolerance)
 
     @property
     def log10_independent(self) -> FloatArray:
-        """``log10_values`` if the directions of all I_l and R_l were independent of each other.
+        """What ``log10_values`` would be if the directions of all I_l and R_l were independent of each other.
 
         Squares then add up: E|C^lambda|_F^2 / E|J|_F^2 = sum over sets S of lambda layers of the product of
         p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) for l in S and of 1 - p_l for the others.  The recurrence
@@ -197,7 +197,7 @@ def _largest(log10_values: FloatArray, tolerance: float) -> int:
 
 
 def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment], cotangents: Cotangents) -> FloatArray:
-    """|C^T v| of each cotangent v, for J and every C^lambda, on one scale: (cotangents, 1 + terms, samples or 1)."""
+    """|C^T v| for each cotangent v, where C is J and every C^lambda; shape (cotangents, 1 + terms, samples or 1)."""
     most = len(now) + 2
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1

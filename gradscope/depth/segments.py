@@ -62,7 +62,7 @@ def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dic
 
 
 def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Segment]]:
-    """The units from the first trunk tensor to the output: with present parameters, and with ``initial`` ones.
+    """The segments of all units after the first trunk tensor: with present parameters, and with ``initial`` ones.
 
     Cost: two forward passes, with the dropout masks and batch statistics of the capture.
     """

@@ -52,7 +52,7 @@ def taylor_losses(
     Cost: for each unit, one forward pass with twice the work of a normal one (forward-mode differentiation).
 
     Raises:
-        ValueError: ``initial`` is another model, no unit has parameters, or the losses have not shape (B,).
+        ValueError: ``initial`` is another model, no unit has parameters, or the losses do not have shape (B,).
         NotImplementedError: torch has no forward-mode derivative of an operation.
     """
     model = unwrap(model)
@@ -89,8 +89,7 @@ def _owned(captured: Capture) -> dict[str, set[str]]:
 def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) -> Tensor:
     """The output to first order in the change of the ``replaced`` parameters; the others keep their present values."""
     replay = captured.replay
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        # On the first use of forward mode, torch calls a deprecated function of its own.
+    with warnings.catch_warnings(), forward_ad.dual_level():  # torch itself calls a deprecated function at first use
         warnings.filterwarnings("ignore", message=r"`torch.jit.script", category=DeprecationWarning)
         parameters = {}
         for name, parameter in replay.model.named_parameters():

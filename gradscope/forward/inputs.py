@@ -43,7 +43,7 @@ class Batch:
         return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
 
     def differentiable(self) -> tuple[Batch, list[Tensor]]:
-        """A copy of the batch, and its floating-point tensors: clones of leaves, which a model may overwrite."""
+        """A copy of the batch and its floating-point tensors: clones of leaves, so that a model may overwrite them."""
         sources: list[Tensor] = []
 
         def follow(leaf: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Batch:
         return self._mapped(follow), sources
 
     def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
-        """A copy of the batch; each floating-point tensor has one of ``shifts`` added, in the order of `floats`."""
+        """A copy of the batch in which ``shifts`` are added to the floating-point tensors, in the order of `floats`."""
         remaining = iter(shifts)
         return self._mapped(lambda leaf: leaf.detach() + next(remaining))
 

@@ -39,7 +39,7 @@ class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
-    ``origins``: every name of the tensor and where this name comes from.  ``call``: which call of the module.
+    ``origins``: every name of the tensor, and where this name comes from.  ``call``: number of the module's call.
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
     ``norms``: length of each sample, shape (B,), or of the whole batch, shape (), if the leading dimension is not the
     batch.  The true lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the
@@ -151,17 +151,17 @@ def _matches(name: str, pattern: str) -> bool:
 def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     """Layers of the trunk, each under the name of its unit, in execution order.
 
-    If a module is *open*, modules inside it are units, not the module itself.  The root is open, and so is a module
-    that contains an open module.  A container (``Sequential`` and the like) is open if at least two tensors inside,
-    besides its output, are on the trunk.  One tensor suffices if the modules in the container have children: a stage
+    An *open* module is not a unit itself, but modules inside it are.  The root is open, and so is a module that
+    contains an open module.  A container (``Sequential`` and the like) is open if at least two tensors inside,
+    besides its output, are on the trunk.  One such tensor suffices if modules in the container have children: a stage
     of two blocks is two units, but a pair of Linear and ReLU is one.  A module with a container as a child is open if
-    at least two tensors inside are on the trunk.  A *block* is a module in a container next to another one of its
-    class; a block is open only if it contains blocks.  Units are the outermost modules that are not open and whose
-    output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the blocks of GPT-2.
+    at least two tensors inside are on the trunk.  A *block* is a module in a container that holds another module of
+    the same class; a block is open only if it contains blocks.  Units are the outermost modules that are not open and
+    whose output is on the trunk: the layers of an MLP, the stem and blocks of a ResNet, the blocks of GPT-2.
 
-    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  If a tensor
-    has several names, the outermost module that *made* it gives the name; for functional code, the first unit that
-    passed it on.  The output of an open module is skipped if it only reshapes a layer that is already included.
+    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  A tensor with
+    several names has the name of the outermost module that *made* it or, if functional code made it, of the first
+    unit that passed it on.  The output of an open module is skipped if it only reshapes a layer already included.
     """
     trunk = [layer for layer in layers if layer.on_trunk]
     tree = _Tree(layers, trunk)
@@ -184,7 +184,7 @@ def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
 
 
 class _Tree:
-    """The recorded names by module: which modules were called, and which trunk tensors are made or lie inside them."""
+    """Which modules were called, and which tensors of the trunk each module made, passed on or holds inside."""
 
     def __init__(self, layers: Sequence[Layer], trunk: Sequence[Layer]) -> None:
         self.called = {module_name(name) for layer in layers for name in layer.names}
@@ -203,9 +203,9 @@ class _Tree:
                     self.inside[path].add(layer.index)
 
     def outermost(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, bool]]:
-        """Paths of the outermost modules that are not open (False), and of open modules (True) after their contents."""
+        """(path, is_open) of open modules, each after its contents, and of the outermost modules that are not open."""
         for path, child in _children(module, prefix):
-            is_open = path not in self.called or self.is_open(child, path, module)  # or only its children are called
+            is_open = path not in self.called or self.is_open(child, path, module)  # its children may be called
             if is_open:
                 yield from self.outermost(child, path)
             yield path, is_open
@@ -237,7 +237,7 @@ class _Tree:
 
 
 def _is_block(module: nn.Module, parent: nn.Module) -> bool:
-    """Whether a module is not a container, but lies in a container with another module of its class."""
+    """Whether a module lies in a container next to another module of its class, and is not a container itself."""
     if isinstance(module, _CONTAINERS) or not isinstance(parent, _CONTAINERS):
         return False
     return sum(type(sibling) is type(module) for sibling in parent.children()) > 1
@@ -249,6 +249,6 @@ def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
 
 
 def _reshapes(layer: Layer, rows: Collection[Vertex]) -> bool:
-    """Whether a layer is only a reshaped copy of one of ``rows``, the layers chosen before."""
+    """Whether a layer is only a reshaped copy of a layer chosen before; ``rows`` are these layers."""
     node = layer.edge.node
     return node.name() in _RESHAPES and node.next_functions[0] in rows

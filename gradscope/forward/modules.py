@@ -105,7 +105,7 @@ def eager(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report calls of the modules to ``listener``; yields the number of calls by name.  Exceptions name the layer."""
+    """Report calls of the modules to ``listener``; yields the number of calls by name.  Adds the layer to an error."""
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
@@ -115,7 +115,7 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         name, token = running.pop()
-        while name != names[module]:  # a call inside this one raised, and the model continued
+        while name != names[module]:  # a call inside this one raised, but the model caught the error
             name, token = running.pop()
         calls[name] = call = calls[name] + 1
         label = name or OUTPUT
@@ -145,7 +145,7 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
 def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     """All tensors in the arguments or outputs of a module."""
     if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
-        return args  # the usual case; the general case takes longer than a layer of a small network
+        return args  # the usual case: the general code below takes longer than a small layer
     return list(leaf_tensors((args, kwargs)))
 
 
@@ -159,7 +159,7 @@ def state_restored(modules: Modules) -> Iterator[None]:
     for module, owned in originals.items():
         for name, buffer in owned.items():
             if buffer is not None:
-                # One clone for each original, so that buffers shared between modules stay shared.
+                # A buffer that several modules share is cloned only once, so that they still share it.
                 if id(buffer) not in clones:
                     clones[id(buffer)] = buffer.clone()
                 module._buffers[name] = clones[id(buffer)]
@@ -168,7 +168,7 @@ def state_restored(modules: Modules) -> Iterator[None]:
             yield
     finally:
         for weight, before in weights:
-            weight.data.copy_(before)  # keeps the version counter: the recorded graph does not need the values
+            weight.data.copy_(before)  # by .data: autograd ignores this change, since backward does not use the values
         for module, owned in originals.items():
             module._buffers.clear()
             module._buffers.update(owned)
@@ -176,7 +176,7 @@ def state_restored(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_draws(modules: Modules) -> Iterator[None]:
-    """Draw the same random numbers each time (dropout masks, for example), then restore the random state."""
+    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state."""
     devices = _cuda_devices(modules)
     with torch.random.fork_rng(devices=devices):
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
@@ -196,7 +196,7 @@ def _cuda_devices(modules: Modules) -> list[int]:
 
 
 def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
-    """Trainable parameters by the name of the module that holds them.  Tied ones belong to the first such module."""
+    """Trainable parameters by module name.  A parameter that several modules hold is listed for the first of them."""
     known: set[int] = set()
     owners: dict[str, list[Tensor]] = {}
     for name, module in modules.items():

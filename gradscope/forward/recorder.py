@@ -55,7 +55,7 @@ def record(
     touched.  ValueError names the first layer with NaN or Inf, or says why recording is impossible.
     """
     modules = dict(model.named_modules())
-    if forward is None:  # a function forward= may itself move the batch
+    if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
     recorder = _Recorder(modules, batch.size, batch.tensors)
     with (
@@ -121,7 +121,7 @@ class _Recorder:
         self.versions: list[tuple[Vertex, Tensor, int]] = []
 
     def before(self, args: Any, kwargs: Any) -> Received:
-        """The tensors that a module receives, before any of them is overwritten, and the number of known embeddings."""
+        """Vertices of tensors that a module receives (and may overwrite), and the number of embeddings so far."""
         received = tensors(args, kwargs)
         return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
 
@@ -195,7 +195,7 @@ class _Recorder:
 
 
 def _vertex(tensor: Tensor) -> Vertex:
-    """`vertex` of the tensor's gradient edge; reading ``grad_fn`` is several times faster than creating the edge."""
+    """What `vertex` returns for the tensor's edge, but several times faster, because no edge object is created."""
     node = tensor.grad_fn
     return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
 

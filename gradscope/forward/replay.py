@@ -54,7 +54,7 @@ class Replay:
             return first_tensor(functional_call(call, self._places(parameters), (), tie_weights=False))
 
     def _places(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters under the name of every place that holds them; each module has one name here.
+        """The parameters under every name: a parameter that several modules hold has one name for each of them.
 
         torch's own ``tie_weights=True`` does not restore a module that is used in two places.
         """

@@ -1,8 +1,8 @@
 """The trunk of a network: the tensors through which every path from the sources to the target passes.
 
 Everything is read from the autograd graph, so residual branches, functional code and unknown modules need no special
-case.  A tensor of the graph is an autograd node together with an output number, because all tensors that ``chunk``,
-``split`` or an LSTM returns have the same node.
+case.  A tensor of the graph is identified by its autograd node and an output number, because all tensors that
+``chunk``, ``split`` or an LSTM returns have the same node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, Node
 Vertex = tuple[Node, int]
 
 # Operations of torch, by the name of their autograd node.  The node of a user's ``autograd.Function`` never has such
-# a name, because its name ends in "Backward", without a digit.
+# a name: the names of such nodes end in "Backward", without a digit.
 #
 # Elementwise: an entry of the result depends on the same entry of each operand (operands may be broadcast).
 # The digit distinguishes variants of an operation, for example one whose second operand is a number.
@@ -74,8 +74,8 @@ def depends(target: GradientEdge, source: GradientEdge) -> bool:
 def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
     """Cut vertices of the graph between all ``sources`` and ``target``.
 
-    In a topological order, with one virtual root before all sources, a tensor is a cut vertex if no edge spans it.
-    If several outputs of a node are used, none of them is a cut vertex.  Cost: linear in nodes and edges.
+    The nodes are sorted topologically, with one virtual root before all sources.  A tensor is a cut vertex if no edge
+    leads past its node, and if it is the only output of this node that is used.  Cost: linear in nodes and edges.
     """
     source_vertices = {vertex(source) for source in sources}
     order = _topological_order(target.node)
@@ -97,7 +97,7 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
             "The target does not depend on the input: no path of the autograd graph leads from the input to the target."
         )
 
-    # Count the edges that span each node by a running sum: +1 after the producer, -1 at the last consumer.
+    # Count the edges that lead past each node by a running sum: +1 after the producer, -1 at the last consumer.
     spans = [0] * (len(order) + 1)
     outputs: dict[Node, int] = defaultdict(int)
     for tensor in live:
@@ -127,9 +127,9 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
 
 
 def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:
-    """For each leaf (parameter) of the target, the index of the first cut vertex after the last use of the leaf.
+    """For each parameter (leaf) that the target depends on, the index of the first cut vertex after its last use.
 
-    The gradient from this cut vertex includes every use of the leaf.  Cost: linear in the nodes of the graph.
+    A backward pass from this cut vertex reaches every use of the parameter.  Cost: linear in the nodes of the graph.
     """
     found: dict[Vertex, int] = {}
     for position in range(len(trunk.edges) - 1, -1, -1):

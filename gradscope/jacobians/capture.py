@@ -22,10 +22,10 @@ from gradscope.jacobians.jacobian import Jacobian
 class Capture(Recording):
     """One recorded forward pass.  The autograd graph stays in memory as long as this object.
 
-    ``reached``: recorded tensors that the target depends on, in execution order.  ``layers``: those that were chosen.
-    ``units``: the layers of a default profile.  ``target``: the output, or the losses.  ``graph``: cut vertices of the
-    autograd graph.  ``elsewhere``: names of recorded tensors on which the target does not depend.  The other fields
-    are those of the `Recording`.
+    ``reached``: recorded tensors that the target depends on, in execution order.  ``layers``: those of them that the
+    option ``layers=`` chose.  ``units``: the layers of a default profile.  ``target``: output, losses or named layer.
+    ``graph``: cut vertices of the autograd graph.  ``elsewhere``: names of recorded tensors on which the target does
+    not depend.  The other fields are those of the `Recording`.
     """
 
     layers: tuple[Layer, ...]
@@ -116,7 +116,7 @@ def capture(
             "checkpoint(..., use_reentrant=False)."
         )
     reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
-    # Sort along the data flow, because a container may return an inner tensor after later ones were recorded.
+    # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
     reaching.sort(key=lambda layer: graph.order(layer.edge))
     reached = [
         Layer(**(vars(layer) | {"index": index, "on_trunk": vertex(layer.edge) in graph.position}))

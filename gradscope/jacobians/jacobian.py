@@ -17,8 +17,8 @@ from gradscope.operators import LinearOperator
 class Jacobian(LinearOperator):
     """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
 
-    Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product
-    with J costs two, because it differentiates the first one.  ``source`` and ``target``: the layers.
+    Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product with
+    J costs two, because it is the derivative of a product with J^T.  ``source`` and ``target``: the layers.
     """
 
     source: Layer
