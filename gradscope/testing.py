@@ -85,10 +85,10 @@ def assert_no_collapse(
 
     Arguments:
         model, data, forward: As for `gradscope.gsc`; the data are one batch of at least two samples.
-        most: Samples collapse if their mean cosine is at least ``most`` (1: equal directions).  The data may collapse.
+        most: Samples collapse if their mean cosine is at least ``most`` (1: all directions are equal).
 
     Raises:
-        AssertionError: A layer collapses; the message names the first such layer and shows all cosines.
+        AssertionError: A layer collapses, but not the data; the message names the first such layer and has all cosines.
         ValueError: Fewer than two samples, ``most`` outside (0, 1], or no unit whose leading dimension is the batch.
 
     >>> import torch

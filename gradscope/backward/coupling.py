@@ -92,9 +92,9 @@ def _parent(node: Node, number: int) -> Vertex:
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
     """Whether gradients show an influence between samples.
 
-    The samples are split at random into two fixed halves.  For each half, a cotangent that is zero outside is pulled
-    back.  Without coupling, its gradient is zero outside, too.  A coupling is detected if its two samples lie in
-    different halves, so k independent couplings are all missed with probability 2^-k.  Cost: two backward passes.
+    The samples are split at random into two fixed halves.  For each half, a cotangent that is zero on the other half is
+    pulled back.  Without coupling, its gradient is exactly zero there, too.  A coupling is detected if its two samples
+    lie in different halves: k independent couplings are all missed with probability 2^-k.  Cost: two backward passes.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.zeros(batch_size, dtype=torch.bool)

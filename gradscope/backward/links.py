@@ -1,7 +1,7 @@
 """Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
 
 For an elementwise operation, the autograd engine computes the derivative again for each cotangent; a link computes it
-once.  For a matrix product, a link multiplies all cotangents at a time.  The engine handles all other operations.
+once.  For a matrix product, a link multiplies all cotangents by the weight.  The engine handles all other operations.
 """
 
 from __future__ import annotations

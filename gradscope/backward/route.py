@@ -104,7 +104,7 @@ class TrunkRoute:
 
     @cached_property
     def bytes(self) -> list[int]:
-        """For each cut vertex, total bytes of one gradient per row, over rows there and in branches just above it."""
+        """For each cut vertex, total bytes of the gradients (one per row) read there and in branches just above it."""
         taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is for position -1
         for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
             taken[position] += self.rows[row].size * self.rows[row].dtype.itemsize
@@ -119,7 +119,7 @@ class TrunkRoute:
         return links
 
     def _between(self, lower: int, upper: int) -> list[int]:
-        """Rows between two positions: on the trunk in [lower, upper), in branches that join it in (lower, upper]."""
+        """Rows on the trunk at lower <= position < upper, and in branches that join it at lower < position <= upper."""
         on = self.on[bisect_left(self.on, (lower, -1)) : bisect_left(self.on, (upper, -1))]
         off = self.off[bisect_left(self.off, (lower + 1, -1)) : bisect_left(self.off, (upper + 1, -1))]
         return [row for _, row in (*on, *off)]

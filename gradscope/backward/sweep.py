@@ -40,7 +40,7 @@ class Reading:
 
 
 def lengths(batch_size: int = 0) -> Read:
-    """A reader that keeps |J^T v|: (c, B), or (c, 1) if the leading dimension of the gradient is not ``batch_size``."""
+    """A function that keeps |J^T v|, (c, B), or (c, 1) if the gradient's first dimension is not ``batch_size``."""
 
     def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
         per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size

@@ -29,7 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 _KINKED = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU)
 _SMOOTH = (nn.GELU, nn.LogSigmoid, nn.Mish, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink)
 
-REPRODUCED = 1e-3  # relative tolerance for reproducing a layer from the one before
+REPRODUCED = 1e-3  # largest relative difference between a recorded layer and one recomputed from the layer before
 
 
 class UnreadableError(ValueError):

@@ -189,7 +189,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
 
 
 def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
-    """The rows of the result; the target is the last row of a profile."""
+    """The layers that are rows of the result; the last row of a profile is the target."""
     if next(captured.replay.model.parameters(), None) is None:
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
@@ -215,10 +215,10 @@ def _warn_if_few(captured: Capture, options: Options) -> None:
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if options.target is None and len(known) < 3 and (others or captured.uncalled):
-        offer = f"Also recorded: {', '.join(others[:8])}. Use" if others else "No other module was called. Use"
+        offer = f"Also recorded: {', '.join(others[:8])}." if others else "No other module was called."
         warnings.warn(
-            f"Only {len(known)} layers lie on the trunk, so few tensors lie on every path from the inputs (several "
-            f"floating-point inputs, or one that feeds every layer?). {offer} layers=, mark tensors with gs.tap, or "
-            "hold other inputs fixed with forward=lambda model, x: model(x, other).",
+            f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "
+            f"that feeds every layer? {offer} Choose layers with layers=, mark tensors with gs.tap, or hold other "
+            "inputs fixed with forward=lambda model, x: model(x, other).",
             stacklevel=6,
         )

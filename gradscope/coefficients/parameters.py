@@ -126,7 +126,7 @@ class ParameterProfile(Profile):
         return f"parameters of {len(self.sources)} modules to {self.target!r}"
 
     def growth(self) -> Growth:
-        """Growth over the modules that hold parameters, counted from the target."""
+        """Growth of GSC per module that holds parameters, counted from the target."""
         depth = np.arange(len(self.sources), 0, -1)
         return fit_growth(self.log10_values[:, 0], depth, self.log10_stderr_probe[:, 0])
 

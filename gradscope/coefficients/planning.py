@@ -44,7 +44,7 @@ AUTO_RTOL = 0.05
 STREAM_PLAN = Deflated(4, 4)
 
 # The pilot, and the maximum of its rank.  The rank is doubled while the subspace contains at least this share of the
-# value with the largest error.  A smaller share means a flat spectrum, of which more directions contain little more.
+# value with the largest error.  A smaller share means a flat spectrum: more directions would help little.
 PILOT = Deflated(4, 6)
 MAX_RANK = 32
 WORTHWHILE_SHARE = 0.5
@@ -52,7 +52,7 @@ WORTHWHILE_SHARE = 0.5
 # Factor for the number of probes, because a pilot's estimate of the noise is itself noisy.
 SAFETY = 1.3
 
-# A stream may end because rtol is reached only after at least this many batches and samples.
+# Reaching rtol ends a stream only after at least this many batches and this many samples.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
 

@@ -91,7 +91,7 @@ class Matrix:
         return self.log10_values - margin, self.log10_values + margin
 
     def growth(self) -> Growth:
-        """Return the growth of the coefficients to the last target; see `gradscope.coefficients.growth.fit_growth`."""
+        """Return the growth of GSC with respect to the last target; see `gradscope.coefficients.growth.fit_growth`."""
         depth = self.indices[-1] - np.array(self.indices)
         return fit_growth(self.log10_values[:, -1], depth, self.log10_stderr_probe[:, -1])
 

@@ -264,8 +264,8 @@ class Tally:
         """Standard error of log10 GSC due to the choice of samples, to first order; NaN if unknown.
 
         The spread between samples (delta method) minus the part due to probes; the errors due to samples and probes
-        add in quadrature.  With one probe, this error is a lower bound.  With the heavy tails of deep networks, it is
-        too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
+        add in quadrature.  With one probe, this error is a lower bound.  With the heavy tails of deep networks, the
+        first-order error is too small (by 40 % for tanh with layer normalization at depth 50 and B = 100).
         """
         if self.count < 2:
             return np.full(len(self.mean), np.nan)

@@ -82,7 +82,7 @@ def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) 
 
 
 def _is_pair(batch: Any) -> bool:
-    """Whether this looks like (inputs, labels) rather than two batches."""
+    """Whether ``batch`` looks like a pair (inputs, labels) rather than like two batches."""
     if len(batch) != 2 or not isinstance(batch[1], Tensor):
         return False
     inputs, labels = batch

@@ -124,7 +124,7 @@ def capture(
     ]
     rows = units(model, reached)
     last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
-    if last is None:  # the target lies inside a unit
+    if last is None:  # the target is inside a unit, so it is not a unit itself
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
     elsewhere = tuple(n for layer in recording.tensors if not graph.reaches_target(layer.edge) for n in layer.origins)
