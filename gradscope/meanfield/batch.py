@@ -77,7 +77,7 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
 
 @lru_cache(maxsize=64)
 def _finite(phi: Activation, B: int) -> BatchMoments:
-    # y_b = sqrt(B) e_b = sqrt(B - 1) s, where s is a coordinate of a uniform point on the unit sphere of R^(B-1).
+    # y_b = sqrt(B) e_b = sqrt(B - 1) s, where s is a coordinate of a random point on the unit sphere of R^(B-1).
     scale = math.sqrt(B - 1)
     s, t, w = sphere_pair_nodes(B - 1, [kink / scale for kink in phi.kinks], -1 / (B - 1))
     y1, y2 = scale * s, scale * t

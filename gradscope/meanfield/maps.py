@@ -153,7 +153,7 @@ class DepthScales:
     """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
 
     ``gradient``: xi = -1 / ln chi_1, negative if gradients explode.  ``correlations``: xi_c = -1 / ln chi_c, the depth
-    over which two inputs stay distinguishable.  ``lengths``: xi_q, for lengths.  xi and xi_c are infinite if chi_1 = 1.
+    over which two inputs stay distinguishable.  ``lengths``: the same for lengths.  xi, xi_c: infinite if chi_1 = 1.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()
     >>> round(scales.length, 3), round(scales.chi_1, 3), round(scales.gradient, 1), round(scales.trainable_depth())

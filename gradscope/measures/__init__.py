@@ -1,4 +1,4 @@
-"""Statistics of a layer.  Each is a frozen dataclass: its fields are options, and a call returns an `Estimate`.
+"""Statistics of a layer.  Each statistic is a frozen dataclass with options as fields; a call returns an `Estimate`.
 
 This package also has functions that measure the symmetry of feature maps and outputs under translation.
 """

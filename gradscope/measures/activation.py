@@ -48,7 +48,7 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
             deviations = h - h[0]
             deviations -= deviations.mean(dim=0)
             total += torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64).square()
-        squares = total / preactivations[0].numel()  # (B,); their mean is the mean variance
+        squares = total / preactivations[0].numel()  # (B,); the mean of these numbers is the mean variance
         return sample_mean(squares).sqrt()
 
 
@@ -158,7 +158,7 @@ class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
     """
 
     def __call__(self, slopes: Tensor) -> Estimate:
-        # Use amax, because torch is slow at comparisons and at "any" along the first dimension.
+        # amax, because comparisons and `any` along the first dimension are slow in torch.
         blocks = (block if block.dtype == torch.float64 else block.float() for block in _blocks(slopes))
         alive = sum(int(block.abs().amax(dim=0).count_nonzero()) for block in blocks)
         return Estimate(1 - alive / slopes[0].numel(), None)

@@ -38,7 +38,7 @@ class LayerGradient:
 
     @classmethod
     def of(cls, gradients: Tensor, weight: Tensor) -> Self:
-        """Summarize the gradients g_b (B, P) of all samples and the parameters (P,), with one group per sample."""
+        """Summarize the gradients g_b (B, P) and the parameters w (P,), with every sample in a group of its own."""
         g = gradients.double()
         mean, lengths = g.mean(dim=0), g.norm(dim=1, keepdim=True)
         units = g / torch.where(lengths > 0, lengths, 1.0)
@@ -46,7 +46,7 @@ class LayerGradient:
 
     @property
     def norm(self) -> Estimate:
-        """|g| with its sampling error, from |g|^2 = mean_b <g_b, g>."""
+        """|g|, with the sampling error that follows from |g|^2 = mean_b <g_b, g>."""
         square = float(self.mean.square().sum())
         return influenced(square, 2 * (self.projections - square)).sqrt() if square else Estimate.exact(0.0)
 

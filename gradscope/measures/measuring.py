@@ -75,10 +75,10 @@ def measure(
         model: Any module; it is left exactly as it was.
         data: A tensor (B, ...) or a mapping; with ``loss_fn`` a pair (inputs, labels); with ``forward`` any batch.
         forward: ``(model, batch) -> output``.
-        loss_fn: ``(output, labels) -> losses`` (B,), one per sample.  Gradients are those of the mean loss.
+        loss_fn: ``(output, labels) -> losses`` (B,), one per sample.  The mean loss is differentiated.
         measures: Statistics to compute (`gradscope.measures`, or your own).  Default: all statistics of
             pre-activations, and with ``loss_fn`` all statistics of gradients.
-        learning_rate: If given, `gradscope.measures.UpdateToWeight` is measured too, for this learning rate.
+        learning_rate: If given, `gradscope.measures.UpdateToWeight` is also measured, for this learning rate.
 
     Returns:
         A tidy frame.  Each measure has one row per call of a nonlinearity (a module of torch.nn) or, for gradients, per

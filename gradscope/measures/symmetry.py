@@ -103,7 +103,7 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Relative change of an output when the image is moved: sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2).
 
-    Compare the result with `contrast`: if an output hardly depends on the image, moving the image changes it little.
+    Compare the result with `contrast`: an output that hardly depends on the image hardly changes with a shift.
 
     Arguments:
         model: Maps images to outputs of any shape (B, ...); is left unchanged.

@@ -1,4 +1,4 @@
-"""Two small AlexNets for CIFAR-10 with named layers: images (B, 3, 32, 32) -> logits (B, num_classes)."""
+"""Two small AlexNets for CIFAR-10 images (B, 3, 32, 32), with named layers.  conv3-64: 64 kernels of size 3 x 3."""
 
 from __future__ import annotations
 

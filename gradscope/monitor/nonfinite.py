@@ -132,12 +132,12 @@ def _first_backward(
 ) -> Fault | None:
     """Return the fault of the innermost call that received a finite gradient and passed on a non-finite one.
 
-    The search goes backward.  ``bad``: vertices with a non-finite gradient; ``spoiled``: ids of parameters with one.
+    The search goes backward.  ``bad`` and ``spoiled``: vertices and ids of parameters with a non-finite gradient.
     """
     times = Counter(call.name for call in calls)
 
     def guilty(call: _Call) -> bool:
-        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # else: which call?
+        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # several calls: ambiguous
         made = bool(bad & call.received.keys()) or any(id(p) in spoiled for p in own)
         return made and not bad & call.returned.keys()
 

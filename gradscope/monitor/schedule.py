@@ -17,8 +17,8 @@ OTHERS, DIFFERENCES, FEWEST = 20, 200, 5
 class Schedule:
     """Decides at which steps to measure, and skips measurements that exceed the budget.
 
-    The expected cost of a kind of measurement is its mean time so far, plus the median delay of the training step after
-    it (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
+    The expected cost of a measurement is the mean time of its kind so far, plus the median delay of the next training
+    step (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
     training time.  A measurement that would exceed this limit is skipped and counted in ``skipped``.  The first
     measurement of each kind is never skipped.
     """

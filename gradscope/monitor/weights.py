@@ -89,7 +89,7 @@ class Weights:
 
 
 def _together(values: Iterable[Tensor]) -> list[float]:
-    """Read all numbers from the device at once."""
+    """Read all numbers from the device in one transfer."""
     return torch.stack([value.double() for value in values]).tolist()
 
 

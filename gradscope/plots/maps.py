@@ -55,7 +55,7 @@ def matrix(
 
     Arguments:
         frame: Tidy frame with rows of quantity "gsc" for several targets.
-        limits: Ends of the color scale; give them if panels share it.  By default from the data, symmetric about 0.
+        limits: Ends of the color scale, for several panels with one scale; by default from the data, symmetric about 0.
         colorbar: Whether to draw a color bar.
         ax: Where to draw; a new figure by default.
 
