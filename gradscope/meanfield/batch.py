@@ -52,8 +52,7 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
     """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
 
     Raises:
-        ValueError: ``batch_size`` is below 4, where the mean squared gradient is infinite; or the activation is
-            constant.
+        ValueError: ``batch_size`` is below 4 (infinite mean squared gradient), or the activation is constant.
 
     >>> moments = batch_moments("relu", 100)
     >>> round(moments.square, 4), round(moments.rate, 4)

@@ -70,8 +70,7 @@ class MLP(nn.Module):
     """Layers f_l = phi(norm(W_l f_{l-1})), or residual blocks f_l = skip_weight f_{l-1} + V_l phi(norm(W_l f_{l-1})).
 
     ``layers`` holds one module per layer or block.  ``head`` is a linear map that exists only with ``out_features``.
-    ``stem`` is a linear map that exists only in residual networks with ``in_features`` other than ``width``.  Each
-    sample is flattened first.
+    ``stem`` is a linear map that exists only in residual networks if ``in_features`` is not ``width``.
 
     Arguments:
         depth, width: Number of layers or blocks, and their number of features.
@@ -84,7 +83,7 @@ class MLP(nn.Module):
         weight_variance: sigma_w^2, instead of ``init``: W is Gaussian with variance sigma_w^2 / fan_in.
         bias: Whether linear maps have a bias, which starts at zero.
         bias_variance: sigma_b^2; if positive, biases before an activation start as Gaussian numbers of this variance.
-        in_features: Features of a flattened sample; ``width`` by default.
+        in_features: Features of a sample, which the network flattens first; ``width`` by default.
         out_features: Features of the head; no head by default.
         generator: Source of the random weights; torch's global generator by default.
 

@@ -60,8 +60,7 @@ def first_nonfinite(
         model: Any module; it is left exactly as it was.
         data, forward, loss_fn: As for `gradscope.gsc`, but a single batch.
 
-    Cost: one forward and one backward pass, the gradients of all layers in memory, and one synchronization with the
-    device per layer.
+    Cost: a forward and a backward pass, the gradients of all layers in memory, one device synchronization per layer.
 
     Raises:
         ValueError, TypeError: The data have a wrong form or are not finite; see `gradscope.forward.inputs.as_batch`.
