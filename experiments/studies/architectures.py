@@ -19,15 +19,13 @@ from experiments.reports import sweep_figures
 from gradscope import plots
 from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 
-# What the literature claims of each network.
+# Networks that explode, and networks that do not, according to the literature.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")
 STABLE = ("relu", "relu_layer", "tanh")
-# A layer is nearly linear if its linear fit error is below this fraction of that of the first layer.
+# A layer is nearly linear if its linear fit error, divided by the error of the first layer, is below this.
 KEPT = 0.1
-# Data have collapsed if the fraction of samples with the rarer sign is less than this.
-COLLAPSED = 0.1
-# A network is nonlinear if its nonlinearity coefficient is more than twice that of an affine map.
-NONLINEAR = 2.0
+# Data have collapsed if their sign diversity is below COLLAPSED.  A network is nonlinear if its NLC is above NONLINEAR.
+COLLAPSED, NONLINEAR = 0.1, 2.0
 
 Row = dict[Hashable, Any]
 
@@ -59,7 +57,7 @@ def claims(collected: Collected) -> list[Claim]:
         says, holds = "stays nonlinear", kept.above(KEPT)
         if model in STABLE:
             says, holds = "is nearly linear over the data", kept.below(KEPT)
-        because = f"linear fit error of the last layer: {last:.2g}; divided by that of the first layer: {kept:.2g}"
+        because = f"linear fit error of the last layer: {last:.2g}; divided by the error of the first layer: {kept:.2g}"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
@@ -80,7 +78,7 @@ def answer(collected: Collected) -> str:
     rates = "; ".join(f"{words} {listed(said[word])}" for word, words in phrases.items() if word in said)
     linear = told(
         {_name(model): _kept(frame, model).below(KEPT) for model in growth},
-        "nearly linear in {};", "nonlinear in {};", "undecided in {};",
+        "nearly linear in {};", "nonlinear in {};", "the verdict is undecided for {};",
     )  # fmt: skip
     whole = _as_a_whole(frame, growth)
     agree = {
@@ -118,7 +116,7 @@ def _growth(frame: pd.DataFrame) -> dict[str, Row]:
 
 
 def _word(row: Row) -> str:
-    """The verdict of a network. Stricter than that of `gradscope`: a wide interval around 1 is undecided."""
+    """The verdict of a network. It is stricter than in `gradscope`: a wide interval around 1 is undecided."""
     words = {"exploding": "explodes", "vanishing": "vanishes"}
     return words.get(row["verdict"], "neither" if _neither(row) else "undecided")
 
@@ -144,8 +142,9 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = f"the largest NLC of a network that is not shown to explode is {found[most]:.3g}, for {_name(most)}"
-    return Claim(says, holds, f"{because}; the smallest of one that explodes is {found[least]:.3g}, for {_name(least)}")
+    because = f"the largest NLC of a network that is not shown to explode is {found[most]:.3g}, for {_name(most)}; the "
+    because += f"smallest NLC of an exploding network is {found[least]:.3g}, for {_name(least)}"
+    return Claim(says, holds, because)
 
 
 def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
@@ -174,7 +173,7 @@ def _errors(frame: pd.DataFrame, model: str) -> pd.DataFrame:
 
 
 def _kept(frame: pd.DataFrame, model: str) -> Mean:
-    """Linear fit error of the last layer divided by that of the first."""
+    """Linear fit error of the last layer divided by the error of the first layer."""
     errors = _errors(frame, model)
     return geometric_mean(errors.iloc[:, -1] / errors.iloc[:, 0])
 
@@ -201,19 +200,19 @@ Networks of depth {{model.depth}} and width {{model.width}} have activations {{m
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
   nearer the output. A network **explodes** if the profile is straight and the interval of the rate lies above
   {EXPLODING_RATE:g}. A network **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the
-  interval lies between these rates. Otherwise it is **undecided**. (The figure also says "stable" for wider intervals.)
+  interval lies between these rates. Otherwise it is **undecided**. (The figure calls some undecided networks "stable".)
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
-  pre-activation has the rarer sign. If one of these is small, the layer may be nearly linear over the data.
-- **Linear fit error**: a line is fitted to the output of a nonlinearity, as a function of its input, for each neuron.
+  pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data.
+- **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.
   The error is the fraction of the variance that the lines do not explain. The last layer is **nearly linear** if its
-  error is less than {KEPT:g} times that of the first layer.
+  error is less than {KEPT:g} times the error of the first layer.
 - **Nonlinearity coefficient** (NLC, arXiv:1806.00179) describes the whole network. NLC is 1 for an affine map. Many
   nearly linear layers can form a function that is far from linear, so NLC and linear fit error may disagree.
 
 The claims are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577).
 """,
     how_sure="""
-Intervals are 95 % Student's t intervals over initializations, not corrected for several comparisons. Means of linear
+Intervals are 95 % Student's t intervals over initializations, not corrected for multiple comparisons. Means of linear
 fit errors and of NLC are geometric. The rates hold for this depth and width and for Gaussian noise. The study
 [depth_width](depth_width.md) varies depth and width. The sweep `architectures_cifar10`
 ([results](../../results/README.md)) uses images. No network is trained.

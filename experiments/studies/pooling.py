@@ -40,7 +40,7 @@ def claims(collected: Collected) -> list[Claim]:
     frame, made = collected.frame, []
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
-        says = f"A map changes less under a shift by {shift} {pixels} after {POOLED[pooling]}"
+        says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
         made.append(Claim(says, found.below(1), f"factor: {found:.3f}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
@@ -75,8 +75,8 @@ def answer(collected: Collected) -> str:
     return (
         f"Pooling multiplies the change of a feature map by {first} if the image is shifted by {FIRST} pixel, and by "
         f"{last} if the shift is {LAST} pixels. For larger shifts, the benefit is {less.rstrip(';')}. After pooling, "
-        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between two images: the map is "
-        f"{nearly} invariant."
+        f"a shift by {FIRST} pixel still changes the map by {values} of the distance between the maps of two images: "
+        f"the map is {nearly} invariant."
     )
 
 
@@ -88,18 +88,18 @@ def details(collected: Collected) -> str:
 
 
 def factor(frame: pd.DataFrame, pooling: str, shift: float) -> Mean:
-    """The change of pooled maps divided by that of full maps, with one of the simultaneous intervals for all shifts."""
+    """The change of pooled maps divided by the change of full maps; intervals are simultaneous over all shifts."""
     return geometric_mean(changes(frame, pooling, shift) / changes(frame, "none", shift), comparisons=len(SHIFTS))
 
 
 def fading(frame: pd.DataFrame, pooling: str) -> Mean:
-    """The factor for the largest shift divided by that for the smallest shift, seed by seed."""
+    """The factor for the largest shift divided by the factor for the smallest shift, seed by seed."""
     first, last = (changes(frame, pooling, shift) / changes(frame, "none", shift) for shift in (FIRST, LAST))
     return geometric_mean(last / first)
 
 
 def changes(frame: pd.DataFrame, pooling: str, shift: float) -> FloatArray:
-    """The change of a map divided by the distance between two images: a geometric mean over the maps per seed."""
+    """For each seed, the change of a map divided by the distance between two images: a geometric mean over layers."""
     return averaged(frame[(frame["pooling"] == pooling) & (frame["shift"] == shift)], "layer")
 
 
@@ -144,8 +144,8 @@ response to large shifts. For shifts by one pixel, prefer average pooling. Subsa
 are filled by mirroring the image. We measure the maps after the first two ReLUs of an AlexNet B at initialization. The
 **change** of a map is divided by the distance between the maps of two images (both are root mean squares). We measure
 the full map, every second pixel of the map, and the map after {WINDOW} x {WINDOW} max or average pooling with stride
-{WINDOW}. A **factor** is the change of the pooled map divided by that of the full map: for each seed, the geometric
-mean over both maps. The factors of one kind of pooling have {len(SHIFTS)} simultaneous intervals (Bonferroni).
+{WINDOW}. A **factor** is the change of the pooled map divided by the change of the full map. For each seed, we take the
+geometric mean over both ReLUs. For each kind of pooling, intervals are simultaneous over all shifts (Bonferroni).
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over {{num_seeds}} seeds. Each seed draws other weights and
@@ -159,6 +159,6 @@ within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the sma
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
-        "Third panel: change of the pooled map divided by that of the full map. Bars are 95 % intervals over seeds.",
+        "Third panel: change of the pooled map divided by change of the full map. Bars are 95 % intervals over seeds.",
     },
 )

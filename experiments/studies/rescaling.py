@@ -33,7 +33,7 @@ RISE = 0.01
 
 
 def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
-    """A copy whose output of layer i of L is multiplied by factor^-(L + 1 - i), and the factor of each weight."""
+    """A copy that multiplies the output of layer i (of L) by factor^-(L + 1 - i), and the factors of its weights."""
     activations = [getattr(layer, "activation", None) for layer in model.layers]
     plain = all(isinstance(a, nn.ReLU) for a in activations) and all(layer.norm is None for layer in model.layers)
     if not plain or model.head is None or any(name.endswith("bias") for name, _ in model.named_parameters()):
@@ -100,7 +100,7 @@ def raw_gradients(model: MLP, x: Tensor, labels: Tensor) -> list[float]:
 def descend(model: MLP, x: Tensor, labels: Tensor, rates: Sequence[float], steps: int) -> list[float]:
     """Losses before every step of gradient descent and after the last; ``rates`` has one entry per weight matrix.
 
-    The descent ends at a non-finite loss, which is returned as infinite, and so are all later losses.
+    The descent ends at a non-finite loss. This loss and all later losses are returned as infinite.
     """
     network, losses = copy.deepcopy(model), []
     for step in range(steps + 1):
@@ -150,7 +150,7 @@ def claims(collected: Collected) -> list[Claim]:
         *_identities(frame),
         _learns(frame),
         Claim(
-            "The rescaled network also trains identically with the learning rate of the original in all layers",
+            "The rescaled network also trains identically if all layers have the learning rate of the original",
             all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
             f"final loss of the original: {end:.3f}; of the rescaled network: "
             + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
@@ -226,7 +226,7 @@ def _growth(frame: pd.DataFrame, variant: str, factor: float) -> Mean:
 
 
 def _bound(difference: float) -> str:
-    """The next power of ten. On another processor, a rounding error has other digits."""
+    """A rounding error as the next power of ten. Its digits would depend on the processor."""
     return "0" if difference == 0 else f"below 1e{math.floor(math.log10(difference)) + 1}"
 
 
@@ -250,7 +250,7 @@ multiplies the output of the layer by R^-l, for R = {measurement.factor}. ReLU i
 weights must change: the first weight matrix is multiplied by R^-L (L is the number of layers), and every other weight
 matrix by R. The function stays the same. If R is a power of two, even the rounding stays the same.
 
-If a weight is multiplied by c, its relative change in a step stays the same if its learning rate is multiplied by c^2.
+A weight that is multiplied by c keeps its relative change per step if its learning rate is multiplied by c^2.
 The copy is trained with such learning rates, and also with the learning rate of the original in all layers
 ({measurement.learning_rate}). Training has {measurement.steps} steps of gradient descent on {data.batch_size} samples
 of Gaussian noise, labeled by a random linear map.

@@ -26,7 +26,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
     """Figures of GSC during training, of GSC before and after, of loss and accuracy, and of gradient norms."""
     assert collected.metrics is not None
     frame, metrics = (
-        table.assign(network=[_name(model) for model in table["model"]])
+        table.assign(network=[NAMES.get(model, model) for model in table["model"]])
         for table in (collected.frame, collected.metrics)
     )
     made = training_figures.draw(frame, metrics, sweep_figures.describe(collected))
@@ -53,8 +53,8 @@ def answer(collected: Collected) -> str:
         fallen.append(f"{sum(one.value < 0 for one in last.values())} of {len(last)} units of {_name(model)}")
         farthest.append(f"10^{change.value:+.2f} in {_unit(unit)} of {_name(model)}")
     return (
-        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. At the end, GSC is lower "
-        f"than before in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
+        f"{listed(reached)} test accuracy in {collected.metrics['epoch'].max():g} epochs. After training, GSC is "
+        f"lower than before in {listed(fallen)}. The largest changes of GSC are factors of {listed(farthest)}."
     )
 
 
@@ -80,7 +80,7 @@ def _models(collected: Collected) -> list[str]:
 
 
 def _name(model: object) -> str:
-    return NAMES.get(str(model), str(model))
+    return f"AlexNet {NAMES[str(model)]}" if model in NAMES else str(model)
 
 
 def _unit(layer: object) -> str:
@@ -98,7 +98,7 @@ def _movement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _logarithms(frame: pd.DataFrame) -> pd.DataFrame:
-    """log10 GSC with rows and columns of `_movement`. The reshape and the last unit (GSC always 1) are left out."""
+    """log10 GSC, with rows and columns as in `_movement`. The reshape and the last unit (GSC always 1) are left out."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["depth_from_output"] > 0) & (frame["layer"] != "flatten")]
     return rows.sort_values("step", kind="stable").pivot_table(
         index=["model", "layer", "step"], columns="seed", values="log10_value", observed=True, sort=False
@@ -137,8 +137,8 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"At the end, GSC of most units of {name} is lower than before training",
             means.verdict(fallen > len(last) / 2, risen >= len(last) / 2),
-            f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units, its "
-            f"whole interval in {fallen}; the whole interval is positive in {risen}",
+            f"the mean change is negative in {sum(one.value < 0 for one in last.values())} of {len(last)} units; the "
+            f"whole interval of the change is negative in {fallen} units and positive in {risen} units",
         ),
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
@@ -194,7 +194,7 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
             ends = [f"{means.geometric_mean(10**row):.2g}" for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
             rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+.2f}"] if len(own) else ["", "", ""]
     words = ("before", "after", "change of log10")
-    return table(["unit", *(f"{_name(model)}: {word}" for model in models for word in words)], rows)
+    return table(["unit", *(f"{NAMES.get(model, model)}: {word}" for model in models for word in words)], rows)
 
 
 STUDY = Study(
@@ -207,12 +207,12 @@ measure several runs, because runs differ more before training than after.
     method=f"""
 Two AlexNets for CIFAR-10 ([training](../training.md)) are trained for {{train.epochs}} epochs by SGD with momentum
 {{optimizer.momentum}}. The recipe is a one-cycle learning rate up to {{optimizer.lr}}, batches of {{train.batch_size}}
-and label smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. A is trained without dropout,
-because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16 (autocast);
-GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
+and label smoothing {{train.label_smoothing}}. There are {{num_seeds}} runs per network. AlexNet A is used without
+dropout, because dropout lowers the accuracy after few epochs ([decisions](../decisions.md)). Training uses bfloat16
+(autocast); GSC is measured in float32. The images are CIFAR-10 **recompressed as JPEG**, not the original files
 ([results](../../results/README.md)).
 
-Every {{monitor.every}} steps, GSC of every unit to the logits is measured exactly, always on the same
+Every {{monitor.every}} steps, GSC from every unit to the logits is measured exactly, always on the same
 {{monitor.batch_size}} test images. A unit is a layer, activation or pooling. The reshape before the first fully
 connected layer is left out, because GSC of the reshape equals GSC of the unit before it.
 

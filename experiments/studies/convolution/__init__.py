@@ -24,12 +24,12 @@ def answer(collected: Collected) -> str:
     images = [claim.holds for claim in of.images(frame)]
     explained = [mean(by_seed(frame, f"{name}_explained")).value for name in ("covariance", "correlation")]
     return (
-        f"Convolutions {keep} the symmetry up to rounding away from the border, for shifts that all strides divide; "
+        f"Convolutions {keep} the symmetry up to rounding, except near the border, if all strides divide the shift; "
         f"the symmetry is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet by "
         f"{before:.2f} of the distance between two images at initialization, and by {after:.2f} of this distance after "
-        f"training. CIFAR-10 images are shown to have {images.count(True)} of {len(images)} properties of stationary "
-        f"images: the displacement of two pixels explains {explained[0]:.2f} of the differences between covariances "
-        f"and {explained[1]:.2f} of the differences between correlations."
+        f"training. CIFAR-10 images are shown to have {images.count(True)} of {len(images)} properties of images whose "
+        f"statistics are the same everywhere. For pairs of pixels, the displacement explains {explained[0]:.2f} of the "
+        f"differences between covariances and {explained[1]:.2f} of the differences between correlations."
     )
 
 
@@ -79,29 +79,29 @@ These gradients are compared with automatic differentiation in float64, on rando
 largest entry of the gradient. Cases: strides {listed(STRIDES)}, paddings {listed(PADDINGS)}, dilations
 {listed(DILATIONS)}, windows {listed(WINDOWS)}.
 
-**Equivariance.** T shifts images to the right. T' shifts a map by this distance divided by the total stride of the map,
-rounded. The error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images. Positions
-that depend on the border or on shifted-in pixels are left out. The error at the border is measured with circular
-shifts, for which only zero padding can break the symmetry.
+**Equivariance.** T shifts images to the right. T' shifts a map by the same distance, divided by the total stride of the
+map and rounded. The error of a map f is sqrt(sum |f(T x) - T' f(x)|^2 / sum |f(x)|^2), on mosaics of four images.
+Positions that depend on the border or on shifted-in pixels are left out. The error at the border is measured with
+circular shifts. Under these shifts, only zero padding can break the symmetry.
 
 **Invariance.** The change of the logits, |f(T x) - f(x)|, is divided by the distance between the logits of two images
-(both are root mean squares). Missing pixels are filled by mirroring. For **pooling**, f is one of the maps after the
-first two ReLUs: the full map, every second pixel of the map, or the map after 2 x 2 max or average pooling.
+(both are root mean squares). Missing pixels are filled by mirroring. To measure **pooling**, f is a map after the first
+or second ReLU: the full map, every second pixel of the map, or the map after 2 x 2 max or average pooling.
 
 **Networks.** AlexNet B has 5 x 5 convolutions with zero padding, two 2 x 2 max poolings and two linear layers. A fully
 connected ReLU network has {CONNECTED_DEPTH} layers of {CONNECTED_WIDTH} units. Both are trained by
 {{measurement.train_steps}} steps of SGD with batches of {{measurement.train_batch}} images of CIFAR-10. The training
 images are mirrored at random but not shifted. The {{data.batch_size}} measured images are not used for training.
 
-**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how mean and variance
-differ between positions. Two pixels have a covariance (or correlation) and a displacement. We measure which fraction of
-the differences between covariances the displacement explains. Every squared deviation is a product of two estimates,
-one from each half of the images, so sampling errors cancel on average. Correlations r near 1 cannot vary much, so the
-standard deviation of the correlation of neighbors is divided by 1 - r.
+**Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how much mean and variance
+of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have equal
+covariance. We measure which fraction of the differences between covariances (or correlations) displacement explains.
+Squared deviations are products of two estimates, one from each half of the images: sampling errors cancel on average.
+The correlation r of neighbors is near 1 and cannot vary much. So we divide its deviation over positions by 1 - r.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured
-images and another order of training images. The images for the statistics of pixels overlap between seeds. Training is
+images and another order of training images. Different seeds share images for the statistics of pixels. Training is
 short, so the accuracy is much lower than the network could reach. The study [pooling](pooling.md) measures larger
 shifts, without training. Fractions below {of.SMALL:g} count as small. The "exploratory" claims and the measure for
 neighbors were chosen after a first look at the data. The reference results use CIFAR-10 recompressed as JPEG (quality

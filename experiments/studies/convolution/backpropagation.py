@@ -65,7 +65,7 @@ def conv2d_input_gradient(
 
         dL/dX[n, c, y, x] = sum_k sum_u sum_v W[k, c, u, v] G'[n, k, y + p - u d, x + p - v d]
 
-    G' is G with s - 1 zeros between its entries.  Pixels that no window reaches get 0; ``shape`` is that of X.
+    G' is G with s - 1 zeros between its entries.  ``shape`` is the shape of X.  Pixels that no window reaches get 0.
     """
     down, across = (dilation * (side - 1) for side in weight.shape[2:])
     height, width = ((length - 1) * stride + 1 for length in gradient.shape[2:])
@@ -81,7 +81,7 @@ def conv2d_input_gradient(
 def conv2d_weight_gradient(
     gradient: Array, x: Array, kernel_size: tuple[int, int], *, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> Array:
-    """dL/dW, (K, C, h, w): the correlation of the input with G, a kernel with dilation s that moves by stride d.
+    """dL/dW, (K, C, h, w): the correlation of the input with G. G is used as a kernel with dilation s and stride d.
 
     dL/dW[k, c, u, v] = sum_n sum_i sum_j G[n, k, i, j] X[n, c, i s + u d - p, j s + v d - p]
     """
@@ -186,9 +186,9 @@ def _cropped(x: Array, padding: int) -> Array:
 
 
 def compared(generator: torch.Generator) -> pd.DataFrame:
-    """The largest difference between each gradient by hand and that of torch, divided by the largest entry, in float64.
+    """The largest difference between each gradient by hand and by torch, divided by the largest entry, in float64.
 
-    On random images, for all `STRIDES` and `PADDINGS`; convolutions for all `DILATIONS`, poolings for all `WINDOWS`.
+    Cases: all `STRIDES` and `PADDINGS`, with all `DILATIONS` (convolution) or `WINDOWS` (pooling), on random images.
     """
     found: dict[str, list[float]] = {}
     noise = partial(torch.randn, dtype=torch.float64, generator=generator)
@@ -224,7 +224,7 @@ def compared(generator: torch.Generator) -> pd.DataFrame:
 
 
 def _torch(function: Callable[..., Tensor], *arrays: Array) -> tuple[Array, list[Array]]:
-    """A gradient of the output (a sine wave over the entries), and the gradients of the arrays that torch computes."""
+    """A gradient of the output (a sine wave over the entries). From this, torch computes gradients of the arrays."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
     y = function(*tensors)
     g = torch.arange(1.0, y.numel() + 1, dtype=torch.float64).sin().reshape(y.shape)

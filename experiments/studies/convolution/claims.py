@@ -12,7 +12,7 @@ from experiments.evidence.study import Claim
 from experiments.studies.convolution.measurement import AFTER, CONNECTED, CONVOLUTIONAL, STAGES
 from experiments.studies.convolution.numbers import WHEN, by_seed, change, neighbor_spread, pooled, training_factors
 
-# A fraction of an image, a map or a standard deviation below SMALL counts as small, and one above EXPLAINED as all.
+# A fraction below SMALL counts as small. A fraction above EXPLAINED counts as everything.
 SMALL = 0.1
 EXPLAINED = 1 - SMALL
 # Rounding errors of float64 in sums of a few hundred terms, and of float32 in sums of a few thousand terms.
@@ -21,7 +21,7 @@ ROUNDING, ROUNDING_FLOAT32 = 1e-12, 1e-5
 STRIDES_OF = dict(zip(STAGES, (1, 2, 2, 4, 4, 4), strict=True))
 STRIDED = tuple(stage for stage, stride in STRIDES_OF.items() if stride > 1)
 LAST = STAGES[-1]
-IS_SMALL = f"small: below {SMALL:g}"
+IS_SMALL, RATIO = f"values below {SMALL:g} count as small", "after / before training"
 
 
 def claims(frame: pd.DataFrame) -> list[Claim]:
@@ -39,7 +39,7 @@ def gradients(frame: pd.DataFrame) -> Claim:
 
 
 def exact(frame: pd.DataFrame) -> Claim:
-    """Whether maps are equivariant for shifts that strides divide, away from the border."""
+    """Whether maps are equivariant away from the border, for shifts that the total stride divides."""
     errors = frame[frame["quantity"] == "equivariance_error"]
     divided = errors["shift"] % errors["layer"].map(STRIDES_OF).astype(float) == 0
     says = "Away from the border, a map moves with the image if the total stride of the map divides the shift"
@@ -57,14 +57,14 @@ def stride(frame: pd.DataFrame) -> Claim:
     """Whether shifts that the stride does not divide break the symmetry."""
     cases = [(when, shift) for when in WHEN for shift in (1, 2)]
     errors = [by_seed(frame, "equivariance_error", layer=LAST, training=when, shift=shift) for when, shift in cases]
-    says = f"Shifts by one or two pixels, which the stride of {STRIDES_OF[LAST]} does not divide, change maps of {LAST}"
+    says = f"Shifts by one or two pixels (the stride is {STRIDES_OF[LAST]}) break the symmetry of the maps of {LAST}"
     return _large(says, "smallest error", errors)
 
 
 def border(frame: pd.DataFrame) -> Claim:
     """Whether zero padding breaks the symmetry."""
     errors = [by_seed(frame, "border_error", layer=LAST, training=when) for when in WHEN]
-    smaller = f"error of {LAST}, the smaller of those before and after training"
+    smaller = f"error of {LAST}, before or after training, whichever is smaller"
     return _large("Zero padding breaks the symmetry at the border", smaller, errors)
 
 
@@ -74,17 +74,17 @@ def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
-    """Pooled maps compared with full maps, seed by seed."""
-    of_max, of_average, as_it_is = (pooled(frame, name) for name in ("max", "average", "none"))
+    """Whether pooling lowers the change of maps under a shift, compared seed by seed."""
+    of_max, of_mean, full = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
-        _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / as_it_is),
-        _lower("Average pooling lowers the change of a map more than max pooling", of_average / of_max),
+        _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / full, "pooled / full"),
+        _lower("Average pooling lowers the change of a map more than max pooling", of_mean / of_max, "average / max"),
     ]
 
 
-def _lower(says: str, ratios: npt.ArrayLike, comparisons: int = 1, note: str = "") -> Claim:
+def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1, note: str = "") -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio: {ratio:.2f}{note}")
+    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio:.2f}{note}")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
@@ -94,7 +94,7 @@ def trained(frame: pd.DataFrame) -> dict[str, Claim]:
         before, after = (by_seed(frame, "equivariance_error", layer=stage, training=when, shift=1) for when in WHEN)
         says = f"raining makes the maps of {stage} more equivariant, for a shift by one pixel"
         says = f"T{says}" if stage == LAST else f"Exploratory: t{says}"
-        made[stage] = _lower(says, after / before, num, f", one of {num} simultaneous intervals")
+        made[stage] = _lower(says, after / before, RATIO, num, f", one of {num} simultaneous intervals")
     return made
 
 
@@ -108,7 +108,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
-        made.append(_lower(says, changes[when] / change(frame, CONNECTED, when)))
+        made.append(_lower(says, changes[when] / change(frame, CONNECTED, when), "AlexNet / fully connected"))
     before, after = changes.values()
     moved, distances = training_factors(frame, CONVOLUTIONAL)
     apart = geometric_mean(distances)
@@ -117,15 +117,15 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     survive = "After training, nine of ten images keep their predicted class under a shift by one pixel"
     return [
         *made,
-        _lower("Training brings the AlexNet nearer to invariance", after / before),
-        _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved),
-        Claim(farther, apart.above(1), f"ratio: {apart:.2f}"),
+        _lower("Training brings the AlexNet nearer to invariance", after / before, RATIO),
+        _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved, RATIO),
+        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart:.2f}"),
         Claim(survive, same.above(EXPLAINED), f"fraction of images that keep their predicted class: {same:.2f}"),
     ]
 
 
 def distance_first(frame: pd.DataFrame) -> Claim:
-    """Whether the distance between images changes more by training than the response to a shift."""
+    """Whether training changes the distance between images by a larger factor than the response to a shift."""
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between images more than it lowers the change under a shift"
@@ -134,17 +134,17 @@ def distance_first(frame: pd.DataFrame) -> Claim:
 
 def images(frame: pd.DataFrame) -> list[Claim]:
     """Whether the images are stationary."""
-    made, spread = [], "standard deviation over positions"
-    scales = {"mean": "divided by that of a pixel", "variance": "divided by the mean variance"}
+    made, places, spread = [], "over positions, divided by", "standard deviation of the"
+    scales = {"mean": f"{places} the standard deviation of a pixel", "variance": f"{places} the mean variance"}
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same everywhere"
-        made.append(Claim(says, found.below(SMALL), f"{spread}, {scale}: {found:.3f}; {IS_SMALL}"))
+        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found:.3f}; {IS_SMALL}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the differences explained by displacement: {found:.2f}; required: above {EXPLAINED:g}"
+        because = f"fraction of the differences that displacement explains: {found:.2f}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} of the correlation r of neighbors, divided by 1 - r: {found:.3f}; {IS_SMALL}"
+    because = f"{spread} correlation r of neighbors {places} 1 - r: {found:.3f}; {IS_SMALL}"
     return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]

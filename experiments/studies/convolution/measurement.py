@@ -37,7 +37,7 @@ POOLINGS: dict[str, nn.Module] = {
 # The measured images are drawn from the first 10,000, the training images from the others.
 MEASURED = 10_000
 TESTED = 1_000
-# The learning rate of `Recipe` is meant for batches of 128.
+# A lower learning rate than in `Recipe`, which is meant for batches of 128.
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
 DISTANCES = 17
 

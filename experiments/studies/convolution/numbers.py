@@ -29,20 +29,20 @@ def change(frame: pd.DataFrame, network: str, training: str, shift: float = 1) -
 
 
 def training_factors(frame: pd.DataFrame, network: str) -> tuple[FloatArray, FloatArray]:
-    """Factors by which training multiplies the two parts of `change`: the response to a shift, and the distance."""
+    """Factors by which training multiplies the numerator (response to a shift) and the denominator of `change`."""
     moved = [by_seed(frame, "invariance_error", training=when, shift=1, network=network) for when in WHEN]
     apart = [by_seed(frame, "contrast", training=when, network=network) for when in WHEN]
     return moved[1] / moved[0], apart[1] / apart[0]
 
 
 def averaged(rows: pd.DataFrame, *columns: str) -> FloatArray:
-    """The geometric mean of the values over these columns, one per seed."""
+    """For each seed, the geometric mean of the values over these columns."""
     logarithms = np.log(rows.pivot_table(index="seed", columns=list(columns), values="value", observed=True))
     return np.exp(logarithms.mean(axis=1)).to_numpy(dtype=np.float64)
 
 
 def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
-    """The change of pooled maps: geometric mean over both layers, before and after training, one per seed."""
+    """For each seed, the change of pooled maps: geometric mean over both layers and over before and after training."""
     rows = frame[(frame["quantity"] == "pooled_change") & (frame["pooling"] == pooling)]
     return averaged(rows, "layer", "training")
 

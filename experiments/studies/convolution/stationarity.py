@@ -1,7 +1,7 @@
 """Stationarity of images: mean and variance of a pixel by position, and covariance of two pixels by displacement.
 
-Every square is a product of two estimates, one from each half of the images. Such a product is unbiased. The square of
-one estimate would be too large, because it contains the square of the sampling error.
+Every squared deviation is a product of two estimates, one from each half of the images. Such a product is unbiased. The
+square of one estimate would be too large, because it contains the square of the sampling error.
 """
 
 from __future__ import annotations

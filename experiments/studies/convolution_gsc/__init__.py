@@ -50,12 +50,12 @@ def answer(collected: Collected) -> str:
     if kept:
         most = 100 * math.expm1(max(abs(math.log(found[kind].value)) for kind in kept))
         names = listed(WORDS[kind] for kind in kept)
-        text.append(f"GSC from input to output changes by at most {most:.1f} % with {names}.")
+        text.append(f"Compared with a torus, GSC from input to output changes by at most {most:.1f} % with {names}.")
     if others := [WORDS[kind] for kind in KEEPING if kind not in kept]:
         text.append(f"GSC is not shown to stay the same with {listed(others)}.")
     if lowered := [kind for kind in POOLING if found[kind].below(1)]:
         by = listed(f"{WORDS[kind]} by a factor of {1 / found[kind].value:.1f}" for kind in lowered)
-        text.append(f"Pooling 2 x 2 in every stage lowers GSC: {by}.")
+        text.append(f"2 x 2 pooling in every stage lowers GSC: {by}.")
     return " ".join(text)
 
 
@@ -67,7 +67,7 @@ pooling makes gradients smaller relative to the activations, and average pooling
 change has different signs within a window, so averaging cancels most of the change.
 """,
     method=f"""
-A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions 3 x 3 with ReLU,
+A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} convolutions of size 3 x 3 with ReLU,
 {{model.channels}} channels, He's weights and no biases. The input is Gaussian noise of {SIDE} x {SIDE} pixels
 ({{data.batch_size}} samples, {{probes}} probes, {{num_seeds}} seeds). We compare stacks with equal weights:
 
@@ -76,16 +76,16 @@ A stack is a chain of {{model.stages}} stages. Each stage has {{model.convs}} co
 - **strided**: the first convolution of every stage has stride 2, on a torus.
 - **max**, **average**: 2 x 2 pooling at the end of every stage, on a torus.
 
-The **factor** of a stack is its GSC from the input to the output, divided by that of the torus with the same seed.
-Stacks of one seed have equal weights and inputs, so common effects of a seed cancel. We report the geometric mean.
+The **factor** of a stack is its GSC from input to output, divided by GSC of the torus with the same seed. Stacks of one
+seed have equal weights and inputs, so common effects of a seed cancel. We report geometric means over seeds.
 
 **Mean field** is the limit of many channels (J. Xiao et al., arXiv:1806.05393). The weights of a kernel are
-independent, so a convolution with He's weights and its ReLU keeps GSC for any stride. Zero padding changes GSC, because
-some weights have no effect at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho), where
-rho is the cosine similarity of two pixels; the factor is 1 / m if the pixels are equal. Max pooling passes each
+independent, so a convolution with He's weights and ReLU does not change GSC, for any stride. Zero padding changes GSC,
+because some weights have no effect at the border. Average pooling of m pixels multiplies GSC by 1 / (1 + (m - 1) rho).
+Here rho is the cosine similarity of two pixels; the factor is 1 / m if the pixels are equal. Max pooling passes each
 gradient to the largest pixel, which is positive more often than the other pixels. The factor of max pooling is
-therefore 2 P(max h > 0) / (2 E[max(h, 0)^2]). The pre-activations h are uncorrelated in the first layer, because the
-input is white noise. Each further layer makes them more similar.
+therefore 2 P(max h > 0) / (2 E[max(h, 0)^2]), where h are pre-activations. In the first layer, pre-activations are
+uncorrelated, because the input is white noise. Each further layer makes them more similar.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations and inputs. Mean field is the limit of
@@ -96,8 +96,8 @@ are white noise. Pixels of images are correlated, so average pooling should lowe
     answer=answer,
     figures=figures.draw,
     captions={
-        "total": "GSC from input to output of each stack, divided by that of the torus. Left: stride and padding. "
-        "Right: pooling. Dots are means with 95 % intervals, crosses mean field. The gray band counts as no change.",
+        "total": "GSC from input to output of each stack, divided by GSC of the torus. Left: stride and padding. "
+        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field. Gray band: GSC counts as unchanged.",
         "layers": "GSC from every layer to the output. Left: stride and padding, divided by GSC of the torus. Middle: "
         "max pooling. Right: average pooling. Bars are 95 % intervals over seeds, crosses are mean field.",
     },

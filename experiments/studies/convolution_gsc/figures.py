@@ -56,7 +56,7 @@ def _draw_factors(ax: Axes, frame: pd.DataFrame, kinds: tuple[str, ...]) -> None
 
 
 def layers(frame: pd.DataFrame) -> Figure:
-    """Profiles for stride and padding, divided by those of the torus, and profiles for both kinds of pooling."""
+    """Profiles for stride and padding, divided by the profile of the torus, and profiles for both kinds of pooling."""
     figure, axes = plt.subplots(1, 3, figsize=(13.2, 4.2), layout="constrained")
     axes[2].sharey(axes[1])
     names = list(of.profile(frame, of.REFERENCE).index)

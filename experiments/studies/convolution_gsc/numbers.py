@@ -21,7 +21,7 @@ UNCHANGED = 1.1
 
 
 def factors(frame: pd.DataFrame, place: int = 0) -> pd.DataFrame:
-    """GSC from layer ``place`` (0: input) divided by that of the torus with the same seed; shape (seeds, kinds)."""
+    """GSC from layer ``place`` (0: input) divided by GSC of the torus with the same seed; shape (seeds, kinds)."""
     rows = frame[(frame["quantity"] == "gsc") & (frame["layer"] == ("input" if place == 0 else f"conv{place}"))]
     table = rows.pivot_table(index="seed", columns="kind", values="log10_value", observed=True)
     return 10 ** table.sub(table[REFERENCE], axis=0)
@@ -38,7 +38,7 @@ def depth(frame: pd.DataFrame) -> int:
 
 
 def predicted(frame: pd.DataFrame, kind: str) -> FloatArray:
-    """Mean field of GSC from the input and from every layer to the output."""
+    """GSC from the input and from every layer to the output, by mean field."""
     stages, convs = (int(frame[name].iloc[0]) for name in ("stages", "convs"))
     return np.asarray(10 ** expected_log10_gsc(kind, side=SIDE, stages=stages, convs=convs))
 

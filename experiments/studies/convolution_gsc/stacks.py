@@ -1,8 +1,8 @@
 """Plain stacks of convolutions that differ in stride, padding or pooling, and the mean field of their GSC.
 
 Mean field assumes many channels and independent weights of mean 0. The taps of a kernel are then independent. So the
-covariance of two positions depends only on that of positions with the same displacement one layer before. Squared
-gradients add up over taps. A convolution and its ReLU keep GSC with He's variance. Pooling and borders change GSC.
+covariance of two positions follows from covariances in the previous layer, of positions with the same displacement.
+Squared gradients add up over taps. With He's variance, convolution and ReLU keep GSC. Pooling and borders change GSC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradscope import initializers
 FloatArray = npt.NDArray[np.float64]
 
 Mode = Literal["zeros", "reflect", "circular"]
-# For each kind: padding mode, padding width, stride of the first convolution of a stage, pooling at its end.
+# For each kind: padding mode, padding width, stride of the first convolution of a stage, pooling after a stage.
 KINDS: dict[str, tuple[Mode, int, int, str]] = {
     "circular": ("circular", 1, 1, "none"),
     "valid": ("zeros", 0, 1, "none"),
@@ -62,7 +62,7 @@ class Stack(nn.Sequential):
 
 
 def expected_log10_gsc(kind: str, *, stages: int, convs: int, side: int) -> FloatArray:
-    """Mean field of log10 GSC from the input (white noise, ``side`` pixels wide) and from every layer to the output."""
+    """log10 GSC to the output in mean field, from the input (white noise, ``side`` pixels wide) and every layer."""
     if kind == "zeros":
         return _zero_padding(stages * convs, side)
     pool = KINDS[kind][-1]
@@ -86,7 +86,7 @@ def relu_correlation(c: float) -> float:
 
 
 def average_pooling(c: float) -> tuple[float, float, float]:
-    """Factors of GSC of a convolution and of the 2 x 2 average pooling after it, and the cosine of two outputs.
+    """Three numbers: factor of GSC of a convolution, factor of GSC of 2 x 2 average pooling, cosine of two outputs.
 
     Pooling averages m = 4 values relu(h), whose pre-activations h have the correlation c. Then |J|_F^2 / n = 1/m^2. If
     two taps have the cosine rho, |x|^2 / |y|^2 = m^2 / (1 + (m - 1) rho). The factor is 1 / (1 + (m - 1) rho).
@@ -101,9 +101,9 @@ def max_pooling(c: float) -> tuple[float, float, float]:
 
     |J|_F^2 / n = 1/m, because each output passes its gradient to one tap. |x|^2 / |y|^2 = m (1/2) / M with
     M = E[max(h_1 .. h_m, 0)^2] and Var h = 1, so the factor is 1 / (2 M). The chosen tap is positive with probability
-    p = P(max h > 0) instead of 1/2, so the ReLU before the pooling passes 2 p times as much.
+    p = P(max h > 0) instead of 1/2, so the ReLU before the pooling passes 2 p times as much of a squared gradient.
 
-    Taps have u in common: h = sqrt(c) u + sqrt(1 - c) e. Given u, the m values e are independent.
+    Taps share the variable u: h = sqrt(c) u + sqrt(1 - c) e. Given u, the m values e are independent.
     """
     u, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / weights.sum()
@@ -120,8 +120,8 @@ def max_pooling(c: float) -> tuple[float, float, float]:
 def _zero_padding(depth: int, side: int) -> FloatArray:
     """log10 of GSC(k, L) = mean(g_k) mean(s_k) / mean(g_k s_k), s_k = P s_(k-1), g_k = P^T g_(k+1), s_0 = g_L = 1.
 
-    s_k is the mean square of layer k by position, and g_k that of the gradient. P_ij is the fraction of the
-    taps of position i that lie on position j. P is symmetric, so g_k = s_(L-k).
+    s_k is the mean square of layer k at each position, and g_k the mean square of the gradient. P_ij is the fraction of
+    the taps of position i that lie on position j. P is symmetric, so g_k = s_(L-k).
     """
     taps, squares = np.eye(side, k=-1) + np.eye(side) + np.eye(side, k=1), [np.ones((side, side))]
     for _ in range(depth):  # P is a product of a matrix for rows and one for columns

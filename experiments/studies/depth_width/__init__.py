@@ -1,4 +1,4 @@
-"""Whether the growth rate of GSC is a property of the architecture that does not depend on depth and width."""
+"""Whether the growth rate of GSC depends only on the architecture, and not on depth and width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["STUDY", "measure"]
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """For each network: whether the rate stays within tolerance, depends on the size, and has the mean-field limit."""
+    """For each network: whether the rate stays within tolerance, depends on the size, and tends to mean field."""
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
@@ -41,7 +41,7 @@ def claims(collected: Collected) -> list[Claim]:
 
 
 def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
-    """The mean of `Rates.ends`. The interval is simultaneous over all networks, both sizes and all looks."""
+    """The mean of `Rates.ends`; the interval is simultaneous over all networks, depth and width, and both analyses."""
     return mean(found[network].ends(size), comparisons=len(SIZES) * len(found) * LOOKS)
 
 
@@ -66,8 +66,8 @@ def answer(collected: Collected) -> str:
         changes.append(f"by {change:+.4f} {words} ({shows} dependence on the {size} is shown)")
     return (
         f"GSC of the SELU network grows by a factor of {rates.common:.4f} per layer, averaged over all sizes (mean "
-        f"field: {rates.theory:.4f}). The logarithm of this rate {steady} (tolerance: {TOLERANCE:g}). The logarithm "
-        f"changes {listed(changes)}."
+        f"field: {rates.theory:.4f}). The logarithm of the rate {steady} (tolerance: {TOLERANCE:g} around the mean "
+        f"over all sizes). The logarithm changes {listed(changes)}."
     )
 
 
@@ -114,12 +114,12 @@ The **rate** is the factor by which GSC grows per layer. It is fitted over the h
 
 A network is **within tolerance** if its log rate at each depth (or each width) differs from the mean over all sizes by
 less than {TOLERANCE:g}. A difference as large as the tolerance changes GSC by a factor of e over the deepest network.
-All intervals must lie inside the tolerance. These intervals are simultaneous 95 % intervals (Student's t over seeds,
-paired, Bonferroni over the sizes and over {LOOKS} looks at the data).
+The whole interval of every difference must lie inside the tolerance. Intervals are 95 % Student's t intervals over
+seeds. They are simultaneous (Bonferroni) over the depths or widths, and over {LOOKS} analyses of the data.
 
 A rate **depends on the depth**, even if only slightly, if the rates at the largest and the smallest depth differ. The
-dependence on the width is tested in the same way. The intervals are simultaneous over depth and width, all
-{len(NETWORKS)} networks and {LOOKS} looks. If no dependence is found, a small dependence may still exist.
+dependence on the width is tested in the same way. Intervals are simultaneous over these
+{len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses. If none is found, a small dependence may still exist.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -127,9 +127,9 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
-simultaneous. A first look at {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance at
-every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates
-replaced rates. The details give the verdicts that use only the added initializations. Probes add little error to a
+simultaneous. A first analysis of {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance
+at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates
+replaced rates. The details give the verdicts of the added initializations alone. Probes add little error to a
 rate, because the noise of the probes is nearly the same in all layers far from the output. The batch is smaller than
 every width. With batch normalization, a larger batch lowers the rate. The first and last layers may have another rate.
 """,

@@ -10,7 +10,7 @@ import gradscope as gs
 
 # The answer is about the first network.
 NETWORKS = ("selu", "relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch")
-# Number of initializations at the first look at the data, and number of looks.
+# Number of initializations in the first analysis of the data, and number of analyses.
 FIRST_SEEDS, LOOKS = 13, 2
 # Tolerance of the log rate: a factor of e over the deepest network, which has 200 layers.
 TOLERANCE = 1 / 200
@@ -19,7 +19,7 @@ TOLERANCE = 1 / 200
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, num_probes: int, num_sources: int
 ) -> pd.DataFrame:
-    """GSC to the last layer of an MLP, from ``num_sources`` equally spaced layers including the last."""
+    """GSC to the last layer of an MLP, from ``num_sources`` equally spaced layers (including the last)."""
     depth = len(model.get_submodule("layers")._modules)
     if depth % num_sources:
         raise ValueError(f"num_sources={num_sources} must divide the depth, got depth {depth}.")

@@ -31,7 +31,7 @@ class Rates:
 
     @property
     def logs(self) -> FloatArray:
-        """Natural logarithms of the rates. Log rates of layers add up."""
+        """Natural logarithms of the rates."""
         return np.log(self.values)
 
     @property
@@ -54,7 +54,7 @@ class Rates:
         return np.asarray(deviations[:, -1] - deviations[:, 0])
 
     def within_tolerance(self, size: str, first: int = 0) -> bool | None:
-        """Whether the log rate stays within tolerance at all depths or widths. Seeds before ``first`` are not used."""
+        """Whether log rates stay within tolerance at all depths or widths. The first ``first`` seeds are not used."""
         return all_of(*(one.within(0, TOLERANCE) for one in simultaneous(self.by(size)[first:], LOOKS)))
 
     @property
@@ -65,7 +65,7 @@ class Rates:
 
 
 def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
-    """Means of the columns of (seeds, columns), with simultaneous intervals over columns and ``looks`` looks."""
+    """The mean of each column of an array (seeds, columns), with intervals simultaneous over columns and ``looks``."""
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 
@@ -87,7 +87,7 @@ def _of_network(rows: pd.DataFrame) -> Rates:
 
 
 def theory(rows: pd.DataFrame) -> float:
-    """The mean-field rate of the network whose rows of the frame are given."""
+    """The mean-field rate of a network, given its rows of the frame."""
     activation, norm, batch_size = rows.iloc[0][["activation", "norm", "batch_size"]]
     return _gsc_rate(activation, norm, int(batch_size) if norm == "batch" else None)
 

@@ -35,7 +35,7 @@ def condensed(collected: Collected) -> Collected:
 
 
 def claims(collected: Collected) -> list[Claim]:
-    """The effective depth of each network, the effects of depth and skips on it, and the replacement of layers."""
+    """The effective depth of each network, how it depends on depth and skips, and the replacement of layers."""
     runs, made = Runs(collected.frame), []
     alike = {key: other for key in runs.deep for other in runs.shallow if other[:3] == key[:3]}
     skips = {key: (*key[:2], "identity", key[3]) for key in runs.deep if key[2] == "none"}
@@ -76,16 +76,16 @@ def _independent(runs: Runs) -> Claim:
     keys = runs.trained
     found = {key: mean(runs.final(key, "independent_depth") - runs.final(key), len(keys)) for key in keys}
     farthest = max(found, key=lambda key: abs(found[key].value))
-    says = f"The effective depth differs by at most {NEAR:g} layer from that of layers with independent directions"
+    says = f"Layers with independent directions would have the same effective depth, up to {NEAR:g} layer"
     return Claim(
         says,
         all_of(*(one.within(0, NEAR) for one in found.values())),
-        f"largest difference: {found[farthest]:.1f}, for {name(farthest)}",
+        f"largest difference (independent - measured): {found[farthest]:.1f}, for {name(farthest)}",
     )
 
 
 def _together(runs: Runs) -> Claim:
-    """Whether used and replaceable fractions are related: a permutation test of the rank correlation over networks."""
+    """Test whether the fraction of layers that a network uses is related to the fraction that can be replaced."""
     used, replaced = (
         [mean(values(key)).value / runs.layers(key) for key in runs.trained]
         for values in (runs.final, runs.replaceable)
@@ -107,7 +107,7 @@ def _certain(runs: Runs) -> Claim:
     return Claim(
         says,
         bool(widths.max() <= 1),
-        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs, largest uncertainty: {widths.max():.0f}",
+        f"exactly known in {(widths == 0).sum()} of {len(widths)} runs; largest error in layers: {widths.max():.0f}",
     )
 
 
@@ -137,7 +137,7 @@ def _used(runs: Runs, keys: list[Key]) -> str:
 def details(collected: Collected) -> str:
     """A table of all networks, and the names of networks whose training fails."""
     runs = Runs(collected.frame)
-    header = ["network", "layers", "test accuracy, %", "effective depth", f"at {TOLERANCES[1]:g}"]
+    header = ["network", "layers", "test accuracy, %", "effective depth", f"for share {TOLERANCES[1]:g}"]
     rows = []
     for key in runs.trained:
         found = [runs.final(key), runs.final(key, index=1), runs.final(key, "independent_depth"), runs.replaceable(key)]
@@ -155,16 +155,16 @@ can have a large effective depth. With skip connections, a first-order expansion
 more: the changes of these layers act almost independently of each other.
 """,
     method=f"""
-**Residual trick.** A trained layer l is the sum of the layer before training and of its change by training. Its
-Jacobian is I_l + R_l: I_l belongs to the layer before training, R_l to the change. The Jacobian of the network is the
-product of these sums over all layers, expanded into terms. C^k is the sum of all terms that contain R_l of exactly k
-layers: the joint contribution of k trained layers. All C^k are exact: C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
+**Residual trick.** A trained layer l is the layer before training plus the change by training. Its Jacobian is
+I_l + R_l: I_l belongs to the layer before training, R_l to the change. The Jacobian of the network is the product of
+these sums over all layers. Multiplied out, it is a sum of terms. C^k is the sum of those that contain R_l of exactly
+k layers: the joint contribution of k trained layers, computed exactly by C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the
 largest k whose share is at least {TOLERANCES[0]:g} (`gradscope.effective_depth`). The residual trick and the name
 "effective depth" are from G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577). They bound C^k by norms of the
-layers; the definition by shares is ours. For comparison, we compute the effective depth of layers with independent
-directions: it depends only on the norms of I_l and R_l.
+layers; the definition by shares is ours. For comparison, we compute which effective depth layers with independent
+directions would have. This number depends only on the norms of I_l and R_l.
 
 **Taylor replacement.** A first-order expansion around the parameters before training replaces the last n layers
 (`gradscope.taylor_losses`). The expansion leaves out products of the changes of different layers. We look for the
@@ -172,13 +172,13 @@ largest n at which the loss on {TRIED} training digits rises by at most {SUFFERS
 
 **Networks.** Multilayer perceptrons of width {{model.width}} learn the digits of scikit-learn (64 features) by SGD with
 momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V phi(norm(W f)), one layer per block. Each
-run uses the learning rate with the lowest final training loss. Effective depths are exact, in float64 on a batch of
-digits. If batch normalization couples the samples, effective depths are estimated from {PROBES} random vectors.
+run uses the learning rate with the lowest final training loss. Effective depths are computed in float64 on a batch of
+digits: estimated from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
 """,
-    how_sure="""
+    how_sure=f"""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts is
-a convention; the table has a second value. Wider networks or longer training would give other numbers.
+a convention; the table also has values for {TOLERANCES[1]:g}. Wider networks or longer training give other numbers.
 """,
     claims=claims,
     answer=answer,

@@ -44,7 +44,7 @@ def measure(
     order = torch.randint(len(digits[0]), (steps, train_batch_size), generator=generator)
     tried = [(descend(model, digits, order, rate), rate) for rate in learning_rates]
     ends = [loss_of(states[-1], digits) if len(states) > 1 else math.inf for states, _ in tried]
-    if math.isinf(min(ends)):  # Training diverged with every rate, which is a result.
+    if math.isinf(min(ends)):  # Training diverged with every rate: a result, not an error.
         return observed("train_loss", math.inf, num_samples=len(digits[0]), step=steps)
     states, rate = tried[int(np.argmin(ends))]
     recorded = [step for step in RECORDED if step < steps] + [steps]
@@ -92,7 +92,7 @@ def loss_of(model: nn.Module, digits: Digits) -> float:
 
 @torch.no_grad()
 def accuracy_of(model: nn.Module, digits: Digits) -> float:
-    """Fraction of correctly classified digits, evaluated as one batch, which batch normalization uses."""
+    """Fraction of correctly classified digits. Batch normalization uses the statistics of all digits."""
     return float((model(digits[0]).argmax(dim=1) == digits[1]).double().mean())
 
 

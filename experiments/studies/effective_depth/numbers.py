@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.archive.labels import network_name
 from experiments.studies.effective_depth.measurement import TOLERANCES
 
-# Largest accepted increase of the loss by replacement. For comparison, guessing one of ten classes costs 2.3.
+# Largest accepted increase of the loss by replacement. For comparison, guessing one of ten classes has loss 2.3.
 SUFFERS = 0.1
 
 NETWORK = ["activation", "norm", "residual", "depth"]
@@ -30,9 +30,9 @@ class Runs:
         networks = [cast(Key, key[1:]) for key in self._rows if key[0] == "train_loss"]
         learned = {key: np.isfinite(self.rows(key, "train_loss")["value"]).all() for key in networks}
         self.failed = [key for key in networks if not learned[key]]
-        """Networks that diverged with every learning rate in some seed."""
+        """Networks whose training diverged, in at least one seed, with every learning rate."""
         self.trained = sorted(filter(learned.get, networks), key=lambda key: (key[3], key[2] != "none"))
-        """The networks that never diverged, sorted by depth, plain networks first."""
+        """All other networks, sorted by depth, plain networks first."""
         depths = [key[3] for key in self.trained]
         self.shallow, self.deep = ([key for key in self.trained if key[3] == end(depths)] for end in (min, max))
 
@@ -56,12 +56,12 @@ class Runs:
         return int(self.rows(key, "change")["index"].max())
 
     def taylor(self, key: Key) -> pd.DataFrame:
-        """Loss minus that of the whole network, as a table of shape (number of replaced layers, seeds)."""
+        """Loss minus the loss of the whole network, as a table of shape (number of replaced layers, seeds)."""
         rows = self.rows(key, "taylor_loss")
         table = rows.pivot_table(index="index", columns="seed", values="value", observed=True)
         return table - table.iloc[0]
 
     def replaceable(self, key: Key) -> pd.Series:
-        """The largest number of last layers that can be replaced without a loss above `SUFFERS`, one per seed."""
+        """For each seed, how many of the last layers can be replaced before the loss rises by more than `SUFFERS`."""
         suffers = ~(self.taylor(key) <= SUFFERS)
         return suffers.idxmax().where(suffers.any(), len(suffers)) - 1

@@ -52,8 +52,8 @@ def answer(collected: Collected) -> str:
     return (
         f'The signal "{WORDS[most]}" announces the failure of {alarms.announced(warned)}, with a median lead of '
         f"{alarms.typical(warned)}. However, this signal is a false alarm in {alarms.false_alarms(most)} that do not "
-        f"fail. Signals with reliably less than {100 * MOST_FALSE_ALARMS:g} % false alarms are: "
-        f"{decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}; these announce the failure of "
+        f"fail. Signals with reliably less than {100 * MOST_FALSE_ALARMS:g} % false alarms "
+        f"({decide.named(alarms.reliable(MOST_FALSE_ALARMS), True)}) announce the failure of "
         f"{alarms.announced(sure)}, with a median lead of {alarms.typical(sure)}."
     )
 
@@ -65,7 +65,7 @@ def details(collected: Collected) -> str:
     if not len(found):
         return "There is nothing to compare."
     cells = alarms.table.groupby(level=CELL, observed=True)["failure_step"].min()
-    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps later" if len(ended) else ""
+    soon = f", {alarms.median(ended['nan_step'] - ended['failure_step'])} steps after the failure" if len(ended) else ""
     parts = [
         f"Of {len(alarms.table)} runs, {len(found)} fail, in {np.isfinite(cells).sum()} of {len(cells)} combinations "
         f"of network and learning rate. The loss becomes non-finite in {len(ended)} of these runs{soon}."
@@ -133,9 +133,9 @@ the learning rate rises linearly to a peak value (range test, L. N. Smith, arXiv
 first and fail later. Gradients of three of the five networks (relu_batch, tanh_layer, selu) explode at initialization.
 GSC is estimated from {NUM_PROBES} random vectors, the same at every step, on {NUM_IMAGES} test images.
 
-**Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10, {FAILURE / GUESSING:g}
-times the loss of guessing. **Controls** are the runs that do not fail. A control has **learned** if its last loss is
-below {LEARNED / GUESSING:g} times the loss of guessing. The thresholds of **signals** are those of the monitor, or were
+**Failure** is the first step whose loss is non-finite or above {FAILURE / GUESSING:g} ln 10. (The loss of guessing is
+ln 10.) **Controls** are the runs that do not fail. A control has **learned** if its last loss is
+below {LEARNED / GUESSING:g} times the loss of guessing. Thresholds of **signals** are taken from the monitor or were
 fixed before the runs. A *jump* is relative to the median of up to {RECENT} previous steps (at least {FEWEST}):
 
 - *loss jump*: the loss is above {LOSS_JUMP:g} times its median;
@@ -145,15 +145,15 @@ fixed before the runs. A *jump* is relative to the median of up to {RECENT} prev
 - *GSC*: GSC from some layer to the logits (squared convention, arXiv:1712.05577) is above 10^{EXTREME_LOG10:g};
 - *GSC jump*: the largest GSC of all layers is above {signals.GSC_JUMP:g} times its median.
 
-Loss jump and failure are two thresholds for the loss. If the median is near the loss of guessing, a loss jump needs
-{LOSS_JUMP * GUESSING / FAILURE:g} times the loss of a failure.
+Loss jump and failure are two thresholds for the loss. If the median is near the loss of guessing, the threshold of a
+loss jump is {LOSS_JUMP * GUESSING / FAILURE:g} times the threshold of a failure.
 
 A signal **announces** a failure if it passes its threshold at an earlier step. The **lead** is the number of steps from
-the signal to the failure, or to a non-finite loss (NaN). In a control, every signal is a **false alarm**. Controls have
-more steps in which a signal can fire than failing runs, which are monitored only until they fail. So we also report
-false alarms for **equally long** monitoring. This is a fraction of all pairs of a control and a failing run: those in
-which the signal fires in the control before the step at which the failing run fails. A signal is **reliable** if the
-whole interval of its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, and unreliable if it is above.
+the signal to the failure, or to a non-finite loss (NaN). In a control, every signal is a **false alarm**. A failing run
+is monitored only until it fails, so a signal has more steps to fire in a control. We therefore also report false alarms
+for **equally long** monitoring. For this, we form all pairs of a control and a failing run, and report the fraction of
+pairs in which the signal fires in the control before the failing run fails. A signal is **reliable** if the interval of
+its rate of false alarms is below {100 * MOST_FALSE_ALARMS:g} %, unreliable if it is above, and undecided otherwise.
 """,
     how_sure=f"""
 Runs of one network at one learning rate (a cell) resemble each other. Therefore the 95 % intervals resample whole
@@ -161,14 +161,14 @@ cells. If the intervals for independent runs are wider (Wilson for proportions, 
 those intervals. With few cells, intervals tend to be too narrow. The intervals cover only these networks and learning
 rates. We do not know which signal would be first if all signals had the same rate of false alarms. Failures after the
 last step are not counted. A run that fails within {FEWEST} steps cannot show a jump. "Exploratory" claims were made
-after a first look at the runs. The same runs decide which signals are reliable and what they announce. The networks
+after a first look at the runs. The same runs decide which signals are reliable and what these announce. The networks
 with the largest GSC at step 0 have normalization, which also limits the effect of a large update. The data cannot
 separate the effects of GSC and normalization. GSC above 10^{EXTREME_LOG10:g} would need deeper networks.
 """,
     claims=claims,
     figures=figures,
     captions={
-        "warnings": "Percentage of failing runs that a signal announces, and of controls in which it is a false alarm.",
+        "warnings": "For each signal, percentage of failing runs that are announced, and of others with a false alarm.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",
         "failures": "Percentage of runs that fail, by network and peak learning rate.",

@@ -52,7 +52,7 @@ class Alarms:
 
     @cached_property
     def leads(self) -> pd.DataFrame:
-        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before it."""
+        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before."""
         return leads(self.table)
 
     @cached_property
@@ -75,7 +75,7 @@ class Alarms:
         return median(known, self._drawn(known.index))
 
     def announced(self, values: pd.Series) -> Part:
-        """The proportion of failing runs with a lead, which is not NaN."""
+        """The proportion of failing runs whose failure is announced, that is, whose lead is not NaN."""
         return self.part(values.notna())
 
     def typical(self, values: pd.Series) -> str:
@@ -87,7 +87,7 @@ class Alarms:
         return self.part(self.false[name])
 
     def matched(self, name: str) -> Between:
-        """Fraction of pairs (control, failing run) in which the control fires before the failing run fails."""
+        """Fraction of pairs (control, failing run): the signal fires in the control before the failing run fails."""
         pairs, controls, failing = self._pairs(name)
         resampled = _pair_means(pairs, controls, failing)
         return Between(float(pairs.mean()) if pairs.size else np.nan, *interval(resampled))
@@ -108,7 +108,7 @@ class Alarms:
     def ranking(self, models: npt.ArrayLike) -> Between | None:
         """Fraction of pairs (failing run, control) in which the failing run has the larger GSC at step 0.
 
-        Both runs of a pair have equal learning rate and seed. It is the area under the ROC curve; None without a pair.
+        Runs of a pair have equal learning rate and seed. This is the area under the ROC curve, or None without pairs.
         """
         own = self.table[self.table.index.get_level_values("model").isin(np.asarray(models))]
         drawn, start = self._drawn(own.index), own["log10_gsc_at_start"].to_numpy()
@@ -126,7 +126,7 @@ class Alarms:
         return self.drawn[:, self.table.index.get_indexer(index)]
 
     def _pairs(self, name: str) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray]:
-        """Whether a control (row) fires before a failing run (column) fails, and how often each run is drawn."""
+        """Whether the signal fires in a control (row) before a run (column) fails, and how often each run is drawn."""
         first = self.table.loc[self.false.index, f"first_{name}"].to_numpy()
         failed = self.table.loc[self.leads.index, "failure_step"].to_numpy()
         return first[:, None] < failed[None, :], self._drawn(self.false.index), self._drawn(self.leads.index)

@@ -14,10 +14,10 @@ from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import WORDS, quiet
 from gradscope.monitor.alarms import FEWEST
 
-# Accepted rate of false alarms; with more, a monitor costs more than it saves.  LIMITS: also a lower and higher rate.
+# Accepted rate of false alarms; above it, a monitor costs more than it saves.  LIMITS: a lower and higher rate, too.
 MOST_FALSE_ALARMS = 0.1
 LIMITS = (0.05, MOST_FALSE_ALARMS, 0.2)
-# An early warning comes at least FEW_STEPS before the failure. A loss is soon non-finite within FEW_STEPS after it.
+# An early warning comes at least FEW_STEPS before the failure.  "Soon" is at most FEW_STEPS after the failure.
 FEW_STEPS = 5
 # Failures after this step leave time for jumps: a jump needs FEWEST previous steps.
 LATE = 2 * FEWEST
@@ -50,7 +50,7 @@ def update_first(alarms: Alarms) -> Claim:
     update = alarms.part(first["update"])
     others = ", ".join(f"{WORDS[name]} {first[name].sum()}" for name in alarms.fired if name != "update")
     return Claim(
-        'At these thresholds, "update" is the first signal (perhaps with others) in most announced failures',
+        'At these thresholds, "update" is the first signal (alone or with others) in most announced failures',
         update.most,
         f"{update}; runs in which others are first: {others or 'none'}; false alarms of this signal: "
         f"{alarms.false_alarms('update')}",
@@ -58,22 +58,22 @@ def update_first(alarms: Alarms) -> Claim:
 
 
 def reliable(alarms: Alarms) -> list[Claim]:
-    """What reliable signals announce together. Undecided if the undecided signals would change the verdict."""
+    """What reliable signals announce together. A claim is undecided if undecided signals would change its verdict."""
     sure, perhaps = warned_by(alarms, MOST_FALSE_ALARMS)
     verdicts = alarms.reliable(MOST_FALSE_ALARMS)
-    together = f"; reliable: {named(verdicts, True)}; undecided: {named(verdicts, None)}"
+    together = f"; reliable signals: {named(verdicts, True)}; undecided signals: {named(verdicts, None)}"
     late = (alarms.table.loc[sure.index, "failure_step"] > LATE).to_numpy()
     after = sure[late], perhaps[late]
     others = warned_by(alarms, MOST_FALSE_ALARMS, but="loss_jump")
     early = [alarms.part(lead.dropna() >= FEW_STEPS) for lead in (sure, perhaps)]
     return [
         _most("Together, the reliable signals announce most failures", alarms, sure, perhaps, together),
-        _most(f"Exploratory: reliable signals announce most failures after step {LATE}", alarms, *after),
+        _most(f"Exploratory: reliable signals announce most of the failures after step {LATE}", alarms, *after),
         _most("Exploratory: reliable signals without the loss jump announce most failures", alarms, *others),
         Claim(
             f"In most announced failures, the first reliable signal is at least {FEW_STEPS} steps before the failure",
             early[0].most if early[0].most is early[1].most else None,
-            f"{early[0]}; median lead: {alarms.typical(sure)}; with the undecided signals: {early[1]}",
+            f"{early[0]}; median lead: {alarms.typical(sure)}; with undecided signals: {early[1]}",
         ),
     ]
 
@@ -81,7 +81,7 @@ def reliable(alarms: Alarms) -> list[Claim]:
 def _most(says: str, alarms: Alarms, sure: pd.Series, perhaps: pd.Series, what: str = "") -> Claim:
     least, best = alarms.announced(sure), alarms.announced(perhaps)
     holds = verdict(least.most is True, best.most is False)
-    return Claim(says, holds, f"{least}{what}; with the undecided signals: {best}")
+    return Claim(says, holds, f"{least}{what}; reliable and undecided signals: {best}")
 
 
 def warned_by(alarms: Alarms, limit: float, but: str = "") -> tuple[pd.Series, pd.Series]:
@@ -105,7 +105,7 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     """Whether, among ``models``, networks that fail have larger GSC at step 0."""
     area = alarms.ranking(models)
     if area is None:
-        return Claim(says, None, "at 0 learning rates, some networks fail and others do not")
+        return Claim(says, None, "there is no learning rate at which some networks fail and others do not")
     because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area:.2f}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
 
-# Range of the axis of signals divided by thresholds. With an exploding loss in range, other curves would look flat.
+# Limits of the axis of signals divided by thresholds. On an axis with the exploding loss, other curves look flat.
 SHOWN = (1e-7, 1e4)
 
 
@@ -41,7 +41,7 @@ def _warnings(alarms: Alarms) -> Figure:
         place = np.arange(len(names)) + 0.27 * (number - 1)
         hatch = ("", "", "///")[number]
         ax.bar(place, value, width=0.25, color=colors[number], label=label, hatch=hatch, edgecolor="white")
-        margins = np.clip([value - low, high - value], 0, None)  # of 0 runs the lower end is 0 up to rounding
+        margins = np.clip([value - low, high - value], 0, None)  # for 0 runs, the lower end is 0 up to rounding
         ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=2)
     ax.set_xticks(range(len(names)), [WORDS[name] for name in names])
     ax.set(ylabel="runs in %", ylim=(0, 138), yticks=range(0, 101, 20))

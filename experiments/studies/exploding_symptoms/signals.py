@@ -92,7 +92,7 @@ def first_steps(table: pd.DataFrame) -> pd.DataFrame:
     passed |= {f"first_{name}": table[name] > threshold for name, threshold in THRESHOLDS.items()}
     first = pd.DataFrame({name: steps.where(where, math.inf) for name, where in passed.items()})
     own = table.groupby(level=KEYS, observed=True)
-    last = own["loss"].agg(lambda losses: losses.iloc[-1])  # also where it is NaN
+    last = own["loss"].agg(lambda losses: losses.iloc[-1])  # even if it is NaN
     found = first.groupby(level=KEYS, observed=True).min()
     return found.assign(log10_gsc_at_start=own["start"].first(), last_loss=last.fillna(math.inf))
 
@@ -104,14 +104,14 @@ def runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
-    """Steps from each signal to the failure, or to ``end``; NaN if the signal did not fire before the failure."""
+    """Steps from each signal to ``end``; NaN if the signal did not fire before the failure."""
     ended = found[np.isfinite(found[end])]
     firsts = _firsts(ended)
     return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
 
 
 def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
-    """Whether each signal fired, for runs that did not fail; with ``learned`` only for those of them that learned."""
+    """Whether each signal fired, for runs that did not fail; with ``learned``, only for runs that also learned."""
     others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
     return _firsts(others).apply(np.isfinite)
 

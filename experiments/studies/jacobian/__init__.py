@@ -48,7 +48,7 @@ def claims(collected: Collected) -> list[Claim]:
         ),
         *(_collapses(f"The volume of the {model} network collapses", volumes[model]) for model in GAUSSIAN),
         Claim(
-            "The linear network loses as much volume per layer as the expected loss of a Gaussian matrix",
+            "Per layer, the linear network loses as much volume as expected for a Gaussian matrix",
             linear.within(expected, STABLE),
             f"{says}: {linear:.4f}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
         ),
@@ -74,10 +74,10 @@ def answer(collected: Collected) -> str:
     few = [model for model in GAUSSIAN if _few(frame, model).holds and _most_collapse(frame, model).holds]
     return (
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
-        f"network: the error is proportional to the step to the power {1 + numbers.slope(frame).value:.2f}. J scales "
+        f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
         f"small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. One number "
-        "does not describe the Jacobian of a deep network: a few directions carry the norm, and most other directions "
-        f"collapse, in these networks: {listed(few)}."
+        "does not describe the Jacobian of a deep network. In these networks, a few directions carry the norm, and "
+        f"most other directions collapse: {listed(few)}."
     )
 
 
@@ -165,8 +165,8 @@ orthogonal weights, and *expanding* multiplies such weights by {SCALE:g}. Four n
 values s_i of the Jacobian from the input to every layer:
 
 - the quadratic mean norm qm(J), the root of the mean of s_i^2;
-- the mean log singular value ln|det J| / n, which is at most ln qm(J). We sum it over layers, because the small
-  singular values of the product are smaller than the rounding errors of the large ones;
+- the mean log singular value ln|det J| / n, which is at most ln qm(J). We sum ln|det| over layers, because small
+  singular values of the product are below the rounding errors of the large ones;
 - the mean log singular value without the largest tenth of the singular values;
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
   s_i is not zero. If the effective rank is below {FEW:g} n, few directions carry the norm.
@@ -181,7 +181,7 @@ the rates of both controls are known beforehand, so they check the measurement. 
 float64. At the smallest steps, rounding dominates the error of the linearization. Gaussian matrices lose volume even
 without a nonlinearity, so a collapsing volume is mainly an effect of the weights. Tanh networks reach a constant rate
 only after many layers, so the first layers still affect the rates. The effective rank and the controls were added after
-a first look at norms and volumes. Layers are square, without normalization or ReLU, which make J singular.
+a first look at norms and volumes. Layers are square. Normalization and ReLU are left out: they make J singular.
 """,
     claims=claims,
     figures=figures.draw,

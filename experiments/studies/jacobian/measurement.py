@@ -16,7 +16,7 @@ from gradscope.models import MLP
 
 STEPS = np.logspace(-4, 0, 13)
 NUM_DIRECTIONS = 16
-# If the effective rank is below this fraction of the width, few directions carry the norm.
+# Few directions carry the norm if the effective rank is below this fraction of the width.
 FEW = 0.1
 
 

@@ -19,11 +19,11 @@ __all__ = ["STUDY", "measure"]
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
 # Smallest change of log10 GSC that counts: the growth over all layers at the largest rate that is called stable.
 LEAST = DEPTH * math.log10(EXPLODING_RATE)
-# Rates that differ by less are equal, because `gradscope.coefficients.growth` calls such a growth stable.
+# Rates that differ by less count as equal: `gradscope.coefficients.growth` calls a rate stable if it is so near to 1.
 EQUAL = EXPLODING_RATE - 1
 # Layers are nearly linear if a remedy multiplies the linear fit error of the last layer by less than KEPT.
 KEPT = 0.1
-# A remedy has no price if it removes the growth and keeps more than MOSTLY of the nonlinearity of the outputs.
+# A remedy has no price if it removes growth and keeps more than the fraction MOSTLY of the nonlinearity of outputs.
 MOSTLY = 0.5
 SIGNIFICANCE = 0.05
 NUM_TESTS = len(BASELINES) * len(TESTED)
@@ -58,12 +58,12 @@ def answer(collected: Collected) -> str:
         best.append(f"{NAMES[baseline]} from {before:.1f} to {after:.1f} ({REMEDIES[least]})")
     price = told(
         {key: claim.holds for key, claim in _all_paid_for(found).items()},
-        "less nonlinearity for {};", "more nonlinearity for {};", "an undecided amount for {};",
+        "yes for {};", "the opposite for {};", "undecided for {};",
     )  # fmt: skip
     return (
         f"Of {len(lowers)} remedies with equal parameter counts, {lowers.count(True)} lower log10 GSC from input to "
-        f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. According to rank correlations, "
-        f"remedies with less growth leave {price.rstrip(';')}."
+        f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. Do remedies with less "
+        f"growth leave less nonlinearity? By rank correlation: {price.rstrip(';')}."
     )
 
 
@@ -143,7 +143,7 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer divided by that with large weights: {kept:.2g}; nonlinear: above {KEPT:g}",
+        f"linear fit error of the last layer, relative to large weights: {kept:.2g}; nonlinear: above {KEPT:g}",
     )
 
 
@@ -180,10 +180,10 @@ unchanged and with one change (a remedy). Numbers of parameters are equal within
   field, arXiv:1611.01232), **looks linear** (without normalization, arXiv:1702.08591), and **LSUV** (arXiv:1511.06422,
   `gradscope.initializers.lsuv`)
 
-**Repeated networks.** In mean field, only the variance of the weights matters, so some changes give the same network.
+**Repeated networks.** In mean field, only the variance of the weights matters, so some changes repeat another network.
 For tanh without biases, critical and orthogonal have the same variance as lecun. Batch normalization cancels the scale
 of the weights, so xavier, orthogonal and LSUV do not change the network. For SELU, orthogonal and LSUV do not change
-the variance of the weights. Such changes are marked †, compared with that network, and not counted as remedies.
+the variance. Repeated networks are marked †, compared with the network that they repeat, and not counted as remedies.
 
 **Growth** is log10 GSC (squared convention) from input to output, because networks with equal parameters differ in
 depth. A remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. This is the growth over
@@ -204,7 +204,7 @@ Intervals are 95 % Student's t intervals over initializations. Differences are c
 is geometric. Intervals for changes of GSC are simultaneous (Bonferroni). Two choices were made after a first look at
 the data: the smallest change that counts, and which networks repeat others. There are few remedies per network, so a
 real rank correlation may be undecided here. The study covers one depth, one number of parameters and Gaussian noise,
-all at initialization. Training may make a network nonlinear that is nearly affine at initialization.
+all at initialization. A network that is nearly affine at initialization may become nonlinear during training.
 """,
     claims=claims,
     figures=figures.draw,

@@ -24,7 +24,7 @@ REMEDIES = {
 }  # fmt: skip
 NAMES = {"tanh_large": "tanh with large weights", "relu_batch": "relu+batch", "selu": "selu"}
 # Remedies that repeat another network in mean field, where only the variance of weights matters.  For tanh without
-# biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. LSUV sets that of SELU.
+# biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. For SELU, it is kept.
 TWINS = {
     "tanh_large": {"orthogonal": "lecun", "critical": "lecun"},
     "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": NONE},
@@ -89,7 +89,7 @@ def remedies_of(baseline: str, by_remedy: dict[str, Outcome]) -> list[str]:
 
 
 def level(outcome: Outcome, measure: str) -> Mean:
-    """Mean over seeds of a measure of nonlinearity: geometric, except for that of the outputs, which may be 0."""
+    """Mean over seeds of a measure of nonlinearity: geometric, except for the outputs, whose nonlinearity may be 0."""
     values = getattr(outcome, measure)
     return means.mean(values) if measure == "nonlinearity" else means.geometric_mean(values)
 

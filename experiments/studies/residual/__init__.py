@@ -50,14 +50,14 @@ def answer(collected: Collected) -> str:
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
         "A skip connection that is k times as long as its branch divides GSC - 1 of a block by k^2 + 1, within "
-        f"{100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. With unit skips, k increases with "
-        f"depth, and GSC grows more slowly than an exponential for {listed(slower)}. Skip connections {lowers} the "
-        f"growth of a ResNet: log10 GSC from the first to the last block is {residual} with skips and {plain} without."
+        f"{100 * TOLERANCE:.0f} % in {diluted.count(True)} of {len(diluted)} cases. If the skip has weight 1, k grows "
+        f"with depth, and GSC grows more slowly than an exponential for {listed(slower)}. Skip connections {lowers} "
+        f"the growth of a ResNet: log10 GSC from first to last block is {residual} with skips and {plain} without."
     )
 
 
 def details(collected: Collected) -> str:
-    """A table of measured rates and exponents, and of those that the law predicts."""
+    """A table of rates and exponents, measured and predicted by the law."""
     frame, rows = collected.frame, []
     for branch in BRANCHES:
         rates = [f"{means.mean(numbers.rates(frame, branch, k)):.4f}" for k in DILUTIONS]
@@ -72,7 +72,7 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
-    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; ratio of (rate - 1): {ratio:.3f}"
+    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; (rate - 1), measured / mean field: {ratio:.3f}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -116,9 +116,9 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
             f"{late} {growing:.3f}; by the law: {law:.3f}; ratio of the two: {relative:.2f}; {power}",
         ),
         Claim(
-            f"From block {WINDOW[1]} to {WINDOW[2]}, the exponent of {name(branch)} agrees with the law",
+            f"From block {WINDOW[1]} to {WINDOW[2]}, the exponent of the depth agrees with the law for {name(branch)}",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
-            f"exponent: {means.mean(exponents):.3f}; by the law: {exponent:.3f}; in the limit, r - 1: "
+            f"exponent: {means.mean(exponents):.3f}; by the law: {exponent:.3f}; for infinite depth: "
             f"{numbers.branch_rate(frame, branch) - 1:.3f}",
         ),
     ]
@@ -130,7 +130,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"GSC - 1, summed over {len(own)} blocks and divided by the sum of the law: {ratio:.3f}; mean k: "
+        f"GSC - 1, summed over {len(own)} blocks and divided by the sum that the law predicts: {ratio:.3f}; mean k: "
         f"{own['dilution'].mean():.2f}; mean r: {own['branch_gsc'].mean():.3f}",
     )
 
@@ -139,9 +139,9 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     blocks = numbers.single_blocks(frame, branch)
     ratio = means.mean((blocks["block_gsc"] / blocks["law"]).groupby(level="seed").mean())
     return Claim(
-        f"The law holds in single blocks of relu whose branches end in {end}, where it predicts GSC 1",
+        f"In single blocks of relu whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
-        f"GSC of a block divided by GSC of the law: {ratio:.3f} (mean of {len(blocks)} blocks); mean r: "
+        f"GSC of a block divided by GSC of the law, mean of {len(blocks)} blocks: {ratio:.3f}; mean r: "
         f"{blocks['branch_gsc'].mean():.3f}",
     )
 
@@ -160,7 +160,7 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
     """Whether skip connections lower the growth of a ResNet, and lower the growth more in the last stage."""
     plain, residual = (numbers.block_totals(frame, case) for case in RESNETS)
     flat_plain, flat = (numbers.flattening(frame, case) for case in RESNETS)
-    factors_plain, factors = (numbers.factors_by_stage(frame, case) for case in RESNETS)
+    others, factors = (numbers.factors_by_stage(frame, case) for case in RESNETS)
     return [
         Claim(
             "Skip connections lower the growth of a ResNet",
@@ -172,7 +172,7 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
             "Skip connections lower the growth per block of a ResNet more in the last stage than in the first stage",
             means.mean(flat - flat_plain).below(0.0),
             f"log GSC per block in the last stage, divided by the first stage: {means.mean(flat):.2f} with skips, "
-            f"{means.mean(flat_plain):.2f} without; GSC per block by stage: {factors} (skips), {factors_plain} (none)",
+            f"{means.mean(flat_plain):.2f} without; GSC per block by stage: {factors} (with), {others} (without)",
         ),
     ]
 
@@ -195,14 +195,14 @@ branch without skip. If skip and branch are orthogonal, and their Jacobians too,
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
 below 1, k converges to s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip). The
-largest k is also measured at width {NARROW_WIDTH}. The law holds if (rate - 1) (k^2 + 1) is within
-{100 * TOLERANCE:.0f} % of rate - 1 without a skip for the same seeds, where the rate is GSC per block.
+largest k is also measured at width {NARROW_WIDTH}. The **rate** is GSC per block. By the law, a skip divides rate - 1
+by k^2 + 1. We test this seed by seed, with a tolerance of {100 * TOLERANCE:.0f} %.
 
 **Unit skips** (s = 1). Lengths grow with every block, so k^2 is proportional to the depth. GSC approaches a power of
 the depth, depth^(r - 1), instead of the exponential r^depth. The late growth of log GSC per block (blocks {WINDOW[1]}
 to {WINDOW[2]}) is divided by the early growth (blocks {WINDOW[0]} to {WINDOW[1]}). The ratio is 1 for an exponential
-and {POWER:.3f} for a power of the depth. At these depths, the law does not predict a pure power yet. So the ratio is
-also compared with the ratio that the law predicts, as a product over blocks with k and r from mean field.
+and {POWER:.3f} for a power of the depth. At these depths, the law does not predict a pure power yet. So we also compare
+the ratio with the ratio by the law. The law gives GSC as a product over blocks, with k and r from mean field.
 
 **Single blocks.** In {NUM_BLOCKS} blocks of every network we measure k, r and the GSC of the block. We sum GSC - 1 over
 the blocks of a case, and compare the sum with the law for the same k and r, with the same tolerance. (The case k = 1
@@ -213,7 +213,7 @@ The measured GSC must be within {100 * STEADY:.0f} % of this prediction.
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 and width {RESNET_WIDTH}. GSC from every block to the logits is measured with and without skip connections, on noise of
 the size of an image. Two numbers are compared: the growth from the first to the last block, and the growth per block in
-the last stage divided by that in the first stage.
+the last stage divided by the growth per block in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals are not simultaneous, so one of the many

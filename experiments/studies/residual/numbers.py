@@ -73,7 +73,7 @@ def exponents(frame: pd.DataFrame, branch: str) -> FloatArray:
 
 
 def steadiness(frame: pd.DataFrame, case: str) -> FloatArray:
-    """Growth of log GSC per block in the later part of `WINDOW`, divided by that in the earlier part, one per seed."""
+    """Growth of log GSC per block in the later part of `WINDOW`, divided by growth in the earlier part, by seed."""
     return np.asarray(_late_over_early(*_in_window(frame, case)))
 
 
@@ -96,7 +96,7 @@ def block_totals(frame: pd.DataFrame, case: str) -> FloatArray:
 
 
 def flattening(frame: pd.DataFrame, case: str) -> FloatArray:
-    """Growth of log GSC per block in the last stage of a ResNet, divided by that in the first stage, one per seed."""
+    """Growth of log GSC per block in the last stage of a ResNet, divided by growth in the first stage, one per seed."""
     return np.asarray(block_growth(frame, case, "stage3") / block_growth(frame, case, "stage1"))
 
 
@@ -116,22 +116,22 @@ def _law(branch: str, dilution: str, batch_size: int) -> FloatArray:
 
 
 def expected(frame: pd.DataFrame, branch: str, dilution: str) -> FloatArray:
-    """log10 GSC from the stem to every block, as the law predicts it."""
+    """log10 GSC from the stem to every block, by the law."""
     return _law(branch, dilution, int(frame["batch_size"].iloc[0]))
 
 
 def expected_exponent(frame: pd.DataFrame, branch: str) -> float:
-    """`exponents` as the law predicts them."""
+    """The exponent that the law predicts; see `exponents`."""
     return float(_exponent(*expected(frame, branch, UNIT)[list(WINDOW)]))
 
 
 def expected_steadiness(frame: pd.DataFrame, branch: str, dilution: str) -> float:
-    """`steadiness` as the law predicts it."""
+    """The late growth divided by the early growth that the law predicts; see `steadiness`."""
     return float(_late_over_early(*expected(frame, branch, dilution)[list(WINDOW)]))
 
 
 def single_blocks(frame: pd.DataFrame, branch: str) -> pd.DataFrame:
-    """Dilution (if not 0), GSC of branch and block, and GSC by the ``law``: one row per case, seed and block."""
+    """Dilution, GSC of branch and block, and GSC by the ``law``: one row per case with a skip, seed and block."""
     rows = frame[frame["case"].str.split("-").str[0] == branch]
     rows = rows[rows["quantity"].isin(["dilution", "branch_gsc", "block_gsc"])]
     table = rows.pivot_table(index=["case", "seed", "index"], columns="quantity", values="value", observed=True)

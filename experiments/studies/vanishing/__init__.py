@@ -104,7 +104,7 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
 
 
 def _larger(frame: pd.DataFrame, scale: int) -> Claim:
-    """Whether the smallest scale avoids the shrinking to a quarter, or the largest scale lets the gradient grow."""
+    """Whether the gradient shrinks to more than a quarter (at the smallest scale), or grows (at the largest scale)."""
     keeps = ("shrinks to more than a quarter per layer", SLOPE)
     says, least = {SCALES[0]: keeps, SCALES[-1]: ("grows toward the input", 1.0)}[scale]
     factor = numbers.rate(frame, *SIGMOID, scale)
@@ -118,14 +118,14 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
 
 def _kept_names(frame: pd.DataFrame) -> str:
     """Networks in which the gradient norm is kept, shrinks more or grows more, and undecided networks."""
-    kept = f"changes by less than a factor of {KEPT:g} in"
-    names: dict[str, list[str]] = {kept: [], "shrinks more in": [], "grows more in": [], "is undecided in": []}
+    kept, unclear = f"changes by less than a factor of {KEPT:g} in", "undecided for"
+    names: dict[str, list[str]] = {kept: [], "shrinks more in": [], "grows more in": [], unclear: []}
     for activation, norm in NETWORKS:
         changed = "shrinks more in" if numbers.rate(frame, activation, norm).value < 1 else "grows more in"
-        words = {True: kept, False: changed, None: "is undecided in"}[_keeps(frame, activation, norm).holds]
+        words = {True: kept, False: changed, None: unclear}[_keeps(frame, activation, norm).holds]
         names[words].append(labels.network_name([activation, norm]))
     parts = [f"{words} {', '.join(own)}" for words, own in names.items() if own]
-    return f"Over {numbers.layers(frame)} layers, the gradient norm {'; it '.join(parts)}."
+    return f"Over {numbers.layers(frame)} layers, the gradient norm {'; '.join(parts)}."
 
 
 def _network_table(frame: pd.DataFrame) -> str:
@@ -153,7 +153,7 @@ weights and the normalization of your network.
 """,
     method=f"""
 **By hand.** A chain has two hidden sigmoid units and a sigmoid output, a1 = s(w1 x), a2 = s(w2 a1), y = s(w3 a2), and
-the loss is E = (t - y)^2 / 2. With s' = s (1 - s), the chain rule gives, in order from the output to the input:
+the loss is E = (t - y)^2 / 2. The sigmoid s has s' = s (1 - s), so the chain rule gives, from output to input:
 
 - d3 = -(t - y) y (1 - y), dE/dw3 = d3 a2
 - d2 = d3 w3 a2 (1 - a2), dE/dw2 = d2 a1
@@ -178,7 +178,7 @@ counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
 most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
-network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation; this factor has no bound.
+network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, so there is no such bound.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are

@@ -36,7 +36,7 @@ def by_hand(x: float, target: float, weights: tuple[float, float, float]) -> dic
 
 
 def compared() -> pd.DataFrame:
-    """Derivatives by hand and by autograd, and the largest relative difference of autograd or `gs.measure` to them."""
+    """Derivatives by hand and by autograd, and the larger of the relative errors of autograd and `gs.measure`."""
     chain = nn.Sequential(*(part for _ in WEIGHTS for part in (nn.Linear(1, 1, bias=False), nn.Sigmoid()))).double()
     with torch.no_grad():
         for parameter, weight in zip(chain.parameters(), WEIGHTS, strict=True):

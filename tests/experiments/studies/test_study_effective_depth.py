@@ -85,7 +85,7 @@ def test_descent_is_that_of_torch_by_hand():
 
 
 PLAIN, SKIPS = ("tanh", "layer", "none"), ("tanh", "layer", "identity")
-INDEPENDENT = "The effective depth differs by at most 1 layer from that of layers with independent directions"
+INDEPENDENT = "Layers with independent directions would have the same effective depth, up to 1 layer"
 
 
 def made_up(depth_used, replaced, *, seeds=4, failed=()):

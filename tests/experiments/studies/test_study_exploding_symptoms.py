@@ -60,13 +60,13 @@ def test_claims_of_a_signal_that_is_always_right_and_of_one_that_always_fires():
 def test_the_answer_follows_the_runs():
     made = story(40, 40)
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
-    assert answer.startswith('The signal "gradient jump" announces') and "are: gradient jump; these" in answer
+    assert answer.startswith('The signal "gradient jump" announces') and "(gradient jump) announce" in answer
     assert details.startswith("Of 80 runs, 40 fail, in 40 of 80 combinations") and "update, in 40 runs" in details
     assert "loss jump, weight growth, GSC and GSC jump" in details and "number as the failure" not in details
     assert "| update | 40 of 40 runs (91 to 100 %) | 40 | 28 (" in details
     assert "| 10 % | gradient jump | none | 40 of 40 runs (91 to 100 %) | 40 of 40 runs (91 to 100 %) |" in details
     louder = kept({"failure_step": 9, "first_loss_jump": 3}, *({"model": f"sane{n}"} for n in range(40)))
-    assert "are: loss jump;" in study.STUDY.answer(louder)
+    assert "(loss jump) announce" in study.STUDY.answer(louder)
     assert "number as the failure" in study.STUDY.details(louder)
 
 

@@ -51,7 +51,7 @@ def holds(collected):
     return {claim.says: claim.holds for claim in pooling.claims(collected)}
 
 
-GAINS, FADES = "A map changes less under a shift by 3 pixels after max pooling", "Max pooling helps less for shifts by"
+GAINS, FADES = "After max pooling, a map changes less under a shift by 3 pixels", "Max pooling helps less for shifts by"
 INVARIANT = "After max pooling a map is nearly invariant to a shift by 1 pixel"
 SECOND = "Subsampling without pooling"
 RISING, FALLING = (np.linspace(*ends, len(SHIFTS)) for ends in ((0.5, 0.9), (0.9, 0.5)))

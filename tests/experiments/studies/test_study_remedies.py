@@ -216,8 +216,8 @@ def test_claims_of_a_frame_that_is_known():
     answer, details = remedies.STUDY.answer(collected), remedies.STUDY.details(collected)
     assert answer.startswith("Of 17 remedies") and "15 lower" in answer
     assert "relu+batch from 8.0 to 5.5 (looks linear)" in answer
-    assert "less nonlinearity for tanh with large weights (the outputs) and relu+batch (the outp" in answer
-    assert "more nonlinearity for tanh with large weights (the last layer) and relu+batch" in answer
+    assert "yes for tanh with large weights (the outputs) and relu+batch (the outp" in answer
+    assert "the opposite for tanh with large weights (the last layer) and relu+batch" in answer
     assert "of the outputs: none." in details and "| below 1e-06 |" in details and "| critical† |" in details
 
 

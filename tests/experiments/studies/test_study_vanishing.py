@@ -208,7 +208,7 @@ def test_the_answer_follows_the_verdicts():
     assert "not decide alone" not in vanishing.STUDY.answer(bound)
     unclear = with_factors({numbers.SIGMOID: 0.25})
     assert "cannot tell" in vanishing.STUDY.answer(unclear)
-    assert "undecided in sigmoid, " in vanishing.STUDY.details(unclear)
+    assert "undecided for sigmoid, " in vanishing.STUDY.details(unclear)
 
 
 def test_figures_hold_what_the_frame_says():
