@@ -194,7 +194,7 @@ of the last layers, because these layers can be nearly linear although the growt
 [remedies](remedies.md) shows how to reduce the growth.
 """,
     method=f"""
-Networks of depth {{model.depth}} and width {{model.width}} have activations {{model.activation}} and normalizations
+Networks have depth {{model.depth}} and width {{model.width}}. Activations: {{model.activation}}. Normalizations:
 {{model.norm}}. We use {{data.batch_size}} samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers

@@ -178,7 +178,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
         return []
     (a, first), (b, second) = found.items()
     difference = means.mean(second - first)
-    says = f"With this recipe, the test accuracy of {b} differs from that of {a}"
+    says = f"With this recipe, the test accuracy of {b} differs from the accuracy of {a}"
     because = f"{a}: {means.mean(first):.1f} %; {b}: {means.mean(second):.1f} %; difference: {difference:.1f}"
     return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 

@@ -95,9 +95,9 @@ images are mirrored at random but not shifted. The {{data.batch_size}} measured 
 
 **Stationarity** is measured on gray values of {{measurement.num_images}} images. We measure how much mean and variance
 of a pixel differ between positions. In stationary images, pairs of pixels with equal displacement have equal
-covariance. We measure which fraction of the differences between covariances (or correlations) displacement explains.
+covariance. We measure how much of the differences between covariances (or correlations) displacement can explain.
 Squared deviations are products of two estimates, one from each half of the images: sampling errors cancel on average.
-The correlation r of neighbors is near 1 and cannot vary much. So we divide its deviation over positions by 1 - r.
+The correlation r of neighbors is near 1 and cannot vary much. So the deviation of r over positions is divided by 1 - r.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over {{num_seeds}} seeds. Each seed has another initialization, other measured

@@ -40,8 +40,8 @@ def conv2d(
     """Y = X * W + b, (B, C, H, W) -> (B, K, H', W') with H' = floor((H + 2 p - d (h - 1) - 1) / s) + 1."""
     if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(
-            f"Images (B, C, H, W) and kernels (K, C, h, w) must have equally many channels C, got shapes {x.shape} "
-            f"and {weight.shape}."
+            f"Images (B, C, H, W) and kernels (K, C, h, w) must have the same number of channels C, got shapes "
+            f"{x.shape} and {weight.shape}."
         )
     if stride < 1 or dilation < 1 or padding < 0:
         raise ValueError(

@@ -31,10 +31,10 @@ def claims(frame: pd.DataFrame) -> list[Claim]:
 
 
 def gradients(frame: pd.DataFrame) -> Claim:
-    """Whether gradients by hand equal those of torch."""
+    """Whether gradients by hand equal the gradients of torch."""
     rows = frame[frame["quantity"] == "backpropagation_error"]
     cases = int(rows.groupby("seed")["num_samples"].sum().iloc[0])
-    says = "Gradients of convolution and pooling by hand equal those of automatic differentiation"
+    says = "Gradients of convolution and pooling by hand equal the gradients of automatic differentiation"
     return _rounding(says, f"{cases} cases per seed; largest relative difference", rows["value"].max(), ROUNDING)
 
 

@@ -119,7 +119,7 @@ seeds. They are simultaneous (Bonferroni) over the depths or widths, and over {L
 
 A rate **depends on the depth**, even if only slightly, if the rates at the largest and the smallest depth differ. The
 dependence on the width is tested in the same way. Intervals are simultaneous over these
-{len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses. If none is found, a small dependence may still exist.
+{len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses. If no dependence is found, a small one may still exist.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -128,8 +128,8 @@ a function of 1 / width (least squares), and extrapolate this line to 1 / width 
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals in the table and for infinite width are not
 simultaneous. A first analysis of {FIRST_SEEDS} initializations could not quite decide whether SELU is within tolerance
-at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log rates
-replaced rates. The details give the verdicts of the added initializations alone. Probes add little error to a
+at every width. Then the number of initializations was raised once, to {{num_seeds}} for all networks, and log
+rates replaced rates. The details give the verdicts of the added initializations alone. Probes add little error to a
 rate, because the noise of the probes is nearly the same in all layers far from the output. The batch is smaller than
 every width. With batch normalization, a larger batch lowers the rate. The first and last layers may have another rate.
 """,

@@ -65,7 +65,7 @@ class Rates:
 
 
 def simultaneous(deviations: FloatArray, looks: int = 1) -> list[Mean]:
-    """The mean of each column of an array (seeds, columns), with intervals simultaneous over columns and ``looks``."""
+    """The mean of each column of an array (seeds, columns); intervals are simultaneous over columns and analyses."""
     return [mean(column, deviations.shape[1] * looks) for column in deviations.T]
 
 

@@ -157,7 +157,7 @@ more: the changes of these layers act almost independently of each other.
     method=f"""
 **Residual trick.** A trained layer l is the layer before training plus the change by training. Its Jacobian is
 I_l + R_l: I_l belongs to the layer before training, R_l to the change. The Jacobian of the network is the product of
-these sums over all layers. Multiplied out, it is a sum of terms. C^k is the sum of those that contain R_l of exactly
+these sums over all layers. Multiplied out, it has many terms. C^k is the sum of the terms that contain R_l of exactly
 k layers: the joint contribution of k trained layers, computed exactly by C^k_l = I_l C^k_(l-1) + R_l C^(k-1)_(l-1).
 
 The share of C^k is its norm divided by the sum of the norms of all contributions. The **effective depth** is the

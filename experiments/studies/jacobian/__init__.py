@@ -91,7 +91,7 @@ def details(collected: Collected) -> str:
     head = ["network", "quadratic mean, factor per layer", "geometric mean, factor per layer", "effective rank"]
     return (
         f"{table(head, rows)}\n\nMeans are over singular values. Factors are averages over the second half of the "
-        f"layers. The effective rank is that of the last layer; its largest possible value is {numbers.width(frame)}."
+        f"layers. The effective rank is measured at the last layer; it is at most {numbers.width(frame)}."
     )
 
 
@@ -171,8 +171,8 @@ values s_i of the Jacobian from the input to every layer:
 - the effective rank (sum s_i^2)^2 / sum s_i^4 (participation ratio). It is n if all s_i are equal, and 1 if only one
   s_i is not zero. If the effective rank is below {FEW:g} n, few directions carry the norm.
 
-Rates are changes per layer over the half of the layers farther from the input. *Explode*, *vanish* and *collapse* are
-defined as for GSC: the square of the number changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For
+Rates are mean changes per layer over the half of the layers farther from the input. *Explode*, *vanish* and *collapse*
+are defined as for GSC: the square of the number changes by more than {100 * (STABLE_SQUARE - 1):.0f} % per layer. For
 Gaussian matrices W of variance 1 / n, the mean of ln|det W| / n is sum_i (digamma(i/2) + ln(2/n)) / (2 n), about -1/2.
 """,
     how_sure="""

@@ -100,7 +100,7 @@ def _row(baseline: str, remedy: str, outcome: Outcome) -> list[str]:
 
 
 def _change(found: Outcomes, baseline: str, remedy: str, other: str) -> Mean:
-    """log10 GSC of a network minus that of another network, with simultaneous intervals over all such changes."""
+    """log10 GSC of a network minus log10 GSC of another network; intervals are simultaneous over all such changes."""
     comparisons = sum(len(by_remedy) - 1 for by_remedy in found.values())
     return means.mean(found[baseline][remedy].total - found[baseline][other].total, comparisons)
 

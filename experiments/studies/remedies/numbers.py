@@ -84,7 +84,7 @@ def _outcome(rows: pd.DataFrame, theory: float) -> Outcome:
 
 
 def remedies_of(baseline: str, by_remedy: dict[str, Outcome]) -> list[str]:
-    """The remedies of a network, without "none" and without those that repeat another network."""
+    """The remedies of a network, without "none" and without remedies that repeat another network."""
     return [remedy for remedy in by_remedy if remedy != NONE and remedy not in TWINS[baseline]]
 
 

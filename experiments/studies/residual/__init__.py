@@ -195,8 +195,8 @@ branch without skip. If skip and branch are orthogonal, and their Jacobians too,
 
 **Constant dilution.** The branch of a normalized block has the same length for every input. So with a skip weight s
 below 1, k converges to s / sqrt(1 - s^2). Skip weights are chosen for k = {", ".join(DILUTIONS)} (0: no skip). The
-largest k is also measured at width {NARROW_WIDTH}. The **rate** is GSC per block. By the law, a skip divides rate - 1
-by k^2 + 1. We test this seed by seed, with a tolerance of {100 * TOLERANCE:.0f} %.
+largest k is also measured at width {NARROW_WIDTH}. The **rate** is the growth factor of GSC per block. By the law, a
+skip divides rate - 1 by k^2 + 1. For equal seeds, this must hold within {100 * TOLERANCE:.0f} % on average.
 
 **Unit skips** (s = 1). Lengths grow with every block, so k^2 is proportional to the depth. GSC approaches a power of
 the depth, depth^(r - 1), instead of the exponential r^depth. The late growth of log GSC per block (blocks {WINDOW[1]}
@@ -212,8 +212,8 @@ The measured GSC must be within {100 * STEADY:.0f} % of this prediction.
 
 **ResNet.** The network of He et al. for CIFAR-10 (arXiv:1512.03385) has {RESNET_DEPTH} layers, {RESNET_BLOCKS} blocks
 and width {RESNET_WIDTH}. GSC from every block to the logits is measured with and without skip connections, on noise of
-the size of an image. Two numbers are compared: the growth from the first to the last block, and the growth per block in
-the last stage divided by the growth per block in the first stage.
+the size of an image. We compare two numbers with and without skips: the growth from the first to the last block, and
+the growth per block in the last stage divided by the growth per block in the first stage.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals over initializations. The intervals are not simultaneous, so one of the many

@@ -36,7 +36,7 @@ def network(case: str, depth: int, width: int, *, generator: torch.Generator) ->
     known = {*BRANCHES, *OTHERS, RESNET}
     found = re.fullmatch(r"(\w+)-(unit|\d+(?:\.\d+)?)(?:-(\d+))?", case)
     if found is None or found[1] not in known:
-        raise ValueError(f"A case must be one of {', '.join(sorted(known))}, then -unit or a dilution; got {case!r}.")
+        raise ValueError(f"A case must be one of {', '.join(sorted(known))} with -unit or -DILUTION; got {case!r}.")
     branch, dilution, width = found[1], found[2], int(found[3] or width)
     if branch == RESNET:
         skips = "identity" if dilution == UNIT else "none"

@@ -178,12 +178,12 @@ counts as kept if it changes by less than a factor of {KEPT:g} over all layers.
 
 **Bound by the slope.** For wide layers with weight variance v / n, the factor per layer is sqrt(v E[s'^2]), which is at
 most sqrt(v) / 4 for any data. Larger weights raise this bound, so we also multiply the hidden weights of the sigmoid
-network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, so there is no such bound.
+network by {", ".join(map(str, SCALES))}. Normalization divides by a standard deviation, which removes the bound.
 """,
     how_sure=f"""
 Intervals are 95 % Student's t intervals of the logarithm over initializations. Intervals of factors per layer are
 simultaneous (Bonferroni) over all {len(NETWORKS)} networks, and over all {len(SCALES)} scales of the weights. All
-networks are at initialization and have no biases, and they have the same depth and width.
+networks are at initialization, have no biases, and have the same depth and width.
 """,
     claims=claims,
     figures=figures.draw,

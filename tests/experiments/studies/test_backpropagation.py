@@ -109,7 +109,7 @@ def test_the_gradient_is_the_transpose_of_the_forward_map():
 
 def test_what_makes_no_sense_is_refused():
     x, weight = images(1, 2, 5, 5), np.ones((1, 2, 3, 3))
-    with pytest.raises(ValueError, match=r"equally many channels C, got shapes \(1, 2, 5, 5\) and \(1, 1, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"same number of channels C, got shapes \(1, 2, 5, 5\) and \(1, 1, 3, 3\)"):
         bp.conv2d(x, weight[:, :1])
     with pytest.raises(ValueError, match="got stride=0"):
         bp.conv2d(x, weight, stride=0)

@@ -114,7 +114,7 @@ def test_cases():
     assert study.evenly(100, 6) == [16, 33, 49, 66, 83, 99] and study.evenly(100, 10)[-2:] == [89, 99]
     assert study.evenly(3, 6) == [0, 1, 2]
     for bad in ("selu-1", "tanh_layer", "tanh_layer-", "tanh_layer-x", "tanh_layer-2-x"):
-        with pytest.raises(ValueError, match=rf"relu_batch, .* then -unit or a dilution; got '{bad}'"):
+        with pytest.raises(ValueError, match=rf"relu_batch, .* with -unit or -DILUTION; got '{bad}'"):
             measurement.network(bad, 3, 8, generator=seeded())
 
 
