@@ -1,1 +1,1 @@
-"""One study per file or folder: `experiments.studies.NAME.STUDY`, an `experiments.evidence.study.Study`."""
+"""Each file or folder defines one study: `experiments.studies.NAME.STUDY`, an `experiments.evidence.study.Study`."""

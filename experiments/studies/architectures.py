@@ -22,7 +22,7 @@ from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
 # Networks that explode, and networks that do not, according to the literature.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")
 STABLE = ("relu", "relu_layer", "tanh")
-# A layer is nearly linear if its linear fit error, divided by the error of the first layer, is below this.
+# A layer is nearly linear if its linear fit error, divided by the error of the first layer, is below KEPT.
 KEPT = 0.1
 # Data have collapsed if their sign diversity is below COLLAPSED.  A network is nonlinear if its NLC is above NONLINEAR.
 COLLAPSED, NONLINEAR = 0.1, 2.0

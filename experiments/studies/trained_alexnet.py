@@ -124,7 +124,7 @@ def _farthest(found: dict[Any, Mean]) -> tuple[Any, Mean]:
 
 
 def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
-    """Whether GSC of a network falls, how far GSC changes at the end and at any record, and where and when."""
+    """Whether GSC of a network falls, how far it changes (at the end, at any record), where and when most."""
     final = _last(moved)
     last, records = _means(final), _means(moved[moved.index.get_level_values("step") > 0])
     fallen, risen = sum(one.high < 0 for one in last.values()), sum(one.low > 0 for one in last.values())

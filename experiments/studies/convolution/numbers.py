@@ -42,7 +42,7 @@ def averaged(rows: pd.DataFrame, *columns: str) -> FloatArray:
 
 
 def pooled(frame: pd.DataFrame, pooling: str) -> FloatArray:
-    """For each seed, the change of pooled maps: geometric mean over both layers and over before and after training."""
+    """The change of pooled maps per seed: geometric mean over four values (both layers, before and after training)."""
     rows = frame[(frame["quantity"] == "pooled_change") & (frame["pooling"] == pooling)]
     return averaged(rows, "layer", "training")
 

@@ -53,7 +53,7 @@ def variance_spread(first: Moments, second: Moments) -> float:
 
 
 def explained_by_displacement(first: FloatArray, second: FloatArray, shape: tuple[int, int]) -> float:
-    """Fraction of the differences between pairs of pixels that is explained by displacement; 1 for stationary images.
+    """How much displacement explains of the differences between pairs of pixels, as a fraction (1 if stationary).
 
         1 - sum_pq (C_pq - S(q - p))^2 / sum_pq (C_pq - mean C)^2,    S(d) = mean of C_pq over pairs with q - p = d
 

@@ -72,7 +72,7 @@ def answer(collected: Collected) -> str:
 
 
 def details(collected: Collected) -> str:
-    """Verdicts of the seeds that were added after the first look, and results of all networks."""
+    """Verdicts from the seeds that were added after the first look, and results of all networks."""
     found = all_rates(collected)
     again, sentences = len(found["selu"].values) - FIRST_SEEDS, []
     if again > 1:

@@ -52,7 +52,7 @@ def _cells(own: Rates) -> list[Mean]:
 
 
 def _reach(own: Rates) -> float:
-    """The largest distance from the mean over all sizes that the figure must show, for intervals and mean field."""
+    """How far the figure must reach around the mean over all sizes, so that it shows all intervals and mean field."""
     ends = [end for cell in _cells(own) for end in (cell.low, cell.high)] + [own.theory]
     return max(abs(math.log(end / own.common.value)) for end in ends)
 

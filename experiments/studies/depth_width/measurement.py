@@ -12,7 +12,7 @@ import gradscope as gs
 NETWORKS = ("selu", "relu", "relu_layer", "relu_batch", "tanh", "tanh_layer", "tanh_batch")
 # Number of initializations in the first analysis of the data, and number of analyses.
 FIRST_SEEDS, LOOKS = 13, 2
-# Tolerance of the log rate: a factor of e over the deepest network, which has 200 layers.
+# Tolerance of the log rate. Over the 200 layers of the deepest network, it amounts to a factor of e in GSC.
 TOLERANCE = 1 / 200
 
 

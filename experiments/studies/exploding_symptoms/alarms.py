@@ -52,7 +52,7 @@ class Alarms:
 
     @cached_property
     def leads(self) -> pd.DataFrame:
-        """Steps from each signal to the failure, for failing runs; NaN if the signal did not fire before."""
+        """Steps from each signal to the failure, for failing runs; NaN for a signal that did not fire earlier."""
         return leads(self.table)
 
     @cached_property

@@ -19,7 +19,7 @@ __all__ = ["STUDY", "measure"]
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
 # Smallest change of log10 GSC that counts: the growth over all layers at the largest rate that is called stable.
 LEAST = DEPTH * math.log10(EXPLODING_RATE)
-# Rates that differ by less count as equal: `gradscope.coefficients.growth` calls a rate stable if it is so near to 1.
+# Rates that differ by less count as equal: `gradscope.coefficients.growth` calls rates this close to 1 stable.
 EQUAL = EXPLODING_RATE - 1
 # Layers are nearly linear if a remedy multiplies the linear fit error of the last layer by less than KEPT.
 KEPT = 0.1

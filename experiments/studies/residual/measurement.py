@@ -116,7 +116,7 @@ def rate(branch: str, batch_size: int) -> float:
 def law(branch: str, dilution: str, depth: int, batch_size: int) -> FloatArray:
     """log10 GSC from the stem to every block by the law, at infinite width, as an array of shape (depth + 1,).
 
-    The mean square q of a layer starts at 1. Then q <- s^2 q + v, with v for the branch, and k^2 = s^2 q / v.
+    The mean square q of a layer starts at 1 and follows q <- s^2 q + v, where v belongs to the branch; k^2 = s^2 q / v.
     Batch normalization divides the Jacobian of the branch by the part of q that varies over samples (same recursion).
     """
     activation, norm = (BRANCHES | OTHERS)[branch]
