@@ -49,7 +49,7 @@ def rescaled(model: MLP, factor: float) -> tuple[MLP, list[float]]:
 def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator, factor: float, steps: int, learning_rate: float
 ) -> pd.DataFrame:
-    """Raw gradients, GSC and training losses of a network and its rescaled copy, distinguished by the column ``variant``.
+    """Raw gradients, GSC and training losses of a network and its rescaled copy, marked in the column ``variant``.
 
     The scale changes by ``factor`` per layer.  The ``generator`` draws the linear map that labels the batch ``x``.
     """
