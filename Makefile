@@ -17,7 +17,7 @@ CORE := tests/gradscope/forward tests/gradscope/backward tests/gradscope/jacobia
 .PHONY: demo test lint bench setup test-lowest clean
 
 demo: .venv/.project
-	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo "seed=range($(DEMO_SEEDS))"
+	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo launcher=processes "seed=range($(DEMO_SEEDS))"
 	@$(BIN)/python -m experiments.collect sweep=demo
 	@$(BIN)/python -m experiments.figures study=architectures sweep=demo
 
