@@ -14,7 +14,7 @@ SCRATCH = 1 << 21
 # Bytes of a batch.  A CPU is fastest if a batch fits into a core's cache; other devices need large matrix products.
 _BATCH = {"cpu": 1 << 21}
 _BATCH_ELSEWHERE = 1 << 28
-# Memory for a batch, in multiples of its size: itself, the tensor below, a float64 copy (two) and a derivative.
+# Memory in multiples of a batch of cotangents: the batch, the batch one step further, a float64 copy (2), a derivative.
 _COPIES = 5
 _PEAK = 1 << 28
 

@@ -18,7 +18,7 @@ NO_COLUMN = (*PLACE_KEYS, "seeds")
 CLASS = "_target_"
 # Groups whose choice has no column, because the choice, like the `PLACE_KEYS`, does not change a result.
 NO_CHOICE = ("study", "launcher")
-# Keys of these groups are named first, so that they get the short names.
+# Keys of these groups are named first; where two keys compete for a short name, these keys get it.
 PLAIN = {"train": ("model", "optimizer", "train"), "measure": ("model", "data", "measurement")}
 
 

@@ -70,7 +70,7 @@ def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
     One row per combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the farthest layer
     with its standard error over seeds, and the predicted rate.  If a network has too few layers for a rate, the rate is
-    NaN and the verdict is the reason.
+    NaN, and the verdict states the reason.
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []

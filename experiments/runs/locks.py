@@ -86,7 +86,7 @@ def confirm(folder: Path) -> None:
     if lock is not None and not lock.valid():
         raise LostLockError(
             f"Another process has taken over the run {folder}: this process sent no heartbeat (it was suspended, or "
-            "the disk was gone), or its lock was removed. If the run is not done later, run the same command again."
+            "the disk was gone), or its lock was removed. If no other process finishes it, repeat the command."
         )
 
 

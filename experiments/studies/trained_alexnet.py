@@ -218,13 +218,13 @@ connected layer is left out, because GSC of the reshape equals GSC of the unit b
 
 The **movement** of a unit is log10 GSC at a record minus log10 GSC at step 0. "Within one order of magnitude" means
 that the mean movement over runs is between -{ORDER:g} and {ORDER:g}. A claim is supported if all 95 % intervals lie
-within these limits, contradicted if one interval lies outside, and undecided otherwise. GSC is squared here. In the
-convention of G. Philipp, D. Song and J. Carbonell (arXiv:1712.05577), every movement is half as large.
+within these limits, contradicted if an interval lies entirely outside, and undecided otherwise. GSC is defined with
+squared norms; in the convention of G. Philipp et al. (arXiv:1712.05577), every movement is half as large.
 """,
     how_sure="""
 Intervals are 95 % Student's t intervals over {num_seeds} runs, which differ in weights and order of the data. Each
 interval is for one unit at one record; the intervals are not corrected for the number of units and records. Runs differ
-at the beginning and at the end, and the interval of a movement contains both differences. A few epochs of one recipe
+at step 0 and at the later record; the interval of a movement reflects both variations. A few epochs of one recipe
 say nothing about training to the end or about other learning rates.
 """,
     claims=claims,

@@ -97,8 +97,8 @@ class Options:
             raise ValueError("max_samples ends a stream of batches, but data is a single batch: leave max_samples out.")
         if self.max_seconds is not None and self.rtol is None:
             raise ValueError(
-                "max_seconds ends a stream of batches, or a measurement for rtol, but data is a single batch without "
-                "rtol: leave max_seconds out."
+                "max_seconds has an effect only if data is a stream of batches, or with rtol. Here data is a single "
+                "batch, and rtol is not given: leave max_seconds out, or give rtol."
             )
 
 

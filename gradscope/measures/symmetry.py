@@ -209,7 +209,7 @@ def _strides(module: nn.Module, images: Tensor) -> Shift:
 
 
 def _nearest(d: int, stride: int) -> int:
-    """d / stride, rounded to the nearest integer, halves toward zero."""
+    """d / stride, rounded to the nearest integer; halves are rounded toward zero."""
     return int(math.copysign(math.ceil(abs(d) / stride - 0.5), d))
 
 

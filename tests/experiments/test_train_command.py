@@ -136,7 +136,7 @@ def test_a_run_that_only_warns_goes_on(command, tmp_path):
 def test_what_the_budget_left_out_is_said(command):
     assert "monitor.max_overhead" not in command()[0]
     said, _ = command("monitor.every=1", "monitor.max_overhead=1e-9")
-    assert "monitor.max_overhead=1e-09: 3." in said
+    assert "skipped 3 records" in said and "monitor.max_overhead=1e-09" in said
 
 
 def test_a_mistake_is_told_without_a_traceback(command, tmp_path):

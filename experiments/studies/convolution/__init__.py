@@ -28,7 +28,7 @@ def answer(collected: Collected) -> str:
         f"the symmetry is broken by {listed(breaks)}. A shift by one pixel changes the output of the AlexNet by "
         f"{before:.2f} of the distance between two images at initialization, and by {after:.2f} of this distance after "
         f"training. CIFAR-10 images are shown to have {images.count(True)} of {len(images)} properties of images whose "
-        f"statistics are the same everywhere. For pairs of pixels, the displacement explains {explained[0]:.2f} of the "
+        f"statistics are the same everywhere; for pairs of pixels, the displacement explains {explained[0]:.2f} of the "
         f"differences between covariances and {explained[1]:.2f} of the differences between correlations."
     )
 

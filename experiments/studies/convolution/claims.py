@@ -74,7 +74,7 @@ def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
-    """Whether pooling lowers the change of maps under a shift, compared seed by seed."""
+    """Whether maps change less under a shift of the image if the network has pooling, compared seed by seed."""
     of_max, of_mean, full = (pooled(frame, name) for name in ("max", "average", "none"))
     return [
         _lower("Max pooling lowers the change of a map under a shift by one pixel", of_max / full, "pooled / full"),

@@ -175,10 +175,10 @@ momentum {MOMENTUM:g}. The networks are plain or have skip connections: f + V ph
 run uses the learning rate with the lowest final training loss. Effective depths are computed in float64 on a batch of
 digits: estimated from {PROBES} random vectors if batch normalization couples the samples, and exact otherwise.
 """,
-    how_sure=f"""
+    how_sure="""
 Intervals are 95 % Student's t intervals over seeds. Each seed draws other weights, another order of the digits and
 other measured digits. Intervals of claims of one kind are simultaneous (Bonferroni). The smallest share that counts is
-a convention; the table also has values for {TOLERANCES[1]:g}. Wider networks or longer training give other numbers.
+a convention; the table also has values for a smaller share. Wider networks or longer training give other numbers.
 """,
     claims=claims,
     answer=answer,

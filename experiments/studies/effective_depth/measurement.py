@@ -19,7 +19,7 @@ from gradscope.frames import observed
 MOMENTUM = 0.9
 # Effective depth is measured after these steps and at the end of training.
 RECORDED = tuple(2**power for power in range(20))
-# PROBES: random cotangents if samples are coupled. TRIED: training digits for the losses of Taylor replacement.
+# PROBES: random cotangents if samples are coupled. TRIED: training digits for losses with replaced layers.
 PROBES, TRIED = 8, 256
 TOLERANCES = (1e-6, 1e-3)
 
@@ -30,7 +30,7 @@ def measure(
     model: nn.Module, x: Tensor, *, generator: torch.Generator,
     steps: int, train_batch_size: int, learning_rates: Sequence[float],
 ) -> pd.DataFrame:  # fmt: skip
-    """Accuracy, effective depth during training, and losses of Taylor replacement, for the best learning rate.
+    """Accuracy, effective depth during training, and losses with replaced layers, for the best learning rate.
 
     Arguments:
         model: An MLP with 64 inputs and ten outputs. A copy of the MLP is trained in float32.

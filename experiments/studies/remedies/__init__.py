@@ -62,8 +62,8 @@ def answer(collected: Collected) -> str:
     )  # fmt: skip
     return (
         f"Of {len(lowers)} remedies with equal parameter counts, {lowers.count(True)} lower log10 GSC from input to "
-        f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. Do remedies with less "
-        f"growth leave less nonlinearity? By rank correlation: {price.rstrip(';')}."
+        f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. Remedies with less "
+        f"growth leave less nonlinearity, by rank correlation: {price.rstrip(';')}."
     )
 
 
