@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 NUMBER = struct.Struct("q")
 PRELOADED = (
     "experiments.collect", "experiments.figures", "experiments.measure", "experiments.rerun", "experiments.status",
-    "experiments.train", "seaborn", "sklearn.datasets", "torch.fx.experimental.symbolic_shapes",
+    "experiments.train", "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher", "optuna", "seaborn", "sklearn.datasets", "submitit",
+    "torch.fx.experimental.symbolic_shapes",
 )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def answer(collected: Collected) -> str:
         f"Near a point, the Jacobian J is {'' if near else 'not shown to be '}the best linear approximation of the "
         f"network: the error grows like the step size to the power {1 + numbers.slope(frame).value:.2f}. J scales "
         f"small areas by |det J|, up to a relative error of {numbers.area_error(frame).value:.1g}. One number "
-        f"does not describe the Jacobian of the deep networks {listed(few)}: a few directions carry the norm, and most "
-        "other directions collapse."
+        "does not describe the Jacobian of networks in which a few directions carry the norm and most others collapse: "
+        f"{listed(few)}."
     )
 
 

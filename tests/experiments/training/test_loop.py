@@ -384,8 +384,8 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
         assert code == 0, out + err
         return out
 
-    small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=2", "train.batch_size=32"]
-    sweep = ["optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=10", "sweep=s"]
+    small = ["model=resnet", "model.depth=8", "model.width=4", "data=digits", "train.epochs=1", "train.batch_size=32"]
+    sweep = ["optimizer=adamw", "model.residual=identity,none", "seed=0,1", "monitor.every=40", "sweep=s"]
     sweep += ["launcher=processes", "monitor.max_overhead=null", f"results={tmp_path}"]
     said = command("train", "-m", *small, *sweep)
     folders = [path.parent for path in (tmp_path / "s").glob("*/manifest.json")]
@@ -396,7 +396,7 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
     # What a user can type again, also in the manifest that a worker process wrote.
     assert {r["command"] for r in runs} == {shlex.join(["python", "-m", "experiments.train", "-m", *small, *sweep])}
     accuracies = [100 * read(folder / "metrics.jsonl")[-1]["test_accuracy"] for folder in folders]
-    printed = re.findall(r"epoch 2.00 .* test accuracy ([\d.]+) %", said)
+    printed = re.findall(r"epoch 1.00 .* test accuracy ([\d.]+) %", said)
     assert sorted(printed) == sorted(f"{accuracy:.2f}" for accuracy in accuracies)
     command("collect", f"results={tmp_path}", "sweep=s")
     table = command("figures", "study=s", f"results={tmp_path}", f"reference={tmp_path}/ref", "publish=true")
