@@ -80,8 +80,8 @@ def gsc(
         has a standard error.  With a single probe, the standard error is an upper bound if samples are independent
         (attained if J has rank one), and unknown (null) if samples are coupled.
 
-    Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace; two more
-    backward passes if the graph does not prove that samples are independent.  Memory: see
+    Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace;
+    2 ceil(log2 B) more cotangents if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:

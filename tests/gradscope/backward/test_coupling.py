@@ -1,12 +1,14 @@
 """Independence of samples: proved only where it is true, and known in every case."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.backward.coupling import separate
+from gradscope.backward.coupling import separate, splits
 from gradscope.models.alexnet import AlexNetA
 from tests.helpers import noise
 
@@ -118,3 +120,40 @@ def test_coupling_inside_a_branch():
             return x + self.norm(self.linear(x))
 
     assert gs.capture(Branch(), noise(5, 6)).coupled
+
+
+class OneEdge(nn.Module):
+    """Sample ``to`` receives a part of sample ``source``, and nothing else connects samples."""
+
+    def __init__(self, source, to):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3).double(), nn.Linear(3, 2).double()
+        self.source, self.to = source, to
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        passed = torch.zeros_like(h).index_copy(0, torch.tensor([self.to]), h[[self.source]])
+        return self.last(h + 0.5 * passed)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5, 8])
+def test_every_single_coupling_is_found(batch_size):
+    x = noise(batch_size, 3)
+    for source, to in permutations(range(batch_size), 2):
+        assert gs.capture(OneEdge(source, to), x).coupled, (source, to)
+
+
+def test_a_single_coupling_counts_in_the_coefficient():
+    model, x = OneEdge(1, 4), noise(6, 3)
+    jacobian = torch.autograd.functional.jacobian(model, x).reshape(12, 18)
+    truth = jacobian.square().sum() / 18 * x.square().sum() / model(x).square().sum()
+    profile = gs.gsc(model, x, probes="exact")
+    assert profile.coupled and profile["input"].log10_value == pytest.approx(truth.log10().item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", range(2, 65))
+def test_splits_separate_every_ordered_pair(batch_size):
+    inside = splits(batch_size)
+    separated = (inside[:, :, None] & ~inside[:, None, :]).any(dim=0)
+    assert separated.logical_or(torch.eye(batch_size, dtype=torch.bool)).all()
+    assert len(inside) <= 12
