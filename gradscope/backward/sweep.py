@@ -74,7 +74,8 @@ def sweep(
 
     Cost: one backward pass to activations per cotangent, and one device synchronization.  Memory besides the graph and
     the readings: 5 c w + `route.RUN_BYTES`, for c cotangents per batch with w bytes each at the widest layer.  c w is
-    at most 256 MiB and at most a twentieth of the free memory, unless c = 1.  If memory runs out, c is halved.
+    at most 256 MiB (1 GiB on devices other than a CPU) and at most a twentieth of the free memory, unless c = 1.  If
+    memory runs out, c is halved.
     """
     if not route.rows:
         return []
