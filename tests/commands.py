@@ -31,7 +31,7 @@ class Command:
 
     def __init__(self, module: str, *arguments: str, merged: bool = False, **environment: str):
         self.module, self.returncode = module, None
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  `wait` reads and closes both files
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
         self._status, status = os.pipe()
         request = {
