@@ -9,7 +9,7 @@ from gradscope.checks.against_theory import Comparison, compare
 from gradscope.checks.reading import UnreadableError
 from gradscope.checks.report import Report
 from gradscope.checks.self_check import check
-from gradscope.coefficients.growth import Growth
+from gradscope.coefficients.growth import Growth, growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
@@ -61,6 +61,7 @@ __all__ = [
     "effective_depth",
     "first_nonfinite",
     "frames",
+    "growth",
     "gsc",
     "gsc_matrix",
     "initializers",

@@ -9,8 +9,9 @@ The AssertionError shows the measured numbers and, for a model, names the first 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Probes
+from gradscope.choices import check_choice
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
@@ -27,7 +29,12 @@ from gradscope.measures.activation import SampleCosine
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 
-__all__ = ["assert_growth", "assert_no_collapse", "assert_qm_norm"]
+__all__ = ["assert_growth", "assert_no_collapse", "assert_qm_norm", "assert_total"]
+
+# What to do if the interval contains a bound.
+Undecided = Literal["warn", "fail", "pass"]
+MOST_LINES = 16
+ROUNDING = 1e-9
 
 
 def assert_growth(
@@ -36,45 +43,109 @@ def assert_growth(
     *,
     low: float = 0.98,
     high: float = 1.02,
+    undecided: Undecided = "warn",
     forward: Forward | None = None,
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
     """Return the profile if GSC (squared convention) grows by a factor within [low, high] per layer.
 
-    The assertion fails only if the whole 95 % interval of the rate lies outside [low, high], so a test rarely fails by
-    noise.  For a narrow 95 % interval, use many layers and a batch of tens of samples.
+    The assertion fails if the whole 95 % interval of the rate lies outside [low, high].
 
     Arguments:
         model, data, forward, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of the factor per layer, in the direction from the output to the input.
+        undecided: What to do if the interval contains a bound: "warn", "fail", or "pass" silently.  Many layers and a
+            batch of tens of samples make the interval narrow.
 
     Raises:
         AssertionError: The rate is outside [low, high].  The message has the profile and the first and worst layers.
-        ValueError: Fewer than six layers, or bounds that are not an interval.
+        ValueError: Fewer than six layers (use `assert_total`), or bounds that are not an interval.
 
     >>> import torch
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=8, width=20, init="orthogonal", activation="linear")
-    >>> gs.testing.assert_growth(model.double(), torch.ones(4, 20).double())
+    >>> gs.testing.assert_growth(model.double(), torch.ones(4, 20).double(), undecided="fail")
     Profile(8 layers to 'layers.7', exact, 4 samples)
     """
-    if not 0 < low <= high:
-        raise ValueError(f"low and high must be an interval of positive numbers, got {low!r} and {high!r}.")
+    __tracebackhide__ = True
+    _check_bounds(low, high, undecided)
     profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
-    growth = profile.growth()
-    if growth.rate_low > high or growth.rate_high < low:
-        steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
+    try:
+        growth = profile.growth()
+    except ValueError as reason:
+        raise ValueError(f"{reason} For a network with few layers, bound the total: gs.testing.assert_total.") from None
+    steps = -np.diff(profile.log10_values[:, 0]) / np.maximum(np.diff(np.array(profile.indices)), 1)
+    found = f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to {growth.rate_high:.4f})"
+    # Rounding of an exact line must not put it outside a bound that it equals.
+    if growth.rate_low > high * (1 + ROUNDING) or growth.rate_high < low * (1 - ROUNDING):
         beyond = steps - math.log10(high) if growth.rate_low > high else math.log10(low) - steps
         worst = int(np.argmax(beyond))
         first = int(np.argmax(beyond > 0)) if beyond[worst] > 0 else worst
         raise AssertionError(
-            f"GSC grows by {growth.rate:.4f} per layer (95 % interval {growth.rate_low:.4f} to "
-            f"{growth.rate_high:.4f}), outside [{low:g}, {high:g}]: {growth.verdict}.\n"
+            f"{found}, outside [{low:g}, {high:g}].\n"
             f"First layer outside: {profile.layers[first + 1]!r} (factor {10 ** steps[first]:.4g}); worst layer: "
             f"{profile.layers[worst + 1]!r} ({10 ** steps[worst]:.4g}).\n"
             + _printed(profile.layers, profile.log10_values[:, 0], "log10 GSC = ")
         )
+    if not (growth.rate_low >= low * (1 - ROUNDING) and growth.rate_high <= high * (1 + ROUNDING)):
+        more = "more layers, more samples or wider bounds would decide"
+        _undecided(f"{found}: the interval contains a bound of [{low:g}, {high:g}]; {more}.", undecided)
+    return profile
+
+
+def assert_total(
+    model: nn.Module,
+    data: Any,
+    *,
+    low: float,
+    high: float,
+    undecided: Undecided = "warn",
+    forward: Forward | None = None,
+    probes: Probes = "auto",
+    generator: torch.Generator | None = None,
+) -> Profile:
+    """Return the profile if GSC (squared convention) from the first row to the output is within [low, high].
+
+    This also works for networks with too few layers for a growth rate.  The total is a fact about this network on this
+    batch: only random probes make it uncertain.
+
+    Arguments:
+        model, data, forward, probes, generator: As for `gradscope.gsc`.
+        low, high: Bounds of GSC from the first row to the output.
+        undecided: What to do if the interval due to probes contains a bound: "warn", "fail", or "pass" silently.
+
+    Raises:
+        AssertionError: The whole interval is outside [low, high].  The message has the profile and the worst layer.
+        ValueError: Bounds that are not an interval.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=2, width=20, init="orthogonal", activation="linear")
+    >>> gs.testing.assert_total(model.double(), torch.ones(4, 20).double(), low=0.99, high=1.01)
+    Profile(2 layers to 'layers.1', exact, 4 samples)
+    """
+    __tracebackhide__ = True
+    _check_bounds(low, high, undecided)
+    profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
+    total = float(profile.log10_values[0, 0])
+    ends = [float(end[0, 0]) for end in profile.interval()]
+    known = not any(map(math.isnan, ends))
+    lowest, highest = ends if known else (total, total)
+    interval = f" (95 % interval 10^{lowest:.3f} to 10^{highest:.3f})" if lowest < highest else ""
+    found = f"GSC from {profile.layers[0]!r} to {profile.target!r} is 10^{total:.3f}{interval}"
+    bounds = f"[{low:g}, {high:g}]"
+    if not (lowest <= math.log10(high) and highest >= math.log10(low)):
+        steps = -np.diff(profile.log10_values[:, 0])
+        worst = int(np.argmax(np.abs(steps)))
+        raise AssertionError(
+            f"{found}, outside {bounds}.\nLargest change: {profile.layers[worst + 1]!r} (factor "
+            f"{10 ** steps[worst]:.4g}).\n" + _printed(profile.layers, profile.log10_values[:, 0], "log10 GSC = ")
+        )
+    if not known:
+        _undecided(f"{found}; its error is unknown with one probe: use more probes.", undecided)
+    elif not (math.log10(low) <= lowest and highest <= math.log10(high)):
+        _undecided(f"{found}: the interval contains a bound of {bounds}; more probes would decide.", undecided)
     return profile
 
 
@@ -96,6 +167,7 @@ def assert_no_collapse(
     >>> gs.testing.assert_no_collapse(torch.nn.Linear(2, 2).requires_grad_(), torch.eye(2), most=1)["input"]
     0.0
     """
+    __tracebackhide__ = True
     if not 0 < most <= 1:
         raise ValueError(f"most must be in (0, 1], got {most!r}.")
     if as_batch(data, forward=forward, loss_fn=None).size < 2:
@@ -140,6 +212,7 @@ def assert_qm_norm(
     >>> import gradscope as gs
     >>> gs.testing.assert_qm_norm(2 * torch.eye(3), 2)
     """
+    __tracebackhide__ = True
     if probes != "exact" and not isinstance(operator, LinearOperator):
         raise ValueError(f"probes={probes!r} would be ignored: the norm of a matrix is exact.")
     if isinstance(operator, LinearOperator):
@@ -151,9 +224,24 @@ def assert_qm_norm(
         raise AssertionError(f"The qm norm is {found}, expected {expected:g} within {allowed:.2g}.")
 
 
+def _check_bounds(low: float, high: float, undecided: str) -> None:
+    if not 0 < low <= high:
+        raise ValueError(f"low and high must be an interval of positive numbers, got {low!r} and {high!r}.")
+    check_choice("undecided", undecided, get_args(Undecided))
+
+
+def _undecided(message: str, what: Undecided) -> None:
+    __tracebackhide__ = True
+    if what == "fail":
+        raise AssertionError(message)
+    if what == "warn":
+        warnings.warn(message, stacklevel=3)
+
+
 def _printed(layers: Iterable[str], values: Iterable[float], label: str = "") -> str:
     """Return one line per layer; for a long network, leave out the lines in the middle."""
     lines = [f"  {name:<30} {label}{value:.4f}" for name, value in zip(layers, values, strict=True)]
-    if len(lines) > 24:
-        lines[12:-12] = [f"  ... {len(lines) - 24} more"]
+    if len(lines) > MOST_LINES:
+        half = MOST_LINES // 2
+        lines[half:-half] = [f"  ... {len(lines) - MOST_LINES} more"]
     return "\n".join(lines)

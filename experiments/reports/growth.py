@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+import gradscope as gs
 from gradscope import frames
 from gradscope import meanfield as mf
-from gradscope.coefficients.growth import Growth, fit_growth
 
 NEEDED = ("activation", "norm", "depth", "residual", "data", "init", "batch_size")
 
@@ -66,22 +66,22 @@ def rate(row: pd.Series) -> float:
 
 
 def growth_table(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Growth rate of each network, fitted to log GSC averaged over seeds.  Intervals come from the spread over seeds.
+    """Growth of each network over its seeds, by `gradscope.growth`.
 
-    One row per combination of ``keys``: rate, rate_low, rate_high, verdict, num_seeds, log10 GSC of the farthest layer
+    One row per combination of ``keys``: the fields of `gradscope.Growth`, num_seeds, log10 GSC of the farthest layer
     with its standard error over seeds, and the predicted rate.  If a network has too few layers for a rate, the rate is
     NaN, and the verdict states the reason.
     """
     rows = frames.to_last_target(frame[frame["quantity"] == "gsc"])
     result = []
     for key, group in rows.groupby(keys, sort=False, observed=True, dropna=False):
-        values = group.pivot_table(index="seed", columns="depth_from_output", values="log10_value", observed=True)
-        total = values.iloc[:, -1]
-        entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(values), "log10_gsc": float(total.mean())}
+        total = group.loc[group["depth_from_output"] == group["depth_from_output"].max()]
+        total = total.groupby("seed", observed=True)["log10_value"].mean()
+        entry = dict(zip(keys, key, strict=True)) | {"num_seeds": len(total), "log10_gsc": float(total.mean())}
         entry["log10_gsc_stderr"] = float(total.std() / math.sqrt(len(total))) if len(total) > 1 else math.nan
         try:
-            growth = fit_growth(values.to_numpy(), values.columns.to_numpy())
+            entry |= asdict(gs.growth(group))
         except ValueError as reason:
-            growth = Growth(math.nan, math.nan, math.nan, math.nan, str(reason), False)
-        result.append(entry | asdict(growth) | {"theory": rate(group.iloc[0])})
+            entry |= dict.fromkeys(("rate", "intercept", "rate_low", "rate_high"), math.nan) | {"verdict": str(reason)}
+        result.append(entry | {"theory": rate(group.iloc[0])})
     return pd.DataFrame(result)

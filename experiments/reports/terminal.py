@@ -18,7 +18,7 @@ from experiments.evidence.study import Claim
 
 MAX_ROWS = 64
 NAME = partial(Column, "network", overflow="fold")  # wrapped rather than truncated
-STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "irregular": "yellow"}
+STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "undecided": "yellow"}
 
 
 def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.evidence.words import listed, span, table, told
 from experiments.reports import growth as report_growth
 from experiments.reports import sweep_figures
 from gradscope import plots
-from gradscope.coefficients.growth import EXPLODING_RATE, VANISHING_RATE
+from gradscope.coefficients.growth import MARGIN
 
 # Networks that explode, and networks that do not, according to the literature.
 EXPLODING = ("relu_batch", "tanh_layer", "tanh_batch", "selu")
@@ -116,15 +116,12 @@ def _growth(frame: pd.DataFrame) -> dict[str, Row]:
 
 
 def _word(row: Row) -> str:
-    """The verdict of a network. It is stricter than in `gradscope`: a wide interval around 1 is undecided."""
-    words = {"exploding": "explodes", "vanishing": "vanishes"}
-    return words.get(row["verdict"], "neither" if _neither(row) else "undecided")
+    words = {"exploding": "explodes", "vanishing": "vanishes", "stable": "neither"}
+    return words.get(row["verdict"], "undecided")
 
 
 def _neither(row: Row) -> bool | None:
-    low, high = row["rate_low"], row["rate_high"]
-    inside = low >= VANISHING_RATE and high <= EXPLODING_RATE
-    return verdict(inside, low > EXPLODING_RATE or high < VANISHING_RATE)
+    return verdict(row["verdict"] == "stable", row["verdict"] in ("exploding", "vanishing"))
 
 
 def _rate(row: Row) -> str:
@@ -198,9 +195,9 @@ Networks have depth {{model.depth}} and width {{model.width}}. Activations: {{mo
 {{model.norm}}. We use {{data.batch_size}} samples of Gaussian noise and {{num_seeds}} initializations, in {{dtype}}.
 
 - **GSC** from every layer to the output is exact. Its growth rate per layer is fitted over the half of the layers
-  nearer the output. A network **explodes** if the profile is straight and the interval of the rate lies above
-  {EXPLODING_RATE:g}. A network **vanishes** if the interval lies below {VANISHING_RATE:g}. It does **neither** if the
-  interval lies between these rates. Otherwise it is **undecided**. (The figure calls some undecided networks "stable".)
+  nearer the output. A network **explodes** if the interval of the rate lies above {1 + MARGIN:g}. A network
+  **vanishes** if the interval lies below {1 - MARGIN:g}. It does **neither** (the figure says "stable") if the interval
+  lies between these rates. Otherwise it is **undecided**.
 - **Pre-activation standard deviation** is taken over samples. **Sign diversity** is the fraction of samples whose
   pre-activation has the rarer sign. If either number is small, the layer may be nearly linear over the data.
 - **Linear fit error**: for each neuron, a line is fitted to the output of the nonlinearity as a function of its input.

@@ -1,38 +1,75 @@
-"""Growth of a coefficient with depth: a fit of c * r^(k - l), an interval for r, and a verdict."""
+"""Growth of a coefficient with depth: a rate with its interval, a verdict, and the total of the network.
+
+Three different statements:
+
+- ``total``: log10 GSC from the first row to the target.  It is a fact about the measured networks on their batches.
+- ``rate``: exp(E[change of ln GSC per layer]).  The expectation is over networks that are drawn like the measured ones
+  (same architecture, depth, width, batch size and initialization) and over batches of this size.
+- Infinite width is a matter of theory: see `gradscope.meanfield`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import special
+
+from gradscope import frames
+from gradscope.coefficients.drift import Drift, drift, num_outer
 
 FloatArray = npt.NDArray[np.float64]
 
-EXPLODING_RATE, VANISHING_RATE = 1.02, 0.98
+# A rate within this distance of 1 counts as stable.
+MARGIN = 0.02
 MIN_LAYERS = 6
+# The nearer half of the rows gives the rate, but never fewer rows than this, if there are as many.
+NEAREST = 9
+# Both halves of a line have the same slope; a relative difference up to this one does not count.
+SAME_SLOPE = 0.25
+CURVED_LEVEL = 0.01
+# More networks than this are not worth a recommendation.
+MOST_NETWORKS = 1000
+LN10 = math.log(10)
 
-# An interval around 1 wider than this is inconclusive.
-WIDEST_STABLE = 0.1
 
-_ROUNDS = 3
-_FLOOR = 1e-20
+class Measured(Protocol):
+    """What `growth` needs of a result: a tidy frame of the coefficients to one target."""
+
+    def rows_to(self, target: str | None = None) -> pd.DataFrame:
+        """The rows with this target; the last one by default."""
 
 
 @dataclass(frozen=True)
 class Growth:
     """Growth of GSC (squared convention) by the factor ``rate`` per layer, counted from the target.
 
-    ``rate_low``, ``rate_high``: 95 % interval.  ``intercept``: c of c * r^(k - l).
-    ``verdict``: "exploding" (a straight line on a log axis with rate_low > 1.02), "vanishing" (rate_high < 0.98),
-    "stable" (the interval contains 1 and lies in 0.9..1.1, or it lies in 0.98..1.02), else "irregular" (curved or
-    undecided).  ``straight``: whether GSC grows at the same rate far from the target and near the target.
+    ``rate_low``, ``rate_high``: 95 % interval of the rate, for networks drawn like the measured ones.
+    ``intercept``: c of c * rate^(k - l).  ``verdict``, with m the ``margin``:
+
+    - "exploding": the whole interval lies above 1 + m;
+    - "vanishing": the whole interval lies below 1 - m;
+    - "stable": the whole interval lies between 1 - m and 1 + m;
+    - "undecided": the interval contains 1 - m or 1 + m; ``advice`` says what would decide.
+
+    If at least two networks have the same decided verdict each by itself, the verdict of all of them is the same.
+    ``curved``: whether log GSC grows at different rates in the two halves of the network; ``curved_p`` is the p value.
+    A curve that surely grows is exploding and curved.
+    ``total``: log10 GSC from the first row to the target, the mean over the networks; ``total_low`` and ``total_high``
+    are its 95 % interval due to probes (and samples, for streams), or NaN if unknown.
+    ``num_networks``: number of independent networks.  ``num_rows``: number of depths that the rate was fitted to.
 
     >>> from gradscope.coefficients.growth import fit_growth
-    >>> print(fit_growth([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [6, 5, 4, 3, 2, 1]))
-    rate 1.2589 (95 % interval 1.2589 to 1.2589) per layer, exploding
+    >>> growth = fit_growth([0.62, 0.49, 0.41, 0.29, 0.21, 0.1, 0.0], [6, 5, 4, 3, 2, 1, 0])
+    >>> print(growth)
+    rate 1.252 (95 % interval 1.167 to 1.343) per layer, exploding
+    >>> growth.total
+    0.62
     """
 
     rate: float
@@ -40,95 +77,217 @@ class Growth:
     rate_low: float
     rate_high: float
     verdict: str
-    straight: bool
+    margin: float
+    curved: bool
+    curved_p: float
+    total: float
+    total_low: float
+    total_high: float
+    num_networks: int
+    num_rows: int
+    advice: str
 
     def __str__(self) -> str:
-        """Return ``rate 1.4730 (95 % interval 1.4612 to 1.4849) per layer, exploding``."""
-        interval = f"95 % interval {self.rate_low:.4f} to {self.rate_high:.4f}"
-        return f"rate {self.rate:.4f} ({interval}) per layer, {self.verdict}"
+        """Return ``rate 1.473 (95 % interval 1.461 to 1.485) per layer, exploding``, with advice if undecided."""
+        width = self.rate_high - self.rate_low
+        digits = min(6, max(2, 2 - math.floor(math.log10(width)))) if width > 1e-6 else 4
+        low, high = f"{self.rate_low:.{digits}f}", f"{self.rate_high:.{digits}f}"
+        interval = f"95 % interval {low} to {high}" if low != high else "no spread"
+        text = f"rate {self.rate:.{digits}f} ({interval}) per layer, {self.verdict}"
+        if self.curved:
+            text += f", curved (p = {self.curved_p:.1g})"
+        return f"{text}: {self.advice}" if self.advice else text
+
+
+def growth(
+    data: Measured | pd.DataFrame | Sequence[Measured], *, target: str | None = None, margin: float = MARGIN
+) -> Growth:
+    """Return the growth of GSC with depth, with one verdict for all given networks.
+
+    Arguments:
+        data: A result of `gradscope.gsc`, `gradscope.gsc_matrix` or `gradscope.parameter_gsc`; a list of such results
+            for networks that differ in their random numbers only; or a tidy frame of them, in which column ``seed``
+            distinguishes the networks.
+        target: The target layer; the last one by default.
+        margin: A rate from 1 - margin to 1 + margin is stable.
+
+    Returns:
+        A `Growth`.  Its interval rests on the changes from row to row.  From eight networks on, or if networks differ
+        by more than these changes explain, it rests on the spread between networks.
+
+    Raises:
+        ValueError: Fewer than six layers, a coefficient that is zero or not finite, networks with different layers, or
+            a frame that holds networks of several configurations.
+
+    Cost: O(rows^3), milliseconds for 100 rows.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    >>> models = [gs.models.MLP(depth=30, width=50, activation="selu", generator=seed) for seed in seeds]
+    >>> profiles = [gs.gsc(model, torch.randn(16, 50, generator=seed)) for model, seed in zip(models, seeds)]
+    >>> gs.growth(profiles).verdict
+    'exploding'
+    """
+    if not isinstance(data, pd.DataFrame):
+        results = list(data) if isinstance(data, Sequence) else [data]
+        if not results:
+            raise ValueError("data is an empty list: give at least one result of gradscope.gsc.")
+        data = pd.concat([one.rows_to(target).assign(seed=seed) for seed, one in enumerate(results)])
+    return _of_rows(_selected(data, target), margin)
 
 
 def fit_growth(
-    log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike, log10_stderr: npt.ArrayLike = 0.0
+    log10_values: npt.ArrayLike,
+    depth_from_output: npt.ArrayLike,
+    *,
+    margin: float = MARGIN,
+    log10_total: tuple[float, float] = (math.nan, math.nan),
 ) -> Growth:
-    """Return the growth of log GSC with depth, fitted over the half of the layers nearer the target.
+    """Return the growth of log10 GSC given as an array; `growth` does the same for results and frames.
 
     Arguments:
-        log10_values: log10 GSC, shape (layers,), or (seeds, layers) for independent initializations of one network.
+        log10_values: log10 GSC, shape (layers,), or (networks, layers).
         depth_from_output: Number of units from each layer to the target, shape (layers,); the target (0) is ignored.
-        log10_stderr: Standard errors due to probes, in the shape of log10_values; NaN (unknown) counts as 0.
+        margin: As in `growth`.
+        log10_total: Both ends of the interval of the total; unknown by default.
 
-    Log GSC of a random network is modeled as a random walk over layers (covariance s^2 min(d, d') between depths d and
-    d') plus independent measurement noise.  The slope is the generalized least-squares estimate in this model, and s^2
-    is estimated from the residual increments.  With two or more seeds, the spread between seeds gives the error.
-    Layers of equal depth are averaged.  The line is straight if the slopes of both halves agree within three standard
-    errors or 25 %.  Cost: O(seeds * layers^2 + layers^3).
+    Layers of equal depth are averaged.  Rows nearest the target whose change is an outlier are left out.  The nearer
+    half of the remaining rows gives the rate.  The error of one network is that of the mean change per layer of a walk
+    that may revert to its mean (`gradscope.coefficients.drift.drift`).
 
     Raises:
-        ValueError: Fewer than six layers, a coefficient that is exactly zero or not finite, or shapes that do not fit.
+        ValueError: As `growth`, or shapes that do not fit.
     """
-    y = np.atleast_2d(np.asarray(log10_values, dtype=np.float64)) * math.log(10)
+    if not 0 < margin < 1:
+        raise ValueError(f"margin is a relative change of GSC per layer between 0 and 1, such as 0.02; got {margin!r}.")
+    y = np.atleast_2d(np.asarray(log10_values, dtype=np.float64)) * LN10
     depth = np.asarray(depth_from_output, dtype=np.float64)
     if y.shape[1:] != depth.shape:
         raise ValueError(f"log10_values has shape {y.shape}, but depth_from_output has {depth.shape[0]} entries.")
-    noise = np.nan_to_num(np.broadcast_to(np.asarray(log10_stderr, dtype=np.float64), y.shape)) * math.log(10)
-    kept = depth > 0
-    y, noise, depth = y[:, kept], noise[:, kept], depth[kept]
+    depth, y = _averaged(depth, y)
+    start = num_outer(depth, y)
+    inner, num = slice(start, None), len(depth) - start
+    near = slice(start, start + max(math.ceil(num / 2), min(num - 1, NEAREST)))
+    rate = drift(depth[near], y[:, near])
+    curved_p = _curved(depth[inner], y[:, inner], margin)
+    intercept = float(np.mean(y[:, near]) - rate.value * np.mean(depth[near]))
+    verdict, advice = _verdict(rate, margin), ""
+    if len(y) > 1:
+        alone = {_verdict(drift(depth[near], own[near][None]), margin) for own in y}
+        verdict = alone.pop() if len(alone) == 1 and "undecided" not in alone else verdict
+    if verdict == "undecided":
+        advice = _advice(rate, margin, len(y), depth[near])
+    return Growth(
+        rate=math.exp(rate.value),
+        intercept=math.exp(intercept),
+        rate_low=math.exp(rate.value - rate.margin),
+        rate_high=math.exp(rate.value + rate.margin),
+        verdict=verdict,
+        margin=margin,
+        curved=curved_p < CURVED_LEVEL,
+        curved_p=curved_p,
+        total=float(y[:, -1].mean()) / LN10,
+        total_low=log10_total[0],
+        total_high=log10_total[1],
+        num_networks=len(y),
+        num_rows=near.stop - near.start,
+        advice=advice,
+    )
+
+
+def _selected(frame: pd.DataFrame, target: str | None) -> pd.DataFrame:
+    """The rows of GSC, or of parameter GSC, to one target; each layer occurs once per seed."""
+    gsc = frame[frame["quantity"] == "gsc"]
+    # The last module with parameters lies one module from the target.
+    rows = gsc if len(gsc) else frame[frame["quantity"] == "parameter_gsc"].assign(
+        depth_from_output=lambda own: own["depth_from_output"] + 1
+    )  # fmt: skip
+    if not len(rows):
+        raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc', so nothing grows.")
+    if target is not None:
+        if target not in set(rows["target"]):
+            raise ValueError(f"There is no target {target!r}; the targets are {', '.join(rows['target'].unique())}.")
+        rows = rows[rows["target"] == target]
+    elif len(gsc):
+        rows = frames.to_last_target(rows)
+    rows = rows if "seed" in rows else rows.assign(seed=0)
+    if (twice := rows.duplicated(["seed", "layer"], keep=False)).any():
+        several = rows[twice]
+        own = [name for name in rows if name not in frames.SCHEMA and several[name].nunique(dropna=False) > 1]
+        differ = ", ".join(map(repr, own)) or "no column"
+        raise ValueError(
+            f"The frame holds several networks with the same seed ({several['seed'].iloc[0]}), which differ in "
+            f"{differ}: call growth for one of them at a time, such as in a groupby, or give each its own seed."
+        )
+    return rows
+
+
+def _of_rows(rows: pd.DataFrame, margin: float) -> Growth:
+    table = rows.pivot_table("log10_value", index="seed", columns="depth_from_output", observed=True, dropna=False)
+    if (lacking := table.isna()).to_numpy().any() and len(table) > 1:
+        row, column = np.argwhere(lacking.to_numpy())[0]
+        raise ValueError(
+            f"Seed {table.index[row]} has no GSC {table.columns[column]} layers from the target, but another seed has: "
+            "give networks of one architecture."
+        )
+    low, high = math.nan, math.nan
+    if {"log10_low", "log10_high"} <= set(rows):
+        # The probes of different networks are independent.
+        first = rows[rows["depth_from_output"] == table.columns[-1]].drop_duplicates("seed")
+        below, above = first["log10_value"] - first["log10_low"], first["log10_high"] - first["log10_value"]
+        total = float(first["log10_value"].mean())
+        low = total - float(np.linalg.norm(below)) / len(first)
+        high = total + float(np.linalg.norm(above)) / len(first)
+    return fit_growth(table.to_numpy(), table.columns.to_numpy(), margin=margin, log10_total=(low, high))
+
+
+def _averaged(depth: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Different depths in increasing order without the target, and the mean of the curves at each depth."""
+    y, depth = y[:, depth > 0], depth[depth > 0]
     if len(depth) < MIN_LAYERS:
         raise ValueError(f"A growth rate needs at least {MIN_LAYERS} layers besides the target, got {len(depth)}.")
     if not np.isfinite(y).all():
         where = depth[~np.isfinite(y).all(axis=0)][0]
         raise ValueError(f"GSC is zero or not finite {where:g} layers from the target (a dead layer?): no rate exists.")
-
     depth, place, count = np.unique(depth, return_inverse=True, return_counts=True)
-    half = len(depth) // 2
-    if half < MIN_LAYERS // 2:
+    if len(depth) < MIN_LAYERS:
         raise ValueError(
-            f"A growth rate needs at least {MIN_LAYERS // 2} different depths in each half of the layers, got "
-            f"{', '.join(f'{d:g}' for d in depth)}: layers inside one unit have the same depth."
+            f"A growth rate needs at least {MIN_LAYERS} different depths, got {', '.join(f'{d:g}' for d in depth)}: "
+            "layers inside one unit have the same depth."
         )
     average = np.zeros((len(place), len(depth)))
     average[np.arange(len(place)), place] = 1 / count[place]
-    y, noise = y @ average, np.sqrt(np.square(noise) @ np.square(average))
-    end = half + len(depth) % 2
-    near, near_error, freedom = _slope(depth[:end], y[:, :end], noise[:, :end])
-    far, far_error, _ = _slope(depth[half:], y[:, half:], noise[:, half:])
-    straight = abs(far - near) <= max(3 * math.hypot(near_error, far_error), 0.25 * abs(near))
-    margin = float(special.stdtrit(freedom, 0.975)) * near_error
-    low, high = math.exp(near - margin), math.exp(near + margin)
-    intercept = float(np.mean(y[:, :end]) - near * np.mean(depth[:end]))
-    return Growth(math.exp(near), math.exp(intercept), low, high, _verdict(low, high, straight), straight)
+    return depth, y @ average
 
 
-def _slope(depth: FloatArray, y: FloatArray, noise: FloatArray) -> tuple[float, float, int]:
-    """Return the generalized least-squares slope, its standard error, and the degrees of freedom of that error.
-
-    The fit uses increments between layers.  The random walk makes them independent; noise correlates neighboring ones.
-    """
-    steps, increments = np.diff(depth), np.diff(y, axis=1)
-    slopes, errors = [], []
-    for change, own in zip(increments, np.square(noise), strict=True):
-        measured = np.diag(own[:-1] + own[1:]) - np.diag(own[1:-1], 1) - np.diag(own[1:-1], -1)
-        slope = change.sum() / steps.sum()
-        for _ in range(_ROUNDS):
-            residual = np.square(change - slope * steps) / steps
-            walk = max(residual.sum() - (np.diag(measured) / steps).sum(), 0.0) / (len(steps) - 1)
-            # The floor avoids division by zero for an exact line, and is too small to change the weights.
-            covariance = measured + np.diag((walk + _FLOOR) * steps)
-            weights = np.linalg.solve(covariance, steps)
-            slope = float(weights @ change / (weights @ steps))
-        slopes.append(slope)
-        errors.append(math.sqrt(max(1 / float(weights @ steps) - _FLOOR / steps.sum(), 0.0)))
-    if len(slopes) > 1:
-        return float(np.mean(slopes)), float(np.std(slopes, ddof=1) / math.sqrt(len(slopes))), len(slopes) - 1
-    return slopes[0], errors[0], len(steps) - 1
+def _curved(depth: FloatArray, y: FloatArray, margin: float) -> float:
+    """The p value of equal slopes in both halves, where a difference by a quarter, or by the margin, does not count."""
+    middle = len(depth) // 2
+    near, far = drift(depth[: middle + 1], y[:, : middle + 1]), drift(depth[middle:], y[:, middle:])
+    allowed = max(SAME_SLOPE * abs(near.value), math.log1p(margin))
+    excess, error = abs(far.value - near.value) - allowed, math.hypot(near.stderr, far.stderr)
+    if error == 0.0:
+        return float(excess <= 0)
+    freedom = min(near.freedom, far.freedom)
+    return float(special.stdtr(freedom, -excess / error) + special.stdtr(freedom, -(excess + 2 * allowed) / error))
 
 
-def _verdict(low: float, high: float, straight: bool) -> str:
-    if low > EXPLODING_RATE and straight:
+def _verdict(rate: Drift, margin: float) -> str:
+    low, high = rate.value - rate.margin, rate.value + rate.margin
+    if low > math.log1p(margin):
         return "exploding"
-    if high < VANISHING_RATE:
+    if high < math.log1p(-margin):
         return "vanishing"
-    if 1 - WIDEST_STABLE <= low <= 1 <= high <= 1 + WIDEST_STABLE or (low >= VANISHING_RATE and high <= EXPLODING_RATE):
-        return "stable"
-    return "irregular"
+    return "stable" if low >= math.log1p(-margin) and high <= math.log1p(margin) else "undecided"
+
+
+def _advice(rate: Drift, margin: float, networks: int, depth: FloatArray) -> str:
+    """How many networks, or rows of one network, would give an interval that excludes 1 - margin and 1 + margin."""
+    distance = min(abs(rate.value - math.log1p(margin)), abs(rate.value - math.log1p(-margin)))
+    # The margin shrinks with the square root of the number of networks, or of rows.
+    factor = (1.96 * rate.stderr / distance) ** 2 if distance else math.inf
+    if factor * networks > MOST_NETWORKS:
+        return f"the rate lies too close to {1 + math.copysign(margin, rate.value):g}; choose another margin"
+    more = max(networks + 1, math.ceil(factor * networks))
+    return f"about {more} networks, or {more / networks:.2g} times the layers, would decide"

@@ -21,7 +21,6 @@ from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default
 from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import Reading, lengths, sweep
-from gradscope.coefficients.growth import Growth, fit_growth
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
@@ -125,10 +124,9 @@ class ParameterProfile(Profile):
     def _title(self) -> str:
         return f"parameters of {len(self.sources)} modules to {self.target!r}"
 
-    def growth(self) -> Growth:
-        """Growth of GSC per module that holds parameters, counted from the target."""
-        depth = np.arange(len(self.sources), 0, -1)
-        return fit_growth(self.log10_values[:, 0], depth, self.log10_stderr_probe[:, 0])
+    def rows_to(self, target: str | None = None) -> pd.DataFrame:
+        """Return all rows of `to_frame`; there is one target."""
+        return self.to_frame()
 
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row per module and quantity (``parameter_gsc`` and ``parameter_qm_norm``)."""

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
-from gradscope.coefficients.growth import Growth, fit_growth
+from gradscope.coefficients.growth import MARGIN, Growth, growth
 from gradscope.estimates import LOG10_2, Estimate
 
 FloatArray = npt.NDArray[np.float64]
@@ -90,10 +90,15 @@ class Matrix:
         margin = sample_margin(error, self.num_batches if self.coupled else self.num_samples, level)
         return self.log10_values - margin, self.log10_values + margin
 
-    def growth(self) -> Growth:
-        """Return the growth of GSC with respect to the last target; see `gradscope.coefficients.growth.fit_growth`."""
-        depth = self.indices[-1] - np.array(self.indices)
-        return fit_growth(self.log10_values[:, -1], depth, self.log10_stderr_probe[:, -1])
+    def growth(self, *, margin: float = MARGIN) -> Growth:
+        """Return the growth of GSC with respect to the last target, for this network alone; see `gradscope.growth`."""
+        return growth(self, margin=margin)
+
+    def rows_to(self, target: str | None = None) -> pd.DataFrame:
+        """Return the rows of `to_frame` with one target; the last one by default."""
+        if target is not None and target not in self.targets:
+            raise ValueError(f"There is no target {target!r}; the targets are {', '.join(self.targets)}.")
+        return self._column(self.targets.index(target) if target else -1, *self.interval())
 
     def save(self, path: str | Path) -> Path:
         """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""

@@ -19,7 +19,7 @@ LABEL_HEIGHT = 0.047  # as a fraction of the axis
 MARKERS = "os^Dv"
 NUM_MARKERS = 12  # a predicted curve has about this many markers
 # Color and marker of each verdict; the markers distinguish verdicts without color.
-VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "irregular": (7, "s")}
+VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "undecided": (7, "s")}
 OTHER = (7, "D")
 
 

@@ -11,12 +11,13 @@ from tests.helpers import noise, seeded
 
 def test_growth():
     x = noise(32, 60)
-    profile = gs.testing.assert_growth(MLP(depth=30, width=60, activation="tanh", generator=seeded()).double(), x)
+    model = MLP(depth=30, width=60, activation="linear", init="orthogonal", generator=seeded()).double()
+    profile = gs.testing.assert_growth(model, x, undecided="fail")
     assert len(profile.layers) == 31
     exploding = MLP(depth=30, width=60, activation="relu", norm="batch", generator=seeded()).double()
-    with pytest.raises(AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ .*\[0.98, 1.02\]: exploding"):
+    with pytest.raises(AssertionError, match=r"(?s)GSC grows by 1\.[45]\d+ .*outside \[0.98, 1.02\]"):
         gs.testing.assert_growth(exploding, x)
-    gs.testing.assert_growth(exploding, x, low=1.3, high=1.6)
+    gs.testing.assert_growth(exploding, x, low=1.3, high=1.7, undecided="fail")
     with pytest.raises(AssertionError, match=r"(?s)outside \[2, 3\].*First layer outside: 'layers.0'.*log10 GSC = "):
         gs.testing.assert_growth(exploding, x, low=2, high=3)
 
@@ -26,6 +27,45 @@ def test_growth_names_the_worst_layer():
     model.layers[4].activation = nn.Softshrink(1.0)  # most entries become 0, so what is left changes more
     with pytest.raises(AssertionError, match=r"worst layer: 'layers\.4'"):
         gs.testing.assert_growth(model, noise(16, 60), low=1e-6, high=2e-6)
+
+
+def test_growth_that_is_undecided():
+    model, x = MLP(depth=12, width=20, activation="tanh", generator=seeded()).double(), noise(8, 20)
+    with pytest.warns(UserWarning, match=r"the interval contains a bound of \[0.98, 1.02\]; more layers"):
+        gs.testing.assert_growth(model, x)
+    with pytest.raises(AssertionError, match="the interval contains a bound"):
+        gs.testing.assert_growth(model, x, undecided="fail")
+    gs.testing.assert_growth(model, x, undecided="pass")
+    with pytest.raises(ValueError, match="undecided must be one of warn, fail, pass; got 'ignore'"):
+        gs.testing.assert_growth(model, x, undecided="ignore")
+
+
+def test_total_of_few_layers():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(10, 10), nn.Sigmoid())]
+    model, x = nn.Sequential(*layers).double(), noise(8, 10)
+    total = float(gs.gsc(model, x)["input"].log10_value)
+    assert total < -3
+    gs.testing.assert_total(model, x, low=0.99 * 10**total, high=1.01 * 10**total, undecided="fail")
+    for low, high in ((1e-2, 1e2), (1e-9, 0.99 * 10**total)):
+        with pytest.raises(AssertionError, match=r"(?s)GSC from 'input' to '7' is 10\^-\d.*outside.*Largest change: '"):
+            gs.testing.assert_total(model, x, low=low, high=high)
+    bound = 10**total
+    with pytest.warns(UserWarning, match=r"95 % interval 10\^.*contains a bound"):
+        gs.testing.assert_total(model, x, low=1e-9, high=bound, probes=4)
+    with pytest.raises(AssertionError, match="contains a bound"):
+        gs.testing.assert_total(model, x, low=1e-9, high=bound, probes=4, undecided="fail")
+
+
+def test_failures_are_short_and_hide_the_library():
+    model = MLP(depth=200, width=10, norm="batch", generator=seeded()).double()
+    for check in (gs.testing.assert_growth, gs.testing.assert_total):
+        with pytest.raises(AssertionError) as caught:
+            check(model, noise(8, 10), low=2.0, high=3.0)
+        assert len(str(caught.value).splitlines()) <= 25
+        assert [entry.name for entry in caught.traceback if not entry.ishidden(caught)] == [
+            "test_failures_are_short_and_hide_the_library"
+        ]
 
 
 def test_collapse():
@@ -39,6 +79,7 @@ def test_collapse():
 
 def test_qm_norm():
     gs.testing.assert_qm_norm(2 * torch.eye(5).double(), 2)
+    torch.manual_seed(0)
     jacobian = gs.capture(nn.Linear(4, 4).double(), noise(3, 4)).jacobian("input", "output")
     value = float(gs.qm_norm(jacobian.dense()))
     gs.testing.assert_qm_norm(jacobian, value)
@@ -53,7 +94,8 @@ def test_qm_norm():
     ("call", "message"),
     [
         (lambda m, x: gs.testing.assert_growth(m, x, low=2, high=1), "low and high"),
-        (lambda m, x: gs.testing.assert_growth(m, x), "at least 6 layers"),
+        (lambda m, x: gs.testing.assert_growth(m, x), "(?s)at least 6 layers.*gs.testing.assert_total"),
+        (lambda m, x: gs.testing.assert_total(m, x, low=2, high=1), "low and high"),
         (lambda m, x: gs.testing.assert_no_collapse(m, x[:1]), "at least two"),
         (lambda m, x: gs.testing.assert_no_collapse(m, x, most=2), r"most must be in \(0, 1\], got 2"),
     ],

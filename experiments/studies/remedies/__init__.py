@@ -12,15 +12,15 @@ from experiments.evidence.words import listed, table, told
 from experiments.studies.remedies import figures, numbers
 from experiments.studies.remedies.measurement import BASELINES, FEWER, NONE, NUM_FITTED, NUM_OUTPUTS, measure
 from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, ROUNDING, TESTED, TWINS, Outcome, Outcomes
-from gradscope.coefficients.growth import EXPLODING_RATE
+from gradscope.coefficients.growth import MARGIN
 
 __all__ = ["STUDY", "measure"]
 
 DEPTH, WIDTH, BATCH_SIZE, NUM_SEEDS = 50, 100, 32, 16
 # Smallest change of log10 GSC that counts: the growth over all layers at the largest rate that is called stable.
-LEAST = DEPTH * math.log10(EXPLODING_RATE)
+LEAST = DEPTH * math.log10(1 + MARGIN)
 # Rates that differ by less count as equal: `gradscope.coefficients.growth` calls rates this close to 1 stable.
-EQUAL = EXPLODING_RATE - 1
+EQUAL = MARGIN
 # Layers are nearly linear if a remedy multiplies the linear fit error of the last layer by less than KEPT.
 KEPT = 0.1
 # A remedy has no price if it removes growth and keeps more than the fraction MOSTLY of the nonlinearity of outputs.
@@ -187,7 +187,7 @@ the variance. Repeated networks are marked †, compared with the network that t
 
 **Growth** is log10 GSC (squared convention) from input to output, because networks with equal parameters differ in
 depth. A remedy **lowers** GSC if the whole interval of the change is below -{LEAST:.2f}. This is the growth over
-{DEPTH} layers at the rate {EXPLODING_RATE:g}, the largest rate that `gradscope.coefficients.growth` calls stable.
+{DEPTH} layers at the rate {1 + MARGIN:g}, the largest rate that `gradscope.growth` calls stable.
 
 **Nonlinearity** is measured in three ways. "Not affine" is the fraction of the variance of the outputs that the best
 affine map of the inputs does not explain, on {NUM_FITTED} other samples. The fraction is corrected for the number of

@@ -149,7 +149,7 @@ def test_the_result_is_a_profile_of_modules_without_the_target():
     exact = gs.parameter_gsc(model, noise(6, 8), probes="exact")
     assert len(exact.layers) == 12 and exact.target == "layers.11" and exact.target not in exact.layers
     values = exact.log10_values[:, 0]
-    expected = fit_growth(values, np.arange(12, 0, -1))
+    expected = fit_growth(values, np.arange(12, 0, -1), log10_total=(values[0], values[0]))
     assert exact.growth() == expected
     np.testing.assert_array_equal(exact.interval()[0], exact.log10_values)
     probed = gs.parameter_gsc(model, noise(6, 8), probes=64)

@@ -1,0 +1,115 @@
+"""The mean change of a random curve per layer, and its error: from one curve, or from several independent curves.
+
+The changes of log GSC from row to row are correlated: norms revert to a fixed point, so a large change is followed by
+an opposite one.  They already contain the noise of random probes, because the same cotangents pass through all rows.
+The error of the mean change is therefore taken from the changes themselves, and no noise is added for probes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+FloatArray = npt.NDArray[np.float64]
+
+# A model: a curve is a random walk plus a stationary part.  The tuple holds the weight of the stationary part, its
+# correlation between neighboring rows (0 describes kinds of layers that alternate), and the prior weight of the model.
+MODELS = (
+    (0.0, 0.8, 0.8),
+    (0.3, 0.8, 0.025), (0.5, 0.8, 0.025), (0.7, 0.8, 0.025), (0.85, 0.8, 0.025),
+    (0.5, 0.0, 0.1 / 3), (0.8, 0.0, 0.1 / 3), (0.95, 0.0, 0.1 / 3),
+)  # fmt: skip
+# From this number of curves on, only the spread between curves is used: it needs no model of the rows.
+MANY = 8
+# Level of the test whether curves differ by more than their changes explain.
+SIGNIFICANT = 0.05
+# Relative squared residual below which a curve is a line up to rounding.
+ROUNDING = 1e-24
+# A change among the first OUTERMOST is left out if it lies this many robust standard deviations from the median.
+OUTERMOST, OUTLIER = 3, 6.0
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean change per layer, its standard error, and the degrees of freedom of Student's t."""
+
+    value: float
+    stderr: float
+    freedom: float
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the 95 % interval."""
+        return float(special.stdtrit(self.freedom, 0.975)) * self.stderr
+
+
+def drift(depth: FloatArray, curves: FloatArray) -> Drift:
+    """Return the mean change per layer of independent curves, with its error.
+
+    Arguments:
+        depth: Layers between each row and the target, increasing, shape (rows,).
+        curves: Values of the curves, shape (curves, rows).
+
+    The error comes from the changes within the curves, unless there are at least `MANY` curves, or the curves differ by
+    significantly more than their own changes explain.  Then it comes from the spread between the curves.
+    """
+    within = _within(depth, curves)
+    if len(curves) == 1:
+        return within
+    slopes = (curves[:, -1] - curves[:, 0]) / (depth[-1] - depth[0])
+    between = Drift(float(slopes.mean()), float(slopes.std(ddof=1)) / math.sqrt(len(slopes)), len(slopes) - 1)
+    # Without any error, rounding must not make the ratio significant.
+    ratio = (between.stderr / max(within.stderr, 1e-9 * abs(within.value), 1e-300)) ** 2
+    differ = special.fdtrc(between.freedom, within.freedom, ratio) < SIGNIFICANT
+    return between if len(curves) >= MANY or differ else within
+
+
+def _within(depth: FloatArray, curves: FloatArray) -> Drift:
+    """Return the mean change per layer with the error that the changes within the curves imply.
+
+    For each model of the rows, generalized least squares on the changes gives a value and its error.  The models are
+    averaged with weights prior times likelihood.  Cost: O(rows^3) for each model.
+    """
+    unit = np.diff(depth).mean()
+    place = (depth - depth[0]) / unit
+    steps, changes = np.diff(place), np.diff(curves, axis=1)
+    freedom = changes.size - 1
+    distance = np.abs(place[:, None] - place)
+    values, variances, weights = [], [], []
+    for part, memory, prior in MODELS:
+        levels = (1 - part) * np.minimum.outer(place, place) + part * np.power(memory, distance) / (2 * (1 - memory))
+        covariance = np.diff(np.diff(levels, axis=0), axis=1)
+        weighted = np.linalg.solve(covariance, steps)
+        information = len(curves) * float(weighted @ steps)
+        value = float((changes @ weighted).sum()) / information
+        residual = (changes - value * steps).T
+        squares = float(np.sum(residual * np.linalg.solve(covariance, residual)))
+        if squares <= ROUNDING * float(np.sum(np.square(changes))):  # an exact line: all models agree
+            return Drift(value / unit, 0.0, freedom)
+        values.append(value)
+        variances.append(squares / freedom / information)
+        log_determinant = float(np.linalg.slogdet(covariance)[1])
+        evidence = len(curves) * log_determinant + math.log(information) + freedom * math.log(squares)
+        weights.append(math.log(prior) - evidence / 2)
+    posterior = np.exp(np.array(weights) - max(weights))
+    posterior /= posterior.sum()
+    mean = float(posterior @ values)
+    variance = float(posterior @ (np.array(variances) + np.square(np.array(values) - mean)))
+    return Drift(mean / unit, math.sqrt(variance) / unit, freedom)
+
+
+def num_outer(depth: FloatArray, curves: FloatArray) -> int:
+    """Return how many rows nearest the target to leave out, because they belong to layers of another kind.
+
+    A final normalization or pooling changes GSC once.  This change says nothing about the layers that repeat, and it
+    would dominate their spread.  A row is left out if the change above it is an outlier among all changes per layer, by
+    the median over curves.  At least four changes remain.
+    """
+    changes = np.median(np.diff(curves, axis=1) / np.diff(depth), axis=0)
+    distance = np.abs(changes - np.median(changes))
+    found = np.nonzero(distance[:OUTERMOST] > OUTLIER * 1.4826 * np.median(distance) + 1e-12)[0]
+    return int(found[-1]) + 1 if len(found) and len(changes) - found[-1] > 4 else 0

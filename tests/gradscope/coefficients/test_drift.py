@@ -1,0 +1,92 @@
+"""The mean change per layer against generalized least squares on levels, written out with NumPy and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gradscope.coefficients.drift import MODELS, drift, num_outer
+
+# Unequal steps: rows need not be neighboring layers.
+DEPTH = np.array([1.0, 2.0, 4.0, 9.0, 10.0, 13.0, 14.0])
+CURVES = np.array([[0.3, 0.2, 0.9, 1.4, 2.1, 2.2, 2.0], [0.1, 0.3, 0.2, 1.9, 1.6, 2.7, 3.1]])
+
+
+def oracle(depth, curves):
+    """Slope and standard error: y = a + b d on levels, each curve with its own free a, all curves stacked.
+
+    Each model has a known correlation and an unknown scale.  The models are weighted by their restricted likelihoods
+    with the scale integrated out under the prior 1 / scale.
+    """
+    place = (depth - depth[0]) / np.diff(depth).mean()
+    n, num = len(place), len(curves)
+    design = np.zeros((num * n, num + 1))
+    for k in range(num):
+        design[k * n : (k + 1) * n, k] = 1.0
+        design[k * n : (k + 1) * n, num] = place
+    y = curves.ravel()
+    slopes, variances, logs = [], [], []
+    for part, memory, prior in MODELS:
+        levels = (1 - part) * np.minimum.outer(place + 1, place + 1)
+        levels += part * np.power(memory, np.abs(np.subtract.outer(place, place))) / (2 * (1 - memory))
+        covariance = np.kron(np.eye(num), levels)
+        inverse = np.linalg.inv(covariance)
+        information = design.T @ inverse @ design
+        beta = np.linalg.solve(information, design.T @ inverse @ y)
+        residual = y - design @ beta
+        squares, freedom = residual @ inverse @ residual, len(y) - num - 1
+        slopes.append(beta[num])
+        variances.append(np.linalg.inv(information)[num, num] * squares / freedom)
+        determinants = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1]
+        logs.append(math.log(prior) - determinants / 2 - freedom / 2 * math.log(squares))
+    weights = np.exp(np.array(logs) - max(logs))
+    weights /= weights.sum()
+    mean = weights @ slopes
+    unit = np.diff(depth).mean()
+    return mean / unit, math.sqrt(weights @ (np.array(variances) + (slopes - mean) ** 2)) / unit, freedom
+
+
+@pytest.mark.parametrize("curves", [CURVES[:1], CURVES], ids=["one", "two"])
+def test_drift_is_generalized_least_squares_on_levels(curves):
+    slope, error, freedom = oracle(DEPTH, curves)
+    found = drift(DEPTH, curves)
+    assert found.value == pytest.approx(slope, rel=1e-9)
+    assert found.stderr == pytest.approx(error, rel=1e-9)
+    assert found.freedom == freedom
+    assert found.margin == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-9)
+
+
+def test_weights_of_the_models_sum_to_one():
+    assert sum(prior for _, _, prior in MODELS) == pytest.approx(1)
+
+
+def test_many_curves_are_compared_with_each_other():
+    curves = np.outer(np.arange(1.0, 10.0), DEPTH)
+    found = drift(DEPTH, curves)
+    assert (found.value, found.stderr, found.freedom) == (5.0, pytest.approx(math.sqrt(7.5 / 9)), 8)
+
+
+def test_a_change_of_another_kind_is_recognized_near_the_target_only():
+    rng = np.random.default_rng(0)
+    depth, y = np.arange(1.0, 21.0), rng.normal(size=20).cumsum()
+    for place, expected in ((0, 1), (2, 3), (3, 0), (10, 0)):
+        jump = y + np.where(np.arange(20) > place, 40.0, 0.0)
+        assert num_outer(depth, jump[None]) == expected
+    assert num_outer(depth[:6], np.where(np.arange(6) > 1, 40.0, 0.0)[None] + y[None, :6]) == 0
+
+
+def test_walks_have_outliers_rarely():
+    rng = np.random.default_rng(1)
+    found = [num_outer(np.arange(25.0), rng.normal(size=(1, 25)).cumsum(axis=1)) for _ in range(1000)]
+    assert np.count_nonzero(found) <= 10
+
+
+def test_curves_that_differ_by_more_than_their_changes_explain_are_compared_with_each_other():
+    rng = np.random.default_rng(2)
+    lines = np.outer([0.9, 1.0, 1.3], DEPTH) + 0.01 * rng.normal(size=(3, 7))
+    slopes = (lines[:, -1] - lines[:, 0]) / 13
+    found = drift(DEPTH, lines)
+    assert found.freedom == 2
+    assert found.stderr == pytest.approx(slopes.std(ddof=1) / math.sqrt(3))
+    assert drift(DEPTH, np.outer([1.0, 1.0, 1.0], DEPTH)).stderr == pytest.approx(0, abs=1e-12)
