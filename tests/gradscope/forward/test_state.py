@@ -285,7 +285,7 @@ def test_ctrl_c_at_any_moment_leaves_the_model_as_it_was():
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), where
         assert (model[2].log, torch.is_grad_enabled()) == ([], True), where
         assert torch.equal(state, torch.get_rng_state()), where
-        at, steps = at + 1 + steps // 12, steps + 1
-    assert steps > 100
+        at, steps = at + 1 + steps // 4, steps + 1
+    assert steps > 50
     assert threading.active_count() == threads
     gs.gsc(model, x, probes=2)
