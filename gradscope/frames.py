@@ -46,6 +46,7 @@ reduction or probes.
 OPTIONAL = {"log10_low": "float64", "log10_high": "float64"}
 """Optional columns: both ends of the 95 % interval of ``log10_value``; null if the interval is unknown."""
 SCHEMA = COLUMNS | OPTIONAL
+TEXT = {name: kind for name, kind in COLUMNS.items() if kind == "str"}  # never read as numbers: "1.10" is a name
 NULLABLE = {
     "target", "reduction", "log10_stderr_probe", "log10_stderr_sample", "stderr_sample", "coupled", "num_probes",
 }  # fmt: skip
@@ -209,8 +210,7 @@ def load(path: str | Path) -> pd.DataFrame:
         frame, version = table.to_pandas(), version_of(table.schema)
     elif path.suffix == ".csv":
         # Only an empty field is null: "none" is the name of a norm, and "NA" and "1.10" may be names of layers.
-        names = {name: kind for name, kind in COLUMNS.items() if kind == "str"}
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=names)
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=TEXT)
         version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
     else:
         raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from gradscope.choices import check_choice
 from gradscope.forward.inputs import Forward, as_batch
-from gradscope.forward.modules import state_restored, unwrap
+from gradscope.forward.modules import unwrap
+from gradscope.forward.state import alone, state_restored
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
 from gradscope.meanfield.rates import STANDARD_VARIANCE
 from gradscope.probes import orthonormal
@@ -217,7 +218,7 @@ def lsuv(
 
     handles = [layer.register_forward_hook(scale(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with torch.no_grad(), state_restored(dict(model.named_modules())):
+        with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
             batch.run(model, forward)
     finally:
         for handle in handles:

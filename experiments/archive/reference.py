@@ -57,7 +57,7 @@ def save(collected: Collected, folder: Path) -> None:
 def load(folder: Path) -> Collected:
     """The data that `save` was given, up to rounding; the frame is checked."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    rows = pd.read_csv(folder / DATA, keep_default_na=False, na_values=[""])
+    rows = pd.read_csv(folder / DATA, keep_default_na=False, na_values=[""], dtype=frames.TEXT)
     columns: dict[str, Any] = manifest["columns"]
     rows = rows.assign(**{name: math.nan for name in SPARSE if name not in rows})
     rows["value"] = rows["value"].where(rows["log10_value"].isna(), 10.0 ** rows["log10_value"])

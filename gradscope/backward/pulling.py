@@ -37,7 +37,8 @@ class PullBack:
         """J^T v for every cotangent v of ``output`` (first dimension), at every edge of ``inputs``."""
 
         def vjp(v: Tensor) -> tuple[Tensor, ...]:
-            return torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
+            found = torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
+            return tuple(gradient.to_dense() if gradient.is_sparse else gradient for gradient in found)
 
         if len(cotangents) == 1:
             return [gradient[None] for gradient in vjp(cotangents[0])]

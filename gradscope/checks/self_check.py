@@ -17,6 +17,7 @@ from gradscope.checks.report import FAILED, PASSED, SKIPPED, Check, Report
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
+from gradscope.forward.modules import unwrap
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.probes import sphere
 
@@ -53,6 +54,7 @@ def check(
     >>> gs.check(torch.nn.Linear(2, 2).double(), torch.eye(2).double()).passed
     True
     """
+    model = unwrap(model)
     before = _state(model)
     first = capture(model, data, forward=forward, loss_fn=loss_fn)
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +72,8 @@ def check(
             checks.append(Check(name, *test()))
         except Exception as error:
             checks.append(Check(name, FAILED, f"raised {type(error).__name__}: {error}"))
-    changed = [name for name, value in _state(model).items() if not _same(value, before[name])]
+    after = _state(model)
+    changed = [name for name in before | after if not _same(after.get(name), before.get(name))]
     detail = f"changed: {', '.join(changed[:4])}" if changed else "parameters, buffers, gradients, modes, random state"
     checks.append(Check("left alone", FAILED if changed else PASSED, detail))
     return Report(tuple(checks))
@@ -240,8 +243,22 @@ def _state(model: nn.Module) -> dict[str, Any]:
     for n, m in model.named_modules():
         state[f"mode of {n or 'the model'}"] = m.training
         state[f"hooks of {n or 'the model'}"] = len(m._forward_hooks), len(m._forward_pre_hooks)
+        state |= {
+            f"attribute {n}.{key}".replace(" .", " "): _kept(value) for key, value in vars(m).items() if key[:1] != "_"
+        }
     return state | {"random state": torch.get_rng_state()}
 
 
+def _kept(value: Any) -> Any:
+    """Return what is compared later: a copy of a tensor, the entries of a container, or the value itself."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return list(map(id, value.values()))
+    return list(map(id, value)) if isinstance(value, (list, set)) else value
+
+
 def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return a is b or (type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b))

@@ -21,7 +21,7 @@ from gradscope.coefficients.planning import Options, Planner, accumulate, larges
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter, select
-from gradscope.forward.modules import state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 
 MatrixT = TypeVar("MatrixT", bound=Matrix)
@@ -52,7 +52,8 @@ def gsc(
         model: Any module; it is measured in its current mode and is not changed.
         data: One batch: a tensor (B, ...); a mapping (``model(**batch)``); with ``loss_fn`` a pair (inputs, labels).
             Or a stream of such batches (a DataLoader, a list, an iterator); the result is then for the whole data
-            set.  Under ``torch.distributed`` all ranks must make this call, and the result is for all ranks together.
+            set.  A list [inputs, labels], as loaders yield it, is one batch; for two batches give ``iter(data)``.
+            Under ``torch.distributed`` all ranks must make this call, and the result is for all ranks together.
             Without ``loss_fn``, labels in a stream are ignored.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
         layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
@@ -154,7 +155,11 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
     def measure(batch: Any) -> Pairs:
         captured = capture(model, batch, forward=options.forward, loss_fn=options.loss_fn, target=options.target)
         rows = _rows(captured, options, matrix=kind is Matrix)
-        with state_restored(captured.replay.modules):  # checkpointed layers run again during the sweep
+        with (
+            alone,
+            state_restored(captured.replay.modules) as state,
+            state,
+        ):  # checkpointed layers run again during the sweep
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
     pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
@@ -180,6 +185,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         coupled=pairs.coupled,
         stopped=stopped,
         num_batches=pairs.num_batches,
+        streamed=streaming,
         _log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
         _fixed_share=pairs.spread("fixed_share", 1.0),
         _probe_freedom=pairs.spread("probe_freedom", np.inf),

@@ -21,7 +21,7 @@ from gradscope.backward.sweep import sweep
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import lookup
-from gradscope.forward.modules import state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace, peak_bytes
 
@@ -130,7 +130,7 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
     step = max(1, peak_bytes(x.device) // each)
     total, common = np.zeros((captured.batch_size, len(x))), -(1 << 60)
     route = TrunkRoute(captured.graph, sources)
-    with state_restored(captured.replay.modules):  # checkpointed layers run again
+    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
         for first in range(0, cotangents.num, step):
             window = cotangents.window(first, first + step)
             readings = sweep(route, [window], read, widest=each, strides=STRIDES)

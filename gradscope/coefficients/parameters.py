@@ -25,7 +25,8 @@ from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import squared_lengths
-from gradscope.forward.modules import Owned, owned_parameters, state_restored
+from gradscope.forward.modules import Owned, owned_parameters
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
 
@@ -103,6 +104,7 @@ def parameter_gsc(
         stopped="end of data",
         relative_error=float(np.nan_to_num(errors, nan=np.inf).max()) * LN10,
         num_batches=1,
+        streamed=False,
         _log10_stderr_cautious=errors,
         _fixed_share=constant * (num_probes == 0),
         _probe_freedom=constant * (max(1, num_probes - 1) if num_probes else np.inf),
@@ -172,7 +174,7 @@ def _pulled(captured: Capture, owners: Owned, cotangents: Cotangents) -> dict[in
     leaves = {key: leaf for key, leaf in leaves.items() if vertex(leaf.edge) in above}
     graph = replace(captured.graph, above=captured.graph.above | above)
     route = TrunkRoute(graph, list(leaves.values()))
-    with state_restored(captured.replay.modules):  # checkpointed layers run again
+    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
         readings = sweep(route, [cotangents], lengths(), widest=max(route.bytes), strides=STRIDES)
     return dict(zip(leaves, readings, strict=True))
 

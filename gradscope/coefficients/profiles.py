@@ -26,8 +26,9 @@ class Matrix:
     ``log10_values``, ``log10_stderr_probe``, ``log10_stderr_sample``: (sources, targets), NaN if the source is above
     the target; unknown errors are also NaN.  ``num_probes``: (sources, targets), random probes per batch; 0 if exact.
     ``relative_error``: the largest relative standard error of a value, due to probes (one batch) or to probes and
-    samples (stream).  ``num_batches``: number of measured batches.  ``stopped``: why a stream ended: "end of data",
-    "rtol reached", "max_samples", "max_seconds" or "interrupted".  ``remarks``: sentences that say what the results
+    samples (stream).  ``num_batches``: number of measured batches.  ``streamed``: whether the data were a stream, so
+    that the result is for the data set.  ``stopped``: why a stream ended: "end of data", "rtol reached", "max_samples",
+    "max_seconds" or "interrupted".  ``remarks``: sentences that say what the results
     depend on, such as random numbers or layers inside branches.
 
     >>> import torch
@@ -56,6 +57,7 @@ class Matrix:
     stopped: str
     relative_error: float
     num_batches: int
+    streamed: bool
     remarks: tuple[str, ...]
     # Inputs of the interval: the error due to probes, enlarged if there are few probes; the share of each value that is
     # free of probe noise; and the degrees of freedom of the variance due to probes.
@@ -82,7 +84,7 @@ class Matrix:
         set.  Errors of probes and samples add in quadrature, with Student's t over samples, or over batches if samples
         are coupled.  Both ends are NaN if the error is unknown.
         """
-        if self.num_batches == 1:
+        if not self.streamed:
             return probe_interval(
                 self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
             )
@@ -107,8 +109,9 @@ class Matrix:
     def summary(self) -> str:
         """Return what ``print`` shows: what was measured, the largest error, growth and verdict, and remarks."""
         kind = self._kind
-        if self.num_batches > 1:
-            kind += f" per batch, {self.num_batches} batches, {self.stopped}"
+        if self.streamed:
+            plural = "es" * (self.num_batches != 1)
+            kind += f" per batch, {self.num_batches} batch{plural}, {self.stopped}"
         lines = [
             f"GSC (squared) of {self._title}: {self._samples}{', coupled' if self.coupled else ''}, "
             f"reduction {self.reduction!r}, {kind}",

@@ -28,7 +28,7 @@ from gradscope.backward.pulling import PullBack, pulling
 from gradscope.backward.sweep import sweep
 from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
 from gradscope.forward.inputs import Forward
-from gradscope.forward.modules import state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace
 from gradscope.norms import plain_norms
@@ -158,7 +158,7 @@ def effective_depth(
     now, then = cut(captured, initial_parameters(captured.replay.model, initial))
     needed = needed_for_exact(captured.target, captured.batch_size, coupled=captured.coupled)
     cotangents = chosen(captured.target, needed, probes, generator)
-    with state_restored(captured.replay.modules), pulling():  # checkpointed layers run again
+    with alone, state_restored(captured.replay.modules) as state, state, pulling():  # checkpointed layers run again
         changes, errors = _changes(captured, now, then, generator)
         found = _lengths(captured, now, then, cotangents)
     values, stderr, cancellation = _shares(found, exact=cotangents.num_probes == 0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -21,20 +25,35 @@ class Batch:
     inputs: Any
     labels: Any = None
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All input tensors, in the order of the structure that holds them."""
-        return list(leaf_tensors(self.inputs))
+        found: list[Tensor] = []
+        copied(self.inputs, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return found
 
-    @property
+    @cached_property
+    def samples(self) -> list[Tensor]:
+        """The tensors that hold samples.  Others are held fixed: numbers, sparse and empty tensors, and masks."""
+        found = [t for t in self.tensors if t.layout is torch.strided and t.ndim and t.numel()]
+        return [t for t in found if not _is_mask(t)] or found
+
+    @cached_property
     def floats(self) -> list[Tensor]:
-        """The floating-point input tensors."""
-        return [tensor for tensor in self.tensors if tensor.is_floating_point()]
+        """The floating-point tensors that hold samples; with respect to them the model is differentiated."""
+        return [tensor for tensor in self.samples if tensor.is_floating_point()]
 
     @property
     def size(self) -> int:
-        """Number of samples: the leading dimension of the first tensor."""
-        return self.tensors[0].shape[0]
+        """Number of samples: the leading dimension of the first tensor that holds samples."""
+        return self.samples[0].shape[0]
+
+    @property
+    def held(self) -> str | None:
+        """A sentence that names the tensors that are held fixed; None if there are none."""
+        samples = {id(tensor) for tensor in self.samples}
+        held = [f"{_kind(t)} {tuple(t.shape)}" for t in self.tensors if id(t) not in samples]
+        return f"Held fixed beside the samples: {', '.join(held)}." if held else None
 
     def run(self, model: nn.Module, forward: Forward | None) -> Any:
         """``forward(model, inputs)``, or ``model(**inputs)`` for a mapping, or ``model(inputs)``."""
@@ -47,6 +66,7 @@ class Batch:
         sources: list[Tensor] = []
 
         def follow(leaf: Tensor) -> Tensor:
+            leaf = leaf.clone() if leaf.is_inference() else leaf
             sources.append(leaf.detach().requires_grad_().clone())
             return sources[-1]
 
@@ -58,35 +78,85 @@ class Batch:
         return self._mapped(lambda leaf: leaf.detach() + next(remaining))
 
     def _mapped(self, follow: Callable[[Tensor], Tensor]) -> Batch:
-        """A copy of the batch in which ``follow`` has replaced every floating-point tensor."""
+        """A copy of the batch in which ``follow`` has replaced the tensors in `floats`; a pass may change all of it."""
+        floats = {id(tensor) for tensor in self.floats}
 
-        def each(leaf: Any) -> Any:
-            return follow(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        def each(tensor: Tensor) -> Tensor:
+            return follow(tensor) if id(tensor) in floats else tensor.detach().clone()
 
-        return replace(self, inputs=pytree.tree_map(each, self.inputs))
+        return Batch(copied(self.inputs, each), copied(self.labels, lambda tensor: tensor.detach().clone()))
+
+
+def copied(tree: Any, follow: Callable[[Tensor], Tensor]) -> Any:
+    """A deep copy of a structure in which ``follow`` has replaced every tensor, also inside objects.
+
+    Raises TypeError for an object that cannot be copied, because a model could change it.
+    """
+    memo: dict[int, Any] = {}
+
+    def each(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return follow(leaf)
+        try:
+            with _Following(follow):
+                return copy.deepcopy(leaf, memo)
+        except Exception as error:
+            raise TypeError(
+                f"data holds a {type(leaf).__name__}, which cannot be copied ({error}), so a measurement could change "
+                "it: leave it out of data, and use it inside forward=, a function (model, batch) -> tensor."
+            ) from error
+
+    return pytree.tree_map(each, tree)
+
+
+class _Following(TorchFunctionMode):
+    """Lets `copy.deepcopy` call a function for every tensor that it finds, instead of copying the tensor."""
+
+    def __init__(self, follow: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.follow = follow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self.follow(tensor)
+        return memo[id(tensor)]
 
 
 def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Iterator[Any] | None:
     """An iterator over the batches of a loader, list or iterator; None if ``data`` is itself one batch.
 
-    With ``forward``, a tuple or list is one batch, because only the user knows its structure.  Without ``loss_fn``,
-    labels in pairs (inputs, labels) are ignored.
+    With ``forward``, a tuple or list is one batch, because only the user knows its structure.  A list that may be the
+    batch of a loader, such as [inputs, labels], is one batch.  So is an object whose items have names, and a dataclass.
+    Without ``loss_fn``, labels in pairs (inputs, labels) are ignored.
     """
-    if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable):
+    if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable) or is_dataclass(data):
         return None
-    if isinstance(data, list) and (forward is not None or _is_pair(data)):
+    if isinstance(data, list) and (forward is not None or _is_batch(data, loss_fn)):
         return None
+    batches = iter(data)
+    if not isinstance(data, (list, Iterator)):
+        first = list(islice(batches, 1))
+        if first and isinstance(first[0][0] if isinstance(first[0], tuple) and first[0] else first[0], str):
+            return None
+        batches = chain(first, batches)
     if forward is not None or loss_fn is not None:
-        return iter(data)
-    return (batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch for batch in data)
+        return batches
+    return (batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch for batch in batches)
 
 
-def _is_pair(batch: Any) -> bool:
-    """Whether ``batch`` looks like a pair (inputs, labels) rather than like two batches."""
-    if len(batch) != 2 or not isinstance(batch[1], Tensor):
+def _is_batch(data: list[Any], loss_fn: LossFunction | None) -> bool:
+    """Whether a list may be one batch, as the list [inputs, labels] of a loader, rather than several batches."""
+    if loss_fn is not None:
+        return bool(data) and not all(isinstance(batch, (tuple, list)) for batch in data)
+    if len(data) < 2 or not any(isinstance(part, Tensor) for part in data):
         return False
-    inputs, labels = batch
-    return not isinstance(inputs, Tensor) or inputs.ndim != labels.ndim or inputs.dtype != labels.dtype
+    if not all(isinstance(part, Tensor) for part in data):
+        return True
+    alike = len({(part.ndim, part.dtype) for part in data}) == 1
+    return not alike or (len(data) == 2 and data[0].shape[:1] == data[1].shape[:1])
 
 
 def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
@@ -99,11 +169,15 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
         if not (isinstance(data, (tuple, list)) and len(data) == 2):
             raise TypeError(f"With loss_fn, data must be a pair (inputs, labels); got {type(data).__name__}.")
         data, labels = data
-    if forward is None and loss_fn is None and isinstance(data, (tuple, list)) and len(data) == 2:
-        raise ValueError(
-            "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn= or only "
-            "the inputs. If both are inputs, give forward=, a function (model, batch) -> tensor."
-        )
+    if forward is None and loss_fn is None and isinstance(data, (tuple, list)):
+        if len(data) == 2:
+            raise ValueError(
+                "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn= or "
+                "only the inputs. If both are inputs, give forward=, a function (model, batch) -> tensor; if they are "
+                "two batches, give iter(data)."
+            )
+        if len(data) == 1:  # a loader of inputs without labels
+            (data,) = data
     if forward is None and not isinstance(data, (Tensor, Mapping)):
         hint = "; give the batches of an iterator one at a time" if isinstance(data, Iterator) else ""
         raise TypeError(
@@ -115,12 +189,48 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
     if not batch.tensors:
         raise ValueError("data contains no tensor, so there is nothing to measure.")
     for tensor in batch.tensors:
-        if tensor.ndim == 0 or tensor.shape[0] == 0:
-            raise ValueError(
-                f"The batch is empty: data has a tensor of shape {tuple(tensor.shape)}; give at least one sample."
-            )
+        _check_supported(tensor)
+    if not batch.samples:
+        shapes = ", ".join(f"{_kind(t)} {tuple(t.shape)}" for t in batch.tensors[:4])
+        raise ValueError(
+            f"The batch is empty: data has only {shapes}; give at least one sample, as a dense tensor of "
+            "shape (B, ...)."
+        )
+    for tensor in batch.samples:
         _check_finite(tensor)
     return batch
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor beside the samples is."""
+    if tensor.layout is not torch.strided:
+        return "a sparse tensor of shape"
+    if not tensor.ndim:
+        return "a number of shape"
+    return "a mask of shape" if tensor.numel() else "a tensor of shape"
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether a tensor holds only 0 and -inf, as a mask that is added to scores of attention."""
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return False
+    hidden = torch.isneginf(tensor)
+    return bool(hidden.any()) and bool((hidden | (tensor == 0)).all())
+
+
+def _check_supported(tensor: Tensor) -> None:
+    """Raise ValueError for a tensor that holds no numbers, or whose numbers cannot be differentiated."""
+    if tensor.is_nested:
+        raise ValueError(
+            "data holds a nested (jagged) tensor, which is not supported: pad the samples to one length, for example "
+            "with torch.nested.to_padded_tensor(x, 0.0)."
+        )
+    if tensor.is_meta:
+        raise ValueError(
+            "data holds a meta tensor, which has a shape but no numbers: give data and a model on a real device."
+        )
+    if tensor.is_quantized:
+        raise ValueError("data holds a quantized tensor, which has no gradients: give x.dequantize().")
 
 
 def _check_finite(tensor: Tensor) -> None:
@@ -133,19 +243,23 @@ def _check_finite(tensor: Tensor) -> None:
     where = tuple(int(i) for i in torch.nonzero(~finite)[0])
     raise ValueError(
         f"x holds {num_nan} NaN and {num_bad - num_nan} Inf among {tensor.numel()} entries, the first at {where}. "
-        "Remove them from the batch, because coefficients do not exist at such a point."
+        "Remove them from the batch, because coefficients do not exist at such a point. If they belong to a mask, hold "
+        "it fixed: forward=lambda model, x: model(x, mask)."
     )
 
 
 def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
     """Raise ValueError if a parameter or buffer lies on another device than the data."""
-    device = batch.tensors[0].device
+    device = batch.samples[0].device
     for prefix, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and tensor.device != device:
+                way = f"move one of them, for example x.to({str(tensor.device)!r})"
+                if tensor.is_meta:
+                    way = "a meta tensor holds no numbers, so give the model its weights first"
                 raise ValueError(
                     f"x is on {device}, but {f'{prefix}.{name}'.lstrip('.')!r} of the model is on {tensor.device}: "
-                    f"move one of them, for example x.to({str(tensor.device)!r})."
+                    f"{way}."
                 )
 
 

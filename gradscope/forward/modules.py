@@ -1,16 +1,18 @@
-"""Tools for a forward pass of a user's module: unwrap it, report calls and marked tensors, restore its state."""
+"""Tools for a forward pass of a user's module: unwrap it, and report its calls and marked tensors."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradscope.forward.inputs import leaf_tensors
 from gradscope.forward.layers import OUTPUT
@@ -42,7 +44,7 @@ class Listener(CallListener, Protocol):
         """Called with a marked tensor; the return value replaces the tensor."""
 
 
-_listener: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
+listening: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
 
 
 def tap(tensor: Tensor, name: str) -> Tensor:
@@ -58,10 +60,10 @@ def tap(tensor: Tensor, name: str) -> Tensor:
     >>> [layer.name for layer in gs.capture(Square(), torch.ones(2, 3)).layers]
     ['input', 'square', 'output']
     """
-    listening = _listener.get()
-    if listening is None:
+    current = listening.get()
+    if current is None:
         return tensor
-    listener, calls = listening
+    listener, calls = current
     calls[name] += 1
     return listener.tap(tensor, name if calls[name] == 1 else f"{name}#{calls[name]}")
 
@@ -69,11 +71,26 @@ def tap(tensor: Tensor, name: str) -> Tensor:
 @contextlib.contextmanager
 def tapped(listener: Listener) -> Iterator[None]:
     """Report every marked tensor to ``listener``."""
-    token = _listener.set((listener, Counter()))
+    token = listening.set((listener, Counter()))
     try:
         yield
     finally:
-        _listener.reset(token)
+        listening.reset(token)
+
+
+def own_thread() -> Callable[[str], None]:
+    """A function of a layer's name that raises RuntimeError if it is called in another thread than this one."""
+    owner = threading.get_ident()
+
+    def guard(name: str) -> None:
+        # A thread of the autograd engine may run checkpointed layers again.
+        if threading.get_ident() != owner and torch._C._current_graph_task_id() == -1:
+            raise RuntimeError(
+                f"Layer {name or OUTPUT!r} was called while another thread measures this model: call the model and "
+                "measure it one after the other, or measure a copy (copy.deepcopy(model))."
+            )
+
+    return guard
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -81,6 +98,17 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
+        label = f"{name or 'The model'!r} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{label} is TorchScript, whose layers cannot be observed: measure the original module, before "
+                "torch.jit.script or torch.jit.trace."
+            )
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ValueError(
+                f"{label} is not initialized: call the model once, model(x), before you measure it. Its weights are "
+                "drawn at random in this call, and a measurement must not draw them."
+            )
         if any(base.__name__ in _SHARDED for base in type(module).__mro__):
             raise ValueError(
                 f"{name or 'The model'!r} is sharded (FSDP), so no process holds all parameters. Measure the model "
@@ -109,11 +137,14 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
     names = {module: name for name, module in modules.items()}
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
+    guard = own_thread()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        guard(names[module])
         running.append((names[module], listener.before(args, kwargs)))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        guard(names[module])
         name, token = running.pop()
         while name != names[module]:  # a call inside this one raised, but the model caught the error
             name, token = running.pop()
@@ -149,59 +180,15 @@ def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     return list(leaf_tensors((args, kwargs)))
 
 
-@contextlib.contextmanager
-def state_restored(modules: Modules) -> Iterator[None]:
-    """Restore all buffers, the random state, and the embedding weights that ``max_norm`` shortens."""
-    shortened = [m.weight for m in modules.values() if getattr(m, "max_norm", None) and isinstance(m.weight, Tensor)]
-    weights = [(weight, weight.detach().clone()) for weight in shortened]
-    originals = {module: dict(module._buffers) for module in modules.values() if module._buffers}
-    clones: dict[int, Tensor] = {}
-    for module, owned in originals.items():
-        for name, buffer in owned.items():
-            if buffer is not None:
-                # A buffer that several modules share is cloned only once, so that they still share it.
-                if id(buffer) not in clones:
-                    clones[id(buffer)] = buffer.clone()
-                module._buffers[name] = clones[id(buffer)]
-    try:
-        with torch.random.fork_rng(devices=_cuda_devices(modules)):
-            yield
-    finally:
-        for weight, before in weights:
-            weight.data.copy_(before)  # by .data: autograd ignores this change, since backward does not use the values
-        for module, owned in originals.items():
-            module._buffers.clear()
-            module._buffers.update(owned)
-
-
-@contextlib.contextmanager
-def same_draws(modules: Modules) -> Iterator[None]:
-    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state."""
-    devices = _cuda_devices(modules)
-    with torch.random.fork_rng(devices=devices):
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
-            generator.manual_seed(0)
-        yield
-
-
-def random_state(modules: Modules) -> list[Tensor]:
-    """States of the random generators that a forward pass of the modules may use."""
-    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, _cuda_devices(modules))]
-
-
-def _cuda_devices(modules: Modules) -> list[int]:
-    """Indices of the CUDA devices that hold parameters or buffers."""
-    held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
-    return sorted({t.device.index for t in held if t is not None and t.is_cuda})
-
-
 def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
-    """Trainable parameters by module name.  A parameter that several modules hold is listed for the first of them."""
+    """Trainable parameters by module name, without empty ones; one that several modules hold belongs to the first."""
     known: set[int] = set()
     owners: dict[str, list[Tensor]] = {}
     for name, module in modules.items():
         own: list[Tensor] = [
-            p for p in module._parameters.values() if p is not None and p.requires_grad and id(p) not in known
+            p
+            for p in module._parameters.values()
+            if p is not None and p.requires_grad and p.numel() and id(p) not in known
         ]
         known |= {id(p) for p in own}
         if own:

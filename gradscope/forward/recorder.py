@@ -16,8 +16,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.modules import Modules, eager, hooked, random_state, state_restored, tapped, tensors
+from gradscope.forward.modules import Modules, eager, hooked, tapped, tensors
 from gradscope.forward.replay import Replay
+from gradscope.forward.state import alone, random_state, state_restored
 from gradscope.forward.trunk import Vertex, vertex
 from gradscope.memory import Workspace
 from gradscope.norms import vector_norms
@@ -31,7 +32,7 @@ class Recording:
 
     ``source_names``: names of the sources, in the same order.  ``uncalled``: modules whose hooks did not fire.
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
-    ``picked``: a sentence that says which part of a structured output is measured, or None.
+    ``picked``: what is measured of a structured output, and what is held fixed of the data; None if all.
     """
 
     tensors: tuple[Layer, ...]
@@ -57,17 +58,20 @@ def record(
     modules = dict(model.named_modules())
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
-    recorder = _Recorder(modules, batch.size, batch.tensors)
+    recorder = _Recorder(modules, batch.size)
     with (
+        alone,
+        state_restored(modules) as kept,
+        kept,
         torch.inference_mode(False),
         torch.enable_grad(),
-        state_restored(modules),
         tapped(recorder),
         eager(modules),
         hooked(modules, recorder) as calls,
     ):
-        state = random_state(modules)
+        before = random_state(modules)
         differentiable, sources = batch.differentiable()
+        recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
             recorder.add_source(source, numbered(INPUT, number))
         output = differentiable.run(model, forward)
@@ -75,17 +79,17 @@ def record(
         recorder.add(target, OUTPUT, Origin.OUTPUT)
         recorder.check_finite()
         if loss_fn is not None:
-            target = _per_sample_loss(loss_fn(target, batch.labels), batch.size)
+            target = _per_sample_loss(loss_fn(target, differentiable.labels), batch.size)
             recorder.add(target, LOSS, Origin.MARKED)
             recorder.check_finite()
-        drew = not all(map(torch.equal, state, random_state(modules)))
+        drew = before != random_state(modules)
     recorder.compare_versions()
     recorder.embed()
     if not recorder.sources:
         raise ValueError(
             "There is nothing to differentiate with respect to: x holds no floating-point tensor, and no module with "
-            "trainable weights turned x into one. If an embedding is frozen or functional, unfreeze the embedding with "
-            "requires_grad_(), or embed x first and measure the rest of the model."
+            "trainable weights turned x into one. If x holds images, give x.float(). If an embedding is frozen or "
+            "functional, unfreeze the embedding with requires_grad_(), or embed x first and measure the rest."
         )
     if not target.requires_grad:
         raise ValueError(
@@ -103,7 +107,7 @@ def record(
             n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
         ),
         random=drew,
-        picked=picked(output),
+        picked=" ".join(filter(None, (picked(output), batch.held))) or None,
         replay=Replay(model, batch, forward, loss_fn, source_names),
     )
 
@@ -111,12 +115,12 @@ def record(
 class _Recorder:
     """Collects tensors while the modules of one forward pass are called."""
 
-    def __init__(self, modules: Modules, batch_size: int, data: Sequence[Tensor]) -> None:
+    def __init__(self, modules: Modules, batch_size: int) -> None:
         self.batch_size, self.modules = batch_size, modules
         self.workspace = Workspace()
         self.layers: dict[Vertex, Layer] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
-        self.data = {tensor.untyped_storage().data_ptr() for tensor in data}
+        self.data: set[int] = set()  # where the data lie in memory
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
         self.versions: list[tuple[Vertex, Tensor, int]] = []
 
@@ -134,9 +138,9 @@ class _Recorder:
             origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
             self.add(tensor, numbered(label, number), origin, call)
         if outputs and name and not received and len(self.embeddings) == known:
-            integers = [t for t in tensors(args, kwargs) if not t.is_floating_point()]
+            integers = [t for t in tensors(args, kwargs) if not t.is_floating_point() and t.layout is torch.strided]
             if integers:
-                reads_data = any(t.untyped_storage().data_ptr() in self.data for t in integers)
+                reads_data = not self.data.isdisjoint(_pointers(integers))
                 edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
                 self.embeddings.append((reads_data, edges))
 
@@ -149,7 +153,7 @@ class _Recorder:
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
         """Record a tensor under a name; a tensor that is already recorded only gets another name."""
-        if not tensor.requires_grad or not tensor.is_floating_point():
+        if not tensor.requires_grad or not tensor.is_floating_point() or not tensor.numel():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
             name = f"({name})"  # a module already has this name
@@ -198,6 +202,11 @@ def _vertex(tensor: Tensor) -> Vertex:
     """What `vertex` returns for the tensor's edge, but several times faster, because no edge object is created."""
     node = tensor.grad_fn
     return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
+
+
+def _pointers(data: Sequence[Tensor]) -> set[int]:
+    """Where the memory of dense tensors begins."""
+    return {tensor.untyped_storage().data_ptr() for tensor in data if tensor.layout is torch.strided}
 
 
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:

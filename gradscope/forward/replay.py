@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import Listener, Modules, eager, hooked, state_restored, tapped, tensors
+from gradscope.forward.modules import Listener, Modules, eager, hooked, tapped, tensors
+from gradscope.forward.state import alone, state_restored
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,14 @@ class Replay:
 
     def output(self, batch: Batch, listener: Listener, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
         """The output for a batch of the same structure; ``parameters``, if given, replace those of the model."""
-        with state_restored(self.modules), eager(self.modules), tapped(listener), hooked(self.modules, listener):
+        with (
+            alone,
+            state_restored(self.modules) as state,
+            state,
+            eager(self.modules),
+            tapped(listener),
+            hooked(self.modules, listener),
+        ):
             if parameters is None:
                 return first_tensor(batch.run(self.model, self.forward))
             call = _Call(self.model, batch, self.forward)

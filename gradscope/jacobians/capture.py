@@ -110,6 +110,12 @@ def capture(
             f"{what} does not depend on x: no differentiable path connects them. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
+    if missing := {node for node, _ in (*graph.position, *graph.above) if "NotImplemented" in node.name()}:
+        names = [layer.name for layer in recording.tensors if layer.edge.node in missing]
+        raise ValueError(
+            f"torch has no derivative of an operation {f'in layer {names[0]!r}' if names else 'of the model'} (is it "
+            "quantized?), so nothing can be pulled back through it: measure the model before it is converted."
+        )
     if any(node.name() == "CheckpointFunctionBackward" for node, _ in (*graph.position, *graph.above)):
         raise ValueError(
             "The model uses reentrant checkpointing, so torch gives no gradients of inner tensors: call "

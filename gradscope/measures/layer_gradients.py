@@ -8,8 +8,9 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.inputs import Batch, Forward, LossFunction
-from gradscope.forward.modules import owned_parameters, state_restored
+from gradscope.forward.modules import owned_parameters
 from gradscope.forward.recorder import record
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
@@ -44,7 +45,7 @@ def layer_gradients(
     numel = sum(p.numel() for parameters in owners.values() for p in parameters)
     at_once = max(1, peak_bytes(device) // (4 * max(1, numel)))
     pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
-    with state_restored(modules), pulling():  # checkpointed layers run again
+    with alone, state_restored(modules) as state, state, pulling():  # checkpointed layers run again
 
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
             """Return the float64 gradients (cotangents, P) by layer, with 0 for parameters that the losses ignore."""

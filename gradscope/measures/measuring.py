@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gradscope import frames
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
-from gradscope.forward.modules import Modules, state_restored, unwrap
+from gradscope.forward.modules import Modules, unwrap
+from gradscope.forward.state import alone, state_restored
 from gradscope.measures import activation, gradient
 from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
@@ -145,7 +146,7 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
         with torch.autocast(received.device.type, enabled=False):
             found.append((name, [m(values[m.of]) for m in measures]))
 
-    with nonlinearity_calls(modules, listen), state_restored(modules), torch.no_grad():
+    with alone, state_restored(modules) as state, state, nonlinearity_calls(modules, listen), torch.no_grad():
         batch.run(model, forward)
     if not found:
         raise ValueError(

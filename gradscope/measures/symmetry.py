@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from gradscope.choices import check_choice
 from gradscope.estimates import Estimate
-from gradscope.forward.modules import state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import influenced, sample_mean
 
 Shift = tuple[int, int]
@@ -83,7 +83,7 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     >>> [round(equivariance_error(nn.MaxPool2d(2), images, shift).value, 4) for shift in ((2, 0), (1, 0))]
     [0.0, 0.0128]
     """
-    with torch.no_grad(), state_restored(dict(module.named_modules())):
+    with alone, state_restored(dict(module.named_modules())) as state, state, torch.no_grad():
         maps = _maps(module, images)
         strides = _strides(module, images)
         dx, dy = (_nearest(d, stride) for d, stride in zip(shift, strides, strict=True))
@@ -116,7 +116,7 @@ def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     >>> round(invariance_error(nn.Flatten(), images, (1, 0), fill="circular").value, 4)
     1.4142
     """
-    with torch.no_grad(), state_restored(dict(model.named_modules())):
+    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
         return _relative(model(shifted(images, shift, fill)), model(images))
 
 
@@ -131,7 +131,7 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     >>> argmax_agreement(nn.Flatten(), torch.eye(2).reshape(2, 1, 1, 2), (1, 0), fill="circular").value
     0.0
     """
-    with torch.no_grad(), state_restored(dict(model.named_modules())):
+    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
         before, after = model(images), model(shifted(images, shift, fill))
     if before.ndim != 2:
         raise ValueError(f"Outputs must have shape (B, num_classes), got {tuple(before.shape)}.")
@@ -150,7 +150,7 @@ def contrast(model: nn.Module, images: Tensor) -> Estimate:
     >>> round(contrast(nn.Flatten(), torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)).value, 4)
     2.0
     """
-    with torch.no_grad(), state_restored(dict(model.named_modules())):
+    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
         outputs = _flat(model(images))
     deviations = (outputs - outputs.mean(dim=0)).square().sum(dim=1) * (len(outputs) / (len(outputs) - 1))
     return _root_of_ratio(2 * deviations, outputs.square().sum(dim=1))

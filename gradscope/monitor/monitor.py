@@ -18,7 +18,8 @@ from gradscope.backward.cotangents import Probes
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
-from gradscope.forward.modules import same_draws, unwrap
+from gradscope.forward.modules import unwrap
+from gradscope.forward.state import same_draws
 from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
 from gradscope.measures.measuring import Measure, measure
 from gradscope.measures.preactivations import NONLINEARITIES

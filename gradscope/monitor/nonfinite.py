@@ -16,7 +16,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import eager, hooked, state_restored, tensors, unwrap
+from gradscope.forward.modules import eager, hooked, tensors, unwrap
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Vertex, vertex
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
@@ -81,9 +82,11 @@ def first_nonfinite(
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     listener = _Listener(modules)
     with (
+        alone,
+        state_restored(modules) as state,
+        state,
         torch.inference_mode(False),
         torch.enable_grad(),
-        state_restored(modules),
         eager(modules),
         hooked(modules, listener),
     ):
@@ -182,7 +185,8 @@ def _edges(values: Sequence[Tensor]) -> dict[Vertex, GradientEdge]:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+    values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())
 
 
 class NonFiniteError(FloatingPointError):

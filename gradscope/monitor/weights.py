@@ -43,7 +43,9 @@ class Weights:
         """
         weights = self.norms()
         columns: dict[str, dict[str, float]] = defaultdict(dict, weight_norm=weights)
-        gradients = {name: [p.grad.detach() for p in own if p.grad is not None] for name, own in self.owners.items()}
+        gradients = {
+            name: [_dense(p.grad.detach()) for p in own if p.grad is not None] for name, own in self.owners.items()
+        }
         gradients = {name: parts for name, parts in gradients.items() if parts}
         if gradients:
             lengths = _together(map(self._length, gradients.values()))
@@ -86,6 +88,11 @@ class Weights:
         """Return the Euclidean norm of all tensors, taken together as one vector."""
         lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
         return torch.linalg.vector_norm(torch.stack(lengths))
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """Return the gradient with its zeros, which a sparse gradient (of an embedding) leaves out."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _together(values: Iterable[Tensor]) -> list[float]:

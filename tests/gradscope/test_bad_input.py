@@ -1,6 +1,7 @@
 """Every kind of bad input gets an error that names the culprit and the way out."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -171,3 +172,32 @@ def test_jacobian_the_wrong_way_round():
         ValueError, match=r"'layers\.0' comes before 'layers\.2', so it cannot be the target: swap the two"
     ):
         captured.jacobian("layers.2", "layers.0")
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        return torch.jit.script(model)
+
+
+@pytest.mark.parametrize("measure", [gs.gsc, gs.measure, gs.first_nonfinite, gs.check, gs.Monitor])
+def test_scripted_parts_are_named(measure):
+    for model, name in (
+        (nn.Sequential(nn.Linear(6, 6), scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))), "'1'"),
+        (scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))), "'The model'"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} \(RecursiveScriptModule\) is TorchScript, .* original module"):
+            measure(model, noise(5, 6))
+
+
+def test_quantized_parts_are_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        part = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 6)), {nn.Linear})
+        with pytest.raises(ValueError, match=r"no derivative of an operation in layer '1\.0' \(is it quantized\?\)"):
+            gs.gsc(nn.Sequential(nn.Linear(6, 6), part, nn.Linear(6, 2)), noise(5, 6))
+
+
+def test_a_model_without_numbers():
+    with pytest.raises(ValueError, match=r"is on meta: a meta tensor holds no numbers, so give the model its weights"):
+        gs.gsc(mlp().to("meta"), noise(5, 6))

@@ -77,3 +77,28 @@ def test_defaults():
     assert frame[nulls].isna().all(axis=None)
     signed = frames.tidy({**columns, "value": [-1.0, 2.0], "stderr_sample": 0.5})
     assert signed["log10_value"].isna().all() and signed["stderr_sample"].tolist() == [0.5, 0.5]
+
+
+def test_names_of_layers_survive_every_file(tmp_path):
+    names = [
+        "1.10",
+        "1.1",
+        "01",
+        "1e5",
+        "NA",
+        "null",
+        "None",
+        "True",
+        "nan",
+        "inf",
+        "a,b",
+        'a"b',
+        "(input)",
+        "x#2",
+        "h[1]",
+    ]
+    frame = frames.observed("balance", np.arange(1.0, 16.0), layer=names, index=np.arange(15))
+    for name in ("frame.csv", "frame.parquet"):
+        loaded = frames.load(frames.save(frame, tmp_path / name))
+        assert list(loaded.layer) == names
+        assert loaded.equals(frame)

@@ -165,7 +165,7 @@ def test_a_stream_of_nothing(empty):
 def test_samples_of_unequal_shapes():
     model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Tanh(), nn.Conv1d(2, 2, 1)).double()
     with pytest.raises(ValueError, match=r"layer 'input' has shape \(2, 8\) in one batch and \(2, 9\) in another"):
-        gs.gsc(model, [noise(3, 2, 8), noise(3, 2, 9)])
+        gs.gsc(model, iter([noise(3, 2, 8), noise(3, 2, 9)]))
 
 
 def test_layers_that_only_some_batches_pass():
@@ -179,7 +179,7 @@ def test_layers_that_only_some_batches_pass():
 
     x = noise(4, 6).abs()
     with pytest.raises(ValueError, match=r"do not pass through the same layers: 'left', 'right' appear in only some"):
-        gs.gsc(Routed(), [x, -x])
+        gs.gsc(Routed(), iter([x, -x]))
 
 
 def test_a_last_batch_of_one_sample_beside_coupled_ones():
