@@ -21,6 +21,8 @@ STATISTICS = (
     M.Kurtosis(), M.EffectiveRank(), M.SampleCosine(), M.LinearFitError(),
 )  # fmt: skip
 
+KNOWN = tuple(m for m in STATISTICS if m.quantity not in {"dead_fraction", "kurtosis", "effective_rank"})
+
 
 @dataclass(frozen=True)
 class Population:
