@@ -103,12 +103,12 @@ def gradients(quick: bool) -> Iterator[dict[str, object]]:
         model = nn.Sequential(network(3, 16, activation), nn.Linear(16, 4, dtype=torch.float64))
         x = inputs(100 if quick else 1000, 16) + offset
         labels = torch.arange(len(x)) % 4
-        parameters = dict(model.named_parameters())
+        weights: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
 
         def loss(given: dict[str, Tensor], one: Tensor, label: Tensor, model: nn.Module = model) -> Tensor:
             return nn.functional.cross_entropy(torch.func.functional_call(model, given, (one[None],)), label[None])
 
-        found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, labels)
+        found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, labels)
         g = found["0.layers.1.linear.weight"].detach().flatten(1)
         truths = gradient_truths(g.numpy())
         for size in (30, 100, 300):
@@ -214,10 +214,13 @@ def parameters(quick: bool) -> Iterator[dict[str, object]]:
                 for s in range(2 if quick else 300)
             ]
             for at in (0, 4, 5):
-                quantity = str(exact.loc[at, "quantity"])
-                replays = [tuple(f.loc[at, ["log10_value", "log10_low", "log10_high"]].astype(float)) for f in found]
-                setting = f"{num} probes, {exact.loc[at, 'layer']}"
-                yield row(quantity, f"{name} {norm} 5", setting, float(exact.loc[at, "log10_value"]), replays)
+                value, low, high = (
+                    [float(f[column].iloc[at]) for f in found] for column in ("log10_value", "log10_low", "log10_high")
+                )
+                truth = float(exact["log10_value"].iloc[at])
+                setting = f"{num} probes, {exact['layer'].iloc[at]}"
+                replays = list(zip(value, low, high, strict=True))
+                yield row(str(exact["quantity"].iloc[at]), f"{name} {norm} 5", setting, truth, replays)
 
 
 def depths(quick: bool) -> Iterator[dict[str, object]]:
@@ -226,7 +229,7 @@ def depths(quick: bool) -> Iterator[dict[str, object]]:
     after = network(4, 10, "tanh")
     with torch.no_grad():
         for p in after.parameters():
-            p += 0.1 * torch.randn(p.shape, dtype=p.dtype, generator=seeded(SEED + 3))
+            p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype, generator=seeded(SEED + 3)))
     x = inputs(400, 10)
     for setting, size, plan in (("8 probes", 8, 8), ("20 samples", 20, "exact"), ("60 samples", 60, "exact")):
         batch, generator = x[:8] if plan == 8 else x, seeded(size)
