@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -22,7 +22,7 @@ class Estimate:
 
     ``value`` and ``stderr`` are ``inf`` or ``0`` beyond the range of float64; ``log10_value`` and ``log10_stderr`` are
     valid at every scale.  ``num_probes == 0`` marks an exact number (``stderr`` 0).  ``stderr`` is None where the error
-    is unknown, as with a single probe.
+    is unknown, as with a single probe.  ``freedom``: degrees of freedom of the standard error, for `interval`.
 
     >>> import gradscope as gs
     >>> print(gs.Estimate(1.5, 0.15, num_probes=8))
@@ -35,6 +35,7 @@ class Estimate:
     mantissa_stderr: float | None
     exponent: int = 0
     num_probes: int = 0
+    freedom: float = math.inf
 
     @property
     def value(self) -> float:
@@ -63,7 +64,8 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return log10 of both ends of an interval that contains the number with probability ``level``.
 
-        The interval is log10_value -+ z log10_stderr, where z is the quantile of the normal distribution.
+        The interval is log10_value -+ t log10_stderr, with t the quantile of Student's distribution with ``freedom``
+        degrees of freedom; by default that of the normal distribution.
         For an exact number both ends are equal.  If the error is unknown, both ends are NaN.
 
         >>> low, high = Estimate(2.0, 0.1).interval()
@@ -73,7 +75,7 @@ class Estimate:
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
         error = math.nan if self.log10_stderr is None else self.log10_stderr
-        margin = NormalDist().inv_cdf(0.5 + level / 2) * error
+        margin = float(special.stdtrit(self.freedom, 0.5 + level / 2)) * error
         return self.log10_value - margin, self.log10_value + margin
 
     @classmethod
@@ -84,14 +86,14 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """Return the number and its error, both multiplied by a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
-        return Estimate(self.mantissa * factor, error, self.exponent, self.num_probes)
+        return replace(self, mantissa=self.mantissa * factor, mantissa_stderr=error)
 
     def sqrt(self) -> Estimate:
         """Return the square root, with its error to first order: stderr / (2 sqrt(value))."""
         odd = self.exponent % 2
         root = math.sqrt(math.ldexp(self.mantissa, odd))
         error = self.mantissa_stderr and math.ldexp(self.mantissa_stderr, odd) / (2 * root)
-        return Estimate(root, error, (self.exponent - odd) // 2, self.num_probes)
+        return replace(self, mantissa=root, mantissa_stderr=error, exponent=(self.exponent - odd) // 2)
 
     def __str__(self) -> str:
         """Return value and error, with two digits of the error: ``1.47 +- 0.01``."""
@@ -156,7 +158,20 @@ class Moments:
     def estimate(self) -> Estimate:
         """Return the mean of a scalar stream and its standard error, which is None if there is only one value."""
         stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
-        return Estimate(float(self.mean), stderr, int(self.exponent), self.count)
+        return Estimate(float(self.mean), stderr, int(self.exponent), self.count, max(1, self.count - 1))
+
+
+def freedom_of(deviations: npt.ArrayLike) -> float:
+    """Degrees of freedom of a variance that is the mean of the squares of ``deviations`` (n,), from 1 to n - 1.
+
+    Satterthwaite's f = 2 / (sum d^4 / (sum d^2)^2 - 1 / n), as f / 2 - 1: a few values show too little of a heavy tail.
+    """
+    squares = np.square(np.asarray(deviations, dtype=np.float64))
+    num, total = len(squares), squares.sum()
+    if num < 2 or not 0 < total < math.inf:
+        return 1.0
+    concentration = float(np.square(squares / total).sum()) - 1 / num
+    return min(num - 1.0, max(1.0, 1 / max(concentration, 1e-9) - 1))
 
 
 def _ldexp(mantissa: float, exponent: int) -> float:

@@ -38,7 +38,8 @@ COLUMNS: dict[str, str] = {
 
 ``log10_value`` is valid at every scale; ``value`` may be inf or 0 beyond the range of float64.  A statistic that can
 be negative (a mean, a cosine) has no logarithm: ``log10_value`` is null, and ``stderr_sample`` is the standard error
-of ``value``.  A null standard error is unknown (``num_probes`` is 1, or samples are coupled).  ``num_probes == 0``
+of ``value``.  A null standard error is unknown: ``num_probes`` is 1, samples are coupled, or the
+samples do not show the error (`gradscope.measures.samples`).  ``num_probes == 0``
 marks an exact number.  ``index`` is the place of a unit in execution order (0 for the input).  ``depth_from_output``
 is the number of units from a layer to the target (0 for the target).  Statistics of a single layer have no target,
 reduction or probes.
@@ -136,7 +137,8 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing} of a tidy frame (gradscope.frames.COLUMNS).")
-    signed = frame["stderr_sample"].notna().to_numpy()
+    # Statistics of a single layer have no target, and those that can be negative have no logarithm.
+    signed = (frame["stderr_sample"].notna() | frame["target"].isna()).to_numpy()
     for name in COLUMNS.keys() - NULLABLE:
         bad = frame[name].isna().to_numpy() & ~(signed & (name == "log10_value"))
         if bad.any():

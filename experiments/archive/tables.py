@@ -46,7 +46,8 @@ def read_frame(path: Path, run: str) -> pa.Table:
     wanted = ("value", "log10_value", "stderr_sample", *frames.OPTIONAL)
     numbers = {name: table[name].to_numpy() for name in wanted if name in names}
     holes = [name for name in WITHOUT_NULLS if table[name].null_count]
-    unknown = np.isnan(numbers["log10_value"]) & np.isnan(numbers["stderr_sample"])
+    signed = ~np.isnan(numbers["stderr_sample"]) | table["target"].is_null().to_numpy()
+    unknown = np.isnan(numbers["log10_value"]) & ~signed
     if np.isnan(numbers["value"]).any() or unknown.any() or holes:
         raise ValueError(f"It has nulls in columns that allow none ({', '.join(holes) or 'value or log10_value'}).")
     frames.check_values(numbers)

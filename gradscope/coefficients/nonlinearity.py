@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
-from gradscope.estimates import Estimate
+from gradscope.estimates import Estimate, freedom_of
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
@@ -102,7 +102,7 @@ def nlc(
     # Each sample contributes three times: as the point where J is taken, as a direction, and to the target's spread.
     influence = (moved.mean(axis=1) + moved.mean(axis=0) - 2 * numerator - ratio * (spread - denominator)) / denominator
     error = float(influence.std(ddof=1)) / math.sqrt(len(influence))
-    return Estimate(ratio, error, 2 * common, num_probes).sqrt()
+    return Estimate(ratio, error, 2 * common, num_probes, freedom_of(influence)).sqrt()
 
 
 def _values(captured: Capture) -> tuple[Tensor, Tensor]:

@@ -134,7 +134,11 @@ class ParameterProfile(Profile):
         """Tidy frame, one row per module and quantity (``parameter_gsc`` and ``parameter_qm_norm``)."""
         index = np.array(self.indices)
         low, high = self.interval()
-        ends = np.array([norm.interval() for norm in self.qm_norms])
+        norms = np.array([norm.log10_value for norm in self.qm_norms])
+        # GSC is |T|_qm^2 times numbers without error.
+        with np.errstate(invalid="ignore"):
+            shifts = [(end[:, 0] - self.log10_values[:, 0]) / 2 for end in (low, high)]
+        qm_low, qm_high = (norms + np.where(np.isneginf(norms), 0.0, shift) for shift in shifts)
         columns: dict[str, dict[str, Any]] = {
             "parameter_gsc": {
                 "log10_value": self.log10_values[:, 0],
@@ -143,10 +147,10 @@ class ParameterProfile(Profile):
                 "log10_high": high[:, 0],
             },
             "parameter_qm_norm": {
-                "log10_value": [norm.log10_value for norm in self.qm_norms],
+                "log10_value": norms,
                 "log10_stderr_probe": [norm.log10_stderr for norm in self.qm_norms],
-                "log10_low": ends[:, 0],
-                "log10_high": ends[:, 1],
+                "log10_low": qm_low,
+                "log10_high": qm_high,
             },
         }
         about = {

@@ -204,7 +204,8 @@ class Profile(Matrix):
         mantissa = 10.0 ** (self.log10_values[row, 0] - exponent * LOG10_2)
         error = self.log10_stderr_probe[row, 0]
         stderr = None if np.isnan(error) else float(mantissa * error * np.log(10))
-        return Estimate(float(mantissa), stderr, exponent, int(self.num_probes[row, 0]))
+        freedom = float(self._probe_freedom[row, 0])
+        return Estimate(float(mantissa), stderr, exponent, int(self.num_probes[row, 0]), freedom)
 
     def _repr_html_(self) -> str:
         """Return the coefficients and their 95 % intervals as an HTML table of at most 24 rows, for notebooks."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -73,9 +74,19 @@ class EffectiveDepth:
         return _largest(self.log10_values, tolerance)
 
     def interval(self, tolerance: float = TOLERANCE) -> tuple[int, int]:
-        """Results of `at` for the two ends of the 95 % intervals of contributions; an unknown error counts as 0."""
-        margin = 1.96 * np.nan_to_num(self.log10_stderr)
-        return _largest(self.log10_values - margin, tolerance), _largest(self.log10_values + margin, tolerance)
+        """Results of `at` for the two ends of `contribution_intervals`; 0 and the largest order if they are unknown."""
+        low, high = self.contribution_intervals()
+        low, high = np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high)
+        return _largest(low, tolerance), _largest(high, tolerance)
+
+    def contribution_intervals(self) -> tuple[FloatArray, FloatArray]:
+        """Both ends of the 95 % intervals of ``log10_values``, with Student's t; NaN if the error is unknown.
+
+        An exact result of coupled samples holds for this batch alone, and both ends are equal.
+        """
+        error = np.nan_to_num(self.log10_stderr) if self.coupled and not self.num_probes else self.log10_stderr
+        margin = error * special.stdtrit(max(1, (self.num_probes or self.num_samples) - 1), 0.975)
+        return self.log10_values - margin, self.log10_values + margin
 
     @property
     def log10_independent(self) -> FloatArray:

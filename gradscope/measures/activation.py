@@ -7,6 +7,7 @@ pre-activation; in a convolution, one channel at one position.  Standard errors 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
-from gradscope.measures.samples import Statistic, influenced, jackknife, sample_mean
+from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sample_mean, without_one
 
 PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 18  # entries of a block that fits into the processor's cache
@@ -28,7 +29,7 @@ class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATI
     """
 
     def __call__(self, preactivations: Tensor) -> Estimate:
-        return sample_mean(_neurons(preactivations).mean(dim=1))
+        return sample_mean(_neurons(preactivations).mean(dim=1), signed=True)
 
 
 class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
@@ -48,8 +49,10 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
             deviations = h - h[0]
             deviations -= deviations.mean(dim=0)
             total += torch.linalg.vector_norm(deviations, dim=1, dtype=torch.float64).square()
-        squares = total / preactivations[0].numel()  # (B,); the mean of these numbers is the mean variance
-        return sample_mean(squares).sqrt()
+        num, neurons = len(preactivations), preactivations[0].numel()
+        return jackknifed(
+            math.sqrt(float(total.mean()) / neurons), (without_one(total) / ((num - 1) * neurons)).clamp_min(0).sqrt()
+        )
 
 
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
@@ -64,21 +67,30 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     """
 
     def __call__(self, preactivations: Tensor) -> Estimate:
-        total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
+        total, halves = 0.0, 0.0
+        left_out = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
         for h in _blocks(preactivations):
             signs = h.sign() if h.dtype == torch.float64 else h.float().sign()
-            nonzero, surplus = signs.abs(), signs.sum(dim=0)
-            minority = torch.where(surplus <= 0, 1.0, -1.0).to(signs.dtype)
-            weights = 0.5 / nonzero.sum(dim=0).clamp_min(1)  # a sample of the rarer sign adds 1 / (P + N)
-            total += (nonzero @ weights + signs @ (minority * weights)).double()
-        return sample_mean(total * (len(preactivations) / preactivations[0].numel()))
+            positive, negative = _counts(signs)
+            whole = _rarer(positive, negative)
+            total += float(whole.sum())
+            halves += sum(float(_rarer(*_counts(half)).sum()) for half in (signs[::2], signs[1::2])) / 2
+            # Without a sample, a neuron has one positive or one negative pre-activation less.
+            less = _rarer(positive - 1, negative) - whole, _rarer(positive, negative - 1) - whole
+            even, odd = (less[0] + less[1]) / 2, (less[0] - less[1]) / 2
+            left_out += (signs.abs() @ even.to(signs.dtype) + signs @ odd.to(signs.dtype)).double() + whole.sum()
+        neurons = preactivations[0].numel()
+        # The minimum has a kink, where the bias falls like 1 / sqrt(B): half a batch has sqrt(2) times the bias.
+        bias = (math.log(halves) - math.log(total)) / (math.sqrt(2) - 1) if halves > 0 and total > 0 else 0.0
+        return jackknifed(total / neurons, left_out / neurons, bias=bias)
 
 
 class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis mean(d^4) / mean(d^2)^2 of the deviations d_bn = h_bn - mean_b h_bn, pooled over neurons.
 
     The value is 3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in
-    scale, and 0 if no pre-activation varies over the batch.
+    scale, and 0 if no pre-activation varies over the batch.  The standard error is unknown (None): it depends on eighth
+    moments, which a batch does not show.
 
     >>> Kurtosis()(torch.tensor([[0.0], [2.0]])).value
     1.0
@@ -88,20 +100,18 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
         h = _neurons(preactivations)
         h = h / h.abs().amax().clamp_min(torch.finfo(h.dtype).tiny)  # kurtosis does not depend on the scale
         squares = (h - h.mean(dim=0)).square()
-        second, fourth = squares.mean(dim=1), squares.square().mean(dim=1)
-        if not second.any():
-            return Estimate.exact(0.0)
-        value = float(fourth.mean() / second.mean() ** 2)
-        return influenced(value, fourth / second.mean() ** 2 - 2 * value * second / second.mean())
+        second = squares.mean()
+        return Estimate(float(squares.square().mean() / second**2) if second else 0.0, None)
 
 
 class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     """Effective rank exp(-sum_i p_i ln p_i) of the batch as a B x neurons matrix with singular values s_i.
 
     Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons).  A matrix of zeros has
-    rank 0.  The matrix is not centered.  The standard error comes from a jackknife and is about 15 % too large.
+    rank 0.  The matrix is not centered.  The value grows with the size of the batch, so its
+    standard error is unknown (None).
 
-    Cost: 21 singular value decompositions of a B x neurons matrix.
+    Cost: one singular value decomposition of a B x neurons matrix.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 
@@ -110,7 +120,9 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     """
 
     def __call__(self, preactivations: Tensor) -> Estimate:
-        return jackknife(_effective_rank, _neurons(preactivations))
+        values = torch.linalg.svdvals(_neurons(preactivations))
+        p = values / values.sum()
+        return Estimate(float(torch.special.entr(p).sum().exp()) if values.any() else 0.0, None)
 
 
 class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
@@ -126,10 +138,7 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
         h = _neurons(preactivations)
         h = h / h.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
         lengths = h.norm(dim=1, keepdim=True)
-        units = h / lengths.where(lengths > 0, 1.0)
-        others = units @ units.sum(dim=0) - units.square().sum(dim=1)  # sums of cosines with all other samples
-        value = others.mean() / (len(h) - 1)
-        return influenced(float(value), 2 * others / (len(h) - 1))
+        return mean_cosine(h / lengths.where(lengths > 0, 1.0), (lengths[:, 0] > 0).double())
 
 
 @dataclass(frozen=True)
@@ -183,12 +192,15 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
         h, a = h - h.mean(dim=0), a - a.mean(dim=0)
         variance = h.square().mean(dim=0)
         slope = (h * a).mean(dim=0) / variance.where(variance > 0, 1.0)
-        left, total = (a - slope * h).square().sum(dim=1), a.square().sum(dim=1)  # (B,)
+        left, total = (a - slope * h).square(), a.square().sum(dim=1)  # (B, neurons) and (B,)
         if not total.any():
             return Estimate.exact(0.0)
-        value = float(left.mean() / total.mean())
-        # The fitted line minimizes the error, so its dependence on single samples has no effect to first order.
-        return influenced(value, (left - value * total) / total.mean())
+        num = len(h)
+        # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).
+        leverage = 1 / num + h.square() / (num * variance).where(variance > 0, 1.0)
+        lost = left / (1 - leverage).clamp_min(1e-12)
+        left_out = (left.sum() - lost.sum(dim=1)) / without_one(total)
+        return jackknifed(float(left.sum() / total.sum()), left_out)
 
 
 def _blocks(values: Tensor) -> Sequence[Tensor]:
@@ -197,12 +209,14 @@ def _blocks(values: Tensor) -> Sequence[Tensor]:
     return flat.split(max(1, BLOCK // len(flat)), dim=1)
 
 
-def _effective_rank(h: Tensor) -> float:
-    values = torch.linalg.svdvals(h)
-    if not values.any():
-        return 0.0
-    p = values / values.sum()
-    return float(torch.special.entr(p).sum().exp())
+def _counts(signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of positive and of negative entries of each neuron."""
+    return (signs > 0).sum(dim=0).double(), (signs < 0).sum(dim=0).double()
+
+
+def _rarer(positive: Tensor, negative: Tensor) -> Tensor:
+    """min(P, N) / (P + N), and 0 if both are 0."""
+    return torch.minimum(positive, negative).clamp_min(0) / (positive + negative).clamp_min(1)
 
 
 def _neurons(values: Tensor) -> Tensor:

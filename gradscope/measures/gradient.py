@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradscope.estimates import Estimate
-from gradscope.measures.samples import Statistic, influenced
+from gradscope.measures.samples import Statistic, jackknifed, mean_cosine
 
 GRADIENTS = "gradients"
 
@@ -46,9 +46,21 @@ class LayerGradient:
 
     @property
     def norm(self) -> Estimate:
-        """|g|, with the sampling error that follows from |g|^2 = mean_b <g_b, g>."""
-        square = float(self.mean.square().sum())
-        return influenced(square, 2 * (self.projections - square)).sqrt() if square else Estimate.exact(0.0)
+        """|g|, with its sampling error."""
+        if not self.squares.any():  # the losses do not depend on these parameters
+            return Estimate.exact(0.0)
+        return jackknifed(math.sqrt(self.square), self.squares_without_one.clamp_min(0).sqrt())
+
+    @property
+    def square(self) -> float:
+        """|g|^2."""
+        return float(self.mean.square().sum())
+
+    @property
+    def squares_without_one(self) -> Tensor:
+        """|g|^2 without one sample at a time, (B,)."""
+        num = len(self.squares)
+        return (num**2 * self.square - 2 * num * self.projections + self.squares) / (num - 1) ** 2
 
 
 class GradientNorm(Statistic, quantity="gradient_norm", of=GRADIENTS):
@@ -128,16 +140,9 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
     """
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        groups = len(gradient.unit_sums)
-        nonzero = gradient.squares > 0
-        members = [int(nonzero[group::groups].sum()) for group in range(groups)]
-        total, count = gradient.unit_sums.sum(dim=0), sum(members)
-        values = [
-            _mean_cosine(total - part, count - num) for part, num in zip(gradient.unit_sums, members, strict=True)
-        ]
-        mean = sum(values) / groups
-        variance = (groups - 1) / groups * sum((value - mean) ** 2 for value in values)
-        return Estimate(_mean_cosine(total, count), math.sqrt(variance))
+        groups, nonzero = len(gradient.unit_sums), (gradient.squares > 0).double()
+        members = torch.stack([nonzero[group::groups].sum() for group in range(groups)])
+        return mean_cosine(gradient.unit_sums, members)
 
 
 class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
@@ -151,15 +156,10 @@ class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
     """
 
     def __call__(self, gradient: LayerGradient) -> Estimate:
-        num, signal = len(gradient.squares), float(gradient.mean.square().sum())
-        unbiased = num / (num - 1)
-        noise = unbiased * float(gradient.squares.mean() - signal)
+        num, signal, squares = len(gradient.squares), gradient.square, gradient.squares.sum()
+        noise = float(squares - num * signal) / (num - 1)
         if noise <= 0 or signal == 0:
             return Estimate.exact(math.inf if signal else 0.0)
-        of_signal = 2 * (gradient.projections - signal)
-        of_noise = unbiased * (gradient.squares - gradient.squares.mean() - of_signal)
-        return influenced(signal / noise, (of_signal - signal / noise * of_noise) / noise)
-
-
-def _mean_cosine(unit_sum: Tensor, count: int) -> float:
-    return (float(unit_sum.square().sum()) - count) / (count * (count - 1)) if count > 1 else 0.0
+        signals = gradient.squares_without_one
+        noises = (squares - gradient.squares - (num - 1) * signals) / max(num - 2, 1)
+        return jackknifed(signal / noise, signals / noises)

@@ -1,18 +1,33 @@
-"""The base class of layer statistics, and functions that compute a standard error from the samples of a batch."""
+"""The base class of layer statistics, and their sampling errors over the samples of a batch, by the jackknife.
+
+With t_i, the value without sample i, and t, the value of all B samples (logarithms, if the statistic is positive):
+
+    variance            (B - 1) / B sum_i d_i^2,   d_i = t_i - mean t
+    bias                (B - 1) (mean t - value)
+    degrees of freedom  f / 2 - 1,   f = 2 / (sum_i d_i^4 / (sum_i d_i^2)^2 - 1 / B)   (1 to B - 1)
+
+f is Satterthwaite's formula for this variance.  It is halved because the batch shows too little of a heavy tail.  The
+standard error is sqrt(variance + bias^2), multiplied by the 97.5 % quantile of Student's t over that of the normal
+distribution.  So ``value`` -+ 1.96 standard errors (on a log scale if it is positive) is a 95 % interval for the value
+of a large population.  The error is unknown (None) where this does not hold: for fewer than `SAMPLES` samples, if all
+samples agree, or if the bias exceeds `BIAS` times the spread, so that the value depends on the size of the batch.
+
+Reference: Efron and Stein (1981), "The jackknife estimate of variance".
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+from scipy import special
 from torch import Tensor
 
-from gradscope.estimates import Estimate
+from gradscope.estimates import Estimate, freedom_of
 
-GROUPS = 20  # groups of the delete-a-group jackknife; the standard error has about GROUPS - 1 degrees of freedom
+SAMPLES, BIAS = 30, 0.5
+UPPER = 0.975  # quantile at the upper end of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -27,20 +42,52 @@ class Statistic:
         cls.quantity, cls.of, cls.signed = quantity, of, signed
 
 
-def sample_mean(per_sample: Tensor) -> Estimate:
+def jackknifed(
+    value: float, left_out: Tensor, *, signed: bool = False, bias: float | None = None,
+    samples: int | None = None,
+) -> Estimate:  # fmt: skip
+    """``value`` with its standard error from ``left_out``, the values without one sample (or group) at a time.
+
+    Arguments:
+        signed: The value can be negative, so that errors are not on a log scale.
+        bias: The bias, where the jackknife does not see it.
+        samples: Number of samples, if ``left_out`` leaves out groups of equal size.
+    """
+    values, whole, num = left_out.double().cpu(), value, len(left_out)
+    if not signed:
+        values, whole = values.log(), math.log(value) if value > 0 else -math.inf
+    deviations = values - values.mean()
+    variance = (num - 1) / num * float(deviations.square().sum())
+    bias = (num - 1) * (float(values.mean()) - whole) if bias is None else bias
+    known = 0 < variance < math.inf and abs(bias) <= BIAS * math.sqrt(variance)
+    if not known or (samples or num) < SAMPLES:
+        return Estimate(value, None)
+    freedom = freedom_of(deviations.numpy()) if samples is None else num - 1.0
+    error = math.sqrt(variance + bias**2) * float(special.stdtrit(freedom, UPPER) / special.ndtri(UPPER))
+    return Estimate(value, error if signed else error * value)
+
+
+def sample_mean(per_sample: Tensor, *, signed: bool = False) -> Estimate:
     """The mean of ``per_sample`` (B,), one number per sample, with its standard error."""
-    return influenced(float(per_sample.mean()), per_sample)
+    return jackknifed(float(per_sample.mean()), (per_sample.sum() - per_sample) / (len(per_sample) - 1), signed=signed)
 
 
-def influenced(value: float, influences: Tensor) -> Estimate:
-    """``value`` with its standard error by the delta method, std(influences) / sqrt(B); ``influences`` are (B,)."""
-    return Estimate(value, float(influences.std(correction=1)) / math.sqrt(len(influences)))
+def without_one(squares: Tensor) -> Tensor:
+    """Sums of squared deviations without one sample at a time; ``squares`` (B,) hold those from the mean of all B."""
+    num = len(squares)
+    return squares.sum() - squares * (num / (num - 1))
 
 
-def jackknife(statistic: Callable[[Tensor], float], samples: Tensor) -> Estimate:
-    """``statistic(samples)`` with its standard error by a jackknife that omits one group of samples at a time."""
-    num = min(GROUPS, len(samples))
-    group = torch.arange(len(samples), device=samples.device) % num
-    values = torch.tensor([statistic(samples[group != left_out]) for left_out in range(num)], dtype=torch.float64)
-    variance = (num - 1) / num * float((values - values.mean()).square().sum())
-    return Estimate(statistic(samples), math.sqrt(variance))
+def mean_cosine(unit_sums: Tensor, members: Tensor) -> Estimate:
+    """Mean cosine between two different of M unit vectors, from their sums (G, P) over groups of ``members`` (G,) each.
+
+    The value is (|sum u|^2 - M) / (M (M - 1)), and 0 if M < 2.
+    """
+    total, count = unit_sums.sum(dim=0), members.sum()
+    # |total - part|^2, without the matrix of all differences
+    squares = total.square().sum() - 2 * unit_sums @ total + unit_sums.square().sum(dim=1)
+    rest = count - members
+    value = (total.square().sum() - count) / (count * (count - 1)).clamp_min(1)
+    left_out = (squares - rest) / (rest * (rest - 1)).clamp_min(1)
+    grouped = bool((members > 1).any())
+    return jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from gradscope.choices import check_choice
 from gradscope.estimates import Estimate
 from gradscope.forward.state import alone, state_restored
-from gradscope.measures.samples import influenced, sample_mean
+from gradscope.measures.samples import jackknifed, sample_mean, without_one
 
 Shift = tuple[int, int]
 
@@ -152,22 +152,25 @@ def contrast(model: nn.Module, images: Tensor) -> Estimate:
     """
     with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
         outputs = _flat(model(images))
-    deviations = (outputs - outputs.mean(dim=0)).square().sum(dim=1) * (len(outputs) / (len(outputs) - 1))
-    return _root_of_ratio(2 * deviations, outputs.square().sum(dim=1))
+    num, deviations = len(outputs), (outputs - outputs.mean(dim=0)).square().sum(dim=1)
+    spread, spreads = deviations.sum() / (num - 1), without_one(deviations) / max(num - 2, 1)
+    return _root_of_ratio(2 * spread, 2 * spreads, outputs.square().sum(dim=1))
 
 
 def _relative(moved: Tensor, expected: Tensor) -> Estimate:
     first, second = _flat(moved), _flat(expected)
-    return _root_of_ratio((first - second).square().sum(dim=1), second.square().sum(dim=1))
+    changes = (first - second).square().sum(dim=1)
+    num = len(changes)
+    return _root_of_ratio(changes.mean(), (changes.sum() - changes) / (num - 1), second.square().sum(dim=1))
 
 
-def _root_of_ratio(numerators: Tensor, denominators: Tensor) -> Estimate:
-    """The estimate of sqrt(sum of numerators / sum of denominators), both (B,)."""
-    scale = denominators.mean()
+def _root_of_ratio(numerator: Tensor, without_one: Tensor, squares: Tensor) -> Estimate:
+    """sqrt(numerator / mean of squares); ``without_one`` (B,): the numerator without one image; ``squares``: (B,)."""
+    scale = squares.mean()
     if not scale > 0:
         raise ValueError("The outputs are zero for every image, so the relative error is undefined.")
-    value = float(numerators.mean() / scale)
-    return influenced(value, (numerators - value * denominators) / scale).sqrt()
+    scales = (squares.sum() - squares) / (len(squares) - 1)
+    return jackknifed(math.sqrt(float(numerator / scale)), (without_one.clamp_min(0) / scales).sqrt())
 
 
 def _flat(outputs: Tensor) -> Tensor:

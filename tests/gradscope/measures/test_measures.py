@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,16 +14,21 @@ import gradscope as gs
 from gradscope.measures import (
     DeadFraction,
     EffectiveRank,
+    GradientCosine,
+    GradientNorm,
     Kurtosis,
+    LayerGradient,
     LinearFitError,
     PreactivationMean,
     PreactivationStd,
     SampleCosine,
     SaturatedFraction,
+    SignalToNoise,
     SignDiversity,
 )
 from gradscope.measures.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import slopes
+from gradscope.measures.samples import sample_mean
 from tests.helpers import noise, seeded
 
 BOTH = (PreactivationStd(), SignDiversity())
@@ -48,7 +54,10 @@ def test_expectation_for_balanced_neurons():
     assert np.mean(values) == pytest.approx(0.5 - math.sqrt(1 / (2 * math.pi * 100)), abs=3e-3)
 
 
-WITH_ERROR = [m for m in PREACTIVATION_MEASURES if m.quantity != "dead_fraction"]
+WITHOUT_ERROR = {"dead_fraction", "kurtosis", "effective_rank"}
+WITH_ERROR = [
+    m for m in PREACTIVATION_MEASURES if m.quantity not in WITHOUT_ERROR | {"sign_diversity", "linear_fit_error"}
+]
 
 
 @pytest.mark.parametrize("statistic", WITH_ERROR, ids=lambda s: s.quantity)
@@ -61,9 +70,74 @@ def test_standard_error_over_batches(statistic):
 
     estimates = [statistic(batch(seed)) for seed in range(300)]
     spread = np.std([e.value for e in estimates])
-    # That of the effective rank is documented to be a sixth too large.
-    wanted = spread * (1.15 if statistic.quantity == "effective_rank" else 1)
-    assert np.mean([e.stderr for e in estimates]) == pytest.approx(wanted, rel=0.15)
+    known = [e.stderr for e in estimates if e.stderr is not None]
+    assert len(known) > 0.75 * len(estimates)
+    # Student's t and the bias make a fifth at most.
+    assert 0.85 * spread < np.mean(known) < 1.35 * spread
+
+
+def without(values, row):
+    """The values (B, ...), or a pair of them, without one sample."""
+    if isinstance(values, tuple):
+        return tuple(without(part, row) for part in values)
+    return torch.cat([values[:row], values[row + 1 :]])
+
+
+LEFT_OUT = (PreactivationMean(), PreactivationStd(), SignDiversity(), SampleCosine(), LinearFitError(),
+            GradientNorm(), GradientCosine(), SignalToNoise())  # fmt: skip
+
+
+@pytest.mark.parametrize("statistic", LEFT_OUT, ids=lambda s: s.quantity)
+def test_the_standard_error_is_that_of_a_jackknife_by_brute_force(statistic):
+    num = 161
+    h = noise(num, 6) + 0.3 * noise(num, 1, seed=1) + 1.5
+    h[2, 3] = 0.0
+    values = (h, h.tanh()) if statistic.of == "responses" else h
+
+    def found(values):
+        return statistic(LayerGradient.of(values, torch.ones(6)) if statistic.of == "gradients" else values)
+
+    signed = statistic.signed
+    t = np.array([found(without(values, row)).value for row in range(num)])
+    whole = found(values).value
+    t, whole = (t, whole) if signed else (np.log(t), np.log(whole))
+    d = t - t.mean()
+    variance, bias = (num - 1) / num * np.square(d).sum(), (num - 1) * (t.mean() - whole)
+    if statistic.quantity == "sign_diversity":  # from halves of the batch
+        halves = np.mean([SignDiversity()(h[first::2]).value for first in (0, 1)])
+        bias = (np.log(halves) - whole) / (np.sqrt(2) - 1)
+    f = 2 / ((d**4).sum() / np.square(d).sum() ** 2 - 1 / num)
+    wider = scipy.stats.t.ppf(0.975, np.clip(f / 2 - 1, 1, num - 1)) / scipy.stats.norm.ppf(0.975)
+    error = found(values).stderr if signed else found(values).log10_stderr * math.log(10)
+    assert error == pytest.approx(math.sqrt(variance + bias**2) * wider, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_ERROR))
+def test_an_error_that_the_batch_does_not_show_is_unknown(name):
+    (statistic,) = [m for m in PREACTIVATION_MEASURES if m.quantity == name]
+    assert statistic(noise(100, 5)).stderr is None
+
+
+def test_balanced_neurons_have_a_sign_diversity_without_error_and_others_one_with():
+    # Balanced: the minimum of two equal counts is biased like 1 / sqrt(B), more than it scatters.
+    assert [SignDiversity()(noise(n, 400)).stderr for n in (100, 101)] == [None, None]
+    assert SignDiversity()(noise(100, 400) + 1 + 0.3 * noise(100, 1, seed=1)).stderr > 0
+
+
+def test_few_samples_and_samples_that_agree_show_no_error():
+    few = PreactivationMean()(noise(29, 5)).stderr, PreactivationMean()(noise(30, 5)).stderr
+    assert few[0] is None and few[1] > 0
+    assert SaturatedFraction()(torch.ones(100, 4)).stderr is None  # no saturated entry in 100 samples is not "never"
+
+
+@pytest.mark.parametrize("draw", [np.random.Generator.exponential, np.random.Generator.standard_normal])
+def test_the_interval_of_a_mean_covers(draw):
+    rng = np.random.default_rng(0)
+    x = draw(rng, size=(2000, 60)) + 1
+    truth = 2 if draw is np.random.Generator.exponential else 1
+    found = [sample_mean(torch.from_numpy(row), signed=True) for row in x]
+    covered = np.mean([abs(e.value - truth) < 1.96 * e.stderr for e in found])
+    assert 0.935 < covered < 0.975  # the standard error of a coverage of 95 % is 0.5 %
 
 
 def test_further_definitions_in_numpy():
@@ -166,7 +240,10 @@ def repeated_gradients():
 def test_standard_error_of_gradient_statistics(statistic):
     rows = [frame.loc[statistic.quantity] for frame in repeated_gradients()]
     values, errors = np.transpose([(row["value"], row["stderr_sample"]) for row in rows])
-    assert errors.mean() == pytest.approx(values.std(), rel=0.25)
+    known = ~np.isnan(errors)
+    assert known.mean() > 0.75
+    # Student's t and the bias make a third at most.
+    assert 0.85 * values.std() < errors[known].mean() < 1.5 * values.std()
 
 
 def test_dead_units_have_zero_gradients():
