@@ -7,6 +7,8 @@ One file per network holds log10 GSC of every row, from the exact Jacobian and f
 from __future__ import annotations
 
 import os
+import time
+import warnings
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -128,10 +130,16 @@ def missing(folder: Path, cells: list[Cell], seeds: range) -> Iterator[tuple[Cel
     return ((cell, seed) for seed in seeds for cell in cells if not path_of(folder, cell, seed).exists())
 
 
-def complete(folder: Path, cells: list[Cell], seeds: range) -> None:
-    """Measure the networks that have no file yet; can be interrupted at any time, and run in several processes."""
+def complete(folder: Path, cells: list[Cell], seeds: range, deadline: float | None = None) -> None:
+    """Measure the networks that have no file yet, until ``deadline`` (seconds since the epoch).
+
+    May be interrupted at any time, and run in several processes with different seeds.
+    """
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # rtol that is not reached
     for cell, seed in missing(folder, cells, seeds):
+        if deadline is not None and time.time() > deadline:
+            return
         path = path_of(folder, cell, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
