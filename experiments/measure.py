@@ -71,7 +71,7 @@ def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataF
         needed = captured.target.size // (1 if captured.coupled else len(x))
         probes = "exact" if needed <= NLC_PROBES else NLC_PROBES
         coefficient = gs.nlc(model, x, probes=probes, generator=experiment_seeds.generator(cfg.seed, "nlc"))
-        parts.append(observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)))
+        parts.append(observed("nlc", coefficient.value, stderr=[coefficient.stderr], num_samples=len(x)))
     if cfg.matrix:
         options["layers"] = cfg.matrix_layers or None
         with LateBar("matrix", 1.0) as bar:

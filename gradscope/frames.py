@@ -98,7 +98,7 @@ def observed(
     *,
     layer: str | Sequence[str] = NETWORK,
     index: npt.ArrayLike = 0,
-    stderr: npt.ArrayLike = 0.0,
+    stderr: npt.ArrayLike | Sequence[float | None] = 0.0,
     num_samples: int = 1,
     **columns: Any,
 ) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def observed(
         quantity: Name of the quantity, in lower_case.
         values: One number or several, stored in column ``value`` without a logarithm; inf if a number overflowed.
         layer, index: Name and index of the layer; one for all rows, or one per row.
-        stderr: Standard errors of the values; 0 for exact values.
+        stderr: Standard errors of the values; 0 for exact values, None or NaN for unknown errors.
         num_samples: Samples that each value was computed from.
         columns: Further columns that distinguish the rows (step, shift, ...); one value for all rows, or one per row.
 

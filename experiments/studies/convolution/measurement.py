@@ -127,7 +127,7 @@ def pooling(network: nn.Module, x: Tensor, shifts: Sequence[int] = (1,)) -> pd.D
 def _rows(
     quantity: str, estimates: Sequence[Estimate], layer: str = NETWORK, index: int = 0, **columns: Any
 ) -> pd.DataFrame:
-    values, errors = [e.value for e in estimates], [e.stderr or 0.0 for e in estimates]
+    values, errors = [e.value for e in estimates], [e.stderr for e in estimates]
     return observed(quantity, values, stderr=errors, layer=layer, index=index).assign(**columns)
 
 

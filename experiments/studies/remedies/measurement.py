@@ -82,7 +82,7 @@ def measure(model: nn.Module, x: Tensor, *, generator: torch.Generator, num_prob
     with torch.no_grad(), torch.random.fork_rng():
         error = network_linear_fit_error(fresh.flatten(1), model(fresh))
     parts = [
-        observed("nlc", coefficient.value, stderr=coefficient.stderr or 0.0, num_samples=len(x)),
+        observed("nlc", coefficient.value, stderr=[coefficient.stderr], num_samples=len(x)),
         observed("network_linear_fit_error", error, num_samples=len(fresh)),
         observed("num_parameters", sum(parameter.numel() for parameter in model.parameters())),
     ]
