@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, MutableMapping
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -26,6 +26,7 @@ MOST_DEPTH = 2  # objects inside objects that are followed, counted from the att
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, *_OPAQUE})
 _CONTAINERS = (dict, list, set, deque)
+_DICTS = (dict, OrderedDict)
 
 
 class state_restored:  # noqa: N801 - used like a function, as the context managers of torch are
@@ -103,12 +104,14 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                 continue
             if key in ("_parameters", "_buffers", "_modules"):
                 self._keep_entries(value)
+            elif kind in _DICTS and not value:  # most attributes of a module: its dictionaries of hooks
+                self.empty.append(value)
             else:
                 self._keep(value, 0)
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 self.parameters.append((f"{name}.{key}".lstrip("."), parameter, _version(parameter)))
-        if getattr(module, "max_norm", None) and isinstance(module.weight, Tensor):
+        if module.__dict__.get("max_norm") and isinstance(module.weight, Tensor):
             self.weights.append((module.weight, module.weight.detach().clone()))
 
     def _keep(self, value: Any, depth: int) -> None:
@@ -206,11 +209,9 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
 
 
 def _restore_entries(container: Any, before: Any) -> None:
-    if isinstance(container, dict):
-        same = len(container) == len(before) and all(map(is_, container.values(), before.values()))
-        same = same and all(map(is_, container, before))
-    else:
-        same = len(container) == len(before) and all(map(is_, container, before))
+    same = len(container) == len(before) and all(map(is_, container, before))
+    if same and isinstance(container, dict):
+        same = all(map(is_, container.values(), before.values()))
     if not same:
         container.clear()
         (container.update if isinstance(container, (MutableMapping, set)) else container.extend)(before)
