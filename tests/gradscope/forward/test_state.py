@@ -275,7 +275,7 @@ def test_ctrl_c_at_any_moment_leaves_the_model_as_it_was():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), Recomputed(), nn.Dropout(0.5), nn.Linear(4, 2)).double()
     x, before = noise(4, 4), copy.deepcopy(model.state_dict())
-    gs.gsc(model, x, probes=2)  # torch imports parts of itself in the first checkpoint, and must not be interrupted then
+    gs.gsc(model, x, probes=2)  # the first checkpoint imports parts of torch, which must not be interrupted
     buffers, state, threads = dict(model.named_buffers()), torch.get_rng_state(), threading.active_count()
     at, steps, done = 0, 0, False
     while not done:
