@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradscope.backward.hooks import check_linear, cotangent, kind
+from gradscope.backward.hooks import check_linear, cotangent, kind, survey
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace
 
@@ -35,25 +35,26 @@ def find_links(trunk: Trunk) -> list[Link | None]:
     None means that the autograd engine must be used.  Cost: one cotangent, pulled back through every link and through
     the autograd engine, once per recorded graph.
     """
-    live = trunk.position.keys() | trunk.above.keys()
-    kept, links, made = _Derivatives(), list[Link | None]([None]), lru_cache(maxsize=1)(cotangent)
+    live, hooked = trunk.position.keys() | trunk.above.keys(), survey(trunk).hooked
+    kept, links, made = _Derivatives(), list[Link | None]([None]), lru_cache(maxsize=2)(cotangent)
     with torch.no_grad():
         for position, (lower, upper) in enumerate(pairwise(trunk.edges), start=1):
-            link = _link(upper, lower, live, kept)
+            link = None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept)
             if link is not None and position not in trunk.agreed:
-                trunk.agreed[position] = _agrees(link, upper, lower, made(kind(upper)))
+                trunk.agreed[position] = _agrees(link, upper, lower, made)
             links.append(link if trunk.agreed.get(position) else None)
     return links
 
 
-def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, v: Tensor) -> bool:
+def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, made: Callable[..., Tensor]) -> bool:
     """Whether a link and the engine pull a cotangent back to the same gradient, up to rounding.
 
     ValueError if they differ because a hook changes the gradient in a nonlinear way.
     """
+    v = made(kind(upper))
     (expected,) = torch.autograd.grad((upper,), (lower,), (v.clone(),), retain_graph=True)
     if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
-        rows = cotangent((v.shape[:1], v.dtype, v.device), seed=1, spread=0)
+        rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
         v, expected = (rows @ v)[None], (rows @ expected)[None]
     found = link(v[None].clone(), Workspace())[0]
     if bool((found - expected).norm() <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm()):

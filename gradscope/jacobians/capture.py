@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradscope.backward.coupling import coupled
+from gradscope.backward.hooks import survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select, units
 from gradscope.forward.modules import unwrap
@@ -54,13 +55,15 @@ class Capture(Recording):
         """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
 
         Raises:
-            ValueError: There is no layer of that name, or the target does not depend on the source.
+            ValueError: There is no layer of that name, the target does not depend on the source, or a hook makes the
+                backward pass nonlinear.
         """
         from_layer, to_layer = (find(self.layers, name, self.elsewhere) for name in (source, target))
         if from_layer.index > to_layer.index:
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target: swap the two.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
+        survey(self.graph)
         return Jacobian(from_layer, to_layer, self.replay)
 
     def describe(self) -> Description:
