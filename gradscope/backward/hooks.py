@@ -69,7 +69,7 @@ def _effect(node: Node, numbers: Sequence[int], live: Collection[Vertex], made: 
     changed = [new is not old or over for new, old, over in zip(found, given, overwritten, strict=True)]
     if any(overwritten):
         made.cache_clear()
-    custom = isinstance(node, torch._C._FunctionBase) and node.name() != _MODULE_HOOK
+    custom = issubclass(type(node), torch._C._FunctionBase) and node.name() != _MODULE_HOOK
     if custom or any(changed):
         below = dict.fromkeys(node.next_functions[n] for n in live_inputs(node, live)) if custom else {}
         inputs = [GradientEdge(parent, number) for parent, number in below if parent is not None]
