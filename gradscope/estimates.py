@@ -126,7 +126,7 @@ class Moments:
         if mantissas.ndim == 0 or mantissas.shape[0] == 0:
             raise ValueError("Moments.of needs at least one value along the first axis.")
         # The exponent of a zero says nothing: a large one would make all other values underflow.
-        common = int(powers.max(initial=_LEAST, where=mantissas != 0)) if mantissas.any() else 0
+        common = int(np.where(mantissas != 0, powers, _LEAST).max()) if mantissas.any() else 0
         scaled: FloatArray = np.ldexp(mantissas, np.where(mantissas == 0, 0, powers - common))
         mean = scaled.mean(axis=0)
         return cls(len(scaled), mean, np.square(scaled - mean).sum(axis=0), common)

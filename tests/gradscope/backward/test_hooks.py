@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
 from gradscope.backward.hooks import survey
@@ -226,6 +227,7 @@ def test_hooks_of_modules():
     class Flip(nn.Tanh):
         pass
 
+    torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), Flip(), nn.Linear(4, 3)).double(), noise(3, 4)
     model[3].register_full_backward_hook(lambda module, inputs, outputs: (inputs[0].flip(1) * 3,))
     model[1].register_full_backward_pre_hook(lambda module, outputs: (outputs[0] * 2,))
@@ -235,6 +237,52 @@ def test_hooks_of_modules():
     square = sum(float(torch.autograd.grad(v, z, retain_graph=True)[0].square().sum()) for v in y.flatten())
     value = square / 12 * float(x.square().sum()) / float(y.detach().square().sum())
     assert profile["input"].log10_value == pytest.approx(math.log10(value), abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
+@pytest.mark.parametrize("register", ["register_backward_hook", "register_full_backward_hook"])
+def test_guided_backpropagation_by_hooks_of_modules_is_refused(register):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    getattr(model[1], register)(lambda module, inputs, outputs: (inputs[0].clamp(min=0),))
+    with pytest.raises(ValueError, match="nonlinear"):
+        gs.gsc(model, noise(3, 4), probes=1)
+
+
+class Apart(nn.Module):
+    """Hooks where a node has several outputs, and inside a checkpointed part."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.last = kind, nn.Linear(4, 8), nn.Linear(4, 3)
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.double()
+
+    def forward(self, x):
+        if self.kind == "lstm":
+            h, _ = self.lstm(x[:, None].expand(-1, 3, -1))
+            h.register_hook(lambda g: g * torch.tensor([1.0, 0.0, 2.0])[:, None])
+            return self.last(h[:, -1] + h[:, 0])
+        if self.kind == "chunk":
+            a, b = self.first(x).chunk(2, 1)
+            b.register_hook(lambda g: 7 * g)
+            return self.last(a * torch.sigmoid(b))
+        if self.kind == "residual in place":
+            h = self.first(x)[:, :4] * 1
+            h.register_hook(lambda g: g.mul_(2))
+            return self.last(h + h.tanh())
+        return self.last(checkpoint(lambda h: HALF(self.first(h)).tanh()[:, :4], x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "chunk", "residual in place", "checkpoint"])
+def test_hooks_off_the_beaten_track(kind):
+    model, x = Apart(kind), noise(3, 4)
+    z = x.clone().requires_grad_()
+    y = model(z)
+    square = sum(float(torch.autograd.grad(v, z, retain_graph=True)[0].square().sum()) for v in y.flatten())
+    value = square / 12 * float(x.square().sum()) / float(y.detach().square().sum())
+    assert gs.gsc(model, x, probes="exact")["input"].log10_value == pytest.approx(math.log10(value), abs=1e-9)
 
 
 def test_deep_hooks_keep_the_range_or_are_refused():
