@@ -119,13 +119,13 @@ def capture(
             f"torch has no derivative of an operation {f'in layer {names[0]!r}' if names else 'of the model'} (is it "
             "quantized?), so nothing can be pulled back through it: measure the model before it is converted."
         )
-    if any(module._backward_hooks or module._backward_pre_hooks for module in model.modules()):
-        check_linear(graph.edges[-1:], graph.edges[:1])
     if any(node.name() == "CheckpointFunctionBackward" for node, _ in (*graph.position, *graph.above)):
         raise ValueError(
             "The model uses reentrant checkpointing, so torch gives no gradients of inner tensors: call "
             "checkpoint(..., use_reentrant=False)."
         )
+    if any(module._backward_hooks or module._backward_pre_hooks for module in model.modules()):
+        check_linear(graph.edges[-1:], graph.edges[:1])
     reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
     # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
     reaching.sort(key=lambda layer: graph.order(layer.edge))
