@@ -125,8 +125,9 @@ class Moments:
         mantissas, powers = np.asarray(values, dtype=np.float64), np.asarray(exponents, dtype=np.int64)
         if mantissas.ndim == 0 or mantissas.shape[0] == 0:
             raise ValueError("Moments.of needs at least one value along the first axis.")
-        common = int(powers.max())
-        scaled: FloatArray = np.ldexp(mantissas, powers - common)
+        # The exponent of a zero says nothing: a large one would make all other values underflow.
+        common = int(np.where(mantissas != 0, powers, _LEAST).max()) if mantissas.any() else 0
+        scaled: FloatArray = np.ldexp(mantissas, np.where(mantissas == 0, 0, powers - common))
         mean = scaled.mean(axis=0)
         return cls(len(scaled), mean, np.square(scaled - mean).sum(axis=0), common)
 
@@ -172,6 +173,9 @@ def freedom_of(deviations: npt.ArrayLike) -> float:
         return 1.0
     concentration = float(np.square(squares / total).sum()) - 1 / num
     return min(num - 1.0, max(1.0, 1 / max(concentration, 1e-9) - 1))
+
+
+_LEAST = -(1 << 62)
 
 
 def _ldexp(mantissa: float, exponent: int) -> float:

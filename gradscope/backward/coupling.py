@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.hooks import survey
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
@@ -47,7 +48,8 @@ def coupled(
         return True  # unknown; results are right if independent samples are treated as coupled
     rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
-    if not rows or separate(trunk, batch_size):
+    # A hook may mix samples, and the graph does not show it.
+    if not rows or (not survey(trunk).hooked and separate(trunk, batch_size)):
         return False
     return mixed(trunk) or detected(trunk, rows, target, batch_size)
 

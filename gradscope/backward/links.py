@@ -1,25 +1,29 @@
 """Links: shortcuts that pull cotangents from one cut vertex to the next below, through a single known operation.
 
 For an elementwise operation, the autograd engine computes the derivative again for each cotangent; a link computes it
-once.  For a matrix product, a link multiplies all cotangents by the weight.  The engine handles all other operations.
+once.  For a matrix product, a link multiplies all cotangents by the weight.  The engine handles all other operations,
+and every operation at which a link did not agree with the engine, because of hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from gradscope.backward.hooks import check_linear, cotangent, kind, survey
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]
 
-# Smallest number of cotangents for which links are used; for fewer, links are no faster than the engine.
-WORTHWHILE = 4
+# Smallest number of cotangents for which links are used; for fewer, their test costs more than they save.
+WORTHWHILE = 32
 
 # Largest size in bytes of the elementwise derivatives that a sweep keeps for its later batches of cotangents.
 KEPT_BYTES = 1 << 26
@@ -28,12 +32,35 @@ KEPT_BYTES = 1 << 26
 def find_links(trunk: Trunk) -> list[Link | None]:
     """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below, overwriting its input.
 
-    None means that the autograd engine must be used.
+    None means that the autograd engine must be used.  Cost: one cotangent, pulled back through every link and through
+    the autograd engine, once per recorded graph.
     """
-    live = trunk.position.keys() | trunk.above.keys()
-    below = (None, *trunk.edges)
-    kept = _Derivatives()
-    return [lower and _link(upper, lower, live, kept) for lower, upper in zip(below, trunk.edges, strict=False)]
+    live, hooked = trunk.position.keys() | trunk.above.keys(), survey(trunk).hooked
+    kept, links, made = _Derivatives(), list[Link | None]([None]), lru_cache(maxsize=2)(cotangent)
+    with torch.no_grad():
+        for position, (lower, upper) in enumerate(pairwise(trunk.edges), start=1):
+            link = None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept)
+            if link is not None and position not in trunk.agreed:
+                trunk.agreed[position] = _agrees(link, upper, lower, made)
+            links.append(link if trunk.agreed.get(position) else None)
+    return links
+
+
+def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, made: Callable[..., Tensor]) -> bool:
+    """Whether a link and the engine pull a cotangent back to the same gradient, up to rounding.
+
+    ValueError if they differ because a hook changes the gradient in a nonlinear way.
+    """
+    v = made(kind(upper))
+    (expected,) = torch.autograd.grad((upper,), (lower,), (v.clone(),), retain_graph=True)
+    if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
+        rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
+        v, expected = (rows @ v)[None], (rows @ expected)[None]
+    found = link(v[None].clone(), Workspace())[0]
+    if bool((found - expected).norm() <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm()):
+        return True
+    check_linear([upper], [lower])
+    return False
 
 
 class _Derivatives:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from gradscope.backward.hooks import Survey, survey
 from gradscope.backward.links import WORTHWHILE, Link, find_links
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer
@@ -53,8 +54,14 @@ class Route(Protocol):
     def position(self, target: Layer) -> int:
         """The position at which the cotangents of a target start."""
 
+    def open(self, position: int) -> bool:
+        """Whether cotangents may stop at this position and go on from there."""
+
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
-        """Pull cotangents from ``upper`` to ``lower``; return them and readings of rows at ``lower`` and between."""
+        """Pull cotangents from ``upper`` to ``lower``; return them and readings of rows at ``lower`` and between.
+
+        ``cotangents`` may be overwritten.
+        """
 
 
 class TrunkRoute:
@@ -73,6 +80,10 @@ class TrunkRoute:
         """Index of the target among the cut vertices."""
         return self.trunk.position[vertex(target.edge)]
 
+    def open(self, position: int) -> bool:
+        """Whether no hook changes the gradient there; a pass that stops there and one that goes on both run hooks."""
+        return vertex(self.trunk.edges[position]) not in self.survey.hooked
+
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Pull through links and through the autograd engine.  A link overwrites the cotangents that it is given."""
         readings: Readings = []
@@ -88,19 +99,33 @@ class TrunkRoute:
 
     def _legs(self, upper: int, lower: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
         """Steps (upper, lower, link): over one position with a link, or over several with the engine (link None)."""
-        top, room = upper, RUN_BYTES
+        # If something writes into gradients, stop at every row, so that the row is read before.
+        most = 0 if self.survey.overwrites else RUN_BYTES
+        top, room = upper, most
         linked = num_cotangents >= WORTHWHILE
         for position in range(upper, lower, -1):
             link = self.links[position] if linked else None
-            if top > position and (link is not None or room < self.bytes[position - 1] * num_cotangents):
+            full = room < self.bytes[position - 1] * num_cotangents
+            if top > position and (link is not None or full) and self.open(position):
                 yield top, position, None
-                top, room = position, RUN_BYTES
+                top, room = position, most
             if link is not None:
                 yield position, position - 1, link
                 top = position - 1
             room -= self.bytes[position - 1] * num_cotangents
         if top > lower:
             yield top, lower, None
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Which hooks change gradients, and whether anything overwrites them."""
+        return survey(self.trunk)
+
+    @cached_property
+    def apart(self) -> frozenset[int]:
+        """Rows whose gradient needs a backward pass that ends there: see `gradscope.backward.hooks`."""
+        hooked = {row for row, at in enumerate(self.rows) if vertex(at.edge) in self.survey.hooked}
+        return frozenset(hooked | ({row for _, row in self.off} if self.survey.overwrites else set()))
 
     @cached_property
     def bytes(self) -> list[int]:
@@ -126,12 +151,16 @@ class TrunkRoute:
 
     def _pull(self, top: int, bottom: int, rows: Sequence[int], cotangents: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Pull through the autograd engine; return the gradients of ``rows`` and the cotangents at ``bottom``."""
-        edges = self.trunk.edges
-        wanted = {vertex(self.rows[row].edge): self.rows[row].edge for row in rows}
+        edges, gradients = self.trunk.edges, dict[int, Tensor]()
+        for row in self.apart.intersection(rows):
+            (gradients[row],) = self.pull_back(edges[top], [self.rows[row].edge], cotangents.clone())
+        together = [row for row in rows if row not in gradients]
+        wanted = {vertex(self.rows[row].edge): self.rows[row].edge for row in together}
         if bottom >= 0:
             wanted[vertex(edges[bottom])] = edges[bottom]
-        pulled = dict(zip(wanted, self.pull_back(edges[top], list(wanted.values()), cotangents), strict=True))
-        gradients = {row: pulled[vertex(self.rows[row].edge)] for row in rows}
+        found = self.pull_back(edges[top], list(wanted.values()), cotangents) if wanted else ()
+        pulled = dict(zip(wanted, found, strict=True))
+        gradients |= {row: pulled[vertex(self.rows[row].edge)] for row in together}
         if bottom < 0:
             return gradients, cotangents
         below = pulled[vertex(edges[bottom])]

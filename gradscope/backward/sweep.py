@@ -20,14 +20,18 @@ from torch import Tensor
 
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.pulling import pulling
-from gradscope.backward.route import Read, Route, Row
+from gradscope.backward.route import Read, Route
 from gradscope.memory import Workspace, batch_bytes, is_out_of_memory, peak_bytes
 from gradscope.norms import plain_norms, power_of_two, vector_norms
 
 # Numbers of positions between two rescalings, tried in this order.
 STRIDES = (128, 8, 1)
 
+# How many cotangents are drawn at a time to find out where any of them is nonzero.
+_AT_ONCE = 16
+
 Progress = Callable[[float], None]
+Renew = Callable[[Tensor], tuple[Tensor, Tensor]]  # brings cotangents into the range: new ones and their exponents
 _Piece = tuple[Tensor, Tensor]
 
 
@@ -79,31 +83,15 @@ def sweep(
     """
     if not route.rows:
         return []
-    size = batch_bytes(route.rows[0].device)
-    least = widest * size // peak_bytes(route.rows[0].device)
-    total = sum(c.num for c in cotangents)
     for stride in strides:
-        found: list[list[_Piece]] = [[] for _ in route.rows]
-        done = 0
-        with pulling():
-            while done < total:
-                batch = _next_batch(cotangents, done, size, least)
-                num = sum(c.num for c in batch)
-                try:
-                    arrived = list(_descend(route, batch, stride, read))
-                except (RuntimeError, MemoryError) as error:
-                    if num == 1 or not is_out_of_memory(error):
-                        raise
-                    size = sum(c.num * _bytes_each(c, least) for c in batch) // 2
-                    continue
-                for number, values, exponents in arrived:
-                    found[number].append((values, exponents))
-                done += num
-                if progress is not None:
-                    progress(done / total)
-        readings = _collect(found)
-        if _comfortable(route.rows, readings):
+        readings = _pass(route, cotangents, read, stride, widest, rescale, progress)
+        if len(strides) == 1 or _settled(route, cotangents, readings, widest):
             break
+        if stride == strides[-1] and _blocked(route, cotangents):
+            raise FloatingPointError(
+                "Gradients leave the floating-point range between two layers: hooks on the tensors in between change "
+                "gradients, so cotangents cannot be rescaled there. Measure in float64, or remove the hooks."
+            )
     for row, reading in zip(route.rows, readings, strict=True):
         if not np.isfinite(reading.values).all():
             raise FloatingPointError(
@@ -113,15 +101,101 @@ def sweep(
     return readings
 
 
-def _comfortable(rows: Sequence[Row], readings: Sequence[Reading]) -> bool:
-    """Whether all readings, without their exponents, are far from both ends of the range of their dtype."""
-    for row, reading in zip(rows, readings, strict=True):
-        reach = 2.0**5 if row.dtype == torch.float16 else 2.0**40
+def _pass(
+    route: Route,
+    cotangents: Sequence[Cotangents],
+    read: Read,
+    stride: int | None,
+    widest: int,
+    renew: Renew,
+    progress: Progress | None = None,
+) -> list[Reading]:
+    """The readings of one pass of all cotangents along a route, in batches that fit into memory."""
+    size = batch_bytes(route.rows[0].device)
+    least = widest * size // peak_bytes(route.rows[0].device)
+    total, done = sum(c.num for c in cotangents), 0
+    found: list[list[_Piece]] = [[] for _ in route.rows]
+    with pulling():
+        while done < total:
+            batch = _next_batch(cotangents, done, size, least)
+            num = sum(c.num for c in batch)
+            try:
+                arrived = list(_descend(route, batch, stride, read, renew))
+            except (RuntimeError, MemoryError) as error:
+                if num == 1 or not is_out_of_memory(error):
+                    raise
+                size = sum(c.num * _bytes_each(c, least) for c in batch) // 2
+                continue
+            for number, values, exponents in arrived:
+                found[number].append((values, exponents))
+            done += num
+            if progress is not None:
+                progress(done / total)
+    return _collect(found)
+
+
+def _settled(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
+    """Whether all readings, without their exponents, are far from both ends of the range of their dtype, or exact 0."""
+    zeros = False
+    for row, reading in zip(route.rows, readings, strict=True):
+        reach = {torch.float16: 2.0**5, torch.float64: 2.0**200}.get(row.dtype, 2.0**40)
         values = reading.values.reshape(len(reading.values), -1)
         square = np.einsum("ij,ij->i", values, values) / row.size
+        zeros = zeros or bool((square == 0).any())
+        square = square[square != 0]
         if len(square) and not (square.min() > reach**-2 and square.max() < reach**2):
             return False
-    return True
+    return not zeros or (not _blocked(route, cotangents) and _zeros_hold(route, cotangents, readings, widest))
+
+
+def _blocked(route: Route, cotangents: Sequence[Cotangents]) -> bool:
+    """Whether cotangents must cross more positions without a stop than the second stride."""
+    top, gap = max(route.position(c.target) for c in cotangents), 0
+    for position in range(top - 1, route.bottom, -1):
+        gap = 0 if route.open(position) else gap + 1
+        if gap >= STRIDES[1]:
+            return True
+    return False
+
+
+def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
+    """Whether all cotangents that were read as zero are zero there, instead of an underflow between two rescalings.
+
+    The cotangents of a target that are zero at the same rows are tested together, by a cotangent that is nonzero where
+    any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2.  It can
+    therefore not underflow, and it is zero only where none of them arrives.  Cost: one cotangent per target and set.
+    """
+    tests: list[Cotangents] = []
+    expected: list[tuple[int, int]] = []  # (row, number of the test) that must be zero
+    first = num_tests = 0
+    for c in cotangents:
+        last = first + c.num
+        rows = [row for row, reading in enumerate(readings) if len(reading.values) >= last]
+        zero = {row: ~readings[row].values[first:last].reshape(c.num, -1).any(axis=1) for row in rows}
+        if dead := [row for row in rows if zero[row].any()]:
+            members, number = np.unique([zero[row] for row in dead], axis=0, return_inverse=True)
+            expected += [(row, num_tests + int(n)) for row, n in zip(dead, number.reshape(-1), strict=True)]
+            tests.append(_union(c, members))
+            num_tests += len(members)
+        first = last
+    found = _pass(route, tests, lengths(), 1, widest, _spread)
+    return all(not found[row].values[number].any() for row, number in expected)
+
+
+def _union(c: Cotangents, members: npt.NDArray[np.bool_]) -> Cotangents:
+    """For every set of cotangents (a row of ``members``), random numbers wherever one of them is nonzero."""
+    union = torch.zeros(len(members), *c.target.shape, dtype=c.target.dtype, device=c.target.device)
+    for first in range(0, c.num, _AT_ONCE):
+        support = (c.draw(first, min(first + _AT_ONCE, c.num)) != 0).to(union)
+        union += torch.tensordot(torch.as_tensor(members[:, first : first + len(support)]).to(union), support, 1)
+    return Cotangents(c.target, len(members), len(members), lambda first, last: _spread(union[first:last])[0])
+
+
+def _spread(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+    """Random numbers between 1 and 2 in place of all nonzero entries; exponents 0."""
+    random = torch.rand(cotangents.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    zeros = torch.zeros(len(cotangents), dtype=torch.int64, device=cotangents.device)
+    return torch.where(cotangents == 0, cotangents, (1 + random).to(cotangents)), zeros
 
 
 def _bytes_each(cotangents: Cotangents, least: int) -> int:
@@ -143,35 +217,46 @@ def _next_batch(cotangents: Sequence[Cotangents], done: int, size: int, least: i
     return batch
 
 
-def _stations(positions: Sequence[int], bottom: int, stride: int | None) -> list[tuple[int, bool]]:
+def _stations(route: Route, positions: Sequence[int], stride: int | None) -> list[tuple[int, bool]]:
     """(position, whether to rescale there) from the topmost target down, wherever cotangents join or are rescaled."""
-    joining = {position for position in positions if position > bottom}
-    top = max(joining, default=bottom)
-    regular = set(range(top - stride, bottom, -stride)) if stride else set()
-    return [(at, at in regular) for at in sorted(joining | regular | {bottom}, reverse=True)]
+    joining = {position for position in positions if position > route.bottom}
+    top = max(joining, default=route.bottom)
+    regular = set(range(top - stride, route.bottom, -stride)) if stride else set()
+    inner = {at for at in joining | regular if at == top or route.open(at)}
+    return [(at, at in regular) for at in sorted(inner | {route.bottom}, reverse=True)]
 
 
 def _descend(
-    route: Route, batch: Sequence[Cotangents], stride: int | None, read: Read
+    route: Route, batch: Sequence[Cotangents], stride: int | None, read: Read, renew: Renew
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Pull one batch from its topmost target to the bottom; yields (row, values, exponents)."""
     parts: list[Tensor] = []
     ledger: list[Tensor] = []
     starts = [route.position(c.target) for c in batch]
-    for (upper, _), (lower, rescaled) in pairwise(_stations(starts, route.bottom, stride)):
+    for (upper, _), (lower, rescaled) in pairwise(_stations(route, starts, stride)):
+        crossing = []
         for c, start in zip(batch, starts, strict=True):
-            if start == upper:
-                parts.append(c.draw(0, c.num))
-                ledger.append(torch.zeros(c.num, dtype=torch.int64, device=parts[-1].device))
+            if lower < start <= upper:
+                v = c.draw(0, c.num)
+                exponents = torch.zeros(c.num, dtype=torch.int64, device=v.device)
+                if start == upper:
+                    parts.append(v)
+                    ledger.append(exponents)
+                else:  # cotangents from above cannot stop at this target, so its own join them at the next station
+                    crossing.append((start, v, exponents))
         cotangents = parts[0] if len(parts) == 1 else _joined(parts, route.workspace)
         exponents = ledger[0] if len(ledger) == 1 else torch.cat(ledger)
-        cotangents, readings = route.cross(upper, lower, cotangents, read)
-        for row, values in readings:
-            yield row, values, exponents
-        if rescaled:
-            cotangents, shift = rescale(cotangents)
-            exponents = exponents + shift
-        parts, ledger = [cotangents], [exponents]
+        crossing.insert(0, (upper, cotangents, exponents))
+        parts, ledger = [], []
+        for start, cotangents, exponents in crossing:
+            cotangents, readings = route.cross(start, lower, cotangents, read)
+            for row, values in readings:
+                yield row, values, exponents
+            if rescaled:
+                cotangents, shift = renew(cotangents)
+                exponents = exponents + shift
+            parts.append(cotangents.clone() if len(crossing) > 1 else cotangents)  # the workspace is used again
+            ledger.append(exponents)
 
 
 def _joined(parts: Sequence[Tensor], workspace: Workspace) -> Tensor:
@@ -206,7 +291,10 @@ def _collect(found: Sequence[Sequence[_Piece]]) -> list[Reading]:
     for of_row in found:
         size, num = sum(values.numel() for values, _ in of_row), sum(len(exponents) for _, exponents in of_row)
         shape = of_row[0][0].shape[1:] if of_row else (1,)
-        own = values[first : first + size].reshape(num, *shape)
-        readings.append(Reading(own, exponents[second : second + num]))
+        own, powers = values[first : first + size].reshape(num, *shape), exponents[second : second + num]
+        # The exponent of zeros means nothing; a large one would make the other lengths underflow when they are summed.
+        nonzero = own.reshape(num, -1).any(axis=1) if size else np.zeros(num, dtype=bool)
+        powers = np.where(nonzero, powers, powers.min(initial=1 << 60, where=nonzero) if nonzero.any() else 0)
+        readings.append(Reading(own, powers))
         first, second = first + size, second + num
     return readings

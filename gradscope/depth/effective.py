@@ -239,7 +239,7 @@ def _changes(
             AUTO_LAYER, math.prod(shape), generator=generator, dtype=captured.target.dtype,
             device=captured.target.device,
         ).reshape(-1, *shape)  # fmt: skip
-        (moved,), (kept,) = (pull(segment.exit, [segment.entry], v) for segment in (new, old))
+        (moved,), (kept,) = (pull(segment.exit, [segment.entry], v.clone()) for segment in (new, old))
         squares = np.stack([plain_norms(part, 1).square().cpu().numpy() for part in (moved - kept, kept)], axis=1)
         value, error = _log10_root_of_ratio(squares[:, 0], squares[:, 1])
         values.append(value)

@@ -150,6 +150,10 @@ class TwoNetworks:
         """The position of the output, above all units."""
         return len(self.pairs)
 
+    def open(self, position: int) -> bool:
+        """Always: every unit has a graph of its own."""
+        return True
+
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Apply the recurrence to one unit after the other; read at the bottom."""
         for number in range(upper - 1, lower - 1, -1):

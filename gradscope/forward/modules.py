@@ -61,11 +61,16 @@ def tap(tensor: Tensor, name: str) -> Tensor:
     ['input', 'square', 'output']
     """
     current = listening.get()
-    if current is None:
+    if current is None or transforming():
         return tensor
     listener, calls = current
     calls[name] += 1
     return listener.tap(tensor, name if calls[name] == 1 else f"{name}#{calls[name]}")
+
+
+def transforming() -> bool:
+    """Whether a transform of `torch.func` is running: the tensors inside belong to it, and must not leave it."""
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 @contextlib.contextmanager
@@ -140,10 +145,14 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
     guard = own_thread()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if transforming():
+            return
         guard(names[module])
         running.append((names[module], listener.before(args, kwargs)))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if transforming():
+            return None
         guard(names[module])
         name, token = running.pop()
         while name != names[module]:  # a call inside this one raised, but the model caught the error

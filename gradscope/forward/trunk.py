@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.autograd.graph import GradientEdge, Node
@@ -35,6 +36,16 @@ ELEMENTWISE = frozenset(
 PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
 
 
+class Effect(NamedTuple):
+    """What a node of the graph does to gradients, beyond its derivative.
+
+    ``hooked``: numbers of the outputs whose hooks change a gradient.  ``overwrites``: whether it writes into gradients.
+    """
+
+    hooked: tuple[int, ...]
+    overwrites: bool
+
+
 @dataclass(frozen=True)
 class Trunk:
     """Cut vertices between the sources and the target, and the next cut vertex after every other tensor.
@@ -42,11 +53,15 @@ class Trunk:
     ``edges``: the cut vertices in execution order; the last one is the target.
     ``position``: index into ``edges`` of every cut vertex.
     ``above``: for every tensor inside a branch, the index of the first cut vertex that it flows into.
+    ``effects`` and ``agreed``: what backward sweeps found out about hooks (by node), and whether their shortcuts agree
+    with the autograd engine (by position).
     """
 
     edges: tuple[GradientEdge, ...]
     position: dict[Vertex, int]
     above: dict[Vertex, int]
+    effects: dict[Node, Effect] = field(default_factory=dict, repr=False)
+    agreed: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def reaches_target(self, edge: GradientEdge) -> bool:
         """Whether this tensor lies on a path from a source to the target."""

@@ -118,7 +118,8 @@ def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
     if captured.uncalled:
         notes.append(
             f"Never called as modules, so not recorded: {_listed(captured.uncalled)}. They may be unused, containers "
-            "whose items are called one by one, modules called by .forward(), or modules used for their weights only. "
+            "whose items are called one by one, modules called by .forward(), modules called inside a transform of "
+            "torch.func (vmap, grad), or modules used for their weights only. "
             'To record a tensor inside, mark it with gs.tap(tensor, "name").'
         )
     notes.append("Functional code (F.relu, +) does not create a layer; mark its tensors with gs.tap.")

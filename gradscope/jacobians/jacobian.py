@@ -69,8 +69,9 @@ class Jacobian(LinearOperator):
     def _backward(self, u: Tensor, create_graph: bool = False) -> Tensor:
         if self._same:
             return u
+        # A clone, because a backward pass may write into the gradient that it receives.
         (gradient,) = torch.autograd.grad(
-            (self.target.edge,), (self.source.edge,), (u.reshape(self.target.shape),), retain_graph=True,
+            (self.target.edge,), (self.source.edge,), (u.reshape(self.target.shape).clone(),), retain_graph=True,
             create_graph=create_graph,
         )  # fmt: skip
         return gradient.reshape(-1)

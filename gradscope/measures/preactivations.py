@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from gradscope.forward.modules import Modules
+from gradscope.forward.modules import Modules, transforming
 
 # Elementwise nonlinearities of torch.nn, whose inputs are pre-activations; coefficients never depend on this list.
 NONLINEARITIES = (
@@ -22,11 +22,16 @@ Listener = Callable[[str, nn.Module, Tensor], None]
 
 @contextlib.contextmanager
 def nonlinearity_calls(modules: Modules, listener: Listener) -> Iterator[None]:
-    """Call ``listener(name, module, input)`` at every call of a nonlinearity while the context is open."""
+    """Call ``listener(name, module, input)`` at every call of a nonlinearity while the context is open.
+
+    Calls inside a transform of `torch.func` are left out: their tensors belong to the transform.
+    """
     calls: dict[str, int] = {}
 
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            if transforming():
+                return
             calls[name] = call = calls.get(name, 0) + 1
             listener(f"{name}#{call}" if call > 1 else name, module, args[0] if args else kwargs["input"])
 

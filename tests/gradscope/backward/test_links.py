@@ -13,6 +13,11 @@ from tests.bruteforce import gsc_log10
 from tests.helpers import noise, seeded
 
 
+@pytest.fixture(autouse=True)
+def links_for_few_cotangents(monkeypatch):
+    monkeypatch.setattr("gradscope.backward.route.WORTHWHILE", 1)
+
+
 class Apply(nn.Module):
     """A function between two linear layers, so that everything on the trunk is recorded."""
 

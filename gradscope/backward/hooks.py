@@ -1,0 +1,125 @@
+"""What hooks and custom functions do to the gradients of a recorded graph, found by small experiments.
+
+The autograd engine runs the hooks of a tensor whenever it returns the gradient of this tensor, and again when it starts
+there.  A sweep that stopped there would run them twice.  A gradient that is returned on the way to a lower tensor has
+not passed them at all.  PyTorch does not list hooks.  So every tensor gets a gradient, which must come back unchanged.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from gradscope.forward.trunk import Effect, Trunk, Vertex, live_inputs, output_kind, vertex
+
+# The magnitudes of a test gradient are 2^-spread, 1 and 2^spread, so that clipping shows at any threshold in between.
+SPREAD = 20
+# Length of the pattern of random numbers that fills a test gradient; a prime number, so that no axis repeats it.
+_PERIOD = 1009
+# The node that torch puts before and after a module with backward hooks.
+_MODULE_HOOK = "BackwardHookFunctionBackward"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """``hooked``: tensors whose hooks change a gradient.  ``overwrites``: whether anything writes into gradients."""
+
+    hooked: frozenset[Vertex]
+    overwrites: bool
+
+
+def survey(trunk: Trunk) -> Survey:
+    """What hooks and custom functions do to gradients between the sources and the target.
+
+    ValueError if the result of a hook or of a custom function is not linear in the gradient: there is no Jacobian then.
+    Cost: about one backward pass of one cotangent, once per recorded graph, without the operations of torch; eight
+    backward passes of one cotangent through each custom function.
+    """
+    outputs: dict[Node, list[int]] = defaultdict(list)
+    for node, number in (*trunk.position, *trunk.above):
+        outputs[node].append(number)
+    if untested := outputs.keys() - trunk.effects.keys():
+        live, made = trunk.position.keys() | trunk.above.keys(), lru_cache(maxsize=1)(cotangent)
+        with torch.inference_mode(False), torch.no_grad():
+            for node in untested:
+                trunk.effects[node] = _effect(node, outputs[node], live, made)
+    found = [(node, trunk.effects[node]) for node in outputs]
+    return Survey(
+        frozenset((node, number) for node, effect in found for number in effect.hooked),
+        any(effect.overwrites for _, effect in found),
+    )
+
+
+def _effect(node: Node, numbers: Sequence[int], live: Collection[Vertex], made: Any) -> Effect:
+    edges = [GradientEdge(node, number) for number in numbers]
+    given = [made(kind(edge)) for edge in edges]
+    versions = [v._version for v in given]
+    found = torch.autograd.grad(edges, edges, given, retain_graph=True)
+    overwritten = [v._version > version for v, version in zip(given, versions, strict=True)]
+    changed = [new is not old or over for new, old, over in zip(found, given, overwritten, strict=True)]
+    if any(overwritten):
+        made.cache_clear()
+    custom = issubclass(type(node), torch._C._FunctionBase) and node.name() != _MODULE_HOOK
+    if custom or any(changed):
+        below = dict.fromkeys(node.next_functions[n] for n in live_inputs(node, live)) if custom else {}
+        inputs = [GradientEdge(parent, number) for parent, number in below if parent is not None]
+        overwritten.append(check_linear(edges, inputs or edges))
+    return Effect(tuple(n for n, new in zip(numbers, changed, strict=True) if new), any(overwritten))
+
+
+def check_linear(outputs: Sequence[GradientEdge], inputs: Sequence[GradientEdge]) -> bool:
+    """Whether the backward pass from ``outputs`` to ``inputs`` writes into its gradients; ValueError if not linear."""
+    overwrites = False
+
+    def pulled(gradients: Sequence[Tensor]) -> Tensor:
+        nonlocal overwrites
+        own = [gradient.clone() for gradient in gradients]
+        found = torch.autograd.grad(outputs, inputs, own, retain_graph=True, allow_unused=True)
+        overwrites = overwrites or any(v._version > 0 for v in own)
+        parts = [zero if g is None else g.to(zero) for g, zero in zip(found, zeros, strict=True)]
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    kinds = [kind(edge) for edge in inputs]
+    zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kinds]
+    rounding = max(0.02, 16 * max(torch.finfo(dtype).eps for _, dtype, _ in kinds))
+    for spread in (SPREAD, 0):  # large numbers show clipping, small ones show noise
+        u, v = ([cotangent(kind(edge), seed, spread) for edge in outputs] for seed in (0, 1))
+        a, b, both = pulled(u), pulled(v), pulled([x + y for x, y in zip(u, v, strict=True)])
+        wrong = torch.stack([both - a - b, a + pulled([-x for x in u])]).norm(dim=1).max()
+        # Narrow types may overflow at large numbers; NaN is for the sweep to report.  Comparisons are false for both.
+        if wrong > rounding * torch.stack([part.norm() for part in (a, b, both)]).max():
+            (shape, _, _), name = kind(outputs[0]), outputs[0].node.name()
+            raise ValueError(
+                f"Where {name} made a tensor of shape {shape}, a hook or a custom backward pass changes the gradient "
+                "in a nonlinear way (clipping, normalization, noise?). Its result is no Jacobian, so there is no GSC: "
+                "remove it for the measurement."
+            )
+    return overwrites
+
+
+Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+def kind(edge: GradientEdge) -> Kind:
+    """Shape, dtype and device of a tensor of the graph."""
+    shape, dtype = output_kind(vertex(edge))
+    return shape, dtype or torch.get_default_dtype(), edge.node._input_metadata[edge.output_nr].device
+
+
+def cotangent(kind: Kind, seed: int = 0, spread: int = SPREAD) -> Tensor:
+    """Random numbers of very different magnitudes, always the same for one seed."""
+    shape, dtype, device = kind
+    generator = torch.Generator().manual_seed(seed)
+    spread = min(spread, 4) if dtype == torch.float16 else spread
+    powers = torch.randint(-1, 2, (_PERIOD,), generator=generator) * spread
+    pattern = torch.randn(_PERIOD, generator=generator).ldexp(powers)
+    pattern = (torch.complex(pattern, pattern.roll(1)) if dtype.is_complex else pattern).to(device, dtype)
+    numel = torch.Size(shape).numel()
+    return pattern.repeat(-(-numel // _PERIOD))[:numel].reshape(shape)
