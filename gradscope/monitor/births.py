@@ -82,7 +82,7 @@ class Operations(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, sources: Iterable[tuple[str, Tensor]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: dict[int, Operation] = {}
         self._numbers: list[int] = []
         self._made: dict[int, Operation] = {}
@@ -95,7 +95,7 @@ class Operations(TorchDispatchMode):
 
     def tick(self) -> int:
         """Return the time, and let it pass."""
-        self._numbers.append(torch.autograd._get_sequence_nr())
+        self._numbers.append(torch._C._autograd._get_sequence_nr())
         return len(self._numbers) - 1
 
     def time(self, node: Node) -> int:
@@ -221,7 +221,8 @@ class Backward:
         wanted, explained, found = set(spoiled), set[Vertex](), list[tuple[float, Node]]()
         places = {step.node: place for place, step in enumerate(self.steps)}
         for place, step in reversed(list(enumerate(self.steps))):
-            hit = {at for at, is_bad in zip(step.node.next_functions, step.passed, strict=False) if is_bad} & wanted
+            above = zip(step.node.next_functions, step.passed, strict=False)
+            hit = {(parent, number) for (parent, number), is_bad in above if is_bad and parent is not None} & wanted
             if hit:
                 explained |= hit
                 received = {(step.node, number) for number, is_bad in enumerate(step.received) if is_bad}
