@@ -215,8 +215,8 @@ class Backward:
     def first(self, spoiled: Iterable[Vertex]) -> Node | None:
         """Return the first node, in the order of the backward pass, at which the NaN or Inf of ``spoiled`` arise.
 
-        Such a node receives finite gradients and passes on one that is not finite.  If no operation passed on the NaN
-        or Inf of a tensor (a sum of finite gradients, a hook on the tensor), it is the node that made this tensor.
+        Such a node receives finite gradients and passes on one that is not finite; nodes that received NaN or Inf come
+        later.  If no operation passed on the NaN or Inf of a tensor (a sum of finite gradients, a hook on the tensor), it is the node that made this tensor.
         """
         wanted, explained, found = set(spoiled), set[Vertex](), list[tuple[float, Node]]()
         places = {step.node: place for place, step in enumerate(self.steps)}
@@ -227,7 +227,7 @@ class Backward:
                 explained |= hit
                 received = {(step.node, number) for number, is_bad in enumerate(step.received) if is_bad}
                 wanted |= received
-                found += [] if received else [(place, step.node)]
+                found.append((place, step.node))
         found += [(places.get(node, len(self.steps)) - 0.5, node) for node, _ in wanted - explained]
         return min(found, key=lambda entry: entry[0])[1] if found else None
 

@@ -194,6 +194,7 @@ HEALTHY = {
     "the reciprocal of Inf": lambda: Code(lambda x: x + 1 / torch.full((4,), INF)),
     "an empty part": lambda: Code(lambda x: x + x[:, :0].sum()),
     "masked logits": lambda: Code(lambda x: x.masked_fill(torch.tensor([False, False, True, False]), -INF)),
+    "logits with the logarithm of a mask": lambda: Code(lambda x: x + (torch.arange(4) != 2).float().log()),
     "their logarithms": lambda: Code(lambda x: x.masked_fill(torch.arange(4) == 2, -INF).log_softmax(-1)),
 }  # fmt: skip
 
@@ -279,3 +280,55 @@ def test_parameters_that_hold_inf_on_purpose():
     with torch.no_grad():
         model[0].bias[1] = torch.nan
     assert gs.first_nonfinite(model, noise(6, 4).float()) == gs.Fault("0", "parameters")
+
+
+class Scaled(nn.Module):
+    """Finite values of an infinite input, but the gradient of the factor is 0 times inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(4))
+
+    def forward(self, h):
+        return (h * self.factor).clamp(max=1.0)
+
+
+def test_a_backward_pass_that_fails_because_of_an_earlier_layer():
+    model = nn.Sequential(nn.Linear(4, 4), Scaled())
+    nn.init.constant_(model[0].weight, 1e38)
+    x = 100 * torch.ones(6, 4)
+    assert model(x).isfinite().all() and spoiled(model, x)
+    assert gs.first_nonfinite(model, x) == gs.Fault("0", FORWARD)
+
+
+class Written(nn.Module):
+    """Rows of memory without values are written later."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Code(lambda h: 0 * h / 0)
+
+    def forward(self, h):
+        buffer = torch.empty(9, 4)
+        buffer[torch.arange(6)] = self.inner(h)
+        return buffer[:6]
+
+
+def test_memory_without_values_is_no_fault():
+    model, x = nn.Sequential(nn.Linear(4, 4), Written()), noise(6, 4).float()
+    torch.use_deterministic_algorithms(True)  # fills such memory with NaN
+    try:
+        found = gs.first_nonfinite(model, x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert found == gs.Fault("1.inner", FORWARD)
+
+
+def test_the_gradient_of_the_input_is_no_fault_in_training():
+    model, x = nn.Sequential(Code(lambda h: (0 * h).sqrt() + h), nn.Linear(4, 4)), noise(6, 4).float()
+    monitor = gs.Monitor(model, x, every=100)
+    with pytest.warns(gs.MonitorWarning, match="The gradient at layer 'input'"):
+        monitor.step(1.0, x)
+    model[1].weight.grad = torch.full((4, 4), INF)  # as from a scale that is too large
+    with pytest.warns(gs.MonitorWarning, match="a second pass found no NaN or Inf"):
+        monitor.step(1.0, x)
