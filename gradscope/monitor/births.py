@@ -215,8 +215,9 @@ class Backward:
     def first(self, spoiled: Iterable[Vertex]) -> Node | None:
         """Return the first node, in the order of the backward pass, at which the NaN or Inf of ``spoiled`` arise.
 
-        Such a node receives finite gradients and passes on one that is not finite; nodes that received NaN or Inf come
-        later.  If no operation passed on the NaN or Inf of a tensor (a sum of finite gradients, a hook on the tensor), it is the node that made this tensor.
+        Such a node receives finite gradients and passes on one that is not finite.  Nodes that received NaN or Inf
+        come later.  If no operation passed on the NaN or Inf of a tensor (a sum of finite gradients, a hook on the
+        tensor), it is the node that made this tensor.
         """
         wanted, explained, found = set(spoiled), set[Vertex](), list[tuple[float, Node]]()
         places = {step.node: place for place, step in enumerate(self.steps)}
