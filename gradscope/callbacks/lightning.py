@@ -72,7 +72,7 @@ class MonitorCallback(Callback):
 def _unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Ignore what the module logs, because passes of the monitor are no steps of training."""
     modules = [module for module in pl_module.modules() if isinstance(module, LightningModule)]
-    before, loggers = [dict(vars(module)) for module in modules], trainer.loggers
+    own, loggers = [vars(module).get("log") for module in modules], trainer.loggers
     trainer.loggers = [DummyLogger() for _ in loggers]
     try:
         for module in modules:
@@ -80,6 +80,6 @@ def _unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         yield
     finally:
         trainer.loggers = loggers
-        for module, attributes in zip(modules, before, strict=True):
+        for module, log in zip(modules, own, strict=True):
             vars(module).pop("log")
-            vars(module).update({"log": attributes["log"]} if "log" in attributes else {})
+            vars(module).update({} if log is None else {"log": log})

@@ -177,17 +177,19 @@ def test_the_trainer_of_transformers_without_a_loss(tmp_path):
     assert callback.monitor.alarms.losses == [] and set(callback.monitor.to_frame()["step"]) == {0, 2, 4}
 
 
+DTYPES: list[torch.dtype] = []  # outside the module, whose attributes a measurement restores
+
+
 class Logging(Module):
     """Logs in its forward pass, by itself and through an inner module of Lightning."""
 
     def __init__(self):
         super().__init__()
         self.inner = Module()
-        self.dtypes = []
 
     def forward(self, x):
         hidden = self.first(x)
-        self.dtypes.append(hidden.dtype)
+        DTYPES.append(hidden.dtype)
         self.log("hidden", hidden.mean())
         self.log_dict({"square": hidden.square().mean()}, on_step=False, on_epoch=True)
         return self.last(self.act(hidden))
@@ -215,9 +217,9 @@ def test_lightning_measures_in_the_precision_of_the_trainer(tmp_path, precision,
 
     seen = []
     for callback in (lightning.Callback(), MonitorCallback(noise(5, 6).float(), every=100, layers=["first", "last"])):
-        module = Logging()
-        fit(module, callback, tmp_path, precision=precision)
-        seen.append(module.dtypes)
+        DTYPES.clear()
+        fit(Logging(), callback, tmp_path, precision=precision)
+        seen.append(list(DTYPES))
     alone, watched = seen
     assert set(alone) == {dtype} and set(watched) == {dtype, torch.float64 if dtype == torch.float64 else torch.float32}
     assert watched.count(dtype) > len(alone)  # the statistics
@@ -240,3 +242,32 @@ def test_the_trainer_of_transformers_with_tuples(tmp_path):
         found.append(callback.monitor.alarms.losses)
         assert set(callback._batch) == {"input_ids", "labels"}
     assert len(found[0]) == 6 and found[0] == found[1]
+
+
+class Counting(Module):
+    """A metric that is updated in the forward pass and logged at the end of the epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = pytest.importorskip("torchmetrics").MeanMetric()
+
+    def forward(self, x):
+        hidden = self.first(x)
+        self.mean(hidden.detach().mean())
+        return self.last(self.act(hidden))
+
+    def on_train_epoch_end(self):
+        self.log("mean", self.mean)
+
+
+def test_lightning_metrics_count_only_what_training_counts(tmp_path):
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    logged = []
+    for callback in (
+        lightning.Callback(),
+        MonitorCallback(noise(8, 6, seed=3).float() + 5, every=1, max_overhead=None),
+    ):
+        trainer = fit(Counting(), callback, tmp_path)
+        logged.append(float(trainer.callback_metrics["mean"]))
+    assert logged[0] == logged[1]
