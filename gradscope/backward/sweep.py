@@ -92,11 +92,12 @@ def sweep(
                 "Gradients leave the floating-point range between two layers: hooks on the tensors in between change "
                 "gradients, so cotangents cannot be rescaled there. Measure in float64, or remove the hooks."
             )
-    for row, reading in zip(route.rows, readings, strict=True):
+    for row, reading in reversed(list(zip(route.rows, readings, strict=True))):  # the first in the backward pass
         if not np.isfinite(reading.values).all():
             raise FloatingPointError(
-                f"The gradient at layer {row.name!r} is NaN or Inf although the activations are finite: an "
-                "operation there divides by zero or overflows. Measure in float64, or move x off the singular point."
+                f"The gradient at layer {row.name!r} is NaN or Inf although the activations are finite: an operation "
+                "after this layer divides by zero or overflows in the backward pass; gs.first_nonfinite names it. "
+                "Measure in float64, or move x off the singular point."
             )
     return readings
 

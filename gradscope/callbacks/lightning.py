@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 
@@ -18,9 +21,11 @@ class MonitorCallback(Callback):
     each update by any optimizer is a step of the monitor.
 
     Arguments:
-        data: The probe batch for the module's ``forward``; it is moved to the module's device.
+        data: The probe batch for the module's ``forward``; it is converted to the Trainer's precision and moved to the
+            module's device, as the Trainer does with its own batches.
         options: Options of `gradscope.Monitor`.
 
+    The monitor's own passes run in the Trainer's precision, and nothing that the module logs in them is kept.
     ``monitor`` exists once training begins; its steps and alarms are saved in Lightning's checkpoints.
     """
 
@@ -34,7 +39,8 @@ class MonitorCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create the monitor here, because the module is now on its device and its weights are loaded."""
-        self.monitor = Monitor(pl_module, move_data_to_device(self.data, pl_module.device), **self.options)
+        data = move_data_to_device(trainer.precision_plugin.convert_input(self.data), pl_module.device)
+        self.monitor = Monitor(pl_module, data, **self.options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
 
@@ -50,7 +56,8 @@ class MonitorCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Call the monitor's `step`, because the gradients are complete and the weights are not yet updated."""
         loss, self._loss = self._loss, None
-        self.monitor.step(loss, self._batch)
+        with trainer.precision_plugin.train_step_context(), _unlogged(trainer, pl_module):
+            self.monitor.step(loss, self._batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for Lightning's checkpoint."""
@@ -59,3 +66,20 @@ class MonitorCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state from Lightning's checkpoint until training begins."""
         self._state = state_dict or None
+
+
+@contextlib.contextmanager
+def _unlogged(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Ignore what the module logs, because passes of the monitor are no steps of training."""
+    modules = [module for module in pl_module.modules() if isinstance(module, LightningModule)]
+    own, loggers = [vars(module).get("log") for module in modules], trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        for module in modules:
+            vars(module)["log"] = lambda *_, **__: None  # log_dict calls it too
+        yield
+    finally:
+        trainer.loggers = loggers
+        for module, log in zip(modules, own, strict=True):
+            vars(module).pop("log")
+            vars(module).update({} if log is None else {"log": log})

@@ -37,6 +37,7 @@ class MonitorCallback(TrainerCallback):
         self._losses: list[Tensor] = []
         self._batch: dict[str, Any] | None = None
         self._hook: Any = None
+        self._measuring = False
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Create the monitor here, because the model is now on its device."""
@@ -48,6 +49,7 @@ class MonitorCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Call the monitor's `step`, because the gradients are complete and the weights are not yet updated."""
         loss = sum(self._losses[1:], self._losses[0]) / len(self._losses) if self._losses else None
+        self._losses, self._measuring = [], True
         try:
             if loss is None:
                 self.monitor.alarms.once("no loss", "loss", self.monitor.steps, NO_LOSS)
@@ -55,7 +57,8 @@ class MonitorCallback(TrainerCallback):
         except BaseException:  # Trainer runs no callbacks after an exception
             self._remove()
             raise
-        self._losses = []  # this also drops the losses of the monitor's second pass
+        finally:
+            self._measuring = False
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the hook."""
@@ -66,9 +69,12 @@ class MonitorCallback(TrainerCallback):
             self._hook.remove()
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if not module.training:
+        if not module.training or self._measuring:
             return
         # Scalars such as num_items_in_batch are not part of the batch.
         self._batch = {key: value for key, value in kwargs.items() if isinstance(value, Tensor) and value.ndim}
-        if isinstance(output, Mapping) and (loss := output.get("loss")) is not None:
+        # Without a mapping (``return_dict=False``), the loss is the first output, and a scalar.
+        first = output[0] if isinstance(output, (tuple, list)) and output else None
+        loss = output.get("loss") if isinstance(output, Mapping) else first
+        if isinstance(loss, Tensor) and (loss.ndim == 0 or isinstance(output, Mapping)):
             self._losses.append(loss.detach())

@@ -72,6 +72,11 @@ class Batch:
 
         return self._mapped(follow), sources
 
+    def check_finite(self) -> None:
+        """Raise ValueError if an input holds NaN or Inf."""
+        for tensor in self.samples:
+            _check_finite(tensor)
+
     def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
         """A copy of the batch in which ``shifts`` are added to the floating-point tensors, in the order of `floats`."""
         remaining = iter(shifts)
@@ -159,10 +164,10 @@ def _is_batch(data: list[Any], loss_fn: LossFunction | None) -> bool:
     return not alike or (len(data) == 2 and data[0].shape[:1] == data[1].shape[:1])
 
 
-def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) -> Batch:
+def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None, finite: bool = True) -> Batch:
     """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
 
-    Raises TypeError for any other structure, and ValueError if the data are empty or not finite.
+    Raises TypeError for any other structure, and ValueError if the data are empty or, with ``finite``, not finite.
     """
     labels = None
     if loss_fn is not None:
@@ -196,8 +201,8 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None
             f"The batch is empty: data has only {shapes}; give at least one sample, as a dense tensor of "
             "shape (B, ...)."
         )
-    for tensor in batch.samples:
-        _check_finite(tensor)
+    if finite:
+        batch.check_finite()
     return batch
 
 

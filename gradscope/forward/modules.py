@@ -139,7 +139,7 @@ def eager(modules: Modules) -> Iterator[None]:
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
     """Report calls of the modules to ``listener``; yields the number of calls by name.  Adds the layer to an error."""
-    names = {module: name for name, module in modules.items()}
+    names = {id(module): name for name, module in modules.items()}  # the hash of a metric changes with its state
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []
     guard = own_thread()
@@ -147,15 +147,15 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         if transforming():
             return
-        guard(names[module])
-        running.append((names[module], listener.before(args, kwargs)))
+        guard(names[id(module)])
+        running.append((names[id(module)], listener.before(args, kwargs)))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if transforming():
             return None
-        guard(names[module])
+        guard(names[id(module)])
         name, token = running.pop()
-        while name != names[module]:  # a call inside this one raised, but the model caught the error
+        while name != names[id(module)]:  # a call inside this one raised, but the model caught the error
             name, token = running.pop()
         calls[name] = call = calls[name] + 1
         label = name or OUTPUT
@@ -163,7 +163,7 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
 
     handles = []
     try:
-        for module in names:
+        for module in modules.values():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         yield calls

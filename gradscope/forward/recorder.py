@@ -26,6 +26,10 @@ from gradscope.norms import vector_norms
 Received = tuple[Collection[Vertex], int]
 
 
+class NonFiniteLayerError(ValueError, FloatingPointError):
+    """Raised if a layer's output is NaN or Inf, so that it has no length."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """One recorded forward pass: tensors in execution order, the graph's sources, and the target's edge ``end``.
@@ -191,7 +195,7 @@ class _Recorder:
         if not layers or torch.isfinite(torch.cat([layer.norms.reshape(-1) for layer in layers])).all():
             return
         layer = next(layer for layer in layers if not torch.isfinite(layer.norms).all())
-        raise ValueError(
+        raise NonFiniteLayerError(
             f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
             "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
             "or in float64."

@@ -30,7 +30,7 @@ class MonitorWarning(UserWarning):
 class Alarms:
     """Gives each kind of warning at most once per layer.
 
-    ``first_lengths``: |w| of every layer at the start of training.  ``fired``: (kind, layer, step) of every warning.
+    ``first_lengths``: |w| of every layer when it was first monitored.  ``fired``: (kind, layer, step) of every warning.
     In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kind "zero
     output" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe batch".
     """
@@ -61,7 +61,7 @@ class Alarms:
         grown = {
             layer: length / first
             for layer, length in found.get("weight_norm", {}).items()
-            if (first := self.first_lengths[layer]) > 0 and length > WEIGHT_GROWTH * first
+            if (first := self.first_lengths.get(layer, 0.0)) > 0 and length > WEIGHT_GROWTH * first
         }
         self.together("weight growth", grown, step, lambda n: f"its weights are {n:.3g} times as long as at the start")
 

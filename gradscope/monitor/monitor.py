@@ -119,11 +119,11 @@ class Monitor:
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
         self.report = report
-        self.vitals = Vitals(self.model.parameters(), check_every)
+        self.vitals = Vitals(self.model, check_every)
         self.weights = Weights(self.model)
-        self.alarms = Alarms(self.weights.norms())
-        self.has_statistics = any(isinstance(module, NONLINEARITIES) for module in self.model.modules())
+        self.alarms = Alarms(self.weights.first_norms())
         self.steps = 0
+        self._recorded = -1  # the step of the last record
         self._records: list[pd.DataFrame] = []
 
     def __enter__(self) -> Self:
@@ -141,7 +141,7 @@ class Monitor:
         """
         self.schedule.arrives()
         number, self.steps = self.steps, self.steps + 1
-        kind = self.schedule.due(number)
+        kind = self.schedule.due(number) if number > self._recorded else None
         self.vitals.keep(number, loss)
         self.schedule.checked()
         if kind or self.vitals.due:
@@ -156,10 +156,12 @@ class Monitor:
     def record(self) -> None:
         """Record everything now, regardless of schedule and budget, for example at the end of training.
 
-        Non-finite values only cause a warning here, because training is over.
+        Non-finite values only cause a warning here, because training is over.  There is at most one record for a step:
+        nothing happens if this step has one, and `step` will not record it again.
         """
-        self._record(self.steps, GSC, strict=False)
-        self.schedule.leaves(GSC)
+        if self.steps > self._recorded:
+            self._record(self.steps, GSC, strict=False)
+            self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
         """Return all records as a tidy frame with the additional column ``step``.
@@ -183,15 +185,18 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return steps and alarms so far as plain values for a checkpoint; records are not included."""
-        return {"steps": self.steps, "alarms": self.alarms.state_dict()}
+        return {"steps": self.steps, "recorded": self._recorded, "alarms": self.alarms.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
         """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
-        self.steps, self._records = state["steps"], list(records or ())
+        lengths = self.alarms.first_lengths
+        self.steps, self._recorded, self._records = state["steps"], state["recorded"], list(records or ())
         self.alarms.load_state_dict(state["alarms"])
+        self.alarms.first_lengths = lengths | self.alarms.first_lengths  # layers may be trainable only since the save
 
     def _record(self, number: int, kind: str, strict: bool) -> None:
-        begin = self.schedule.clock()
+        begin, self._recorded = self.schedule.clock(), number
+        self.alarms.first_lengths |= self.weights.first_norms()
         with same_draws(dict(self.model.named_modules())):
             parts = [*self._measured(number, kind, strict), self.weights.frame(number)]
         frame = pd.concat(parts, ignore_index=True)
@@ -205,17 +210,19 @@ class Monitor:
 
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
         """Yield the frames that can be measured on the probe batch."""
-        for measured in [self._coefficients] * (kind == GSC) + [self._statistics] * self.has_statistics:
+        nonlinear = any(isinstance(module, NONLINEARITIES) for module in self.model.modules())
+        for measured in [self._coefficients] * (kind == GSC) + [self._statistics] * nonlinear:
             try:
                 yield measured()
             except ZeroOutputError as error:
                 self.alarms.once("zero output", "network", number, f"zero output, step {number}: {error}")
             except (ValueError, FloatingPointError) as error:
                 found, _ = nonfinite.traced(self.model, None, self.data, forward=self.forward, loss_fn=None)
-                if found is None and isinstance(error, ValueError):  # a user error
+                if found is None and not isinstance(error, FloatingPointError):  # a user error
                     raise
                 message = f"The probe batch cannot be measured at step {number}: {found or error}."
-                self._tell(PROBE, message, number, strict, error)
+                # A loss may ignore NaN or Inf that no parameter's gradient depends on, such as masks of -inf.
+                self._tell(PROBE, message, number, strict and found is not None, error)
 
     def _coefficients(self) -> pd.DataFrame:
         data = iter([part(self.data, self.forward)]) if distributed.parallel() else self.data

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
-from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import eager, hooked, tensors, unwrap
+from gradscope.forward.layers import LOSS, OUTPUT
+from gradscope.forward.modules import eager, hooked, unwrap
 from gradscope.forward.state import alone, state_restored
-from gradscope.forward.trunk import Vertex, vertex
+from gradscope.forward.trunk import vertex
+from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
+_DATA = "(data)"  # a name that no module has
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,24 @@ class Fault:
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Fault | None:
-    """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if all is finite.
+    """Return the first layer that produces NaN or Inf in one forward and one backward pass; None if there is no fault.
 
-    Faults are sought in this order: (1) a layer with non-finite parameters; (2) in execution order, a module with
-    finite inputs and a non-finite output; (3) going backward from the loss, a module that receives a finite gradient
-    and passes a non-finite one to its inputs or parameters.  Without ``loss_fn``, the sum of the outputs is the loss.
-    A fault of ``loss_fn`` has "loss" as its layer.
+    NaN or Inf are a fault only if the loss, the gradient of a parameter or the gradient of the input depends on them.
+    The fault is sought backward from there, in this order: (1) a layer with non-finite parameters; (2) the first
+    operation of the forward pass that makes NaN or Inf from finite numbers; (3) the first operation of the backward
+    pass that receives finite gradients and passes on one that is not finite.  Then the layer that ran this operation
+    is returned.  Constants on purpose, such as masks of -inf, are no fault unless the loss itself is not finite.
+    Without ``loss_fn``, the sum of the outputs is the loss.  A fault of ``loss_fn`` has "loss" as its layer.
 
     Arguments:
         model: Any module; it is left exactly as it was.
         data, forward, loss_fn: As for `gradscope.gsc`, but a single batch.
 
-    Cost: a forward and a backward pass, the gradients of all layers in memory, one device synchronization per layer.
+    Cost: a forward and a backward pass, and one device synchronization for each tensor of both.
 
     Raises:
-        ValueError, TypeError: The data have a wrong form or are not finite; see `gradscope.forward.inputs.as_batch`.
+        ValueError, TypeError: The data have a wrong form, or NaN or Inf in the data reach the loss; see
+            `gradscope.forward.inputs.as_batch`.
 
     >>> import torch
     >>> import gradscope as gs
@@ -74,13 +78,16 @@ def first_nonfinite(
     >>> print(gs.first_nonfinite(torch.nn.Sequential(torch.nn.ReLU(), Log()), -torch.ones(1, 2)))
     layer '1' is the first with NaN or Inf in its forward pass
     """
+    return _first(model, data, forward, loss_fn, of_input=True)
+
+
+def _first(
+    model: nn.Module, data: Any, forward: Forward | None, loss_fn: LossFunction | None, *, of_input: bool
+) -> Fault | None:
+    """As `first_nonfinite`; ``of_input``: whether the gradient of the input counts."""
     model = unwrap(model)
     modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if not all(_finite(p) for p in module._parameters.values() if p is not None):
-            return Fault(name or OUTPUT, PARAMETERS)
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
-    listener = _Listener(modules)
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     with (
         alone,
         state_restored(modules) as state,
@@ -88,105 +95,105 @@ def first_nonfinite(
         torch.inference_mode(False),
         torch.enable_grad(),
         eager(modules),
-        hooked(modules, listener),
     ):
-        differentiable, _ = batch.differentiable()
-        output = first_tensor(differentiable.run(model, forward))
-        # A non-finite gradient at the output itself is a fault of the loss function, not of the model.
-        received = _edges([output])
-        loss = output if loss_fn is None else loss_fn(output, batch.labels)
-        if listener.first is not None:
-            return Fault(listener.first, FORWARD, listener.received)
-        if not _finite(loss):
-            return Fault(LOSS, FORWARD)
-        calls = list(listener.calls)  # a copy: checkpointed layers are called again in the backward pass
-        edges = {vertex(edge): edge for call in calls for edge in call.edges} | received
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not loss.requires_grad or not edges:
-            return None
-        wanted: list[Any] = [*edges.values(), *parameters]
-        gradients = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
-    bad = {at for at, g in zip(edges, gradients, strict=False) if g is not None and not _finite(g)}
-    spoiled = {
-        id(p) for p, g in zip(parameters, gradients[len(edges) :], strict=True) if g is not None and not _finite(g)
-    }
-    return Fault(LOSS, BACKWARD) if bad & received.keys() else _first_backward(calls, modules, bad, spoiled)
+        differentiable, inputs = batch.differentiable()
+        search = _Search(modules, inputs)
+        with search.operations, hooked(modules, search):
+            output = first_tensor(differentiable.run(model, forward))
+            search.ended(OUTPUT, -1)
+            loss = output if loss_fn is None else loss_fn(output, batch.labels)
+        found = search.operations.origins_of(loss)
+        if _DATA in found.sources:
+            batch.check_finite()
+        if found.sources:
+            return search.parameters_of(found)
+        if found.born:
+            return search.fault(found.born[0], FORWARD)
+        # Without a loss function nobody knows whether a constant in the output, such as -inf, reaches the loss.
+        if loss_fn is not None and bad(loss):
+            return search.fault(found.times[0], FORWARD) if found.times else Fault(LOSS, FORWARD)
+        fault = search.backward_fault(loss, of_input) if loss.requires_grad else None
+    spoiled = [name for name, p in search.owned if p.requires_grad and bad(p).nan]
+    return fault or (Fault(spoiled[0] or OUTPUT, PARAMETERS) if spoiled else None)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A finished call of a module: its input and output edges, and how many calls were finished when it began."""
+    """A finished call of a module, and the times at which it began and ended."""
 
-    name: str
     label: str
     begin: int
-    received: dict[Vertex, GradientEdge]
-    returned: dict[Vertex, GradientEdge] = field(default_factory=dict)
-
-    @property
-    def edges(self) -> Iterator[GradientEdge]:
-        yield from self.received.values()
-        yield from self.returned.values()
+    end: int
 
 
-def _first_backward(
-    calls: Sequence[_Call], modules: Mapping[str, nn.Module], bad: set[Vertex], spoiled: set[int]
-) -> Fault | None:
-    """Return the fault of the innermost call that received a finite gradient and passed on a non-finite one.
+class _Search:
+    """Listens to module calls, and finds the call that ran an operation."""
 
-    The search goes backward.  ``bad`` and ``spoiled``: vertices and ids of parameters with a non-finite gradient.
-    """
-    times = Counter(call.name for call in calls)
+    def __init__(self, modules: Mapping[str, nn.Module], inputs: Sequence[Tensor]) -> None:
+        self.owned = [
+            (name, p) for name, module in modules.items() for p in module._parameters.values() if p is not None
+        ]
+        trainable = [(name, p) for name, p in self.owned if p.requires_grad]
+        self._leaves = {vertex(edge := get_gradient_edge(p)): (name, edge) for name, p in trainable}
+        self._inputs = {vertex(edge := get_gradient_edge(tensor)): edge for tensor in inputs}
+        self.operations = Operations([*self.owned, *((_DATA, tensor) for tensor in inputs)])
+        self._calls: list[_Call] = []
 
-    def guilty(call: _Call) -> bool:
-        own = modules[call.name]._parameters.values() if times[call.name] == 1 else ()  # several calls: ambiguous
-        made = bool(bad & call.received.keys()) or any(id(p) in spoiled for p in own)
-        return made and not bad & call.returned.keys()
+    def before(self, args: Any, kwargs: Any) -> int:
+        return self.operations.tick()
 
-    found, begin, end = None, 0, len(calls)
-    while inner := [n for n in range(begin, end) if guilty(calls[n])]:  # a call is listed after the calls inside it
-        found, begin, end = calls[inner[-1]], calls[inner[-1]].begin, inner[-1]
-    # Functional code between two child modules belongs to neither; report it as "after <module>".
-    if after := next((call for call in reversed(calls[begin:end]) if bad & call.returned.keys()), None):
-        return Fault(after.label, BACKWARD, before=True)
-    if found is not None:
-        return Fault(found.label, BACKWARD)
-    owners = (name for name, module in modules.items() for p in module._parameters.values() if id(p) in spoiled)
-    return next((Fault(name or OUTPUT, BACKWARD) for name in owners), None)
+    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: int) -> None:
+        self.ended(label, token)
 
+    def ended(self, label: str, begin: int) -> None:
+        """Note that a call has ended."""
+        self._calls.append(_Call(label, begin, self.operations.tick()))
 
-class _Listener:
-    """Keeps the edges of every call of a module, and the name of the first non-finite tensor."""
+    def parameters_of(self, found: Origins) -> Fault:
+        """The fault of the first layer whose parameters are among the origins."""
+        return Fault(next(name for name, _ in self.owned if name in found.sources) or OUTPUT, PARAMETERS)
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.calls: list[_Call] = []
-        self.first: str | None = None
-        self.received = False
+    def fault(self, time: int, direction: str) -> Fault:
+        """The fault of the innermost call that ran the operation of this time.
 
-    def before(self, args: Any, kwargs: Any) -> Any:
-        received = tensors(args, kwargs)
-        return all(_finite(t) for t in received), len(self.calls), _edges(received)
+        Code between two calls inside belongs to neither: it is "before" the next one, or in the backward pass "after"
+        the last one.
+        """
+        around = [call for call in self._calls if call.begin < time <= call.end]
+        if not around:
+            return Fault(LOSS, direction)
+        owner = max(around, key=lambda call: call.begin)
+        inside = [call for call in self._calls if owner.begin < call.begin and call.end < owner.end]
+        if direction == FORWARD:
+            beside = min((c for c in inside if c.begin > time), key=lambda c: c.begin, default=None)
+        else:
+            beside = max((c for c in inside if c.end < time), key=lambda c: c.end, default=None)
+        return Fault(owner.label, direction) if beside is None else Fault(beside.label, direction, before=True)
 
-    def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> None:
-        finite, begin, received = token
-        if self.first is None and not finite:
-            self.first, self.received = label, True
-        returned = [t for t in tensors((output,), {}) if t.is_floating_point()]
-        for number, tensor in enumerate(returned):
-            if self.first is None and not _finite(tensor):
-                self.first = numbered(label, number)
-        self.calls.append(_Call(name, label, begin, received, _edges(returned)))
-
-
-def _edges(values: Sequence[Tensor]) -> dict[Vertex, GradientEdge]:
-    """Return the edges by vertex; tensors are not kept, because a later in-place operation could change them."""
-    edges = (get_gradient_edge(t) for t in values if t.is_floating_point() and t.requires_grad)
-    return {vertex(edge): edge for edge in edges}
-
-
-def _finite(tensor: Tensor) -> bool:
-    values = tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach()
-    return not values.is_floating_point() or bool(torch.isfinite(values).all())
+    def backward_fault(self, loss: Tensor, of_input: bool) -> Fault | None:
+        """The fault of the backward pass: of the gradients of parameters, else of the input's if ``of_input``."""
+        edges = [edge for _, edge in self._leaves.values()], list(self._inputs.values())
+        total = loss.sum()
+        with Backward(get_gradient_edge(total).node) as backward:
+            gradients = torch.autograd.grad(total, [*edges[0], *edges[1]], allow_unused=True)
+        spoiled = [vertex(edge) for edge, g in zip([*edges[0], *edges[1]], gradients, strict=True) if bad(g)]
+        node = backward.first(at for at in spoiled if at in self._leaves)
+        if node is None and of_input:
+            node = backward.first(spoiled)
+        if node is None:
+            return None
+        if (node, 0) in self._leaves:
+            return Fault(self._leaves[node, 0][0] or OUTPUT, BACKWARD)
+        time = self.operations.time(node)
+        fault, operation = self.fault(time, BACKWARD), self.operations.found.get(time)
+        if operation is None:
+            return fault
+        # The backward pass of an operation that received NaN or Inf fails because of them.
+        found = origins(operation.parents)
+        if found.sources - {_DATA}:
+            return self.parameters_of(found)
+        cause = self.fault(found.born[0], FORWARD) if found.born else fault
+        return fault if cause.layer == fault.layer else cause
 
 
 class NonFiniteError(FloatingPointError):
@@ -206,12 +213,12 @@ def traced(
     if batch is not None:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and loss_fn is None else batch
         try:
-            if found := first_nonfinite(model, inputs, forward=forward, loss_fn=loss_fn):
+            if found := _first(model, inputs, forward, loss_fn, of_input=False):
                 return found, ""
         except Exception as error:  # a failure here must not hide the fault in training
             remark = f"; the batch itself could not be run ({error})"
     try:
-        return first_nonfinite(model, probe, forward=forward), remark
+        return _first(model, probe, forward, None, of_input=False), remark
     except Exception as error:
         return None, f"{remark}; the probe batch could not be run either ({error})"
 

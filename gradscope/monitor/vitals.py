@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +25,15 @@ class Vitals:
 
     ``every``: steps between two reads.  None: every step on a CPU, `LATE` steps elsewhere.
 
+    Parameters are looked up at every step, because layers may be added or replaced during training.
+
     Cost: one pass over all gradients per step, and per read one synchronization for each device and precision.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], every: int | None) -> None:
+    def __init__(self, model: nn.Module, every: int | None) -> None:
         if every is not None and not (isinstance(every, int) and not isinstance(every, bool) and every >= 1):
             raise ValueError(f"check_every must be a whole number >= 1 or None, got {every!r}.")
-        self.parameters, self.every = list(parameters), every
+        self.model, self.every = model, every
         self._pending: list[tuple[int, Tensor | None, Tensor | None]] = []
 
     def keep(self, step: int, loss: Tensor | float | None) -> None:
@@ -50,7 +51,7 @@ class Vitals:
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients in ``.grad``."""
-        return [p.grad.detach() for p in self.parameters if p.grad is not None]
+        return [p.grad.detach() for p in self.model.parameters() if p.grad is not None]
 
     @property
     def due(self) -> bool:

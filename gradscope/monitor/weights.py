@@ -24,28 +24,35 @@ class Weights:
     ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| / |w|, and
     ``update_to_weight`` |w - w'| / (n |w|); ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
 
+    Layers may be frozen, unfrozen, added or replaced between two records.
+
     Cost: four passes over all parameters, a copy of them, and four synchronizations with the device.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.owners: Owned = owned_parameters(dict(model.named_modules()))
-        self._before: tuple[int, list[Tensor]] | None = None
+        owned_parameters(dict(model.named_modules()))  # raises if there is nothing to train
+        self.model = model
+        self._before: dict[Tensor, tuple[int, Tensor]] = {}
+        self._known: dict[str, Sequence[Tensor]] = {}
         self._workspace = Workspace()
 
-    def norms(self) -> dict[str, float]:
-        """Return |w| of every layer."""
-        return dict(zip(self.owners, _together(self._length(ps) for ps in self.owners.values()), strict=True))
+    def first_norms(self) -> dict[str, float]:
+        """Return |w| of the layers that are new since the last call: unfrozen, added or replaced."""
+        owners = self._owners()
+        new = {name: own for name, own in owners.items() if not _same(own, self._known.get(name, ()))}
+        self._known |= new
+        return self._norms(new)
 
     def frame(self, step: int) -> pd.DataFrame:
         """Return a tidy frame, one row per statistic and layer; ``step`` counts the updates before this call.
 
-        Rows with NaN are left out; `Monitor` reports non-finite numbers separately.
+        A layer has no update before its second record.  Rows with NaN are left out; `Monitor` reports non-finite
+        numbers separately.
         """
-        weights = self.norms()
+        owners = self._owners()
+        weights = self._norms(owners)
         columns: dict[str, dict[str, float]] = defaultdict(dict, weight_norm=weights)
-        gradients = {
-            name: [_dense(p.grad.detach()) for p in own if p.grad is not None] for name, own in self.owners.items()
-        }
+        gradients = {name: [_dense(p.grad.detach()) for p in own if p.grad is not None] for name, own in owners.items()}
         gradients = {name: parts for name, parts in gradients.items() if parts}
         if gradients:
             lengths = _together(map(self._length, gradients.values()))
@@ -56,21 +63,8 @@ class Weights:
                 columns["gradient_rms"][name] = length / math.sqrt(size)
                 columns["gradient_zero_fraction"][name] = 1 - nonzero / size
                 columns["gradient_to_weight"][name] = _ratio(length, weights[name])
-        current = [p.detach() for parameters in self.owners.values() for p in parameters]
-        if self._before is None:
-            self._before = step, [p.clone() for p in current]
-        since, before = self._before
-        if since < step:
-            for old, p in zip(before, current, strict=True):
-                torch.sub(p, old, out=old)  # without another copy of all parameters
-            changes = iter(before)
-            moved = _together(self._length([next(changes) for _ in own]) for own in self.owners.values())
-            for name, length in zip(self.owners, moved, strict=True):
-                columns["update_to_weight"][name] = _ratio(length / (step - since), weights[name])
-            for old, p in zip(before, current, strict=True):
-                old.copy_(p)
-            self._before = step, before
-        order = {layer: index for index, layer in enumerate(self.owners, start=1)}
+        columns["update_to_weight"] = self._updates(owners, weights, step)
+        order = {layer: index for index, layer in enumerate(owners, start=1)}
         rows = [
             (layer, order[layer], quantity, value)
             for quantity, values in columns.items()
@@ -83,6 +77,32 @@ class Weights:
         place = {"layer": layers, "index": index, "depth_from_output": len(order) - np.array(index, dtype=int)}
         about = {"quantity": quantities, "log10_value": logs, "log10_stderr_probe": 0.0, "num_samples": 1}
         return frames.tidy(place | about)
+
+    def _owners(self) -> Owned:
+        """Return the parameters that are trainable now, by layer; none while the whole model is frozen."""
+        trainable = any(p.requires_grad for p in self.model.parameters())
+        return owned_parameters(dict(self.model.named_modules())) if trainable else {}
+
+    def _norms(self, owners: Owned) -> dict[str, float]:
+        return dict(zip(owners, _together(self._length(own) for own in owners.values()), strict=True))
+
+    def _updates(self, owners: Owned, weights: dict[str, float], step: int) -> dict[str, float]:
+        """Return |w - w'| / (n |w|) of every layer whose parameters were all recorded n > 0 steps ago; keep copies."""
+        before, self._before = self._before, {}
+        periods, moved = dict[str, int](), list[Tensor]()
+        for name, own in owners.items():
+            kept = [before[p] for p in own if p in before and _alike(before[p][1], p)]
+            since = {at for at, _ in kept}
+            if len(kept) == len(own) and len(since) == 1 and (period := step - min(since)) > 0:
+                for (_, old), p in zip(kept, own, strict=True):
+                    torch.sub(p.detach(), old, out=old)  # without another copy of all parameters
+                periods[name] = period
+                moved.append(self._length([old for _, old in kept]))
+            for p in own:
+                old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
+                self._before[p] = step, old.copy_(p.detach())
+        lengths = zip(periods.items(), _together(moved), strict=True)
+        return {name: _ratio(length / period, weights[name]) for (name, period), length in lengths}
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm of all tensors, taken together as one vector."""
@@ -97,9 +117,20 @@ def _dense(gradient: Tensor) -> Tensor:
 
 def _together(values: Iterable[Tensor]) -> list[float]:
     """Read all numbers from the device in one transfer."""
-    return torch.stack([value.double() for value in values]).tolist()
+    doubles = [value.double() for value in values]
+    return torch.stack(doubles).tolist() if doubles else []
 
 
 def _ratio(part: float, whole: float) -> float:
     """Return part / whole, or inf if the whole is 0."""
     return part / whole if whole else math.inf
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether these are the same tensors, not only equal ones."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _alike(old: Tensor, p: Tensor) -> bool:
+    """Whether a copy still fits its parameter."""
+    return (old.shape, old.dtype, old.device) == (p.shape, p.dtype, p.device)

@@ -175,3 +175,99 @@ def test_the_trainer_of_transformers_without_a_loss(tmp_path):
         run_trainer(language_model(), [callback], tmp_path, label_smoothing_factor=0.1)
     assert len([w for w in seen if w.category is gs.MonitorWarning]) == 1
     assert callback.monitor.alarms.losses == [] and set(callback.monitor.to_frame()["step"]) == {0, 2, 4}
+
+
+DTYPES: list[torch.dtype] = []  # outside the module, whose attributes a measurement restores
+
+
+class Logging(Module):
+    """Logs in its forward pass, by itself and through an inner module of Lightning."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Module()
+
+    def forward(self, x):
+        hidden = self.first(x)
+        DTYPES.append(hidden.dtype)
+        self.log("hidden", hidden.mean())
+        self.log_dict({"square": hidden.square().mean()}, on_step=False, on_epoch=True)
+        return self.last(self.act(hidden))
+
+
+def test_lightning_logs_only_what_training_logs(tmp_path):
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    logged = []
+    for callback in (
+        lightning.Callback(),
+        MonitorCallback(noise(8, 6, seed=3).float() + 5, every=1, max_overhead=None),
+    ):
+        module = Logging()
+        trainer = fit(module, callback, tmp_path)
+        logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        assert "log" not in vars(module)
+    assert logged[0] == logged[1] and set(logged[0]) >= {"hidden", "square"}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-mixed", torch.bfloat16)])
+def test_lightning_measures_in_the_precision_of_the_trainer(tmp_path, precision, dtype):
+    """Coefficients are in the precision of the parameters; all other passes are those of training."""
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    seen = []
+    for callback in (lightning.Callback(), MonitorCallback(noise(5, 6).float(), every=100, layers=["first", "last"])):
+        DTYPES.clear()
+        fit(Logging(), callback, tmp_path, precision=precision)
+        seen.append(list(DTYPES))
+    alone, watched = seen
+    assert set(alone) == {dtype} and set(watched) == {dtype, torch.float64 if dtype == torch.float64 else torch.float32}
+    assert watched.count(dtype) > len(alone)  # the statistics
+
+
+def test_the_trainer_of_transformers_with_tuples(tmp_path):
+    """With ``return_dict=False`` the loss is the first output; a probe batch is no batch of training."""
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    class Tuples(transformers.GPT2LMHeadModel):
+        def forward(self, input_ids, labels=None, **options):
+            return super().forward(input_ids, labels=labels, **options).to_tuple()
+
+    found = []
+    for kind in (transformers.GPT2LMHeadModel, Tuples):
+        model = kind(language_model().config)
+        model.load_state_dict(language_model().state_dict())
+        callback = MonitorCallback({"input_ids": torch.zeros(4, 8, dtype=torch.long)}, every=2, max_overhead=None)
+        run_trainer(model, [callback], tmp_path)
+        found.append(callback.monitor.alarms.losses)
+        assert set(callback._batch) == {"input_ids", "labels"}
+    assert len(found[0]) == 6 and found[0] == found[1]
+
+
+class Counting(Module):
+    """A metric that is updated in the forward pass and logged at the end of the epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = pytest.importorskip("torchmetrics").MeanMetric()
+
+    def forward(self, x):
+        hidden = self.first(x)
+        self.mean(hidden.detach().mean())
+        return self.last(self.act(hidden))
+
+    def on_train_epoch_end(self):
+        self.log("mean", self.mean)
+
+
+def test_lightning_metrics_count_only_what_training_counts(tmp_path):
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    logged = []
+    for callback in (
+        lightning.Callback(),
+        MonitorCallback(noise(8, 6, seed=3).float() + 5, every=1, max_overhead=None),
+    ):
+        trainer = fit(Counting(), callback, tmp_path)
+        logged.append(float(trainer.callback_metrics["mean"]))
+    assert logged[0] == logged[1]

@@ -455,3 +455,114 @@ def test_refusals(model, options, message):
         gs.Monitor(model, noise(8, 6), **options)
     with pytest.raises(ValueError, match=r"Nothing was recorded: call step\(\)"):
         gs.Monitor(model, noise(8, 6)).to_frame()
+
+
+def rows(monitor, quantity, step):
+    frame = monitor.to_frame()
+    return frame[(frame["quantity"] == quantity) & (frame["step"] == step)].set_index("layer")["value"]
+
+
+def backward(model):
+    x, y = next(batches(1))
+    model.zero_grad()
+    losses(model(x), y).mean().backward()
+
+
+def test_layers_are_monitored_as_they_are_at_each_step(model):
+    """Unfrozen, frozen, replaced by another shape and added after the monitor was made."""
+    model.first.requires_grad_(False)
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+
+    def step():
+        backward(model)
+        monitor.step(1.0)
+        number = monitor.steps - 1
+        expected = {
+            name: math.hypot(*(float(p.grad.norm()) for p in module.parameters()))
+            for name, module in model.named_children()
+            if any(p.requires_grad for p in module.parameters())
+        }
+        assert rows(monitor, "gradient_norm", number).to_dict() == pytest.approx(expected)
+        return set(rows(monitor, "update_to_weight", number).index)
+
+    assert step() == set() and step() == {"second", "last"}
+    model.first.requires_grad_(True)
+    assert step() == {"second", "last"} and step() == {"first", "second", "last"}
+    model.second.requires_grad_(False)
+    model.second.weight.grad = model.second.bias.grad = None
+    model.last = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3)).double()
+    backward(model)
+    monitor.step(1.0)
+    assert set(rows(monitor, "gradient_norm", 4).index) == {"first", "last.0", "last.1"}
+    assert set(rows(monitor, "update_to_weight", 4).index) == {"first"}
+    before = model.last[0].weight.detach().clone()
+    with torch.no_grad():
+        model.last[0].weight.mul_(30)
+    backward(model)
+    with pytest.warns(gs.MonitorWarning, match=r"weight growth at layer 'last\.0', step 5: .* (29|30)\.?\d* times"):
+        monitor.step(1.0)
+    moved = (29 * before).norm() / math.hypot(*(float(p.detach().norm()) for p in model.last[0].parameters()))
+    assert rows(monitor, "update_to_weight", 5)["last.0"] == pytest.approx(float(moved))
+    model.requires_grad_(False)  # as a discriminator is while the generator trains
+    monitor.step(1.0)
+    assert rows(monitor, "weight_norm", 6).empty and not rows(monitor, "gsc", 6).empty
+
+
+def test_a_replaced_layer_whose_gradient_is_nan_is_named(model):
+    monitor = gs.Monitor(model, noise(8, 6), every=100)
+    model.last = nn.Linear(16, 3).double()
+    model.last.weight.register_hook(lambda gradient: gradient * math.nan)
+    backward(model)
+    with pytest.raises(gs.NonFiniteError, match="layer 'last' is the first with NaN or Inf in its backward pass"):
+        monitor.step(1.0, next(batches(1))[0])
+
+
+def test_one_record_for_a_step(model):
+    reported = []
+    monitor = gs.Monitor(model, noise(8, 6), every=2, max_overhead=None, report=reported.append)
+    train(model, monitor, 2)
+    monitor.record()
+    monitor.record()
+    again = gs.Monitor(model, noise(8, 6), every=2, max_overhead=None)
+    again.load_state_dict(monitor.state_dict(), reported)
+    for each in (monitor, again):
+        assert train(model, each, 3) == [2]  # steps 2, 3 and 4; step 2 has its record
+        frame = each.to_frame()
+        assert frame[(frame["quantity"] == "gsc") & (frame["layer"] == "input")]["step"].tolist() == [0, 2, 4]
+
+
+def test_a_state_from_before_a_layer_was_unfrozen(model):
+    model.first.requires_grad_(False)
+    state = gs.Monitor(model, noise(8, 6), every=1).state_dict()
+    model.first.requires_grad_(True)
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=None)
+    monitor.load_state_dict(state)
+    monitor.step(1.0)
+    assert set(rows(monitor, "weight_norm", 0).index) == {"first", "second", "last"}
+    with torch.no_grad():
+        model.first.weight.mul_(99)
+    with pytest.warns(gs.MonitorWarning, match="weight growth at layer 'first', step 1"):
+        monitor.step(1.0)
+
+
+def test_masked_logits_are_no_reason_to_stop():
+    """Invalid actions have logits of -inf: coefficients do not exist, and training goes on."""
+    torch.manual_seed(0)
+
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(self.act(self.first(x))).masked_fill(torch.tensor([False, False, True]), -math.inf)
+
+    model, x = Policy(), noise(8, 4).float()
+    loss = -torch.distributions.Categorical(logits=model(x)).log_prob(torch.zeros(8)).mean()
+    loss.backward()
+    monitor = gs.Monitor(model, x, every=1, max_overhead=None)
+    with pytest.warns(gs.MonitorWarning, match="cannot be measured at step 0: Layer 'output' is the first with NaN"):
+        assert monitor.step(loss, x) and monitor.step(loss, x)
+    assert set(monitor.to_frame()["quantity"]) >= {"preactivation_std", "gradient_norm"}
+    with pytest.raises(gs.NonFiniteError, match="The loss is inf at step 2: a second pass found no NaN or Inf"):
+        monitor.step(math.inf, x)

@@ -249,7 +249,7 @@ def test_a_number_that_is_read_late_says_so():
 
 def test_what_is_kept_is_read_in_order():
     weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    vitals = Vitals([weight], every=3)
+    vitals = Vitals(nn.ParameterList([weight]), every=3)
     vitals.keep(5, 1.5)
     weight.grad = torch.tensor([3.0, 4.0])
     vitals.keep(6, None)
