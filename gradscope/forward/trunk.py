@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd.graph import GradientEdge, Node
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Vertex = tuple[Node, int]
 
@@ -61,6 +62,12 @@ class Trunk:
 def vertex(edge: GradientEdge) -> Vertex:
     """The hashable identity of a tensor of the autograd graph."""
     return edge.node, edge.output_nr
+
+
+def leaf_edge(leaf: Tensor) -> GradientEdge:
+    """The edge of a parameter, also if the caller is under inference_mode, where torch returns none."""
+    with torch.inference_mode(False):
+        return get_gradient_edge(leaf)
 
 
 def depends(target: GradientEdge, source: GradientEdge) -> bool:
