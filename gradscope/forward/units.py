@@ -97,13 +97,13 @@ class _Tree:
         self.passed_on: dict[str, dict[int, str]] = defaultdict(dict)
         self.inside: dict[str, set[int]] = defaultdict(set)
         for layer in trunk:
-            for name, origin in layer.origins.items():
+            returned = (Origin.MADE, Origin.OUTPUT)
+            own = {n: o for n, o in layer.origins.items() if o not in returned or self.last[_call(n)] == layer.index}
+            for name, origin in own.items():
                 path = module_name(name)
-                if origin is Origin.MADE and self.last[_call(name)] != layer.index:
-                    continue
                 if origin is Origin.MADE:
                     self.made[path].setdefault(layer.index, name)
-                elif set(layer.origins.values()) == {Origin.PASSED_ON}:
+                elif set(own.values()) == {Origin.PASSED_ON}:
                     self.passed_on[path].setdefault(layer.index, name)
                 for above in _above(path):
                     self.inside[above].add(layer.index)

@@ -204,6 +204,21 @@ def test_hidden_states_that_the_root_returns():
     assert names(model, X) == "input layers.0 layers.1 layers.2 norm".split()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_sum_that_a_module_passes_on_keeps_its_name_among_hidden_states(hidden):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.drop, self.block, self.head = nn.Linear(4, 4), nn.Dropout(), Residual(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.drop(x + self.token(x))
+            y = self.head(self.block(h))
+            return (y, h) if hidden else y
+
+    assert names(Model().eval(), X) == "input drop block head".split()
+
+
 def test_a_block_that_also_returns_a_tensor_on_the_way():
     class TwoOutputs(Residual):
         def forward(self, x):
