@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
@@ -74,6 +75,22 @@ def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Ge
         raise ValueError("The product of the operator and a random direction is NaN or Inf; scale the operator down.")
     moments = Moments.of(torch.stack(squares).cpu().numpy() / n, 2 * torch.stack(exponents).cpu().numpy())
     return moments.estimate().sqrt()
+
+
+def real(a: Tensor) -> Tensor:
+    """The real numbers of a tensor: for a complex one, real and imaginary parts along a new last dimension.
+
+    torch's gradient of a real loss by z = x + iy is dL/dx + i dL/dy, so the real numbers of a vector-Jacobian product
+    are the vector-Jacobian product of the same network written with real numbers.
+    """
+    return torch.view_as_real(a.resolve_conj().resolve_neg()) if a.is_complex() else a
+
+
+def from_real(a: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Tensors (..., *shape) of a real or complex ``dtype`` from their real numbers (..., n): the inverse of `real`."""
+    if dtype.is_complex:
+        return torch.view_as_complex(a.reshape(*a.shape[:-1], *shape, 2).contiguous())
+    return a.reshape(*a.shape[:-1], *shape)
 
 
 def sum_of_squares(a: Tensor, start_dim: int = 0) -> tuple[Tensor, Tensor]:

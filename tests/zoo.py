@@ -685,7 +685,7 @@ class Fourier(nn.Module):
         return torch.fft.fft(x)
 
 
-@construct("complex numbers inside", "input first last")
+@construct("complex numbers inside", "input first fourier last")
 class ThroughFourier(Pair):
     def __init__(self):
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradscope.distributed import rank
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
+from gradscope.norms import from_real, real
 from gradscope.probes import rademacher
 
 Draw = Callable[[int, int], Tensor]
@@ -113,10 +114,10 @@ def basis(target: Layer, num: int) -> Cotangents:
     """``num`` unit vectors: one basis shared by all samples (num = d), or a basis of the whole batch (num = B d)."""
 
     def draw(first: int, last: int) -> Tensor:
-        cotangents = torch.zeros(last - first, target.size // num, num, dtype=target.dtype, device=target.device)
+        cotangents = torch.zeros(last - first, target.size // num, num, dtype=target.real_dtype, device=target.device)
         numbers = torch.arange(first, last, device=target.device)
         cotangents[numbers - first, :, numbers] = 1
-        return cotangents.reshape(-1, *target.shape)
+        return from_real(cotangents.flatten(1), target.shape, target.dtype)
 
     return Cotangents(target, num, num, draw)
 
@@ -130,15 +131,15 @@ def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generat
     """The directions in ``subspace`` (rank, *shape), then ``num`` random sign vectors projected on its complement."""
     rank = len(subspace)
     # (samples, rank, d): one projection per sample, or one for the whole batch.
-    q = subspace.reshape(rank, 1 if coupled else target.shape[0], -1).transpose(0, 1)
+    q = real(subspace).reshape(rank, 1 if coupled else target.shape[0], -1).transpose(0, 1)
 
     def draw(first: int, last: int) -> Tensor:
         parts = [subspace[first : min(last, rank)]]
         if last > rank:
             v = _signs(target, last - max(first, rank), generator)
-            flat = v.reshape(len(v), len(q), -1).transpose(0, 1)
+            flat = real(v).reshape(len(v), len(q), -1).transpose(0, 1)
             flat = flat - (flat @ q.transpose(1, 2)) @ q
-            parts.append(flat.transpose(0, 1).reshape(v.shape))
+            parts.append(from_real(flat.transpose(0, 1).flatten(1), target.shape, target.dtype))
         return torch.cat(parts)
 
     return Cotangents(target, rank + num, rank, draw)
@@ -151,8 +152,8 @@ def needed_for_exact(target: Layer, batch_size: int, *, coupled: bool) -> int:
 
 
 def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
-    v = rademacher(num, target.size, generator=generator, dtype=target.dtype, device=target.device)
-    return v.reshape(-1, *target.shape)
+    v = rademacher(num, target.size, generator=generator, dtype=target.real_dtype, device=target.device)
+    return from_real(v, target.shape, target.dtype)
 
 
 def find_subspaces(
@@ -165,7 +166,7 @@ def find_subspaces(
     reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size.
     """
     everything = replay.outputs({*shapes, *replay.source_names}, {})
-    base = {n: f.double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
+    base = {n: real(f).double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
     if not base or any(name not in everything for name in replay.source_names):
         return {}
     sources = {name: everything[name] for name in replay.source_names}
@@ -174,7 +175,7 @@ def find_subspaces(
     while min(map(len, columns.values())) < rank:
         shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
         moved = replay.outputs(base, shifts)
-        changes = {name: moved[name].double() - f for name, f in base.items()}
+        changes = {name: real(moved[name]).double() - f for name, f in base.items()}
         largest = max(float(changes[name].norm() / f.norm()) for name, f in base.items() if f.any())
         if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
             step = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest)
@@ -185,15 +186,17 @@ def find_subspaces(
     for name, column in columns.items():
         differences = torch.stack(column)
         if torch.isfinite(differences).all():
-            subspaces[name] = _orthonormal(differences, coupled).to(everything[name].dtype)
+            directions = _orthonormal(differences, coupled).to(real(everything[name]).dtype)
+            subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
     return subspaces
 
 
 def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
     """A random direction with the same length as ``source``."""
-    noise = torch.randn(source.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    length = source.double().norm()
-    return (noise * (length / noise.norm() if length > 0 else 1.0)).to(source)
+    noise = torch.randn(real(source).shape, generator=generator, dtype=torch.float64, device=generator.device)
+    length = real(source).double().norm()
+    direction = (noise * (length / noise.norm() if length > 0 else 1.0)).to(real(source))
+    return from_real(direction.flatten(), source.shape, source.dtype)
 
 
 def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:

@@ -14,6 +14,7 @@ from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import lengths, sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
+from gradscope.norms import from_real
 
 # Operations that process the entries of the leading dimension separately -> number of the input that holds the data.
 _LEADING = PRODUCTS | {
@@ -99,7 +100,8 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
     sample i is once separated from every other sample j.  Cost: 2 ceil(log2 B) cotangents, in one sweep.
     """
     inside = splits(batch_size)
-    values = torch.randn(target.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.randn(target.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = from_real(values.to(target.real_dtype), target.shape, target.dtype)
     masks = inside.reshape(*inside.shape, *[1] * (len(target.shape) - 1))
 
     def draw(first: int, last: int) -> Tensor:

@@ -19,7 +19,7 @@ def pulling() -> Iterator[None]:
 
     These warnings mean that torch lacks a batching rule.  This only costs time, and a user cannot change it.
     """
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         yield
 

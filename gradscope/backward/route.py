@@ -33,6 +33,11 @@ class Leaf:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the gradient; ``size`` counts real numbers."""
+        return self.size * self.dtype.to_real().itemsize
+
 
 Row = Layer | Leaf  # where gradients are read
 
@@ -132,7 +137,7 @@ class TrunkRoute:
         """For each cut vertex, total bytes of the gradients (one per row) read there and in branches just above it."""
         taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is for position -1
         for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
-            taken[position] += self.rows[row].size * self.rows[row].dtype.itemsize
+            taken[position] += self.rows[row].bytes
         return taken
 
     @cached_property

@@ -200,7 +200,7 @@ def _spread(cotangents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _bytes_each(cotangents: Cotangents, least: int) -> int:
-    return max(cotangents.target.size * cotangents.target.dtype.itemsize, least)
+    return max(cotangents.target.bytes, least)
 
 
 def _next_batch(cotangents: Sequence[Cotangents], done: int, size: int, least: int) -> list[Cotangents]:

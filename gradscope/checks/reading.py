@@ -108,6 +108,8 @@ class _Reader:
     def __init__(self, captured: Capture, modules: Mapping[str, nn.Module]) -> None:
         if len(captured.source_names) != 1:
             raise UnreadableError(f"The network has {len(captured.source_names)} inputs; theory covers one.")
+        if complex_ones := [layer.name for layer in captured.reached if layer.dtype.is_complex]:
+            raise UnreadableError(f"Layer {complex_ones[0]!r} is complex; theory covers real networks.")
         self.captured, self.modules = captured, modules
         self.leaves: list[tuple[Layer, str, nn.Module]] = []
         for layer in captured.reached:

@@ -19,6 +19,7 @@ from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
 from gradscope.forward.modules import unwrap
 from gradscope.jacobians.capture import Capture, capture
+from gradscope.norms import from_real, real
 from gradscope.probes import sphere
 
 MOST_LAYERS = 12  # layers tested, spread evenly over the network; each costs a few passes
@@ -136,7 +137,8 @@ def _finite_differences(captured: Capture, generator: torch.Generator) -> Found:
         h = step * max(torch.finfo(source.dtype).eps for source in sources) ** (1 / 3)
         moved = [replay.outputs(wanted, {n: sign * h * d for n, d in directions.items()}) for sign in (1.0, -1.0)]
         for name, v in cotangents.items():
-            slopes[name].append(_dot(v, moved[0][name].double() - moved[1][name].double()) / (2 * h))
+            difference = real(moved[0][name]).double() - real(moved[1][name]).double()
+            slopes[name].append(_dot(real(v), difference) / (2 * h))
     judged, worst = 0, 0.0
     for name, v in cotangents.items():
         predicted = _predicted(captured, wanted[name], sources, v, directions)
@@ -184,10 +186,10 @@ def _independence(captured: Capture, generator: torch.Generator) -> Found:
             return SKIPPED, f"the leading dimension of {source!r} is not the batch"
         shifts[source] = torch.zeros_like(base[source])
         shifts[source][0] = _vector_like(base[source][0], generator)
-    change = (replay.outputs([target.name], shifts)[target.name] - base[target.name]).double()
+    change = real(replay.outputs([target.name], shifts)[target.name] - base[target.name]).double()
     change = change.reshape(captured.batch_size, -1).norm(dim=1)
     own, others = float(change[0]), float(change[1:].max())
-    if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(base[target.name].double().norm())):
+    if others > math.sqrt(torch.finfo(target.dtype).eps) * max(own, float(real(base[target.name]).double().norm())):
         return FAILED, f"changing sample 0 moves another sample of {target.name!r} by {others:.2g}; the gradient says 0"
     return PASSED, f"sample 0 moves by {own:.2g}, others by at most {others:.1e}"
 
@@ -220,18 +222,19 @@ def _spread(items: Sequence[Any]) -> Sequence[Any]:
 
 
 def _vector(layer: Layer, generator: torch.Generator) -> Tensor:
-    return sphere(1, layer.size, generator=generator, dtype=layer.dtype, device=layer.device)[0]
+    return sphere(1, layer.size, generator=generator, dtype=layer.real_dtype, device=layer.device)[0]
 
 
 def _vector_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random direction with the length of the tensor, or with mean square 1 if the tensor is 0."""
-    v = sphere(1, tensor.numel(), generator=generator, dtype=torch.float64)[0].to(tensor.device)
-    rms = tensor.double().square().mean().sqrt()
-    return (v * (rms if rms > 0 else 1.0)).to(tensor.dtype).reshape(tensor.shape)
+    v = sphere(1, real(tensor).numel(), generator=generator, dtype=torch.float64)[0].to(tensor.device)
+    rms = real(tensor).double().square().mean().sqrt()
+    return from_real((v * (rms if rms > 0 else 1.0)).to(tensor.dtype.to_real()), tensor.shape, tensor.dtype)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a.detach().double().reshape(-1) * b.detach().double().reshape(-1)).sum())
+    first, second = (real(one.detach()).double().reshape(-1) for one in (a, b))
+    return float((first * second).sum())
 
 
 def _state(model: nn.Module) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def gsc(
             Without ``loss_fn``, labels in a stream are ignored.
         forward: ``(model, batch) -> tensor``, for any other structure of the data or the output.
         layers: Rows of the profile: a glob or list of globs over layer names, or a callable.  Default: one row per unit
-            of the trunk (`gradscope.forward.layers.units`).
+            of the trunk (`gradscope.forward.units.units`).
         target: Name of the layer l.  Default: the output, or with ``loss_fn`` the per-sample losses.
         loss_fn: ``(output, labels) -> (B,)``, one loss per sample.
         probes: ``"exact"`` (d_l basis cotangents, or B d_l if samples are coupled); a number of random cotangents;

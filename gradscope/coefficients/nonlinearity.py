@@ -24,6 +24,7 @@ from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace, peak_bytes
+from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
@@ -44,9 +45,10 @@ def nlc(
     """Nonlinearity coefficient of the target as a function of the input, over a data set.
 
     NLC = sqrt(E_x Tr(J(x) Cov_x J(x)^T) / Tr Cov_f), with J the Jacobian of one sample at x, and Cov_x and Cov_f the
-    covariances (with 1/N) of inputs and targets over the data.  NLC is 1 for an affine map, about 1 if the
-    network is nearly linear over the spread of the data, and invariant to affine maps of input and output.  Some
-    authors use NLC^2.  GSC says nothing about NLC: in a deep ReLU network GSC stays at 1 while NLC grows.
+    covariances (with 1/N) of inputs and targets over the data. NLC is 1 for an affine map, about 1 if the network
+    is nearly linear over the spread of the data, and invariant to affine maps of input and output. A complex number
+    counts as two real ones. Some authors use NLC^2. GSC says nothing about NLC: in a deep ReLU network GSC stays at
+    1 while NLC grows.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; the batches of a stream are kept in memory.
@@ -112,7 +114,7 @@ def _values(captured: Capture) -> tuple[Tensor, Tensor]:
     for name in names:
         if name not in found or found[name].shape[:1] != (captured.batch_size,):
             raise ValueError(f"NLC needs samples along the leading dimension of {name!r}.")
-    *parts, target = (found[name].double().reshape(captured.batch_size, -1) for name in names)
+    *parts, target = (real(found[name]).double().reshape(captured.batch_size, -1) for name in names)
     return torch.cat(parts, dim=1), target
 
 
@@ -124,7 +126,7 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
 
     def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
         """v^T J_b x_c of every cotangent v, (c, B, N)."""
-        return gradient.reshape(len(gradient), captured.batch_size, -1).double() @ directions[row].T
+        return real(gradient).reshape(len(gradient), captured.batch_size, -1).double() @ directions[row].T
 
     each = 8 * captured.batch_size * max(x.shape)
     step = max(1, peak_bytes(x.device) // each)

@@ -140,7 +140,7 @@ class Board:
             TrunkRoute(captured.graph, self.sources),
             cotangents,
             lengths(0 if captured.coupled else captured.batch_size),
-            widest=max(layer.size * layer.dtype.itemsize for layer in captured.layers),
+            widest=max(layer.bytes for layer in captured.layers),
             progress=progress,
         )
         runs = self._runs(cotangents)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.autograd.graph import get_gradient_edge
 
 from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default
@@ -27,8 +26,9 @@ from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import squared_lengths
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
-from gradscope.forward.trunk import leaf_positions, vertex
+from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
+from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
@@ -48,7 +48,7 @@ def parameter_gsc(
 
     GSC(theta_k, l) = |T_k^l|_qm^2 |theta_k|^2 / |f_l|^2: the squared relative change of f_l, over the whole batch, for
     a small random relative change of theta_k.  T_k^l is the (B d_l) x P_k Jacobian of f_l with respect to the P_k
-    parameters that module k itself holds, and |T|_qm = |T|_F / sqrt(P_k).
+    parameters that module k itself holds, and |T|_qm = |T|_F / sqrt(P_k).  A complex number counts as two real ones.
 
     Arguments:
         model, data, forward, target, loss_fn: As for `gradscope.gsc`; ``data`` must be one batch.
@@ -82,8 +82,8 @@ def parameter_gsc(
     gains, norms = [], []
     for parameters in owners.values():
         square = _mean_square([readings[id(p)] for p in parameters if id(p) in readings], cotangents)
-        num = sum(p.numel() for p in parameters)
-        weights = sum(float(p.detach().double().square().sum()) for p in parameters)
+        num = sum(real(p).numel() for p in parameters)
+        weights = sum(float(real(p.detach()).double().square().sum()) for p in parameters)
         gain = square.scaled(weights / num / float(squares.sum()))
         gains.append(replace(gain, exponent=gain.exponent - 2 * int(exponent)))
         norms.append(square.scaled(1 / num).sqrt())
@@ -170,7 +170,7 @@ class ParameterProfile(Profile):
 def _pulled(captured: Capture, owners: Owned, cotangents: Cotangents) -> dict[int, Reading]:
     """|T^T v| of every cotangent for each parameter that the target depends on, by the id of the parameter."""
     leaves = {
-        id(p): Leaf(f"{name}.{number}", get_gradient_edge(p), p.numel(), p.dtype, p.device)
+        id(p): Leaf(f"{name}.{number}", leaf_edge(p), real(p).numel(), p.dtype, p.device)
         for name, parameters in owners.items()
         for number, p in enumerate(parameters)
     }

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope import frames
-from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
+from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved, signs
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.backward.sweep import sweep
 from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
@@ -33,7 +33,6 @@ from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.memory import Workspace
 from gradscope.norms import plain_norms
-from gradscope.probes import rademacher
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -221,7 +220,7 @@ def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment],
         return cotangents.draw(first, last)[:, None].repeat(1, 2, *[1] * len(cotangents.target.shape))
 
     route = TwoNetworks(captured, now, then)
-    widest = most * max(layer.size * layer.dtype.itemsize for layer in captured.units)
+    widest = most * max(layer.bytes for layer in captured.units)
     # The terms of one cotangent differ by many orders of magnitude, so cotangents are rescaled at every unit.
     (reading,) = sweep(route, [replace(cotangents, draw=draw)], read, widest=widest, strides=(1,))
     scaled: FloatArray = np.ldexp(reading.values, (reading.exponents - reading.exponents.max())[:, None, None])
@@ -232,13 +231,10 @@ def _changes(
     captured: Capture, now: Sequence[Segment], then: Sequence[Segment], generator: torch.Generator
 ) -> tuple[FloatArray, FloatArray]:
     """log10 |R_l|_F / |I_l|_F of every unit and its standard error over random cotangents."""
-    shapes = [layer.shape for layer in captured.units if layer.index <= captured.target.index][1:]
+    layers = [layer for layer in captured.units if layer.index <= captured.target.index][1:]
     values, errors, pull = [], [], PullBack()
-    for new, old, shape in zip(now, then, shapes, strict=True):
-        v = rademacher(
-            AUTO_LAYER, math.prod(shape), generator=generator, dtype=captured.target.dtype,
-            device=captured.target.device,
-        ).reshape(-1, *shape)  # fmt: skip
+    for new, old, layer in zip(now, then, layers, strict=True):
+        v = signs(layer, AUTO_LAYER, generator).draw(0, AUTO_LAYER)
         (moved,), (kept,) = (pull(segment.exit, [segment.entry], v.clone()) for segment in (new, old))
         squares = np.stack([plain_norms(part, 1).square().cpu().numpy() for part in (moved - kept, kept)], axis=1)
         value, error = _log10_root_of_ratio(squares[:, 0], squares[:, 1])

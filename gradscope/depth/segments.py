@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from gradscope.backward.route import Read, Readings, TrunkRoute
 from gradscope.backward.sweep import lengths
 from gradscope.forward.layers import INPUT, Layer, numbered
+from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Passive
 from gradscope.forward.trunk import find_trunk
 from gradscope.jacobians.capture import Capture
@@ -73,8 +74,8 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     then = _Cutter(names, now.values)
     found = []
     for cutter, parameters in ((now, None), (then, initial)):
-        batch, sources = captured.replay.batch.differentiable()
-        with torch.enable_grad():
+        with recording_gradients():
+            batch, sources = captured.replay.batch.differentiable()
             for number, source in enumerate(sources):
                 cutter.begin(source, numbered(INPUT, number))
             output = captured.replay.output(batch, cutter, parameters)

@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from gradscope import frames
 from gradscope.depth.segments import Parameters, initial_parameters
-from gradscope.forward.inputs import Forward, LossFunction
+from gradscope.forward.inputs import Batch, Forward, LossFunction
 from gradscope.forward.layers import module_name
-from gradscope.forward.modules import unwrap
+from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.replay import Passive
 from gradscope.jacobians.capture import Capture, capture
 
@@ -61,11 +60,12 @@ def taylor_losses(
     owned = _owned(captured)
     if not owned:
         raise ValueError("No unit of the network has parameters, so there is nothing to replace.")
-    labels, replaced, rows = captured.replay.batch.labels, set[str](), []
+    replaced, rows = set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())
-        with torch.no_grad():
-            losses = loss_fn(_expanded(captured, before, replaced), labels)
+        with recording_gradients():
+            batch, _ = captured.replay.batch.differentiable()
+            losses = loss_fn(_expanded(captured, batch, before, replaced), batch.labels).detach()
         rows.append((name, float(losses.double().mean()), _error(losses)))
     names, values, errors = zip(*rows, strict=True)
     columns = {"layer": list(names), "index": np.arange(len(rows)), "depth_from_output": 0, "quantity": "taylor_loss"}
@@ -86,7 +86,7 @@ def _owned(captured: Capture) -> dict[str, set[str]]:
     return owned
 
 
-def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) -> Tensor:
+def _expanded(captured: Capture, batch: Batch, before: Parameters, replaced: Collection[str]) -> Tensor:
     """The output to first order in the change of the ``replaced`` parameters; the others keep their present values."""
     replay = captured.replay
     with warnings.catch_warnings(), forward_ad.dual_level():  # torch itself calls a deprecated function at first use
@@ -94,9 +94,10 @@ def _expanded(captured: Capture, before: Parameters, replaced: Collection[str]) 
         parameters = {}
         for name, parameter in replay.model.named_parameters():
             now, then = parameter.detach(), before[name].detach()
-            parameters[name] = forward_ad.make_dual(then, now - then) if name in replaced else now
+            base = (then if name in replaced else now).requires_grad_(parameter.requires_grad)
+            parameters[name] = forward_ad.make_dual(base, now - then) if name in replaced else base
         try:
-            output = replay.output(replay.batch, Passive(), parameters)
+            output = replay.output(batch, Passive(), parameters)
         except (NotImplementedError, RuntimeError) as error:
             if not re.search(r"forward.(mode )?AD", str(error)):
                 raise

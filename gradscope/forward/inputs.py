@@ -40,8 +40,8 @@ class Batch:
 
     @cached_property
     def floats(self) -> list[Tensor]:
-        """The floating-point tensors that hold samples; with respect to them the model is differentiated."""
-        return [tensor for tensor in self.samples if tensor.is_floating_point()]
+        """The real and complex tensors that hold samples; with respect to them the model is differentiated."""
+        return [tensor for tensor in self.samples if continuous(tensor)]
 
     @property
     def size(self) -> int:
@@ -61,35 +61,29 @@ class Batch:
             return forward(model, self.inputs)
         return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
 
-    def differentiable(self) -> tuple[Batch, list[Tensor]]:
-        """A copy of the batch and its floating-point tensors: clones of leaves, so that a model may overwrite them."""
-        sources: list[Tensor] = []
-
-        def follow(leaf: Tensor) -> Tensor:
-            leaf = leaf.clone() if leaf.is_inference() else leaf
-            sources.append(leaf.detach().requires_grad_().clone())
-            return sources[-1]
-
-        return self._mapped(follow), sources
-
     def check_finite(self) -> None:
         """Raise ValueError if an input holds NaN or Inf."""
         for tensor in self.samples:
             _check_finite(tensor)
 
-    def shifted(self, shifts: Sequence[Tensor | float]) -> Batch:
-        """A copy of the batch in which ``shifts`` are added to the floating-point tensors, in the order of `floats`."""
-        remaining = iter(shifts)
-        return self._mapped(lambda leaf: leaf.detach() + next(remaining))
+    def differentiable(self, shifts: Sequence[Tensor | float] = ()) -> tuple[Batch, list[Tensor]]:
+        """A copy of the batch and its `floats`: clones of leaves, so that a model may overwrite them.
 
-    def _mapped(self, follow: Callable[[Tensor], Tensor]) -> Batch:
-        """A copy of the batch in which ``follow`` has replaced the tensors in `floats`; a pass may change all of it."""
+        ``shifts``, if given, are added to the `floats`.  Tensors made under inference_mode become ordinary ones.
+        """
+        sources: list[Tensor] = []
+
         floats = {id(tensor) for tensor in self.floats}
 
         def each(tensor: Tensor) -> Tensor:
-            return follow(tensor) if id(tensor) in floats else tensor.detach().clone()
+            if id(tensor) not in floats:
+                return tensor.detach().clone()
+            source = (tensor.clone() if tensor.is_inference() else tensor).detach().requires_grad_()
+            sources.append(source + shifts[len(sources)] if shifts else source.clone())
+            return sources[-1]
 
-        return Batch(copied(self.inputs, each), copied(self.labels, lambda tensor: tensor.detach().clone()))
+        inputs = copied(self.inputs, each)
+        return Batch(inputs, copied(self.labels, lambda tensor: tensor.detach().clone())), sources
 
 
 def copied(tree: Any, follow: Callable[[Tensor], Tensor]) -> Any:
@@ -238,8 +232,13 @@ def _check_supported(tensor: Tensor) -> None:
         raise ValueError("data holds a quantized tensor, which has no gradients: give x.dequantize().")
 
 
+def continuous(tensor: Tensor) -> bool:
+    """Whether a tensor holds floating-point or complex numbers, by which torch can differentiate."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _check_finite(tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
+    if not continuous(tensor):
         return
     finite = torch.isfinite(tensor)
     if bool(finite.all()):
@@ -282,7 +281,7 @@ def first_tensor(output: Any) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     for tensor in leaf_tensors(output):
-        if tensor.is_floating_point():
+        if continuous(tensor):
             return tensor
     raise TypeError(
         f"The model returned {type(output).__name__} without a floating-point tensor; "

@@ -128,6 +128,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
+def recording_gradients() -> Iterator[None]:
+    """The modes of every forward pass of a measurement, whatever the modes of the caller.
+
+    Without gradients, torch runs other code for some modules (nested tensors in a TransformerEncoder with a padding
+    mask), so such a pass would show another network than the one that is differentiated.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextlib.contextmanager
 def eager(modules: Modules) -> Iterator[None]:
     """Run compiled parts of the model in eager mode, because hooks would make torch compile them again."""
     compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, first_tensor, picked
+from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.modules import Modules, eager, hooked, tapped, tensors
+from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, random_state, state_restored
 from gradscope.forward.trunk import Vertex, vertex
@@ -35,6 +35,7 @@ class Recording:
     """One recorded forward pass: tensors in execution order, the graph's sources, and the target's edge ``end``.
 
     ``source_names``: names of the sources, in the same order.  ``uncalled``: modules whose hooks did not fire.
+    ``left_out``: module calls and marked tensors that were not recorded, each with the reason.
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
     ``picked``: what is measured of a structured output, and what is held fixed of the data; None if all.
     """
@@ -45,6 +46,7 @@ class Recording:
     end: GradientEdge
     batch_size: int
     uncalled: tuple[str, ...]
+    left_out: dict[str, str]
     dropout: tuple[str, ...]
     random: bool
     picked: str | None
@@ -62,13 +64,18 @@ def record(
     modules = dict(model.named_modules())
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"Parameter {name!r} was made under torch.inference_mode(), so torch cannot differentiate through it: "
+                "build or load the model outside, or load its state_dict into a model that was built outside."
+            )
     recorder = _Recorder(modules, batch.size)
     with (
         alone,
         state_restored(modules) as kept,
         kept,
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        recording_gradients(),
         tapped(recorder),
         eager(modules),
         hooked(modules, recorder) as calls,
@@ -91,7 +98,7 @@ def record(
     recorder.embed()
     if not recorder.sources:
         raise ValueError(
-            "There is nothing to differentiate with respect to: x holds no floating-point tensor, and no module with "
+            "There is nothing to differentiate with respect to: x holds no real or complex tensor, and no module with "
             "trainable weights turned x into one. If x holds images, give x.float(). If an embedding is frozen or "
             "functional, unfreeze the embedding with requires_grad_(), or embed x first and measure the rest."
         )
@@ -107,6 +114,7 @@ def record(
         end=get_gradient_edge(target),
         batch_size=batch.size,
         uncalled=tuple(name for name in modules if name and name not in calls),
+        left_out=recorder.left_out,
         dropout=tuple(
             n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
         ),
@@ -127,6 +135,7 @@ class _Recorder:
         self.data: set[int] = set()  # where the data lie in memory
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
         self.versions: list[tuple[Vertex, Tensor, int]] = []
+        self.left_out: dict[str, str] = {}
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Vertices of tensors that a module receives (and may overwrite), and the number of embeddings so far."""
@@ -136,13 +145,16 @@ class _Recorder:
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record the outputs of a module call."""
         received, known = token
-        outputs = [t for t in tensors((output,), {}) if t.requires_grad]
+        returned = tensors((output,), {})
+        outputs = [t for t in returned if t.requires_grad]
+        if name and not any(tensor.numel() for tensor in outputs):
+            self.left_out[label] = _why_not(returned, output)
         for number, tensor in enumerate(outputs):
             passed_on = _vertex(tensor) in received
             origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
             self.add(tensor, numbered(label, number), origin, call)
         if outputs and name and not received and len(self.embeddings) == known:
-            integers = [t for t in tensors(args, kwargs) if not t.is_floating_point() and t.layout is torch.strided]
+            integers = [t for t in tensors(args, kwargs) if not continuous(t) and t.layout is torch.strided]
             if integers:
                 reads_data = not self.data.isdisjoint(_pointers(integers))
                 edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
@@ -157,7 +169,7 @@ class _Recorder:
 
     def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
         """Record a tensor under a name; a tensor that is already recorded only gets another name."""
-        if not tensor.requires_grad or not tensor.is_floating_point() or not tensor.numel():
+        if not tensor.requires_grad or not tensor.numel():
             return
         if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
             name = f"({name})"  # a module already has this name
@@ -181,6 +193,8 @@ class _Recorder:
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
         """Record a marked tensor."""
+        if not (tensor.requires_grad and tensor.numel()):
+            self.left_out[name] = _why_not([tensor], tensor)
         self.add(tensor, name, Origin.MARKED)
         return tensor
 
@@ -213,7 +227,20 @@ def _pointers(data: Sequence[Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in data if tensor.layout is torch.strided}
 
 
+def _why_not(returned: Sequence[Tensor], output: Any) -> str:
+    """Why nothing of a module's output was recorded."""
+    if not returned:
+        return f"returned {type(output).__name__}, in which torch's pytree finds no tensor"
+    if not any(tensor.numel() for tensor in returned):
+        return "returned only empty tensors"
+    if not any(continuous(tensor) for tensor in returned):
+        return "returned no floating-point or complex numbers"
+    return "its output carries no gradient: detached, made under torch.no_grad(), or dependent on no input or parameter"
+
+
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
+    if loss.is_complex():
+        raise ValueError("loss_fn must return real losses; got complex ones: take .real or .abs() of them.")
     if tuple(loss.shape) != (batch_size,):
         raise ValueError(
             f"loss_fn must return one loss per sample, shape ({batch_size},); got {tuple(loss.shape)}. "

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
-from gradscope.forward.modules import Listener, Modules, eager, hooked, tapped, tensors
+from gradscope.forward.modules import Listener, Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.state import alone, state_restored
 
 
@@ -33,12 +32,12 @@ class Replay:
         return dict(self.model.named_modules())
 
     def outputs(self, wanted: Collection[str], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The ``wanted`` tensors from one forward pass without gradients, with ``shifts`` added to the sources."""
+        """The ``wanted`` tensors from one forward pass like the recorded one, with ``shifts`` added to the sources."""
         listener = _Listener(set(wanted), shifts)
         names = self.source_names[: len(self.batch.floats)]
-        batch = self.batch.shifted([shifts.get(name, 0.0) for name in names])
-        with torch.no_grad():
-            for name, tensor in zip(names, batch.floats, strict=True):
+        with recording_gradients():
+            batch, sources = self.batch.differentiable([shifts.get(name, 0.0) for name in names])
+            for name, tensor in zip(names, sources, strict=True):
                 listener.keep(name, tensor)
             output = self.output(batch, listener)
             listener.keep(OUTPUT, output)
@@ -113,7 +112,7 @@ class _Listener(Passive):
         if label in self.shifts and isinstance(output, Tensor):
             shifted = output = output + self.shifts[label]
         if name:
-            for number, tensor in enumerate(t for t in tensors((output,), {}) if t.is_floating_point()):
+            for number, tensor in enumerate(t for t in tensors((output,), {}) if t.requires_grad):
                 self.keep(numbered(label, number), tensor)
         return shifted
 

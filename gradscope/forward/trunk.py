@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch.autograd.graph import GradientEdge, Node
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Vertex = tuple[Node, int]
 
@@ -76,6 +77,12 @@ class Trunk:
 def vertex(edge: GradientEdge) -> Vertex:
     """The hashable identity of a tensor of the autograd graph."""
     return edge.node, edge.output_nr
+
+
+def leaf_edge(leaf: Tensor) -> GradientEdge:
+    """The edge of a parameter, also if the caller is under inference_mode, where torch returns none."""
+    with torch.inference_mode(False):
+        return get_gradient_edge(leaf)
 
 
 def depends(target: GradientEdge, source: GradientEdge) -> bool:

@@ -11,10 +11,11 @@ from torch import nn
 from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_linear, survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
-from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select, units
+from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import unwrap
 from gradscope.forward.recorder import Recording, record
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
+from gradscope.forward.units import merged, units
 from gradscope.jacobians.description import Description, describe, remarks
 from gradscope.jacobians.jacobian import Jacobian
 
@@ -46,10 +47,14 @@ class Capture(Recording):
         """Whether samples of the batch influence each other."""
         return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
 
-    @property
+    @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences that say what results depend on: normalization statistics, random numbers, the output measured."""
-        return tuple(remarks(self.reached, random=self.random, picked=self.picked))
+        """Sentences that say what results depend on: normalization statistics, random numbers, the output measured.
+
+        They also say where functional code makes several blocks one row.
+        """
+        blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
+        return tuple(remarks(self.reached, random=self.random, picked=self.picked, merged=blocks))
 
     def jacobian(self, source: str, target: str) -> Jacobian:
         """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.

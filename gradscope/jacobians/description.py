@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,14 +16,16 @@ from gradscope.forward.layers import Layer, Origin, module_name
 
 VMAP, LOOP = "vmap", "loop"
 BATCH, RUNNING = "batch", "running"
+NEVER_CALLED = "never called"
 
 
 @dataclass(frozen=True)
 class Description:
-    """A frame with one row per recorded tensor and per module that was never called, and notes.
+    """A frame with one row per recorded tensor and per module call whose output was not recorded, and notes.
 
     Columns: ``layer``, ``aliases``, ``call``, ``shape``, ``dtype``, ``on_trunk``, ``unit`` (whether a
-    default profile contains the layer), ``fired`` (whether the module was called), ``modified`` (overwritten in place
+    default profile contains the layer), ``fired`` (whether the module was called), ``left_out`` (why the output was
+    not recorded; missing for a recorded tensor), ``modified`` (overwritten in place
     later; the earlier values are measured), ``batch_norm`` (statistics that batch normalization used: "batch" or
     "running"), ``dropout`` (whether dropout was active), ``backward`` (how cotangents are pulled back to this layer of
     the trunk: together by "vmap", or one by one in a "loop") and ``bytes`` of the tensor.
@@ -59,20 +61,34 @@ def describe(captured: Any) -> Description:
                 "on_trunk": layer.on_trunk,
                 "unit": layer.index in names,
                 "fired": True,
+                "left_out": None,
                 "modified": layer.modified,
                 "batch_norm": _batch_norm(layer),
                 "dropout": not made.isdisjoint(captured.dropout),
                 "backward": backward.get(layer.index),
-                "bytes": layer.size * layer.dtype.itemsize,
+                "bytes": layer.bytes,
             }
         )
-    rows += [{"layer": name, "on_trunk": False, "unit": False, "fired": False} for name in captured.uncalled]
-    types = {"batch_norm": "str", "modified": "boolean", "dropout": "boolean", "call": "Int64", "bytes": "Int64"}
+    left_out = captured.left_out | dict.fromkeys(captured.uncalled, NEVER_CALLED)
+    rows += [
+        {"layer": name, "on_trunk": False, "unit": False, "fired": reason != NEVER_CALLED, "left_out": reason}
+        for name, reason in left_out.items()
+    ]
+    types = {
+        "batch_norm": "str",
+        "left_out": "str",
+        "modified": "boolean",
+        "dropout": "boolean",
+        "call": "Int64",
+        "bytes": "Int64",
+    }
     frame = pd.DataFrame(rows).astype(types)
     return Description(frame, tuple(_notes(frame, captured)))
 
 
-def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Iterator[str]:
+def remarks(
+    layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     """Sentences that say what the results depend on."""
     statistics = {_batch_norm(layer) for layer in layers}
     if BATCH in statistics:
@@ -83,6 +99,11 @@ def remarks(layers: Sequence[Layer], *, random: bool, picked: str | None) -> Ite
         yield "The forward pass drew random numbers (dropout?): all results are for one draw."
     if picked:
         yield picked
+    for row, blocks in merged.items():
+        yield (
+            f"Functional code such as x + f(x) joins {_listed(blocks)}, so together they are one row, {row!r}. For a "
+            "row each, mark the sums in forward: x = gs.tap(x, name)."
+        )
 
 
 def off_trunk(names: Sequence[str]) -> str:
@@ -92,7 +113,7 @@ def off_trunk(names: Sequence[str]) -> str:
 
 def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
     """Notes about the whole forward pass; the last ones say what was not recorded and what to do."""
-    seen = frame[frame["fired"]]
+    seen = frame[frame["left_out"].isna()]
     notes = [
         f"{len(seen)} tensors recorded, {int(seen['on_trunk'].sum())} of them on the trunk to "
         f"{captured.target.name!r}, {int(seen['unit'].sum())} rows of a default profile; "
@@ -115,6 +136,9 @@ def _notes(frame: pd.DataFrame, captured: Any) -> list[str]:
         )
     if captured.elsewhere:
         notes.append(f"Recorded, but the target does not depend on them: {_listed(captured.elsewhere)}.")
+    for reason in dict.fromkeys(captured.left_out.values()):
+        names = [name for name, other in captured.left_out.items() if other == reason]
+        notes.append(f"Called, but not recorded: {_listed(names)}; {reason}.")
     if captured.uncalled:
         notes.append(
             f"Never called as modules, so not recorded: {_listed(captured.uncalled)}. They may be unused, containers "

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.layers import Layer
+from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Replay
 from gradscope.memory import batch_bytes
+from gradscope.norms import from_real, real
 from gradscope.operators import LinearOperator
 
 
@@ -18,7 +20,8 @@ class Jacobian(LinearOperator):
     """Jacobian of layer ``target`` with respect to layer ``source``, over the whole flattened batch.
 
     Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product with
-    J costs two, because it is the derivative of a product with J^T.  ``source`` and ``target``: the layers.
+    J costs two, because it is the derivative of a product with J^T.  ``source`` and ``target``: the layers.  The
+    vectors are real: of a complex layer, real and imaginary part of each number in turn.
     """
 
     source: Layer
@@ -29,21 +32,22 @@ class Jacobian(LinearOperator):
         for name, value in (("source", source), ("target", target), ("_replay", replay)):
             object.__setattr__(self, name, value)
         shape = (target.size, source.size)
-        super().__init__(shape, self._forward, self._backward, target.dtype, target.device)
+        super().__init__(shape, self._forward, self._backward, target.real_dtype, target.device)
 
     def dense(self) -> Tensor:
         """The matrix, computed row by row.  Cost: B d_target backward passes, vectorized."""
         if self._same:
             return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
         rows, pull_back = [], PullBack()
-        num = max(1, batch_bytes(self.device) // (self.target.size * self.dtype.itemsize))
+        num = max(1, batch_bytes(self.device) // (self.target.bytes))
         for first in range(0, self.shape[0], num):
             last = min(first + num, self.shape[0])
             unit = torch.zeros(last - first, self.shape[0], dtype=self.dtype, device=self.device)
             unit[torch.arange(last - first), torch.arange(first, last)] = 1
             with pulling():
-                (block,) = pull_back(self.target.edge, [self.source.edge], unit.reshape(-1, *self.target.shape))
-            rows.append(block.reshape(last - first, -1))
+                cotangents = from_real(unit, self.target.shape, self.target.dtype)
+                (block,) = pull_back(self.target.edge, [self.source.edge], cotangents)
+            rows.append(real(block).reshape(last - first, -1))
         return torch.cat(rows)
 
     def linearize(self) -> Affine:
@@ -70,19 +74,19 @@ class Jacobian(LinearOperator):
         if self._same:
             return u
         # A clone, because a backward pass may write into the gradient that it receives.
+        cotangent = from_real(u, self.target.shape, self.target.dtype).clone()
         (gradient,) = torch.autograd.grad(
-            (self.target.edge,), (self.source.edge,), (u.reshape(self.target.shape).clone(),), retain_graph=True,
-            create_graph=create_graph,
+            (self.target.edge,), (self.source.edge,), (cotangent,), retain_graph=True, create_graph=create_graph,
         )  # fmt: skip
-        return gradient.reshape(-1)
+        return real(gradient).reshape(-1)
 
     def _forward(self, v: Tensor) -> Tensor:
         if self._same:
             return v
         # J^T u is linear in u, with matrix J^T.  So its vector-Jacobian product with v is J v, at any u.
-        u = torch.zeros(self.target.size, dtype=self.dtype, device=v.device, requires_grad=True)
         try:
-            with torch.enable_grad():
+            with recording_gradients():
+                u = torch.zeros(self.target.size, dtype=self.dtype, device=v.device, requires_grad=True)
                 return torch.autograd.grad(self._backward(u, create_graph=True), u, v)[0]
         except RuntimeError as error:
             if "is not implemented" not in str(error):
@@ -108,5 +112,6 @@ class Affine:
                 f"dx must have the shape of layer {self.jacobian.source.name!r}, {self.jacobian.source.shape}, "
                 f"got {tuple(dx.shape)}."
             )
-        flat = dx.reshape(-1).to(self.jacobian.device, self.jacobian.source.dtype)
-        return self.jacobian.matvec(flat).reshape(self.value.shape) + self.value
+        source = self.jacobian.source
+        flat = real(dx.to(self.jacobian.device, source.dtype)).reshape(-1)
+        return from_real(self.jacobian.matvec(flat), self.value.shape, self.value.dtype) + self.value

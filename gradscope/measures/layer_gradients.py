@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.inputs import Batch, Forward, LossFunction
 from gradscope.forward.modules import owned_parameters
 from gradscope.forward.recorder import record
 from gradscope.forward.state import alone, state_restored
-from gradscope.forward.trunk import vertex
+from gradscope.forward.trunk import leaf_edge, vertex
 from gradscope.measures.gradient import LayerGradient
 from gradscope.memory import peak_bytes
+from gradscope.norms import real
 
 GROUPS = 8  # groups of samples in the jackknife over unit gradients
 
@@ -36,25 +37,26 @@ def layer_gradients(
     owners = owned_parameters(modules)
     recording = record(model, batch, forward=forward, loss_fn=loss_fn)
     loss = next(layer for layer in recording.tensors if vertex(layer.edge) == vertex(recording.end))
-    edges = {id(p): get_gradient_edge(p) for parameters in owners.values() for p in parameters}
+    edges = {id(p): leaf_edge(p) for parameters in owners.values() for p in parameters}
     reached = _reached(recording.end, {edge.node for edge in edges.values()})
     inputs = {key: edge for key, edge in edges.items() if edge.node in reached}
     if not inputs:
         raise ValueError("The losses depend on none of the trainable parameters; does loss_fn detach the output?")
     device = next(iter(owners.values()))[0].device
-    numel = sum(p.numel() for parameters in owners.values() for p in parameters)
+    numel = sum(real(p).numel() for parameters in owners.values() for p in parameters)
     at_once = max(1, peak_bytes(device) // (4 * max(1, numel)))
     pull_back, basis = PullBack(), torch.eye(batch.size, device=loss.device, dtype=loss.dtype)
     with alone, state_restored(modules) as state, state, pulling():  # checkpointed layers run again
 
+        def unknown(num: int, p: Tensor) -> Tensor:
+            return torch.zeros(num, real(p).numel(), dtype=torch.float64, device=device)
+
         def pull(cotangents: Tensor) -> dict[str, Tensor]:
             """Return the float64 gradients (cotangents, P) by layer, with 0 for parameters that the losses ignore."""
             num, found = len(cotangents), pull_back(recording.end, list(inputs.values()), cotangents)
-            known = {key: g.reshape(num, -1) for key, g in zip(inputs, found, strict=True)}
+            known = {key: real(g).reshape(num, -1) for key, g in zip(inputs, found, strict=True)}
             return {
-                name: torch.cat(
-                    [(known[id(p)] if id(p) in known else p.new_zeros(num, p.numel())).double() for p in own], 1
-                )
+                name: torch.cat([known[id(p)].double() if id(p) in known else unknown(num, p) for p in own], 1)
                 for name, own in owners.items()
             }
 
@@ -73,7 +75,7 @@ def layer_gradients(
     for name, part in squares.items():
         if not torch.isfinite(part).all():
             raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; try float64.")
-    weights = {name: torch.cat([p.detach().double().reshape(-1) for p in own]) for name, own in owners.items()}
+    weights = {name: torch.cat([real(p.detach()).double().reshape(-1) for p in own]) for name, own in owners.items()}
     return {n: LayerGradient(mean[n], weights[n], squares[n], projections[n], unit_sums[n]) for n in owners}
 
 

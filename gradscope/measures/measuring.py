@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradscope import frames
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
-from gradscope.forward.modules import Modules, unwrap
+from gradscope.forward.modules import Modules, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures import activation, gradient
 from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
@@ -137,6 +137,12 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
     found: Found = []
 
     def listen(name: str, module: nn.Module, received: Tensor) -> None:
+        if received.is_complex():
+            raise ValueError(
+                f"Nonlinearity {name!r} receives complex numbers, but statistics of pre-activations are those of real "
+                "ones: choose measures= of gradients."
+            )
+        received = received.detach()
         values: dict[str, Any] = {PREACTIVATIONS: received}
         if SLOPES in wanted:
             values[SLOPES] = slopes(module, received)
@@ -146,8 +152,9 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
         with torch.autocast(received.device.type, enabled=False):
             found.append((name, [m(values[m.of]) for m in measures]))
 
-    with alone, state_restored(modules) as state, state, nonlinearity_calls(modules, listen), torch.no_grad():
-        batch.run(model, forward)
+    calls = nonlinearity_calls(modules, torch.no_grad()(listen))
+    with alone, state_restored(modules) as state, state, calls, recording_gradients():
+        batch.differentiable()[0].run(model, forward)
     if not found:
         raise ValueError(
             f"No nonlinearity module was called in {type(model).__name__}: functional calls such as F.relu are not "

@@ -1,5 +1,6 @@
 """Which rows a default profile has."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -108,3 +109,248 @@ def test_a_module_called_output_keeps_its_name():
             return torch.tanh(self.output(self.input(x)))
 
     assert names(Root(), torch.randn(2, 4)) == ["(input)", "input", "output", "(output)"]
+
+
+# ---- residual blocks, stages, and layers that are pairs --------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(self.norm(x)))
+
+
+class OtherResidual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.act = nn.Linear(4, 4), nn.Sigmoid()
+
+    def forward(self, x):
+        return x - self.act(self.inner(x))
+
+
+class LinearNorm(nn.Sequential):
+    def __init__(self, *more):
+        super().__init__(nn.Linear(4, 4), nn.LayerNorm(4), *more)
+
+
+class Stage(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.down, self.blocks = nn.Linear(4, 4), nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.blocks(self.down(x))
+
+
+class Merge(nn.Module):
+    def __init__(self, pair):
+        super().__init__()
+        self.c1, self.act, self.c2 = pair(), nn.ReLU(), pair()
+
+    def forward(self, x):
+        return self.c2(self.act(self.c1(x)))
+
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Encoder(nn.Module):
+    """Returns its last hidden state, and all of them if asked to."""
+
+    def __init__(self, returns, block=Residual):
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(block() for _ in range(3)), nn.LayerNorm(4)
+        self.returns = returns
+
+    def forward(self, x):
+        hidden = [x]
+        for layer in self.layers:
+            x = layer(x)
+            hidden.append(x)
+        return self.returns(self.norm(x), hidden)
+
+
+class Encoded(nn.Module):
+    def __init__(self, returns, pick, block=Residual):
+        super().__init__()
+        self.stem, self.encoder, self.head = nn.Linear(4, 4), Encoder(returns, block), nn.Linear(4, 2)
+        self.pick = pick
+
+    def forward(self, x):
+        return self.head(self.pick(self.encoder(self.stem(x))))
+
+
+@pytest.mark.parametrize(
+    ("returns", "pick"),
+    [
+        (lambda last, hidden: last, lambda out: out),
+        (lambda last, hidden: (last, hidden), lambda out: out[0]),
+        (lambda last, hidden: (tuple(hidden), last), lambda out: out[1]),
+        (lambda last, hidden: {"hidden": hidden, "last": last}, lambda out: out["last"]),
+    ],
+    ids=["one tensor", "last first", "last at the end", "dict"],
+)
+def test_hidden_states_that_a_model_returns_are_the_blocks(returns, pick):
+    rows = "input stem encoder.layers.0 encoder.layers.1 encoder.layers.2 encoder.norm head"
+    assert names(Encoded(returns, pick), X) == rows.split()
+
+
+def test_hidden_states_that_the_root_returns():
+    model = Encoder(lambda last, hidden: (last, [2 * h for h in hidden], hidden))
+    assert names(model, X) == "input layers.0 layers.1 layers.2 norm".split()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_sum_that_a_module_passes_on_keeps_its_name_among_hidden_states(hidden):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.drop, self.block, self.head = nn.Linear(4, 4), nn.Dropout(), Residual(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.drop(x + self.token(x))
+            y = self.head(self.block(h))
+            return (y, h) if hidden else y
+
+    assert names(Model().eval(), X) == "input drop block head".split()
+
+
+def test_a_block_that_also_returns_a_tensor_on_the_way():
+    class TwoOutputs(Residual):
+        def forward(self, x):
+            h = torch.tanh(x)
+            return super().forward(h), h
+
+    model = Encoded(lambda last, hidden: last, lambda out: out, lambda: First(TwoOutputs()))
+    rows = "input stem encoder.layers.0 encoder.layers.1 encoder.layers.2 encoder.norm head"
+    assert names(model, X) == rows.split()
+
+
+class First(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+@pytest.mark.parametrize(
+    "pair", [LinearNorm, lambda: LinearNorm(nn.ReLU()), lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))],
+    ids=["pair", "triple", "plain Sequential"],
+)  # fmt: skip
+def test_a_pair_inside_a_module_does_not_open_it(pair):
+    model = nn.Sequential(nn.Sequential(Residual(), Residual()), Merge(pair), nn.Linear(4, 2))
+    assert names(model, X) == "input 0.0 0.1 1 2".split()
+
+
+def test_a_pair_is_one_row_among_blocks_and_in_the_root():
+    features = nn.Sequential(LinearNorm(nn.ReLU()), Merge(LinearNorm), Merge(LinearNorm), LinearNorm(nn.ReLU()))
+    model = nn.Sequential(features, nn.Linear(4, 2))
+    assert names(model, X) == "input 0.0 0.1 0.2 0.3 1".split()
+    assert names(LinearNorm(nn.ReLU()), X) == "input 0 1 2".split()  # the root is always open
+
+
+def test_a_subclass_of_sequential_with_several_layers_is_a_container_or_a_block():
+    class Deep(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+
+    assert names(nn.Sequential(Deep(), nn.Linear(4, 2)), X) == "input 0.0 0.1 0.2 0.3 1".split()
+    assert names(nn.Sequential(nn.Sequential(Deep(), Deep()), nn.Linear(4, 2)), X) == "input 0.0 0.1 1".split()
+
+
+@pytest.mark.parametrize("other", [OtherResidual, type("Same", (Residual,), {})], ids=["other class", "subclass"])
+def test_a_stage_of_unequal_blocks_opens_like_its_neighbors(other):
+    stages = Stage(Residual(), Residual()), Stage(Residual(), other()), Stage(other(), Residual(), Residual())
+    expected = (
+        "input 0.down 0.blocks.0 0.blocks.1 1.down 1.blocks.0 1.blocks.1 2.down 2.blocks.0 2.blocks.1 2.blocks.2 3"
+    )
+    assert names(nn.Sequential(*stages, nn.Linear(4, 2)), X) == expected.split()
+
+
+def test_a_module_whose_containers_lie_in_branches_keeps_its_name():
+    class Tree(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+            self.root = Merge(lambda: nn.Linear(4, 4))
+
+        def forward(self, x):
+            return self.root(x + self.project(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level, self.head = Tree(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.level(x))
+
+    assert names(Net(), X) == "input level head".split()
+
+
+# ---- blocks that functional code makes one row -----------------------------------------------------------------------
+
+
+class Sums(nn.Module):
+    def __init__(self, tap=False, shared=False):
+        super().__init__()
+        blocks = [nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.Tanh()) for _ in range(1 if shared else 3)]
+        self.blocks, self.norm, self.tap = nn.ModuleList(blocks), nn.LayerNorm(4), tap
+
+    def forward(self, x):
+        for number in range(3):
+            x = x + self.blocks[number % len(self.blocks)](x)
+            x = gs.tap(x, "sum") if self.tap else x
+        return self.norm(x)
+
+
+class AroundSums(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(4, 4), Sums(**options), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    ("shared", "blocks"),
+    [
+        (False, "body.blocks.0, body.blocks.1, body.blocks.2"),
+        (True, "body.blocks.0, body.blocks.0#2, body.blocks.0#3"),
+    ],
+)
+def test_functional_sums_that_make_blocks_one_row_are_named(shared, blocks):
+    captured = gs.capture(AroundSums(shared=shared), X)
+    assert [layer.name for layer in captured.units] == "input stem body head".split()
+    (remark,) = captured.remarks
+    assert f"joins {blocks}, so together they are one row, 'body'." in remark
+    assert remark in str(captured.describe()) and remark in gs.gsc(AroundSums(shared=shared), X).remarks
+
+
+def test_marked_sums_and_parallel_branches_have_no_remark():
+    assert names(AroundSums(tap=True), X) == "input stem sum sum#2 sum#3 body head".split()
+    assert gs.capture(AroundSums(tap=True), X).remarks == ()
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts, self.head = nn.ModuleList(Residual() for _ in range(3)), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(sum(expert(x) for expert in self.experts))
+
+    assert gs.capture(Experts(), X).remarks == ()
+
+
+def test_sums_inside_a_block_have_no_remark():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Sums(), Sums()), nn.Linear(4, 2))
+    captured = gs.capture(model, X)
+    assert [layer.name for layer in captured.units] == "input 0 1.0 1.1 2".split()
+    assert captured.remarks == ()

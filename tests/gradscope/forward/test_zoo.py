@@ -55,7 +55,7 @@ def truth(specimen: Specimen, names: Collection[str]) -> dict[str, float]:
         if label not in names:
             return tensor
         assert label not in zeros
-        squares[label] = float(tensor.detach().square().sum())
+        squares[label] = float(tensor.detach().abs().square().sum())
         zeros[label] = torch.zeros_like(tensor, requires_grad=True)
         return tensor + zeros[label]
 
@@ -64,7 +64,7 @@ def truth(specimen: Specimen, names: Collection[str]) -> dict[str, float]:
         leaves, spec = pytree.tree_flatten(vars(structure) if packed else structure)
         number = 0
         for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point():
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
                 leaves[i] = add_zero(leaf, f"{label}[{number}]" if number else label)
                 number += 1
         rebuilt = pytree.tree_unflatten(leaves, spec)
@@ -91,9 +91,13 @@ def truth(specimen: Specimen, names: Collection[str]) -> dict[str, float]:
     for entry in output.flatten():
         gradients = torch.autograd.grad(entry, list(zeros.values()), retain_graph=True)
         for label, gradient in zip(zeros, gradients, strict=True):
-            sums[label] += float(gradient.double().square().sum())
+            sums[label] += float(gradient.abs().double().square().sum())
     length = float(output.detach().double().square().sum())
-    return {k: float(np.log10(sums[k] / zeros[k].numel() * squares[k] / length)) for k in zeros}
+
+    def reals(zero: Tensor) -> int:
+        return 2 * zero.numel() if zero.is_complex() else zero.numel()
+
+    return {k: float(np.log10(sums[k] / reals(zeros[k]) * squares[k] / length)) for k in zeros}
 
 
 def profile(specimen: Specimen, **options: Any) -> gs.Profile:

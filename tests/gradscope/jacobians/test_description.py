@@ -68,3 +68,49 @@ def test_describing_leaves_the_random_state_alone():
     state = torch.get_rng_state()
     gs.capture(model, x).describe()
     assert torch.equal(state, torch.get_rng_state())
+
+
+class LeavesOut(nn.Module):
+    """Modules whose outputs cannot be recorded, each for another reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.argmax, self.note, self.constant = Returning(lambda x: x.argmax(1)), Returning(str), Returning(detached)
+
+    def forward(self, x):
+        h = self.first(x)
+        self.note(h)
+        return self.last(gs.tap(h, "kept") + self.constant(h) + gs.tap(self.argmax(h), "best")[:, None])
+
+
+class Returning(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def detached(x):
+    return x.detach()
+
+
+def test_every_module_without_a_record_is_listed_with_the_reason():
+    description = gs.capture(LeavesOut().double(), noise(4, 3)).describe()
+    frame = description.to_frame().set_index("layer")
+    left_out = frame["left_out"].dropna()
+    assert set(left_out.index) == {"argmax", "note", "constant", "best"} and frame.loc[left_out.index, "fired"].all()
+    assert "no floating-point or complex" in left_out["argmax"] and left_out["best"] == left_out["argmax"]
+    assert "returned str, in which torch's pytree finds no tensor" in left_out["note"]
+    assert "carries no gradient" in left_out["constant"]
+    text = str(description)
+    assert "Called, but not recorded: argmax, best; returned no floating-point or complex numbers." in text
+    assert "3 tensors recorded" in text
+
+
+def test_complex_layers_are_listed_with_their_bytes():
+    model = nn.Sequential(nn.Linear(3, 2, dtype=torch.cdouble), nn.Flatten())
+    frame = gs.capture(model, noise(4, 3).to(torch.cdouble)).describe().to_frame().set_index("layer")
+    assert frame.loc["0", "dtype"] == "complex128" and frame.loc["0", "bytes"] == 4 * 2 * 16

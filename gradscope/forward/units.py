@@ -1,0 +1,202 @@
+"""Units: the layers that a person would name, which are the rows of a default profile."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+from torch import nn
+
+from gradscope.forward.layers import Layer, Origin, module_name
+from gradscope.forward.modules import Modules
+from gradscope.forward.trunk import Trunk, Vertex, vertex
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_RESHAPES = {
+    f"{name}Backward0"
+    for name in "View UnsafeView ReshapeAlias Alias Squeeze Unsqueeze Transpose Permute Clone T".split()
+} | {"SqueezeBackward1"}
+
+
+def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """Layers of the trunk, each under the name of its unit, in execution order.
+
+    An *open* module is not a unit itself, but modules inside it are.  The root is open, and so is a module that
+    contains an open module.  A container (``Sequential`` and the like) is open if at least two tensors inside,
+    besides its output, are on the trunk.  One such tensor suffices if modules in the container have children: a stage
+    of two blocks is two units, but a pair of Linear and ReLU is one.  A module that calls the items of a container one
+    by one is open if at least two tensors inside are on the trunk.  A *block* is a module in a container that holds
+    another module of the same class; a block is open only if it or such a neighbor contains blocks.  A subclass of
+    ``Sequential`` with a single weight matrix (convolution, normalization and nonlinearity) is a layer, neither
+    container nor block.  Units are the outermost modules that are not open and whose output is on the trunk: the layers
+    of an MLP, the stem and blocks of a ResNet, the blocks of GPT-2.
+
+    Of several tensors that one call returns, such as hidden states, the last one on the trunk is the module's output.
+    The input, the target and tensors marked with ``tap`` are always included if they are on the trunk.  A tensor with
+    several names has the name of the outermost module that *made* it or, if functional code made it, of the first
+    unit that passed it on.  The output of an open module is skipped if it only reshapes a layer already included.
+    """
+    trunk = [layer for layer in layers if layer.on_trunk]
+    tree = _Tree(layers, trunk)
+    chosen: dict[int, str] = {}
+    rows: set[Vertex] = set()
+    for path, is_open in tree.outermost(model, ""):
+        for index, name in tree.made[path].items():
+            layer = layers[index]
+            if not (is_open and _reshapes(layer, rows)):
+                chosen.setdefault(index, name)
+                rows.add(vertex(layer.edge))
+        if not is_open:
+            for index, name in tree.passed_on[path].items():
+                chosen.setdefault(index, name)
+    for layer in trunk:
+        for name, origin in layer.origins.items():
+            if origin is Origin.MARKED or (origin is Origin.OUTPUT and tree.last[_call(name)] == layer.index):
+                chosen.setdefault(layer.index, name)
+    return [layer.called(chosen[layer.index]) for layer in trunk if layer.index in chosen]
+
+
+def merged(modules: Modules, layers: Sequence[Layer], rows: Sequence[Layer], trunk: Trunk) -> dict[str, list[str]]:
+    """For each row in which functional code joins several blocks to the trunk, one after the other: their names.
+
+    Such blocks are items of one container, or calls of one module with children, that end in branches; the sums that
+    the branches join are tensors without a name.  Blocks inside a row that is a block itself are not listed.
+    """
+    ends = [(trunk.position[vertex(row.edge)], row) for row in rows if row.on_trunk]
+    groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for layer in layers:
+        for name in () if layer.on_trunk else layer.names:
+            path, join = module_name(name), trunk.above[vertex(layer.edge)]
+            parent, row = path.rpartition(".")[0], next((row for end, row in ends if end >= join), None)
+            item = isinstance(modules.get(parent), _CONTAINERS)
+            if row is not None and path in modules and (item or _has_children(modules[path])):
+                block = groups[row.name, parent if item else path]
+                block[join] = min(block.get(join, name), _call(name), key=len)
+    found: dict[str, list[str]] = defaultdict(list)
+    outer: list[tuple[str, str]] = []
+    for (row_name, around), blocks in sorted(groups.items(), key=lambda group: group[0][1].count(".")):
+        path = module_name(row_name)
+        in_block = around.startswith(f"{path}.") and isinstance(modules.get(path.rpartition(".")[0]), _CONTAINERS)
+        nested = any(row_name == other and around.startswith(f"{above}.") for other, above in outer)
+        if len(blocks) > 1 and not in_block and not nested:
+            outer.append((row_name, around))
+            found[row_name] += blocks.values()
+    return found
+
+
+class _Tree:
+    """Which modules were called, and which tensors of the trunk each module made, passed on or holds inside."""
+
+    def __init__(self, layers: Sequence[Layer], trunk: Sequence[Layer]) -> None:
+        self.called = {module_name(name) for layer in layers for name in layer.names}
+        self.classes: dict[nn.Module, Counter[type[nn.Module]]] = {}
+        self.stages: dict[nn.Module, set[type[nn.Module]]] = {}
+        # What a call returns besides its last tensor on the trunk, such as hidden states, other tensors are made of.
+        self.last = {_call(name): layer.index for layer in trunk for name in layer.names}
+        self.made: dict[str, dict[int, str]] = defaultdict(dict)
+        self.passed_on: dict[str, dict[int, str]] = defaultdict(dict)
+        self.inside: dict[str, set[int]] = defaultdict(set)
+        for layer in trunk:
+            returned = (Origin.MADE, Origin.OUTPUT)
+            own = {n: o for n, o in layer.origins.items() if o not in returned or self.last[_call(n)] == layer.index}
+            for name, origin in own.items():
+                path = module_name(name)
+                if origin is Origin.MADE:
+                    self.made[path].setdefault(layer.index, name)
+                elif set(own.values()) == {Origin.PASSED_ON}:
+                    self.passed_on[path].setdefault(layer.index, name)
+                for above in _above(path):
+                    self.inside[above].add(layer.index)
+
+    def outermost(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, bool]]:
+        """(path, is_open) of open modules, each after its contents, and of the outermost modules that are not open."""
+        for path, child in _children(module, prefix):
+            is_open = path not in self.called or self.is_open(child, path, module)  # its children may be called
+            if is_open:
+                yield from self.outermost(child, path)
+            yield path, is_open
+
+    def is_open(self, module: nn.Module, path: str, parent: nn.Module) -> bool:
+        """Whether a called module, a child of ``parent``, is open; `units` explains the rules."""
+        within = len(self.inside[path] - self.made[path].keys())
+        if within == 0:
+            return False
+        if self._holds_blocks(module, path) or type(module) in self._stages(parent, path):
+            return True
+        if self._is_block(module, parent):
+            return False
+        if _is_container(module):
+            composite = any(_has_children(child) for child in module.children())
+            return within >= (1 if composite else 2)
+        one_by_one = any(
+            _is_container(child) and inner not in self.called and self.inside[inner]
+            for inner, child in _children(module, path)
+        )
+        return (one_by_one and within >= 2) or any(
+            self.is_open(child, inner, module) for inner, child in _children(module, path) if inner in self.called
+        )
+
+    def _holds_blocks(self, module: nn.Module, path: str) -> bool:
+        """Whether the module contains, at any level, a block that has children and whose output is on the trunk."""
+        return any(
+            (self._is_block(child, module) and _has_children(child) and bool(self.made[inner]))
+            or self._holds_blocks(child, inner)
+            for inner, child in _children(module, path)
+        )
+
+    def _is_block(self, module: nn.Module, parent: nn.Module) -> bool:
+        """Whether a module lies in a container next to another module of its class, and is no container or layer."""
+        if type(module) in _CONTAINERS or _is_layer(module) or not isinstance(parent, _CONTAINERS):
+            return False
+        if parent not in self.classes:
+            self.classes[parent] = Counter(map(type, parent.children()))
+        return self.classes[parent][type(module)] > 1
+
+    def _stages(self, parent: nn.Module, path: str) -> set[type[nn.Module]]:
+        """Classes of which one module in the container ``parent``, around the module of this path, holds blocks."""
+        if type(parent) not in _CONTAINERS:
+            return set()
+        if parent not in self.stages:
+            items = _children(parent, path.rpartition(".")[0])
+            self.stages[parent] = {
+                type(item) for inner, item in items if type(item) not in _CONTAINERS and self._holds_blocks(item, inner)
+            }
+        return self.stages[parent]
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, _CONTAINERS) and not _is_layer(module)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a class of its own for one layer: a convolution, say, with normalization and nonlinearity."""
+    if type(module) is nn.Sequential or not isinstance(module, nn.Sequential):
+        return False
+    return sum(parameter.ndim > 1 for parameter in module.parameters()) < 2
+
+
+def _has_children(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _call(name: str) -> str:
+    """A layer's name without the number of the output."""
+    return name.partition("[")[0]
+
+
+def _above(path: str) -> Iterator[str]:
+    """The paths of all modules around the module of this path, except the root."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        yield (f"{prefix}.{name}" if prefix else name), child
+
+
+def _reshapes(layer: Layer, rows: Collection[Vertex]) -> bool:
+    """Whether a layer is only a reshaped copy of a layer chosen before; ``rows`` are these layers."""
+    node = layer.edge.node
+    return node.name() in _RESHAPES and node.next_functions[0] in rows
