@@ -151,12 +151,9 @@ def _settled(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[
 
 def _blocked(route: Route, cotangents: Sequence[Cotangents]) -> bool:
     """Whether cotangents must cross more positions without a stop than the second stride."""
-    top, gap = max(route.position(c.target) for c in cotangents), 0
-    for position in range(top - 1, route.bottom, -1):
-        gap = 0 if route.open(position) else gap + 1
-        if gap >= STRIDES[1]:
-            return True
-    return False
+    top = max(route.position(c.target) for c in cotangents)
+    stops = [top, *(position for position in range(top - 1, route.bottom, -1) if route.open(position)), route.bottom]
+    return any(above - below > STRIDES[1] for above, below in pairwise(stops))
 
 
 def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
