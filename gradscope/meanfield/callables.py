@@ -54,12 +54,13 @@ def derivative_of(name: str, function: Function, kinks: tuple[float, ...]) -> Fu
             f = f - f[np.arange(len(f)), left, None]  # the slope of a constant is exactly 0
             slope, own = ((f * w[left]).sum(axis=1) / stride for w in (_SLOPES, _ERRORS))
             own, scale = np.abs(own) + rounding, np.abs(slope) + np.ptp(f, axis=1) / (6 * stride)
-            better = own < error[todo]
+            done = own <= 1e-10 * scale + 2 * rounding
+            better = done | (own < error[todo])
             best[todo[better]], error[todo[better]] = slope[better], own[better]
             good[todo] |= own <= 1e-6 * scale + 4 * rounding + TINY
             lost = ~np.isfinite(own)  # the function is not finite here, which quadrature refuses where it matters
-            best[todo[lost]], error[todo[lost]], good[todo[lost]] = np.nan, 0.0, True
-            todo = todo[~(error[todo] <= 1e-10 * scale + 2 * rounding)]
+            best[todo[lost]], good[todo[lost]] = np.nan, True
+            todo = todo[~(done | lost)]
             if not len(todo):
                 break
         if not good.all():
