@@ -124,7 +124,9 @@ def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activ
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"activation {name!r} does not take a NumPy array of float64: {error}") from error
         if whole.dtype != np.float64 and whole.dtype.kind not in "biu":
-            raise ValueError(f"activation {name!r} must return float64, got {whole.dtype}: the theory needs its digits.")
+            raise ValueError(
+                f"activation {name!r} must return float64, got {whole.dtype}: the theory needs its digits."
+            )
         alone = np.concatenate([np.ravel(given(part)) for part in np.split(probe, len(probe))])
     if whole.shape != probe.shape or not np.allclose(whole, alone, rtol=1e-9, equal_nan=True):
         raise ValueError(f"activation {name!r} is not elementwise: its value at one entry depends on other entries.")

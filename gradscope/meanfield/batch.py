@@ -75,7 +75,7 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
     moments = _finite(phi, int(batch_size)) if batch_size != math.inf and wide.varies else wide
     if not moments.varies:
         raise ValueError(
-            f"activation {phi.name!r} is constant up to rounding on normalized inputs, so the next norm divides by zero."
+            f"activation {phi.name!r} is constant up to rounding on normalized inputs: the next norm divides by zero."
         )
     return moments
 

@@ -87,7 +87,8 @@ def integrate(function: Integrand, edges: FloatArray, most: int = PANELS) -> Int
     num = len(edges)
     left, right = edges[:, :-1].ravel(), edges[:, 1:].ravel()
     owner = np.repeat(np.arange(num), edges.shape[1] - 1)
-    left, right, owner = (part[right > left] for part in (left, right, owner))
+    wide = right > left
+    left, right, owner = left[wide], right[wide], owner[wide]
     total, used = None, np.zeros(num, dtype=np.int64)
     while True:
         parts = [
@@ -112,9 +113,7 @@ def integrate(function: Integrand, edges: FloatArray, most: int = PANELS) -> Int
         left, right, owner = np.append(left, middle), np.append(middle, right), np.append(owner, owner)
 
 
-def _panels(
-    function: Integrand, left: FloatArray, right: FloatArray, owner: npt.NDArray[np.int64]
-) -> FloatArray:
+def _panels(function: Integrand, left: FloatArray, right: FloatArray, owner: npt.NDArray[np.int64]) -> FloatArray:
     """Value, error and size (3, c, p) of the integrals over single panels."""
     half, middle = (right - left) / 2, (right + left) / 2
     with np.errstate(all="ignore"):
@@ -215,11 +214,11 @@ def gaussian_pair(
 def sphere_pair(
     function: Callable[[FloatArray, FloatArray], FloatArray], dimension: int, kinks: Sequence[float], correlation: float
 ) -> FloatArray:
-    """Means (c,) of c functions of two coordinates (s, t) of a uniformly random point on the unit sphere of R^dimension.
+    """Means (c,) of c functions of two coordinates (s, t) of a uniformly random point on the unit sphere.
 
     ``function`` returns an array (c, \\*shape) for s and t of one shape.  t = correlation s + sqrt(1 - correlation^2)
     s', where s' is a coordinate orthogonal to s.  Angles parametrize s and s'.  Panels end where s or t meets a kink.
-    ``dimension`` is at least 3.
+    The sphere lies in R^dimension, with ``dimension`` at least 3.
 
     Raises:
         ValueError: The estimated error exceeds 1e-8 of the mean absolute value.

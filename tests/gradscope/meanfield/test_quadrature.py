@@ -1,4 +1,4 @@
-"""Expectations against closed forms and composite Gauss-Legendre with known kinks; a refusal where they are not known."""
+"""Expectations against closed forms and composite Gauss-Legendre with known kinks, and refusals where they fail."""
 
 import math
 import subprocess
@@ -83,7 +83,7 @@ def test_the_derivative_of_a_step_is_zero_almost_everywhere():
     # With biases, c is a fixed point of (2 / pi arcsin(c) + 1 / 2) / (3 / 2).
     c = mf.MeanField(np.sign, 1.0, 0.5).fixed_correlation()
     assert (2 / math.pi * math.asin(c) + 0.5) / 1.5 == pytest.approx(c, rel=1e-10) and c < 0.9
-    with pytest.raises(ValueError, match="sign jumps at 0.*correlation"):
+    with pytest.raises(ValueError, match=r"sign jumps at 0.*correlation"):
         mf.MeanField(np.sign, 1.0, 0.5).depth_scales()
 
 
