@@ -85,7 +85,7 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
             "Try another bias variance."
             if not len(unknown)
             else f"No weight variance with chi_1 = {chi:g} was found for {phi.name} at bias_variance={bias_variance:g}; "
-            f"lengths from {unknown[0]:.3g} to {unknown[-1]:.3g} were left out: moments there are not known to 1e-8."
+            f"lengths from {unknown[0]:.3g} to {unknown[-1]:.3g} were left out: moments are not known there."
         )
     q = math.exp(scipy.optimize.brentq(excess, grid[crossings[0]], grid[crossings[0] + 1], xtol=1e-14))
     return CriticalPoint(chi / float(slope_moment(phi, q)), bias_variance, q)
