@@ -80,12 +80,12 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
     crossings = [n for n in range(len(grid) - 1) if found[n] < 0 <= found[n + 1] or found[n] > 0 >= found[n + 1]]
     if not crossings:
         unknown = np.exp(grid[np.isnan(values)])
+        where = f"with chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}"
+        if not len(unknown):
+            raise ValueError(f"There is no weight variance {where}. Try another bias variance.")
         raise ValueError(
-            f"There is no weight variance with chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}. "
-            "Try another bias variance."
-            if not len(unknown)
-            else f"No weight variance with chi_1 = {chi:g} was found for {phi.name} at bias_variance={bias_variance:g}; "
-            f"lengths from {unknown[0]:.3g} to {unknown[-1]:.3g} were left out: moments are not known there."
+            f"No weight variance was found {where}. Lengths from {unknown[0]:.3g} to {unknown[-1]:.3g} were left out: "
+            "moments there are not known to 1e-8."
         )
     q = math.exp(scipy.optimize.brentq(excess, grid[crossings[0]], grid[crossings[0] + 1], xtol=1e-14))
     return CriticalPoint(chi / float(slope_moment(phi, q)), bias_variance, q)
