@@ -86,10 +86,11 @@ def _finite(phi: Activation, B: int) -> BatchMoments:
     scale = math.sqrt(B - 1)
 
     def products(s: FloatArray, t: FloatArray) -> FloatArray:
-        y1, y2 = scale * s, scale * t
+        y1, y2 = scale * s[..., :1], scale * t  # s is the same at all nodes of a panel
         phi1, phi2, d1, d2 = phi(y1), phi(y2), phi.derivative(y1), phi.derivative(y2)
         e1, e2 = y1 / math.sqrt(B), y2 / math.sqrt(B)
-        return np.stack([phi1**2, phi1 * phi2, d1**2, d1 * d2, e1**2 * d1**2, e1 * e2 * d1 * d2])
+        parts = (phi1**2, phi1 * phi2, d1**2, d1 * d2, e1**2 * d1**2, e1 * e2 * d1 * d2)
+        return np.stack(np.broadcast_arrays(*parts))
 
     means = sphere_pair(products, B - 1, [kink / scale for kink in phi.kinks], -1 / (B - 1))
     square, product, slope, slope_pair, along, along_pair = map(float, means)

@@ -24,7 +24,6 @@ FAR = 37.0  # the same for functions that grow so fast that they need it; beyond
 # Panels end at the points EVERY (in standard deviations) and BENDS (arguments at which activations bend).
 EVERY = (-7.5, -6.0, -4.5, -3.0, -1.5, 1.5, 3.0, 4.5, 6.0, 7.5)
 BENDS = (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-QUARTERS = tuple(k / 4 for k in range(-3, 4))
 PANELS, NESTED = 2**14, 2**7  # largest number of panels of an integral, and of each of two nested integrals
 AIM = 1e-9  # panels are halved until the error is below this
 BLOCK = 4096  # panels that are evaluated together
@@ -229,8 +228,9 @@ def sphere_pair(
 
     # Densities fall off within about 1 / sqrt(dimension), so the angles need only a range of this order.
     reach = min(np.pi / 2, REACH / np.sqrt(max(dimension - 2, 1)))
+    every = np.array([-REACH, *EVERY, 0.0, REACH]) / REACH
     theta = np.arcsin(correlation)
-    ends = [-reach, reach, *(fraction * reach for fraction in QUARTERS)]
+    ends = [*(every * reach)]
     for kink in kinks:
         # At the first of these angles s meets the kink; at the other four the kink leaves the range of t.
         away = np.arccos(np.clip([kink, -kink], -1, 1))
@@ -239,7 +239,7 @@ def sphere_pair(
     def over_t(alpha: FloatArray, _: npt.NDArray[np.int64]) -> Integral:
         s = np.sin(alpha).ravel()
         radius = np.cos(alpha).ravel() * np.sqrt(1 - correlation**2)
-        inner = [np.full(s.shape, fraction * reach) for fraction in (-1.0, *QUARTERS, 1.0)]
+        inner = [np.full(s.shape, fraction * reach) for fraction in every]
         for kink in kinks:
             inner.append(np.clip(split((kink - correlation * s) / np.maximum(radius, 1e-300)), -reach, reach))
 
