@@ -16,7 +16,7 @@ import scipy
 
 from gradscope.choices import check_nonnegative
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
-from gradscope.meanfield.quadrature import FloatArray, gaussian, gaussian_pair
+from gradscope.meanfield.quadrature import ACCURACY, FloatArray, Integral, exact, expectation, gaussian, gaussian_pair
 
 SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 
@@ -24,6 +24,8 @@ SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 @dataclass(frozen=True)
 class MeanField:
     """The mean-field maps of one layer h -> W phi(h) + b of infinite width.
+
+    Every method raises ValueError where an expectation is not known to 1e-8 (relative to that of the absolute value).
 
     Arguments:
         activation: A name, a callable on arrays, or an `Activation`.
@@ -78,8 +80,17 @@ class MeanField:
         return self.weight_variance * slope_moment(self.activation, q) / self.keep
 
     def chi_c(self, q: float, c: float) -> float:
-        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q', where q' is the next layer's variance."""
+        """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q', where q' is the next layer's variance.
+
+        Raises:
+            ValueError: The activation jumps.  The slope then has a part that the derivative of phi does not contain.
+        """
         phi = self.activation
+        if phi.jumps:
+            raise ValueError(
+                f"{phi.name} jumps at {phi.jumps[0]:.6g}, so the slope of its correlation map is not an expectation of "
+                "derivatives. Use differences of `correlation` instead."
+            )
         slope = gaussian_pair(phi.derivative, phi.derivative, math.sqrt(q), c, phi.kinks)
         return self.weight_variance * slope * q / float(self.length(q))
 
@@ -95,44 +106,30 @@ class MeanField:
         0.618
         """
 
-        def growth(log_q: float) -> float:
-            return float(self.length(math.exp(log_q))) / math.exp(log_q) - 1
-
-        grid = np.logspace(-12, 8, 161)
-        excess = np.asarray(self.length(grid)) / grid - 1
-        ahead = float(self.length(start)) / start - 1
-        if np.abs(excess).max() < 1e-9 or abs(ahead) < 1e-14:  # every length, or ``start``, is a fixed point
-            return start
-        here = int(np.searchsorted(grid, start))
-        if ahead > 0:
-            beyond = next((n for n in range(here, len(grid)) if excess[n] <= 0), None)
-            if beyond is None:
-                raise ValueError(
-                    f"Lengths grow without bound for {self.activation.name} at weight_variance="
-                    f"{self.weight_variance:g}, so there is no fixed point. Lower the weight variance."
-                )
-            low, high = max(start, float(grid[beyond - 1])), float(grid[beyond])
-        else:
-            below = next((n for n in range(here - 1, -1, -1) if excess[n] >= 0), None)
-            if below is None:
-                return 0.0
-            low, high = float(grid[below]), min(start, float(grid[below + 1]))
-        return math.exp(scipy.optimize.brentq(growth, math.log(low), math.log(high), xtol=1e-15, rtol=1e-14))
+        (length,) = fixed_lengths(
+            self.activation, np.array([self.weight_variance / self.keep]), np.array([self.bias_variance]), start
+        )
+        if length == math.inf:
+            raise ValueError(
+                f"Lengths grow without bound for {self.activation.name} at weight_variance={self.weight_variance:g}, "
+                "so there is no fixed point. Lower the weight variance."
+            )
+        return float(length)
 
     def fixed_correlation(self, q: float | None = None) -> float:
         """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
         q = self.fixed_length() if q is None else q
-        if q == 0 or (float(self.chi(q)) * q / float(self.length(q)) <= 1 and self.keep == 1):
+        smooth = not self.activation.jumps  # a jump makes the slope at c = 1 infinite
+        if q == 0 or (smooth and self.keep == 1 and float(self.chi(q)) * q / float(self.length(q)) <= 1):
             return 1.0
 
         def excess(c: float) -> float:
             return self.correlation(q, c) - c
 
-        grid = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 1 - 1e-6, 1 - 1e-8]
-        high = next((c for c in grid if excess(c) < 0), None)
-        if high is None:
-            return 1.0
-        return float(scipy.optimize.brentq(excess, 0.0 if high else -1 + 1e-9, high, xtol=1e-14))
+        if excess(0.0) <= ACCURACY:
+            return 0.0
+        high = next((c for c in (0.5, 0.9, 0.99, 0.999, 0.9999, 1 - 1e-6, 1 - 1e-8) if excess(c) < 0), None)
+        return 1.0 if high is None else float(scipy.optimize.brentq(excess, 0.0, high, xtol=1e-14))
 
     def depth_scales(self) -> DepthScales:
         """The fixed point, slopes there, and the depths over which signals and gradients change by a factor of e."""
@@ -143,9 +140,10 @@ class MeanField:
             return DepthScales(q, c, rate, rate, _scale(rate), _scale(rate), _scale(rate))
         chi_1 = float(self.chi(q))
         chi_c = chi_1 if c == 1 else self.chi_c(q, c)
-        step = 1e-5 * q
-        slope = float(self.length(q + step) - self.length(q - step)) / (2 * step)
-        return DepthScales(q, c, chi_1, chi_c, _scale(chi_1), _scale(chi_c), _scale(slope))
+        # The derivative of a Gaussian expectation by its variance is an expectation, also if phi jumps.
+        slope = gaussian(lambda h: np.square(self.activation(h)) * (h**2 / q - 1), math.sqrt(q), self.activation.kinks)
+        slope *= self.weight_variance / self.keep / (2 * q)
+        return DepthScales(q, c, chi_1, chi_c, _scale(chi_1), _scale(chi_c), _scale(float(slope)))
 
 
 @dataclass(frozen=True)
@@ -175,17 +173,81 @@ class DepthScales:
 
 def second_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
     """E[phi(sqrt(q) z)^2]."""
-    return gaussian(lambda h: np.square(activation.function(h)), np.sqrt(q), activation.kinks)
+    return second_integral(activation, q).checked(f"E[phi^2] of {activation.name} at q = {_span(q)}")
 
 
 def slope_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
-    """E[phi'(sqrt(q) z)^2]."""
-    return gaussian(lambda h: np.square(activation.derivative(h)), np.sqrt(q), activation.kinks)
+    """E[phi'(sqrt(q) z)^2], where phi' is the derivative almost everywhere, as automatic differentiation has it."""
+    return slope_integral(activation, q).checked(f"E[phi'^2] of {activation.name} at q = {_span(q)}")
 
 
 def mean_moment(activation: Activation, q: npt.ArrayLike) -> FloatArray:
     """E[phi(sqrt(q) z)]."""
     return gaussian(activation.function, np.sqrt(q), activation.kinks)
+
+
+def second_integral(activation: Activation, q: npt.ArrayLike) -> Integral:
+    """E[phi(sqrt(q) z)^2] with its error."""
+    return expectation(lambda h: exact(np.square(activation.function(h))), np.sqrt(q), activation.kinks)
+
+
+def slope_integral(activation: Activation, q: npt.ArrayLike) -> Integral:
+    """E[phi'(sqrt(q) z)^2] with its error."""
+    return expectation(lambda h: exact(np.square(activation.derivative(h))), np.sqrt(q), activation.kinks)
+
+
+def fixed_lengths(
+    activation: Activation, weight_variance: FloatArray, bias_variance: FloatArray, start: float = 1.0
+) -> FloatArray:
+    """Stable fixed points (n,) that the length maps reach from ``start``: 0 if lengths vanish, infinite if they grow.
+
+    From ``start``, lengths are followed in the direction of the map until it changes sign; there a root is bracketed.
+    """
+    lengths = np.full(weight_variance.shape, float(start))
+    ahead = (weight_variance * second_moment(activation, start) + bias_variance) / start - 1
+    for upward in (True, False):
+        rest = np.flatnonzero(ahead > 1e-12 if upward else ahead < -1e-12)
+        previous = float(start)
+        while len(rest) and 1e-12 < previous < 1e8:
+            steps = previous * 10 ** (np.arange(17) / (8 if upward else -8))
+            found = second_integral(activation, steps)
+            if not np.isfinite(found.error).all() and upward:  # activations overflow
+                break
+            moments = found.checked(f"E[phi^2] of {activation.name} at q = {_span(steps)}")
+            excess = weight_variance[rest, None] * moments + bias_variance[rest, None] - steps
+            crossed = (excess[:, 1:] <= 0) if upward else (excess[:, 1:] >= 0)
+            hit, first = crossed.any(axis=1), crossed.argmax(axis=1)
+            ends = np.log(np.stack([steps[first[hit]], steps[first[hit] + 1]]))
+            values = np.stack([excess[hit, first[hit]], excess[hit, first[hit] + 1]])
+            mine = rest[hit]
+            if len(mine):
+                lengths[mine] = _roots(activation, weight_variance[mine], bias_variance[mine], ends, values)
+            rest, previous = rest[~hit], float(steps[-1])
+        lengths[rest] = math.inf if upward else 0.0
+    return lengths
+
+
+def _roots(
+    activation: Activation, weight_variance: FloatArray, bias_variance: FloatArray, ends: FloatArray, values: FloatArray
+) -> FloatArray:
+    """Fixed points between two logarithms of lengths (2, n), at which length map - length has ``values`` (2, n)."""
+    for step in range(24):
+        middle = ends.mean(axis=0)
+        if step >= 20:  # brackets are so short that the map is straight
+            middle = ends[0] - (ends[1] - ends[0]) * np.divide(
+                values[0], values[1] - values[0], out=np.zeros_like(middle), where=values[0] != values[1]
+            )
+        q = np.exp(middle)
+        value = weight_variance * second_moment(activation, q) + bias_variance - q
+        same = np.sign(value) == np.sign(values[0])
+        ends = np.where([same, ~same], middle, ends)
+        values = np.where([same, ~same], value, values)
+    return np.asarray(np.exp(np.where(np.abs(values[0]) < np.abs(values[1]), ends[0], ends[1])))
+
+
+def _span(q: npt.ArrayLike) -> str:
+    low, high = float(np.min(q)), float(np.max(q))
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _scale(slope: float) -> float:

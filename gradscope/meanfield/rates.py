@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradscope.choices import check_choice
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.batch import batch_moments
@@ -37,7 +39,9 @@ def gsc_rate(
 
     Raises:
         ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, or lengths
-            have no fixed point or vanish.
+            have no fixed point or vanish, or an expectation is not known to 1e-8.
+
+    The derivative of an activation that jumps is taken almost everywhere, as automatic differentiation does.
 
     >>> round(gsc_rate("relu", "batch", 100), 4), round(gsc_rate("tanh", "layer"), 4)
     (1.4834, 1.1778)
@@ -54,7 +58,10 @@ def gsc_rate(
         return batch_moments(phi, math.inf if batch_size is None else batch_size).rate
     if norm == "layer":
         bias = bias_variance / variance if bias_variance else 0.0
-        return float(slope_moment(phi, 1.0) / (second_moment(phi, 1.0) + bias))
+        square = float(second_moment(phi, 1.0)) + bias
+        if square == 0:
+            raise ValueError(f"{phi.name} is 0 on normalized inputs, so there is no rate.")
+        return float(slope_moment(phi, 1.0)) / square
     length = layer.fixed_length() if q is None else q
     if not (math.isfinite(length) and length >= 0):
         raise ValueError(f"q must be a finite number > 0, got {q!r}.")
@@ -62,7 +69,10 @@ def gsc_rate(
         length = SHORT
         if float(second_moment(phi, length)) == 0:
             raise ValueError(f"Lengths vanish with {phi.name}, whose slope at 0 is 0, so there is no rate; pass q.")
-    return float(layer.chi(length) * length / layer.length(length))
+    after = float(layer.length(length))
+    if after == 0:
+        raise ValueError(f"The next length is 0 for {phi.name} at q={length:g}, so there is no rate.")
+    return float(layer.chi(length)) * length / after
 
 
 def residual_rate(branch_rate: float, dilution: float) -> float:
@@ -103,7 +113,13 @@ def elementwise_nlc(activation: ActivationLike, q: float = 1.0) -> float:
     (1.2112, 1.0)
     """
     phi = as_activation(activation)
-    return math.sqrt(q * float(slope_moment(phi, q)) / float(second_moment(phi, q) - mean_moment(phi, q) ** 2))
+    if not (math.isfinite(q) and q > 0):
+        raise ValueError(f"q must be a finite number > 0, got {q!r}.")
+    mean, square = float(mean_moment(phi, q)), float(second_moment(phi, q))
+    variance = float(gaussian(lambda h: np.square(phi(h) - mean), math.sqrt(q), phi.kinks))
+    if variance <= 1e-20 * square:
+        raise ValueError(f"{phi.name} is constant up to rounding at q={q:g}, so NLC is infinite or not known.")
+    return math.sqrt(q * float(slope_moment(phi, q)) / variance)
 
 
 def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float = 0.0) -> float:
@@ -128,7 +144,7 @@ def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float 
         product *= layer.weight_variance * float(slope_moment(layer.activation, h)) / layer.keep
         p = float(layer.mean_square(h))
         cov = MeanField(layer.activation, 1.0).covariance(h, min(h_cov / h, 1.0))
-    if p - cov <= 1e-13 * p:
+    if p - cov <= 1e-7 * p:  # rounding leaves p - cov fewer than eight digits
         raise ValueError(f"After {len(layers)} layers all samples coincide up to rounding, so NLC is infinite.")
     return math.sqrt(product * spread / (p - cov))
 
@@ -151,5 +167,7 @@ def log_gradient_variance(activation: ActivationLike, width: float, q: float = 1
     phi = as_activation(activation)
     if not width >= 1:
         raise ValueError(f"width must be at least 1, got {width!r}.")
-    fourth = float(gaussian(lambda h: phi.derivative(h) ** 4, math.sqrt(q), phi.kinks))
-    return (3 * fourth / float(slope_moment(phi, q)) ** 2 - 1) / width
+    fourth, square = float(gaussian(lambda h: phi.derivative(h) ** 4, math.sqrt(q), phi.kinks)), slope_moment(phi, q)
+    if square == 0:
+        raise ValueError(f"{phi.name} has slope 0 almost everywhere at q={q:g}, so all gradients are 0.")
+    return (3 * fourth / float(square) ** 2 - 1) / width

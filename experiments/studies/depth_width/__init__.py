@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from experiments.archive.tables import Collected
-from experiments.evidence.means import Mean, geometric_mean, mean
+from experiments.evidence.means import Mean, geometric_mean, mean, verdict
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table, told
 from experiments.studies.depth_width import figures
@@ -22,16 +22,18 @@ def claims(collected: Collected) -> list[Claim]:
     """For each network: whether the rate stays within tolerance, depends on the size, and tends to mean field."""
     found, made = all_rates(collected), []
     for size, (network, rates) in itertools.product(SIZES, found.items()):
-        means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size), strict=True)
+        means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size)[:-1], strict=True)
         says = f"The log rate of {name(network)} stays within tolerance at every {size}"
         parts = "; ".join(f"at {size} {number}: {one:+.4f}" for one, number in means)
-        because = f"deviation from the mean over all sizes {parts}; tolerance: {TOLERANCE:g}"
+        because = f"deviation from {size} {rates.numbers(size)[-1]} {parts}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
-        says = f"The rate of {name(network)} depends on the {size}, even if only slightly"
-        because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+.4f}"
-        made.append(Claim(says, _depends(change) or None, because))
+        says = f"The rate of {name(network)} depends on the {size}"
+        because = (
+            f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+.4f}; tolerance: {TOLERANCE:g}"
+        )
+        made.append(Claim(says, _depends(change), because))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
         says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
@@ -45,8 +47,9 @@ def _change(found: dict[str, Rates], network: str, size: str) -> Mean:
     return mean(found[network].ends(size), comparisons=len(SIZES) * len(found) * LOOKS)
 
 
-def _depends(change: Mean) -> bool:
-    return change.above(0) is not None
+def _depends(change: Mean) -> bool | None:
+    """True if the change is not 0; False if it may be 0 and is less than the tolerance; else None."""
+    return verdict(change.above(0) is not None, change.within(0, TOLERANCE) is True)
 
 
 def answer(collected: Collected) -> str:
@@ -57,17 +60,17 @@ def answer(collected: Collected) -> str:
         {size: rates.within_tolerance(size) for size in SIZES},
         "stays within the tolerance at every {},", "leaves the tolerance with the {},",
         "is not shown to stay within the tolerance at every {},",
-    ).rstrip(",")  # fmt: skip
+    ).rstrip(",").replace(", ", " and ")  # fmt: skip
     ends = {"depth": "from the smallest to the largest depth", "width": "from the smallest to the largest width"}
     changes = []
     for size, words in ends.items():
         change = _change(found, "selu", size)
-        shows = "a" if _depends(change) else "no"
-        changes.append(f"by {change:+.4f} {words} ({shows} dependence on the {size} is shown)")
+        shows = {True: "a dependence", False: "no dependence beyond the tolerance", None: "undecided"}[_depends(change)]
+        changes.append(f"by {change:+.4f} {words} ({shows})")
     return (
-        f"GSC of the SELU network grows by a factor of {rates.common:.4f} per layer, averaged over all sizes (mean "
-        f"field: {rates.theory:.4f}). The logarithm of the rate {steady} (tolerance: {TOLERANCE:g} around the mean "
-        f"over all sizes). The logarithm changes {listed(changes)}."
+        f"GSC of the largest SELU network grows by a factor of {rates.largest:.4f} per layer (mean field: "
+        f"{rates.theory:.4f}). The logarithm of the rate {steady} (tolerance: {TOLERANCE:g} around the rate at the "
+        f"largest depth or width). The logarithm changes {listed(changes)}."
     )
 
 
@@ -89,12 +92,16 @@ def details(collected: Collected) -> str:
     for size in SIZES:
         changes = {network: _change(found, network, size) for network in found}
         shown = [f"{name(network)} ({change.value:+.4f})" for network, change in changes.items() if _depends(change)]
-        sentences.append(f"Networks whose rate is shown to depend on the {size}, at least slightly: {listed(shown)}.")
+        small = [name(network) for network, change in changes.items() if _depends(change) is False]
+        sentences.append(
+            f"Networks whose rate is shown to depend on the {size}: {listed(shown)}. Networks without a dependence "
+            f"beyond the tolerance: {listed(small)}."
+        )
     rows = []
     for network, rates in found.items():
         ends, limit = (f"{mean(rates.ends(size)):+.4f}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
-        rows.append([name(network), f"{rates.common:.4f}", f"{rates.theory:.4f}", *ends, f"{limit:.4f}"])
-    header = ["network", "rate per layer", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
+        rows.append([name(network), f"{rates.largest:.4f}", f"{rates.theory:.4f}", *ends, f"{limit:.4f}"])
+    header = ["network", "rate, largest network", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
     return f"{' '.join(sentences)}\n\n{table([*header, 'rate at infinite width'], rows)}"
 
 
@@ -112,14 +119,17 @@ output is measured from {{measurement.num_sources}} equally spaced layers with {
 The **rate** is the factor by which GSC grows per layer. It is fitted over the half of the network nearer the output
 (`gradscope.coefficients.growth`). Rates are compared by their natural logarithms.
 
-A network is **within tolerance** if its log rate at each depth (or each width) differs from the mean over all sizes by
-less than {TOLERANCE:g}. A difference as large as the tolerance changes GSC by a factor of e over the deepest network.
-The whole interval of every difference must lie inside the tolerance. Intervals are 95 % Student's t intervals over
-seeds. They are simultaneous (Bonferroni) over the depths or widths, and over {LOOKS} analyses of the data.
+A network is **within tolerance** if its log rate at each depth (or each width) differs from that at the largest depth
+(or width) by less than {TOLERANCE:g}. The largest size is the reference, because the mean over all sizes moves with the
+sizes that are chosen. Depths are compared by means over the widths, and widths by means over the depths. A difference
+as large as the tolerance changes GSC by a factor of e over the deepest network. The whole interval of every difference
+must lie inside the tolerance. Intervals are 95 % Student's t intervals over seeds. They are simultaneous (Bonferroni)
+over these differences, and over {LOOKS} analyses of the data.
 
-A rate **depends on the depth**, even if only slightly, if the rates at the largest and the smallest depth differ. The
-dependence on the width is tested in the same way. Intervals are simultaneous over these
-{len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses. If no dependence is found, a small one may still exist.
+A rate **depends on the depth** if the whole interval of its change from the smallest to the largest depth lies on one
+side of 0, even if the change is slight. The claim is contradicted if the interval contains 0 and lies within the
+tolerance: a dependence, if there is one, is then smaller than the tolerance. The dependence on the width is tested in
+the same way. Intervals are simultaneous over these {len(SIZES) * len(NETWORKS)} tests and over {LOOKS} analyses.
 
 **Mean field** (`gradscope.meanfield.gsc_rate`) is the limit of infinite width at this batch size. The deviation of a
 finite network from mean field should be proportional to 1 / width. To test the limit, we fit a line to the log rate as
@@ -139,7 +149,8 @@ every width. With batch normalization, a larger batch lowers the rate. The first
     figures=figures.draw,
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
-        "band is the tolerance around the mean over all sizes. The dashed line is mean field. Bars are 95 % intervals.",
+        "band is the tolerance around the rate of the largest network. The dashed line is mean field. Bars are 95 % "
+        "intervals.",
         "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
         "fits, extrapolated to infinite width. Bars are 95 % intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "

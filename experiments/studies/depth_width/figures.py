@@ -30,12 +30,12 @@ def draw(collected: Collected) -> dict[str, Figure]:
 
 
 def rates(found: dict[str, Rates]) -> Figure:
-    """Rates of all sizes, one panel per network, with the tolerance around the mean over all sizes."""
+    """Rates of all sizes, one panel per network, with the tolerance around the rate of the largest network."""
     figure, axes = plt.subplots(2, 4, figsize=(12.4, 6.4), layout="constrained")
     half = 1.1 * max(_reach(own) for own in found.values())
     for ax, (network, own) in zip(axes.flat, found.items(), strict=False):
         _draw_sizes(ax, own)
-        ax.set_ylim(own.common.value * math.exp(-half), own.common.value * math.exp(half))
+        ax.set_ylim(own.largest.value * math.exp(-half), own.largest.value * math.exp(half))
         ax.set_title(name(network), fontsize=10)
     for ax in axes.flat[len(found) :]:
         ax.set_axis_off()
@@ -52,14 +52,14 @@ def _cells(own: Rates) -> list[Mean]:
 
 
 def _reach(own: Rates) -> float:
-    """How far the figure must reach around the mean over all sizes, so that it shows all intervals and mean field."""
+    """How far the figure must reach around the largest network, so that it shows all intervals and mean field."""
     ends = [end for cell in _cells(own) for end in (cell.low, cell.high)] + [own.theory]
-    return max(abs(math.log(end / own.common.value)) for end in ends)
+    return max(abs(math.log(end / own.largest.value)) for end in ends)
 
 
 def _draw_sizes(ax: Axes, own: Rates) -> None:
-    low, high = (own.common.value * math.exp(end) for end in (-TOLERANCE, TOLERANCE))
-    ax.axhspan(low, high, color="0.9", zorder=0, label=f"common mean, log rate $\\pm$ {TOLERANCE:g}")
+    low, high = (own.largest.value * math.exp(end) for end in (-TOLERANCE, TOLERANCE))
+    ax.axhspan(low, high, color="0.9", zorder=0, label=f"largest network, log rate $\\pm$ {TOLERANCE:g}")
     ax.axhline(own.theory, color="0.15", linewidth=0.9, linestyle=DASHED, label="mean field")
     places, cells = np.arange(len(own.depths)), _cells(own)
     lines: dict[str, Any] = {"linewidth": 0.8, "elinewidth": 1.4, "markersize": 5, "capsize": 2}

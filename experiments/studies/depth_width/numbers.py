@@ -35,26 +35,25 @@ class Rates:
         return np.log(self.values)
 
     @property
-    def common(self) -> Mean:
-        """Geometric mean of the rates over all sizes."""
-        return geometric_mean(np.exp(self.logs.mean(axis=(1, 2))))
+    def largest(self) -> Mean:
+        """Geometric mean of the rates of the deepest and widest network."""
+        return geometric_mean(self.values[:, -1, -1])
 
     def numbers(self, size: str) -> tuple[int, ...]:
         """All depths or all widths."""
         return self.depths if size == "depth" else self.widths
 
     def by(self, size: str) -> FloatArray:
-        """Log rates by depth or width, minus the mean over all sizes: shape (seeds, depths) or (seeds, widths)."""
+        """Log rate at every depth (width) but the largest, minus that at the largest; means over widths (depths)."""
         own = self.logs.mean(axis=2 if size == "depth" else 1)
-        return np.asarray(own - self.logs.mean(axis=(1, 2))[:, None])
+        return np.asarray(own[:, :-1] - own[:, -1:])
 
     def ends(self, size: str) -> FloatArray:
         """Log rate at the largest size minus log rate at the smallest size, one per seed."""
-        deviations = self.by(size)
-        return np.asarray(deviations[:, -1] - deviations[:, 0])
+        return -self.by(size)[:, 0]
 
     def within_tolerance(self, size: str, first: int = 0) -> bool | None:
-        """Whether log rates stay within tolerance at all depths or widths. The first ``first`` seeds are not used."""
+        """Whether all log rates stay within tolerance of that at the largest size; without the first seeds."""
         return all_of(*(one.within(0, TOLERANCE) for one in simultaneous(self.by(size)[first:], LOOKS)))
 
     @property

@@ -27,9 +27,11 @@ NAMES = {"tanh_large": "tanh with large weights", "relu_batch": "relu+batch", "s
 # biases, chi_1 = 1 needs the variance 1 of lecun. Batch normalization cancels the variance. SELU's twins keep it.
 TWINS = {
     "tanh_large": {"orthogonal": "lecun", "critical": "lecun"},
-    "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": NONE},
+    "relu_batch": {"xavier": NONE, "orthogonal": NONE, "lsuv": "orthogonal"},
     "selu": {"orthogonal": NONE, "lsuv": NONE},
 }
+# Repetitions that hold at every width: these weights have the same distribution, up to a scale that a norm cancels.
+EXACT = {("tanh_large", "critical"), ("relu_batch", "xavier"), ("relu_batch", "lsuv")}
 MEASURES = {"nonlinearity": "the outputs", "last_layer": "the last layer", "nlc": "NLC"}
 # NLC is not tested: its square would be GSC if the outputs had mean 0.
 TESTED = ("nonlinearity", "last_layer")
