@@ -14,7 +14,7 @@ from torch.nn import functional
 from gradscope.models import MLP
 
 WIDTHS = (50, 100, 200, 400)
-DEPTHS = (8, 12, 20)
+DEPTHS = (8, 12)
 BATCH = 32
 
 

@@ -20,6 +20,7 @@ from gradscope.checks.reading import Reading, UnreadableError, read
 from gradscope.checks.segments import FEWEST, Segment, segments, siblings
 from gradscope.checks.siblings import Deviation, odd_numbers, odd_structures
 from gradscope.coefficients.gsc import gsc
+from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward
 from gradscope.forward.modules import unwrap
@@ -114,7 +115,9 @@ class Comparison:
         lines = []
         for layer in list(dict.fromkeys(d.layer for d in self.deviations))[:MOST_NAMED]:
             texts = list(dict.fromkeys(d.text for d in self.deviations if d.layer == layer))
-            lines.append(f"{'another' if lines else 'first layer that deviates'}: {layer}: {'; '.join(texts[:MOST_NAMED])}")
+            lines.append(
+                f"{'another' if lines else 'first layer that deviates'}: {layer}: {'; '.join(texts[:MOST_NAMED])}"
+            )
         if not lines:
             lines.append("no layer deviates")
         lines.append(f"compared with siblings: {len(self.judged)} layers")
@@ -198,17 +201,20 @@ def compare(
     for group in groups:
         deviations += odd_structures(group)
         deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
+    names = tuple(segment.name for segment in judged)
     try:
         reading = read(model, data, forward=forward)
-    except UnreadableError as reason:
+        parts = _theory(model, data, reading, initialization, forward, probes, generator)
+    except (UnreadableError, ZeroOutputError) as reason:
         if not judged or initialization != "most":
             few = "" if judged else " No four layers or blocks of the network are of one kind, either."
             raise UnreadableError(f"{reason}{few}") from reason
-        return Comparison(_sorted(deviations, found), tuple(s.name for s in judged), str(reason))
-    parts = _theory(model, data, reading, initialization, forward, probes, generator)
-    comparison = Comparison((), tuple(s.name for s in judged), "", **parts)
-    deviations += _from_theory(comparison)
-    return replace(comparison, deviations=_sorted(deviations, found))
+        return Comparison(_sorted(deviations, found), names, str(reason))
+    owners = [
+        next((s.name for s in found if f"{r.preactivation}.".startswith(f"{s.name}.")), r.name) for r in reading.layers
+    ]
+    comparison = Comparison((), names, layers=tuple(owners), **parts)
+    return replace(comparison, deviations=_sorted([*deviations, *_from_theory(comparison)], found))
 
 
 def _sorted(deviations: Sequence[Deviation], found: Sequence[Segment]) -> tuple[Deviation, ...]:
@@ -257,7 +263,7 @@ def _theory(
     log10_gsc = np.array([profile.log10_values[profile.layers.index(name), 0] for name in (reading.source, *rows)])
     entries = np.array([layer.fan_in * layer.width for layer in reading.layers])
     return {
-        "profile": profile, "prediction": prediction, "reading": reading, "layers": tuple(rows),
+        "profile": profile, "prediction": prediction, "reading": reading,
         "weight_variances": measured, "nominal": nominal, "log10_gsc": log10_gsc, "z_length": _z_length(expected),
         "z_growth": _z_growth(expected, prediction, log10_gsc),
         "z_weight": np.log(measured / nominal) / np.sqrt(2 / entries),

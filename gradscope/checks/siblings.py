@@ -26,11 +26,12 @@ from gradscope.forward.modules import state_restored
 
 FloatArray = npt.NDArray[np.float64]
 
+SHARE = "share of quiet features"
 MOST = 12  # siblings with which a layer is compared: the nearest ones
 LEVEL = 0.005  # probability of a false alarm in a network
 RARE = 0.1  # a structure that at most this fraction of the siblings has is a fault, not a design
-QUIET = 0.4  # features quieter than the rest: this fraction may be dead without being odd
-FLOOR, FLOOR_WEIGHTS = 0.1, 0.01  # smallest scale of a difference of logarithms of squares
+QUIET = 0.01  # a feature is quiet if its variance is below this fraction of the mean variance
+FLOOR, FLOOR_WEIGHTS, FLOOR_SHARE = 0.1, 0.01, 0.02  # smallest scale of a difference: ln of squares, or a share
 TINY = 1e-9  # smallest squared relative change that is not rounding
 
 
@@ -71,7 +72,9 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
         own = measured[i][0]
         for quantity in own:
             values, errors = np.array([m[quantity] for m in measured[i]]).T
-            found.append((group[i].name, quantity, *_z(values, errors, FLOOR)))
+            found.append(
+                (group[i].name, quantity, *_z(values, errors, FLOOR_SHARE if quantity.startswith(SHARE) else FLOOR))
+            )
         for name in scales[i]:
             pairs = [scales[j][name] for j in others if name in scales[j]]
             values, errors = np.array(pairs).T
@@ -79,15 +82,21 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
     num = tests * (len(measured[0][0]) + len(scales[0]))
     deviations = []
     for layer, quantity, z, difference, others_num in found:
-        threshold = float(stats.t.isf(LEVEL / 2 / num, max(others_num - 1, 2)))
+        threshold = float(stats.t.isf(LEVEL / 2 / num, 2 * others_num))
         if abs(z) > threshold:
-            factor = math.exp(max(-700.0, min(700.0, difference)))
-            text = f"{quantity}: {factor:.3g} times that of its siblings (z = {z:.1f}, threshold {threshold:.1f})"
+            amount = (
+                f"{difference:+.2g} compared with its siblings"
+                if quantity.startswith(SHARE)
+                else (f"{math.exp(max(-700.0, min(700.0, difference))):.3g} times that of its siblings")
+            )
+            text = f"{quantity}: {amount} (z = {z:.1f}, threshold {threshold:.1f})"
             deviations.append(Deviation(layer, quantity, abs(z) / threshold, text))
     return deviations
 
 
-def _difference(segment: Segment, leaves: tuple[type, ...], between: tuple[str, ...], unreached: tuple[str, ...]) -> str:
+def _difference(
+    segment: Segment, leaves: tuple[type, ...], between: tuple[str, ...], unreached: tuple[str, ...]
+) -> str:
     """Say in what the structure differs from the usual one."""
     own, usual = [[c.__name__ for c in classes] for classes in (segment.leaves, leaves)]
     missing = [name for name in dict.fromkeys(usual) if own.count(name) < usual.count(name)]
@@ -100,7 +109,9 @@ def _difference(segment: Segment, leaves: tuple[type, ...], between: tuple[str, 
         names = ", ".join(sorted(set(segment.unreached) ^ set(unreached))[:4])
         return f"{names}: {'no' if len(segment.unreached) > len(unreached) else 'a'} gradient, unlike in its siblings"
     if segment.between != between:
-        own, usual = [[name.removesuffix("Backward0") for name in names] or ["nothing"] for names in (segment.between, between)]
+        own, usual = [
+            [name.removesuffix("Backward0") for name in names] or ["nothing"] for names in (segment.between, between)
+        ]
         return f"{', '.join(own)} lies between it and the next layer, but {', '.join(usual)} behind its siblings"
     return f"runs its parts in the order {', '.join(own)}, unlike its siblings"
 
@@ -109,7 +120,7 @@ def _z(values: FloatArray, errors: FloatArray, floor: float) -> tuple[float, flo
     """Return z of the first value among the others, its difference from their median, and the number of others."""
     others = values[1:]
     center = float(np.median(others))
-    scale = max(1.4826 * float(np.median(np.abs(others - center))), float(np.median(errors[1:])), float(errors[0]), floor)
+    scale = max(1.4826 * float(np.median(np.abs(others - center))), float(np.median(errors[1:])), floor)
     difference = float(values[0]) - center
     return difference / (scale * math.sqrt(1 + 1.57 / len(others))), difference, len(others)
 
@@ -126,17 +137,20 @@ def _numbers(segment: Segment, given: Segment) -> dict[str, tuple[float, float]]
         with _outputs_of_leaves(segment) as inside:
             y = segment.run(given, leaf)
         g = torch.autograd.grad(y, leaf, _normal(y, generator), allow_unused=True)[0] if y.requires_grad else None
+    pulled = torch.zeros_like(x) if g is None else g
     with torch.no_grad():
         y = y.detach().double()
         twice, plus, minus = (segment.run(given, v).double() for v in (2 * x, x + other, x - other))
         square = _features(y.square(), axis)
         return {
             "length of the output": _log_ratio(square),
-            "variance of quiet features": _quiet(y, axis),
-            "gradient (GSC)": _log_ratio(_features((torch.zeros_like(x) if g is None else g).double().square(), axis), square),
-            "curvature": _log_ratio(_features((plus + minus - 2 * y).square(), axis), _features((plus - minus).square(), axis)),
+            SHARE: _quiet(y, axis),
+            "gradient (GSC)": _log_ratio(_features(pulled.double().square(), axis), square),
+            "curvature": _log_ratio(
+                _features((plus + minus - 2 * y).square(), axis), _features((plus - minus).square(), axis)
+            ),
             "response to twice the input": _log_ratio(_features((twice - y).square(), axis), square),
-            **{f"variance of quiet features in {name}": _quiet(h, axis) for name, h in inside.items()},
+            **{f"{SHARE} in {name}": _quiet(h, axis) for name, h in inside.items()},
         }  # fmt: skip
 
 
@@ -189,13 +203,11 @@ def _log_mean(a: FloatArray) -> tuple[float, float]:
 
 
 def _quiet(y: Tensor, axis: int) -> tuple[float, float]:
-    """Return ln of a low quantile of the features' variances over their mean, and its error; low in half-dead layers."""
+    """Return the share of features that hardly vary over the batch, and its standard error."""
     y = y.detach().double()
-    a = _features((y - y.mean(0) if len(y) > 1 else y).square(), axis)
-    error = math.sqrt(QUIET * (1 - QUIET) / len(a))
-    mean = max(float(a.mean()), 1e-300)
-    low, value, high = np.log(np.maximum(np.quantile(a, (max(QUIET - error, 0), QUIET, QUIET + error)) / mean, 1e-6))
-    return float(value), float(high - low) / 2
+    varied = _features((y - y.mean(0) if len(y) > 1 else y).square(), axis)
+    share = float((varied <= QUIET * varied.mean()).mean())
+    return share, math.sqrt(share * (1 - share) / len(varied))
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
