@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class Network:
     width: int
     model: nn.Module
     x: Tensor
-    layers: list[tuple[str, ...]]
+    layers: Sequence[tuple[str, ...]]
 
     def parts(self, layer: int) -> list[tuple[nn.Module, str, nn.Module]]:
         """Every module without children of a layer, with its parent and its name in it."""
@@ -183,6 +183,10 @@ class _Nan(torch.autograd.Function):
         return grads[0] * float("nan")
 
 
+def _not_a_number(module: nn.Module, args: Any, output: Tensor) -> Any:
+    return _Nan.apply(output)  # type: ignore[no-untyped-call]
+
+
 def plant(host: Network, kind: str, seed: int) -> tuple[str, ...]:
     """Plant the fault in a random layer; returns the names of the modules of the layer."""
     random = np.random.default_rng([seed, 11])
@@ -195,7 +199,8 @@ def plant(host: Network, kind: str, seed: int) -> tuple[str, ...]:
     activations = [
         (p, k, m) for p, k, m in parts if isinstance(m, (nn.ReLU, nn.Tanh, nn.SELU, nn.GELU, nn.SiLU))
     ]  # fmt: skip
-    weight, bias = held[0][2].weight, held[0][2].bias
+    weight = held[0][2].weight
+    bias = weight.new_zeros(len(weight)) if held[0][2].bias is None else held[0][2].bias
     with torch.no_grad():
         if kind == "gain":
             weight.mul_(1.3)
@@ -233,12 +238,12 @@ def plant(host: Network, kind: str, seed: int) -> tuple[str, ...]:
             setattr(parent, key, nn.Identity())
         elif kind == "detached branch":
             if isinstance(host.model, Functional):
-                host.model.cut = layer  # type: ignore[assignment]
+                host.model.cut = layer
             else:
                 ends = [m for _, key, m in held if key in ("out", "proj", "down")]
                 ends[variant % len(ends)].register_forward_hook(lambda m, a, y: y.detach())
         elif kind == "backward NaN":
-            held[-1][2].register_forward_hook(lambda m, a, y: _Nan.apply(y))
+            held[-1][2].register_forward_hook(_not_a_number)
         else:
             raise ValueError(f"No fault {kind!r} changes the network.")
     return host.layers[layer]

@@ -106,7 +106,7 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
         check_devices(modules, batch)
     listener, parameters = _Calls(modules), {n: p for n, p in model.named_parameters() if p.requires_grad}
     with torch.inference_mode(False), torch.enable_grad(), state_restored(modules), eager(modules):
-        with hooked(modules, listener):  # type: ignore[arg-type]
+        with hooked(modules, listener):
             output = first_tensor(batch.run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
@@ -128,17 +128,16 @@ def siblings(found: Sequence[Segment]) -> list[list[Segment]]:
     for segment in found:
         groups[segment.kind[:3]].append(segment)
     chosen = []
-    for *others, last in groups.values():
-        if len(others) < FEWEST - 1:
-            continue
-        usual = most(others)
-        last = replace(last, between=usual.between)
+    for group in (g for g in groups.values() if len(g) >= FEWEST):
+        usual = most(group)
+        if group[-1] is found[-1] and group[-1].leaves[: len(usual.leaves)] != usual.leaves:
+            group.pop()
+        last = replace(group.pop(), between=usual.between)
         if last.leaves != usual.leaves and last.leaves[: len(usual.leaves)] == usual.leaves:
             last = replace(last, modules=last.modules[: len(usual.modules)], leaves=usual.leaves, kind=usual.kind)
         by_end: dict[Any, list[Segment]] = defaultdict(list)
-        for segment in (*others, last):
-            if segment.name != found[-1].name or segment.leaves == usual.leaves:
-                by_end[segment.kind].append(segment)
+        for segment in (*group, last):
+            by_end[segment.kind].append(segment)
         chosen += [part for part in by_end.values() if len(part) >= FEWEST]
     return chosen
 

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from gradscope.checks.segments import Segment, most
+from gradscope.checks.segments import FEWEST, Segment, most
 from gradscope.forward.modules import state_restored
 
 FloatArray = npt.NDArray[np.float64]
 
-SHARE = "share of quiet features"
+STRUCTURE, SHARE, SCALE = "structure", "share of quiet features", "scale of"
 MOST = 12  # siblings with which a layer is compared: the nearest ones
 LEVEL = 0.005  # probability of a false alarm in a network
 RARE = 0.1  # a structure that at most this fraction of the siblings has is a fault, not a design
@@ -52,7 +53,7 @@ def odd_structures(group: Sequence[Segment]) -> list[Deviation]:
     if 2 * count[usual] <= len(group):
         return []
     return [
-        Deviation(s.name, "structure", math.inf, _difference(s, *usual))
+        Deviation(s.name, STRUCTURE, math.inf, _difference(s, *usual))
         for s in group
         if s.structure != usual and count[s.structure] <= rare
     ]
@@ -64,21 +65,16 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
     ``tests``: number of segments of the network that are compared; thresholds hold for all of them together.
     """
     with torch.inference_mode(False), state_restored(dict(model.named_modules())):
-        chosen = [sorted(range(len(group)), key=lambda j, i=i: (abs(j - i), j))[: MOST + 1] for i in range(len(group))]
+        chosen = [sorted(range(len(group)), key=partial(_distance, i))[: MOST + 1] for i in range(len(group))]
         measured = [[_numbers(group[j], group[i]) for j in others] for i, others in enumerate(chosen)]
         scales = [_parameters(segment) for segment in group]
     found = []
     for i, others in enumerate(chosen):
-        own = measured[i][0]
-        for quantity in own:
-            values, errors = np.array([m[quantity] for m in measured[i]]).T
-            found.append(
-                (group[i].name, quantity, *_z(values, errors, FLOOR_SHARE if quantity.startswith(SHARE) else FLOOR))
-            )
-        for name in scales[i]:
-            pairs = [scales[j][name] for j in others if name in scales[j]]
-            values, errors = np.array(pairs).T
-            found.append((group[i].name, f"scale of {name}", *_z(values, errors, FLOOR_WEIGHTS)))
+        numbers = [measured[i][place] | scales[j] for place, j in enumerate(others)]
+        for quantity in numbers[0]:
+            values = np.array([n[quantity] for n in numbers if quantity in n])
+            if len(values) >= FEWEST:  # siblings may have no such part
+                found.append((group[i].name, quantity, *_z(values[:, 0], values[:, 1], _floor(quantity))))
     num = tests * (len(measured[0][0]) + len(scales[0]))
     deviations = []
     for layer, quantity, z, difference, others_num in found:
@@ -114,6 +110,14 @@ def _difference(
         ]
         return f"{', '.join(own)} lies between it and the next layer, but {', '.join(usual)} behind its siblings"
     return f"runs its parts in the order {', '.join(own)}, unlike its siblings"
+
+
+def _distance(i: int, j: int) -> tuple[int, int]:
+    return abs(j - i), j
+
+
+def _floor(quantity: str) -> float:
+    return FLOOR_SHARE if quantity.startswith(SHARE) else FLOOR_WEIGHTS if quantity.startswith(SCALE) else FLOOR
 
 
 def _z(values: FloatArray, errors: FloatArray, floor: float) -> tuple[float, float, int]:
@@ -176,7 +180,10 @@ def _outputs_of_leaves(segment: Segment) -> Iterator[dict[str, Tensor]]:
 
 def _parameters(segment: Segment) -> dict[str, tuple[float, float]]:
     """Return ln of the mean square of every parameter, with its standard error over entries."""
-    squares = {name: p.detach().double().square().reshape(-1).cpu().numpy() for name, p in segment.parameters().items()}
+    squares = {
+        f"{SCALE} {name}": p.detach().double().square().reshape(-1).cpu().numpy()
+        for name, p in segment.parameters().items()
+    }
     return {name: _log_ratio(values) for name, values in squares.items()}
 
 
