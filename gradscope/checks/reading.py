@@ -41,7 +41,7 @@ class UnreadableError(ValueError):
     ...     gs.compare(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), torch.ones(2, 1, 3))
     ... except gs.UnreadableError as error:
     ...     print(error)
-    '0' is a Conv1d where a Linear should begin a layer. No four layers or blocks of the network are of one kind, either.
+    '0' is a Conv1d where a Linear should begin a layer. Nor are four of its layers or blocks of one kind.
     """
 
 

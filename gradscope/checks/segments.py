@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradscope.forward.inputs import Forward, as_batch, check_devices, first_tensor, leaf_tensors
-from gradscope.forward.modules import eager, hooked, state_restored, tensors
+from gradscope.forward.modules import eager, hooked, tensors
+from gradscope.forward.state import alone, state_restored
 
 FEWEST = 4  # least number of segments of one kind that can be compared with each other
 MOST_OPERATIONS = 20  # operations of functional code between two segments that are told apart
@@ -105,9 +106,10 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
     if forward is None:
         check_devices(modules, batch)
     listener, parameters = _Calls(modules), {n: p for n, p in model.named_parameters() if p.requires_grad}
-    with torch.inference_mode(False), torch.enable_grad(), state_restored(modules), eager(modules):
+    state = state_restored(modules)
+    with alone, state as kept, kept, torch.inference_mode(False), torch.enable_grad(), eager(modules):
         with hooked(modules, listener):
-            output = first_tensor(batch.run(model, forward))
+            output = first_tensor(batch.shifted([0.0] * len(batch.floats)).run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
             found = torch.autograd.grad(output.double().square().sum(), list(parameters.values()), allow_unused=True)

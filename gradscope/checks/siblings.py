@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gradscope.checks.segments import FEWEST, Segment, most
-from gradscope.forward.modules import state_restored
+from gradscope.forward.state import alone, state_restored
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -64,7 +64,8 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
 
     ``tests``: number of segments of the network that are compared; thresholds hold for all of them together.
     """
-    with torch.inference_mode(False), state_restored(dict(model.named_modules())):
+    state = state_restored(dict(model.named_modules()))
+    with alone, state as kept, kept, torch.inference_mode(False):
         chosen = [sorted(range(len(group)), key=partial(_distance, i))[: MOST + 1] for i in range(len(group))]
         measured = [[_numbers(group[j], group[i]) for j in others] for i, others in enumerate(chosen)]
         scales = [_parameters(segment) for segment in group]

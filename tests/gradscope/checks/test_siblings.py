@@ -158,7 +158,7 @@ def test_expectations_that_cannot_be_judged_are_refused():
         gs.compare(mlp(), batch(), expected={"activation": 3})
     with pytest.raises(ValueError, match="no layer runs a module of torch"):
         gs.compare(Functional(), batch(16, 30), expected={"activation": "tanh"})
-    with pytest.raises(gs.UnreadableError, match="No four layers or blocks of the network are of one kind"):
+    with pytest.raises(gs.UnreadableError, match="Nor are four of its layers or blocks of one kind"):
         gs.compare(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()), batch(4, 1, 3))
     conv = nn.Sequential(*(nn.Conv1d(4, 4, 1) for _ in range(5)))
     with pytest.raises(gs.UnreadableError, match="Conv1d where a Linear should begin"):
@@ -203,6 +203,7 @@ def test_the_model_and_its_random_state_are_left_as_they_were():
     model = nn.Sequential(
         *(m for _ in range(6) for m in (nn.Linear(30, 30), nn.BatchNorm1d(30), nn.ReLU(inplace=True), nn.Dropout(0.1)))
     )
+    model.insert(0, nn.Hardtanh(-0.5, 0.5, inplace=True))
     before, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     x = batch(16, 30)
     kept = x.clone()
