@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradscope import frames, initializers, meanfield, measures, models, probes, testing
 from gradscope.backward.cotangents import Deflated
-from gradscope.checks.against_theory import Comparison, compare
+from gradscope.checks.against_theory import compare
+from gradscope.checks.comparison import Comparison
 from gradscope.checks.reading import UnreadableError
 from gradscope.checks.report import Report
 from gradscope.checks.self_check import check

@@ -1,174 +1,151 @@
-"""`compare(model, data)`: compare a network with mean-field theory of its initialization, layer by layer."""
+"""`compare(model, data)`: name the odd layer out, by its siblings and by mean-field theory of the initialization."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import nn
 
 from gradscope.backward.cotangents import Probes
-from gradscope.checks.reading import Reading, read
+from gradscope.checks.comparison import THRESHOLD, Comparison
+from gradscope.checks.expectations import INITIALIZATION, KEYS, unexpected
+from gradscope.checks.reading import Reading, UnreadableError, read
+from gradscope.checks.segments import FEWEST, Segment, segments, siblings
+from gradscope.checks.siblings import STRUCTURE, Deviation, odd_numbers, odd_structures
 from gradscope.coefficients.gsc import gsc
-from gradscope.coefficients.profiles import Profile
+from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward
+from gradscope.forward.modules import unwrap
 from gradscope.meanfield import LayerSpec, Prediction, predict, standard_variance
 from gradscope.meanfield.activations import NAMED
 
 FloatArray = npt.NDArray[np.float64]
 
-# A layer deviates if its |z| is larger.  For lengths and weights, whose errors are known, this happens by chance once
-# in 30,000 cases.  Growth has a larger threshold: its scale is estimated from increments, which have heavier tails.
-THRESHOLD, GROWTH_THRESHOLD = 4.2, 6.5
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Measurement, theory and z-scores per layer; made by `gradscope.compare`.
-
-    ``profile``: measured coefficients.  ``prediction``: theory for the nominal initialization.  ``layers``:
-    names, in order.  ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and nominal.  The z-scores
-    are NaN if a test does not apply:
-
-    - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
-      before.  So a wrong layer does not change the z-scores of later layers.
-    - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
-      standard deviations of all increments.
-    - ``z_weight``: ln of the weight variance, compared with the nominal variance.
-
-    >>> import torch
-    >>> import gradscope as gs
-    >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
-    >>> gs.compare(model, torch.randn(8, 30, generator=torch.Generator().manual_seed(1)))
-    Comparison(8 layers, no layer deviates)
-    """
-
-    profile: Profile
-    prediction: Prediction
-    reading: Reading
-    layers: tuple[str, ...]
-    weight_variances: FloatArray
-    nominal: FloatArray
-    log10_gsc: FloatArray
-    z_length: FloatArray
-    z_growth: FloatArray
-    z_weight: FloatArray
-
-    @property
-    def first_deviation(self) -> str | None:
-        """Name of the first layer whose length or gradient deviates from theory, or None."""
-        return self._first(np.fmax(np.abs(self.z_length), np.abs(self.z_growth) * THRESHOLD / GROWTH_THRESHOLD))
-
-    @property
-    def first_weight_outlier(self) -> str | None:
-        """Name of the first layer whose weights do not have the nominal variance, or None.
-
-        GSC does not show a wrong gain before a normalization or with a homogeneous activation such as ReLU.
-        """
-        return self._first(np.abs(self.z_weight))
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores."""
-        return pd.DataFrame(
-            {
-                "layer": self.layers,
-                "log10_gsc": self.log10_gsc[1:],
-                "log10_gsc_theory": self.prediction.log10_gsc[1:],
-                "weight_variance": self.weight_variances,
-                "weight_variance_nominal": self.nominal,
-                "z_length": self.z_length,
-                "z_growth": self.z_growth,
-                "z_weight": self.z_weight,
-            }
-        )
-
-    def __str__(self) -> str:
-        theory = 10 ** float(-np.diff(self.prediction.log10_gsc)[len(self.layers) // 2 :].mean())
-        lines = [f"theory: rate {theory:.4f} per layer over the upper half"]
-        try:
-            lines.append(f"measured: {self.profile.growth()}")
-        except ValueError as reason:
-            lines.append(f"measured: no rate ({reason})")
-        deviation, outlier = self.first_deviation, self.first_weight_outlier
-        if deviation is not None:
-            at = self.layers.index(deviation)
-            z = f"length z = {self.z_length[at]:.1f}, growth z = {self.z_growth[at]:.1f}"
-            lines.append(f"first layer that deviates: {deviation} ({z})")
-        if outlier is not None:
-            at = self.layers.index(outlier)
-            found = f"{self.weight_variances[at]:.3g}, nominal {self.nominal[at]:.3g}, z = {self.z_weight[at]:.1f}"
-            lines.append(f"first layer with weights of another variance: {outlier} ({found})")
-        if deviation is None and outlier is None:
-            lines.append("no layer deviates from theory")
-        return "\n".join(lines)
-
-    def __repr__(self) -> str:
-        first = self.first_deviation or self.first_weight_outlier
-        return f"Comparison({len(self.layers)} layers, {f'first deviation: {first}' if first else 'no layer deviates'})"
-
-    def _repr_html_(self) -> str:
-        """Return the layers as an HTML table of at most 24 rows, for notebooks."""
-        return self.to_frame().to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
-
-    def _first(self, z: FloatArray) -> str | None:
-        beyond = np.flatnonzero(np.nan_to_num(z) > THRESHOLD)
-        return self.layers[beyond[0]] if len(beyond) else None
+# Larger than the threshold of lengths and weights: the scale is estimated from increments, which have heavier tails.
+GROWTH_THRESHOLD = 6.5
 
 
 def compare(
     model: nn.Module,
     data: Any,
     *,
-    nominal: str | float = "standard",
+    expected: Mapping[str, Any] | None = None,
     forward: Forward | None = None,
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Comparison:
-    """Return the comparison of a perceptron with mean-field theory of its nominal initialization.
+    """Return what is odd about which layer of an initialized network.
 
-    z-scores use standard errors to first order in 1 / width: a mean square over n neurons and correlated samples has
-    relative variance 2 o / n, with o the mean squared cosine between samples.  Theory does not hold for batch
-    normalization with a batch larger than half the width; a warning says so.
+    Layers are compared in two ways.  (1) With their *siblings*, in any network with at least four layers or blocks of
+    one class and shape: their modules, their parameters, and statistics of every f_i(x_i) with those of f_j(x_i), for
+    the siblings f_j on the same input.  (2) With mean-field theory, in perceptrons.  All thresholds hold for all layers
+    of a network together.
+
+    z-scores of theory use standard errors to first order in 1 / width: a mean square over n neurons and correlated
+    samples has relative variance 2 o / n, with o the mean squared cosine between samples.  Theory does not hold for
+    batch normalization with a batch larger than half the width; a warning says so.
 
     Arguments:
-        model: A perceptron that `gradscope.checks.reading.read` can read.
+        model: Any module.  Its weights should be as drawn: training makes layers different.
         data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.
-        nominal: sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity: a number; "standard" (2 for ReLU and
-            its relatives, else 1); or "measured" (the value of each weight, so that wrong weights do not deviate).
+        expected: What the layers should be.  Default: what most of them are.  A mapping with any of these keys:
+            "activation", "normalization": a class, or a name such as "tanh", "layer" or "none"; see
+            `gradscope.checks.expectations.unexpected`.
+            "initialization": sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity, for networks that theory
+            covers: a number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the value of each
+            weight, so that wrong weights do not deviate).
 
-    Cost: that of `gradscope.gsc` and a few forward passes.
+    Cost: with n siblings, 5 forward and 2 backward passes times min(n, 13), and for perceptrons that of
+    `gradscope.gsc`.
 
     Raises:
-        UnreadableError: The theory does not cover the network; the message names the unsupported part.
-        ValueError: ``nominal`` has none of these values.
+        UnreadableError: Too few layers are of one kind, and theory does not cover the network; or an initialization is
+            expected and theory does not cover the network.  The message names the unsupported part.
+        ValueError: ``expected`` has none of these keys or values.
 
     Reference: Schoenholz et al. (2017), "Deep information propagation", arXiv:1611.01232.
 
     >>> import torch
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
-    >>> _ = model.layers[4].linear.weight.data.mul_(2)
+    >>> model.layers[4].activation = torch.nn.Identity()
     >>> x = torch.randn(8, 30, generator=torch.Generator().manual_seed(1))
-    >>> gs.compare(model, x).first_weight_outlier
-    'layers.4'
+    >>> print(gs.compare(model, x).deviations[0].text)
+    runs no ReLU where its siblings do
     """
-    reading = read(model, data, forward=forward)
+    wanted = dict(expected or {})
+    if unknown := sorted(set(wanted) - set(KEYS)):
+        raise ValueError(f"expected has an unknown key {unknown[0]!r}; use {', '.join(KEYS)}.")
+    initialization = wanted.get(INITIALIZATION, "most")
+    _check_initialization(initialization)
+    model = unwrap(model)
+    found = segments(model, data, forward=forward)
+    groups = siblings(found)
+    judged = [segment for group in groups for segment in group]
+    deviations = unexpected(judged or found[:-1], wanted)
+    for group in groups:
+        deviations += odd_structures(group)
+        deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
+    names = tuple(segment.name for segment in judged)
+    try:
+        reading = read(model, data, forward=forward)
+        parts = _theory(model, data, reading, initialization, forward, probes, generator)
+    except (UnreadableError, ZeroOutputError) as reason:
+        if not judged or initialization != "most":
+            few = "" if judged else " Nor are four of its layers or blocks of one kind."
+            raise UnreadableError(f"{reason}{few}") from reason
+        return Comparison(_sorted(deviations, found), names, str(reason))
+    owners = [
+        next((s.name for s in found if f"{r.preactivation}.".startswith(f"{s.name}.")), r.name) for r in reading.layers
+    ]
+    comparison = Comparison((), names, layers=tuple(owners), **parts)
+    return replace(comparison, deviations=_sorted([*deviations, *_from_theory(comparison)], found))
+
+
+def _sorted(deviations: Sequence[Deviation], found: Sequence[Segment]) -> tuple[Deviation, ...]:
+    """Sort by strength; among equally strong ones, what the user expected and then the first layer come first."""
+    order = {segment.name: place for place, segment in enumerate(found)}
+    return tuple(
+        sorted(deviations, key=lambda d: (-d.strength, d.quantity == STRUCTURE, order.get(d.layer, len(order))))
+    )
+
+
+def _from_theory(comparison: Comparison) -> list[Deviation]:
+    """Return the z-scores beyond their thresholds."""
+    deviations = []
+    for z, limit, what in (
+        (comparison.z_length, THRESHOLD, "length of the pre-activation"),
+        (comparison.z_growth, GROWTH_THRESHOLD, "growth of GSC"),
+        (comparison.z_weight, THRESHOLD, "variance of the weights"),
+    ):
+        for place in np.flatnonzero(np.abs(np.nan_to_num(z)) > limit):
+            text = f"{what} deviates from theory (z = {z[place]:.1f}, threshold {limit})"
+            deviations.append(Deviation(comparison.layers[place], what, float(abs(z[place])) / limit, text))
+    return deviations
+
+
+def _theory(
+    model: nn.Module, data: Any, reading: Reading, initialization: str | float, forward: Forward | None, probes: Probes,
+    generator: torch.Generator | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the fields of a comparison with theory."""
     specs = reading.specs
     if narrow := [r.width for r in reading.layers if r.spec.norm == "batch" and reading.batch_size > r.width / 2]:
         warnings.warn(
             f"Batch normalization of {reading.batch_size} samples at width {narrow[0]}: theory assumes infinite width "
             "and predicts too large a rate for such a batch.",
-            stacklevel=2,
+            stacklevel=3,
         )
     measured = np.array([spec.weight_variance for spec in specs])
-    nominal_variances = np.array([_nominal(nominal, spec) for spec in specs])
-    expected = reading.with_weight_variances(list(nominal_variances))
+    nominal = _expected_variances(initialization, specs, measured)
+    expected = reading.with_weight_variances(list(nominal))
     prediction = predict(
         expected.specs, batch_size=reading.batch_size, mean_square=reading.mean_square, correlation=reading.correlation
     )
@@ -179,22 +156,32 @@ def compare(
     )  # fmt: skip
     log10_gsc = np.array([profile.log10_values[profile.layers.index(name), 0] for name in (reading.source, *rows)])
     entries = np.array([layer.fan_in * layer.width for layer in reading.layers])
-    z_weight = np.log(measured / nominal_variances) / np.sqrt(2 / entries)
-    return Comparison(
-        profile, prediction, reading, tuple(rows), measured, nominal_variances, log10_gsc,
-        _z_length(expected), _z_growth(expected, prediction, log10_gsc), z_weight,
-    )  # fmt: skip
+    return {
+        "profile": profile, "prediction": prediction, "reading": reading,
+        "weight_variances": measured, "nominal": nominal, "log10_gsc": log10_gsc, "z_length": _z_length(expected),
+        "z_growth": _z_growth(expected, prediction, log10_gsc),
+        "z_weight": np.log(measured / nominal) / np.sqrt(2 / entries),
+    }  # fmt: skip
 
 
-def _nominal(nominal: str | float, spec: LayerSpec) -> float:
-    if nominal == "measured":
-        return spec.weight_variance
-    if nominal == "standard":
-        alias = spec.activation.name.lower().replace("leakyrelu", "leaky_relu")
-        return standard_variance(NAMED[alias]) if alias in NAMED else 1.0
-    if isinstance(nominal, (int, float)) and math.isfinite(nominal) and nominal > 0:
-        return float(nominal)
-    raise ValueError(f'nominal must be "standard", "measured" or a positive number, got {nominal!r}.')
+def _check_initialization(value: Any) -> None:
+    number = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    if not (number or value in ("standard", "measured", "most")):
+        raise ValueError(f'initialization must be "standard", "measured" or a positive number, got {value!r}.')
+
+
+def _expected_variances(initialization: str | float, specs: Sequence[LayerSpec], measured: FloatArray) -> FloatArray:
+    """Return sigma_w^2 of every layer; by default the median of those with equal activation and normalization."""
+    if initialization == "measured":
+        return measured
+    if isinstance(initialization, (int, float)):
+        return np.full(len(specs), float(initialization))
+    if initialization == "standard":
+        names = [spec.activation.name.lower().replace("leakyrelu", "leaky_relu") for spec in specs]
+        return np.array([standard_variance(NAMED[name]) if name in NAMED else 1.0 for name in names])
+    kinds = [(spec.activation.name, spec.norm, spec.branch_variance is None) for spec in specs]
+    alike = [[m for m, other in zip(measured, kinds, strict=True) if other == kind] for kind in kinds]
+    return np.array([np.median(a) if len(a) >= FEWEST else m for a, m in zip(alike, measured, strict=True)])
 
 
 def _z_length(reading: Reading) -> FloatArray:
@@ -214,13 +201,15 @@ def _z_growth(reading: Reading, prediction: Prediction, log10_gsc: FloatArray) -
         return np.full(len(reading.layers), np.nan)
     predicted, p = -np.diff(prediction.log10_gsc), reading.mean_square
     for number, layer in enumerate(reading.layers):
-        if layer.spec.norm == "none":  # a normalization makes the length before it irrelevant
+        if p <= 0:
+            predicted[number] = math.nan
+        elif layer.spec.norm == "none":  # a normalization makes the length before it irrelevant
             one = predict([layer.spec, layer.spec], batch_size=reading.batch_size, mean_square=p)
             predicted[number] = one.log10_gsc[0] - one.log10_gsc[1]
         p = layer.square
     residual = -np.diff(log10_gsc) - predicted
-    center = np.median(residual)
-    scale = 1.4826 * np.median(np.abs(residual - center))
+    center = np.nanmedian(residual)
+    scale = 1.4826 * np.nanmedian(np.abs(residual - center))
     # No test of the top layer: it receives independent cotangents, unlike the single layers predicted above.
     z = (residual - center) / max(scale, 1e-12)
     z[-1] = np.nan

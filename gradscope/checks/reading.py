@@ -41,7 +41,7 @@ class UnreadableError(ValueError):
     ...     gs.compare(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), torch.ones(2, 1, 3))
     ... except gs.UnreadableError as error:
     ...     print(error)
-    '0' is a Conv1d where a Linear should begin a layer.
+    '0' is a Conv1d where a Linear should begin a layer. Nor are four of its layers or blocks of one kind.
     """
 
 
@@ -261,4 +261,4 @@ def _overlap(h: Tensor) -> float:
     length = gram.diagonal().clamp_min(1e-300)
     weights = torch.outer(length, length)
     total = float(weights.sum())
-    return float((gram.square() / weights * weights).sum()) / total if math.isfinite(total) else 1.0
+    return float((gram.square() / weights * weights).sum()) / total if 0 < total < math.inf else 1.0

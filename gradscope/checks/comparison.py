@@ -1,0 +1,127 @@
+"""`Comparison`: what `gradscope.compare` found, most conspicuous first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gradscope.checks.reading import Reading
+from gradscope.checks.siblings import Deviation
+from gradscope.coefficients.profiles import Profile
+from gradscope.meanfield import Prediction
+
+FloatArray = npt.NDArray[np.float64]
+
+MOST_NAMED = 4  # layers that the text names, and deviations of each
+
+# A length or a weight, whose errors are known, deviates if its |z| is larger: by chance once in 30,000 cases.
+THRESHOLD = 4.2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Deviations of layers from their siblings and from theory; made by `gradscope.compare`.
+
+    ``deviations``: what is odd about which layer, most conspicuous first (`gradscope.checks.siblings.Deviation`).
+    ``judged``: layers that were compared with siblings.  ``unreadable``: why theory does not cover the network, or "".
+
+    The other fields hold the comparison with theory; without one they are None or empty.  ``profile``: measured
+    coefficients.  ``prediction``: theory for the expected initialization.  ``layers``: names, in order.
+    ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and expected.  The z-scores are NaN if a test
+    does not apply:
+
+    - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
+      before.  So a wrong layer does not change the z-scores of later layers.
+    - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
+      standard deviations of all increments.
+    - ``z_weight``: ln of the weight variance, compared with the expected variance.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
+    >>> gs.compare(model, torch.randn(8, 30, generator=torch.Generator().manual_seed(1)))
+    Comparison(8 layers, no layer deviates)
+    """
+
+    deviations: tuple[Deviation, ...]
+    judged: tuple[str, ...]
+    unreadable: str = ""
+    profile: Profile | None = None
+    prediction: Prediction | None = None
+    reading: Reading | None = None
+    layers: tuple[str, ...] = ()
+    weight_variances: FloatArray = field(default_factory=lambda: np.empty(0))
+    nominal: FloatArray = field(default_factory=lambda: np.empty(0))
+    log10_gsc: FloatArray = field(default_factory=lambda: np.empty(1))
+    z_length: FloatArray = field(default_factory=lambda: np.empty(0))
+    z_growth: FloatArray = field(default_factory=lambda: np.empty(0))
+    z_weight: FloatArray = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def first_deviation(self) -> str | None:
+        """Name of the most conspicuous layer, or None if no layer deviates."""
+        return self.deviations[0].layer if self.deviations else None
+
+    @property
+    def first_weight_outlier(self) -> str | None:
+        """Name of the first layer whose weights do not have the expected variance, or None; only with a theory.
+
+        GSC does not show a wrong gain before a normalization or with a homogeneous activation such as ReLU.
+        """
+        beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > THRESHOLD)
+        return self.layers[beyond[0]] if len(beyond) else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
+
+        ``deviation`` holds the most conspicuous deviation of the layer, or "".  Without a theory it is the only column
+        beside ``layer``.
+        """
+        texts: dict[str, str] = {}
+        for deviation in self.deviations:
+            texts.setdefault(deviation.layer, deviation.text)
+        names = self.layers or self.judged
+        columns: dict[str, Any] = {"layer": names}
+        if self.prediction is not None:
+            columns |= {
+                "log10_gsc": self.log10_gsc[1:],
+                "log10_gsc_theory": self.prediction.log10_gsc[1:],
+                "weight_variance": self.weight_variances,
+                "weight_variance_nominal": self.nominal,
+                "z_length": self.z_length,
+                "z_growth": self.z_growth,
+                "z_weight": self.z_weight,
+            }
+        return pd.DataFrame(columns | {"deviation": [texts.get(name, "") for name in names]})
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for layer in list(dict.fromkeys(d.layer for d in self.deviations))[:MOST_NAMED]:
+            texts = list(dict.fromkeys(d.text for d in self.deviations if d.layer == layer))
+            lines.append(
+                f"{'another' if lines else 'first layer that deviates'}: {layer}: {'; '.join(texts[:MOST_NAMED])}"
+            )
+        if not lines:
+            lines.append("no layer deviates")
+        lines.append(f"compared with siblings: {len(self.judged)} layers")
+        if self.prediction is None or self.profile is None:
+            return "\n".join([*lines, f"not compared with theory: {self.unreadable}"])
+        theory = 10 ** float(-np.diff(self.prediction.log10_gsc)[len(self.layers) // 2 :].mean())
+        lines.append(f"theory: rate {theory:.4f} per layer over the upper half")
+        try:
+            lines.append(f"measured: {self.profile.growth()}")
+        except ValueError as reason:
+            lines.append(f"measured: no rate ({reason})")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        first = f"first deviation: {self.first_deviation}" if self.deviations else "no layer deviates"
+        return f"Comparison({len(self.layers or self.judged)} layers, {first})"
+
+    def _repr_html_(self) -> str:
+        """Return the layers as an HTML table of at most 24 rows, for notebooks."""
+        return self.to_frame().to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
