@@ -109,7 +109,7 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
     state = state_restored(modules)
     with alone, state as kept, kept, torch.inference_mode(False), torch.enable_grad(), eager(modules):
         with hooked(modules, listener):
-            output = first_tensor(batch.shifted([0.0] * len(batch.floats)).run(model, forward))
+            output = first_tensor(batch.differentiable()[0].run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
             found = torch.autograd.grad(output.double().square().sum(), list(parameters.values()), allow_unused=True)
