@@ -1,6 +1,6 @@
 """Measure how often intervals hold, and how often verdicts are right.
 
-    python -m benchmarks.coverage [--networks 200] [--processes 2] [--minutes M] [--output FOLDER]
+    python -m benchmarks.coverage [--networks 200] [--processes 2] [--minutes M] [--part NAME] [--output FOLDER]
     python -m benchmarks.coverage --quick
 
 The campaign measures 54 cells: six architectures, three depths and three widths.  It takes hours on two cores.  It can
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--part", choices=("all", "growth", "estimates"), default="all")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
@@ -91,6 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lost, common = growth.weaker(growth.read(Path(name), QUICK), 20)
             console.print(summary(rates, characteristics, lost, common), estimates.run(Path(name), quick=True))
         return
+    if options.part != "growth":
+        console.print(estimates.run(options.output, quick=False))
+    if options.part != "estimates":
+        console.print(growth_campaign(options))
+
+
+def growth_campaign(options: argparse.Namespace) -> dict[str, float]:
+    """Measure the networks that are missing, and write the tables of the growth rate."""
     runs = options.output / "runs"
     deadline = None if options.minutes is None else time.time() + 60 * options.minutes
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
@@ -102,10 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lost, common = growth.weaker(growth.read(runs, most=options.networks), GROUPS)
     rates.to_csv(options.output / "growth.csv", index=False, float_format="%.5g")
     characteristics.to_csv(options.output / "characteristics.csv", index=False, float_format="%.5g")
-    estimates.run(options.output, quick=False)
     found = summary(rates, characteristics, lost, common)
     (options.output / "growth.json").write_text(json.dumps(manifest(**found), indent=1) + "\n")
-    console.print(found)
+    return found
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -72,27 +73,22 @@ def _within(depth: FloatArray, curves: FloatArray) -> Drift:
     """Return the mean change per layer with the error that the changes within the curves imply.
 
     For each model of the rows, generalized least squares on the changes gives a value and its error.  The models are
-    averaged with weights prior times likelihood.  Cost: O(rows^3) for each model.
+    averaged with weights prior times likelihood.  Cost: O(rows^2) per model and curve; O(rows^3) at the first call.
     """
-    unit = np.diff(depth).mean()
-    place = (depth - depth[0]) / unit
-    steps, changes = np.diff(place), np.diff(curves, axis=1)
+    unit = float(np.diff(depth).mean())
+    steps, changes = np.diff(depth) / unit, np.diff(curves, axis=1)
     freedom = changes.size - 1
-    distance = np.abs(place[:, None] - place)
     values, variances, weights = [], [], []
-    for part, memory, prior in MODELS:
-        levels = (1 - part) * np.minimum.outer(place, place) + part * np.power(memory, distance) / (2 * (1 - memory))
-        covariance = np.diff(np.diff(levels, axis=0), axis=1)
-        weighted = np.linalg.solve(covariance, steps)
+    for precision, log_determinant, prior in _models(tuple(steps)):
+        weighted = precision @ steps
         information = len(curves) * float(weighted @ steps)
         value = float((changes @ weighted).sum()) / information
-        residual = (changes - value * steps).T
-        squares = float(np.sum(residual * np.linalg.solve(covariance, residual)))
+        residual = changes - value * steps
+        squares = float(np.sum(residual @ precision * residual))
         if squares <= ROUNDING * float(np.sum(np.square(changes))):  # an exact line: all models agree
             return Drift(value / unit, 0.0, freedom)
         values.append(value)
         variances.append(squares / freedom / information)
-        log_determinant = float(np.linalg.slogdet(covariance)[1])
         evidence = len(curves) * log_determinant + math.log(information) + freedom * math.log(squares)
         weights.append(math.log(prior) - evidence / 2)
     posterior = np.exp(np.array(weights) - max(weights))
@@ -100,6 +96,19 @@ def _within(depth: FloatArray, curves: FloatArray) -> Drift:
     mean = float(posterior @ values)
     variance = float(posterior @ (np.array(variances) + np.square(np.array(values) - mean)))
     return Drift(mean / unit, math.sqrt(variance) / unit, freedom)
+
+
+@lru_cache(maxsize=64)
+def _models(steps: tuple[float, ...]) -> list[tuple[FloatArray, float, float]]:
+    """(inverse covariance of the changes, log determinant of the covariance, prior weight) of every model."""
+    place = np.concatenate([[0.0], np.cumsum(steps)])
+    distance = np.abs(place[:, None] - place)
+    found = []
+    for part, memory, prior in MODELS:
+        levels = (1 - part) * np.minimum.outer(place, place) + part * np.power(memory, distance) / (2 * (1 - memory))
+        covariance = np.diff(np.diff(levels, axis=0), axis=1)
+        found.append((np.linalg.inv(covariance), float(np.linalg.slogdet(covariance)[1]), prior))
+    return found
 
 
 def num_outer(depth: FloatArray, curves: FloatArray) -> int:
