@@ -38,18 +38,7 @@ QUICK = [Cell("relu", 20, 50), Cell("tanh+layer", 20, 50), Cell("GPT-like", 20, 
 GROUPS = 1000
 
 
-Tables = tuple[list[dict[str, object]], list[dict[str, object]]]
-
-
-def tables_of(folder: Path, cell: Cell, most: int) -> Tables:
-    """The rows of both tables for one cell."""
-    profiles = growth.Profiles(folder, cell, most)
-    if profiles.num < growth.FEWEST:
-        return [], []
-    return list(growth.coverage(profiles)), list(growth.characteristics(profiles))
-
-
-def frames(tables: Iterable[Tables]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def frames(tables: Iterable[growth.Tables]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables of all cells."""
     rates, characteristics = zip(*tables, strict=True)
     return pd.DataFrame(list(chain(*rates))), pd.DataFrame(list(chain(*characteristics)))
@@ -88,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         with tempfile.TemporaryDirectory() as name:
             complete(Path(name), QUICK, range(growth.FEWEST))
-            rates, characteristics = frames([tables_of(Path(name), cell, growth.FEWEST) for cell in QUICK])
+            rates, characteristics = frames([growth.tables_of(Path(name), cell, growth.FEWEST) for cell in QUICK])
             lost, common = growth.weaker(growth.read(Path(name), QUICK), 20)
             console.print(summary(rates, characteristics, lost, common), estimates.run(Path(name), quick=True))
         return
@@ -106,7 +95,7 @@ def growth_campaign(options: argparse.Namespace) -> dict[str, float]:
         shares = [range(start, options.networks, options.processes) for start in range(options.processes)]
         list(pool.map(complete, [runs] * len(shares), [CELLS] * len(shares), shares, [deadline] * len(shares)))
         rates, characteristics = frames(
-            pool.map(tables_of, [runs] * len(CELLS), CELLS, [options.networks] * len(CELLS))
+            pool.map(growth.tables_of, [runs] * len(CELLS), CELLS, [options.networks] * len(CELLS))
         )
     lost, common = growth.weaker(growth.read(runs, most=options.networks), GROUPS)
     rates.to_csv(options.output / "growth.csv", index=False, float_format="%.5g")

@@ -28,6 +28,8 @@ TUNED_WIDTH = 50
 FEWEST = 8
 LN10 = math.log(10)
 
+Tables = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
 
 class Profiles:
     """The measured profiles of one cell: depths (rows,), and log10 GSC (networks, rows) for each way of measuring."""
@@ -103,6 +105,14 @@ def characteristics(profiles: Profiles) -> Iterator[dict[str, Any]]:
         yield profiles.cell._asdict() | {"networks": size, "measured": profiles.num, "true_rate": rate} | shares | {
             "undecided": 1 - sum(shares.values()), "wrong": sum(shares.values()) - right,
         }  # fmt: skip
+
+
+def tables_of(folder: Path, cell: Cell, most: int) -> Tables:
+    """The rows of both tables for one cell."""
+    profiles = Profiles(folder, cell, most)
+    if profiles.num < FEWEST:
+        return [], []
+    return list(coverage(profiles)), list(characteristics(profiles))
 
 
 def weaker(profiles: Sequence[Profiles], num: int, seed: int = 0) -> tuple[int, int]:
