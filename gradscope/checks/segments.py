@@ -109,14 +109,15 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
     state = state_restored(modules)
     with alone, state as kept, kept, torch.inference_mode(False), torch.enable_grad(), eager(modules):
         with hooked(modules, listener):
-            output = first_tensor(batch.differentiable()[0].run(model, forward))
+            copy, inputs = batch.differentiable()
+            output = first_tensor(copy.run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad:
             found = torch.autograd.grad(output.double().square().sum(), list(parameters.values()), allow_unused=True)
     unreached = {id(p) for p, g in zip(parameters.values(), found, strict=True) if g is None}
     times = Counter(call.name for call in listener.calls)
     calls = {call.name: call for call in listener.calls if times[call.name] == 1 and call.name}
-    return _merged(_items(modules, calls), modules, calls, unreached)
+    return _merged(_items(modules, calls), modules, calls, unreached, {t.grad_fn for t in inputs})
 
 
 def siblings(found: Sequence[Segment]) -> list[list[Segment]]:
@@ -179,7 +180,7 @@ def _shape(output: Any) -> torch.Size:
 
 
 def _merged(
-    names: Sequence[str], modules: dict[str, nn.Module], calls: dict[str, _Call], unreached: set[int]
+    names: Sequence[str], modules: dict[str, nn.Module], calls: dict[str, _Call], unreached: set[int], ends: set[Any]
 ) -> list[Segment]:
     """Join every module that holds a weight matrix with the modules behind it that hold none."""
     groups: list[list[str]] = []
@@ -191,7 +192,7 @@ def _merged(
         else:
             groups.append([name])
     made: list[Segment] = []
-    ends = {t.grad_fn for call in calls.values() for t in leaf_tensors(call.output) if t.grad_fn is not None}
+    ends |= {t.grad_fn for call in calls.values() for t in leaf_tensors(call.output) if t.grad_fn is not None}
     begins = {call.received.grad_fn for call in calls.values() if call.received is not None}
     for place, group in enumerate(groups):
         first, last = calls[group[0]], calls[group[-1]]

@@ -54,6 +54,26 @@ def test_functional_code_between_layers_is_compared_too(residual):
     assert gs.compare(Functional(None, residual), batch(16, 30)).deviations == ()
 
 
+class Dense(nn.Module):
+    """Every layer also receives the input of the network, which the first layer receives transposed twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(30, 30) for _ in range(6))
+
+    def forward(self, x):
+        h = x.t().t()
+        for layer in self.layers:
+            h = torch.tanh(layer(h)) + x
+        return h
+
+
+def test_the_copy_of_the_input_is_no_operation_between_layers():
+    torch.manual_seed(0)
+    (group,) = siblings(segments(Dense(), batch(16, 30)))
+    assert {s.between for s in group} == {("AddBackward0", "TanhBackward0")}
+
+
 class Inside(nn.Module):
     """A layer with a functional activation in its forward pass, which it may lack."""
 
