@@ -62,7 +62,7 @@ def compare(
             covers: a number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the value of each
             weight, so that wrong weights do not deviate).
 
-    Cost: with n siblings, 5 forward and 2 backward passes times min(n, 13), and for perceptrons that of
+    Cost: with n siblings, 4 forward passes and 1 backward pass times min(n, 13), and for perceptrons that of
     `gradscope.gsc`.
 
     Raises:

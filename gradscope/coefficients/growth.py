@@ -33,8 +33,8 @@ NEAREST = 9
 # Both halves of a line have the same slope; a relative difference up to this one does not count.
 SAME_SLOPE = 0.25
 CURVED_LEVEL = 0.01
-# More networks than this are not worth a recommendation.
-MOST_NETWORKS = 1000
+# More networks or layers than this are not worth a recommendation.
+MOST_NETWORKS = MOST_LAYERS = 1000
 LN10 = math.log(10)
 
 
@@ -177,7 +177,7 @@ def fit_growth(
         alone = {_verdict(drift(depth[near], own[near][None]), margin) for own in y}
         verdict = alone.pop() if len(alone) == 1 and "undecided" not in alone else verdict
     if verdict == "undecided":
-        advice = _advice(rate, margin, len(y), depth[near])
+        advice = _advice(rate, margin, len(y), float(depth[-1]))
     return Growth(
         rate=math.exp(rate.value),
         intercept=math.exp(intercept),
@@ -282,12 +282,13 @@ def _verdict(rate: Drift, margin: float) -> str:
     return "stable" if low >= math.log1p(-margin) and high <= math.log1p(margin) else "undecided"
 
 
-def _advice(rate: Drift, margin: float, networks: int, depth: FloatArray) -> str:
-    """How many networks, or rows of one network, would give an interval that excludes 1 - margin and 1 + margin."""
+def _advice(rate: Drift, margin: float, networks: int, layers: float) -> str:
+    """How many networks, or layers of one network, would give an interval that excludes 1 - margin and 1 + margin."""
     distance = min(abs(rate.value - math.log1p(margin)), abs(rate.value - math.log1p(-margin)))
-    # The margin shrinks with the square root of the number of networks, or of rows.
+    # The interval shrinks with the square root of the number of networks, or of layers.
     factor = (1.96 * rate.stderr / distance) ** 2 if distance else math.inf
     if factor * networks > MOST_NETWORKS:
         return f"the rate lies too close to {1 + math.copysign(margin, rate.value):g}; choose another margin"
     more = max(networks + 1, math.ceil(factor * networks))
-    return f"about {more} networks, or {more / networks:.2g} times the layers, would decide"
+    deeper = math.ceil(more / networks * layers)
+    return f"about {more} networks" + (f", or {deeper} layers," if deeper <= MOST_LAYERS else "") + " would decide"
