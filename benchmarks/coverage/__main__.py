@@ -26,8 +26,10 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
+from scipy import stats
 
 from benchmarks.coverage import estimates, growth
 from benchmarks.coverage.networks import CELLS, Cell, complete
@@ -47,17 +49,19 @@ def frames(tables: Iterable[growth.Tables]) -> tuple[pd.DataFrame, pd.DataFrame]
 def summary(rates: pd.DataFrame, characteristics: pd.DataFrame, lost: int, common: int) -> dict[str, float]:
     """The numbers that the campaign is about."""
     untouched = rates[~rates["tuned"]]
+    hits = (rates["coverage"] * rates["measured"]).round()
     return {
         "networks per cell": int(rates["measured"].min()),
         "coverage, mean over cells": float(rates["coverage"].mean()),
-        "coverage, mean over cells on which nothing was tuned": untouched["coverage"].mean(),
+        "coverage, mean over cells on which nothing was tuned": float(untouched["coverage"].mean()),
         "coverage, worst cell": rates["coverage"].min(),
         "cells below 93 %": int((rates["coverage"] < 0.93).sum()),
+        "cells below 93 %, beyond chance (1 %)": int(np.sum(stats.binom.cdf(hits, rates["measured"], 0.93) < 0.01)),
         "cells": len(rates),
-        "width over ideal, median over cells": rates["width"].median(),
-        "width over ideal, worst cell": rates["width"].max(),
+        "width over ideal, median over cells": float(rates["relative_width"].median()),
+        "width over ideal, worst cell": rates["relative_width"].max(),
         "wrong verdicts, worst cell": max(rates["wrong"].max(), characteristics["wrong"].max()),
-        "wrong verdicts, mean": pd.concat([rates["wrong"], characteristics["wrong"]]).mean(),
+        "wrong verdicts, mean": float(pd.concat([rates["wrong"], characteristics["wrong"]]).mean()),
         "groups with a common verdict": common,
         "of these, weaker when pooled": lost,
     }

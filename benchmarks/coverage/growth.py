@@ -85,7 +85,7 @@ def coverage(profiles: Profiles) -> Iterator[dict[str, Any]]:
             yield profiles.cell._asdict() | {
                 "rows": which, "probes": probes, "networks": size, "measured": profiles.num,
                 "rate": math.exp(truth), "coverage": float(np.mean((low <= truth) & (truth <= high))),
-                "width": float(np.median(high - low)) / ideal, "decided": len(decided) / len(verdicts),
+                "relative_width": float(np.median(high - low)) / ideal, "decided": len(decided) / len(verdicts),
                 "wrong": sum(verdict != right_verdict(math.exp(truth)) for verdict in decided) / len(verdicts),
                 "curved": float(np.mean([one.curved for one in found])),
                 "tuned": profiles.cell.width == TUNED_WIDTH,

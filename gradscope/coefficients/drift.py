@@ -61,7 +61,7 @@ def drift(depth: FloatArray, curves: FloatArray) -> Drift:
     within = _within(depth, curves)
     if len(curves) == 1:
         return within
-    slopes = (curves[:, -1] - curves[:, 0]) / (depth[-1] - depth[0])
+    slopes = np.array([_within(depth, curve[None]).value for curve in curves])
     between = Drift(float(slopes.mean()), float(slopes.std(ddof=1)) / math.sqrt(len(slopes)), len(slopes) - 1)
     # Without any error, rounding must not make the ratio significant.
     ratio = (between.stderr / max(within.stderr, 1e-9 * abs(within.value), 1e-300)) ** 2
