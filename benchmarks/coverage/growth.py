@@ -1,7 +1,7 @@
 """How often the interval of a growth rate holds, how wide it is, and what its verdict is worth.
 
-The truth of a cell is the mean, over all its networks, of ln rate from exact Jacobians.  The ideal interval is 1.96
-standard deviations of ln rate between networks, divided by the square root of the number of networks.
+The truth of a cell is ln rate of all its networks together, from exact Jacobians.  The ideal interval is 1.96 standard
+deviations of ln rate between networks, divided by the square root of the number of networks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from benchmarks.coverage.networks import CELLS, PROBES, Cell, path_of
 from gradscope.coefficients.growth import MARGIN, Growth, fit_growth
@@ -52,16 +53,23 @@ class Profiles:
 
 
 def groups(num: int, size: int, seed: int = 0) -> list[npt.NDArray[np.int64]]:
-    """Every network alone, or as many random groups as there are networks."""
+    """Every network alone, or half as many random groups as there are networks."""
     if size == 1:
         return [np.array([network]) for network in range(num)]
     generator = np.random.default_rng(seed)
-    return [generator.choice(num, size, replace=False) for _ in range(num)]
+    return [generator.choice(num, size, replace=False) for _ in range(num // 2)]
 
 
 def fits(depth: FloatArray, values: FloatArray, size: int) -> list[Growth]:
     """The growth of every group of ``size`` networks."""
     return [fit_growth(values[group], depth) for group in groups(len(values), size)]
+
+
+def truth_of(depth: FloatArray, values: FloatArray) -> tuple[float, float]:
+    """ln rate of all networks together, and its standard deviation between networks."""
+    every = fit_growth(values, depth)
+    half = math.log(every.rate_high / every.rate_low) / 2
+    return math.log(every.rate), half / float(special.stdtrit(len(values) - 1, 0.975)) * math.sqrt(len(values))
 
 
 def right_verdict(rate: float) -> str:
@@ -74,8 +82,7 @@ def coverage(profiles: Profiles) -> Iterator[dict[str, Any]]:
     for which in ROWS:
         kept = profiles.rows(which)
         depth = profiles.depth[kept].astype(np.float64)
-        exact = np.log([one.rate for one in fits(depth, profiles.values["exact"][:, kept], 1)])
-        truth, spread = float(exact.mean()), float(exact.std(ddof=1))
+        truth, spread = truth_of(depth, profiles.values["exact"][:, kept])
         for probes, size in product(PROBES, NETWORKS):
             found = fits(depth, profiles.values[probes][:, kept], size)
             low, high = (np.log([getattr(one, end) for one in found]) for end in ("rate_low", "rate_high"))
@@ -96,7 +103,7 @@ def characteristics(profiles: Profiles) -> Iterator[dict[str, Any]]:
     """How often each verdict is given at a true rate: profiles are turned so that their mean rate is this rate."""
     depth = profiles.depth.astype(np.float64)
     values = profiles.values["exact"]
-    truth = float(np.mean([math.log(one.rate) for one in fits(depth, values, 1)]))
+    truth, _ = truth_of(depth, values)
     for rate, size in product(RATES, NETWORKS):
         turned = values + (math.log(rate) - truth) / LN10 * depth
         verdicts = [one.verdict for one in fits(depth, turned, size)]
