@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 
 from gradscope.checks.segments import FEWEST, Segment, most
@@ -79,7 +79,7 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
     num = tests * (len(measured[0][0]) + len(scales[0]))
     deviations = []
     for layer, quantity, z, difference, others_num in found:
-        threshold = float(stats.t.isf(LEVEL / 2 / num, 2 * others_num))
+        threshold = -float(special.stdtrit(2 * others_num, LEVEL / 2 / num))
         if abs(z) > threshold:
             amount = (
                 f"{difference:+.2g} compared with its siblings"

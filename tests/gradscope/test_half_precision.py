@@ -68,7 +68,7 @@ def test_sixty_exploding_layers_in_half_precision_stay_finite():
 def test_statistics_under_autocast_are_not_rounded_once_more():
     """The network runs in bfloat16; counts and sums of what it gave are exact, or those of float32."""
     model, x, heard = nn.Sequential(nn.Linear(6, 40), nn.ReLU()), noise(31, 6).float(), []
-    model[1].register_forward_pre_hook(lambda module, args: heard.append(args[0].double()))
+    model[1].register_forward_pre_hook(lambda module, args: heard.append(args[0].detach().double()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         frame = gs.measure(model, x, measures=[SignDiversity(), DeadFraction(), PreactivationStd()])
     (h,) = heard
