@@ -49,14 +49,15 @@ def frames(tables: Iterable[growth.Tables]) -> tuple[pd.DataFrame, pd.DataFrame]
 def summary(rates: pd.DataFrame, characteristics: pd.DataFrame, lost: int, common: int) -> dict[str, float]:
     """The numbers that the campaign is about."""
     untouched = rates[~rates["tuned"]]
-    hits = (rates["coverage"] * rates["measured"]).round()
+    num = rates["measured"].where(rates["networks"] == 1, rates["measured"] // 2)
+    hits = (rates["coverage"] * num).round()
     return {
         "networks per cell": int(rates["measured"].min()),
         "coverage, mean over cells": float(rates["coverage"].mean()),
         "coverage, mean over cells on which nothing was tuned": float(untouched["coverage"].mean()),
         "coverage, worst cell": rates["coverage"].min(),
         "cells below 93 %": int((rates["coverage"] < 0.93).sum()),
-        "cells below 93 %, beyond chance (1 %)": int(np.sum(stats.binom.cdf(hits, rates["measured"], 0.93) < 0.01)),
+        "cells below 93 %, beyond chance (1 %)": int(np.sum(stats.binom.cdf(hits, num, 0.93) < 0.01)),
         "cells": len(rates),
         "width over ideal, median over cells": float(rates["relative_width"].median()),
         "width over ideal, worst cell": rates["relative_width"].max(),

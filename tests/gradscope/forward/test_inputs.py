@@ -187,6 +187,7 @@ MASK = torch.full((5, 5), -torch.inf, dtype=torch.float64).triu(1)
     ],
     ids=["sparse", "csr", "mask", "integer", "number", "no edges", "edges", "cache"],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11
 @pytest.mark.parametrize("first", [False, True])
 def test_things_beside_the_samples_are_held_fixed(extra, first):
     x, before = noise(5, 4), {key: copy.copy(value) for key, value in extra.items()}
