@@ -4,7 +4,7 @@
     python -m benchmarks.coverage --quick
 
 The campaign measures 54 cells: six architectures, three depths and three widths.  It takes hours on two cores.  It can
-be stopped at any time, and goes on where it stopped; --minutes ends it early.  Measured profiles are kept under
+be stopped at any time and resumes where it stopped; --minutes ends it early.  Measured profiles are kept under
 results/calibration/runs.  The tables hold one row per cell and setting:
 
     growth.csv           coverage and width of the interval of the rate, decided and wrong verdicts

@@ -21,7 +21,7 @@ from gradscope.forward.modules import eager, hooked, tensors
 from gradscope.forward.state import alone, state_restored
 
 FEWEST = 4  # least number of segments of one kind that can be compared with each other
-MOST_OPERATIONS = 20  # operations of functional code between two segments that are told apart
+MOST_OPERATIONS = 20  # operations between two segments that are compared; further ones are ignored
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def _law(frame: pd.DataFrame) -> Figure:
         r = numbers.branch_rate(frame, branch)
         ax.plot(at, (r - 1) / (at**2 + 1), color=color, linewidth=1, linestyle=(0, (4, 2.5)),
                 label=f"{name(branch)}, (r - 1) / (k$^2$ + 1), r = {r:.3f}")  # fmt: skip
-    ax.set(yscale="log", xlabel="dilution k = |skip| / |branch|", ylabel="GSC rate a block (squared) less 1")
+    ax.set(yscale="log", xlabel="dilution k = |skip| / |branch|", ylabel="GSC rate per block (squared) minus 1")
     ax.set_title(f"Constant dilution; mean over {frame['seed'].nunique()} seeds, bars: 95 % interval", fontsize=10)
     ax.legend(frameon=False, fontsize=9)
     sns.despine(ax=ax)

@@ -220,9 +220,12 @@ def test_lightning_measures_in_the_precision_of_the_trainer(tmp_path, precision,
         DTYPES.clear()
         fit(Logging(), callback, tmp_path, precision=precision)
         seen.append(list(DTYPES))
-    alone, watched = seen
-    assert set(alone) == {dtype} and set(watched) == {dtype, torch.float64 if dtype == torch.float64 else torch.float32}
-    assert watched.count(dtype) > len(alone)  # the statistics
+    alone, monitored = seen
+    assert set(alone) == {dtype} and set(monitored) == {
+        dtype,
+        torch.float64 if dtype == torch.float64 else torch.float32,
+    }
+    assert monitored.count(dtype) > len(alone)  # the statistics
 
 
 def test_the_trainer_of_transformers_with_tuples(tmp_path):
