@@ -166,15 +166,15 @@ def fit_growth(
     if y.shape[1:] != depth.shape:
         raise ValueError(f"log10_values has shape {y.shape}, but depth_from_output has {depth.shape[0]} entries.")
     depth, y = _averaged(depth, y)
-    start = num_outer(depth, y)
-    inner, num = slice(start, None), len(depth) - start
-    near = slice(start, start + max(math.ceil(num / 2), min(num - 1, NEAREST)))
+    near = _nearer(depth, y)
+    inner = slice(near.start, None)
     rate = drift(depth[near], y[:, near])
     curved_p = _curved(depth[inner], y[:, inner], margin)
     intercept = float(np.mean(y[:, near]) - rate.value * np.mean(depth[near]))
     verdict, advice = _verdict(rate, margin), ""
     if len(y) > 1:
-        alone = {_verdict(drift(depth[near], own[near][None]), margin) for own in y}
+        each = [(own[None], _nearer(depth, own[None])) for own in y]  # the rows that each network has by itself
+        alone = {_verdict(drift(depth[rows], own[:, rows]), margin) for own, rows in each}
         verdict = alone.pop() if len(alone) == 1 and "undecided" not in alone else verdict
     if verdict == "undecided":
         advice = _advice(rate, margin, len(y), float(depth[-1]))
@@ -259,6 +259,13 @@ def _averaged(depth: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]
     average = np.zeros((len(place), len(depth)))
     average[np.arange(len(place)), place] = 1 / count[place]
     return depth, y @ average
+
+
+def _nearer(depth: FloatArray, y: FloatArray) -> slice:
+    """The rows that give the rate: the nearer half of those that are left."""
+    start = num_outer(depth, y)
+    num = len(depth) - start
+    return slice(start, start + max(math.ceil(num / 2), min(num - 1, NEAREST)))
 
 
 def _curved(depth: FloatArray, y: FloatArray, margin: float) -> float:
