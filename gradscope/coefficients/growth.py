@@ -167,9 +167,8 @@ def fit_growth(
         raise ValueError(f"log10_values has shape {y.shape}, but depth_from_output has {depth.shape[0]} entries.")
     depth, y = _averaged(depth, y)
     near = _nearer(depth, y)
-    inner = slice(near.start, None)
     rate = drift(depth[near], y[:, near])
-    curved_p = _curved(depth[inner], y[:, inner], margin)
+    curved_p = _curved(depth[near.start :], y[:, near.start :], margin)
     intercept = float(np.mean(y[:, near]) - rate.value * np.mean(depth[near]))
     verdict, advice = _verdict(rate, margin), ""
     if len(y) > 1:
