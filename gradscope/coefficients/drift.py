@@ -78,37 +78,30 @@ def _within(depth: FloatArray, curves: FloatArray) -> Drift:
     unit = float(np.diff(depth).mean())
     steps, changes = np.diff(depth) / unit, np.diff(curves, axis=1)
     freedom = changes.size - 1
-    values, variances, weights = [], [], []
-    for precision, log_determinant, prior in _models(tuple(steps)):
-        weighted = precision @ steps
-        information = len(curves) * float(weighted @ steps)
-        value = float((changes @ weighted).sum()) / information
-        residual = changes - value * steps
-        squares = float(np.sum(residual @ precision * residual))
-        if squares <= ROUNDING * float(np.sum(np.square(changes))):  # an exact line: all models agree
-            return Drift(value / unit, 0.0, freedom)
-        values.append(value)
-        variances.append(squares / freedom / information)
-        evidence = len(curves) * log_determinant + math.log(information) + freedom * math.log(squares)
-        weights.append(math.log(prior) - evidence / 2)
-    posterior = np.exp(np.array(weights) - max(weights))
-    posterior /= posterior.sum()
+    precision, log_determinant, prior = _models(tuple(steps))
+    weighted = precision @ steps  # (models, changes)
+    information = len(curves) * weighted @ steps
+    values = (changes @ weighted.T).sum(axis=0) / information
+    residual = changes - values[:, None, None] * steps  # (models, curves, changes)
+    squares = np.sum((residual @ precision) * residual, axis=(1, 2))
+    if (line := squares <= ROUNDING * np.sum(np.square(changes))).any():  # an exact line: all models agree
+        return Drift(float(values[line][0]) / unit, 0.0, freedom)
+    evidence = len(curves) * log_determinant + np.log(information) + freedom * np.log(squares)
+    posterior = special.softmax(np.log(prior) - evidence / 2)
     mean = float(posterior @ values)
-    variance = float(posterior @ (np.array(variances) + np.square(np.array(values) - mean)))
+    variance = float(posterior @ (squares / freedom / information + np.square(values - mean)))
     return Drift(mean / unit, math.sqrt(variance) / unit, freedom)
 
 
 @lru_cache(maxsize=64)
-def _models(steps: tuple[float, ...]) -> list[tuple[FloatArray, float, float]]:
-    """(inverse covariance of the changes, log determinant of the covariance, prior weight) of every model."""
+def _models(steps: tuple[float, ...]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Inverse covariance of the changes, log determinant of the covariance, and prior weight, of every model."""
     place = np.concatenate([[0.0], np.cumsum(steps)])
     distance = np.abs(place[:, None] - place)
-    found = []
-    for part, memory, prior in MODELS:
-        levels = (1 - part) * np.minimum.outer(place, place) + part * np.power(memory, distance) / (2 * (1 - memory))
-        covariance = np.diff(np.diff(levels, axis=0), axis=1)
-        found.append((np.linalg.inv(covariance), float(np.linalg.slogdet(covariance)[1]), prior))
-    return found
+    part, memory, prior = (column[:, None, None] for column in np.array(MODELS).T)
+    levels = (1 - part) * np.minimum.outer(place, place) + part * np.power(memory, distance) / (2 * (1 - memory))
+    covariance = np.diff(np.diff(levels, axis=1), axis=2)
+    return np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1], prior.ravel()
 
 
 def num_outer(depth: FloatArray, curves: FloatArray) -> int:
