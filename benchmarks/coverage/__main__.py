@@ -10,6 +10,7 @@ results/calibration/runs.  The tables hold one row per cell and setting:
     growth.csv           coverage and width of the interval of the rate, decided and wrong verdicts
     characteristics.csv  how often each verdict is given at true rates of 0.97, 1, 1.01, 1.03 and 1.07
     estimates.csv        coverage of all other intervals
+    README.md            what these tables say
 
 With --quick, three small cells are measured into a temporary folder, and nothing is written.
 """
@@ -31,7 +32,7 @@ import pandas as pd
 from rich.console import Console
 from scipy import stats
 
-from benchmarks.coverage import estimates, growth
+from benchmarks.coverage import estimates, growth, page
 from benchmarks.coverage.networks import CELLS, Cell, complete
 from benchmarks.tables.provenance import manifest
 
@@ -49,12 +50,13 @@ def frames(tables: Iterable[growth.Tables]) -> tuple[pd.DataFrame, pd.DataFrame]
 def summary(rates: pd.DataFrame, characteristics: pd.DataFrame, lost: int, common: int) -> dict[str, float]:
     """The numbers that the campaign is about."""
     untouched = rates[~rates["tuned"]]
-    num = rates["measured"].where(rates["networks"] == 1, rates["measured"] // 2)
+    num = page.num_trials(rates)
     hits = (rates["coverage"] * num).round()
     return {
         "networks per cell": int(rates["measured"].min()),
         "coverage, mean over cells": float(rates["coverage"].mean()),
         "coverage, mean over cells on which nothing was tuned": float(untouched["coverage"].mean()),
+        "coverage, mean over cells, networks measured after all choices": float(rates["coverage_fresh"].mean()),
         "coverage, worst cell": rates["coverage"].min(),
         "cells below 93 %": int((rates["coverage"] < 0.93).sum()),
         "cells below 93 %, beyond chance (1 %)": int(np.sum(stats.binom.cdf(hits, num, 0.93) < 0.01)),
@@ -107,6 +109,7 @@ def growth_campaign(options: argparse.Namespace) -> dict[str, float]:
     characteristics.to_csv(options.output / "characteristics.csv", index=False, float_format="%.5g")
     found = summary(rates, characteristics, lost, common)
     (options.output / "growth.json").write_text(json.dumps(manifest(**found), indent=1) + "\n")
+    page.write(options.output)
     return found
 
 

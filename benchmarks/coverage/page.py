@@ -1,0 +1,159 @@
+"""The page about a campaign, results/calibration/README.md, from its tables."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+WIDTH = 120
+TEXT = """
+# What are intervals and verdicts worth?
+
+The 95 % interval of a growth rate covers the rate in {coverage:.1%} of the cases, on average over {cells} cells.
+For cells on which nothing was tuned, it is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
+
+Each cell has {measured} networks. The coverage of a cell is therefore known to about {error:.1%} for one network, and
+to {error4:.1%} for groups of networks, which overlap. Measured on two cores of an x86-64 CPU by
+`python -m benchmarks.coverage`.
+
+## How well do intervals hold?
+
+A cell is one of 54 kinds of networks (six architectures, depths of 20, 50 and 100, widths of 50, 100 and 400), with all
+rows or ten rows, one of five choices of probes, and one, four or eight networks. The truth is the rate of all networks
+of the cell together, from exact Jacobians. The ideal interval has the half-width of 1.96 standard deviations between
+networks. All numbers are in [growth.csv](growth.csv).
+
+{architectures}
+
+The median width over all cells is {width:.2f} times the ideal one. {below} of {cells} cells are below 93 %,
+and {low} of them beyond chance (1 %): {named}.
+
+The prior weights of the models were chosen on simulated walks and on networks of width 50. Their structure was chosen
+after a look at the first 14 networks of every kind. After an evaluation of the first 48, the spread between networks
+and the truth were defined anew. Later networks had no influence: the intervals of single ones cover {fresh:.1%}.
+
+**The limit of one network.** Some curves revert to their mean, and others have a slope of their own. The variance of
+the change over the fitted rows, divided by that of independent changes, runs from {long_low:.2f} ({long_low_where}) to
+{long_high:.2f} ({long_high_where}). One curve hardly shows which: its changes correlate by 0.1 or less from row to row,
+and the error of such a correlation is 0.14 for 49 changes and 0.33 for nine. An interval that cannot tell them apart
+and covers 93 % of the second kind is at least {limit:.2f} times the ideal one for the first kind. Three other weights
+of the models were tried on the first 48 networks. They traded width for coverage, as expected: the median width fell
+by up to 6 %, and the coverage of ReLU networks with batch normalization by up to 2 %. Eight networks have no such
+limit, because their interval needs no model of the rows.
+
+Of 1,000 random groups of networks, {common} had one common verdict. Of these, {weaker} had a weaker verdict when
+pooled.
+
+## How often is each verdict given?
+
+Profiles of exact Jacobians were turned so that their common rate is the true rate. The table has means over the 54
+kinds of networks; [characteristics.csv](characteristics.csv) has each of them.
+
+{characteristics}
+
+The worst cell has {worst:.1%} wrong verdicts ({worst_where}). {beyond} cells have more than 2.5 % beyond chance (1 %).
+
+## Which faults are found?
+
+[faults.csv](faults.csv) has the planted faults of `python -m benchmarks.faults`; [checking](../../docs/checking.md)
+describes them. Other intervals are measured by `python -m benchmarks.coverage --part estimates`;
+[estimates](../../docs/estimates.md) says what is known of them.
+"""
+
+
+def write(folder: Path) -> None:
+    """Write the page of the tables in ``folder``."""
+    rates, verdicts = (pd.read_csv(folder / f"{name}.csv") for name in ("growth", "characteristics"))
+    found = pd.read_json(folder / "growth.json", typ="series")
+    numbers = _of_rates(rates) | _of_verdicts(verdicts)
+    text = TEXT.format(
+        wrong=pd.concat([rates["wrong"], verdicts["wrong"]]).mean(),
+        common=int(found["groups with a common verdict"]),
+        weaker=int(found["of these, weaker when pooled"]),
+        **numbers,
+    )
+    blocks = [block if block.startswith(("|", "#")) else _filled(block) for block in text.strip().split("\n\n")]
+    (folder / "README.md").write_text("\n\n".join(blocks) + "\n")
+
+
+def num_trials(table: pd.DataFrame) -> pd.Series:
+    """Number of networks, or of groups of networks, behind each row of a table."""
+    return table["measured"].where(table["networks"] == 1, table["measured"] // 2)
+
+
+def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
+    num = num_trials(rates)
+    low = rates[stats.binom.cdf((rates["coverage"] * num).round(), num, 0.93) < 0.01]
+    where = low.groupby(["architecture", "depth", "rows", "networks"], sort=False).size().reset_index(name="num")
+    named = [
+        f"{row.architecture}, depth {row.depth}, {'ten' if row.rows == '10' else 'all'} rows, "
+        f"networks: {row.networks} ({row.num})"
+        for row in where.itertuples()
+    ]
+    every = rates[(rates["rows"] == "all") & (rates["networks"] == 1) & (rates["probes"] == "exact")]
+    ordered = every.sort_values("long_run")
+    shortest, longest = ordered.iloc[0], ordered.iloc[-1]
+    table = rates.groupby("architecture", sort=False).agg(
+        coverage=("coverage", "mean"), worst=("coverage", "min"), width=("relative_width", "median"),
+        widest=("relative_width", "max"), decided=("decided", "mean"), wrong=("wrong", "max"),
+    )  # fmt: skip
+    measured = int(rates["measured"].min())
+    return {
+        "coverage": rates["coverage"].mean(),
+        "untuned": rates.loc[~rates["tuned"], "coverage"].mean(),
+        "fresh": rates["coverage_fresh"].mean(),
+        "cells": len(rates),
+        "measured": measured,
+        "error": np.sqrt(0.95 * 0.05 / measured),
+        "error4": np.sqrt(0.95 * 0.05 / (measured // 2)),
+        "width": rates["relative_width"].median(),
+        "below": int((rates["coverage"] < 0.93).sum()),
+        "low": len(low),
+        "named": "; ".join(named) or "none",
+        "long_low": shortest["long_run"],
+        "long_low_where": _kind(shortest),
+        "long_high": longest["long_run"],
+        "long_high_where": _kind(longest),
+        "limit": stats.norm.ppf(0.965) / stats.norm.ppf(0.975) * np.sqrt(longest["long_run"] / shortest["long_run"]),
+        "architectures": _table(
+            ["architecture", "coverage, mean", "worst cell", "width / ideal, median", "widest cell", "decided",
+             "wrong, worst cell"],
+            [[str(name), f"{row.coverage:.1%}", f"{row.worst:.0%}", f"{row.width:.2f}", f"{row.widest:.2f}",
+              f"{row.decided:.0%}", f"{row.wrong:.1%}"] for name, row in table.iterrows()],
+        ),
+    }  # fmt: skip
+
+
+def _of_verdicts(verdicts: pd.DataFrame) -> dict[str, object]:
+    words = ["exploding", "stable", "vanishing", "undecided"]
+    means = verdicts.groupby(["true_rate", "networks"])[words].mean().reset_index()
+    worst, num = verdicts.sort_values("wrong").iloc[-1], num_trials(verdicts)
+    return {
+        "characteristics": _table(
+            ["true rate", "networks", *words],
+            [[f"{row.true_rate:g}", f"{row.networks:g}", *(f"{row[word]:.1%}" for word in words)]
+             for _, row in means.iterrows()],
+        ),
+        "worst": worst["wrong"],
+        "worst_where": f"{_kind(worst)}, groups of {worst['networks']}, true rate {worst['true_rate']:g}",
+        "beyond": int(np.sum(stats.binom.sf((verdicts["wrong"] * num).round() - 1, num, 0.025) < 0.01)),
+    }  # fmt: skip
+
+
+def _kind(row: pd.Series) -> str:
+    return f"{row['architecture']}, depth {row['depth']}, width {row['width']}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---" for _ in header], *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("%", " %") for line in lines)
+
+
+def _filled(block: str) -> str:
+    text = " ".join(block.split()).replace("%", " %").replace("  %", " %")
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
