@@ -52,25 +52,25 @@ class Large:
         return gs.gsc(self.model, self.batch, probes=1)
 
 
-def gpt2(quick: bool) -> Large:
-    """GPT-2 small, 124 M parameters, batch 2, 128 tokens."""
+def gpt2(quick: bool, samples: int = 2, tokens: int = 128) -> Large:
+    """GPT-2 small, 124 M parameters; batch 2 and 128 tokens by default."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     small: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50} if quick else {}
     small |= {"bos_token_id": 0, "eos_token_id": 0}
     config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, **small)
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, config.vocab_size, (2, 16 if quick else 128), generator=generator)
+    ids = torch.randint(0, config.vocab_size, (2, 16) if quick else (samples, tokens), generator=generator)
     return Large(_seeded(lambda: GPT2LMHeadModel(config)), {"input_ids": ids})
 
 
-def resnet50(quick: bool) -> Large:
-    """ResNet-50, 25.6 M parameters, batch 8 at 224 pixels, with batch statistics."""
+def resnet50(quick: bool, samples: int = 8) -> Large:
+    """ResNet-50, 25.6 M parameters, at 224 pixels, with batch statistics; batch 8 by default."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     small: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 2]} if quick else {}
     config = ResNetConfig(**(small | {"num_labels": 10 if quick else 1000}))
-    size = (2, 3, 32, 32) if quick else (8, 3, 224, 224)
+    size = (2, 3, 32, 32) if quick else (samples, 3, 224, 224)
     images = torch.randn(size, generator=torch.Generator().manual_seed(1))
     return Large(_seeded(lambda: ResNetForImageClassification(config)), {"pixel_values": images})
 

@@ -90,19 +90,21 @@ def bare(make: Callable[[], nn.Module], images: Images, steps: int) -> None:
 
 def tuned(make: Callable[[], nn.Module], images: Images, steps: int, precision: str = "auto") -> None:
     """The same loop, optimized by hand."""
-    model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = images.device
+    model = make().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(model.parameters(), fused=True)
-    cast = Recipe(precision=precision).cast(torch.device("cpu"))
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CIFAR10_MEAN, CIFAR10_STD))
-    order = torch.randperm(len(images.images))
+    cast = Recipe(precision=precision).cast(device)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CIFAR10_MEAN, CIFAR10_STD))
+    order = torch.randperm(len(images.images), device=device)
     for step in range(steps):
         chosen = order[step * BATCH : (step + 1) * BATCH]
         x = (images.images[chosen].float() / 255 - mean) / std
-        x = torch.where(torch.rand(BATCH, 1, 1, 1) < 0.5, x.flip(3), x).contiguous(memory_format=torch.channels_last)
+        x = torch.where(torch.rand(BATCH, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
+        x = x.contiguous(memory_format=torch.channels_last)
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * min(step / (0.3 * steps), (steps - step) / (0.7 * steps))
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=cast, enabled=cast is not None):
+        with torch.autocast(device.type, dtype=cast, enabled=cast is not None):
             output = model(x)
         functional.cross_entropy(output.float(), images.labels[chosen], label_smoothing=SMOOTHING).backward()
         optimizer.step()
@@ -165,7 +167,7 @@ def ours(
     make: Callable[[], nn.Module], images: Images, steps: int, watch: Watch | None = None, precision: str = "auto"
 ) -> None:
     """``experiments.training.loop.train``, with or without a monitor."""
-    model = make().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = make().to(images.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = Recipe(
         epochs=100, max_steps=steps, batch_size=BATCH, optimizer=SGD, label_smoothing=SMOOTHING,
         augmentation=Augmentation(flip=True), precision=precision,
@@ -211,7 +213,7 @@ def _monitor(images: Images, model: nn.Module, **options: Any) -> Running:
 
 def speed(name: str, images: Images, steps: int, repeats: int, precision: str = "auto") -> list[Row]:
     """Times of the three loops, and their ratios to the time of gradscope.  The bare loop always runs in float32."""
-    make = partial(_seeded, MODELS[name])
+    make = partial(seeded, MODELS[name])
     contestants = [
         Contestant(OURS, partial(ours, make, images, steps, precision=precision)),
         Contestant(TUNED, partial(tuned, make, images, steps, precision=precision)),
@@ -224,17 +226,19 @@ def speed(name: str, images: Images, steps: int, repeats: int, precision: str = 
 
 def watching(name: str, images: Images, watches: Iterable[tuple[str, Watch]], steps: int, repeats: int) -> list[Row]:
     """Times of the loop with each monitor, and ratios to the loop alone."""
-    make = partial(_seeded, MODELS[name])
+    make = partial(seeded, MODELS[name])
     contestants = [Contestant(OURS, partial(ours, make, images, steps))]
     contestants += [Contestant(what, partial(ours, make, images, steps, watch)) for what, watch in watches]
     return timed(f"{name}, watched", f"{steps} steps of {BATCH} images", race(contestants, repeats), OURS)
 
 
-def _seeded(make: Callable[..., nn.Module]) -> nn.Module:
+def seeded(make: Callable[..., nn.Module]) -> nn.Module:
+    """A model with the weights of seed 0."""
     return make(generator=torch.Generator().manual_seed(0))
 
 
-def _data(quick: bool) -> Images:
+def data(quick: bool) -> Images:
+    """The training images of CIFAR-10, or noise."""
     if not quick:
         return Images.cifar10(train=True)
     generator = np.random.default_rng(0)
@@ -246,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print both tables of each model, and write one frame and its manifest."""
     options = _options(arguments)
     console, begin, rows = Console(width=WIDTH), time.perf_counter(), list[Row]()
-    images, quick = _data(options.quick), options.quick
+    images, quick = data(options.quick), options.quick
     for name in options.models.split(","):
         for group in (
             speed(name, images, 2 if quick else 30, options.repeats),

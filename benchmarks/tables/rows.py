@@ -16,7 +16,7 @@ class Row:
     """One measured number, and its ratio to the reference of the same group and case.
 
     Arguments:
-        quantity: "seconds", "bytes", "relative_rms" (error over probe seeds), or "times" (a ratio).
+        quantity: "seconds", "bytes", "relative_rms" (error over probe seeds), "times" (a ratio), or "count".
         value, low, high: Median and quartiles of ``num`` repetitions; quartiles are NaN if ``num`` is 1.
         ratio, ratio_low, ratio_high: ``value``, ``low`` and ``high`` divided by the median of the reference.
     """

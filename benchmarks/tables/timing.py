@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 # Seconds for the repetitions of one contestant.  If its warm-up alone takes longer, it runs only once.
 SECONDS_EACH = 30.0
@@ -73,6 +74,14 @@ def race(contestants: Sequence[Contestant], repeats: int) -> dict[str, Times]:
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds and result of one call; garbage of the previous call is collected before the clock starts."""
     gc.collect()
+    _wait()
     begin = time.perf_counter()
     result = call()
+    _wait()
     return time.perf_counter() - begin, result
+
+
+def _wait() -> None:
+    """Wait until a GPU has done everything that was asked of it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""What the project claims of a GPU, measured on one card."""
