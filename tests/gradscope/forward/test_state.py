@@ -6,7 +6,7 @@ import random
 import re
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,6 +120,49 @@ def test_a_model_with_a_state_is_measured_in_that_state():
     expected = J.square().sum() / x.numel() * x.square().sum() / f.square().sum()
     assert found["input"].value == pytest.approx(float(expected), rel=1e-9)
     Keeping.shared.clear()
+
+
+class Counted:
+    """A hook that remembers how often it was called."""
+
+    calls = 0
+
+    def __call__(self, *_):
+        self.calls += 1
+
+
+class Rearranging(nn.Module):
+    """Changes names, places and order of what it holds, but not the objects."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.first, self.empty = nn.Linear(4, 2, dtype=torch.float64), OrderedDict(x=1, y=2), []
+        self.left, self.right, self.old = {"k": 1}, {}, object()
+        self.register_buffer("one", torch.zeros(2))
+        self.register_buffer("two", torch.ones(2))
+
+    def forward(self, x):
+        self.first.move_to_end("x")
+        self.right.update([self.left.popitem()])
+        self.new = self.__dict__.pop("old")
+        self.empty.append(self.new)
+        del self.one
+        self.two = self.two + 1
+        self.register_buffer("one", torch.full((2,), 3.0), persistent=False)
+        return self.a(x)
+
+
+def test_names_places_and_order_are_restored():
+    model, hook = Rearranging(), Counted()
+    model.a.register_forward_hook(hook)
+    parts = (model.__dict__, model.first, model.left, model.right, model._buffers)
+    before, buffers = [list(part.items()) for part in parts], {n: b.clone() for n, b in model.named_buffers()}
+    gs.gsc(model, noise(3, 4))
+    for part, entries in zip(parts, before, strict=True):
+        assert [key for key, _ in part.items()] == [key for key, _ in entries]
+        assert all(value is kept for value, (_, kept) in zip(part.values(), entries, strict=True))
+    assert (model.empty, model._non_persistent_buffers_set, hook.calls) == ([], set(), 0)
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
 
 
 def test_what_a_measurement_cannot_restore_is_reported():
