@@ -134,8 +134,9 @@ class Counted:
 class Rearranging(nn.Module):
     """Changes names, places and order of what it holds, but not the objects."""
 
-    def __init__(self):
+    def __init__(self, sizes_too):
         super().__init__()
+        self.sizes_too = sizes_too
         self.a, self.first, self.empty = nn.Linear(4, 2, dtype=torch.float64), OrderedDict(x=1, y=2), []
         self.left, self.right, self.old = {"k": 1}, {}, object()
         self.register_buffer("one", torch.zeros(2))
@@ -143,8 +144,10 @@ class Rearranging(nn.Module):
 
     def forward(self, x):
         self.first.move_to_end("x")
-        self.right.update([self.left.popitem()])
         self.new = self.__dict__.pop("old")
+        if not self.sizes_too:
+            return self.a(x)
+        self.right.update([self.left.popitem()])
         self.empty.append(self.new)
         del self.one
         self.two = self.two + 1
@@ -152,8 +155,9 @@ class Rearranging(nn.Module):
         return self.a(x)
 
 
-def test_names_places_and_order_are_restored():
-    model, hook = Rearranging(), Counted()
+@pytest.mark.parametrize("sizes_too", [False, True])
+def test_names_places_and_order_are_restored(sizes_too):
+    model, hook = Rearranging(sizes_too), Counted()
     model.a.register_forward_hook(hook)
     parts = (model.__dict__, model.first, model.left, model.right, model._buffers)
     before, buffers = [list(part.items()) for part in parts], {n: b.clone() for n, b in model.named_buffers()}
