@@ -169,6 +169,57 @@ def test_names_places_and_order_are_restored(sizes_too):
     assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
 
 
+class KeepingBackward(nn.Module):
+    """Changes itself in the backward pass: a hook keeps gradients, and a checkpointed part runs again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.calls, self.seen = nn.Linear(4, 4), nn.Linear(4, 3), 0, []
+        self.b = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.act = nn.Tanh()
+        self.act.register_full_backward_hook(lambda module, inputs, outputs: setattr(self, "kept", outputs))
+        self.double()
+
+    def part(self, h):
+        self.calls += 1
+        return self.b(h)
+
+    def forward(self, x):
+        h = self.act(self.a(x))
+        h.register_hook(self.seen.append)
+        return self.c(h + checkpoint(self.part, h, use_reentrant=False))
+
+
+BACKWARD = {
+    "gsc": gs.gsc,
+    "matrix": gs.gsc_matrix,
+    "parameters": gs.parameter_gsc,
+    "nlc": gs.nlc,
+    "measure": lambda model, x: gs.measure(model, (x, x), loss_fn=lambda output, labels: output.square().sum(1)),
+    "depth": lambda model, x: gs.effective_depth(model, x, initial=copy.deepcopy(model.state_dict())),
+    "nonfinite": gs.first_nonfinite,
+    "check": gs.check,
+    "coupled": lambda model, x: gs.capture(model.eval(), x).coupled,
+    "describe": lambda model, x: str(gs.capture(model, x).describe()),
+    "dense": lambda model, x: gs.capture(model, x).jacobian("a", "c").dense(),
+    "J v": lambda model, x: gs.capture(model, x).jacobian("a", "c").matvec(torch.ones(24, dtype=x.dtype)),
+    "J^T u": lambda model, x: gs.capture(model, x).jacobian("a", "c").rmatvec(torch.ones(18, dtype=x.dtype)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Only 2 layers lie on the trunk")
+@pytest.mark.parametrize("measure", BACKWARD.values(), ids=BACKWARD.keys())
+def test_no_backward_pass_changes_the_model(measure):
+    torch.manual_seed(0)
+    model = KeepingBackward()
+    before = copy.deepcopy(model.state_dict())
+    result = measure(model, noise(6, 4))
+    assert (model.calls, model.seen, hasattr(model, "kept")) == (0, [], False)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    if measure is gs.check:
+        assert result.passed, str(result)
+
+
 def test_what_a_measurement_cannot_restore_is_reported():
     class Big(nn.Module):
         def __init__(self):
