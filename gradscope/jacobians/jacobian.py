@@ -17,6 +17,7 @@ from gradscope.forward.state import alone, state_restored
 from gradscope.memory import batch_bytes
 from gradscope.norms import from_real, real
 from gradscope.operators import LinearOperator
+from gradscope.probes import sphere
 
 
 class Jacobian(LinearOperator):
@@ -90,18 +91,28 @@ def _pulled(source: Layer, target: Layer, u: Tensor, create_graph: bool = False)
 
 def _pushed(source: Layer, target: Layer, v: Tensor) -> Tensor:
     # J^T u is linear in u, with matrix J^T.  So its vector-Jacobian product with v is J v, at any u.
+    reason: Exception | str = "a hook or a custom backward pass computes with detached tensors"
     try:
         with recording_gradients():
-            u = torch.zeros(target.size, dtype=target.real_dtype, device=v.device, requires_grad=True)
-            return torch.autograd.grad(_pulled(source, target, u, create_graph=True), u, v)[0]
+            generator = torch.Generator().manual_seed(0)
+            u = sphere(1, target.size, generator=generator, dtype=target.real_dtype, device=v.device)[0]
+            gradient = _pulled(source, target, u.requires_grad_(), create_graph=True)
+            (product,) = torch.autograd.grad(gradient, u, v)
     except RuntimeError as error:
-        if "is not implemented" not in str(error):
+        missing = "is not implemented", "does not require grad", "twice", "not have been used"
+        if not any(words in str(error) for words in missing):
             raise
-        raise NotImplementedError(
-            f"J v from {source.name!r} to {target.name!r} needs the derivative of a backward pass, "
-            f"which torch lacks for one operation between them ({error}). J^T u and dense() do not need it; for "
-            "attention, capture under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
-        ) from error
+        reason = error
+    else:  # <u, J v> = <J^T u, v>
+        a, b, c, d = (part.detach().double() for part in (u, product, gradient, v))
+        scale = 1e3 * torch.finfo(target.dtype).eps * (a.norm() * b.norm() + c.norm() * d.norm())
+        if not bool((a @ b - c @ d).abs() > scale):
+            return product
+    raise NotImplementedError(
+        f"J v from {source.name!r} to {target.name!r} needs the derivative of a backward pass, missing for one "
+        f"operation between them ({reason}). J^T u and dense() do not need it; for attention, capture under "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+    )
 
 
 @dataclass(frozen=True)

@@ -204,3 +204,29 @@ def test_no_graph_needs_the_garbage_collector(measure):
         assert alive and all(graph() is None for graph in alive)
     finally:
         gc.enable()
+
+
+class DoubledBack(nn.Module):
+    def __init__(self, hook):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c, self.hook = nn.Linear(4, 4), nn.Linear(4, 3), hook
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        h.register_hook(self.hook)
+        return self.c(h)
+
+
+def test_products_with_hooks_that_cannot_be_differentiated_are_refused():
+    x, v = noise(3, 4), noise(12, seed=2)
+    for hook in (lambda g: 2 * g.detach(), lambda g: g + g.detach()):
+        jacobian = gs.capture(DoubledBack(hook), x).jacobian("input", "c")
+        with pytest.raises(
+            NotImplementedError, match=r"from 'input' to 'c' needs .* J\^T u and dense\(\) do not need it"
+        ):
+            jacobian.matvec(v)
+        expected = gs.capture(DoubledBack(lambda g: 2 * g), x).jacobian("input", "c")
+        np.testing.assert_allclose(jacobian.dense(), expected.dense(), rtol=1e-12)
+        np.testing.assert_allclose(expected.matvec(v), expected.dense() @ v, rtol=1e-12)
