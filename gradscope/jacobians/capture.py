@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradscope.backward.coupling import coupled
-from gradscope.backward.hooks import check_linear, survey
+from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import unwrap
@@ -72,7 +72,13 @@ class Capture(Recording):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
         with alone, state_restored(self.replay.modules) as state, state:
             survey(self.graph)
+            self.check_target(to_layer, from_layer)
         return Jacobian(from_layer, to_layer, self.replay)
+
+    def check_target(self, target: Layer, source: Layer) -> None:
+        """Raise ValueError if hooks of a module around the target make its Jacobian depend on earlier passes."""
+        if target.index != self.target.index and any(module._backward_hooks for module in self.replay.modules.values()):
+            check_inside(self.graph.edges[-1], target.edge, source.edge, target.name)
 
     def describe(self) -> Description:
         """What was recorded, how cotangents are pulled back, and what was not recorded."""
