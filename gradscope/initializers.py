@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradscope.choices import check_choice
 from gradscope.forward.inputs import Forward, as_batch
-from gradscope.forward.modules import unwrap
+from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
 from gradscope.meanfield.rates import STANDARD_VARIANCE
@@ -201,13 +201,14 @@ def lsuv(
             if name in found:
                 return None
             for number in range(max_rounds + 1):
-                variance = float(output.double().var(correction=0))
+                variance = float(output.detach().double().var(correction=0))
                 if abs(variance - 1) <= tolerance:
                     found[name] = math.sqrt(variance)
                     return output
                 if number == max_rounds or not (variance > 0 and math.isfinite(variance)):
                     break
-                layer.weight.div_(math.sqrt(variance))
+                with torch.no_grad():
+                    layer.weight.div_(math.sqrt(variance))
                 output = layer.forward(*args, **kwargs)  # a call of the layer would run this hook again
             raise ValueError(
                 f"The output of {name or 'the model'!r} has variance {variance:g} instead of 1 after {number} "
@@ -218,8 +219,8 @@ def lsuv(
 
     handles = [layer.register_forward_hook(scale(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
-            batch.run(model, forward)
+        with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+            batch.differentiable()[0].run(model, forward)
     finally:
         for handle in handles:
             handle.remove()

@@ -24,7 +24,7 @@ SPREAD = 20
 # Length of the pattern of random numbers that fills a test gradient; a prime number, so that no axis repeats it.
 _PERIOD = 1009
 # The node that torch puts before and after a module with backward hooks.
-_MODULE_HOOK = "BackwardHookFunctionBackward"
+MODULE_HOOK = "BackwardHookFunctionBackward"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _effect(node: Node, numbers: Sequence[int], live: Collection[Vertex], made: 
     changed = [new is not old or over for new, old, over in zip(found, given, overwritten, strict=True)]
     if any(overwritten):
         made.cache_clear()
-    custom = issubclass(type(node), torch._C._FunctionBase) and node.name() != _MODULE_HOOK
+    custom = issubclass(type(node), torch._C._FunctionBase) and node.name() != MODULE_HOOK
     if custom or any(changed):
         below = dict.fromkeys(node.next_functions[n] for n in live_inputs(node, live)) if custom else {}
         inputs = [GradientEdge(parent, number) for parent, number in below if parent is not None]
@@ -102,6 +102,30 @@ def check_linear(outputs: Sequence[GradientEdge], inputs: Sequence[GradientEdge]
                 "remove it for the measurement."
             )
     return overwrites
+
+
+def check_inside(end: GradientEdge, target: GradientEdge, source: GradientEdge, name: str) -> None:
+    """ValueError if a pass from ``target`` depends on whether a pass from ``end`` to ``target`` ran before.
+
+    This is so inside a module with full backward hooks, which keep the gradient of the module's output.
+    Cost: four backward passes of one cotangent.
+    """
+
+    def pulled(upper: GradientEdge, lower: GradientEdge) -> Tensor | None:
+        return torch.autograd.grad(
+            upper, lower, cotangent(kind(upper), spread=0), retain_graph=True, allow_unused=True
+        )[0]
+
+    pulled(target, source)  # the hooks forget what they have kept
+    alone = pulled(target, source)
+    pulled(end, target)
+    after = pulled(target, source)
+    if alone is not None and after is not None and not torch.allclose(alone, after, equal_nan=True):
+        raise ValueError(
+            f"Layer {name!r} lies inside a module with a full backward hook that changes gradients, so a backward pass "
+            "from there depends on the passes before it: remove the hook, or measure this layer with "
+            f"gs.gsc(..., target={name!r})."
+        )
 
 
 Kind = tuple[tuple[int, ...], torch.dtype, torch.device]

@@ -6,13 +6,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradscope.backward.hooks import Survey, survey
+from gradscope.backward.hooks import MODULE_HOOK, Survey, survey
 from gradscope.backward.links import WORTHWHILE, Link, find_links
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer
@@ -87,7 +88,7 @@ class TrunkRoute:
 
     def open(self, position: int) -> bool:
         """Whether no hook changes the gradient there; a pass that stops there and one that goes on both run hooks."""
-        return vertex(self.trunk.edges[position]) not in self.survey.hooked
+        return position not in self.held and vertex(self.trunk.edges[position]) not in self.survey.hooked
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Pull through links and through the autograd engine.  A link overwrites the cotangents that it is given."""
@@ -127,6 +128,13 @@ class TrunkRoute:
         return survey(self.trunk)
 
     @cached_property
+    def held(self) -> range:
+        """Positions where no pass may stop: hooks of a module keep the gradient of its output for that of its input."""
+        known = chain(self.trunk.position.items(), ((key, p - 1) for key, p in self.trunk.above.items()))
+        found = [position for (node, _), position in known if node.name() == MODULE_HOOK]
+        return range(min(found, default=0), max(found, default=0))
+
+    @cached_property
     def apart(self) -> frozenset[int]:
         """Rows whose gradient needs a backward pass that ends there: see `gradscope.backward.hooks`."""
         hooked = {row for row, at in enumerate(self.rows) if vertex(at.edge) in self.survey.hooked}
@@ -144,7 +152,7 @@ class TrunkRoute:
     def links(self) -> list[Link | None]:
         """The link below every cut vertex; None if the engine is needed, for example because a row lies in between."""
         links = find_links(self.trunk)
-        for position, _ in self.off:
+        for position in (*(position for position, _ in self.off), *self.held):
             links[position] = None
         return links
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradscope.forward.inputs import Forward, as_batch, check_devices, first_tensor, leaf_tensors
-from gradscope.forward.modules import eager, hooked, tensors
+from gradscope.forward.modules import eager, hooked, recording_gradients, tensors
 from gradscope.forward.state import alone, state_restored
 
 FEWEST = 4  # least number of segments of one kind that can be compared with each other
@@ -107,12 +107,12 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
         check_devices(modules, batch)
     listener, parameters = _Calls(modules), {n: p for n, p in model.named_parameters() if p.requires_grad}
     state = state_restored(modules)
-    with alone, state as kept, kept, torch.inference_mode(False), torch.enable_grad(), eager(modules):
+    with alone, state as kept, kept, recording_gradients(), eager(modules):
         with hooked(modules, listener):
             copy, inputs = batch.differentiable()
             output = first_tensor(copy.run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
-        if output.requires_grad:
+        if output.requires_grad and parameters:
             found = torch.autograd.grad(output.double().square().sum(), list(parameters.values()), allow_unused=True)
     unreached = {id(p) for p, g in zip(parameters.values(), found, strict=True) if g is None}
     times = Counter(call.name for call in listener.calls)

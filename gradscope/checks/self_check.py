@@ -18,6 +18,7 @@ from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
 from gradscope.forward.modules import unwrap
+from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.norms import from_real, real
 from gradscope.probes import sphere
@@ -164,7 +165,7 @@ def _predicted(
     captured: Capture, layer: Layer, sources: Sequence[Layer], v: Tensor, directions: dict[str, Tensor]
 ) -> float:
     """Return <J^T v, u> summed over the sources."""
-    with pulling():
+    with alone, state_restored(captured.replay.modules) as state, state, pulling():
         gradients = torch.autograd.grad(
             (layer.edge,), [source.edge for source in sources], (v,), retain_graph=True, allow_unused=True
         )

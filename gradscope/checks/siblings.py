@@ -23,6 +23,7 @@ from scipy import special
 from torch import Tensor, nn
 
 from gradscope.checks.segments import FEWEST, Segment, most
+from gradscope.forward.modules import recording_gradients
 from gradscope.forward.state import alone, state_restored
 
 FloatArray = npt.NDArray[np.float64]
@@ -137,15 +138,16 @@ def _numbers(segment: Segment, given: Segment) -> dict[str, tuple[float, float]]
     other = _normal(x, generator) * x.double().square().mean().sqrt().to(x)
     conv = next(p.ndim for m in segment.modules for p in m.parameters() if p.ndim >= 2) > 2
     axis = 1 if conv else -1
-    with torch.enable_grad():
+    with recording_gradients():
         leaf = x.clone().requires_grad_()
         with _outputs_of_leaves(segment) as inside:
             y = segment.run(given, leaf)
+        others = [segment.run(given, v.requires_grad_()) for v in (2 * x, x + other, x - other)]
         g = torch.autograd.grad(y, leaf, _normal(y, generator), allow_unused=True)[0] if y.requires_grad else None
     pulled = torch.zeros_like(x) if g is None else g
     with torch.no_grad():
         y = y.detach().double()
-        twice, plus, minus = (segment.run(given, v).double() for v in (2 * x, x + other, x - other))
+        twice, plus, minus = (output.detach().double() for output in others)
         square = _features(y.square(), axis)
         return {
             "length of the output": _log_ratio(square),

@@ -104,6 +104,7 @@ class Board:
         self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
             _check_length(target, self.lengths[target.index][0], reduction)
+            captured.check_target(target, rows[0])
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
         """Measure with the given cotangents of each column (target), in the order of ``columns``."""

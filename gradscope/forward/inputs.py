@@ -276,15 +276,13 @@ def picked(output: Any) -> str | None:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """``output.logits`` if it exists, else the first floating-point tensor; TypeError if there is none."""
+    """``output.logits`` if it exists, else the first floating-point tensor with entries; TypeError if there is none."""
     logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    for tensor in leaf_tensors(output):
-        if continuous(tensor):
+    for tensor in (logits,) if isinstance(logits, Tensor) else leaf_tensors(output):
+        if continuous(tensor) and tensor.numel():
             return tensor
     raise TypeError(
-        f"The model returned {type(output).__name__} without a floating-point tensor; "
+        f"The model returned {type(output).__name__} without a floating-point tensor that has entries; "
         "give forward=, a function (model, batch) -> tensor, that picks the output to measure."
     )
 

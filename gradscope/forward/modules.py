@@ -124,7 +124,18 @@ def unwrap(model: nn.Module) -> nn.Module:
         return unwrap(original)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap(model.module)
+    check_parameters(model)
     return model
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise ValueError if a parameter was made under ``torch.inference_mode()``."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"Parameter {name!r} was made under torch.inference_mode(), so torch cannot differentiate through it: "
+                "build or load the model outside, or load its state_dict into a model that was built outside."
+            )
 
 
 @contextlib.contextmanager

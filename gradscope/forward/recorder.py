@@ -64,12 +64,6 @@ def record(
     modules = dict(model.named_modules())
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise ValueError(
-                f"Parameter {name!r} was made under torch.inference_mode(), so torch cannot differentiate through it: "
-                "build or load the model outside, or load its state_dict into a model that was built outside."
-            )
     recorder = _Recorder(modules, batch.size)
     with (
         alone,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, MutableMapping
-from operator import is_
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, filterfalse, islice
+from operator import is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Self
 
@@ -26,7 +27,9 @@ MOST_DEPTH = 2  # objects inside objects that are followed, counted from the att
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size, *_OPAQUE})
 _CONTAINERS = (dict, list, set, deque)
-_DICTS = (dict, OrderedDict)
+
+_STANDARD = vars(nn.Module())  # the attributes of every module; most of them are dictionaries of hooks
+_hooks = itemgetter(*(name for name, value in _STANDARD.items() if isinstance(value, dict) and "hook" in name))
 
 
 class state_restored:  # noqa: N801 - used like a function, as the context managers of torch are
@@ -47,21 +50,25 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
     def __init__(self, modules: Modules) -> None:
         self.modules = modules
         self.ready = self.done = False
+        self.graded, self.listener = torch.is_grad_enabled(), listening.get()
 
     def __enter__(self) -> Self:
-        if not self.ready:  # nothing is changed before the second entry
-            self._keep_all()
-            self.ready = True
-        else:
-            self._replace_buffers()
-            self._guard_buffers()
+        with torch.inference_mode(False), torch.no_grad():
+            if not self.ready:  # nothing is changed before the second entry
+                self._keep_all()
+                self.ready = True
+            else:
+                self._replace_buffers()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self.done:
             return
-        built = None if kind else self._built()
-        self._restore()
+        for entries, name, buffer in self.buffers:
+            entries[name] = buffer
+        changed = self._changed()
+        built = None if kind else self._built(changed)
+        self._restore(changed)
         self.done = True
         if built is not None:
             raise ValueError(
@@ -69,49 +76,49 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                 "model once, model(x), before you measure it, so that it has all its parameters."
             )
         if isinstance(error, RuntimeError) and "modified by an inplace operation" in str(error):
-            for name, parameter, version in self.parameters:
+            for name, key, parameter, version in self.versions:
                 if parameter._version != version:
+                    full = f"{name}.{key}".lstrip(".")
                     raise RuntimeError(
-                        f"Parameter {name!r} was changed during the measurement, by another thread or by the model: "
+                        f"Parameter {full!r} was changed during the measurement, by another thread or by the model: "
                         "measure between two training steps, or measure a copy (copy.deepcopy(model))."
                     ) from error
 
     def _keep_all(self) -> None:
-        self.seen: set[int] = set()
-        self.empty: list[Any] = []
-        self.containers: dict[int, tuple[Any, Any]] = {}
+        self.dicts: list[dict[Any, Any]] = []
+        self.others: list[Any] = []  # lists, sets and deques
+        self.buffers: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         self.tensors: list[tuple[Tensor, int, Tensor]] = []
         self.generators: list[tuple[Callable[[Any], object], Any]] = list(_generator_states(self.modules))
-        self.extra: dict[str, nn.Module] = {}  # modules that the model holds without registering them
-        self.known = {id(module) for module in self.modules.values()}
-        self.parameters: list[tuple[str, Tensor, int]] = []
         self.weights: list[tuple[Tensor, Tensor]] = []
-        self.graded, self.listener = torch.is_grad_enabled(), listening.get()
-        with torch.inference_mode(False), torch.no_grad():
-            for name, module in self.modules.items():
-                self._keep_module(name, module)
-            for kind in {kind: None for module in self.modules.values() for kind in type(module).__mro__}:
-                if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch."):
-                    for value in vars(kind).values():
-                        self._keep(value, MOST_DEPTH)
+        self.seen: set[int] = set()
+        self.known = set(map(id, self.modules.values()))
+        self.versions = [
+            (name, key, parameter, 0 if parameter.is_inference() else parameter._version)
+            for name, module in self.modules.items()
+            for key, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        for module in self.modules.values():
+            self._keep_module(module)
+        for kind in dict.fromkeys(kind for held in set(map(type, self.modules.values())) for kind in held.__mro__):
+            if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch."):
+                for value in vars(kind).values():
+                    self._keep(value, MOST_DEPTH)
+        self.empty = [*filterfalse(None, self.dicts), *filterfalse(None, self.others)]
+        self.dicts, self.others = [*filter(None, self.dicts)], [*filter(None, self.others)]
+        self.sizes, self.entries = self._entries()
 
-    def _keep_module(self, name: str, module: nn.Module) -> None:
+    def _keep_module(self, module: nn.Module) -> None:
         """Remember the attributes of one module; parameters and buffers are not copied here."""
-        self._keep_entries(module.__dict__)
-        for key, value in module.__dict__.items():
-            kind = type(value)
-            if kind in _ATOMS:
-                continue
-            if key in ("_parameters", "_buffers", "_modules"):
-                self._keep_entries(value)
-            elif kind in _DICTS and not value:  # most attributes of a module: its dictionaries of hooks
-                self.empty.append(value)
-            else:
-                self._keep(value, 0)
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                self.parameters.append((f"{name}.{key}".lstrip("."), parameter, _version(parameter)))
-        if module.__dict__.get("max_norm") and isinstance(module.weight, Tensor):
+        attributes, buffers, hooks = module.__dict__, module._buffers, _hooks(module.__dict__)
+        self.dicts += (attributes, module._parameters, buffers, module._modules, *hooks)
+        self.others.append(module._non_persistent_buffers_set)
+        for value in chain(map(attributes.get, attributes.keys() - _STANDARD), *map(dict.values, filter(None, hooks))):
+            self._keep(value, 0)
+        if buffers:
+            self.buffers += [(buffers, name, buffer) for name, buffer in buffers.items() if buffer is not None]
+        if attributes.get("max_norm") and isinstance(module.weight, Tensor):
             self.weights.append((module.weight, module.weight.detach().clone()))
 
     def _keep(self, value: Any, depth: int) -> None:
@@ -119,86 +126,94 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
         kind = type(value)
         if kind in _ATOMS or id(value) in self.seen:
             return
+        self.seen.add(id(value))
         if kind is tuple or isinstance(value, _CONTAINERS):
-            if not value:
-                if kind is not tuple:
-                    self.empty.append(value)
-                return
-            self.seen.add(id(value))
-            if kind is not tuple:
-                self._keep_entries(value)
+            if isinstance(value, dict):
+                self.dicts.append(value)
+            elif kind is not tuple:
+                self.others.append(value)
             if len(value) <= MOST_ENTRIES:
                 for entry in value.values() if isinstance(value, dict) else value:
                     self._keep(entry, depth)
         elif isinstance(value, Tensor):
-            self.seen.add(id(value))
             small = value.layout is torch.strided and value.numel() * value.element_size() <= MOST_BYTES
             if small and not (value.is_meta or value.is_inference()):
                 self.tensors.append((value, value._version, value.detach().clone()))
         elif isinstance(value, np.ndarray):
             if value.nbytes <= MOST_BYTES and value.flags.writeable:
                 self.generators.append((lambda before: np.copyto(value, before), value.copy()))
-        elif isinstance(value, nn.Module):
+        elif isinstance(value, nn.Module):  # held without being registered
             for module in value.modules():
                 if id(module) not in self.known:
                     self.known.add(id(module))
-                    self.extra[f"an unregistered {type(module).__name__} ({len(self.extra)})"] = module
-                    self._keep_module("", module)
+                    self._keep_module(module)
         elif (generator := _generator_state(value)) is not None:
             self.generators.append(generator)
         elif depth < MOST_DEPTH and not isinstance(value, _OPAQUE):
             inside = getattr(value, "__dict__", None)
             # An object with a lock belongs to several threads, so only its owner may change it.
             if isinstance(inside, dict) and not any(hasattr(entry, "acquire") for entry in inside.values()):
-                self.seen.add(id(value))
-                self._keep_entries(inside)
+                self.dicts.append(inside)
                 for entry in inside.values():
                     self._keep(entry, depth + 1)
 
-    def _keep_entries(self, container: Any) -> None:
-        before = dict(container) if isinstance(container, dict) else list(container)
-        self.containers[id(container)] = container, before
+    def _entries(self) -> tuple[list[int], list[Any]]:
+        """The sizes and the entries of all containers: keys, values, entries of lists and sets; fast, all in C."""
+        keys, values = chain.from_iterable(self.dicts), chain.from_iterable(map(dict.values, self.dicts))
+        return [*map(len, self.dicts), *map(len, self.others)], [*keys, *values, *chain.from_iterable(self.others)]
+
+    def _changed(self) -> list[tuple[Any, Any]]:
+        """The containers whose entries are other objects than before, each with its entries before."""
+        found: list[tuple[Any, Any]] = [(container, ()) for container in self.empty if container]
+        sizes, entries = self._entries()
+        if sizes == self.sizes and all(map(is_, entries, self.entries)):
+            return found
+        num = sum(self.sizes[: len(self.dicts)])
+        keys, rest = iter(self.entries[:num]), iter(self.entries[num:])
+        for container, size in zip(chain(self.dicts, self.others), self.sizes, strict=True):
+            before: Any = list(islice(rest, size))
+            same = len(container) == size
+            if isinstance(container, dict):
+                same = same and all(map(is_, container.values(), before))
+                before = dict(zip(islice(keys, size), before, strict=True))
+            if not (same and all(map(is_, container, before))):
+                found.append((container, before))
+        return found
 
     def _replace_buffers(self) -> None:
-        """Give the modules clones of their buffers; a buffer that several modules share is cloned only once."""
-        clones: dict[int, Tensor] = {}
-        with torch.inference_mode(False), torch.no_grad():
-            for module in (*self.modules.values(), *self.extra.values()):
-                for name, buffer in module._buffers.items():
-                    if buffer is not None and id(buffer) not in clones:
-                        clones[id(buffer)] = buffer.clone()
-                    if buffer is not None:
-                        module._buffers[name] = clones[id(buffer)]
+        """Give the modules clones of their buffers, and refuse calls by other threads, whose changes would be lost.
 
-    def _guard_buffers(self) -> None:
-        """Refuse calls by other threads: what they write into buffers would be lost."""
+        A buffer that several modules share is cloned only once.
+        """
+        clones: dict[int, Tensor] = {}
+        for entries, name, buffer in self.buffers:
+            if id(buffer) not in clones:
+                clones[id(buffer)] = buffer.clone()
+            entries[name] = clones[id(buffer)]
         if threading.active_count() > 1:
             guard = own_thread()
             for name, module in self.modules.items():
                 if module._buffers:
                     module.register_forward_pre_hook(lambda *_, name=name: guard(name))
 
-    def _built(self) -> str | None:
+    def _built(self, changed: Sequence[tuple[Any, Any]]) -> str | None:
         """The name of a parameter that the pass added or replaced, if any."""
-        for name, module in self.modules.items():
-            _, parameters = self.containers[id(module._parameters)]
-            _, children = self.containers[id(module._modules)]
-            for key, parameter in module._parameters.items():
-                if parameter is not None and parameters.get(key) is not parameter:
-                    return f"{name}.{key}".lstrip(".")
-            for key, child in module._modules.items():
-                if child is not None and children.get(key) is not child and any(True for _ in child.parameters()):
-                    return f"{name}.{key}".lstrip(".")
+        before = {id(container): dict(entries) for container, entries in changed if isinstance(container, dict)}
+        for name, module in self.modules.items() if before else ():
+            for members in (module._parameters, module._modules):
+                known = before.get(id(members), members)
+                for key, new in members.items():
+                    holder = new if isinstance(new, nn.Module) else module
+                    if new is not None and known.get(key) is not new and any(True for _ in holder.parameters()):
+                        return f"{name}.{key}".lstrip(".")
         return None
 
-    def _restore(self) -> None:
+    def _restore(self, changed: Sequence[tuple[Any, Any]]) -> None:
         torch.set_grad_enabled(self.graded)
         listening.set(self.listener)
-        for container, before in self.containers.values():
-            _restore_entries(container, before)
-        for container in self.empty:
-            if container:
-                container.clear()
+        for container, before in changed:
+            container.clear()
+            (container.update if isinstance(container, (dict, set)) else container.extend)(before)
         for weight, values in self.weights:
             weight.data.copy_(values)  # by .data: autograd ignores this change, since backward does not use the values
         for tensor, version, values in self.tensors:
@@ -206,19 +221,6 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                 tensor.data.copy_(values)
         for restore, state in self.generators:
             restore(state)
-
-
-def _restore_entries(container: Any, before: Any) -> None:
-    same = len(container) == len(before) and all(map(is_, container, before))
-    if same and isinstance(container, dict):
-        same = all(map(is_, container.values(), before.values()))
-    if not same:
-        container.clear()
-        (container.update if isinstance(container, (MutableMapping, set)) else container.extend)(before)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class same_draws:  # noqa: N801
@@ -257,12 +259,10 @@ def _generator_states(modules: Modules) -> Iterator[tuple[Callable[[Any], object
 
 def _generator_state(value: Any) -> tuple[Callable[[Any], object], Any] | None:
     """(function that sets a state, state) of a generator that a model holds; None for anything else."""
-    if isinstance(value, torch.Generator):
+    if isinstance(value, (torch.Generator, np.random.RandomState)):
         return value.set_state, value.get_state()
     if isinstance(value, random.Random):
         return value.setstate, value.getstate()
-    if isinstance(value, np.random.RandomState):
-        return value.set_state, value.get_state()
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator
         return (lambda state: setattr(bits, "state", state)), bits.state
@@ -271,5 +271,7 @@ def _generator_state(value: Any) -> tuple[Callable[[Any], object], Any] | None:
 
 def _cuda_devices(modules: Modules) -> list[int]:
     """Indices of the CUDA devices that hold parameters or buffers."""
+    if not torch.cuda.is_initialized():
+        return []
     held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
     return sorted({t.device.index for t in held if t is not None and t.is_cuda})

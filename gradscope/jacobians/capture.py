@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from gradscope.backward.coupling import coupled
-from gradscope.backward.hooks import check_linear, survey
+from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import unwrap
 from gradscope.forward.recorder import Recording, record
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import merged, units
 from gradscope.jacobians.description import Description, describe, remarks
@@ -45,7 +46,8 @@ class Capture(Recording):
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other."""
-        return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
+        with alone, state_restored(self.replay.modules) as state, state:  # checkpointed layers run again
+            return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
@@ -68,8 +70,15 @@ class Capture(Recording):
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target: swap the two.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
-        survey(self.graph)
+        with alone, state_restored(self.replay.modules) as state, state:
+            survey(self.graph)
+            self.check_target(to_layer, from_layer)
         return Jacobian(from_layer, to_layer, self.replay)
+
+    def check_target(self, target: Layer, source: Layer) -> None:
+        """Raise ValueError if hooks of a module around the target make its Jacobian depend on earlier passes."""
+        if target.index != self.target.index and any(module._backward_hooks for module in self.replay.modules.values()):
+            check_inside(self.graph.edges[-1], target.edge, source.edge, target.name)
 
     def describe(self) -> Description:
         """What was recorded, how cotangents are pulled back, and what was not recorded."""
@@ -130,7 +139,8 @@ def capture(
             "checkpoint(..., use_reentrant=False)."
         )
     if any(module._backward_hooks or module._backward_pre_hooks for module in model.modules()):
-        check_linear(graph.edges[-1:], graph.edges[:1])
+        with alone, state_restored(recording.replay.modules) as state, state:
+            check_linear(graph.edges[-1:], graph.edges[:1])
     reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
     # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
     reaching.sort(key=lambda layer: graph.order(layer.edge))

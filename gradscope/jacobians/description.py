@@ -13,6 +13,7 @@ import torch
 
 from gradscope.backward.pulling import PullBack
 from gradscope.forward.layers import Layer, Origin, module_name
+from gradscope.forward.state import alone, state_restored
 
 VMAP, LOOP = "vmap", "loop"
 BATCH, RUNNING = "batch", "running"
@@ -46,7 +47,8 @@ class Description:
 def describe(captured: Any) -> Description:
     """The description of ``captured``, a `Capture`.  Cost: two cotangents pulled back through the trunk."""
     names = {layer.index: layer.name for layer in captured.units}
-    backward = _backward(captured.reached)
+    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
+        backward = _backward(captured.reached)
     rows: list[dict[str, Any]] = []
     for layer in captured.reached:
         name = names.get(layer.index, layer.name)

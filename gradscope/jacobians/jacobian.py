@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,9 +13,11 @@ from gradscope.backward.pulling import PullBack, pulling
 from gradscope.forward.layers import Layer
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Replay
+from gradscope.forward.state import alone, state_restored
 from gradscope.memory import batch_bytes
 from gradscope.norms import from_real, real
 from gradscope.operators import LinearOperator
+from gradscope.probes import sphere
 
 
 class Jacobian(LinearOperator):
@@ -31,12 +35,21 @@ class Jacobian(LinearOperator):
     def __init__(self, source: Layer, target: Layer, replay: Replay) -> None:
         for name, value in (("source", source), ("target", target), ("_replay", replay)):
             object.__setattr__(self, name, value)
-        shape = (target.size, source.size)
-        super().__init__(shape, self._forward, self._backward, target.real_dtype, target.device)
+
+        # Bound methods would refer to this object, and so keep the graph in memory until the garbage collector runs.
+        def product(function: Callable[[Layer, Layer, Tensor], Tensor], v: Tensor) -> Tensor:
+            if source.index == target.index:
+                return v
+            # Hooks and checkpointed layers may change the model in a backward pass.
+            with alone, state_restored(replay.modules) as state, state:
+                return function(source, target, v)
+
+        products = partial(product, _pushed), partial(product, _pulled)
+        super().__init__((target.size, source.size), *products, target.real_dtype, target.device)
 
     def dense(self) -> Tensor:
         """The matrix, computed row by row.  Cost: B d_target backward passes, vectorized."""
-        if self._same:
+        if self.source.index == self.target.index:
             return torch.eye(self.shape[0], dtype=self.dtype, device=self.device)
         rows, pull_back = [], PullBack()
         num = max(1, batch_bytes(self.device) // (self.target.bytes))
@@ -44,7 +57,7 @@ class Jacobian(LinearOperator):
             last = min(first + num, self.shape[0])
             unit = torch.zeros(last - first, self.shape[0], dtype=self.dtype, device=self.device)
             unit[torch.arange(last - first), torch.arange(first, last)] = 1
-            with pulling():
+            with alone, state_restored(self._replay.modules) as state, state, pulling():
                 cotangents = from_real(unit, self.target.shape, self.target.dtype)
                 (block,) = pull_back(self.target.edge, [self.source.edge], cotangents)
             rows.append(real(block).reshape(last - first, -1))
@@ -66,36 +79,40 @@ class Jacobian(LinearOperator):
             )
         return Affine(self, value)
 
-    @property
-    def _same(self) -> bool:
-        return self.source.index == self.target.index
 
-    def _backward(self, u: Tensor, create_graph: bool = False) -> Tensor:
-        if self._same:
-            return u
-        # A clone, because a backward pass may write into the gradient that it receives.
-        cotangent = from_real(u, self.target.shape, self.target.dtype).clone()
-        (gradient,) = torch.autograd.grad(
-            (self.target.edge,), (self.source.edge,), (cotangent,), retain_graph=True, create_graph=create_graph,
-        )  # fmt: skip
-        return real(gradient).reshape(-1)
+def _pulled(source: Layer, target: Layer, u: Tensor, create_graph: bool = False) -> Tensor:
+    # A clone, because a backward pass may write into the gradient that it receives.
+    cotangent = from_real(u, target.shape, target.dtype).clone()
+    (gradient,) = torch.autograd.grad(
+        (target.edge,), (source.edge,), (cotangent,), retain_graph=True, create_graph=create_graph
+    )
+    return real(gradient).reshape(-1)
 
-    def _forward(self, v: Tensor) -> Tensor:
-        if self._same:
-            return v
-        # J^T u is linear in u, with matrix J^T.  So its vector-Jacobian product with v is J v, at any u.
-        try:
-            with recording_gradients():
-                u = torch.zeros(self.target.size, dtype=self.dtype, device=v.device, requires_grad=True)
-                return torch.autograd.grad(self._backward(u, create_graph=True), u, v)[0]
-        except RuntimeError as error:
-            if "is not implemented" not in str(error):
-                raise
-            raise NotImplementedError(
-                f"J v from {self.source.name!r} to {self.target.name!r} needs the derivative of a backward pass, "
-                f"which torch lacks for one operation between them ({error}). J^T u and dense() do not need it; for "
-                "attention, capture under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
-            ) from error
+
+def _pushed(source: Layer, target: Layer, v: Tensor) -> Tensor:
+    # J^T u is linear in u, with matrix J^T.  So its vector-Jacobian product with v is J v, at any u.
+    reason: Exception | str = "a hook or a custom backward pass computes with detached tensors"
+    try:
+        with recording_gradients():
+            generator = torch.Generator().manual_seed(0)
+            u = sphere(1, target.size, generator=generator, dtype=target.real_dtype, device=v.device)[0]
+            gradient = _pulled(source, target, u.requires_grad_(), create_graph=True)
+            (product,) = torch.autograd.grad(gradient, u, v)
+    except RuntimeError as error:
+        missing = "is not implemented", "does not require grad", "twice", "not have been used"
+        if not any(words in str(error) for words in missing):
+            raise
+        reason = error
+    else:  # <u, J v> = <J^T u, v>
+        a, b, c, d = (part.detach().double() for part in (u, product, gradient, v))
+        scale = 1e3 * torch.finfo(target.dtype).eps * (a.norm() * b.norm() + c.norm() * d.norm())
+        if not bool((a @ b - c @ d).abs() > scale):
+            return product
+    raise NotImplementedError(
+        f"J v from {source.name!r} to {target.name!r} needs the derivative of a backward pass, missing for one "
+        f"operation between them ({reason}). J^T u and dense() do not need it; for attention, capture under "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+    )
 
 
 @dataclass(frozen=True)

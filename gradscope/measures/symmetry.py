@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from gradscope.choices import check_choice
 from gradscope.estimates import Estimate
+from gradscope.forward.inputs import Batch
+from gradscope.forward.modules import check_parameters, recording_gradients
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import jackknifed, sample_mean, without_one
 
@@ -83,21 +85,20 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     >>> [round(equivariance_error(nn.MaxPool2d(2), images, shift).value, 4) for shift in ((2, 0), (1, 0))]
     [0.0, 0.0128]
     """
-    with alone, state_restored(dict(module.named_modules())) as state, state, torch.no_grad():
-        maps = _maps(module, images)
-        strides = _strides(module, images)
-        dx, dy = (_nearest(d, stride) for d, stride in zip(shift, strides, strict=True))
-        moved, expected = _maps(module, shifted(images, shift, "circular")), maps.roll((dy, dx), (2, 3))
-        if circular:
-            if images.shape[2:] != (maps.shape[2] * strides[1], maps.shape[3] * strides[0]):
-                raise ValueError(
-                    f"circular=True needs images as large as maps times stride, got images {tuple(images.shape[2:])}, "
-                    f"maps {tuple(maps.shape[2:])} and stride {strides[::-1]}; use circular=False."
-                )
-            inside = torch.ones(maps.shape[2:], dtype=torch.bool, device=maps.device)
-        else:
-            inside = _interior(module, images, shift, (dx, dy), strides, (maps.shape[2], maps.shape[3]))
-        return _relative(moved[:, :, inside], expected[:, :, inside])
+    maps = _maps(module, images)
+    strides = _strides(module, images)
+    dx, dy = (_nearest(d, stride) for d, stride in zip(shift, strides, strict=True))
+    moved, expected = _maps(module, shifted(images, shift, "circular")), maps.roll((dy, dx), (2, 3))
+    if circular:
+        if images.shape[2:] != (maps.shape[2] * strides[1], maps.shape[3] * strides[0]):
+            raise ValueError(
+                f"circular=True needs images as large as maps times stride, got images {tuple(images.shape[2:])}, "
+                f"maps {tuple(maps.shape[2:])} and stride {strides[::-1]}; use circular=False."
+            )
+        inside = torch.ones(maps.shape[2:], dtype=torch.bool, device=maps.device)
+    else:
+        inside = _interior(module, images, shift, (dx, dy), strides, (maps.shape[2], maps.shape[3]))
+    return _relative(moved[:, :, inside], expected[:, :, inside])
 
 
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
@@ -116,8 +117,7 @@ def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     >>> round(invariance_error(nn.Flatten(), images, (1, 0), fill="circular").value, 4)
     1.4142
     """
-    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
-        return _relative(model(shifted(images, shift, fill)), model(images))
+    return _relative(_run(model, shifted(images, shift, fill)), _run(model, images))
 
 
 def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
@@ -131,8 +131,7 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     >>> argmax_agreement(nn.Flatten(), torch.eye(2).reshape(2, 1, 1, 2), (1, 0), fill="circular").value
     0.0
     """
-    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
-        before, after = model(images), model(shifted(images, shift, fill))
+    before, after = _run(model, images), _run(model, shifted(images, shift, fill))
     if before.ndim != 2:
         raise ValueError(f"Outputs must have shape (B, num_classes), got {tuple(before.shape)}.")
     return sample_mean((before.argmax(1) == after.argmax(1)).double())
@@ -150,8 +149,7 @@ def contrast(model: nn.Module, images: Tensor) -> Estimate:
     >>> round(contrast(nn.Flatten(), torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)).value, 4)
     2.0
     """
-    with alone, state_restored(dict(model.named_modules())) as state, state, torch.no_grad():
-        outputs = _flat(model(images))
+    outputs = _flat(_run(model, images))
     num, deviations = len(outputs), (outputs - outputs.mean(dim=0)).square().sum(dim=1)
     spread, spreads = deviations.sum() / (num - 1), without_one(deviations) / max(num - 2, 1)
     return _root_of_ratio(2 * spread, 2 * spreads, outputs.square().sum(dim=1))
@@ -179,8 +177,16 @@ def _flat(outputs: Tensor) -> Tensor:
     return outputs.flatten(1).double()
 
 
+def _run(model: nn.Module, images: Tensor) -> Tensor:
+    """The output of one forward pass with the modes of every measurement, from the present state of the model."""
+    check_parameters(model)
+    with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+        output: Tensor = model(Batch(images).differentiable()[0].inputs)
+        return output.detach()
+
+
 def _maps(module: nn.Module, images: Tensor) -> Tensor:
-    maps: Tensor = module(images)
+    maps = _run(module, images)
     if maps.ndim != 4:
         raise ValueError(
             f"equivariance_error needs feature maps (B, C, H, W), got an output of shape {tuple(maps.shape)}; use "
@@ -229,8 +235,8 @@ def _interior(
         """Mask of the positions of the image itself at which any channel is NaN."""
         return maps[0, :, top : top + size[0], left : left + size[1]].isnan().any(dim=0)
 
-    outside = part(module(canvas).roll((moved[1], moved[0]), (2, 3)))
-    brought_in = part(module(canvas + canvas.roll((shift[1], shift[0]), (2, 3))))
+    outside = part(_run(module, canvas).roll((moved[1], moved[0]), (2, 3)))
+    brought_in = part(_run(module, canvas + canvas.roll((shift[1], shift[0]), (2, 3))))
     inside = ~(outside | brought_in)
     if not inside.any():
         raise ValueError(

@@ -15,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT
-from gradscope.forward.modules import eager, hooked, unwrap
+from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
@@ -88,14 +88,7 @@ def _first(
     model = unwrap(model)
     modules = dict(model.named_modules())
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
-    with (
-        alone,
-        state_restored(modules) as state,
-        state,
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        eager(modules),
-    ):
+    with alone, state_restored(modules) as state, state, recording_gradients(), eager(modules):
         differentiable, inputs = batch.differentiable()
         search = _Search(modules, inputs)
         with search.operations, hooked(modules, search):

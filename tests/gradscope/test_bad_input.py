@@ -149,7 +149,7 @@ def test_output_without_a_tensor():
         def forward(self, x):
             return "nothing"
 
-    with pytest.raises(TypeError, match=r"returned str without a floating-point tensor; .* forward="):
+    with pytest.raises(TypeError, match=r"returned str without a floating-point tensor that has entries; .* forward="):
         gs.gsc(Strange(), noise(5, 6))
 
 
@@ -201,3 +201,22 @@ def test_quantized_parts_are_named():
 def test_a_model_without_numbers():
     with pytest.raises(ValueError, match=r"is on meta: a meta tensor holds no numbers, so give the model its weights"):
         gs.gsc(mlp().to("meta"), noise(5, 6))
+
+
+def test_empty_tensors_among_the_outputs_are_not_measured():
+    class Some(torch.nn.Linear):
+        def forward(self, x):
+            return {"none": None, "empty": x[:0], "output": super().forward(x)}
+
+    class Nothing(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x)[:, :0]
+
+    model, x = Some(4, 3).double(), torch.ones(2, 4).double()
+    plain = torch.nn.Linear(4, 3).double()
+    plain.load_state_dict(model.state_dict())
+    assert gs.gsc(model, x)["input"].value == pytest.approx(gs.gsc(plain, x)["input"].value, rel=1e-12)
+    with pytest.raises(
+        TypeError, match=r"returned Tensor without a floating-point tensor that has entries; .*forward="
+    ):
+        gs.gsc(Nothing(4, 3).double(), x)

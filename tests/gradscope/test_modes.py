@@ -8,7 +8,11 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from tests.helpers import noise
+from gradscope.checks.segments import segments, siblings
+from gradscope.checks.siblings import _numbers
+from gradscope.initializers import lsuv
+from gradscope.measures import argmax_agreement, contrast, equivariance_error, invariance_error
+from tests.helpers import noise, seeded
 
 
 class ModeDependent(nn.Module):
@@ -151,3 +155,75 @@ def test_memory_of_a_pass_is_released(networks):
     model, _, x, _, _ = networks
     kept = gs.capture(model, x).replay.outputs({"first"}, {})["first"]
     assert not kept.requires_grad
+
+
+class Block(nn.Module):
+    """Without gradients another function of the same parameters."""
+
+    def __init__(self, moded, layer):
+        super().__init__()
+        self.moded, self.layer = moded, layer
+
+    def forward(self, x):
+        h = self.layer(x)
+        return torch.tanh(h) if not self.moded or (torch.is_grad_enabled() and h.requires_grad) else torch.tanh(50 * x)
+
+
+def blocks(moded):
+    torch.manual_seed(0)
+    maps = Block(moded, nn.Conv2d(2, 2, 3, padding=1))
+    chain = nn.Sequential(*(Block(moded, nn.Linear(4, 4)) for _ in range(5)))
+    return [model.double().requires_grad_(False) for model in (maps, chain)]
+
+
+def block_numbers(maps, chain, images, x):
+    """Symmetry of a convolution, LSUV, and the numbers by which siblings are compared."""
+    model = nn.Sequential(maps, nn.Flatten())
+    found = [
+        equivariance_error(maps, images, (1, 2)).value,
+        equivariance_error(maps, images, (1, 2), circular=True).value,
+        invariance_error(maps, images, (1, 2)).value,
+        contrast(model, images).value,
+        argmax_agreement(model, images, (3, 0)).value,
+        *lsuv(chain, x, tolerance=1e-3, generator=seeded()).values(),
+        *(float(block.layer.weight.norm()) for block in chain),
+    ]
+    for group in siblings(segments(chain, x)):
+        found += [number for pair in _numbers(group[0], group[1]).values() for number in pair]
+    return found
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_symmetry_initialization_and_siblings_run_as_every_measurement(mode):
+    images, x, moded = noise(4, 2, 12, 12), noise(9, 4), blocks(True)
+    expected = block_numbers(*blocks(False), images, x)
+    with mode():
+        found = block_numbers(*moded, images, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert len(found) > 20
+    assert not images.requires_grad
+
+
+def test_every_measurement_refuses_parameters_made_under_inference_mode():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Tanh()).requires_grad_(False)
+    images = torch.randn(3, 2, 9, 9)
+    for measure in (
+        gs.gsc,
+        gs.measure,
+        gs.first_nonfinite,
+        gs.Monitor,
+        gs.check,
+        gs.compare,
+        lsuv,
+        contrast,
+        lambda model, x: equivariance_error(model, x, (1, 0)),
+    ):
+        with pytest.raises(ValueError, match=r"'0.weight' was made under torch.inference_mode\(\), .* build or load"):
+            measure(model, images)
+
+
+def test_a_frozen_model_is_compared_with_its_siblings():
+    model = gs.models.MLP(depth=6, width=20, generator=seeded())
+    expected = str(gs.compare(model, noise(9, 20).float()))
+    assert str(gs.compare(model.requires_grad_(False), noise(9, 20).float())) == expected

@@ -316,3 +316,76 @@ def test_a_graph_is_surveyed_once():
     assert num == 1
     survey(captured.graph)
     assert len(calls) == num
+
+
+class Hooked(nn.Module):
+    """A block with a full backward hook between two layers."""
+
+    def __init__(self, hook):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.block = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4))
+        self.block.register_full_backward_hook(hook)
+        self.double()
+
+    def forward(self, x, seen=None):
+        seen = {} if seen is None else seen
+        for name, layer in (("a", self.a), ("block", self.block), ("c", self.c)):
+            x = seen[name] = layer(x)
+        return x
+
+
+FULL = {
+    "scaled": lambda m, inputs, outputs: (3 * inputs[0],),
+    "sum": lambda m, inputs, outputs: (inputs[0] + outputs[0],),
+}
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("strides", [(128, 8, 1), (1,)], ids=str)
+@pytest.mark.parametrize("hook", FULL.values(), ids=FULL.keys())
+def test_no_pass_stops_inside_a_module_with_a_full_backward_hook(hook, strides, vectorized, monkeypatch):
+    monkeypatch.setitem(sweep.__kwdefaults__, "strides", strides)
+    if not vectorized:
+        monkeypatch.setattr(torch, "vmap", lambda f: _refuse)
+    x, z = noise(3, 4), noise(3, 4).requires_grad_()
+    profile, seen, square = gs.gsc(Hooked(hook), x, probes="exact", layers="*"), {}, {"input": 0.0, "a": 0.0}
+    y = Hooked(hook)(z, seen)
+    for v in y.flatten():
+        for name, row in (("input", z), ("a", seen["a"])):
+            square[name] += float(torch.autograd.grad(v, row, retain_graph=True)[0].square().sum())
+    for name, row in (("input", z), ("a", seen["a"])):
+        value = square[name] / 12 * float(row.detach().square().sum()) / float(y.detach().square().sum())
+        assert profile[name].log10_value == pytest.approx(math.log10(value), abs=1e-9)
+
+
+def _refuse(*_):
+    raise RuntimeError("no batching rule")
+
+
+@pytest.mark.parametrize("hook", FULL.values(), ids=FULL.keys())
+def test_a_target_inside_a_module_with_a_full_backward_hook(hook):
+    """Alone, such a target is measured without the hook, as by autograd; with others above it, it is refused."""
+    x, plain = noise(3, 4), Hooked(lambda *_: None)
+    alone, expected = (gs.gsc(m, x, target="block.1", probes="exact").log10_values for m in (Hooked(hook), plain))
+    np.testing.assert_allclose(alone, expected, atol=1e-12)
+    captured = gs.capture(Hooked(hook), x)
+    with pytest.raises(
+        ValueError, match=r"'block.1' lies inside a module with a full backward hook .*target='block.1'"
+    ):
+        captured.jacobian("a", "block.1")
+    with pytest.raises(ValueError, match="lies inside a module with a full backward hook"):
+        gs.gsc_matrix(Hooked(hook), x, layers=["input", "block.1", "c"])
+    inside, through = captured.jacobian("block.0", "block.1"), captured.jacobian("a", "c")
+    np.testing.assert_allclose(inside.dense(), gs.capture(plain, x).jacobian("block.0", "block.1").dense(), atol=1e-12)
+    matrix = gs.gsc_matrix(Hooked(hook), x, layers=["a", "c"], probes="exact")
+    square = float(through.dense().square().sum()) / 12
+    a, c = (float(h.detach().square().sum()) for h in (plain.a(x), plain(x)))
+    assert matrix.log10_values[0, 1] == pytest.approx(math.log10(square * a / c), abs=1e-9)
+    np.testing.assert_allclose(gs.gsc_matrix(plain, x).log10_values, gs.gsc_matrix(_bare(plain), x).log10_values)
+
+
+def _bare(model):
+    model.block._backward_hooks.clear()
+    return model

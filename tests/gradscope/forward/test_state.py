@@ -6,7 +6,7 @@ import random
 import re
 import sys
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,6 +120,104 @@ def test_a_model_with_a_state_is_measured_in_that_state():
     expected = J.square().sum() / x.numel() * x.square().sum() / f.square().sum()
     assert found["input"].value == pytest.approx(float(expected), rel=1e-9)
     Keeping.shared.clear()
+
+
+class Counted:
+    """A hook that remembers how often it was called."""
+
+    calls = 0
+
+    def __call__(self, *_):
+        self.calls += 1
+
+
+class Rearranging(nn.Module):
+    """Changes names, places and order of what it holds, but not the objects."""
+
+    def __init__(self, sizes_too):
+        super().__init__()
+        self.sizes_too = sizes_too
+        self.a, self.first, self.empty = nn.Linear(4, 2, dtype=torch.float64), OrderedDict(x=1, y=2), []
+        self.left, self.right, self.old = {"k": 1}, {}, object()
+        self.register_buffer("one", torch.zeros(2))
+        self.register_buffer("two", torch.ones(2))
+
+    def forward(self, x):
+        self.first.move_to_end("x")
+        self.new = self.__dict__.pop("old")
+        if not self.sizes_too:
+            return self.a(x)
+        self.right.update([self.left.popitem()])
+        self.empty.append(self.new)
+        del self.one
+        self.two = self.two + 1
+        self.register_buffer("one", torch.full((2,), 3.0), persistent=False)
+        return self.a(x)
+
+
+@pytest.mark.parametrize("sizes_too", [False, True])
+def test_names_places_and_order_are_restored(sizes_too):
+    model, hook = Rearranging(sizes_too), Counted()
+    model.a.register_forward_hook(hook)
+    parts = (model.__dict__, model.first, model.left, model.right, model._buffers)
+    before, buffers = [list(part.items()) for part in parts], {n: b.clone() for n, b in model.named_buffers()}
+    gs.gsc(model, noise(3, 4))
+    for part, entries in zip(parts, before, strict=True):
+        assert [key for key, _ in part.items()] == [key for key, _ in entries]
+        assert all(value is kept for value, (_, kept) in zip(part.values(), entries, strict=True))
+    assert (model.empty, model._non_persistent_buffers_set, hook.calls) == ([], set(), 0)
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+
+
+class KeepingBackward(nn.Module):
+    """Changes itself in the backward pass: a hook keeps gradients, and a checkpointed part runs again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.calls, self.seen = nn.Linear(4, 4), nn.Linear(4, 3), 0, []
+        self.b = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.act = nn.Tanh()
+        self.act.register_full_backward_hook(lambda module, inputs, outputs: setattr(self, "kept", outputs))
+        self.double()
+
+    def part(self, h):
+        self.calls += 1
+        return self.b(h)
+
+    def forward(self, x):
+        h = self.act(self.a(x))
+        h.register_hook(self.seen.append)
+        return self.c(h + checkpoint(self.part, h, use_reentrant=False))
+
+
+BACKWARD = {
+    "gsc": gs.gsc,
+    "matrix": gs.gsc_matrix,
+    "parameters": gs.parameter_gsc,
+    "nlc": gs.nlc,
+    "measure": lambda model, x: gs.measure(model, (x, x), loss_fn=lambda output, labels: output.square().sum(1)),
+    "depth": lambda model, x: gs.effective_depth(model, x, initial=copy.deepcopy(model.state_dict())),
+    "nonfinite": gs.first_nonfinite,
+    "check": gs.check,
+    "coupled": lambda model, x: gs.capture(model.eval(), x).coupled,
+    "describe": lambda model, x: str(gs.capture(model, x).describe()),
+    "dense": lambda model, x: gs.capture(model, x).jacobian("a", "c").dense(),
+    "J v": lambda model, x: gs.capture(model, x).jacobian("a", "c").matvec(torch.ones(24, dtype=x.dtype)),
+    "J^T u": lambda model, x: gs.capture(model, x).jacobian("a", "c").rmatvec(torch.ones(18, dtype=x.dtype)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Only 2 layers lie on the trunk")
+@pytest.mark.parametrize("measure", BACKWARD.values(), ids=BACKWARD.keys())
+def test_no_backward_pass_changes_the_model(measure):
+    torch.manual_seed(0)
+    model = KeepingBackward()
+    before = copy.deepcopy(model.state_dict())
+    result = measure(model, noise(6, 4))
+    assert (model.calls, model.seen, hasattr(model, "kept")) == (0, [], False)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    if measure is gs.check:
+        assert result.passed, str(result)
 
 
 def test_what_a_measurement_cannot_restore_is_reported():

@@ -1,6 +1,8 @@
 """The Jacobian between layers as an operator: matrix, singular values, volume, and the affine map."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -148,3 +150,83 @@ def test_refusals(net):
         capture.jacobian("last", "first")
     with pytest.raises(ValueError, match=r"dx must have the shape of layer 'first', \(3, 5\), got \(15,\)"):
         capture.jacobian("first", "last").linearize()(torch.zeros(15))
+
+
+class Watched(torch.autograd.Function):
+    """The identity; its context lives as long as the graph."""
+
+    @staticmethod
+    def forward(ctx, x, alive):
+        alive.append(weakref.ref(ctx))
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+class Watching(nn.Module):
+    def __init__(self, alive):
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.watch = lambda h: Watched.apply(h, alive)
+        self.double()
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.watch(self.a(x))))
+
+
+def used(jacobian):
+    jacobian.matvec(torch.ones(jacobian.shape[1], dtype=torch.float64))
+    (jacobian @ jacobian.T).dense()
+    jacobian.linearize()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        gs.gsc,
+        gs.gsc_matrix,
+        gs.nlc,
+        gs.parameter_gsc,
+        lambda model, x: str(gs.capture(model, x).describe()),
+        lambda model, x: used(gs.capture(model, x).jacobian("a", "c")),
+    ],
+    ids="gsc matrix nlc parameters describe jacobian".split(),
+)
+def test_no_graph_needs_the_garbage_collector(measure):
+    alive, x = [], noise(3, 4)
+    model = Watching(alive)
+    gc.collect()
+    gc.disable()
+    try:
+        measure(model, x)
+        assert alive and all(graph() is None for graph in alive)
+    finally:
+        gc.enable()
+
+
+class DoubledBack(nn.Module):
+    def __init__(self, hook):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c, self.hook = nn.Linear(4, 4), nn.Linear(4, 3), hook
+        self.double()
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        h.register_hook(self.hook)
+        return self.c(h)
+
+
+def test_products_with_hooks_that_cannot_be_differentiated_are_refused():
+    x, v = noise(3, 4), noise(12, seed=2)
+    for hook in (lambda g: 2 * g.detach(), lambda g: g + g.detach()):
+        jacobian = gs.capture(DoubledBack(hook), x).jacobian("input", "c")
+        with pytest.raises(
+            NotImplementedError, match=r"from 'input' to 'c' needs .* J\^T u and dense\(\) do not need it"
+        ):
+            jacobian.matvec(v)
+        expected = gs.capture(DoubledBack(lambda g: 2 * g), x).jacobian("input", "c")
+        np.testing.assert_allclose(jacobian.dense(), expected.dense(), rtol=1e-12)
+        np.testing.assert_allclose(expected.matvec(v), expected.dense() @ v, rtol=1e-12)
