@@ -222,18 +222,21 @@ def _version(tensor: Tensor) -> int:
 
 
 class same_draws:  # noqa: N801
-    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state."""
+    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state.
 
-    def __init__(self, modules: Modules) -> None:
-        self.modules = modules
+    With ``modules=None``, which is for building a model, the generators of all CUDA devices are seeded.
+    """
+
+    def __init__(self, modules: Modules | None, seed: int = 0) -> None:
+        self.modules, self.seed = modules, seed
 
     def __enter__(self) -> None:
         self.before = list(_generator_states(self.modules))
         devices = _cuda_devices(self.modules)
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
-            generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 - models that draw from numpy may use its global generator
+            generator.manual_seed(self.seed)
+        random.seed(self.seed)
+        np.random.seed(self.seed)  # noqa: NPY002 - models that draw from numpy may use its global generator
 
     def __exit__(self, *_: object) -> None:
         for restore, state in self.before:
@@ -246,7 +249,7 @@ def random_state(modules: Modules) -> list[Any]:
     return [*(state.numpy().tobytes() for state in states), python, keys.tobytes(), rest]
 
 
-def _generator_states(modules: Modules) -> Iterator[tuple[Callable[[Any], object], Any]]:
+def _generator_states(modules: Modules | None) -> Iterator[tuple[Callable[[Any], object], Any]]:
     """(function that sets a state, state) of the global generators of torch, Python and numpy."""
     yield torch.set_rng_state, torch.get_rng_state()
     for index in _cuda_devices(modules):
@@ -269,7 +272,11 @@ def _generator_state(value: Any) -> tuple[Callable[[Any], object], Any] | None:
     return None
 
 
-def _cuda_devices(modules: Modules) -> list[int]:
-    """Indices of the CUDA devices that hold parameters or buffers."""
+def _cuda_devices(modules: Modules | None) -> list[int]:
+    """Indices of the CUDA devices that hold parameters or buffers; of all devices for None."""
+    if modules is None:
+        if torch.cuda.is_available():
+            torch.cuda.init()
+        return list(range(len(torch.cuda.default_generators)))
     held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
     return sorted({t.device.index for t in held if t is not None and t.is_cuda})
