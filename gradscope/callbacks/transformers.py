@@ -47,7 +47,7 @@ class MonitorCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Create the monitor here, because the model is now on its device."""
         data = pytree.tree_map(lambda leaf: leaf.to(args.device) if isinstance(leaf, Tensor) else leaf, self.data)
-        options = {"total_steps": state.max_steps if state.max_steps > 0 else None} | self.options
+        options: dict[str, Any] = {"total_steps": state.max_steps if state.max_steps > 0 else None} | self.options
         options["sinks"] = [*options.get("sinks", ()), _History(self, state)]
         self.monitor = Monitor(kwargs["model"], data, **options)
         self.monitor.steps = state.global_step

@@ -69,7 +69,7 @@ class ModelComparison:
         """Return Axes with log10 GSC of each model, mean and standard deviation over networks; labels hold verdicts."""
         from gradscope import plots
 
-        notes = {(row.model,): row.verdict for row in self.table.itertuples()}
+        notes = dict(zip(((name,) for name in self.table["model"]), self.table["verdict"], strict=True))
         return plots.profile(self.frame, hue="model", notes=notes, ax=ax)
 
     def to_markdown(self) -> str:
@@ -101,22 +101,22 @@ class ModelComparison:
     def _cells(self) -> list[tuple[str, ...]]:
         return [
             (
-                str(row.model),
-                interval_text(row.rate, row.rate_low, row.rate_high),
-                str(row.verdict),
-                interval_text(row.total, row.total_low, row.total_high),
-                str(row.networks),
+                str(row["model"]),
+                interval_text(row["rate"], row["rate_low"], row["rate_high"]),
+                str(row["verdict"]),
+                interval_text(row["total"], row["total_low"], row["total_high"]),
+                str(row["networks"]),
             )
-            for row in self.table.itertuples()
+            for row in self.table.to_dict("records")
         ]
 
     def _difference_lines(self) -> Iterator[str]:
         """Sentences on pairs of models; if there are many pairs, only on those that differ, and at most six."""
         found = self.differences[self.differences["differ"]] if len(self.differences) > MOST_PAIRS else self.differences
-        for row in found.head(MOST_PAIRS).itertuples():
-            ratio = interval_text(row.ratio, row.low, row.high)
-            verb = "differ" if row.differ else "do not differ significantly"
-            yield f"The rates of {row.model} and {row.other} {verb}: ratio {ratio}."
+        for row in found.head(MOST_PAIRS).to_dict("records"):
+            ratio = interval_text(row["ratio"], row["low"], row["high"])
+            verb = "differ" if row["differ"] else "do not differ significantly"
+            yield f"The rates of {row['model']} and {row['other']} {verb}: ratio {ratio}."
         if len(self.differences) > MOST_PAIRS:
             yield f"The rates differ in {len(found)} of {len(self.differences)} pairs; .differences lists all pairs."
         if len(self.differences):

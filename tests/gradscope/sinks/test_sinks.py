@@ -114,7 +114,9 @@ def test_a_sink_that_fails_warns_once_and_training_goes_on():
     with pytest.warns(gs.sinks.SinkWarning) as seen:
         monitor, weights = trained(12, sinks=[once, always, good])
     own = [str(w.message) for w in seen if w.category is gs.sinks.SinkWarning]
-    assert len(own) == 2 and all("Sink test_sinks.Failing failed: ConnectionError: the server is gone." in w for w in own)
+    assert len(own) == 2 and all(
+        "Sink test_sinks.Failing failed: ConnectionError: the server is gone." in w for w in own
+    )
     assert [step for step, _ in once.logged] == [0, 4, 6, 8, 10]
     assert always.attempts == 3  # then it is given up
     assert [step for step, _ in good.logged] == [0, 2, 4, 6, 8, 10] == sorted(set(monitor.to_frame()["step"]))
@@ -171,19 +173,6 @@ def test_mlflow_takes_as_many_numbers_as_there_are(tmp_path):
     client = mlflow.MlflowClient(tracking_uri=tmp_path.as_uri())
     found = client.get_run(sink._run)
     assert found.data.metrics == values and len(found.data.params) == 150
-
-
-def test_trackio(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    trackio = pytest.importorskip("trackio", reason="trackio is not installed")
-    run = trackio.init(project="mine", name="first", embed=False)
-    monitor, _ = trained(sinks=[run])
-    run.finish()
-    rows = trackio.Api().runs("mine")[0].history()
-    wanted = expected(monitor.to_frame())
-    assert {(key, row["step"]): value for row in rows for key, value in row.items() if "/" in key} == pytest.approx(
-        wanted
-    )
 
 
 def test_what_the_budget_thinned_is_said_once():
