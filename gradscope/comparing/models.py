@@ -69,7 +69,7 @@ class ModelComparison:
         """Return Axes with log10 GSC of each model, mean and standard deviation over networks; labels hold verdicts."""
         from gradscope import plots
 
-        notes = dict(zip(((name,) for name in self.table["model"]), self.table["verdict"], strict=True))
+        notes: dict[tuple[str, ...], str] = {(row["model"],): row["verdict"] for row in self.table.to_dict("records")}
         return plots.profile(self.frame, hue="model", notes=notes, ax=ax)
 
     def to_markdown(self) -> str:
