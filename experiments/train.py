@@ -67,7 +67,12 @@ def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
 
 
 def monitor_of(
-    cfg: DictConfig, model: torch.nn.Module, test: Images, report: Callable[[pd.DataFrame], None], folder: Path
+    cfg: DictConfig,
+    model: torch.nn.Module,
+    test: Images,
+    report: Callable[[pd.DataFrame], None],
+    folder: Path,
+    steps: int,
 ) -> gs.Monitor | None:
     """The monitor, with the first test images as probe batch; None if ``monitor.every`` is null."""
     if cfg.monitor.every is None:
@@ -78,7 +83,7 @@ def monitor_of(
         raise ValueError(f"monitor.batch_size must be between 1 and the {len(test)} test images, got {size}.")
     x, _ = test.batch(torch.arange(size))
     options["loss_fn"] = partial(cross_entropy, reduction="none", label_smoothing=cfg.train.label_smoothing)
-    return gs.Monitor(model, x, **options, report=report, save_to=folder)
+    return gs.Monitor(model, x, **options, report=report, save_to=folder, total_steps=steps)
 
 
 def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.Module:
@@ -110,11 +115,11 @@ def train(
     settings, (learned, test) = recipe(cfg), images(cfg, device)
     model = network(cfg, learned, device)
     sinks.check(cfg.sinks)
-    monitor = monitor_of(cfg, model, test, lambda frame: outputs.measured(frame), folder)
+    steps = settings.steps(len(learned))
+    monitor = monitor_of(cfg, model, test, lambda frame: outputs.measured(frame), folder, steps)
     if from_scratch(cfg) and Ranks.here().first:  # after all checks of the configuration
         clear(folder)
     state = None if from_scratch(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
-    steps = settings.steps(len(learned))
     with distributed.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
         if state is not None:
             outputs.say(f"Resuming at step {state['step']} of {steps}.")
@@ -130,9 +135,8 @@ def train(
                 without = " without resume=none and rerun=true" * from_scratch(cfg)
                 outputs.say(f"{interrupt}; the same command{without} resumes from there.")
             raise
-        if monitor is not None and monitor.skipped:
-            limit = f"monitor.max_overhead={cfg.monitor.max_overhead}"
-            outputs.say(f"The monitor skipped {monitor.skipped} records to stay within {limit}.")
+        if monitor is not None:
+            monitor.close()
     return done
 
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gradscope import frames, initializers, meanfield, measures, models, probes, testing
+from gradscope import frames, initializers, meanfield, measures, models, probes, sinks, testing
 from gradscope.backward.cotangents import Deflated
 from gradscope.checks.against_theory import compare
 from gradscope.checks.comparison import Comparison
@@ -16,6 +16,7 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.comparing.models import ModelComparison, compare_models
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
@@ -49,6 +50,7 @@ __all__ = [
     "LinearOperator",
     "Matrix",
     "Measure",
+    "ModelComparison",
     "Monitor",
     "MonitorWarning",
     "NonFiniteError",
@@ -59,6 +61,7 @@ __all__ = [
     "capture",
     "check",
     "compare",
+    "compare_models",
     "effective_depth",
     "first_nonfinite",
     "frames",
@@ -75,6 +78,7 @@ __all__ = [
     "plots",
     "probes",
     "qm_norm",
+    "sinks",
     "tap",
     "taylor_losses",
     "testing",

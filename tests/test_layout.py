@@ -17,8 +17,8 @@ NOUNS = {
 }
 ORDER = {
     "gradscope": """
-        nouns meanfield forward initializers models backward jacobians measures coefficients depth checks monitor
-        callbacks plots top
+        nouns meanfield forward initializers models backward jacobians measures coefficients depth checks sinks
+        monitor callbacks plots comparing top
     """.split(),
     "experiments": "nouns runs data training config archive evidence reports studies top".split(),
 }

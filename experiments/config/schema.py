@@ -78,7 +78,9 @@ Cifar10Config = schema_of("Cifar10Config", batches.cifar10, _target_=str)
 DigitsConfig = schema_of("DigitsConfig", batches.digits, _target_=str)
 AugmentationConfig = schema_of("AugmentationConfig", Augmentation)
 RecipeConfig = schema_of("RecipeConfig", Recipe, "seed", augmentation=AugmentationConfig)
-MonitorConfig = schema_of("MonitorConfig", gs.Monitor, every=Any, statistics_every=Any, probes=Any, batch_size=int)
+MonitorConfig = schema_of(
+    "MonitorConfig", gs.Monitor, "total_steps", every=Any, statistics_every=Any, probes=Any, batch_size=int
+)
 
 
 @dataclass

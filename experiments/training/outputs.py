@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +19,7 @@ from experiments.progress import LateBar
 from experiments.training import checkpoints, records, sinks
 from experiments.training.distributed import Ranks
 from experiments.training.records import Record, Records
+from gradscope.sinks import SinkWarning, values_of
 
 # Files of a run folder besides checkpoints.  A run that starts anew deletes old ones: it would take them for its own.
 WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
@@ -62,7 +62,7 @@ class Outputs:
         self.sinks = sinks.make(cfg.sinks, folder, config, self.begin)
         for record in self.records:
             if record["step"] == self.begin:  # TensorBoard has dropped values of this step and later
-                self._sink(record["step"], sinks.of_record(record))
+                self.sinks.write(record["step"], sinks.of_record(record))
         self.bar = LateBar("steps", steps)
         self.bar.show(self.begin)
 
@@ -75,12 +75,13 @@ class Outputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.active:
+            self.sinks.close(error)
         self._warnings.__exit__(kind, error, trace)
         if not self.active:
             return
-        closing: list[Callable[[], None]] = [partial(sink.close, error) for sink in self.sinks]
         problems: list[BaseException] = [] if error is None else [error]
-        for end in (self.bar.close, self.metrics.close, self.monitored.close, *closing, self._tables):
+        for end in (self.bar.close, self.metrics.close, self.monitored.close, self._tables):
             try:
                 end()
             except Exception as problem:
@@ -102,7 +103,7 @@ class Outputs:
             return
         self.records.append(record)
         self.metrics.append(record)
-        self._sink(record["step"], sinks.of_record(record))
+        self.sinks.write(record["step"], sinks.of_record(record))
         if tested := "test_accuracy" in record:
             self.accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %"
         text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} images/s"
@@ -118,11 +119,7 @@ class Outputs:
         step = int(frame["step"].iloc[0])
         values = frame.astype(object).where(frame.notna(), None)
         self.monitored.append({**{str(name): list(values[name]) for name in values}, "step": step})
-        self._sink(step, sinks.of_frame(frame))
-
-    def _sink(self, step: int, values: dict[str, float]) -> None:
-        for sink in self.sinks:
-            sink.write(step, values)
+        self.sinks.write(step, values_of(frame))
 
     def _tables(self) -> None:
         """Write both tables, except empty ones."""
@@ -133,10 +130,10 @@ class Outputs:
             gs.frames.save(frame, self.folder / "monitor.parquet")
 
     def _warned(self, always: Callable[..., None]) -> Callable[..., None]:
-        """A ``warnings.showwarning`` that prints warnings of the monitor in one line, without the code location."""
+        """A ``warnings.showwarning`` that prints warnings of monitor and sinks in one line, without the place."""
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if issubclass(category, gs.MonitorWarning):
+            if issubclass(category, (gs.MonitorWarning, SinkWarning)):
                 self.say(f"Warning: {message}")
             else:
                 always(message, category, *place)

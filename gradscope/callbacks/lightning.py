@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,10 @@ class MonitorCallback(Callback):
     Arguments:
         data: The probe batch for the module's ``forward``; it is converted to the Trainer's precision and moved to the
             module's device, as the Trainer does with its own batches.
-        options: Options of `gradscope.Monitor`.
+        options: Options of `gradscope.Monitor`.  By default, ``total_steps`` is that of the Trainer.
+
+    The numbers of each record go to the Trainer's loggers, with ``trainer.global_step`` as their step, and to the
+    ``sinks`` among the options.  An error of a logger in such a call only causes a warning.
 
     The monitor's own passes run in the Trainer's precision, and nothing that the module logs in them is kept.
     ``monitor`` exists once training begins; its steps and alarms are saved in Lightning's checkpoints.
@@ -40,9 +44,14 @@ class MonitorCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create the monitor here, because the module is now on its device and its weights are loaded."""
         data = move_data_to_device(trainer.precision_plugin.convert_input(self.data), pl_module.device)
-        self.monitor = Monitor(pl_module, data, **self.options)
+        total = trainer.estimated_stepping_batches
+        options = {"total_steps": int(total) if 0 < total < math.inf else None} | self.options
+        options["sinks"] = [*options.get("sinks", ()), *trainer.loggers]
+        self.monitor = Monitor(pl_module, data, **options)
         if self._state is not None:
             self.monitor.load_state_dict(self._state)
+        else:
+            self.monitor.steps = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep the batch, so that the monitor can trace a loss that is not finite."""
@@ -58,6 +67,16 @@ class MonitorCallback(Callback):
         loss, self._loss = self._loss, None
         with trainer.precision_plugin.train_step_context(), _unlogged(trainer, pl_module):
             self.monitor.step(loss, self._batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the monitor."""
+        with trainer.precision_plugin.train_step_context(), _unlogged(trainer, pl_module):
+            self.monitor.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the sinks."""
+        if hasattr(self, "monitor"):
+            self.monitor.close(exception)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for Lightning's checkpoint."""

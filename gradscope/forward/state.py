@@ -224,18 +224,21 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
 
 
 class same_draws:  # noqa: N801
-    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state."""
+    """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state.
 
-    def __init__(self, modules: Modules) -> None:
-        self.modules = modules
+    With ``modules=None``, which is for building a model, the generators of all CUDA devices are seeded.
+    """
+
+    def __init__(self, modules: Modules | None, seed: int = 0) -> None:
+        self.modules, self.seed = modules, seed
 
     def __enter__(self) -> None:
         self.before = list(_generator_states(self.modules))
         devices = _cuda_devices(self.modules)
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
-            generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 - models that draw from numpy may use its global generator
+            generator.manual_seed(self.seed)
+        random.seed(self.seed)
+        np.random.seed(self.seed)  # noqa: NPY002 - models that draw from numpy may use its global generator
 
     def __exit__(self, *_: object) -> None:
         for restore, state in self.before:
@@ -248,7 +251,7 @@ def random_state(modules: Modules) -> list[Any]:
     return [*(state.numpy().tobytes() for state in states), python, keys.tobytes(), rest]
 
 
-def _generator_states(modules: Modules) -> Iterator[tuple[Callable[[Any], object], Any]]:
+def _generator_states(modules: Modules | None) -> Iterator[tuple[Callable[[Any], object], Any]]:
     """(function that sets a state, state) of the global generators of torch, Python and numpy."""
     yield torch.set_rng_state, torch.get_rng_state()
     for index in _cuda_devices(modules):
@@ -269,8 +272,12 @@ def _generator_state(value: Any) -> tuple[Callable[[Any], object], Any] | None:
     return None
 
 
-def _cuda_devices(modules: Modules) -> list[int]:
-    """Indices of the CUDA devices that hold parameters or buffers."""
+def _cuda_devices(modules: Modules | None) -> list[int]:
+    """Indices of the CUDA devices that hold parameters or buffers; of all devices for None."""
+    if modules is None:
+        if torch.cuda.is_available():
+            torch.cuda.init()
+        return list(range(len(torch.cuda.default_generators)))
     if not torch.cuda.is_initialized():
         return []
     held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from gradscope import distributed
 from gradscope.backward.cotangents import Probes
-from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
-from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import same_draws
-from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
-from gradscope.measures.measuring import Measure, measure
-from gradscope.measures.preactivations import NONLINEARITIES
 from gradscope.monitor import nonfinite
-from gradscope.monitor.alarms import Alarms
+from gradscope.monitor.alarms import Alarms, MonitorWarning
 from gradscope.monitor.nonfinite import NonFiniteError
+from gradscope.monitor.probe_batch import coefficients, statistics
 from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
+from gradscope.sinks.delivery import Sinks, values_of
 
-STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 MOST_PROBES = 4
 GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named like the argument that sets their period
 LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor looks for non-finite numbers
@@ -58,13 +57,17 @@ class Monitor:
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
-            that would exceed this limit is skipped.  None: no limit.
+            that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
+        total_steps: Number of steps of the whole run, if known.  Regardless of ``max_overhead``, 20 records spread over
+            these steps are kept; if the number is unknown, the first 20, and later one per sixth of the steps so far.
         loss_fn: ``(output, labels) -> losses``, run on the batch given to `step` to locate non-finite numbers.
         on_nonfinite: "raise" a `NonFiniteError`, or "warn" and continue; records then lack the non-finite numbers.
         check_every: Steps between two checks of losses and gradients.  None: every step on a CPU; on other devices at
             every record and at least every 50 steps, because a check has to wait for the device.
         save_to: Folder where batch and model state are saved as ``nonfinite.pt`` if a number is not finite.
-        report: Called with the frame of each record as soon as the record is taken.
+        report: Called with the frame of each record as soon as the record is taken; its errors stop the training.
+        sinks: Where the numbers of each record go, as for `gradscope.sinks.Sinks`: ``gs.sinks.TensorBoard(folder)``,
+            ``gs.sinks.MLflow(folder)``, a run of wandb or trackio.  A sink that fails only causes a warning.
 
     If a loss or gradient is not finite, a second pass on the batch finds the first faulty layer, before the update
     spreads the error.  If the second pass finds no fault, a non-finite gradient only causes a warning, because a
@@ -105,6 +108,8 @@ class Monitor:
         check_every: int | None = None,
         save_to: str | Path | None = None,
         report: Callable[[pd.DataFrame], None] | None = None,
+        sinks: Iterable[Any] = (),
+        total_steps: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES
@@ -113,25 +118,37 @@ class Monitor:
         if on_nonfinite not in ("raise", "warn"):
             raise ValueError(f'on_nonfinite must be "raise" or "warn", got {on_nonfinite!r}.')
         periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
-        self.schedule = Schedule(periods, max_overhead, clock)
+        self.schedule = Schedule(periods, max_overhead, clock, total_steps)
         self.model = unwrap(model)
         self.data, self.layers, self.forward, self.loss_fn = data, layers, forward, loss_fn
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
-        self.report = report
+        self.report, self.sinks = report, Sinks(sinks)
         self.vitals = Vitals(self.model, check_every)
         self.weights = Weights(self.model)
         self.alarms = Alarms(self.weights.first_norms())
         self.steps = 0
         self._recorded = -1  # the step of the last record
         self._records: list[pd.DataFrame] = []
+        self._thinned = False  # whether a warning has said that records were skipped
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._check(None, self.steps)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the monitoring, as the end of a ``with`` block does; ``error`` is the exception that ended it, if any.
+
+        Checks losses and gradients since the last check, reports skipped records, and closes the sinks.
+        """
+        try:
+            if error is None:
+                self._check(None, self.steps)
+                self._say_thinned()
+        finally:
+            self.sinks.close(error or sys.exception())
 
     def step(self, loss: Tensor | float | None = None, batch: Any = None) -> bool:
         """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
@@ -146,7 +163,7 @@ class Monitor:
         self.schedule.checked()
         if kind or self.vitals.due:
             self._check(batch, number)
-        if kind is not None and not distributed.agreed(self.schedule.allows(kind)):
+        if kind is not None and not distributed.agreed(self.schedule.allows(kind, number)):
             kind = None
         if kind is not None:
             self._record(number, kind, strict=self.on_nonfinite == "raise")
@@ -171,6 +188,7 @@ class Monitor:
         """
         if not self._records:
             raise ValueError("Nothing was recorded: call step() in every step of training.")
+        self._say_thinned()
         return pd.concat(self._records, ignore_index=True)
 
     @property
@@ -205,15 +223,21 @@ class Monitor:
             self._records.append(frame)
             if self.report is not None:
                 self.report(frame)
+            if self.sinks and not distributed.rank():
+                self.sinks.write(number, values_of(frame))
             self.alarms.record(frame, number)
-        self.schedule.took(kind, self.schedule.clock() - begin)
+        self.schedule.took(kind, self.schedule.clock() - begin, number)
 
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
         """Yield the frames that can be measured on the probe batch."""
-        nonlinear = any(isinstance(module, NONLINEARITIES) for module in self.model.modules())
-        for measured in [self._coefficients] * (kind == GSC) + [self._statistics] * nonlinear:
+        measured: list[Callable[[], pd.DataFrame | None]] = [partial(statistics, self.model, self.data, self.forward)]
+        if kind == GSC:
+            options = {"layers": self.layers, "probes": self.probes}
+            measured.insert(0, partial(coefficients, self.model, self.data, self.forward, **options))
+        for measure in measured:
             try:
-                yield measured()
+                if (frame := measure()) is not None:
+                    yield frame
             except ZeroOutputError as error:
                 self.alarms.once("zero output", "network", number, f"zero output, step {number}: {error}")
             except (ValueError, FloatingPointError) as error:
@@ -223,15 +247,6 @@ class Monitor:
                 message = f"The probe batch cannot be measured at step {number}: {found or error}."
                 # A loss may ignore NaN or Inf that no parameter's gradient depends on, such as masks of -inf.
                 self._tell(PROBE, message, number, strict and found is not None, error)
-
-    def _coefficients(self) -> pd.DataFrame:
-        data = iter([part(self.data, self.forward)]) if distributed.parallel() else self.data
-        # Under autocast, rounding errors of the Jacobians would accumulate over layers.
-        with torch.autocast(next(self.model.parameters()).device.type, enabled=False):
-            return gsc(self.model, data, forward=self.forward, layers=self.layers, probes=self.probes).to_frame()
-
-    def _statistics(self) -> pd.DataFrame:
-        return measure(self.model, self.data, measures=STATISTICS, forward=self.forward)
 
     def _check(self, batch: Any, now: int) -> None:
         """Check all losses and gradients since the last check; ``now`` is the number of updates so far."""
@@ -273,20 +288,13 @@ class Monitor:
             message += nonfinite.saved(self.save_to, state)
         self._tell(what, message, vital.step, strict)
 
+    def _say_thinned(self) -> None:
+        """Warn once if the budget has thinned the records."""
+        if self.skipped and not self._thinned and not distributed.rank():
+            self._thinned = True
+            warnings.warn(self.schedule.thinning, MonitorWarning, stacklevel=4)
+
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:
             raise NonFiniteError(message) from cause
         self.alarms.once("nonfinite", what, step, message)
-
-
-def part(data: Any, forward: Forward | None) -> Any:
-    """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``."""
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    num = as_batch(data, forward=forward, loss_fn=None).size
-    if num < world:
-        raise ValueError(
-            f"The probe batch of {num} samples is too small for {world} ranks; give at least one sample per rank."
-        )
-    return pytree.tree_map(
-        lambda leaf: leaf[rank::world] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num else leaf, data
-    )

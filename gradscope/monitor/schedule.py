@@ -1,4 +1,4 @@
-"""When to measure: every n-th step or at powers of two, within a time budget."""
+"""When to measure: every n-th step or at powers of two, within a time budget, but at least 20 times in a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ Every = int | str
 # OTHERS: how many ordinary steps the running median covers.  DIFFERENCES: how many delays after records are kept.
 # FEWEST: how many values a median needs before it is used.
 OTHERS, DIFFERENCES, FEWEST = 20, 200, 5
+# FLOOR: records of a run that are taken regardless of the budget.  If the length of the run is unknown, these are the
+# first ones, and later one whenever WAIT of all steps so far would pass without a record.
+FLOOR, WAIT = 20, 1 / 6
 
 
 class Schedule:
@@ -19,12 +22,16 @@ class Schedule:
 
     The expected cost of a measurement is the mean time of its kind so far, plus the median delay of the next training
     step (cold caches, released memory).  ``max_overhead``: largest extra time since the start, as a fraction of the
-    training time.  A measurement that would exceed this limit is skipped and counted in ``skipped``.  The first
-    measurement of each kind is never skipped.
+    training time.  A measurement that would exceed this limit is skipped and counted in ``skipped``, unless a run of
+    ``total_steps`` (None: unknown) would have fewer than `FLOOR` records of this kind without it.
     """
 
     def __init__(
-        self, periods: dict[str, Every], max_overhead: float | None, clock: Callable[[], float] = time.perf_counter
+        self,
+        periods: dict[str, Every],
+        max_overhead: float | None,
+        clock: Callable[[], float] = time.perf_counter,
+        total_steps: int | None = None,
     ) -> None:
         for name, every in periods.items():
             counted = isinstance(every, int) and not isinstance(every, bool) and every >= 1
@@ -33,7 +40,10 @@ class Schedule:
         if max_overhead is not None and not 0 < max_overhead <= 1:
             raise ValueError(f"max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
         self.periods, self.max_overhead, self.clock = periods, max_overhead, clock
-        self.skipped = 0
+        if total_steps is not None and not total_steps >= 1:
+            raise ValueError(f"total_steps must be a whole number >= 1 or None, got {total_steps!r}.")
+        self.total_steps, self.skipped = total_steps, 0
+        self._last: dict[str, int] = {}  # the step of the last measurement of each kind
         self._checks = 0.0
         self._costs: dict[str, list[float]] = {}
         self._others: deque[float] = deque(maxlen=OTHERS)
@@ -63,9 +73,9 @@ class Schedule:
         """Must be called when the work that the monitor does at every step is finished."""
         self._checks += self.clock() - self._arrived
 
-    def allows(self, kind: str) -> bool:
-        """Whether the budget allows one more measurement of this kind; if not, the measurement counts as skipped."""
-        if self.max_overhead is None or kind not in self._costs:
+    def allows(self, kind: str, step: int) -> bool:
+        """Whether to take the measurement of this kind at this step; if not, it counts as skipped."""
+        if self.max_overhead is None or self._needed(kind, step):
             return True
         costs = self._costs[kind]
         spent, expected = self.spent, sum(costs) / len(costs) + self._after(kind)
@@ -73,13 +83,40 @@ class Schedule:
         self.skipped += not allowed
         return allowed
 
-    def took(self, kind: str, seconds: float) -> None:
-        """Add the time of a measurement of this kind."""
+    def _needed(self, kind: str, step: int) -> bool:
+        """Whether too many steps would pass from the last measurement to the next scheduled one."""
+        every = self.periods[kind]
+        if kind not in self._last or every == "log":  # powers of two are few by themselves
+            return True
+        period = int(every)
+        if self.total_steps is not None:
+            longest = self.total_steps / FLOOR
+        else:
+            longest = WAIT * step if step >= FLOOR * period else 0.0
+        return step + period - self._last[kind] > longest
+
+    def took(self, kind: str, seconds: float, step: int) -> None:
+        """Add the time of a measurement of this kind at this step."""
+        self._last[kind] = step
         self._costs.setdefault(kind, []).append(seconds)
 
     def leaves(self, kind: str | None) -> None:
         """Must be called just before training continues; ``kind`` is the measurement just taken, or None."""
         self._left = kind, self.clock()
+
+    @property
+    def taken(self) -> int:
+        """Number of measurements so far."""
+        return sum(map(len, self._costs.values()))
+
+    @property
+    def thinning(self) -> str:
+        """A sentence that says how many records the budget has left, and what would leave more."""
+        return (
+            f"The monitor took {self.taken} of {self.taken + self.skipped} scheduled records; the others would have "
+            f"exceeded max_overhead={self.max_overhead:g}. For more records, raise max_overhead, or make records less "
+            "expensive: fewer samples in data, or fewer probes."
+        )
 
     @property
     def spent(self) -> float:

@@ -114,16 +114,36 @@ def test_sinks_are_told_how_a_run_ended(tmp_path, monkeypatch):
         def __init__(self, *arguments):
             pass
 
+        def write(self, step, values):
+            pass
+
         def close(self, error=None):
             ended.append(type(error))
 
-    monkeypatch.setattr(sinks, "KNOWN", {"mine": Sink})
+    monkeypatch.setattr(sinks, "KNOWN", {"mine": ("", Sink)})
     cfg = OmegaConf.create({"sinks": ["mine"]})
     with outputs.Outputs(cfg, tmp_path, Console(quiet=True), 9, None, {}):
         pass
     with pytest.raises(gs.NonFiniteError), outputs.Outputs(cfg, tmp_path, Console(quiet=True), 9, None, {}):
         raise gs.NonFiniteError
     assert ended == [type(None), gs.NonFiniteError]
+
+
+@pytest.mark.filterwarnings("default::gradscope.sinks.SinkWarning")
+def test_a_sink_that_fails_stops_no_run(command, tmp_path, monkeypatch):
+    class Gone:
+        def __init__(self, *arguments):
+            pass
+
+        def write(self, step, values):
+            raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(sinks, "KNOWN", {"gone": ("", Gone)})
+    said, code = command("sinks=[gone]")
+    assert code is None and len(read(folder_of(tmp_path) / "metrics.jsonl")) == 4
+    assert re.findall(r"^Warning: Sink \S*Gone failed: ConnectionError: the server is gone", said, re.M) and (
+        said.count("failed") == 1
+    )
 
 
 @pytest.mark.filterwarnings("default")
@@ -133,10 +153,11 @@ def test_a_run_that_only_warns_goes_on(command, tmp_path):
     assert [record["step"] for record in read(folder_of(tmp_path) / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("default::gradscope.MonitorWarning")
 def test_what_the_budget_left_out_is_said(command):
-    assert "monitor.max_overhead" not in command()[0]
-    said, _ = command("monitor.every=1", "monitor.max_overhead=1e-9")
-    assert "skipped 3 records" in said and "monitor.max_overhead=1e-09" in said
+    assert "The monitor took" not in command()[0]
+    said, _ = command("monitor.every=1", "monitor.max_overhead=1e-9", "train.max_steps=60")
+    assert "Warning: The monitor took 21 of 61 scheduled records" in said and "max_overhead=1e-09" in said
 
 
 def test_a_mistake_is_told_without_a_traceback(command, tmp_path):

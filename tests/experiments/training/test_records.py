@@ -2,7 +2,9 @@
 
 import math
 import re
+import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ import torch
 from experiments.data.images import Augmentation, Images
 from experiments.training import sinks
 from experiments.training.records import Records, read
+from gradscope.sinks import values_of
 from tests.experiments.training.disk import full_disk
 
 
@@ -58,13 +61,13 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard", reason="needs the extra sinks")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (killed,) = sinks.make(["tensorboard"], tmp_path, {})
+    killed = sinks.make(["tensorboard"], tmp_path, {})
     for step in (6, 7, 8):
         killed.write(step, {"train_loss": 9.0 - step})
     killed.close(KeyboardInterrupt())
-    (sink,) = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # a run that resumes at step 7
+    sink = sinks.make(["tensorboard"], tmp_path, {}, begin=7)  # a run that resumes at step 7
     sink.write(7, sinks.of_record({"step": 7, "train_loss": 1.25, "test_accuracy": None}))
-    sink.write(8, sinks.of_frame(FRAME))
+    sink.write(8, values_of(FRAME))
     sink.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -82,9 +85,9 @@ def test_mlflow(tmp_path):
     from mlflow import MlflowClient
 
     folder = tmp_path / "mysweep" / "a run"
-    (sink,) = sinks.make(["mlflow"], folder, {"seed": 3, "train": {"epochs": 4}})
+    sink = sinks.make(["mlflow"], folder, {"seed": 3, "train": {"epochs": 4}})
     sink.write(7, {"train_loss": 1.25})
-    sink.write(9, {"train_loss": 1.0} | sinks.of_frame(FRAME))
+    sink.write(9, {"train_loss": 1.0} | values_of(FRAME))
     sink.close()
     client = MlflowClient(tracking_uri=(tmp_path / "mysweep" / "mlruns").as_uri())
     experiment = client.get_experiment_by_name("mysweep")
@@ -107,7 +110,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, error, status):
 
     folder = tmp_path / "s" / "run"
     for value in (1.0, 2.0):  # the second is a resumed run with another resume option
-        (sink,) = sinks.make(["mlflow"], folder, {"resume": value})
+        sink = sinks.make(["mlflow"], folder, {"resume": value})
         sink.write(1, {"gsc/act#2 a": value})
         sink.close(error)
     client = MlflowClient(tracking_uri=(tmp_path / "s" / "mlruns").as_uri())
@@ -115,7 +118,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, error, status):
     assert found.info.status == status and found.data.params == {"resume": "1.0"}
     assert [m.value for m in client.get_metric_history(found.info.run_id, "gsc/act-2 a")] == [1.0, 2.0]
     (folder / "mlflow_run.txt").write_text("lost")
-    sinks.make(["mlflow"], folder, {})[0].close()
+    sinks.make(["mlflow"], folder, {}).close()
     assert len(client.search_runs([found.info.experiment_id])) == 2
 
 
@@ -128,7 +131,7 @@ def test_runs_that_begin_at_once_share_an_experiment(tmp_path):
 
     def begin(number):
         together.wait()
-        sinks.make(["mlflow"], tmp_path / "s" / str(number), {})[0].close()
+        sinks.make(["mlflow"], tmp_path / "s" / str(number), {}).close()
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(begin, range(4)))
@@ -137,9 +140,35 @@ def test_runs_that_begin_at_once_share_an_experiment(tmp_path):
     assert len(named) == 1 and len(client.search_runs([named[0].experiment_id])) == 4
 
 
-def test_an_unknown_sink(tmp_path):
-    with pytest.raises(ValueError, match=r"sinks must be .* got 'wandb'"):
+def test_a_tracker_gets_project_name_and_configuration(tmp_path, monkeypatch):
+    """A recorded package with the calls that wandb and trackio have in common."""
+    calls = []
+
+    class Run:
+        def log(self, metrics, step=None):
+            calls.append((metrics, step))
+
+        def finish(self):
+            calls.append("finished")
+
+    package = types.ModuleType("trackio")
+    package.init = lambda **options: calls.append(options) or Run()
+    monkeypatch.setitem(sys.modules, "trackio", package)
+    for begin, resume in ((0, "never"), (7, "allow")):
+        sink = sinks.make(["trackio"], tmp_path / "sweep" / "run", {"seed": 3}, begin)
+        sink.write(7, {"loss": 0.5})
+        sink.close()
+        expected = {"project": "sweep", "name": "run", "config": {"seed": 3}, "resume": resume}
+        assert calls == [expected, ({"loss": 0.5}, 7), "finished"]
+        calls.clear()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match=r"sinks=\[wandb\] needs a package .*: pip install \"wandb\""):
         sinks.make(["wandb"], tmp_path, {})
+
+
+def test_an_unknown_sink(tmp_path):
+    with pytest.raises(ValueError, match=r"sinks must be .* got 'csv'"):
+        sinks.make(["csv"], tmp_path, {})
 
 
 def plain(num=20):

@@ -93,9 +93,7 @@ def test_what_begins_anew_does_not_go_on_from_the_run_before(command, tmp_path, 
     assert [r["train_loss"] for r in read(folder / "metrics.jsonl")] == [r["train_loss"] for r in records]
 
 
-@pytest.mark.parametrize(
-    "mistake", ["sinks=[wandb]", "monitor.probes=9", "monitor.batch_size=0", "model.out_features=2"]
-)
+@pytest.mark.parametrize("mistake", ["sinks=[csv]", "monitor.probes=9", "monitor.batch_size=0", "model.out_features=2"])
 def test_a_mistake_removes_nothing(command, tmp_path, mistake):
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("train", [*SMALL, "resume=none", mistake])

@@ -1,9 +1,11 @@
 """The monitor inside Lightning and inside the Trainer of transformers, on real runs of both."""
 
+import json
 import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -47,8 +49,9 @@ def fit(module, callback, tmp_path, **options):
     x = noise(96, 6).float()
     loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8)
     trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback], **options,
+        max_epochs=1, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[callback],
+        **{"logger": False} | options,
     )  # fmt: skip
     trainer.fit(module, loader)
     return trainer
@@ -274,3 +277,89 @@ def test_lightning_metrics_count_only_what_training_counts(tmp_path):
         trainer = fit(Counting(), callback, tmp_path)
         logged.append(float(trainer.callback_metrics["mean"]))
     assert logged[0] == logged[1]
+
+
+def record_values(frame):
+    """step -> {name: value} of the monitor's frame."""
+    return {step: gs.sinks.values_of(rows) for step, rows in frame.groupby("step")}
+
+
+def test_lightning_loggers_get_the_records(tmp_path):
+    """Also with accumulated batches, and after a first fit: the step is the Trainer's."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    from gradscope.callbacks.lightning import MonitorCallback
+
+    ended, rows = [], []
+
+    class Own:
+        def write(self, step, values):
+            rows.append((step, dict(values)))
+
+        def close(self, error=None):
+            ended.append(type(error))
+
+    logger = CSVLogger(tmp_path)
+    callback = MonitorCallback(noise(8, 6).float(), every=2, max_overhead=None, sinks=[Own()])
+    trainer = fit(Module(), callback, tmp_path, accumulate_grad_batches=3, logger=logger)
+    assert callback.monitor.schedule.total_steps == trainer.global_step == 4
+    wanted = record_values(callback.monitor.to_frame())
+    assert dict(rows) == wanted and set(wanted) == {0, 2} and ended == [type(None)]
+    logged = pd.read_csv(next(tmp_path.rglob("metrics.csv"))).set_index("step")
+    for step, values in wanted.items():
+        for name, value in values.items():
+            assert logged.loc[step, name.replace("#", "-")] == pytest.approx(value, rel=1e-12)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Module(), DataLoader(TensorDataset(noise(96, 6).float(), torch.zeros(96, dtype=torch.long)), 8))
+    assert callback.monitor.to_frame()["step"].min() >= 4
+    failing = MonitorCallback(noise(8, 6).float(), every=100, sinks=[Own()])
+    with pytest.raises(gs.NonFiniteError):
+        fit(Module(poison_at=5), failing, tmp_path)
+    assert ended[-1] is gs.NonFiniteError
+
+
+@pytest.mark.parametrize("through_trainer", [False, True])
+def test_the_log_of_the_trainer_holds_the_records(tmp_path, through_trainer):
+    """The probe batch is a plain tensor of token ids."""
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    heard = []
+
+    class Listener(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            heard.append(dict(logs))
+
+    callback = MonitorCallback(torch.zeros(4, 8, dtype=torch.long), every=2, max_overhead=None)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, max_steps=5, report_to=[], save_strategy="no",
+        use_cpu=True, disable_tqdm=True, logging_steps=1,
+    )  # fmt: skip
+    model = language_model()
+    trainer = transformers.Trainer(model, arguments, train_dataset=Sentences(), callbacks=[callback, Listener()])
+    if through_trainer:
+        callback.log = trainer.log
+    trainer.train()
+    wanted = record_values(callback.monitor.to_frame())
+    entries = [entry for entry in trainer.state.log_history if any("/" in name for name in entry)]
+    found = {entry["step"]: {name: v for name, v in entry.items() if "/" in name} for entry in entries}
+    assert found == wanted and set(found) == {0, 2, 4} and len(entries) == 3
+    assert sum(any("/" in name for name in logs) for logs in heard) == 3 * through_trainer
+    assert sum("loss" in logs for logs in heard) == 5 and callback.monitor.schedule.total_steps == 5
+    trainer.state.save_to_json(str(tmp_path / "state.json"))
+    read = transformers.TrainerState.load_from_json(str(tmp_path / "state.json")).log_history
+    assert json.dumps(read, sort_keys=True) == json.dumps(trainer.state.log_history, sort_keys=True)
+
+
+def test_the_step_of_a_resumed_trainer(tmp_path):
+    from gradscope.callbacks.transformers import MonitorCallback
+
+    probe = {"input_ids": torch.zeros(4, 8, dtype=torch.long)}
+    arguments = {"output_dir": str(tmp_path), "report_to": [], "save_steps": 3, "use_cpu": True, "disable_tqdm": True}
+    steps = []
+    for max_steps in (3, 6):
+        callback = MonitorCallback(probe, every=2, max_overhead=None)
+        options = transformers.TrainingArguments(max_steps=max_steps, **arguments)
+        trainer = transformers.Trainer(language_model(), options, train_dataset=Sentences(), callbacks=[callback])
+        trainer.train(resume_from_checkpoint=max_steps == 6)
+        steps.append(sorted(set(callback.monitor.to_frame()["step"])))
+    assert steps == [[0, 2], [4]]

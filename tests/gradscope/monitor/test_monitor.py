@@ -241,7 +241,7 @@ def test_the_budget_thins_the_schedule(model):
         now[0] += 1.0
 
     options = {"report": tick, "clock": lambda: now[0]}
-    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=0.1, **options)
+    monitor = gs.Monitor(model, noise(8, 6), every=1, max_overhead=0.1, total_steps=2000, **options)
     model.register_forward_pre_hook(lambda module, args: tick() if len(args[0]) == 20 else None)  # a batch, no probes
     recorded = train(model, monitor, 200)
     assert recorded == [0, *range(19, 200, 10)]  # the n-th is due when training took 10 n seconds

@@ -1,0 +1,1 @@
+"""Several models side by side: growth rates with intervals, verdicts, and which of them differ."""

@@ -1,0 +1,50 @@
+"""What a record contains besides weights and gradients: coefficients and statistics on the probe batch.
+
+Cost of the coefficients: that of `gradscope.gsc` with a few probes; of the statistics: one forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from gradscope import distributed
+from gradscope.coefficients.gsc import gsc
+from gradscope.forward.inputs import Forward, as_batch
+from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
+from gradscope.measures.measuring import Measure, measure
+from gradscope.measures.preactivations import NONLINEARITIES
+
+STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
+
+
+def coefficients(model: nn.Module, data: Any, forward: Forward | None, **options: Any) -> pd.DataFrame:
+    """Return the GSC of every unit on all ranks' shares of the batch."""
+    data = iter([part(data, forward)]) if distributed.parallel() else data
+    # Under autocast, rounding errors of the Jacobians would accumulate over layers.
+    with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        return gsc(model, data, forward=forward, **options).to_frame()
+
+
+def statistics(model: nn.Module, data: Any, forward: Forward | None) -> pd.DataFrame | None:
+    """Return statistics of pre-activations; None for a model without nonlinear modules."""
+    if not any(isinstance(module, NONLINEARITIES) for module in model.modules()):
+        return None
+    return measure(model, data, measures=STATISTICS, forward=forward)
+
+
+def part(data: Any, forward: Forward | None) -> Any:
+    """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    num = as_batch(data, forward=forward, loss_fn=None).size
+    if num < world:
+        raise ValueError(
+            f"The probe batch of {num} samples is too small for {world} ranks; give at least one sample per rank."
+        )
+    return pytree.tree_map(
+        lambda leaf: leaf[rank::world] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num else leaf, data
+    )

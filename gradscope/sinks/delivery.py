@@ -1,0 +1,140 @@
+"""Deliver values to sinks.  A sink that fails causes one warning and never stops a training."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+Values = Mapping[str, float]
+
+FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics, such as the # of "layer#2"
+MOST_FAILURES = 3  # in a row; then a sink is given up, because each attempt may wait for a server
+
+
+class SinkWarning(UserWarning):
+    """Warning that records do not reach a sink; the message names the sink.
+
+    >>> import gradscope as gs
+    >>> issubclass(gs.sinks.SinkWarning, UserWarning)
+    True
+    """
+
+
+def allowed(values: Values) -> dict[str, float]:
+    """The values under names that MLflow allows."""
+    return {FORBIDDEN.sub("-", name): value for name, value in values.items()}
+
+
+def _scalars(target: Any, step: int, values: Values) -> None:
+    for name, value in values.items():
+        target.add_scalar(name, value, step)
+    target.flush()
+
+
+# How to write to an object that has the method of this name; the first method that it has counts.
+WAYS: dict[str, Callable[[Any, int, Values], object]] = {
+    "write": lambda target, step, values: target.write(step, values),
+    "log_metrics": lambda target, step, values: target.log_metrics(allowed(values), step=step),
+    "log": lambda target, step, values: target.log(dict(values), step=step),
+    "add_scalar": _scalars,
+}
+
+
+@dataclass
+class _Outlet:
+    """One sink, its way of writing, and how often it failed in a row."""
+
+    target: Any
+    send: Callable[[Any, int, Values], object]
+    failures: int = 0
+    reported: bool = False
+
+    def attempt(self, action: Callable[[], object], level: int) -> None:
+        """Run the action; an error causes a warning, unless this sink caused one before."""
+        try:
+            action()
+            self.failures = 0
+        except Exception as error:
+            self.failures += 1
+            if not self.reported:
+                self.reported = True
+                kind = type(self.target)
+                name = getattr(self.target, "__name__", f"{kind.__module__.split('.')[0]}.{kind.__name__}")
+                warnings.warn(
+                    f"Sink {name} failed: {type(error).__name__}: {str(error)[:200]}. Training continues. Later "
+                    f"records are still sent, until {MOST_FAILURES} in a row fail; no further warning follows.",
+                    SinkWarning,
+                    stacklevel=level,
+                )
+
+
+class Sinks:
+    """Sends named values to all sinks of a run; a sink that fails never stops a training.
+
+    Arguments:
+        targets: Each a sink of `gradscope.sinks` or of your own (``write(step, values)``, and optionally
+            ``close(error)``); an object with ``log(values, step=)``, such as a run of wandb or trackio; an object with
+            ``log_metrics(values, step=)``, such as the module mlflow with an active run, or a logger of Lightning; or
+            a ``SummaryWriter``.
+
+    An exception in a sink causes one `SinkWarning`.  After three failures in a row the sink is given up.  Only sinks
+    with ``write`` are closed by `close`; other objects belong to the caller.
+
+    Raises:
+        TypeError: A target has none of these methods.
+
+    >>> import gradscope as gs
+    >>> class Print:
+    ...     def log(self, values, step):
+    ...         print(step, values)
+    >>> gs.sinks.Sinks([Print()]).write(3, {"loss": 0.5})
+    3 {'loss': 0.5}
+    """
+
+    def __init__(self, targets: Iterable[Any] = ()) -> None:
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        self._outlets: list[_Outlet] = []
+        for target in targets:
+            way = next((name for name in WAYS if callable(getattr(target, name, None))), None)
+            if way is None:
+                raise TypeError(
+                    f"sinks must be a list of objects with write(step, values), log(values, step=), log_metrics or "
+                    f"add_scalar, such as gs.sinks.TensorBoard(folder) or a run of wandb; got {target!r:.80}."
+                )
+            self._outlets.append(_Outlet(target, WAYS[way]))
+
+    def __bool__(self) -> bool:
+        return bool(self._outlets)
+
+    def write(self, step: int, values: Values) -> None:
+        """Send the values of a step to every sink."""
+        for outlet in self._outlets:
+            outlet.attempt(partial(outlet.send, outlet.target, step, values), level=4)
+        self._outlets = [outlet for outlet in self._outlets if outlet.failures < MOST_FAILURES]
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the sinks that have ``write`` and ``close``; ``error`` is the exception that ended the run, if any."""
+        outlets, self._outlets = self._outlets, []
+        for outlet in outlets:
+            if outlet.send is WAYS["write"] and callable(end := getattr(outlet.target, "close", None)):
+                outlet.attempt(partial(end, error), level=4)
+
+
+def values_of(frame: pd.DataFrame) -> dict[str, float]:
+    """Return the numbers of a monitor record by name: ``log10_gsc/layer`` for GSC, ``quantity/layer`` for the rest.
+
+    >>> import gradscope as gs
+    >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))
+    {'gradient_norm/conv1': 0.5}
+    """
+    rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
+    return dict(
+        (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
+        for quantity, layer, value, log10_value in rows
+    )
