@@ -57,10 +57,6 @@ class Segment:
             output = module(output)
         return first_tensor(output)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return all parameters; names are relative, so that those of siblings are equal."""
-        return _parameters(self.modules)
-
 
 @dataclass
 class _Call:
@@ -173,7 +169,8 @@ def _holds(module: nn.Module) -> bool:
     return any(p.ndim >= 2 for p in module.parameters())
 
 
-def _parameters(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+def parameters_of(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Return all parameters; names are relative, so that those of siblings are equal."""
     return {f"{n}.{key}": p for n, m in enumerate(modules) for key, p in m.named_parameters()}
 
 
@@ -214,7 +211,7 @@ def _merged(
                 kind=(*kind, tuple(_shape(calls[group[-1]].output))),
                 leaves=tuple(leaf for name in group for leaf in calls[name].leaves),
                 between=_between(calls[after[0]].received, ends, begins) if after else (),
-                unreached=tuple(key for key, p in _parameters(parts).items() if id(p) in unreached),
+                unreached=tuple(key for key, p in parameters_of(parts).items() if id(p) in unreached),
             )
         )
     return made

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.checks.levels import limit, nearest
-from gradscope.checks.segments import FEWEST, Segment, most
+from gradscope.checks.segments import FEWEST, Segment, most, parameters_of
 from gradscope.forward.state import alone, state_restored
 
 FloatArray = npt.NDArray[np.float64]
@@ -47,14 +47,14 @@ class Deviation:
 
 def odd_structures(group: Sequence[Segment]) -> list[Deviation]:
     """Return the segments that consist of other modules than most, or of which other parameters have a gradient."""
-    usual, count = most(group).structure, Counter(s.structure for s in group)
+    usual, count = most(group), Counter(s.structure for s in group)
     rare = max(1, int(RARE * len(group)))
-    if 2 * count[usual] <= len(group):
+    if 2 * count[usual.structure] <= len(group):
         return []
     return [
-        Deviation(s.name, STRUCTURE, math.inf, _difference(s, *usual))
+        Deviation(s.name, STRUCTURE, math.inf, _difference(s, usual))
         for s in group
-        if s.structure != usual and count[s.structure] <= rare
+        if s.structure != usual.structure and count[s.structure] <= rare
     ]
 
 
@@ -87,25 +87,21 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
     return deviations
 
 
-def _difference(
-    segment: Segment, leaves: tuple[type, ...], between: tuple[str, ...], unreached: tuple[str, ...]
-) -> str:
+def _difference(segment: Segment, usual: Segment) -> str:
     """Say in what the structure differs from the usual one."""
-    own, usual = [[c.__name__ for c in classes] for classes in (segment.leaves, leaves)]
-    missing = [name for name in dict.fromkeys(usual) if own.count(name) < usual.count(name)]
-    extra = [name for name in dict.fromkeys(own) if own.count(name) > usual.count(name)]
+    own, leaves = [[leaf.__name__ for leaf in s.leaves] for s in (segment, usual)]
+    missing, extra = Counter(leaves) - Counter(own), Counter(own) - Counter(leaves)
     if missing:
         return f"runs no {' and no '.join(missing)} where its siblings do"
     if extra:
         return f"runs {' and '.join(extra)}, unlike its siblings"
-    if segment.unreached != unreached:
-        names = ", ".join(sorted(set(segment.unreached) ^ set(unreached))[:4])
-        return f"{names}: {'no' if len(segment.unreached) > len(unreached) else 'a'} gradient, unlike in its siblings"
-    if segment.between != between:
-        own, usual = [
-            [name.removesuffix("Backward0") for name in names] or ["nothing"] for names in (segment.between, between)
-        ]
-        return f"{', '.join(own)} lies between it and the next layer, but {', '.join(usual)} behind its siblings"
+    if segment.unreached != usual.unreached:
+        names = ", ".join(sorted(set(segment.unreached) ^ set(usual.unreached))[:4])
+        gradient = "no gradient" if len(segment.unreached) > len(usual.unreached) else "a gradient"
+        return f"{names}: {gradient}, unlike in its siblings"
+    if segment.between != usual.between:
+        own, others = [[n.removesuffix("Backward0") for n in s.between] or ["nothing"] for s in (segment, usual)]
+        return f"{', '.join(own)} lies between it and the next layer, but {', '.join(others)} behind its siblings"
     return f"runs its parts in the order {', '.join(own)}, unlike its siblings"
 
 
@@ -167,7 +163,9 @@ def _outputs_of_leaves(segment: Segment) -> Iterator[dict[str, Tensor]]:
 
 def _scales(segment: Segment) -> dict[str, tuple[float, float]]:
     """Return ln of the mean square of every parameter, with its standard error over entries."""
-    return {f"{SCALE} {name}": _log_ratio(_power(p.reshape(-1), 0)) for name, p in segment.parameters().items()}
+    return {
+        f"{SCALE} {name}": _log_ratio(_power(p.reshape(-1), 0)) for name, p in parameters_of(segment.modules).items()
+    }
 
 
 def _power(values: Tensor, axis: int) -> FloatArray:
