@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from gradscope.backward.cotangents import Probes
-from gradscope.checks.comparison import THRESHOLD, Comparison
+from gradscope.checks.comparison import Comparison
 from gradscope.checks.expectations import INITIALIZATION, KEYS, unexpected
+from gradscope.checks.levels import scale
 from gradscope.checks.reading import Reading, UnreadableError, read
 from gradscope.checks.segments import FEWEST, Segment, segments, siblings
 from gradscope.checks.siblings import STRUCTURE, Deviation, odd_numbers, odd_structures
@@ -27,9 +28,6 @@ from gradscope.meanfield import LayerSpec, Prediction, predict, standard_varianc
 from gradscope.meanfield.activations import NAMED
 
 FloatArray = npt.NDArray[np.float64]
-
-# Larger than the threshold of lengths and weights: the scale is estimated from increments, which have heavier tails.
-GROWTH_THRESHOLD = 6.5
 
 
 def compare(
@@ -48,8 +46,8 @@ def compare(
     the siblings f_j on the same input.  (2) With mean-field theory, in perceptrons.  All thresholds hold for all layers
     of a network together.
 
-    z-scores of theory use standard errors to first order in 1 / width: a mean square over n neurons and correlated
-    samples has relative variance 2 o / n, with o the mean squared cosine between samples.  Theory does not hold for
+    For the z-scores of theory, a mean square over n neurons and correlated samples is chi-square distributed with
+    n / o degrees of freedom, with o the mean squared cosine between samples.  Theory does not hold for
     batch normalization with a batch larger than half the width; a warning says so.
 
     Arguments:
@@ -120,14 +118,14 @@ def _sorted(deviations: Sequence[Deviation], found: Sequence[Segment]) -> tuple[
 def _from_theory(comparison: Comparison) -> list[Deviation]:
     """Return the z-scores beyond their thresholds."""
     deviations = []
-    for z, limit, what in (
-        (comparison.z_length, THRESHOLD, "length of the pre-activation"),
-        (comparison.z_growth, GROWTH_THRESHOLD, "growth of GSC"),
-        (comparison.z_weight, THRESHOLD, "variance of the weights"),
+    for z, beyond, what in (
+        (comparison.z_length, comparison.limit(), "length of the pre-activation"),
+        (comparison.z_growth, comparison.limit(growth=True), "growth of GSC"),
+        (comparison.z_weight, comparison.limit(), "variance of the weights"),
     ):
-        for place in np.flatnonzero(np.abs(np.nan_to_num(z)) > limit):
-            text = f"{what} deviates from theory (z = {z[place]:.1f}, threshold {limit})"
-            deviations.append(Deviation(comparison.layers[place], what, float(abs(z[place])) / limit, text))
+        for place in np.flatnonzero(np.abs(np.nan_to_num(z)) > beyond):
+            text = f"{what} deviates from theory (z = {z[place]:.1f}, threshold {beyond:.1f})"
+            deviations.append(Deviation(comparison.layers[place], what, float(abs(z[place])) / beyond, text))
     return deviations
 
 
@@ -185,12 +183,16 @@ def _expected_variances(initialization: str | float, specs: Sequence[LayerSpec],
 
 
 def _z_length(reading: Reading) -> FloatArray:
-    """Return z of ln q per layer; theory: q = sigma_w^2 p + sigma_b^2, p the measured mean square one layer before."""
+    """Return z of q per layer; theory: q = sigma_w^2 p + sigma_b^2, p the measured mean square one layer before.
+
+    The cube root of a chi-square variable is nearly normal, also in the tails (Wilson and Hilferty, 1931).
+    """
     z, p = [], reading.mean_square
     for layer in reading.layers:
         expected = layer.spec.weight_variance * p + layer.spec.bias_variance
-        error = math.sqrt(2 * layer.overlap / layer.width)
-        z.append(math.log(layer.received / expected) / error if expected > 0 and layer.received > 0 else math.nan)
+        variance = 2 * layer.overlap / (9 * layer.width)
+        root = (layer.received / expected) ** (1 / 3) if expected > 0 and layer.received > 0 else math.nan
+        z.append((root - 1 + variance) / math.sqrt(variance))
         p = layer.square
     return np.array(z)
 
@@ -208,9 +210,7 @@ def _z_growth(reading: Reading, prediction: Prediction, log10_gsc: FloatArray) -
             predicted[number] = one.log10_gsc[0] - one.log10_gsc[1]
         p = layer.square
     residual = -np.diff(log10_gsc) - predicted
-    center = np.nanmedian(residual)
-    scale = 1.4826 * np.nanmedian(np.abs(residual - center))
     # No test of the top layer: it receives independent cotangents, unlike the single layers predicted above.
-    z = (residual - center) / max(scale, 1e-12)
-    z[-1] = np.nan
-    return z
+    residual[-1] = np.nan
+    known = residual[np.isfinite(residual)]
+    return (residual - np.median(known)) / max(scale(known), 1e-12) if len(known) > 1 else residual * np.nan

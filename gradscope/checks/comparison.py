@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from gradscope.checks.levels import freedom, limit
 from gradscope.checks.reading import Reading
 from gradscope.checks.siblings import Deviation
 from gradscope.coefficients.profiles import Profile
@@ -17,9 +18,6 @@ from gradscope.meanfield import Prediction
 FloatArray = npt.NDArray[np.float64]
 
 MOST_NAMED = 4  # layers that the text names, and deviations of each
-
-# A length or a weight, whose errors are known, deviates if its |z| is larger: by chance once in 30,000 cases.
-THRESHOLD = 4.2
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,10 @@ class Comparison:
     ``weight_variances``, ``nominal``: sigma_w^2 of each weight, measured and expected.  The z-scores are NaN if a test
     does not apply:
 
-    - ``z_length``: ln of the mean square of each pre-activation, compared with the prediction from the *measured* layer
+    - ``z_length``: the mean square of each pre-activation, compared with the prediction from the *measured* layer
       before.  So a wrong layer does not change the z-scores of later layers.
     - ``z_growth``: the increment of ln GSC across each layer, compared with theory at the measured length, in robust
-      standard deviations of all increments.
+      standard deviations of all increments (`gradscope.checks.levels.scale`).
     - ``z_weight``: ln of the weight variance, compared with the expected variance.
 
     >>> import torch
@@ -72,8 +70,13 @@ class Comparison:
 
         GSC does not show a wrong gain before a normalization or with a homogeneous activation such as ReLU.
         """
-        beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > THRESHOLD)
+        beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > self.limit())
         return self.layers[beyond[0]] if len(beyond) else None
+
+    def limit(self, growth: bool = False) -> float:
+        """Return the limit of |z_length| and |z_weight|, or |z_growth|, for all layers and quantities together."""
+        tests = [int(np.isfinite(z).sum()) for z in (self.z_length, self.z_growth, self.z_weight)]
+        return limit(max(sum(tests), 1), freedom(tests[1]) if growth else np.inf)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.

@@ -28,17 +28,16 @@ MOST_OPERATIONS = 20  # operations between two segments that are compared; furth
 class Segment:
     """One map of the network, with the arguments that it received.
 
-    ``name``: name of the first module.  ``modules``: run in this order.  ``args``, ``kwargs``, ``received``: arguments
-    of the first module, and the first floating-point tensor in them.  ``kind``: what siblings have in common.
-    ``leaves``: class of every module without children that computed something, in order.  ``between``: operations of
-    functional code between this segment and the next one, as autograd names them.  ``unreached``: trainable
-    parameters that get no gradient.
+    ``name``: name of the first module.  ``modules``: run in this order.  ``arguments``, ``received``: positional and
+    keyword arguments of the first module, and the first floating-point tensor in them.  ``kind``: what siblings have in
+    common.  ``leaves``: class of every module without children that computed something, in order.  ``between``:
+    operations of functional code between this segment and the next one, as autograd names them.  ``unreached``:
+    trainable parameters that get no gradient.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
-    args: Any = field(repr=False)
-    kwargs: Any = field(repr=False)
+    arguments: tuple[Any, Any] = field(repr=False)
     received: Tensor = field(repr=False)
     kind: tuple[Any, ...] = field(repr=False)
     leaves: tuple[type[nn.Module], ...]
@@ -52,28 +51,21 @@ class Segment:
 
     def run(self, given: Segment, value: Tensor) -> Tensor:
         """Return the output of this segment for the arguments of ``given``, with ``value`` as its first tensor."""
-        args, kwargs = pytree.tree_map(
-            lambda leaf: value.clone() if leaf is given.received else leaf, (given.args, given.kwargs)
-        )
+        args, kwargs = _exchanged(given.arguments, given.received, value.clone())
         output = self.modules[0](*args, **kwargs)
         for module in self.modules[1:]:
             output = module(output)
         return first_tensor(output)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return all parameters; names are relative, so that those of siblings are equal."""
-        return {f"{n}.{key}": p for n, m in enumerate(self.modules) for key, p in m.named_parameters()}
-
 
 @dataclass
 class _Call:
-    """One call of a module: arguments, first tensor in them (and a copy), output, and the leaves that ran inside."""
+    """One call of a module: the first tensor received, its copy, arguments with the copy, output, and leaves inside."""
 
-    name: str
-    args: Any
-    kwargs: Any
     received: Tensor | None
     copy: Tensor | None
+    arguments: tuple[Any, Any]
+    name: str = ""
     output: Any = None
     leaves: tuple[type[nn.Module], ...] = ()
 
@@ -82,13 +74,13 @@ class _Calls:
     """Records every call of every module, in the order in which the calls began."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self.modules, self.calls, self.leaves = modules, [], []  # type: ignore[var-annotated]
+        self.modules, self.calls, self.leaves = modules, list[_Call](), list[type[nn.Module]]()
 
     def before(self, args: Any, kwargs: Any) -> tuple[_Call, int]:
         received = next((t for t in tensors(args, kwargs) if t.is_floating_point()), None)
-        call = _Call("", args, kwargs, received, None if received is None else received.detach().clone())
-        self.calls.append(call)
-        return call, len(self.leaves)
+        copy = None if received is None else received.detach().clone()
+        self.calls.append(_Call(received, copy, _exchanged((args, kwargs), received, copy)))
+        return self.calls[-1], len(self.leaves)
 
     def after(
         self, name: str, number: int, label: str, args: Any, kwargs: Any, output: Any, token: tuple[_Call, int]
@@ -108,14 +100,13 @@ def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> 
     listener, parameters = _Calls(modules), {n: p for n, p in model.named_parameters() if p.requires_grad}
     state = state_restored(modules)
     with alone, state as kept, kept, recording_gradients(), eager(modules):
-        with hooked(modules, listener):
+        with hooked(modules, listener) as times:
             copy, inputs = batch.differentiable()
             output = first_tensor(copy.run(model, forward))
         found: Sequence[Tensor | None] = [None] * len(parameters)
         if output.requires_grad and parameters:
             found = torch.autograd.grad(output.double().square().sum(), list(parameters.values()), allow_unused=True)
     unreached = {id(p) for p, g in zip(parameters.values(), found, strict=True) if g is None}
-    times = Counter(call.name for call in listener.calls)
     calls = {call.name: call for call in listener.calls if times[call.name] == 1 and call.name}
     return _merged(_items(modules, calls), modules, calls, unreached, {t.grad_fn for t in inputs})
 
@@ -162,17 +153,31 @@ def _items(modules: dict[str, nn.Module], calls: dict[str, _Call]) -> list[str]:
             children = [f"{name}.{key}" if name else key for key, m in modules[name]._modules.items() if m is not None]
             expanded += [name] if grouped or not children else [child for child in children if child in modules]
         if expanded == frontier:
-            position = {name: place for place, name in enumerate(calls)}
-            return sorted((name for name in expanded if name in calls), key=lambda name: position[name])
+            return [name for name in calls if name in set(frontier)]
         frontier = expanded
 
 
 def _kind(module: nn.Module, call: _Call) -> tuple[Any, ...]:
-    """Return class and shapes of input and output; None in place of a shape for a module without a weight matrix."""
-    if call.received is None or not any(p.ndim >= 2 for p in module.parameters()):
+    """Return class and shapes of input and output; only the name if it holds no weight matrix or receives no tensor."""
+    if call.copy is None or not _holds(module):
         return (call.name,)
-    shapes = (tuple(call.copy.shape), tuple(_shape(call.output)))  # type: ignore[union-attr]
-    return (type(module), *shapes)
+    return type(module), tuple(call.copy.shape), tuple(_shape(call.output))
+
+
+def _holds(module: nn.Module) -> bool:
+    """Whether the module holds a weight matrix."""
+    return any(p.ndim >= 2 for p in module.parameters())
+
+
+def parameters_of(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Return all parameters; names are relative, so that those of siblings are equal."""
+    return {f"{n}.{key}": p for n, m in enumerate(modules) for key, p in m.named_parameters()}
+
+
+def _exchanged(arguments: tuple[Any, Any], old: Tensor | None, new: Tensor | None) -> tuple[Any, Any]:
+    """Return the arguments with ``new`` in place of ``old``."""
+    args, kwargs = pytree.tree_map(lambda leaf: new if leaf is old else leaf, arguments)
+    return args, kwargs
 
 
 def _shape(output: Any) -> torch.Size:
@@ -185,36 +190,28 @@ def _merged(
     """Join every module that holds a weight matrix with the modules behind it that hold none."""
     groups: list[list[str]] = []
     for name in names:
-        holds = any(p.ndim >= 2 for p in modules[name].parameters())
-        chained = bool(groups) and calls[name].received is calls[groups[-1][-1]].output
-        if not holds and chained:
+        if groups and not _holds(modules[name]) and calls[name].received is calls[groups[-1][-1]].output:
             groups[-1].append(name)
         else:
             groups.append([name])
     made: list[Segment] = []
     ends |= {t.grad_fn for call in calls.values() for t in leaf_tensors(call.output) if t.grad_fn is not None}
     begins = {call.received.grad_fn for call in calls.values() if call.received is not None}
-    for place, group in enumerate(groups):
-        first, last = calls[group[0]], calls[group[-1]]
-        kind = _kind(modules[group[0]], first)
-        if first.received is None or first.copy is None or len(kind) == 1:
+    for group, after in zip(groups, [*groups[1:], None], strict=True):
+        first, parts = calls[group[0]], tuple(modules[name] for name in group)
+        kind = _kind(parts[0], first)
+        if first.copy is None or len(kind) == 1:
             continue
-        held = [(f"{n}.{key}", p) for n, g in enumerate(group) for key, p in modules[g].named_parameters()]
-        after = calls[groups[place + 1][0]] if place + 1 < len(groups) else None
-        copied = pytree.tree_map(
-            lambda leaf, call=first: call.copy if leaf is call.received else leaf, (first.args, first.kwargs)
-        )
         made.append(
             Segment(
                 name=group[0],
-                modules=tuple(modules[g] for g in group),
-                args=copied[0],
-                kwargs=copied[1],
+                modules=parts,
+                arguments=first.arguments,
                 received=first.copy,
-                kind=(*kind, tuple(_shape(last.output))),
-                leaves=tuple(leaf for g in group for leaf in calls[g].leaves),
-                between=_between(after.received, ends, begins) if after is not None else (),
-                unreached=tuple(key for key, p in held if id(p) in unreached),
+                kind=(*kind, tuple(_shape(calls[group[-1]].output))),
+                leaves=tuple(leaf for name in group for leaf in calls[name].leaves),
+                between=_between(calls[after[0]].received, ends, begins) if after else (),
+                unreached=tuple(key for key, p in parameters_of(parts).items() if id(p) in unreached),
             )
         )
     return made

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special
 from torch import Tensor, nn
 
-from gradscope.checks.segments import FEWEST, Segment, most
+from gradscope.checks.levels import limit, nearest
+from gradscope.checks.segments import FEWEST, Segment, most, parameters_of
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.state import alone, state_restored
 
@@ -30,7 +30,6 @@ FloatArray = npt.NDArray[np.float64]
 
 STRUCTURE, SHARE, SCALE = "structure", "share of quiet features", "scale of"
 MOST = 12  # siblings with which a layer is compared: the nearest ones
-LEVEL = 0.005  # probability of a false alarm in a network
 RARE = 0.1  # a structure that at most this fraction of the siblings has is a fault, not a design
 QUIET = 0.01  # a feature is quiet if its variance is below this fraction of the mean variance
 FLOOR, FLOOR_WEIGHTS, FLOOR_SHARE = 0.1, 0.01, 0.02  # smallest scale of a difference: ln of squares, or a share
@@ -49,14 +48,14 @@ class Deviation:
 
 def odd_structures(group: Sequence[Segment]) -> list[Deviation]:
     """Return the segments that consist of other modules than most, or of which other parameters have a gradient."""
-    usual, count = most(group).structure, Counter(s.structure for s in group)
+    usual, count = most(group), Counter(s.structure for s in group)
     rare = max(1, int(RARE * len(group)))
-    if 2 * count[usual] <= len(group):
+    if 2 * count[usual.structure] <= len(group):
         return []
     return [
-        Deviation(s.name, STRUCTURE, math.inf, _difference(s, *usual))
+        Deviation(s.name, STRUCTURE, math.inf, _difference(s, usual))
         for s in group
-        if s.structure != usual and count[s.structure] <= rare
+        if s.structure != usual.structure and count[s.structure] <= rare
     ]
 
 
@@ -67,68 +66,57 @@ def odd_numbers(group: Sequence[Segment], model: nn.Module, tests: int) -> list[
     """
     state = state_restored(dict(model.named_modules()))
     with alone, state as kept, kept, torch.inference_mode(False):
-        chosen = [sorted(range(len(group)), key=partial(_distance, i))[: MOST + 1] for i in range(len(group))]
-        measured = [[_numbers(group[j], group[i]) for j in others] for i, others in enumerate(chosen)]
-        scales = [_parameters(segment) for segment in group]
-    found = []
-    for i, others in enumerate(chosen):
-        numbers = [measured[i][place] | scales[j] for place, j in enumerate(others)]
+        weights = [_scales(segment) for segment in group]
+        measured = [
+            [_numbers(group[j], given) | weights[j] for j in nearest(i, len(group))[: MOST + 1]]
+            for i, given in enumerate(group)
+        ]
+    deviations = []
+    for segment, numbers in zip(group, measured, strict=True):
         for quantity in numbers[0]:
             values = np.array([n[quantity] for n in numbers if quantity in n])
-            if len(values) >= FEWEST:  # siblings may have no such part
-                found.append((group[i].name, quantity, *_z(values[:, 0], values[:, 1], _floor(quantity))))
-    num = tests * (len(measured[0][0]) + len(scales[0]))
-    deviations = []
-    for layer, quantity, z, difference, others_num in found:
-        threshold = -float(special.stdtrit(2 * others_num, LEVEL / 2 / num))
-        if abs(z) > threshold:
-            amount = (
-                f"{difference:+.2g} compared with its siblings"
-                if quantity.startswith(SHARE)
-                else (f"{math.exp(max(-700.0, min(700.0, difference))):.3g} times that of its siblings")
-            )
-            text = f"{quantity}: {amount} (z = {z:.1f}, threshold {threshold:.1f})"
-            deviations.append(Deviation(layer, quantity, abs(z) / threshold, text))
+            if len(values) < FEWEST:  # siblings may have no such part
+                continue
+            z, difference = _z(values[:, 0], values[:, 1], _floor(quantity))
+            threshold = limit(tests * len(measured[0][0]), 2 * (len(values) - 1))
+            if abs(z) > threshold:
+                amount = f"{difference:+.2g} compared with"
+                if not quantity.startswith(SHARE):
+                    amount = f"{math.exp(max(-700.0, min(700.0, difference))):.3g} times that of"
+                text = f"{quantity}: {amount} its siblings (z = {z:.1f}, threshold {threshold:.1f})"
+                deviations.append(Deviation(segment.name, quantity, abs(z) / threshold, text))
     return deviations
 
 
-def _difference(
-    segment: Segment, leaves: tuple[type, ...], between: tuple[str, ...], unreached: tuple[str, ...]
-) -> str:
+def _difference(segment: Segment, usual: Segment) -> str:
     """Say in what the structure differs from the usual one."""
-    own, usual = [[c.__name__ for c in classes] for classes in (segment.leaves, leaves)]
-    missing = [name for name in dict.fromkeys(usual) if own.count(name) < usual.count(name)]
-    extra = [name for name in dict.fromkeys(own) if own.count(name) > usual.count(name)]
+    own, leaves = [[leaf.__name__ for leaf in s.leaves] for s in (segment, usual)]
+    missing, extra = Counter(leaves) - Counter(own), Counter(own) - Counter(leaves)
     if missing:
         return f"runs no {' and no '.join(missing)} where its siblings do"
     if extra:
         return f"runs {' and '.join(extra)}, unlike its siblings"
-    if segment.unreached != unreached:
-        names = ", ".join(sorted(set(segment.unreached) ^ set(unreached))[:4])
-        return f"{names}: {'no' if len(segment.unreached) > len(unreached) else 'a'} gradient, unlike in its siblings"
-    if segment.between != between:
-        own, usual = [
-            [name.removesuffix("Backward0") for name in names] or ["nothing"] for names in (segment.between, between)
-        ]
-        return f"{', '.join(own)} lies between it and the next layer, but {', '.join(usual)} behind its siblings"
+    if segment.unreached != usual.unreached:
+        names = ", ".join(sorted(set(segment.unreached) ^ set(usual.unreached))[:4])
+        gradient = "no gradient" if len(segment.unreached) > len(usual.unreached) else "a gradient"
+        return f"{names}: {gradient}, unlike in its siblings"
+    if segment.between != usual.between:
+        own, others = [[n.removesuffix("Backward0") for n in s.between] or ["nothing"] for s in (segment, usual)]
+        return f"{', '.join(own)} lies between it and the next layer, but {', '.join(others)} behind its siblings"
     return f"runs its parts in the order {', '.join(own)}, unlike its siblings"
-
-
-def _distance(i: int, j: int) -> tuple[int, int]:
-    return abs(j - i), j
 
 
 def _floor(quantity: str) -> float:
     return FLOOR_SHARE if quantity.startswith(SHARE) else FLOOR_WEIGHTS if quantity.startswith(SCALE) else FLOOR
 
 
-def _z(values: FloatArray, errors: FloatArray, floor: float) -> tuple[float, float, int]:
-    """Return z of the first value among the others, its difference from their median, and the number of others."""
+def _z(values: FloatArray, errors: FloatArray, floor: float) -> tuple[float, float]:
+    """Return z of the first value among the others, and its difference from their median."""
     others = values[1:]
     center = float(np.median(others))
     scale = max(1.4826 * float(np.median(np.abs(others - center))), float(np.median(errors[1:])), floor)
     difference = float(values[0]) - center
-    return difference / (scale * math.sqrt(1 + 1.57 / len(others))), difference, len(others)
+    return difference / (scale * math.sqrt(1 + 1.57 / len(others))), difference
 
 
 def _numbers(segment: Segment, given: Segment) -> dict[str, tuple[float, float]]:
@@ -144,21 +132,18 @@ def _numbers(segment: Segment, given: Segment) -> dict[str, tuple[float, float]]
             y = segment.run(given, leaf)
         others = [segment.run(given, v.requires_grad_()) for v in (2 * x, x + other, x - other)]
         g = torch.autograd.grad(y, leaf, _normal(y, generator), allow_unused=True)[0] if y.requires_grad else None
-    pulled = torch.zeros_like(x) if g is None else g
     with torch.no_grad():
         y = y.detach().double()
         twice, plus, minus = (output.detach().double() for output in others)
-        square = _features(y.square(), axis)
+        square = _power(y, axis)
         return {
             "length of the output": _log_ratio(square),
             SHARE: _quiet(y, axis),
-            "gradient (GSC)": _log_ratio(_features(pulled.double().square(), axis), square),
-            "curvature": _log_ratio(
-                _features((plus + minus - 2 * y).square(), axis), _features((plus - minus).square(), axis)
-            ),
-            "response to twice the input": _log_ratio(_features((twice - y).square(), axis), square),
+            "gradient (GSC)": _log_ratio(_power(torch.zeros_like(x) if g is None else g, axis), square),
+            "curvature": _log_ratio(_power(plus + minus - 2 * y, axis), _power(plus - minus, axis)),
+            "response to twice the input": _log_ratio(_power(twice - y, axis), square),
             **{f"{SHARE} in {name}": _quiet(h, axis) for name, h in inside.items()},
-        }  # fmt: skip
+        }
 
 
 @contextlib.contextmanager
@@ -166,33 +151,28 @@ def _outputs_of_leaves(segment: Segment) -> Iterator[dict[str, Tensor]]:
     """Collect outputs of all modules without children while the segment runs once."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1:
-                outputs[name] = output.detach().clone()
-
-        return hook
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.ndim > 1:
+            outputs[name] = output.detach().clone()
 
     with contextlib.ExitStack() as hooks:
         for n, top in enumerate(segment.modules):
             for name, module in top.named_modules(prefix=str(n)):
                 if not module._modules and top._modules:
-                    hooks.callback(module.register_forward_hook(keep(name)).remove)
+                    hooks.callback(module.register_forward_hook(partial(keep, name)).remove)
         yield outputs
 
 
-def _parameters(segment: Segment) -> dict[str, tuple[float, float]]:
+def _scales(segment: Segment) -> dict[str, tuple[float, float]]:
     """Return ln of the mean square of every parameter, with its standard error over entries."""
-    squares = {
-        f"{SCALE} {name}": p.detach().double().square().reshape(-1).cpu().numpy()
-        for name, p in segment.parameters().items()
+    return {
+        f"{SCALE} {name}": _log_ratio(_power(p.reshape(-1), 0)) for name, p in parameters_of(segment.modules).items()
     }
-    return {name: _log_ratio(values) for name, values in squares.items()}
 
 
-def _features(values: Tensor, axis: int) -> FloatArray:
-    """Return sums over all but the axis of features."""
-    moved = values.movedim(axis if values.ndim > abs(axis) else -1, 0)
+def _power(values: Tensor, axis: int) -> FloatArray:
+    """Return sums of squares over all but the axis of features."""
+    moved = values.detach().double().square().movedim(axis if values.ndim > abs(axis) else -1, 0)
     return moved.reshape(moved.shape[0], -1).sum(1).cpu().numpy()
 
 
@@ -215,9 +195,10 @@ def _log_mean(a: FloatArray) -> tuple[float, float]:
 def _quiet(y: Tensor, axis: int) -> tuple[float, float]:
     """Return the share of features that hardly vary over the batch, and its standard error."""
     y = y.detach().double()
-    varied = _features((y - y.mean(0) if len(y) > 1 else y).square(), axis)
-    share = float((varied <= QUIET * varied.mean()).mean())
-    return share, math.sqrt(share * (1 - share) / len(varied))
+    varied = _power(y - y.mean(0) if len(y) > 1 else y, axis)
+    quiet, num = int((varied <= QUIET * varied.mean()).sum()), len(varied)
+    likely = (quiet + 1) / (num + 2)  # no quiet feature among a few does not prove that there are none (Laplace)
+    return quiet / num, math.sqrt(likely * (1 - likely) / num)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

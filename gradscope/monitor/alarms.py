@@ -12,15 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from gradscope.checks.levels import freedom, limit, nearest, scale
+
+FloatArray = npt.NDArray[np.float64]
+
 # Limits.  LOSS_JUMP: loss / median of the last RECENT losses, from FEWEST losses on.  WEIGHT_GROWTH: norm of a
 # layer's weights / their norm at the start.  EXTREME_LOG10: |log10 GSC|.  DEAD: fraction of dead units in a layer.
 LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
 WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
 DEAD = 0.9
-# STEP_SIZE: factor between a layer's steps and those that STEP_NEIGHBORS layers with as many parameters lead to expect;
-# at least STEP_SPREADS robust standard deviations, in the mean of at least STEP_RECORDS records.
-STEP_SIZE, STEP_SPREADS, STEP_RECORDS, STEP_NEIGHBORS = 1.5, 8.0, 5, 6
+# STEP_SIZE: factor between a layer's steps and those that STEP_NEIGHBORS similar layers lead to expect, in the mean of
+# all records.  Means of 5, 10, 20, ... records are tested; each test has half of the remaining probability of an alarm.
+STEP_SIZE, STEP_RECORDS, STEP_NEIGHBORS = 1.5, [5 * 2**k for k in range(30)], 6
 
 
 class MonitorWarning(UserWarning):
@@ -35,14 +39,15 @@ class MonitorWarning(UserWarning):
 class Alarms:
     """Gives each kind of warning at most once per layer.
 
-    ``first_lengths``: |w| of every layer when it was first monitored.  ``fired``: (kind, layer, step) of every warning.
+    ``first_lengths``: |w| of every layer when it was first monitored.  ``resolution``: smallest |w - w'| / |w| that is
+    not mostly rounding.  ``fired``: (kind, layer, step) of every warning.
     ``steps``: logarithms of step sizes.
     In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kind "zero
     output" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe batch".
     """
 
-    def __init__(self, first_lengths: dict[str, float]) -> None:
-        self.first_lengths = first_lengths
+    def __init__(self, first_lengths: dict[str, float], resolution: float = 0.0) -> None:
+        self.first_lengths, self.resolution = first_lengths, resolution
         self.losses: list[float] = []
         self.fired: list[tuple[str, str, int]] = []
         self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}}
@@ -75,13 +80,12 @@ class Alarms:
         self._step_sizes(found, step)
 
     def together(self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str]) -> None:
-        """Give one warning for all layers that newly have this problem; the message names the worst layer."""
-        new = {layer: value for layer, value in found.items() if self._new(kind, layer, step)}
+        """Give one warning for all layers that newly have this problem; it names the one with the largest |value|."""
+        new = [layer for layer in sorted(found, key=lambda name: -abs(found[name])) if self._new(kind, layer, step)]
         if not new:
             return
-        worst = max(new, key=lambda layer: new[layer])
         others = f"; the same holds for {len(new) - 1} other layer{'s' * (len(new) > 2)}" if len(new) > 1 else ""
-        _warn(f"{kind} at layer {worst!r}, step {step}: {words(new[worst])}{others}.")
+        _warn(f"{kind} at layer {new[0]!r}, step {step}: {words(found[new[0]])}{others}.")
 
     def once(self, kind: str, name: str, step: int, message: str) -> None:
         """Give the warning, unless one of this kind was given for ``name`` before."""
@@ -118,41 +122,51 @@ class Alarms:
                 self.once(kind, layer, step, f"{kind} at layer {layer!r}, step {step}: {words}.")
 
     def _step_sizes(self, found: dict[str, dict[str, float]], step: int) -> None:
-        """Warn of a layer whose steps are longer or shorter than those of layers with as many parameters.
+        """Warn of a layer whose steps are longer or shorter than those of similar layers.
 
         A step is measured by |w - w'|, and by |w - w'| / |g'| with g' the gradient at the previous record.  In plain
         gradient descent the second is equal in all layers, in Adam nearly the first.  The one that varies less counts.
+        Similar layers have as many parameters, and equal names up to the numbers in them.
         """
         weights, gradients = found.get("weight_norm", {}), found.get("gradient_norm", {})
-        sizes: dict[int, list[str]] = {}
+        groups: dict[tuple[Any, ...], list[str]] = {}
         for layer, update in found.get("update_to_weight", {}).items():
-            length, before = update * weights[layer], self.gradients.get(layer, 0.0)
-            rms = found.get("gradient_rms", {}).get(layer, 0.0)
-            if 0 < length < math.inf and before > 0 and rms > 0:
+            before, rms = self.gradients.get(layer, 0.0), found.get("gradient_rms", {}).get(layer, 0.0)
+            if self.resolution < update < math.inf and before > 0 and rms > 0:
+                length = update * weights[layer]
                 self.steps["gradient"].setdefault(layer, []).append(math.log(length / before))
                 self.steps["length"].setdefault(layer, []).append(math.log(length))
-                sizes.setdefault(round((gradients[layer] / rms) ** 2), []).append(layer)
+                role = [part for part in layer.split(".") if not part.isdigit()]
+                groups.setdefault((round((gradients[layer] / rms) ** 2), *role), []).append(layer)
         self.gradients = gradients
-        for layers in sizes.values():
-            records = [len(self.steps["length"][layer]) for layer in layers]
-            if len(layers) > STEP_NEIGHBORS and min(records) == max(records) >= STEP_RECORDS:
-                self._unequal(layers, step)
+        records = {layer: len(values) for layer, values in self.steps["length"].items()}
+        most = max(records.values(), default=0)
+        complete = [[layer for layer in group if records[layer] == most] for group in groups.values()]
+        compared = [group for group in complete if len(group) > STEP_NEIGHBORS]
+        if most in STEP_RECORDS:
+            tests = 2 ** (STEP_RECORDS.index(most) + 1) * sum(map(len, compared))
+            for group in compared:
+                self._unequal(group, limit(tests, freedom(len(group))), step)
 
-    def _unequal(self, layers: list[str], step: int) -> None:
+    def _unequal(self, layers: list[str], beyond: float, step: int) -> None:
         """Warn of the layers among these whose mean step differs from what their neighbors lead to expect."""
-        choices = []
+        error = np.array([_expected(np.zeros(len(layers)), place)[1] for place in range(len(layers))])
+        measures = []
         for steps in self.steps.values():
             mean = np.array([steps[layer] for layer in layers]).mean(1)
-            off = np.array([mean[place] - _expected(mean, place) for place in range(len(mean))])
-            choices.append((1.4826 * float(np.median(np.abs(off))), off))
-        spread, off = min(choices, key=lambda choice: choice[0])
-        limit = max(math.log(STEP_SIZE), STEP_SPREADS * spread)
-        odd = {layer: math.exp(m) for layer, m in zip(layers, off, strict=True) if abs(m) > limit}
+            measures.append((mean - [_expected(mean, place)[0] for place in range(len(mean))]) / error)
+
+        def odd(z: FloatArray) -> npt.NDArray[np.bool_]:
+            return (np.abs(z) > beyond * scale(z)) & (np.abs(z) * error > math.log(STEP_SIZE))
+
+        z = min(measures, key=scale)
+        # A larger learning rate changes both measures alike.  If they differ, the gradient itself is odd.
+        factors = {layers[n]: z[n] * error[n] for n in np.flatnonzero(odd(z) & ~odd(measures[1] - measures[0]))}
         self.together(
             "step size",
-            odd,
+            factors,
             step,
-            lambda factor: f"its steps are {factor:.3g} times as long as those of similar layers",
+            lambda m: f"its steps are {math.exp(m):.3g} times as long as those of similar layers",
         )
 
     def _new(self, kind: str, name: str, step: int) -> bool:
@@ -162,11 +176,16 @@ class Alarms:
         return new
 
 
-def _expected(values: npt.NDArray[np.float64], place: int) -> float:
-    """Return the value at ``place`` of a robust line (Theil, Sen) through the nearest `STEP_NEIGHBORS` others."""
-    near = sorted((p for p in range(len(values)) if p != place), key=lambda p: abs(p - place))[:STEP_NEIGHBORS]
+def _expected(values: FloatArray, place: int) -> tuple[float, float]:
+    """Return the value at ``place`` of a robust line (Theil, Sen) through the nearest `STEP_NEIGHBORS` others.
+
+    Also return the standard deviation of the difference from it, in units of that of a value, for least squares.
+    """
+    near = np.array(nearest(place, len(values))[1 : STEP_NEIGHBORS + 1])
     slope = np.median([(values[p] - values[q]) / (p - q) for p, q in itertools.combinations(near, 2)])
-    return float(np.median([values[p] + slope * (place - p) for p in near]))
+    distance, spread = place - near.mean(), float(np.square(near - near.mean()).sum())
+    expected = np.median(values[near] + slope * (place - near))
+    return float(expected), math.sqrt(1 + 1 / len(near) + distance**2 / spread)
 
 
 def _warn(message: str) -> None:

@@ -74,8 +74,9 @@ class Monitor:
     gradient scaler may skip the update.
 
     These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
-    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, and a network whose output is zero.  Each
-    warning is given once, and ``alarms.fired`` lists it with its step.
+    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, steps of a layer 1.5 times as long as those
+    of similar layers, and a network whose output is zero.  Each warning is given once, and ``alarms.fired`` lists it
+    with its step.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same
@@ -126,7 +127,7 @@ class Monitor:
         self.report, self.sinks = report, Sinks(sinks)
         self.vitals = Vitals(self.model, check_every)
         self.weights = Weights(self.model)
-        self.alarms = Alarms(self.weights.first_norms())
+        self.alarms = Alarms(self.weights.first_norms(), self.weights.resolution())
         self.steps = 0
         self._recorded = -1  # the step of the last record
         self._records: list[pd.DataFrame] = []

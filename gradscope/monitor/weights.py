@@ -43,6 +43,10 @@ class Weights:
         self._known |= new
         return self._norms(new)
 
+    def resolution(self) -> float:
+        """Return the largest rounding unit of the trainable parameters: a smaller relative step is mostly rounding."""
+        return max((torch.finfo(p.dtype).eps for own in self._owners().values() for p in own), default=0.0)
+
     def frame(self, step: int) -> pd.DataFrame:
         """Return a tidy frame, one row per statistic and layer; ``step`` counts the updates before this call.
 

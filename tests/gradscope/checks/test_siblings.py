@@ -206,7 +206,7 @@ def test_the_share_of_quiet_features_by_hand():
     y[:, :6] = noise(4, 6).float()
     y[:, 6] = 3.0
     share, error = _quiet(y, -1)
-    assert share == pytest.approx(0.4) and error == pytest.approx(math.sqrt(0.24 / 10))
+    assert share == pytest.approx(0.4) and error == pytest.approx(math.sqrt(5 / 12 * 7 / 12 / 10))
 
 
 def test_dead_networks_and_single_samples_are_compared():
