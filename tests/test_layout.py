@@ -18,7 +18,7 @@ NOUNS = {
 ORDER = {
     "gradscope": """
         nouns meanfield forward initializers models backward jacobians measures coefficients depth checks monitor
-        callbacks plots top
+        callbacks plots report top
     """.split(),
     "experiments": "nouns runs data training config archive evidence reports studies top".split(),
 }
