@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,14 @@ def curves(rows: pd.DataFrame, *, names: Sequence[str] = ()) -> Spec:
 
     rows = rows[np.isfinite(rows["log10"])]
     several, theory = rows["network"].nunique() > 1, (rows["kind"] == THEORY).any()
-    ticks: dict[str, Any] = (
-        {"values": list(range(len(names))), "labelExpr": f"{list(names)}[datum.value]"} if names else {}
-    )
+    ticks: dict[str, Any] = {"labelAngle": 0}
+    if names:
+        label = f"{json.dumps(list(names))}[datum.value]"
+        ticks = {"labelAngle": -45, "values": list(range(len(names))), "labelExpr": label}
     axis = alt.Axis(labelLimit=NAME_WIDTH, tickMinStep=1, grid=False, **ticks)
     x = alt.X("depth:Q", title=NAMES_TITLE if names else DEPTH_TITLE, axis=axis, scale=alt.Scale(nice=False, padding=8))
     y = alt.Y("log10:Q", title=GSC_TITLE, scale=alt.Scale(zero=False))
-    legend: dict[str, Any] = {"orient": "top", "title": None, "labelLimit": 0, "columns": 2}
+    legend: dict[str, Any] = {"orient": "top", "title": None, "labelLimit": 0, "columns": 2, "symbolOpacity": 1}
     kinds = [MEASURED, THEORY]
     by_network = alt.Color("network:N", sort=None, scale=alt.Scale(range=list(COLORS)), legend=alt.Legend(**legend))
     gray: dict[str, Any] = {"symbolFillColor": "#888888", "symbolStrokeColor": "#888888"} if several else {}
@@ -83,7 +85,7 @@ def heat_map(table: pd.DataFrame, row: str, column: str) -> Spec:
     finite = table.to_numpy(dtype=float)
     finite = finite[np.isfinite(finite)]
     largest = float(np.abs(finite).max()) if finite.size and np.abs(finite).max() > 0 else 1.0
-    axis = alt.Axis(labelLimit=NAME_WIDTH, labelOverlap="greedy", ticks=False, grid=False)
+    axis = alt.Axis(labelLimit=NAME_WIDTH, labelOverlap="greedy", labelSeparation=4, ticks=False, grid=False)
     rows, columns = (alt.Scale(domain=list(map(str, names))) for names in (table.index, table.columns))
     chart = (
         alt.Chart(alt.NamedData("cells"))
@@ -125,15 +127,15 @@ def rates(growth: pd.DataFrame) -> Spec:
     ]  # fmt: skip
     base = alt.Chart(growth).encode(y=y, color=color)
     one = alt.Chart(pd.DataFrame({"rate": [1.0]})).mark_rule(color="#888888").encode(x="rate:Q")
-    return _spec(
+    layers = [
         one,
         base.mark_rule(strokeWidth=2, aria=False).encode(x=alt.X("rate_low:Q", **x), x2="rate_high:Q"),
         base.mark_point(size=60, filled=True, opacity=1).encode(x=alt.X("rate:Q", **x), shape=shape, tooltip=tooltip),
-        alt.Chart(growth[growth["theory"].notna()])
-        .mark_point(shape="cross", angle=45, size=70, color="#888888", aria=False)
-        .encode(x=alt.X("theory:Q", **x), y=y),
-        height=max(60, 20 * len(growth)),
-    )
+    ]
+    if growth["theory"].notna().any():
+        cross = alt.Chart(growth[growth["theory"].notna()]).mark_text(text="×", fontSize=18, aria=False)
+        layers.append(cross.encode(x=alt.X("theory:Q", **x), y=y))
+    return _spec(*layers, height=max(60, 20 * len(growth)))
 
 
 def _number(field: str, title: str) -> alt.Tooltip:
@@ -148,4 +150,5 @@ def _spec(*layers: alt.Chart, height: int) -> Spec:
 
     chart = alt.layer(*layers).properties(width="container", height=height)
     chart = chart.configure(background="transparent", font="system-ui, sans-serif").configure_view(stroke=None)
-    return chart.configure_axis(titleFontWeight="normal", labelFontSize=12, titleFontSize=12).to_dict(format="vega")
+    chart = chart.configure_axis(titleFontWeight="normal", labelFontSize=12, titleFontSize=12)
+    return chart.configure_legend(labelFontSize=12, titleFontWeight="normal", titleFontSize=12).to_dict(format="vega")

@@ -65,7 +65,8 @@ def report_frame(
     parts.append(_all_layers(frame, means))
     seeds = frame["seed"].nunique() if "seed" in frame else 1
     parts.append(Section("How this page was made", facts=[("Repetitions", f"{seeds} per network"), *words.versions()]))
-    return write(Path(path), title, about, words.counts(growth), "", [], parts)
+    headline, facts = words.verdicts(growth)
+    return write(Path(path), title, about, headline, "", facts, parts)
 
 
 def _rate_of(name: str, rows: pd.DataFrame) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def report(
         matrix, check, compare: Whether to measure all pairs, to run `gradscope.check`, to run `gradscope.compare`.
             A result that you already have can be given as ``check`` or ``compare``; it is shown as it is.
         monitor: A `Monitor`, or its frame: the page then shows GSC during training and the warnings.
-        title: Title of the page; by default the name of the model's class.
+        title: Title of the page; by default it names the class of the model.
 
     Cost: that of `gradscope.gsc`, `gradscope.gsc_matrix`, `gradscope.measure`, `gradscope.check` and
     `gradscope.compare` together.  The first page of a process takes a few seconds more.
@@ -136,7 +136,9 @@ def report(
     name, size = type(own).__name__, sum(parameter.numel() for parameter in own.parameters())
     line = f"{name}, {len(rows) - 1} layers, {size:,} parameters, batch of {batch.size} samples"
     kind = growth.verdict if growth else ""
-    return write(Path(path), title or name, line, headline, kind, [*_alerts(tests, comparison), *facts], parts)
+    return write(
+        Path(path), title or f"Gradients of {name}", line, headline, kind, [*_alerts(tests, comparison), *facts], parts
+    )
 
 
 def _tried(call: Callable[[], Any], what: str, notes: list[str]) -> Any:

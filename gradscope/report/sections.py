@@ -101,11 +101,10 @@ def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
         f"log10 GSC of {len(table)} layers (rows) at {steps} (columns). Orange is growth, blue is shrinking. "
         "The table below holds the numbers."
     )
-    fired = [] if isinstance(monitor, pd.DataFrame) else monitor.alarms.fired
-    texts = [f"Warning at step {step}: {kind}, {layer}." for kind, layer, step in fired] or ["No warning was given."]
+    texts = [] if isinstance(monitor, pd.DataFrame) else str(monitor).splitlines()
     return [
         Section(
-            "During training", texts if isinstance(monitor, Monitor) else [],
+            "During training", texts,
             chart=charts.heat_map(table, "layer", "step"), caption=caption,
             table=tables.grid(table, "log10 GSC of each layer (row) at each step (column)", "layer"), folded=True,
         )

@@ -12,7 +12,7 @@ import pandas as pd
 
 LAYER = "layer"
 MOST_CELLS = 7_000  # of one table with all digits, so that a page stays small enough for an email
-MOST_NAMES = 300  # rows, and columns, of a table of all pairs
+MOST_NAMES = 301  # rows, and columns, of a table of all pairs
 
 
 def thinned(frame: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:

@@ -148,8 +148,12 @@ def call(model: torch.nn.Module, path: str, options: Mapping[str, Any]) -> str:
     return f"gs.report({', '.join([type(model).__name__.lower(), 'data', repr(path), *given])})"
 
 
-def counts(growth: pd.DataFrame) -> str:
-    """Return the headline of a sweep: how many networks have which verdict."""
-    found = growth["verdict"].where(growth["rate"].notna(), "without a rate").value_counts(sort=False)
-    each = ", ".join(f"{number} {verdict}" for verdict, number in found.items())
-    return f"{len(growth)} network{'s' * (len(growth) > 1)}: {each}"
+def verdicts(growth: pd.DataFrame) -> tuple[str, list[tuple[str, str]]]:
+    """Return the headline of a sweep, and which networks have which verdict."""
+    kinds = growth["verdict"].where(growth["rate"].notna(), "without a rate")
+    names = growth["network"].astype(str).groupby(kinds, sort=False).agg(list)
+    each = ", ".join(f"{len(of_kind)} {kind}" for kind, of_kind in names.items())
+    return (
+        f"{len(growth)} network{'s' * (len(growth) > 1)}: {each}",
+        [(sentence(str(kind)).rstrip("."), ", ".join(of_kind)) for kind, of_kind in names.items()],
+    )
