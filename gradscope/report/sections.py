@@ -80,9 +80,8 @@ def layers(rows: pd.DataFrame, statistics: pd.DataFrame | None, predicted: pd.Se
 def sortable(title: str, table: pd.DataFrame, errors: pd.DataFrame, caption: str) -> Section:
     """Return a table that sorts and filters; a very long one is thinned."""
     kept, note = tables.thinned(table, max(1, tables.MOST_CELLS // len(table.columns)))
-    text = "Choose a heading to sort; choose it again to reverse the order."
     rendered = tables.html(kept, f"{caption}. {note}".strip(), errors=errors.reindex(kept.index))
-    return Section(title, [text], table=rendered, filter=True)
+    return Section(title, table=rendered, filter=True)
 
 
 def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
@@ -114,6 +113,7 @@ def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
 def comparison(compare: Comparison) -> Section:
     """Return what `gradscope.compare` found."""
     table, note = tables.thinned(compare.to_frame(), tables.MOST_NAMES)
+    table.columns = table.columns.str.replace("_", " ")
     caption = f"Deviations, and z-scores where theory covers the network. {note}".strip()
     return Section("Compared with siblings and theory", str(compare).splitlines(), table=tables.html(table, caption))
 

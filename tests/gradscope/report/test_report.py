@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_the_measurements(written, opened):
         np.testing.assert_allclose(np.array(row[1:], float), matrix.log10_values[: place + 1, place], atol=5.01e-4)
     assert [row[1] for row in tests[1:]] == ["passed"] * 6
     theory = gs.compare(model, x).to_frame().set_index("layer")["log10_gsc_theory"]
-    assert column(comparison, "log10_gsc_theory") == theory.to_dict()
+    assert column(comparison, "log10 gsc theory") == theory.to_dict()
     assert {name: column(layers, "log10 GSC, theory")[name] for name in theory.index} == theory.to_dict()
 
 
