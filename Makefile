@@ -45,7 +45,7 @@ setup: .venv/.development
 	@touch $@
 
 .venv/.development: .venv/.project
-	$(INSTALL) --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers]"
+	$(INSTALL) --editable ".[dev,digits,zoo,sinks,slurm,optuna,lightning,transformers,report]"
 	@touch $@
 
 # The core tests with the lowest versions that pyproject.toml allows, on Python 3.12 where there is one.  On Linux with

@@ -24,7 +24,7 @@ from experiments.config import command_line
 from experiments.evidence import study
 from experiments.evidence.study import Claim
 from experiments.reports import growth as report_growth
-from experiments.reports import pages, sweep_figures, terminal, training_figures
+from experiments.reports import networks_page, pages, sweep_figures, terminal, training_figures
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
@@ -44,6 +44,7 @@ class Config:
         pages: The folder of the pages of studies.
         publish: Also write frame, manifest and figures to ``reference``/``study``, and the page to ``pages``.
         note: A remark on the data for the page and the titles, such as "JPEG-recompressed".
+        html: Also write ``report.html``, one page of all networks to send to a colleague.
     """
 
     study: str | None = None
@@ -53,6 +54,7 @@ class Config:
     pages: str = "docs/studies"
     publish: bool = False
     note: str | None = None
+    html: bool = False
 
 
 def read(cfg: Config) -> tuple[Collected, Path]:
@@ -146,6 +148,8 @@ def _make(cfg: Config) -> list[Claim]:
             figure.savefig(output / f"{figure_name}.svg")
         print(f"Figure: {output / figure_name}.png")
         plt.close(figure)
+    if cfg.html:
+        print(f"Page: {networks_page.write(name, collected, output / 'report.html')}")
     if output == published and asked is not None:
         paths = [output / f"{figure_name}.png" for figure_name in figures]
         print(f"Page: {pages.write(name, asked, collected, claims, paths, Path(cfg.pages))}")

@@ -31,6 +31,8 @@ from gradscope.monitor.monitor import Monitor
 from gradscope.monitor.nonfinite import Fault, NonFiniteError, first_nonfinite
 from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
+from gradscope.report.networks import report_frame
+from gradscope.report.page import report
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -78,6 +80,8 @@ __all__ = [
     "plots",
     "probes",
     "qm_norm",
+    "report",
+    "report_frame",
     "sinks",
     "tap",
     "taylor_losses",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,16 @@ def check_version(version: object, path: Path) -> None:
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a frame that was read from a file, converted to the column types of the schema but not checked."""
     return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
+
+
+def notebook(text: str, table: pd.DataFrame) -> str:
+    """Return a text and at most 24 rows of a table as HTML for notebooks, for ``_repr_html_`` of results.
+
+    >>> notebook("a < b", pd.DataFrame({"layer": ["a"]}))[:23]
+    '<pre>a &lt; b</pre><tab'
+    """
+    rows = table.to_html(index=False, max_rows=24, max_cols=12, float_format="{:.3f}".format, na_rep="")
+    return f"<pre>{escape(text)}</pre>{rows}"
 
 
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ NOUNS = {
 ORDER = {
     "gradscope": """
         nouns meanfield forward initializers models backward jacobians measures coefficients depth checks sinks
-        monitor callbacks plots comparing top
+        monitor callbacks plots comparing report top
     """.split(),
     "experiments": "nouns runs data training config archive evidence reports studies top".split(),
 }

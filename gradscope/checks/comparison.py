@@ -13,6 +13,7 @@ from gradscope.checks.levels import freedom, limit
 from gradscope.checks.reading import Reading
 from gradscope.checks.siblings import Deviation
 from gradscope.coefficients.profiles import Profile
+from gradscope.frames import notebook
 from gradscope.meanfield import Prediction
 
 FloatArray = npt.NDArray[np.float64]
@@ -126,5 +127,5 @@ class Comparison:
         return f"Comparison({len(self.layers or self.judged)} layers, {first})"
 
     def _repr_html_(self) -> str:
-        """Return the layers as an HTML table of at most 24 rows, for notebooks."""
-        return self.to_frame().to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
+        """Return what ``print`` shows and a table of the layers as HTML, for notebooks."""
+        return notebook(str(self), self.to_frame())

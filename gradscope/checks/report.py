@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
+from gradscope.frames import notebook
+
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 
@@ -51,5 +53,5 @@ class Report:
         return f"Report({len(self.checks)} checks, {f'failed: {failed}' if failed else 'passed'})"
 
     def _repr_html_(self) -> str:
-        """Return the tests as an HTML table, for notebooks."""
-        return self.to_frame().to_html(index=False)
+        """Return the verdict and a table of the tests as HTML, for notebooks."""
+        return notebook(repr(self), self.to_frame())

@@ -131,9 +131,10 @@ class Matrix:
         return f"{type(self).__name__}({self._title}, {self._kind}, {self._samples})"
 
     def _repr_html_(self) -> str:
-        """Return the coefficients as an HTML table of at most 24 rows, for notebooks."""
-        table = pd.DataFrame(self.log10_values, index=pd.Index(self.sources, name="log10 GSC"), columns=self.targets)
-        return table.to_html(max_rows=24, max_cols=12, float_format="{:.3f}".format, na_rep="")
+        """Return the summary and a table of log10 GSC as HTML, for notebooks."""
+        table = pd.DataFrame(self.log10_values, columns=list(self.targets))
+        table.insert(0, "log10 GSC", self.sources, allow_duplicates=True)
+        return frames.notebook(str(self), table)
 
     @property
     def _title(self) -> str:
@@ -208,9 +209,8 @@ class Profile(Matrix):
         return Estimate(float(mantissa), stderr, exponent, int(self.num_probes[row, 0]), freedom)
 
     def _repr_html_(self) -> str:
-        """Return the coefficients and their 95 % intervals as an HTML table of at most 24 rows, for notebooks."""
-        table = self.to_frame()[["layer", "log10_value", "log10_low", "log10_high"]]
-        return table.to_html(index=False, max_rows=24, float_format="{:.3f}".format, na_rep="")
+        """Return the summary and a table of the coefficients with 95 % intervals as HTML, for notebooks."""
+        return frames.notebook(str(self), self.to_frame()[["layer", "log10_value", "log10_low", "log10_high"]])
 
     @property
     def _title(self) -> str:

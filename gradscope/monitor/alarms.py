@@ -53,6 +53,10 @@ class Alarms:
         self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}}
         self.gradients: dict[str, float] = {}
 
+    def __str__(self) -> str:
+        """Return one line per warning, such as ``Warning at step 3: dead units, 0.relu.``"""
+        return "\n".join(f"Warning at step {step}: {kind}, {layer}." for kind, layer, step in self.fired)
+
     def loss(self, value: float, step: int) -> None:
         """Warn if a finite loss is far above recent losses; if one of those is negative, ratios have no meaning."""
         recent = self.losses

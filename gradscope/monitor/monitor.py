@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gradscope import distributed
+from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
@@ -191,6 +191,14 @@ class Monitor:
             raise ValueError("Nothing was recorded: call step() in every step of training.")
         self._say_thinned()
         return pd.concat(self._records, ignore_index=True)
+
+    def __str__(self) -> str:
+        """Return the numbers of steps and records, and every warning so far."""
+        return f"{self.steps} steps, {len(self._records)} records, {self.skipped} skipped\n{self.alarms}".strip()
+
+    def _repr_html_(self) -> str:
+        """Return what ``print`` shows and a table of the last record as HTML, for notebooks."""
+        return frames.notebook(str(self), self._records[-1] if self._records else pd.DataFrame())
 
     @property
     def skipped(self) -> int:

@@ -65,10 +65,11 @@ def test_a_sweep_is_collected_and_drawn(tmp_path):
     )  # fmt: skip
     assert out == "grid: all 8 runs are done.\n"  # no bar when not a terminal
     assert "8 runs" in command("collect", f"results={tmp_path}", "sweep=grid")
-    text = command("figures", "study=grid", f"results={tmp_path}")
+    text = command("figures", "study=grid", f"results={tmp_path}", "html=true")
+    page = (tmp_path / "grid" / "figures" / "report.html").read_text()
     for network in ("relu", "relu+batch", "tanh", "tanh+batch"):
-        assert network in text
-    drawn = {path.name for path in (tmp_path / "grid" / "figures").iterdir()}
+        assert network in text and f'<th scope="row">{network}</th>' in page
+    drawn = {path.name for path in (tmp_path / "grid" / "figures").iterdir()} - {"report.html"}
     assert drawn == {f"{n}.{s}" for n in ("gsc", "preactivation_std", "sign_diversity") for s in ("png", "svg")}
 
 

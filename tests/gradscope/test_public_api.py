@@ -1,6 +1,7 @@
 """One shape of public API: ``f(model, data, *, options)``, the same defaults everywhere, and results that print."""
 
 import inspect
+from html import unescape
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def test_results_print_a_summary_have_a_short_repr_and_a_table(call):
     result = call(model(), noise(6, 12))
     assert "\n" not in repr(result) and len(repr(result)) < 120
     assert "\n" in str(result)
-    assert result._repr_html_().startswith("<table")
+    shown = result._repr_html_()
+    assert "<table" in shown and len(shown) < 20_000
+    assert unescape(shown[len("<pre>") : shown.index("</pre>")]) in (str(result), repr(result))
 
 
 @pytest.mark.parametrize("probes", ["exact", 3])

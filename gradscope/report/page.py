@@ -1,0 +1,169 @@
+"""`report(model, data, path)`: measure a model, and write one self-contained HTML page to send to a colleague."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from gradscope.backward.cotangents import Probes
+from gradscope.checks.against_theory import compare as compared
+from gradscope.checks.comparison import Comparison
+from gradscope.checks.report import FAILED, Report
+from gradscope.checks.self_check import check as checked
+from gradscope.coefficients.growth import Growth
+from gradscope.coefficients.gsc import gsc, gsc_matrix
+from gradscope.coefficients.profiles import Profile
+from gradscope.forward.inputs import Forward, LossFunction, as_batch, stream
+from gradscope.forward.modules import unwrap
+from gradscope.measures.measuring import measure
+from gradscope.monitor.monitor import Monitor
+from gradscope.report import sections, words
+from gradscope.report.sections import Section
+from gradscope.report.writing import require_packages, write
+
+# What a measurement raises if a model does not allow it; the page then holds the reason.
+REFUSED = (ValueError, TypeError, ArithmeticError, NotImplementedError, RuntimeError)
+
+
+def report(
+    model: nn.Module,
+    data: Any,
+    path: str | Path = "report.html",
+    *,
+    forward: Forward | None = None,
+    loss_fn: LossFunction | None = None,
+    probes: Probes = "auto",
+    generator: torch.Generator | None = None,
+    matrix: bool = True,
+    check: bool | Report = True,
+    compare: bool | Comparison = True,
+    monitor: Monitor | pd.DataFrame | None = None,
+    title: str | None = None,
+) -> Path:
+    """Measure a model, write one self-contained HTML page about it, and return the path of the page.
+
+    The page begins with the verdict in words: growth of GSC, its rate with the interval, what it means, what to do.
+    Then follow the profile with intervals and mean-field theory, all pairs of layers, a table of all layers that sorts
+    and filters, the results of `gradscope.check` and `gradscope.compare`, what the numbers rest on, and how they were
+    made.  The page loads nothing from a network and is smaller than 2 MB.  A measurement that the model does not allow
+    is replaced by the reason.
+
+    Arguments:
+        model, data, forward, probes, generator: As for `gradscope.gsc`; ``data`` must be one batch.  GSC is that of
+            the model's output, also if a loss is given.
+        path: The file to write.
+        loss_fn: As for `gradscope.measure`: ``data`` is then a pair (inputs, labels), and the table of layers also
+            has statistics of gradients.
+        matrix, check, compare: Whether to measure all pairs, to run `gradscope.check`, to run `gradscope.compare`.
+            A result that you already have can be given as ``check`` or ``compare``; it is shown as it is.
+        monitor: A `Monitor`, or its frame: the page then shows GSC during training and the warnings.
+        title: Title of the page; by default it names the class of the model.
+
+    Cost: that of `gradscope.gsc`, `gradscope.gsc_matrix`, `gradscope.measure`, `gradscope.check` and
+    `gradscope.compare` together.  The first page of a process takes a few seconds more.
+
+    Raises:
+        ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.
+        ValueError, TypeError: GSC cannot be measured (see `gradscope.gsc`), or ``data`` is a stream of batches.
+
+    >>> import tempfile, torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=8, width=8, generator=torch.Generator().manual_seed(0))
+    >>> x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    >>> path = gs.report(model, x, tempfile.mkdtemp() + "/report.html", matrix=False, check=False)
+    >>> "Gradients" in path.read_text() and path.stat().st_size < 2_000_000
+    True
+    """
+    require_packages()
+    if stream(data, forward=forward, loss_fn=loss_fn) is not None:
+        raise ValueError(
+            f"A report describes one batch, but data is a stream of batches ({type(data).__name__}): give one batch, "
+            "such as next(iter(loader))."
+        )
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
+    training = sections.monitored(monitor)
+    inputs, own = data if loss_fn is None else data[0], unwrap(model)
+    options: dict[str, Any] = {"forward": forward, "probes": probes, "generator": generator}
+    about: dict[str, Any] = {"forward": forward, "loss_fn": loss_fn}
+    notes: list[str] = []
+    begin = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        profile = gsc(model, inputs, **options)
+        pairs = _tried(lambda: gsc_matrix(model, inputs, **options), "All pairs", notes) if matrix else None
+        statistics = _tried(lambda: measure(model, data, **about), "Statistics", notes)
+        tests = check if isinstance(check, Report) else None
+        if check is True:
+            tests = _tried(lambda: checked(model, data, **about), "Self-test", notes)
+        comparison = compare if isinstance(compare, Comparison) else None
+        if compare is True:
+            comparison = _tried(lambda: compared(model, inputs, **options), "Comparison", notes)
+    seconds = time.perf_counter() - begin
+    notes += [f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in caught)]
+
+    rows, predicted = profile.rows_to(), sections.theory(comparison)
+    growth, reason = _growth(profile)
+    headline, facts = words.verdict(rows, growth, reason)
+    given = {**about, "generator": generator, "check": check, "compare": compare, "matrix": matrix, "monitor": monitor}
+    changed = {name: value for name, value in given.items() if value is not None and value is not True}
+    made = [
+        ("Call", words.call(own, Path(path).name, changed | ({} if probes == "auto" else {"probes": probes}))),
+        ("Random numbers", f"seed {generator.initial_seed()}" if generator else "fixed seed: same call, same numbers"),
+        ("Device", ", ".join(sorted({str(tensor.device) for tensor in batch.samples}))),
+        *words.versions(),
+        ("Time", f"{seconds:.1f} s for all measurements"),
+    ]
+    parts = [
+        sections.profile(rows, predicted),
+        *([sections.pairs(pairs)] if pairs else []),
+        sections.layers(rows, statistics, predicted),
+        *training,
+        *([sections.comparison(comparison)] if comparison else []),
+        *([sections.self_test(tests)] if tests else []),
+        Section(
+            "What the numbers rest on",
+            facts=[*words.basis(profile, own, batch.samples), *(("Note", note) for note in notes)],
+        ),
+        Section("How this page was made", facts=made),
+    ]
+    name, size = type(own).__name__, sum(parameter.numel() for parameter in own.parameters())
+    line = f"{name}, {len(rows) - 1} layers, {size:,} parameters, batch of {batch.size} samples"
+    kind = growth.verdict if growth else ""
+    return write(
+        Path(path), title or f"Gradients of {name}", line, headline, kind, [*_alerts(tests, comparison), *facts], parts
+    )
+
+
+def _tried(call: Callable[[], Any], what: str, notes: list[str]) -> Any:
+    """The result of a measurement; None if the model does not allow it, with the reason in ``notes``."""
+    try:
+        return call()
+    except REFUSED as error:
+        notes.append(f"{what}: not measured. {error}")
+        return None
+
+
+def _growth(result: Profile) -> tuple[Growth | None, str]:
+    try:
+        return result.growth(), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _alerts(tests: Report | None, comparison: Comparison | None) -> list[tuple[str, str]]:
+    """What a reader must know before the numbers."""
+    found = []
+    if tests and not tests.passed:
+        failed = ", ".join(each.name for each in tests.checks if each.status == FAILED)
+        found.append(("Beware", f"The self-test failed ({failed}), so numbers of this page may be wrong."))
+    if comparison and comparison.deviations:
+        first = comparison.deviations[0]
+        found.append(("Odd layer", f"{first.layer}: {first.text}."))
+    return found
