@@ -2,44 +2,66 @@
 
 Samples are drawn with replacement from a finite population, so that the truth is the value of the whole population:
 a formula in NumPy for statistics, the exact Jacobian for coefficients.  The networks differ from those with which the
-rules for unknown errors were chosen (the first seed of development is 1000; here it is 7).
+rules for unknown errors were chosen (the first seed of development is 1000).  Finished parts are kept in the folder
+``runs`` and not measured again.
+
+Where only some batches have an interval, these are the batches with an unusual value, so their own coverage says
+little.  The column ``misses`` counts intervals without the truth among all measurements: at most 7 % for a coverage
+of at least 93 %.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy import special
 from torch import Tensor, nn
 
 import gradscope as gs
 from benchmarks.coverage.truths import KNOWN, STATISTICS, Population, gradient_truths, grouped, statistic_truths
-from gradscope.coefficients.profiles import sample_margin
-from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
 from gradscope.models.mlp import MLP
 
-SEED = 7
+SEED = 2027
+REPLAYED, MEASURED = 400, 200  # repetitions: the standard error of 95 % is 1.1 % and 1.5 %
 Z = 1.959964
 Replay = tuple[float, float, float]  # value, low, high, on the scale of the interval
 
 
 def run(folder: Path, *, quick: bool) -> pd.DataFrame:
     """Measure all coverages, write ``estimates.csv`` to the folder and return its rows."""
-    torch.manual_seed(SEED)
     parts = (statistics, gradients, probes, streams, nonlinearity, parameters, depths)
-    rows = [row for part in parts for row in part(quick)]
-    frame = pd.DataFrame(rows)
-    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.concat([complete(folder / "runs", part, quick=quick) for part in parts], ignore_index=True)
     frame.to_csv(folder / "estimates.csv", index=False, float_format="%.4g")
     return frame
 
 
+def complete(runs: Path, part: Callable[[bool], Iterator[dict[str, object]]], *, quick: bool) -> pd.DataFrame:
+    """Measure one part unless its file exists, print every row, and return the rows."""
+    file = runs / f"estimates_{part.__name__}.csv"
+    if not file.exists():
+        torch.manual_seed(SEED)
+        started, rows = time.perf_counter(), []
+        for found in part(quick):
+            rows.append(found)
+            if not quick:
+                print(*(f"{value:.4g}" if isinstance(value, float) else value for value in found.values()), flush=True)
+        runs.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
+        print(f"{part.__name__}: {time.perf_counter() - started:.0f} s", flush=True)
+    return pd.read_csv(file)
+
+
 def row(quantity: str, network: str, setting: str, truth: float, replays: list[Replay]) -> dict[str, object]:
-    """Coverage with its binomial standard error, width over that of an ideal interval, and the share of nulls."""
+    """Coverage with its standard error, misses, width over that of an ideal interval, and the share of nulls."""
     values, low, high = np.transpose(replays)
     known = ~(np.isnan(low) | np.isnan(high))
     inside = (low[known] <= truth + 1e-12) & (truth - 1e-12 <= high[known])
@@ -49,6 +71,7 @@ def row(quantity: str, network: str, setting: str, truth: float, replays: list[R
     return {
         "quantity": quantity, "network": network, "setting": setting, "replays": len(replays), "coverage": share,
         "coverage_stderr": math.sqrt(share * (1 - share) / num) if num else math.nan,
+        "misses": float(np.sum(~inside)) / len(replays),
         "relative_width": float(np.mean((high - low)[known])) / ideal if num and ideal > 0 else math.nan,
         "nulls": 1 - num / len(replays),
     }  # fmt: skip
@@ -80,7 +103,7 @@ def resampled(population: Population, size: int, replays: int) -> Iterator[Popul
 
 
 def statistics(quick: bool) -> Iterator[dict[str, object]]:
-    replays = 6 if quick else 1000
+    replays = 6 if quick else REPLAYED
     cases = [("tanh", "none", 4), ("tanh", "layer", 20), ("selu", "none", 20), ("relu", "none", 15)]
     for activation, norm, depth in cases:
         population = Population.of(network(depth, 40, activation, norm), inputs(1500 if quick else 4000, 40))
@@ -97,11 +120,11 @@ def statistics(quick: bool) -> Iterator[dict[str, object]]:
 
 
 def gradients(quick: bool) -> Iterator[dict[str, object]]:
-    replays = 4 if quick else 1000
+    replays = 4 if quick else REPLAYED
     measures = (gs.measures.GradientNorm(), gs.measures.GradientCosine(), gs.measures.SignalToNoise())
     for activation, offset in (("tanh", 0.0), ("relu", 0.0), ("relu", 1.0)):
         model = nn.Sequential(network(3, 16, activation), nn.Linear(16, 4, dtype=torch.float64))
-        x = inputs(100 if quick else 1000, 16) + offset
+        x = inputs(100 if quick else 3000, 16) + offset
         labels = torch.arange(len(x)) % 4
         weights: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -111,7 +134,7 @@ def gradients(quick: bool) -> Iterator[dict[str, object]]:
         found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, labels)
         g = found["0.layers.1.linear.weight"].detach().flatten(1)
         truths = gradient_truths(g.numpy())
-        for size in (30, 100, 300):
+        for size in (100, 300, 1000):
             generator, rows = seeded(size), {m.quantity: list[Replay]() for m in measures}
             for _ in range(replays):
                 drawn = grouped(g[torch.randint(0, len(g), (size,), generator=generator)])
@@ -148,26 +171,36 @@ def probes(quick: bool) -> Iterator[dict[str, object]]:
         exact = gs.gsc(model, x, probes="exact").log10_values[:, 0]
         for setting, options in settings.items():
             slow = setting in ("auto", "rtol 0.1")
-            layers, found = profiles(model, x, 2 if quick else 300 if slow else 1000, **options)
+            layers, found = profiles(model, x, 2 if quick else MEASURED // 2 if slow else MEASURED, **options)
             for at in (0, len(layers) // 2, len(layers) - 1):
                 yield row("gsc", name, f"{setting}, {layers[at]}", float(exact[at]), found[at])
 
 
+def jacobians(model: nn.Module, units: Tensor) -> Tensor:
+    """The Jacobians (units, outputs, inputs) of all units (units, samples, width)."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):  # `vmap` cannot update running statistics, which training mode ignores
+            module.track_running_stats, module.num_batches_tracked = False, None
+            module.running_mean = module.running_var = None
+    found: Tensor = torch.func.vmap(torch.func.jacrev(model), chunk_size=100)(units)
+    return found.detach().reshape(len(units), units[0].numel(), units[0].numel())
+
+
 def streams(quick: bool) -> Iterator[dict[str, object]]:
     """From the input to the output.  Coupled: the population is a set of batches.  Independent: a set of samples."""
-    replays = 4 if quick else 1000
+    replays = 4 if quick else REPLAYED
     cases = [("selu", "none", 6), ("relu", "none", 6), ("tanh", "layer", 15), ("relu", "batch", 6)]
     for activation, norm, depth in cases:
-        model, x = network(depth, 16, activation, norm), inputs(80 if quick else 1600, 16)
+        model, x = network(depth, 16, activation, norm), inputs(80 if quick else 8000 if norm == "batch" else 4000, 16)
         units = x.reshape(-1, 8 if norm == "batch" else 1, 16)
-        jacobians = [torch.autograd.functional.jacobian(model, unit).reshape(unit.numel(), -1) for unit in units]
-        J = torch.stack(jacobians).numpy()  # (units, outputs, inputs)
+        J = jacobians(model, units).numpy()  # (units, outputs, inputs)
         a = np.square(J).sum(axis=(1, 2))
         p = units.square().sum(dim=(1, 2)).numpy()
         q = np.array([float(model(unit).detach().square().sum()) for unit in units])
         entries, rng = units[0].numel(), np.random.default_rng(SEED)
         truth = math.log10(a.mean() * p.mean() / (q.mean() * entries))
-        for count in (3, 10, 30) if norm == "batch" else (40, 160):
+        for count in (5, 10, 30) if norm == "batch" else (40, 160):
             for num in (0, 4):
                 found = []
                 for _ in range(replays):
@@ -181,7 +214,8 @@ def streams(quick: bool) -> Iterator[dict[str, object]]:
                     lengths = [Length(square[None, rows], np.zeros(1, dtype=np.int64)) for square in (p, q)]
                     sizes = [entries * count]
                     tally = Tally.of(gain, *lengths, sizes=sizes, reduction="batch", batch_size=count)
-                    margin = sample_margin(np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample), count, 0.95)
+                    error = np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample)
+                    margin = error * special.stdtrit(tally.sample_freedom, 0.975)
                     value = float(tally.log10_values[0])
                     found.append((value, value - float(margin[0]), value + float(margin[0])))
                 setting = f"{count} {'batches' if norm == 'batch' else 'samples'}, {num or 'no'} probes"
@@ -189,19 +223,19 @@ def streams(quick: bool) -> Iterator[dict[str, object]]:
 
 
 def nonlinearity(quick: bool) -> Iterator[dict[str, object]]:
-    for activation, depth in (("tanh", 3), ("relu", 10)):
-        model, x = network(depth, 12, activation), inputs(150 if quick else 600, 12)
-        jacobians = torch.stack([torch.autograd.functional.jacobian(model, one[None])[0, :, 0] for one in x])
-        mean_gram = torch.einsum("bij,bik->jk", jacobians, jacobians) / len(x)
+    for activation, norm, depth in (("tanh", "none", 3), ("relu", "none", 10), ("tanh", "layer", 8)):
+        model, x = network(depth, 12, activation, norm), inputs(150 if quick else 3000, 12)
+        J = jacobians(model, x[:, None])
+        mean_gram = torch.einsum("bij,bik->jk", J, J) / len(x)
         spread_x = torch.cov(x.T, correction=0)
         spread_f = torch.cov(model(x).detach().T, correction=0)
         truth = 0.5 * math.log10(float((mean_gram * spread_x).sum() / spread_f.trace()))
         for size, plan in ((40, "exact"), (120, "exact"), (120, 4)):
             generator, found = seeded(size), []
-            for _ in range(2 if quick else 300):
+            for _ in range(2 if quick else MEASURED):
                 drawn = x[torch.randint(0, len(x), (size,), generator=generator)]
                 found.append(of_estimate(gs.nlc(model, drawn, probes=plan, generator=generator), False))
-            yield row("nlc", f"{activation} {depth}", f"N={size}, {plan}", truth, found)
+            yield row("nlc", f"{activation} {norm} {depth}", f"N={size}, {plan}", truth, found)
 
 
 def parameters(quick: bool) -> Iterator[dict[str, object]]:
@@ -211,7 +245,7 @@ def parameters(quick: bool) -> Iterator[dict[str, object]]:
         for num in (2, 4, 8):
             found = [
                 gs.parameter_gsc(model, x, probes=num, generator=seeded(SEED + s)).to_frame()
-                for s in range(2 if quick else 300)
+                for s in range(2 if quick else MEASURED)
             ]
             for at in (0, 4, 5):
                 value, low, high = (
@@ -235,7 +269,7 @@ def depths(quick: bool) -> Iterator[dict[str, object]]:
         batch, generator = x[:8] if plan == 8 else x, seeded(size)
         exact = gs.effective_depth(after, batch, initial=before, probes="exact").log10_values
         found = []
-        for _ in range(2 if quick else 300):
+        for _ in range(2 if quick else MEASURED):
             drawn = batch if plan == 8 else x[torch.randint(0, len(x), (size,), generator=generator)]
             found.append(gs.effective_depth(after, drawn, initial=before, probes=plan, generator=generator))
         for order in (0, 2, 4):

@@ -76,7 +76,8 @@ def statistic_truths(population: Population) -> dict[str, float]:
 def gradient_truths(g: npt.NDArray[np.float64]) -> dict[str, float]:
     """The statistics of the gradients g (samples, P) of a population."""
     mean = g.mean(axis=0)
-    units = g / np.linalg.norm(g, axis=1, keepdims=True)
+    lengths = np.linalg.norm(g, axis=1, keepdims=True)
+    units = (g / np.where(lengths > 0, lengths, 1.0))[lengths[:, 0] > 0]
     return {
         "gradient_norm": np.linalg.norm(mean),
         "gradient_cosine": np.square(units.mean(axis=0)).sum(),

@@ -189,6 +189,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         _log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
         _fixed_share=pairs.spread("fixed_share", 1.0),
         _probe_freedom=pairs.spread("probe_freedom", np.inf),
+        _sample_freedom=pairs.spread("sample_freedom", np.inf),
         relative_error=error,
         remarks=pairs.remarks,
     )

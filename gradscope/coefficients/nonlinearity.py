@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import special
 from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
-from gradscope.estimates import Estimate, freedom_of
+from gradscope.estimates import UPPER, Estimate, freedom_of, lognormal_error
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
@@ -28,6 +29,7 @@ from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
+FEWEST = 30  # samples of a standard error
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,10 +58,11 @@ def nlc(
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:
-        An `Estimate`, with an ``interval()``.  To first order, its standard error covers both the choice of samples
-        (through J, Cov_x and Cov_f) and the probes.  ``num_probes`` is 0 if exact.  If samples are coupled (batch
-        normalization), J is the Jacobian of the whole batch, the inputs of different samples vary independently, and
-        the error is computed as if samples were independent.
+        An `Estimate`, with an ``interval()``.  Its standard error covers both the choice of samples (through J, Cov_x
+        and Cov_f) and the probes: to first order, or that of `gradscope.estimates.lognormal_error` if its interval is
+        wider.  ``num_probes`` is 0 if exact.  If samples are coupled (batch normalization), J is the Jacobian of the
+        whole batch, and the inputs of different samples vary independently.  The error is None for coupled samples,
+        and for fewer than 30.
 
     Cost: three forward passes, and one backward pass and N^2 d operations per cotangent.  Memory: the data, and one
     N x N matrix per cotangent of a batch of cotangents.
@@ -90,12 +93,12 @@ def nlc(
     spread = f.square().sum(dim=1).cpu().numpy()
     if not spread.any():
         raise ValueError("The target is the same for all samples, so NLC is not defined.")
-    rows, num_probes = [], 0
+    rows, num_probes, coupled = [], 0, False
     for batch in batches:
         recorded = captured(batch)
         needed = needed_for_exact(recorded.target, recorded.batch_size, coupled=recorded.coupled)
         cotangents = chosen(recorded.target, needed, probes, generator)
-        num_probes = max(num_probes, cotangents.num_probes)
+        num_probes, coupled = max(num_probes, cotangents.num_probes), coupled or recorded.coupled
         rows.append(_stretched(recorded, cotangents, x))
     common = max(exponent for _, exponent in rows)
     moved = np.concatenate([np.ldexp(m, 2 * (e - common)) for m, e in rows])  # (N, N): sample b, direction x_c
@@ -103,8 +106,15 @@ def nlc(
     ratio = numerator / denominator
     # Each sample contributes three times: as the point where J is taken, as a direction, and to the target's spread.
     influence = (moved.mean(axis=1) + moved.mean(axis=0) - 2 * numerator - ratio * (spread - denominator)) / denominator
-    error = float(influence.std(ddof=1)) / math.sqrt(len(influence))
-    return Estimate(ratio, error, 2 * common, num_probes, freedom_of(influence)).sqrt()
+    num, gains = len(influence), moved.mean(axis=1)
+    error, freedom = float(influence.std(ddof=1)) / math.sqrt(num), freedom_of(influence)
+    # A probe has at most the relative variance 2 of a Jacobian of rank one.
+    logs = np.log(np.where(gains > 0, gains, np.nan))
+    lognormal = ratio * float(lognormal_error(logs.var(ddof=1), num_probes / 2 if num_probes else math.inf, num))
+    if lognormal * special.stdtrit(num - 1, UPPER) > error * special.stdtrit(freedom, UPPER):
+        error, freedom = lognormal, num - 1.0
+    known = num >= FEWEST and not coupled
+    return Estimate(ratio, error if known else None, 2 * common, num_probes, freedom).sqrt()
 
 
 def _values(captured: Capture) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from gradscope.backward.cotangents import Cotangents, needed_for_exact
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import Progress, lengths, sweep
-from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
 from gradscope.forward.layers import Layer, squared_lengths
 from gradscope.jacobians.capture import Capture
 from gradscope.jacobians.description import off_trunk

@@ -108,6 +108,7 @@ def parameter_gsc(
         _log10_stderr_cautious=errors,
         _fixed_share=constant * (num_probes == 0),
         _probe_freedom=constant * (max(1, num_probes - 1) if num_probes else np.inf),
+        _sample_freedom=np.nan * constant,
         remarks=captured.remarks,
         qm_norms=tuple(norms),
     )

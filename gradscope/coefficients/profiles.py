@@ -12,7 +12,7 @@ from scipy import special
 
 from gradscope import frames
 from gradscope.coefficients.growth import MARGIN, Growth, growth
-from gradscope.estimates import LOG10_2, Estimate
+from gradscope.estimates import LOG10_2, Estimate, check_level
 
 FloatArray = npt.NDArray[np.float64]
 LN10 = np.log(10)
@@ -60,10 +60,11 @@ class Matrix:
     streamed: bool
     remarks: tuple[str, ...]
     # Inputs of the interval: the error due to probes, enlarged if there are few probes; the share of each value that is
-    # free of probe noise; and the degrees of freedom of the variance due to probes.
+    # free of probe noise; and the degrees of freedom of the variances due to probes and due to samples.
     _log10_stderr_cautious: FloatArray
     _fixed_share: FloatArray
     _probe_freedom: FloatArray
+    _sample_freedom: FloatArray
 
     def to_frame(self) -> pd.DataFrame:
         """Return a tidy frame with 95 % intervals, one row per pair; each target's own row (GSC = 1) comes last."""
@@ -81,15 +82,17 @@ class Matrix:
 
         One batch: the interval is for the coefficient of this batch, and only the probes are random
         (`gradscope.coefficients.profiles.probe_interval`).  Stream: the interval is for the coefficient of the data
-        set.  Errors of probes and samples add in quadrature, with Student's t over samples, or over batches if samples
-        are coupled.  Both ends are NaN if the error is unknown.
+        set.  Errors of probes and samples add in quadrature, with Student's t and the degrees of freedom of the error
+        due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
+        batches, if samples are coupled).
         """
+        check_level(level)
         if not self.streamed:
             return probe_interval(
                 self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
             )
         error = np.hypot(self.log10_stderr_probe, self.log10_stderr_sample)
-        margin = sample_margin(error, self.num_batches if self.coupled else self.num_samples, level)
+        margin = error * special.stdtrit(self._sample_freedom, 0.5 + level / 2)
         return self.log10_values - margin, self.log10_values + margin
 
     def growth(self, *, margin: float = MARGIN) -> Growth:
@@ -231,8 +234,7 @@ def probe_interval(
     ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
     to the value if the error is 0.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
+    check_level(level)
     upper = 0.5 + level / 2
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)
     relative = np.where(log10_stderr > 0, log10_stderr * LN10 / random, 1.0)
@@ -247,11 +249,3 @@ def probe_interval(
         ends = [log10_values + np.log10(np.where(known, 1.0, end)) for end in (low, high)]
     unknown = np.isnan(log10_stderr)
     return np.where(unknown, np.nan, ends[0]), np.where(unknown, np.nan, ends[1])
-
-
-def sample_margin(log10_stderr: FloatArray, count: int, level: float) -> FloatArray:
-    """Half the width of an interval for log10 of a mean over ``count`` samples or batches."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
-    margin: FloatArray = log10_stderr * special.stdtrit(max(count - 1, 1), 0.5 + level / 2)
-    return margin

@@ -49,7 +49,7 @@ class LayerGradient:
         """|g|, with its sampling error."""
         if not self.squares.any():  # the losses do not depend on these parameters
             return Estimate.exact(0.0)
-        return jackknifed(math.sqrt(self.square), self.squares_without_one.clamp_min(0).sqrt())
+        return jackknifed(math.sqrt(self.square), self.squares_without_one.clamp_min(0).sqrt(), length=True)
 
     @property
     def square(self) -> float:
@@ -162,4 +162,4 @@ class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
             return Estimate.exact(math.inf if signal else 0.0)
         signals = gradient.squares_without_one
         noises = (squares - gradient.squares - (num - 1) * signals) / max(num - 2, 1)
-        return jackknifed(signal / noise, signals / noises)
+        return jackknifed(signal / noise, signals / noises, length=True)

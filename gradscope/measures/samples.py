@@ -12,6 +12,10 @@ distribution.  So ``value`` -+ 1.96 standard errors (on a log scale if it is pos
 of a large population.  The error is unknown (None) where this does not hold: for fewer than `SAMPLES` samples, if all
 samples agree, or if the bias exceeds `BIAS` times the spread, so that the value depends on the size of the batch.
 
+The length of a mean of vectors has stricter rules.  Noise makes it larger, and a batch whose mean is large by chance
+also shows a small bias and a small spread.  So the bias must stay below half of `BIAS` times the spread, the spread of
+the logarithm below `SPREAD`, and the error holds for the worst case: the bias is added to 1.96 spreads, not its square.
+
 Reference: Efron and Stein (1981), "The jackknife estimate of variance".
 """
 
@@ -24,10 +28,9 @@ from typing import ClassVar
 from scipy import special
 from torch import Tensor
 
-from gradscope.estimates import Estimate, freedom_of
+from gradscope.estimates import UPPER, Estimate, freedom_of
 
-SAMPLES, BIAS = 30, 0.5
-UPPER = 0.975  # quantile at the upper end of a 95 % interval
+SAMPLES, BIAS, SPREAD = 30, 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Statistic:
 
 def jackknifed(
     value: float, left_out: Tensor, *, signed: bool = False, bias: float | None = None,
-    samples: int | None = None,
+    samples: int | None = None, length: bool = False,
 ) -> Estimate:  # fmt: skip
     """``value`` with its standard error from ``left_out``, the values without one sample (or group) at a time.
 
@@ -52,6 +55,7 @@ def jackknifed(
         signed: The value can be negative, so that errors are not on a log scale.
         bias: The bias, where the jackknife does not see it.
         samples: Number of samples, if ``left_out`` leaves out groups of equal size.
+        length: The value is the length of a mean of vectors, or a function of it.
     """
     values, whole, num = left_out.double().cpu(), value, len(left_out)
     if not signed:
@@ -59,11 +63,13 @@ def jackknifed(
     deviations = values - values.mean()
     variance = (num - 1) / num * float(deviations.square().sum())
     bias = (num - 1) * (float(values.mean()) - whole) if bias is None else bias
-    known = 0 < variance < math.inf and abs(bias) <= BIAS * math.sqrt(variance)
+    spread, most = math.sqrt(max(variance, 0.0)), BIAS / 2 if length else BIAS
+    known = 0 < spread < (SPREAD if length else math.inf) and abs(bias) <= most * spread
     if not known or (samples or num) < SAMPLES:
         return Estimate(value, None)
     freedom = freedom_of(deviations.numpy()) if samples is None else num - 1.0
-    error = math.sqrt(variance + bias**2) * float(special.stdtrit(freedom, UPPER) / special.ndtri(UPPER))
+    factor = float(special.stdtrit(freedom, UPPER) / special.ndtri(UPPER))
+    error = factor * spread + abs(bias) / special.ndtri(UPPER) if length else factor * math.hypot(spread, bias)
     return Estimate(value, error if signed else error * value)
 
 

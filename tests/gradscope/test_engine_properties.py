@@ -13,7 +13,8 @@ import gradscope as gs
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import lengths, rescale, sweep
-from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
 from gradscope.estimates import Moments
 from tests.helpers import noise, seeded
 

@@ -1,12 +1,13 @@
 """Values with errors, at any scale, merged in any order."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
 
 from gradscope import Estimate
-from gradscope.estimates import Moments
+from gradscope.estimates import Moments, freedom_of, lognormal_error
 
 
 def test_two_samples_by_hand():
@@ -68,3 +69,46 @@ def test_values_of_very_different_exponents():
 def test_no_values():
     with pytest.raises(ValueError, match="at least one value along the first axis"):
         Moments.of([])
+
+
+def test_degrees_of_freedom_by_hand():
+    assert freedom_of([2.0, -2.0, 2.0, -2.0]) == 3  # equal squares: n - 1
+    assert freedom_of([1.0, 0.0, 0.0, 0.0, 0.0]) == 1  # one value dominates
+    # Squares 4 and eight times 1: sum d^4 / (sum d^2)^2 = 24 / 144, so f / 2 - 1 = 1 / (1/6 - 1/9) - 1 = 17, at most 8.
+    assert freedom_of([2.0, *[1.0] * 8]) == 8
+    # Squares 9 and eight times 1: 89 / 289 - 1 / 9 = 512 / 2601.
+    assert freedom_of([-3.0, *[1.0] * 8]) == pytest.approx(2601 / 512 - 1, rel=1e-12)
+    assert freedom_of([1e-200 * d for d in (-3.0, *[1.0] * 8)]) == 1  # the squares are 0
+    for unknown in ([0.0, 0.0], [1.0], [math.nan, 1.0], [math.inf, 1.0]):
+        assert freedom_of(unknown) == 1
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [
+        (1, lambda p: math.tan(math.pi * (p - 0.5))),  # the distribution of Cauchy
+        (2, lambda p: (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))),
+        (math.inf, statistics.NormalDist().inv_cdf),
+    ],
+)
+def test_the_interval_has_the_quantile_of_student(freedom, quantile):
+    estimate = Estimate(2.0, 0.1, 3000, 5, freedom)
+    for level in (0.68, 0.95):
+        low, high = estimate.interval(level)
+        margin = quantile(0.5 + level / 2) * 0.05 / math.log(10)
+        centre = math.log10(2) + 3000 * math.log10(2)
+        assert (low, high) == pytest.approx((centre - margin, centre + margin), rel=1e-12)
+        # The logarithm of the square root: half the value, half the margin.
+        assert estimate.sqrt().interval(level) == pytest.approx((low / 2, high / 2), rel=1e-12)
+
+
+def test_the_error_of_the_mean_of_lognormal_numbers():
+    # s^2 = ln 5 and n = 4: w = ln(1 + 4 / 4) = ln 2.
+    w = math.log(2)
+    assert lognormal_error(math.log(5), math.inf, 4) == pytest.approx(math.sqrt(w + w**2 / 4), rel=1e-12)
+    # Eight probes of rank one: ln of a mean of eight squares of normal numbers has the variance trigamma(4).
+    noise = math.pi**2 / 6 - 1 - 1 / 4 - 1 / 9
+    assert lognormal_error(math.log(5) + noise, 4, 4) == pytest.approx(math.sqrt(w + w**2 / 4), rel=1e-12)
+    # A single probe: trigamma(1/2) = pi^2 / 2 exceeds 1.  Unknown variances count as 0.
+    assert lognormal_error(9.0, 0.5, 4) == 0
+    assert lognormal_error(0.1, 4, 4) == 0

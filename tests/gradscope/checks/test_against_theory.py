@@ -181,7 +181,7 @@ def test_nlc_of_affine_and_elementwise_maps():
 
 def test_nlc_by_brute_force_in_any_batching():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.SELU()).double(), 2 * noise(12, 5)
+    model, x = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.SELU()).double(), 2 * noise(30, 5)
     J = torch.stack([torch.autograd.functional.jacobian(model, row) for row in x])
     centred = x - x.mean(0)
     numerator = torch.einsum("bij,cj->bci", J, centred).square().sum(2).mean()
@@ -191,6 +191,7 @@ def test_nlc_by_brute_force_in_any_batching():
     assert whole.value == pytest.approx(expected, rel=1e-10) and whole.num_probes == 0
     assert gs.nlc(model, [x[:4], x[4:]], probes="exact").value == pytest.approx(expected, rel=1e-10)
     assert gs.nlc(model, iter(x.split(3)), probes="exact").stderr == pytest.approx(whole.stderr, rel=1e-10)
+    assert gs.nlc(model, x[:29], probes="exact").stderr is None  # too few samples
     # An affine map of the data before it changes nothing.
     mixed = nn.Sequential(nn.Linear(5, 5).double(), model)
     moved = torch.linalg.solve(mixed[0].weight.detach(), (x - mixed[0].bias.detach()).T).T

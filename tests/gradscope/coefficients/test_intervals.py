@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import special
 
 import gradscope as gs
 from gradscope.backward.cotangents import find_subspaces
-from gradscope.coefficients.profiles import probe_interval, sample_margin
-from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.coefficients.profiles import probe_interval
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
 from tests.helpers import seeded
@@ -130,6 +132,17 @@ def test_a_higher_level_makes_a_wider_interval():
         profile.interval(95)
 
 
-def test_the_margin_of_few_batches_is_that_of_student():
-    # 97.5 % quantile of Student's t with 3 degrees of freedom, from a table.
-    assert sample_margin(np.array([[1.0]]), 4, 0.95)[0, 0] == pytest.approx(3.182446, abs=1e-6)
+def test_the_mean_of_few_lognormal_samples():
+    s, num, rng = 1.5, 40, np.random.default_rng(0)
+    a = np.exp(s * rng.normal(size=(REPETITIONS, 1, num)))
+    ones = Length(np.ones((REPETITIONS, num)), np.zeros(REPETITIONS, dtype=int))
+    truth = s**2 / 2 / np.log(10)  # the mean is exp(s^2 / 2)
+    for probes in (0, 4):
+        random = a * rng.chisquare(1, size=(REPETITIONS, 4, num)) if probes else a
+        gain = Gain.of(np.sqrt(random), np.zeros(random.shape[:2], dtype=int), num_fixed=int(not probes), coupled=False)
+        for reduction in ("batch", "mean"):
+            tally = Tally.of(gain, ones, ones, sizes=np.full(REPETITIONS, num), reduction=reduction, batch_size=num)
+            error = np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample)
+            # The spread of 40 samples alone would give 85 %.
+            inside = abs(tally.log10_values - truth) <= error * special.stdtrit(tally.sample_freedom, 0.975)
+            assert 0.93 <= inside.mean() <= 0.98, (probes, reduction, inside.mean())

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
+from gradscope.backward.cotangents import signs
 from gradscope.coefficients.growth import fit_growth
 from tests.helpers import noise
 
@@ -99,6 +101,26 @@ def test_probes_agree_within_their_errors():
     z = (probed["log10_value"] - exact["log10_value"])[live] / probed["log10_stderr_probe"][live]
     assert z.abs().max() < 4 and z.abs().max() > 0
     assert (probed["log10_stderr_probe"][live] < 0.05).all()
+
+
+@pytest.mark.parametrize("num", [2, 6])
+def test_the_interval_of_the_qm_norm_in_closed_form(num):
+    # f = w x has the Jacobian x with respect to w, so |T^T v|^2 = (v . x)^2 for the signs v of each probe.
+    model, x = nn.Linear(1, 1, bias=False).double(), noise(5, 1)
+    frame = gs.parameter_gsc(model, x, probes=num, generator=torch.Generator().manual_seed(3)).to_frame()
+    rows = frame.set_index("quantity")
+    captured = gs.capture(model, x)
+    v = signs(captured.target, num, torch.Generator().manual_seed(3)).draw(0, num).reshape(num, 5)
+    squares = (v @ x)[:, 0].square().numpy()
+    mean, relative = squares.mean(), squares.var(ddof=1) / num / squares.mean() ** 2
+    assert rows.loc["parameter_qm_norm", "value"] == pytest.approx(math.sqrt(mean), rel=1e-10)
+    # A scaled chi-square with the same relative variance, widened by Student's t.
+    k, wider = 2 / relative, stats.t.ppf(0.975, num - 1) / stats.norm.ppf(0.975)
+    for end, quantile in (("log10_low", 0.975), ("log10_high", 0.025)):
+        factor = (k / stats.chi2.ppf(quantile, k)) ** wider
+        assert rows.loc["parameter_qm_norm", end] == pytest.approx(math.log10(mean * factor) / 2, abs=1e-8)
+        weight = float(model.weight.detach().square() / model(x).detach().square().sum())
+        assert rows.loc["parameter_gsc", end] == pytest.approx(math.log10(mean * factor * weight), abs=1e-8)
 
 
 def test_a_linear_layer_in_closed_form():

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gradscope.coefficients.reductions import Gain, Length, Tally
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
 
 RNG = np.random.default_rng
 

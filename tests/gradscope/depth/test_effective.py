@@ -156,6 +156,22 @@ def test_random_signs_agree_with_the_exact_contributions_within_their_errors():
     assert 0.7 < np.std(z) < 1.4
 
 
+def test_one_probe_shows_no_error():
+    model, before = trained(gs.models.MLP(depth=4, width=10, generator=torch.Generator().manual_seed(3)).double(), 0.1)
+    x = torch.randn(8, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    one = gs.effective_depth(model, x, initial=before, probes=1)
+    assert one.num_probes == 1 and np.isfinite(one.log10_values).all()
+    assert np.isnan(one.log10_stderr).all() and np.isnan(one.contribution_intervals()).all()
+    assert one.interval() == (0, len(one.log10_values) - 1)  # any order is possible
+    frame = one.to_frame()
+    unknown = frame[frame["quantity"] == "contribution"]
+    assert unknown["log10_stderr_probe"].isna().all() and unknown["log10_stderr_sample"].isna().all()
+    # Two probes show an error, with Student's t of one degree of freedom.
+    two = gs.effective_depth(model, x, initial=before, probes=2)
+    low, high = two.contribution_intervals()
+    np.testing.assert_allclose((high - low) / 2, math.tan(0.475 * math.pi) * two.log10_stderr, rtol=1e-9)
+
+
 def test_sample_errors_cover_the_mean_over_many_samples():
     generator = torch.Generator().manual_seed(4)
     model, before = trained(gs.models.MLP(depth=4, width=10, out_features=2, generator=generator).double(), 0.1)

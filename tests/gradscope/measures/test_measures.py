@@ -375,3 +375,19 @@ def test_linear_fit_errors_of_a_model_that_works_in_place():
     h = model[0](x)
     assert frame["value"].iloc[0] == pytest.approx(LinearFitError()((h, h.relu())).value, rel=1e-9)
     assert frame["layer"].tolist() == ["1", "3"]
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.3, 1.0, 10.0])
+def test_the_interval_of_a_gradient_norm_contains_the_norm_or_is_missing(signal):
+    # 20 independent normal entries around a mean of length ``signal``.  The noise of the mean of 100 has length 0.45.
+    repetitions, missed, known = 300, 0, 0
+    generator = seeded(5)
+    for _ in range(repetitions):
+        g = torch.randn(100, 20, dtype=torch.float64, generator=generator)
+        g[:, 0] += signal
+        found = GradientNorm()(LayerGradient.of(g, torch.ones(20)))
+        if found.stderr is not None:
+            known += 1
+            missed += abs(math.log(found.value / signal)) > 1.96 * found.stderr / found.value
+    assert missed <= 0.05 * repetitions
+    assert known == (repetitions if signal == 10 else 0)
