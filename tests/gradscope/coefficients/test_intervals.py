@@ -7,8 +7,8 @@ from scipy import special
 
 import gradscope as gs
 from gradscope.backward.cotangents import find_subspaces
-from gradscope.coefficients.profiles import probe_interval
 from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.profiles import probe_interval
 from gradscope.coefficients.reductions import Tally
 from gradscope.models.alexnet import AlexNetA
 from gradscope.models.mlp import MLP
