@@ -29,6 +29,7 @@ import gradscope as gs
 from experiments import seeds
 from experiments.config import build, command_line, schema
 from experiments.config import columns as config_columns
+from experiments.data import own
 from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
 from experiments.measure import CONF
@@ -58,10 +59,8 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
     """Training images, and images to test on: the test set, or the last ``holdout`` training images."""
-    if cfg.data._target_ not in SETS:
-        raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
-    make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
-    sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
+    name, (make, arguments) = cfg.data._target_, build.data(cfg.data)
+    sets = own.sets(SETS.get(name, make), arguments, f"data._target_={name}", cfg.holdout)
     learned = sets[0].to(device) if cfg.memory_map is None else sets[0].mapped(Path(cfg.memory_map), device)
     return learned, sets[1].to(device)
 
@@ -88,8 +87,14 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
     model = build.model(cfg.model, cfg.seed, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, _ = learned.batch(torch.arange(1))
-    with torch.no_grad():
-        outputs = model.eval()(x).shape[1]
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(x).shape[1]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}"
+        ) from error
     if outputs < classes:
         key = next((key for key in ("out_features", "num_classes") if key in cfg.model), "num_classes")
         raise ValueError(
