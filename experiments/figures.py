@@ -1,6 +1,8 @@
 """Draw the figures of a study or sweep, and write the page of a study.
 
 python -m experiments.figures study=architectures
+python -m experiments.figures sweep=mine               # every network, in panels, with its growth rate
+python -m experiments.figures sweep=mine x=width col=depth hue=activation row=norm,residual
 python -m experiments.figures study=all                # every study, from the reference results
 """
 
@@ -25,11 +27,13 @@ from experiments.evidence import study
 from experiments.evidence.study import Claim
 from experiments.reports import growth as report_growth
 from experiments.reports import networks_page, pages, sweep_figures, terminal, training_figures
+from experiments.reports.roles import Choice
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
 
 ALL = "all"
+DEFAULT = Choice()
 
 
 @dataclass
@@ -45,6 +49,11 @@ class Config:
         publish: Also write frame, manifest and figures to ``reference``/``study``, and the page to ``pages``.
         note: A remark on the data for the page and the titles, such as "JPEG-recompressed".
         html: Also write ``report.html``, one page of all networks to send to a colleague.
+        x: The x axis: a key of the configuration, layer, step or epoch; y is then drawn for every network.
+        y: A quantity such as gsc, sign_diversity or test_accuracy, or rate (of growth).
+        hue: Keys that are distinguished by color, joined with commas.
+        col: Keys whose values are columns of panels.
+        row: Keys whose values are rows of panels.
     """
 
     study: str | None = None
@@ -55,6 +64,16 @@ class Config:
     publish: bool = False
     note: str | None = None
     html: bool = False
+    x: str | None = None
+    y: str | None = None
+    hue: str | None = None
+    col: str | None = None
+    row: str | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """What the user wants to see instead of the default figures."""
+        return Choice(self.x, self.y, self.hue, self.col, self.row)
 
 
 def read(cfg: Config) -> tuple[Collected, Path]:
@@ -72,9 +91,11 @@ def read(cfg: Config) -> tuple[Collected, Path]:
     raise FileNotFoundError(f"Nothing to draw: {runs} was not collected ({first}){besides}.")
 
 
-def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Figure]:
+def drawn(name: str, collected: Collected, claims: list[Claim], choice: Choice = DEFAULT) -> dict[str, Figure]:
     """The figures of a study or of another sweep.  Prints the claims, growth rates or accuracies."""
     title = sweep_figures.describe(collected)
+    if choice:
+        return sweep_figures.by_choice(collected, labels.network_keys(collected.frame), choice, title)
     if (asked := study.find(name)) is not None:
         terminal.print_claims(claims, f"{asked.question} ({title})")
         return asked.figures(collected)
@@ -87,7 +108,7 @@ def drawn(name: str, collected: Collected, claims: list[Claim]) -> dict[str, Fig
     metrics = labels.in_order(collected.metrics, keys)
     frame, metrics = (labels.with_networks(table, keys) for table in (frame, metrics))
     terminal.print_learning(metrics, f"{name}: {title}")
-    return training_figures.draw(frame, metrics, title)
+    return training_figures.draw(frame, metrics, title, keys)
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -113,8 +134,11 @@ def main(cfg: Config) -> None:
 
 def every(cfg: Config) -> dict[str, Config]:
     """One configuration for each study with reference results, and for each sweep whose results no study reads."""
-    if cfg.publish or cfg.sweep or cfg.note:
-        raise ValueError("study=all draws the reference results; use sweep=, publish= and note= with one study only.")
+    if cfg.publish or cfg.sweep or cfg.note or cfg.choice:
+        raise ValueError(
+            "study=all draws the reference results; use sweep=, publish=, note=, x=, y=, hue=, col= and row= with one "
+            "study only."
+        )
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
     names = {study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own}
     return {name: replace(cfg, study=name, results="") for name in sorted(names)}
@@ -138,9 +162,11 @@ def _make(cfg: Config) -> list[Claim]:
         output = published
         reference.save(collected, output)
         collected = reference.load(output)  # draw the figures from the rounded numbers that are published
-    asked = study.find(name)
+    if cfg.choice:  # beside the figures of the study
+        output = Path(cfg.results or "results/runs") / study.results(name) / "figures"
+    asked = None if cfg.choice else study.find(name)
     claims = [] if asked is None else asked.claims(collected)
-    figures = drawn(name, collected, claims)
+    figures = drawn(name, collected, claims, cfg.choice)
     output.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in figures.items():
         write_png(figure, output / f"{figure_name}.png")

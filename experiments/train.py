@@ -8,10 +8,11 @@ torchrun --nproc-per-node=2 -m experiments.train model=alexnet_b
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import gradscope as gs
 from experiments import seeds
 from experiments.config import build, command_line, schema
 from experiments.config import columns as config_columns
+from experiments.data import own
 from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
 from experiments.measure import CONF
@@ -58,10 +60,8 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
     """Training images, and images to test on: the test set, or the last ``holdout`` training images."""
-    if cfg.data._target_ not in SETS:
-        raise ValueError("experiments.train needs images with labels: use data=cifar10 or data=digits.")
-    make = partial(SETS[cfg.data._target_], **({"download": cfg.data.download} if "download" in cfg.data else {}))
-    sets = make(train=True).split(cfg.holdout) if cfg.holdout else (make(train=True), make(train=False))
+    name, (make, arguments) = cfg.data._target_, build.data(cfg.data)
+    sets = own.sets(SETS.get(name, make), arguments, f"data._target_={name}", cfg.holdout)
     learned = sets[0].to(device) if cfg.memory_map is None else sets[0].mapped(Path(cfg.memory_map), device)
     return learned, sets[1].to(device)
 
@@ -93,8 +93,14 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     sizes = {key: value for key, value in needed.items() if cfg.model.get(key, value) is None}
     model = build.model(cfg.model, cfg.seed, **sizes).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, _ = learned.batch(torch.arange(1))
-    with torch.no_grad():
-        outputs = model.eval()(x).shape[1]
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(x).shape[1]
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}"
+        ) from error
     if outputs < classes:
         key = next((key for key in ("out_features", "num_classes") if key in cfg.model), "num_classes")
         raise ValueError(
@@ -104,9 +110,13 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
 
 
 def train(
-    cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None
-) -> list[Record]:
-    """Train one network, from its last checkpoint if there is one.  Returns the records, also written to ``folder``."""
+    cfg: DictConfig, folder: Path, device: torch.device, console: Console, columns: dict[str, Any] | None = None,
+    alone: bool = True,
+) -> list[Record]:  # fmt: skip
+    """Train one network, from its last checkpoint if there is one.  Returns the records, also written to ``folder``.
+
+    ``alone``: the run is not part of a sweep, so every record may be a line of output.
+    """
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
@@ -120,7 +130,8 @@ def train(
     if from_scratch(cfg) and Ranks.here().first:  # after all checks of the configuration
         clear(folder)
     state = None if from_scratch(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
-    with distributed.noticed() as interrupted, Outputs(cfg, folder, console, steps, state, columns or {}) as outputs:
+    opened = Outputs(cfg, folder, console, steps, state, columns or {}, alone)
+    with distributed.noticed() as interrupted, opened as outputs:
         if state is not None:
             outputs.say(f"Resuming at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
@@ -131,13 +142,34 @@ def train(
                 interrupted=interrupted,
             )  # fmt: skip
         except KeyboardInterrupt as interrupt:
-            if interrupt.args:  # no text after a second Ctrl-C, which interrupts a step
-                without = " without resume=none and rerun=true" * from_scratch(cfg)
-                outputs.say(f"{interrupt}; the same command{without} resumes from there.")
+            without = " without resume=none and rerun=true" * from_scratch(cfg)
+            text = f"{interrupt}; the same command{without} resumes from there."
+            if not interrupt.args:  # a second Ctrl-C, or a long step
+                kept = (folder / checkpoints.FOLDER / checkpoints.LAST).is_file()
+                text = "Interrupted within a step; " + (
+                    f"the same command{without} resumes from the last checkpoint." if kept else
+                    "there is no checkpoint yet, so the same command starts from the beginning."
+                )  # fmt: skip
+            outputs.say(text)
             raise
         if monitor is not None:
             monitor.close()
     return done
+
+
+def resuming(overrides: Sequence[str]) -> str:
+    """A line with the command that resumes a run."""
+    kept = [item for item in overrides if item not in ("resume=none", "rerun=true")]
+    world = Ranks.here().world
+    program = ["torchrun", f"--nproc-per-node={world}"] if world > 1 else ["python"]
+    return f"Resume: {shlex.join([*program, '-m', 'experiments.train', *kept])}"
+
+
+def results(cfg: DictConfig, folder: Path) -> str:
+    """Lines with the folder of a run, and with the commands that draw its sweep."""
+    place = shlex.join([f"sweep={cfg.sweep}", *[f"results={cfg.results}"] * (cfg.results != "results/runs")])
+    draw = f"python -m experiments.collect {place} && python -m experiments.figures {place}"
+    return f"Run folder: {folder}\nDraw: {draw}"
 
 
 def from_scratch(cfg: DictConfig) -> bool:
@@ -158,7 +190,7 @@ def main(cfg: DictConfig) -> float | None:
         if alone and not from_scratch(cfg) and (status := finished(folder)) is not None:
             if first:
                 step = records.read(folder / "metrics.jsonl")[-1]["step"]
-                console.print(f"Already done at step {step}; resume=none trains again.\nRun folder: {folder}")
+                console.print(f"Already done at step {step}; resume=none trains again.\n{results(cfg, folder)}")
             return status.value
 
         def work() -> float:
@@ -172,22 +204,24 @@ def main(cfg: DictConfig) -> float | None:
                     write_json(folder / "manifest.json", manifest(cfg, choices, seconds, resolved))
 
             try:
-                done = train(cfg, folder, device, console, config_columns.columns(cfg, choices))
+                done = train(cfg, folder, device, console, config_columns.columns(cfg, choices), alone)
             except gs.NonFiniteError:
                 describe()  # divergence is a result, too
                 raise
             describe()
             if first:
-                console.print(f"Run folder: {folder}")
+                console.print(results(cfg, folder) if alone else f"Run folder: {folder}")
             return float(done[-1]["test_accuracy"])
 
         try:
             # With several processes, only the first locks the run and writes its status.
             return run_once(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
-            sys.exit(f"Stopped: {error}\nRun folder: {folder}")
+            sys.exit(f"Stopped: {error}\nThe records up to there are kept.\n{results(cfg, folder)}")
         except KeyboardInterrupt:
             if alone:
+                if first:
+                    console.print(f"{resuming(info.overrides.task)}\nRun folder: {folder}")
                 sys.exit(128 + signal.SIGINT)
             raise
 

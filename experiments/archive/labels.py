@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Number
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def network_name(labels: Iterable[object]) -> str:
     """The name of a network, such as ``relu+batch``.  Labels "none" are left out, unless there are no others."""
     return "+".join(str(value) for value in labels if value != "none") or "none"
+
+
+def wrapped(name: str, width: int) -> str:
+    """The name in lines of about ``width`` characters, broken after spaces and "+" only."""
+    text = fill(name.replace("+", "+\0 "), width, break_long_words=False, break_on_hyphens=False)
+    return text.replace("+\0 ", "+").replace("+\0", "+")
 
 
 def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

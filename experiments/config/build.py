@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import seeds
 from experiments.config.schema import MeasureConfig
+from experiments.data import own
 from experiments.data.cifar10_files import IMAGE_SHAPE
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,8 +24,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 def call(cfg: Mapping[str, Any], **further: Any) -> Any:
     """Call ``_target_`` with the other keys as arguments.  Errors are clearer than with Hydra's `instantiate`."""
     # A copy, because the function may change a list that the next seed needs.
-    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
-    return get_object(cfg["_target_"])(**{key: value for key, value in values.items() if key != "_target_"} | further)
+    make, values = data(cfg)
+    return make(**values | further)
 
 
 def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
@@ -55,11 +56,25 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
         raise ValueError(f"mode must be train or eval, got {cfg.mode!r}.")
     if cfg.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {cfg.dtype!r}.")
-    x = call(cfg.data, shape=_sample_shape(cfg), generator=seeds.generator(cfg.seed, "data"))
+    x = batch(cfg)
     sizes = {"in_features": math.prod(x.shape[1:])} if cfg.model.get("in_features", 0) is None else {}
     built = model(cfg.model, cfg.seed, **sizes)
     device, dtype = seeds.device(cfg.device), DTYPES[cfg.dtype]
     return built.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
+
+
+def batch(cfg: MeasureConfig) -> torch.Tensor:
+    """The batch of a configuration; a dataset gives random samples."""
+    make, arguments, generator = *data(cfg.data), seeds.generator(cfg.seed, "data")
+    shape = {} if isinstance(make, type) else {"shape": _sample_shape(cfg)}
+    found = own.given(make, arguments, generator=generator, **shape)
+    return own.batch(found, cfg.data.get("batch_size", 0), generator, f"data._target_={cfg.data['_target_']}")
+
+
+def data(cfg: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function or class of the data, and its arguments."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
+    return get_object(values.pop("_target_")), values
 
 
 def _sample_shape(cfg: MeasureConfig) -> tuple[int, ...]:

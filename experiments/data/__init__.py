@@ -1,5 +1,6 @@
 """Batches of images and noise; configurations name these functions as ``experiments.data.NAME``."""
 
 from experiments.data.batches import cifar10, digits, digits_8x8, noise
+from experiments.data.own import arrays, folder
 
-__all__ = ["cifar10", "digits", "digits_8x8", "noise"]
+__all__ = ["arrays", "cifar10", "digits", "digits_8x8", "folder", "noise"]

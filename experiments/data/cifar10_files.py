@@ -34,6 +34,7 @@ KAGGLE = "trainLabels.csv"
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_BATCHES = ("test_batch",)
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")  # as they are downloaded by hand
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 REPLACE = "Replace it with a fresh copy."
 
@@ -81,6 +82,8 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
     for layout, read in readers.items():
         if (root / layout).exists():
             return read(root / layout, train, limit)
+    if packed := [path for name in ARCHIVES if (path := root / name).is_file()]:
+        raise FileNotFoundError(f"{packed[0]} is there but not unpacked: tar -xzf '{packed[0]}' -C '{root}'")
     raise FileNotFoundError(
         f"Found no CIFAR-10 in {root}.  Either\n"
         f"  1. put {BINARY}/, {PYTHON}/, or {KAGGLE} with train/ there, or set GRADSCOPE_DATA to their folder;\n"

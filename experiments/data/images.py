@@ -22,6 +22,7 @@ from experiments.files import written
 
 DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3235,) * 3
 WHOLE = slice(None)
+IMAGE_DIMS = 4  # (batch, channels, height, width); other samples are not augmented
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Images:
     """Images with labels.
 
     Arguments:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
+        images: (N, C, H, W) uint8, or (N, ...) float32, which is neither scaled nor standardized.
+        labels: (N,) int64; -1 if there are none.
         mean, std: Per channel, for pixel values in 0..1.
         on: The device of the batches, if it differs from the device of the images.
     """
@@ -103,14 +104,22 @@ class Images:
         """The same images, moved to the device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), on=None)
 
+    def chosen(self, which: Tensor) -> Images:
+        """The images of these indices, or of a mask."""
+        return replace(self, images=self.images[which], labels=self.labels[which])
+
+    def with_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+        """The same images, to be standardized by other moments."""
+        return replace(self, mean=mean, std=std)
+
     def mapped(self, folder: Path, device: torch.device) -> Images:
         """The same images in a memory-mapped file named by a hash of its bytes; batches are on ``device``."""
         content = self.images.contiguous().numpy()
         path = folder / f"{hashlib.blake2b(content.data, digest_size=8).hexdigest()}.bytes"
-        if not (path.is_file() and path.stat().st_size == self.images.numel()):
+        if not (path.is_file() and path.stat().st_size == content.nbytes):
             written(path, content.tofile)
         # Copy on write, because torch has no read-only tensors.
-        mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=content.shape))
+        mapped = torch.from_numpy(np.memmap(path, dtype=content.dtype, mode="c", shape=content.shape))
         return replace(self, images=mapped, on=device)
 
     def split(self, num: int) -> tuple[Images, Images]:
@@ -138,9 +147,10 @@ class Images:
         """
         chosen = indices[part].to(self.images.device)
         x, y = (_sent(values[chosen], self.device) for values in (self.images, self.labels))
-        mean, std = self._moments  # standardized first, so that padding and cutout have the mean color
-        x = (x.float() / 255 - mean) / std
-        if augmentation is not None:
+        if x.dtype == torch.uint8:  # standardized first, so that padding and cutout have the mean color
+            mean, std = self._moments
+            x = (x.float() / 255 - mean) / std
+        if augmentation is not None and x.ndim == IMAGE_DIMS:
             x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))
         return x, y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,6 +29,20 @@ def span(low: float, high: float, form: str) -> tuple[str, str]:
         if ends[0] != ends[1]:
             return " to ".join(ends), finer
     return "no spread", form
+
+
+def digits(width: float, most: int = 6) -> int:
+    """The number of decimals that show two significant digits of a width; 3 if the width is unknown."""
+    return max(0, min(most, 1 - math.floor(math.log10(width)))) if 0 < width < math.inf else 3
+
+
+def measured(value: float, low: float, high: float) -> str:
+    """A number with as many digits as its interval supports, such as ``1.25 (1.17 to 1.34)``."""
+    if not math.isfinite(high - low):
+        return f"{value:.3g} (no interval)"
+    places = digits(high - low)
+    ends = f"{low:.{places}f}", f"{high:.{places}f}"
+    return f"{value:.{places}f} ({' to '.join(ends) if ends[0] != ends[1] else 'no spread'})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -18,37 +16,46 @@ from matplotlib.figure import Figure
 
 from experiments.archive import labels
 from experiments.archive.tables import Collected
+from experiments.evidence.words import digits
+from experiments.reports import grids
 from experiments.reports import growth as report_growth
+from experiments.reports.grids import spread
+from experiments.reports.roles import Choice, assign
 from gradscope import meanfield as mf
 from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
-# Largest number of values that color, columns of panels, rows of panels, and line dashes can show.
-MOST = {"color": 10, "column": 6, "row": 6, "dash": 4}
-# An axis is logarithmic if the largest value exceeds this multiple of the smallest.
-WIDE = 1e3
-LABEL_WIDTH = 28  # characters per line of an axis label in a small panel
+TRAINED = ("train_loss", "test_accuracy", "test_loss", "learning_rate", "images_per_second")
+RATE = ("GSC rate per layer (squared convention)", "bars: 95 % interval")
+FEWEST = 3  # values of a key that rates are drawn against
+MATRICES = 16  # heat maps per figure
 
 
 def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """All figures for which the frame has data, by name.
+    """All figures for which the frame has data, by name; prints what they leave out.
 
-    The first of ``keys`` is shown by color and the second by dash; three or more are joined into one label.  If there
-    are too many networks for one plot, each value of a key gets a panel, and the growth rates get a separate figure.
+    Few networks are labeled curves: the first of ``keys`` is shown by color and the second by dash; three or more are
+    joined into one label.  If there are too many networks for one plot, `assign` gives each key its place in panels,
+    and the growth rates get figures of their own.
     """
+    special: dict[str, Figure] = {}
     if set(keys) == {"weight_variance", "bias_variance"}:
-        return {"phase_diagram": _phases(frame, growth, title)}
-    if "width" in keys and growth["theory"].notna().all():
-        return {"convergence": _convergence(growth, keys, title)}
+        special = {"phase_diagram": _phases(frame, growth, title)}
+    elif (
+        "width" in keys and growth["theory"].notna().all() and _curves_without(keys, growth) <= plots.MAX_DIRECT_LABELS
+    ):
+        special = {"convergence": _convergence(growth, keys, title)}
     frame, growth = (labels.with_networks(table, keys) for table in (frame, growth))
     known = growth[growth["rate"].notna()]
+    for reason, rows in growth[growth["rate"].isna()].groupby("verdict", sort=False):
+        grids.left_out(f"growth rates ({reason})", rows[labels.NETWORK])
     profile = frame[frame["quantity"] == "gsc"]
     several = len(profile) > len(plots.to_last_target(profile))
-    matrices = {"gsc_matrix": _matrices(profile, title)} if several else {}
+    matrices = _matrices(profile, title) if several else {}
     if len(growth) > plots.MAX_DIRECT_LABELS:
-        rates = {"rates": _rates(known, title)} if len(known) else {}
-        return _many(frame, keys, f"{title}; rates and verdicts: rates.png" if rates else title) | rates | matrices
-    notes = [f"{rate:.3f}, {verdict}" for rate, verdict in zip(known["rate"], known["verdict"], strict=True)]
+        rates = grids.rates(known, title) if len(known) else {}
+        return special | _many(frame, keys, known, title) | rates | matrices
+    notes = [f"{_rate(row)}, {row.verdict}" for row in known.itertuples()]
     parts = [table[[labels.NETWORK]] if keys[2:] else labels.labeled(table, keys) for table in (frame, known)]
     by_labels = dict(zip(parts[1].itertuples(index=False, name=None), notes, strict=True))
     roles: dict[str, Any] = dict(zip(("hue", "style"), ("color", "dash")[: parts[0].shape[1]], strict=False))
@@ -66,58 +73,92 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
             plots.statistic(frame, quantity, **roles, ax=ax)
             ax.set_title(f"{title}\n{spread(frame)}", fontsize=10)
-    return figures | matrices
+    return special | figures | matrices
 
 
-def _many(frame: pd.DataFrame, keys: list[str], title: str) -> dict[str, Figure]:
-    """Curves in panels.  Keys get color, column, row and dash, from most values to fewest; {} if they are too many."""
-    counts = frame[keys].nunique(dropna=False).sort_values(ascending=False, kind="stable")
-    roles = dict(zip(map(str, counts.index), MOST, strict=False))
-    if len(keys) > len(MOST) or any(counts[key] > MOST[role] for key, role in roles.items()):
-        return {}
-    frame = frame.assign(**{role: labels.in_words(key, frame[key]) for key, role in roles.items()})
-    return {
-        quantity: _grid(frame[frame["quantity"] == quantity], quantity, list(roles.values()), title)
-        for quantity in ("gsc", *STATISTICS)
-        if (frame["quantity"] == quantity).any()
-    }
+def by_choice(collected: Collected, keys: list[str], choice: Choice, title: str) -> dict[str, Figure]:
+    """The figures that ``choice`` asks for, of every network."""
+    trained = collected.metrics is not None and choice.x != "layer" and choice.y not in {*collected.frame["quantity"]}
+    table = collected.metrics if collected.metrics is not None and trained else collected.frame
+    chosen = choice.keys(table)
+    keys = list(dict.fromkeys([*keys, *(key for of in chosen.values() for key in of)]))
+    table = labels.with_networks(labels.in_order(table, keys), keys)
+    roles = assign(table, keys, chosen)
+    known = [column for column in (TRAINED if trained else ()) if column in table]
+    known += [] if trained else [*dict.fromkeys(table["quantity"])] + ["rate"] * ("x" in chosen)
+    if choice.y is not None and choice.y not in known:
+        raise ValueError(f"y={choice.y}: there is no such quantity here; y= can be {', '.join(known)}.")
+    if "x" not in chosen:
+        made: dict[str, Figure] = {}
+        for quantity in [choice.y] if choice.y else [name for name in ("gsc", *STATISTICS, *TRAINED) if name in known]:
+            rows = table[table[quantity].notna()] if trained else _of_last_step(table[table["quantity"] == quantity])
+            x = (choice.x or "step") if trained else None
+            made |= grids.curves(rows, quantity, roles, title, x)
+        return made
+    (x,), y = chosen["x"], choice.y or ("test_accuracy" if trained else "rate")
+    values, words = _per_network(table, keys, y, trained)
+    return grids.points(labels.with_networks(values, keys), x, y, words, roles, title)
 
 
-def _grid(rows: pd.DataFrame, quantity: str, roles: list[str], title: str) -> Figure:
-    x, y, label = "index", "value", plots.LABELS.get(quantity, quantity)
-    if quantity == "gsc":
-        rows, x, y = plots.to_last_target(rows), "depth_from_output", "log10_value"
-    elif (rows["value"] > 0).all() and rows["value"].max() > WIDE * rows["value"].min():
-        rows, label = rows.assign(value=np.log10(rows["value"])), rf"$\log_{{10}}$ {label}"
-    rows = rows.astype({role: pd.CategoricalDtype(list(pd.unique(rows[role]))) for role in roles})
-    grid = sns.relplot(
-        rows, x=x, y=y, kind="line", errorbar="sd" if rows["seed"].nunique() > 1 else None, palette="colorblind",
-        height=2.7, aspect=1.15, linewidth=1.5, **dict(zip(("hue", "col", "row", "style"), roles, strict=False)),
-    )  # fmt: skip
-    if len(roles) > 1:
-        grid.set_titles("{row_name}, {col_name}" if "row" in roles else "{col_name}", size=10)
-    grid.set_axis_labels(plots.LABELS[x], fill(label, LABEL_WIDTH))
-    if grid.legend is not None:
-        for text in grid.legend.get_texts():
-            text.set_text("" if text.get_text() in MOST else text.get_text())
-        grid.legend.set_title("")
-    if quantity == "gsc":
-        grid.refline(y=0, color="0.6", linewidth=0.8, linestyle="-", zorder=0)
-    grid.figure.suptitle(f"{title}\n{spread(rows)}", fontsize=10)
-    grid.tight_layout()
-    return grid.figure
+def _per_network(table: pd.DataFrame, keys: list[str], y: str, trained: bool) -> tuple[pd.DataFrame, tuple[str, str]]:
+    """One row per network with ``value``, ``low`` and ``high``, the label of the axis, and what the bars are."""
+    if y == "rate":
+        growth = report_growth.growth_table(_of_last_step(table), keys)
+        names = {"rate": "value", "rate_low": "low", "rate_high": "high"}
+        return growth.rename(columns=names), RATE
+    column, where = y, "last record"
+    if not trained:
+        table, column = _of_last_step(table[table["quantity"] == y]), "value"
+        where, place = "last layer", "index"
+        if y == "gsc":
+            table, column = plots.to_last_target(table), "log10_value"
+            where, place = "farthest layer", "depth_from_output"
+        groups = table.groupby([*keys, "seed"], dropna=False, observed=True)
+        table = table[table[place] == groups[place].transform("max")]
+    runs = table[table[column].notna()].groupby([*keys, "seed"], dropna=False, observed=True, sort=False)
+    seeds = runs[column].last().groupby(keys, dropna=False, observed=True, sort=False)
+    mean, std = seeds.mean(), seeds.std()
+    values = pd.DataFrame({"value": mean, "low": mean - std, "high": mean + std}).reset_index()
+    label = f"{plots.LABELS.get(y, y.replace('_', ' '))}, {where}"
+    return values, (label, "bars: one standard deviation over seeds")
 
 
-def _rates(growth: pd.DataFrame, title: str) -> Figure:
-    figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.22 * len(growth)), layout="constrained")
-    plots.rates(growth, ax=ax)
-    crosses = "; crosses: mean field" if growth["theory"].notna().any() else ""
-    ax.set_title(f"{title}\nbars: 95 % interval{crosses}", fontsize=10)
-    return figure
+def _of_last_step(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last record of every training run; the whole frame of measurements without training."""
+    if "step" not in frame:
+        return frame
+    runs = [name for name in ("run", labels.NETWORK, "seed") if name in frame]
+    return frame[frame["step"] == frame.groupby(runs, observed=True)["step"].transform("max")]
+
+
+def _many(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Curves of each quantity in panels, and the rates against the numeric key with the most values."""
+    roles, figures = assign(frame, keys), dict[str, Figure]()
+    for quantity in ("gsc", *STATISTICS):
+        if (frame["quantity"] == quantity).any():
+            figures |= grids.curves(frame[frame["quantity"] == quantity], quantity, roles, title)
+    counts = {key: growth[key].nunique() for key in keys if pd.api.types.is_numeric_dtype(growth[key])}
+    x = max(counts, key=lambda key: counts[key], default=None)
+    if x is not None and counts[x] >= FEWEST:
+        growth = growth.rename(columns={"rate": "value", "rate_low": "low", "rate_high": "high"})
+        figures |= grids.points(growth, x, "rate", RATE, assign(frame, keys, {"x": [x]}), title)
+    return figures
+
+
+def _rate(row: Any) -> str:
+    """A rate with as many digits as its interval supports."""
+    return f"{row.rate:.{digits(row.rate_high - row.rate_low)}f}"
+
+
+def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
+    """The number of networks that differ in more than their width."""
+    others = [key for key in keys if key != "width"]
+    return len(growth[others].drop_duplicates()) if others else 1
 
 
 def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str]) -> Figure:
-    figure, ax = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
+    longest = max(len("+".join(name)) + len(note) for name, note in notes.items()) if notes else 0
+    figure, ax = plt.subplots(figsize=(max(8.2, 4.6 + 0.08 * longest), 4.8), layout="constrained")
     plots.profile(frame, **roles, notes=notes, ax=ax)
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
@@ -151,26 +192,25 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
     return figure
 
 
-def _matrices(profile: pd.DataFrame, title: str) -> Figure:
-    """One heat map per network, all with the same color scale."""
-    limit = float(profile.groupby([labels.NETWORK, "layer", "target"], observed=True)["log10_value"].mean().abs().max())
+def _matrices(profile: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """One heat map per network, all with the same color scale, in figures of at most `MATRICES`."""
+    means = profile.groupby([labels.NETWORK, "layer", "target"], observed=True)["log10_value"].mean()
+    limit, figures = float(means[np.isfinite(means)].abs().max()), dict[str, Figure]()
     draw_one = partial(plots.matrix, limits=(-limit, limit), colorbar=False)
-    title = f"{title}; mean over {profile['seed'].nunique()} seeds"
-    figure = panels(profile, draw_one, title, in_a_row=4, size=(4.0, 3.9), margin=0.8, fontsize=11)
-    add_colorbar(figure, -limit, limit, shrink=0.6)
-    return figure
+    title = f"{title}; {spread(profile).split(',')[0]}"
+    networks = list(profile[labels.NETWORK].unique())
+    for page, first in enumerate(range(0, len(networks), MATRICES), start=1):
+        part = profile[profile[labels.NETWORK].isin(networks[first : first + MATRICES])]
+        figure = panels(part, draw_one, title, in_a_row=4, size=(4.0, 3.9), margin=0.8, fontsize=11)
+        add_colorbar(figure, -limit, limit, shrink=0.6)
+        figures["gsc_matrix" if page == 1 else f"gsc_matrix_{page}"] = figure
+    return figures
 
 
 def add_colorbar(figure: Figure, low: float, high: float, shrink: float) -> None:
     """Add one color bar for all GSC heat maps of a figure."""
     colors = ScalarMappable(Normalize(low, high), cmap=plots.DIVERGING)
     figure.colorbar(colors, ax=figure.axes, label=plots.LABELS["gsc"], shrink=shrink)
-
-
-def spread(frame: pd.DataFrame) -> str:
-    """A phrase for titles that says what lines and bands show."""
-    seeds = frame["seed"].nunique()
-    return f"mean over {seeds} seeds, band: one standard deviation" if seeds > 1 else "one seed"
 
 
 def describe(collected: Collected) -> str:
@@ -200,6 +240,7 @@ def panels(
             draw_one(frame[frame[labels.NETWORK] == network], ax=ax)
         except ValueError as error:  # a dead or diverged network; still draw the others
             ax.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8, transform=ax.transAxes)
-        ax.set_title(f"{network}{(notes or {}).get(network, '')}", fontsize=10)
+        name = f"{network}{(notes or {}).get(network, '')}"
+        ax.set_title(labels.wrapped(name, int(grids.CHARACTERS * size[0])), fontsize=10)
     figure.suptitle(title, fontsize=fontsize)
     return figure

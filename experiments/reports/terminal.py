@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import gradscope as gs
-from experiments.archive.labels import NETWORK, with_networks
+from experiments.archive.labels import NETWORK, with_networks, wrapped
 from experiments.evidence.study import Claim
+from experiments.evidence.words import digits, measured
 
 MAX_ROWS = 64
+OTHER_COLUMNS, MIN_NAME = 76, 20  # characters of the table of growth rates: besides the name, and of the name
 NAME = partial(Column, "network", overflow="fold")  # wrapped rather than truncated
 STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", "undecided": "yellow"}
 
@@ -62,19 +64,22 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """Print growth rate, prediction and verdict of each network."""
-    table = Table(NAME(), "seeds", "log10 GSC", "rate per layer (95 %)", "theory", "verdict", title=title)
-    for row in with_networks(growth, keys).to_dict("records"):
-        style = STYLES.get(row["verdict"], "")
-        spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.2f}"
+    console, growth = Console(), with_networks(growth, keys)
+    names = [wrapped(name, max(MIN_NAME, console.width - OTHER_COLUMNS)) for name in growth[NETWORK]]
+    name_column = NAME(min_width=max(len(line) for name in names for line in name.split("\n")))
+    table = Table(name_column, "seeds", "log10 GSC", "rate per layer (95 %)", "theory", "verdict", title=title)
+    for name, row in zip(names, growth.to_dict("records"), strict=True):
+        style, places = STYLES.get(row["verdict"], ""), digits(row["log10_gsc_stderr"])
+        spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.{places}f}"
         table.add_row(
-            escape(row[NETWORK]),
+            escape(name),
             str(row["num_seeds"]),
-            f"{row['log10_gsc']:.2f}{spread}",
-            f"{row['rate']:.4f} ({row['rate_low']:.3f} .. {row['rate_high']:.3f})",
+            f"{row['log10_gsc']:.{places}f}{spread}",
+            "" if pd.isna(row["rate"]) else measured(row["rate"], row["rate_low"], row["rate_high"]),
             "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
             f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
         )
-    Console().print(table)
+    console.print(table)
 
 
 def print_claims(claims: Sequence[Claim], title: str) -> None:

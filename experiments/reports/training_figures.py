@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.reports import sweep_figures
+from experiments.reports import grids, sweep_figures
+from experiments.reports.roles import assign
 from gradscope import plots
 from gradscope.plots.rows import finite_limits
 
 panels = partial(sweep_figures.panels, in_a_row=3, size=(5.6, 4.4))
 
 
-def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str) -> dict[str, Figure]:
-    """Figures per ``network``: loss and accuracy, GSC during training, before and after it, gradient norms."""
+def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str, keys: Sequence[str] = ()) -> dict[str, Figure]:
+    """Figures per ``network``: loss and accuracy, GSC during training, before and after it, gradient norms.
+
+    The loss and accuracy of many networks are panels, in which the ``keys`` of the sweep get their places.
+    """
     seeds = frame["seed"].nunique()
     spread = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     band = f"{spread}, band: one standard deviation" if seeds > 1 else spread
-    return {
-        "learning": _learning(metrics, f"{title}\n{band}"),
+    learning: dict[str, Figure] = {}
+    if keys and metrics["network"].nunique() > plots.MAX_DIRECT_LABELS:
+        for quantity in ("train_loss", "test_accuracy"):
+            if len(known := metrics[metrics[quantity].notna()] if quantity in metrics else metrics[:0]):
+                learning |= grids.curves(known, quantity, assign(known, keys), title, "step")
+    else:
+        learning = {"learning": _learning(metrics, f"{title}\n{band}")}
+    return learning | {
         "gsc_over_training": _heat_maps(frame, f"{title}; GSC of each layer to the logits, {spread}"),
         "gsc_before_after": panels(frame, plots.before_after, f"{title}; {band}", sharey=True),
         "gradient_norms": panels(

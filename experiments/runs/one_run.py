@@ -49,7 +49,7 @@ def run_once(
 
     Raises:
         OSError: The folder of a single run cannot be written.
-        RuntimeError: Another process works on this single run.
+        BlockingIOError: Another process works on this single run.
     """
     if not alone:
         launches.follow()
@@ -73,7 +73,9 @@ def run_once(
             return None
         if not mine:
             if alone:
-                raise RuntimeError(f"Another process is working on the run {folder}; wait until that process ends.")
+                raise BlockingIOError(
+                    f"Another process is working on the run {folder}: wait until it ends, or follow it in its files."
+                )
             launches.note(folder, RUNNING)
             return None
         if not again and (status := outcomes.finished(folder)) is not None:  # done by the last owner of the lock

@@ -14,8 +14,8 @@ from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean, verdict
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, span, table, told
+from experiments.reports import grids, sweep_figures
 from experiments.reports import growth as report_growth
-from experiments.reports import sweep_figures
 from gradscope import plots
 from gradscope.coefficients.growth import MARGIN
 
@@ -37,7 +37,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
     made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), title)
     made["linear_fit_error"], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     plots.statistic(frame, "linear_fit_error", log10=True, hue=keys[0], style=keys[1], ax=ax)
-    ax.set_title(f"{title}\n{sweep_figures.spread(frame)}", fontsize=10)
+    ax.set_title(f"{title}\n{grids.spread(frame)}", fontsize=10)
     return made
 
 

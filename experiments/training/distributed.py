@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.distributed import parallel
+
+PATIENCE_SECONDS = 1.5  # after Ctrl-C, a step may take this long to end
+STDERR = 2
+NOTICE = b"\nInterrupted: ending this step and saving a checkpoint; Ctrl-C again stops at once.\n"
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,42 @@ def started(device: torch.device) -> Iterator[torch.device]:
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C raises KeyboardInterrupt.
+    """Yields a function that returns whether Ctrl-C was pressed.
 
-    With several processes, Ctrl-C acts as usual, because each process would notice Ctrl-C at a different step.
+    A second Ctrl-C raises KeyboardInterrupt.  So does the first one if the function is not called within
+    `PATIENCE_SECONDS`.  With several processes, Ctrl-C acts as usual, because each process would notice Ctrl-C at a
+    different step.
     """
     asked = threading.Event()
+    again = threading.Timer(PATIENCE_SECONDS, _interrupt_main)
+    again.daemon = True
 
     def notice(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        os.write(STDERR, NOTICE)  # printing is not safe in a signal handler
+        again.start()
+
+    def pressed() -> bool:
+        if asked.is_set():
+            again.cancel()
+        return asked.is_set()
 
     if threading.current_thread() is not threading.main_thread() or Ranks.here().world > 1:
-        yield asked.is_set
+        yield pressed
         return
     before = signal.signal(signal.SIGINT, notice)
     try:
-        yield asked.is_set
+        yield pressed
     finally:
+        again.cancel()
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_main() -> None:
+    """As Ctrl-C: ends a wait of the main thread, too."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()

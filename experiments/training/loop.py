@@ -49,7 +49,8 @@ def train(
             Checkpoints with weights or losses that are not finite are never written.
         state: Checkpoint to resume from.  On a CPU a resumed run ends with the same weights, bit for bit.
         monitor: The monitor, which measures the gradients before they are clipped.
-        interrupted: Called after each step.  If it returns True, a checkpoint is written and KeyboardInterrupt raised.
+        interrupted: Called after each step and during tests.  If it returns True, a checkpoint is written and
+            KeyboardInterrupt raised.  A test that was interrupted is repeated by the run that resumes.
 
     Raises:
         NonFiniteError: A recorded loss or a value for a checkpoint is not finite, or the monitor raises this error.
@@ -69,13 +70,16 @@ def train(
     forward = torch.compile(forward) if recipe.compile else forward  # type: ignore[assignment]
     first, started = begin, time.perf_counter()
     model.train()
-    for step in range(begin, total):
+    # Ctrl-C during the test leaves a checkpoint of a step whose record is still to be made.
+    untested = since < begin and (begin % per_epoch == 0 or begin == total)
+    for done in range(begin if untested else begin + 1, total + 1):
+        step, stopping = done - 1, False
         epoch, place = divmod(step, per_epoch)
-        if place == 0 or step == begin:
+        if place == 0 or done <= begin + 1:
             order = images.order(recipe.seed, epoch)
-        indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
-        losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
-        done = step + 1
+        if done > begin:
+            indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+            losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
         ended = done % per_epoch == 0 or done == total
         if ended or done % recipe.log_every == 0:
             mean_loss = float(ranks.sum(losses)) / (ranks.world * (done - since))
@@ -88,14 +92,19 @@ def train(
                     f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and "
                     "monitor.every=100 stops the run at the first step with such a value and names the layer."
                 )
-            if ended and test is not None:
-                record |= evaluate(model, test, cast)
-            records.append(record)
-            report(record)
-            losses, since, first, started = torch.zeros((), device=device), done, done, time.perf_counter()
-        improved = ended and test is not None and records[-1]["test_accuracy"] > best
+            try:
+                record |= evaluate(model, test, cast, interrupted) if ended and test is not None else {}
+            except KeyboardInterrupt:
+                if ranks.world > 1:
+                    raise
+                stopping = True
+            else:
+                records.append(record)
+                report(record)
+                losses, since, first, started = torch.zeros((), device=device), done, done, time.perf_counter()
+        improved = ended and test is not None and not stopping and records[-1]["test_accuracy"] > best
         best = records[-1]["test_accuracy"] if improved else best
-        stopping = done < total and interrupted()
+        stopping = stopping or (done < total and interrupted())
         due = stopping or done == total or (recipe.checkpoint_every and done % recipe.checkpoint_every == 0)
         if due:  # the first process writes the checkpoint, with the mean loss of all processes
             losses = ranks.sum(losses) / ranks.world
@@ -158,12 +167,19 @@ def update(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, test: Images, cast: torch.dtype | None = None) -> dict[str, float]:
-    """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Each process takes a share."""
+def evaluate(
+    model: nn.Module, test: Images, cast: torch.dtype | None = None, interrupted: Callable[[], bool] = lambda: False
+) -> dict[str, float]:  # fmt: skip
+    """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Each process takes a share.
+
+    KeyboardInterrupt if ``interrupted``, called before each forward pass, returns True.
+    """
     mode, ranks = model.training, Ranks.here()
     model.eval()
     correct_and_loss = torch.zeros(2, device=test.device)
     for indices in torch.arange(len(test)).split(EVALUATED)[ranks.rank :: ranks.world]:
+        if interrupted():
+            raise KeyboardInterrupt
         x, y = test.batch(indices)
         output = _run(model, x, cast)
         correct_and_loss[0] += (output.argmax(1) == y).sum()

@@ -43,12 +43,14 @@ class Outputs:
         steps: Total number of steps, for the progress bar.
         state: The checkpoint that the run resumes from.
         columns: The configuration, added to every row of both tables.
+        every: Without a progress bar, print a line for every record, and not only at the end of each epoch.
     """
 
     def __init__(
         self, cfg: DictConfig, folder: Path, console: Console, steps: int, state: dict[str, Any] | None,
-        columns: dict[str, Any],
+        columns: dict[str, Any], every: bool = True,
     ) -> None:  # fmt: skip
+        self.steps, self.every = steps, every
         self.folder, self.console, self.columns, self.active = folder, console, columns, Ranks.here().first
         self.begin, self.accuracy = 0 if state is None else state["step"], ""
         self.records: list[Record] = [] if state is None else list(state["records"])
@@ -108,8 +110,8 @@ class Outputs:
             self.accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %"
         text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} images/s"
         self.bar.show(record["step"], text)
-        if tested:
-            self.say(f"epoch {record['epoch']:.2f}  {text}")
+        if tested or (self.every and not self.bar.visible):
+            self.say(f"step {record['step']} of {self.steps}  epoch {record['epoch']:.2f}  {text}")
 
     def measured(self, frame: pd.DataFrame) -> None:
         """Write a record of the monitor to the file and the sinks, and keep it for the table."""

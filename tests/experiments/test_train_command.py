@@ -14,7 +14,7 @@ from torch import nn
 import gradscope as gs
 from experiments import measure, train
 from experiments.archive import collecting
-from experiments.runs import outcomes
+from experiments.runs import locks, outcomes
 from experiments.training import outputs, sinks
 from experiments.training.records import read
 from gradscope import frames
@@ -158,6 +158,33 @@ def test_what_the_budget_left_out_is_said(command):
     assert "The monitor took" not in command()[0]
     said, _ = command("monitor.every=1", "monitor.max_overhead=1e-9", "train.max_steps=60")
     assert "Warning: The monitor took 21 of 61 scheduled records" in said and "max_overhead=1e-09" in said
+
+
+def test_every_record_is_a_line_where_there_is_no_bar(command, tmp_path):
+    said, _ = command()
+    lines = re.findall(r"^step (\d) of 4  epoch [\d.]+  loss [\d.]+.*images/s$", said, re.M)
+    assert lines == ["1", "2", "3", "4"]
+    place = f"sweep=train results={tmp_path}"
+    draw = f"Draw: python -m experiments.collect {place} && python -m experiments.figures {place}"
+    assert said.splitlines()[-2:] == [f"Run folder: {folder_of(tmp_path)}", draw]
+    said, _ = command("train.log_every=2", "seed=1", sweep=True)  # many runs: a line per epoch
+    assert re.findall(r"^step (\d) of 4", said, re.M) == ["4"]
+
+
+def test_a_run_that_another_process_holds_is_one_line(command, tmp_path):
+    command()
+    folder = folder_of(tmp_path)
+    with locks.locked(folder):
+        said, code = command("resume=none")
+    assert code == 1 and said == (
+        f"Error: Another process is working on the run {folder}: wait until it ends, or follow it in its files.\n"
+    )
+
+
+def test_a_diverged_run_says_where_its_records_are(command, tmp_path):
+    said, code = command(*DIVERGING)
+    assert code == 1 and re.search(r"^Stopped: .*", said, re.M)
+    assert f"The records up to there are kept.\nRun folder: {folder_of(tmp_path)}\nDraw: python -m" in said
 
 
 def test_a_mistake_is_told_without_a_traceback(command, tmp_path):

@@ -103,7 +103,7 @@ def test_many_networks_are_panels_and_rates():
     keys = labels.network_keys(frame)
     frame = labels.in_order(frame, keys)
     made = sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), "title")
-    assert set(made) == {"gsc", "rates"}
+    assert set(made) == {"gsc", "rates", "rate_over_gain"}
     panels = [ax for ax in made["gsc"].axes if ax.get_title()]
     assert len(panels) == 9 and all("=" in ax.get_title() for ax in panels)
     for ax in panels:  # three slopes each, by their ends
@@ -130,13 +130,6 @@ def test_rates_show_verdicts_by_shape_and_theory():
     assert ax.get_ylim() == (2.5, -0.5)  # the first above
     (crosses,) = [line for line in ax.lines if line.get_label() == "theory"]
     assert crosses.get_xdata()[0] == 1.25
-
-
-def test_too_many_keys_leave_the_rates(monkeypatch):
-    monkeypatch.setitem(sweep_figures.MOST, "color", 2)
-    frame = many(num_seeds=1)
-    keys = labels.network_keys(frame)
-    assert set(sweep_figures.draw(frame, keys, report_growth.growth_table(frame, keys), "title")) == {"rates"}
 
 
 def swept(tmp_path, monkeypatch, *arguments):

@@ -170,6 +170,51 @@ def test_a_second_interrupt_does_not_wait(command, tmp_path, monkeypatch):
     assert code == 130 and "resumes from there" not in said and not list(tmp_path.rglob("*.pt"))
 
 
+def test_an_interrupt_during_the_test_repeats_only_the_test(command, tmp_path, monkeypatch):
+    command("sweep=whole")
+    with monkeypatch.context() as patch:
+        original = loop.evaluate
+
+        def evaluate(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            return original(*arguments, **options)
+
+        patch.setattr(loop, "evaluate", evaluate)
+        said, code = command()
+    assert code == 130 and "Interrupted after step 6 of 6; the same command resumes from there." in said
+    assert "Resume: python -m experiments.train " in said
+    state = checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)
+    assert state["step"] == 6 and [record["step"] for record in state["records"]][-1] < 6
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update", lambda *arguments, **options: pytest.fail("it trained on"))
+        _, code = command()
+    assert code is None and same(weights(folder_of(tmp_path)), weights(folder_of(tmp_path, "whole")))
+    timed = {"images_per_second"}
+    ends = [read(folder_of(tmp_path, sweep) / "metrics.jsonl") for sweep in ("train", "whole")]
+    assert len(ends[0]) == len(ends[1])
+    for one, other in zip(*ends, strict=True):
+        assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_long_step_ends_within_two_seconds(command, tmp_path, monkeypatch, saved):
+    original, calls = loop.update, []
+
+    def update(*arguments, **options):
+        calls.append(time.monotonic())
+        if len(calls) == (4 if saved else 1):  # a checkpoint is at 2
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "update", update)
+    said, code = command()
+    assert code == 130 and time.monotonic() - calls[-1] < 2.5
+    wanted = "the same command resumes from the last checkpoint." if saved else "there is no checkpoint yet"
+    assert f"Interrupted within a step; {wanted}" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_killed_and_started_again_it_ends_with_the_same_weights(tmp_path):
     longer = ["train.max_steps=300", "train.checkpoint_every=5", "train.epochs=100", "monitor.every=100"]
     options = [*SMALL, *longer, f"results={tmp_path}"]

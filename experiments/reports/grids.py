@@ -1,0 +1,239 @@
+"""Grids of panels: curves of networks against layers or steps, and one point per network against a key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from textwrap import fill
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.archive import labels
+from experiments.reports.roles import PAGE, with_roles
+from gradscope import plots
+
+MAX_PAGES = 12  # figures of panels per quantity
+MAX_COLORS = 10  # more colors are shades from dark to light
+WIDE = 1e3  # an axis is logarithmic if the largest value exceeds this multiple of the smallest
+MAX_TICKS = 6  # values of a key that are written at its axis
+FAR = 15  # the same for the axis of a key
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
+MARKERS = "os^D"
+ROWS_PER_PAGE = 48  # rates per figure
+NAME_WIDTH = 60  # characters per line of a name
+CHARACTERS = 12  # of a title, per inch
+
+Names = Mapping[str, list[str]]  # role -> keys
+
+
+def curves(rows: pd.DataFrame, quantity: str, roles: Names, title: str, x: str | None = None) -> dict[str, Figure]:
+    """Figures of a quantity against layers, or against the column ``x``: means over seeds with bands, in panels."""
+    y, label = ("value" if "value" in rows else quantity), plots.LABELS.get(quantity, quantity.replace("_", " "))
+    if quantity == "gsc":
+        rows, y = plots.to_last_target(rows), "log10_value"
+    elif quantity not in rows and (rows[y] > 0).all() and rows[y].max() > WIDE * rows[y].min():
+        rows, label = rows.assign(value=np.log10(rows[y])), rf"$\log_{{10}}$ {label}"
+    x = x or ("depth_from_output" if quantity == "gsc" else "index")
+    rows = finite(with_roles(rows, roles), y, quantity)
+
+    def draw(part: pd.DataFrame, name: str) -> Figure:
+        columns = {role: role for role in ("hue", "style", "col", "row") if role in roles}
+        # seaborn's own notation: "" is a full line
+        dashes = {
+            name: dash[1] if dash != "-" else "" for name, dash in zip(_values(part, "style"), DASHES, strict=False)
+        }
+        grid = sns.relplot(
+            part, x=x, y=y, kind="line", errorbar="sd" if part["seed"].nunique() > 1 else None, linewidth=1.5,
+            palette=_colors(part), dashes=dashes, **_size(part), **columns,
+        )  # fmt: skip
+        if grid.legend is not None:
+            grid.legend.remove()
+        for ax in grid.axes.flat:
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        if quantity == "gsc":
+            grid.refline(y=0, color="0.6", linewidth=0.8, linestyle="-", zorder=0)
+        return _finished(
+            grid, part, (plots.LABELS.get(x, x.replace("_", " ")), label), f"{title}{name}\n{spread(part)}"
+        )
+
+    return dict(_pages(rows, quantity if x in ("depth_from_output", "index") else f"{quantity}_over_{x}", draw))
+
+
+def points(
+    table: pd.DataFrame, x: str, quantity: str, words: tuple[str, str], roles: Names, title: str
+) -> dict[str, Figure]:
+    """Figures of one point per network against a key: columns ``value``, ``low``, ``high`` and perhaps ``theory``.
+
+    ``words``: the label of the axis, and what the bars are.
+    """
+    table = finite(with_roles(table, roles), "value", quantity)
+    numeric = pd.api.types.is_numeric_dtype(table[x]) and bool(table[x].notna().all())
+    ticks = [] if numeric else list(dict.fromkeys(labels.labeled(table, [x])[x]))
+    place = table[x].astype(float) if numeric else labels.labeled(table, [x])[x].map(ticks.index)
+    table = table.assign(place=place)
+    gap = (0.2 if numeric else 0.6) * min(np.diff(np.unique(place)), default=0.0)  # lines at one place stand apart
+
+    def draw(part: pd.DataFrame, name: str) -> Figure:
+        columns = {role: role for role in ("col", "row") if role in roles}
+        grid, colors = sns.FacetGrid(part, **_size(part), **columns), _colors(part) or {}
+        for (row, column, _), panel in grid.facet_data():
+            lines = list(_lines(panel))
+            for number, (key, line) in enumerate(lines):
+                shift = gap * ((number + 0.5) / len(lines) - 0.5)
+                _bars(grid.axes[row, column], line.sort_values("place"), key, colors, part, shift, joined=numeric)
+        values = sorted(place.unique())
+        for ax in grid.axes.flat:
+            if quantity == "rate":
+                ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
+            if not numeric:
+                ax.set_xticks(range(len(ticks)), [labels.wrapped(tick, 12) for tick in ticks])
+                ax.set_xlim(-0.5, len(ticks) - 0.5)
+            elif values[0] > 0 and values[-1] > FAR * values[0]:
+                ax.set_xscale("log")
+            elif len(values) <= MAX_TICKS:
+                ax.set_xticks(values)
+        crosses = "; crosses: mean field" if "theory" in part and part["theory"].notna().any() else ""
+        return _finished(grid, part, (x, words[0]), f"{title}{name}\n{words[1]}{crosses}")
+
+    return dict(_pages(table, f"{quantity}_over_{re.sub(r'[^A-Za-z0-9_.]+', '_', x)}", draw))
+
+
+def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """Figures that list the growth rate of every ``network``, at most `ROWS_PER_PAGE` in each, all with one scale."""
+    growth = growth.assign(network=[labels.wrapped(name, NAME_WIDTH) for name in growth[labels.NETWORK]])
+    lines = growth["network"].str.count("\n").max() + 1
+    longest = max(len(line) for name in growth["network"] for line in name.split("\n"))
+    crosses = "; crosses: mean field" if growth["theory"].notna().any() else ""
+    ends = growth[["rate", "rate_low", "rate_high", "theory"]].to_numpy(dtype=float)
+    low, high = np.nanmin(ends), np.nanmax(ends)
+    made = {}
+    pages = -(-len(growth) // ROWS_PER_PAGE)
+    for page, first in enumerate(range(0, len(growth), ROWS_PER_PAGE), start=1):
+        part = growth.iloc[first : first + ROWS_PER_PAGE]
+        size = (6.4 + 0.065 * longest, 1.4 + 0.22 * lines * len(part))
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
+        plots.rates(part, ax=ax)
+        ax.set_xlim(*(ax.get_xlim() if pages == 1 else (low - 0.05 * (high - low), high + 0.05 * (high - low))))
+        which = f"; networks {first + 1} to {first + len(part)} of {len(growth)}" if pages > 1 else ""
+        figure.suptitle(
+            fill(f"{title}{which}", int(CHARACTERS * size[0])) + f"\nbars: 95 % interval{crosses}", fontsize=10
+        )
+        made["rates" if page == 1 else f"rates_{page}"] = figure
+    return made
+
+
+def finite(rows: pd.DataFrame, y: str, quantity: str) -> pd.DataFrame:
+    """The rows whose value is finite.  Prints for which networks values are left out."""
+    good = np.isfinite(rows[y].astype(float))
+    if not good.any():
+        raise ValueError(f"Every value of {quantity} is missing, zero or not finite, so there is nothing to draw.")
+    if not good.all():
+        left_out(f"{quantity}: values that are missing, zero or not finite", rows.loc[~good, labels.NETWORK].unique())
+    return rows[good]
+
+
+def left_out(what: str, names: Any) -> None:
+    """Print what no figure shows, and of which networks."""
+    print(f"Not drawn: {what}, of {', '.join(map(str, names))}.")
+
+
+def spread(frame: pd.DataFrame) -> str:
+    """A phrase for titles that says what lines and bands show."""
+    by_network = frame.groupby(labels.NETWORK, observed=True)["seed"] if labels.NETWORK in frame else frame["seed"]
+    seeds = np.atleast_1d(by_network.nunique())
+    few, many = seeds.min(), seeds.max()
+    number = f"{many}" if few == many else f"{few} to {many}"
+    return f"mean over {number} seeds, band: one standard deviation" if many > 1 else "one seed"
+
+
+def _pages(
+    rows: pd.DataFrame, name: str, draw: Callable[[pd.DataFrame, str], Figure]
+) -> Iterator[tuple[str, Figure]]:  # fmt: skip
+    """One figure per page, named after the values of its keys."""
+    if PAGE not in rows:
+        yield name, draw(rows, "")
+        return
+    pages = list(rows.groupby(PAGE, observed=True, sort=False))
+    for page, part in pages[:MAX_PAGES]:
+        if "hue" in part:
+            part = part.assign(hue=part["hue"].cat.remove_unused_categories())
+        yield f"{name}_{re.sub(r'[^A-Za-z0-9_=.-]+', '_', str(page))}", draw(part, f"; {page}")
+    if pages[MAX_PAGES:]:
+        rest = pd.concat([part[labels.NETWORK] for _, part in pages[MAX_PAGES:]]).unique()
+        left_out(f"{name} in panels (choose hue=, col= and row=)", rest)
+
+
+def _values(part: pd.DataFrame, role: str) -> list[str]:
+    """The values of a role in the order of its categories; none if no key has this role."""
+    return list(part[role].cat.categories) if role in part else []
+
+
+def _colors(part: pd.DataFrame) -> dict[str, Any] | None:
+    values = _values(part, "hue")
+    palette = sns.color_palette("colorblind" if len(values) <= MAX_COLORS else "viridis", len(values))
+    return dict(zip(values, palette, strict=True)) or None
+
+
+def _size(part: pd.DataFrame) -> dict[str, float]:
+    panels = max(1, len(_values(part, "col"))) * max(1, len(_values(part, "row")))
+    return {"height": 2.7 if panels > 2 else 4.2, "aspect": 1.15 if panels > 2 else 1.4}
+
+
+def _lines(panel: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """The networks of a panel that differ in the x axis only, with their values of color and dash."""
+    keys = [role for role in ("hue", "style") if role in panel]
+    if not keys:
+        yield {}, panel
+        return
+    for key, line in panel.groupby(keys, observed=True, sort=False):
+        yield dict(zip(keys, map(str, key), strict=True)), line
+
+
+def _bars(
+    ax: Axes, line: pd.DataFrame, key: Mapping[str, str], colors: Mapping[str, Any], part: pd.DataFrame, shift: float,
+    joined: bool,
+) -> None:  # fmt: skip
+    """Draw the points of one line with their intervals, and theory as crosses."""
+    place = line["place"] + shift
+    color = colors.get(key.get("hue", ""), sns.color_palette("colorblind")[0])
+    number = _values(part, "style").index(key["style"]) if "style" in key else 0
+    ends = [(line["value"] - line["low"]).clip(lower=0), (line["high"] - line["value"]).clip(lower=0)]
+    ax.errorbar(
+        place, line["value"], yerr=np.nan_to_num(ends), color=color, marker=MARKERS[number],
+        linestyle=DASHES[number] if joined else "none", linewidth=1.2, markersize=4, capsize=2,
+    )  # fmt: skip
+    if "theory" in line:
+        ax.plot(place, line["theory"], "x", color=color, markersize=6, zorder=3)
+
+
+def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, str], title: str) -> Figure:
+    """The figure with titles, labels and a legend, none of which overlap."""
+    figure = grid.figure
+    width, height = figure.get_size_inches() / grid.axes.shape[::-1]
+    grid.set_titles("{row_name}, {col_name}" if {"row", "col"} <= {*part} else "{col_name}{row_name}".replace(
+        "{col_name}" if "col" not in part else "{row_name}", ""), size=10)  # fmt: skip
+    for ax in grid.axes.flat:
+        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width), break_long_words=False), fontsize=10)
+    grid.set_axis_labels(fill(axis_labels[0], int(CHARACTERS * width)), fill(axis_labels[1], int(CHARACTERS * height)))
+    colors = _colors(part) or {}
+    handles = [Line2D([], [], color=color, label=labels.wrapped(value, 30)) for value, color in colors.items()]
+    for number, value in enumerate(_values(part, "style")):
+        marker = MARKERS[number] if "place" in part else ""
+        handles.append(Line2D([], [], color="0.2", linestyle=DASHES[number], marker=marker, markersize=4,
+                              label=labels.wrapped(value, 30)))  # fmt: skip
+    figure.set_layout_engine("constrained")
+    if handles:
+        figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        figure.set_size_inches(figure.get_figwidth() + 0.5 + 0.08 * longest, figure.get_figheight())
+    first, *rest = title.split("\n")
+    lines = [fill(line, int(CHARACTERS * figure.get_figwidth())) for line in (first, *rest)]
+    figure.suptitle("\n".join(lines), fontsize=10)
+    return figure
