@@ -15,11 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 OWN = {
-    "my_net.py": "from gradscope.models import ResNet\n\n\ndef resnet(depth=8):\n    return ResNet(depth=depth, width=4)\n",
+    "my_net.py": "import gradscope as gs\n\ndef resnet(depth=8):\n    return gs.models.ResNet(depth=depth, width=4)\n",
     "conf/model/mine.yaml": "_target_: my_net.resnet\ndepth: 8\n",
     "conf/study/tiny.yaml": "# @package _global_\nsweep: tiny\nhydra: {sweeper: {params: {seed: 'range(2)'}}}\n",
 }
-SMALL = ["model=mlp", "model.depth=4", "model.width=8", "data.batch_size=4"]
 
 
 def environment(folder: Path) -> Path:
@@ -53,8 +52,9 @@ def main(folder: Path) -> None:
     def run(command: str, *arguments: str, code: int = 0) -> str:
         print("$", command, *arguments, flush=True)
         done = subprocess.run([*command.split(), *arguments], cwd=home, env=variables, capture_output=True, text=True)
-        assert done.returncode == code and "Traceback" not in done.stderr, f"{done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+        said = done.stdout + done.stderr
+        assert done.returncode == code and "Traceback" not in said, f"exit code {done.returncode}\n{said}"
+        return said
 
     # Two commands from nothing to a report of a network of one's own.
     run("python -m pip install --quiet --disable-pip-version-check --no-index", f"{wheel}[report]")
@@ -68,8 +68,7 @@ def main(folder: Path) -> None:
 
     # A sweep of one's own model and study in worker processes, and a study's own measurement in submitit's.
     assert "all 2 runs are done" in run("gradscope measure -m model=mine study=tiny launcher=processes")
-    run("gradscope measure -m launcher=slurm_local sweep=jobs seed=0,1 mode=train", *SMALL,
-        "+measurement={_target_: experiments.studies.jacobian.measure}")  # fmt: skip
+    run("gradscope measure -m study=jacobian launcher=slurm_local sweep=jobs model=plane seed=0,1")
     (manifest, *_) = (home / "results" / "runs" / "tiny").glob("*/manifest.json")
     assert json.loads(manifest.read_text())["command"].startswith("gradscope measure -m model=mine")
     assert "2 runs" in run("gradscope collect sweep=tiny")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The input has a stream of random numbers of its own, so that it does not depend on the weights.
-INPUT_STREAM = 1 << 40
+INPUT_STREAM = 1_000_000_007
 
 
 def subject(given: argparse.Namespace) -> tuple[nn.Module, Tensor]:
@@ -25,8 +25,7 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Tensor]:
         torch.empty(0, device=given.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {given.device} cannot be used here: {str(error).splitlines()[0]}") from error
-    torch.manual_seed(given.seed)
-    model = made(given.model).to(given.device)
+    model = made(given.model, given.seed).to(given.device)
     if given.eval:
         model.eval()
     if given.dtype:
@@ -36,13 +35,17 @@ def subject(given: argparse.Namespace) -> tuple[nn.Module, Tensor]:
     return model, x.to(given.device, dtype if x.is_floating_point() else x.dtype)
 
 
-def made(name: str) -> nn.Module:
-    """Return the module that ``name`` (MODULE:FACTORY) names, or what the factory returns without arguments."""
+def made(name: str, seed: int) -> nn.Module:
+    """Return the module that ``name`` (MODULE:FACTORY) names, or what the factory returns without arguments.
+
+    Its weights come from ``seed``, also if other code of the file draws random numbers.
+    """
     path, _, attributes = name.partition(":")
     if not path or not attributes or path.endswith(".py") or "/" in path:
         raise ValueError(f"{name!r} is not MODULE:FACTORY, for example my_net:resnet for resnet() in my_net.py.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    torch.manual_seed(seed)
     try:
         found: Any = importlib.import_module(path)
     except Exception as error:
@@ -56,6 +59,7 @@ def made(name: str) -> nn.Module:
             raise ValueError(f"{path} has no {attribute!r}{hint}")
         found = getattr(found, attribute)
     if not isinstance(found, nn.Module) and callable(found):
+        torch.manual_seed(seed)
         try:
             found = found()
         except Exception as error:
@@ -95,6 +99,6 @@ def _random(given: argparse.Namespace) -> Tensor:
 
 def _described(error: Exception) -> str:
     """The type and first line of an exception, and the line of code that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")][-1]
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''} ({Path(frame.filename).name}, line {frame.lineno})"
