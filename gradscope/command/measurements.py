@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 from dataclasses import asdict
@@ -17,7 +18,8 @@ from gradscope.command.subject import subject
 
 def report(given: argparse.Namespace) -> int:
     """Write the HTML page about the model; return the exit code."""
-    path = gs.report(*subject(given), given.out or "report.html")
+    write = importlib.import_module("gradscope.report.page").report
+    path = write(*subject(given), given.out or "report.html")
     _print(given, {"report": str(path)}, f"Report: {path}")
     return 0
 
