@@ -56,7 +56,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _paths(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """The paths of all keys of a configuration, without Hydra's own."""
-    for key in node:
+    for key in map(str, node):
         value: Any = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if prefix or key != "hydra":
             yield f"{prefix}{key}"

@@ -45,8 +45,8 @@ def matrix(given: argparse.Namespace) -> int:
     """Print GSC between all pairs of layers, with the verdict; return the exit code."""
     found = gs.gsc_matrix(*subject(given), **_options(given))
     table = pd.DataFrame(found.log10_values, index=pd.Index(found.sources, name="log10 GSC"), columns=found.targets)
-    cells = {"float_format": "{:.3f}".format, "na_rep": "", "max_cols": 12, "max_rows": 40}
-    _measured(given, found, table.to_string(**cells))
+    text = table.to_string(float_format="{:.3f}".format, na_rep="", max_cols=12, max_rows=40)
+    _measured(given, found, text)
     return 0
 
 
@@ -77,9 +77,14 @@ def _write(found: gs.Matrix, path: Path) -> Path:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, ax = plt.subplots()
     path.parent.mkdir(parents=True, exist_ok=True)
     draw = gs.plots.profile if isinstance(found, gs.Profile) else gs.plots.matrix
-    draw(found.to_frame()).figure.savefig(path, dpi=150, bbox_inches="tight")
+    draw(found.to_frame(), ax=ax)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
     return path
 
 
