@@ -25,6 +25,7 @@ from experiments.archive.tables import Collected
 from experiments.config import command_line
 from experiments.evidence import study
 from experiments.evidence.study import Claim
+from experiments.program import program
 from experiments.reports import growth as report_growth
 from experiments.reports import networks_page, pages, sweep_figures, terminal, training_figures
 from experiments.reports.roles import Choice
@@ -86,7 +87,7 @@ def read(cfg: Config) -> tuple[Collected, Path]:
         return study.condensed(asked, own), runs / "figures"
     if cfg.sweep is None and (published / reference.DATA).is_file():
         return reference.load(published), published
-    first = f"python -m experiments.collect sweep={runs.relative_to(cfg.results)}"
+    first = f"{program('collect')} sweep={runs.relative_to(cfg.results)}"
     besides = "" if cfg.sweep else f", and {published / reference.DATA} does not exist either"
     raise FileNotFoundError(f"Nothing to draw: {runs} was not collected ({first}){besides}.")
 
@@ -141,6 +142,8 @@ def every(cfg: Config) -> dict[str, Config]:
         )
     own = {path.parent.name for path in Path(cfg.reference).glob(f"*/{reference.DATA}")}
     names = {study.reader(name) for name in own} | {name for name in study.names() if study.results(name) in own}
+    if not names:
+        raise FileNotFoundError(f"No folder of {cfg.reference} has reference results ({reference.DATA}).")
     return {name: replace(cfg, study=name, results="") for name in sorted(names)}
 
 

@@ -7,11 +7,9 @@ python -m experiments.measure -m study=architectures
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -35,7 +33,6 @@ from gradscope.frames import observed
 from gradscope.measures.measuring import PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import NONLINEARITIES
 
-CONF = Path(__file__).parent.parent / "conf"
 # More small frames than this are joined, because garbage collection visits every part of every frame.
 MOST_FRAMES = 100
 # The nonlinearity coefficient is exact up to this many cotangents, otherwise estimated from this many random ones.
@@ -130,5 +127,4 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line.with_study_defaults(sys.argv[1:], CONF)
-    main()
+    command_line.run_hydra(main)

@@ -22,7 +22,7 @@ from experiments.archive.differences import Difference, differences, recorded_in
 from experiments.config import columns as config_columns
 from experiments.config import command_line
 from experiments.files import read_json
-from experiments.measure import CONF
+from experiments.program import conf_folders
 from experiments.runs import FRAMES, METRICS, cpu, provenance
 from gradscope import frames
 
@@ -75,7 +75,7 @@ def again(folder: Path) -> Comparison:
             f"{folder} has no complete manifest: it is not the folder of a run, or the run has failed or is not done."
         )
     trained = "train" in manifest["config"]
-    cfg = _configuration(manifest["config"], CONF / f"{'train' if trained else 'measure'}.yaml")
+    cfg = _configuration(manifest["config"], f"{'train' if trained else 'measure'}.yaml")
     before = _trained_tables(folder) if trained else _tables(folder, FRAME)
     torch.set_num_threads(manifest["hardware"]["num_threads"])
     if trained:
@@ -108,9 +108,9 @@ def _trained_tables(folder: Path) -> Tables:
     return _tables(folder, METRICS, *([MONITOR] if (folder / MONITOR).is_file() else []))
 
 
-def _configuration(config: dict[str, Any], defaults: Path) -> DictConfig:
+def _configuration(config: dict[str, Any], name: str) -> DictConfig:
     """The configuration of a manifest; keys that were added after the run get their defaults."""
-    values = yaml.safe_load(defaults.read_text())
+    values = yaml.safe_load(next(path for folder in conf_folders() if (path := folder / name).is_file()).read_text())
     known = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
     return OmegaConf.merge(known, config)  # type: ignore[return-value]
 

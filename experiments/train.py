@@ -33,7 +33,6 @@ from experiments.config import columns as config_columns
 from experiments.data import own
 from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
-from experiments.measure import CONF
 from experiments.runs import explained, finished, manifest, run_once
 from experiments.runs import folder as run_folder
 from experiments.training import checkpoints, distributed, loop, records, sinks
@@ -227,5 +226,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line.with_study_defaults(sys.argv[1:], CONF)
-    main()
+    command_line.run_hydra(main)

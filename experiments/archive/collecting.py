@@ -17,6 +17,7 @@ from experiments import runs
 from experiments.archive import tables
 from experiments.archive.tables import Collected
 from experiments.files import read_json, write_json
+from experiments.program import program
 from experiments.runs import DONE, FAILED, FRAMES, HALF_DONE, METRICS, MISSING, RUNNING, Outcome, Status
 from gradscope import frames
 
@@ -195,8 +196,8 @@ def _flat(content: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[t
 
 
 def _nothing(sweep: Path, num_failed: int = 0) -> str:
-    advice = "measure first, for example python -m experiments.measure -m study=architectures"
+    advice = f"measure first, for example {program('measure')} -m study=architectures"
     if num_failed:
-        why = f"python -m experiments.status {sweep} prints the errors"
+        why = f"{program('status')} {sweep} prints the errors"
         advice = f"{num_failed} failed.  {why}; the command of the sweep repeats the failed runs."
     return f"No finished runs under {sweep}: {advice}"

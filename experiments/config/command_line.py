@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
-from pathlib import Path
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 import yaml
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import errors
+from experiments.program import CONF, conf_folders, program
 
 Config = TypeVar("Config")
 
@@ -36,8 +43,8 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
         if not equals and not argument.startswith("--"):
             raise ValueError(f"{argument!r} is not key=value; keys are {', '.join(known)}.")
         if key not in known:
-            close = get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"keys are {', '.join(known)}."
+            near = errors.nearest(key, known)
+            hint = f"did you mean {near!r}?" if near else f"keys are {', '.join(known)}."
             raise ValueError(f"Unknown key {key!r}; {hint}")
         if not equals:
             raise ValueError(f"{argument!r} needs a value: {key}=...")
@@ -53,9 +60,8 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
 def run(main: Callable[[Config], None], config: type[Config], positional: str | None = None) -> None:
     """Call ``main`` with the command-line arguments, or print help (``--help``).  User errors give no traceback."""
     if {"--help", "-h"} & {*sys.argv[1:]}:
-        texts = [inspect.cleandoc(part.__doc__ or "") for part in (sys.modules[main.__module__], config)]
         keys = [f"  {field.name}={field.default}" for field in fields(config)]  # type: ignore[arg-type]
-        print("\n".join([texts[0], "", texts[1], *keys]))
+        print("\n".join([_help(sys.modules[main.__module__]), "", inspect.cleandoc(config.__doc__ or ""), *keys]))
         return
     try:
         main(parse(config, sys.argv[1:], positional))
@@ -63,11 +69,43 @@ def run(main: Callable[[Config], None], config: type[Config], positional: str | 
         sys.exit(f"Error: {error}")
 
 
-def with_study_defaults(arguments: Sequence[str], conf: Path) -> list[str]:
+def run_hydra(main: Callable[[], Any]) -> None:
+    """Call a command of Hydra with the command-line arguments; the user's folder ``conf`` is searched first.
+
+    An error of the configuration ends it with one sentence.
+    """
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(f"{_help(sys.modules[main.__module__])}\n")
+    Plugins.instance().register(OwnFolder)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    try:
+        sys.argv[1:] = with_study_defaults(sys.argv[1:])
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"Error: {errors.sentence(error)}")
+
+
+class OwnFolder(SearchPathPlugin):
+    """Puts the user's folder of configurations before that of the experiments."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra before it reads a configuration."""
+        for folder in conf_folders():
+            if folder != CONF:
+                search_path.prepend("user", f"file://{folder}", anchor="main")
+
+
+def _help(module: ModuleType) -> str:
+    """What a command does, with examples."""
+    return inspect.cleandoc(module.__doc__ or "").replace("python -m experiments.", program(""))
+
+
+def with_study_defaults(arguments: Sequence[str]) -> list[str]:
     """The arguments, changed so that a key given by the user replaces the values that the study sweeps for this key."""
     study = next((item.split("=", 1)[1] for item in arguments if item.startswith("study=")), None)
-    path = conf / "study" / f"{study}.yaml"
-    if study is None or not path.is_file():
+    paths = [folder / "study" / f"{study}.yaml" for folder in conf_folders()]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return list(arguments)
     params = yaml.safe_load(path.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
     given = _keys(arguments)

@@ -13,6 +13,7 @@ from experiments.archive.tables import Collected
 from experiments.evidence.study import VERDICTS, Claim, Study, results
 from experiments.evidence.words import listed, table
 from experiments.files import written
+from experiments.program import program
 
 LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
@@ -155,9 +156,9 @@ def _origin(name: str, collected: Collected) -> str:
         *([str(manifest["note"])] if "note" in manifest else []),
     ]
     commands = [
-        f"python -m experiments.{module} -m study={source} launcher=processes",
-        f"python -m experiments.collect sweep={source}",
-        f"python -m experiments.figures study={name}",
+        f"{program(module)} -m study={source} launcher=processes",
+        f"{program('collect')} sweep={source}",
+        f"{program('figures')} study={name}",
     ]
     lines = ["```sh", *commands, "```", ""]
     if hardware["gpu"] is None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.program import program
 from experiments.seeds import device
 from gradscope.frames import SCHEMA_VERSION
 
@@ -68,8 +69,10 @@ def command() -> str:
     if COMMAND in os.environ:
         return os.environ[COMMAND]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    begin = ["python", sys.argv[0]] if spec is None else ["python", "-m", spec.name.removesuffix(".__main__")]
-    return shlex.join([*begin, *sys.argv[1:]])
+    module = sys.argv[0] if spec is None else spec.name.removesuffix(".__main__")
+    of_experiments = module.startswith("experiments.")
+    begin = program(module.partition(".")[2]) if of_experiments else f"python {'-m ' * (spec is not None)}{module}"
+    return f"{begin} {shlex.join(sys.argv[1:])}".strip()
 
 
 @cache

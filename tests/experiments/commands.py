@@ -3,15 +3,14 @@
 import sys
 
 from experiments.config import command_line
-from experiments.measure import CONF
 
 
 def run_main(main, capsys, monkeypatch, *arguments):
     """What the command printed, and its exit code (None: it just ended)."""
-    monkeypatch.setattr(sys, "argv", ["command", *command_line.with_study_defaults(arguments, CONF)])
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
     code = None
     try:
-        main()
+        command_line.run_hydra(main)
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):  # what Python prints then

@@ -1,0 +1,18 @@
+"""How the user starts the commands of the experiments, and the folders of configurations."""
+
+import os
+from pathlib import Path
+
+CONF = Path(__file__).parent.parent / "conf"
+PROGRAM = "GRADSCOPE_PROGRAM"  # an environment variable, set by the command ``gradscope``
+
+
+def program(name: str) -> str:
+    """The words that start the command ``name`` here: ``gradscope name`` or ``python -m experiments.name``."""
+    return f"{os.environ.get(PROGRAM, 'python -m experiments.')}{name}"
+
+
+def conf_folders() -> list[Path]:
+    """The folders of configurations: the user's folder ``conf`` in the current folder first, if there is one."""
+    own = Path.cwd() / "conf"
+    return [own, CONF] if own.is_dir() and not own.samefile(CONF) else [CONF]

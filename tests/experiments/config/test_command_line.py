@@ -1,0 +1,54 @@
+"""Errors of a configuration name the nearest key of this configuration, and the user's folder of them is searched."""
+
+import sys
+
+import pytest
+
+from experiments import measure, program
+from experiments.config import command_line
+
+NEAREST = {
+    ("model.dept=3",): "Unknown key 'model.dept'; did you mean 'model.depth'?",
+    ("modle=mlp",): "Unknown key 'modle'; did you mean 'model'?",
+    ("depth=3",): "Unknown key 'depth'; did you mean 'model.depth'?",
+    ("lancher=serial",): "Unknown key 'lancher'; did you mean 'launcher'?",
+    ("hydra.sweper.params=3",): "Unknown key 'hydra.sweper'; did you mean 'hydra.sweeper'?",
+    ("model=resnet", "model.dept=3"): "Unknown key 'model.dept'; did you mean 'model.depth'?",
+    ("model=resnet", "model.activation=relu"): "Unknown key 'model.activation'; keys of model are _target_, depth, ",
+    ("-m", "model=mlp,resnet", "model.activation=relu"): "Unknown key 'model.activation'; keys of model are _target_",
+    ("-m", "seeed=1,2"): "Unknown key 'seeed'; did you mean 'seed'?",
+    ("-m", "seeed=1,2", "hydra/sweeper=basic"): "Unknown key 'seeed'; did you mean 'seed'?",
+    ("-m", "study=architecture"): "study has no option 'architecture'; did you mean 'architectures'?",
+    ("model=mpl",): "model has no option 'mpl'; did you mean 'mlp'?",
+    ("model.depth=deep",): "model.depth: Value 'deep' of type 'str' could not be converted to Integer",
+    ("model.depth",): "'model.depth' is not key=value",
+}
+
+
+@pytest.mark.parametrize("arguments", NEAREST, ids=" ".join)
+def test_an_unknown_key_has_the_nearest_one_beside_it(arguments, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["measure", *arguments, f"results={tmp_path}"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run_hydra(measure.main)
+    said = f"{ended.value.code}{''.join(capsys.readouterr())}"
+    assert said.startswith(f"Error: {NEAREST[arguments]}") and "+" not in said and "\n" not in said
+
+
+def test_the_users_folder_is_searched_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert program.conf_folders() == [program.CONF]
+    (tmp_path / "conf" / "study").mkdir(parents=True)
+    assert program.conf_folders() == [tmp_path / "conf", program.CONF]
+    (tmp_path / "conf" / "study" / "mine.yaml").write_text("hydra: {sweeper: {params: {seed: '1,2', mode: eval}}}")
+    given = command_line.with_study_defaults(["-m", "study=mine", "seed=3"])
+    assert given == ["-m", "study=mine", "seed=3", "hydra.sweeper.params=null", "mode=eval"]
+    monkeypatch.chdir(program.CONF.parent)
+    assert program.conf_folders() == [program.CONF]
+
+
+def test_messages_name_the_command_that_the_user_has(monkeypatch):
+    monkeypatch.delenv(program.PROGRAM, raising=False)
+    assert program.program("collect") == "python -m experiments.collect"
+    monkeypatch.setenv(program.PROGRAM, "gradscope ")
+    assert program.program("collect") == "gradscope collect"
