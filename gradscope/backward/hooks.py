@@ -108,7 +108,7 @@ def check_inside(end: GradientEdge, target: GradientEdge, source: GradientEdge, 
     """ValueError if a pass from ``target`` depends on whether a pass from ``end`` to ``target`` ran before.
 
     This is so inside a module with full backward hooks, which keep the gradient of the module's output.
-    Cost: four backward passes of one cotangent.
+    Cost: three backward passes of one cotangent.
     """
 
     def pulled(upper: GradientEdge, lower: GradientEdge) -> Tensor | None:
@@ -116,10 +116,9 @@ def check_inside(end: GradientEdge, target: GradientEdge, source: GradientEdge, 
             upper, lower, cotangent(kind(upper), spread=0), retain_graph=True, allow_unused=True
         )[0]
 
-    pulled(target, source)  # the hooks forget what they have kept
-    alone = pulled(target, source)
     pulled(end, target)
-    after = pulled(target, source)
+    after = pulled(target, source)  # afterwards the hooks have forgotten what they kept
+    alone = pulled(target, source)
     if alone is not None and after is not None and not torch.allclose(alone, after, equal_nan=True):
         raise ValueError(
             f"Layer {name!r} lies inside a module with a full backward hook that changes gradients, so a backward pass "
