@@ -74,9 +74,8 @@ class Monitor:
     gradient scaler may skip the update.
 
     These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
-    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, steps of a layer 1.5 times as long as those
-    of similar layers, and a network whose output is zero.  Each warning is given once, and ``alarms.fired`` lists it
-    with its step.
+    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, a layer's steps 1.5 times as long as
+    those of similar layers, and an output of zero.  ``alarms.fired`` lists each warning, which is given once.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same
