@@ -121,7 +121,7 @@ def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[
     plots.profile(frame, **roles, notes=notes, ax=ax)
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
-        plots.theory(predicted, shown, ax=ax, hue_order=list(frame[shown[0]].unique()))
+        plots.theory(predicted, shown, ax=ax)
     ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate per layer, verdict' if notes else ''}", fontsize=10)
     return figure
 
@@ -133,7 +133,7 @@ def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
     biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
     diagram = mf.phase_diagram(activation, weights, biases)
     figure, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
-    plots.phase_diagram(weights, biases, diagram.chi_1, points=growth, ax=ax)
+    plots.phase_diagram(diagram, points=growth, ax=ax)
     seeds = frame["seed"].nunique()
     ax.set_title(
         f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10

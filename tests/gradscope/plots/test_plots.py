@@ -63,7 +63,7 @@ def test_a_prediction_has_the_color_of_its_network_and_a_shape_of_its_own():
     drawn, depth = ax.get_lines(), np.arange(11)
     curve = pd.DataFrame({"depth_from_output": depth, "log10_value": 0.1 * depth})
     predicted = [curve.assign(activation="tanh", norm=norm) for norm in ("none", "batch")]
-    plots.theory(pd.concat(predicted), ["activation", "norm"], ax=ax, hue_order=["relu", "tanh"])
+    plots.theory(pd.concat(predicted), ["activation", "norm"], ax=ax)
     plain, batch = ax.get_lines()[len(drawn) :]
     np.testing.assert_allclose(plain.get_ydata(), 0.1 * depth)
     means = frame[frame["activation"] == "tanh"].groupby("depth_from_output")["log10_value"].mean()
@@ -163,7 +163,7 @@ def test_before_and_after():
     np.testing.assert_allclose(lines["before (step 0)"], 0, atol=0.05)
     np.testing.assert_allclose(lines["after (step 40)"], [0.8, 0.6, 0.4, 0.2, 0], atol=0.05)
     alone = plots.before_after(records(0, steps=(7,)))
-    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["after (step 7)"]
+    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["step 7"]
 
 
 def test_over_steps_names_each_layer_once():
