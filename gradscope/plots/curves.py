@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from numbers import Number
 from textwrap import fill
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
-from gradscope.coefficients.growth import growth
 from gradscope.frames import NETWORK
 from gradscope.plots.drawing import (
     DASHES,
@@ -29,8 +25,9 @@ from gradscope.plots.drawing import (
     name_layers,
     next_colors,
     reference,
+    whole_numbers,
 )  # fmt: skip
-from gradscope.plots.rows import LABELS, curve_names, gsc_rows, hue_of, require, rows_of, summary
+from gradscope.plots.rows import LABELS, curve_names, growth_words, gsc_rows, hue_of, require, rows_of, summary
 
 MAX_DIRECT_LABELS = 8
 MAX_NAMED_LAYERS = 24  # with more layers, `profile` shows more than `named_profile`
@@ -68,13 +65,12 @@ def profile(
     """
     rows = gsc_rows(data)
     ax = _curves(rows, "depth_from_output", "log10_value", hue, style, ax, notes=notes, grows=True)
-    reference(ax, y=0)
     ax.set(xlabel=LABELS["depth_from_output"], ylabel=LABELS[rows["quantity"].iloc[0]])
     return ax
 
 
 def named_profile(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
-    """The curves of `profile` against named layers in execution order, without growth if there are several curves.
+    """The curves of `profile` against named layers in execution order.
 
     Arguments and errors are those of `profile`.  Names that have no room are left out.
 
@@ -88,7 +84,6 @@ def named_profile(data: Any, *, hue: str | None = None, ax: Axes | None = None) 
     rows = rows.assign(_place=rows["layer"].map(dict(zip(names, range(len(names)), strict=True))).astype(int))
     ax = _curves(rows, "_place", "log10_value", hue, None, ax, marker="o", grows=True)
     name_layers(ax.xaxis, range(len(names)), names)
-    reference(ax, y=0)
     ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
     return ax
 
@@ -156,23 +151,23 @@ def statistic(
     rows, label = rows_of(data, quantity, column), LABELS.get(quantity, quantity.replace("_", " "))
     if log10:
         rows = rows[np.isfinite(rows[column])]
-    ax = _curves(rows, "index", column, hue, style, ax)
+    bottom = 0.0 if not log10 and (rows[column].dropna() >= 0).all() else None
+    ax = _curves(rows, "index", column, hue, style, ax, bottom=bottom)
     ax.set(xlabel=LABELS["index"], ylabel=rf"$\log_{{10}}$ {label}" if log10 else label)
-    if not log10 and (rows[column].dropna() >= 0).all():
-        ax.set_ylim(bottom=0)
     return ax
 
 
 def _curves(
     rows: pd.DataFrame, x: str, y: str, hue: str | None, style: str | None, ax: Axes | None,
     marker: str = "None", notes: Mapping[tuple[str, ...], str] | None = None, grows: bool = False,
+    bottom: float | None = None,
 ) -> Axes:  # fmt: skip
     """Axes with mean lines and bands; up to `MAX_DIRECT_LABELS` curves are labeled at their ends."""
     hue = hue_of(rows, hue, style, free=("_place",))
     parts = curve_names(hue, style, rows)
     few = len(parts) <= MAX_DIRECT_LABELS
     if notes is None:
-        notes = {name: _growth(part) for name, part in parts.items()} if grows and few else {}
+        notes = {name: growth_words(part) for name, part in parts.items()} if grows and few else {}
     ax = axes(ax, (6.4 if len(parts) == 1 else 8.2, 4.2))
     hues = list(dict.fromkeys(name[0] for name in parts)) if hue else [""]
     colors = dict(zip(hues, next_colors(ax, len(hues)), strict=True))
@@ -185,30 +180,25 @@ def _curves(
         if marker != "None":
             own["marker"] = marker
         text = _label(name, (hue, style), part, notes.get(name, ""), points)
-        line = curve(ax, points[x], points, gid=name[0] if hue else "", label=text or None, **own)
+        line = curve(ax, points[x], points, faint=not few, gid=name[0] if hue else "", label=text or None, **own)
         last = points.dropna(subset="mean")
         if len(last):
             ends.append(
                 (fill(text, NOTE_WIDTH), float(last[x].iloc[-1]), float(last["mean"].iloc[-1]), line.get_color())
             )
+    if grows:
+        reference(ax, y=0)
+    if bottom is not None:
+        ax.set_ylim(bottom=bottom)
+    ax.xaxis.set_major_locator(whole_numbers())
     if not few:
         handles = key_handles(ax, {_word(hue, name, rows): own for name, own in colors.items()} if hue else {}, dashes)
         ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     elif len(parts) > 1:
         label_ends(ax, ends)
-    elif any(not line.get_label().startswith("_") for line in ax.lines):
-        for line in ax.lines:
-            line.set_label(fill(line.get_label(), _characters(ax)))
+    elif any(not str(line.get_label()).startswith("_") for line in ax.lines):
         legend(ax)
     return ax
-
-
-def _growth(rows: pd.DataFrame) -> str:
-    """What `gradscope.Growth` says of a curve, without its advice; "" if the curve has no rate."""
-    try:
-        return str(replace(growth(rows), advice=""))
-    except ValueError:
-        return ""
 
 
 def _label(
@@ -225,10 +215,3 @@ def _label(
 def _word(key: str | None, value: str, rows: pd.DataFrame) -> str:
     """The value of a column as text, together with the name of the column if the value is a number."""
     return f"{key} {value}" if key and isinstance(rows[key].iloc[0], Number) else value
-
-
-def _characters(ax: Axes) -> int:
-    """About how many characters a legend on the Axes has room for."""
-    size = plt.rcParams["legend.fontsize"]
-    points = FontProperties(size=size).get_size_in_points()
-    return max(20, int(0.9 * ax.get_window_extent().width * 72 / ax.figure.dpi / (0.6 * points)) - 6)

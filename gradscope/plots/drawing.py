@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 DIVERGING = "vlag"  # red and blue around white; readable with common kinds of color blindness, and in gray
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1.25, 1.5, 1.25)), (0, (5, 1, 1, 1, 1, 1)))
@@ -25,6 +26,7 @@ BAND_ALPHA = 0.2
 MAX_CHARACTERS = 24  # longer names of layers are abbreviated on axes
 AIR = 1.15  # lines of text are this many times their height apart
 CORNERS = ("upper left", "upper right", "lower left", "lower right")
+ARROW = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
 Color = Any
 
 
@@ -70,7 +72,7 @@ def graded(ax: Axes, num: int) -> list[Color]:
     return list(plt.get_cmap()(np.linspace(*ends, num)))
 
 
-def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, **style: Any) -> Line2D:
+def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, *, faint: bool = False, **style: Any) -> Line2D:
     """Draw the columns mean, low and high as a line with a band; a single or isolated point as a marker with a bar."""
     y, low, high = (points[name].to_numpy(dtype=np.float64) for name in ("mean", "low", "high"))
     known = np.isfinite(y)
@@ -81,8 +83,8 @@ def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, **style: Any) -> Line2D:
     wide = np.isfinite(low) & np.isfinite(high) & (high > low)
     if (wide & ~alone).any():
         ax.fill_between(
-            x, low, high, where=np.isfinite(low) & np.isfinite(high), color=line.get_color(), alpha=BAND_ALPHA,
-            linewidth=0, zorder=line.get_zorder() - 0.1,
+            x, low, high, where=np.isfinite(low) & np.isfinite(high), color=line.get_color(), linewidth=0,
+            alpha=BAND_ALPHA / 2 if faint else BAND_ALPHA, zorder=line.get_zorder() - 0.1,
         )  # fmt: skip
     if (only := wide & alone).any():
         ends = np.clip([y - low, high - y], 0, None)[:, only]
@@ -147,34 +149,40 @@ def short_names(layers: Sequence[str]) -> list[str]:
     return [new if short.count(new) == 1 else str(old) for new, old in zip(short, layers, strict=True)]
 
 
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers of layers or steps."""
+    return MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10])
+
+
 def label_ends(ax: Axes, labels: Sequence[tuple[str, float, float, Color]]) -> None:
     """Write texts right of the Axes at the ends (text, x, y, color) of curves; every n-th if there is no room for all.
 
     The texts keep the order of the ends and do not overlap.
     """
+    ax.autoscale_view()
     box, inverse = ax.get_window_extent(), ax.transAxes.inverted()
     probe = ax.text(0, 0, "Ag", fontsize="small")
     font = probe.get_fontproperties()
     probe.remove()
     line = text_size(["Ag"], font, ax)[1] * AIR
-    while sum(line * (text.count("\n") + 1) for text, *_ in labels) > 1.3 * box.height and len(labels) > 2:
+    while sum(line * (text.count("\n") + 1) for text, *_ in labels) > 1.1 * box.height and len(labels) > 2:
         labels = labels[::-2][::-1]
     ends = ax.transData.transform([(x, y) for _, x, y, _ in labels])
     sizes = [line * (text.count("\n") + 1) for text, *_ in labels]
-    heights = spread_apart(ends[:, 1], sizes)
+    heights = spread_apart(ends[:, 1], sizes, (box.y0, box.y1))
     for (text, x, y, color), height in zip(labels, heights, strict=True):
         ax.annotate(
             text, (x, y), xytext=(1.02, inverse.transform((0, height))[1]), textcoords="axes fraction", va="center",
             fontsize="small", color=color, annotation_clip=False, zorder=1,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={**ARROW, "color": color},
         )  # fmt: skip
 
 
-def spread_apart(places: npt.ArrayLike, sizes: npt.ArrayLike) -> list[float]:
-    """The centers of texts of these sizes, moved apart as little as possible until neighbors do not overlap.
+def spread_apart(places: npt.ArrayLike, sizes: npt.ArrayLike, within: tuple[float, float]) -> list[float]:
+    """The centers of texts of these sizes, moved as little as possible until all lie apart and, if they fit, within.
 
-    >>> spread_apart([0.0, 0.0, 9.0], [2.0, 2.0, 2.0])
-    [-1.0, 1.0, 9.0]
+    >>> spread_apart([3.0, 3.0, 9.0], [2.0, 2.0, 2.0], (0.0, 9.0))
+    [2.0, 4.0, 8.0]
     """
     values, extent = np.asarray(places, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     order = np.argsort(values, kind="stable")
@@ -186,14 +194,20 @@ def spread_apart(places: npt.ArrayLike, sizes: npt.ArrayLike) -> list[float]:
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (b, num_b), (a, num_a) = pools.pop(), pools.pop()
             pools.append(((a * num_a + b * num_b) / (num_a + num_b), num_a + num_b))
+    low, high = within[0] + extent[order][0] / 2, within[1] - extent[order][-1] / 2 - offsets[-1]
+    low, high = (low, high) if low <= high else ((low + high) / 2, (low + high) / 2)
     result = np.empty_like(values)
-    result[order] = np.repeat([value for value, _ in pools], [num for _, num in pools]) + offsets
+    result[order] = np.repeat([value for value, _ in pools], [num for _, num in pools]).clip(low, high) + offsets
     return result.tolist()
 
 
 def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
     """A legend in a corner without curves or texts; if there is none, the y axis is extended to make room above."""
-    made = ax.legend(handles=handles) if handles is not None else ax.legend()
+    ax.autoscale_view()
+    size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
+    room = max(20, int(1.7 * ax.get_window_extent().width * 72 / ax.figure.dpi / size) - 8)  # in characters
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    made = ax.legend(handles, [fill(handle.get_label(), room) for handle in handles])
     drawn = [(line.get_path(), line.get_transform(), False) for line in ax.lines if len(line.get_path())]
     drawn += [(path, part.get_transform(), True) for part in ax.collections for path in part.get_paths()]
     paths = [(path.transformed(place).cleaned(remove_nans=True), filled) for path, place, filled in drawn]

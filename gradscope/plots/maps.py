@@ -12,6 +12,7 @@ from gradscope.plots.drawing import DIVERGING, axes, name_layers
 from gradscope.plots.rows import LABELS, MEASURED, finite_limits, growth_table, one_network, require, rows_of
 
 MAX_ANNOTATED = 12
+LEAST_LIMIT = 0.05  # of log10 rates, so that the colors of stable networks are pale
 
 
 def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None = None) -> Axes:
@@ -34,7 +35,7 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
         points = growth_table(points, ("weight_variance", "bias_variance"))
         require(points, ["weight_variance", "bias_variance", "rate"], "networks with these columns")
     scale = np.log10(chi_1 if points is None else points["rate"].to_numpy(dtype=np.float64))
-    limit = float(np.nanmax(np.abs(scale)))
+    limit = max(float(np.nanmax(np.abs(scale))), LEAST_LIMIT)
     colors: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
     shown = ax.pcolormesh(weight_variances, bias_variances, np.log10(chi_1).T, shading="gouraud", **colors)
     lines = ax.contour(weight_variances, bias_variances, chi_1.T, levels=[1.0], colors="black", linewidths=1.5)
@@ -45,7 +46,13 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
         ax.scatter(w, b, c=np.log10(rates), s=60, **colors, **edge)
         for x, y, rate in zip(w, b, rates, strict=True):
             ax.annotate(
-                f"{rate:.2f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize="x-small"
+                f"{rate:.2f}",
+                (x, y),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize="x-small",
+                color="black",
             )
     ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC per layer")
     ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
@@ -81,7 +88,7 @@ def matrix(
     low, high = limits or finite_limits(values, symmetric=True)
     ax = axes(ax, (5, 4.2))
     shown = ax.pcolormesh(np.ma.masked_invalid(values), vmin=low, vmax=high, cmap=DIVERGING)
-    ax.set(aspect="equal", xlim=(0, len(sources)), ylim=(len(targets), 0))
+    ax.set(aspect="equal" if len(sources) == len(targets) else "auto", xlim=(0, len(sources)), ylim=(len(targets), 0))
     name_layers(ax.xaxis, np.arange(len(sources)) + 0.5, sources.tolist())
     name_layers(ax.yaxis, np.arange(len(targets)) + 0.5, targets.tolist())
     ax.tick_params(length=2)

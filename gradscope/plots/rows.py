@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,14 @@ def growth_table(data: Any, by: Sequence[str] | None = None) -> pd.DataFrame:
         except ValueError as reason:
             raise ValueError(f"{', '.join(map(str, names))}: {reason}") from reason
     return pd.DataFrame(table)
+
+
+def growth_words(rows: pd.DataFrame) -> str:
+    """What `gradscope.Growth` says of the rows of one curve, without its advice; "" if they have no rate."""
+    try:
+        return str(replace(growth(rows.drop(columns=[name for name in ("_place", "step") if name in rows])), advice=""))
+    except ValueError:
+        return ""
 
 
 def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, float]:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from gradscope.plots.drawing import (
     DIVERGING,
@@ -23,6 +22,8 @@ from gradscope.plots.drawing import (
     name_layers,
     next_colors,
     reference,
+    short_names,
+    whole_numbers,
 )  # fmt: skip
 from gradscope.plots.rows import (
     LABELS,
@@ -30,6 +31,7 @@ from gradscope.plots.rows import (
     curve_names,
     finite_limits,
     frame_of,
+    growth_words,
     gsc_rows,
     hue_of,
     listed,
@@ -115,9 +117,10 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
         points = summary(rows[rows["step"] == step], "_place", "log10_value")
         zeros, label = int((points["zeros"] > 0).sum()), word.format(step)
         label = label.replace(str(step), f"{step}; zero in {zeros} of {len(points)} layers") if zeros else label
+        label = ": ".join(filter(None, (label, growth_words(rows[rows["step"] == step]))))
         curve(ax, points["_place"], points, **{**style, "marker": "o", "markersize": 4, "label": label})
-    name_layers(ax.xaxis, range(len(order)), order)
     reference(ax, y=0)
+    name_layers(ax.xaxis, range(len(order)), order)
     ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
     legend(ax)
     return ax
@@ -145,7 +148,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     zero = {layer for layer, points in found.items() if points["zeros"].any()}
     found = {layer: points for layer, points in found.items() if points["mean"].notna().any()}
     ax = axes(ax)
-    ends = []
+    names, ends = dict(zip(found, short_names(list(found)), strict=True)), []
     for color, marker, (layer, points) in zip(
         graded(ax, len(found)), itertools.cycle(MARKERS), found.items(), strict=False
     ):
@@ -158,7 +161,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
         curve(ax, points["step"], points, color=color, linewidth=1.4, linestyle="-", label=layer, **shape)
         last = points.dropna(subset="mean")
         if len(last):
-            name = f"{layer} (zero at times)" if layer in zero else str(layer)
+            name = f"{names[layer]} (zero at times)" if layer in zero else names[layer]
             ends.append((name, float(last["step"].iloc[-1]), float(last["mean"].iloc[-1]), color))
     ax.set_yscale("log")
     label_ends(ax, ends)
@@ -230,7 +233,7 @@ def _layers(rows: pd.DataFrame) -> list[str]:
 
 def _step_axis(ax: Axes, steps: Any) -> None:
     """Name the axis of steps, with ticks at whole steps; a single step has the only tick."""
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_locator(whole_numbers())
     if len(steps) == 1:
         ax.set_xticks(list(steps))
     ax.set_xlabel(STEP)

@@ -54,6 +54,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
                 f"{name}: theory {limit:.4f}" if name != "" else f"theory {limit:.4f}", (0, limit), xytext=(8, 6),
                 textcoords="offset points", color=color, fontsize="small",
             )  # fmt: skip
+    ax.margins(y=0.1)  # room for the names above theory
     widths = sorted(frame["width"].unique(), reverse=True)
     ticks = [0, *(1 / float(width) for width in widths)]
     ax.set_xticks(ticks, [r"$\infty$", *map(str, widths)], rotation=60, fontsize="small")

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from experiments.reports import training_figures
 from gradscope import frames, plots
@@ -96,9 +97,29 @@ def test_only_the_last_target_is_drawn_each_run_by_its_own_depth():
     assert set(kept["target"]) == {"layers.5", "layers.10"}
 
 
-def test_a_single_run_has_no_band():
-    ax = plots.profile(profile(0, 0.1))
+def test_a_single_exact_run_has_no_band():
+    ax = plots.profile(profile(0, 0.1).assign(log10_stderr_sample=0.0))
     assert not ax.collections
+
+
+def band(ax: Axes) -> np.ndarray:
+    """The lower and the upper end of the only band at each x."""
+    (collection,) = ax.collections
+    points = collection.get_paths()[0].vertices
+    return np.array([[points[points[:, 0] == x, 1].min(), points[points[:, 0] == x, 1].max()] for x in range(11)])
+
+
+def test_bands_of_one_run_are_its_intervals_and_of_seeds_one_standard_deviation():
+    frame = profile(0, 0.1).sort_values("depth_from_output")
+    low, high = frame["log10_value"] - 0.1, frame["log10_value"] + 0.3
+    ax = plots.profile(frame.assign(log10_low=low, log10_high=high))
+    np.testing.assert_allclose(band(ax), np.column_stack([low, high]))
+    ax = plots.profile(frame)  # without interval: 1.96 standard errors
+    np.testing.assert_allclose(band(ax), frame["log10_value"].to_numpy()[:, None] + [-1.96 * 0.02, 1.96 * 0.02])
+    seeds = pd.concat([profile(seed, 0.1) for seed in range(4)])
+    by_depth = seeds.groupby("depth_from_output")["log10_value"]
+    expected = np.column_stack([by_depth.mean() - by_depth.std(), by_depth.mean() + by_depth.std()])
+    np.testing.assert_allclose(band(plots.profile(seeds)), expected)
 
 
 def test_named_layers_of_a_small_network():
