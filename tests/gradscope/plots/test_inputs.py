@@ -90,7 +90,7 @@ def test_rates_are_those_of_growth():
     for data in ({"tanh": SEEDS, "selu": SELU}, found):
         ax = plots.rates(data)
         assert [text.get_text() for text in ax.get_yticklabels()] == ["tanh", "selu"]
-        at = {line.get_ydata()[0]: line.get_xdata()[0] for line, *_ in ax.containers}
+        at = dict(pair for line, *_ in ax.containers for pair in zip(*reversed(line.get_data()), strict=True))
         assert at == pytest.approx({0: found["tanh"].rate, 1: found["selu"].rate})
     with pytest.raises(ValueError, match="short: A growth rate needs at least 6 layers"):
         plots.rates({"short": gs.gsc(network(0, depth=3), X)})
