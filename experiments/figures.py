@@ -29,9 +29,7 @@ from experiments.reports import networks_page, pages, sweep_figures, terminal, t
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
-mpl.rcParams.update(
-    {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9}
-)
+mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=sns.color_palette("colorblind"))
 
 ALL = "all"

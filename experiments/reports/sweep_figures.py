@@ -58,7 +58,11 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     if named:
         rated = {name: f": rate {note}" for name, note in zip(known[labels.NETWORK], notes, strict=True)}
         options: dict[str, Any] = {"in_a_row": 4, "size": (5.2, 4.2), "sharey": True}
-        figures = {"gsc": panels(frame, plots.named_profile, f"{title}; {spread(frame)}", notes=rated, **options)}
+        figures = {
+            "gsc": panels(
+                frame, partial(plots.named_profile, notes={}), f"{title}; {spread(frame)}", notes=rated, **options
+            )
+        }
     else:
         figures = {"gsc": _curves(frame, title, roles, by_labels)}
     for quantity in STATISTICS:

@@ -69,7 +69,9 @@ def profile(
     return ax
 
 
-def named_profile(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
+def named_profile(
+    data: Any, *, hue: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None
+) -> Axes:
     """The curves of `profile` against named layers in execution order.
 
     Arguments and errors are those of `profile`.  Names that have no room are left out.
@@ -82,7 +84,7 @@ def named_profile(data: Any, *, hue: str | None = None, ax: Axes | None = None) 
     rows = gsc_rows(data)
     names = rows.drop_duplicates("layer").sort_values("index", kind="stable")["layer"].tolist()
     rows = rows.assign(_place=rows["layer"].map(dict(zip(names, range(len(names)), strict=True))).astype(int))
-    ax = _curves(rows, "_place", "log10_value", hue, None, ax, marker="o", grows=True)
+    ax = _curves(rows, "_place", "log10_value", hue, None, ax, marker="o", notes=notes, grows=True)
     name_layers(ax.xaxis, range(len(names)), names)
     ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
     return ax

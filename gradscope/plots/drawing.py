@@ -25,7 +25,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1.25, 1.5, 1
 BAND_ALPHA = 0.2
 MAX_CHARACTERS = 24  # longer names of layers are abbreviated on axes
 AIR = 1.15  # lines of text are this many times their height apart
-CORNERS = ("upper left", "upper right", "lower left", "lower right")
+CORNERS: tuple[Any, ...] = ("upper left", "upper right", "lower left", "lower right")
 ARROW = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
 Color = Any
 
@@ -47,8 +47,11 @@ def is_dark(ax: Axes) -> bool:
 
 def reference(ax: Axes, *, x: float | None = None, y: float | None = None) -> None:
     """Draw a thin line behind all others at this x or y."""
-    line = ax.axvline if y is None else ax.axhline
-    line(x if y is None else y, color=ink(ax), alpha=0.4, linewidth=0.8, zorder=0)
+    style: dict[str, Any] = {"color": ink(ax), "alpha": 0.4, "linewidth": 0.8, "zorder": 0}
+    if x is not None:
+        ax.axvline(x, **style)
+    if y is not None:
+        ax.axhline(y, **style)
 
 
 def next_colors(ax: Axes, num: int) -> list[dict[str, Any]]:
@@ -95,15 +98,16 @@ def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, *, faint: bool = False, 
 class Names(FixedLocator):
     """Ticks at as many layers, in equal steps, as their names have room for when the figure is drawn."""
 
-    def __init__(self, places: Sequence[float], names: Sequence[str]) -> None:
-        super().__init__(places)
+    def __init__(self, places: npt.ArrayLike, names: Sequence[str]) -> None:
+        self.places = np.asarray(places, dtype=np.float64)
+        super().__init__(self.places.tolist())
         self.names = list(names)
 
-    def __call__(self) -> npt.NDArray[np.float64]:
+    def __call__(self) -> Any:
         """The places of the named layers."""
         axis: Axis = self.axis  # type: ignore[assignment]
         ax: Axes = axis.axes
-        places = np.asarray(self.locs, dtype=np.float64)
+        places = self.places
         column = 0 if axis is ax.xaxis else 1
         pixels = ax.transData.transform(np.repeat(places[:, None], 2, axis=1))[:, column]
         room = float(np.abs(np.diff(pixels)).min()) if len(places) > 1 else np.inf
@@ -120,10 +124,12 @@ def text_size(texts: Sequence[str], font: FontProperties, ax: Axes) -> tuple[flo
     return max(width for width, _ in sizes) * scale, max(height for _, height in sizes) * scale * 1.2
 
 
-def name_layers(axis: Axis, places: Sequence[float], layers: Sequence[str]) -> None:
+def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str]) -> None:
     """Name the layers at these places of an axis; names that have no room are left out, and long ones abbreviated."""
     names = short_names(layers)
-    at = dict(zip(map(float, places), (name.replace("$", r"\$") for name in names), strict=True))
+    at = dict(
+        zip(np.asarray(places, dtype=np.float64).tolist(), (name.replace("$", r"\$") for name in names), strict=True)
+    )
     axis.set_major_locator(Names(places, names))
     axis.set_major_formatter(FuncFormatter(lambda place, _: at.get(float(place), "")))
     ax = axis.axes
@@ -207,7 +213,7 @@ def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
     size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
     room = max(20, int(1.7 * ax.get_window_extent().width * 72 / ax.figure.dpi / size) - 8)  # in characters
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    made = ax.legend(handles, [fill(handle.get_label(), room) for handle in handles])
+    made = ax.legend(handles, [fill(str(handle.get_label()), room) for handle in handles])
     drawn = [(line.get_path(), line.get_transform(), False) for line in ax.lines if len(line.get_path())]
     drawn += [(path, part.get_transform(), True) for part in ax.collections for path in part.get_paths()]
     paths = [(path.transformed(place).cleaned(remove_nans=True), filled) for path, place, filled in drawn]
@@ -220,7 +226,12 @@ def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
     share = min(0.7, 1.1 * made.get_window_extent().height / ax.get_window_extent().height + 0.03)
     scale = ax.yaxis.get_transform()
     low, high = scale.transform(np.array(ax.get_ylim()))
-    ax.set_ylim(top=float(scale.inverted().transform(np.array([low + (high - low) / (1 - share)]))[0]))
+    top = float(scale.inverted().transform(np.array([low + (high - low) / (1 - share)]))[0])
+    if ax.get_autoscaley_on():  # Axes that share this axis may get curves later, so the limits stay free
+        ax.update_datalim([(ax.dataLim.x0, top)], updatex=False)
+        ax.autoscale_view(scalex=False)
+    else:
+        ax.set_ylim(top=top)
     return made
 
 

@@ -81,6 +81,8 @@ def matrix(
     """
     rows = rows_of(data, "gsc", "target", "log10_value", maker=MEASURED.replace("gsc(", "gsc_matrix("))
     one_network(rows)
+    if rows["target"].nunique() > 1:
+        rows = rows[rows["layer"].isin(rows["target"])]
     sources = rows.drop_duplicates("layer").sort_values("index", kind="stable")["layer"]
     targets = sources[sources.isin(rows["target"])]
     table = rows.pivot_table(index="target", columns="layer", values="log10_value", aggfunc="mean", observed=True)

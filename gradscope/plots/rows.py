@@ -122,8 +122,7 @@ def hue_of(rows: pd.DataFrame, hue: str | None, style: str | None = None, *, fre
     """
     named = [name for name in (hue, style) if name is not None]
     require(rows, named, "runs with these columns, or leave out hue= and style=")
-    keys = [name for name in rows if (name not in SCHEMA or name == "reduction") and name not in ("seed", *free)]
-    keys = [name for name in keys if rows[name].nunique(dropna=False) > 1]
+    keys = [name for name in _keys(rows, free) if rows[name].nunique(dropna=False) > 1]
     varying = _varying(rows, keys, named)
     if varying and hue is None:
         for name in sorted(varying, key=lambda name: name != NETWORK):
@@ -141,7 +140,7 @@ def hue_of(rows: pd.DataFrame, hue: str | None, style: str | None = None, *, fre
 
 def one_network(rows: pd.DataFrame, *, free: Sequence[str] = ()) -> None:
     """ValueError that names the columns, if the rows belong to networks that differ in more than their seeds."""
-    keys = [name for name in rows if (name not in SCHEMA or name == "reduction") and name not in ("seed", *free)]
+    keys = _keys(rows, free)
     words = [name for name in keys if not pd.api.types.is_numeric_dtype(rows[name])]
     varying = [name for name in keys if name in (*_varying(rows, keys, free), *_varying(rows, words, []))]
     if varying:
@@ -150,6 +149,12 @@ def one_network(rows: pd.DataFrame, *, free: Sequence[str] = ()) -> None:
             f"such as {_one_value(rows, varying[0])}."
         )
     _check_once(rows, [], free)
+
+
+def _keys(rows: pd.DataFrame, free: Sequence[str]) -> list[str]:
+    """The columns that distinguish networks."""
+    own = (*(SCHEMA.keys() - {"reduction"}), "seed", *free)
+    return [str(name) for name in rows if name not in own]
 
 
 def _varying(rows: pd.DataFrame, keys: Sequence[str], named: Sequence[str]) -> list[str]:
@@ -243,7 +248,7 @@ def growth_table(data: Any, by: Sequence[str] | None = None) -> pd.DataFrame:
         return frame
     rows = gsc_rows(frame)
     if by is None:
-        hue = hue_of(rows, None)
+        hue = hue_of(rows, None) or (NETWORK if NETWORK in rows else None)
         rows, by = rows.assign(**{NETWORK: rows[hue].astype(str) if hue else "network"}), [NETWORK]
     require(rows, by, MEASURED + " with these columns")
     table = []

@@ -39,11 +39,13 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
     if frame.duplicated(["width", *([hue] if hue else [])]).any():
         raise ValueError("A width occurs more than once in a curve: name the column that distinguishes them as hue=.")
     ax = axes(ax)
-    groups = list(frame.groupby(hue, sort=False, observed=True)) if hue else [("", frame)]
+    groups: list[tuple[Any, pd.DataFrame]] = (
+        list(frame.groupby(hue, sort=False, observed=True)) if hue else [("", frame)]
+    )
     for style, (name, rows) in zip(next_colors(ax, len(groups)), groups, strict=True):
         rows, color = rows.sort_values("width"), style["color"]
         inverse, spread = 1 / rows["width"].astype(float), _error_bars(rows)
-        label = {"label": str(name)} if name != "" else {}
+        label: dict[str, Any] = {"label": str(name)} if name != "" else {}
         ax.errorbar(
             inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2, **label
         )
