@@ -65,7 +65,11 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     if named:
         rated = {name: f": rate {note}" for name, note in zip(known[labels.NETWORK], notes, strict=True)}
         options: dict[str, Any] = {"in_a_row": 4, "size": (5.2, 4.2), "sharey": True}
-        figures = {"gsc": panels(frame, plots.named_profile, f"{title}; {spread(frame)}", notes=rated, **options)}
+        figures = {
+            "gsc": panels(
+                frame, partial(plots.named_profile, notes={}), f"{title}; {spread(frame)}", notes=rated, **options
+            )
+        }
     else:
         figures = {"gsc": _curves(frame, title, roles, by_labels)}
     for quantity in STATISTICS:
@@ -162,7 +166,7 @@ def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[
     plots.profile(frame, **roles, notes=notes, ax=ax)
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
-        plots.theory(predicted, shown, ax=ax, hue_order=list(frame[shown[0]].unique()))
+        plots.theory(predicted, shown, ax=ax)
     ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate per layer, verdict' if notes else ''}", fontsize=10)
     return figure
 
@@ -174,7 +178,7 @@ def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
     biases = np.linspace(0.0, 1.1 * float(growth["bias_variance"].max()), 40)
     diagram = mf.phase_diagram(activation, weights, biases)
     figure, ax = plt.subplots(figsize=(7.0, 4.8), layout="constrained")
-    plots.phase_diagram(weights, biases, diagram.chi_1, points=growth, ax=ax)
+    plots.phase_diagram(diagram, points=growth, ax=ax)
     seeds = frame["seed"].nunique()
     ax.set_title(
         f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10

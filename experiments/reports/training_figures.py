@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str, keys: Sequence[
         "gsc_before_after": panels(frame, plots.before_after, f"{title}; {band}", sharey=True),
         "gradient_norms": panels(
             frame, partial(plots.over_steps, quantity="gradient_norm"),
-            f"{title}; gradient norm of each layer's parameters, {spread.replace('mean', 'geometric mean')}",
+            f"{title}; gradient norm of each layer's parameters, {band.replace('mean', 'geometric mean')}",
         ),
     }  # fmt: skip
 

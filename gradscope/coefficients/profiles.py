@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +106,15 @@ class Matrix:
         if target is not None and target not in self.targets:
             raise ValueError(f"There is no target {target!r}; the targets are {', '.join(self.targets)}.")
         return self._column(self.targets.index(target) if target else -1, *self.interval())
+
+    def plot(self, *, ax: Any = None, **options: Any) -> Any:
+        """Return matplotlib Axes with a figure: `gradscope.plots.profile` of a `Profile`, or `gradscope.plots.matrix`.
+
+        ``ax``: where to draw; a new figure by default.  ``options``: arguments of these functions.
+        """
+        # Imported on first use, because matplotlib is slow to import.
+        plots = importlib.import_module("gradscope.plots")
+        return (plots.profile if isinstance(self, Profile) else plots.matrix)(self, ax=ax, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""

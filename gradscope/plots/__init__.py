@@ -1,10 +1,12 @@
-"""Figures of tidy frames on matplotlib Axes; nothing is measured or saved here."""
+"""Figures of what the library returns, on matplotlib Axes in the caller's style; nothing is measured or saved here."""
 
 from gradscope.frames import to_last_target
-from gradscope.plots.curves import MAX_DIRECT_LABELS, convergence, named_profile, profile, rates, statistic, theory
+from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
+from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.maps import matrix, phase_diagram
-from gradscope.plots.rows import DIVERGING, LABELS, MAX_NAMED_LAYERS
+from gradscope.plots.rows import LABELS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
+from gradscope.plots.verdicts import convergence, rates
 
 __all__ = [
     "DIVERGING",

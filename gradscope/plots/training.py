@@ -1,4 +1,4 @@
-"""Figures of layers during training, from frames of `gradscope.Monitor`, which have a column ``step``."""
+"""Figures of layers during training, from a `gradscope.Monitor` or its frames, which have a column ``step``."""
 
 from __future__ import annotations
 
@@ -8,166 +8,235 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from gradscope.frames import to_last_target
-from gradscope.plots.rows import DIVERGING, LABELS, axes, finite_limits, name_layers, num_runs, rows_of, spread_apart
+from gradscope.plots.drawing import (
+    DIVERGING,
+    axes,
+    curve,
+    graded,
+    ink,
+    label_ends,
+    legend,
+    name_layers,
+    next_colors,
+    reference,
+    short_names,
+    whole_numbers,
+)  # fmt: skip
+from gradscope.plots.rows import (
+    LABELS,
+    RECORDED,
+    curve_names,
+    finite_limits,
+    frame_of,
+    growth_words,
+    gsc_rows,
+    hue_of,
+    listed,
+    one_network,
+    require,
+    rows_of,
+    summary,
+)  # fmt: skip
 
 STEP = "step of training"
 MARKERS = "os^DvPX<>*"
 NUM_MARKERS = 7  # a curve has about this many markers, one of them at the last point
-ZERO_COLOR = "black"  # zero has no logarithm, and black is in none of the color maps
+MAX_SPARSE = 20  # curves of at most this many points have markers
+ZERO_COLOR, MISSING_COLOR = "black", "0.7"  # zero has no logarithm; neither color is in the color maps
 
 
 def evolution(
-    frame: pd.DataFrame, quantity: str = "gsc", *, limits: tuple[float, float] | None = None, colorbar: bool = True,
+    data: Any, quantity: str = "gsc", *, limits: tuple[float, float] | None = None, colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
-    """Axes with a heat map of a quantity's log10, averaged over runs: layers from input (top) to output, against steps.
+    """Axes with a heat map of a quantity's log10, averaged over seeds: layers (input on top) against steps.
 
-    Zeros are black, and a legend says so.
+    Zeros are black and missing records gray, and a legend says so.
 
     Arguments:
-        frame: Records of a monitor.
+        data: A `gradscope.Monitor`, its frame, or a list of these (networks that differ in their seeds).
         quantity: "gsc" (to the last target), "gradient_norm", "weight_norm", ...
         limits, colorbar, ax: As in `gradscope.plots.matrix`; by default, limits are symmetric only for GSC.
 
     Raises:
-        ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
+        ValueError: The frame lacks a column or rows of that quantity, all of them are zero or not finite, or networks
+            differ in more than their seeds.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})
     >>> ax = evolution(frame.assign(log10_value=[0.0, -1.0, -2.0, -3.0]), "loss")
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['a', 'b']
     """
-    table = _table(frame, quantity)
+    rows = _records(data, quantity)
+    order = _layers(rows)
+    table = rows.pivot_table(index="layer", columns="step", values="log10_value", aggfunc="mean", observed=True)
+    table = table.reindex(index=order)
     ax = axes(ax)
     values = table.to_numpy()
     low, high = limits or finite_limits(values, symmetric=quantity == "gsc")
-    colors = plt.get_cmap(DIVERGING if quantity == "gsc" else "viridis").with_extremes(under=ZERO_COLOR)
+    colors = plt.get_cmap(DIVERGING if quantity == "gsc" else None).with_extremes(under=ZERO_COLOR, bad=MISSING_COLOR)
     # Values outside the given limits are moved to the ends of the scale, so that only zeros lie below the scale.
     inside = np.where(np.isneginf(values), low - 1.0, values.clip(low, high))
     edges = _edges(table.columns.to_numpy(dtype=np.float64))
-    shown = ax.pcolormesh(edges, np.arange(len(table) + 1), inside, cmap=colors, vmin=low, vmax=high)
-    if np.isneginf(values).any():
-        ax.legend(handles=[Patch(color=ZERO_COLOR, label="zero")], frameon=True, fontsize=8, loc="lower left")
-    ax.set_yticks(np.arange(len(table)) + 0.5, table.index, fontsize=8)
+    shown = ax.pcolormesh(
+        edges, np.arange(len(table) + 1), np.ma.masked_invalid(inside), cmap=colors, vmin=low, vmax=high
+    )
+    marked = ((ZERO_COLOR, "zero", np.isneginf(values)), (MISSING_COLOR, "not recorded", np.isnan(values)))
+    if handles := [Patch(facecolor=c, edgecolor=ink(ax), label=word) for c, word, where in marked if where.any()]:
+        ax.legend(handles=handles, loc="lower left", frameon=True)
+    name_layers(ax.yaxis, np.arange(len(table)) + 0.5, order)
     ax.invert_yaxis()
-    ax.set(xlabel=STEP, ylabel="")
+    _step_axis(ax, table.columns)
     if colorbar:
         ax.figure.colorbar(shown, ax=ax, label=LABELS.get(quantity, rf"$\log_{{10}}$ {quantity.replace('_', ' ')}"))
     return ax
 
 
-def before_after(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
-    At each layer, the line is the mean over the runs in which GSC is not zero, and the band is one standard deviation.
-    The legend counts the layers where GSC is zero in at least one run.
+    At each layer, the line is the mean over the seeds in which GSC is not zero, and the band is one standard deviation,
+    or with one seed the 95 % interval.  The legend counts the layers where GSC is zero in at least one seed.
+
+    Arguments and errors are those of `evolution`.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "depth_from_output": [1, 0, 1, 0]})
     >>> ax = before_after(frame.assign(quantity="gsc", step=[0, 0, 9, 9], log10_value=[1.0, 0.0, 0.5, 0.0]))
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['before (step 0)', 'after (step 9)']
     """
-    rows = to_last_target(rows_of(frame, "gsc"))
-    steps = sorted(rows["step"].unique())
+    rows = _records(data, "gsc")
+    order, steps = _layers(rows), sorted(rows["step"].unique())
+    rows = rows.assign(_place=rows["layer"].map(dict(zip(order, range(len(order)), strict=True))).astype(int))
     ax = axes(ax)
-    colors = sns.color_palette("colorblind")
-    ends = dict(zip((steps[0], steps[-1]), ("before", "after"), strict=True))
-    for color, (step, word) in zip(colors, ends.items(), strict=False):
-        own = rows[rows["step"] == step].set_index("index")["log10_value"]
-        grouped = own.where(np.isfinite(own)).groupby("index")
-        mean, deviation = grouped.mean(), grouped.std().fillna(0.0)
-        zeros = own.index[np.isneginf(own)].nunique()
-        rest = f"; zero in {zeros} of {len(mean)} layers" if zeros else ""
-        ax.plot(mean.index, mean, color=color, marker="o", markersize=4, label=f"{word} (step {step}{rest})")
-        if num_runs(rows) > 1:
-            ax.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
-    name_layers(ax, rows, fontsize=8)
-    ax.legend(frameon=False, fontsize=9)
-    sns.despine(ax=ax)
+    words = {steps[0]: "before (step {})", steps[-1]: "after (step {})"} if len(steps) > 1 else {steps[0]: "step {}"}
+    for style, (step, word) in zip(next_colors(ax, len(words)), words.items(), strict=True):
+        points = summary(rows[rows["step"] == step], "_place", "log10_value")
+        zeros, label = int((points["zeros"] > 0).sum()), word.format(step)
+        label = label.replace(str(step), f"{step}; zero in {zeros} of {len(points)} layers") if zeros else label
+        label = ": ".join(filter(None, (label, growth_words(rows[rows["step"] == step]))))
+        curve(ax, points["_place"], points, **{**style, "marker": "o", "markersize": 4, "label": label})
+    reference(ax, y=0)
+    name_layers(ax.xaxis, range(len(order)), order)
+    ax.set(xlabel="", ylabel=LABELS[rows["quantity"].iloc[0]])
+    legend(ax)
     return ax
 
 
-def over_steps(frame: pd.DataFrame, quantity: str, *, ax: Axes | None = None) -> Axes:
-    """Axes with one line per layer: the geometric mean of a quantity over runs, on a logarithmic scale, against steps.
+def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
+    """Axes with one line per layer: the geometric mean of a quantity over seeds, on a logarithmic scale, against steps.
 
-    Each layer has its own color (dark at the input) and a marker, and its name stands at the right end.  Where the
-    quantity is zero, the line has a gap; the name is then followed by "(zero at times)".
+    Bands are a factor of one standard deviation of log10 between seeds, or with one seed the 95 % interval.  Each layer
+    has its own color (from the input to the output through the color map) and a marker, and its name stands at the
+    right end; of many layers, every n-th is named.  Where the quantity is zero, the line has a gap; the name is then
+    followed by "(zero at times)".
 
-    Raises:
-        ValueError: The frame has no rows of that quantity, or all of them are zero or not finite.
+    Arguments and errors are those of `evolution`.
 
     >>> frame = pd.DataFrame({"layer": list("abab"), "index": [1, 2, 1, 2], "step": [0, 0, 9, 9], "quantity": "loss"})
     >>> ax = over_steps(frame.assign(log10_value=[0.0, -1.0, -2.0, -3.0]), "loss")
     >>> [text.get_text() for text in ax.texts]
     ['a', 'b']
     """
-    table = _table(frame, quantity)
-    logarithms = table.to_numpy()
-    finite_limits(logarithms, symmetric=False)
-    zero = {layer for layer, row in zip(table.index, logarithms, strict=True) if np.isneginf(row).any()}
-    table = table.where(np.isfinite(logarithms)).dropna(how="all")
+    rows = _records(data, quantity)
+    finite_limits(rows["log10_value"], symmetric=False)
+    parts = rows.groupby("layer", observed=True, sort=False)
+    found = {layer: summary(parts.get_group(layer), "step", "log10_value") for layer in _layers(rows)}
+    zero = {layer for layer, points in found.items() if points["zeros"].any()}
+    found = {layer: points for layer, points in found.items() if points["mean"].notna().any()}
     ax = axes(ax)
-    colors = sns.color_palette("viridis", len(table))
-    last = float(table.columns[-1])
-    step = max(1, len(table.columns) // NUM_MARKERS)
-    for color, marker, (layer, values) in zip(colors, itertools.cycle(MARKERS), table.iterrows(), strict=False):
+    names, ends = dict(zip(found, short_names(list(found)), strict=True)), []
+    for color, marker, (layer, points) in zip(
+        graded(ax, len(found)), itertools.cycle(MARKERS), found.items(), strict=False
+    ):
+        points[["mean", "low", "high"]] = 10.0 ** points[["mean", "low", "high"]]
         # In a line with gaps every point has a marker, so that a single number between two zeros is visible.
-        places = 1 if layer in zero else ((len(values) - 1) % step, step)
+        step = max(1, len(points) // NUM_MARKERS)
+        places = 1 if layer in zero else ((len(points) - 1) % step, step)
         shape: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": places}
-        ax.plot(table.columns, 10.0**values, color=color, linewidth=1.4, **shape)
+        points["mean"] = points["mean"].mask(points["zeros"] > 0)
+        curve(ax, points["step"], points, color=color, linewidth=1.4, linestyle="-", label=layer, **shape)
+        last = points.dropna(subset="mean")
+        if len(last):
+            name = f"{names[layer]} (zero at times)" if layer in zero else names[layer]
+            ends.append((name, float(last["step"].iloc[-1]), float(last["mean"].iloc[-1]), color))
     ax.set_yscale("log")
-    ends = table.ffill(axis=1).iloc[:, -1].to_numpy()
-    heights = spread_apart(ends, gap=0.05 * float(np.diff(np.log10(ax.get_ylim()))[0]))
-    for color, layer, end, height in zip(colors, table.index, ends, heights, strict=True):
-        name = f"{layer} (zero at times)" if layer in zero else str(layer)
-        ax.annotate(
-            name, (last, 10.0**end), xytext=(last * 1.04, 10.0**height), va="center", fontsize=8, color=color,
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6},
-        )  # fmt: skip
-    ax.set(xlabel=STEP, ylabel=quantity.replace("_", " "))
-    sns.despine(ax=ax)
+    label_ends(ax, ends)
+    _step_axis(ax, sorted(rows["step"].unique()))
+    ax.set_ylabel(quantity.replace("_", " "))
     return ax
 
 
-def learning(metrics: pd.DataFrame, quantity: str, *, hue: str = "model", ax: Axes | None = None) -> Axes:
-    """Axes with a training metric against steps: the mean over runs, with bands of one standard deviation.
+def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
+    """Axes with a training metric against steps: the mean over seeds, with bands of one standard deviation.
 
-    ``metrics`` has the column ``step`` and the columns named by ``quantity`` (null if not recorded) and by ``hue``.
+    Arguments:
+        metrics: A frame, or a dict from names of networks to frames, with the column ``step`` and the columns named by
+            ``quantity`` (null if not recorded) and by ``hue``.
+        quantity: Such as "train_loss".
+        hue: The column that determines the color; by default the column of text that varies, such as ``model``.
+        ax: Where to draw; a new figure by default.
 
     Raises:
-        ValueError: The column named by ``quantity`` is missing or contains only nulls.
+        ValueError: A column is missing, the column named by ``quantity`` contains only nulls, or a curve has two values
+            at one step of a seed.
 
     >>> metrics = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0], "model": "tanh"})
     >>> learning(metrics, "train_loss").get_ylabel()
     'train loss'
     """
-    if quantity not in metrics or metrics[quantity].isna().all():
+    metrics = frame_of(metrics)
+    require(metrics, ["step", quantity, *([hue] if hue else [])], "metrics of training with these columns")
+    if metrics[quantity].isna().all():
         raise ValueError(f"metrics has no values of {quantity!r}; its columns are {list(metrics.columns)}.")
     rows = metrics[metrics[quantity].notna()]
+    if hue is None:
+        words = [name for name in rows if not pd.api.types.is_numeric_dtype(rows[name])]
+        hue = hue_of(rows[[*words, *rows.columns.intersection(["seed"])]], None)
+    own = [name for name in ("step", "seed", hue) if name in rows]
+    if (twice := rows.duplicated(own, keep=False)).any():
+        differ = [name for name in rows if name not in own and rows.loc[twice, name].nunique(dropna=False) > 1]
+        raise ValueError(
+            f"A curve has several values at step {rows.loc[twice, 'step'].iloc[0]} of one seed, which differ in "
+            f"{listed(differ)}: name the column that distinguishes the runs as hue=, or draw one of them."
+        )
     ax = axes(ax)
-    sparse = rows.groupby(hue, observed=True)["step"].nunique().max() <= 20
-    sns.lineplot(
-        rows, x="step", y=quantity, hue=hue, style=hue, errorbar="sd" if num_runs(rows) > 1 else None,
-        palette="colorblind", markers=bool(sparse), ax=ax,
-    )  # fmt: skip
-    ax.set(xlabel=STEP, ylabel=quantity.replace("_", " "))
-    ax.legend(frameon=False, fontsize=9, title=None)
-    sns.despine(ax=ax)
+    parts = curve_names(hue, None, rows)
+    for number, (style, (name, part)) in enumerate(zip(next_colors(ax, len(parts)), parts.items(), strict=True)):
+        points = summary(part, "step", quantity)
+        sparse = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5} if len(points) <= MAX_SPARSE else {}
+        curve(ax, points["step"], points, **{**style, "label": name[0] if name else None, **sparse})
+    _step_axis(ax, sorted(rows["step"].unique()))
+    ax.set_ylabel(quantity.replace("_", " "))
+    if hue:
+        legend(ax)
     return ax
 
 
-def _table(frame: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Mean of log10 over runs, with one row per layer in execution order and one column per step."""
-    rows = rows_of(frame, quantity)
-    rows = to_last_target(rows) if quantity == "gsc" else rows
-    order = rows.drop_duplicates("layer").sort_values("index")["layer"]
-    table = rows.pivot_table(index="layer", columns="step", values="log10_value", aggfunc="mean", observed=True)
-    return table.reindex(index=order)
+def _records(data: Any, quantity: str) -> pd.DataFrame:
+    """The rows of one quantity (for GSC, to the last target) of networks that differ in their seeds only."""
+    if quantity == "gsc":
+        rows = gsc_rows(data, "step", maker=RECORDED)
+    else:
+        rows = rows_of(data, quantity, "step", "log10_value", maker=RECORDED)
+    one_network(rows, free=("step",))
+    return rows
+
+
+def _layers(rows: pd.DataFrame) -> list[str]:
+    """Names of layers in execution order."""
+    return rows.drop_duplicates("layer").sort_values("index", kind="stable")["layer"].tolist()
+
+
+def _step_axis(ax: Axes, steps: Any) -> None:
+    """Name the axis of steps, with ticks at whole steps; a single step has the only tick."""
+    ax.xaxis.set_major_locator(whole_numbers())
+    if len(steps) == 1:
+        ax.set_xticks(list(steps))
+    ax.set_xlabel(STEP)
 
 
 def _edges(steps: np.ndarray) -> np.ndarray:

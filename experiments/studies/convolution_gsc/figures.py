@@ -16,7 +16,7 @@ from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution_gsc import numbers as of
 from experiments.studies.convolution_gsc.numbers import KEEPING, POOLING, UNCHANGED, WORDS
 from experiments.studies.convolution_gsc.stacks import FloatArray
-from gradscope import plots
+from gradscope.plots.drawing import name_layers
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -68,12 +68,14 @@ def layers(frame: pd.DataFrame) -> Figure:
         _draw_profile(ax, list(table.index), table.to_numpy(), frame, kind, 0.0)
         ax.set_title(WORDS[kind], fontsize=10)
     axes[0].set_title("stride and padding, minus the torus", fontsize=10)
-    for ax, words in ((axes[0], "\nto the output, difference to the torus"), (axes[1], " to the output")):
-        ax.set_ylabel(plots.LABELS["gsc"] + words)
+    axes[0].set_ylabel(r"$\log_{10}$ GSC to the output, difference to the torus")
+    axes[1].set_ylabel(r"$\log_{10}$ GSC to the output")
+    axes[2].tick_params(labelleft=False)
     axes[0].axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes[0].set_ylim(top=axes[0].get_ylim()[1] + 0.015)  # room for the legend
     axes[0].legend(frameon=False, fontsize=9, loc="upper center", ncols=2)
-    figure.suptitle(f"Mean over {frame['seed'].nunique()} seeds, bars: 95 % interval; crosses: mean field", fontsize=10)
+    seeds = f"mean over {frame['seed'].nunique()} seeds, bars: 95 % interval; crosses: mean field"
+    figure.suptitle(f"GSC (squared convention) of every layer: {seeds}", fontsize=10)
     return figure
 
 
@@ -88,6 +90,5 @@ def _draw_profile(
     errorbars(ax, places, [mean(values) for values in table], label=WORDS[kind], **style)
     if theory.any():
         ax.plot(places, theory, "x", color="0.2", markersize=6)
-    ax.set_xticks(range(len(names)), names, rotation=60, fontsize=9)
-    ax.legend(frameon=False, fontsize=9)
+    name_layers(ax.xaxis, range(len(names)), names)
     sns.despine(ax=ax)

@@ -93,25 +93,29 @@ def deviations(found: dict[str, Rates]) -> Figure:
 
 def profiles(frame: pd.DataFrame) -> Figure:
     """Difference between log GSC and the straight line of mean field, for all sizes of two networks."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12.0, 4.4), layout="constrained")
     for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]
         rate = theory(rows)
-        sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"].mean()
+        sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"]
+        found = sizes.apply(mean).unstack()
         widths, depths = (sorted(rows[size].unique()) for size in ("width", "depth"))
         for (color, width), (marker, depth) in itertools.product(
             zip(COLORS, widths, strict=False), zip(MARKERS, depths, strict=False)
         ):
-            values = sizes[width, depth]
-            away = values.index.to_numpy(dtype=float)
+            cells = found.loc[(width, depth)].dropna()
+            away = cells.index.to_numpy(dtype=float)
+            low, value, high = np.array([[c.low, c.value, c.high] for c in cells]).T - away * math.log10(rate)
+            ax.fill_between(away, low, high, color=color, alpha=0.12, linewidth=0)
             ax.plot(
-                away, values - away * math.log10(rate), f"{marker}-", color=color, linewidth=1, markersize=4,
+                away, value, f"{marker}-", color=color, linewidth=1, markersize=4,
                 markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
             )  # fmt: skip
         ax.axhline(0, color="0.15", linewidth=0.9)
         ax.set(title=f"{name(network)}; mean field: {rate:.4f} per layer", xlabel="layers to the output")
         sns.despine(ax=ax)
     axes[0].set_ylabel(r"$\log_{10}$ GSC (squared), minus mean field")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Nine sizes of two networks; mean over {frame['seed'].nunique()} seeds", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    seeds = f"mean over {frame['seed'].nunique()} seeds, bands: 95 % interval of the mean"
+    figure.suptitle(f"Nine sizes of two networks; {seeds}", fontsize=11)
     return figure

@@ -87,7 +87,7 @@ def test_the_phase_diagram_shows_the_critical_line_and_the_points():
     weights, biases = np.linspace(0.2, 3, 12), np.linspace(0, 0.5, 10)
     diagram = mf.phase_diagram("tanh", weights, biases)
     points = pd.DataFrame({"weight_variance": [1.0, 2.0], "bias_variance": [0.2, 0.2], "rate": [0.62, 0.95]})
-    ax = plots.phase_diagram(weights, biases, diagram.chi_1, points=points)
+    ax = plots.phase_diagram(diagram, points=points)
     assert {"0.62", "0.95"} <= {text.get_text() for text in ax.texts}
     (contour,) = [c for c in ax.collections if type(c).__name__ == "QuadContourSet"]
     line = max(contour.allsegs[0], key=len)

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from experiments.reports import training_figures
 from gradscope import frames, plots
@@ -63,7 +64,7 @@ def test_a_prediction_has_the_color_of_its_network_and_a_shape_of_its_own():
     drawn, depth = ax.get_lines(), np.arange(11)
     curve = pd.DataFrame({"depth_from_output": depth, "log10_value": 0.1 * depth})
     predicted = [curve.assign(activation="tanh", norm=norm) for norm in ("none", "batch")]
-    plots.theory(pd.concat(predicted), ["activation", "norm"], ax=ax, hue_order=["relu", "tanh"])
+    plots.theory(pd.concat(predicted), ["activation", "norm"], ax=ax)
     plain, batch = ax.get_lines()[len(drawn) :]
     np.testing.assert_allclose(plain.get_ydata(), 0.1 * depth)
     means = frame[frame["activation"] == "tanh"].groupby("depth_from_output")["log10_value"].mean()
@@ -96,9 +97,29 @@ def test_only_the_last_target_is_drawn_each_run_by_its_own_depth():
     assert set(kept["target"]) == {"layers.5", "layers.10"}
 
 
-def test_a_single_run_has_no_band():
-    ax = plots.profile(profile(0, 0.1))
+def test_a_single_exact_run_has_no_band():
+    ax = plots.profile(profile(0, 0.1).assign(log10_stderr_sample=0.0))
     assert not ax.collections
+
+
+def band(ax: Axes) -> np.ndarray:
+    """The lower and the upper end of the only band at each x."""
+    (collection,) = ax.collections
+    points = collection.get_paths()[0].vertices
+    return np.array([[points[points[:, 0] == x, 1].min(), points[points[:, 0] == x, 1].max()] for x in range(11)])
+
+
+def test_bands_of_one_run_are_its_intervals_and_of_seeds_one_standard_deviation():
+    frame = profile(0, 0.1).sort_values("depth_from_output")
+    low, high = frame["log10_value"] - 0.1, frame["log10_value"] + 0.3
+    ax = plots.profile(frame.assign(log10_low=low, log10_high=high))
+    np.testing.assert_allclose(band(ax), np.column_stack([low, high]))
+    ax = plots.profile(frame)  # without interval: 1.96 standard errors
+    np.testing.assert_allclose(band(ax), frame["log10_value"].to_numpy()[:, None] + [-1.96 * 0.02, 1.96 * 0.02])
+    seeds = pd.concat([profile(seed, 0.1) for seed in range(4)])
+    by_depth = seeds.groupby("depth_from_output")["log10_value"]
+    expected = np.column_stack([by_depth.mean() - by_depth.std(), by_depth.mean() + by_depth.std()])
+    np.testing.assert_allclose(band(plots.profile(seeds)), expected)
 
 
 def test_named_layers_of_a_small_network():
@@ -163,7 +184,7 @@ def test_before_and_after():
     np.testing.assert_allclose(lines["before (step 0)"], 0, atol=0.05)
     np.testing.assert_allclose(lines["after (step 40)"], [0.8, 0.6, 0.4, 0.2, 0], atol=0.05)
     alone = plots.before_after(records(0, steps=(7,)))
-    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["after (step 7)"]
+    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["step 7"]
 
 
 def test_over_steps_names_each_layer_once():

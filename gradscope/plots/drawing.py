@@ -1,0 +1,243 @@
+"""What all figures share on the Axes: colors of the caller's style, lines with bands, and texts that never overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import seaborn  # noqa: F401  registers the color map DIVERGING
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+DIVERGING = "vlag"  # red and blue around white; readable with common kinds of color blindness, and in gray
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1.25, 1.5, 1.25)), (0, (5, 1, 1, 1, 1, 1)))
+BAND_ALPHA = 0.2
+MAX_CHARACTERS = 24  # longer names of layers are abbreviated on axes
+AIR = 1.15  # lines of text are this many times their height apart
+CORNERS: tuple[Any, ...] = ("upper left", "upper right", "lower left", "lower right")
+ARROW = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+Color = Any
+
+
+def axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.2)) -> Axes:
+    """The Axes ``ax``, or those of a new figure of this size in inches."""
+    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def ink(ax: Axes) -> Color:
+    """The color of text on these Axes: black by default, white on a dark background."""
+    return ax.xaxis.label.get_color()
+
+
+def is_dark(ax: Axes) -> bool:
+    """Whether the text is brighter than a medium gray."""
+    return sum(to_rgb(ink(ax))) > 1.5
+
+
+def reference(ax: Axes, *, x: float | None = None, y: float | None = None) -> None:
+    """Draw a thin line behind all others at this x or y."""
+    style: dict[str, Any] = {"color": ink(ax), "alpha": 0.4, "linewidth": 0.8, "zorder": 0}
+    if x is not None:
+        ax.axvline(x, **style)
+    if y is not None:
+        ax.axhline(y, **style)
+
+
+def next_colors(ax: Axes, num: int) -> list[dict[str, Any]]:
+    """The next colors, and dashes and markers if there are any, of the Axes' own property cycle.
+
+    If the cycle would repeat a color, all colors come from the caller's color map instead.
+    """
+    found = []
+    for _ in range(num):
+        (line,) = ax.plot([], [])
+        found.append({"color": line.get_color(), "linestyle": line.get_linestyle(), "marker": line.get_marker()})
+        line.remove()
+    if len({tuple(map(str, one.values())) for one in found}) < num:
+        return [{"color": color, "linestyle": "-", "marker": "None"} for color in graded(ax, num)]
+    return found
+
+
+def graded(ax: Axes, num: int) -> list[Color]:
+    """Colors from the caller's color map, in order, all visible on the background."""
+    ends = (0.25, 1.0) if is_dark(ax) else (0.0, 0.85)
+    return list(plt.get_cmap()(np.linspace(*ends, num)))
+
+
+def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, *, faint: bool = False, **style: Any) -> Line2D:
+    """Draw the columns mean, low and high as a line with a band; a single or isolated point as a marker with a bar."""
+    y, low, high = (points[name].to_numpy(dtype=np.float64) for name in ("mean", "low", "high"))
+    known = np.isfinite(y)
+    alone = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]
+    if alone.any() and style.get("marker", "None") == "None":
+        style |= {"marker": "o", "markevery": np.flatnonzero(alone).tolist()}
+    (line,) = ax.plot(x, y, **style)
+    wide = np.isfinite(low) & np.isfinite(high) & (high > low)
+    if (wide & ~alone).any():
+        ax.fill_between(
+            x, low, high, where=np.isfinite(low) & np.isfinite(high), color=line.get_color(), linewidth=0,
+            alpha=BAND_ALPHA / 2 if faint else BAND_ALPHA, zorder=line.get_zorder() - 0.1,
+        )  # fmt: skip
+    if (only := wide & alone).any():
+        ends = np.clip([y - low, high - y], 0, None)[:, only]
+        ax.errorbar(x[only], y[only], ends, fmt="none", color=line.get_color(), capsize=2, linewidth=1)
+    return line
+
+
+class Names(FixedLocator):
+    """Ticks at as many layers, in equal steps, as their names have room for when the figure is drawn."""
+
+    def __init__(self, places: npt.ArrayLike, names: Sequence[str]) -> None:
+        self.places = np.asarray(places, dtype=np.float64)
+        super().__init__(self.places.tolist())
+        self.names = list(names)
+
+    def __call__(self) -> Any:
+        """The places of the named layers."""
+        axis: Axis = self.axis  # type: ignore[assignment]
+        ax: Axes = axis.axes
+        places = self.places
+        column = 0 if axis is ax.xaxis else 1
+        pixels = ax.transData.transform(np.repeat(places[:, None], 2, axis=1))[:, column]
+        room = float(np.abs(np.diff(pixels)).min()) if len(places) > 1 else np.inf
+        label = axis.get_major_ticks(1)[0].label1
+        along = column == 0 and label.get_rotation() == 0
+        need = text_size(self.names if along else ["Ag"], label.get_fontproperties(), ax)[0 if along else 1]
+        return places[:: max(1, int(np.ceil(AIR * need / max(room, 1e-9))))]
+
+
+def text_size(texts: Sequence[str], font: FontProperties, ax: Axes) -> tuple[float, float]:
+    """Width of the widest and height of the highest text, in pixels of the figure."""
+    sizes = [text_to_path.get_text_width_height_descent(text, font, ismath=False)[:2] for text in texts]
+    scale = ax.figure.dpi / 72
+    return max(width for width, _ in sizes) * scale, max(height for _, height in sizes) * scale * 1.2
+
+
+def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str]) -> None:
+    """Name the layers at these places of an axis; names that have no room are left out, and long ones abbreviated."""
+    names = short_names(layers)
+    at = dict(
+        zip(np.asarray(places, dtype=np.float64).tolist(), (name.replace("$", r"\$") for name in names), strict=True)
+    )
+    axis.set_major_locator(Names(places, names))
+    axis.set_major_formatter(FuncFormatter(lambda place, _: at.get(float(place), "")))
+    ax = axis.axes
+    if axis is ax.xaxis:
+        font = axis.get_major_ticks(1)[0].label1.get_fontproperties()
+        fits = text_size(names, font, ax)[0] * AIR * len(names) < ax.get_window_extent().width
+        axis.set_tick_params(rotation=0 if fits else 90)
+
+
+def short_names(layers: Sequence[str]) -> list[str]:
+    """The names with leading parts abbreviated to a letter where they are long, unless two would become equal.
+
+    >>> short_names(["backbone.encoder.layers.11.attention.output.dense", "head"])
+    ['b.e.l.11.a.output.dense', 'head']
+    """
+    short = []
+    for name in map(str, layers):
+        parts = name.split(".")
+        for place in range(len(parts) - 1):
+            if len(".".join(parts)) > MAX_CHARACTERS and not parts[place].isdigit():
+                parts[place] = parts[place][:1]
+        short.append(".".join(parts))
+    return [new if short.count(new) == 1 else str(old) for new, old in zip(short, layers, strict=True)]
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers of layers or steps."""
+    return MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10])
+
+
+def label_ends(ax: Axes, labels: Sequence[tuple[str, float, float, Color]]) -> None:
+    """Write texts right of the Axes at the ends (text, x, y, color) of curves; every n-th if there is no room for all.
+
+    The texts keep the order of the ends and do not overlap.
+    """
+    ax.autoscale_view()
+    box, inverse = ax.get_window_extent(), ax.transAxes.inverted()
+    probe = ax.text(0, 0, "Ag", fontsize="small")
+    font = probe.get_fontproperties()
+    probe.remove()
+    line = text_size(["Ag"], font, ax)[1] * AIR
+    while sum(line * (text.count("\n") + 1) for text, *_ in labels) > 1.1 * box.height and len(labels) > 2:
+        labels = labels[::-2][::-1]
+    ends = ax.transData.transform([(x, y) for _, x, y, _ in labels])
+    sizes = [line * (text.count("\n") + 1) for text, *_ in labels]
+    heights = spread_apart(ends[:, 1], sizes, (box.y0, box.y1))
+    for (text, x, y, color), height in zip(labels, heights, strict=True):
+        ax.annotate(
+            text, (x, y), xytext=(1.02, inverse.transform((0, height))[1]), textcoords="axes fraction", va="center",
+            fontsize="small", color=color, annotation_clip=False, zorder=1,
+            arrowprops={**ARROW, "color": color},
+        )  # fmt: skip
+
+
+def spread_apart(places: npt.ArrayLike, sizes: npt.ArrayLike, within: tuple[float, float]) -> list[float]:
+    """The centers of texts of these sizes, moved as little as possible until all lie apart and, if they fit, within.
+
+    >>> spread_apart([3.0, 3.0, 9.0], [2.0, 2.0, 2.0], (0.0, 9.0))
+    [2.0, 4.0, 8.0]
+    """
+    values, extent = np.asarray(places, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    offsets = np.cumsum(np.r_[0.0, (extent[order][1:] + extent[order][:-1]) / 2])
+    # Without the offsets the places must only not decrease: isotonic regression by pooling neighbors.
+    pools: list[tuple[float, int]] = []
+    for value in values[order] - offsets:
+        pools.append((float(value), 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (b, num_b), (a, num_a) = pools.pop(), pools.pop()
+            pools.append(((a * num_a + b * num_b) / (num_a + num_b), num_a + num_b))
+    low, high = within[0] + extent[order][0] / 2, within[1] - extent[order][-1] / 2 - offsets[-1]
+    low, high = (low, high) if low <= high else ((low + high) / 2, (low + high) / 2)
+    result = np.empty_like(values)
+    result[order] = np.repeat([value for value, _ in pools], [num for _, num in pools]).clip(low, high) + offsets
+    return result.tolist()
+
+
+def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
+    """A legend in a corner without curves or texts; if there is none, the y axis is extended to make room above."""
+    ax.autoscale_view()
+    size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
+    room = max(20, int(1.7 * ax.get_window_extent().width * 72 / ax.figure.dpi / size) - 8)  # in characters
+    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
+    made = ax.legend(handles, [fill(str(handle.get_label()), room) for handle in handles])
+    drawn = [(line.get_path(), line.get_transform(), False) for line in ax.lines if len(line.get_path())]
+    drawn += [(path, part.get_transform(), True) for part in ax.collections for path in part.get_paths()]
+    paths = [(path.transformed(place).cleaned(remove_nans=True), filled) for path, place, filled in drawn]
+    for corner in CORNERS:
+        made.set_loc(corner)
+        box = made.get_window_extent().expanded(1.04, 1.1)
+        if not any(path.intersects_bbox(box, filled=filled) for path, filled in paths):
+            return made
+    made.set_loc("upper left")
+    share = min(0.7, 1.1 * made.get_window_extent().height / ax.get_window_extent().height + 0.03)
+    scale = ax.yaxis.get_transform()
+    low, high = scale.transform(np.array(ax.get_ylim()))
+    top = float(scale.inverted().transform(np.array([low + (high - low) / (1 - share)]))[0])
+    if ax.get_autoscaley_on():  # Axes that share this axis may get curves later, so the limits stay free
+        ax.update_datalim([(ax.dataLim.x0, top)], updatex=False)
+        ax.autoscale_view(scalex=False)
+    else:
+        ax.set_ylim(top=top)
+    return made
+
+
+def key_handles(ax: Axes, colors: Mapping[str, dict[str, Any]], dashes: Mapping[str, Any]) -> list[Line2D]:
+    """Handles of a legend: one per color, then one per kind of dashes; of many colors, about ten in equal steps."""
+    step = max(1, len(colors) // 10) if len(colors) > 20 else 1
+    shown = list(colors.items())[::step]
+    own = [Line2D([], [], label=name, **style) for name, style in shown]
+    return own + [Line2D([], [], label=name, color=ink(ax), linestyle=dash) for name, dash in dashes.items()]

@@ -1,0 +1,108 @@
+"""Growth rates of networks with their intervals and verdicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from gradscope.plots.drawing import axes, ink, legend, name_layers, next_colors, reference
+from gradscope.plots.rows import frame_of, growth_table, gsc_rows, hue_of, require
+
+# Number in the caller's cycle of colors, and marker, of each verdict; the markers distinguish verdicts without color.
+VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "undecided": (7, "s")}
+OTHER = (5, "D")
+RATES = "gradscope.growth: columns rate, rate_low, rate_high and verdict, one row per network"
+
+
+def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
+    """Axes with measured rates and 95 % intervals against 1 / width, and theory as a star at infinite width.
+
+    Arguments:
+        data: One row per network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, optionally ``theory``
+            and the column ``hue``, which determines the color; or results with column ``width`` as for `profile`, whose
+            rates are computed.
+        hue, ax: As in `profile`.
+
+    >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
+    >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()
+    'layer: theory 1.2500'
+    """
+    frame = frame_of(data)
+    if "rate" not in frame:
+        rows = gsc_rows(frame, "width")
+        hue = hue_of(rows, hue, "width")
+        frame = growth_table(rows, [*([hue] if hue else []), "width"])
+    require(frame, ["width", "rate", "rate_low", "rate_high", *([hue] if hue else [])], RATES)
+    if frame.duplicated(["width", *([hue] if hue else [])]).any():
+        raise ValueError("A width occurs more than once in a curve: name the column that distinguishes them as hue=.")
+    ax = axes(ax)
+    groups: list[tuple[Any, pd.DataFrame]] = (
+        list(frame.groupby(hue, sort=False, observed=True)) if hue else [("", frame)]
+    )
+    for style, (name, rows) in zip(next_colors(ax, len(groups)), groups, strict=True):
+        rows, color = rows.sort_values("width"), style["color"]
+        inverse, spread = 1 / rows["width"].astype(float), _error_bars(rows)
+        label: dict[str, Any] = {"label": str(name)} if name != "" else {}
+        ax.errorbar(
+            inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2, **label
+        )
+        if "theory" in rows and np.isfinite(limit := float(rows["theory"].iloc[0])):
+            ax.axhline(limit, color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
+            ax.plot(0, limit, marker="*", markersize=12, color=color, clip_on=False, zorder=5)
+            ax.annotate(
+                f"{name}: theory {limit:.4f}" if name != "" else f"theory {limit:.4f}", (0, limit), xytext=(8, 6),
+                textcoords="offset points", color=color, fontsize="small",
+            )  # fmt: skip
+    ax.margins(y=0.1)  # room for the names above theory
+    widths = sorted(frame["width"].unique(), reverse=True)
+    ticks = [0, *(1 / float(width) for width in widths)]
+    ax.set_xticks(ticks, [r"$\infty$", *map(str, widths)], rotation=60, fontsize="small")
+    ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate per layer (squared convention)")
+    if hue and "theory" not in frame:
+        legend(ax)
+    return ax
+
+
+def rates(data: Any, *, ax: Axes | None = None) -> Axes:
+    """Axes with the growth rate of each network, its 95 % interval and its verdict.
+
+    Crosses show theory.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
+
+    Arguments:
+        data: `gradscope.Growth`, or a dict from names of networks to these; results as for `profile`, whose growth is
+            computed; or one row per network, from top to bottom, with columns ``network``, ``rate``, ``rate_low``,
+            ``rate_high`` and ``verdict`` as in `gradscope.Growth`, and optionally ``theory`` (may be null).
+        ax: Where to draw; a new figure by default.
+
+    >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
+    >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['theory', 'exploding']
+    """
+    table = growth_table(data).reset_index(drop=True)
+    require(table, ["network", "rate", "rate_low", "rate_high", "verdict"], RATES)
+    ax = axes(ax, (7.0, 1.2 + 0.22 * len(table)))
+    colors = [style["color"] for style in next_colors(ax, 8)]
+    reference(ax, x=1.0)
+    for verdict, rows in table.groupby("verdict", sort=False, observed=True):
+        number, marker = VERDICTS.get(str(verdict), OTHER)
+        ax.errorbar(
+            rows["rate"], rows.index, xerr=_error_bars(rows), fmt=marker, color=colors[number], linewidth=1.2,
+            markersize=5, capsize=2, label=str(verdict),
+        )  # fmt: skip
+    if "theory" in table and table["theory"].notna().any():
+        ax.plot(table["theory"], table.index, "x", color=ink(ax), markersize=6, markeredgewidth=1.2, label="theory")
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    name_layers(ax.yaxis, range(len(table)), table["network"].tolist())
+    ax.set_xlabel("GSC rate per layer (squared convention)")
+    ax.grid(axis="y", color=ink(ax), alpha=0.07, zorder=-1)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def _error_bars(rows: pd.DataFrame) -> list[pd.Series]:
+    """Distances from each rate to the lower and to the upper end of its interval."""
+    return [(rows["rate"] - rows["rate_low"]).clip(lower=0), (rows["rate_high"] - rows["rate"]).clip(lower=0)]
