@@ -34,7 +34,7 @@ from experiments.reports.roles import Choice
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=sns.color_palette("colorblind"))
+mpl.rcParams["axes.prop_cycle"] = plt.cycler(color=sns.color_palette("colorblind"))
 
 ALL = "all"
 DEFAULT = Choice()

@@ -278,19 +278,11 @@ class Monitor:
             strict = False
             if known or all(bool(torch.isfinite(g).all()) for g in self.vitals.gradients()):
                 return
-        message = f"The {what} is {vital.loss if what == LOSS else 'not finite'} at step {vital.step}: "
-        if found is not None:
-            message += str(found)
-        else:
-            loss = "" if self.loss_fn is not None else "; pass loss_fn= to trace the loss function too"
-            scaled = "; a gradient scaler skips such an update" if what == GRADIENT else ""
-            message += f"a second pass found no NaN or Inf, so the first faulty layer is unknown{loss}{scaled}"
-        message += f"{remark}."
-        if updates := now - vital.step:
-            message += (
-                f" This value was read {updates} {'update' if updates == 1 else 'updates'} later, so NaN or Inf may be "
-                "in all layers by now. To find the first faulty layer, read values before each update: check_every=1."
-            )
+        value = str(vital.loss) if what == LOSS else "not finite"
+        unknown = "; a gradient scaler skips such an update" if what == GRADIENT else ""
+        unknown = unknown if self.loss_fn is not None else f"; pass loss_fn= to trace the loss function too{unknown}"
+        reason = nonfinite.told(found, unknown, remark, now - vital.step)
+        message = f"The {what} is {value} at step {vital.step}: {reason}"
         if self.save_to is not None:
             state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
             message += nonfinite.saved(self.save_to, state)

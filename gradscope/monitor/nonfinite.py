@@ -216,6 +216,14 @@ def traced(
         return None, f"{remark}; the probe batch could not be run either ({error})"
 
 
+def told(found: Fault | None, unknown: str, remark: str, updates: int) -> str:
+    """What is known of a value that was read ``updates`` updates later; ``unknown``: advice if there is no fault."""
+    text = f"a second pass found no NaN or Inf, so the first faulty layer is unknown{unknown}"
+    late = f" This value was read {updates} {'update' if updates == 1 else 'updates'} later, so NaN or Inf may be in "
+    late += "all layers by now. To find the first faulty layer, read values before each update: check_every=1."
+    return f"{text if found is None else found}{remark}.{late if updates else ''}"
+
+
 def saved(folder: Path, state: dict[str, Any]) -> str:
     """Write ``nonfinite.pt`` atomically, one file per rank; return a sentence with its path or with the error."""
     rank = f"-rank{torch.distributed.get_rank()}" if parallel() else ""
