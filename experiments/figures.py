@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
+from cycler import cycler
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from PIL import Image
@@ -34,7 +35,7 @@ from experiments.reports.roles import Choice
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-mpl.rcParams["axes.prop_cycle"] = plt.cycler(color=sns.color_palette("colorblind"))
+mpl.rcParams["axes.prop_cycle"] = cycler(color=sns.color_palette("colorblind"))
 
 ALL = "all"
 DEFAULT = Choice()

@@ -58,4 +58,5 @@ def test_links_commands_and_studies_exist(page):
     for study in re.findall(r"\bstudy=(\w+)", text(page)):
         assert (ROOT / "conf" / "study" / f"{study}.yaml").is_file() or study in ("mine", "toy", "all", "NAME")
     for module in re.findall(r"python -m ((?:experiments|benchmarks)\.[a-z_]+)", text(page)):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module

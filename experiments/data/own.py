@@ -80,6 +80,11 @@ def given(make: Callable[..., Any], arguments: Mapping[str, Any], **further: Any
         )
     if missing := [one.name for one in taken if one.default is one.empty and one.name not in values
                    and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]:  # fmt: skip
+        if missing[0] == "generator":
+            raise ValueError(
+                f"data._target_={getattr(make, '__name__', make)} draws a batch without labels, and training needs "
+                "samples with labels: use data=cifar10, digits, folder, arrays or custom."
+            )
         raise ValueError(f"data needs a value for {missing[0]}: +data.{missing[0]}=...")
     return make(**values)
 

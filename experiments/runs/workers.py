@@ -21,6 +21,7 @@ import cloudpickle
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
@@ -98,6 +99,9 @@ class Workers:
             self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
                 self.jobs.extend(_Job(job) for job in original(executor, *arguments))
+            except submitit.core.utils.FailedJobError as error:
+                reason = str(error).strip() or "sbatch failed without a message"
+                raise HydraException(f"The cluster refused the jobs: {reason}") from error
             finally:
                 signal.signal(signal.SIGINT, asked)
                 self.held = False

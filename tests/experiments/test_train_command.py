@@ -96,14 +96,14 @@ def test_a_run_that_diverges_leaves_its_tables(command, tmp_path):
 def test_the_records_of_training_up_to_an_error(tmp_path):
     cfg = OmegaConf.create({"sinks": []})
     with pytest.raises(KeyError) as caught, outputs.Outputs(cfg, tmp_path, Console(quiet=True), 9, None, {"a": 1}) as o:
-        o.trained({"step": 1, "train_loss": 2.5, "images_per_second": 1.0})
+        o.trained({"step": 1, "epoch": 0.5, "train_loss": 2.5, "images_per_second": 1.0})
         (tmp_path / "metrics.parquet").mkdir()  # so that the table cannot be written
         raise KeyError("the first error")
     assert "the first error" in str(caught.value) and any("metrics.parquet" in note for note in caught.value.__notes__)
     assert read(tmp_path / "metrics.jsonl")[0]["train_loss"] == 2.5
     (tmp_path / "metrics.parquet").rmdir()
     with outputs.Outputs(cfg, tmp_path, Console(quiet=True), 9, None, {"a": 1}) as o:
-        o.trained({"step": 1, "train_loss": 2.5, "images_per_second": 1.0})
+        o.trained({"step": 1, "epoch": 0.5, "train_loss": 2.5, "images_per_second": 1.0})
     assert pd.read_parquet(tmp_path / "metrics.parquet")[["train_loss", "a"]].values.tolist() == [[2.5, 1]]
 
 

@@ -174,7 +174,7 @@ def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
         (commands / name).write_text(f'#!/bin/sh\ncp "$1" {commands}/sent\nexit 1\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    assert launch("seed=range(5)", "launcher=slurm")[0] == 1
+    assert launch("seed=range(5)", "launcher=slurm")[0].startswith("Error: The cluster refused the jobs: sbatch failed")
     assert "#SBATCH --array=0-2%3" in (commands / "sent").read_text()
 
 

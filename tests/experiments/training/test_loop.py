@@ -353,7 +353,7 @@ def test_the_monitor_of_a_compiled_run(monkeypatch):
 
 def test_the_monitor_of_a_run_knows_its_loss(tmp_path):
     cfg = composed("train.label_smoothing=0.2", "monitor.batch_size=8", "monitor.max_overhead=null")
-    monitor = train.monitor_of(cfg, network(), images(16), print, tmp_path)
+    monitor = train.monitor_of(cfg, network(), images(16), print, tmp_path, 100)
     output, labels = torch.randn(5, 4), torch.arange(5) % 4
     expected = nn.functional.cross_entropy(output, labels, label_smoothing=0.2)
     assert monitor.loss_fn(output, labels).shape == (5,)
@@ -473,9 +473,9 @@ def test_outputs_are_as_many_as_classes():
 def test_a_probe_batch_that_there_is_not(tmp_path, size):
     cfg = composed(f"monitor.batch_size={size}")
     with pytest.raises(ValueError, match=f"monitor.batch_size must be between 1 and the 10 test images, got {size}"):
-        train.monitor_of(cfg, network(), images(10), print, tmp_path)
+        train.monitor_of(cfg, network(), images(10), print, tmp_path, 100)
     cfg.monitor.every = None
-    assert train.monitor_of(cfg, network(), images(10), print, tmp_path) is None
+    assert train.monitor_of(cfg, network(), images(10), print, tmp_path, 100) is None
 
 
 def test_the_configuration_is_the_recipe():
