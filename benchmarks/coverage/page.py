@@ -17,7 +17,8 @@ TEXT = """
 The 95 % interval of a growth rate covers the rate in {coverage:.1%} of the cases, on average over {cells} cells.
 For cells on which nothing was tuned, it is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
 
-Each cell has {measured} networks. The coverage of a cell is therefore known to about {error:.1%} for one network, and
+Each cell has {measured} networks; the campaign is complete with 200. The coverage
+of a cell is therefore known to about {error:.1%} for one network, and
 to {error4:.1%} for groups of networks, which overlap. Measured on two cores of an x86-64 CPU by
 `python -m benchmarks.coverage`.
 
@@ -33,9 +34,10 @@ networks. All numbers are in [growth.csv](growth.csv).
 The median width over all cells is {width:.2f} times the ideal one. {below} of {cells} cells are below 93 %,
 and {low} of them beyond chance (1 %): {named}.
 
-The prior weights of the models were chosen on simulated walks and on networks of width 50. Their structure was chosen
-after a look at the first 14 networks of every kind. After an evaluation of the first 48, the spread between networks
-and the truth were defined anew. Later networks had no influence: the intervals of single ones cover {fresh:.1%}.
+The prior weights of the models were chosen on simulated walks and on networks of width 50. The first 14 networks of
+every kind were known when their structure was chosen. The definitions of the spread between networks and of the truth
+changed after an evaluation of the first 48 networks. Later networks had no influence: the intervals of
+single ones cover {fresh:.1%}.
 
 **The limit of one network.** Some curves revert to their mean, and others have a slope of their own. The variance of
 the change over the fitted rows, divided by that of independent changes, runs from {long_low:.2f} ({long_low_where}) to

@@ -50,7 +50,7 @@ def _unknown_key(path: str, parent: DictConfig) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name most similar to ``name``, where exchanged letters count as most similar; None if none is similar."""
+    """The known name most similar to ``name``; exchanged letters rank first.  None if no name is similar."""
     return max(get_close_matches(name, list(known)), key=lambda other: sorted(other) == sorted(name), default=None)
 
 
@@ -65,4 +65,4 @@ def _paths(node: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,7 +31,7 @@ LN10 = float(np.log(10))
 
 
 def frame_of(data: Any) -> pd.DataFrame:
-    """A frame of whatever the library returns; every plot calls this first.
+    """Convert any result of the library to a tidy frame.  Every plot calls this function first.
 
     Arguments:
         data: A frame; anything with ``to_frame``, such as a `gradscope.Profile`, `gradscope.Matrix` or
