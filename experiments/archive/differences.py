@@ -13,6 +13,7 @@ from gradscope import frames
 
 # Columns of training records that depend on the speed of the machine.  They are not compared.
 TIMES = ("images_per_second", "seconds")
+UPDATES = ("update_to_weight", "update_max")  # since the previous record
 # Two rows belong together if they agree in these columns.
 KEYS = ("step", "seed", "layer", "target", "quantity")
 # Columns that are logarithms or errors of a logarithm.
@@ -38,13 +39,13 @@ class Difference:
 def recorded_in_both(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of two monitor frames that can be compared.  ``before`` may lack records that were skipped to save time.
 
-    ``update_to_weight`` is a change since the previous record; a row is kept only if both frames have that record.
+    Updates are changes since the previous record; a row of them is kept only if both frames have that record.
     """
     steps = [np.unique(frame["step"]) for frame in (before, after)]
     previous = [dict(zip(own, [None, *own], strict=False)) for own in steps]
     same = [step for step in steps[0] if previous[0][step] == previous[1].get(step)]
     kept = [
-        frame[frame["step"].isin(steps[0]) & (frame["step"].isin(same) | (frame["quantity"] != "update_to_weight"))]
+        frame[frame["step"].isin(steps[0]) & (frame["step"].isin(same) | ~frame["quantity"].isin(UPDATES))]
         for frame in (before, after)
     ]
     return kept[0].reset_index(drop=True), kept[1].reset_index(drop=True)

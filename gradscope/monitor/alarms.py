@@ -23,7 +23,8 @@ WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
 DEAD = 0.9
 # STEP_SIZE: factor between a layer's steps and those that STEP_NEIGHBORS similar layers lead to expect, in the mean of
-# all records.  Means of 5, 10, 20, ... records are tested; each test has half of the remaining probability of an alarm.
+# all records or in the first one.  After 5, 10, 20, ... records they are tested; each test has half of the remaining
+# probability of an alarm.
 STEP_SIZE, STEP_RECORDS, STEP_NEIGHBORS = 1.5, [5 * 2**k for k in range(30)], 6
 
 
@@ -50,7 +51,7 @@ class Alarms:
         self.first_lengths, self.resolution = first_lengths, resolution
         self.losses: list[float] = []
         self.fired: list[tuple[str, str, int]] = []
-        self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}}
+        self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}, "largest": {}}
         self.gradients: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -128,18 +129,21 @@ class Alarms:
     def _step_sizes(self, found: dict[str, dict[str, float]], step: int) -> None:
         """Warn of a layer whose steps are longer or shorter than those of similar layers.
 
-        A step is measured by |w - w'|, and by |w - w'| / |g'| with g' the gradient at the previous record.  In plain
-        gradient descent the second is equal in all layers, in Adam nearly the first.  The one that varies less counts.
+        A step is measured by |w - w'| / |g'|, with g' the gradient at the previous record, by |w - w'|, and by the
+        largest entry of w - w'.  The first is equal in all layers in gradient descent, and with momentum in the first
+        step.  In Adam the second and third are nearly equal, the third also if many entries have no gradient.
+        The measure that varies least over layers counts, in the mean of all records or in the first one.
         Similar layers have as many parameters, and equal names up to the numbers in them.
         """
         weights, gradients = found.get("weight_norm", {}), found.get("gradient_norm", {})
+        largest = found.get("update_max", {})
         groups: dict[tuple[Any, ...], list[str]] = {}
         for layer, update in found.get("update_to_weight", {}).items():
             before, rms = self.gradients.get(layer, 0.0), found.get("gradient_rms", {}).get(layer, 0.0)
             if self.resolution < update < math.inf and before > 0 and rms > 0:
                 length = update * weights[layer]
-                self.steps["gradient"].setdefault(layer, []).append(math.log(length / before))
-                self.steps["length"].setdefault(layer, []).append(math.log(length))
+                for kind, size in {"gradient": length / before, "length": length, "largest": largest[layer]}.items():
+                    self.steps[kind].setdefault(layer, []).append(math.log(size))
                 role = [part for part in layer.split(".") if not part.isdigit()]
                 groups.setdefault((round((gradients[layer] / rms) ** 2), *role), []).append(layer)
         self.gradients = gradients
@@ -148,24 +152,26 @@ class Alarms:
         complete = [[layer for layer in group if records[layer] == most] for group in groups.values()]
         compared = [group for group in complete if len(group) > STEP_NEIGHBORS]
         if most in STEP_RECORDS:
-            tests = 2 ** (STEP_RECORDS.index(most) + 1) * sum(map(len, compared))
+            measures = 2 * len(self.steps)  # one is chosen by its spread, so any of them may give the alarm
+            tests = measures * 2 ** (STEP_RECORDS.index(most) + 1) * sum(map(len, compared))
             for group in compared:
                 self._unequal(group, limit(tests, freedom(len(group))), step)
 
     def _unequal(self, layers: list[str], beyond: float, step: int) -> None:
         """Warn of the layers among these whose mean step differs from what their neighbors lead to expect."""
         error = np.array([_expected(np.zeros(len(layers)), place)[1] for place in range(len(layers))])
-        measures = []
-        for steps in self.steps.values():
-            mean = np.array([steps[layer] for layer in layers]).mean(1)
-            measures.append((mean - [_expected(mean, place)[0] for place in range(len(mean))]) / error)
 
         def odd(z: FloatArray) -> npt.NDArray[np.bool_]:
             return (np.abs(z) > beyond * scale(z)) & (np.abs(z) * error > math.log(STEP_SIZE))
 
-        z = min(measures, key=scale)
-        # A larger learning rate changes both measures alike.  If they differ, the gradient itself is odd.
-        factors = {layers[n]: z[n] * error[n] for n in np.flatnonzero(odd(z) & ~odd(measures[1] - measures[0]))}
+        measures = []  # the measure itself, and the ratio of the first two measures
+        for records in (slice(None), slice(1)):
+            means = np.array([[np.mean(steps[layer][records]) for layer in layers] for steps in self.steps.values()])
+            z = [(mean - [_expected(mean, place)[0] for place in range(len(mean))]) / error for mean in means]
+            measures += [(each, z[1] - z[0]) for each in z]
+        z, gradient = min(measures, key=lambda pair: scale(pair[0]))
+        # A larger learning rate changes all measures alike.  If they differ, the gradient itself is odd.
+        factors = {layers[n]: z[n] * error[n] for n in np.flatnonzero(odd(z) & ~odd(gradient))}
         self.together(
             "step size",
             factors,

@@ -22,11 +22,12 @@ class Weights:
 
     Let w be a layer's P parameters, g their gradients, and w' the parameters n steps earlier, at the previous record.
     ``weight_norm`` is |w|, ``gradient_norm`` |g|, ``gradient_rms`` |g| / sqrt(P), ``gradient_to_weight`` |g| / |w|, and
-    ``update_to_weight`` |w - w'| / (n |w|); ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
+    ``update_to_weight`` |w - w'| / (n |w|), and ``update_max`` is the largest entry of |w - w'| / n.
+    ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
 
     Layers may be frozen, unfrozen, added or replaced between two records.
 
-    Cost: four passes over all parameters, a copy of them, and four synchronizations with the device.
+    Cost: five passes over all parameters, a copy of them, and four synchronizations with the device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -67,7 +68,7 @@ class Weights:
                 columns["gradient_rms"][name] = length / math.sqrt(size)
                 columns["gradient_zero_fraction"][name] = 1 - nonzero / size
                 columns["gradient_to_weight"][name] = _ratio(length, weights[name])
-        columns["update_to_weight"] = self._updates(owners, weights, step)
+        columns |= self._updates(owners, weights, step)
         order = {layer: index for index, layer in enumerate(owners, start=1)}
         rows = [
             (layer, order[layer], quantity, value)
@@ -90,10 +91,10 @@ class Weights:
     def _norms(self, owners: Owned) -> dict[str, float]:
         return dict(zip(owners, _together(self._length(own) for own in owners.values()), strict=True))
 
-    def _updates(self, owners: Owned, weights: dict[str, float], step: int) -> dict[str, float]:
-        """Return |w - w'| / (n |w|) of every layer whose parameters were all recorded n > 0 steps ago; keep copies."""
+    def _updates(self, owners: Owned, weights: dict[str, float], step: int) -> dict[str, dict[str, float]]:
+        """Return statistics of w - w' for layers whose parameters were all recorded n > 0 steps ago; keep copies."""
         before, self._before = self._before, {}
-        periods, moved = dict[str, int](), list[Tensor]()
+        periods, moved, largest = dict[str, int](), list[Tensor](), list[Tensor]()
         for name, own in owners.items():
             kept = [before[p] for p in own if p in before and _alike(before[p][1], p)]
             since = {at for at, _ in kept}
@@ -102,11 +103,18 @@ class Weights:
                     torch.sub(p.detach(), old, out=old)  # without another copy of all parameters
                 periods[name] = period
                 moved.append(self._length([old for _, old in kept]))
+                largest.append(torch.stack([torch.linalg.vector_norm(old, math.inf) for _, old in kept]).max())
             for p in own:
                 old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
                 self._before[p] = step, old.copy_(p.detach())
-        lengths = zip(periods.items(), _together(moved), strict=True)
-        return {name: _ratio(length / period, weights[name]) for (name, period), length in lengths}
+        numbers = _together([*moved, *largest])
+        lengths = dict(zip(periods, numbers, strict=False))
+        return {
+            "update_to_weight": {name: _ratio(lengths[name] / n, weights[name]) for name, n in periods.items()},
+            "update_max": {
+                name: number / n for (name, n), number in zip(periods.items(), numbers[len(moved) :], strict=True)
+            },
+        }
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm of all tensors, taken together as one vector."""

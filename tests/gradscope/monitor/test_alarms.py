@@ -53,16 +53,17 @@ def test_few_layers_are_not_compared():
     assert fired(torch.optim.SGD, 2.0, depth=6) == []
 
 
-def simulated(lengths, gradients, resolution=0.0, names="layers.{}.linear", norm=3.0):
+def simulated(lengths, gradients, resolution=0.0, names="layers.{}.linear", norm=3.0, largest=None):
     """Alarms of given lengths of steps and of gradients, one row per record and one column per layer."""
     alarms = Alarms({}, resolution)
-    for step, (length, gradient) in enumerate(zip(lengths, gradients, strict=True)):
+    largest = np.asarray(lengths) / 10 if largest is None else largest
+    for step, (length, gradient, most) in enumerate(zip(lengths, gradients, largest, strict=True)):
         rows = [
             (quantity, names.format(n), value)
             for n in range(len(length))
             for quantity, value in (
                 ("weight_norm", norm), ("gradient_norm", gradient[n]), ("gradient_rms", gradient[n] / 10),
-                ("update_to_weight", length[n] / norm),
+                ("update_to_weight", length[n] / norm), ("update_max", most[n]),
             )
         ]  # fmt: skip
         frame = pd.DataFrame(rows, columns=["quantity", "layer", "value"])
@@ -87,6 +88,33 @@ def test_a_layer_whose_gradient_itself_differs_is_not_blamed():
     assert simulated(length, records(seed=3)) == ["layers.11.linear"]
 
 
+def unlike(seed, records=11, layers=12):
+    """Factors that differ much from layer to layer, the same in every record."""
+    return np.exp(np.random.default_rng(seed).normal(size=layers)) * np.ones((records, 1))
+
+
+@pytest.mark.filterwarnings("ignore::gradscope.MonitorWarning")
+def test_the_first_step_of_momentum_is_that_of_gradient_descent():
+    """Later steps sum up gradients, which agree more from step to step in some layers than in others."""
+    gradients, sums = unlike(1), unlike(2)
+    sums[0] = 1
+    lengths = records(2.0, layer=3) * gradients * sums
+    lengths[1:] = lengths[:-1]  # a step is made of the gradient of the record before
+    assert simulated(lengths, gradients) == ["layers.3.linear"]
+    sums[0] = unlike(3)[0]  # the first record is not the first step
+    lengths[1:] = (records(2.0, layer=3) * gradients * sums)[:-1]
+    assert simulated(lengths, gradients) == []
+
+
+@pytest.mark.filterwarnings("ignore::gradscope.MonitorWarning")
+def test_the_largest_entry_counts_where_many_weights_do_not_move():
+    """In Adam, the entries with a gradient move equally far, but their number may differ from layer to layer."""
+    lengths, gradients, largest = 2.0 * unlike(1), unlike(2), records(2.0, layer=7)
+    lengths[:, 7] *= 2
+    assert simulated(lengths, gradients, largest=largest) == ["layers.7.linear"]
+    assert simulated(lengths, gradients) == []
+
+
 @pytest.mark.filterwarnings("ignore::gradscope.MonitorWarning")
 def test_steps_below_the_resolution_of_the_weights_are_not_judged():
     twice, same = records(2.0, layer=4), records(seed=1)
@@ -103,9 +131,8 @@ def test_other_roles_in_a_block_are_not_compared_with_each_other():
     names = [f"blocks.{n // 2}.{('up', 'down')[n % 2]}" for n in range(16)]
     for step, row in enumerate(values):
         rows = [("gradient_norm", n, 1.0) for n in names] + [("gradient_rms", n, 0.1) for n in names]
-        rows += [("weight_norm", n, 1.0) for n in names] + [
-            ("update_to_weight", n, v) for n, v in zip(names, row, strict=True)
-        ]
+        rows += [("weight_norm", n, 1.0) for n in names]
+        rows += [(q, n, v) for n, v in zip(names, row, strict=True) for q in ("update_to_weight", "update_max")]
         alarms.record(pd.DataFrame(rows, columns=["quantity", "layer", "value"]).assign(log10_value=0.0), step)
     assert [layer for _, layer, _ in alarms.fired] == ["blocks.4.up"]
 
@@ -115,8 +142,8 @@ def test_layers_of_equal_steps_give_an_alarm_as_rarely_as_promised():
     """Layers differ by normal noise that is persistent, so no number of records averages it out."""
     alarms = 0
     for seed in range(200):
-        noise = np.exp(0.3 * np.random.default_rng(seed).normal(size=12)) * np.ones((40, 1))
-        alarms += bool(simulated(noise, np.ones((40, 12))))
+        noise, others, largest = np.exp(0.3 * np.random.default_rng(seed).normal(size=(3, 12)))
+        alarms += bool(simulated([noise] * 6, [others] * 6, largest=[largest] * 6))
     assert alarms <= 6  # expected at most 200 * 0.04 / 3 = 2.7
 
 

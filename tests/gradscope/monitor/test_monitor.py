@@ -94,6 +94,8 @@ def test_updates_between_records(model):
     frame = monitor.to_frame()
     update = frame[(frame["quantity"] == "update_to_weight") & (frame["layer"] == "first")]["value"]
     assert update.to_list() == pytest.approx([float((after - before).norm() / after.norm()) / 5])
+    largest = frame[(frame["quantity"] == "update_max") & (frame["layer"] == "first")]["value"]
+    assert largest.to_list() == pytest.approx([float((after - before).abs().max()) / 5])
 
 
 def random_net():
@@ -131,7 +133,7 @@ def test_records_at_the_same_weights_are_the_same():
         torch.rand(7)
     records = [frame.drop(columns="step").reset_index(drop=True) for _, frame in monitor.to_frame().groupby("step")]
     chosen = ["layer", "quantity", "value", "log10_value"]
-    first, *others = (r[r["quantity"] != "update_to_weight"][chosen].reset_index(drop=True) for r in records)
+    first, *others = (r[~r["quantity"].str.startswith("update")][chosen].reset_index(drop=True) for r in records)
     assert all(other.equals(first) for other in others) and len(others) == 2
     model[3].p = model[6].p = 0.0
     monitor.step()
