@@ -22,7 +22,7 @@ Reference: Efron and Stein (1981), "The jackknife estimate of variance".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from scipy import special
@@ -96,4 +96,11 @@ def mean_cosine(unit_sums: Tensor, members: Tensor) -> Estimate:
     value = (total.square().sum() - count) / (count * (count - 1)).clamp_min(1)
     left_out = (squares - rest) / (rest * (rest - 1)).clamp_min(1)
     grouped = bool((members > 1).any())
-    return jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None)
+    found = jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None, bias=0.0)
+    if found.stderr is None:
+        return found
+    # The variance v grows with the value c: v / c is about v / |mean u|^2.  With the variance of the upper end c + d,
+    # d^2 = v + k d.  The factor c / |mean u|^2 keeps out the part of |mean u|^2 that is noise.
+    square = float(total.square().sum() / count**2)
+    k = special.ndtri(UPPER) * (found.stderr / square) ** 2 * max(float(value), 0.0) / 2
+    return replace(found, mantissa_stderr=k + math.hypot(k, found.stderr))
