@@ -29,7 +29,7 @@ class OneDirection(nn.Module):
         return x.sum(dim=1, keepdim=True).expand(-1, 8) * 1.0
 
 
-@pytest.mark.parametrize("probes", [1, 2, 4])
+@pytest.mark.parametrize("probes", [1, 4])
 def test_the_error_of_an_affine_map_is_that_of_its_probes(probes):
     found = repeated(OneDirection(), 100, probes, 150, scale=0.0)
     # NLC^2 is the mean of 100 squares (v.1)^2 / 8, each over the probes: its variance is 2 (1 - 1/8) / (100 probes).
@@ -56,9 +56,10 @@ class Exponential(nn.Module):
 @pytest.mark.parametrize("num", [40, 120])
 def test_the_interval_covers_in_closed_form(num):
     truth = math.log10(math.exp(0.25) / (4 * math.expm1(0.25))) / 2
-    found = repeated(Exponential(), num, "exact", 150, scale=0.0, width=1)
-    inside = [low <= truth <= high for low, high in (e.interval() for e in found)]
-    assert 0.90 < np.mean(inside) <= 0.99  # the standard error of a coverage of 95 % is 1.8 %
+    found = repeated(Exponential(), num, "exact", 60, scale=0.0, width=1)
+    low, high = np.transpose([e.interval() for e in found])
+    assert np.mean((low <= truth) & (truth <= high)) > 0.88  # the standard error of a coverage of 95 % is 2.8 %
+    assert np.mean(high - low) < 2.2 * 3.92 * np.std([e.log10_value for e in found])
 
 
 def test_batches_of_a_stream_count_as_their_samples():
