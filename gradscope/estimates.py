@@ -169,7 +169,7 @@ def check_level(level: float) -> None:
 
 
 def freedom_of(deviations: npt.ArrayLike) -> float:
-    """Degrees of freedom of a variance that is the mean of the squares of ``deviations`` (n,), from 1 to n - 1."""
+    """Degrees of freedom of a variance that is the mean of the squares of ``deviations`` (n,), from 2 to n - 1."""
     squares = np.square(np.asarray(deviations, dtype=np.float64))
     return float(satterthwaite(squares.sum(), np.square(squares).sum(), len(squares)))
 
@@ -178,31 +178,41 @@ def satterthwaite(second: npt.ArrayLike, fourth: npt.ArrayLike, num: int) -> Flo
     """Degrees of freedom of a variance, from the sums of the second and fourth powers of ``num`` deviations.
 
     Satterthwaite's f = 2 / (sum d^4 / (sum d^2)^2 - 1 / n), as f / 2 - 1: a few values show too little of a heavy tail.
-    The result lies between 1 and n - 1, and is 1 if the deviations are all 0 or not finite.
+    The result lies between 2 and n - 1, and is 2 if the deviations are all 0 or not finite.  One degree of freedom
+    would make intervals several times too wide: where one value dominates, the sum of the squares contains it.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         concentration = np.asarray(fourth) / np.square(second) - 1 / num
     freedom = 1 / np.clip(np.nan_to_num(concentration, nan=1.0), 1e-9, None) - 1
-    return np.clip(freedom, 1.0, max(num - 1.0, 1.0))
+    most = max(num - 1.0, 1.0)
+    return np.clip(freedom, min(2.0, most), most)
 
 
 def lognormal_error(variance: npt.ArrayLike, shape: npt.ArrayLike, num: int) -> FloatArray:
     """Standard error of ln(mean of x), if x is lognormal, from the variance of ln x over ``num`` samples.
 
-    Let s^2 be this variance.  The logarithm of the mean has about the variance w = ln(1 + (exp(s^2) - 1) / n) and the
-    bias -w / 2 (Fenton 1960), so the error is sqrt(w + w^2 / 4).  Unlike the spread of x itself, s^2 can be seen in a
-    few samples.  ``shape``: if each x is the mean of random probes, then 1 / their relative variance; inf if x is
-    exact.  The variance that such noise adds to ln x is trigamma(shape), which is subtracted.  If it exceeds 1, the
-    result is 0.
+    Let s^2 be this variance.  Two formulas hold, and the error is the smaller result of both:
+
+    - The logarithm of the mean has about the variance w = ln(1 + (exp(s^2) - 1) / n) and the bias -w / 2 (Fenton 1960),
+      so the error is sqrt(w + w^2 / 4).  This is right for s <= 1, and three times too large for s = 3.
+    - The samples lie below the quantile 1 - 1 / n, which is z standard deviations above the mean of ln x.  The part of
+      the distribution below it lacks the share 1 - Phi(z - s) of the mean.  So the bias is ln Phi(z - s).  In w,
+      exp(s^2) becomes exp(s^2) Phi(z - 2 s) / Phi(z - s)^2.
+
+    Unlike the spread of x itself, s^2 can be seen in a few samples.  ``shape``: if each x is the mean of random probes,
+    then 1 / their relative variance; inf if x is exact.  The variance that such noise adds to ln x is trigamma(shape),
+    which is subtracted.  If it exceeds 1, the result is 0.
 
     >>> print(f"{lognormal_error(4.0, math.inf, 40):.2f}")  # the first-order error of the mean is 1.16
-    1.02
+    0.79
     """
     noise = special.polygamma(1, np.asarray(shape, dtype=np.float64))
     with np.errstate(invalid="ignore"):
         s2 = np.where(noise < 1, np.clip(np.asarray(variance) - noise, 0.0, 100.0), 0.0)
-    w = np.log1p(np.expm1(s2) / num)
-    error: FloatArray = np.sqrt(w + np.square(w) / 4)
+    s, z = np.sqrt(s2), special.ndtri(1 - 1 / num)
+    w, bias = np.log1p(np.expm1(s2) / num), special.log_ndtr(z - s)
+    below = np.log1p(np.expm1(s2 + special.log_ndtr(z - 2 * s) - 2 * bias) / num)
+    error: FloatArray = np.sqrt(np.minimum(w + np.square(w) / 4, below + np.square(bias)))
     return error
 
 

@@ -86,10 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             complete(Path(name), QUICK, range(growth.FEWEST))
             rates, characteristics = frames([growth.tables_of(Path(name), cell, growth.FEWEST) for cell in QUICK])
             lost, common = growth.weaker(growth.read(Path(name), QUICK), 20)
-            console.print(summary(rates, characteristics, lost, common), estimates.run(Path(name), quick=True))
+            console.print(
+                summary(rates, characteristics, lost, common),
+                estimates.run(Path(name), quick=True, processes=options.processes),
+            )
         return
     if options.part != "growth":
-        console.print(estimates.run(options.output, quick=False))
+        console.print(estimates.run(options.output, quick=False, processes=options.processes))
     if options.part != "estimates":
         console.print(growth_campaign(options))
 

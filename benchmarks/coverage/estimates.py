@@ -16,6 +16,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +40,11 @@ Z = 1.959964
 Replay = tuple[float, float, float]  # value, low, high, on the scale of the interval
 
 
-def run(folder: Path, *, quick: bool) -> pd.DataFrame:
-    """Measure all coverages, write ``estimates.csv`` to the folder and return its rows."""
+def run(folder: Path, *, quick: bool, processes: int = 1) -> pd.DataFrame:
+    """Measure all coverages, each part in one of the processes, write ``estimates.csv`` and return its rows."""
     parts = (statistics, gradients, probes, streams, nonlinearity, parameters, depths)
-    frame = pd.concat([complete(folder / "runs", part, quick=quick) for part in parts], ignore_index=True)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        frame = pd.concat(pool.map(partial(complete, folder / "runs", quick=quick), parts), ignore_index=True)
     frame.to_csv(folder / "estimates.csv", index=False, float_format="%.4g")
     return frame
 

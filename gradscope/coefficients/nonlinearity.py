@@ -8,18 +8,21 @@ Cost: three forward passes and one backward pass per cotangent.  With probes, NL
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import special
 from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
-from gradscope.estimates import UPPER, Estimate, freedom_of, lognormal_error
+from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.reductions import Tally
+from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
@@ -59,10 +62,9 @@ def nlc(
 
     Returns:
         An `Estimate`, with an ``interval()``.  Its standard error covers both the choice of samples (through J, Cov_x
-        and Cov_f) and the probes: to first order, or that of `gradscope.estimates.lognormal_error` if its interval is
-        wider.  ``num_probes`` is 0 if exact.  If samples are coupled (batch normalization), J is the Jacobian of the
-        whole batch, and the inputs of different samples vary independently.  The error is None for coupled samples,
-        and for fewer than 30.
+        and Cov_f) and the probes, as for the GSC of a stream of samples.  ``num_probes`` is 0 if exact.  If samples are
+        coupled (batch normalization), J is the Jacobian of the whole batch, and the inputs of different samples vary
+        independently.  The error is None for coupled samples, for fewer than 30, and for an NLC of 0.
 
     Cost: three forward passes, and one backward pass and N^2 d operations per cotangent.  Memory: the data, and one
     N x N matrix per cotangent of a batch of cotangents.
@@ -93,28 +95,34 @@ def nlc(
     spread = f.square().sum(dim=1).cpu().numpy()
     if not spread.any():
         raise ValueError("The target is the same for all samples, so NLC is not defined.")
-    rows, num_probes, coupled = [], 0, False
+    rows, gains, num_probes, coupled = [], [], 0, False
     for batch in batches:
         recorded = captured(batch)
         needed = needed_for_exact(recorded.target, recorded.batch_size, coupled=recorded.coupled)
         cotangents = chosen(recorded.target, needed, probes, generator)
         num_probes, coupled = max(num_probes, cotangents.num_probes), coupled or recorded.coupled
-        rows.append(_stretched(recorded, cotangents, x))
+        moved, exponent, gain = _stretched(recorded, cotangents, x)
+        rows.append((moved, exponent))
+        gains.append(gain)
     common = max(exponent for _, exponent in rows)
     moved = np.concatenate([np.ldexp(m, 2 * (e - common)) for m, e in rows])  # (N, N): sample b, direction x_c
     numerator, denominator = float(moved.mean()), float(spread.mean())
-    ratio = numerator / denominator
+    estimate = Estimate(numerator / denominator, None, 2 * common, num_probes)
+    if coupled or len(x) < FEWEST or numerator == 0:
+        return estimate.sqrt()
     # Each sample contributes three times: as the point where J is taken, as a direction, and to the target's spread.
-    influence = (moved.mean(axis=1) + moved.mean(axis=0) - 2 * numerator - ratio * (spread - denominator)) / denominator
-    num, gains = len(influence), moved.mean(axis=1)
-    error, freedom = float(influence.std(ddof=1)) / math.sqrt(num), freedom_of(influence)
-    # A probe has at most the relative variance 2 of a Jacobian of rank one.
-    logs = np.log(np.where(gains > 0, gains, np.nan))
-    lognormal = ratio * float(lognormal_error(logs.var(ddof=1), num_probes / 2 if num_probes else math.inf, num))
-    if lognormal * special.stdtrit(num - 1, UPPER) > error * special.stdtrit(freedom, UPPER):
-        error, freedom = lognormal, num - 1.0
-    known = num >= FEWEST and not coupled
-    return Estimate(ratio, error if known else None, 2 * common, num_probes, freedom).sqrt()
+    directions = moved.mean(axis=0) / numerator
+    ends = np.cumsum([len(m) for m, _ in rows])[:-1]
+    parts = zip(gains, np.split(directions, ends), np.split(spread, ends), strict=True)
+    tally = reduce(Tally.merge, (_tally(*part) for part in parts))
+    error = float(np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample)[0]) * math.log(10)
+    return replace(estimate, mantissa_stderr=estimate.mantissa * error, freedom=float(tally.sample_freedom[0])).sqrt()
+
+
+def _tally(gain: Gain, directions: FloatArray, spread: FloatArray) -> Tally:
+    """NLC^2 of one batch as a coefficient in the notation of `gradscope.coefficients.reductions`."""
+    p, q = (Length(squares[None], np.zeros(1, dtype=np.int64)) for squares in (directions, spread))
+    return Tally.of(gain, p, q, sizes=[len(spread)], reduction="batch", batch_size=len(spread))
 
 
 def _values(captured: Capture) -> tuple[Tensor, Tensor]:
@@ -128,8 +136,11 @@ def _values(captured: Capture) -> tuple[Tensor, Tensor]:
     return torch.cat(parts, dim=1), target
 
 
-def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[FloatArray, int]:
-    """|J_b x_c|^2 for every sample b of the batch and centered input x_c, (B, N), as ``mantissas * 4**exponent``."""
+def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[FloatArray, int, Gain]:
+    """|J_b x_c|^2 for every sample b of the batch and centered input x_c, (B, N), as ``mantissas * 4**exponent``.
+
+    The gain has the means over c, for the errors.
+    """
     sources = [lookup(captured.reached, name, captured.elsewhere) for name in captured.source_names]
     ends = np.cumsum([source.size // captured.batch_size for source in sources])[:-1].tolist()
     directions = x.tensor_split(ends, dim=1)
@@ -141,6 +152,7 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
     each = 8 * captured.batch_size * max(x.shape)
     step = max(1, peak_bytes(x.device) // each)
     total, common = np.zeros((captured.batch_size, len(x))), -(1 << 60)
+    norms, exponents = [], []
     route = TrunkRoute(captured.graph, sources)
     with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
         for first in range(0, cotangents.num, step):
@@ -150,5 +162,10 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
             total, common = np.ldexp(total, 2 * max(common - top, -2000)), top
             for number in range(window.num):
                 parts = [np.ldexp(reading.values[number], reading.exponents[number] - common) for reading in readings]
-                total += np.square(sum(parts))
-    return total / (cotangents.num_probes or 1), common
+                square = np.square(sum(parts))
+                total += square
+                norms.append(np.sqrt(square.mean(axis=1)))
+                exponents.append(common)
+    num_fixed = 0 if cotangents.num_probes else len(norms)
+    gain = Gain.of(np.array([norms]), np.array([exponents]), num_fixed=num_fixed, coupled=False)
+    return total / (cotangents.num_probes or 1), common, gain

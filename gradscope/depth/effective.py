@@ -28,6 +28,7 @@ from gradscope.backward.cotangents import Cotangents, chosen, generator_or_defau
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.backward.sweep import sweep
 from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
+from gradscope.estimates import satterthwaite
 from gradscope.forward.inputs import Forward
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
@@ -46,7 +47,8 @@ class EffectiveDepth:
     """Contributions to the Jacobian of a network in which the changes of lambda = 0, 1, 2, ... layers act together.
 
     ``log10_values``: log10 of the share |C^lambda|_F / (|C^0|_F + |C^1|_F + ...) over the batch.  ``log10_stderr``: the
-    standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if unknown.  ``log10_cancellation``:
+    standard error, over samples if ``num_probes`` is 0, otherwise over probes; NaN if unknown.  ``freedom``: its
+    degrees of freedom, fewer if a few samples dominate (`gradscope.estimates.satterthwaite`).  ``log10_cancellation``:
     log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the output with respect to the first trunk
     tensor: 0 if contributions add up, large if they cancel because little of the initial network is left.  ``layers``:
     units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each unit, -inf if nothing changed.
@@ -55,6 +57,7 @@ class EffectiveDepth:
 
     log10_values: FloatArray
     log10_stderr: FloatArray
+    freedom: FloatArray
     log10_cancellation: float
     layers: tuple[str, ...]
     log10_changes: FloatArray
@@ -84,7 +87,7 @@ class EffectiveDepth:
         An exact result of coupled samples holds for this batch alone, and both ends are equal.
         """
         error = np.nan_to_num(self.log10_stderr) if self.coupled and not self.num_probes else self.log10_stderr
-        margin = error * special.stdtrit(max(1, (self.num_probes or self.num_samples) - 1), 0.975)
+        margin = error * special.stdtrit(self.freedom, 0.975)
         return self.log10_values - margin, self.log10_values + margin
 
     @property
@@ -171,10 +174,11 @@ def effective_depth(
     with alone, state_restored(captured.replay.modules) as state, state, pulling():  # checkpointed layers run again
         changes, errors = _changes(captured, now, then, generator)
         found = _lengths(captured, now, then, cotangents)
-    values, stderr, cancellation = _shares(found, exact=cotangents.num_probes == 0)
+    values, stderr, freedom, cancellation = _shares(found, exact=cotangents.num_probes == 0)
     return EffectiveDepth(
         log10_values=values,
         log10_stderr=stderr,
+        freedom=freedom,
         log10_cancellation=cancellation,
         layers=tuple(segment.name for segment in now),
         log10_changes=changes,
@@ -243,8 +247,8 @@ def _changes(
     return np.array(values), np.array(errors)
 
 
-def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, float]:
-    """log10 of the share of every C^lambda, its error to first order, and log10 of sum |C^lambda|_F / |J|_F."""
+def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+    """log10 of every C^lambda's share, its first-order error with freedom, and log10 of sum |C^lambda|_F / |J|_F."""
     # (samples or probes, terms): the error is over samples if exact, else over probes.
     squares = np.square(lengths).sum(axis=0).T if exact else np.square(lengths).sum(axis=2)
     means = squares.mean(axis=0)
@@ -254,11 +258,13 @@ def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray
     shares = roots[1:] / roots[1:].sum()
     relative = squares[:, 1:] / np.where(means[1:] > 0, means[1:], 1.0)
     influence = (relative - (relative @ shares)[:, None]) / 2
+    deviations = influence - influence.mean(axis=0)
+    freedom = satterthwaite(np.square(deviations).sum(axis=0), (deviations**4).sum(axis=0), len(squares))
     errors = np.full(len(shares), np.nan)
     if len(squares) > 1:
         errors = np.where(shares > 0, influence.std(axis=0, ddof=1), 0.0) / math.sqrt(len(squares)) / math.log(10)
     with np.errstate(divide="ignore"):
-        return np.log10(shares), errors, float(np.log10(roots[1:].sum() / roots[0]))
+        return np.log10(shares), errors, freedom, float(np.log10(roots[1:].sum() / roots[0]))
 
 
 def _log10_root_of_ratio(numerators: FloatArray, denominators: FloatArray) -> tuple[float, float]:

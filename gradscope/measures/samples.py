@@ -4,7 +4,7 @@ With t_i, the value without sample i, and t, the value of all B samples (logarit
 
     variance            (B - 1) / B sum_i d_i^2,   d_i = t_i - mean t
     bias                (B - 1) (mean t - value)
-    degrees of freedom  f / 2 - 1,   f = 2 / (sum_i d_i^4 / (sum_i d_i^2)^2 - 1 / B)   (1 to B - 1)
+    degrees of freedom  f / 2 - 1,   f = 2 / (sum_i d_i^4 / (sum_i d_i^2)^2 - 1 / B)   (2 to B - 1)
 
 f is Satterthwaite's formula for this variance.  It is halved because the batch shows too little of a heavy tail.  The
 standard error is sqrt(variance + bias^2), multiplied by the 97.5 % quantile of Student's t over that of the normal
@@ -16,13 +16,17 @@ The length of a mean of vectors has stricter rules.  Noise makes it larger, and 
 also shows a small bias and a small spread.  So the bias must stay below half of `BIAS` times the spread, the spread of
 the logarithm below `SPREAD`, and the error holds for the worst case: the bias is added to 1.96 spreads, not its square.
 
+A mean cosine c of unit vectors u_b is unbiased.  Its variance v is nearly proportional to |mean u|^2, so a batch with a
+small value shows a small spread.  Its error d / 1.96 therefore contains the variance of the upper end c + d: d solves
+d^2 = 1.96^2 v (1 + d c / |mean u|^4).  The second c / |mean u|^2 keeps out the part of |mean u|^2 that is noise.
+
 Reference: Efron and Stein (1981), "The jackknife estimate of variance".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from scipy import special
@@ -96,4 +100,10 @@ def mean_cosine(unit_sums: Tensor, members: Tensor) -> Estimate:
     value = (total.square().sum() - count) / (count * (count - 1)).clamp_min(1)
     left_out = (squares - rest) / (rest * (rest - 1)).clamp_min(1)
     grouped = bool((members > 1).any())
-    return jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None)
+    found = jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None, bias=0.0)
+    if found.stderr is None or value <= 0:
+        return found
+    # With k = z^2 v c / |mean u|^4 / 2, the solution is d = k + sqrt(k^2 + z^2 v).  Here, both are divided by z.
+    square = float(total.square().sum() / count**2)
+    k = special.ndtri(UPPER) * (found.stderr / square) ** 2 * float(value) / 2
+    return replace(found, mantissa_stderr=k + math.hypot(k, found.stderr))

@@ -73,14 +73,15 @@ def test_no_values():
 
 def test_degrees_of_freedom_by_hand():
     assert freedom_of([2.0, -2.0, 2.0, -2.0]) == 3  # equal squares: n - 1
-    assert freedom_of([1.0, 0.0, 0.0, 0.0, 0.0]) == 1  # one value dominates
+    assert freedom_of([1.0, 0.0, 0.0, 0.0, 0.0]) == 2  # one value dominates
     # Squares 4 and eight times 1: sum d^4 / (sum d^2)^2 = 24 / 144, so f / 2 - 1 = 1 / (1/6 - 1/9) - 1 = 17, at most 8.
     assert freedom_of([2.0, *[1.0] * 8]) == 8
     # Squares 9 and eight times 1: 89 / 289 - 1 / 9 = 512 / 2601.
     assert freedom_of([-3.0, *[1.0] * 8]) == pytest.approx(2601 / 512 - 1, rel=1e-12)
-    assert freedom_of([1e-200 * d for d in (-3.0, *[1.0] * 8)]) == 1  # the squares are 0
+    assert freedom_of([1e-200 * d for d in (-3.0, *[1.0] * 8)]) == 2  # the squares are 0
     for unknown in ([0.0, 0.0], [1.0], [math.nan, 1.0], [math.inf, 1.0]):
-        assert freedom_of(unknown) == 1
+        assert freedom_of(unknown) == 1  # n - 1, which is less than 2
+    assert freedom_of([math.nan, 1.0, 2.0, 3.0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,18 @@ def test_the_error_of_the_mean_of_lognormal_numbers():
     # Eight probes of rank one: ln of a mean of eight squares of normal numbers has the variance trigamma(4).
     noise = math.pi**2 / 6 - 1 - 1 / 4 - 1 / 9
     assert lognormal_error(math.log(5) + noise, 4, 4) == pytest.approx(math.sqrt(w + w**2 / 4), rel=1e-12)
+    # ln 5 with n = 1000 samples is seen well: both formulas hold, and the first-order error is sqrt(4 / 1000).
+    assert lognormal_error(math.log(5), math.inf, 1000) == pytest.approx(math.sqrt(4 / 1000), rel=0.01)
     # A single probe: trigamma(1/2) = pi^2 / 2 exceeds 1.  Unknown variances count as 0.
     assert lognormal_error(9.0, 0.5, 4) == 0
     assert lognormal_error(0.1, 4, 4) == 0
+
+
+@pytest.mark.parametrize("num", [15, 40, 160])
+@pytest.mark.parametrize("s", [0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+def test_the_error_of_a_lognormal_mean_is_that_of_simulated_means(s, num):
+    # Half the width of the interval that contains the logarithm of 95 % of all means; its own error is 2 %.
+    logs = np.random.default_rng(0).normal(scale=s, size=(4000, num))
+    margin = np.quantile(abs(np.log(np.exp(logs).mean(axis=1)) - s**2 / 2), 0.95)
+    # Fenton's formula alone is up to 3.2 times as wide.
+    assert 0.95 < 1.96 * lognormal_error(s**2, math.inf, num) / margin < 1.55

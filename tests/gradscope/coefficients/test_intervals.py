@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy import special
+from scipy import special, stats
 
 import gradscope as gs
 from gradscope.backward.cotangents import find_subspaces
@@ -146,3 +146,16 @@ def test_the_mean_of_few_lognormal_samples():
             # The spread of 40 samples alone would give 85 %.
             inside = abs(tally.log10_values - truth) <= error * special.stdtrit(tally.sample_freedom, 0.975)
             assert 0.93 <= inside.mean() <= 0.98, (probes, reduction, inside.mean())
+
+
+@pytest.mark.parametrize("fixed", [0.0, 0.6])
+@pytest.mark.parametrize("freedom", [3.0, np.inf])
+def test_the_interval_due_to_probes_is_that_of_a_chi_square(fixed, freedom):
+    # A share of 1 - fixed is k-th of a chi-square with k = 7 degrees of freedom; its relative variance is 2 / k.
+    k, value, random = 7, 1.5, 1 - fixed
+    error = random * np.sqrt(2 / k) / np.log(10)
+    low, high = probe_interval(np.array([value]), np.array([error]), np.array([fixed]), np.array([freedom]), 0.95)
+    wider = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+    for end, quantile in ((low, 0.975), (high, 0.025)):
+        expected = fixed + random * (k / stats.chi2.ppf(quantile, k)) ** wider
+        assert end[0] == pytest.approx(value + np.log10(expected), rel=1e-9)

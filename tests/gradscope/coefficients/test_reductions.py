@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
@@ -176,3 +177,48 @@ def test_a_gradient_of_exact_zeros_is_zero():
     tally = tally_of(gain_of(np.zeros((1, 2, 3))), np.ones(3), np.ones(3))
     assert tally.log10_values[0] == -math.inf
     assert tally.log10_stderr_probe[0] == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_freedom_of_the_variance_due_to_probes_is_that_of_satterthwaite(seed):
+    random = RNG(seed).chisquare(1, size=(4, 6)) * np.arange(1, 7)
+    tally = tally_of(gain_of(random[None]), np.ones(6), np.ones(6))
+    variances = random.var(axis=0, ddof=1) / 4
+    assert tally.probe_freedom[0] == pytest.approx(variances.sum() ** 2 / np.sum(variances**2 / 3), rel=1e-12)
+    # If all samples had the same relative noise.
+    mean = random.mean(axis=0)
+    equal = np.mean(variances / mean**2) * np.sum(mean**2)
+    expected = math.sqrt(max(equal, variances.sum())) / mean.sum() / math.log(10)
+    assert tally.log10_stderr_cautious[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("probes", [0, 2, 6])
+@pytest.mark.parametrize("seed", range(12))
+def test_the_sampling_error_is_the_wider_of_two_by_hand(probes, seed):
+    rng, num = RNG(seed), 12
+    a = np.exp(0.3 * (1 + seed % 4) * rng.normal(size=num))
+    random = a * rng.chisquare(2, size=(probes, num)) / 2 if probes else a[None]
+    tally = tally_of(gain_of(random[None], num_fixed=int(not probes)), np.ones(num), np.ones(num))
+    x, noise = random.mean(axis=0), random.var(axis=0, ddof=1) / probes if probes else np.zeros(num)
+    of_probes, d = noise.sum() / (num * x.mean()) ** 2, x / x.mean() - 1
+    spread = max(d.var(ddof=1) / num - of_probes, 0)
+    freedom = np.clip(1 / ((d**4).sum() / (d**2).sum() ** 2 - 1 / num) - 1, 2, num - 1)
+    relative = np.mean(noise / x**2)
+    subtracted = special.polygamma(1, 1 / relative - 1) if probes else 0.0
+    s2 = max(np.log(x).var(ddof=1) - subtracted, 0) if subtracted < 1 else 0.0
+    z, s = stats.norm.ppf(1 - 1 / num), math.sqrt(s2)
+    w, share = math.log1p(math.expm1(s2) / num), stats.norm.cdf(z - s)
+    below = math.log1p((math.exp(s2) * stats.norm.cdf(z - 2 * s) / share**2 - 1) / num)
+    lognormal = min(w + w**2 / 4, below + math.log(share) ** 2)
+    widths = [stats.t.ppf(0.975, f) * math.sqrt(v + of_probes) for v, f in ((spread, freedom), (lognormal, num - 1))]
+    variance, expected = ((spread, freedom), (lognormal, num - 1))[int(widths[1] > widths[0])]
+    assert tally.log10_stderr_sample[0] * math.log(10) == pytest.approx(math.sqrt(variance), rel=1e-9, abs=1e-12)
+    assert tally.sample_freedom[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_fewer_than_ten_samples_have_no_interval():
+    nine, ten = (
+        tally_of(gain_of(np.arange(1.0, n + 1)[None, None], num_fixed=1), np.ones(n), np.ones(n)) for n in (9, 10)
+    )
+    assert np.isnan(nine.sample_freedom[0])
+    assert ten.sample_freedom[0] == pytest.approx(9, rel=0.2)

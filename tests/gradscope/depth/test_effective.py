@@ -279,3 +279,14 @@ def test_bad_input_is_named():
         gs.effective_depth(model, x, initial=copy.deepcopy(model), probes=0)
     with pytest.raises(ValueError, match=r"tolerance must be between 0 and 1, got 1.5"):
         gs.effective_depth(model, x, initial=copy.deepcopy(model)).at(1.5)
+
+
+def test_a_sample_that_dominates_leaves_few_degrees_of_freedom():
+    generator = torch.Generator().manual_seed(4)
+    model, before = trained(gs.models.MLP(depth=4, width=10, generator=generator).double(), 0.1)
+    x = torch.randn(20, 10, dtype=torch.float64, generator=generator)
+    x[1:] *= 30  # tanh saturates: nearly all of the Jacobian is that of the first sample, of 19 degrees of freedom
+    found = gs.effective_depth(model, x, initial=before, probes="exact")
+    assert (found.freedom < 7).all() and (found.freedom >= 2).all()
+    low, high = found.contribution_intervals()
+    np.testing.assert_allclose((high - low) / 2, stats.t.ppf(0.975, found.freedom) * found.log10_stderr, rtol=1e-9)
