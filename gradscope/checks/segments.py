@@ -197,7 +197,7 @@ def _merged(
     made: list[Segment] = []
     ends |= {t.grad_fn for call in calls.values() for t in leaf_tensors(call.output) if t.grad_fn is not None}
     begins = {call.received.grad_fn for call in calls.values() if call.received is not None}
-    for group, after in zip(groups, [*groups[1:], None], strict=True):
+    for group, after in zip(groups, [*groups, None][1:], strict=True):
         first, parts = calls[group[0]], tuple(modules[name] for name in group)
         kind = _kind(parts[0], first)
         if first.copy is None or len(kind) == 1:

@@ -22,7 +22,8 @@ GSC_TITLE = "log10 GSC (squared, no unit)"
 DEPTH_TITLE = "number of layers to the target"
 NAMES_TITLE = "layer, from the target (left) to the input"
 FEW_LAYERS = 24  # up to this many layers, the axis names them
-NAME_WIDTH = 90  # of a layer's name along an axis, in pixels
+NAME_WIDTH = 95  # of a layer's name along an axis, in pixels
+NAME_LENGTH = 13  # of such a name, in characters
 
 
 @cache
@@ -31,6 +32,15 @@ def javascript() -> str:
     import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def short(name: str) -> str:
+    """Return the end of a name, which tells layers apart, for an axis.
+
+    >>> short("transformer.h.0"), short("layers.1")
+    ('…nsformer.h.0', 'layers.1')
+    """
+    return name if len(name) <= NAME_LENGTH else f"…{name[1 - NAME_LENGTH :]}"
 
 
 def curves(rows: pd.DataFrame, *, names: Sequence[str] = ()) -> Spec:
@@ -46,7 +56,7 @@ def curves(rows: pd.DataFrame, *, names: Sequence[str] = ()) -> Spec:
     several, theory = rows["network"].nunique() > 1, (rows["kind"] == THEORY).any()
     ticks: dict[str, Any] = {"labelAngle": 0}
     if names:
-        label = f"{json.dumps(list(names))}[datum.value]"
+        label = f"{json.dumps([short(name) for name in names])}[datum.value]"
         ticks = {"labelAngle": -45, "values": list(range(len(names))), "labelExpr": label}
     axis = alt.Axis(labelLimit=NAME_WIDTH, tickMinStep=1, grid=False, **ticks)
     x = alt.X("depth:Q", title=NAMES_TITLE if names else DEPTH_TITLE, axis=axis, scale=alt.Scale(nice=False, padding=8))
@@ -85,7 +95,9 @@ def heat_map(table: pd.DataFrame, row: str, column: str) -> Spec:
     finite = table.to_numpy(dtype=float)
     finite = finite[np.isfinite(finite)]
     largest = float(np.abs(finite).max()) if finite.size and np.abs(finite).max() > 0 else 1.0
-    axis = alt.Axis(labelLimit=NAME_WIDTH, labelOverlap="greedy", labelSeparation=4, ticks=False, grid=False)
+    longer = {name: short(name) for name in map(str, (*table.index, *table.columns)) if len(name) > NAME_LENGTH}
+    label: dict[str, Any] = {"labelExpr": f"{json.dumps(longer)}[datum.value] || datum.label"} if longer else {}
+    axis = alt.Axis(labelLimit=NAME_WIDTH, labelOverlap="greedy", labelSeparation=4, ticks=False, grid=False, **label)
     rows, columns = (alt.Scale(domain=list(map(str, names))) for names in (table.index, table.columns))
     chart = (
         alt.Chart(alt.NamedData("cells"))

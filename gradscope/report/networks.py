@@ -101,10 +101,9 @@ def _rates(growth: pd.DataFrame) -> Section:
         "at 1 marks neither growth nor shrinking."
     )
     chart = charts.rates(growth) if growth["rate"].notna().any() else None
-    return Section(
-        "Growth of every network", chart=chart, caption=caption, table=tables.html(table, "Growth of GSC per layer"),
-        filter=True,
-    )  # fmt: skip
+    interval = [name for name in ("rate per layer", "95 % low", "95 % high") if name in table]
+    rendered = tables.html(table, "Growth of GSC per layer", interval=interval if len(interval) == 3 else ())
+    return Section("Growth of every network", chart=chart, caption=caption, table=rendered, filter=True)
 
 
 def _curves(means: dict[str, pd.DataFrame], theory: pd.DataFrame | None) -> Section:
@@ -131,7 +130,8 @@ def _all_layers(frame: pd.DataFrame, means: dict[str, pd.DataFrame]) -> Section:
         table, _ = tables.of_layers(own, statistics.reset_index())
         parts.append(table.assign(network=name))
     table = pd.concat(parts, ignore_index=True)
-    table = table.rename(columns={"95 % low": "low", "95 % high": "high"})
+    table = table.rename(columns=dict(zip(tables.INTERVAL[1:], ("low", "high"), strict=True)))
     table = table[["network", *(column for column in table if column != "network")]]
-    caption = "Means over repetitions; low and high are one standard deviation, or the interval of a single network"
-    return sections.sortable("Layers", table, pd.DataFrame(index=table.index), caption)
+    caption = "Means over repetitions; low and high are one standard deviation, or the interval of a single network."
+    interval = tables.INTERVAL[0], "low", "high"
+    return sections.sortable("Layers", table, pd.DataFrame(index=table.index), caption, interval)

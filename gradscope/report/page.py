@@ -22,7 +22,7 @@ from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, stream
 from gradscope.forward.modules import unwrap
-from gradscope.measures.measuring import measure
+from gradscope.measures.measuring import GRADIENT_MEASURES, measure
 from gradscope.monitor.monitor import Monitor
 from gradscope.report import sections, words
 from gradscope.report.sections import Section
@@ -30,6 +30,10 @@ from gradscope.report.writing import require_packages, write
 
 # What a measurement raises if a model does not allow it; the page then holds the reason.
 REFUSED = (ValueError, TypeError, ArithmeticError, NotImplementedError, RuntimeError)
+# What the page says then, before the reason.
+ACTIVATIONS, GRADIENTS = "Statistics of activations are missing.", "Statistics of gradients are missing."
+PAIRS, COMPARISON = "Pairs of layers were not measured.", "Layers were not compared."
+TESTS = "The self-test did not run."
 
 
 def report(
@@ -85,32 +89,37 @@ def report(
     if stream(data, forward=forward, loss_fn=loss_fn) is not None:
         raise ValueError(
             f"A report describes one batch, but data is a stream of batches ({type(data).__name__}): give one batch, "
-            "such as next(iter(loader))."
+            "such as next(iter(loader)); without loss_fn=, leave out its labels."
         )
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     training = sections.monitored(monitor)
     inputs, own = data if loss_fn is None else data[0], unwrap(model)
     options: dict[str, Any] = {"forward": forward, "probes": probes, "generator": generator}
     about: dict[str, Any] = {"forward": forward, "loss_fn": loss_fn}
-    notes: list[str] = []
+    refused: dict[str, str] = {}  # why the model does not allow a measurement
     begin = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         profile = gsc(model, inputs, **options)
-        pairs = _tried(lambda: gsc_matrix(model, inputs, **options), "All pairs", notes) if matrix else None
-        statistics = _tried(lambda: measure(model, data, **about), "Statistics", notes)
+        pairs = _tried(lambda: gsc_matrix(model, inputs, **options), PAIRS, refused) if matrix else None
+        parts = [_tried(lambda: measure(model, inputs, forward=forward), ACTIVATIONS, refused)]
+        if loss_fn is not None:
+            gradients = lambda: measure(model, data, **about, measures=GRADIENT_MEASURES)  # noqa: E731
+            parts.append(_tried(gradients, GRADIENTS, refused))
+        measured = [part for part in parts if part is not None]
+        statistics = pd.concat(measured, ignore_index=True) if measured else None
         tests = check if isinstance(check, Report) else None
         if check is True:
-            tests = _tried(lambda: checked(model, data, **about), "Self-test", notes)
+            tests = _tried(lambda: checked(model, data, **about), TESTS, refused)
         comparison = compare if isinstance(compare, Comparison) else None
         if compare is True:
-            comparison = _tried(lambda: compared(model, inputs, **options), "Comparison", notes)
+            comparison = _tried(lambda: compared(model, inputs, **options), COMPARISON, refused)
     seconds = time.perf_counter() - begin
-    notes += [f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in caught)]
+    notes = dict.fromkeys(str(each.message) for each in caught)
 
     rows, predicted = profile.rows_to(), sections.theory(comparison)
     growth, reason = _growth(profile)
-    headline, facts = words.verdict(rows, growth, reason)
+    kind, headline, facts = words.verdict(rows, growth, reason)
     given = {**about, "generator": generator, "check": check, "compare": compare, "matrix": matrix, "monitor": monitor}
     changed = {name: value for name, value in given.items() if value is not None and value is not True}
     made = [
@@ -120,34 +129,49 @@ def report(
         *words.versions(),
         ("Time", f"{seconds:.1f} s for all measurements"),
     ]
-    parts = [
+    lacking = [refused[what] for what in (ACTIVATIONS, GRADIENTS) if what in refused]
+    rest = [*words.basis(profile, own, batch.samples, growth is not None), *(("Warning", text) for text in notes)]
+    page = [
         sections.profile(rows, predicted),
-        *([sections.pairs(pairs)] if pairs else []),
-        sections.layers(rows, statistics, predicted),
+        *_section(pairs, sections.pairs, sections.PAIRS, refused.get(PAIRS)),
+        sections.layers(rows, statistics, predicted, lacking),
         *training,
-        *([sections.comparison(comparison)] if comparison else []),
-        *([sections.self_test(tests)] if tests else []),
-        Section(
-            "What the numbers rest on",
-            facts=[*words.basis(profile, own, batch.samples), *(("Note", note) for note in notes)],
-        ),
+        *_section(comparison, sections.comparison, sections.COMPARED, refused.get(COMPARISON)),
+        *_section(tests, sections.self_test, sections.TESTS, refused.get(TESTS)),
+        Section("What the numbers rest on", facts=rest),
         Section("How this page was made", facts=made),
     ]
     name, size = type(own).__name__, sum(parameter.numel() for parameter in own.parameters())
-    line = f"{name}, {len(rows) - 1} layers, {size:,} parameters, batch of {batch.size} samples"
-    kind = growth.verdict if growth else ""
+    layers, samples = (
+        f"{num} {word}{'s' * (num != 1)}" for num, word in ((len(rows) - 1, "layer"), (batch.size, "sample"))
+    )
+    line = f"{name}, {layers}, {size:,} parameters, batch of {samples}"
     return write(
-        Path(path), title or f"Gradients of {name}", line, headline, kind, [*_alerts(tests, comparison), *facts], parts
+        Path(path),
+        title or f"Gradients of {name}",
+        line,
+        headline,
+        kind,
+        [*_alerts(tests, None if training else comparison), *facts],
+        page,
     )
 
 
-def _tried(call: Callable[[], Any], what: str, notes: list[str]) -> Any:
-    """The result of a measurement; None if the model does not allow it, with the reason in ``notes``."""
+def _tried(call: Callable[[], Any], what: str, refused: dict[str, str]) -> Any:
+    """The result of a measurement; None if the model does not allow it, with the reason in ``refused``."""
     try:
         return call()
     except REFUSED as error:
-        notes.append(f"{what}: not measured. {error}")
+        text = str(error)
+        if what == ACTIVATIONS:  # the rest says how else to call gs.measure
+            text = f"{text.partition('. ')[0].rstrip('.')}."
+        refused[what] = f"{what} {text}"
         return None
+
+
+def _section(result: Any, shown: Callable[[Any], Section], title: str, reason: str | None) -> list[Section]:
+    """The section on a result, or one with the reason why there is none; nothing if it was not asked for."""
+    return [shown(result)] if result is not None else [Section(title, [reason])] if reason else []
 
 
 def _growth(result: Profile) -> tuple[Growth | None, str]:

@@ -10,12 +10,29 @@ import pandas as pd
 
 from gradscope import frames
 from gradscope.checks.comparison import Comparison
-from gradscope.checks.report import Report
+from gradscope.checks.report import FAILED, PASSED, SKIPPED, Report
 from gradscope.coefficients.profiles import Matrix
 from gradscope.monitor.monitor import Monitor
 from gradscope.report import charts, tables, words
 
+PAIRS, COMPARED, TESTS = "All pairs of layers", "Is a layer odd?", "Is it measured correctly?"
+MOST_NAMED = 4  # odd layers that the text names
 MOST_STEPS = 24  # records of a monitor that the page shows
+WIDE = 8  # columns of a table that needs the longer side of a sheet of paper
+SCORES = {"z_length": "z of mean square", "z_growth": "z of growth", "z_weight": "z of weights"}
+EXPECTED = {
+    "log10_gsc": "log10 GSC", "log10_gsc_theory": "log10 GSC, theory",
+    "weight_variance": "weight variance", "weight_variance_nominal": "weight variance, expected",
+}  # fmt: skip
+# What the tests of `gradscope.check` compare.
+TESTED = {
+    "adjoint": "products with the Jacobian, forward and backward",
+    "finite differences": "small changes of the input, and the Jacobian",
+    "independence": "whether one sample changes the others",
+    "probes": "random probes and exact values",
+    "determinism": "a first and a second forward pass",
+    "left alone": "the model before and after the measurement",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class Section:
     table: str = ""
     folded: bool = False
     filter: bool = False
+    wide: bool = False
 
 
 def theory(compare: Comparison | None) -> pd.Series | None:
@@ -64,24 +82,32 @@ def pairs(matrix: Matrix) -> Section:
     table = pd.DataFrame(matrix.log10_values.T, index=list(matrix.targets), columns=list(matrix.sources))
     kept, note = tables.thinned(table, tables.MOST_NAMES)
     return Section(
-        "All pairs of layers", [note] if note else [],
+        PAIRS, [note] if note else [],
         chart=charts.heat_map(kept[list(kept.index)], "target", "source"), caption=words.pairs(matrix),
         table=tables.grid(kept[list(kept.index)], "log10 GSC from each source (column) to each target (row)", "target"),
         folded=True,
     )  # fmt: skip
 
 
-def layers(rows: pd.DataFrame, statistics: pd.DataFrame | None, predicted: pd.Series | None) -> Section:
-    """Return the table of all layers."""
+def layers(
+    rows: pd.DataFrame, statistics: pd.DataFrame | None, predicted: pd.Series | None, missing: Sequence[str]
+) -> Section:
+    """Return the table of all layers; ``missing``: sentences on what it lacks."""
     table, errors = tables.of_layers(rows, statistics, predicted)
-    return sortable("Layers", table, errors, "One row per layer, in the order of execution; ± one standard error")
+    caption = "One row per layer, in the order of execution."
+    if (errors > 0).any(axis=None):
+        caption += " ±: one standard error over the samples of the batch."
+    return sortable("Layers", table, errors, caption, tables.INTERVAL, missing)
 
 
-def sortable(title: str, table: pd.DataFrame, errors: pd.DataFrame, caption: str) -> Section:
+def sortable(
+    title: str, table: pd.DataFrame, errors: pd.DataFrame, caption: str, interval: Sequence[str],
+    texts: Sequence[str] = (),
+) -> Section:  # fmt: skip
     """Return a table that sorts and filters; a very long one is thinned."""
     kept, note = tables.thinned(table, max(1, tables.MOST_CELLS // len(table.columns)))
-    rendered = tables.html(kept, f"{caption}. {note}".strip(), errors=errors.reindex(kept.index))
-    return Section(title, table=rendered, filter=True)
+    rendered = tables.html(kept, f"{caption} {note}".strip(), errors=errors.reindex(kept.index), interval=interval)
+    return Section(title, texts, table=rendered, filter=True, wide=rendered.count('scope="col"') > WIDE)
 
 
 def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
@@ -96,10 +122,7 @@ def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
     table, _ = tables.thinned(table.sort_index(axis=1).T, MOST_STEPS)
     table, _ = tables.thinned(table.T, tables.MOST_NAMES)
     steps = f"{len(table.columns)} of {rows['step'].nunique()} records"
-    caption = (
-        f"log10 GSC of {len(table)} layers (rows) at {steps} (columns). Orange is growth, blue is shrinking. "
-        "The table below holds the numbers."
-    )
+    caption = f"log10 GSC of {len(table)} layers (rows) at {steps} (columns). Orange is growth, blue is shrinking."
     texts = [] if isinstance(monitor, pd.DataFrame) else str(monitor).splitlines()
     return [
         Section(
@@ -112,13 +135,36 @@ def monitored(monitor: Monitor | pd.DataFrame | None) -> list[Section]:
 
 def comparison(compare: Comparison) -> Section:
     """Return what `gradscope.compare` found."""
-    table, note = tables.thinned(compare.to_frame(), tables.MOST_NAMES)
-    table.columns = table.columns.str.replace("_", " ")
-    caption = f"Deviations, and z-scores where theory covers the network. {note}".strip()
-    return Section("Compared with siblings and theory", str(compare).splitlines(), table=tables.html(table, caption))
+    odd: dict[str, str] = {}  # the most conspicuous deviation of each layer
+    for each in compare.deviations:
+        odd.setdefault(each.layer, each.text)
+    facts = [("Odd layer", f"{layer}: {text}.") for layer, text in list(odd.items())[:MOST_NAMED]]
+    none = "" if odd else " None of them deviates."
+    if compare.judged:
+        text = f"{len(compare.judged)} layers were compared with other layers of the same kind.{none}"
+        facts.append(("Same kind", text))
+    frame, caption = compare.to_frame(), "Measured values, and those of theory; z counts standard deviations."
+    if compare.prediction is None:
+        facts.append(("Theory", f"Mean-field theory does not cover this network. {compare.unreadable}"))
+        frame, caption = frame[frame["deviation"] != ""], "Layers that deviate."
+    else:
+        facts.append(("Theory", f"{len(compare.layers)} layers were compared with mean-field theory.{none}"))
+    table, note = tables.thinned(frame, tables.MOST_NAMES)
+    scores = [name for name in SCORES.values() if name in (table := table.rename(columns=SCORES | EXPECTED))]
+    rendered = tables.html(table, f"{caption} {note}".strip(), scores=scores) if len(table) else ""
+    text = "This comparison is for weights as drawn: training makes layers different."
+    return Section(COMPARED, [text], facts=facts, table=rendered, wide=rendered.count('scope="col"') > WIDE)
 
 
 def self_test(check: Report) -> Section:
     """Return the results of `gradscope.check`."""
-    text = "Several ways to measure this model must agree." + ("" if check.passed else " At least one does not.")
-    return Section("Is it measured correctly?", [text], table=tables.html(check.to_frame(), "Results of gs.check"))
+    count = {status: sum(each.status == status for each in check.checks) for status in (PASSED, FAILED, SKIPPED)}
+    text = "Several ways to measure this model must agree. " + (
+        f"{count[FAILED]} of them do not, so numbers of this page may be wrong." if count[FAILED] else "They do."
+    )
+    if count[SKIPPED]:
+        text += f" Skipped: {count[SKIPPED]}; the reason stands beside the test."
+    table = check.to_frame()
+    table.insert(1, "what is compared", table["name"].map(TESTED))
+    table = table.rename(columns={"name": "test", "status": "result", "detail": "details"})
+    return Section(TESTS, [text], table=tables.html(table, "Results of gs.check"))

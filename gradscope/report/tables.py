@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 LAYER = "layer"
+INTERVAL = "log10 GSC", "95 % low", "95 % high"  # of every layer
 MOST_CELLS = 7_000  # of one table with all digits, so that a page stays small enough for an email
 MOST_NAMES = 301  # rows, and columns, of a table of all pairs
 
@@ -23,33 +24,69 @@ def thinned(frame: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
     return frame.iloc[kept], f"{len(kept)} of {len(frame)} rows are shown, evenly spread, to keep the page small."
 
 
-def html(frame: pd.DataFrame, caption: str, *, errors: pd.DataFrame | None = None) -> str:
+def html(
+    frame: pd.DataFrame, caption: str, *, errors: pd.DataFrame | None = None, interval: Sequence[str] = (),
+    scores: Collection[str] = (),
+) -> str:  # fmt: skip
     """Return a frame as an HTML table whose first column names the rows; everything is escaped.
 
-    Numbers are shown with five digits and hold all of them in the attribute ``data-value``.  An unknown number is shown
-    as a dash.  ``errors``: standard errors of some columns, under the same names.
+    Numbers are shown with the digits that their errors support, and hold all digits in the attribute ``data-value``.
+    An exact number has four digits, and one whose error is unknown three.  An unknown number is shown as a dash.
+    Columns that hold nothing are left out.
+
+    Arguments:
+        errors: Standard errors of some columns, under the same names; they are shown after ±.
+        scores: Names of columns whose standard error is one.
+        interval: Names of the columns of a value and of both ends of its interval.  The ends are left out if no row
+            has an interval, because all values are exact or no error is known.
     """
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in frame.columns)
-    columns = [
-        _cells(frame[name], None if errors is None or name not in errors else errors[name]) for name in frame.columns
-    ]
-    first = [f'<th scope="row">{escape(str(name))}</th>' for name in frame.iloc[:, 0]]
-    body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in zip(first, *columns[1:], strict=True))
+    spread = {name: (own.tolist(), "±") for name, own in (() if errors is None else errors.items())}
+    spread |= {name: ([1.0] * len(frame), "") for name in scores}
+    if interval:
+        half = (frame[interval[2]] - frame[interval[1]]) / 2
+        spread |= dict.fromkeys(interval, (half.tolist(), ""))
+        frame = frame if (half > 0).any() else frame.drop(columns=list(interval[1:]))
+    first, *names = frame.columns
+    names = [name for name in names if not frame[name].map(lambda value: missing(value) or value == "").all()]
+    kinds = {name: ' class="number"' * _numeric(frame[name]) for name in names}
+    head = "".join(f'<th scope="col"{kinds.get(name, "")}>{escape(str(name))}</th>' for name in (first, *names))
+    columns = [_cells(frame[name], *spread.get(name, ([0.0] * len(frame), ""))) for name in names]
+    rows = [f'<th scope="row">{escape(str(name))}</th>' for name in frame[first]]
+    body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in zip(rows, *columns, strict=True))
     return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
-def _cells(values: pd.Series, errors: pd.Series | None) -> list[str]:
-    if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+def _cells(values: pd.Series, errors: Sequence[Any], sign: str) -> list[str]:
+    if not _numeric(values):
         return [f"<td>{'' if missing(value) else escape(str(value))}</td>" for value in values]
-    spread = [None] * len(values) if errors is None else errors.tolist()
-    return [_number_cell(value, error) for value, error in zip(values.tolist(), spread, strict=True)]
+    return [_number_cell(value, error, sign) for value, error in zip(values.tolist(), errors, strict=True)]
 
 
-def _number_cell(value: Any, error: Any) -> str:
+def _numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _number_cell(value: Any, error: Any, sign: str) -> str:
     if missing(value):
         return '<td data-value="">–</td>'
-    spread = "" if missing(error) or error == 0 else f" <small>± {number(error, 2)}</small>"
-    return f'<td data-value="{value!r}">{number(value)}{spread}</td>'
+    if missing(error) or not 1e-9 * abs(value) < error < math.inf:  # exact but for rounding, or unknown
+        return f'<td data-value="{value!r}">{number(value, 3 if missing(error) else 4)}</td>'
+    spread = f" <small>{sign} {supported(error, error)}</small>" if sign else ""
+    return f'<td data-value="{value!r}">{supported(value, error)}{spread}</td>'
+
+
+def supported(value: float, error: float) -> str:
+    """Return a number for people, with as many digits as two digits of its error support.
+
+    >>> supported(1.23456, 0.0321), supported(12345.6, 321.0), supported(1.2e-9, 3.4e-8)
+    ('1.235', '12350', '1e−09')
+    """
+    place = math.floor(math.log10(error)) - 1  # of the last digit
+    if 1e-4 <= max(abs(value), error) < 1e6 or not value:
+        text = f"{round(value, -place):.{max(0, -place)}f}" if value else "0"
+    else:
+        text = f"{value:.{max(0, math.floor(math.log10(abs(value))) - place)}e}"
+    return (text if float(text) else text.lstrip("-")).replace("-", "−")
 
 
 def missing(value: Any) -> bool:
@@ -57,13 +94,15 @@ def missing(value: Any) -> bool:
     return bool(value is None or pd.isna(value))
 
 
-def number(value: float, digits: int = 5) -> str:
-    """Return a number for people, such as ``-1.2346``, ``∞`` or ``unknown``."""
+def number(value: float, digits: int = 4) -> str:
+    """Return a number for people, such as ``−1.235``, ``∞`` or ``unknown``."""
     if missing(value):
         return "unknown"
+    if isinstance(value, int):
+        return str(value)
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.{digits}g}".replace("-", "−")
+    return f"{value:#.{digits}g}".rstrip(".").replace("-", "−") if value else "0"
 
 
 def grid(table: pd.DataFrame, caption: str, row: str) -> str:
@@ -105,8 +144,7 @@ def of_layers(
     rows = pd.DataFrame(
         {
             LAYER: units, "layers to the target": gsc["depth_from_output"].to_numpy(),
-            "log10 GSC": gsc["log10_value"].to_numpy(),
-            "95 % low": gsc["log10_low"].to_numpy(), "95 % high": gsc["log10_high"].to_numpy(),
+            **dict(zip(INTERVAL, gsc[["log10_value", "log10_low", "log10_high"]].to_numpy().T, strict=True)),
         }
     )  # fmt: skip
     if theory is not None:

@@ -180,6 +180,8 @@ def test_expectations_that_cannot_be_judged_are_refused():
         gs.compare(Functional(), batch(16, 30), expected={"activation": "tanh"})
     with pytest.raises(gs.UnreadableError, match="Nor are four of its layers or blocks of one kind"):
         gs.compare(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()), batch(4, 1, 3))
+    with pytest.raises(gs.UnreadableError, match="No chain of linear layers"):
+        gs.compare(nn.Linear(6, 3), batch(4, 6))
     conv = nn.Sequential(*(nn.Conv1d(4, 4, 1) for _ in range(5)))
     with pytest.raises(gs.UnreadableError, match="Conv1d where a Linear should begin"):
         gs.compare(conv, batch(4, 4, 3), expected={"initialization": 1.0})

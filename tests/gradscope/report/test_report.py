@@ -75,8 +75,8 @@ def test_the_numbers_are_those_of_the_measurements(written, opened):
     model, (x, labels), _ = written
     pairs, layers, comparison, tests = opened.tables
     profile = gs.gsc(model, x).to_frame().set_index("layer")
-    for name, source in {"log10 GSC": "log10_value", "95 % low": "log10_low", "95 % high": "log10_high"}.items():
-        assert column(layers, name) == profile[source].to_dict()
+    assert column(layers, "log10 GSC") == profile["log10_value"].to_dict()
+    assert "95 % low" not in layers[0]  # exact values have no interval
     measured = gs.measure(model, (x, labels), loss_fn=losses)
     assert set(measured["quantity"].str.replace("_", " ")) <= set(layers[0])
     for quantity, rows in measured.groupby("quantity"):
@@ -88,9 +88,10 @@ def test_the_numbers_are_those_of_the_measurements(written, opened):
     assert tuple(sources) == matrix.sources and tuple(row[0] for row in rows) == matrix.targets
     for place, row in enumerate(rows):  # three decimals
         np.testing.assert_allclose(np.array(row[1:], float), matrix.log10_values[: place + 1, place], atol=5.01e-4)
-    assert [row[1] for row in tests[1:]] == ["passed"] * 6
+    assert [row[2] for row in tests[1:]] == ["passed"] * 6
     theory = gs.compare(model, x).to_frame().set_index("layer")["log10_gsc_theory"]
-    assert column(comparison, "log10 gsc theory") == theory.to_dict()
+    assert column(comparison, "log10 GSC, theory") == theory.to_dict()
+    assert "deviation" not in comparison[0]  # no layer deviates
     assert {name: column(layers, "log10 GSC, theory")[name] for name in theory.index} == theory.to_dict()
 
 
@@ -99,8 +100,9 @@ def test_the_verdict_comes_first_and_says_what_to_do(written, opened):
     growth = gs.gsc(written[0], written[1][0]).growth()
     block = re.search(r'<section class="verdict (\w+)".*?</section>', opened.dom, re.DOTALL)
     assert block.start() < opened.dom.index("<figure") and block[1] == growth.verdict
-    interval = re.search(r"95 % interval [\d.]+ to [\d.]+", str(growth))[0]
-    for text in (interval, "What to do", "Meaning"):
+    ends = re.search(r"multiplied by [\d.]+ \(95 % interval ([\d.]+) to ([\d.]+)\)", block[0])
+    np.testing.assert_allclose([float(ends[1]), float(ends[2])], [growth.rate_low, growth.rate_high], rtol=0.01)
+    for text in ("What to do", "Meaning", f"GSC of the network is {10**growth.total:#.4g}"):
         assert text in block[0]
 
 
@@ -169,8 +171,10 @@ def test_one_layer_has_no_verdict(tmp_path):
     page = gs.report(nn.Linear(3, 2).double(), noise(4, 3), tmp_path / "report.html")
     seen = Opened(page, tmp_path)
     assert seen.console == [] and len(drawn(seen)) == 2
-    assert "No verdict" in seen.dom and "A growth rate needs at least 6 layers" in seen.dom
-    assert "Statistics: not measured. No nonlinearity" in seen.dom  # the reason in place of the measurement
+    assert "No growth rate: GSC of the network is" in seen.dom and "A growth rate needs at least 6 layers" in seen.dom
+    assert "Statistics of activations are missing. No nonlinearity module was called in Linear" in seen.dom
+    assert "Layers were not compared. No chain of linear layers" in seen.dom  # the reason in place of a measurement
+    assert "Interval of the rate" not in seen.dom
     assert "mean-field" not in drawn(seen)[0]
 
 
@@ -193,8 +197,7 @@ def test_zero_coefficients_and_unknown_errors(tmp_path):
     assert seen.console == [] and len(drawn(seen)) == 2
     shown = column(seen.tables[1], "log10 GSC")
     assert shown == profile.set_index("layer")["log10_value"].to_dict()
-    low = profile.set_index("layer")["log10_low"]
-    assert {name: value is None for name, value in column(seen.tables[1], "95 % low").items()} == low.isna().to_dict()
+    assert "95 % low" not in seen.tables[1][0] and "the errors are unknown" in seen.dom
     assert "their GSC is zero or not finite" in drawn(seen)[0]
 
 
