@@ -241,12 +241,19 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
 
 
+# Columns of a record of training that a notebook shows.
+READ = ["step", "layer", "quantity", "value", "log10_value"]
+
+
 def notebook(text: str, table: pd.DataFrame) -> str:
     """Return a text and at most 24 rows of a table as HTML for notebooks, for ``_repr_html_`` of results.
+
+    Columns that hold nothing are left out.
 
     >>> notebook("a < b", pd.DataFrame({"layer": ["a"]}))[:23]
     '<pre>a &lt; b</pre><tab'
     """
+    table = table.loc[:, ~(table.isna() | table.eq("")).all()]
     rows = table.to_html(index=False, max_rows=24, max_cols=12, float_format="{:.3f}".format, na_rep="")
     return f"<pre>{escape(text)}</pre>{rows}"
 

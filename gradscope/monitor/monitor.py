@@ -197,7 +197,7 @@ class Monitor:
 
     def _repr_html_(self) -> str:
         """Return what ``print`` shows and a table of the last record as HTML, for notebooks."""
-        return frames.notebook(str(self), self._records[-1] if self._records else pd.DataFrame())
+        return frames.notebook(str(self), self._records[-1][frames.READ] if self._records else pd.DataFrame())
 
     @property
     def skipped(self) -> int:

@@ -102,3 +102,10 @@ def test_names_of_layers_survive_every_file(tmp_path):
         loaded = frames.load(frames.save(frame, tmp_path / name))
         assert list(loaded.layer) == names
         assert loaded.equals(frame)
+
+
+def test_tables_of_notebooks_leave_out_columns_that_hold_nothing():
+    table = pd.DataFrame({"layer": ["a", "b"], "value": [0.0, math.nan], "odd": ["", ""], "error": [math.nan] * 2})
+    shown = frames.notebook("text", table)
+    assert "<th>layer</th>" in shown and "<th>value</th>" in shown
+    assert "odd" not in shown and "error" not in shown

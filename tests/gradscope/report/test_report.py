@@ -198,7 +198,7 @@ def test_zero_coefficients_and_unknown_errors(tmp_path):
     shown = column(seen.tables[1], "log10 GSC")
     assert shown == profile.set_index("layer")["log10_value"].to_dict()
     assert "95 % low" not in seen.tables[1][0] and "the errors are unknown" in seen.dom
-    assert "their GSC is zero or not finite" in drawn(seen)[0]
+    assert "because GSC is zero or not finite: 4 layers" in drawn(seen)[0]
 
 
 @needs_browser
@@ -225,6 +225,8 @@ def test_training_is_shown_with_its_warnings(tmp_path):
     seen = Opened(page, tmp_path)
     assert seen.console == [] and len(drawn(seen)) == 2
     frame = monitor.to_frame()
+    last = frame[(frame["step"] == 2) & (frame["quantity"] == "gsc")]
+    assert all(f"<td>{value:.3f}</td>" in monitor._repr_html_() for value in last["log10_value"].iloc[1:])
     rows = frame[frame["quantity"] == "gsc"].pivot(index="layer", columns="step", values="log10_value")
     table = seen.tables[1]
     assert table[0] == ["layer", "0", "1", "2"]
