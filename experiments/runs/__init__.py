@@ -3,7 +3,7 @@
 from experiments.runs.launches import active, ended
 from experiments.runs.locks import confirm, locked
 from experiments.runs.names import PLACE_KEYS, folder, folders
-from experiments.runs.one_run import explained, run_once
+from experiments.runs.one_run import Interrupted, explained, run_once
 from experiments.runs.origin import cpu, manifest, provenance
 from experiments.runs.outcomes import (
     DONE,
@@ -21,7 +21,7 @@ from experiments.runs.outcomes import (
 )  # fmt: skip
 
 __all__ = [
-    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Known",
+    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Interrupted", "Known",
     "Outcome", "Status", "active", "confirm", "cpu", "ended", "explained", "finished", "folder", "folders", "locked",
     "manifest", "provenance", "run_once", "states",
 ]  # fmt: skip

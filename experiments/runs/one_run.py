@@ -8,34 +8,61 @@ import gc
 import math
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.files import written
+from experiments.program import world_size
 from experiments.runs import launches, locks, outcomes
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the run or the sweep to end."""
+
+    def __init__(self, number: int, *text: str) -> None:
+        super().__init__(*text or [signal.Signals(number).name])
+        self.number = number
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler that ends what runs, as Ctrl-C does."""
+    raise Interrupted(number)
+
+
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """For a single run (``alone``), print user errors and Ctrl-C without a traceback; see ``error.txt``."""
+    """For a single run (``alone``), print user errors and signals without a traceback; see ``error.txt``.
+
+    SIGTERM acts as Ctrl-C.  Not with several processes: one of them may wait for another that has ended.
+    """
+    takes = alone and threading.current_thread() is threading.main_thread() and world_size() == 1
+    before = signal.signal(signal.SIGTERM, interrupt) if takes else None
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not alone:
             raise
         print("Interrupted: the run is half done; the same command starts it again.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     except Exception as error:
         notes, plain = getattr(error, "__notes__", []), isinstance(error, (ValueError, OSError, ModuleNotFoundError))
         if not alone or not (plain or notes):
             raise
-        sys.exit("\n".join([f"Error: {'' if plain else f'{type(error).__name__}: '}{error}", *notes]))
+        what = error.full_key if isinstance(error, OmegaConfBaseException) else "" if plain else type(error).__name__
+        text = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
+        sys.exit("\n".join([f"Error: {what and f'{what}: '}{text}", *notes]))
+    finally:
+        if takes:
+            signal.signal(signal.SIGTERM, before)
 
 
 def run_once(
