@@ -3,7 +3,7 @@
 from experiments.runs.launches import active, ended
 from experiments.runs.locks import confirm, locked
 from experiments.runs.names import PLACE_KEYS, folder, folders
-from experiments.runs.one_run import Interrupted, explained, run_once
+from experiments.runs.one_run import explained, run_once
 from experiments.runs.origin import cpu, manifest, provenance
 from experiments.runs.outcomes import (
     DONE,
@@ -19,6 +19,7 @@ from experiments.runs.outcomes import (
     finished,
     states,
 )  # fmt: skip
+from experiments.runs.signals import Interrupted
 
 __all__ = [
     "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Interrupted", "Known",

@@ -14,28 +14,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.files import written
 from experiments.program import world_size
-from experiments.runs import launches, locks, outcomes
+from experiments.runs import launches, locks, outcomes, signals
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal has asked the run or the sweep to end."""
-
-    def __init__(self, number: int, *text: str) -> None:
-        super().__init__(*text or [signal.Signals(number).name])
-        self.number = number
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal handler that ends what runs, as Ctrl-C does."""
-    raise Interrupted(number)
 
 
 @contextlib.contextmanager
@@ -45,9 +31,9 @@ def explained(alone: bool) -> Iterator[None]:
     SIGTERM acts as Ctrl-C.  Not with several processes: one of them may wait for another that has ended.
     """
     takes = alone and threading.current_thread() is threading.main_thread() and world_size() == 1
-    before = signal.signal(signal.SIGTERM, interrupt) if takes else None
     try:
-        yield
+        with signals.taken() if takes else contextlib.nullcontext():
+            yield
     except KeyboardInterrupt as error:
         if not alone:
             raise
@@ -60,9 +46,6 @@ def explained(alone: bool) -> Iterator[None]:
         what = error.full_key if isinstance(error, OmegaConfBaseException) else "" if plain else type(error).__name__
         text = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
         sys.exit("\n".join([f"Error: {what and f'{what}: '}{text}", *notes]))
-    finally:
-        if takes:
-            signal.signal(signal.SIGTERM, before)
 
 
 def run_once(

@@ -26,9 +26,9 @@ from experiments.program import world_size
 from experiments.progress import LateBar
 from experiments.runs import launches, locks, outcomes
 from experiments.runs.names import words
-from experiments.runs.one_run import Interrupted
 from experiments.runs.outcomes import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome, print_summary
 from experiments.runs.plan import Planned, place, planned
+from experiments.runs.signals import Interrupted
 from experiments.runs.workers import Workers
 
 POLL_SECONDS = 0.5

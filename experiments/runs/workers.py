@@ -28,7 +28,7 @@ from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
 from experiments.runs import launches
-from experiments.runs.one_run import Interrupted
+from experiments.runs.signals import Interrupted
 
 PROCESSES = "GRADSCOPE_PROCESSES"
 

@@ -90,6 +90,7 @@ def noticed(alone: bool = True) -> Iterator[Callable[[], bool]]:
     again.daemon = True
 
     def notice(number: int, frame: FrameType | None) -> None:
+        Interrupted.noticed.set()
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
