@@ -15,14 +15,13 @@ from typing import Any
 import hydra
 import numpy as np
 import pandas as pd
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import gradscope as gs
 from experiments import seeds as experiment_seeds
-from experiments.config import build, columns, command_line, schema
+from experiments.config import build, columns, command_line, overrides, schema
 from experiments.config.build import network
 from experiments.files import write_json
 from experiments.progress import LateBar
@@ -44,12 +43,12 @@ schema.register()
 
 def measure(cfg: schema.MeasureConfig) -> tuple[gs.Profile | None, list[pd.DataFrame]]:
     """Profile of one network, and one frame per kind of measurement.  With ``measurement``: no profile, one frame."""
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
+    experiment_seeds.threads(cfg.num_threads)
     experiment_seeds.seed_torch(cfg.seed)  # dropout masks come from torch's global generator
     model, x = network(cfg)
     if cfg.measurement is not None:
-        frame = build.call(cfg.measurement, model=model, x=x, generator=experiment_seeds.generator(cfg.seed, "probes"))
+        random = experiment_seeds.generator(cfg.seed, "probes")
+        frame = build.call(cfg.measurement, "measurement", model=model, x=x, generator=random)
         if not isinstance(frame, pd.DataFrame):
             target = cfg.measurement["_target_"]
             raise TypeError(f"measurement._target_={target} returned a {type(frame).__name__}, not a pandas.DataFrame.")
@@ -97,7 +96,7 @@ def main(cfg: DictConfig) -> float | None:
         return None
 
     with explained(alone):
-        command_line.refuse_part_of_study()
+        overrides.refuse_part_of_study()
         folder = run_folder(cfg, info.overrides.task)
         return run_once(cfg, folder, info.overrides.task, work, alone=alone)
 
@@ -109,8 +108,13 @@ def measure_seeds(cfg: DictConfig, choices: dict[str, Any]) -> tuple[gs.Profile 
     """
     settings = schema.resolved(cfg)
     given = settings.seeds
-    seeds = [settings.seed] if given is None else range(given) if isinstance(given, int) else list(given)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
+    seeds = [settings.seed] if given is None else range(given) if isinstance(given, int) else given
+    if (
+        not seeds
+        or not isinstance(seeds, list | range)
+        or len(set(seeds)) < len(seeds)
+        or not all(isinstance(seed, int) for seed in seeds)
+    ):
         raise ValueError(f"seeds must be a positive number or a list of different whole numbers, got {given!r}.")
     frames: list[pd.DataFrame] = []
     num_rows = []

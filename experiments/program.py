@@ -16,3 +16,8 @@ def conf_folders() -> list[Path]:
     """The folders of configurations: the user's folder ``conf`` in the current folder first, if there is one."""
     own = Path.cwd() / "conf"
     return [own, CONF] if own.is_dir() and not own.samefile(CONF) else [CONF]
+
+
+def world_size() -> int:
+    """The number of processes in which ``torchrun`` has started this command; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

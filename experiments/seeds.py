@@ -17,6 +17,8 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 
 def seed_torch(seed: int) -> None:
     """Seed the global generators, like `torch.manual_seed`."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must have at most 64 bits, got {seed}.")
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:  # saves 0.3 ms: `torch.manual_seed` would format a stack trace for each kind of accelerator
@@ -35,6 +37,14 @@ def device(name: str) -> torch.device:
         why = str(error).splitlines()[0]
         raise ValueError(f"device={name} cannot be used here ({why}); use device=auto.") from error
     return torch.device(name)
+
+
+def threads(number: int | None) -> None:
+    """Let torch use this many threads; None: torch decides."""
+    if number is not None:
+        if number < 1:
+            raise ValueError(f"num_threads must be a positive number or null, got {number}.")
+        torch.set_num_threads(number)
 
 
 def tf32(allowed: bool) -> None:

@@ -27,12 +27,13 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import gradscope as gs
-from experiments import seeds
-from experiments.config import build, command_line, schema
+from experiments import seeds, targets
+from experiments.config import build, command_line, overrides, schema
 from experiments.config import columns as config_columns
 from experiments.data import own
 from experiments.data.images import Augmentation, Images
 from experiments.files import write_json
+from experiments.program import program
 from experiments.runs import explained, finished, manifest, run_once
 from experiments.runs import folder as run_folder
 from experiments.training import checkpoints, distributed, loop, records, sinks
@@ -59,7 +60,7 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 def images(cfg: DictConfig, device: torch.device) -> tuple[Images, Images]:
     """Training images, and images to test on: the test set, or the last ``holdout`` training images."""
-    name, (make, arguments) = cfg.data._target_, build.data(cfg.data)
+    name, (make, arguments) = cfg.data._target_, targets.called(cfg.data, "data")
     sets = own.sets(SETS.get(name, make), arguments, f"data._target_={name}", cfg.holdout)
     learned = sets[0].to(device) if cfg.memory_map is None else sets[0].mapped(Path(cfg.memory_map), device)
     return learned, sets[1].to(device)
@@ -116,8 +117,7 @@ def train(
 
     ``alone``: the run is not part of a sweep, so every record may be a line of output.
     """
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
+    seeds.threads(cfg.num_threads)
     if cfg.resume not in ("auto", "none"):
         raise ValueError(f"resume must be auto or none, got {cfg.resume!r}.")
     seeds.tf32(cfg.tf32)
@@ -130,7 +130,7 @@ def train(
         clear(folder)
     state = None if from_scratch(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
     opened = Outputs(cfg, folder, console, steps, state, columns or {}, alone)
-    with distributed.noticed() as interrupted, opened as outputs:
+    with distributed.noticed(alone) as interrupted, opened as outputs:
         if state is not None:
             outputs.say(f"Resuming at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
@@ -159,15 +159,16 @@ def train(
 def resuming(overrides: Sequence[str]) -> str:
     """A line with the command that resumes a run."""
     kept = [item for item in overrides if item not in ("resume=none", "rerun=true")]
-    world = Ranks.here().world
-    program = ["torchrun", f"--nproc-per-node={world}"] if world > 1 else ["python"]
-    return f"Resume: {shlex.join([*program, '-m', 'experiments.train', *kept])}"
+    words = program("train").split()
+    if (world := Ranks.here().world) > 1:
+        words = ["torchrun", f"--nproc-per-node={world}", "-m", *words[words.index("-m") + 1 if "-m" in words else 0 :]]
+    return f"Resume: {shlex.join([*words, *kept])}"
 
 
 def results(cfg: DictConfig, folder: Path) -> str:
     """Lines with the folder of a run, and with the commands that draw its sweep."""
     place = shlex.join([f"sweep={cfg.sweep}", *[f"results={cfg.results}"] * (cfg.results != "results/runs")])
-    draw = f"python -m experiments.collect {place} && python -m experiments.figures {place}"
+    draw = f"{program('collect')} {place} && {program('figures')} {place}"
     return f"Run folder: {folder}\nDraw: {draw}"
 
 
@@ -183,7 +184,7 @@ def main(cfg: DictConfig) -> float | None:
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
     console = Console(soft_wrap=True, highlight=False)
     with explained(alone), distributed.started(seeds.device(cfg.device)) as device:
-        command_line.refuse_part_of_study()
+        overrides.refuse_part_of_study()
         folder = run_folder(cfg, info.overrides.task)
         first = Ranks.here().first
         if alone and not from_scratch(cfg) and (status := finished(folder)) is not None:
@@ -217,11 +218,11 @@ def main(cfg: DictConfig) -> float | None:
             return run_once(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
             sys.exit(f"Stopped: {error}\nThe records up to there are kept.\n{results(cfg, folder)}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             if alone:
                 if first:
                     console.print(f"{resuming(info.overrides.task)}\nRun folder: {folder}")
-                sys.exit(128 + signal.SIGINT)
+                sys.exit(128 + getattr(error, "number", signal.SIGINT))
             raise
 
 

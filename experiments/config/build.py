@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from copy import deepcopy
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
 
-from experiments import seeds
+from experiments import seeds, targets
 from experiments.config.schema import MeasureConfig
 from experiments.data import own
 from experiments.data.cifar10_files import IMAGE_SHAPE
@@ -21,33 +16,26 @@ from experiments.data.cifar10_files import IMAGE_SHAPE
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def call(cfg: Mapping[str, Any], **further: Any) -> Any:
-    """Call ``_target_`` with the other keys as arguments.  Errors are clearer than with Hydra's `instantiate`."""
-    # A copy, because the function may change a list that the next seed needs.
-    make, values = data(cfg)
+def call(cfg: Mapping[str, Any], name: str, **further: Any) -> Any:
+    """Call ``_target_`` of the group ``name`` with the other keys as arguments."""
+    make, values = targets.called(cfg, name)
+    targets.check(make, values | further, name)
     return make(**values | further)
 
 
 def model(cfg: Mapping[str, Any], seed: int, **further: Any) -> torch.nn.Module:
     """The model of a configuration, with weights from the generator of the seed."""
     generator = seeds.generator(seed, "model")
-    if _takes_generator(cfg["_target_"]):
-        made = call(cfg, **further, generator=generator)
+    make, _ = targets.called(cfg, "model")
+    if "generator" in (targets.parameters(make) or {}):
+        made = call(cfg, "model", **further, generator=generator)
     else:  # the model draws its weights from torch's global generator
         with torch.random.fork_rng():
             seeds.seed_torch(generator.initial_seed())
-            made = call(cfg, **further)
+            made = call(cfg, "model", **further)
     if not isinstance(made, torch.nn.Module):
         raise TypeError(f"model._target_={cfg['_target_']} returned a {type(made).__name__}, not a torch.nn.Module.")
     return made
-
-
-@cache
-def _takes_generator(path: str) -> bool:
-    try:
-        return "generator" in inspect.signature(get_object(path)).parameters
-    except ValueError:  # a class written in C has no signature
-        return False
 
 
 def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -65,16 +53,10 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
 
 def batch(cfg: MeasureConfig) -> torch.Tensor:
     """The batch of a configuration; a dataset gives random samples."""
-    make, arguments, generator = *data(cfg.data), seeds.generator(cfg.seed, "data")
+    make, arguments, generator = *targets.called(cfg.data, "data"), seeds.generator(cfg.seed, "data")
     shape = {} if isinstance(make, type) else {"shape": _sample_shape(cfg)}
     found = own.given(make, arguments, generator=generator, **shape)
     return own.batch(found, cfg.data.get("batch_size", 0), generator, f"data._target_={cfg.data['_target_']}")
-
-
-def data(cfg: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The function or class of the data, and its arguments."""
-    values: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else deepcopy(cfg)
-    return get_object(values.pop("_target_")), values
 
 
 def _sample_shape(cfg: MeasureConfig) -> tuple[int, ...]:

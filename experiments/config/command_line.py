@@ -1,4 +1,4 @@
-"""``key=value`` arguments: parsing for commands without Hydra, and arguments that a study adds to a Hydra command."""
+"""Start a command: with ``key=value`` arguments of its own, or with Hydra.  User errors end it with one sentence."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import errors
-from experiments.program import CONF, conf_folders, program
+from experiments.config import errors, overrides
+from experiments.program import CONF, conf_folders, program, world_size
 
 Config = TypeVar("Config")
 
@@ -63,6 +60,7 @@ def run(main: Callable[[Config], None], config: type[Config], positional: str | 
         keys = [f"  {field.name}={field.default}" for field in fields(config)]  # type: ignore[arg-type]
         print("\n".join([_help(sys.modules[main.__module__]), "", inspect.cleandoc(config.__doc__ or ""), *keys]))
         return
+    _refuse_torchrun("")
     try:
         main(parse(config, sys.argv[1:], positional))
     except (ValueError, OSError) as error:
@@ -74,15 +72,28 @@ def run_hydra(main: Callable[[], Any]) -> None:
 
     An error of the configuration ends it with one sentence.
     """
+    name = Path(inspect.getfile(inspect.unwrap(main))).stem  # of the file in conf/, too
     if {"--help", "-h"} & {*sys.argv[1:]}:
         print(f"{_help(sys.modules[main.__module__])}\n")
+    _refuse_torchrun(name)
     Plugins.instance().register(OwnFolder)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     try:
-        sys.argv[1:] = with_study_defaults(sys.argv[1:])
+        sys.argv[1:] = overrides.with_study_defaults(overrides.checked(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"Error: {errors.sentence(error)}")
+    except Exception as error:
+        text = errors.sentence(error, name, overrides.only(sys.argv[1:]))
+        if text is None:
+            raise
+        sys.exit(f"Error: {text}")
+
+
+def _refuse_torchrun(name: str) -> None:
+    if name != "train" and world_size() > 1:
+        sys.exit("Error: only train uses several processes: start this command without torchrun.")
 
 
 class OwnFolder(SearchPathPlugin):
@@ -98,34 +109,3 @@ class OwnFolder(SearchPathPlugin):
 def _help(module: ModuleType) -> str:
     """What a command does, with examples."""
     return inspect.cleandoc(module.__doc__ or "").replace("python -m experiments.", program(""))
-
-
-def with_study_defaults(arguments: Sequence[str]) -> list[str]:
-    """The arguments, changed so that a key given by the user replaces the values that the study sweeps for this key."""
-    study = next((item.split("=", 1)[1] for item in arguments if item.startswith("study=")), None)
-    paths = [folder / "study" / f"{study}.yaml" for folder in conf_folders()]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return list(arguments)
-    params = yaml.safe_load(path.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {})
-    given = _keys(arguments)
-    sweeps = bool({"-m", "--multirun"} & set(arguments))
-    if not given & params.keys() or not (sweeps or params.keys() <= given):
-        return list(arguments)
-    kept = [f"{key}={value}" for key, value in params.items() if key not in given]
-    return [*arguments, "hydra.sweeper.params=null", *kept]
-
-
-def refuse_part_of_study() -> None:
-    """Raise ValueError if a study that sweeps is started without ``-m`` and without a value for each swept key."""
-    info = HydraConfig.get()
-    missing = [key for key in info.sweeper.get("params") or {} if key not in _keys(info.overrides.task)]
-    if info.mode is RunMode.RUN and missing:
-        raise ValueError(
-            f"study={info.runtime.choices['study']} sweeps {', '.join(missing)}: add -m to execute all of its runs, or "
-            f"give one value for each ({' '.join(f'{key}=...' for key in missing)})."
-        )
-
-
-def _keys(arguments: Sequence[str]) -> set[str]:
-    return {item.lstrip("+").split("=", 1)[0] for item in arguments}

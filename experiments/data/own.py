@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments import targets
 from experiments.data.images import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -66,26 +67,16 @@ def arrays(path: str, labels: str | None = None, train: bool | None = None) -> I
 
 def given(make: Callable[..., Any], arguments: Mapping[str, Any], **further: Any) -> Any:
     """What ``make`` returns for these arguments; those in `OPTIONAL` are given only if it takes them."""
-    try:
-        taken = inspect.signature(make).parameters.values()
-    except ValueError:  # a class written in C has no signature
+    known = targets.parameters(make)
+    if known is None:  # a class written in C has no signature
         return make(**{key: value for key, value in arguments.items() if key not in OPTIONAL})
-    known = {parameter.name for parameter in taken}
-    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
     values = {key: value for key, value in {**arguments, **further}.items() if key in known or key not in OPTIONAL}
-    if foreign := [key for key in values if key not in known and not every]:
-        name = getattr(make, "__name__", make)
+    if "generator" in known and "generator" not in values and known["generator"].default is inspect.Parameter.empty:
         raise ValueError(
-            f"data._target_={name} takes no {foreign[0]}; it takes {', '.join(sorted(known)) or 'nothing'}."
+            f"data._target_={getattr(make, '__name__', make)} draws a batch without labels, and training needs "
+            "samples with labels: use data=cifar10, digits, folder, arrays or custom."
         )
-    if missing := [one.name for one in taken if one.default is one.empty and one.name not in values
-                   and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]:  # fmt: skip
-        if missing[0] == "generator":
-            raise ValueError(
-                f"data._target_={getattr(make, '__name__', make)} draws a batch without labels, and training needs "
-                "samples with labels: use data=cifar10, digits, folder, arrays or custom."
-            )
-        raise ValueError(f"data needs a value for {missing[0]}: +data.{missing[0]}=...")
+    targets.check(make, values, "data")
     return make(**values)
 
 
@@ -109,10 +100,7 @@ def sets(
     make: Callable[..., Any], arguments: Mapping[str, Any], name: str, holdout: int | None
 ) -> tuple[Images, Images]:
     """Training and test samples with labels; without a test set of its own, every fourth sample is tested on."""
-    try:
-        splits = "train" in inspect.signature(make).parameters
-    except ValueError:
-        splits = False
+    splits = "train" in (targets.parameters(make) or {})
     flags: tuple[dict[str, bool], ...] = ({"train": True}, {"train": False}) if splits and not holdout else (
         {"train": True} if splits else {},)  # fmt: skip
     parts = [_labeled(given(make, arguments, **flag), name) for flag in flags]

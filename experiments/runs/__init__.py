@@ -19,9 +19,10 @@ from experiments.runs.outcomes import (
     finished,
     states,
 )  # fmt: skip
+from experiments.runs.signals import Interrupted
 
 __all__ = [
-    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Known",
+    "DONE", "FAILED", "FRAMES", "HALF_DONE", "METRICS", "MISSING", "PLACE_KEYS", "RUNNING", "Interrupted", "Known",
     "Outcome", "Status", "active", "confirm", "cpu", "ended", "explained", "finished", "folder", "folders", "locked",
     "manifest", "provenance", "run_once", "states",
 ]  # fmt: skip

@@ -114,7 +114,12 @@ def folders(sweep: Path) -> list[Path]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ValueError if ``on_error`` is unknown, or a part of the sweep's name is reserved for another folder."""
+    """Raise ValueError if a value is missing, ``on_error`` is unknown, or the sweep's name is empty or reserved."""
+    for group in (key for key in cfg if key != "hydra" and OmegaConf.is_dict(cfg[key])):
+        for key in sorted(OmegaConf.missing_keys(cfg[group])):
+            raise ValueError(f"{key} needs a value: {key}=...")
+    if not cfg.sweep:
+        raise ValueError("sweep needs a name, which is that of a folder in results: sweep=NAME")
     for part in Path(cfg.sweep).parts:
         if part in NO_RUNS or part.endswith(PASSING) or part == "..":
             raise ValueError(

@@ -8,6 +8,7 @@ import gc
 import math
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +16,36 @@ from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.files import written
-from experiments.runs import launches, locks, outcomes
+from experiments.program import world_size
+from experiments.runs import launches, locks, outcomes, signals
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
 
 
 @contextlib.contextmanager
 def explained(alone: bool) -> Iterator[None]:
-    """For a single run (``alone``), print user errors and Ctrl-C without a traceback; see ``error.txt``."""
+    """For a single run (``alone``), print user errors and signals without a traceback; see ``error.txt``.
+
+    SIGTERM acts as Ctrl-C.  Not with several processes: one of them may wait for another that has ended.
+    """
+    takes = alone and threading.current_thread() is threading.main_thread() and world_size() == 1
     try:
-        yield
-    except KeyboardInterrupt:
+        with signals.taken() if takes else contextlib.nullcontext():
+            yield
+    except KeyboardInterrupt as error:
         if not alone:
             raise
         print("Interrupted: the run is half done; the same command starts it again.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     except Exception as error:
         notes, plain = getattr(error, "__notes__", []), isinstance(error, (ValueError, OSError, ModuleNotFoundError))
         if not alone or not (plain or notes):
             raise
-        sys.exit("\n".join([f"Error: {'' if plain else f'{type(error).__name__}: '}{error}", *notes]))
+        what = error.full_key if isinstance(error, OmegaConfBaseException) else "" if plain else type(error).__name__
+        text = str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
+        sys.exit("\n".join([f"Error: {what and f'{what}: '}{text}", *notes]))
 
 
 def run_once(

@@ -48,6 +48,8 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
             values[key] = [f"{key}={override.get_value_element_as_str()}"]
         elif override.is_discrete_sweep():
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            if not values[key]:
+                raise HydraException(f"{override.input_line} gives no value, so the sweep has no runs.")
         else:
             raise HydraException(f"{override.input_line}: intervals need a sweeper that searches, such as Optuna's.")
     return list(itertools.product(*values.values()))
@@ -55,8 +57,6 @@ def combinations(arguments: Sequence[str], loader: ConfigLoader) -> list[tuple[s
 
 def planned(jobs: Sequence[Sequence[str]], master: DictConfig, loader: ConfigLoader) -> list[Planned]:
     """The runs with these overrides, each once.  Exits if Hydra cannot compose or resolve a run's configuration."""
-    if not jobs:
-        sys.exit("The sweep has no runs: check for a glob(...) that matches nothing, or a range(...) without numbers.")
     runs: dict[tuple[Path, str], Planned] = {}
     for job in jobs:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,12 +22,14 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from experiments.program import world_size
 from experiments.progress import LateBar
 from experiments.runs import launches, locks, outcomes
 from experiments.runs.names import words
 from experiments.runs.outcomes import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome, print_summary
 from experiments.runs.plan import Planned, place, planned
-from experiments.runs.workers import Interrupted, Workers
+from experiments.runs.signals import Interrupted
+from experiments.runs.workers import Workers
 
 POLL_SECONDS = 0.5
 KILLED = "killed by a signal, or out of memory"
@@ -50,7 +53,7 @@ class Sweep:
 
         Exits with code 1 if a run is not done at the end, or with 128 + n if signal number n ended the sweep.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if world_size() > 1:
             sys.exit("torchrun trains one network with several processes: use it for one run at a time, without -m.")
         runs = planned(jobs, self.config, loader)
         for sweep in {run.sweep for run in runs}:
@@ -61,7 +64,8 @@ class Sweep:
                 self._run_all(runs)
         except Interrupted as error:
             done = len(self._in(runs, DONE))
-            print(f"{self.folder.name}: stopped by {error}; {done} of {len(runs)} runs are done, the same command "
+            name = signal.Signals(error.number).name
+            print(f"{self.folder.name}: stopped by {name}; {done} of {len(runs)} runs are done, the same command "
                   "continues with the rest.", file=sys.stderr)  # fmt: skip
             sys.exit(128 + error.number)
         except Exception:

@@ -28,16 +28,9 @@ from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
 from experiments.runs import launches
+from experiments.runs.signals import Interrupted
 
 PROCESSES = "GRADSCOPE_PROCESSES"
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal has asked the sweep to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @dataclass

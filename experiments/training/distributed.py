@@ -14,6 +14,8 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from experiments.program import world_size
+from experiments.runs import Interrupted
 from gradscope.distributed import parallel
 
 PATIENCE_SECONDS = 1.5  # after Ctrl-C, a step may take this long to end
@@ -62,7 +64,7 @@ class Ranks:
 @contextlib.contextmanager
 def started(device: torch.device) -> Iterator[torch.device]:
     """Join the process group if ``torchrun`` started this process; yields the device to use."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         yield device
         return
     if device.type == "cuda":
@@ -76,38 +78,43 @@ def started(device: torch.device) -> Iterator[torch.device]:
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether Ctrl-C was pressed.
+def noticed(alone: bool = True) -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether Ctrl-C was pressed, or (``alone``: not in a sweep) SIGTERM received.
 
-    A second Ctrl-C raises KeyboardInterrupt.  So does the first one if the function is not called within
-    `PATIENCE_SECONDS`.  With several processes, Ctrl-C acts as usual, because each process would notice Ctrl-C at a
+    A second signal raises `Interrupted`.  So does the first one if the function is not called within
+    `PATIENCE_SECONDS`.  With several processes, signals act as usual, because each process would notice them at a
     different step.
     """
-    asked = threading.Event()
+    asked: list[int] = []
     again = threading.Timer(PATIENCE_SECONDS, _interrupt_main)
     again.daemon = True
 
     def notice(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        Interrupted.noticed.set()
+        if asked:
             raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
         os.write(STDERR, NOTICE)  # printing is not safe in a signal handler
         again.start()
 
     def pressed() -> bool:
-        if asked.is_set():
+        if asked:
             again.cancel()
-        return asked.is_set()
+        return bool(asked)
 
     if threading.current_thread() is not threading.main_thread() or Ranks.here().world > 1:
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, notice)
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    before = [signal.signal(number, notice) for number in numbers]
     try:
         yield pressed
+    except KeyboardInterrupt as error:
+        raise Interrupted(asked[0] if asked else signal.SIGINT, *error.args) from error
     finally:
         again.cancel()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _interrupt_main() -> None:

@@ -22,7 +22,7 @@ from experiments.training.records import Record, Records
 from gradscope.sinks import SinkWarning, values_of
 
 # Files of a run folder besides checkpoints.  A run that starts anew deletes old ones: it would take them for its own.
-WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.MLFLOW_ID)
+WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.TRACKED.format("*"))
 
 
 def clear(folder: Path) -> None:

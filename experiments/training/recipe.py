@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
+from experiments import targets
 from experiments.data.images import Augmentation
 
 SCHEDULES = ("one_cycle", "cosine", "constant")
@@ -118,11 +117,8 @@ def optimizer(cfg: DictConfig) -> MakeOptimizer:
 
     If only ``_target_`` is replaced, arguments of ``optimizer=sgd`` remain.  ValueError names those that do not fit.
     """
-    arguments: Any = OmegaConf.to_container(cfg, resolve=True)
-    made_by = get_object(arguments.pop("_target_"))
-    taken = inspect.signature(made_by).parameters.values()
-    foreign = sorted(arguments.keys() - {parameter.name for parameter in taken})
-    if foreign and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+    made_by, arguments = targets.called(cfg, "optimizer")
+    if foreign := sorted(targets.foreign(made_by, arguments)):
         away = " ".join(f"~optimizer.{key}" for key in foreign)
         raise ValueError(f"optimizer._target_={cfg._target_} takes no {' and no '.join(foreign)}: add {away}.")
     return partial(made_by, **arguments)

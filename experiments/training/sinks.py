@@ -10,17 +10,25 @@ from typing import Any
 from experiments.training.records import Record
 from gradscope.sinks import MLflow, Sinks, TensorBoard
 
-MLFLOW_ID = "mlflow_run.txt"  # in the run folder: the id of the run in MLflow
+# In the run folder: what names the run in MLflow, wandb and trackio.
+MLFLOW_ID, TRACKED = "mlflow_run.txt", "{}_run.txt"
 
 
 class Tracker:
-    """A run of ``wandb`` or ``trackio``, whose project is named after the sweep's folder."""
+    """A run of ``wandb`` or ``trackio``, whose project is named after the sweep's folder.
 
-    def __init__(self, package: str, folder: Path, config: Mapping[str, Any], begin: int) -> None:
-        resume = "allow" if begin else "never"
+    What names the run (``key``: wandb's id, trackio's name) is kept in the run folder, and a resumed run continues it.
+    """
+
+    def __init__(self, package: str, key: str, folder: Path, config: Mapping[str, Any], begin: int) -> None:
+        kept = folder / TRACKED.format(package)
+        known = {key: kept.read_text()} if begin and kept.is_file() else {}
         self._run = importlib.import_module(package).init(
-            project=folder.parent.name, name=folder.name, config=dict(config), resume=resume
+            **{"project": folder.parent.name, "name": folder.name, "config": dict(config)} | known,
+            resume="allow" if known else "never",
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(str(getattr(self._run, key)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of a step."""
@@ -41,8 +49,8 @@ def _mlflow(folder: Path, config: Mapping[str, Any], begin: int) -> MLflow:
 KNOWN: dict[str, tuple[str, Callable[[Path, Mapping[str, Any], int], Any]]] = {
     "tensorboard": ("gradscope-toolkit[sinks]", lambda folder, _, begin: TensorBoard(folder / "tensorboard", begin)),
     "mlflow": ("gradscope-toolkit[sinks]", _mlflow),
-    "wandb": ("wandb", lambda *run: Tracker("wandb", *run)),
-    "trackio": ("trackio", lambda *run: Tracker("trackio", *run)),
+    "wandb": ("wandb", lambda *run: Tracker("wandb", "id", *run)),
+    "trackio": ("trackio", lambda *run: Tracker("trackio", "name", *run)),
 }
 
 

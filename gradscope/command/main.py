@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,10 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiments.run(arguments[0], arguments[1:])
         return 0
     given = parser().parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(
+            "gradscope: error: only train uses several processes: start this command without torchrun.", file=sys.stderr
+        )
+        return 2
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
             return int(given.run(given))
+        except KeyboardInterrupt:
+            print(f"gradscope {given.command}: interrupted; nothing was written.", file=sys.stderr)
+            return 130
         except Exception as error:
             if getattr(given, "traceback", False):
                 raise

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from experiments import measure, program
-from experiments.config import command_line
+from experiments.config import command_line, overrides
 
 NEAREST = {
     ("model.dept=3",): "Unknown key 'model.dept'; did you mean 'model.depth'?",
@@ -20,7 +20,7 @@ NEAREST = {
     ("-m", "seeed=1,2", "hydra/sweeper=basic"): "Unknown key 'seeed'; did you mean 'seed'?",
     ("-m", "study=architecture"): "study has no option 'architecture'; did you mean 'architectures'?",
     ("model=mpl",): "model has no option 'mpl'; did you mean 'mlp'?",
-    ("model.depth=deep",): "model.depth: Value 'deep' of type 'str' could not be converted to Integer",
+    ("model.depth=deep",): "'model.depth=deep': model.depth must be a whole number.",
     ("model.depth",): "'model.depth' is not key=value",
 }
 
@@ -41,8 +41,8 @@ def test_the_users_folder_is_searched_first(monkeypatch, tmp_path):
     (tmp_path / "conf" / "study").mkdir(parents=True)
     assert program.conf_folders() == [tmp_path / "conf", program.CONF]
     (tmp_path / "conf" / "study" / "mine.yaml").write_text("hydra: {sweeper: {params: {seed: '1,2', mode: eval}}}")
-    given = command_line.with_study_defaults(["-m", "study=mine", "seed=3"])
-    assert given == ["-m", "study=mine", "seed=3", "hydra.sweeper.params=null", "mode=eval"]
+    given = overrides.with_study_defaults(["study=mine", "seed=3", "-m"])
+    assert given == ["hydra.sweeper.params=null", "mode=eval", "study=mine", "seed=3", "-m"]
     monkeypatch.chdir(program.CONF.parent)
     assert program.conf_folders() == [program.CONF]
 

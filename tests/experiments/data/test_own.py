@@ -113,7 +113,7 @@ def pair(batch_size):
 
 
 def test_any_dataset_is_trained_on_and_measured_on():
-    cfg = composed("train", "data=custom", f"data._target_={HERE}.Pairs", "+data.side=6")
+    cfg = composed("train", "data=custom", f"data._target_={HERE}.Pairs", "data.side=6")
     learned, test = train.images(cfg, torch.device("cpu"))
     np.testing.assert_array_equal(learned.images, PIXELS[:16])
     np.testing.assert_allclose(test.batch(torch.arange(8))[0], standardized(PIXELS[:8], PIXELS[:16]), atol=1e-5)
@@ -143,9 +143,9 @@ def test_datasets_that_cannot_be_used_are_refused(name, message):
 
 
 def test_arguments_that_are_missing_or_unknown_are_named():
-    with pytest.raises(ValueError, match=r"Pairs takes no size; it takes side, train"):
+    with pytest.raises(ValueError, match=r"Pairs takes no size; did you mean .side.\?"):
         own.given(Pairs, {"size": 3})
-    with pytest.raises(ValueError, match=r"a value for path: \+data\.path="):
+    with pytest.raises(ValueError, match=r"needs a value for path: data\.path="):
         own.given(folder, {})
 
 

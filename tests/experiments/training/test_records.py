@@ -145,6 +145,9 @@ def test_a_tracker_gets_project_name_and_configuration(tmp_path, monkeypatch):
     calls = []
 
     class Run:
+        def __init__(self, name):
+            self.name = f"{name} anew"  # trackio changes a name that is taken
+
         def log(self, metrics, step=None):
             calls.append((metrics, step))
 
@@ -152,13 +155,13 @@ def test_a_tracker_gets_project_name_and_configuration(tmp_path, monkeypatch):
             calls.append("finished")
 
     package = types.ModuleType("trackio")
-    package.init = lambda **options: calls.append(options) or Run()
+    package.init = lambda **options: calls.append(options) or Run(options["name"])
     monkeypatch.setitem(sys.modules, "trackio", package)
-    for begin, resume in ((0, "never"), (7, "allow")):
+    for begin, name, resume in ((0, "run", "never"), (7, "run anew", "allow"), (0, "run", "never")):
         sink = sinks.make(["trackio"], tmp_path / "sweep" / "run", {"seed": 3}, begin)
         sink.write(7, {"loss": 0.5})
         sink.close()
-        expected = {"project": "sweep", "name": "run", "config": {"seed": 3}, "resume": resume}
+        expected = {"project": "sweep", "name": name, "config": {"seed": 3}, "resume": resume}
         assert calls == [expected, ({"loss": 0.5}, 7), "finished"]
         calls.clear()
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -135,8 +135,11 @@ def test_how_often_it_is_saved_makes_no_other_run(tmp_path):
     assert names.folder(composed(where, "train.log_every=7"), SMALL) != plain  # another table of records
 
 
-@pytest.mark.parametrize("fresh", [None, "resume=none", "rerun=true"])
-def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monkeypatch, fresh):
+@pytest.mark.parametrize(
+    ("number", "fresh"),
+    [(signal.SIGINT, None), (signal.SIGINT, "resume=none"), (signal.SIGINT, "rerun=true"), (signal.SIGTERM, None)],
+)
+def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monkeypatch, number, fresh):
     command("sweep=whole")
     with monkeypatch.context() as patch:
         original, steps = loop.update, []
@@ -145,15 +148,17 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(command, tmp_path, monke
             loss = original(*arguments, **options)
             steps.append(loss)
             if len(steps) == 3:  # checkpoints are at 2 and 4
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
             return loss
 
         patch.setattr(loop, "update", update)
         said, code = command(*[fresh] * (fresh is not None))
     without = " without resume=none and rerun=true" if fresh else ""
-    assert code == 130 and f"Interrupted after step 3 of 6; the same command{without} resumes from there." in said
+    assert code == 128 + number, said
+    assert f"Interrupted after step 3 of 6; the same command{without} resumes from there." in said
     assert len(steps) == 3 and checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)["step"] == 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     said, code = command()
     assert code is None and "Resuming at step 3 of 6." in said
     assert same(weights(folder_of(tmp_path)), weights(folder_of(tmp_path, "whole")))
@@ -170,18 +175,19 @@ def test_a_second_interrupt_does_not_wait(command, tmp_path, monkeypatch):
     assert code == 130 and "resumes from there" not in said and not list(tmp_path.rglob("*.pt"))
 
 
-def test_an_interrupt_during_the_test_repeats_only_the_test(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_during_the_test_repeats_only_the_test(command, tmp_path, monkeypatch, number):
     command("sweep=whole")
     with monkeypatch.context() as patch:
         original = loop.evaluate
 
         def evaluate(*arguments, **options):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             return original(*arguments, **options)
 
         patch.setattr(loop, "evaluate", evaluate)
         said, code = command()
-    assert code == 130 and "Interrupted after step 6 of 6; the same command resumes from there." in said
+    assert code == 128 + number and "Interrupted after step 6 of 6; the same command resumes from there." in said
     assert "Resume: python -m experiments.train " in said
     state = checkpoints.load(folder_of(tmp_path) / "checkpoints", CPU)
     assert state["step"] == 6 and [record["step"] for record in state["records"]][-1] < 6
@@ -196,20 +202,20 @@ def test_an_interrupt_during_the_test_repeats_only_the_test(command, tmp_path, m
         assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
 
 
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_long_step_ends_within_two_seconds(command, tmp_path, monkeypatch, saved):
+@pytest.mark.parametrize(("saved", "number"), [(True, signal.SIGINT), (False, signal.SIGINT), (True, signal.SIGTERM)])
+def test_a_long_step_ends_within_two_seconds(command, tmp_path, monkeypatch, saved, number):
     original, calls = loop.update, []
 
     def update(*arguments, **options):
         calls.append(time.monotonic())
         if len(calls) == (4 if saved else 1):  # a checkpoint is at 2
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             time.sleep(60)
         return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "update", update)
     said, code = command()
-    assert code == 130 and time.monotonic() - calls[-1] < 2.5
+    assert code == 128 + number and time.monotonic() - calls[-1] < 2.5
     wanted = "the same command resumes from the last checkpoint." if saved else "there is no checkpoint yet"
     assert f"Interrupted within a step; {wanted}" in said
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
