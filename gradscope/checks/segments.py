@@ -21,6 +21,7 @@ from gradscope.forward.modules import eager, hooked, recording_gradients, tensor
 from gradscope.forward.state import alone, state_restored
 
 FEWEST = 4  # least number of segments of one kind that can be compared with each other
+RARE = 0.1  # a structure that at most this fraction of the siblings has is a fault, not a design
 MOST_OPERATIONS = 20  # operations between two segments that are compared; further ones are ignored
 
 
@@ -116,7 +117,8 @@ def siblings(found: Sequence[Segment]) -> list[list[Segment]]:
 
     Behind the last segment of a group, the network often goes on in another way: with a final normalization, with
     pooling, or without an activation.  So only the parts that its siblings have, too, are compared; and if the last
-    segment of the network has fewer parts, it is not compared at all.
+    segment of the network has fewer parts, it is not compared at all.  Segments with and without an activation, say,
+    are groups of their own, unless one of the two is rare.
     """
     groups: dict[Any, list[Segment]] = defaultdict(list)
     for segment in found:
@@ -130,10 +132,17 @@ def siblings(found: Sequence[Segment]) -> list[list[Segment]]:
         if last.leaves != usual.leaves and last.leaves[: len(usual.leaves)] == usual.leaves:
             last = replace(last, modules=last.modules[: len(usual.modules)], leaves=usual.leaves, kind=usual.kind)
         by_end: dict[Any, list[Segment]] = defaultdict(list)
+        num = Counter(s.leaves for s in (*group, last))
         for segment in (*group, last):
-            by_end[segment.kind].append(segment)
+            design = num[segment.leaves] > rare(len(group) + 1)
+            by_end[segment.kind, segment.leaves if design else usual.leaves].append(segment)
         chosen += [part for part in by_end.values() if len(part) >= FEWEST]
     return chosen
+
+
+def rare(num: int) -> int:
+    """Return how many of ``num`` siblings may have a structure that is a fault."""
+    return max(1, int(RARE * num))
 
 
 def most(group: Sequence[Segment]) -> Segment:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.checks.levels import limit, nearest
-from gradscope.checks.segments import FEWEST, Segment, most, parameters_of
+from gradscope.checks.segments import FEWEST, Segment, most, parameters_of, rare
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.state import alone, state_restored
 
@@ -30,7 +30,6 @@ FloatArray = npt.NDArray[np.float64]
 
 STRUCTURE, SHARE, SCALE = "structure", "share of quiet features", "scale of"
 MOST = 12  # siblings with which a layer is compared: the nearest ones
-RARE = 0.1  # a structure that at most this fraction of the siblings has is a fault, not a design
 QUIET = 0.01  # a feature is quiet if its variance is below this fraction of the mean variance
 FLOOR, FLOOR_WEIGHTS, FLOOR_SHARE = 0.1, 0.01, 0.02  # smallest scale of a difference: ln of squares, or a share
 TINY = 1e-9  # smallest squared relative change that is not rounding
@@ -49,13 +48,12 @@ class Deviation:
 def odd_structures(group: Sequence[Segment]) -> list[Deviation]:
     """Return the segments that consist of other modules than most, or of which other parameters have a gradient."""
     usual, count = most(group), Counter(s.structure for s in group)
-    rare = max(1, int(RARE * len(group)))
     if 2 * count[usual.structure] <= len(group):
         return []
     return [
         Deviation(s.name, STRUCTURE, math.inf, _difference(s, usual))
         for s in group
-        if s.structure != usual.structure and count[s.structure] <= rare
+        if s.structure != usual.structure and count[s.structure] <= rare(len(group))
     ]
 
 

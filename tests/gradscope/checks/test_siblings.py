@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import gradscope as gs
+from gradscope.checks.reading import UnreadableError
 from gradscope.checks.segments import segments, siblings
 from gradscope.checks.siblings import _numbers, _quiet
 from gradscope.models import MLP
@@ -29,6 +30,25 @@ def test_a_forgotten_module_is_named_whatever_theory_says():
         found = gs.compare(model, batch())
         assert found.first_deviation == "layers.5"
         assert words in str(found) and repr(found).endswith("first deviation: layers.5)")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_layers_with_and_without_an_activation_are_two_designs(mode):
+    """Every second layer ends in a ReLU, as in a residual branch: no layer is odd, and an odd one is still named."""
+    parts = [p for n in range(10) for p in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), *[nn.ReLU()] * (n % 2))]
+    model = getattr(nn.Sequential(*parts, nn.Conv2d(8, 8, 3)), mode)()
+    with torch.no_grad():
+        for n, layer in enumerate(m for m in model if isinstance(m, nn.Conv2d)):
+            layer.weight.normal_(std=0.15, generator=seeded(n))
+        assert gs.compare(model, batch(8, 8, 12, 12)).first_deviation is None
+        model[10].weight.mul_(2)
+    assert gs.compare(model, batch(8, 8, 12, 12)).first_deviation == "10"
+
+
+def test_blocks_of_two_designs_are_not_compared_with_each_other():
+    model = gs.models.ResNet(depth=14, width=8, generator=seeded()).eval()
+    with pytest.raises(UnreadableError, match="Nor are four of its layers or blocks of one kind"):
+        gs.compare(model, batch(8, 3, 32, 32))
 
 
 class Functional(nn.Module):
