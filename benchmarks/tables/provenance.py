@@ -17,9 +17,11 @@ PACKAGES = ("gradscope-toolkit", "torch", "numpy", "curvlinops-for-pytorch")
 
 def manifest(**run: Any) -> dict[str, Any]:
     """Settings of the run, commit, versions, hardware, threads, command line and date."""
+    script = Path(sys.argv[0])
+    name = script.parent.name if script.stem == "__main__" else script.stem
     return run | {
         **provenance(PACKAGES),
         "hardware": {"cpu": cpu(), "machine": platform.machine(), "num_threads": torch.get_num_threads()},
-        "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
