@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -56,10 +57,10 @@ def _culprit(command: str, overrides: Sequence[str]) -> tuple[str | None, DictCo
         for item in overrides:
             override = OverridesParser.create().parse_overrides([item])[0]
             values = [item]
-            if override.is_discrete_sweep():
+            if override.is_discrete_sweep() and not isinstance(override.value(), Glob):
                 key = override.get_key_element()
                 values = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_VALUES)]
-            elif override.is_sweep_override():  # an interval, for sweepers that search
+            elif override.is_sweep_override():  # names of options, or an interval for sweepers that search
                 continue
             for value in reversed(values):  # the first value is the one that the next overrides see
                 try:

@@ -28,7 +28,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     """The arguments with all overrides before all options, because Hydra's parser cannot mix them.
 
     Raises:
-        ValueError: An option is unknown, or an override cannot be read, has no key, or is given twice.
+        ValueError: An option is unknown, or an override cannot be read or has no key.
     """
     given = only(arguments)
     options = [item for item in arguments if item not in given]
@@ -37,12 +37,9 @@ def checked(arguments: Sequence[str]) -> list[str]:
         if name.startswith("-") and (name not in OPTIONS or (equals and name not in VALUED)):
             hint = "-m runs all combinations of values, --cfg job prints the configuration"
             raise ValueError(f"Unknown option {item!r}; options are {', '.join(OPTIONS)}: {hint}.")
-    sweeps, seen = any(item in SWEEP for item in options), dict[str, str]()
+    sweeps = any(item in SWEEP for item in options)
     for item in given:
         _check(parsed(item), sweeps)
-        key = item.lstrip("+").partition("=")[0]
-        if seen.setdefault(key, item) != item:
-            raise ValueError(f"{key} is given twice, as {seen[key]!r} and {item!r}: keep one of them.")
     return [*given, *options]
 
 

@@ -115,7 +115,8 @@ def folders(sweep: Path) -> list[Path]:
 
 def check(cfg: DictConfig) -> None:
     """Raise ValueError if a value is missing, ``on_error`` is unknown, or the sweep's name is empty or reserved."""
-    for group in (key for key in cfg if key != "hydra" and OmegaConf.is_dict(cfg[key])):
+    plain = (key for key in cfg if key != "hydra" and not OmegaConf.is_interpolation(cfg, str(key)))
+    for group in (key for key in plain if not OmegaConf.is_missing(cfg, key) and OmegaConf.is_dict(cfg[key])):
         for key in sorted(OmegaConf.missing_keys(cfg[group])):
             raise ValueError(f"{key} needs a value: {key}=...")
     if not cfg.sweep:

@@ -125,7 +125,7 @@ def test_a_read_only_run_folder(launch, tmp_path):
 
 def test_what_cannot_be_composed_is_said_in_short(launch, tmp_path):
     code, said = launch("model.depth=5,deep")
-    assert code == "Error: model.depth: Value 'deep' of type 'str' could not be converted to Integer"
+    assert code == "Error: 'model.depth=deep': model.depth must be a whole number."
     assert "Traceback" not in said
     code, said = launch("model.deep=5,6")
     assert code == "Error: Unknown key 'model.deep'; did you mean 'model.depth'?"
@@ -135,7 +135,7 @@ def test_what_cannot_be_composed_is_said_in_short(launch, tmp_path):
 
 def test_torchrun_and_a_sweep(launch, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "use it for one run at a time, without -m" in launch("seed=1,2")[0]
+    assert "only train uses several processes: start this command without torchrun" in launch("seed=1,2")[0]
 
 
 def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
@@ -221,7 +221,7 @@ def test_what_is_raised_around_a_run_is_a_failure_also_of_one_that_was_done(laun
 
 @pytest.mark.parametrize("nothing", ["model=glob(zzz*)", "seed=range(5,3)"])
 def test_a_sweep_without_runs_is_none(launch, nothing):
-    assert "The sweep has no runs: check for a glob(...) that matches nothing" in launch(nothing)[0]
+    assert f"{nothing} gives no value, so the sweep has no runs" in launch(nothing)[0]
 
 
 @pytest.mark.parametrize("name, part", [("s/data", "data"), ("metrics", "metrics"), ("s/data.old", "data.old")])
@@ -299,7 +299,6 @@ def test_many_different_errors_are_cut(capfd):
             "Error: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
         ),
         (["model=custom", "model._target_=tests.experiments.runs.dying.Nope"], "Nope"),
-        (["model=custom"], "Error: MissingMandatoryValue: "),
     ],
 )
 def test_a_single_run_that_fails_says_the_message_alone(tmp_path, monkeypatch, capfd, arguments, said):
