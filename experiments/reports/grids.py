@@ -95,8 +95,8 @@ def points(
             if quantity == "rate":
                 ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
             if not numeric:
-                words = ["\n".join(fill(line, 12) for line in labels.wrapped(tick, 12).split("\n")) for tick in ticks]
-                drawing.name_layers(ax.xaxis, range(len(ticks)), words)
+                short = ["\n".join(fill(line, 12) for line in labels.wrapped(tick, 12).split("\n")) for tick in ticks]
+                drawing.name_layers(ax.xaxis, range(len(ticks)), short)
                 ax.set_xlim(-0.5, len(ticks) - 0.5)
                 continue
             if values[0] > 0 and values[-1] > FAR * values[0]:
