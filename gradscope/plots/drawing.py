@@ -74,7 +74,7 @@ def next_colors(ax: Axes, num: int) -> list[dict[str, Any]]:
 
 
 def legible(color: Color, ax: Axes) -> Color:
-    """The color of a text, mixed with the color of ink until the text is readable on the background.
+    """The color of a text; if it is pale, mixed with the color of ink until the text is readable on the background.
 
     >>> legible("yellow", axes(None)).round(1).tolist()
     [0.6, 0.6, 0.0]
@@ -84,7 +84,7 @@ def legible(color: Color, ax: Axes) -> Color:
         luminance = float(mixed**2.2 @ [0.2126, 0.7152, 0.0722]) + 0.05
         if (luminance / 0.05 if is_dark(ax) else 1.05 / luminance) > CONTRAST:
             break
-    return mixed
+    return mixed if share else color
 
 
 def graded(ax: Axes, num: int) -> list[Color]:
