@@ -36,7 +36,15 @@ from experiments.evidence.study import Study
 
 SLACK = 1.0  # pixels: boxes of texts have some air, so boxes that only touch are no fault
 CONTRAST = 3.0  # least contrast of a text with its background, as in WCAG 2.1 for large text
-SPREADS = ("seed", "run", "band", "bars", "exact", "mean field")  # a caption or title names one of these
+SPREADS = (
+    "seed",
+    "run",
+    "initialization",
+    "band",
+    "bars",
+    "exact",
+    "mean field",
+)  # a caption or title names one of these
 
 
 def faults(figure: Figure) -> list[str]:
@@ -120,7 +128,7 @@ def _curves(ax: plt.Axes) -> Iterator[Outline]:
 
 def _alike(part: plt.Axes | Figure) -> list[str]:
     """Different names of the lines of one Axes, or of one legend, with the same color, dashes and marker."""
-    groups = [[(str(line.get_label()), line) for line in getattr(part, "lines", ()) if line.get_label()[0] != "_"]]
+    groups = [[(str(line.get_label()), line) for line in getattr(part, "lines", ()) if _named(line)]]
     for legend in part.legends if isinstance(part, Figure) else part.findobj(Legend):
         names = [text.get_text() for text in legend.get_texts()]
         groups.append(list(zip(names, map(_line, legend.legend_handles), strict=True)))
@@ -132,6 +140,10 @@ def _alike(part: plt.Axes | Figure) -> list[str]:
                 looks[_look(line)].add(name)
         found += [f"{', '.join(sorted(map(repr, names)))} look alike" for names in looks.values() if len(names) > 1]
     return found
+
+
+def _named(line: Line2D) -> bool:
+    return not str(line.get_label()).startswith("_") and len(np.ravel(line.get_xdata())) > 0
 
 
 def _line(handle: Artist) -> Line2D | None:

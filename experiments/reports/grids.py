@@ -226,7 +226,7 @@ def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, s
     grid.set_titles("{row_name}, {col_name}" if {"row", "col"} <= {*part} else "{col_name}{row_name}".replace(
         "{col_name}" if "col" not in part else "{row_name}", ""), size=10)  # fmt: skip
     for ax in grid.axes.flat:
-        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width), break_long_words=False), fontsize=10)
+        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width)), fontsize=10)
     grid.set_axis_labels(fill(axis_labels[0], int(CHARACTERS * width)), fill(axis_labels[1], int(CHARACTERS * height)))
     colors = _colors(part) or {}
     handles = [Line2D([], [], color=color, label=labels.wrapped(value, 30)) for value, color in colors.items()]
