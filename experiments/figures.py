@@ -34,6 +34,7 @@ from experiments.reports.roles import Choice
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
+mpl.rcParams.update({"axes.titlesize": "medium", "figure.titlesize": "medium"})
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 mpl.rcParams["axes.prop_cycle"] = cycler(color=sns.color_palette("colorblind"))
 
@@ -117,10 +118,10 @@ def drawn(name: str, collected: Collected, claims: list[Claim], choice: Choice =
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write a small PNG: 256 colors for lines and bands; for heat maps all colors, but half the resolution."""
+    """Write a small PNG: 256 colors for lines and bands; for heat maps all colors, but a lower resolution."""
     buffer = io.BytesIO()
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
-    figure.savefig(buffer, format="png", dpi=80 if smooth else 150, pil_kwargs={"compress_level": 1})
+    figure.savefig(buffer, format="png", dpi=110 if smooth else 150, pil_kwargs={"compress_level": 1})
     image = Image.open(buffer).convert("RGB")
     (image if smooth else image.quantize(256)).save(path, optimize=True)
 

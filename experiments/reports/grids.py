@@ -14,15 +14,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from experiments.archive import labels
 from experiments.reports.roles import PAGE, with_roles
 from gradscope import plots
+from gradscope.plots import drawing
 
 MAX_PAGES = 12  # figures of panels per quantity
 MAX_COLORS = 10  # more colors are shades from dark to light
 WIDE = 1e3  # an axis is logarithmic if the largest value exceeds this multiple of the smallest
-MAX_TICKS = 6  # values of a key that are written at its axis
+MAX_TICKS = 12  # values of a key that are written at its axis
 FAR = 15  # the same for the axis of a key
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "os^D"
@@ -93,12 +95,16 @@ def points(
             if quantity == "rate":
                 ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
             if not numeric:
-                ax.set_xticks(range(len(ticks)), [labels.wrapped(tick, 12) for tick in ticks])
+                short = ["\n".join(fill(line, 12) for line in labels.wrapped(tick, 12).split("\n")) for tick in ticks]
+                drawing.name_layers(ax.xaxis, range(len(ticks)), short)
                 ax.set_xlim(-0.5, len(ticks) - 0.5)
-            elif values[0] > 0 and values[-1] > FAR * values[0]:
+                continue
+            if values[0] > 0 and values[-1] > FAR * values[0]:
                 ax.set_xscale("log")
-            elif len(values) <= MAX_TICKS:
-                ax.set_xticks(values)
+                ax.xaxis.set_minor_formatter(NullFormatter())
+            if len(values) <= MAX_TICKS:
+                ax.minorticks_off()
+                drawing.name_layers(ax.xaxis, values, [f"{value:g}" for value in values])
         crosses = "; crosses: mean field" if "theory" in part and part["theory"].notna().any() else ""
         return _finished(grid, part, (x, words[0]), f"{title}{name}\n{words[1]}{crosses}")
 
@@ -220,7 +226,7 @@ def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, s
     grid.set_titles("{row_name}, {col_name}" if {"row", "col"} <= {*part} else "{col_name}{row_name}".replace(
         "{col_name}" if "col" not in part else "{row_name}", ""), size=10)  # fmt: skip
     for ax in grid.axes.flat:
-        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width), break_long_words=False), fontsize=10)
+        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width)), fontsize=10)
     grid.set_axis_labels(fill(axis_labels[0], int(CHARACTERS * width)), fill(axis_labels[1], int(CHARACTERS * height)))
     colors = _colors(part) or {}
     handles = [Line2D([], [], color=color, label=labels.wrapped(value, 30)) for value, color in colors.items()]

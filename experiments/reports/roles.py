@@ -81,6 +81,9 @@ def assign(
         groups = frame.groupby(used, dropna=False, observed=True)
         keys = [key for key in keys if key not in used and groups[key].nunique(dropna=False).max() > 1]
     for key in sorted(keys, key=lambda key: -_size(frame, [key])):
+        if fixed := [of for role, of in roles.items() if role != "x" and _size(frame, [*of, key]) == _size(frame, of)]:
+            fixed[0].append(key)  # a key that a role determines stands beside it
+            continue
         free = [role for role in MOST if role not in roles]
         joined = [role for role in ("col", "row") if role in roles and role not in (chosen or {})]
         for role in [*free, *joined]:

@@ -246,5 +246,8 @@ def panels(
             ax.text(0.5, 0.5, str(error), ha="center", wrap=True, fontsize=8, transform=ax.transAxes)
         name = f"{network}{(notes or {}).get(network, '')}"
         ax.set_title(labels.wrapped(name, int(grids.CHARACTERS * size[0])), fontsize=10)
+    if sharey:
+        for ax in axes[:, 1:].flat:
+            ax.set_ylabel("")
     figure.suptitle(title, fontsize=fontsize)
     return figure

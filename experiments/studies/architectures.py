@@ -220,14 +220,18 @@ fit errors and of NLC are geometric. The rates hold for this depth and width and
     figures=figures,
     captions={
         "gsc": "GSC of every layer against its distance from the output. Each network is labeled with its growth rate "
-        "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network.",
+        "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network. Bands "
+        "are one standard deviation over seeds.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If this "
-        "deviation is small, a smooth nonlinearity is nearly a straight line over the data.",
+        "deviation is small, a smooth nonlinearity is nearly a straight line over the data. Bands are one standard "
+        "deviation over seeds.",
         "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If this "
-        "fraction is near 0, almost all samples lie on one side of the kink of a ReLU.",
+        "fraction is near 0, almost all samples lie on one side of the kink of a ReLU. Bands are one standard "
+        "deviation over seeds.",
         "gsc_matrix": "GSC between pairs of layers, one panel per network. The column is the earlier layer, the row is "
         "the later layer. Red: GSC above 1 (growth). Blue: GSC below 1 (shrinkage).",
         "linear_fit_error": "Linear fit error, layer by layer: fraction of the variance of activations that a line "
-        "does not explain. If a curve falls to the right, later layers are nearer to linear.",
+        "does not explain. If a curve falls to the right, later layers are nearer to linear. Bands are one standard "
+        "deviation over seeds.",
     },
 )

@@ -266,6 +266,7 @@ these draws. The result holds only if all layers are positively homogeneous, so 
     figures=figures,
     captions={
         "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
-        "copies. If curves coincide, the thinner curve is on top.",
+        "copies. If curves coincide, the thinner curve is on top. Lines are means over seeds, bands one standard "
+        "deviation.",
     },
 )

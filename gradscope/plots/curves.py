@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from gradscope.frames import NETWORK
 from gradscope.plots.drawing import (
     DASHES,
+    NOTE_WIDTH,
     axes,
     curve,
     ink,
@@ -31,7 +32,6 @@ from gradscope.plots.rows import LABELS, curve_names, growth_words, gsc_rows, hu
 
 MAX_DIRECT_LABELS = 8
 MAX_NAMED_LAYERS = 24  # with more layers, `profile` shows more than `named_profile`
-NOTE_WIDTH = 40  # characters per line of a label at the end of a curve
 MARKERS = "os^Dv"
 NUM_MARKERS = 12  # a predicted curve has about this many markers
 
@@ -195,7 +195,7 @@ def _curves(
     ax.xaxis.set_major_locator(whole_numbers())
     if not few:
         handles = key_handles(ax, {_word(hue, name, rows): own for name, own in colors.items()} if hue else {}, dashes)
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend(ax, handles, beside=True)
     elif len(parts) > 1:
         label_ends(ax, ends)
     elif any(not str(line.get_label()).startswith("_") for line in ax.lines):

@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
@@ -25,6 +26,9 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1.25, 1.5, 1
 BAND_ALPHA = 0.2
 MAX_CHARACTERS = 24  # longer names of layers are abbreviated on axes
 AIR = 1.15  # lines of text are this many times their height apart
+CONTRAST = 3.0  # least contrast of a text, as the Web Content Accessibility Guidelines ask of large text
+NOTE_WIDTH = 40  # characters per line of a label beside the Axes
+MOST_SHARE = 0.6  # of the height of the Axes that a legend inside may take
 CORNERS: tuple[Any, ...] = ("upper left", "upper right", "lower left", "lower right")
 ARROW = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
 Color = Any
@@ -69,6 +73,20 @@ def next_colors(ax: Axes, num: int) -> list[dict[str, Any]]:
     return found
 
 
+def legible(color: Color, ax: Axes) -> Color:
+    """The color of a text; if it is pale, mixed with the color of ink until the text is readable on the background.
+
+    >>> legible("yellow", axes(None)).round(1).tolist()
+    [0.6, 0.6, 0.0]
+    """
+    for share in np.linspace(0, 1, 21):
+        mixed = (1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(ink(ax)))
+        luminance = float(mixed**2.2 @ [0.2126, 0.7152, 0.0722]) + 0.05
+        if (luminance / 0.05 if is_dark(ax) else 1.05 / luminance) > CONTRAST:
+            break
+    return mixed if share else color
+
+
 def graded(ax: Axes, num: int) -> list[Color]:
     """Colors from the caller's color map, in order, all visible on the background."""
     ends = (0.25, 1.0) if is_dark(ax) else (0.0, 0.85)
@@ -96,7 +114,7 @@ def curve(ax: Axes, x: pd.Series, points: pd.DataFrame, *, faint: bool = False, 
 
 
 class Names(FixedLocator):
-    """Ticks at as many layers, in equal steps, as their names have room for when the figure is drawn."""
+    """Ticks at as many places as their names have room for when the figure is drawn; every n-th of even ones."""
 
     def __init__(self, places: npt.ArrayLike, names: Sequence[str]) -> None:
         self.places = np.asarray(places, dtype=np.float64)
@@ -104,24 +122,42 @@ class Names(FixedLocator):
         self.names = list(names)
 
     def __call__(self) -> Any:
-        """The places of the named layers."""
+        """The places that are named."""
         axis: Axis = self.axis  # type: ignore[assignment]
         ax: Axes = axis.axes
         places = self.places
         column = 0 if axis is ax.xaxis else 1
         pixels = ax.transData.transform(np.repeat(places[:, None], 2, axis=1))[:, column]
-        room = float(np.abs(np.diff(pixels)).min()) if len(places) > 1 else np.inf
         label = axis.get_major_ticks(1)[0].label1
         along = column == 0 and label.get_rotation() == 0
-        need = text_size(self.names if along else ["Ag"], label.get_fontproperties(), ax)[0 if along else 1]
-        return places[:: max(1, int(np.ceil(AIR * need / max(room, 1e-9))))]
+        high = "Ag" + "\n" * max(name.count("\n") for name in self.names)
+        need = AIR * text_size(self.names if along else [high], label.get_fontproperties(), ax)[0 if along else 1]
+        named = [0]
+        for number, pixel in enumerate(pixels):
+            if abs(pixel - pixels[named[-1]]) >= need - 1e-6:
+                named.append(number)
+        return places[named]
+
+
+class CellText(Text):
+    """A number in a cell of a heat map.  It is drawn if the widest number of the map fits into a cell."""
+
+    widest = ""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the number, unless the cells are too narrow."""
+        ax: Axes = self.axes  # type: ignore[assignment]
+        (left, _), (right, _) = ax.transData.transform([(0, 0), (1, 0)])
+        if AIR * text_size([self.widest], self.get_fontproperties(), ax)[0] < abs(right - left):
+            super().draw(renderer)
 
 
 def text_size(texts: Sequence[str], font: FontProperties, ax: Axes) -> tuple[float, float]:
     """Width of the widest and height of the highest text, in pixels of the figure."""
-    sizes = [text_to_path.get_text_width_height_descent(text, font, ismath=False)[:2] for text in texts]
-    scale = ax.figure.dpi / 72
-    return max(width for width, _ in sizes) * scale, max(height for _, height in sizes) * scale * 1.2
+    lines = [line for text in texts for line in text.split("\n")]
+    sizes = [text_to_path.get_text_width_height_descent(line, font, ismath=False)[:2] for line in lines]
+    scale, most = ax.figure.dpi / 72, 1 + max(text.count("\n") for text in texts)
+    return max(width for width, _ in sizes) * scale, most * max(height for _, height in sizes) * scale * 1.2
 
 
 def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str]) -> None:
@@ -135,7 +171,9 @@ def name_layers(axis: Axis, places: npt.ArrayLike, layers: Sequence[str]) -> Non
     ax = axis.axes
     if axis is ax.xaxis:
         font = axis.get_major_ticks(1)[0].label1.get_fontproperties()
-        fits = text_size(names, font, ax)[0] * AIR * len(names) < ax.get_window_extent().width
+        gaps = np.diff(np.sort(np.asarray(places, dtype=np.float64)))
+        number = 1 + (gaps.sum() / gaps.min() if len(gaps) else 0)  # of places as close as the closest two
+        fits = text_size(names, font, ax)[0] * AIR * number < ax.get_window_extent().width
         axis.set_tick_params(rotation=0 if fits else 90)
 
 
@@ -179,7 +217,7 @@ def label_ends(ax: Axes, labels: Sequence[tuple[str, float, float, Color]]) -> N
     for (text, x, y, color), height in zip(labels, heights, strict=True):
         ax.annotate(
             text, (x, y), xytext=(1.02, inverse.transform((0, height))[1]), textcoords="axes fraction", va="center",
-            fontsize="small", color=color, annotation_clip=False, zorder=1,
+            fontsize="small", color=legible(color, ax), annotation_clip=False, zorder=1,
             arrowprops={**ARROW, "color": color},
         )  # fmt: skip
 
@@ -207,13 +245,23 @@ def spread_apart(places: npt.ArrayLike, sizes: npt.ArrayLike, within: tuple[floa
     return result.tolist()
 
 
-def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
-    """A legend in a corner without curves or texts; if there is none, the y axis is extended to make room above."""
+def legend(ax: Axes, handles: Sequence[Any] | None = None, *, beside: bool = False) -> Legend:
+    """A legend in a corner without curves or texts; if there is none, the y axis is extended to make room above.
+
+    A high legend stands ``beside`` the Axes, and names every n-th curve if there is no room for all.
+    """
     ax.autoscale_view()
     size = FontProperties(size=plt.rcParams["legend.fontsize"]).get_size_in_points()
     room = max(20, int(1.7 * ax.get_window_extent().width * 72 / ax.figure.dpi / size) - 8)  # in characters
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    made = ax.legend(handles, [fill(str(handle.get_label()), room) for handle in handles])
+    texts = [fill(str(handle.get_label()), NOTE_WIDTH if beside else room) for handle in handles]
+    made = ax.legend(handles, texts)
+    high = made.get_window_extent().height / ax.get_window_extent().height
+    if not beside and high > MOST_SHARE:
+        return legend(ax, handles, beside=True)
+    if beside:
+        step = int(np.ceil(high))
+        return ax.legend(handles[::step], texts[::step], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     drawn = [(line.get_path(), line.get_transform(), False) for line in ax.lines if len(line.get_path())]
     drawn += [(path, part.get_transform(), True) for part in ax.collections for path in part.get_paths()]
     paths = [(path.transformed(place).cleaned(remove_nans=True), filled) for path, place, filled in drawn]
@@ -223,7 +271,7 @@ def legend(ax: Axes, handles: Sequence[Any] | None = None) -> Legend:
         if not any(path.intersects_bbox(box, filled=filled) for path, filled in paths):
             return made
     made.set_loc("upper left")
-    share = min(0.7, 1.1 * made.get_window_extent().height / ax.get_window_extent().height + 0.03)
+    share = 1.1 * high + 0.03
     scale = ax.yaxis.get_transform()
     low, high = scale.transform(np.array(ax.get_ylim()))
     top = float(scale.inverted().transform(np.array([low + (high - low) / (1 - share)]))[0])

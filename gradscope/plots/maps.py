@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gradscope.meanfield import PhaseDiagram
-from gradscope.plots.drawing import DIVERGING, axes, name_layers
+from gradscope.plots.drawing import DIVERGING, CellText, axes, name_layers
 from gradscope.plots.rows import LABELS, MEASURED, finite_limits, growth_table, one_network, require, rows_of
 
 MAX_ANNOTATED = 12
@@ -96,13 +96,15 @@ def matrix(
     ax.tick_params(length=2)
     ax.spines[:].set_visible(False)
     if len(sources) <= MAX_ANNOTATED:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                strong = abs(value - (low + high) / 2) > 0.3 * (high - low)
-                ax.text(
-                    column + 0.5, row + 0.5, f"{value:.1f}".replace("-0.0", "0.0"), ha="center", va="center",
-                    fontsize="x-small", color="white" if strong else "0.15",
-                )  # fmt: skip
+        cells = {
+            cell: f"{value:.1f}".replace("-0.0", "0.0") for cell, value in np.ndenumerate(values) if value > -np.inf
+        }
+        for (row, column), text in cells.items():
+            strong = abs(values[row, column] - (low + high) / 2) > 0.3 * (high - low)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
+            number = CellText(column + 0.5, row + 0.5, text, color="white" if strong else "0.15", **style)
+            number.widest = max(cells.values(), key=len)
+            ax.add_artist(number)
     if colorbar:
         ax.figure.colorbar(shown, ax=ax, label=LABELS["gsc"])
     ax.set(xlabel="source layer $k$", ylabel="target layer $l$")

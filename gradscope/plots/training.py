@@ -44,6 +44,7 @@ from gradscope.plots.rows import (
 STEP = "step of training"
 MARKERS = "os^DvPX<>*"
 NUM_MARKERS = 7  # a curve has about this many markers, one of them at the last point
+MOST_DECADES = 200  # a logarithmic axis of matplotlib ends near the largest float; beyond, the logarithms are drawn
 MAX_SPARSE = 20  # curves of at most this many points have markers
 ZERO_COLOR, MISSING_COLOR = "black", "0.7"  # zero has no logarithm; neither color is in the color maps
 
@@ -132,7 +133,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     Bands are a factor of one standard deviation of log10 between seeds, or with one seed the 95 % interval.  Each layer
     has its own color (from the input to the output through the color map) and a marker, and its name stands at the
     right end; of many layers, every n-th is named.  Where the quantity is zero, the line has a gap; the name is then
-    followed by "(zero at times)".
+    followed by "(zero at times)".  Beyond 1e200, the axis shows log10 itself.
 
     Arguments and errors are those of `evolution`.
 
@@ -142,7 +143,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     ['a', 'b']
     """
     rows = _records(data, quantity)
-    finite_limits(rows["log10_value"], symmetric=False)
+    decades = max(np.abs(finite_limits(rows["log10_value"], symmetric=True)))
     parts = rows.groupby("layer", observed=True, sort=False)
     found = {layer: summary(parts.get_group(layer), "step", "log10_value") for layer in _layers(rows)}
     zero = {layer for layer, points in found.items() if points["zeros"].any()}
@@ -152,7 +153,8 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     for color, marker, (layer, points) in zip(
         graded(ax, len(found)), itertools.cycle(MARKERS), found.items(), strict=False
     ):
-        points[["mean", "low", "high"]] = 10.0 ** points[["mean", "low", "high"]]
+        if decades < MOST_DECADES:
+            points[["mean", "low", "high"]] = 10.0 ** points[["mean", "low", "high"]]
         # In a line with gaps every point has a marker, so that a single number between two zeros is visible.
         step = max(1, len(points) // NUM_MARKERS)
         places = 1 if layer in zero else ((len(points) - 1) % step, step)
@@ -163,10 +165,13 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
         if len(last):
             name = f"{names[layer]} (zero at times)" if layer in zero else names[layer]
             ends.append((name, float(last["step"].iloc[-1]), float(last["mean"].iloc[-1]), color))
-    ax.set_yscale("log")
+    word = quantity.replace("_", " ")
+    if decades < MOST_DECADES:
+        ax.set(yscale="log", ylabel=word)
+    else:
+        ax.set_ylabel(rf"$\log_{{10}}$ {word}")
     label_ends(ax, ends)
     _step_axis(ax, sorted(rows["step"].unique()))
-    ax.set_ylabel(quantity.replace("_", " "))
     return ax
 
 

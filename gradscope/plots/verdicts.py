@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.plots.drawing import axes, ink, legend, name_layers, next_colors, reference
+from gradscope.plots.curves import MAX_DIRECT_LABELS
+from gradscope.plots.drawing import (
+    MAX_CHARACTERS,
+    NOTE_WIDTH,
+    axes,
+    ink,
+    label_ends,
+    legend,
+    name_layers,
+    next_colors,
+    reference,
+)
 from gradscope.plots.rows import frame_of, growth_table, gsc_rows, hue_of, require
 
 # Number in the caller's cycle of colors, and marker, of each verdict; the markers distinguish verdicts without color.
@@ -38,31 +50,32 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
     require(frame, ["width", "rate", "rate_low", "rate_high", *([hue] if hue else [])], RATES)
     if frame.duplicated(["width", *([hue] if hue else [])]).any():
         raise ValueError("A width occurs more than once in a curve: name the column that distinguishes them as hue=.")
-    ax = axes(ax)
+    ax, ends = axes(ax), []
     groups: list[tuple[Any, pd.DataFrame]] = (
         list(frame.groupby(hue, sort=False, observed=True)) if hue else [("", frame)]
     )
     for style, (name, rows) in zip(next_colors(ax, len(groups)), groups, strict=True):
         rows, color = rows.sort_values("width"), style["color"]
         inverse, spread = 1 / rows["width"].astype(float), _error_bars(rows)
-        label: dict[str, Any] = {"label": str(name)} if name != "" else {}
-        ax.errorbar(
-            inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2, **label
-        )
+        words = [str(name)] if name != "" else []
         if "theory" in rows and np.isfinite(limit := float(rows["theory"].iloc[0])):
+            words.append(f"theory {limit:.4f}")
             ax.axhline(limit, color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
             ax.plot(0, limit, marker="*", markersize=12, color=color, clip_on=False, zorder=5)
-            ax.annotate(
-                f"{name}: theory {limit:.4f}" if name != "" else f"theory {limit:.4f}", (0, limit), xytext=(8, 6),
-                textcoords="offset points", color=color, fontsize="small",
-            )  # fmt: skip
-    ax.margins(y=0.1)  # room for the names above theory
+        ax.errorbar(
+            inverse, rows["rate"], yerr=spread, fmt="o-", color=color, linewidth=1, markersize=4, capsize=2,
+            label=": ".join(words) or None,
+        )  # fmt: skip
+        ends += [(fill(": ".join(words), NOTE_WIDTH), inverse.iloc[0], float(rows["rate"].iloc[0]), color)] * bool(
+            words
+        )
     widths = sorted(frame["width"].unique(), reverse=True)
-    ticks = [0, *(1 / float(width) for width in widths)]
-    ax.set_xticks(ticks, [r"$\infty$", *map(str, widths)], rotation=60, fontsize="small")
+    name_layers(ax.xaxis, [0, *(1 / float(width) for width in widths)], ["\N{INFINITY}", *map(str, widths)])
     ax.set(xlabel="width (linear in 1 / width)", ylabel="GSC rate per layer (squared convention)")
-    if hue and "theory" not in frame:
+    if len(groups) > MAX_DIRECT_LABELS:
         legend(ax)
+    else:
+        label_ends(ax, ends)
     return ax
 
 
@@ -84,7 +97,7 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     """
     table = growth_table(data).reset_index(drop=True)
     require(table, ["network", "rate", "rate_low", "rate_high", "verdict"], RATES)
-    ax = axes(ax, (7.0, 1.2 + 0.22 * len(table)))
+    ax = axes(ax, (5.4 + 0.07 * max(MAX_CHARACTERS, *map(len, table["network"])), 1.2 + 0.22 * len(table)))
     colors = [style["color"] for style in next_colors(ax, 8)]
     reference(ax, x=1.0)
     for verdict, rows in table.groupby("verdict", sort=False, observed=True):

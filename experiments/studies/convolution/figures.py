@@ -71,7 +71,7 @@ def _invariance(frame: pd.DataFrame, title: str) -> Figure:
             _bars(ax, beside, values, label, marker, COLORS[number], line)
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set(ylabel=DISTANCE, ylim=(0, None), **SHIFTED)
-    right.set(ylabel="part of the images whose class stays", ylim=(0, 1.05), **SHIFTED)
+    right.set(ylabel="part of the images whose class stays", ylim=(0, None), **SHIFTED)
     handles_and_labels = left.get_legend_handles_labels()
     figure.legend(*handles_and_labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure

@@ -154,6 +154,6 @@ every width. With batch normalization, a larger batch lowers the rate. The first
         "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
         "fits, extrapolated to infinite width. Bars are 95 % intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
-        "output. The growth rate is constant where a curve is straight.",
+        "output. The growth rate is constant where a curve is straight. Bands are 95 % intervals over seeds.",
     },
 )

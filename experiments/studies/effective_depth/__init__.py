@@ -188,7 +188,8 @@ a convention; the table also has values for a smaller share. Wider networks or l
         "effective_depth": "Effective depth. Left: the deepest networks during training. Right: all networks at the "
         "end of training; ticks mark the number of layers. Bars and bands are 95 % intervals over seeds.",
         "contributions": "Share of the joint contribution of k trained layers at the end of training, for the deepest "
-        "networks. Lines are means of logarithms over seeds. Dotted lines assume layers with independent directions.",
+        "networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted lines assume "
+        "layers with independent directions. The gray line is the tolerance that defines effective depth.",
         "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
         "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed.",
     },

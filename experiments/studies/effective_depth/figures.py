@@ -49,7 +49,8 @@ def over_training(runs: Runs) -> Figure:
         middle, low, high = zip(*((one.value, one.low, one.high) for one in map(mean, table.to_numpy())), strict=True)
         _band(left, table.index, middle, low, high, dash, name(key, depth=False), color)
     left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
-    left.legend(frameon=False, fontsize=9)
+    handles_and_labels = left.get_legend_handles_labels()
+    figure.legend(*handles_and_labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     architectures = list(dict.fromkeys(key[:3] for key in runs.trained))
     depths = sorted({key[3] for key in runs.trained})
     for key, color, dash in _styles(runs, runs.trained):
@@ -59,7 +60,7 @@ def over_training(runs: Runs) -> Figure:
             marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
         )  # fmt: skip
         right.plot(runs.layers(key), place, "|", color="0.3", markersize=10)
-    right.set(xlabel="effective depth [layers]", title="at the end; | all layers; filled: deep", xlim=(0, None))
+    right.set(xlabel="effective depth [layers]", title="at the end; strokes: all layers, filled: deep", xlim=(0, None))
     right.set_yticks(range(len(architectures)), [name((*one, 0), depth=False) for one in architectures])
     right.invert_yaxis()
     for ax in (left, right):
@@ -73,10 +74,14 @@ def contributions(runs: Runs) -> Figure:
     for key, color, dash in _styles(runs, runs.deep):
         lines = (("contribution", dash, 1.6, name(key, depth=False)), ("independent_contribution", ":", 1.2, None))
         for quantity, style, width, label in lines:
-            means = runs.rows(key, quantity).groupby("index", observed=True)["log10_value"].mean()
-            ax.plot(means.index, means, style, color=color, linewidth=width, label=label)
+            shares = runs.rows(key, quantity).groupby("index", observed=True)["log10_value"]
+            middle, spread = shares.mean(), shares.std()
+            ax.plot(middle.index, middle, style, color=color, linewidth=width, label=label)
+            if label is not None:
+                ax.fill_between(middle.index, middle - spread, middle + spread, color=color, alpha=0.15, linewidth=0)
     ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
+    ax.set_title("After training: mean over seeds, band: one standard deviation")
     ax.legend(frameon=False, fontsize=9, title="dotted: independent directions", title_fontsize=9)
     return figure
 
@@ -92,5 +97,6 @@ def replaced(runs: Runs) -> Figure:
     ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
     ax.set_yscale("symlog", linthresh=SUFFERS)
     ax.set_ylim(bottom=-SUFFERS)
+    ax.set_title("After training: median over seeds, band: from the lowest to the highest")
     ax.legend(frameon=False, fontsize=9)
     return figure

@@ -73,7 +73,7 @@ def _leads(alarms: Alarms) -> Figure:
         ax.set(xlim=(0, 1.35 * longest), ylim=(len(names) - 0.5, -0.6))
         sns.despine(ax=ax)
     figure.suptitle(
-        "A dot a warned run, of all that fail (left) and of those that come to a loss that is not finite (right)\n"
+        "One dot per warned run: of all runs that fail (left), of runs that reach a loss that is not finite (right)\n"
         "diamond: median, bar: its 95 % interval, over cells of network and learning rate",
         fontsize=10,
     )
@@ -101,7 +101,7 @@ def _one_run(frame: pd.DataFrame) -> Figure:
     if len(rows):
         one = rows.iloc[0]
         run = f"{one['model']}, peak learning rate {one['lr']:g}, seed {one['seed']}"
-        ax.set_title(f"One run, the last to fail: {run}; beyond {SHOWN[1]:g} not shown", fontsize=10)
+        ax.set_title(f"One run, the last to fail: {run}\nvalues beyond {SHOWN[1]:g} are not shown", fontsize=10)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=ax)
     return figure

@@ -189,7 +189,8 @@ a first look at norms and volumes. Layers are square. Normalization and ReLU are
         "grid": "Image of a grid of the plane under a tanh network, and under its linearization at the center.",
         "steps": "Error against the step. Left: error of the linearization. Right: relative difference between area "
         "and |det J|. One curve per initialization.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: means. Bottom: effective rank.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: means. Bottom: effective rank. "
+        "Bands are 95 % intervals over seeds.",
     },
     details=details,
 )

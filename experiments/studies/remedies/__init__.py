@@ -229,8 +229,10 @@ all at initialization. A network that is nearly affine at initialization may bec
     claims=claims,
     figures=figures.draw,
     captions={
-        "growth": "Growth of GSC, one column per network. Top: input to output. Bottom: per layer; bars: mean field.",
-        "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column).",
+        "growth": "Growth of GSC, one column per network. Top: input to output. Bottom: per layer. Dots: means with 95 "
+        "% intervals over seeds. Square: the unchanged network. Vertical strokes: mean field.",
+        "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
+        "Bars are 95 % intervals over seeds. Hollow: in mean field the same network as another.",
     },
     details=details,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -92,11 +93,11 @@ def _cost(found: Outcomes) -> Figure:
     return figure
 
 
-def _styles() -> dict[str, tuple[tuple[float, float, float], str]]:
+def _styles() -> dict[str, tuple[Any, str]]:
     """Color and marker of every remedy; the unchanged network is black."""
-    colors, markers = sns.color_palette("colorblind"), "oD^vP<>Xp*dh"
+    colors, markers = [*sns.color_palette("colorblind", 8), "#56b4e9", "#332288", "#882255", "#999933"], "oD^vP<>Xp*dh"
     others = [remedy for remedy in REMEDIES if remedy != NONE]
-    styles = {remedy: (colors[n % len(colors)], markers[n]) for n, remedy in enumerate(others)}
+    styles = {remedy: (colors[n], markers[n]) for n, remedy in enumerate(others)}
     return {NONE: ((0.0, 0.0, 0.0), "s"), **styles}
 
 

@@ -188,7 +188,8 @@ networks are at initialization, have no biases, and have the same depth and widt
     claims=claims,
     figures=figures.draw,
     captions={
-        "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization.",
+        "gradients": "Norm of the gradient of the weights of every layer, one panel per normalization. Lines are means "
+        "of logarithms over seeds, bands one standard deviation.",
         "chains": "Derivative of the last unit of a chain of sigmoids with respect to the first unit, against the "
         "number of units, and the bound of this derivative. One color for small weights, one for large weights.",
         "weights": "Factor per layer of a sigmoid network against its weight variance. Bars are 95 % intervals.",
