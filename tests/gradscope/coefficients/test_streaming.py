@@ -70,10 +70,12 @@ def test_the_interval_of_a_coupled_stream_counts_batches_not_samples():
         a = np.array([gs.gsc(model, batch, probes="exact")[name].value for batch in batches]) * q / p
         d = a / a.mean() + p / p.mean() - q / q.mean() - 1
         concentration = np.sum(d**4) / np.sum(d**2) ** 2 - 1 / 12
-        freedom = min(11, max(1, 1 / concentration - 1))
-        w = math.log(1 + (math.exp(np.log(a).var(ddof=1)) - 1) / 12)
+        freedom = min(11, max(2, 1 / concentration - 1))
         spread = stats.t.ppf(0.975, freedom) * d.std(ddof=1) / math.sqrt(12)
-        lognormal = stats.t.ppf(0.975, 11) * math.sqrt(w + w**2 / 4)
+        s, z = np.log(a).std(ddof=1), stats.norm.ppf(1 - 1 / 12)
+        w, kept = math.log(1 + (math.exp(s**2) - 1) / 12), stats.norm.cdf(z - s)
+        below = math.log(1 + (math.exp(s**2) * stats.norm.cdf(z - 2 * s) / kept**2 - 1) / 12)
+        lognormal = stats.t.ppf(0.975, 11) * math.sqrt(min(w + w**2 / 4, below + math.log(kept) ** 2))
         assert margins[row] * math.log(10) == pytest.approx(max(spread, lognormal), rel=1e-7)
     # Nine batches do not show a heavy tail, though they hold 54 samples.
     low, high = gs.gsc(model, list(batches[:9]), probes="exact").interval()
