@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,6 +24,7 @@ def test_a_signal_ends_a_run_within_a_long_call(number):
         [sys.executable, "-c", LONG], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(1)  # the call has begun
         process.send_signal(number)
         try:
             said = process.communicate(timeout=60)[1]  # the call itself takes minutes
