@@ -394,7 +394,7 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
         ("identity", 0), ("identity", 1), ("none", 0), ("none", 1),
     ]  # fmt: skip
     # What a user can type again, also in the manifest that a worker process wrote.
-    assert {r["command"] for r in runs} == {shlex.join(["python", "-m", "experiments.train", "-m", *small, *sweep])}
+    assert {r["command"] for r in runs} == {shlex.join(["python", "-m", "experiments.train", *small, *sweep, "-m"])}
     accuracies = [100 * read(folder / "metrics.jsonl")[-1]["test_accuracy"] for folder in folders]
     printed = re.findall(r"epoch 1.00 .* test accuracy ([\d.]+) %", said)
     assert sorted(printed) == sorted(f"{accuracy:.2f}" for accuracy in accuracies)
