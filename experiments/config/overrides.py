@@ -21,7 +21,7 @@ SWEEP = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
 OPTIONS = (*SWEEP, *VALUED, "--resolve", "--run", "-r", "--help", "-h", "--hydra-help", "--version")
 KEY = re.compile(r"(\+{1,2}|~)?[A-Za-z_$]\w*([./@:][A-Za-z0-9_]\w*)*", re.ASCII)
-PAIRS = ("()", "[]", "{}")
+PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
 def checked(arguments: Sequence[str]) -> list[str]:
