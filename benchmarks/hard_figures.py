@@ -7,6 +7,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from gradscope import frames, plots
 
 LAYERS = (1, 2, 12, 50, 150, 300)
 CURVES = (8, 9, 25)
+Drawing = Callable[[], Axes]
 SHORT, LONG = "layers.{}", "backbone.encoder.stages.layers.{}.attention.self.output.dense"  # 60 characters
 SWEEPS: dict[str, Mapping[str, list[Any]]] = {
     "two": {"activation": ["relu", "tanh"], "norm": ["none", "batch"]},
@@ -118,10 +120,12 @@ def measured(depth: int, draw: str) -> Axes:
     torch.manual_seed(0)
     model, x = gs.models.MLP(depth=depth, width=6), torch.randn(8, 6)
     result = gs.gsc(model, x) if draw == "profile" else gs.gsc_matrix(model, x)
-    return result.plot()  # type: ignore[no-any-return]
+    return result.plot()
 
 
-def sweep(keys: Mapping[str, list[Any]], together: bool = False, **choice: str) -> dict[str, Figure]:
+def sweep(
+    keys: Mapping[str, list[Any]], together: bool = False, choice: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Figure]:
     """The figures of a sweep of these keys; with ``together``, the third key ``norm`` belongs to the first."""
     parts = []
     for number, values in enumerate(itertools.product(*keys.values())):
@@ -140,43 +144,41 @@ def _one(draw: Callable[[], Axes]) -> dict[str, Figure]:
     return {"": figure}
 
 
-def _axes() -> Iterator[tuple[str, Callable[[], Axes]]]:
+def _of(draw: Callable[..., Axes], frame: Callable[..., pd.DataFrame], *args: Any, **options: Any) -> Drawing:
+    return lambda: draw(frame(*args, **options))
+
+
+def _axes() -> Iterator[tuple[str, Drawing]]:
     """Names of cases and what draws their Axes."""
+    norms, updates = (partial(plots.over_steps, quantity=name) for name in ("gradient_norm", "update"))
+    nlc = partial(plots.statistic, quantity="nlc")
     for number, (kind, names) in itertools.product(LAYERS, (("", SHORT), ("_long", LONG))):
-        of, tag = {"names": names}, f"{number}{kind}"
-        yield f"profile_{tag}", lambda n=number, of=of: plots.profile(rows(n, **of))
-        yield f"named_profile_{tag}", lambda n=number, of=of: plots.named_profile(rows(n, **of))
-        yield f"matrix_{tag}", lambda n=number, of=of: plots.matrix(pairs(n, **of))
-        yield f"evolution_{tag}", lambda n=number, of=of: plots.evolution(records(n, 5, **of))
-        yield (
-            f"over_steps_{tag}",
-            lambda n=number, of=of: plots.over_steps(records(n, 5, "gradient_norm", **of), "gradient_norm"),
-        )
-        for told in (1, 5):
-            yield (
-                f"before_after_{tag}_of_{told}",
-                lambda n=number, of=of, m=told: plots.before_after(records(n, m, **of)),
-            )
-    for kind, slope, wiggle in (("decades", 24.0, 0.02), ("equal", 0.0, 0.0)):
-        of = {"slope": slope, "wiggle": wiggle}
-        yield f"profile_{kind}", lambda of=of: plots.profile(rows(13, **of))
-        yield f"statistic_{kind}", lambda of=of: plots.statistic(rows(13, quantity="nlc", **of), "nlc", log10=True)
-        yield f"matrix_{kind}", lambda of=of: plots.matrix(pairs(12, **of))
-        yield f"evolution_{kind}", lambda of=of: plots.evolution(records(13, 5, **of))
-        yield f"before_after_{kind}", lambda of=of: plots.before_after(records(13, 2, **of))
-        yield f"over_steps_{kind}", lambda of=of: plots.over_steps(records(13, 1, "update", **of), "update")
-    for number, (kind, names) in itertools.product(
-        CURVES, (("", "network {}"), ("_long", "a network of mine, {}: " + LONG.format(7)))
-    ):
-        made = partial(networks, number, names=names)
         tag = f"{number}{kind}"
-        yield f"profile_curves_{tag}", lambda made=made: plots.profile(made())
-        yield f"named_profile_curves_{tag}", lambda made=made: plots.named_profile(made())
-        yield f"statistic_curves_{tag}", lambda made=made: plots.statistic(made(quantity="nlc"), "nlc")
-        yield f"rates_{tag}", lambda n=number, names=names: plots.rates(rates(n, names))
+        yield f"profile_{tag}", _of(plots.profile, rows, number, names=names)
+        yield f"named_profile_{tag}", _of(plots.named_profile, rows, number, names=names)
+        yield f"matrix_{tag}", _of(plots.matrix, pairs, number, names=names)
+        yield f"evolution_{tag}", _of(plots.evolution, records, number, 5, names=names)
+        yield f"over_steps_{tag}", _of(norms, records, number, 5, "gradient_norm", names=names)
+        for told in (1, 5):
+            yield f"before_after_{tag}_of_{told}", _of(plots.before_after, records, number, told, names=names)
+    for kind, slope, wiggle in (("decades", 24.0, 0.02), ("equal", 0.0, 0.0)):
+        of: dict[str, Any] = {"slope": slope, "wiggle": wiggle}
+        yield f"profile_{kind}", _of(plots.profile, rows, 13, **of)
+        yield f"statistic_{kind}", _of(partial(nlc, log10=True), rows, 13, quantity="nlc", **of)
+        yield f"matrix_{kind}", _of(plots.matrix, pairs, 12, **of)
+        yield f"evolution_{kind}", _of(plots.evolution, records, 13, 5, **of)
+        yield f"before_after_{kind}", _of(plots.before_after, records, 13, 2, **of)
+        yield f"over_steps_{kind}", _of(updates, records, 13, 1, "update", **of)
+    long = f"a network of mine, {{}}: {LONG.format(7)}"
+    for number, (kind, names) in itertools.product(CURVES, (("", "network {}"), ("_long", long))):
+        tag = f"{number}{kind}"
+        yield f"profile_curves_{tag}", _of(plots.profile, networks, number, names=names)
+        yield f"named_profile_curves_{tag}", _of(plots.named_profile, networks, number, names=names)
+        yield f"statistic_curves_{tag}", _of(nlc, networks, number, names=names, quantity="nlc")
+        yield f"rates_{tag}", _of(plots.rates, rates, number, names)
     for number in CURVES:
-        yield f"convergence_{number}", lambda n=number: plots.convergence(widths(n), hue="network")
-        yield f"learning_{number}", lambda n=number: plots.learning(metrics(n), "train_loss")
+        yield f"convergence_{number}", _of(partial(plots.convergence, hue="network"), widths, number)
+        yield f"learning_{number}", _of(partial(plots.learning, quantity="train_loss"), metrics, number)
     for depth, draw in itertools.product((1, 2, 12), ("profile", "matrix")):
         yield f"plot_of_{draw}_{depth}", partial(measured, depth, draw)
 
@@ -184,5 +186,5 @@ def _axes() -> Iterator[tuple[str, Callable[[], Axes]]]:
 CASES: dict[str, Callable[[], dict[str, Figure]]] = {
     **{name: partial(_one, draw) for name, draw in _axes()},
     **{f"sweep_{name}": partial(sweep, keys, together=name.endswith("together")) for name, keys in SWEEPS.items()},
-    **{f"choice_{name}": partial(sweep, SWEEPS[name], **choice) for name, choice in CHOICES.items()},
+    **{f"choice_{name}": partial(sweep, SWEEPS[name], choice=choice) for name, choice in CHOICES.items()},
 }

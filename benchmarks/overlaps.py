@@ -12,14 +12,17 @@ import contextlib
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -72,7 +75,8 @@ def faults(figure: Figure) -> list[str]:
             behind = figure.get_facecolor() if ax is None else ax.get_facecolor()
             if (contrast := _contrast(text.get_color(), behind)) < CONTRAST:
                 found.append(f"{_words(text)} is pale: contrast {contrast:.1f}")
-    for part in (*figure.axes, figure):
+    parts: list[Axes | Figure] = [*figure.axes, figure]
+    for part in parts:
         found += _alike(part)
     return found
 
@@ -82,7 +86,7 @@ def _drawn(figure: Figure) -> tuple[dict[Text, Outline], dict[Artist, Outline]]:
     boxes: dict[Text, Outline] = {}
     draw = Text.draw
 
-    def noted(text: Text, renderer: object) -> None:
+    def noted(text: Text, renderer: RendererBase) -> None:
         if text.get_visible() and text.get_text().strip():
             boxes[text] = _box(text)
         draw(text, renderer)
@@ -115,9 +119,11 @@ def _rectangle(box: Bbox) -> Outline:
     return Outline([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], closed=True)
 
 
-def _curves(ax: plt.Axes) -> Iterator[Outline]:
+def _curves(ax: Axes) -> Iterator[Outline]:
     """The lines and error bars of Axes in pixels, as far as they are visible, without reference lines behind all."""
-    lines = [(line, [line.get_path()]) for line in ax.lines if line.get_linestyle() != "None"]
+    lines: list[tuple[Any, Sequence[Outline]]] = [
+        (line, [line.get_path()]) for line in ax.lines if line.get_linestyle() != "None"
+    ]
     lines += [(bars, bars.get_paths()) for bars in ax.collections if isinstance(bars, LineCollection)]
     for line, paths in lines:
         if line.get_visible() and line.get_zorder() > 0:
@@ -126,7 +132,7 @@ def _curves(ax: plt.Axes) -> Iterator[Outline]:
                 yield points if not line.get_clip_on() else points.clip_to_bbox(ax.bbox, inside=True)
 
 
-def _alike(part: plt.Axes | Figure) -> list[str]:
+def _alike(part: Axes | Figure) -> list[str]:
     """Different names of the lines of one Axes, or of one legend, with the same color, dashes and marker."""
     groups = [[(str(line.get_label()), line) for line in getattr(part, "lines", ()) if _named(line)]]
     for legend in part.legends if isinstance(part, Figure) else part.findobj(Legend):
@@ -146,27 +152,23 @@ def _named(line: Line2D) -> bool:
     return not str(line.get_label()).startswith("_") and len(np.ravel(line.get_xdata())) > 0
 
 
-def _line(handle: Artist) -> Line2D | None:
-    return handle if isinstance(handle, Line2D) else next(iter(handle.findobj(Line2D)), None)
+def _line(handle: Artist | None) -> Line2D | None:
+    parts: Sequence[Any] = handle.findobj(Line2D) if handle is not None else ()
+    return parts[0] if parts else None
 
 
 def _look(line: Line2D) -> tuple[str, ...]:
     face = line.get_markerfacecolor()
-    return (
-        to_hex(line.get_color()),
-        str(line._unscaled_dash_pattern),
-        str(line.get_marker()),
-        str(face),
-        str(line.get_linewidth()),
-    )
+    dashes: Any = vars(line)["_unscaled_dash_pattern"]  # get_linestyle() calls every pattern "--"
+    return tuple(map(str, (to_hex(line.get_color()), dashes, line.get_marker(), face, line.get_linewidth())))
 
 
-def _contrast(one: object, other: object) -> float:
+def _contrast(one: Any, other: Any) -> float:
     """Contrast of two colors, from 1 to 21 (WCAG 2.1)."""
-    linear = [np.where((c := np.array(to_rgb(color))) <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-              for color in (one, other)]  # fmt: skip
-    dark, bright = sorted(float(part @ [0.2126, 0.7152, 0.0722]) for part in linear)
-    return (bright + 0.05) / (dark + 0.05)
+    colors = np.array([to_rgb(one), to_rgb(other)], dtype=np.float64)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    dark, bright = np.sort(linear @ [0.2126, 0.7152, 0.0722])
+    return float((bright + 0.05) / (dark + 0.05))
 
 
 def _words(text: Text) -> str:
