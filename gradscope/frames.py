@@ -253,7 +253,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
     >>> notebook("a < b", pd.DataFrame({"layer": ["a"]}))[:23]
     '<pre>a &lt; b</pre><tab'
     """
-    table = table.loc[:, ~(table.isna() | table.eq("")).all()]
+    table = table.drop(columns=[name for name in table if (table[name].isna() | (table[name].astype(str) == "")).all()])
     rows = table.to_html(index=False, max_rows=24, max_cols=12, float_format="{:.3f}".format, na_rep="")
     return f"<pre>{escape(text)}</pre>{rows}"
 
