@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     missing = [case for case in wanted if case not in done]
     with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=quietly) as pool:
         for row in pool.map(one, *zip(*missing, strict=True)) if missing else ():
-            rows.append(row)
+            rows.append(dict(row))
             pd.DataFrame(rows).to_csv(path, index=False)
     frame = pd.DataFrame(rows)
     counts = summary(frame)

@@ -122,8 +122,8 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     # Arguments of a function or class that no schema knows: any key can be given without "+".
     for group, keys in {"model": {}, "data": {"batch_size": MISSING}}.items():
-        node = OmegaConf.create({"_target_": MISSING, **keys}, flags={"struct": False})
-        store.store(group=group, name="custom_schema", node=node)
+        custom = OmegaConf.create({"_target_": MISSING, **keys}, flags={"struct": False})
+        store.store(group=group, name="custom_schema", node=custom)
     models = {"mlp": MLPConfig, "alexnet_a": AlexNetAConfig, "alexnet_b": AlexNetBConfig, "resnet": ResNetConfig}
     data = {"noise": NoiseConfig, "cifar10": Cifar10Config, "digits": DigitsConfig}
     for name, node in (models | data).items():
