@@ -149,12 +149,12 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.output / "faults.csv"
     wanted = list(cases(seeds, healthy, options.first_seed))
     before = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.exists() else []
-    rows = [row for row in before if (row["fault"], row["seed"]) in wanted]
+    rows: list[Any] = [row for row in before if (row["fault"], row["seed"]) in wanted]
     done = {(row["fault"], row["seed"]) for row in rows}
     missing = [case for case in wanted if case not in done]
     with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=quietly) as pool:
         for row in pool.map(one, *zip(*missing, strict=True)) if missing else ():
-            rows.append(dict(row))
+            rows.append(row)
             pd.DataFrame(rows).to_csv(path, index=False)
     frame = pd.DataFrame(rows)
     counts = summary(frame)
