@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
     assert "all 2 runs are done" in run("gradscope measure -m model=mine study=tiny launcher=processes")
     run("gradscope measure -m study=jacobian launcher=slurm_local sweep=jobs model=plane seed=0,1")
     (manifest, *_) = (home / "results" / "runs" / "tiny").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["command"].startswith("gradscope measure -m model=mine")
+    assert json.loads(manifest.read_text())["command"].startswith("gradscope measure model=mine")
     assert "2 runs" in run("gradscope collect sweep=tiny")
     assert "Figure: results/runs/tiny/figures" in run("gradscope figures study=tiny")
     assert "tiny" in run("gradscope status tiny")
