@@ -39,15 +39,7 @@ from experiments.evidence.study import Study
 
 SLACK = 1.0  # pixels: boxes of texts have some air, so boxes that only touch are no fault
 CONTRAST = 3.0  # least contrast of a text with its background, as in WCAG 2.1 for large text
-SPREADS = (
-    "seed",
-    "run",
-    "initialization",
-    "band",
-    "bars",
-    "exact",
-    "mean field",
-)  # a caption or title names one of these
+SPREADS = ("seed", "run", "initialization", "band", "bars", "exact", "mean field")  # one is in a caption or title
 
 
 def faults(figure: Figure) -> list[str]:
@@ -178,7 +170,7 @@ def _words(text: Text) -> str:
 
 def without_words(figure: Figure, name: str, asked: Study | None) -> list[str]:
     """Whether a figure of the page of a study has no caption, or says nowhere what its lines and bars average."""
-    caption = asked.captions.get(name, "") if asked else "none is needed: the figure is on no page"
+    caption = asked.captions.get(name, "") if asked else "no page shows this figure"
     titles = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
     said = " ".join([*titles, caption]).lower()
     return ["it has no caption"] * (not caption) + ["it names no spread"] * (not any(word in said for word in SPREADS))

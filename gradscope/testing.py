@@ -214,7 +214,7 @@ def assert_qm_norm(
     """
     __tracebackhide__ = True
     if probes != "exact" and not isinstance(operator, LinearOperator):
-        raise ValueError(f"probes={probes!r} would be ignored: the norm of a matrix is exact.")
+        raise ValueError(f"probes={probes!r} would be ignored, because the norm of a matrix is exact: leave it out.")
     if isinstance(operator, LinearOperator):
         found = qm_norm(operator, probes=probes, generator=generator)
     else:

@@ -46,9 +46,9 @@ def compare(
     the siblings f_j on the same input.  (2) With mean-field theory, in perceptrons.  All thresholds hold for all layers
     of a network together.
 
-    For the z-scores of theory, a mean square over n neurons and correlated samples is chi-square distributed with
-    n / o degrees of freedom, with o the mean squared cosine between samples.  Theory does not hold for
-    batch normalization with a batch larger than half the width; a warning says so.
+    The z-scores of theory assume that the mean square of n neurons is chi-square distributed.  It has n / c degrees of
+    freedom, where c is the mean squared cosine between samples.  Theory does not hold for batch normalization with a
+    batch larger than half the width; a warning says so.
 
     Arguments:
         model: Any module.  Its weights should be as drawn: training makes layers different.

@@ -123,8 +123,8 @@ def gsc_matrix(
 ) -> Matrix:
     """Gradient Scale Coefficient between every pair of trunk layers, from one backward sweep for all targets.
 
-    Arguments: as in `gsc`.  ``target`` names the last of the targets, and ``probes`` applies to each target
-    (``"auto"``: exact up to 128 cotangents in all).  All layers must lie on the trunk.
+    Arguments: as in `gsc`.  ``target``: the target nearest the output.  ``probes``: the cotangents of each target;
+    ``"auto"`` is exact if all targets together need at most 128.  All layers must lie on the trunk.
 
     Returns:
         A `Matrix`, sources x targets, with 1 on the diagonal and NaN below.

@@ -41,8 +41,8 @@ class Tally:
     The other fields, each (N,), describe the first quantity.  ``probe``: sum over samples of the variance due to
     probes.  ``doubt``: sum of the squares of these variances, each divided by its degrees of freedom.  ``fixed``: mean
     of the part that is free of probe noise.  ``square``: sum of the squares of the noisy part.  ``ratio``: sum of the
-    variances, each divided by the square of the noisy part.  ``noise``: the same, divided by the square of the whole.
-    ``logs``: moments of its natural logarithm.
+    variances, each divided by the square of the noisy part.  ``noise``: sum of the variances, each divided by the
+    square of the quantity.  ``logs``: moments of the natural logarithm of the quantity.
     """
 
     reduction: str

@@ -143,12 +143,13 @@ def effective_depth(
     """Contributions of 0, 1, 2, ... trained layers to the Jacobian of a network, and its effective depth.
 
     Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
-    input but with the parameters ``initial``, and R_l = J_l - I_l.  Then
+    input but with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all
+    I_l + R_l.  Multiply it out: C^lambda is the sum of the terms with exactly lambda factors R_l.  All C^lambda add up
+    to J.  A recurrence computes them:
 
-        C^lambda = sum over sets S of lambda units of the product of R_l for l in S and of I_l for the others,
+        C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
-    computed by the recurrence C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1), which is applied to cotangents
-    from the output down.  The sum of all C^lambda is the Jacobian J of the network.
+    It is applied to cotangents, from the output to the input.
     ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
@@ -191,7 +192,7 @@ def effective_depth(
 
 
 def symmetric_logarithms(log_odds: npt.ArrayLike) -> FloatArray:
-    """ln e^lambda for lambda = 0 .. L, where e^lambda is the probability that lambda of L independent events happen.
+    """ln p_k for k = 0 .. L, where p_k is the probability that exactly k of L independent events happen.
 
     The recurrence in `EffectiveDepth.log10_independent` runs on logarithms, so that nothing underflows.  Cost: O(L^2).
     """

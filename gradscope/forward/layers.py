@@ -115,7 +115,7 @@ def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) 
 
 
 def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
-    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU.  All lengths are copied together."""
+    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU, in one copy."""
     norms = torch.cat([layer.norms.reshape(-1) for layer in layers]).cpu().numpy()
     ends = np.cumsum([layer.norms.numel() for layer in layers])[:-1]
     exponents = torch.stack([layer.exponent.cpu() for layer in layers]).numpy()

@@ -160,7 +160,7 @@ def eager(modules: Modules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
-    """Report calls of the modules to ``listener``; yields the number of calls by name.  Adds the layer to an error."""
+    """Report calls of the modules to ``listener``; yields the number of calls by name.  Errors get the layer's name."""
     names = {id(module): name for name, module in modules.items()}  # the hash of a metric changes with its state
     calls: dict[str, int] = defaultdict(int)
     running: list[tuple[str, Any]] = []

@@ -37,7 +37,8 @@ class Recording:
     ``source_names``: names of the sources, in the same order.  ``uncalled``: modules whose hooks did not fire.
     ``left_out``: module calls and marked tensors that were not recorded, each with the reason.
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
-    ``picked``: what is measured of a structured output, and what is held fixed of the data; None if all.
+    ``picked``: remark that names the measured part of a structured output and the inputs held fixed; None if the
+    whole output is measured and no input is held fixed.
     """
 
     tensors: tuple[Layer, ...]

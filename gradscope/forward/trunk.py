@@ -40,7 +40,8 @@ PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
 class Effect(NamedTuple):
     """What a node of the graph does to gradients, beyond its derivative.
 
-    ``hooked``: numbers of the outputs whose hooks change a gradient.  ``overwrites``: whether it writes into gradients.
+    ``hooked``: indices of the outputs with hooks that change a gradient.  ``overwrites``: whether the node modifies
+    gradients in place.
     """
 
     hooked: tuple[int, ...]

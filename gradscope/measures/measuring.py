@@ -117,7 +117,10 @@ def measure(
             f"{of_gradients[0].quantity!r} is a statistic of gradients: give loss_fn= and data=(inputs, labels)."
         )
     if loss_fn is not None and not of_gradients:
-        raise ValueError("loss_fn= would be ignored: none of measures= is a statistic of gradients.")
+        raise ValueError(
+            "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
+            "add one, such as gs.measures.GradientNorm()."
+        )
     batch = as_batch(data, forward=forward, loss_fn=loss_fn)
     parts = []
     if of_activations := [m for m in chosen if m.of != GRADIENTS]:

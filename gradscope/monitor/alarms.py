@@ -132,7 +132,8 @@ class Alarms:
         A step is measured by |w - w'| / |g'|, with g' the gradient at the previous record, by |w - w'|, and by the
         largest entry of w - w'.  The first is equal in all layers in gradient descent, and with momentum in the first
         step.  In Adam the second and third are nearly equal, the third also if many entries have no gradient.
-        The measure that varies least over layers counts, in the mean of all records or in the first one.
+        Each measure is taken of the first record and of the mean of all records.  Of these six numbers, the one that
+        varies least over the layers counts.
         Similar layers have as many parameters, and equal names up to the numbers in them.
         """
         weights, gradients = found.get("weight_norm", {}), found.get("gradient_norm", {})

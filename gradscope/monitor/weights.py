@@ -108,12 +108,10 @@ class Weights:
                 old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
                 self._before[p] = step, old.copy_(p.detach())
         numbers = _together([*moved, *largest])
-        lengths = dict(zip(periods, numbers, strict=False))
+        rows = list(zip(periods.items(), numbers[: len(moved)], numbers[len(moved) :], strict=True))
         return {
-            "update_to_weight": {name: _ratio(lengths[name] / n, weights[name]) for name, n in periods.items()},
-            "update_max": {
-                name: number / n for (name, n), number in zip(periods.items(), numbers[len(moved) :], strict=True)
-            },
+            "update_to_weight": {name: _ratio(length / n, weights[name]) for (name, n), length, _ in rows},
+            "update_max": {name: most / n for (name, n), _, most in rows},
         }
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:

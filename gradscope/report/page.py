@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def report(
         pairs = _tried(lambda: gsc_matrix(model, inputs, **options), PAIRS, refused) if matrix else None
         parts = [_tried(lambda: measure(model, inputs, forward=forward), ACTIVATIONS, refused)]
         if loss_fn is not None:
-            gradients = lambda: measure(model, data, **about, measures=GRADIENT_MEASURES)  # noqa: E731
-            parts.append(_tried(gradients, GRADIENTS, refused))
+            of_gradients = partial(measure, model, data, **about, measures=GRADIENT_MEASURES)
+            parts.append(_tried(of_gradients, GRADIENTS, refused))
         measured = [part for part in parts if part is not None]
         statistics = pd.concat(measured, ignore_index=True) if measured else None
         tests = check if isinstance(check, Report) else None
