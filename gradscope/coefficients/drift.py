@@ -32,6 +32,8 @@ SIGNIFICANT = 0.05
 ROUNDING = 1e-24
 # A change among the first OUTERMOST is left out if it lies this many robust standard deviations from the median.
 OUTERMOST, OUTLIER = 3, 6.0
+# The row nearest the target is left out where so many remain.
+ENOUGH = 9
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,16 @@ def _models(steps: tuple[float, ...]) -> tuple[FloatArray, FloatArray, FloatArra
 
 
 def num_outer(depth: FloatArray, curves: FloatArray) -> int:
-    """Return how many rows nearest the target to leave out, because they belong to layers of another kind.
+    """Return how many rows nearest the target to leave out, because they may belong to layers of another kind.
 
     A final normalization or pooling changes GSC once.  This change says nothing about the layers that repeat, and it
-    would dominate their spread.  A row is left out if the change above it is an outlier among all changes per layer, by
-    the median over curves.  At least four changes remain.
+    would dominate their spread.  Where `ENOUGH` rows remain, the row nearest the target is always left out.  Further
+    rows are left out if most curves, each by itself, have an outlier there among their changes per layer.  At least
+    four changes remain.  Few networks and many therefore leave out the same rows: their rates mean the same.
     """
-    changes = np.median(np.diff(curves, axis=1) / np.diff(depth), axis=0)
-    distance = np.abs(changes - np.median(changes))
-    found = np.nonzero(distance[:OUTERMOST] > OUTLIER * 1.4826 * np.median(distance) + 1e-12)[0]
-    return int(found[-1]) + 1 if len(found) and len(changes) - found[-1] > 4 else 0
+    changes = np.diff(curves, axis=1) / np.diff(depth)
+    distance = np.abs(changes - np.median(changes, axis=1, keepdims=True))
+    allowed = OUTLIER * 1.4826 * np.median(distance, axis=1, keepdims=True) + 1e-12
+    outlying = (distance > allowed)[:, : max(0, min(OUTERMOST, changes.shape[1] - 4))]
+    found = (outlying * np.arange(1, outlying.shape[1] + 1)).max(axis=1, initial=0)
+    return max(int(np.quantile(found, 0.5, method="lower")), int(len(depth) > ENOUGH))
