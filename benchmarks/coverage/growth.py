@@ -28,8 +28,8 @@ RATES = (0.97, 1.0, 1.01, 1.03, 1.07)
 # The prior weights of `gradscope.coefficients.drift` were chosen on simulated walks and on cells of this width.
 TUNED_WIDTH = 50
 FEWEST = 8
-# The model of the rows was chosen, and once changed, with these networks in sight; later ones are reported apart.
-SEEN = 48
+# All definitions were chosen with these networks in sight; later ones are reported apart.
+SEEN = 200
 LN10 = math.log(10)
 
 Tables = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -68,6 +68,11 @@ def fits(depth: FloatArray, values: FloatArray, size: int) -> list[Growth]:
     return [fit_growth(values[group], depth) for group in groups(len(values), size)]
 
 
+def covered(found: list[Growth], truth: float) -> float:
+    """Share of the intervals that contain ``truth``, the logarithm of a rate."""
+    return float(np.mean([math.log(one.rate_low) <= truth <= math.log(one.rate_high) for one in found]))
+
+
 def truth_of(depth: FloatArray, values: FloatArray) -> tuple[float, float]:
     """ln rate of all networks together, and its standard deviation between networks."""
     every = fit_growth(values, depth)
@@ -100,22 +105,22 @@ def coverage(profiles: Profiles) -> Iterator[dict[str, Any]]:
         exact = profiles.values["exact"][:, kept]
         truth, spread = truth_of(depth, exact)
         ratio = long_run(depth, exact)
-        once: dict[tuple[bytes, int], list[Growth]] = {}  # several ways of measuring are often the same
+        once: dict[tuple[bytes, int], tuple[list[Growth], ...]] = {}  # several ways of measuring are often the same
         for probes, size in product(PROBES, NETWORKS):
             values = profiles.values[probes][:, kept]
-            found = once.setdefault((values.tobytes(), size), [])
-            found += [] if found else fits(depth, values, size)
-            low, high = (np.log([getattr(one, end) for one in found]) for end in ("rate_low", "rate_high"))
-            covered = (low <= truth) & (truth <= high)
+            key = values.tobytes(), size
+            if key not in once:
+                once[key] = tuple(fits(depth, part, size) for part in (values, values[SEEN:]) if len(part) >= FEWEST)
+            found, *fresh = once[key]
             verdicts = [one.verdict for one in found]
             decided = [verdict for verdict in verdicts if verdict != "undecided"]
+            width = float(np.median([math.log(one.rate_high / one.rate_low) for one in found]))
             ideal = 2 * 1.96 * spread / math.sqrt(size)
             yield profiles.cell._asdict() | {
                 "rows": which, "probes": probes, "networks": size, "measured": profiles.num,
-                "rate": math.exp(truth), "coverage": float(np.mean(covered)),
-                # Groups mix networks from both sides of SEEN.
-                "coverage_fresh": float(np.mean(covered[SEEN:])) if size == 1 < profiles.num - SEEN else math.nan,
-                "relative_width": float(np.median(high - low)) / ideal, "decided": len(decided) / len(verdicts),
+                "rate": math.exp(truth), "coverage": covered(found, truth),
+                "coverage_fresh": covered(fresh[0], truth) if fresh else math.nan,
+                "relative_width": width / ideal, "decided": len(decided) / len(verdicts),
                 "wrong": sum(verdict != right_verdict(math.exp(truth)) for verdict in decided) / len(verdicts),
                 "curved": float(np.mean([one.curved for one in found])),
                 "long_run": ratio, "tuned": profiles.cell.width == TUNED_WIDTH,

@@ -57,38 +57,41 @@ def drift(depth: FloatArray, curves: FloatArray) -> Drift:
         depth: Layers between each row and the target, increasing, shape (rows,).
         curves: Values of the curves, shape (curves, rows).
 
-    The error comes from the changes within the curves, unless there are at least `MANY` curves, or the curves differ by
-    significantly more than their own changes explain.  Then it comes from the spread between the curves.
+    The value is the mean of the values of the single curves.  The error comes from the errors of the single curves,
+    unless there are at least `MANY` curves, or they differ by more than these errors explain: then it comes from the
+    spread between curves.  The latter is an F test at level `SIGNIFICANT`.
     """
-    within = _within(depth, curves)
-    if len(curves) == 1:
-        return within
-    slopes = np.array([_within(depth, curve[None]).value for curve in curves])
-    between = Drift(float(slopes.mean()), float(slopes.std(ddof=1)) / math.sqrt(len(slopes)), len(slopes) - 1)
+    singles = [_single(depth, curve) for curve in curves]
+    if len(singles) == 1:
+        return singles[0]
+    values, errors = np.array([[one.value, one.stderr] for one in singles]).T
+    value, count = float(values.mean()), len(values)
+    within = Drift(value, float(np.linalg.norm(errors)) / count, sum(one.freedom for one in singles))
+    between = Drift(value, float(values.std(ddof=1)) / math.sqrt(count), count - 1)
     # Without any error, rounding must not make the ratio significant.
-    ratio = (between.stderr / max(within.stderr, 1e-9 * abs(within.value), 1e-300)) ** 2
+    ratio = (between.stderr / max(within.stderr, 1e-9 * abs(value), 1e-300)) ** 2
     differ = special.fdtrc(between.freedom, within.freedom, ratio) < SIGNIFICANT
-    return between if len(curves) >= MANY or differ else within
+    return between if count >= MANY or differ else within
 
 
-def _within(depth: FloatArray, curves: FloatArray) -> Drift:
-    """Return the mean change per layer with the error that the changes within the curves imply.
+def _single(depth: FloatArray, curve: FloatArray) -> Drift:
+    """Return the mean change per layer of one curve, with the error that its changes imply.
 
     For each model of the rows, generalized least squares on the changes gives a value and its error.  The models are
-    averaged with weights prior times likelihood.  Cost: O(rows^2) per model and curve; O(rows^3) at the first call.
+    averaged with weights prior times likelihood.  Cost: O(rows^2) per model; O(rows^3) at the first call.
     """
     unit = float(np.diff(depth).mean())
-    steps, changes = np.diff(depth) / unit, np.diff(curves, axis=1)
-    freedom = changes.size - 1
+    steps, changes = np.diff(depth) / unit, np.diff(curve)
+    freedom = len(changes) - 1
     precision, log_determinant, prior = _models(tuple(steps))
     weighted = precision @ steps  # (models, changes)
-    information = len(curves) * weighted @ steps
-    values = (changes @ weighted.T).sum(axis=0) / information
-    residual = changes - values[:, None, None] * steps  # (models, curves, changes)
-    squares = np.sum((residual @ precision) * residual, axis=(1, 2))
+    information = weighted @ steps
+    values = weighted @ changes / information
+    residual = changes - values[:, None] * steps  # (models, changes)
+    squares = np.sum((precision @ residual[:, :, None])[:, :, 0] * residual, axis=1)
     if (line := squares <= ROUNDING * np.sum(np.square(changes))).any():  # an exact line: all models agree
         return Drift(float(values[line][0]) / unit, 0.0, freedom)
-    evidence = len(curves) * log_determinant + np.log(information) + freedom * np.log(squares)
+    evidence = log_determinant + np.log(information) + freedom * np.log(squares)
     posterior = special.softmax(np.log(prior) - evidence / 2)
     mean = float(posterior @ values)
     variance = float(posterior @ (squares / freedom / information + np.square(values - mean)))

@@ -13,48 +13,49 @@ DEPTH = np.array([1.0, 2.0, 4.0, 9.0, 10.0, 13.0, 14.0])
 CURVES = np.array([[0.3, 0.2, 0.9, 1.4, 2.1, 2.2, 2.0], [0.1, 0.3, 0.2, 1.9, 1.6, 2.7, 3.1]])
 
 
-def oracle(depth, curves):
-    """Slope and standard error: y = a + b d on levels, each curve with its own free a, all curves stacked.
+def oracle(depth, curve):
+    """Slope, standard error and degrees of freedom of one curve: y = a + b d on levels.
 
     Each model has a known correlation and an unknown scale.  The models are weighted by their restricted likelihoods
     with the scale integrated out under the prior 1 / scale.
     """
-    place = (depth - depth[0]) / np.diff(depth).mean()
-    n, num = len(place), len(curves)
-    design = np.zeros((num * n, num + 1))
-    for k in range(num):
-        design[k * n : (k + 1) * n, k] = 1.0
-        design[k * n : (k + 1) * n, num] = place
-    y = curves.ravel()
+    unit = np.diff(depth).mean()
+    place = (depth - depth[0]) / unit
+    design = np.stack([np.ones_like(place), place], axis=1)
     slopes, variances, logs = [], [], []
     for part, memory, prior in MODELS:
         levels = (1 - part) * np.minimum.outer(place + 1, place + 1)
         levels += part * np.power(memory, np.abs(np.subtract.outer(place, place))) / (2 * (1 - memory))
-        covariance = np.kron(np.eye(num), levels)
-        inverse = np.linalg.inv(covariance)
+        inverse = np.linalg.inv(levels)
         information = design.T @ inverse @ design
-        beta = np.linalg.solve(information, design.T @ inverse @ y)
-        residual = y - design @ beta
-        squares, freedom = residual @ inverse @ residual, len(y) - num - 1
-        slopes.append(beta[num])
-        variances.append(np.linalg.inv(information)[num, num] * squares / freedom)
-        determinants = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1]
+        beta = np.linalg.solve(information, design.T @ inverse @ curve)
+        residual = curve - design @ beta
+        squares, freedom = residual @ inverse @ residual, len(curve) - 2
+        slopes.append(beta[1])
+        variances.append(np.linalg.inv(information)[1, 1] * squares / freedom)
+        determinants = np.linalg.slogdet(levels)[1] + np.linalg.slogdet(information)[1]
         logs.append(math.log(prior) - determinants / 2 - freedom / 2 * math.log(squares))
     weights = np.exp(np.array(logs) - max(logs))
     weights /= weights.sum()
     mean = weights @ slopes
-    unit = np.diff(depth).mean()
     return mean / unit, math.sqrt(weights @ (np.array(variances) + (slopes - mean) ** 2)) / unit, freedom
 
 
-@pytest.mark.parametrize("curves", [CURVES[:1], CURVES], ids=["one", "two"])
-def test_drift_is_generalized_least_squares_on_levels(curves):
-    slope, error, freedom = oracle(DEPTH, curves)
-    found = drift(DEPTH, curves)
+def test_drift_of_one_curve_is_generalized_least_squares_on_levels():
+    slope, error, freedom = oracle(DEPTH, CURVES[0])
+    found = drift(DEPTH, CURVES[:1])
     assert found.value == pytest.approx(slope, rel=1e-9)
     assert found.stderr == pytest.approx(error, rel=1e-9)
     assert found.freedom == freedom
     assert found.margin == pytest.approx(stats.t.ppf(0.975, freedom) * error, rel=1e-9)
+
+
+def test_the_error_of_few_curves_is_that_of_a_mean_of_independent_values():
+    (first, error, freedom), (second, other, _) = (oracle(DEPTH, curve) for curve in CURVES)
+    found = drift(DEPTH, CURVES)
+    assert found.value == pytest.approx((first + second) / 2, rel=1e-9)
+    assert found.stderr == pytest.approx(math.sqrt(error**2 + other**2) / 2, rel=1e-9)
+    assert found.freedom == 2 * freedom
 
 
 def test_weights_of_the_models_sum_to_one():
@@ -98,7 +99,7 @@ def test_walks_have_outliers_rarely():
 def test_curves_that_differ_by_more_than_their_changes_explain_are_compared_with_each_other():
     rng = np.random.default_rng(2)
     lines = np.outer([0.9, 1.0, 1.3], DEPTH) + 0.01 * rng.normal(size=(3, 7))
-    slopes = np.array([oracle(DEPTH, line[None])[0] for line in lines])
+    slopes = np.array([oracle(DEPTH, line)[0] for line in lines])
     found = drift(DEPTH, lines)
     assert found.freedom == 2
     assert found.stderr == pytest.approx(slopes.std(ddof=1) / math.sqrt(3))
