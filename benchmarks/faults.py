@@ -11,12 +11,10 @@ All three tools judge every healthy network, the monitor in a training of it.  T
 any of them names anything.  An alarm that gradients vanish or explode (GSC beyond 10^6) is not counted, because it is
 true: it says what GSC is, and not that one layer differs.  The column ``extreme`` lists it.
 
-All thresholds were set on seeds from 10,000 to 39,999.  The published rows are of seeds from 40,000 on.  After them,
-the rule of step sizes was changed, so the published rows of the doubled step are of seeds from 50,000 on.  A new
-campaign begins there.
+All thresholds were set on seeds from 10,000 to 39,999.  The published rows are of seeds from 50,000 on.
 
-About 30 minutes on two cores.  An interrupted run resumes: finished rows of the output are kept.  Delete the output to
-measure anew.
+About ten minutes on two cores.  An interrupted run resumes: finished rows of the output are kept.  Delete the output
+to measure anew.
 """
 
 from __future__ import annotations
