@@ -18,6 +18,8 @@ from experiments.program import CONF, conf_folders, program
 
 MOST_CHARACTERS = 250  # of a list of names
 MOST_VALUES = 50  # of one key that are tried to find the faulty one
+# Settings of Hydra's own folders, which no command needs.
+FOLDERS = ("hydra.run.", "hydra.sweep.", "hydra.output_subdir")
 # What OmegaConf calls a type -> what a user may give.
 KINDS = {
     "Integer": "a whole number", "Float": "a number", "bool": "true or false", "string": "text",
@@ -46,6 +48,8 @@ def sentence(error: Exception, command: str, overrides: Sequence[str]) -> str | 
         return _refused(line, base, cause or error, command)
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {_first_line(cause)}"
+    if isinstance(error, OSError) and (own := [item for item in overrides if item.startswith(FOLDERS)]):
+        return f"{own[0]!r}: cannot write to {error.filename}: {error.strerror}; leave it out, and use results=FOLDER."
     return _first_line(error) if isinstance(error, HydraException) else None
 
 
@@ -53,7 +57,7 @@ def _culprit(command: str, overrides: Sequence[str]) -> tuple[str | None, DictCo
     """The first override that cannot be composed (None: all can), and the configuration of those before it."""
     done: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        base = compose(command)
+        base = compose(command, return_hydra_config=True)
         for item in overrides:
             override = OverridesParser.create().parse_overrides([item])[0]
             values = [item]
@@ -64,7 +68,7 @@ def _culprit(command: str, overrides: Sequence[str]) -> tuple[str | None, DictCo
                 continue
             for value in reversed(values):  # the first value is the one that the next overrides see
                 try:
-                    base = compose(command, [*done, value])
+                    base = compose(command, [*done, value], return_hydra_config=True)
                 except Exception:
                     return value, base
             done += values[:1]
@@ -73,6 +77,8 @@ def _culprit(command: str, overrides: Sequence[str]) -> tuple[str | None, DictCo
 
 def _refused(line: str, base: DictConfig, cause: BaseException, command: str) -> str:
     """Why an override cannot be applied to a configuration."""
+    if line.lstrip("+~").startswith("hydra/"):
+        return f"{line!r}: {_last_reason(cause)}; leave it out, or give the name of an option without a sign before it."
     sign, key = line[: len(line) - len(line.lstrip("+~"))], line.lstrip("+~").partition("=")[0]
     node: Any = base
     above: list[str] = []
@@ -81,7 +87,7 @@ def _refused(line: str, base: DictConfig, cause: BaseException, command: str) ->
             whole = ".".join(above)
             example = "[...]" if isinstance(node, ListConfig) else "..."
             return f"{line!r}: {whole} is one value without parts; give it as a whole, {whole}={example}"
-        if part not in node:
+        if part not in node.keys():  # a missing value counts as a key, too  # noqa: SIM118
             if above or part not in groups():
                 return _unknown_key(key, node)
             break
@@ -139,7 +145,7 @@ def _listed(what: str, names: Sequence[str]) -> str:
     text = ", ".join(names)
     if len(text) > MOST_CHARACTERS:
         text = f"{text[:MOST_CHARACTERS].rpartition(', ')[0]} and others"
-    return f"{what} are {text}."
+    return f"{what} are {text}." if names else f"there are no {what}."
 
 
 def _paths(node: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -20,6 +20,8 @@ SWEEP = ("-m", "--multirun")
 # Options of Hydra, and those of them that take the next argument as their value.
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
 OPTIONS = (*SWEEP, *VALUED, "--resolve", "--run", "-r", "--help", "-h", "--hydra-help", "--version")
+# Groups of Hydra's own options, which are chosen with a slash.
+OWN = re.compile(r"hydra\.(sweeper|launcher|job_logging|hydra_logging|help|hydra_help|env)")
 KEY = re.compile(r"(\+{1,2}|~)?[A-Za-z_$]\w*([./@:][A-Za-z0-9_]\w*)*", re.ASCII)
 PAIRS = (("(", ")"), ("[", "]"), ("{", "}"))
 
@@ -84,6 +86,10 @@ def _check(override: Override, sweeps: bool) -> None:
             f"Unknown key {key!r}; did you mean {near!r}?" if near else
             f"{line!r}: only keys inside of a group can be removed; give {key} another value, {key}=..."
         )  # fmt: skip
+    if OWN.fullmatch(key) and not value.startswith("{"):
+        raise ValueError(
+            f"{line!r}: choose an option of {key} with a slash, {key.replace('.', '/')}={value or 'NAME'}."
+        )
     if override.is_sweep_override() and not sweeps:
         whole = "" if "(" in value else f", or write {key}=[{value}] for one list"
         raise ValueError(f"{line!r} gives several values: add -m to run each of them{whole}.")

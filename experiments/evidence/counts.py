@@ -16,7 +16,6 @@ import pandas as pd
 from scipy import stats
 
 from experiments.evidence.means import verdict
-from experiments.evidence.words import span
 
 FloatArray = npt.NDArray[np.float64]
 RESAMPLES = 2000
@@ -76,7 +75,7 @@ class Part:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.count} of {self.num} runs ({span(100 * low, 100 * high, '.0f')[0]} %)"
+        return f"{self.count} of {self.num} runs ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def part(which: npt.ArrayLike, drawn: FloatArray | None = None) -> Part:
@@ -101,10 +100,10 @@ class Median:
     low: float
     high: float
 
-    def __format__(self, form: str) -> str:
+    def __str__(self) -> str:
         if not math.isfinite(self.high - self.low):
             return f"{self.value:g} (too few for an interval)"
-        return f"{self.value:g} ({span(self.low, self.high, '.6g')[0]})"
+        return f"{self.value:g} ({f'{self.low:g} to {self.high:g}' if self.low < self.high else 'no spread'})"
 
 
 def median(values: npt.ArrayLike, drawn: FloatArray | None = None) -> Median:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from experiments.evidence.words import span
+from experiments.evidence.words import measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,13 +45,16 @@ class Mean:
         """Whether the mean differs from ``wanted`` by less than ``tolerance``."""
         return self.between(wanted - tolerance, wanted + tolerance)
 
-    def __format__(self, form: str) -> str:
-        """The mean with its interval, such as ``1.471 (1.462 to 1.480)``; one seed has no interval."""
-        form = form or ".4g"
+    def __format__(self, sign: str) -> str:
+        """The mean with its interval, such as ``1.471 (1.462 to 1.480)``; ``sign`` may be ``+``."""
+        if sign not in ("", "+"):
+            raise ValueError(f"The interval of a mean decides its digits; the format may be '+' only, got {sign!r}.")
         if not math.isfinite(self.high - self.low):
-            return f"{self.value:{form}} (one seed)"
-        words, finer = span(self.low, self.high, form)
-        return f"{self.value:{finer}} ({words})"
+            return f"{self.value:{sign}.4g} (one seed)"
+        return measured(self.value, self.low, self.high, sign)
+
+    def __str__(self) -> str:
+        return format(self)
 
 
 def verdict(supported: bool, contradicted: bool) -> bool | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Digits that may be added until the two ends of an interval are printed differently.
-MOST_EXTRA = 3
+# An interval has no spread if its width is rounding. Numbers with this many decimals are written as 1.2e-09.
+NO_SPREAD, SCIENTIFIC = 1e-6, 9
 
 
 def listed(values: Iterable[object], last: str = "and") -> str:
@@ -16,33 +15,27 @@ def listed(values: Iterable[object], last: str = "and") -> str:
     return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else "none"
 
 
-def span(low: float, high: float, form: str) -> tuple[str, str]:
-    """The interval in words, such as ``1.462 to 1.480``, and the number format of its ends.
-
-    Digits are added to ``form`` until the ends differ. If `MOST_EXTRA` digits are too few, the words are "no spread".
-    """
-    digits = re.search(r"\.(\d+)", form)
-    assert digits, f"A format needs a number of digits, got {form!r}."
-    for extra in range(MOST_EXTRA + 1):
-        finer = form.replace(digits[0], f".{int(digits[1]) + extra}")
-        ends = format(low, finer), format(high, finer)
-        if ends[0] != ends[1]:
-            return " to ".join(ends), finer
-    return "no spread", form
-
-
 def digits(width: float, most: int = 6) -> int:
     """The number of decimals that show two significant digits of a width; 3 if the width is unknown."""
     return max(0, min(most, 1 - math.floor(math.log10(width)))) if 0 < width < math.inf else 3
 
 
-def measured(value: float, low: float, high: float) -> str:
-    """A number with as many digits as its interval supports, such as ``1.25 (1.17 to 1.34)``."""
-    if not math.isfinite(high - low):
-        return f"{value:.3g} (no interval)"
-    places = digits(high - low)
-    ends = f"{low:.{places}f}", f"{high:.{places}f}"
-    return f"{value:.{places}f} ({' to '.join(ends) if ends[0] != ends[1] else 'no spread'})"
+def measured(value: float, low: float, high: float, sign: str = "") -> str:
+    """A number with as many digits as its interval supports, such as ``1.25 (1.17 to 1.34)``.
+
+    The last digit is the second significant digit of twice the distance from the value to the nearer end (of the width
+    if the value is an end), so the nearer end of a skewed interval keeps its digits.  ``sign`` may be ``+``.
+    """
+    width, largest = high - low, max(abs(low), abs(high))
+    if not math.isfinite(width):
+        return f"{value:{sign}.3g} (no interval)"
+    if width <= NO_SPREAD * largest:
+        return f"{value:{sign}.4g} (no spread)"
+    nearer = min(value - low, high - value)
+    places = 1 - math.floor(math.log10(max(2 * nearer, width / 10) if nearer > 0 else width))
+    form = f"{max(0, places)}f" if places < SCIENTIFIC else f"{places + math.floor(math.log10(largest))}e"
+    number, *ends = (f"{round(one, places):{sign}z.{form}}" for one in (value, low, high))  # z: no minus before 0
+    return f"{number} ({' to '.join(ends)})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

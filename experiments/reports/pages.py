@@ -19,7 +19,7 @@ LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
     "theorems, tested up to rounding. They check the code, so they are counted separately."
 )
-DENIED = "Claims that the data contradict, each followed by what was measured."
+DENIED = "Open a study to read its claims that the data contradict. Each is followed by what was measured."
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
 GLOSSARY = """
@@ -110,12 +110,12 @@ def _counts(claims: Sequence[Claim]) -> dict[str, int]:
 
 def claim_list(claims: Sequence[Claim]) -> str:
     """One item per claim: its verdict, its sentence, and the numbers that decide."""
-    lines = [_item(f"**{claim.verdict}**", claim) for claim in claims]
+    lines = [_item(claim, f"**{claim.verdict}**: ") for claim in claims]
     return "\n".join([*lines, "", CHECKED] if _counts(claims)["checked"] else lines)
 
 
-def _item(head: str, claim: Claim) -> str:
-    return f"- {head}: {claim.says}.\n  Measured: {claim.because}."
+def _item(claim: Claim, head: str = "") -> str:
+    return f"- {head}{claim.says}.\n  Measured: {claim.because}."
 
 
 def write_index(studies: Mapping[str, tuple[str, Sequence[Claim]]], folder: Path) -> Path:
@@ -127,7 +127,7 @@ def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
     """The index: links, counts of verdicts, and contradicted claims.  ``studies``: question and claims by name."""
     linked = {f"[{name}]({name}.md)": found for name, found in studies.items()}
     counts = [[link, *_counts(claims).values()] for link, (_, claims) in linked.items()]
-    denied = [_item(link, claim) for link, (_, claims) in linked.items() for claim in claims if claim.holds is False]
+    denied = {name: [claim for claim in claims if claim.holds is False] for name, (_, claims) in studies.items()}
     return _joined(
         NOTICE,
         "# Studies",
@@ -137,7 +137,11 @@ def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
         table(["study", "supported", "contradicted", "undecided", "identities checked"], counts),
         "## What the data contradict",
         DENIED,
-        "\n".join(denied),
+        *(
+            _folded(f"{name}: {len(own)} {'claim' if len(own) == 1 else 'claims'}", "\n".join(map(_item, own)))
+            for name, own in denied.items()
+            if own
+        ),
     )
 
 

@@ -13,7 +13,7 @@ from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence.means import Mean, geometric_mean, mean, verdict
 from experiments.evidence.study import Claim, Study
-from experiments.evidence.words import listed, span, table, told
+from experiments.evidence.words import listed, measured, table, told
 from experiments.reports import grids, sweep_figures
 from experiments.reports import growth as report_growth
 from gradscope import plots
@@ -57,7 +57,7 @@ def claims(collected: Collected) -> list[Claim]:
         says, holds = "stays nonlinear", kept.above(KEPT)
         if model in STABLE:
             says, holds = "is nearly linear over the data", kept.below(KEPT)
-        because = f"linear fit error of the last layer: {last:.2g}; divided by the error of the first layer: {kept:.2g}"
+        because = f"linear fit error of the last layer: {last}; divided by the error of the first layer: {kept}"
         made.append(Claim(f"The last layer of {_name(model)} {says}", holds, because))
     return [*made, _as_a_whole(frame, growth), _unseen(frame, growth)]
 
@@ -70,24 +70,24 @@ def answer(collected: Collected) -> str:
     for model, row in growth.items():
         said.setdefault(_word(row), []).append(f"{_name(model)} ({row['rate']:.3f})")
     phrases = {
-        "explodes": "gradients explode in",
-        "vanishes": "gradients vanish in",
-        "neither": "gradients neither explode nor vanish in",
-        "undecided": "the verdict is undecided for",
+        "explodes": "Gradients explode in {}",
+        "vanishes": "they vanish in {}",
+        "neither": "they neither explode nor vanish in {}",
+        "undecided": "undecided: {}",
     }
-    rates = "; ".join(f"{words} {listed(said[word])}" for word, words in phrases.items() if word in said)
+    rates = "; ".join(words.format(listed(said[word])) for word, words in phrases.items() if word in said)
     linear = told(
         {_name(model): _kept(frame, model).below(KEPT) for model in growth},
-        "nearly linear in {};", "nonlinear in {};", "the verdict is undecided for {};",
+        "becomes nearly linear in {};", "it stays nonlinear in {};", "undecided: {};",
     )  # fmt: skip
     whole = _as_a_whole(frame, growth)
     agree = {
         True: "The nonlinearity coefficient (NLC) of the whole network agrees",
-        False: "By NLC, a network that does not explode can be farther from linear than one that explodes",
+        False: "A network that does not explode can still be farther from linear than one that explodes",
         None: "It is undecided whether the nonlinearity coefficient (NLC) of the whole network agrees",
     }
     return (
-        f"By the growth rate of GSC per layer, {rates}. The last layer is {linear.rstrip(';')}. "
+        f"{rates} (in brackets: growth factor of GSC per layer). The last layer {linear.rstrip(';')}. "
         f"{agree[whole.holds]}: {whole.because}."
     )
 
@@ -97,10 +97,10 @@ def details(collected: Collected) -> str:
     frame = collected.frame
     growth, whole, last = _growth(frame), [], []
     for model, row in growth.items():
-        whole.append([_name(model), _rate(row), f"{row['theory']:.3f}", _word(row), f"{_nlc(frame, model):.3g}"])
-        statistics = [f"{_last(frame, model, name):.3f}" for name in ("preactivation_std", "sign_diversity")]
+        whole.append([_name(model), _rate(row), f"{row['theory']:.3f}", _word(row), _nlc(frame, model)])
+        statistics = [_last(frame, model, name) for name in ("preactivation_std", "sign_diversity")]
         error = geometric_mean(_errors(frame, model).iloc[:, -1])
-        last.append([_name(model), *statistics, f"{error:.2g}"])
+        last.append([_name(model), *statistics, error])
     both = [_name(model) for model in growth if _word(growth[model]) == "explodes" and _kept(frame, model).below(KEPT)]
     return "\n\n".join([
         table(["network", "GSC rate per layer", "mean field", "verdict", "NLC"], whole),
@@ -125,8 +125,7 @@ def _neither(row: Row) -> bool | None:
 
 
 def _rate(row: Row) -> str:
-    words, form = span(row["rate_low"], row["rate_high"], ".3f")
-    return f"{row['rate']:{form}} ({words})"
+    return measured(row["rate"], row["rate_low"], row["rate_high"])
 
 
 def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
@@ -139,8 +138,8 @@ def _as_a_whole(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     most = max(set(growth) - set(exploding), key=lambda model: found[model].value)
     least = min(exploding, key=lambda model: found[model].value)
     holds = verdict(found[most].high < found[least].low, found[most].low > found[least].high)
-    because = f"the largest NLC of a network that is not shown to explode is {found[most]:.3g}, for {_name(most)}; the "
-    because += f"smallest NLC of an exploding network is {found[least]:.3g}, for {_name(least)}"
+    because = f"the largest NLC of a network that is not shown to explode is {found[most]}, for {_name(most)}; the "
+    because += f"smallest NLC of an exploding network is {found[least]}, for {_name(least)}"
     return Claim(says, holds, because)
 
 
@@ -149,7 +148,7 @@ def _unseen(frame: pd.DataFrame, growth: dict[str, Row]) -> Claim:
     quiet = row["rate_low"] <= 1 <= row["rate_high"]
     seen = quiet and signs.high < COLLAPSED and nlc.low > NONLINEAR
     says = "Sign diversity and NLC show that the data collapse in relu; the growth rate of GSC does not show this"
-    because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs:.2g}; NLC: {nlc:.3g}"
+    because = f"rate per layer: {_rate(row)}; sign diversity of the last layer: {signs}; NLC: {nlc}"
     return Claim(says, verdict(seen, not quiet or signs.low > COLLAPSED or nlc.high < NONLINEAR), because)
 
 

@@ -41,15 +41,15 @@ def claims(collected: Collected) -> list[Claim]:
     for pooling, shift in itertools.product(POOLINGS, SHIFTS):
         found, pixels = factor(frame, pooling, shift), "pixel" if shift == 1 else "pixels"
         says = f"After {POOLED[pooling]}, a map changes less under a shift by {shift} {pixels}"
-        made.append(Claim(says, found.below(1), f"factor: {found:.3f}"))
+        made.append(Claim(says, found.below(1), f"factor: {found}"))
     for pooling in POOLINGS:
         ratio = fading(frame, pooling)
         says = f"{POOLED[pooling].capitalize()} helps less for shifts by {LAST} pixels than for shifts by {FIRST} pixel"
-        made.append(Claim(says, ratio.above(1), f"ratio of the two factors: {ratio:.3f}"))
+        made.append(Claim(says, ratio.above(1), f"ratio of the two factors: {ratio}"))
     for pooling in POOLINGS:
         left = geometric_mean(changes(frame, pooling, FIRST))
         says = f"After {POOLED[pooling]} a map is nearly invariant to a shift by {FIRST} pixel"
-        because = f"change divided by distance between two images: {left:.3f}; nearly invariant: below {SMALL:g}"
+        because = f"change divided by distance between two images: {left}; nearly invariant: below {SMALL:g}"
         made.append(Claim(says, left.below(SMALL), because))
     apart = [factor(frame, "subsampled", shift) for shift in SHIFTS]
     ends = f"{min(one.low for one in apart):.3f} to {max(one.high for one in apart):.3f}"
@@ -83,7 +83,7 @@ def answer(collected: Collected) -> str:
 def details(collected: Collected) -> str:
     """A table of the factors for all shifts."""
     frame = collected.frame
-    rows = [[shift, *(f"{factor(frame, pooling, shift):.3f}" for pooling in POOLINGS)] for shift in SHIFTS]
+    rows = [[shift, *(factor(frame, pooling, shift) for pooling in POOLINGS)] for shift in SHIFTS]
     return table(["shift [pixels]", *(f"factor of {POOLED[pooling]}" for pooling in POOLINGS)], rows)
 
 

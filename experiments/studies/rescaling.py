@@ -152,7 +152,7 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "The rescaled network also trains identically if all layers have the learning rate of the original",
             all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
-            f"final loss of the original: {end:.3f}; of the rescaled network: "
+            f"final loss of the original: {end}; of the rescaled network: "
             + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
         ),
     ]
@@ -166,8 +166,8 @@ def answer(collected: Collected) -> str:
         return "These runs give no answer: the rescaled network is not equal to the original network, see the claims."
     return (
         f"No. If the layers of a network are rescaled without changing its function (R = {most:g}), the raw gradient "
-        f"grows toward the input by a factor of {_growth(frame, RESCALED, most):.2f} per layer instead of "
-        f"{_growth(frame, PLAIN, most):.2f}. GSC is the same, and so is training with rescaled learning rates."
+        f"grows toward the input by a factor of {_growth(frame, RESCALED, most)} per layer instead of "
+        f"{_growth(frame, PLAIN, most)}. GSC is the same, and so is training with rescaled learning rates."
     )
 
 
@@ -189,7 +189,7 @@ def _identities(frame: pd.DataFrame) -> list[Claim]:
             "The growth factor of the raw gradient per layer is R times as large in the rescaled network",
             ratio < ROUNDING,
             f"relative error: {_bound(ratio)}; growth factor for R = {most:g}: "
-            f"{_growth(frame, RESCALED, most):.3f}; of the original: {_growth(frame, PLAIN, most):.3f}",
+            f"{_growth(frame, RESCALED, most)}; of the original: {_growth(frame, PLAIN, most)}",
             identity=True,
         ),
         Claim("Rescaling keeps GSC", moved < ROUNDING, f"largest relative difference: {_bound(moved)}", identity=True),
@@ -204,7 +204,7 @@ def _learns(frame: pd.DataFrame) -> Claim:
     return Claim(
         "The original network learns: its loss falls without jumps",
         False if rise > RISE else change.below(0),
-        f"loss from {means.mean(losses[:, 0]):.2f} to {means.mean(losses[:, -1]):.2f}; change: {change:.2f}; largest "
+        f"loss from {means.mean(losses[:, 0])} to {means.mean(losses[:, -1])}; change: {change}; largest "
         f"rise in one step: {100 * max(rise, 0.0):.1f} %; jump: more than {100 * RISE:g} %",
     )
 

@@ -64,7 +64,7 @@ def details(collected: Collected) -> str:
     rising, spread = [], []
     for model in models:
         last = _means(_last(_part(moved, "model", model)))
-        rising += [f"{_unit(unit)} of {_name(model)}, {one:+.2f}" for unit, one in last.items() if one.value > 0]
+        rising += [f"{_unit(unit)} of {_name(model)}, {one:+}" for unit, one in last.items() if one.value > 0]
         apart = _part(_logarithms(frame), "model", model).std(axis=1).groupby(level="step").mean()
         spread.append(f"from {apart.iloc[0]:.2f} to {apart.iloc[-1]:.2f} for {_name(model)}")
     gsc = 10 ** frame.loc[frame["quantity"] == "gsc", "log10_value"]
@@ -143,13 +143,13 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"After training, GSC of every unit of {name} is within one order of magnitude of GSC before",
             means.all_of(*(one.within(0.0, ORDER) for one in last.values())),
-            f"{len(last)} units; largest change of log10 GSC: {_unit(unit)}, {change:.2f}",
+            f"{len(last)} units; largest change of log10 GSC: {_unit(unit)}, {change}",
         ),
         Claim(
             f"At every record, GSC of every unit of {name} is within one order of magnitude of GSC before training",
             means.all_of(*(one.within(0.0, ORDER) for one in records.values())),
             f"{len(records)} intervals of the change of log10 GSC; largest mean: {_unit(other)} at step {step}, "
-            f"{largest:.2f}; interval with the end farthest from 0: {loosest:.2f}",
+            f"{largest}; interval with the end farthest from 0: {loosest}",
         ),
         Claim(
             f"The unit of {name} whose GSC has changed most at the end is the same in every run",
@@ -159,7 +159,7 @@ def _of_network(name: str, moved: pd.DataFrame) -> list[Claim]:
         Claim(
             f"GSC from the input of {name} changes more in the first quarter of training than in the rest",
             early.above(0.5),
-            f"fraction of the sum of absolute changes between records: {early:.2f}",
+            f"fraction of the sum of absolute changes between records: {early}",
         ),
     ]
 
@@ -179,7 +179,7 @@ def _accuracy(collected: Collected) -> list[Claim]:
     (a, first), (b, second) = found.items()
     difference = means.mean(second - first)
     says = f"With this recipe, the test accuracy of {b} differs from the accuracy of {a}"
-    because = f"{a}: {means.mean(first):.1f} %; {b}: {means.mean(second):.1f} %; difference: {difference:.1f}"
+    because = f"{a}: {means.mean(first)} %; {b}: {means.mean(second)} %; difference: {difference}"
     return [Claim(says, means.verdict(difference.low > 0 or difference.high < 0, False), because)]
 
 
@@ -191,8 +191,8 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
         rows.append([layer])
         for model in models:
             own, change = (_part(_part(values, "model", model), "layer", layer) for values in (logarithms, moved))
-            ends = [f"{means.geometric_mean(10**row):.2g}" for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
-            rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+.2f}"] if len(own) else ["", "", ""]
+            ends = [means.geometric_mean(10**row) for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
+            rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+}"] if len(own) else ["", "", ""]
     words = ("before", "after", "change of log10")
     return table(["unit", *(f"{NAMES.get(model, model)}: {word}" for model in models for word in words)], rows)
 

@@ -44,7 +44,7 @@ def details(collected: Collected) -> str:
     rows = []
     for network, name in NAMES.items():
         relative = [f"{mean(change(frame, network, when)).value:.2f}" for when in WHEN]
-        rows.append([name, *relative, *(f"{geometric_mean(part):.2f}" for part in training_factors(frame, network))])
+        rows.append([name, *relative, *(geometric_mean(part) for part in training_factors(frame, network))])
     names = {True: "The distance", False: "The change", None: "It is undecided which of the two factors"}
     winner = names[of.distance_first(frame).holds]
     header = ["network", *(f"relative change {words}" for words in WHEN.values())]

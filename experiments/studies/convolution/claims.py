@@ -70,7 +70,7 @@ def border(frame: pd.DataFrame) -> Claim:
 
 def _large(says: str, words: str, errors: Iterable[npt.ArrayLike]) -> Claim:
     least = min(map(mean, errors), key=lambda found: found.low)
-    return Claim(says, least.above(SMALL), f"{words}: {least:.2f}; {IS_SMALL}")
+    return Claim(says, least.above(SMALL), f"{words}: {least}; {IS_SMALL}")
 
 
 def pooling(frame: pd.DataFrame) -> list[Claim]:
@@ -84,7 +84,7 @@ def pooling(frame: pd.DataFrame) -> list[Claim]:
 
 def _lower(says: str, ratios: npt.ArrayLike, of: str, comparisons: int = 1, note: str = "") -> Claim:
     ratio = geometric_mean(ratios, comparisons)
-    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio:.2f}{note}")
+    return Claim(says, ratio.below(1), f"ratio ({of}): {ratio}{note}")
 
 
 def trained(frame: pd.DataFrame) -> dict[str, Claim]:
@@ -104,7 +104,7 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
     for when, words in WHEN.items():
         found = mean(changes[when])
         says = f"{words.capitalize()} the output of the AlexNet is nearly invariant to a shift by one pixel"
-        because = f"change of the output divided by the distance between two images: {found:.3f}; {IS_SMALL}"
+        because = f"change of the output divided by the distance between two images: {found}; {IS_SMALL}"
         made.append(Claim(says, found.below(SMALL), because))
     for when, words in WHEN.items():
         says = f"{words.capitalize()} the AlexNet is nearer to invariance than the fully connected network"
@@ -119,8 +119,8 @@ def outputs(frame: pd.DataFrame) -> list[Claim]:
         *made,
         _lower("Training brings the AlexNet nearer to invariance", after / before, RATIO),
         _lower("Exploratory: training lowers the change of the output under a shift by one pixel", moved, RATIO),
-        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart:.2f}"),
-        Claim(survive, same.above(EXPLAINED), f"fraction of images that keep their predicted class: {same:.2f}"),
+        Claim(farther, apart.above(1), f"ratio ({RATIO}): {apart}"),
+        Claim(survive, same.above(EXPLAINED), f"fraction of images that keep their predicted class: {same}"),
     ]
 
 
@@ -129,7 +129,7 @@ def distance_first(frame: pd.DataFrame) -> Claim:
     moved, apart = training_factors(frame, CONVOLUTIONAL)
     found = geometric_mean(moved * apart)
     says = "Exploratory: training increases the distance between images more than it lowers the change under a shift"
-    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found:.2f}")
+    return Claim(says, found.above(1), f"factor of the distance times factor of the change: {found}")
 
 
 def images(frame: pd.DataFrame) -> list[Claim]:
@@ -139,12 +139,12 @@ def images(frame: pd.DataFrame) -> list[Claim]:
     for name, scale in scales.items():
         found = mean(by_seed(frame, f"{name}_spread"))
         says = f"The {name} of a pixel is the same everywhere"
-        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found:.3f}; {IS_SMALL}"))
+        made.append(Claim(says, found.below(SMALL), f"{spread} {name} {scale}: {found}; {IS_SMALL}"))
     for name in ("covariance", "correlation"):
         found = mean(by_seed(frame, f"{name}_explained"))
         says = f"The {name} of two pixels depends only on the displacement between them"
-        because = f"fraction of the differences that displacement explains: {found:.2f}; required: above {EXPLAINED:g}"
+        because = f"fraction of the differences that displacement explains: {found}; required: above {EXPLAINED:g}"
         made.append(Claim(says, found.above(EXPLAINED), because))
     found = max((mean(neighbor_spread(frame, axis)) for axis in ("row", "column")), key=lambda found: found.high)
-    because = f"{spread} correlation r of neighbors {places} 1 - r: {found:.3f}; {IS_SMALL}"
+    because = f"{spread} correlation r of neighbors {places} 1 - r: {found}; {IS_SMALL}"
     return [*made, Claim("Neighboring pixels have the same correlation everywhere", found.below(SMALL), because)]

@@ -28,7 +28,7 @@ def claims(collected: Collected) -> list[Claim]:
         "Average pooling lowers GSC more than max pooling": geometric_mean(totals["average"] / totals["max"]),
     }
     made = [_near(frame, kind, f"GSC of {kept}", 1.0, UNCHANGED) for kind in KEEPING]
-    made += [Claim(says, mean.below(1), f"factor: {mean:.3f}") for says, mean in lowered.items()]
+    made += [Claim(says, mean.below(1), f"factor: {mean}") for says, mean in lowered.items()]
     for kind in POOLING:
         own = of.predicted(frame, kind)
         margin = TOLERANCE ** (len(own) - 1)
@@ -38,7 +38,7 @@ def claims(collected: Collected) -> list[Claim]:
 
 def _near(frame: pd.DataFrame, kind: str, says: str, expected: float, margin: float) -> Claim:
     found, low, high = factor(frame, kind), expected / margin, expected * margin
-    because = f"factor: {found:.3f}; expected: {expected:.3f}; accepted: {low:.3f} to {high:.3f}"
+    because = f"factor: {found}; expected: {expected:.3f}; accepted: {low:.3f} to {high:.3f}"
     return Claim(f"{WORDS[kind].capitalize()} changes {says}", found.between(low, high), because)
 
 

@@ -24,21 +24,19 @@ def claims(collected: Collected) -> list[Claim]:
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         means = zip(simultaneous(rates.by(size), LOOKS), rates.numbers(size)[:-1], strict=True)
         says = f"The log rate of {name(network)} stays within tolerance at every {size}"
-        parts = "; ".join(f"at {size} {number}: {one:+.4f}" for one, number in means)
+        parts = "; ".join(f"at {size} {number}: {one:+}" for one, number in means)
         because = f"deviation from {size} {rates.numbers(size)[-1]} {parts}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, rates.within_tolerance(size), because))
     for size, (network, rates) in itertools.product(SIZES, found.items()):
         change, sizes = _change(found, network, size), rates.numbers(size)
         says = f"The rate of {name(network)} depends on the {size}"
-        because = (
-            f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+.4f}; tolerance: {TOLERANCE:g}"
-        )
+        because = f"change of the log rate from {size} {sizes[0]} to {sizes[-1]}: {change:+}; tolerance: {TOLERANCE:g}"
         made.append(Claim(says, _depends(change), because))
     for network, rates in found.items():
         end, slope = mean(rates.lines[:, 0] - math.log(rates.theory)), mean(rates.lines[:, 1])
         says = f"Extrapolated to infinite width, the rate of {name(network)} agrees with mean field within tolerance"
-        because = f"extrapolated log rate minus log rate of mean field: {end:+.4f}; tolerance: {TOLERANCE:g}"
-        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+.2f}"))
+        because = f"extrapolated log rate minus log rate of mean field: {end:+}; tolerance: {TOLERANCE:g}"
+        made.append(Claim(says, end.within(0, TOLERANCE), f"{because}; slope against 1 / width: {slope:+}"))
     return made
 
 
@@ -53,24 +51,19 @@ def _depends(change: Mean) -> bool | None:
 
 
 def answer(collected: Collected) -> str:
-    """The answer for the SELU network, in three sentences."""
-    found = all_rates(collected)
+    """In how many networks the rate is the same at every depth and every width, and the rate of the SELU network."""
+    found, sentences = all_rates(collected), []
+    for size in SIZES:
+        verdicts = {name(network): rates.within_tolerance(size) for network, rates in found.items()}
+        num, sizes = list(verdicts.values()).count(True), found["selu"].numbers(size)
+        kept = f"is the same in {num} of {len(found)} networks ({{}});" if num < len(found) else "is the same in {};"
+        words = told(verdicts, kept, "it changes by more in {};", "undecided: {};").rstrip(";")
+        sentences.append(f"From {size} {sizes[0]} to {size} {sizes[-1]}, the growth rate of GSC per layer {words}.")
+    sentences[0] = sentences[0].replace("is the same", f"is the same within {100 * TOLERANCE:g} %", 1)
     rates = found["selu"]
-    steady = told(
-        {size: rates.within_tolerance(size) for size in SIZES},
-        "stays within the tolerance at every {},", "leaves the tolerance with the {},",
-        "is not shown to stay within the tolerance at every {},",
-    ).rstrip(",").replace(", ", " and ")  # fmt: skip
-    ends = {"depth": "from the smallest to the largest depth", "width": "from the smallest to the largest width"}
-    changes = []
-    for size, words in ends.items():
-        change = _change(found, "selu", size)
-        shows = {True: "a dependence", False: "no dependence beyond the tolerance", None: "undecided"}[_depends(change)]
-        changes.append(f"by {change:+.4f} {words} ({shows})")
     return (
-        f"GSC of the largest SELU network grows by a factor of {rates.largest:.4f} per layer (mean field: "
-        f"{rates.theory:.4f}). The logarithm of the rate {steady} (tolerance: {TOLERANCE:g} around the rate at the "
-        f"largest depth or width). The logarithm changes {listed(changes)}."
+        f"{' '.join(sentences)} In the largest SELU network, GSC grows by a factor of {rates.largest} per layer; "
+        f"mean-field theory predicts {rates.theory:.4f}."
     )
 
 
@@ -99,8 +92,8 @@ def details(collected: Collected) -> str:
         )
     rows = []
     for network, rates in found.items():
-        ends, limit = (f"{mean(rates.ends(size)):+.4f}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
-        rows.append([name(network), f"{rates.largest:.4f}", f"{rates.theory:.4f}", *ends, f"{limit:.4f}"])
+        ends, limit = (f"{mean(rates.ends(size)):+}" for size in SIZES), geometric_mean(np.exp(rates.lines[:, 0]))
+        rows.append([name(network), rates.largest, f"{rates.theory:.4f}", *ends, limit])
     header = ["network", "rate, largest network", "mean field", "log rate: deepest - shallowest", "widest - narrowest"]
     return f"{' '.join(sentences)}\n\n{table([*header, 'rate at infinite width'], rows)}"
 

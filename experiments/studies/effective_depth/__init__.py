@@ -44,7 +44,7 @@ def claims(collected: Collected) -> list[Claim]:
     for key in runs.deep:
         found, layers = mean(runs.final(key), num), runs.layers(key)
         says = f"{name(key)}: the effective depth is below half the number of layers"
-        made.append(Claim(says, found.below(layers / 2), f"effective depth: {found:.1f} of {layers} layers"))
+        made.append(Claim(says, found.below(layers / 2), f"effective depth: {found} of {layers} layers"))
     for key in runs.shallow:  # decided for each run, so there is no interval
         values, layers = runs.final(key), runs.layers(key)
         because = f"effective depth: {listed(sorted(values.astype(int).unique()), 'or')} of {layers} layers"
@@ -54,20 +54,20 @@ def claims(collected: Collected) -> list[Claim]:
         depths = runs.by_seed(key, tolerance=TOLERANCES[0])
         first, last = depths.index[0], depths.index[-1]
         change = mean(depths.loc[last] - depths.loc[first], num)
-        because = f"after step {first:.0f}: {mean(depths.loc[first]):.1f}; increase until step {last:.0f}: {change:.1f}"
+        because = f"after step {first:.0f}: {mean(depths.loc[first])}; increase until step {last:.0f}: {change}"
         made.append(Claim(f"{name(key)}: the effective depth grows during training", change.above(0), because))
     for key, other in alike.items():
         found = mean(runs.final(key) - runs.final(other), len(alike))
         says = f"{name(key)}: the effective depth is larger than at depth {other[3]}"
-        made.append(Claim(says, found.above(0), f"difference: {found:.1f}"))
+        made.append(Claim(says, found.above(0), f"difference: {found}"))
     for key, other in skips.items():
         found = mean(runs.final(other) - runs.final(key), len(skips))
         says = f"{name(key)}: skip connections increase the effective depth"
-        made.append(Claim(says, found.above(0), f"change: {found:.1f}"))
+        made.append(Claim(says, found.above(0), f"change: {found}"))
     for key in runs.deep:
         found, layers = mean(runs.replaceable(key), num), runs.layers(key)
         says = f"{name(key)}: a first-order expansion can replace more than half of the layers"
-        because = f"layers replaced until the loss rises by {SUFFERS:g}: {found:.1f} of {layers}"
+        because = f"layers replaced until the loss rises by {SUFFERS:g}: {found} of {layers}"
         made.append(Claim(says, found.above(layers / 2), because))
     return [*made, _independent(runs), _together(runs), _certain(runs)]
 
@@ -80,7 +80,7 @@ def _independent(runs: Runs) -> Claim:
     return Claim(
         says,
         all_of(*(one.within(0, NEAR) for one in found.values())),
-        f"largest difference (independent - measured): {found[farthest]:.1f}, for {name(farthest)}",
+        f"largest difference (independent - measured): {found[farthest]}, for {name(farthest)}",
     )
 
 
@@ -142,7 +142,7 @@ def details(collected: Collected) -> str:
     for key in runs.trained:
         found = [runs.final(key), runs.final(key, index=1), runs.final(key, "independent_depth"), runs.replaceable(key)]
         accuracy = f"{100 * mean(runs.final(key, 'test_accuracy')).value:.1f}"
-        rows.append([name(key), runs.layers(key), accuracy, *(f"{mean(values):.1f}" for values in found)])
+        rows.append([name(key), runs.layers(key), accuracy, *(str(mean(values)) for values in found)])
     failed = f"Training fails with every learning rate for: {listed(map(name, runs.failed))}."
     return f"{table([*header, 'if independent', 'replaceable'], rows)}\n\n{failed}"
 

@@ -99,7 +99,7 @@ def _signals(alarms: Alarms) -> str:
     rows = []
     for name in sorted(alarms.fired, key=lambda name: -found[name].notna().sum()):
         leads = [alarms.typical(steps[name]) for steps in (found, to_nan)]
-        false = alarms.false_alarms(name), f"{alarms.matched(name):.2f}"
+        false = alarms.false_alarms(name), str(alarms.matched(name))
         rows.append([WORDS[name], alarms.announced(found[name]), first[name].sum(), *leads, *false])
     return table(head, rows)
 

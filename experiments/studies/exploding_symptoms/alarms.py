@@ -14,7 +14,7 @@ import pandas as pd
 
 from experiments.evidence.counts import FloatArray, Median, Part, draws, interval, median, part, ratio
 from experiments.evidence.means import verdict
-from experiments.evidence.words import span
+from experiments.evidence.words import measured
 from experiments.studies.exploding_symptoms.signals import THRESHOLDS, leads, quiet, runs
 
 CELL = ["model", "lr"]
@@ -32,8 +32,8 @@ class Between:
         """Whether the number is greater than ``limit``; None if the interval contains ``limit``."""
         return verdict(self.low > limit, self.high < limit)
 
-    def __format__(self, form: str) -> str:
-        return f"{self.value:{form}} ({span(self.low, self.high, form)[0]})"
+    def __str__(self) -> str:
+        return measured(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)

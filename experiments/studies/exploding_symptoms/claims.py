@@ -40,7 +40,7 @@ def tells(alarms: Alarms, name: str) -> Claim:
     """Whether a signal fires more often before a failure than in a control that is monitored equally long."""
     warned, more = alarms.leads[name].notna().mean(), alarms.advantage(name)
     says = f'Exploratory: "{WORDS[name]}" fires more often before failures than in equally long parts of other runs'
-    because = f"failing runs: {warned:.2f}; controls: {alarms.matched(name):.2f}; difference: {more:.2f}"
+    because = f"failing runs: {warned:.2f}; controls: {alarms.matched(name)}; difference: {more}"
     return Claim(says, more.above(0.0), because)
 
 
@@ -106,7 +106,7 @@ def predicts(says: str, alarms: Alarms, models: list[str]) -> Claim:
     area = alarms.ranking(models)
     if area is None:
         return Claim(says, None, "there is no learning rate at which some networks fail and others do not")
-    because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area:.2f}; by chance: 0.5"
+    because = f"fraction of pairs of runs in which the failing run has the larger GSC: {area}; by chance: 0.5"
     return Claim(says, area.above(0.5), because)
 
 

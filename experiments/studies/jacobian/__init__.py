@@ -42,7 +42,7 @@ def claims(collected: Collected) -> list[Claim]:
             Claim(
                 f"The quadratic mean norm of the Jacobian of the {model} network neither explodes nor vanishes",
                 norm.within(0.0, STABLE),
-                f"ln qm per layer: {norm:.4f}; stable: within {STABLE:.4f} of 0",
+                f"ln qm per layer: {norm}; stable: within {STABLE:.4f} of 0",
             )
             for model, norm in norms.items()
         ),
@@ -50,17 +50,17 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "Per layer, the linear network loses as much volume as expected for a Gaussian matrix",
             linear.within(expected, STABLE),
-            f"{says}: {linear:.4f}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
+            f"{says}: {linear}; expected: {expected:.4f}; equal: within {STABLE:.4f}",
         ),
         Claim(
             "Control: the volume of the orthogonal network neither collapses nor explodes",
             kept.within(0.0, STABLE),
-            f"{says}: {kept:z.4f}; stable: within {STABLE:.4f} of 0",
+            f"{says}: {kept}; stable: within {STABLE:.4f} of 0",
         ),
         Claim(
             "Control: the volume of the expanding network explodes",
             grown.above(STABLE),
-            f"{says}: {grown:.4f}; exploding: above {STABLE:.4f}",
+            f"{says}: {grown}; exploding: above {STABLE:.4f}",
         ),
         *(_few(frame, model) for model in GAUSSIAN),
         *(_most_collapse(frame, model) for model in GAUSSIAN),
@@ -101,12 +101,12 @@ def _near_a_point(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "The relative error of the linearization is proportional to the step",
             slope.within(1.0, SLOPE_MARGIN),
-            f"slope on logarithmic axes: {slope:.4f}; proportional: within {SLOPE_MARGIN:g} of 1",
+            f"slope on logarithmic axes: {slope}; proportional: within {SLOPE_MARGIN:g} of 1",
         ),
         Claim(
             "The network scales the area of small squares by |det J|",
             error.below(SMALL),
-            f"relative difference at the smallest step ({STEPS[0]:g}): {error:.2g}; equal: below {SMALL:g}",
+            f"relative difference at the smallest step ({STEPS[0]:g}): {error}; equal: below {SMALL:g}",
         ),
     ]
 
@@ -129,7 +129,7 @@ def _identity(frame: pd.DataFrame) -> Claim:
 def _few(frame: pd.DataFrame, model: str) -> Claim:
     rank, size = numbers.last_rank(frame, model), numbers.width(frame)
     says = f"Exploratory: few directions carry the norm of the Jacobian of the {model} network at the last layer"
-    return Claim(says, rank.below(FEW * size), f"effective rank: {rank:.1f} of {size}; few: below {FEW * size:g}")
+    return Claim(says, rank.below(FEW * size), f"effective rank: {rank} of {size}; few: below {FEW * size:g}")
 
 
 def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
@@ -140,7 +140,7 @@ def _most_collapse(frame: pd.DataFrame, model: str) -> Claim:
 
 
 def _collapses(says: str, found: Mean) -> Claim:
-    because = f"mean log singular value per layer: {found:.3f}; collapse: below {-STABLE:.4f}"
+    because = f"mean log singular value per layer: {found}; collapse: below {-STABLE:.4f}"
     return Claim(says, found.below(-STABLE), because)
 
 

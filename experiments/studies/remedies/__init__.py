@@ -55,7 +55,7 @@ def claims(collected: Collected) -> list[Claim]:
             "The looks-linear network is an affine map up to rounding",
             linear.affine,
             f"variance that the best affine map does not explain: at most {linear.nonlinearity.max():.1g}; "
-            f"rounding: below {ROUNDING:g}; linear fit error of the last layer: {means.mean(linear.last_layer):.2f}",
+            f"rounding: below {ROUNDING:g}; linear fit error of the last layer: {means.mean(linear.last_layer)}",
             identity=True,
         ),
     ]
@@ -68,15 +68,16 @@ def answer(collected: Collected) -> str:
     for baseline, by_remedy in found.items():
         least = min(numbers.remedies_of(baseline, by_remedy), key=lambda name: float(by_remedy[name].total.mean()))
         before, after = (by_remedy[name].total.mean() for name in (NONE, least))
-        best.append(f"{NAMES[baseline]} from {before:.1f} to {after:.1f} ({REMEDIES[least]})")
+        best.append(f"{REMEDIES[least]} for {NAMES[baseline]} (from 10^{before:.1f} to 10^{after:.1f})")
     price = told(
         {key: claim.holds for key, claim in _all_paid_for(found).items()},
-        "yes for {};", "the opposite for {};", "undecided for {};",
-    )  # fmt: skip
+        "less growth costs nonlinearity in {};", "less growth leaves more nonlinearity in {};",
+        "the cost is undecided in {};",
+    ).rstrip(";")  # fmt: skip
     return (
-        f"Of {len(lowers)} remedies with equal parameter counts, {lowers.count(True)} lower log10 GSC from input to "
-        f"output by more than {LEAST:.2f}. The largest reductions are: {listed(best)}. Remedies with less "
-        f"growth leave less nonlinearity, by rank correlation: {price.rstrip(';')}."
+        f"{lowers.count(True)} of {len(lowers)} remedies lower GSC from input to output, by a factor of more than "
+        f"{10**LEAST:.1f} at equal parameter counts. The strongest are {listed(best)}. "
+        f"{price[0].upper()}{price[1:]}."
     )
 
 
@@ -105,10 +106,10 @@ def details(collected: Collected) -> str:
 
 
 def _row(baseline: str, remedy: str, outcome: Outcome) -> list[str]:
-    affine = f"below {ROUNDING:g}" if outcome.affine else f"{means.mean(outcome.nonlinearity):.2f}"
+    affine = f"below {ROUNDING:g}" if outcome.affine else str(means.mean(outcome.nonlinearity))
     theory = "" if math.isnan(outcome.theory) else f"{outcome.theory:.4f}"
-    growth = f"{means.mean(outcome.total):.2f}", f"{means.mean(outcome.rate):.3f}", theory
-    levels = f"{means.geometric_mean(outcome.last_layer):.1g}", f"{means.geometric_mean(outcome.nlc):.3g}"
+    growth = str(means.mean(outcome.total)), str(means.mean(outcome.rate)), theory
+    levels = str(means.geometric_mean(outcome.last_layer)), str(means.geometric_mean(outcome.nlc))
     return [f"{REMEDIES[remedy]}{'†' if remedy in TWINS[baseline] else ''}", *growth, affine, *levels]
 
 
@@ -129,7 +130,7 @@ def _lowers(found: Outcomes, baseline: str, remedy: str) -> Claim:
     return Claim(
         f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" lowers GSC from input to output',
         change.below(-LEAST),
-        f"change of log10 GSC: {change:+.2f}; limit: {-LEAST:.2f}; rate: {means.mean(after.rate):.3f} instead of "
+        f"change of log10 GSC: {change:+}; limit: {-LEAST:.2f}; rate: {means.mean(after.rate)} instead of "
         f"{before.rate.mean():.3f}",
     )
 
@@ -140,7 +141,7 @@ def _repeats(found: Outcomes, baseline: str, remedy: str) -> Claim:
     rate = means.mean(found[baseline][remedy].rate - found[baseline][twin].rate)
     same = "the unchanged network" if twin == NONE else f'"{twin}"'
     says = f'{NAMES[baseline]}: the remedy "{REMEDIES[remedy]}" gives the same GSC as {same}'
-    because = f"difference of log10 GSC: {change:+.2f}; limit: {LEAST:.2f}; difference of the rates: {rate:+.3f}"
+    because = f"difference of log10 GSC: {change:+}; limit: {LEAST:.2f}; difference of the rates: {rate:+}"
     return Claim(says, change.within(0.0, LEAST), because)
 
 
@@ -148,7 +149,7 @@ def _same_rate(found: Outcomes, baseline: str) -> Claim:
     difference = means.mean(found[baseline]["wider"].rate - found[baseline][NONE].rate)
     says = f"{NAMES[baseline]}: fewer and wider layers do not change the rate per layer"
     change = _change(found, baseline, "wider", NONE)
-    because = f"change of the rate: {difference:+.3f}; equal: within {EQUAL:.2g}; change of log10 GSC: {change:+.2f}"
+    because = f"change of the rate: {difference:+}; equal: within {EQUAL:.2g}; change of log10 GSC: {change:+}"
     return Claim(says, difference.within(0.0, EQUAL), because)
 
 
@@ -157,7 +158,7 @@ def _keeps_layers(by_remedy: dict[str, Outcome], remedy: str) -> Claim:
     return Claim(
         f"tanh with {REMEDIES[remedy]} weights keeps its layers nonlinear",
         kept.above(KEPT),
-        f"linear fit error of the last layer, relative to large weights: {kept:.2g}; nonlinear: above {KEPT:g}",
+        f"linear fit error of the last layer, relative to large weights: {kept}; nonlinear: above {KEPT:g}",
     )
 
 

@@ -46,7 +46,7 @@ def answer(collected: Collected) -> str:
     frame = collected.frame
     diluted = [claim.holds for claim in _diluted_by_all(frame)]
     slower = [name(branch) for branch in BRANCHES if _by_depth(frame, branch)[1].holds]
-    plain, residual = (f"{means.mean(numbers.block_totals(frame, case)):.2f}" for case in RESNETS)
+    plain, residual = (means.mean(numbers.block_totals(frame, case)) for case in RESNETS)
     lowers = {True: "lower", False: "do not lower", None: "may or may not lower"}[_resnet(frame)[0].holds]
     return (
         "A skip connection that is k times as long as its branch divides GSC - 1 of a block by k^2 + 1, within "
@@ -60,8 +60,8 @@ def details(collected: Collected) -> str:
     """A table of rates and exponents, measured and predicted by the law."""
     frame, rows = collected.frame, []
     for branch in BRANCHES:
-        rates = [f"{means.mean(numbers.rates(frame, branch, k)):.4f}" for k in DILUTIONS]
-        rows.append([name(branch), *rates, f"{means.mean(numbers.exponents(frame, branch)):.3f}"])
+        rates = [means.mean(numbers.rates(frame, branch, k)) for k in DILUTIONS]
+        rows.append([name(branch), *rates, means.mean(numbers.exponents(frame, branch))])
         law = [f"{mf.residual_rate(numbers.branch_rate(frame, branch), float(k)):.4f}" for k in DILUTIONS]
         rows.append([f"{name(branch)}, law", *law, f"{numbers.expected_exponent(frame, branch):.3f}"])
     head = ["branch", *(f"k = {k}" for k in DILUTIONS), "unit skips: exponent"]
@@ -72,7 +72,7 @@ def _undiluted(frame: pd.DataFrame, branch: str) -> Claim:
     rates, theory = numbers.rates(frame, branch, "0"), numbers.branch_rate(frame, branch)
     ratio = means.mean((rates - 1) / (theory - 1))
     says = f"Without a skip, GSC of {name(branch)} grows as mean field predicts"
-    because = f"rate: {means.mean(rates):.4f}; mean field: {theory:.4f}; (rate - 1), measured / mean field: {ratio:.3f}"
+    because = f"rate: {means.mean(rates)}; mean field: {theory:.4f}; (rate - 1), measured / mean field: {ratio}"
     return Claim(says, ratio.within(1.0, TOLERANCE), because)
 
 
@@ -83,8 +83,8 @@ def _diluted(frame: pd.DataFrame, branch: str, dilution: str, width: str = "") -
     return Claim(
         f"A skip with dilution k = {dilution} divides GSC - 1 of {name(branch)} by k^2 + 1{where}",
         ratio.within(1.0, TOLERANCE),
-        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width)):.4f}; by the law: {law:.4f}; (rate - 1) "
-        f"times (k^2 + 1), divided by (rate - 1) without a skip: {ratio:.3f}",
+        f"rate: {means.mean(numbers.rates(frame, branch, dilution + width))}; by the law: {law:.4f}; (rate - 1) "
+        f"times (k^2 + 1), divided by (rate - 1) without a skip: {ratio}",
     )
 
 
@@ -103,22 +103,22 @@ def _by_depth(frame: pd.DataFrame, branch: str) -> list[Claim]:
         Claim(
             f"At constant dilution, k = 1, GSC of {name(branch)} grows exponentially",
             constant.within(1.0, TOLERANCE),
-            f"{late} {constant:.3f}; exponential: 1; {power}",
+            f"{late} {constant}; exponential: 1; {power}",
         ),
         Claim(
             f"With unit skips, GSC of {name(branch)} grows more slowly than an exponential",
             growing.below(1 - TOLERANCE),
-            f"{late} {growing:.3f}; exponential: 1; {power}",
+            f"{late} {growing}; exponential: 1; {power}",
         ),
         Claim(
             f"With unit skips, the growth of {name(branch)} slows down as the law predicts",
             relative.within(1.0, TOLERANCE),
-            f"{late} {growing:.3f}; by the law: {law:.3f}; ratio of the two: {relative:.2f}; {power}",
+            f"{late} {growing}; by the law: {law:.3f}; ratio of the two: {relative}; {power}",
         ),
         Claim(
             f"From block {WINDOW[1]} to {WINDOW[2]}, the exponent of the depth agrees with the law for {name(branch)}",
             means.mean(exponents / exponent).within(1.0, TOLERANCE),
-            f"exponent: {means.mean(exponents):.3f}; by the law: {exponent:.3f}; for infinite depth: "
+            f"exponent: {means.mean(exponents)}; by the law: {exponent:.3f}; for infinite depth: "
             f"{numbers.branch_rate(frame, branch) - 1:.3f}",
         ),
     ]
@@ -130,7 +130,7 @@ def _in_blocks(frame: pd.DataFrame, branch: str, case: str) -> Claim:
     return Claim(
         f"The law holds in single blocks of {name(branch)}, {CASES[case]}",
         ratio.within(1.0, TOLERANCE),
-        f"GSC - 1, summed over {len(own)} blocks and divided by the sum that the law predicts: {ratio:.3f}; mean k: "
+        f"GSC - 1, summed over {len(own)} blocks and divided by the sum that the law predicts: {ratio}; mean k: "
         f"{own['dilution'].mean():.2f}; mean r: {own['branch_gsc'].mean():.3f}",
     )
 
@@ -141,7 +141,7 @@ def _without_excess(frame: pd.DataFrame, branch: str, end: str) -> Claim:
     return Claim(
         f"In single blocks of relu whose branches end in {end}, GSC is 1, as the law predicts",
         ratio.within(1.0, STEADY),
-        f"GSC of a block divided by GSC of the law, mean of {len(blocks)} blocks: {ratio:.3f}; mean r: "
+        f"GSC of a block divided by GSC of the law, mean of {len(blocks)} blocks: {ratio}; mean r: "
         f"{blocks['branch_gsc'].mean():.3f}",
     )
 
@@ -152,7 +152,7 @@ def _keeps(frame: pd.DataFrame) -> Claim:
     return Claim(
         "In a ReLU network with unit skips and without normalization, activations explode, but GSC does not",
         means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
-        f"over {DEPTH} blocks, growth of log10 squared length: {length:.1f}; log10 GSC: {gsc:.2f}; limit: {KEEPS:g}",
+        f"over {DEPTH} blocks, growth of log10 squared length: {length}; log10 GSC: {gsc}; limit: {KEEPS:g}",
     )
 
 
@@ -165,14 +165,14 @@ def _resnet(frame: pd.DataFrame) -> list[Claim]:
         Claim(
             "Skip connections lower the growth of a ResNet",
             means.mean(plain - residual).above(0.0),
-            f"log10 GSC from the first to the last block: {means.mean(plain):.2f} without skips, "
-            f"{means.mean(residual):.2f} with skips",
+            f"log10 GSC from the first to the last block: {means.mean(plain)} without skips, "
+            f"{means.mean(residual)} with skips",
         ),
         Claim(
             "Skip connections lower the growth per block of a ResNet more in the last stage than in the first stage",
             means.mean(flat - flat_plain).below(0.0),
-            f"log GSC per block in the last stage, divided by the first stage: {means.mean(flat):.2f} with skips, "
-            f"{means.mean(flat_plain):.2f} without; GSC per block by stage: {factors} (with), {others} (without)",
+            f"log GSC per block in the last stage, divided by the first stage: {means.mean(flat)} with skips, "
+            f"{means.mean(flat_plain)} without; GSC per block by stage: {factors} (with), {others} (without)",
         ),
     ]
 

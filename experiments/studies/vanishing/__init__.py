@@ -8,7 +8,7 @@ from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.study import Claim, Study
-from experiments.evidence.words import table
+from experiments.evidence.words import measured, table
 from experiments.studies.vanishing import chains, figures, numbers
 from experiments.studies.vanishing.measurement import measure
 from experiments.studies.vanishing.numbers import NETWORKS, SCALES, SIGMOID, SLOPE
@@ -51,7 +51,7 @@ def claims(collected: Collected) -> list[Claim]:
         Claim(
             "GSC, which does not depend on the scale of layers, also vanishes in a sigmoid network",
             steady["verdict"] == "vanishing",
-            f"rate: {steady['rate']:.4f} ({steady['rate_low']:.4f} to {steady['rate_high']:.4f}), {steady['verdict']}",
+            f"rate: {measured(steady['rate'], steady['rate_low'], steady['rate_high'])}, {steady['verdict']}",
         ),
         *(_keeps(frame, activation, norm) for activation, norm in NETWORKS),
         _larger(frame, SCALES[0]),
@@ -66,7 +66,7 @@ def answer(collected: Collected) -> str:
     alone = not (_larger(frame, SCALES[0]).holds or _keeps(frame, "sigmoid", "batch").holds)
     return (
         f"{lead} a sigmoid network with the usual weight variance 1 / n: per layer toward the input, its gradient "
-        f"changes by a factor of {numbers.rate(frame, *SIGMOID):.4f}; mean field predicts "
+        f"changes by a factor of {numbers.rate(frame, *SIGMOID)}; mean field predicts "
         f"{numbers.in_theory(1):.4f}, and the slope allows at most {SLOPE:g}."
         f"{'' if alone else ' But the slope does not decide alone: weights and normalization also matter.'}"
     )
@@ -88,7 +88,7 @@ def details(collected: Collected) -> str:
 def _quarter(frame: pd.DataFrame) -> Claim:
     factor = numbers.rate(frame, *SIGMOID)
     says = "In a sigmoid network, every layer shrinks the gradient to a quarter or less"
-    because = f"factor per layer: {factor:.4f}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
+    because = f"factor per layer: {factor}; mean field: {numbers.in_theory(1):.4f}; bound: {SLOPE:g}"
     return Claim(says, factor.below(SLOPE), because)
 
 
@@ -99,7 +99,7 @@ def _keeps(frame: pd.DataFrame, activation: str, norm: str) -> Claim:
         f"In {labels.network_name([activation, norm])}, gradient norms change by less than a factor of {KEPT:g} "
         f"over {depth} layers",
         means.all_of(factor.above(1 / most), factor.below(most)),
-        f"factor per layer: {factor:.3f}; over {depth} layers: {factor.value**depth:.2g}",
+        f"factor per layer: {factor}; over {depth} layers: {factor.value**depth:.2g}",
     )
 
 
@@ -111,7 +111,7 @@ def _larger(frame: pd.DataFrame, scale: int) -> Claim:
     return Claim(
         f"With weight variance {scale**2} / n, the gradient of a sigmoid network {says}",
         factor.above(least),
-        f"factor per layer: {factor:.3f}; mean field: {numbers.in_theory(scale):.3f}; bound by the slope: "
+        f"factor per layer: {factor}; mean field: {numbers.in_theory(scale):.3f}; bound by the slope: "
         f"{scale * SLOPE:g}",
     )
 
@@ -135,10 +135,10 @@ def _network_table(frame: pd.DataFrame) -> str:
     rows = []
     for network in NETWORKS:
         row, factor = growth[network], numbers.rate(frame, *network)
-        rate = f"{row['rate']:.3f} ({row['rate_low']:.3f} to {row['rate_high']:.3f})"
+        rate = measured(row["rate"], row["rate_low"], row["rate_high"])
         last = numbers.last_deviations(frame, *network)  # below rounding if all samples have nearly the same values
-        deviation = "below rounding" if (last < ROUNDING).all() else f"{means.geometric_mean(last):.3g}"
-        factors = f"{factor:.3f}", f"{factor.value**depth:.2g}"
+        deviation = "below rounding" if (last < ROUNDING).all() else str(means.geometric_mean(last))
+        factors = str(factor), f"{factor.value**depth:.2g}"
         theory = f"{predicted[network]:.3f}"
         rows.append([labels.network_name(network), *factors, rate, theory, row["verdict"], deviation])
     return table(head, rows)

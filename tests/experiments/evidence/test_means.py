@@ -9,7 +9,7 @@ from scipy import stats
 
 from experiments.evidence import counts
 from experiments.evidence.means import Mean, all_of, errorbars, geometric_mean, mean
-from experiments.evidence.words import listed, span, table, told
+from experiments.evidence.words import listed, measured, table, told
 
 
 def test_a_mean_has_the_interval_of_student(monkeypatch):
@@ -47,12 +47,25 @@ def test_a_single_seed_decides_nothing():
     assert all_of(True, True) is True and all_of(None, False) is False and all_of(None, True) is None
 
 
-def test_ends_of_an_interval_are_printed_apart():
-    assert f"{mean([1.5]):.1f}" == "1.5 (one seed)"
-    assert f"{Mean(1, 0.99996, 1.00004, 3):.3f}" == "1.00000 (0.99996 to 1.00004)"
-    assert f"{mean([1.5, 1.5]):.2f}" == "1.50 (no spread)"
-    assert span(-0.1, 0.2, "+.1f") == ("-0.1 to +0.2", "+.1f")
+def test_a_mean_is_printed_with_the_digits_of_its_interval():
+    assert f"{mean([1.5])}" == "1.5 (one seed)"
+    assert f"{Mean(1, 0.99996, 1.00004, 3)}" == "1.000000 (0.999960 to 1.000040)"
+    assert f"{Mean(0.0001, -0.1, 0.2, 3):+}" == "+0.00 (-0.10 to +0.20)"
+    assert str(mean([1.5, 1.5])) == "1.5 (no spread)"
     assert f"{counts.median([4.0] * 9)}" == "4 (no spread)"
+    with pytest.raises(ValueError, match=r"decides its digits; .* only, got '\.2f'"):
+        f"{mean([1.0, 2.0]):.2f}"
+
+
+def test_printed_ends_are_apart_and_near_the_true_ends():
+    rng = np.random.default_rng(0)
+    for center, exponent in zip(rng.normal(size=2000), rng.uniform(-9, 9, size=2000), strict=True):
+        width = 10 ** rng.uniform(-5, 1) * abs(center)
+        true = np.array([center, center - width * rng.uniform(), center + width]) * 10**exponent
+        words = measured(*true)
+        value, low, high = map(float, words.strip(")").replace(" (", " to ").split(" to "))
+        assert low < high, words
+        assert np.abs(np.array([value, low, high]) - true).max() <= 0.051 * (true[2] - true[1]), (words, true)
 
 
 def test_names_and_numbers_are_listed():
