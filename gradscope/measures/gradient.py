@@ -142,7 +142,7 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
     def __call__(self, gradient: LayerGradient) -> Estimate:
         groups, nonzero = len(gradient.unit_sums), (gradient.squares > 0).double()
         members = torch.stack([nonzero[group::groups].sum() for group in range(groups)])
-        return mean_cosine(gradient.unit_sums, members)
+        return mean_cosine([gradient.unit_sums], members)
 
 
 class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):

@@ -26,9 +26,11 @@ Reference: Efron and Stein (1981), "The jackknife estimate of variance".
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from scipy import special
 from torch import Tensor
 
@@ -88,22 +90,25 @@ def without_one(squares: Tensor) -> Tensor:
     return squares.sum() - squares * (num / (num - 1))
 
 
-def mean_cosine(unit_sums: Tensor, members: Tensor) -> Estimate:
-    """Mean cosine between two different of M unit vectors, from their sums (G, P) over groups of ``members`` (G,) each.
+def mean_cosine(unit_sums: Iterable[Tensor], members: Tensor) -> Estimate:
+    """Mean cosine between two different of M unit vectors, from their sums over groups of ``members`` (G,) each.
 
-    The value is (|sum u|^2 - M) / (M (M - 1)), and 0 if M < 2.
+    The sums come in blocks (G, some coordinates).  The value is (|sum u|^2 - M) / (M (M - 1)), and 0 if M < 2.
     """
-    total, count = unit_sums.sum(dim=0), members.sum()
-    # |total - part|^2, without the matrix of all differences
-    squares = total.square().sum() - 2 * unit_sums @ total + unit_sums.square().sum(dim=1)
+    count, whole, squares = members.sum(), torch.zeros_like(members[0]), torch.zeros_like(members)
+    for block in unit_sums:
+        total = block.sum(dim=0)
+        whole += total.square().sum()
+        # |total - part|^2, without the matrix of all differences
+        squares += total.square().sum() - 2 * block @ total + block.square().sum(dim=1)
     rest = count - members
-    value = (total.square().sum() - count) / (count * (count - 1)).clamp_min(1)
+    value = (whole - count) / (count * (count - 1)).clamp_min(1)
     left_out = (squares - rest) / (rest * (rest - 1)).clamp_min(1)
     grouped = bool((members > 1).any())
     found = jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None, bias=0.0)
     if found.stderr is None or value <= 0:
         return found
     # With k = z^2 v c / |mean u|^4 / 2, the solution is d = k + sqrt(k^2 + z^2 v).  Here, both are divided by z.
-    square = float(total.square().sum() / count**2)
+    square = float(whole / count**2)
     k = special.ndtri(UPPER) * (found.stderr / square) ** 2 * float(value) / 2
     return replace(found, mantissa_stderr=k + math.hypot(k, found.stderr))

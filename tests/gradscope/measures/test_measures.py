@@ -26,6 +26,7 @@ from gradscope.measures import (
     SaturatedFraction,
     SignalToNoise,
     SignDiversity,
+    activation,
 )
 from gradscope.measures.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import slopes
@@ -188,9 +189,30 @@ def test_further_definitions_in_numpy():
     assert DeadFraction()(slopes(nn.ReLU(inplace=True), torch.from_numpy(rectified))).value == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("statistic", PREACTIVATION_MEASURES, ids=lambda s: s.quantity)
+def test_blocks_of_neurons_add_up(statistic, monkeypatch):
+    h = noise(40, 3, 5, 7).float() + 0.3
+    values = {"preactivations": h, "slopes": slopes(nn.Tanh(), h), "responses": (h, h.tanh())}[statistic.of]
+    whole = statistic(values)
+    monkeypatch.setattr(activation, "BLOCK", 40 * 16)  # seven blocks, the last one smaller
+    parts = statistic(values)
+    assert parts.value == pytest.approx(whole.value, rel=1e-12)
+    assert parts.stderr == (whole.stderr and pytest.approx(whole.stderr, rel=1e-9))
+
+
+@pytest.mark.parametrize("digits", [1, 3, 9, 14])
+@pytest.mark.parametrize("shape", [(12, 70), (70, 12)])
+def test_effective_rank_of_any_spectrum(shape, digits):
+    left, right = (torch.linalg.qr(noise(size, 12, seed=size)).Q for size in shape)
+    values = torch.logspace(0, -digits, 12, dtype=torch.float64)
+    p = (values / values.sum()).numpy()
+    found = EffectiveRank()(left * values @ right.T).value
+    assert found == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-10)
+
+
 def test_collapsed_and_empty_layers():
     same = noise(1, 6).expand(5, 6) * torch.arange(1.0, 6.0)[:, None]
-    assert EffectiveRank()(same).value == pytest.approx(1, rel=1e-6)
+    assert EffectiveRank()(same).value == pytest.approx(1, rel=1e-12)
     assert SampleCosine()(same).value == pytest.approx(1)
     nothing = torch.zeros(5, 6)
     assert [s(nothing).value for s in (EffectiveRank(), SampleCosine(), Kurtosis())] == [0, 0, 0]
