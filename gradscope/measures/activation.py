@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATI
     """
 
     def __call__(self, preactivations: Tensor) -> Estimate:
-        total = sum(h.sum(dim=1) for h in _blocks(preactivations))
+        total = reduce(torch.add, (h.sum(dim=1) for h in _blocks(preactivations)))
         return sample_mean(total / preactivations[0].numel(), signed=True)
 
 
@@ -143,7 +144,8 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
 
     def __call__(self, preactivations: Tensor) -> Estimate:
         scales = _largest(_flat(preactivations).abs().amax(dim=1, keepdim=True).double())
-        squares = sum((h / scales).square_().sum(dim=1, keepdim=True) for h in _blocks(preactivations))
+        parts = ((h / scales).square_().sum(dim=1, keepdim=True) for h in _blocks(preactivations))
+        squares = reduce(torch.add, parts)
         lengths = scales * squares.sqrt().where(squares > 0, 1.0)
         return mean_cosine((h / lengths for h in _blocks(preactivations)), (squares[:, 0] > 0).double())
 
@@ -161,7 +163,8 @@ class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
     slope: float = 0.05
 
     def __call__(self, slopes: Tensor) -> Estimate:
-        return sample_mean(sum((h.abs() < self.slope).double().sum(dim=1) for h in _blocks(slopes)) / slopes[0].numel())
+        flat = reduce(torch.add, ((h.abs() < self.slope).double().sum(dim=1) for h in _blocks(slopes)))
+        return sample_mean(flat / slopes[0].numel())
 
 
 class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
@@ -240,7 +243,7 @@ def _singular_values(values: Tensor) -> Tensor:
     flat, scale = _flat(values), _largest(values.abs().amax().double())
     wide = flat.shape[0] <= flat.shape[1]
     parts = (part.double() / scale for part in flat.split(max(1, BLOCK // len(flat)) if wide else BLOCK, dim=int(wide)))
-    gram = sum(part @ part.T if wide else part.T @ part for part in parts)
+    gram = reduce(torch.add, (part @ part.T if wide else part.T @ part for part in parts))
     squares = torch.linalg.eigvalsh(gram)
     if squares[0] > squares[-1] / EXACT:
         return squares.sqrt()
