@@ -45,6 +45,7 @@ from experiments.training.records import Record
 
 schema.register()
 
+NEXT = "The records up to there are kept. A lower optimizer.lr, or train.clip=1, may help."
 SETS: dict[str, Callable[..., Images]] = {
     "experiments.data.cifar10": Images.cifar10,
     "experiments.data.digits": Images.digits,
@@ -96,10 +97,12 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     try:
         with torch.no_grad():
             outputs = model.eval()(x).shape[1]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        given = [key for key in needed if cfg.model.get(key) is not None]
+        hint = f" model.{given[0]}=null takes the number from the data." if given else ""
         raise ValueError(
-            f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}"
+            f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}{hint}"
         ) from error
     if outputs < classes:
         key = next((key for key in ("out_features", "num_classes") if key in cfg.model), "num_classes")
@@ -217,7 +220,7 @@ def main(cfg: DictConfig) -> float | None:
             # With several processes, only the first locks the run and writes its status.
             return run_once(cfg, folder, info.overrides.task, work, alone=alone) if first else work()
         except gs.NonFiniteError as error:
-            sys.exit(f"Stopped: {error}\nThe records up to there are kept.\n{results(cfg, folder)}")
+            sys.exit(f"Stopped: {error}\n{NEXT}\n{results(cfg, folder)}")
         except KeyboardInterrupt as error:
             if alone:
                 if first:

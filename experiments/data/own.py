@@ -223,7 +223,8 @@ def _load(file: Path) -> Any:
         content = np.load(file, allow_pickle=False)
         return content if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} cannot be read as .npz or .npy ({str(error).splitlines()[0][:120]}).") from error
+        reason = str(error).split(". ")[0].splitlines()[0]
+        raise ValueError(f"{file} cannot be read as .npz or .npy; write it with numpy.savez ({reason}).") from error
 
 
 def _classes(root: Path) -> list[str]:

@@ -89,7 +89,7 @@ def train(
                       "images_per_second": speed}  # fmt: skip
             if monitor is None and not math.isfinite(mean_loss):
                 raise NonFiniteError(
-                    f"The loss of steps {since + 1} to {done} is {mean_loss}: a lower optimizer.lr may help, and "
+                    f"The loss of steps {since + 1} to {done} is {mean_loss}; "
                     "monitor.every=100 stops the run at the first step with such a value and names the layer."
                 )
             try:
@@ -112,7 +112,7 @@ def train(
         if target is not None and (bad := _nonfinite(losses, model)):
             lost = f"After step {done} {bad[0]} is not finite, so no checkpoint was written; older files are intact."
             if monitor is None or monitor.on_nonfinite == "raise":
-                raise NonFiniteError(f"{lost} A lower optimizer.lr may help.")
+                raise NonFiniteError(lost)
             warnings.warn(lost, MonitorWarning, stacklevel=2)
         elif target is not None and ranks.first:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}

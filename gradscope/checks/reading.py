@@ -41,7 +41,7 @@ class UnreadableError(ValueError):
     ...     gs.compare(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), torch.ones(2, 1, 3))
     ... except gs.UnreadableError as error:
     ...     print(error)
-    '0' is a Conv1d where a Linear should begin a layer. Nor are four of its layers or blocks of one kind.
+    '0' is of class Conv1d; a layer should begin with a Linear. Nor are four of its layers or blocks of one kind.
     """
 
 
@@ -173,7 +173,7 @@ class _Reader:
             raise UnreadableError("The last block has no linear map at its end.")
         _, name, module = self.leaves[place]
         if not isinstance(module, nn.Linear):
-            raise UnreadableError(f"{name!r} is a {type(module).__name__} where a Linear should begin a layer.")
+            raise UnreadableError(f"{name!r} is of class {type(module).__name__}; a layer should begin with a Linear.")
         value = self.current if given is None else given
         if value.shape[1] != module.in_features:
             raise UnreadableError(f"{name!r} does not take the output of the layer before it.")

@@ -35,12 +35,15 @@ def javascript() -> str:
 
 
 def short(name: str) -> str:
-    """Return the end of a name, which tells layers apart, for an axis.
+    """Return the last parts of a name, which tell layers apart, for an axis.
 
-    >>> short("transformer.h.0"), short("layers.1")
-    ('…nsformer.h.0', 'layers.1')
+    >>> short("transformer.h.0"), short("layers.1"), short("normalization_of_layer")
+    ('…h.0', 'layers.1', '…ion_of_layer')
     """
-    return name if len(name) <= NAME_LENGTH else f"…{name[1 - NAME_LENGTH :]}"
+    if len(name) <= NAME_LENGTH:
+        return name
+    end = name[1 - NAME_LENGTH :]
+    return f"…{end if name[-NAME_LENGTH] == '.' else end.partition('.')[2] or end}"
 
 
 def curves(rows: pd.DataFrame, *, names: Sequence[str] = ()) -> Spec:

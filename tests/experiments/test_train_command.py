@@ -184,7 +184,7 @@ def test_a_run_that_another_process_holds_is_one_line(command, tmp_path):
 def test_a_diverged_run_says_where_its_records_are(command, tmp_path):
     said, code = command(*DIVERGING)
     assert code == 1 and re.search(r"^Stopped: .*", said, re.M)
-    assert f"The records up to there are kept.\nRun folder: {folder_of(tmp_path)}\nDraw: python -m" in said
+    assert f"{train.NEXT}\nRun folder: {folder_of(tmp_path)}\nDraw: python -m" in said
 
 
 def test_a_mistake_is_told_without_a_traceback(command, tmp_path):

@@ -206,6 +206,9 @@ def test_a_model_that_cannot_take_the_samples_is_told_their_shape(tmp_path):
     learned, _ = train.images(cfg, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"cannot take samples of shape \(1, 6, 6\) of the data"):
         train.network(cfg, learned, torch.device("cpu"))
+    cfg = composed("train", "model=mlp", "model.in_features=7", "data=arrays", f"data.path={tmp_path}/d.npz")
+    with pytest.raises(ValueError, match=r"7 features per sample, got 36\. model\.in_features=null takes the number"):
+        train.network(cfg, learned, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"])

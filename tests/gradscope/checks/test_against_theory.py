@@ -77,7 +77,7 @@ class Skewed(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Conv1d(3, 3, 1), nn.ReLU()), "'0' is a Conv1d where a Linear should begin a layer"),
+        (nn.Sequential(nn.Conv1d(3, 3, 1), nn.ReLU()), "'0' is of class Conv1d; a layer should begin with a Linear"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4).eval()), "'2' uses running statistics"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Hardshrink()), "Nonlinearity '2' is a Hardshrink"),
         (

@@ -203,7 +203,7 @@ def test_expectations_that_cannot_be_judged_are_refused():
     with pytest.raises(gs.UnreadableError, match="No chain of linear layers"):
         gs.compare(nn.Linear(6, 3), batch(4, 6))
     conv = nn.Sequential(*(nn.Conv1d(4, 4, 1) for _ in range(5)))
-    with pytest.raises(gs.UnreadableError, match="Conv1d where a Linear should begin"):
+    with pytest.raises(gs.UnreadableError, match="Conv1d; a layer should begin with a Linear"):
         gs.compare(conv, batch(4, 4, 3), expected={"initialization": 1.0})
 
 
