@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
@@ -735,6 +736,72 @@ class Positions(Pair):
         for layer in self.layers:
             h = layer(h)
         return h
+
+
+@construct("weights that another module makes of the data", "input first body last")
+class Hypernetwork(Pair):
+    def __init__(self):
+        super().__init__()
+        self.body, self.maker = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 16)
+
+    def between(self, h):
+        return torch.func.functional_call(self.body, {"0.weight": self.maker(h.mean(0)).view(4, 4)}, (h,))
+
+
+@construct("samples folded into the groups of a convolution", "input first last")
+class Folded(Pair):
+    """The leading dimension is 1 in the middle, as in modulated convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(3, 4, 3)), nn.Linear(15, 2)
+
+    def between(self, h):
+        kernels = (self.weight * h.sigmoid()[:, None, :, None]).reshape(-1, 4, 3)
+        signal = (h[:, :, None] * torch.linspace(1, 2, 5, dtype=h.dtype)).reshape(1, -1, 5)
+        return functional.conv1d(signal, kernels, padding=1, groups=len(h)).reshape(len(h), 15).tanh()
+
+
+@construct("a fixed point, with a hook that solves for its gradient", "input first last")
+class Equilibrium(Pair):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.Linear(4, 4)
+        self.cell.weight.data *= 0.4
+
+    def step(self, z, h):
+        return torch.tanh(self.cell(z) + h)
+
+    def between(self, h):
+        z = torch.zeros_like(h)
+        with torch.no_grad():
+            for _ in range(30):
+                z = self.step(z, h)
+        start = z.clone().requires_grad_()
+        again = self.step(start, h.detach())
+
+        def solve(gradient):
+            found = gradient
+            for _ in range(30):
+                found = torch.autograd.grad(again, start, found, retain_graph=True)[0] + gradient
+            return found
+
+        z = self.step(z, h)
+        z.register_hook(solve)
+        return z
+
+
+@construct("rounding with a straight-through gradient, in a range that every pass moves", "input first last")
+class Rounding(Pair):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+
+    def between(self, h):
+        with torch.no_grad():
+            self.largest.lerp_(h.abs().max(), 0.5)
+        scale = self.largest / 8
+        return h.clamp(-self.largest, self.largest) + ((h / scale).round() * scale - h).detach()
 
 
 class Conditioned(nn.Module):

@@ -12,7 +12,7 @@ from gradscope.estimates import Moments, freedom_of, lognormal_error
 
 def test_two_samples_by_hand():
     estimate = Moments.of([0.0, 2.0]).estimate()
-    assert (estimate.value, estimate.stderr, estimate.num_probes) == (1, 1, 2)
+    assert (estimate.value, estimate.stderr, estimate.num_probes, estimate.freedom) == (1, 1, 2, 1)
     assert estimate.log10_stderr == pytest.approx(1 / math.log(10))
 
 

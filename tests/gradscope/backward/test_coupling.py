@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.backward.coupling import separate, splits
+from gradscope.backward.coupling import detected, separate, splits
 from gradscope.models.alexnet import AlexNetA
 from tests.helpers import noise
 
@@ -141,6 +141,31 @@ def test_every_single_coupling_is_found(batch_size):
     x = noise(batch_size, 3)
     for source, to in permutations(range(batch_size), 2):
         assert gs.capture(OneEdge(source, to), x).coupled, (source, to)
+
+
+class Mixed(nn.Module):
+    """Each sample receives the sum of all samples, weighted by a row of ``mix``."""
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2).double(), nn.Linear(2, 1).double()
+        self.mix = torch.eye(batch_size, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.last(self.mix @ self.first(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [16, 33, 64])
+def test_every_ordered_pair_of_a_large_batch_is_found(batch_size):
+    model = Mixed(batch_size)
+    captured = gs.capture(model, noise(batch_size, 2))
+    rows = [layer for layer in captured.reached if layer.index != captured.target.index]
+    assert not detected(captured.graph, rows, captured.target, batch_size)
+    for source, to in permutations(range(batch_size), 2):
+        model.mix.data[to, source] = 0.5  # the recorded graph keeps this tensor
+        assert detected(captured.graph, rows, captured.target, batch_size), (source, to)
+        model.mix.data[to, source] = 0.0
 
 
 def test_a_single_coupling_counts_in_the_coefficient():

@@ -68,6 +68,19 @@ def test_many_curves_are_compared_with_each_other():
     assert (found.value, found.stderr, found.freedom) == (5.0, pytest.approx(math.sqrt(7.5 / 9)), 8)
 
 
+def test_eight_curves_are_many():
+    curves = np.random.default_rng(3).normal(size=(8, 7)).cumsum(axis=1)
+    assert drift(DEPTH, curves).freedom == 7
+    assert drift(DEPTH, curves[:7]).freedom == 7 * 6 - 1  # seven times six changes
+
+
+@pytest.mark.parametrize(("change", "expected"), [(8.8, 1), (9.0, 2)])
+def test_an_outlier_lies_six_robust_standard_deviations_from_the_median(change, expected):
+    # The median of the 19 changes is 0, and that of their distances is 1: the limit is 6 * 1.4826 = 8.9.
+    changes = [1.0, change, 0.0, *[-1.0] * 9, *[1.0] * 7]
+    assert num_outer(np.arange(1.0, 21.0), np.cumsum([0.0, *changes])[None]) == expected
+
+
 @pytest.mark.parametrize("networks", [1, 5, 40])
 def test_a_change_of_another_kind_is_recognized_near_the_target_only(networks):
     rng = np.random.default_rng(0)

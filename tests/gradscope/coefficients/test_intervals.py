@@ -122,6 +122,14 @@ def test_an_exact_value_is_its_own_interval_and_an_unknown_error_has_none():
     assert np.isnan(unknown[1][:-1]).all()
 
 
+def test_one_coefficient_has_the_quantile_of_student_with_one_probe_less():
+    model, shape, _ = networks()["relu+batch"]
+    x = torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
+    found = gs.gsc(model, x, target="layers.2", probes=4)["input"]
+    low, high = found.interval()
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 3) * found.log10_stderr, rel=1e-9)
+
+
 def test_a_higher_level_makes_a_wider_interval():
     model, shape, _ = networks()["selu"]
     profile = gs.gsc(model, torch.randn(*shape, dtype=torch.float64, generator=seeded(1)), probes=4)

@@ -62,6 +62,22 @@ def test_the_interval_covers_in_closed_form(num):
     assert np.mean(high - low) < 2.2 * 3.92 * np.std([e.log10_value for e in found])
 
 
+def test_the_error_and_its_freedom_by_hand():
+    # f = |x| of one input: all squared slopes are 1, so the error is that of the ratio of two variances.
+    class Absolute(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    x = torch.randn(40, 1, dtype=torch.float64, generator=seeded(5))
+    found, (x, f) = gs.nlc(Absolute(), x, probes="exact"), (x.numpy()[:, 0], x.abs().numpy()[:, 0])
+    p, q = np.square(x - x.mean()), np.square(f - f.mean())
+    assert found.value == pytest.approx(math.sqrt(p.mean() / q.mean()), rel=1e-9)
+    d = p / p.mean() - q / q.mean()
+    assert found.log10_stderr == pytest.approx(d.std(ddof=1) / math.sqrt(40) / 2 / math.log(10), rel=1e-9)
+    freedom = 1 / (np.sum(d**4) / np.sum(d**2) ** 2 - 1 / 40) - 1
+    assert 2 < freedom < 38 and found.freedom == pytest.approx(freedom, rel=1e-9)
+
+
 def test_batches_of_a_stream_count_as_their_samples():
     x = torch.randn(60, 4, dtype=torch.float64, generator=seeded(1))
     model = nn.Sequential(nn.Linear(4, 5, dtype=torch.float64), nn.Tanh())

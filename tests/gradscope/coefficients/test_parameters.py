@@ -107,13 +107,14 @@ def test_probes_agree_within_their_errors():
 def test_the_interval_of_the_qm_norm_in_closed_form(num):
     # f = w x has the Jacobian x with respect to w, so |T^T v|^2 = (v . x)^2 for the signs v of each probe.
     model, x = nn.Linear(1, 1, bias=False).double(), noise(5, 1)
-    frame = gs.parameter_gsc(model, x, probes=num, generator=torch.Generator().manual_seed(3)).to_frame()
-    rows = frame.set_index("quantity")
+    profile = gs.parameter_gsc(model, x, probes=num, generator=torch.Generator().manual_seed(3))
+    rows = profile.to_frame().set_index("quantity")
     captured = gs.capture(model, x)
     v = signs(captured.target, num, torch.Generator().manual_seed(3)).draw(0, num).reshape(num, 5)
     squares = (v @ x)[:, 0].square().numpy()
     mean, relative = squares.mean(), squares.var(ddof=1) / num / squares.mean() ** 2
     assert rows.loc["parameter_qm_norm", "value"] == pytest.approx(math.sqrt(mean), rel=1e-10)
+    assert profile.relative_error == pytest.approx(math.sqrt(relative), rel=1e-10)
     # A scaled chi-square with the same relative variance, widened by Student's t.
     k, wider = 2 / relative, stats.t.ppf(0.975, num - 1) / stats.norm.ppf(0.975)
     for end, quantile in (("log10_low", 0.975), ("log10_high", 0.025)):

@@ -222,3 +222,24 @@ def test_fewer_than_ten_samples_have_no_interval():
     )
     assert np.isnan(nine.sample_freedom[0])
     assert ten.sample_freedom[0] == pytest.approx(9, rel=0.2)
+
+
+def test_the_error_due_to_probes_of_a_mean_over_samples_weights_every_sample():
+    rng = RNG(9)
+    fixed, p, q = rng.lognormal(size=(3, 6))
+    random = rng.chisquare(1, size=(4, 6))
+    gain = gain_of(np.concatenate([fixed[None], random])[None], num_fixed=1)
+    tally = tally_of(gain, p, q, "mean", size=30)
+    weights = p / q / 5  # 30 entries of six samples
+    values, errors = weights * (fixed + random.mean(axis=0)), weights * random.std(axis=0, ddof=1) / 2
+    expected = math.sqrt(np.sum(errors**2)) / values.sum() / math.log(10)
+    assert tally.log10_stderr_probe[0] == pytest.approx(expected, rel=1e-12)
+    assert tally.fixed_share[0] == pytest.approx(np.sum(weights * fixed) / values.sum(), rel=1e-12)
+
+
+def test_the_sampling_error_of_a_geometric_mean_is_that_of_the_mean_logarithm():
+    a, p, q = RNG(8).lognormal(size=(3, 12))
+    tally = tally_of(gain_of(a[None, None], num_fixed=1), p, q, "geometric")
+    expected = np.log10(a * p / q).std(ddof=1) / math.sqrt(12)
+    assert tally.log10_stderr_sample[0] == pytest.approx(expected, rel=1e-12)
+    assert tally.sample_freedom[0] == 11

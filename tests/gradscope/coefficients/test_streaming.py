@@ -104,6 +104,16 @@ def test_the_sampling_error_of_a_stream_is_what_repetitions_show():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.15)
 
 
+def test_the_interval_of_a_stream_holds_the_errors_of_probes_and_samples():
+    # 24 times one sample: the choice of samples adds next to nothing, and all of the error is that of the probes.
+    stream = gs.gsc(mlp(), list(noise(1, 6).expand(24, 6).split(8)), probes=2)
+    probe, sample = stream.log10_stderr_probe[:-1, 0], stream.log10_stderr_sample[:-1, 0]
+    margin = np.subtract(*stream.interval()[::-1])[:-1, 0] / 2
+    assert (probe > 0.01).all() and (sample < probe / 2).all()
+    assert stream.relative_error == pytest.approx(np.hypot(probe, sample).max() * math.log(10), rel=1e-9)
+    assert (margin >= stats.t.ppf(0.975, 23) * np.hypot(probe, sample) * (1 - 1e-9)).all()
+
+
 def test_rtol_ends_a_stream():
     model = mlp(depth=2)
     endless = (noise(16, 6, seed=seed) for seed in itertools.count())
@@ -114,11 +124,17 @@ def test_rtol_ends_a_stream():
     assert tighter.num_samples > 2 * profile.num_samples
 
 
+@pytest.mark.parametrize(("size", "num"), [(4, 32), (40, 120)])
+def test_rtol_ends_no_stream_before_three_batches_and_thirty_samples(size, num):
+    endless = (noise(size, 6, seed=seed) for seed in itertools.count())
+    assert gs.gsc(mlp(depth=2), endless, rtol=0.9).num_samples == num
+
+
 def test_budgets_end_a_stream():
     def endless():
         return (noise(16, 6, seed=seed) for seed in itertools.count())
 
-    assert gs.gsc(mlp(), endless(), max_samples=40).num_samples == 48
+    assert [gs.gsc(mlp(), endless(), max_samples=num).num_samples for num in (40, 48)] == [48, 48]
     timed = gs.gsc(mlp(), endless(), max_seconds=0.2)
     assert timed.stopped == "max_seconds"
     with pytest.warns(UserWarning, match=r"rtol of 1e-06 was not reached; the reason is 'max_samples'\. The largest"):

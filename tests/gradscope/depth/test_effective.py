@@ -12,6 +12,7 @@ from torch import nn
 
 import gradscope as gs
 from gradscope import frames
+from gradscope.backward.cotangents import signs
 from gradscope.depth.effective import symmetric_logarithms
 
 
@@ -183,6 +184,43 @@ def test_sample_errors_cover_the_mean_over_many_samples():
         z.append((found.log10_values - truth.log10_values)[1] / found.log10_stderr[1])
     assert 0.75 < np.std(z) < 1.3
     assert (np.abs(z) < 1.96).mean() >= 0.85
+
+
+def test_the_error_of_a_change_is_that_of_a_ratio_of_means_by_hand():
+    torch.manual_seed(0)
+    model, before = trained(nn.Sequential(nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)).double())
+    x = torch.randn(6, 4, dtype=torch.float64)
+    found = gs.effective_depth(model, x, initial=before, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    for row, layer in enumerate(gs.capture(model, x).units[1:]):
+        v = signs(layer, 8, generator).draw(0, 8).reshape(8, 6, -1)
+        now, then = (network[row].weight.detach() for network in (model, before))
+        moved, kept = ((v @ w).square().sum(dim=(1, 2)).numpy() for w in (now - then, then))
+        ratio = moved.sum() / kept.sum()
+        assert found.log10_changes[row] == pytest.approx(math.log10(ratio) / 2, rel=1e-9)
+        relative = (moved - ratio * kept).std(ddof=1) / math.sqrt(8) / moved.mean()
+        assert found.log10_changes_stderr[row] == pytest.approx(relative / 2 / math.log(10), rel=1e-9)
+
+
+def test_the_sample_error_is_the_derivative_by_the_weights_of_the_samples():
+    generator = torch.Generator().manual_seed(5)
+    model, before = trained(gs.models.MLP(depth=3, width=5, out_features=2, generator=generator).double())
+    x = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    squares = []
+    for one in x:
+        shares, cancellation = brute_force(layers_of(model), layers_of(before), one[None])
+        total = float(torch.autograd.functional.jacobian(model, one[None]).norm())
+        squares.append(np.square(shares * cancellation * total))
+
+    def log10_shares(weights):
+        norms = np.sqrt(weights @ np.array(squares))
+        return np.log10(norms / norms.sum())
+
+    step = 1e-6 * np.eye(4)
+    influence = [4 * (log10_shares(1 + h) - log10_shares(1 - h)) / 2e-6 for h in step]
+    found = gs.effective_depth(model, x, initial=before, probes="exact")
+    np.testing.assert_allclose(found.log10_values, log10_shares(np.ones(4)), rtol=1e-9)
+    np.testing.assert_allclose(found.log10_stderr, np.std(influence, axis=0, ddof=1) / 2, rtol=1e-6)
 
 
 def test_what_was_not_trained_contributes_nothing():

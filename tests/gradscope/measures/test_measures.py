@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -30,7 +31,7 @@ from gradscope.measures import (
 )
 from gradscope.measures.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import slopes
-from gradscope.measures.samples import sample_mean
+from gradscope.measures.samples import jackknifed, sample_mean
 from tests.helpers import noise, seeded
 
 BOTH = (PreactivationStd(), SignDiversity())
@@ -121,6 +122,19 @@ def test_the_standard_error_is_that_of_a_jackknife_by_brute_force(statistic):
     assert error == pytest.approx(expected, rel=1e-7)
 
 
+def test_the_error_of_groups_is_that_of_a_jackknife_over_groups():
+    directions, place = noise(80, 6) + 0.5, torch.arange(80) % 8
+    whole = LayerGradient.of(directions, torch.ones(6))
+    sums = torch.stack([whole.unit_sums[place == group].sum(dim=0) for group in range(8)])
+    found = GradientCosine()(dataclasses.replace(whole, unit_sums=sums))
+    t = [GradientCosine()(LayerGradient.of(directions[place != g], torch.ones(6))).value for g in range(8)]
+    wider = scipy.stats.t.ppf(0.975, 7) / scipy.stats.norm.ppf(0.975)  # eight groups, not 80 samples
+    v = 7 * np.var(t) * wider**2
+    square = float((directions / directions.norm(dim=1, keepdim=True)).mean(dim=0).square().sum())
+    c = scipy.stats.norm.ppf(0.975) * found.value / square**2 / 2
+    assert found.stderr == pytest.approx(c * v + math.hypot(c * v, math.sqrt(v)), rel=1e-7)
+
+
 @pytest.mark.parametrize("name", sorted(WITHOUT_ERROR))
 def test_an_error_that_the_batch_does_not_show_is_unknown(name):
     (statistic,) = [m for m in PREACTIVATION_MEASURES if m.quantity == name]
@@ -137,6 +151,17 @@ def test_few_samples_and_samples_that_agree_show_no_error():
     few = PreactivationMean()(noise(29, 5)).stderr, PreactivationMean()(noise(30, 5)).stderr
     assert few[0] is None and few[1] > 0
     assert SaturatedFraction()(torch.ones(100, 4)).stderr is None  # no saturated entry in 100 samples is not "never"
+
+
+def test_the_limits_of_what_a_batch_shows():
+    def known(bias, spread, length):
+        """Whether there is an error where the jackknife finds this bias, in spreads, and this spread of logarithms."""
+        logs = torch.tensor([1.0, -1.0] * 15, dtype=torch.float64) * spread / math.sqrt(29)
+        return jackknifed(math.exp(-bias * spread / 29), logs.exp(), length=length).stderr is not None
+
+    assert [known(bias, 0.1, False) for bias in (0.45, 0.55)] == [True, False]
+    assert [known(bias, 0.1, True) for bias in (0.22, 0.28)] == [True, False]
+    assert [known(0.0, spread, True) for spread in (0.19, 0.21)] == [True, False]
 
 
 @pytest.mark.parametrize("draw", [np.random.Generator.exponential, np.random.Generator.standard_normal])
@@ -271,6 +296,25 @@ def test_gradient_statistics_in_numpy(norm):
     assert set(values.columns) == {m.quantity for m in (*PREACTIVATION_MEASURES, *GRADIENT_MEASURES)} | {
         "update_to_weight"
     }
+
+
+def test_samples_without_a_gradient_have_no_cosine():
+    g = noise(20, 6) + 0.5
+    g[::4] = 0
+    units = (g / g.norm(dim=1, keepdim=True))[torch.arange(20) % 4 > 0].numpy()
+    expected = np.mean([units[a] @ units[b] for a, b in itertools.permutations(range(15), 2)])
+    assert GradientCosine()(LayerGradient.of(g, torch.ones(6))).value == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_sample_at_a_time_changes_no_number(monkeypatch):
+    torch.manual_seed(0)
+    model, batch = nn.Linear(5, 3).double(), (noise(41, 5) + 0.5, torch.arange(41) % 3)
+    whole, parts = [], []
+    for found in (whole, parts):
+        found.append(gs.measure(model, batch, loss_fn=losses, measures=GRADIENT_MEASURES)[["value", "stderr_sample"]])
+        monkeypatch.setattr("gradscope.measures.layer_gradients.peak_bytes", lambda device: 1)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-9)
+    assert np.isfinite(whole[0]).to_numpy().all(axis=1).any()
 
 
 @functools.cache
