@@ -71,7 +71,7 @@ def test_many_curves_are_compared_with_each_other():
 def test_eight_curves_are_many():
     curves = np.random.default_rng(3).normal(size=(8, 7)).cumsum(axis=1)
     assert drift(DEPTH, curves).freedom == 7
-    assert drift(DEPTH, curves[:7]).freedom == 7 * 6 - 1  # seven times six changes
+    assert drift(DEPTH, curves[:7]).freedom == 7 * (6 - 1)  # six changes of each curve, less their mean
 
 
 @pytest.mark.parametrize(("change", "expected"), [(8.8, 1), (9.0, 2)])
