@@ -154,8 +154,7 @@ def fit_growth(
 
     Layers of equal depth are averaged.  The row nearest the target is left out where nine remain, and up to three rows
     whose change is an outlier.  The nearer half of the remaining rows gives the rate: the mean over networks.  The
-    error of one network is that of the mean change per layer of a walk that may revert to its mean
-    (`gradscope.coefficients.drift.drift`).
+    error of one network is that of a walk that may revert to its mean (`gradscope.coefficients.drift.drift`).
 
     Raises:
         ValueError: As `growth`, or shapes that do not fit.
