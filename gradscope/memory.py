@@ -8,6 +8,8 @@ import os
 import torch
 from torch import Tensor
 
+# Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
+BLOCK, BLOCKED = 1 << 17, 8
 # How many numbers of a tensor are copied to float64 at a time, at most.
 SCRATCH = 1 << 21
 
@@ -48,12 +50,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
 
 
+_EMPTY = torch.empty(0)
+
+
 class Workspace:
     """Two alternating buffers for cotangents and a float64 buffer.  Buffers grow if necessary and never shrink."""
 
     def __init__(self) -> None:
-        self._buffers = [torch.empty(0), torch.empty(0)]
-        self._scratch = torch.empty(0, dtype=torch.float64)
+        self._buffers, self._scratch = [_EMPTY, _EMPTY], _EMPTY
 
     def beside(self, cotangents: Tensor, shape: tuple[int, ...]) -> Tensor:
         """An uninitialized tensor with dtype and device of ``cotangents``, which shares no memory with them."""
@@ -62,9 +66,9 @@ class Workspace:
         self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
 
-    def scratch(self, a: Tensor) -> Tensor:
-        """A flat float64 buffer on the device of ``a``, with room for ``a`` or, if ``a`` is large, for a part of it."""
-        self._scratch = _grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
+    def scratch(self, a: Tensor, size: int = 0) -> Tensor:
+        """A flat float64 buffer on the device of ``a``, for ``size`` numbers or for ``a`` (a part if it is large)."""
+        self._scratch = _grown(self._scratch, size or min(a.numel(), SCRATCH), torch.float64, a.device)
         return self._scratch
 
 

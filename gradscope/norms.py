@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gradscope import probes as probe_vectors
 from gradscope.estimates import Estimate, Moments
+from gradscope.memory import BLOCK, BLOCKED, Workspace
 from gradscope.operators import LinearOperator
 
 
@@ -138,6 +140,32 @@ def _norms_of_parts(a: Tensor, start_dim: int, scratch: Tensor) -> Tensor:
     if rows == 0:
         return torch.stack([plain_norms(part, start_dim - 1, scratch) for part in a])
     return torch.cat([plain_norms(part, start_dim, scratch) for part in a.split(rows)])
+
+
+def stacked_norms(tensors: Sequence[Tensor], start_dims: Sequence[int], workspace: Workspace) -> list[Tensor]:
+    """`plain_norms` of every tensor, flat; small tensors of one kind are copied into one block and summed together."""
+    found: list[Any] = [None] * len(tensors)
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for number, (a, start_dim) in enumerate(zip(tensors, start_dims, strict=True)):
+        groups[a.shape, a.dtype, a.device, start_dim] += [number]
+    for (shape, dtype, device, start_dim), members in groups.items():
+        room = BLOCK // max(1, shape.numel())
+        exact = dtype.is_floating_point and dtype != torch.float64 and device.type != "mps"
+        if room < BLOCKED or not exact or start_dim == len(shape):
+            for number in members:
+                a = tensors[number]
+                found[number] = plain_norms(a, start_dim, workspace.scratch(a)).reshape(-1)
+            continue
+        room = min(room, len(members))
+        block = workspace.scratch(tensors[members[0]], BLOCK)[: room * shape.numel()].view(room, *shape)
+        slots, dims = block.unbind(0), tuple(range(start_dim + 1, block.ndim))
+        for first in range(0, len(members), room):
+            part = members[first : first + room]
+            torch._foreach_copy_(slots[: len(part)], [tensors[number] for number in part])
+            norms = torch.linalg.vector_norm(block if len(part) == room else block[: len(part)], dim=dims)
+            for number, one in zip(part, norms.view(len(part), -1).unbind(0), strict=True):
+                found[number] = one
+    return found
 
 
 _ZERO = torch.zeros((), dtype=torch.int64)

@@ -10,8 +10,9 @@ from torch.autograd.graph import Node
 
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.hooks import survey
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import lengths, sweep
+from gradscope.backward.sweep import sweep
 from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
 from gradscope.norms import from_real
@@ -44,7 +45,8 @@ def coupled(
     """
     if batch_size == 1:
         return False
-    ends = [layer for layer in rows if not layer.origins.keys().isdisjoint(sources)]
+    names = {name: layer for layer in rows for name in layer.origins}
+    ends = [names[name] for name in sources if name in names]
     if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
         return True  # unknown; results are right if independent samples are treated as coupled
     rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
@@ -57,8 +59,7 @@ def coupled(
 
 def mixed(trunk: Trunk) -> bool:
     """Whether batch normalization in the graph uses the statistics of the batch, which couples the samples."""
-    nodes = {node for node, _ in trunk.position.keys() | trunk.above.keys()}
-    return any("BatchNorm" in node.name() and getattr(node, "_saved_training", False) for node in nodes)
+    return any("BatchNorm" in name and getattr(node, "_saved_training", False) for node, name in trunk.names.items())
 
 
 def separate(trunk: Trunk, batch_size: int) -> bool:
@@ -67,23 +68,20 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     Every operation must be known, and may compute sample b of its result only from sample b of the inputs that depend
     on the sources.  False means that there is no proof.  Cost: linear in the number of nodes.
     """
-    live = trunk.position.keys() | trunk.above.keys()
-    return all(_keeps_apart(node, live, batch_size) for node in {node for node, _ in live})
+    return all(_keeps_apart(node, name, trunk.order, batch_size) for node, name in trunk.names.items())
 
 
-def _keeps_apart(node: Node, live: Collection[Vertex], batch_size: int) -> bool:
+def _keeps_apart(node: Node, name: str, live: Collection[Vertex], batch_size: int) -> bool:
     inputs = live_inputs(node, live)
     shape, _ = output_kind((node, 0))
     if shape[:1] != (batch_size,):
         return False
     if not inputs:  # a source
         return True
-    name = node.name()
     if name in _LEADING:
-        proviso = _PROVISO.get(name)
-        return inputs == [_LEADING[name]] and (proviso is None or proviso(node, len(shape)))
+        return inputs == [_LEADING[name]] and (name not in _PROVISO or _PROVISO[name](node, len(shape)))
     # The result has B samples.  An operand with as many dimensions as the result is not broadcast over samples.
-    return name in ELEMENTWISE and all(len(output_kind(_parent(node, number))[0]) == len(shape) for number in inputs)
+    return name in ELEMENTWISE and {len(output_kind(_parent(node, number))[0]) for number in inputs} == {len(shape)}
 
 
 def _parent(node: Node, number: int) -> Vertex:

@@ -8,10 +8,8 @@ not passed them at all.  PyTorch does not list hooks.  So every tensor gets a gr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +23,11 @@ SPREAD = 20
 _PERIOD = 1009
 # The node that torch puts before and after a module with backward hooks.
 MODULE_HOOK = "BackwardHookFunctionBackward"
+
+_PLAIN = Effect((), False)
+_run = torch.autograd.Variable._execution_engine.run_backward
+
+Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 @dataclass(frozen=True)
@@ -43,32 +46,52 @@ def survey(trunk: Trunk) -> Survey:
     backward passes of one cotangent through each custom function.
     """
     outputs: dict[Node, list[int]] = defaultdict(list)
-    for node, number in (*trunk.position, *trunk.above):
-        outputs[node].append(number)
-    if untested := outputs.keys() - trunk.effects.keys():
-        live, made = trunk.position.keys() | trunk.above.keys(), lru_cache(maxsize=1)(cotangent)
+    for node, number in trunk.order:
+        outputs[node] += [number]
+    if untested := [node for node in outputs if node not in trunk.effects]:
+        given: dict[Kind, Tensor] = {}
         with torch.inference_mode(False), torch.no_grad():
             for node in untested:
-                trunk.effects[node] = _effect(node, outputs[node], live, made)
-    found = [(node, trunk.effects[node]) for node in outputs]
+                plain = _untouched(node, outputs[node], given)
+                trunk.effects[node] = _PLAIN if plain else _effect(node, outputs[node], trunk)
+    found = [(node, effect) for node in outputs if (effect := trunk.effects[node]) is not _PLAIN]
     return Survey(
         frozenset((node, number) for node, effect in found for number in effect.hooked),
         any(effect.overwrites for _, effect in found),
     )
 
 
-def _effect(node: Node, numbers: Sequence[int], live: Collection[Vertex], made: Any) -> Effect:
+def _untouched(node: Node, numbers: Sequence[int], given: dict[Kind, Tensor]) -> bool:
+    """Whether the gradient of the only output comes back as it was; False also if that needs a closer look.
+
+    ``given`` keeps the last test gradient.  This calls the engine itself: `torch.autograd.grad` does the same, but the
+    checks of its arguments would take most of the time of a survey.
+    """
+    if numbers[1:] or issubclass(type(node), torch._C._FunctionBase):
+        return False
+    about = node._input_metadata[numbers[0]]
+    key = tuple(about.shape), about.dtype, about.device
+    if key not in given:
+        given.clear()
+        given[key] = cotangent(key)
+    v, edges = given[key], (GradientEdge(node, numbers[0]),)
+    version = v._version
+    (found,) = _run(edges, (v,), True, False, edges, False, accumulate_grad=False)
+    if v._version != version:
+        given.clear()
+    return found is v and v._version == version
+
+
+def _effect(node: Node, numbers: Sequence[int], trunk: Trunk) -> Effect:
     edges = [GradientEdge(node, number) for number in numbers]
-    given = [made(kind(edge)) for edge in edges]
+    given = [cotangent(kind(edge)) for edge in edges]
     versions = [v._version for v in given]
     found = torch.autograd.grad(edges, edges, given, retain_graph=True)
     overwritten = [v._version > version for v, version in zip(given, versions, strict=True)]
     changed = [new is not old or over for new, old, over in zip(found, given, overwritten, strict=True)]
-    if any(overwritten):
-        made.cache_clear()
-    custom = issubclass(type(node), torch._C._FunctionBase) and node.name() != MODULE_HOOK
+    custom = issubclass(type(node), torch._C._FunctionBase) and trunk.names[node] != MODULE_HOOK
     if custom or any(changed):
-        below = dict.fromkeys(node.next_functions[n] for n in live_inputs(node, live)) if custom else {}
+        below = dict.fromkeys(node.next_functions[n] for n in live_inputs(node, trunk.order)) if custom else {}
         inputs = [GradientEdge(parent, number) for parent, number in below if parent is not None]
         overwritten.append(check_linear(edges, inputs or edges))
     return Effect(tuple(n for n, new in zip(numbers, changed, strict=True) if new), any(overwritten))
@@ -125,9 +148,6 @@ def check_inside(end: GradientEdge, target: GradientEdge, source: GradientEdge, 
             "from there depends on the passes before it: remove the hook, or measure this layer with "
             f"gs.gsc(..., target={name!r})."
         )
-
-
-Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 def kind(edge: GradientEdge) -> Kind:

@@ -24,6 +24,12 @@ def pulling() -> Iterator[None]:
         yield
 
 
+def pulled(output: GradientEdge, inputs: Sequence[GradientEdge], v: Tensor) -> tuple[Tensor, ...]:
+    """J^T v for one cotangent v of ``output``, at every edge of ``inputs``."""
+    found = torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
+    return tuple([gradient.to_dense() if gradient.is_sparse else gradient for gradient in found])
+
+
 class PullBack:
     """Vector-Jacobian products: vectorized, or one by one if the backward pass cannot be vectorized.
 
@@ -37,8 +43,7 @@ class PullBack:
         """J^T v for every cotangent v of ``output`` (first dimension), at every edge of ``inputs``."""
 
         def vjp(v: Tensor) -> tuple[Tensor, ...]:
-            found = torch.autograd.grad((output,), inputs, (v,), retain_graph=True)
-            return tuple(gradient.to_dense() if gradient.is_sparse else gradient for gradient in found)
+            return pulled(output, inputs, v)
 
         if len(cotangents) == 1:
             return [gradient[None] for gradient in vjp(cotangents[0])]

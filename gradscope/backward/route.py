@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.backward.hooks import MODULE_HOOK, Survey, survey
 from gradscope.backward.links import WORTHWHILE, Link, find_links
-from gradscope.backward.pulling import PullBack
+from gradscope.backward.pulling import PullBack, pulled
 from gradscope.forward.layers import Layer
 from gradscope.forward.trunk import Trunk, vertex
 from gradscope.memory import Workspace
@@ -42,8 +42,9 @@ class Leaf:
 
 Row = Layer | Leaf  # where gradients are read
 
-# Receives a row number, the gradient (c, *shape) and a workspace; returns what to keep, a float64 tensor (c, ...).
-Read = Callable[[int, Tensor, Workspace], Tensor]
+# Receives row numbers, their gradients (c, *shape), a workspace, and 1; returns what to keep of each, a float64 tensor
+# (c, ...) or its entries in one dimension.  The gradients of a single cotangent may be *shape, and the last argument 0.
+Read = Callable[[Sequence[int], Sequence[Tensor], Workspace, int], Sequence[Tensor]]
 Readings = list[tuple[int, Tensor]]
 
 
@@ -62,6 +63,12 @@ class Route(Protocol):
 
     def open(self, position: int) -> bool:
         """Whether cotangents may stop at this position and go on from there."""
+
+    def uppermost(self, rows: Collection[int]) -> list[int]:
+        """Of some rows, those that no other of them on the trunk separates from the targets."""
+
+    def part(self, rows: Sequence[int]) -> Route:
+        """The same route with some of its rows."""
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Pull cotangents from ``upper`` to ``lower``; return them and readings of rows at ``lower`` and between.
@@ -88,19 +95,30 @@ class TrunkRoute:
 
     def open(self, position: int) -> bool:
         """Whether no hook changes the gradient there; a pass that stops there and one that goes on both run hooks."""
-        return position not in self.held and vertex(self.trunk.edges[position]) not in self.survey.hooked
+        return position not in self.held and self.trunk.cuts[position] not in self.survey.hooked
+
+    def uppermost(self, rows: Collection[int]) -> list[int]:
+        """The topmost of them on the trunk, and those in branches that join the trunk above."""
+        top = max((position for position, row in self.on if row in rows), default=-1)
+        on = [row for position, row in self.on if row in rows and position == top]
+        return on + [row for position, row in self.off if row in rows and position > top]
+
+    def part(self, rows: Sequence[int]) -> TrunkRoute:
+        """The same trunk with some of the rows."""
+        return TrunkRoute(self.trunk, [self.rows[row] for row in rows], self.workspace)
 
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Pull through links and through the autograd engine.  A link overwrites the cotangents that it is given."""
         readings: Readings = []
         for top, bottom, link in self._legs(upper, lower, len(cotangents)):
-            rows = self._between(bottom, top)
+            rows, lead = self._between(bottom, top), 1
             if link is not None:
                 cotangents = link(cotangents, self.workspace)
                 gradients = dict.fromkeys(rows, cotangents)
             else:
+                lead = int(len(cotangents) > 1)
                 gradients, cotangents = self._pull(top, bottom, rows, cotangents)
-            readings += [(row, read(row, gradients[row], self.workspace)) for row in rows]
+            readings += zip(rows, read(rows, [gradients[row] for row in rows], self.workspace, lead), strict=True)
         return cotangents, readings
 
     def _legs(self, upper: int, lower: int, num_cotangents: int) -> Iterator[tuple[int, int, Link | None]]:
@@ -130,8 +148,9 @@ class TrunkRoute:
     @cached_property
     def held(self) -> range:
         """Positions where no pass may stop: hooks of a module keep the gradient of its output for that of its input."""
+        hooked = {node for node, name in self.trunk.names.items() if name == MODULE_HOOK}
         known = chain(self.trunk.position.items(), ((key, p - 1) for key, p in self.trunk.above.items()))
-        found = [position for (node, _), position in known if node.name() == MODULE_HOOK]
+        found = [position for (node, _), position in known if node in hooked] if hooked else []
         return range(min(found, default=0), max(found, default=0))
 
     @cached_property
@@ -143,7 +162,7 @@ class TrunkRoute:
     @cached_property
     def bytes(self) -> list[int]:
         """For each cut vertex, total bytes of the gradients (one per row) read there and in branches just above it."""
-        taken = [0] * (len(self.trunk.edges) + 1)  # the last entry is for position -1
+        taken = [0] * (len(self.trunk.cuts) + 1)  # the last entry is for position -1
         for position, row in (*self.on, *((position - 1, row) for position, row in self.off)):
             taken[position] += self.rows[row].bytes
         return taken
@@ -162,21 +181,30 @@ class TrunkRoute:
         off = self.off[bisect_left(self.off, (lower + 1, -1)) : bisect_left(self.off, (upper + 1, -1))]
         return [row for _, row in (*on, *off)]
 
-    def _pull(self, top: int, bottom: int, rows: Sequence[int], cotangents: Tensor) -> tuple[dict[int, Tensor], Tensor]:
-        """Pull through the autograd engine; return the gradients of ``rows`` and the cotangents at ``bottom``."""
-        edges, gradients = self.trunk.edges, dict[int, Tensor]()
+    def _pull(
+        self, upper: int, lower: int, rows: Sequence[int], cotangents: Tensor
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Pull through the autograd engine; return the gradients of ``rows`` and the cotangents at ``lower``.
+
+        The gradients of a single cotangent have no first dimension, because a view of each would cost an operation.
+        """
+
+        def pull(edges: Sequence[GradientEdge], v: Tensor) -> Sequence[Tensor]:
+            return self.pull_back(top, edges, v) if len(v) > 1 else pulled(top, edges, v[0])
+
+        top, below = GradientEdge(*self.trunk.cuts[upper]), self.trunk.cuts[lower] if lower >= 0 else None
+        gradients: dict[int, Tensor] = {}
         for row in self.apart.intersection(rows):
-            (gradients[row],) = self.pull_back(edges[top], [self.rows[row].edge], cotangents.clone())
+            (gradients[row],) = pull([self.rows[row].edge], cotangents.clone())
         together = [row for row in rows if row not in gradients]
         wanted = {vertex(self.rows[row].edge): self.rows[row].edge for row in together}
-        if bottom >= 0:
-            wanted[vertex(edges[bottom])] = edges[bottom]
-        found = self.pull_back(edges[top], list(wanted.values()), cotangents) if wanted else ()
-        pulled = dict(zip(wanted, found, strict=True))
-        gradients |= {row: pulled[vertex(self.rows[row].edge)] for row in together}
-        if bottom < 0:
+        if below is not None and below not in wanted:
+            wanted[below] = GradientEdge(*below)
+        found = dict(zip(wanted, pull(list(wanted.values()), cotangents) if wanted else (), strict=True))
+        gradients |= {row: found[vertex(self.rows[row].edge)] for row in together}
+        if below is None:
             return gradients, cotangents
-        below = pulled[vertex(edges[bottom])]
+        down = found[below] if len(cotangents) > 1 else found[below][None]
         # Clone before a link overwrites these cotangents: they may share memory with each other or with others above.
-        linked = len(cotangents) >= WORTHWHILE and self.links[bottom] is not None
-        return gradients, below.clone(memory_format=torch.contiguous_format) if linked else below
+        linked = len(cotangents) >= WORTHWHILE and self.links[lower] is not None
+        return gradients, down.clone(memory_format=torch.contiguous_format) if linked else down

@@ -9,9 +9,10 @@ length comes near an end of the floating-point range, the sweep is repeated with
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.pulling import pulling
+from gradscope.backward.readings import Piece, Reading, collected, lengths, near_one, scaled
 from gradscope.backward.route import Read, Route
 from gradscope.memory import Workspace, batch_bytes, is_out_of_memory, peak_bytes
-from gradscope.norms import plain_norms, power_of_two, vector_norms
+from gradscope.norms import power_of_two, vector_norms
 
 # Numbers of positions between two rescalings, tried in this order.
 STRIDES = (128, 8, 1)
@@ -32,26 +34,6 @@ _AT_ONCE = 16
 
 Progress = Callable[[float], None]
 Renew = Callable[[Tensor], tuple[Tensor, Tensor]]  # brings cotangents into the range: new ones and their exponents
-_Piece = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Readings at a row, for the c cotangents of targets above it: ``values`` (c, ...) times ``2**exponents`` (c,)."""
-
-    values: npt.NDArray[np.float64]
-    exponents: npt.NDArray[np.int64]
-
-
-def lengths(batch_size: int = 0) -> Read:
-    """A function that keeps |J^T v|, (c, B), or (c, 1) if the gradient's first dimension is not ``batch_size``."""
-
-    def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
-        per_sample = gradient.ndim > 1 and gradient.shape[1] == batch_size
-        norms = plain_norms(gradient, 2 if per_sample else 1, workspace.scratch(gradient))
-        return norms if per_sample else norms[:, None]
-
-    return read
 
 
 def sweep(
@@ -84,8 +66,10 @@ def sweep(
     if not route.rows:
         return []
     for stride in strides:
-        readings = _pass(route, cotangents, read, stride, widest, rescale, progress)
-        if len(strides) == 1 or _settled(route, cotangents, readings, widest):
+        readings = _pass(route, cotangents, scaled(read) if stride == 1 else read, stride, widest, rescale, progress)
+        if len(strides) > 1 and _settled(route, cotangents, readings, widest):
+            return readings
+        if len(strides) == 1:
             break
         if stride == strides[-1] and _blocked(route, cotangents):
             raise FloatingPointError(
@@ -99,7 +83,7 @@ def sweep(
                 "after this layer divides by zero or overflows in the backward pass; gs.first_nonfinite names it. "
                 "Measure in float64, or move x off the singular point."
             )
-    return readings
+    return [near_one(reading) for reading in readings] if len(strides) > 1 else readings
 
 
 def _pass(
@@ -115,7 +99,7 @@ def _pass(
     size = batch_bytes(route.rows[0].device)
     least = widest * size // peak_bytes(route.rows[0].device)
     total, done = sum(c.num for c in cotangents), 0
-    found: list[list[_Piece]] = [[] for _ in route.rows]
+    found: list[list[Piece]] = [[] for _ in route.rows]
     with pulling():
         while done < total:
             batch = _next_batch(cotangents, done, size, least)
@@ -132,18 +116,21 @@ def _pass(
             done += num
             if progress is not None:
                 progress(done / total)
-    return _collect(found)
+    return collected(found)
 
 
 def _settled(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[Reading], widest: int) -> bool:
     """Whether all readings, without their exponents, are far from both ends of the range of their dtype, or exact 0."""
-    zeros = False
-    for row, reading in zip(route.rows, readings, strict=True):
-        reach = {torch.float16: 2.0**5, torch.float64: 2.0**200}.get(row.dtype, 2.0**40)
-        values = reading.values.reshape(len(reading.values), -1)
-        square = np.einsum("ij,ij->i", values, values) / row.size
-        zeros = zeros or bool((square == 0).any())
-        square = square[square != 0]
+    zeros, alike = False, defaultdict[Any, list[int]](list)
+    for number, (row, reading) in enumerate(zip(route.rows, readings, strict=True)):
+        alike[reading.values.shape, row.dtype, row.bytes] += [number]
+    for (shape, dtype, _), numbers in alike.items():
+        reach = {torch.float16: 2.0**5, torch.float64: 2.0**200}.get(dtype, 2.0**40)
+        every = [readings[number].values.reshape(-1, math.prod(shape[1:])) for number in numbers]
+        square = np.concatenate([np.square(one).sum(axis=1) for one in every]) / route.rows[numbers[0]].size
+        if not square.all():  # a square may also underflow
+            nonzero = np.concatenate([one.any(axis=1) for one in every])
+            zeros, square = zeros or not nonzero.all(), square[nonzero]
         if len(square) and not (square.min() > reach**-2 and square.max() < reach**2):
             return False
     return not zeros or (not _blocked(route, cotangents) and _zeros_hold(route, cotangents, readings, widest))
@@ -161,7 +148,8 @@ def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequen
 
     The cotangents of a target that are zero at the same rows are tested together, by a cotangent that is nonzero where
     any of them is.  At every position, its nonzero entries are replaced by random numbers between 1 and 2.  It can
-    therefore not underflow, and it is zero only where none of them arrives.  Cost: one cotangent per target and set.
+    therefore not underflow, and it is zero only where none of them arrives.  It is zero everywhere below a row of the
+    trunk at which it is zero, so it goes down to the first such row only.  Cost: one cotangent per target and set.
     """
     tests: list[Cotangents] = []
     expected: list[tuple[int, int]] = []  # (row, number of the test) that must be zero
@@ -172,11 +160,14 @@ def _zeros_hold(route: Route, cotangents: Sequence[Cotangents], readings: Sequen
         zero = {row: ~readings[row].values[first:last].reshape(c.num, -1).any(axis=1) for row in rows}
         if dead := [row for row in rows if zero[row].any()]:
             members, number = np.unique([zero[row] for row in dead], axis=0, return_inverse=True)
-            expected += [(row, num_tests + int(n)) for row, n in zip(dead, number.reshape(-1), strict=True)]
+            for n in range(len(members)):
+                same = [row for row, own in zip(dead, number.reshape(-1), strict=True) if own == n]
+                expected += [(row, num_tests + n) for row in route.uppermost(same)]
             tests.append(_union(c, members))
             num_tests += len(members)
         first = last
-    found = _pass(route, tests, lengths(), 1, widest, _spread)
+    rows = sorted({row for row, _ in expected})
+    found = dict(zip(rows, _pass(route.part(rows), tests, scaled(lengths()), 1, widest, _spread), strict=True))
     return all(not found[row].values[number].any() for row, number in expected)
 
 
@@ -275,24 +266,3 @@ def rescale(cotangents: Tensor) -> tuple[Tensor, Tensor]:
     limit = math.frexp(torch.finfo(dtype).max)[1] - 2
     exponents = exponents.to(device=cotangents.device, dtype=torch.int64).clamp(-limit, limit)
     return cotangents * power_of_two(-exponents, dtype).reshape(-1, *[1] * (cotangents.ndim - 1)), exponents
-
-
-def _collect(found: Sequence[Sequence[_Piece]]) -> list[Reading]:
-    """Copy all values and exponents to the CPU at once; return one `Reading` per row."""
-    pieces = [piece for of_row in found for piece in of_row]
-    if not pieces:
-        return [Reading(np.zeros((0, 1)), np.zeros(0, dtype=np.int64)) for _ in found]
-    device = pieces[0][0].device
-    values = torch.cat([values.reshape(-1).to(device) for values, _ in pieces]).cpu().numpy()
-    exponents = torch.cat([exponents.to(device) for _, exponents in pieces]).cpu().numpy()
-    readings, first, second = [], 0, 0
-    for of_row in found:
-        size, num = sum(values.numel() for values, _ in of_row), sum(len(exponents) for _, exponents in of_row)
-        shape = of_row[0][0].shape[1:] if of_row else (1,)
-        own, powers = values[first : first + size].reshape(num, *shape), exponents[second : second + num]
-        # The exponent of zeros means nothing; a large one would make the other lengths underflow when they are summed.
-        nonzero = own.reshape(num, -1).any(axis=1) if size else np.zeros(num, dtype=bool)
-        powers = np.where(nonzero, powers, powers.min(initial=1 << 60, where=nonzero) if nonzero.any() else 0)
-        readings.append(Reading(own, powers))
-        first, second = first + size, second + num
-    return readings

@@ -19,6 +19,7 @@ from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, state_restored
+from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.norms import from_real, real
 from gradscope.probes import sphere
@@ -88,7 +89,8 @@ def _determinism(first: Capture, second: Capture) -> Found:
         return FAILED, f"a second pass runs other layers: {', '.join(odd[:4])}"
     worst = 0.0
     for a, b in zip(first.reached, second.reached, strict=True):
-        difference = float((a.norms - b.norms).abs().max() / a.norms.max().clamp_min(1e-300))
+        one, two = (np.sqrt(run.lengths[vertex(layer.edge)].squares) for run, layer in ((first, a), (second, b)))
+        difference = float(np.abs(one - two).max() / max(one.max(), 1e-300))
         if not difference <= math.sqrt(torch.finfo(a.dtype).eps):
             return FAILED, (
                 f"a second pass with the same random state changes layer {a.name!r} by {difference:.1e}: "

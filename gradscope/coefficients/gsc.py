@@ -20,7 +20,7 @@ from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.coefficients.planning import Options, Planner, accumulate, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
-from gradscope.forward.layers import Layer, LayerFilter, select
+from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, capture
 
@@ -153,7 +153,14 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
     planner = Planner(options, streaming=streaming)
 
     def measure(batch: Any) -> Pairs:
-        captured = capture(model, batch, forward=options.forward, loss_fn=options.loss_fn, target=options.target)
+        captured = capture(
+            model,
+            batch,
+            forward=options.forward,
+            layers=options.layers,
+            loss_fn=options.loss_fn,
+            target=options.target,
+        )
         rows = _rows(captured, options, matrix=kind is Matrix)
         with (
             alone,
@@ -197,13 +204,13 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
 
 def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
     """The layers that are rows of the result; the last row of a profile is the target."""
-    if next(captured.replay.model.parameters(), None) is None:
+    if all(p is None for module in captured.replay.modules.values() for p in module._parameters.values()):
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
             "registered: use nn.ModuleList. For a function without parameters use gs.capture(model, x).jacobian(...)."
         )
     if options.layers is not None:
-        rows = select(captured.layers, options.layers, captured.elsewhere)
+        rows = list(captured.layers)
     else:
         rows = list(captured.units)
         _warn_if_few(captured, options)

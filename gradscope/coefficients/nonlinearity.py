@@ -8,6 +8,7 @@ Cost: three forward passes and one backward pass per cotangent.  With probes, NL
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -145,9 +146,11 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
     ends = np.cumsum([source.size // captured.batch_size for source in sources])[:-1].tolist()
     directions = x.tensor_split(ends, dim=1)
 
-    def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
+    def read(rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
         """v^T J_b x_c of every cotangent v, (c, B, N)."""
-        return real(gradient).reshape(len(gradient), captured.batch_size, -1).double() @ directions[row].T
+        nums = [len(gradient) if lead else 1 for gradient in gradients]
+        parts = [real(g).reshape(num, captured.batch_size, -1) for g, num in zip(gradients, nums, strict=True)]
+        return [part.double() @ directions[row].T for row, part in zip(rows, parts, strict=True)]
 
     each = 8 * captured.batch_size * max(x.shape)
     step = max(1, peak_bytes(x.device) // each)

@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.backward.cotangents import Cotangents, needed_for_exact
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import Progress, lengths, sweep
+from gradscope.backward.sweep import Progress, sweep
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
-from gradscope.forward.layers import Layer, squared_lengths
+from gradscope.forward.layers import Layer
+from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture
 from gradscope.jacobians.description import off_trunk
 
@@ -99,12 +101,11 @@ class Board:
         self.captured, self.rows, self.reduction = captured, list(rows), reduction
         self.columns = list(reversed(targets))  # in the order in which they join the sweep
         self.sources = [row for row in rows if row.index != self.columns[0].index]
-        squares, exponents = squared_lengths(self.rows)
-        self.lengths = {row.index: (s, e) for row, s, e in zip(self.rows, squares, exponents, strict=True)}
+        self.lengths = {row.index: captured.lengths[vertex(row.edge)] for row in self.rows}
         size, coupled = captured.batch_size, captured.coupled
         self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
-            _check_length(target, self.lengths[target.index][0], reduction)
+            _check_length(target, self.lengths[target.index].squares, reduction)
             captured.check_target(target, rows[0])
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
@@ -123,10 +124,10 @@ class Board:
             num_probes[: number[column.index], place] = c.num_probes
         order, branch = [unit.index for unit in captured.units], [row.name for row in self.rows if not row.on_trunk]
         return Pairs(
-            sources=tuple(row.name for row in self.rows),
-            targets=tuple(column.name for column in reversed(self.columns)),
-            indices=tuple(bisect_left(order, row.index) for row in self.rows),
-            shapes=tuple(row.shape[1:] for row in self.rows),
+            sources=tuple([row.name for row in self.rows]),
+            targets=tuple([column.name for column in reversed(self.columns)]),
+            indices=tuple([bisect_left(order, row.index) for row in self.rows]),
+            shapes=tuple([row.shape[1:] for row in self.rows]),
             tallies=tallies.finish(),
             num_probes=num_probes,
             num_samples=captured.batch_size,
@@ -142,12 +143,14 @@ class Board:
             TrunkRoute(captured.graph, self.sources),
             cotangents,
             lengths(0 if captured.coupled else captured.batch_size),
-            widest=max(layer.bytes for layer in captured.layers),
+            widest=max([layer.bytes for layer in captured.reached]),
             progress=progress,
         )
-        runs = self._runs(cotangents)
+        runs, order = self._runs(cotangents), captured.graph.order
+        places = [-order[vertex(column.edge)] for column in self.columns]
         for layer, reading in zip(self.sources, readings, strict=True):
-            visible, first = self._visible(layer), 0
+            # The number of columns that come strictly later in the network; ``columns`` begins with these.
+            visible, first = bisect_left(places, -order[vertex(layer.edge)]), 0
             for start, stop, num, num_fixed in runs:
                 stop = min(stop, visible)
                 if start < stop:
@@ -159,19 +162,14 @@ class Board:
     def length_of(self, layers: Sequence[Layer], places: IntArray) -> Length:
         """Lengths of ``layers[place]`` for every place; all must have equally many lengths, 1 or B."""
         unique, inverse = np.unique(places, return_inverse=True)
-        squares, exponents = zip(*(self.lengths[layers[place].index] for place in unique), strict=True)
-        return Length(np.array(squares)[inverse], np.array(exponents)[inverse])
-
-    def _visible(self, layer: Layer) -> int:
-        """Number of columns that come strictly later in the network than a layer; ``columns`` begins with these."""
-        order = self.captured.graph.order
-        own = order(layer.edge)
-        return bisect_left(self.columns, True, key=lambda column: order(column.edge) <= own)
+        found = [self.lengths[layers[place].index] for place in unique]
+        squares, exponents = np.array([one.squares for one in found]), np.array([one.exponent for one in found])
+        return Length(squares[inverse], exponents[inverse])
 
     def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
         """Groups of neighboring columns that are computed together: (first, last + 1, num, num_fixed) of each."""
         kinds = [
-            (c.num, c.num_fixed, len(self.lengths[column.index][0]))
+            (c.num, c.num_fixed, len(self.lengths[column.index].squares))
             for column, c in zip(self.columns, cotangents, strict=True)
         ]
         runs: list[tuple[int, int, int, int]] = []
@@ -195,19 +193,19 @@ class _Tallies:
         self, layer: Layer, start: int, stop: int, num_fixed: int, num: int, norms: FloatArray, exponents: IntArray
     ) -> None:
         """Add readings (cotangents, samples) at one source, of a group of columns: ``start`` to ``stop`` - 1."""
-        p, q = self.board.lengths[layer.index][0], self.board.lengths[self.board.columns[start].index][0]
-        key = (len(p), len(q), norms.shape[1], num, num_fixed)
+        p, q = self.board.lengths[layer.index].squares, self.board.lengths[self.board.columns[start].index].squares
+        key = (p.size, q.size, norms.shape[1], num, num_fixed)
         shape = (stop - start, num)
         entry = (self.place[layer.index], start, stop, norms.reshape(*shape, -1), exponents.reshape(shape))
         self.pending[key].append(entry)
-        if len(self.board.columns) > 1 and sum(entry[3].size for entry in self.pending[key]) > _BLOCK:
+        if self.board.columns[1:] and sum(entry[3].size for entry in self.pending[key]) > _BLOCK:
             self.reduce()
             self._finish_gains()
 
     def reduce(self) -> None:
         """Turn pending readings into gains, or merge them with the gains of earlier windows of the same pairs."""
         for (*widths, _, num_fixed), entries in self.pending.items():
-            rows = np.repeat([row for row, *_ in entries], [stop - start for _, start, stop, *_ in entries])
+            rows = np.repeat([entry[0] for entry in entries], [stop - start for _, start, stop, *_ in entries])
             columns = np.concatenate([np.arange(start, stop) for _, start, stop, *_ in entries])
             norms, exponents = (np.concatenate([entry[number] for entry in entries]) for number in (3, 4))
             gain = Gain.of(norms, exponents, num_fixed=num_fixed, coupled=self.board.captured.coupled)

@@ -18,12 +18,12 @@ from torch import nn
 
 from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default
+from gradscope.backward.readings import Reading, lengths
 from gradscope.backward.route import Leaf, TrunkRoute
-from gradscope.backward.sweep import Reading, lengths, sweep
+from gradscope.backward.sweep import sweep
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
-from gradscope.forward.layers import squared_lengths
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
@@ -78,14 +78,14 @@ def parameter_gsc(
     owners = owned_parameters(captured.replay.modules)
     cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))
     readings = _pulled(captured, owners, cotangents)
-    (squares,), (exponent,) = squared_lengths([captured.target])
+    length = captured.lengths[vertex(captured.target.edge)]
     gains, norms = [], []
     for parameters in owners.values():
         square = _mean_square([readings[id(p)] for p in parameters if id(p) in readings], cotangents)
         num = sum(real(p).numel() for p in parameters)
         weights = sum(float(real(p.detach()).double().square().sum()) for p in parameters)
-        gain = square.scaled(weights / num / float(squares.sum()))
-        gains.append(replace(gain, exponent=gain.exponent - 2 * int(exponent)))
+        gain = square.scaled(weights / num / float(length.squares.sum()))
+        gains.append(replace(gain, exponent=gain.exponent - 2 * length.exponent))
         norms.append(square.scaled(1 / num).sqrt())
     num_probes = cotangents.num_probes
     errors = np.array([[gain.log10_stderr] for gain in gains], dtype=np.float64)

@@ -217,9 +217,9 @@ def _lengths(captured: Capture, now: Sequence[Segment], then: Sequence[Segment],
     by_sample = not captured.coupled and captured.units[0].shape[:1] == (captured.batch_size,)
     samples = captured.batch_size if by_sample else 1
 
-    def read(row: int, gradient: Tensor, workspace: Workspace) -> Tensor:
-        norms = plain_norms(gradient.reshape(*gradient.shape[:2], samples, -1), 3)
-        return functional.pad(norms, (0, 0, 0, most - norms.shape[1]))
+    def read(rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
+        norms = [plain_norms(gradient.reshape(*gradient.shape[:2], samples, -1), 3) for gradient in gradients]
+        return [functional.pad(one, (0, 0, 0, most - one.shape[1])) for one in norms]
 
     def draw(first: int, last: int) -> Tensor:
         return cotangents.draw(first, last)[:, None].repeat(1, 2, *[1] * len(cotangents.target.shape))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import Read, Readings, TrunkRoute
-from gradscope.backward.sweep import lengths
 from gradscope.forward.layers import INPUT, Layer, numbered
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Passive
@@ -155,17 +155,25 @@ class TwoNetworks:
         """Always: every unit has a graph of its own."""
         return True
 
+    def uppermost(self, rows: Collection[int]) -> list[int]:
+        """The only row."""
+        return list(rows)
+
+    def part(self, rows: Sequence[int]) -> TwoNetworks:
+        """The same route."""
+        return self
+
     def cross(self, upper: int, lower: int, cotangents: Tensor, read: Read) -> tuple[Tensor, Readings]:
         """Apply the recurrence to one unit after the other; read at the bottom."""
         for number in range(upper - 1, lower - 1, -1):
             cotangents = self._step(number, cotangents)
         self.terms = max(self.terms, cotangents.shape[1])
-        return cotangents, [] if lower > self.bottom else [(0, read(0, cotangents, self.workspace))]
+        return cotangents, [] if lower > self.bottom else [(0, read([0], [cotangents], self.workspace, 1)[0])]
 
     def _step(self, number: int, cotangents: Tensor) -> Tensor:
         # Both products have equal shapes, so an untrained unit gives the same bits twice, and R = 0 exactly.
         moved, kept = (
-            route.cross(len(route.trunk.edges) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
+            route.cross(len(route.trunk.cuts) - 1, 0, cotangents.flatten(0, 1).clone(), lengths())[0]
             for route in self.pairs[number]
         )
         moved, kept = (part.unflatten(0, cotangents.shape[:2]) for part in (moved, kept))

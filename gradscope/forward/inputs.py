@@ -36,7 +36,7 @@ class Batch:
     def samples(self) -> list[Tensor]:
         """The tensors that hold samples.  Others are held fixed: numbers, sparse and empty tensors, and masks."""
         found = [t for t in self.tensors if t.layout is torch.strided and t.ndim and t.numel()]
-        return [t for t in found if not _is_mask(t)] or found
+        return [t for t in found if not _is_mask(t)] or found if found[1:] else found
 
     @cached_property
     def floats(self) -> list[Tensor]:
@@ -256,6 +256,8 @@ def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
     """Raise ValueError if a parameter or buffer lies on another device than the data."""
     device = batch.samples[0].device
     for prefix, module in modules.items():
+        if not (module._parameters or module._buffers):
+            continue
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and tensor.device != device:
                 way = f"move one of them, for example x.to({str(tensor.device)!r})"

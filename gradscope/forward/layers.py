@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
 from fnmatch import fnmatchcase
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 INPUT, OUTPUT, LOSS = "input", "output", "loss"
@@ -26,16 +23,15 @@ class Origin(Enum):
     OUTPUT = "output"  # the root module returned it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Layer:
     """One tensor of the forward pass, named after the module call that made it.
 
     ``name``: the module's name, with ``#2``, ``#3`` for further calls and ``[1]``, ``[2]`` for further outputs.
     ``origins``: every name of the tensor, and where this name comes from.  ``call``: number of the module's call.
-    ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.
-    ``norms``: length of each sample, shape (B,), or of the whole batch, shape (), if the leading dimension is not the
-    batch.  The true lengths are ``norms * 2**exponent``.  ``modified``: whether an in-place operation overwrote the
-    tensor later (the layer describes the old values).  ``on_trunk``: whether the tensor is on the trunk.
+    ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.  ``bytes``: its memory.
+    ``modified``: whether an in-place operation overwrote the tensor later (the layer describes the old values).
+    ``on_trunk``: whether the tensor is on the trunk.
     """
 
     name: str
@@ -46,10 +42,28 @@ class Layer:
     device: torch.device
     origins: dict[str, Origin] = field(repr=False)
     edge: GradientEdge = field(repr=False)
-    norms: Tensor = field(repr=False)
-    exponent: Tensor = field(repr=False)
+    bytes: int = field(repr=False)
     modified: bool = False
     on_trunk: bool = False
+
+    def __init__(
+        self,
+        name: str,
+        call: int,
+        index: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        origins: dict[str, Origin],
+        edge: GradientEdge,
+        bytes: int,
+        modified: bool = False,
+        on_trunk: bool = False,
+    ) -> None:
+        own = vars(self)  # a pass makes hundreds of layers, and a frozen dataclass would set each field by a call
+        own["name"], own["call"], own["index"], own["shape"], own["dtype"] = name, call, index, shape, dtype
+        own["device"], own["origins"], own["edge"], own["bytes"] = device, origins, edge, bytes
+        own["modified"], own["on_trunk"] = modified, on_trunk
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,14 +80,9 @@ class Layer:
         """The dtype of its real numbers."""
         return self.dtype.to_real()
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the tensor."""
-        return self.size * self.real_dtype.itemsize
-
     def called(self, name: str) -> Layer:
         """The same layer under another of its names."""
-        return self if name == self.name else replace(self, name=name)
+        return self if name == self.name else Layer(**(vars(self) | {"name": name}))
 
 
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
@@ -112,14 +121,6 @@ def lookup(layers: Sequence[Layer], name: str, elsewhere: Collection[str] = ()) 
         if name in layer.names:
             return layer
     raise ValueError(_missing(name, layers, elsewhere))
-
-
-def squared_lengths(layers: Sequence[Layer]) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
-    """|f|^2 of every layer as ``squares * 4**exponents``, on the CPU, in one copy."""
-    norms = torch.cat([layer.norms.reshape(-1) for layer in layers]).cpu().numpy()
-    ends = np.cumsum([layer.norms.numel() for layer in layers])[:-1]
-    exponents = torch.stack([layer.exponent.cpu() for layer in layers]).numpy()
-    return np.split(np.square(norms), ends), exponents
 
 
 def numbered(label: str, number: int) -> str:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
+from threading import get_ident
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.utils.hooks import RemovableHandle
 
 from gradscope.forward.inputs import leaf_tensors
 from gradscope.forward.layers import OUTPUT
 
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
+Hook = Callable[..., Any]
 
+transform_level = torch._C._functorch.maybe_current_level
+_hooks_of = attrgetter(*(f"_forward_{kind}hooks{more}" for kind in ("", "pre_") for more in ("", "_with_kwargs")))
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
@@ -27,7 +32,7 @@ class CallListener(Protocol):
     """Receives every module call."""
 
     def before(self, args: Any, kwargs: Any) -> Any:
-        """Called with the arguments of the module.  The value returned here is passed to ``after`` as ``token``."""
+        """Called with the arguments of the module.  The value returned is passed to ``after`` as ``token``."""
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Any) -> Any:
         """Called with the output of the module.  A value returned here replaces the output, unless it is None.
@@ -70,7 +75,7 @@ def tap(tensor: Tensor, name: str) -> Tensor:
 
 def transforming() -> bool:
     """Whether a transform of `torch.func` is running: the tensors inside belong to it, and must not leave it."""
-    return torch._C._functorch.maybe_current_level() is not None
+    return transform_level() is not None
 
 
 @contextlib.contextmanager
@@ -85,11 +90,11 @@ def tapped(listener: Listener) -> Iterator[None]:
 
 def own_thread() -> Callable[[str], None]:
     """A function of a layer's name that raises RuntimeError if it is called in another thread than this one."""
-    owner = threading.get_ident()
+    owner = get_ident()
 
     def guard(name: str) -> None:
         # A thread of the autograd engine may run checkpointed layers again.
-        if threading.get_ident() != owner and torch._C._current_graph_task_id() == -1:
+        if get_ident() != owner and torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
                 f"Layer {name or OUTPUT!r} was called while another thread measures this model: call the model and "
                 "measure it one after the other, or measure a copy (copy.deepcopy(model))."
@@ -100,42 +105,70 @@ def own_thread() -> Callable[[str], None]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The eager module inside ``torch.compile`` and data-parallel wrappers; an error if the model is sharded."""
+    return listed(model, 1)[""]
+
+
+def listed(model: nn.Module, frames: int = 0) -> dict[str, nn.Module]:
+    """Every module of the eager model by its name; that of the model itself is empty.  Raises like `unwrap`.
+
+    A warning names the line that called the caller, where ``frames`` functions in between do not count.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
-    for name, module in model.named_modules():
-        label = f"{name or 'The model'!r} ({type(module).__name__})"
-        if isinstance(module, torch.jit.ScriptModule):
+    modules = dict(model.named_modules())
+    refused = {kind: reason for kind in set(map(type, modules.values())) if (reason := _refusal(kind))}
+    holders = [module for module in modules.values() if module._parameters or module._buffers]
+    lazy = {kind for kind in {type(t) for m in holders for t in held(m)} if issubclass(kind, UninitializedTensorMixin)}
+    for name, module in modules.items() if refused or lazy else ():
+        label = f"{name or 'The model'!r}"
+        if type(module) in refused:
+            raise ValueError(label + refused[type(module)])
+        if not lazy.isdisjoint(map(type, held(module))):
             raise ValueError(
-                f"{label} is TorchScript, whose layers cannot be observed: measure the original module, before "
-                "torch.jit.script or torch.jit.trace."
-            )
-        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
-            raise ValueError(
-                f"{label} is not initialized: call the model once, model(x), before you measure it. Its weights are "
-                "drawn at random in this call, and a measurement must not draw them."
-            )
-        if any(base.__name__ in _SHARDED for base in type(module).__mro__):
-            raise ValueError(
-                f"{name or 'The model'!r} is sharded (FSDP), so no process holds all parameters. Measure the model "
-                "before you wrap it, or load the full state dict into a copy without FSDP."
+                f"{label} ({type(module).__name__}) is not initialized: call the model once, model(x), before you "
+                "measure it. Its weights are drawn at random in this call, and a measurement must not draw them."
             )
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
-        warnings.warn("The model is compiled; its eager original is measured, with the same weights.", stacklevel=3)
-        return unwrap(original)
+        warnings.warn(
+            "The model is compiled; its eager original is measured, with the same weights.", stacklevel=3 + frames
+        )
+        return listed(original, frames + 1)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrap(model.module)
-    check_parameters(model)
-    return model
+        return listed(model.module, frames + 1)
+    check_parameters(modules)
+    return modules
 
 
-def check_parameters(model: nn.Module) -> None:
+def _refusal(kind: type[nn.Module]) -> str | None:
+    """Why modules of a class cannot be measured, as the end of a sentence; None if they can."""
+    if issubclass(kind, torch.jit.ScriptModule):
+        return (
+            f" ({kind.__name__}) is TorchScript, whose layers cannot be observed: measure the original module, before "
+            "torch.jit.script or torch.jit.trace."
+        )
+    if any(base.__name__ in _SHARDED for base in kind.__mro__):
+        return (
+            " is sharded (FSDP), so no process holds all parameters. Measure the model before you wrap it, or load the "
+            "full state dict into a copy without FSDP."
+        )
+    return None
+
+
+def held(module: nn.Module) -> Iterable[Tensor | None]:
+    """The parameters and buffers that a module itself holds."""
+    return (*module._parameters.values(), *module._buffers.values())
+
+
+def check_parameters(modules: Modules) -> None:
     """Raise ValueError if a parameter was made under ``torch.inference_mode()``."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            raise ValueError(
-                f"Parameter {name!r} was made under torch.inference_mode(), so torch cannot differentiate through it: "
-                "build or load the model outside, or load its state_dict into a model that was built outside."
-            )
+    for prefix, module in modules.items():
+        for own, parameter in module._parameters.items() if module._parameters else ():
+            if parameter is not None and parameter.is_inference():
+                name = f"{prefix}.{own}".lstrip(".")
+                raise ValueError(
+                    f"Parameter {name!r} was made under torch.inference_mode(), so torch cannot differentiate through "
+                    "it: build or load the model outside, or load its state_dict into a model that was built outside."
+                )
 
 
 @contextlib.contextmanager
@@ -152,7 +185,7 @@ def recording_gradients() -> Iterator[None]:
 @contextlib.contextmanager
 def eager(modules: Modules) -> Iterator[None]:
     """Run compiled parts of the model in eager mode, because hooks would make torch compile them again."""
-    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules.values())
+    compiled = [m for m in modules.values() if "_orig_mod" in m._modules or m._compiled_call_impl is not None]
     # The first use of set_stance imports the compiler, which takes seconds.
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield
@@ -162,32 +195,33 @@ def eager(modules: Modules) -> Iterator[None]:
 def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]:
     """Report calls of the modules to ``listener``; yields the number of calls by name.  Errors get the layer's name."""
     names = {id(module): name for name, module in modules.items()}  # the hash of a metric changes with its state
-    calls: dict[str, int] = defaultdict(int)
+    calls: dict[str, int] = dict.fromkeys(modules, 0)
     running: list[tuple[str, Any]] = []
-    guard = own_thread()
+    guard, owner = own_thread(), get_ident()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if transforming():
+        if transform_level() is not None:
             return
-        guard(names[id(module)])
-        running.append((names[id(module)], listener.before(args, kwargs)))
+        name = names[id(module)]
+        if get_ident() != owner:
+            guard(name)
+        running.append((name, listener.before(args, kwargs)))
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if transforming():
+        if transform_level() is not None:
             return None
-        guard(names[id(module)])
+        own = names[id(module)]
+        if get_ident() != owner:
+            guard(own)
         name, token = running.pop()
-        while name != names[id(module)]:  # a call inside this one raised, but the model caught the error
+        while name != own:  # a call inside this one raised, but the model caught the error
             name, token = running.pop()
         calls[name] = call = calls[name] + 1
         label = name or OUTPUT
         return listener.after(name, call, f"{label}#{call}" if call > 1 else label, args, kwargs, output, token)
 
-    handles = []
+    remove = attach(modules.values(), before, after)
     try:
-        for module in modules.values():
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
         yield calls
     except Exception as error:
         where = running[-1][0] if running else ""
@@ -200,13 +234,31 @@ def hooked(modules: Modules, listener: CallListener) -> Iterator[dict[str, int]]
             error.add_note(f"Raised inside layer {where!r} during the recorded forward pass.")
         raise
     finally:
-        for handle in handles:
-            handle.remove()
+        remove()
+
+
+def attach(modules: Collection[nn.Module], before: Hook, after: Hook = lambda *_: None) -> Callable[[], None]:
+    """Call functions at the beginning and the end of every module call, with its arguments; returns what removes them.
+
+    The same as ``module.register_forward_hook(..., with_kwargs=True)``, at a tenth of its time.
+    """
+    key = RemovableHandle(OrderedDict()).id  # torch gives this number to no other hook
+    for module in modules:
+        module._forward_pre_hooks[key], module._forward_hooks[key] = before, after
+        module._forward_pre_hooks_with_kwargs[key] = module._forward_hooks_with_kwargs[key] = True
+
+    def remove() -> None:
+        for module in modules:
+            for hooks in _hooks_of(module):
+                if key in hooks:
+                    del hooks[key]
+
+    return remove
 
 
 def tensors(args: Any, kwargs: Any) -> Sequence[Tensor]:
     """All tensors in the arguments or outputs of a module."""
-    if not kwargs and type(args) is tuple and len(args) == 1 and type(args[0]) is Tensor:
+    if not kwargs and type(args) is tuple and args and not args[1:] and type(args[0]) is Tensor:
         return args  # the usual case: the general code below takes longer than a small layer
     return list(leaf_tensors((args, kwargs)))
 

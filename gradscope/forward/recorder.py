@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -16,12 +17,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
+from gradscope.forward.lengths import Ruler, SquaredLength
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, random_state, state_restored
 from gradscope.forward.trunk import Vertex, vertex
-from gradscope.memory import Workspace
-from gradscope.norms import vector_norms
 
 Received = tuple[Collection[Vertex], int]
 
@@ -39,6 +39,7 @@ class Recording:
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
     ``picked``: remark that names the measured part of a structured output and the inputs held fixed; None if the
     whole output is measured and no input is held fixed.
+    ``lengths``: squared lengths of all recorded tensors.
     """
 
     tensors: tuple[Layer, ...]
@@ -52,20 +53,24 @@ class Recording:
     random: bool
     picked: str | None
     replay: Replay = field(repr=False)
+    lengths: dict[Vertex, SquaredLength] = field(repr=False)
 
 
 def record(
-    model: nn.Module, batch: Batch, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
+    modules: Modules,
+    batch: Batch,
+    *,
+    forward: Forward | None = None,
+    loss_fn: LossFunction | None = None,
 ) -> Recording:
     """Run the model once and record it.  The model is left unchanged, also after an exception.
 
     Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
     touched.  ValueError names the first layer with NaN or Inf, or says why recording is impossible.
     """
-    modules = dict(model.named_modules())
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
-    recorder = _Recorder(modules, batch.size)
+    recorder = _Recorder(modules, Ruler(batch.size))
     with (
         alone,
         state_restored(modules) as kept,
@@ -80,7 +85,7 @@ def record(
         recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
             recorder.add_source(source, numbered(INPUT, number))
-        output = differentiable.run(model, forward)
+        output = differentiable.run(modules[""], forward)
         target = first_tensor(output)
         recorder.add(target, OUTPUT, Origin.OUTPUT)
         recorder.check_finite()
@@ -102,52 +107,56 @@ def record(
             "The output does not depend on x: the output carries no gradient. Look for .detach(), torch.no_grad(), "
             "integer or boolean operations, or a constant output in the model's forward."
         )
+    if target.layout is not torch.strided:
+        raise ValueError(
+            "The output is a sparse or nested tensor, which has no coefficient: give forward=, a function "
+            "(model, batch) -> tensor, that returns a dense one, for example model(batch).to_dense()."
+        )
     return Recording(
         tensors=tuple(recorder.layers.values()),
         sources=tuple(edge for _, edge in recorder.sources),
         source_names=(source_names := tuple(name for name, _ in recorder.sources)),
         end=get_gradient_edge(target),
         batch_size=batch.size,
-        uncalled=tuple(name for name in modules if name and name not in calls),
+        uncalled=tuple([name for name in modules if name and not calls[name]]),
         left_out=recorder.left_out,
-        dropout=tuple(
-            n for n, m in modules.items() if isinstance(m, _DropoutNd) and m.training and m.p > 0 and n in calls
-        ),
+        dropout=tuple([n for n, m in modules.items() if "p" in m.__dict__ and calls[n] and _drops(m)]),
         random=drew,
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
-        replay=Replay(model, batch, forward, loss_fn, source_names),
+        replay=Replay(modules, batch, forward, loss_fn, source_names),
+        lengths=recorder.ruler.found,
     )
 
 
 class _Recorder:
     """Collects tensors while the modules of one forward pass are called."""
 
-    def __init__(self, modules: Modules, batch_size: int) -> None:
-        self.batch_size, self.modules = batch_size, modules
-        self.workspace = Workspace()
+    def __init__(self, modules: Modules, ruler: Ruler) -> None:
+        self.modules, self.ruler = modules, ruler
         self.layers: dict[Vertex, Layer] = {}
         self.sources: list[tuple[str, GradientEdge]] = []
         self.data: set[int] = set()  # where the data lie in memory
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
-        self.versions: list[tuple[Vertex, Tensor, int]] = []
+        self.versions: dict[Vertex, tuple[Tensor, int]] = {}
         self.left_out: dict[str, str] = {}
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Vertices of tensors that a module receives (and may overwrite), and the number of embeddings so far."""
-        received = tensors(args, kwargs)
-        return [_vertex(t) for t in received if t.requires_grad], len(self.embeddings)
+        return [_vertex(t) for t in tensors(args, kwargs) if t.requires_grad], len(self.embeddings)
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record the outputs of a module call."""
         received, known = token
+        if type(output) is Tensor and output.requires_grad and name and received:  # the usual case, in one step
+            if not self.add(output, label, Origin.MADE, call, received):
+                self.left_out[label] = _why_not([output], output)
+            return
         returned = tensors((output,), {})
         outputs = [t for t in returned if t.requires_grad]
-        if name and not any(tensor.numel() for tensor in outputs):
+        origin = Origin.MADE if name else Origin.OUTPUT
+        kept = [self.add(tensor, numbered(label, n), origin, call, received) for n, tensor in enumerate(outputs)]
+        if name and not any(kept):
             self.left_out[label] = _why_not(returned, output)
-        for number, tensor in enumerate(outputs):
-            passed_on = _vertex(tensor) in received
-            origin = Origin.OUTPUT if not name else Origin.PASSED_ON if passed_on else Origin.MADE
-            self.add(tensor, numbered(label, number), origin, call)
         if outputs and name and not received and len(self.embeddings) == known:
             integers = [t for t in tensors(args, kwargs) if not continuous(t) and t.layout is torch.strided]
             if integers:
@@ -162,35 +171,46 @@ class _Recorder:
             reading = [edges for _, edges in self.embeddings]
         self.sources += [source for edges in reading for source in edges]
 
-    def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1) -> None:
-        """Record a tensor under a name; a tensor that is already recorded only gets another name."""
-        if not tensor.requires_grad or not tensor.numel():
-            return
-        if origin is not Origin.MADE and origin is not Origin.PASSED_ON and name in self.modules:
-            name = f"({name})"  # a module already has this name
+    def add(self, tensor: Tensor, name: str, origin: Origin, call: int = 1, received: Collection[Vertex] = ()) -> bool:
+        """Record a tensor under a name; a tensor that is already recorded only gets another name.
+
+        False if the tensor cannot be recorded: it is empty, carries no gradient, or is sparse.
+        """
+        if not tensor.requires_grad or 0 in tensor.shape or tensor.layout is not torch.strided:
+            return False
         key = _vertex(tensor)
+        if origin is Origin.MADE:
+            origin = Origin.PASSED_ON if key in received else origin
+        elif name in self.modules:
+            name = f"({name})"  # a module already has this name
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
-            return
-        shape = tuple(tensor.shape)
-        per_sample = bool(shape) and shape[0] == self.batch_size
-        norms, exponent = vector_norms(tensor, int(per_sample), self.workspace.scratch(tensor))
-        about = (name, call, -1, shape, tensor.dtype, tensor.device, {name: origin})
-        self.layers[key] = Layer(*about, get_gradient_edge(tensor), norms, exponent)
-        self.versions.append((key, tensor, tensor._version))
+            return True
+        self.layers[key] = Layer(
+            name=name,
+            call=call,
+            index=-1,
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            device=tensor.device,
+            origins={name: origin},
+            edge=get_gradient_edge(tensor) if issubclass(type(key[0]), torch._C._FunctionBase) else GradientEdge(*key),
+            bytes=tensor.nbytes,
+        )
+        self.ruler.measure(key, tensor)
+        self.versions[key] = tensor, tensor._version
+        return True
 
     def compare_versions(self) -> None:
-        """Mark the layers whose tensors were overwritten later, and release all tensors."""
-        for key, tensor, version in self.versions:
-            if tensor._version > version:
+        """Mark the layers whose tensors were overwritten later."""
+        for key, (tensor, version) in self.versions.items():
+            if tensor._version != version:
                 self.layers[key] = replace(self.layers[key], modified=True)
-        self.versions.clear()
 
     def tap(self, tensor: Tensor, name: str) -> Tensor:
         """Record a marked tensor."""
-        if not (tensor.requires_grad and tensor.numel()):
+        if not self.add(tensor, name, Origin.MARKED):
             self.left_out[name] = _why_not([tensor], tensor)
-        self.add(tensor, name, Origin.MARKED)
         return tensor
 
     def add_source(self, tensor: Tensor, name: str) -> None:
@@ -200,10 +220,10 @@ class _Recorder:
 
     def check_finite(self) -> None:
         """Raise ValueError that names the first layer, in execution order, with NaN or Inf.  Cost: one device sync."""
-        layers = list(self.layers.values())
-        if not layers or torch.isfinite(torch.cat([layer.norms.reshape(-1) for layer in layers])).all():
+        lengths = self.ruler.lengths()
+        if self.ruler.finite:
             return
-        layer = next(layer for layer in layers if not torch.isfinite(layer.norms).all())
+        layer = next(layer for key, layer in self.layers.items() if not np.isfinite(lengths[key].squares).all())
         raise NonFiniteLayerError(
             f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
             "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
@@ -215,6 +235,10 @@ def _vertex(tensor: Tensor) -> Vertex:
     """What `vertex` returns for the tensor's edge, but several times faster, because no edge object is created."""
     node = tensor.grad_fn
     return vertex(get_gradient_edge(tensor)) if node is None else (node, tensor.output_nr)
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) and module.training and module.p > 0
 
 
 def _pointers(data: Sequence[Tensor]) -> set[int]:
@@ -230,6 +254,8 @@ def _why_not(returned: Sequence[Tensor], output: Any) -> str:
         return "returned only empty tensors"
     if not any(continuous(tensor) for tensor in returned):
         return "returned no floating-point or complex numbers"
+    if all(tensor.layout is not torch.strided for tensor in returned):
+        return "returned only sparse or nested tensors"
     return "its output carries no gradient: detached, made under torch.no_grad(), or dependent on no input or parameter"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,16 +19,16 @@ from gradscope.forward.state import alone, state_restored
 class Replay:
     """All that is needed to run a recorded forward pass again, with the same buffers and dropout masks."""
 
-    model: nn.Module
+    modules: Modules
     batch: Batch
     forward: Forward | None
     loss_fn: LossFunction | None
     source_names: tuple[str, ...]
 
-    @cached_property
-    def modules(self) -> Modules:
-        """Every module by its name."""
-        return dict(self.model.named_modules())
+    @property
+    def model(self) -> nn.Module:
+        """The module that contains all others."""
+        return self.modules[""]
 
     def outputs(self, wanted: Collection[str], shifts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The ``wanted`` tensors from one forward pass like the recorded one, with ``shifts`` added to the sources."""

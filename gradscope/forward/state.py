@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, filterfalse, islice
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradscope.forward.modules import Modules, listening, own_thread
+from gradscope.forward.modules import Modules, attach, held, listening, own_thread
 
 # One measurement at a time in a process: threads share the model, the random state and the filters of warnings.
 alone = threading.RLock()
@@ -30,6 +30,7 @@ _CONTAINERS = (dict, list, set, deque)
 
 _STANDARD = vars(nn.Module())  # the attributes of every module; most of them are dictionaries of hooks
 _hooks = itemgetter(*(name for name, value in _STANDARD.items() if isinstance(value, dict) and "hook" in name))
+_members = attrgetter("_parameters", "_buffers", "_modules")
 
 
 class state_restored:  # noqa: N801 - used like a function, as the context managers of torch are
@@ -96,12 +97,12 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
         self.versions = [
             (name, key, parameter, 0 if parameter.is_inference() else parameter._version)
             for name, module in self.modules.items()
+            if module._parameters
             for key, parameter in module._parameters.items()
             if parameter is not None
         ]
-        for module in self.modules.values():
-            self._keep_module(module)
-        for kind in dict.fromkeys(kind for held in set(map(type, self.modules.values())) for kind in held.__mro__):
+        self._keep_modules(self.modules.values())
+        for kind in dict.fromkeys(kind for own in set(map(type, self.modules.values())) for kind in own.__mro__):
             if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch."):
                 for value in vars(kind).values():
                     self._keep(value, MOST_DEPTH)
@@ -109,17 +110,22 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
         self.dicts, self.others = [*filter(None, self.dicts)], [*filter(None, self.others)]
         self.sizes, self.entries = self._entries()
 
-    def _keep_module(self, module: nn.Module) -> None:
-        """Remember the attributes of one module; parameters and buffers are not copied here."""
-        attributes, buffers, hooks = module.__dict__, module._buffers, _hooks(module.__dict__)
-        self.dicts += (attributes, module._parameters, buffers, module._modules, *hooks)
-        self.others.append(module._non_persistent_buffers_set)
-        for value in chain(map(attributes.get, attributes.keys() - _STANDARD), *map(dict.values, filter(None, hooks))):
-            self._keep(value, 0)
-        if buffers:
-            self.buffers += [(buffers, name, buffer) for name, buffer in buffers.items() if buffer is not None]
-        if attributes.get("max_norm") and isinstance(module.weight, Tensor):
-            self.weights.append((module.weight, module.weight.detach().clone()))
+    def _keep_modules(self, modules: Collection[nn.Module]) -> None:
+        """Remember the attributes of modules; parameters and buffers are not copied here."""
+        attributes = [module.__dict__ for module in modules]
+        hooks = list(chain.from_iterable(map(_hooks, attributes)))
+        self.dicts += chain(attributes, hooks, chain.from_iterable(map(_members, modules)))
+        self.others += map(attrgetter("_non_persistent_buffers_set"), modules)
+        keys = zip(attributes, map(dict.keys, attributes), strict=True)
+        own = [one[name] for one, names in keys for name in names - _STANDARD]
+        for value in chain(own, *map(dict.values, filter(None, hooks))):
+            if type(value) not in _ATOMS:
+                self._keep(value, 0)
+        for module, one in zip(modules, attributes, strict=True):
+            if buffers := module._buffers:
+                self.buffers += [(buffers, name, buffer) for name, buffer in buffers.items() if buffer is not None]
+            if "max_norm" in one and module.max_norm and isinstance(module.weight, Tensor):
+                self.weights.append((module.weight, module.weight.detach().clone()))
 
     def _keep(self, value: Any, depth: int) -> None:
         """Remember a value that a module holds, and what is inside."""
@@ -143,10 +149,9 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
             if value.nbytes <= MOST_BYTES and value.flags.writeable:
                 self.generators.append((lambda before: np.copyto(value, before), value.copy()))
         elif isinstance(value, nn.Module):  # held without being registered
-            for module in value.modules():
-                if id(module) not in self.known:
-                    self.known.add(id(module))
-                    self._keep_module(module)
+            fresh = [module for module in value.modules() if id(module) not in self.known]
+            self.known |= set(map(id, fresh))
+            self._keep_modules(fresh)
         elif (generator := _generator_state(value)) is not None:
             self.generators.append(generator)
         elif depth < MOST_DEPTH and not isinstance(value, _OPAQUE):
@@ -191,10 +196,8 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                 clones[id(buffer)] = buffer.clone()
             entries[name] = clones[id(buffer)]
         if threading.active_count() > 1:
-            guard = own_thread()
-            for name, module in self.modules.items():
-                if module._buffers:
-                    module.register_forward_pre_hook(lambda *_, name=name: guard(name))
+            guard, names = own_thread(), {id(module): name for name, module in self.modules.items() if module._buffers}
+            attach([m for m in self.modules.values() if m._buffers], lambda m, args, kwargs: guard(names[id(m)]))
 
     def _built(self, changed: Sequence[tuple[Any, Any]]) -> str | None:
         """The name of a parameter that the pass added or replaced, if any."""
@@ -280,5 +283,4 @@ def _cuda_devices(modules: Modules | None) -> list[int]:
         return list(range(len(torch.cuda.default_generators)))
     if not torch.cuda.is_initialized():
         return []
-    held = (t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values()))
-    return sorted({t.device.index for t in held if t is not None and t.is_cuda})
+    return sorted({t.device.index for m in modules.values() for t in held(m) if t is not None and t.is_cuda})

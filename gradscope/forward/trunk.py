@@ -8,15 +8,20 @@ case.  A tensor of the graph is identified by its autograd node and an output nu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+# The hashable identity of a tensor of the graph: its node and output number, the first two entries of its edge.
 Vertex = tuple[Node, int]
+vertex: Callable[[GradientEdge], Vertex] = itemgetter(0, 1)
 
 # Operations of torch, by the name of their autograd node.  The node of a user's ``autograd.Function`` never has such
 # a name: the names of such nodes end in "Backward", without a digit.
@@ -52,32 +57,34 @@ class Effect(NamedTuple):
 class Trunk:
     """Cut vertices between the sources and the target, and the next cut vertex after every other tensor.
 
-    ``edges``: the cut vertices in execution order; the last one is the target.
-    ``position``: index into ``edges`` of every cut vertex.
-    ``above``: for every tensor inside a branch, the index of the first cut vertex that it flows into.
+    ``position``: the number of every cut vertex, in execution order; the last one is the target.
+    ``above``: for every tensor inside a branch, the number of the first cut vertex that it flows into.
+    ``names``: the operations, by node.
     ``effects`` and ``agreed``: what backward sweeps found out about hooks (by node), and whether their shortcuts agree
     with the autograd engine (by position).
     """
 
-    edges: tuple[GradientEdge, ...]
     position: dict[Vertex, int]
     above: dict[Vertex, int]
+    names: dict[Node, str] = field(repr=False)
     effects: dict[Node, Effect] = field(default_factory=dict, repr=False)
     agreed: dict[int, bool] = field(default_factory=dict, repr=False)
 
-    def reaches_target(self, edge: GradientEdge) -> bool:
-        """Whether this tensor lies on a path from a source to the target."""
-        return vertex(edge) in self.position or vertex(edge) in self.above
+    @cached_property
+    def cuts(self) -> tuple[Vertex, ...]:
+        """The cut vertices in execution order."""
+        return tuple(self.position)
 
-    def order(self, edge: GradientEdge) -> tuple[int, bool]:
-        """A sort key for execution order: tensors of a branch come before the cut vertex that the branch joins."""
-        key = vertex(edge)
-        return (self.position[key], True) if key in self.position else (self.above[key], False)
+    @property
+    def edges(self) -> tuple[GradientEdge, ...]:
+        """The edges of the cut vertices."""
+        return tuple(GradientEdge(*cut) for cut in self.cuts)
 
-
-def vertex(edge: GradientEdge) -> Vertex:
-    """The hashable identity of a tensor of the autograd graph."""
-    return edge.node, edge.output_nr
+    @cached_property
+    def order(self) -> dict[Vertex, int]:
+        """Sort keys for execution order: tensors of a branch come before the cut vertex that the branch joins."""
+        branches = {key: 2 * position for key, position in self.above.items()}
+        return branches | {key: 2 * position + 1 for key, position in self.position.items()}
 
 
 def leaf_edge(leaf: Tensor) -> GradientEdge:
@@ -89,9 +96,7 @@ def leaf_edge(leaf: Tensor) -> GradientEdge:
 def depends(target: GradientEdge, source: GradientEdge) -> bool:
     """Whether a path of the graph leads from ``source`` to ``target``.  Cost: linear in the nodes below the target."""
     wanted = vertex(source)
-    return vertex(target) == wanted or any(
-        (parent, number) == wanted for node in _topological_order(target.node) for parent, number in node.next_functions
-    )
+    return vertex(target) == wanted or any(wanted in parents for parents in _topological_order(target.node).values())
 
 
 def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
@@ -100,43 +105,35 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
     The nodes are sorted topologically, with one virtual root before all sources.  A tensor is a cut vertex if no edge
     leads past its node, and if it is the only output of this node that is used.  Cost: linear in nodes and edges.
     """
-    source_vertices = {vertex(source) for source in sources}
+    starts, end = {vertex(source) for source in sources}, vertex(target)
     order = _topological_order(target.node)
     number = {node: index for index, node in enumerate(order)}
 
-    live: set[Vertex] = set()
-    consumers: dict[Vertex, list[int]] = defaultdict(list)
-    live_nodes: set[Node] = set()
-    for node in order:
-        for parent, output_nr in node.next_functions:
-            if parent is not None and ((parent, output_nr) in source_vertices or parent in live_nodes):
-                live.add((parent, output_nr))
-                consumers[parent, output_nr].append(number[node])
-                live_nodes.add(node)
-    if vertex(target) in source_vertices or target.node in live_nodes:
-        live.add(vertex(target))
-    else:
+    last: dict[Vertex, int] = {}  # the last consumer of every tensor on a path
+    fed: dict[Node, int] = {}
+    for node, parents in order.items():
+        for parent in parents:
+            if parent in starts or parent[0] in fed:
+                last[parent] = fed[node] = number[node]
+    if end not in starts and target.node not in fed:
         raise ValueError(
             "The target does not depend on the input: no path of the autograd graph leads from the input to the target."
         )
+    last[end] = number[target.node]
 
     # Count the edges that lead past each node by a running sum: +1 after the producer, -1 at the last consumer.
     spans = [0] * (len(order) + 1)
-    outputs: dict[Node, int] = defaultdict(int)
-    for tensor in live:
-        outputs[tensor[0]] += 1
-        start = number[tensor[0]]
-        if consumers[tensor]:
-            _span(spans, start, max(consumers[tensor]))
-        if tensor in source_vertices:
-            _span(spans, -1, start)
-
-    depth, spanned = 0, []
-    for change in spans[: len(order)]:
-        depth += change
-        spanned.append(depth)
-    tensors = sorted(live, key=lambda tensor: number[tensor[0]])
-    cuts = [tensor for tensor in tensors if outputs[tensor[0]] == 1 and spanned[number[tensor[0]]] == 0]
+    outputs: dict[Node, list[Vertex]] = defaultdict(list)
+    for tensor, consumer in last.items():
+        outputs[tensor[0]] += [tensor]
+        producer = number[tensor[0]]
+        for first, stop in ((producer, consumer), (-1, producer)) if tensor in starts else ((producer, consumer),):
+            if stop > first + 1:  # it leads past the nodes strictly between
+                spans[first + 1] += 1
+                spans[stop] -= 1
+    tensors = [tensor for node in order if node in outputs for tensor in outputs[node]]
+    past = list(accumulate(spans))
+    cuts = [tensor for tensor in tensors if outputs[tensor[0]] == [tensor] and past[number[tensor[0]]] == 0]
 
     position = {tensor: index for index, tensor in enumerate(cuts)}
     above: dict[Vertex, int] = {}
@@ -146,7 +143,7 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
             following = position[tensor]
         else:
             above[tensor] = following
-    return Trunk(tuple(GradientEdge(*cut) for cut in cuts), position, above)
+    return Trunk(position, above, {node: node.name() for node in outputs})
 
 
 def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:
@@ -155,9 +152,10 @@ def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int
     A backward pass from this cut vertex reaches every use of the parameter.  Cost: linear in the nodes of the graph.
     """
     found: dict[Vertex, int] = {}
-    for position in range(len(trunk.edges) - 1, -1, -1):
-        stop = vertex(trunk.edges[position - 1]) if position else None
-        start = trunk.edges[position].node
+    cuts = trunk.cuts
+    for position in range(len(cuts) - 1, -1, -1):
+        stop = cuts[position - 1] if position else None
+        start = cuts[position][0]
         stack, seen = [start], {start}
         while stack:
             for parent, output_nr in stack.pop().next_functions:
@@ -185,26 +183,22 @@ def output_kind(tensor: Vertex) -> tuple[tuple[int, ...], torch.dtype | None]:
     return tuple(metadata[output_nr].shape), metadata[output_nr].dtype
 
 
-def _span(spans: list[int], first: int, last: int) -> None:
-    """Count one more edge over the nodes strictly between ``first`` and ``last``."""
-    if last > first + 1:
-        spans[first + 1] += 1
-        spans[last] -= 1
+def _topological_order(root: Node) -> dict[Node, Sequence[Any]]:
+    """All ancestors of ``root``, then ``root``, inputs first; each with its ``next_functions``.
 
-
-def _topological_order(root: Node) -> list[Node]:
-    """All ancestors of ``root``, then ``root``; inputs first.  Not recursive: networks may be deeper than the stack."""
-    order: list[Node] = []
-    seen: set[Node] = {root}
-    stack = [(root, iter(root.next_functions))]
+    Not recursive: networks may be deeper than the stack.
+    """
+    order: dict[Node, Sequence[Any]] = {}
+    seen: dict[Node, Sequence[Any]] = {}
+    stack: list[Any] = [root]
     while stack:
-        node, parents = stack[-1]
-        for parent, _ in parents:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append((parent, iter(parent.next_functions)))
-                break
-        else:
-            order.append(node)
-            stack.pop()
+        node = stack.pop()
+        if type(node) is tuple:  # all inputs of this node are in order
+            order[node[0]] = seen[node[0]]
+        elif node not in seen:
+            seen[node] = parents = node.next_functions
+            stack += [(node,)]
+            for parent, _ in parents:
+                if parent is not None and parent not in seen:
+                    stack += [parent]
     return order

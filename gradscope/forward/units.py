@@ -51,7 +51,7 @@ def units(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
                 chosen.setdefault(index, name)
     for layer in trunk:
         for name, origin in layer.origins.items():
-            if origin is Origin.MARKED or (origin is Origin.OUTPUT and tree.last[_call(name)] == layer.index):
+            if origin is Origin.MARKED or (origin is Origin.OUTPUT and tree.last[tree.calls[name]] == layer.index):
                 chosen.setdefault(layer.index, name)
     return [layer.called(chosen[layer.index]) for layer in trunk if layer.index in chosen]
 
@@ -62,10 +62,11 @@ def merged(modules: Modules, layers: Sequence[Layer], rows: Sequence[Layer], tru
     Such blocks are items of one container, or calls of one module with children, that end in branches; the sums that
     the branches join are tensors without a name.  Blocks inside a row that is a block itself are not listed.
     """
-    ends = [(trunk.position[vertex(row.edge)], row) for row in rows if row.on_trunk]
+    branches = [layer for layer in layers if not layer.on_trunk]
+    ends = [(trunk.position[vertex(row.edge)], row) for row in rows if row.on_trunk and branches]
     groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for layer in layers:
-        for name in () if layer.on_trunk else layer.names:
+    for layer in branches:
+        for name in layer.origins:
             path, join = module_name(name), trunk.above[vertex(layer.edge)]
             parent, row = path.rpartition(".")[0], next((row for end, row in ends if end >= join), None)
             item = isinstance(modules.get(parent), _CONTAINERS)
@@ -88,29 +89,48 @@ class _Tree:
     """Which modules were called, and which tensors of the trunk each module made, passed on or holds inside."""
 
     def __init__(self, layers: Sequence[Layer], trunk: Sequence[Layer]) -> None:
-        self.called = {module_name(name) for layer in layers for name in layer.names}
-        self.classes: dict[nn.Module, Counter[type[nn.Module]]] = {}
-        self.stages: dict[nn.Module, set[type[nn.Module]]] = {}
+        names = [name for layer in layers for name in layer.origins]
+        self.calls = {name: _call(name) if "[" in name else name for name in names}
+        paths = {name: module_name(name) if "#" in call or call != name else name for name, call in self.calls.items()}
+        self.called = set(paths.values())
+        self.items: dict[str, list[tuple[str, nn.Module]]] = {}
+        self.blocks: dict[str, bool] = {}
+        self.classes: dict[int, Counter[type[nn.Module]]] = {}
+        self.stages: dict[int, set[type[nn.Module]]] = {}
         # What a call returns besides its last tensor on the trunk, such as hidden states, other tensors are made of.
-        self.last = {_call(name): layer.index for layer in trunk for name in layer.names}
+        self.last = {self.calls[name]: layer.index for layer in trunk for name in layer.origins}
         self.made: dict[str, dict[int, str]] = defaultdict(dict)
         self.passed_on: dict[str, dict[int, str]] = defaultdict(dict)
-        self.inside: dict[str, set[int]] = defaultdict(set)
+        self.inside: dict[str, dict[int, None]] = defaultdict(dict)
         for layer in trunk:
-            returned = (Origin.MADE, Origin.OUTPUT)
-            own = {n: o for n, o in layer.origins.items() if o not in returned or self.last[_call(n)] == layer.index}
+            returned, own = (Origin.MADE, Origin.OUTPUT), layer.origins
+            if [name for name in own if self.last[self.calls[name]] != layer.index]:
+                own = {n: o for n, o in own.items() if o not in returned or self.last[self.calls[n]] == layer.index}
             for name, origin in own.items():
-                path = module_name(name)
-                if origin is Origin.MADE:
-                    self.made[path].setdefault(layer.index, name)
-                elif set(own.values()) == {Origin.PASSED_ON}:
+                path = paths[name]
+                if origin is Origin.MADE and layer.index not in self.made[path]:
+                    self.made[path][layer.index] = name
+                elif origin is Origin.PASSED_ON and set(own.values()) == {origin}:
                     self.passed_on[path].setdefault(layer.index, name)
-                for above in _above(path):
-                    self.inside[above].add(layer.index)
+                while "." in path:  # all modules around this one, except the root
+                    path = path.rpartition(".")[0]
+                    self.inside[path][layer.index] = None
+
+    def children(self, module: nn.Module, path: str) -> list[tuple[str, nn.Module]]:
+        """The paths and modules right inside a module, each module once."""
+        if not module._modules:
+            return []
+        if path not in self.items:
+            found: dict[int, tuple[str, nn.Module]] = {}
+            for name, child in module._modules.items():
+                if child is not None and id(child) not in found:
+                    found[id(child)] = (f"{path}.{name}" if path else name), child
+            self.items[path] = list(found.values())
+        return self.items[path]
 
     def outermost(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, bool]]:
         """(path, is_open) of open modules, each after its contents, and of the outermost modules that are not open."""
-        for path, child in _children(module, prefix):
+        for path, child in self.children(module, prefix):
             is_open = path not in self.called or self.is_open(child, path, module)  # its children may be called
             if is_open:
                 yield from self.outermost(child, path)
@@ -118,50 +138,49 @@ class _Tree:
 
     def is_open(self, module: nn.Module, path: str, parent: nn.Module) -> bool:
         """Whether a called module, a child of ``parent``, is open; `units` explains the rules."""
-        within = len(self.inside[path] - self.made[path].keys())
+        within = len(self.inside[path].keys() - self.made[path].keys())
         if within == 0:
             return False
         if self._holds_blocks(module, path) or type(module) in self._stages(parent, path):
             return True
         if self._is_block(module, parent):
             return False
+        inner = self.children(module, path)
         if _is_container(module):
-            composite = any(_has_children(child) for child in module.children())
+            composite = any(_has_children(child) for _, child in inner)
             return within >= (1 if composite else 2)
-        one_by_one = any(
-            _is_container(child) and inner not in self.called and self.inside[inner]
-            for inner, child in _children(module, path)
-        )
-        return (one_by_one and within >= 2) or any(
-            self.is_open(child, inner, module) for inner, child in _children(module, path) if inner in self.called
-        )
+        one_by_one = any(_is_container(m) and p not in self.called and self.inside[p] for p, m in inner)
+        return (one_by_one and within >= 2) or any(self.is_open(m, p, module) for p, m in inner if p in self.called)
 
     def _holds_blocks(self, module: nn.Module, path: str) -> bool:
         """Whether the module contains, at any level, a block that has children and whose output is on the trunk."""
-        return any(
-            (self._is_block(child, module) and _has_children(child) and bool(self.made[inner]))
-            or self._holds_blocks(child, inner)
-            for inner, child in _children(module, path)
-        )
+        if path not in self.blocks:
+            self.blocks[path] = any(
+                (_has_children(child) and bool(self.made[inner]) and self._is_block(child, module))
+                or self._holds_blocks(child, inner)
+                for inner, child in self.children(module, path)
+                if child._modules
+            )
+        return self.blocks[path]
 
     def _is_block(self, module: nn.Module, parent: nn.Module) -> bool:
         """Whether a module lies in a container next to another module of its class, and is no container or layer."""
-        if type(module) in _CONTAINERS or _is_layer(module) or not isinstance(parent, _CONTAINERS):
+        if not isinstance(parent, _CONTAINERS) or type(module) in _CONTAINERS or _is_layer(module):
             return False
-        if parent not in self.classes:
-            self.classes[parent] = Counter(map(type, parent.children()))
-        return self.classes[parent][type(module)] > 1
+        if id(parent) not in self.classes:
+            self.classes[id(parent)] = Counter(map(type, parent.children()))
+        return self.classes[id(parent)][type(module)] > 1
 
     def _stages(self, parent: nn.Module, path: str) -> set[type[nn.Module]]:
         """Classes of which one module in the container ``parent``, around the module of this path, holds blocks."""
         if type(parent) not in _CONTAINERS:
             return set()
-        if parent not in self.stages:
-            items = _children(parent, path.rpartition(".")[0])
-            self.stages[parent] = {
+        if id(parent) not in self.stages:
+            items = self.children(parent, path.rpartition(".")[0])
+            self.stages[id(parent)] = {
                 type(item) for inner, item in items if type(item) not in _CONTAINERS and self._holds_blocks(item, inner)
             }
-        return self.stages[parent]
+        return self.stages[id(parent)]
 
 
 def _is_container(module: nn.Module) -> bool:
@@ -176,24 +195,12 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _has_children(module: nn.Module) -> bool:
-    return any(True for _ in module.children())
+    return any(child is not None for child in module._modules.values())
 
 
 def _call(name: str) -> str:
     """A layer's name without the number of the output."""
     return name.partition("[")[0]
-
-
-def _above(path: str) -> Iterator[str]:
-    """The paths of all modules around the module of this path, except the root."""
-    while "." in path:
-        path = path.rpartition(".")[0]
-        yield path
-
-
-def _children(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        yield (f"{prefix}.{name}" if prefix else name), child
 
 
 def _reshapes(layer: Layer, rows: Collection[Vertex]) -> bool:

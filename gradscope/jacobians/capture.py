@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
-from gradscope.forward.modules import unwrap
+from gradscope.forward.modules import listed
 from gradscope.forward.recorder import Recording, record
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
@@ -115,9 +116,13 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
-    model = unwrap(model)
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
-    recording = record(model, batch, forward=forward, loss_fn=loss_fn)
+    modules = listed(model)
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
+    try:
+        recording = record(modules, batch, forward=forward, loss_fn=loss_fn)
+    except Exception:
+        batch.check_finite()  # names the place of a NaN in x; otherwise the error stands
+        raise
     end = recording.end if target is None else lookup(recording.tensors, target).edge
     try:
         graph = find_trunk(end, recording.sources)
@@ -127,36 +132,39 @@ def capture(
             f"{what} does not depend on x: no differentiable path connects them. "
             "Look for .detach(), torch.no_grad() or a constant in the model's forward."
         ) from error
-    if missing := {node for node, _ in (*graph.position, *graph.above) if "NotImplemented" in node.name()}:
-        names = [layer.name for layer in recording.tensors if layer.edge.node in missing]
+    names = set(graph.names.values())
+    if any("NotImplemented" in name for name in names):
+        missing = {node for node, name in graph.names.items() if "NotImplemented" in name}
+        at = [layer.name for layer in recording.tensors if layer.edge.node in missing]
         raise ValueError(
-            f"torch has no derivative of an operation {f'in layer {names[0]!r}' if names else 'of the model'} (is it "
+            f"torch has no derivative of an operation {f'in layer {at[0]!r}' if at else 'of the model'} (is it "
             "quantized?), so nothing can be pulled back through it: measure the model before it is converted."
         )
-    if any(node.name() == "CheckpointFunctionBackward" for node, _ in (*graph.position, *graph.above)):
+    if "CheckpointFunctionBackward" in names:
         raise ValueError(
             "The model uses reentrant checkpointing, so torch gives no gradients of inner tensors: call "
             "checkpoint(..., use_reentrant=False)."
         )
-    if any(module._backward_hooks or module._backward_pre_hooks for module in model.modules()):
-        with alone, state_restored(recording.replay.modules) as state, state:
+    if any(map(any, map(attrgetter("_backward_hooks", "_backward_pre_hooks"), modules.values()))):
+        with alone, state_restored(modules) as state, state:
             check_linear(graph.edges[-1:], graph.edges[:1])
-    reaching = [layer for layer in recording.tensors if graph.reaches_target(layer.edge)]
     # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
-    reaching.sort(key=lambda layer: graph.order(layer.edge))
+    order, recorded = graph.order, recording.tensors
+    places = sorted([(order[vertex(layer.edge)], n) for n, layer in enumerate(recorded) if vertex(layer.edge) in order])
     reached = [
-        Layer(**(vars(layer) | {"index": index, "on_trunk": vertex(layer.edge) in graph.position}))
-        for index, layer in enumerate(reaching)
+        Layer(**(vars(recorded[n]) | {"index": index, "on_trunk": vertex(recorded[n].edge) in graph.position}))
+        for index, (_, n) in enumerate(places)
     ]
-    rows = units(model, reached)
-    last = next((layer for layer in rows if vertex(layer.edge) == vertex(end)), None)
+    rows = units(modules[""], reached)
+    last = next((layer for layer in reversed(rows) if vertex(layer.edge) == vertex(end)), None)
     if last is None:  # the target is inside a unit, so it is not a unit itself
         last = find(reached, str(target)) if target else reached[-1]
         rows = [layer for layer in rows if layer.index != last.index] + [last]
-    elsewhere = tuple(n for layer in recording.tensors if not graph.reaches_target(layer.edge) for n in layer.origins)
+    elsewhere = tuple([n for layer in recorded if vertex(layer.edge) not in order for n in layer.origins])
+    chosen = reached if layers is None else select(reached, layers, elsewhere)
     return Capture(
         **vars(recording),
-        layers=tuple(reached if layers is None else select(reached, layers, elsewhere)),
+        layers=tuple(chosen),
         units=tuple(rows),
         target=last,
         elsewhere=elsewhere,

@@ -92,7 +92,7 @@ def remarks(
     layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
     """Sentences that say what the results depend on."""
-    statistics = {_batch_norm(layer) for layer in layers}
+    statistics = {_batch_norm(layer) for layer in layers if "BatchNorm" in type(layer.edge.node).__name__}
     if BATCH in statistics:
         yield "Batch normalization used the statistics of this batch."
     if RUNNING in statistics:

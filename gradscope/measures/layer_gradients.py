@@ -35,7 +35,7 @@ def layer_gradients(
         raise ValueError("Gradient statistics compare samples, so they need a batch of at least two, got one.")
     modules = dict(model.named_modules())
     owners = owned_parameters(modules)
-    recording = record(model, batch, forward=forward, loss_fn=loss_fn)
+    recording = record(modules, batch, forward=forward, loss_fn=loss_fn)
     loss = next(layer for layer in recording.tensors if vertex(layer.edge) == vertex(recording.end))
     edges = {id(p): leaf_edge(p) for parameters in owners.values() for p in parameters}
     reached = _reached(recording.end, {edge.node for edge in edges.values()})

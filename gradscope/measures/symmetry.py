@@ -179,8 +179,9 @@ def _flat(outputs: Tensor) -> Tensor:
 
 def _run(model: nn.Module, images: Tensor) -> Tensor:
     """The output of one forward pass with the modes of every measurement, from the present state of the model."""
-    check_parameters(model)
-    with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+    modules = dict(model.named_modules())
+    check_parameters(modules)
+    with alone, state_restored(modules) as state, state, recording_gradients():
         output: Tensor = model(Batch(images).differentiable()[0].inputs)
         return output.detach()
 

@@ -46,6 +46,22 @@ def test_model_without_parameters():
         gs.gsc(nn.Sequential(nn.Tanh()), noise(5, 6))
 
 
+def test_layers_in_a_plain_list_beside_a_module_whose_parameters_are_none():
+    class Unregistered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linears = [nn.Linear(6, 6), nn.Linear(6, 6)]
+            self.norm = nn.LayerNorm(6, elementwise_affine=False)
+
+        def forward(self, x):
+            for linear in self.linears:
+                x = self.norm(linear(x))
+            return x
+
+    with pytest.raises(ValueError, match=r"Unregistered has no parameters\. .* nn\.ModuleList"):
+        gs.gsc(Unregistered(), noise(5, 6).float())
+
+
 class Constant(nn.Module):
     def __init__(self, how: str):
         super().__init__()

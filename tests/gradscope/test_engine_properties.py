@@ -11,8 +11,9 @@ from torch import nn
 
 import gradscope as gs
 from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import lengths, rescale, sweep
+from gradscope.backward.sweep import rescale, sweep
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
 from gradscope.estimates import Moments

@@ -18,7 +18,8 @@ from tests.helpers import noise, seeded
 
 
 def replay_of(model, captured, data, forward=None, loss_fn=None):
-    return Replay(model, as_batch(data, forward=forward, loss_fn=loss_fn), forward, loss_fn, captured.source_names)
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
+    return Replay(dict(model.named_modules()), batch, forward, loss_fn, captured.source_names)
 
 
 def subspace_of(model, data, rank, forward=None, loss_fn=None, target=None, seed=0):

@@ -9,8 +9,9 @@ from torch import nn
 
 import gradscope as gs
 from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import STRIDES, lengths, rescale, sweep
+from gradscope.backward.sweep import STRIDES, rescale, sweep
 from gradscope.models.mlp import MLP
 
 

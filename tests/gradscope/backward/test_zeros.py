@@ -10,8 +10,9 @@ from torch import nn
 import gradscope as gs
 from gradscope.backward import sweep as module
 from gradscope.backward.cotangents import Cotangents
+from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import lengths, sweep
+from gradscope.backward.sweep import sweep
 from gradscope.estimates import Moments
 from tests.helpers import noise, seeded
 
@@ -65,6 +66,15 @@ def test_dead_units_cost_one_sweep_and_a_short_test(passes):
             value = matrix.log10_values[matrix.sources.index(source), matrix.targets.index(target)]
             assert value == pytest.approx(gsc_of(model, x, source, target), abs=1e-9)
             assert value == pytest.approx(column[source].log10_value, abs=1e-9)
+
+
+def test_the_test_of_a_dead_output_unit_ends_at_the_first_row(monkeypatch):
+    bottoms, own = [], module._pass
+    monkeypatch.setattr(module, "_pass", lambda route, *rest: bottoms.append(route.bottom) or own(route, *rest))
+    model, x = gs.models.MLP(depth=20, width=16, activation="relu", generator=seeded()).double(), noise(4, 16)
+    gs.gsc(model, x, probes="exact")
+    trunk = gs.capture(model, x).graph.position
+    assert bottoms == [0, len(trunk) - 3]  # a linear map and its activation below the target
 
 
 def gsc_of(model, x, source, target):
@@ -127,3 +137,47 @@ def test_a_dead_cotangent_does_not_hide_vanishing_ones():
     assert gs.gsc(model, x, probes="exact")["input"].log10_value == pytest.approx(-1400 * math.log10(2) - math.log10(2))
     weights = gs.parameter_gsc(model, x, probes="exact")["0"].log10_value
     assert -1400 * math.log10(2) - 2 < weights < -1400 * math.log10(2) + 2
+
+
+class Scale(nn.Module):
+    """A multiplication by a number."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("exponent", [150, 162, 200, 300])
+def test_gradients_whose_squares_leave_the_range_of_float64_are_no_zeros(exponent):
+    """The bias hides the input, so the output stays and GSC is proportional to the square of the factor."""
+
+    def log10s(power):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), Scale(10.0**-power), nn.Linear(4, 4), nn.Linear(4, 4))
+        return gs.gsc(model.double(), noise(3, 4), probes="exact").log10_values.ravel()[:4]
+
+    assert log10s(exponent) == pytest.approx(log10s(40) - 2 * (exponent - 40), abs=1e-9)
+
+
+@pytest.mark.parametrize("power", [-330, -660])
+def test_the_scale_of_weights_changes_no_standard_error(power):
+    """Their fourth powers leave the range of float64: a power of two in every layer shifts values and nothing else."""
+    x = torch.randn(4, 10, dtype=torch.float64, generator=seeded(1))
+
+    def measured(exponent):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(10, 10, dtype=torch.float64) for _ in range(3)])
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.mul_(2.0**exponent)
+                layer.bias.fill_(1)  # to float64, the output of every layer is 1
+        return gs.gsc(model, x, probes="exact")
+
+    found, expected = measured(power), measured(-90)
+    shift = 2 * (power + 90) * np.log10(2) * np.array([[3], [2], [1], [0]])
+    np.testing.assert_allclose(found.log10_values, expected.log10_values + shift, atol=1e-9)
+    np.testing.assert_allclose(found.log10_stderr_sample, expected.log10_stderr_sample, rtol=1e-9)
+    assert expected.log10_stderr_sample[0] > 0.1

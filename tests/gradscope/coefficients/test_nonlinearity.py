@@ -107,3 +107,25 @@ def test_the_error_is_unknown_for_few_samples_and_for_an_nlc_of_zero():
 
     flat = gs.nlc(Steps(), x)
     assert (flat.value, flat.stderr) == (0, None)
+
+
+class Scaled(nn.Module):
+    """A network whose output is multiplied by a number, which changes no NLC."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+        self.scale = scale
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+@pytest.mark.parametrize("scale", [1e-150, -1e-150, 1e150])
+def test_the_scale_of_the_output_changes_nothing(scale):
+    x = torch.randn(50, 4, dtype=torch.float64, generator=seeded(1))
+    one, other = Scaled(1.0), Scaled(scale)
+    other.inner = one.inner
+    found, expected = (gs.nlc(m, x, probes="exact") for m in (other, one))
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert found.log10_stderr == pytest.approx(expected.log10_stderr, rel=1e-9)

@@ -80,6 +80,41 @@ def test_in_place_operations_after_a_layer_do_not_redirect_its_gradient():
         assert inside[name].log10_value == pytest.approx(gsc_log10(InPlace(False), name, x), abs=1e-10)
 
 
+def test_nan_inside_a_row_is_named_by_the_first_layer_and_an_input_with_nan_by_its_place():
+    model = nn.Sequential(linears(1)[0], nn.Sequential(*linears(2)), linears(1)[0])
+    model[1][0].weight.data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"Layer '1\.0' is the first with NaN or Inf"):
+        gs.gsc(model, noise(5, 6))
+    x = noise(5, 6)
+    x[2, 3] = float("nan")
+
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linears(1)[0]
+
+        def forward(self, x):
+            if not x.isfinite().all():
+                raise ArithmeticError
+            return self.linear(x)
+
+    for network in (linears(1)[0], Strict()):
+        with pytest.raises(ValueError, match=r"x holds 1 NaN and 0 Inf among 30 entries, the first at \(2, 3\)"):
+            gs.gsc(network, x)
+
+
+def test_a_loss_that_refuses_nan_does_not_hide_the_layer():
+    def loss(output, labels):
+        if not output.isfinite().all():
+            raise ArithmeticError
+        return output.square().sum(1)
+
+    model = nn.Sequential(*linears(2))
+    model[1].bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="Layer '1' is the first with NaN or Inf"):
+        gs.gsc(model, (noise(5, 6), torch.zeros(5)), loss_fn=loss)
+
+
 def test_a_model_may_overwrite_its_input():
     layers, x = linears(2), noise(5, 6)
     before = x.clone()
@@ -202,6 +237,11 @@ def test_a_compiled_model_is_measured_through_its_eager_original():
     with pytest.warns(UserWarning, match="compiled; its eager original is measured"):
         compiled = gs.gsc(compiled_model, noise(5, 6))
     np.testing.assert_array_equal(compiled.log10_values, gs.gsc(model, noise(5, 6)).log10_values)
+    for measurement in (gs.capture, gs.check):
+        for wrapped in (compiled_model, nn.DataParallel(compiled_model)):
+            with pytest.warns(UserWarning, match="compiled; its eager original is measured") as caught:
+                measurement(wrapped, noise(5, 6))
+            assert caught[0].filename == __file__
 
 
 def test_coupling_is_detected_not_guessed():
@@ -308,3 +348,39 @@ def test_a_model_that_catches_the_exception_of_a_layer():
     captured = gs.capture(Careful(), noise(5, 6))
     assert [layer.name for layer in captured.layers] == ["input", "second"]
     assert "raises" in captured.uncalled
+
+
+class Sparse(nn.Module):
+    def forward(self, x):
+        return x.to_sparse()
+
+
+class ThroughSparse(nn.Module):
+    """Three linear layers, with a sparse tensor between the first two; ``make`` and ``dense`` may do nothing."""
+
+    def __init__(self, make, dense, ending):
+        super().__init__()
+        self.first, self.second, self.last = linears(3)
+        self.make, self.dense, self.ending = make, dense, ending
+
+    def forward(self, x):
+        return self.ending(self.last(self.second(self.dense(self.make(self.first(x))))))
+
+
+def test_sparse_tensors_are_left_out_and_a_sparse_output_is_refused():
+    x = noise(5, 6)
+    plain = ThroughSparse(nn.Identity(), lambda h: h, nn.Identity())
+    within = ThroughSparse(Sparse(), torch.Tensor.to_dense, nn.Identity())
+    at_end = ThroughSparse(nn.Identity(), lambda h: h, Sparse())
+    within.load_state_dict(plain.state_dict())
+    at_end.load_state_dict(plain.state_dict())
+    assert gs.capture(within, x).left_out == {"make": "returned only sparse or nested tensors"}
+    expected = gs.gsc(plain, x, probes="exact")
+    found = gs.gsc(within, x, probes="exact")
+    assert found.sources == expected.sources
+    np.testing.assert_array_equal(found.log10_values, expected.log10_values)
+    with pytest.raises(ValueError, match=r"The output is a sparse or nested tensor.*to_dense\(\)"):
+        gs.gsc(at_end, x)
+    dense = gs.gsc(at_end, x, probes="exact", forward=lambda model, batch: model(batch).to_dense())
+    assert dense.sources == (*expected.sources, "output")
+    np.testing.assert_allclose(dense.log10_values[:-1], expected.log10_values, atol=1e-12)

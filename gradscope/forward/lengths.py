@@ -1,0 +1,114 @@
+"""Lengths of the tensors of one forward pass, each taken when a layer has made it, before anything overwrites it.
+
+Small tensors are copied to float64 in blocks, because the norms of a block cost as much as those of one tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradscope.forward.trunk import Vertex
+from gradscope.memory import BLOCK, BLOCKED, Workspace
+from gradscope.norms import vector_norms
+
+# Most tensors of one block, and most blocks at a time.
+MOST_SLOTS, MOST_BLOCKS = 16, 32
+
+
+class SquaredLength(NamedTuple):
+    """|f|^2 of a layer as ``squares * 4**exponent``, on the CPU: shape (B,), or (1,) for the whole batch."""
+
+    squares: npt.NDArray[np.float64]
+    exponent: int
+
+
+class Ruler:
+    """Measures the tensors of one pass.  ``finite``: whether all lengths that `lengths` returned exist."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size, self.finite = batch_size, True
+        self.workspace = Workspace()
+        self.blocks: dict[Any, _Block | None] = {}  # by kind of tensor; None for kinds that are measured one by one
+        self.measured: list[tuple[list[Any], Tensor, Tensor | None]] = []  # norms, exponent; still on the device
+        self.found: dict[Vertex, SquaredLength] = {}
+
+    def measure(self, key: Vertex, tensor: Tensor) -> None:
+        """Measure a tensor as it is now; what overwrites it later, in whatever way, changes nothing."""
+        kind = tensor.shape, tensor.dtype, tensor.device, tensor.layout
+        if kind not in self.blocks:
+            self.blocks[kind] = self._block(tensor)
+        block = self.blocks[kind]
+        if block is None:
+            norms, exponent = vector_norms(tensor, self._start(tensor), self.workspace.scratch(tensor))
+            self.measured.append(([key], norms, exponent if tensor.dtype in _SCALED else None))
+            return
+        graded = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # torch.no_grad would take longer than the copy
+        try:
+            block.slots[block.num].copy_(tensor)
+        finally:
+            torch._C._set_grad_enabled(graded)
+        block.keys[block.num] = key
+        block.num += 1
+        if block.num == block.room:
+            self._empty(block)
+
+    def lengths(self) -> dict[Vertex, SquaredLength]:
+        """The lengths of all tensors, copied to the CPU together.  Cost: one device synchronization."""
+        for block in filter(None, self.blocks.values()):
+            self._empty(block)
+        if self.measured:
+            device = self.measured[0][1].device
+            exponents = [exponent.double() for _, _, exponent in self.measured if exponent is not None]
+            parts = [*[norms for _, norms, _ in self.measured], *exponents]
+            values = torch.cat([part.reshape(-1).to(device) for part in parts]).cpu().numpy()
+            self.finite = self.finite and bool(np.isfinite(values).all())
+            squares, powers = np.square(values), iter(values[len(values) - len(exponents) :].astype(int).tolist())
+            first = 0
+            for keys, norms, exponent in self.measured:
+                power, size = 0 if exponent is None else next(powers), norms.numel() // len(keys)
+                for key in keys:
+                    self.found[key] = SquaredLength(squares[first : first + size], power)
+                    first += size
+            self.measured.clear()
+        return self.found
+
+    def _block(self, tensor: Tensor) -> _Block | None:
+        """Room for several tensors of one kind; None if they are large, or a copy in float64 would change them."""
+        room, start = min(MOST_SLOTS, BLOCK // tensor.numel()), self._start(tensor)
+        exact = tensor.is_floating_point() and tensor.dtype not in _SCALED and tensor.device.type != "mps"
+        if room < BLOCKED or not exact or start == tensor.ndim or tensor.layout is not torch.strided:
+            return None
+        if len(self.blocks) >= MOST_BLOCKS:
+            for block in filter(None, self.blocks.values()):
+                self._empty(block)
+            self.blocks.clear()
+        return _Block(torch.empty(room, *tensor.shape, dtype=torch.float64, device=tensor.device), start)
+
+    def _empty(self, block: _Block) -> None:
+        """Take the norms of the tensors in a block."""
+        if num := block.num:
+            memory = block.memory if num == block.room else block.memory[:num]
+            self.measured.append((block.keys[:num], torch.linalg.vector_norm(memory, dim=block.dims), None))
+            block.num = 0
+
+    def _start(self, tensor: Tensor) -> int:
+        return int(tensor.shape[:1] == (self.batch_size,))
+
+
+class _Block:
+    """Copies of ``num`` tensors of one shape, and their keys."""
+
+    def __init__(self, memory: Tensor, start: int) -> None:
+        self.memory, self.slots, self.room = memory, memory.unbind(0), len(memory)
+        self.dims = tuple(range(start + 1, memory.ndim))
+        self.num = 0
+        self.keys: list[Any] = [None] * self.room
+
+
+_SCALED = (torch.float64, torch.complex128)
