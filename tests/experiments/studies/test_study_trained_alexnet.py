@@ -70,7 +70,7 @@ def test_one_order_of_magnitude_is_decided_by_the_interval(end, spread, holds):
     found = verdicts({"input": path(0.1), "conv": path(end, spread)})
     after = found(AFTER)
     assert after.holds is holds
-    assert after.because.startswith("2 units") and f"the conv, {end:.2f}" in after.because
+    assert after.because.startswith("2 units") and f"the conv, {end:.1f} (" in after.because
     assert found(AFTER, "still").holds is True
     assert found(DURING).holds is holds
 
@@ -92,7 +92,7 @@ def test_the_answer_names_what_moves_and_the_details_have_all_units():
     made = collected({"input": path(0.2, 0.01), "relu4": path(-0.5, 0.01)})
     answer, details = study.STUDY.answer(made), study.STUDY.details(made)
     assert "10^-0.50 in the fourth ReLU (relu4) of moving" in answer and "1 of 2 units of moving" in answer
-    assert "rises only in the input of moving, +0.20 (" in details
+    assert "rises only in the input of moving, +0.200 (" in details
     assert "| relu4 | 2 (" in details and "| 0.63 (" in details and "| -0.50 (-0.52 to -0.48) | 2 (" in details
     falling = study.STUDY.details(collected({"input": path(-0.2, 0.01), "conv": [-v for v in path(0.3)]}))
     assert "rises only in the input of still" in falling and "input of moving" not in falling
@@ -141,7 +141,7 @@ def test_units_and_times():
 
 def test_accuracies_are_the_last_ones():
     claim = verdicts({"input": path(0.1)})("accuracy", "still")
-    assert claim.holds and "moving: 81.0 (" in claim.because and "difference: -10.0 (" in claim.because
+    assert claim.holds and "moving: 81.0 (" in claim.because and "difference: -10 (" in claim.because
     assert verdicts({"input": path(0.1)}, ((0.1, 0.5, 0.9), (0.2, 0.4, 0.8)))("accuracy", "still").holds is None
 
 
@@ -152,7 +152,7 @@ def test_the_reference_results():
     gsc = published.frame.query("quantity == 'gsc' and model == 'alexnet_a_no_dropout' and layer == 'relu4'")
     ends = gsc.pivot(index="step", columns="seed", values="log10_value").iloc[[0, -1]].to_numpy()
     because = only(claims, AFTER, "A without dropout").because
-    assert f"the fourth ReLU (relu4), {(ends[1] - ends[0]).mean():.2f} (" in because
+    assert f"the fourth ReLU (relu4), {(ends[1] - ends[0]).mean():.1f} (" in because
     figures = study.STUDY.figures(published)
     assert list(figures) == ["gsc_over_training", "gsc_before_after", "learning", "gradient_norms"]
     for figure in figures.values():
