@@ -153,7 +153,7 @@ def claims(collected: Collected) -> list[Claim]:
             "The rescaled network also trains identically if all layers have the learning rate of the original",
             all(final is not None and abs(final.value - end.value) < ROUNDING for final in reached.values()),
             f"final loss of the original: {end}; of the rescaled network: "
-            + ", ".join(f"{f'{loss:.3f}' if loss else 'not finite'} for R = {f:g}" for f, loss in reached.items()),
+            + ", ".join(f"{loss or 'not finite'} for R = {f:g}" for f, loss in reached.items()),
         ),
     ]
 
