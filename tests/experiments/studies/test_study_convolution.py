@@ -222,7 +222,7 @@ def test_relative_invariance_is_taken_apart(published, moved, apart, holds, word
     factor = geometric_mean(numbers.training_factors(collected.frame, "alexnet_b")[0])
     assert factor.value == pytest.approx(moved, rel=0.01)
     details = convolution.details(collected)
-    assert words in details and f"| {factor:.2f} |" in details
+    assert words in details and f"| {factor} |" in details
 
 
 def test_the_answer_follows_the_claims(published):
