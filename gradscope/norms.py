@@ -174,7 +174,7 @@ def read_once(tensors: Iterable[Tensor]) -> list[float]:
     if not values:
         return []
     together = torch.stack([value.to(values[0].device, torch.float64) for value in values])
-    return together.cpu().tolist()  # type: ignore[no-any-return]
+    return together.cpu().tolist()
 
 
 _ZERO = torch.zeros((), dtype=torch.int64)

@@ -65,7 +65,7 @@ def parameter_gsc(
     Memory: per cotangent, gradients between two trunk tensors; a batch has 1/20 of the free memory or one cotangent.
 
     Raises:
-        ValueError: No trainable parameters, or an invalid ``probes``.
+        ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
         FloatingPointError: The gradient of the named parameter is NaN or Inf.  Cotangents are not rescaled between
             two neighboring trunk tensors, nor between the first and the last use of a tied parameter.
 
