@@ -18,7 +18,7 @@ from torch import Tensor
 from gradscope.distributed import rank
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
-from gradscope.norms import from_real, real
+from gradscope.norms import from_real, read_once, real
 from gradscope.probes import rademacher
 
 Draw = Callable[[int, int], Tensor]
@@ -172,20 +172,22 @@ def find_subspaces(
     sources = {name: everything[name] for name in replay.source_names}
     finest = max(torch.finfo(source.dtype).eps for source in sources.values())
     step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
+    lengths = dict(zip(base, read_once(f.norm() for f in base.values()), strict=True))
     while min(map(len, columns.values())) < rank:
         shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
         moved = replay.outputs(base, shifts)
         changes = {name: real(moved[name]).double() - f for name, f in base.items()}
-        largest = max(float(changes[name].norm() / f.norm()) for name, f in base.items() if f.any())
+        moves = zip(read_once(change.norm() for change in changes.values()), lengths.values(), strict=True)
+        largest = max(move / length for move, length in moves if length)
         if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
             step = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest)
             continue
         for name, column in columns.items():
             column.append(changes[name])
-    subspaces = {}
-    for name, column in columns.items():
-        differences = torch.stack(column)
-        if torch.isfinite(differences).all():
+    subspaces, stacks = {}, {name: torch.stack(column) for name, column in columns.items()}
+    finite = read_once(torch.isfinite(differences).all() for differences in stacks.values())
+    for (name, differences), usable in zip(stacks.items(), finite, strict=True):
+        if usable:
             directions = _orthonormal(differences, coupled).to(real(everything[name]).dtype)
             subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
     return subspaces
@@ -194,8 +196,9 @@ def find_subspaces(
 def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
     """A random direction with the same length as ``source``."""
     noise = torch.randn(real(source).shape, generator=generator, dtype=torch.float64, device=generator.device)
+    noise = noise.to(source.device)
     length = real(source).double().norm()
-    direction = (noise * (length / noise.norm() if length > 0 else 1.0)).to(real(source))
+    direction = (noise * torch.where(length > 0, length / noise.norm(), 1.0)).to(real(source))
     return from_real(direction.flatten(), source.shape, source.dtype)
 
 

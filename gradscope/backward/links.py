@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 from gradscope.backward.hooks import check_linear, cotangent, kind, survey
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace
+from gradscope.norms import read_once
 
 Link = Callable[[Tensor, Workspace], Tensor]
 
@@ -33,34 +34,34 @@ def find_links(trunk: Trunk) -> list[Link | None]:
     """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below, overwriting its input.
 
     None means that the autograd engine must be used.  Cost: one cotangent, pulled back through every link and through
-    the autograd engine, once per recorded graph.
+    the autograd engine, once per recorded graph.  ValueError if both differ because a hook changes the gradient in a
+    nonlinear way.
     """
     live, hooked = trunk.position.keys() | trunk.above.keys(), survey(trunk).hooked
     kept, links, made = _Derivatives(), list[Link | None]([None]), lru_cache(maxsize=2)(cotangent)
+    tested: dict[int, Tensor] = {}
     with torch.no_grad():
         for position, (lower, upper) in enumerate(pairwise(trunk.edges), start=1):
             link = None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept)
             if link is not None and position not in trunk.agreed:
-                trunk.agreed[position] = _agrees(link, upper, lower, made)
-            links.append(link if trunk.agreed.get(position) else None)
-    return links
+                tested[position] = _agrees(link, upper, lower, made)
+            links.append(link)
+        for position, agrees in zip(tested, read_once(tested.values()), strict=True):
+            if not agrees:
+                check_linear([trunk.edges[position]], [trunk.edges[position - 1]])
+            trunk.agreed[position] = bool(agrees)
+    return [link if trunk.agreed.get(position) else None for position, link in enumerate(links)]
 
 
-def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, made: Callable[..., Tensor]) -> bool:
-    """Whether a link and the engine pull a cotangent back to the same gradient, up to rounding.
-
-    ValueError if they differ because a hook changes the gradient in a nonlinear way.
-    """
+def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, made: Callable[..., Tensor]) -> Tensor:
+    """Whether a link and the engine pull a cotangent back to the same gradient, up to rounding: a boolean tensor ()."""
     v = made(kind(upper))
     (expected,) = torch.autograd.grad((upper,), (lower,), (v.clone(),), retain_graph=True)
     if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
         rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
         v, expected = (rows @ v)[None], (rows @ expected)[None]
     found = link(v[None].clone(), Workspace())[0]
-    if bool((found - expected).norm() <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm()):
-        return True
-    check_linear([upper], [lower])
-    return False
+    return (found - expected).norm() <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm()
 
 
 class _Derivatives:

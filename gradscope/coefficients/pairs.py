@@ -105,7 +105,7 @@ class Board:
         size, coupled = captured.batch_size, captured.coupled
         self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
-            _check_length(target, self.lengths[target.index].squares, reduction)
+            check_length(target, self.lengths[target.index].squares, reduction)
             captured.check_target(target, rows[0])
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
@@ -266,7 +266,7 @@ class ZeroOutputError(ValueError):
     """The target is zero, for example because all units are dead, so its relative change is not defined."""
 
 
-def _check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
+def check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
     """Raise an error if the target has length zero, so that it has no relative change."""
     zero = np.flatnonzero(squares == 0)
     if len(zero) == len(squares):

@@ -21,6 +21,7 @@ from gradscope.backward.cotangents import Cotangents, chosen, generator_or_defau
 from gradscope.backward.readings import Reading, lengths
 from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import sweep
+from gradscope.coefficients.pairs import check_length
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
@@ -28,7 +29,7 @@ from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.norms import real
+from gradscope.norms import read_once, real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)
@@ -64,7 +65,7 @@ def parameter_gsc(
     Memory: per cotangent, gradients between two trunk tensors; a batch has 1/20 of the free memory or one cotangent.
 
     Raises:
-        ValueError: No trainable parameters, or an invalid ``probes``.
+        ValueError: No trainable parameters, an invalid ``probes``, or a target of length zero (`ZeroOutputError`).
         FloatingPointError: The gradient of the named parameter is NaN or Inf.  Cotangents are not rescaled between
             two neighboring trunk tensors, nor between the first and the last use of a tied parameter.
 
@@ -79,12 +80,14 @@ def parameter_gsc(
     cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))
     readings = _pulled(captured, owners, cotangents)
     length = captured.lengths[vertex(captured.target.edge)]
+    check_length(captured.target, length.squares, "batch")
+    every = {id(p): real(p.detach()).double() for parameters in owners.values() for p in parameters}
+    weights = dict(zip(every, read_once(p.square().sum() for p in every.values()), strict=True))
     gains, norms = [], []
     for parameters in owners.values():
         square = _mean_square([readings[id(p)] for p in parameters if id(p) in readings], cotangents)
         num = sum(real(p).numel() for p in parameters)
-        weights = sum(float(real(p.detach()).double().square().sum()) for p in parameters)
-        gain = square.scaled(weights / num / float(length.squares.sum()))
+        gain = square.scaled(sum(weights[id(p)] for p in parameters) / num / float(length.squares.sum()))
         gains.append(replace(gain, exponent=gain.exponent - 2 * length.exponent))
         norms.append(square.scaled(1 / num).sqrt())
     num_probes = cotangents.num_probes

@@ -30,11 +30,15 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def reference():
+    model = gs.models.MLP(depth=50, width=100, activation="selu", generator=seeded())
+    return model, torch.randn(100, 100, generator=seeded(1))
+
+
 @pytest.fixture
 def measure():
     """One measurement of the reference: an MLP with 50 layers of width 100, a batch of 100, one probe."""
-    model = gs.models.MLP(depth=50, width=100, activation="selu", generator=seeded())
-    x = torch.randn(100, 100, generator=seeded(1))
+    model, x = reference()
 
     def once():
         return gs.gsc(model, x, probes=1, generator=seeded(2))
@@ -51,16 +55,33 @@ def test_python_calls(measure):
     assert pstats.Stats(profile).total_calls < 17_000
 
 
-def test_operations_and_reads(measure):
+def test_operations(measure):
     with Operations() as operations:
         measure()
     assert sum(operations.num.values()) <= 470  # forward and backward pass with parameter gradients: 556
-    assert sum(operations.num[name] for name in READS) == 0
 
 
-def test_the_results_are_copied_from_the_device_twice(measure, monkeypatch):
-    """Once after the forward pass, when NaN is refused, and once after the sweep."""
+MEASUREMENTS = {
+    # copies: lengths; what the sweep read
+    "one probe": (2, lambda model, x: gs.gsc(model, x, probes=1)),
+    # and whether links agree with the engine; the 100 cotangents come in two batches
+    "exact": (4, lambda model, x: gs.gsc(model, x, probes="exact")),
+    "matrix": (3, lambda model, x: gs.gsc_matrix(model, x, probes=1)),
+    # and, of the replays that find directions: lengths before, one for each of 2 directions, whether all are finite
+    "deflated matrix": (7, lambda model, x: gs.gsc_matrix(model, x, probes=gs.Deflated(2, 2))),
+    # and lengths of the weights
+    "parameters": (3, lambda model, x: gs.parameter_gsc(model, x, probes=2)),
+    # two passes over the data, with lengths each; deviations from the mean; what the sweep read
+    "nlc": (4, lambda model, x: gs.nlc(model, x, probes=2)),
+}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_the_device_is_read_a_few_times_at_any_depth(name, monkeypatch):
+    expected, measured = MEASUREMENTS[name]
     copies, own = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.numel()) or own(tensor))
-    measure()
-    assert len(copies) == 2
+    with Operations() as operations:
+        measured(*reference())
+    assert sum(operations.num[name] for name in READS) == 0
+    assert len(copies) == expected

@@ -197,3 +197,11 @@ def test_refusals():
         gs.parameter_gsc(model, torch.randn(2, 3), probes=0)
     with pytest.raises(ValueError, match=r"No parameter of the model requires a gradient.*requires_grad_\(\)"):
         gs.parameter_gsc(model.requires_grad_(False), torch.randn(2, 3))
+
+
+def test_an_output_of_zero_has_no_parameter_gsc():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    with pytest.raises(gs.ZeroOutputError, match="The output of layer '1' is zero for the whole batch"):
+        gs.parameter_gsc(model, torch.ones(4, 3))
