@@ -135,8 +135,8 @@ STUDY = {
             """One claim that the data support, and one that they contradict."""
             one, three = total(collected, 1), total(collected, 3)
             return [
-                Claim("Slope 3 explodes", three.low > LARGE, f"log10 GSC {three:.3f}"),
-                Claim("Slope 1 explodes", one.low > LARGE, f"log10 GSC {one:.3f}"),
+                Claim("Slope 3 explodes", three.low > LARGE, f"log10 GSC {three}"),
+                Claim("Slope 1 explodes", one.low > LARGE, f"log10 GSC {one}"),
             ]
 
 
