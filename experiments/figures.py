@@ -16,7 +16,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import seaborn as sns
 from cycler import cycler
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -26,6 +25,7 @@ from experiments.archive import collecting, labels, reference
 from experiments.archive.tables import Collected
 from experiments.config import command_line
 from experiments.evidence import study
+from experiments.evidence.colors import COLORS
 from experiments.evidence.study import Claim
 from experiments.program import program
 from experiments.reports import growth as report_growth
@@ -36,7 +36,7 @@ mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
 mpl.rcParams.update({"axes.titlesize": "medium", "figure.titlesize": "medium"})
 mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
-mpl.rcParams["axes.prop_cycle"] = cycler(color=sns.color_palette("colorblind"))
+mpl.rcParams["axes.prop_cycle"] = cycler(color=COLORS)
 
 ALL = "all"
 DEFAULT = Choice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Number
 from textwrap import fill
@@ -88,6 +89,16 @@ def wrapped(name: str, width: int) -> str:
     """The name in lines of about ``width`` characters, broken after spaces and "+" only."""
     text = fill(name.replace("+", "+\0 "), width, break_long_words=False, break_on_hyphens=False)
     return text.replace("+\0 ", "+").replace("+\0", "+")
+
+
+def in_prose(name: str) -> str:
+    """The name as figures show it: settings after commas, and keys without underscores.
+
+    >>> in_prose("width=50+relu+batch+bias_variance=0.1")
+    'width=50, relu+batch, bias variance=0.1'
+    """
+    apart = re.sub(r"(=[^+,]*)\+|\+(?=[^+,]*=)", lambda end: f"{end[1] or ''}, ", name)
+    return re.sub(r"\w+=", lambda key: key[0].replace("_", " "), apart)
 
 
 def with_networks(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -17,12 +17,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from experiments.archive import labels
+from experiments.evidence.colors import COLORS, ordered
 from experiments.reports.roles import PAGE, with_roles
 from gradscope import plots
 from gradscope.plots import drawing
 
 MAX_PAGES = 12  # figures of panels per quantity
-MAX_COLORS = 10  # more colors are shades from dark to light
+MAX_COLORS = 10  # more colors, and those of numbers, are shades from dark to light
+THEORY: dict[str, Any] = {"marker": "x", "color": "0.1", "linestyle": "none", "markersize": 6, "label": "mean field"}
 WIDE = 1e3  # an axis is logarithmic if the largest value exceeds this multiple of the smallest
 MAX_TICKS = 12  # values of a key that are written at its axis
 FAR = 15  # the same for the axis of a key
@@ -105,18 +107,19 @@ def points(
             if len(values) <= MAX_TICKS:
                 ax.minorticks_off()
                 drawing.name_layers(ax.xaxis, values, [f"{value:g}" for value in values])
-        crosses = "; crosses: mean field" if "theory" in part and part["theory"].notna().any() else ""
-        return _finished(grid, part, (x, words[0]), f"{title}{name}\n{words[1]}{crosses}")
+        return _finished(grid, part, (x.replace("_", " "), words[0]), f"{title}{name}\n{words[1]}")
 
     return dict(_pages(table, f"{quantity}_over_{re.sub(r'[^A-Za-z0-9_.]+', '_', x)}", draw))
 
 
 def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
     """Figures that list the growth rate of every ``network``, at most `ROWS_PER_PAGE` in each, all with one scale."""
-    growth = growth.assign(network=[labels.wrapped(name, NAME_WIDTH) for name in growth[labels.NETWORK]])
+    growth = growth.assign(
+        network=[labels.wrapped(labels.in_prose(name), NAME_WIDTH) for name in growth[labels.NETWORK]]
+    )
     lines = growth["network"].str.count("\n").max() + 1
     longest = max(len(line) for name in growth["network"] for line in name.split("\n"))
-    crosses = "; crosses: mean field" if growth["theory"].notna().any() else ""
+    theory = "; theory: mean field" if growth["theory"].notna().any() else ""
     ends = growth[["rate", "rate_low", "rate_high", "theory"]].to_numpy(dtype=float)
     low, high = np.nanmin(ends), np.nanmax(ends)
     made = {}
@@ -129,7 +132,7 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
         ax.set_xlim(*(ax.get_xlim() if pages == 1 else (low - 0.05 * (high - low), high + 0.05 * (high - low))))
         which = f"; networks {first + 1} to {first + len(part)} of {len(growth)}" if pages > 1 else ""
         figure.suptitle(
-            fill(f"{title}{which}", int(CHARACTERS * size[0])) + f"\nbars: 95 % interval{crosses}", fontsize=10
+            fill(f"{title}{which}", int(CHARACTERS * size[0])) + f"\nbars: 95 % interval{theory}", fontsize=10
         )
         made["rates" if page == 1 else f"rates_{page}"] = figure
     return made
@@ -183,13 +186,15 @@ def _values(part: pd.DataFrame, role: str) -> list[str]:
 
 def _colors(part: pd.DataFrame) -> dict[str, Any] | None:
     values = _values(part, "hue")
-    palette = sns.color_palette("colorblind" if len(values) <= MAX_COLORS else "viridis", len(values))
-    return dict(zip(values, palette, strict=True)) or None
+    if not values:
+        return None
+    shades = len(values) > MAX_COLORS or part["hue"].cat.ordered
+    return dict(zip(values, ordered(len(values)) if shades else COLORS, strict=False))
 
 
 def _size(part: pd.DataFrame) -> dict[str, float]:
     panels = max(1, len(_values(part, "col"))) * max(1, len(_values(part, "row")))
-    return {"height": 2.7 if panels > 2 else 4.2, "aspect": 1.15 if panels > 2 else 1.4}
+    return {"height": 3.2 if panels > 2 else 4.2, "aspect": 1.15 if panels > 2 else 1.4}
 
 
 def _lines(panel: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -208,7 +213,7 @@ def _bars(
 ) -> None:  # fmt: skip
     """Draw the points of one line with their intervals, and theory as crosses."""
     place = line["place"] + shift
-    color = colors.get(key.get("hue", ""), sns.color_palette("colorblind")[0])
+    color = colors.get(key.get("hue", ""), COLORS[0])
     number = _values(part, "style").index(key["style"]) if "style" in key else 0
     ends = [(line["value"] - line["low"]).clip(lower=0), (line["high"] - line["value"]).clip(lower=0)]
     ax.errorbar(
@@ -216,7 +221,7 @@ def _bars(
         linestyle=DASHES[number] if joined else "none", linewidth=1.2, markersize=4, capsize=2,
     )  # fmt: skip
     if "theory" in line:
-        ax.plot(place, line["theory"], "x", color=color, markersize=6, zorder=3)
+        ax.plot(place, line["theory"], **THEORY, zorder=3)
 
 
 def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, str], title: str) -> Figure:
@@ -226,14 +231,18 @@ def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, s
     grid.set_titles("{row_name}, {col_name}" if {"row", "col"} <= {*part} else "{col_name}{row_name}".replace(
         "{col_name}" if "col" not in part else "{row_name}", ""), size=10)  # fmt: skip
     for ax in grid.axes.flat:
-        ax.set_title(fill(ax.get_title(), int(CHARACTERS * width)), fontsize=10)
+        ax.set_title(fill(labels.in_prose(ax.get_title()), int(CHARACTERS * width)), fontsize=10)
     grid.set_axis_labels(fill(axis_labels[0], int(CHARACTERS * width)), fill(axis_labels[1], int(CHARACTERS * height)))
     colors = _colors(part) or {}
-    handles = [Line2D([], [], color=color, label=labels.wrapped(value, 30)) for value, color in colors.items()]
+    handles = [
+        Line2D([], [], color=color, label=labels.wrapped(labels.in_prose(value), 30)) for value, color in colors.items()
+    ]
     for number, value in enumerate(_values(part, "style")):
         marker = MARKERS[number] if "place" in part else ""
         handles.append(Line2D([], [], color="0.2", linestyle=DASHES[number], marker=marker, markersize=4,
-                              label=labels.wrapped(value, 30)))  # fmt: skip
+                              label=labels.wrapped(labels.in_prose(value), 30)))  # fmt: skip
+    if "theory" in part and part["theory"].notna().any():
+        handles.append(Line2D([], [], **THEORY))
     figure.set_layout_engine("constrained")
     if handles:
         figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)

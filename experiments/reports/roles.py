@@ -104,7 +104,7 @@ def with_roles(table: pd.DataFrame, roles: Mapping[str, list[str]]) -> pd.DataFr
             continue
         parts = pd.DataFrame({key: labels.in_words(key, table[key]) for key in keys})
         text = parts.agg(", ".join, axis=1)
-        columns[role] = pd.Categorical(text, list(pd.unique(text)))
+        columns[role] = pd.Categorical(text, list(pd.unique(text)), ordered=_ordered(table, keys))
     if "hue" in columns and len(names := columns["hue"].categories) > (
         most := SHADES if _ordered(table, roles["hue"]) else MOST["hue"]
     ):

@@ -63,7 +63,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     frame = frame.assign(**dict(zip(roles.values(), parts[0].to_numpy().T, strict=True)))
     named = profile["index"].max() < plots.MAX_NAMED_LAYERS and not (profile["layer"].str.startswith("layers.")).any()
     if named:
-        rated = {name: f": rate {note}" for name, note in zip(known[labels.NETWORK], notes, strict=True)}
+        rated = {name: f": rate per layer {note}" for name, note in zip(known[labels.NETWORK], notes, strict=True)}
         options: dict[str, Any] = {"in_a_row": 4, "size": (5.2, 4.2), "sharey": True}
         figures = {
             "gsc": panels(
@@ -181,7 +181,8 @@ def _phases(frame: pd.DataFrame, growth: pd.DataFrame, title: str) -> Figure:
     plots.phase_diagram(diagram, points=growth, ax=ax)
     seeds = frame["seed"].nunique()
     ax.set_title(
-        f"{activation}: {title}\nbackground: mean field; points: measured rate, mean over {seeds} seeds", fontsize=10
+        f"{activation}: {title}\nbackground: mean field; points and numbers: measured rate, mean over {seeds} seeds",
+        fontsize=10,
     )
     return figure
 
@@ -190,9 +191,9 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
     """Growth rates against 1 / width, one curve per network."""
     others = [key for key in keys if key != "width"]
     growth = labels.with_networks(growth, others) if others else growth.assign(network="network")
-    figure, ax = plt.subplots(figsize=(7.4, 4.8), layout="constrained")
+    figure, ax = plt.subplots(figsize=(8.6, 4.8), layout="constrained")
     plots.convergence(growth, hue=labels.NETWORK, ax=ax)
-    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: mean field", fontsize=10)
+    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: theory (mean field)", fontsize=10)
     return figure
 
 

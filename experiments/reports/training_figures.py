@@ -38,6 +38,7 @@ def draw(frame: pd.DataFrame, metrics: pd.DataFrame, title: str, keys: Sequence[
         "gradient_norms": panels(
             frame, partial(plots.over_steps, quantity="gradient_norm"),
             f"{title}; gradient norm of each layer's parameters, {band.replace('mean', 'geometric mean')}",
+            sharey=True,
         ),
     }  # fmt: skip
 

@@ -222,7 +222,8 @@ fit errors and of NLC are geometric. The rates hold for this depth and width and
         "and verdict. Thin lines with markers show the predictions of mean field, in the color of the network. Bands "
         "are one standard deviation over seeds.",
         "preactivation_std": "Standard deviation of the pre-activations over samples, layer by layer. If this "
-        "deviation is small, a smooth nonlinearity is nearly a straight line over the data. Bands are one standard "
+        "deviation is small, a smooth nonlinearity is nearly a straight line over the data. relu+batch "
+        "lies exactly under tanh+batch. Bands are one standard "
         "deviation over seeds.",
         "sign_diversity": "Fraction of the samples whose pre-activation has the rarer sign, layer by layer. If this "
         "fraction is near 0, almost all samples lie on one side of the kink of a ReLU. Bands are one standard "

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from experiments.archive.tables import Collected
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import Mean, all_of, errorbars, geometric_mean
 from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table, told
@@ -107,10 +108,9 @@ def _figure(collected: Collected) -> Figure:
     """The change of each map and the factors of pooling, drawn against the shift."""
     frame, note = collected.frame, collected.manifest.get("note")
     figure, axes = plt.subplots(1, 3, figsize=(13.0, 4.2), layout="constrained")
-    colors = sns.color_palette("colorblind")
     lines: dict[str, Any] = {"markersize": 4, "capsize": 2, "linewidth": 1.2}
     for number, (pooling, words) in enumerate(POOLED.items()):
-        style = lines | {"color": colors[number], "marker": "osD^"[number], "label": words}
+        style = lines | {"color": COLORS[number], "marker": "osD^"[number], "label": words}
         places = np.array(SHIFTS) + 0.08 * (number - 1.5)
         for ax, layer in zip(axes, RECTIFIED, strict=False):
             rows = frame[frame["layer"] == layer]

@@ -20,6 +20,7 @@ from torch.nn import functional
 import gradscope as gs
 from experiments.archive.tables import Collected
 from experiments.evidence import means
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import Mean
 from experiments.evidence.study import Claim, Study
 from gradscope.frames import observed
@@ -126,7 +127,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
         _line(ax, _table(frame, quantity, PLAIN, max(factors), column).loc[:, first:], "0.7", "plain", 7.0)
         for place, factor in enumerate(factors):
             table = _table(frame, quantity, RESCALED, factor, column).loc[:, first:]
-            _line(ax, table, sns.color_palette("colorblind")[place], f"R = {factor:g}", 4.5 - 1.6 * place)
+            _line(ax, table, COLORS[place], f"R = {factor:g}", 4.5 - 1.6 * place)
         sns.despine(ax=ax)
     trained, grown, moved = (claim.holds for claim in _identities(frame))
     label, words = "layer, from the input", {True: "all the same", False: "they differ"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from gradscope.meanfield import PhaseDiagram
 from gradscope.plots.drawing import DIVERGING, CellText, axes, name_layers
@@ -53,8 +54,9 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
                 ha="center",
                 fontsize="x-small",
                 color="black",
+                path_effects=[withStroke(linewidth=2, foreground="white")],
             )
-    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ growth of GSC per layer")
+    ax.figure.colorbar(shown, ax=ax, label=r"$\log_{10}$ of the GSC rate per layer", extend="both")
     ax.set(xlabel=r"weight variance $\sigma_w^2$", ylabel=r"bias variance $\sigma_b^2$")
     return ax
 

@@ -82,7 +82,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
 def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the growth rate of each network, its 95 % interval and its verdict.
 
-    Crosses show theory.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
+    Strokes show theory.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
 
     Arguments:
         data: `gradscope.Growth`, or a dict from names of networks to these; results as for `profile`, whose growth is
@@ -107,7 +107,10 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
             markersize=5, capsize=2, label=str(verdict),
         )  # fmt: skip
     if "theory" in table and table["theory"].notna().any():
-        ax.plot(table["theory"], table.index, "x", color=ink(ax), markersize=6, markeredgewidth=1.2, label="theory")
+        ax.plot(
+            table["theory"], table.index, "|", color=ink(ax), markersize=11, markeredgewidth=1.4, zorder=3,
+            label="theory",
+        )  # fmt: skip
     ax.set_ylim(len(table) - 0.5, -0.5)
     name_layers(ax.yaxis, range(len(table)), table["network"].tolist())
     ax.set_xlabel("GSC rate per layer (squared convention)")

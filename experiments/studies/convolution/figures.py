@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
+from experiments.evidence.colors import COLORS, ordered
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution.measurement import BEFORE, RECTIFIED, SHIFTS, STAGES
 from experiments.studies.convolution.numbers import NAMES, POOLED, WHEN, FloatArray, by_seed, change
 
 AXES = {"row": "down", "column": "across"}
-COLORS = sns.color_palette("colorblind")
 SHIFTED: dict[str, Any] = {"xlabel": "shift of the image [pixels]", "xticks": SHIFTS}
 DISTANCE = "change / distance of two images"
 
@@ -46,11 +46,12 @@ def _panels(columns: int, width: float, height: float, title: str, **options: An
 
 def _equivariance(frame: pd.DataFrame, title: str) -> Figure:
     figure, axes = _panels(2, 9.6, 4.2, title, sharey=True)
+    colors = ordered(len(STAGES))
     for ax, (training, words) in zip(axes, WHEN.items(), strict=True):
         for number, stage in enumerate(STAGES):
             of = {"layer": stage, "training": training}
             values = [by_seed(frame, "equivariance_error", shift=shift, **of) for shift in SHIFTS]
-            _bars(ax, np.array(SHIFTS) + 0.06 * (number - 2.5), values, stage, "os^DvP"[number], COLORS[number], ":")
+            _bars(ax, np.array(SHIFTS) + 0.06 * (number - 2.5), values, stage, "os^DvP"[number], colors[number], ":")
         ax.set_title(words, fontsize=10)
         ax.set(**SHIFTED)
     axes[0].set_ylabel("relative error of the map, away from the border")
@@ -71,14 +72,14 @@ def _invariance(frame: pd.DataFrame, title: str) -> Figure:
             _bars(ax, beside, values, label, marker, COLORS[number], line)
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set(ylabel=DISTANCE, ylim=(0, None), **SHIFTED)
-    right.set(ylabel="part of the images whose class stays", ylim=(0, None), **SHIFTED)
+    right.set(ylabel="part of the images whose class stays", ylim=(0, 1), **SHIFTED)  # no part exceeds 1
     handles_and_labels = left.get_legend_handles_labels()
     figure.legend(*handles_and_labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
 def _pooling(frame: pd.DataFrame, title: str) -> Figure:
-    figure, axes = _panels(len(RECTIFIED), 9.0, 3.8, title, sharey=True)
+    figure, axes = _panels(len(RECTIFIED), 9.6, 3.8, title, sharey=True)
     for ax, layer in zip(axes, RECTIFIED, strict=True):
         for number, (training, words) in enumerate(WHEN.items()):
             of = {"layer": layer, "training": training}
@@ -105,7 +106,7 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
             _bars(ax, np.arange(len(profile)), profile, label, "", color, line)
         center, width = middle.mean(axis=1), spread.mean(axis=1)
         axes[2].fill_between(np.arange(len(middle)), center - width, center + width, color=color, alpha=0.2)
-    axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1")
+    axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1", ylim=(0, None))
     axes[1].set(xlabel="position [pixels]", ylabel="standard deviation of gray values", ylim=(0, None))
     axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels", ylim=(0, 1.02), xticks=range(0, 17, 4))
     for ax in axes:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution_gsc import numbers as of
 from experiments.studies.convolution_gsc.numbers import KEEPING, POOLING, UNCHANGED, WORDS
@@ -45,7 +46,7 @@ def total(frame: pd.DataFrame) -> Figure:
 
 
 def _draw_factors(ax: Axes, frame: pd.DataFrame, kinds: tuple[str, ...]) -> None:
-    colors, places = sns.color_palette("colorblind"), np.arange(len(kinds))
+    colors, places = COLORS, np.arange(len(kinds))
     style = {"fmt": "o", "color": colors[0], "capsize": 3, "label": "measured, 95 % interval"}
     errorbars(ax, places, [of.factor(frame, kind) for kind in kinds], horizontal=True, **style)
     theory = [of.predicted(frame, kind)[0] for kind in kinds]
@@ -84,7 +85,7 @@ def _draw_profile(
 ) -> None:
     """Draw ``table`` (layers, seeds) of one stack, and mean field unless it is 0 for all layers."""
     number = list(WORDS).index(kind)
-    color, marker = sns.color_palette("colorblind", len(WORDS))[number], "os^DvP*"[number]
+    color, marker = COLORS[number], "os^DvP*"[number]
     places, theory = np.arange(len(names)) + beside, np.log10(of.predicted(frame, kind))
     style = {"fmt": "-", "marker": marker, "color": color, "markersize": 4, "linewidth": 1.2, "elinewidth": 0.9}
     errorbars(ax, places, [mean(values) for values in table], label=WORDS[kind], **style)

@@ -145,8 +145,9 @@ every width. With batch normalization, a larger batch lowers the rate. The first
         "band is the tolerance around the rate of the largest network. The dashed line is mean field. Bars are 95 % "
         "intervals.",
         "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
-        "fits, extrapolated to infinite width. Bars are 95 % intervals.",
+        "fits, extrapolated to infinite width. Each network is shifted sideways a little. Bars are 95 % intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "
-        "output. The growth rate is constant where a curve is straight. Bands are 95 % intervals over seeds.",
+        "output: one row per network, one column per depth. The growth rate is constant where a curve is straight. "
+        "Bands are 95 % intervals over seeds.",
     },
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -14,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import Mean, errorbars, geometric_mean, mean
 from experiments.studies.depth_width.measurement import TOLERANCE
 from experiments.studies.depth_width.numbers import Rates, all_rates, name, theory
 
 DASHED = (0, (4, 2.5))
 MARKERS = "os^DvPX"
-COLORS = sns.color_palette("colorblind")
 
 
 def draw(collected: Collected) -> dict[str, Figure]:
@@ -78,9 +77,10 @@ def deviations(found: dict[str, Rates]) -> Figure:
     for number, (color, (network, own)) in enumerate(zip(COLORS, found.items(), strict=False)):
         known = math.log(own.theory)
         cells = [mean(column) for column in own.logs.mean(axis=1).T - known]
-        at = np.array([1 / width for width in widths]) + 0.00012 * (number - 3)
+        beside = 0.00012 * (number - 3)
+        at = np.array([1 / width for width in widths]) + beside
         end, slope = own.lines.mean(axis=0) - [known, 0]
-        ax.plot([0, 1 / widths[0]], [end, end + slope / widths[0]], color=color, linewidth=0.8)
+        ax.plot([beside, 1 / widths[0] + beside], [end, end + slope / widths[0]], color=color, linewidth=0.8)
         errorbars(ax, at, cells, label=name(network), fmt=MARKERS[number], color=color, markersize=5, capsize=2)
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
@@ -93,29 +93,27 @@ def deviations(found: dict[str, Rates]) -> Figure:
 
 def profiles(frame: pd.DataFrame) -> Figure:
     """Difference between log GSC and the straight line of mean field, for all sizes of two networks."""
-    figure, axes = plt.subplots(1, 2, figsize=(12.0, 4.4), layout="constrained")
-    for ax, network in zip(axes, ("selu", "relu_batch"), strict=True):
+    networks, depths = ("selu", "relu_batch"), sorted(frame["depth"].unique())
+    figure, axes = plt.subplots(2, len(depths), figsize=(12.0, 6.6), layout="constrained", sharex="col", sharey="row")
+    for row, network in zip(axes, networks, strict=True):
         rows = frame[(frame["model"] == network) & (frame["quantity"] == "gsc")]
         rate = theory(rows)
         sizes = rows.groupby(["width", "depth", "depth_from_output"], observed=True)["log10_value"]
         found = sizes.apply(mean).unstack()
-        widths, depths = (sorted(rows[size].unique()) for size in ("width", "depth"))
-        for (color, width), (marker, depth) in itertools.product(
-            zip(COLORS, widths, strict=False), zip(MARKERS, depths, strict=False)
-        ):
-            cells = found.loc[(width, depth)].dropna()
-            away = cells.index.to_numpy(dtype=float)
-            low, value, high = np.array([[c.low, c.value, c.high] for c in cells]).T - away * math.log10(rate)
-            ax.fill_between(away, low, high, color=color, alpha=0.12, linewidth=0)
-            ax.plot(
-                away, value, f"{marker}-", color=color, linewidth=1, markersize=4,
-                markerfacecolor="white" if depth == depths[1] else color, label=f"width {width}, depth {depth}",
-            )  # fmt: skip
-        ax.axhline(0, color="0.15", linewidth=0.9)
-        ax.set(title=f"{name(network)}; mean field: {rate:.4f} per layer", xlabel="layers to the output")
-        sns.despine(ax=ax)
-    axes[0].set_ylabel(r"$\log_{10}$ GSC (squared), minus mean field")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+        for ax, depth in zip(row, depths, strict=True):
+            for color, marker, width in zip(COLORS, MARKERS, sorted(rows["width"].unique()), strict=False):
+                cells = found.loc[(width, depth)].dropna()
+                away = cells.index.to_numpy(dtype=float)
+                low, value, high = np.array([[c.low, c.value, c.high] for c in cells]).T - away * math.log10(rate)
+                ax.fill_between(away, low, high, color=color, alpha=0.15, linewidth=0)
+                ax.plot(away, value, f"{marker}-", color=color, linewidth=1, markersize=4, label=f"width {width}")
+            ax.axhline(0, color="0.15", linewidth=0.9)
+            ax.set_title(f"{name(network)}, depth {depth}", fontsize=10)
+            sns.despine(ax=ax)
+        row[0].set_ylabel(rf"$\log_{{10}}$ GSC (squared), minus mean field" f"\n({rate:.4f} per layer)")
+    for ax in axes[-1]:
+        ax.set_xlabel("layers to the output")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     seeds = f"mean over {frame['seed'].nunique()} seeds, bands: 95 % interval of the mean"
     figure.suptitle(f"Nine sizes of two networks; {seeds}", fontsize=11)
     return figure

@@ -185,13 +185,16 @@ a convention; the table also has values for a smaller share. Wider networks or l
     details=details,
     figures=figures.draw,
     captions={
-        "effective_depth": "Effective depth. Left: the deepest networks during training. Right: all networks at the "
-        "end of training; ticks mark the number of layers. Bars and bands are 95 % intervals over seeds.",
+        "effective_depth": "Effective depth of networks during and after training. Left: the deepest networks during "
+        "training. Right: all networks at the end of training; filled markers are the deepest networks, hollow markers "
+        "the others, and strokes mark the number of layers. Bars and bands are 95 % intervals over seeds.",
         "contributions": "Share of the joint contribution of k trained layers at the end of training, for the deepest "
         "networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted lines assume "
-        "layers with independent directions. The gray line is the tolerance that defines effective depth.",
+        "layers with independent directions. A line ends where the share of any seed is missing: shares below 1e-15 "
+        "are not kept. The gray line is the tolerance that defines effective depth.",
         "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
-        "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed.",
+        "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed. "
+        f"The gray line is a rise by {SUFFERS:g}; below it, the axis is linear.",
     },
     condensed=condensed,
 )

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.effective_depth.measurement import TOLERANCES
 from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
@@ -20,7 +21,7 @@ from experiments.studies.effective_depth.numbers import SUFFERS, Key, Runs, name
 
 def _styles(runs: Runs, keys: Iterable[Key]) -> Iterator[tuple[Key, object, str]]:
     """Each network with the color of its architecture and its line style: dashed if the network is residual."""
-    colors = dict(zip(dict.fromkeys(key[:2] for key in runs.trained), sns.color_palette("colorblind"), strict=False))
+    colors = dict(zip(dict.fromkeys(key[:2] for key in runs.trained), COLORS, strict=False))
     yield from ((key, colors[key[:2]], "-" if key[2] == "none" else "--") for key in keys)
 
 
@@ -48,7 +49,7 @@ def over_training(runs: Runs) -> Figure:
         table = runs.by_seed(key, tolerance=TOLERANCES[0])
         middle, low, high = zip(*((one.value, one.low, one.high) for one in map(mean, table.to_numpy())), strict=True)
         _band(left, table.index, middle, low, high, dash, name(key, depth=False), color)
-    left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="while they learn")
+    left.set(xscale="log", xlabel="step", ylabel="effective depth [layers]", title="deepest networks, during training")
     handles_and_labels = left.get_legend_handles_labels()
     figure.legend(*handles_and_labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     architectures = list(dict.fromkeys(key[:3] for key in runs.trained))
@@ -60,9 +61,11 @@ def over_training(runs: Runs) -> Figure:
             marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
         )  # fmt: skip
         right.plot(runs.layers(key), place, "|", color="0.3", markersize=10)
-    right.set(xlabel="effective depth [layers]", title="at the end; strokes: all layers, filled: deep", xlim=(0, None))
+    right.set(xlabel="effective depth [layers]", title="at the end of training", xlim=(0, None))
     right.set_yticks(range(len(architectures)), [name((*one, 0), depth=False) for one in architectures])
     right.invert_yaxis()
+    num = len(runs.final(runs.deep[0]))
+    figure.suptitle(f"Mean over {num} seeds, bars and bands: 95 % interval; strokes: number of layers", fontsize=10)
     for ax in (left, right):
         sns.despine(ax=ax)
     return figure
@@ -70,19 +73,29 @@ def over_training(runs: Runs) -> Figure:
 
 def contributions(runs: Runs) -> Figure:
     """Shares of the contributions of k trained layers, measured and for layers with independent directions."""
-    figure, ax = _panel()
-    for key, color, dash in _styles(runs, runs.deep):
-        lines = (("contribution", dash, 1.6, name(key, depth=False)), ("independent_contribution", ":", 1.2, None))
+    figure, axes = plt.subplots(1, 2, figsize=(11.0, 4.6), layout="constrained", sharex=True, sharey=True)
+    num = len(runs.final(runs.deep[0]))
+    for key, color, _ in _styles(runs, runs.deep):
+        ax = axes[int(key[2] != "none")]
+        lines = (("contribution", "-", 1.6, name((*key[:2], "none", 0), depth=False)),
+                 ("independent_contribution", ":", 1.2, None))  # fmt: skip
         for quantity, style, width, label in lines:
             shares = runs.rows(key, quantity).groupby("index", observed=True)["log10_value"]
-            middle, spread = shares.mean(), shares.std()
+            # The frame lacks the smallest shares.  A mean over the other seeds would jump up where one is missing.
+            middle, spread = (found[shares.count() == num] for found in (shares.mean(), shares.std()))
             ax.plot(middle.index, middle, style, color=color, linewidth=width, label=label)
             if label is not None:
                 ax.fill_between(middle.index, middle - spread, middle + spread, color=color, alpha=0.15, linewidth=0)
-    ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="trained layers composed, k", ylabel=r"$\log_{10}$ share of $C^k$", ylim=(-12, 0.5))
-    ax.set_title("After training: mean over seeds, band: one standard deviation")
-    ax.legend(frameon=False, fontsize=9, title="dotted: independent directions", title_fontsize=9)
+    for ax, words in zip(axes, ("plain networks", "with skip connections"), strict=True):
+        ax.axhline(math.log10(TOLERANCES[0]), color="0.6", linewidth=0.8, zorder=0)
+        ax.set(xlabel="number k of trained layers", ylim=(-12, 0.5), title=words)
+        ax.legend(frameon=False, fontsize=9, loc="upper right")
+        sns.despine(ax=ax)
+    axes[0].set_ylabel(r"$\log_{10}$ share of the contribution $C^k$")
+    figure.suptitle(
+        f"After training: mean over {num} seeds, band: one standard deviation; "
+        "dotted: layers with independent directions", fontsize=10,
+    )  # fmt: skip
     return figure
 
 
@@ -97,6 +110,7 @@ def replaced(runs: Runs) -> Figure:
     ax.set(xlabel="last layers replaced", ylabel="loss above that of the whole network")
     ax.set_yscale("symlog", linthresh=SUFFERS)
     ax.set_ylim(bottom=-SUFFERS)
-    ax.set_title("After training: median over seeds, band: from the lowest to the highest")
+    num = len(runs.final(runs.deep[0]))
+    ax.set_title(f"After training: median over {num} seeds, band: from the lowest to the highest")
     ax.legend(frameon=False, fontsize=9)
     return figure

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from experiments.evidence.colors import COLORS
 from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
 
@@ -27,7 +30,7 @@ def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
 
 def _warnings(alarms: Alarms) -> Figure:
     figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
-    names, colors = alarms.fired, sns.color_palette("colorblind")
+    names, colors = alarms.fired, COLORS
     warned = [alarms.part(alarms.leads[name].notna()) for name in names]
     parts = {
         f"warned before the failure, {len(alarms.leads)} failing runs": warned,
@@ -57,15 +60,15 @@ def _leads(alarms: Alarms) -> Figure:
     longest = max(float(np.nan_to_num(leads(alarms.table, end).to_numpy()).max(initial=1.0)) for end in ends)
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
         found = leads(alarms.table, end)
-        color = sns.color_palette("colorblind")[0]
+        color = COLORS[0]
         for place, name in enumerate(names):
             known = found[name].dropna()
             ax.plot(known, place + _beside(known), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
             if len(known):
                 middle = alarms.median(found[name])
                 if np.isfinite(middle.high):
-                    ax.plot([middle.low, middle.high], [place, place], color="black", linewidth=2, zorder=5)
-                ax.plot(middle.value, place, "D", color="black", markersize=6, zorder=6)
+                    ax.plot([middle.low, middle.high], [place + 0.4] * 2, color="black", linewidth=2, zorder=5)
+                ax.plot(middle.value, place + 0.4, "D", color="black", markersize=5, zorder=6)
             ax.text(1.0, place, f"warned {len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
                     ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
         ax.set_yticks(range(len(names)), [WORDS[name] for name in names])
@@ -91,11 +94,14 @@ def _one_run(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     limits = {"loss": FAILURE} | THRESHOLDS
     rows = frame[frame["quantity"].isin(list(limits))]
-    colors = dict(zip(limits, ["black", *sns.color_palette("colorblind")], strict=False))
+    colors, markers = dict(zip(limits, ["black", *COLORS], strict=False)), itertools.cycle("os^DvP<>X")
     for name, limit in limits.items():
         own = rows[(rows["quantity"] == name) & np.isfinite(rows["value"])].sort_values("step")
         label = "loss (failure)" if name == "loss" else WORDS[name]
-        ax.plot(own["step"], own["value"] / limit, "o-", color=colors[name], markersize=3, linewidth=1.3, label=label)
+        ax.plot(
+            own["step"], own["value"] / limit, color=colors[name], marker=next(markers), markersize=4, linewidth=1.3,
+            label=label,
+        )  # fmt: skip
     ax.axhline(1, color="0.5", linewidth=0.8, zorder=0)
     ax.set(yscale="log", xlabel="step of training", ylabel="signal over its threshold", ylim=SHOWN)
     if len(rows):
@@ -113,10 +119,14 @@ def _failures(runs: pd.DataFrame) -> Figure:
     failed = np.isfinite(runs["failure_step"]).groupby(level=["model", "lr"], observed=True).mean().unstack("lr")
     sns.heatmap(
         100 * failed.loc[start.index], vmin=0, vmax=100, cmap="Greys", annot=True, fmt=".0f", ax=ax,
-        cbar_kws={"label": "runs that fail in %"},
+        cbar_kws={"label": "runs that fail in %"}, linewidths=0.5, linecolor="0.8",
     )  # fmt: skip
-    ax.set_yticks(np.arange(len(start)) + 0.5, [f"{model}\n{value:.1f}" for model, value in start.items()], rotation=0)
+    ax.set_yticks(
+        np.arange(len(start)) + 0.5,
+        [f"{model.replace('_', '+')}\n{value:.1f}" for model, value in start.items()],
+        rotation=0,
+    )
     ax.set(xlabel="peak of the learning rate", ylabel="network, its mean largest\n" + r"$\log_{10}$ GSC at step 0")
     seeds = runs.index.get_level_values("seed").nunique()
-    ax.set_title(f"Failures within the run, {seeds} seeds a cell; counts, no error bars", fontsize=10)
+    ax.set_title(f"Runs that fail, in % of {seeds} seeds", fontsize=10)
     return figure

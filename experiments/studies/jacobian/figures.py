@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence import means
+from experiments.evidence.colors import COLORS
 from experiments.studies.jacobian import numbers
 from experiments.studies.jacobian.measurement import STEPS
 from experiments.studies.jacobian.numbers import DEEP
@@ -51,7 +52,7 @@ def _draw_grid(ax: Axes, rows: pd.DataFrame) -> None:
     affine, points = linear.to_numpy(), np.array(image.index.to_list())
     flat = affine[:, :1].T + points @ affine[:, 1:].T
     num = round(math.sqrt(len(points)))
-    blue, orange = sns.color_palette("colorblind")[:2]
+    blue, orange = COLORS[:2]
     styles = ((flat, orange, 0.8, "linearization f(x) + J dx"), (image.to_numpy(), blue, 1.1, "network"))
     for values, color, width, label in styles:
         table = values.reshape(num, num, 2)
@@ -68,7 +69,7 @@ def _steps(frame: pd.DataFrame) -> Figure:
     errors = numbers.rows_of(frame, "linearization_error")
     determinants = numbers.rows_of(frame, "determinant").set_index("seed")["value"]
     areas = numbers.rows_of(frame, "area")
-    color = sns.color_palette("colorblind")[0]
+    color = COLORS[0]
     difference = areas.assign(value=(areas["value"] / areas["seed"].map(determinants) - 1).abs())
     for ax, rows, power, to, label in (
         (left, errors, 1, "h", "relative error of the linearization"),
@@ -90,7 +91,7 @@ def _volume(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(
         2, len(DEEP), figsize=size, layout="constrained", sharex=True, sharey="row", height_ratios=(3, 2)
     )
-    colors, lines = sns.color_palette("colorblind"), ("-", "--", ":")
+    colors, lines = COLORS, ("-", "--", ":")
     width = numbers.width(frame)
     for column, model in zip(axes.T, DEEP, strict=True):
         for color, line, (quantity, label) in zip(colors, lines, WORDS.items(), strict=False):

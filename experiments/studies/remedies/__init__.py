@@ -230,10 +230,12 @@ all at initialization. A network that is nearly affine at initialization may bec
     claims=claims,
     figures=figures.draw,
     captions={
-        "growth": "Growth of GSC, one column per network. Top: input to output. Bottom: per layer. Dots: means with 95 "
-        "% intervals over seeds. Square: the unchanged network. Vertical strokes: mean field.",
+        "growth": "Growth of GSC with each remedy, one column per network. Top: input to output. Bottom: per layer. "
+        "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean field, where "
+        "it predicts a rate.",
         "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
-        "Bars are 95 % intervals over seeds. Hollow: in mean field the same network as another.",
+        "Bars are 95 % intervals over seeds. Hollow: in mean field the same network as "
+        "another, so that several markers can share one spot.",
     },
     details=details,
 )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence import means
+from experiments.evidence.colors import COLORS
 from experiments.studies.remedies import numbers
 from experiments.studies.remedies.measurement import NONE
 from experiments.studies.remedies.numbers import MEASURES, NAMES, REMEDIES, TWINS, Outcome, Outcomes
@@ -20,7 +21,7 @@ TOTAL = r"$\log_{10}$ GSC (squared), input to output"
 LABELS = {
     "nonlinearity": "part of the outputs' variance\nthat is not affine",
     "last_layer": "linear fit error\nof the last layer",
-    "nlc": "NLC",
+    "nlc": "nonlinearity coefficient (NLC)",
 }
 
 
@@ -40,16 +41,15 @@ def _growth(found: Outcomes) -> Figure:
         for place, remedy in enumerate(order):
             if not math.isnan(theory := by_remedy[remedy].theory):
                 column[1].plot(theory, place, "|", color="0.15", markersize=13, markeredgewidth=1.6)
-        column[1].set(xlabel="GSC rate per layer (squared); bars: mean field")
-    about = f"mean over {_num_seeds(found)} seeds, whiskers: 95 % interval"
+        column[1].set(xlabel="GSC rate per layer; strokes: mean field")
+    about = f"mean over {_num_seeds(found)} seeds, bars: 95 % interval"
     figure.suptitle(f"Remedies at equal parameters; {about}", fontsize=11)
     return figure
 
 
 def _draw_bars(ax: Axes, by_remedy: dict[str, Outcome], order: list[str], name: str) -> None:
-    colors = sns.color_palette("colorblind")
     for place, remedy in enumerate(order):
-        fmt, color = ("s", colors[3]) if remedy == NONE else ("o", colors[0])
+        fmt, color = ("s", COLORS[3]) if remedy == NONE else ("o", COLORS[0])
         found = [means.mean(getattr(by_remedy[remedy], name))]
         means.errorbars(ax, [place], found, horizontal=True, fmt=fmt, color=color, capsize=3, markersize=5)
     ax.axvline(0.0 if name == "total" else 1.0, color="0.6", linewidth=0.8, zorder=0)
@@ -67,7 +67,7 @@ def _cost(found: Outcomes) -> Figure:
                 color, marker = styles[remedy]
                 hollow = remedy in TWINS[baseline]
                 total, level = means.mean(outcome.total), numbers.level(outcome, measure)
-                face, edge, width = ("none", color, 1.5) if hollow else (color, "0.2", 0.5)
+                face, edge, width = ("white", color, 1.5) if hollow else (color, "0.2", 0.5)
                 bars = ax.errorbar(
                     total.value, level.value, xerr=means.errors([total]), yerr=means.errors([level]),
                     fmt=marker, color=color, markersize=7, capsize=2, elinewidth=1,
@@ -95,9 +95,9 @@ def _cost(found: Outcomes) -> Figure:
 
 def _styles() -> dict[str, tuple[Any, str]]:
     """Color and marker of every remedy; the unchanged network is black."""
-    colors, markers = [*sns.color_palette("colorblind", 8), "#56b4e9", "#332288", "#882255", "#999933"], "oD^vP<>Xp*dh"
+    markers = "oD^vP<>Xp*dh"
     others = [remedy for remedy in REMEDIES if remedy != NONE]
-    styles = {remedy: (colors[n], markers[n]) for n, remedy in enumerate(others)}
+    styles = {remedy: (COLORS[n], markers[n]) for n, remedy in enumerate(others)}
     return {NONE: ((0.0, 0.0, 0.0), "s"), **styles}
 
 

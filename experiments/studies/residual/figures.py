@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence import means
+from experiments.evidence.colors import COLORS
 from experiments.studies.residual import measurement, numbers
 from experiments.studies.residual.measurement import BRANCHES, DILUTIONS, UNIT
 from experiments.studies.residual.numbers import CASES, TOLERANCE, name
@@ -26,7 +27,7 @@ def draw(collected: Collected) -> dict[str, Figure]:
 def _law(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.8, 4.6), layout="constrained")
     at = np.linspace(0, 4.2, 200)
-    for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), BRANCHES, strict=False)):
+    for number, (color, branch) in enumerate(zip(COLORS, BRANCHES, strict=False)):
         places = [float(k) + 0.03 * (2 * number - 1) for k in DILUTIONS]
         excess = [means.mean(numbers.rates(frame, branch, k) - 1) for k in DILUTIONS]
         means.errorbars(ax, places, excess, fmt="os"[number], color=color, capsize=3, markersize=5,
@@ -63,7 +64,7 @@ def _growth(frame: pd.DataFrame) -> Figure:
 
 def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, str], shown: tuple[str, ...]) -> None:
     reached = np.array(measurement.REACHED)
-    for color, marker, (dilution, word) in zip(sns.color_palette("colorblind"), "os^D", words.items(), strict=False):
+    for color, marker, (dilution, word) in zip(COLORS, "os^D", words.items(), strict=False):
         if dilution not in shown:
             continue
         found = [means.mean(column) for column in numbers.from_stem(frame, f"{branch}-{dilution}").T]
@@ -77,7 +78,7 @@ def _draw_growth(ax: Axes, frame: pd.DataFrame, branch: str, words: dict[str, st
 def _blocks(frame: pd.DataFrame) -> Figure:
     figure, (ax, right) = plt.subplots(1, 2, figsize=(11.4, 5.0), layout="constrained", width_ratios=(1.1, 1))
     words = {branch: name(branch) for branch in BRANCHES} | {"relu": "relu", "relu_end": "relu, branch ends in it"}
-    for number, (color, branch) in enumerate(zip(sns.color_palette("colorblind"), words, strict=False)):
+    for number, (color, branch) in enumerate(zip(COLORS, words, strict=False)):
         table = numbers.single_blocks(frame, branch)
         ax.plot(table["law"], table["block_gsc"], "os^D"[number], color=color, markersize=3.5, alpha=0.5,
                 linestyle="none", markeredgewidth=0, label=words[branch])  # fmt: skip
@@ -103,7 +104,7 @@ def _blocks(frame: pd.DataFrame) -> Figure:
 def _resnet(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     words = {"resnet-0": "without skip connections", f"resnet-{UNIT}": "with skip connections"}
-    for color, marker, (case, word) in zip(sns.color_palette("colorblind"), "os", words.items(), strict=False):
+    for color, marker, (case, word) in zip(COLORS, "os", words.items(), strict=False):
         values = numbers.profile(frame, case, columns="layer")
         middle, spread = values.mean(), values.std()
         places = np.arange(len(middle))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
 from experiments.evidence import means
+from experiments.evidence.colors import COLORS
 from experiments.studies.vanishing import chains, numbers
 from experiments.studies.vanishing.numbers import ACTIVATIONS, NORMS, SCALES, SIGMOID, SLOPE
 
@@ -29,7 +30,7 @@ def _gradients(frame: pd.DataFrame) -> Figure:
     for ax, norm in zip(axes, NORMS, strict=True):
         sns.lineplot(
             rows[rows["norm"] == norm], x="index", y="log10_value", hue="activation", hue_order=ACTIVATIONS,
-            style="activation", style_order=ACTIVATIONS, errorbar="sd", palette="colorblind", ax=ax,
+            style="activation", style_order=ACTIVATIONS, errorbar="sd", palette=COLORS[: len(ACTIVATIONS)], ax=ax,
             legend=norm == "none",
         )  # fmt: skip
         label = r"$\log_{10}$ length of the gradient of its weights"
@@ -43,7 +44,7 @@ def _gradients(frame: pd.DataFrame) -> Figure:
 
 def _long_chains(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for color, chain in zip(sns.color_palette("colorblind"), chains.LONG, strict=False):
+    for color, chain in zip(COLORS, chains.LONG, strict=False):
         for quantity, style, words in (("log10_chain", "-", "measured"), ("log10_chain_bound", ":", "bound")):
             values = chains.rows(frame, quantity, chain)
             width = 2.4 if style == ":" else 1.4
@@ -59,7 +60,7 @@ def _larger_weights(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     scales = np.array([1, *SCALES])
     found = [numbers.rate(frame, *SIGMOID, scale) for scale in scales]
-    color, other = sns.color_palette("colorblind")[:2]
+    color, other = COLORS[:2]
     means.errorbars(ax, scales**2, found, fmt="o", color=color, capsize=3, label="measured")
     fine = np.geomspace(1, scales[-1], 33)
     ax.plot(fine**2, [numbers.in_theory(scale) for scale in fine], "--", color=color, label="mean field")
