@@ -122,7 +122,7 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
     theory = "; theory: mean field" if growth["theory"].notna().any() else ""
     ends = growth[["rate", "rate_low", "rate_high", "theory"]].to_numpy(dtype=float)
     low, high = np.nanmin(ends), np.nanmax(ends)
-    made = {}
+    made, seeds = {}, _range(growth["num_seeds"])
     pages = -(-len(growth) // ROWS_PER_PAGE)
     for page, first in enumerate(range(0, len(growth), ROWS_PER_PAGE), start=1):
         part = growth.iloc[first : first + ROWS_PER_PAGE]
@@ -132,7 +132,9 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
         ax.set_xlim(*(ax.get_xlim() if pages == 1 else (low - 0.05 * (high - low), high + 0.05 * (high - low))))
         which = f"; networks {first + 1} to {first + len(part)} of {len(growth)}" if pages > 1 else ""
         figure.suptitle(
-            fill(f"{title}{which}", int(CHARACTERS * size[0])) + f"\nbars: 95 % interval{theory}", fontsize=10
+            fill(f"{title}{which}", int(CHARACTERS * size[0]))
+            + f"\nmean over {seeds} seeds, bars: 95 % interval{theory}",
+            fontsize=10,
         )
         made["rates" if page == 1 else f"rates_{page}"] = figure
     return made
@@ -157,9 +159,11 @@ def spread(frame: pd.DataFrame) -> str:
     """A phrase for titles that says what lines and bands show."""
     by_network = frame.groupby(labels.NETWORK, observed=True)["seed"] if labels.NETWORK in frame else frame["seed"]
     seeds = np.atleast_1d(by_network.nunique())
-    few, many = seeds.min(), seeds.max()
-    number = f"{many}" if few == many else f"{few} to {many}"
-    return f"mean over {number} seeds, band: one standard deviation" if many > 1 else "one seed"
+    return f"mean over {_range(seeds)} seeds, band: one standard deviation" if seeds.max() > 1 else "one seed"
+
+
+def _range(seeds: Any) -> str:
+    return f"{seeds.max()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
 
 
 def _pages(

@@ -193,7 +193,10 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
     growth = labels.with_networks(growth, others) if others else growth.assign(network="network")
     figure, ax = plt.subplots(figsize=(8.6, 4.8), layout="constrained")
     plots.convergence(growth, hue=labels.NETWORK, ax=ax)
-    ax.set_title(f"{title}\nbars: 95 % interval over seeds; stars and dashes: theory (mean field)", fontsize=10)
+    ax.set_title(
+        f"{title}\nbars: 95 % interval over {growth['num_seeds'].max()} seeds; stars and dashes: theory (mean field)",
+        fontsize=10,
+    )
     return figure
 
 

@@ -122,7 +122,7 @@ def _figure(collected: Collected) -> Figure:
         ax.set(ylabel="change / distance of two images", ylim=(0, None))
     axes[2].axhline(1, color="0.6", linewidth=0.8, zorder=0)
     axes[2].set(ylabel="change / change of the unpooled map")
-    axes[2].set_title(f"both maps; {len(SHIFTS)} simultaneous intervals", fontsize=10)
+    axes[2].set_title("both maps", fontsize=10)
     for ax in axes:
         sns.despine(ax=ax)
         ax.set(xlabel="shift of the image [pixels]", xticks=SHIFTS)
@@ -159,6 +159,7 @@ within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the sma
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
-        "Third panel: change of the pooled map divided by change of the full map. Bars are 95 % intervals over seeds.",
+        "Third panel: change of the pooled map divided by change of the full map. Bars are 95 % intervals over seeds, "
+        f"in the third panel {len(SHIFTS)} simultaneous ones.",
     },
 )

@@ -267,7 +267,7 @@ these draws. The result holds only if all layers are positively homogeneous, so 
     figures=figures,
     captions={
         "rescaling": "Raw gradients (left), GSC (middle) and training loss (right) of one network and of its rescaled "
-        "copies. If curves coincide, the thinner curve is on top. Lines are means over seeds, bands one standard "
-        "deviation.",
+        "copies. R is the factor by which the scale changes per layer. If curves coincide, the thinner is on top. "
+        "Lines are means over seeds, bands one standard deviation.",
     },
 )

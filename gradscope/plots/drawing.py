@@ -136,6 +136,8 @@ class Names(FixedLocator):
         for number, pixel in enumerate(pixels):
             if abs(pixel - pixels[named[-1]]) >= need - 1e-6:
                 named.append(number)
+        if len(named) > 1:  # the last layer is often the output, so its name takes the place of the one before
+            named[-1] = len(places) - 1
         return places[named]
 
 

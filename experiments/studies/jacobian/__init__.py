@@ -186,11 +186,12 @@ a first look at norms and volumes. Layers are square. Normalization and ReLU are
     claims=claims,
     figures=figures.draw,
     captions={
-        "grid": "Image of a grid of the plane under a tanh network, and under its linearization at the center.",
-        "steps": "Error against the step. Left: error of the linearization. Right: relative difference between area "
-        "and |det J|. One curve per initialization.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: means. Bottom: effective rank. "
-        "Bands are 95 % intervals over seeds.",
+        "grid": "Image of a grid of the plane under a tanh network (blue), and under its linearization "
+        "at the center (orange).",
+        "steps": "Errors of the linearization against the step. Left: error of the output. Right: relative difference "
+        "between area and |det J|. One curve per initialization.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: means; curves that coincide "
+        "lie under each other. Bottom: effective rank. Bands are 95 % intervals over seeds.",
     },
     details=details,
 )

@@ -229,10 +229,10 @@ end in a ReLU and whose stages differ in width. All networks are at initializati
         "seeds. Dashed: law of dilution.",
         "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
         "skips, with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
-        "blocks": "Left: GSC of single blocks, measured and predicted by the law of dilution. Right: measured (GSC - "
-        "1) divided by predicted (GSC - 1), with 95 % intervals over seeds; the gray band is the tolerance.",
+        "blocks": "GSC of single blocks and law of dilution. Left: measured and predicted. Right: measured (GSC - 1) "
+        "divided by predicted (GSC - 1), with 95 % intervals over seeds; the gray band is the tolerance.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
-        "over seeds, bands one standard deviation.",
+        "over seeds, bands one standard deviation. In all: from the first block to the last.",
     },
     details=details,
 )
