@@ -96,8 +96,10 @@ def in_prose(name: str) -> str:
 
     >>> in_prose("width=50+relu+batch+bias_variance=0.1")
     'width=50, relu+batch, bias variance=0.1'
+    >>> in_prose("lr=1e+05+relu")
+    'lr=1e+05+relu'
     """
-    apart = re.sub(r"(=[^+,]*)\+|\+(?=[^+,]*=)", lambda end: f"{end[1] or ''}, ", name)
+    apart = re.sub(r"(=[^+,]*)(?<!\de)\+|(?<!\de)\+(?=[^+,]*=)", lambda end: f"{end[1] or ''}, ", name)
     return re.sub(r"\w+=", lambda key: key[0].replace("_", " "), apart)
 
 

@@ -110,7 +110,7 @@ def test_many_networks_are_panels_and_rates():
         ends = sorted(round(float(line.get_ydata()[-1])) for line in ax.lines if len(line.get_xdata()) == 11)
         assert ends == [-1, 0, 1]
     (ax,) = made["rates"].axes
-    assert [text.get_text() for text in ax.get_yticklabels()][:2] == ["gain=-0.1+relu", "gain=-0.1+relu+batch"]
+    assert [text.get_text() for text in ax.get_yticklabels()][:2] == ["gain=-0.1, relu", "gain=-0.1, relu+batch"]
     assert len(ax.get_yticklabels()) == 27
 
 
