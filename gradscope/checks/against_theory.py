@@ -89,7 +89,7 @@ def compare(
     judged = [segment for group in groups for segment in group]
     deviations = unexpected(judged or found[:-1], wanted)
     for group in groups:
-        deviations += odd_structures(group)
+        deviations += odd_structures(group, found)
         deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
     names = tuple(segment.name for segment in judged)
     try:

@@ -204,7 +204,7 @@ def _merged(
         else:
             groups.append([name])
     made: list[Segment] = []
-    ends |= {t.grad_fn for call in calls.values() for t in leaf_tensors(call.output) if t.grad_fn is not None}
+    ends |= {t.grad_fn for name in names for t in leaf_tensors(calls[name].output) if t.grad_fn is not None}
     begins = {call.received.grad_fn for call in calls.values() if call.received is not None}
     for group, after in zip(groups, [*groups, None][1:], strict=True):
         first, parts = calls[group[0]], tuple(modules[name] for name in group)

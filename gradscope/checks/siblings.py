@@ -45,15 +45,19 @@ class Deviation:
     text: str
 
 
-def odd_structures(group: Sequence[Segment]) -> list[Deviation]:
-    """Return the segments that consist of other modules than most, or of which other parameters have a gradient."""
+def odd_structures(group: Sequence[Segment], network: Sequence[Segment]) -> list[Deviation]:
+    """Return the segments that consist of other modules than most, or of which other parameters have a gradient.
+
+    What occurs more often in the network, also among layers of other shapes, is a design.
+    """
     usual, count = most(group), Counter(s.structure for s in group)
+    everywhere = Counter((s.kind[0], s.structure) for s in network[:-1])  # what follows the last one is unknown
     if 2 * count[usual.structure] <= len(group):
         return []
     return [
         Deviation(s.name, STRUCTURE, math.inf, _difference(s, usual))
         for s in group
-        if s.structure != usual.structure and count[s.structure] <= rare(len(group))
+        if s.structure != usual.structure and everywhere[s.kind[0], s.structure] <= rare(len(group))
     ]
 
 

@@ -51,6 +51,32 @@ def test_blocks_of_two_designs_are_not_compared_with_each_other():
         gs.compare(model, batch(8, 3, 32, 32))
 
 
+class BasicBlock(nn.Module):
+    """The block of a ResNet with functional activations; ``forgotten`` leaves out the one inside."""
+
+    def __init__(self, num_in, num_out, forgotten=False):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False), nn.BatchNorm2d(num_out)
+        self.conv2, self.bn2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False), nn.BatchNorm2d(num_out)
+        self.skip = nn.Conv2d(num_in, num_out, 1) if num_in != num_out else nn.Identity()
+        self.forgotten = forgotten
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x))
+        y = self.bn2(self.conv2(y if self.forgotten else torch.relu(y)))
+        return torch.relu(y + self.skip(x))
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_residual_network_of_several_stages_has_layers_of_two_designs(mode, blocks):
+    torch.manual_seed(0)
+    widths = [8] * blocks + [16] * blocks + [32] * blocks
+    parts = [BasicBlock(num_in, num_out) for num_in, num_out in zip([8, *widths], widths, strict=False)]
+    model = getattr(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *parts), mode)()
+    assert gs.compare(model, batch(16, 3, 8, 8)).deviations == ()
+
+
 class Functional(nn.Module):
     """Functional activations, which one layer may lack, with or without a sum behind them."""
 

@@ -73,8 +73,9 @@ def test_a_linear_layer_has_the_curvature_of_rounding():
 @pytest.mark.parametrize(("num", "odd", "named"), [(20, 2, True), (20, 3, False), (30, 3, True), (30, 4, False)])
 def test_a_structure_of_one_tenth_of_the_siblings_is_a_fault(num, odd, named):
     parts = [nn.Sequential(nn.Linear(8, 8), nn.Identity() if n in range(2, 2 + odd) else nn.Tanh()) for n in range(num)]
-    groups = siblings(segments(nn.Sequential(*parts), noise(8, 8).float()))
-    assert any("runs no Tanh" in d.text for group in groups for d in odd_structures(group)) == named
+    network = segments(nn.Sequential(*parts), noise(8, 8).float())
+    texts = [d.text for group in siblings(network) for d in odd_structures(group, network)]
+    assert any("runs no Tanh" in text for text in texts) == named
 
 
 @pytest.mark.parametrize(("num", "judged"), [(3, 0), (4, 4)])
