@@ -117,7 +117,7 @@ def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
         "error4": np.sqrt(0.95 * 0.05 / (measured // 2)),
         "width": rates["relative_width"].median(),
         "below": int((rates["coverage"] < 0.93).sum()),
-        "expected": stats.binom.cdf(np.ceil(0.93 * num) - 1, num, 0.95).sum(),
+        "expected": float(np.sum(stats.binom.cdf(np.ceil(0.93 * num) - 1, num, 0.95))),
         "low": len(low),
         "named": "; ".join(named) or "none",
         "long_low": shortest["long_run"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,7 +88,14 @@ def _draw_profile(
     number = list(WORDS).index(kind)
     color, marker = COLORS[number], "os^DvP*"[number]
     places, theory = np.arange(len(names)) + beside, np.log10(of.predicted(frame, kind))
-    style = {"fmt": "-", "marker": marker, "color": color, "markersize": 4, "linewidth": 1.2, "elinewidth": 0.9}
+    style: dict[str, Any] = {
+        "fmt": "-",
+        "marker": marker,
+        "color": color,
+        "markersize": 4,
+        "linewidth": 1.2,
+        "elinewidth": 0.9,
+    }
     errorbars(ax, places, [mean(values) for values in table], label=WORDS[kind], **style)
     if theory.any():
         ax.plot(places, theory, "x", color="0.2", markersize=6)

@@ -123,7 +123,7 @@ def _failures(runs: pd.DataFrame) -> Figure:
     )  # fmt: skip
     ax.set_yticks(
         np.arange(len(start)) + 0.5,
-        [f"{model.replace('_', '+')}\n{value:.1f}" for model, value in start.items()],
+        [f"{str(model).replace('_', '+')}\n{value:.1f}" for model, value in start.items()],
         rotation=0,
     )
     ax.set(xlabel="peak of the learning rate", ylabel="network, its mean largest\n" + r"$\log_{10}$ GSC at step 0")

@@ -14,6 +14,7 @@ from experiments.archive import reference
 from experiments.archive.tables import Collected
 from experiments.data import batches
 from experiments.studies import effective_depth as asked
+from experiments.studies.effective_depth import figures as drawn
 from experiments.studies.effective_depth import measurement, numbers
 from experiments.studies.effective_depth.measurement import TOLERANCES
 from gradscope import frames
@@ -180,3 +181,16 @@ def test_the_committed_frame_tells_effective_depth_from_its_own_contributions():
         rows = runs.rows(key, "contribution")
         reached = rows[rows["log10_value"] >= math.log10(TOLERANCES[0])].groupby("seed")["index"].max()
         np.testing.assert_array_equal(reached, runs.final(key))
+
+
+def test_a_line_ends_where_a_seed_has_no_share():
+    """A mean over the seeds that are left would jump up."""
+    runs = numbers.Runs(reference.load(ROOT / "results" / "effective_depth").frame)
+    plain, _ = drawn.contributions(runs).axes
+    line = next(line for line in plain.get_lines() if line.get_label() == "relu+layer")
+    key = next(key for key in runs.deep if key[:3] == ("relu", "layer", "none"))
+    table = runs.rows(key, "contribution").pivot_table(index="index", columns="seed", values="log10_value")
+    whole = table.dropna()
+    assert len(whole) < len(table) and table.shape[1] == 5
+    np.testing.assert_array_equal(line.get_xdata(), whole.index)
+    np.testing.assert_allclose(line.get_ydata(), whole.mean(axis=1))
