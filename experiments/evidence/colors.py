@@ -10,10 +10,10 @@ import numpy as np
 # The palette "colorblind" of seaborn.  Darker colors replace its pale pink (6) and yellow (8); 10 and 11 are added.
 COLORS = (
     *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161"),
-    *("#332288", "#949494", "#882255", "#56b4e9", "#999933", "#117733"),
+    *("#332288", "#949494", "#882255", "#2f8fc9", "#999933", "#117733"),
 )
 
 
 def ordered(num: int) -> list[Any]:
     """Colors of ``num`` ordered values, from dark to light."""
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.75, num)))
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.68, num)))

@@ -24,7 +24,7 @@ from gradscope.plots import drawing
 
 MAX_PAGES = 12  # figures of panels per quantity
 MAX_COLORS = 10  # more colors, and those of numbers, are shades from dark to light
-THEORY: dict[str, Any] = {"marker": "x", "color": "0.1", "linestyle": "none", "markersize": 6, "label": "mean field"}
+THEORY: dict[str, Any] = {"marker": "_", "color": "0.1", "linestyle": "none", "markersize": 10, "label": "mean field"}
 WIDE = 1e3  # an axis is logarithmic if the largest value exceeds this multiple of the smallest
 MAX_TICKS = 12  # values of a key that are written at its axis
 FAR = 15  # the same for the axis of a key
@@ -215,14 +215,14 @@ def _bars(
     ax: Axes, line: pd.DataFrame, key: Mapping[str, str], colors: Mapping[str, Any], part: pd.DataFrame, shift: float,
     joined: bool,
 ) -> None:  # fmt: skip
-    """Draw the points of one line with their intervals, and theory as crosses."""
+    """Draw the points of one line with their intervals, and theory as strokes."""
     place = line["place"] + shift
     color = colors.get(key.get("hue", ""), COLORS[0])
     number = _values(part, "style").index(key["style"]) if "style" in key else 0
     ends = [(line["value"] - line["low"]).clip(lower=0), (line["high"] - line["value"]).clip(lower=0)]
     ax.errorbar(
         place, line["value"], yerr=np.nan_to_num(ends), color=color, marker=MARKERS[number],
-        linestyle=DASHES[number] if joined else "none", linewidth=1.2, markersize=4, capsize=2,
+        linestyle=DASHES[number] if joined else "none", linewidth=1.2, markersize=5, capsize=2,
     )  # fmt: skip
     if "theory" in line:
         ax.plot(place, line["theory"], **THEORY, zorder=3)

@@ -118,10 +118,10 @@ def _figure(collected: Collected) -> Figure:
         if pooling != "none":
             errorbars(axes[2], places, [factor(frame, pooling, shift) for shift in SHIFTS], **style)
     for ax, layer in zip(axes, RECTIFIED, strict=False):
-        ax.set_title(layer, fontsize=10)
+        ax.set_title(RECTIFIED[layer], fontsize=10)
         ax.set(ylabel="change / distance of two images", ylim=(0, None))
     axes[2].axhline(1, color="0.6", linewidth=0.8, zorder=0)
-    axes[2].set(ylabel="change / change of the unpooled map")
+    axes[2].set(ylabel="change / change of the unchanged map")
     axes[2].set_title("both maps", fontsize=10)
     for ax in axes:
         sns.despine(ax=ax)
@@ -159,7 +159,7 @@ within {100 * (SAME - 1):.0f} % of 1 counts as no change. The factor for the sma
     figures=lambda collected: {"pooling": _figure(collected)},
     captions={
         "pooling": "Change of two feature maps under a shift of the image, divided by the distance between two images. "
-        "Third panel: change of the pooled map divided by change of the full map. Bars are 95 % intervals over seeds, "
-        f"in the third panel {len(SHIFTS)} simultaneous ones.",
+        "Third panel: change of the pooled map divided by that of the unchanged map. Bars are 95 % intervals over "
+        f"seeds, in the third panel simultaneous for all {len(SHIFTS)} shifts. Points are shifted sideways a little.",
     },
 )

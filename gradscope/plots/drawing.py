@@ -89,7 +89,7 @@ def legible(color: Color, ax: Axes) -> Color:
 
 def graded(ax: Axes, num: int) -> list[Color]:
     """Colors from the caller's color map, in order, all visible on the background."""
-    ends = (0.25, 1.0) if is_dark(ax) else (0.0, 0.85)
+    ends = (0.3, 1.0) if is_dark(ax) else (0.0, 0.75)
     return list(plt.get_cmap()(np.linspace(*ends, num)))
 
 

@@ -261,11 +261,12 @@ def growth_table(data: Any, by: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def growth_words(rows: pd.DataFrame) -> str:
-    """What `gradscope.Growth` says of the rows of one curve, without its advice; "" if they have no rate."""
+    """What `gradscope.Growth` says of the rows of one curve, in short and without its advice; "" without a rate."""
     try:
-        return str(replace(growth(rows.drop(columns=[name for name in ("_place", "step") if name in rows])), advice=""))
+        found = growth(rows.drop(columns=[name for name in ("_place", "step") if name in rows]))
     except ValueError:
         return ""
+    return str(replace(found, advice="")).replace("95 % interval ", "")
 
 
 def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, float]:

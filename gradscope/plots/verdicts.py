@@ -109,7 +109,7 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     if "theory" in table and table["theory"].notna().any():
         ax.plot(
             table["theory"], table.index, "|", color=ink(ax), markersize=11, markeredgewidth=1.4, zorder=3,
-            label="theory",
+            label="mean field",
         )  # fmt: skip
     ax.set_ylim(len(table) - 0.5, -0.5)
     name_layers(ax.yaxis, range(len(table)), table["network"].tolist())

@@ -115,8 +115,8 @@ about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the positio
         "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. The "
         "error is zero up to rounding if the total stride of the map divides the shift. Bars are 95 % intervals.",
         "invariance": "Response of the output to a shift of the image. Left: change divided by the distance between "
-        "two images. Right: fraction of images that keep their predicted class. Bars are 95 % "
-        "intervals, cut at 1. The gray line is the distance between two images.",
+        "two images (gray line: as large as this distance). Right: fraction of images that keep their predicted class. "
+        "Bars are 95 % intervals, cut at 1.",
         "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
         "divided by the distance between two images. Bars are 95 % intervals.",
         "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "

@@ -72,7 +72,7 @@ def _invariance(frame: pd.DataFrame, title: str) -> Figure:
             _bars(ax, beside, values, label, marker, COLORS[number], line)
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set(ylabel=DISTANCE, ylim=(0, None), **SHIFTED)
-    right.set(ylabel="part of the images whose class stays", ylim=(0, 1), **SHIFTED)  # no part exceeds 1
+    right.set(ylabel="fraction of images whose class stays", ylim=(0, 1), **SHIFTED)  # no part exceeds 1
     handles_and_labels = left.get_legend_handles_labels()
     figure.legend(*handles_and_labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
@@ -86,7 +86,7 @@ def _pooling(frame: pd.DataFrame, title: str) -> Figure:
             values = [by_seed(frame, "pooled_change", pooling=pooling, **of) for pooling in POOLED]
             _bars(ax, np.arange(len(POOLED)) + 0.1 * (number - 0.5), values, words, "os"[number], COLORS[number], "")
         ax.set_xticks(range(len(POOLED)), [words.replace(" ", "\n", 1) for words in POOLED.values()], fontsize=9)
-        ax.set_title(layer, fontsize=10)
+        ax.set_title(RECTIFIED[layer], fontsize=10)
         ax.set_ylim(bottom=0)
     axes[0].set_ylabel(DISTANCE)
     axes[0].legend(frameon=False, fontsize=9, loc="lower left")

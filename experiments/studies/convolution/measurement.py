@@ -27,7 +27,7 @@ CONVOLUTIONAL, CONNECTED = "alexnet_b", "fully_connected"
 CONNECTED_DEPTH, CONNECTED_WIDTH = 2, 256
 BEFORE, AFTER = "before", "after"
 STAGES = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4")
-RECTIFIED = ("relu1", "relu2")
+RECTIFIED = {"relu1": "first ReLU", "relu2": "second ReLU"}  # maps that are pooled, and their names in figures
 POOLINGS: dict[str, nn.Module] = {
     "none": nn.Identity(),
     "subsampled": nn.MaxPool2d(1, stride=2),  # every second pixel of every second row

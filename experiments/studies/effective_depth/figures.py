@@ -60,7 +60,7 @@ def over_training(runs: Runs) -> Figure:
             right, [place], [mean(runs.final(key))], horizontal=True, color=color,
             marker="o" if dash == "-" else "s", markerfacecolor=color if key[3] == max(depths) else "white", capsize=3,
         )  # fmt: skip
-        right.plot(runs.layers(key), place, "|", color="0.3", markersize=10)
+        right.plot(runs.layers(key), place, "|", color="0.3", markersize=10, zorder=3)
     right.set(xlabel="effective depth [layers]", title="at the end of training", xlim=(0, None))
     right.set_yticks(range(len(architectures)), [name((*one, 0), depth=False) for one in architectures])
     right.invert_yaxis()

@@ -190,8 +190,9 @@ a first look at norms and volumes. Layers are square. Normalization and ReLU are
         "at the center (orange).",
         "steps": "Errors of the linearization against the step. Left: error of the output. Right: relative difference "
         "between area and |det J|. One curve per initialization.",
-        "volume": "Singular values of the Jacobian from the input to each layer. Top: means; curves that coincide "
-        "lie under each other. Bottom: effective rank. Bands are 95 % intervals over seeds.",
+        "volume": "Singular values of the Jacobian from the input to each layer. Top: means; some "
+        "curves coincide, so only the last one drawn is seen. Bottom: effective rank. Bands are 95 % intervals over "
+        "seeds.",
     },
     details=details,
 )

@@ -234,8 +234,8 @@ all at initialization. A network that is nearly affine at initialization may bec
         "Dots: means with 95 % intervals over seeds. Square: the unchanged network. Strokes: mean field, where "
         "it predicts a rate.",
         "cost": "Three measures of nonlinearity (rows) against growth from input to output, for each network (column). "
-        "Bars are 95 % intervals over seeds. Hollow: in mean field the same network as "
-        "another, so that several markers can share one spot.",
+        "Bars are 95 % intervals over seeds. Hollow markers: mean field does not distinguish this "
+        "network from another one, so their markers may overlap. Black square: the unchanged network.",
     },
     details=details,
 )

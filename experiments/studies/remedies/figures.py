@@ -70,7 +70,8 @@ def _cost(found: Outcomes) -> Figure:
                 face, edge, width = ("white", color, 1.5) if hollow else (color, "0.2", 0.5)
                 bars = ax.errorbar(
                     total.value, level.value, xerr=means.errors([total]), yerr=means.errors([level]),
-                    fmt=marker, color=color, markersize=7, capsize=2, elinewidth=1,
+                    fmt=marker, color=color, markersize=5 if remedy == NONE else 7, capsize=2, elinewidth=1,
+                    zorder=4 if remedy == NONE else 2,
                     markerfacecolor=face, markeredgecolor=edge, markeredgewidth=width,
                 )  # fmt: skip
                 if remedy not in shown or not hollow:
