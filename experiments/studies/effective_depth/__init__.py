@@ -191,8 +191,8 @@ a convention; the table also has values for a smaller share. Wider networks or l
         "there is no bar where all seeds agree.",
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
-        "lines assume layers with independent directions. A line ends where the share of any seed is missing: shares below 1e-15 "
-        "are not kept. The gray line is the tolerance that defines effective depth.",
+        "lines assume layers with independent directions. A line ends where the share of any seed is missing: shares "
+        "below 1e-15 are not kept. The gray line is the tolerance that defines effective depth.",
         "taylor": "Loss of the deepest networks when a first-order expansion replaces their last layers, minus the "
         "loss of the whole network. Lines are medians over seeds. Bands go from the lowest to the highest seed. "
         f"The gray line is a rise by {SUFFERS:g}; below it, the axis is linear.",
