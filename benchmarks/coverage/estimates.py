@@ -264,12 +264,16 @@ def parameters(quick: bool) -> Iterator[dict[str, object]]:
 
 def depths(quick: bool) -> Iterator[dict[str, object]]:
     """Contributions to the Jacobian: over probes of one batch, and over samples."""
-    before = network(4, 10, "tanh")
-    after = network(4, 10, "tanh")
+    for name, depth, width in (("tanh", 4, 10), ("relu", 6, 12)):
+        yield from _depths(quick, name, depth, width)
+
+
+def _depths(quick: bool, name: str, depth: int, width: int) -> Iterator[dict[str, object]]:
+    before, after = network(depth, width, name), network(depth, width, name)
     with torch.no_grad():
         for p in after.parameters():
             p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype, generator=seeded(SEED + 3)))
-    x = inputs(400, 10)
+    x = inputs(400, width)
     for setting, size, plan in (("8 probes", 8, 8), ("20 samples", 20, "exact"), ("60 samples", 60, "exact")):
         batch, generator = x[:8] if plan == 8 else x, seeded(size)
         exact = gs.effective_depth(after, batch, initial=before, probes="exact").log10_values
@@ -279,4 +283,4 @@ def depths(quick: bool) -> Iterator[dict[str, object]]:
             found.append(gs.effective_depth(after, drawn, initial=before, probes=plan, generator=generator))
         for order in (0, 2, 4):
             replays = [(d.log10_values[order], *(e[order] for e in d.contribution_intervals())) for d in found]
-            yield row("effective_depth", "tanh 4", f"{setting}, order {order}", float(exact[order]), replays)
+            yield row("effective_depth", f"{name} {depth}", f"{setting}, order {order}", float(exact[order]), replays)

@@ -261,6 +261,8 @@ def _shares(lengths: FloatArray, *, exact: bool) -> tuple[FloatArray, FloatArray
     influence = (relative - (relative @ shares)[:, None]) / 2
     deviations = influence - influence.mean(axis=0)
     freedom = satterthwaite(np.square(deviations).sum(axis=0), (deviations**4).sum(axis=0), len(squares))
+    if exact:  # every share contains the tails of all terms: batches of samples show even less of them
+        freedom = np.maximum(freedom / 2 - 1, min(2.0, len(squares) - 1.0))
     errors = np.full(len(shares), np.nan)
     if len(squares) > 1:
         errors = np.where(shares > 0, influence.std(axis=0, ddof=1), 0.0) / math.sqrt(len(squares)) / math.log(10)
