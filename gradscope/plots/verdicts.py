@@ -82,7 +82,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
 def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the growth rate of each network, its 95 % interval and its verdict.
 
-    Strokes show theory.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
+    Strokes show mean field.  The vertical line marks rate 1, where coefficients neither grow nor shrink.
 
     Arguments:
         data: `gradscope.Growth`, or a dict from names of networks to these; results as for `profile`, whose growth is
@@ -93,7 +93,7 @@ def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     >>> growth = {"rate": [1.2], "rate_low": [1.1], "rate_high": [1.3], "verdict": ["exploding"], "theory": [1.25]}
     >>> ax = rates(pd.DataFrame({"network": ["tanh"], **growth}))
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
-    ['theory', 'exploding']
+    ['mean field', 'exploding']
     """
     table = growth_table(data).reset_index(drop=True)
     require(table, ["network", "rate", "rate_low", "rate_high", "verdict"], RATES)

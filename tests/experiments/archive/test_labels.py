@@ -128,8 +128,8 @@ def test_rates_show_verdicts_by_shape_and_theory():
     bars = at["exploding"][2][0].get_segments()[0]
     np.testing.assert_allclose(bars[:, 0], [1.15, 1.3])
     assert ax.get_ylim() == (2.5, -0.5)  # the first above
-    (crosses,) = [line for line in ax.lines if line.get_label() == "theory"]
-    assert crosses.get_xdata()[0] == 1.25
+    (strokes,) = [line for line in ax.lines if line.get_label() == "mean field"]
+    assert strokes.get_xdata()[0] == 1.25
 
 
 def swept(tmp_path, monkeypatch, *arguments):
