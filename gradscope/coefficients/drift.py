@@ -32,7 +32,7 @@ SIGNIFICANT = 0.05
 ROUNDING = 1e-24
 # A change among the first OUTERMOST is left out if it lies this many robust standard deviations from the median.
 OUTERMOST, OUTLIER = 3, 6.0
-# The row nearest the target is left out where so many remain.
+# The row nearest the target is left out if at least this number of rows remains.
 ENOUGH = 9
 
 
@@ -113,9 +113,9 @@ def num_outer(depth: FloatArray, curves: FloatArray) -> int:
     """Return how many rows nearest the target to leave out, because they may belong to layers of another kind.
 
     A final normalization or pooling changes GSC once.  This change says nothing about the layers that repeat, and it
-    would dominate their spread.  Where `ENOUGH` rows remain, the row nearest the target is always left out.  Further
-    rows are left out if most curves, each by itself, have an outlier there among their changes per layer.  At least
-    four changes remain.  Few networks and many therefore leave out the same rows: their rates mean the same.
+    would dominate their spread.  The row nearest the target is always left out if at least `ENOUGH` rows remain.
+    Further rows are left out if most curves, each by itself, have an outlier there among their changes per layer.  At
+    least four changes remain.  Few networks and many therefore leave out the same rows: their rates mean the same.
     """
     changes = np.diff(curves, axis=1) / np.diff(depth)
     distance = np.abs(changes - np.median(changes, axis=1, keepdims=True))

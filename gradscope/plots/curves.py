@@ -120,7 +120,7 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     thin: dict[str, Any] = {"linewidth": 0.6, "markersize": 5, "markerfacecolor": "none"}
     for names, rows in predicted.groupby(list(keys), sort=False, observed=True):
         style = str(names[1]) if keys[1:] else "none"
-        label = "mean field" if style == "none" else f"mean field, {style}" + " norm" * (keys[1] == "norm")
+        label = "mean field" if style == "none" else f"mean field, {style}"
         if str(names[0]) not in colors:
             colors[str(names[0])] = next_colors(ax, 1)[0]["color"]
         ax.plot(

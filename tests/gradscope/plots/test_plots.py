@@ -72,7 +72,7 @@ def test_a_prediction_has_the_color_of_its_network_and_a_shape_of_its_own():
     for line in (plain, batch):
         assert mpl.colors.to_rgb(line.get_color()) == mpl.colors.to_rgb(measured.get_color())
     legend = ax.get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["mean field", "mean field, batch norm"]
+    assert [text.get_text() for text in legend.get_texts()] == ["mean field", "mean field, batch"]
     shapes = [line.get_marker() for line in (plain, batch)]
     assert len(set(shapes)) == 2 and shapes == [handle.get_marker() for handle in legend.legend_handles]
 
