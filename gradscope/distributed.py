@@ -19,6 +19,12 @@ def rank() -> int:
     return torch.distributed.get_rank() if parallel() else 0
 
 
+def share(num: int) -> range:
+    """Numbers of this process's ``num`` samples among those of all processes, which take turns."""
+    world = torch.distributed.get_world_size() if parallel() else 1
+    return range(rank(), rank() + num * world, world)
+
+
 def gathered(own: T) -> list[T]:
     """The value of ``own`` in every process, in the order of the ranks."""
     if not parallel():

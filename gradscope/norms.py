@@ -143,7 +143,7 @@ def _norms_of_parts(a: Tensor, start_dim: int, scratch: Tensor) -> Tensor:
 
 
 def stacked_norms(tensors: Sequence[Tensor], start_dims: Sequence[int], workspace: Workspace) -> list[Tensor]:
-    """`plain_norms` of every tensor, flat; small tensors of one kind are copied into one block and summed together."""
+    """`plain_norms` of every tensor, flat; small tensors of one kind are stacked and summed together."""
     found: list[Any] = [None] * len(tensors)
     groups: dict[Any, list[int]] = defaultdict(list)
     for number, (a, start_dim) in enumerate(zip(tensors, start_dims, strict=True)):
@@ -156,13 +156,11 @@ def stacked_norms(tensors: Sequence[Tensor], start_dims: Sequence[int], workspac
                 a = tensors[number]
                 found[number] = plain_norms(a, start_dim, workspace.scratch(a)).reshape(-1)
             continue
-        room = min(room, len(members))
-        block = workspace.scratch(tensors[members[0]], BLOCK)[: room * shape.numel()].view(room, *shape)
-        slots, dims = block.unbind(0), tuple(range(start_dim + 1, block.ndim))
+        dims = tuple(range(start_dim + 1, len(shape) + 1))
         for first in range(0, len(members), room):
             part = members[first : first + room]
-            torch._foreach_copy_(slots[: len(part)], [tensors[number] for number in part])
-            norms = torch.linalg.vector_norm(block if len(part) == room else block[: len(part)], dim=dims)
+            together = torch.stack([tensors[number] for number in part])
+            norms = torch.linalg.vector_norm(together, dim=dims, dtype=torch.float64)
             for number, one in zip(part, norms.view(len(part), -1).unbind(0), strict=True):
                 found[number] = one
     return found

@@ -1,8 +1,8 @@
 """Random vectors v with E[v v^T] = I, so that E|A v|^2 = |A|_F^2.
 
-Every function returns a tensor (num, size) with one probe per row.  A generator gives the same probes on every device,
-because probes are drawn on the generator's device.  The variance of |A v|^2 is at most 2 |A|_F^4 and is largest if A
-has rank one (Hutchinson 1989; Avron and Toledo 2011).
+The variance of |A v|^2 is at most 2 |A|_F^4 and is largest if A has rank one (Hutchinson 1989; Avron and Toledo 2011).
+`signs` and `uniform` compute each entry from a key and its place, on any device.  The other functions return a tensor
+(num, size) with one probe per row; a generator gives the same probes on every device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,59 @@ import math
 
 import torch
 from torch import Tensor
+
+# SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; Stafford's variant 13).
+_STEP = 0x9E3779B97F4A7C15 - 2**64
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+# Numbers of the words of one probe; the next probe starts here.
+_WORDS = 2**40
+
+# The signs of the eight bits of every byte.
+_SIGNS = ((torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu")) % 2 * 2 - 1).to(torch.int8)
+
+
+def new_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """The next key for `signs` and `uniform`, a whole number, from a generator on this device."""
+    return torch.randint(2**63 - 1, (), generator=generator, device=device)
+
+
+def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Probes (probes, samples, size) of independent random signs (Hutchinson 1989).
+
+    An entry depends only on the key, the numbers of its probe and sample, and its place in the sample.  It is the same
+    on every device and in every dtype, whichever other entries are computed.  Cost: 1 bit of a hash per entry.
+
+    >>> v = signs(torch.tensor(7), range(2), range(3), 4, torch.float64, torch.device("cpu"))
+    >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())
+    (torch.Size([2, 3, 4]), True)
+    """
+    words = _words(key, probes, samples, -(-size // 64), device)
+    rows = _SIGNS.to(device, dtype, non_blocking=True)
+    found = rows.index_select(0, words.view(torch.uint8).flatten().int())
+    return found.view(len(probes), len(samples), -1)[:, :, :size]
+
+
+def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Tensor:
+    """Independent numbers (samples, size), uniform between -1 and 1, in float64; an entry depends on key and place."""
+    return _words(key, range(1), samples, size, device)[0].double().mul_(2.0**-63)
+
+
+def _words(key: Tensor, probes: range, samples: range, num: int, device: torch.device) -> Tensor:
+    """Random words (probes, samples, num) of 64 bits."""
+    places = torch.arange(1, num + 1, device=device)
+    rows = torch.arange(samples.start, samples.stop, samples.step, device=device)[:, None]
+    layers = torch.arange(probes.start, probes.stop, device=device)[:, None, None]
+    numbers = places.add(rows, alpha=num).add(layers, alpha=_WORDS)
+    z = torch.add(key.to(device, non_blocking=True), numbers, alpha=_STEP)
+    for shift, factor in _ROUNDS:
+        z = _folded(z, shift).mul_(factor)
+    return _folded(z, 31)
+
+
+def _folded(z: Tensor, shift: int) -> Tensor:
+    """``z ^ (z >> shift)`` of unsigned numbers; torch's shift copies the sign bit, which the mask removes."""
+    return (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z)
 
 
 def rademacher(
@@ -22,9 +75,8 @@ def rademacher(
     >>> rademacher(2, 3, generator=torch.Generator().manual_seed(0)).abs().tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    source = _source(num, size, generator, device)
-    bits = torch.randint(0, 2, (num, size), generator=generator, dtype=torch.int8, device=source)
-    return bits.mul_(2).sub_(1).to(device=device, dtype=dtype)
+    key = new_key(generator, _source(num, size, generator, device))
+    return signs(key, range(num), range(1), size, dtype, torch.device(device))[:, 0]
 
 
 def sphere(

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.distributed import rank
+from gradscope import probes as probe_vectors
+from gradscope.distributed import share
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
 from gradscope.norms import from_real, read_once, real
-from gradscope.probes import rademacher
 
 Draw = Callable[[int, int], Tensor]
 
@@ -106,8 +106,8 @@ def chosen(target: Layer, needed: int, probes: Probes, generator: torch.Generato
 
 
 def generator_or_default(generator: torch.Generator | None) -> torch.Generator:
-    """``generator``, or a new one whose seed is the rank of this process, so that processes draw different probes."""
-    return torch.Generator().manual_seed(rank()) if generator is None else generator
+    """``generator``, or a new one with seed 0."""
+    return torch.Generator().manual_seed(0) if generator is None else generator
 
 
 def basis(target: Layer, num: int) -> Cotangents:
@@ -124,7 +124,7 @@ def basis(target: Layer, num: int) -> Cotangents:
 
 def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
     """``num`` vectors of random signs."""
-    return Cotangents(target, num, 0, lambda first, last: _signs(target, last - first, generator))
+    return Cotangents(target, num, 0, _signs(target, generator))
 
 
 def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generator, *, coupled: bool) -> Cotangents:
@@ -132,11 +132,12 @@ def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generat
     rank = len(subspace)
     # (samples, rank, d): one projection per sample, or one for the whole batch.
     q = real(subspace).reshape(rank, 1 if coupled else target.shape[0], -1).transpose(0, 1)
+    probes = _signs(target, generator)
 
     def draw(first: int, last: int) -> Tensor:
         parts = [subspace[first : min(last, rank)]]
         if last > rank:
-            v = _signs(target, last - max(first, rank), generator)
+            v = probes(max(first - rank, 0), last - rank)
             flat = real(v).reshape(len(v), len(q), -1).transpose(0, 1)
             flat = flat - (flat @ q.transpose(1, 2)) @ q
             parts.append(from_real(flat.transpose(0, 1).flatten(1), target.shape, target.dtype))
@@ -151,9 +152,16 @@ def needed_for_exact(target: Layer, batch_size: int, *, coupled: bool) -> int:
     return target.size // batch_size if shared else target.size
 
 
-def _signs(target: Layer, num: int, generator: torch.Generator) -> Tensor:
-    v = rademacher(num, target.size, generator=generator, dtype=target.real_dtype, device=target.device)
-    return from_real(v, target.shape, target.dtype)
+def _signs(target: Layer, generator: torch.Generator) -> Draw:
+    """Random signs, each a function of a key, the probe, the sample (numbered over all processes) and the place."""
+    key, samples = probe_vectors.new_key(generator, generator.device), share(target.shape[0] if target.shape else 1)
+    size = target.size // max(1, len(samples))
+
+    def draw(first: int, last: int) -> Tensor:
+        v = probe_vectors.signs(key, range(first, last), samples, size, target.real_dtype, target.device)
+        return from_real(v.flatten(1), target.shape, target.dtype)
+
+    return draw
 
 
 def find_subspaces(
@@ -195,8 +203,8 @@ def find_subspaces(
 
 def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
     """A random direction with the same length as ``source``."""
-    noise = torch.randn(real(source).shape, generator=generator, dtype=torch.float64, device=generator.device)
-    noise = noise.to(source.device)
+    key, samples = probe_vectors.new_key(generator, generator.device), share(len(source) if source.ndim else 1)
+    noise = probe_vectors.uniform(key, samples, real(source).numel() // max(1, len(samples)), source.device)
     length = real(source).double().norm()
     direction = (noise * torch.where(length > 0, length / noise.norm(), 1.0)).to(real(source))
     return from_real(direction.flatten(), source.shape, source.dtype)

@@ -42,7 +42,7 @@ def test_unbiased_by_enumeration_of_all_signs(norm, wild, monkeypatch):
         subspace = torch.nn.functional.normalize(noise(*shape, seed=4), dim=-1).reshape(1, 3, 3)
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=9)), dtype=torch.float64).reshape(-1, 3, 3)
     position = iter(range(len(signs)))
-    monkeypatch.setattr(cotangents, "_signs", lambda target, num, generator: signs[[next(position)]])
+    monkeypatch.setattr(cotangents, "_signs", lambda target, generator: lambda first, last: signs[[next(position)]])
     board = Board(captured, list(captured.units), [captured.target], "batch")
     values = []
     for _ in signs:
