@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.archive import reference
+from experiments.archive import labels, reference
 from experiments.archive.tables import Collected
 from experiments.studies import trained_alexnet as study
 from gradscope import frames
@@ -161,4 +161,4 @@ def test_the_reference_results():
     answer = study.STUDY.answer(published)
     accuracy = published.metrics.dropna(subset="test_accuracy").groupby(["model", "seed"]).last()["test_accuracy"]
     for model, values in accuracy.groupby("model"):
-        assert f"{study.NAMES[model]} reaches {100 * values.mean():.1f} %" in answer
+        assert f"{labels.NAMES[model]} reaches {100 * values.mean():.1f} %" in answer
