@@ -15,6 +15,7 @@ from experiments.config.columns import CLASS
 from gradscope import frames
 
 NETWORK = "network"
+NAMES = {"alexnet_a": "AlexNet A", "alexnet_a_no_dropout": "AlexNet A without dropout", "alexnet_b": "AlexNet B"}
 
 
 def network_keys(frame: pd.DataFrame) -> list[str]:
@@ -53,7 +54,7 @@ def in_order(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def label(key: str, value: Any) -> str:
     """A short label of a value: ``relu`` for a word, ``depth=10`` for a number, a boolean or null."""
     if isinstance(value, str):
-        return value
+        return NAMES.get(value, value)
     short = _short(key)
     if value is None or pd.isna(value):
         return f"{short}=null"
@@ -69,6 +70,17 @@ def in_words(key: str, values: pd.Series) -> pd.Series:
     names = labeled(values.to_frame(key), [key])[key]
     short = _short(key)
     return names.where(names.str.startswith(f"{short}="), f"{short}=" + names)
+
+
+def suffixed(key: str, label: str) -> str:
+    """The label with its key in words, such as ``batch norm`` and ``no norm``; labels of numbers have theirs.
+
+    >>> suffixed("norm", "batch"), suffixed("norm", "none"), suffixed("width", "width=50")
+    ('batch norm', 'no norm', 'width=50')
+    """
+    if "=" in label:
+        return label
+    return f"{'no' if label == 'none' else label} {_short(key).replace('_', ' ')}"
 
 
 def labeled(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -7,10 +7,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-# The palette "colorblind" of seaborn.  Darker colors replace its pale pink (6) and yellow (8); 10 and 11 are added.
+# The palette "colorblind" of seaborn without its pale pink and yellow, and with darker colors.  Brown, which is near
+# to the second color, comes late.
 COLORS = (
-    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161"),
-    *("#332288", "#949494", "#882255", "#2f8fc9", "#999933", "#117733"),
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#332288"),
+    *("#ca9161", "#949494", "#882255", "#2f8fc9", "#999933", "#117733"),
 )
 
 

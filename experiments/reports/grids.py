@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from textwrap import fill
@@ -31,8 +32,10 @@ FAR = 15  # the same for the axis of a key
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "os^D"
 ROWS_PER_PAGE = 48  # rates per figure
+INTERVAL = "bars: 95 % interval"
 NAME_WIDTH = 60  # characters per line of a name
 CHARACTERS = 12  # of a title, per inch
+TITLE = 0.25  # inches per line of a title
 
 Names = Mapping[str, list[str]]  # role -> keys
 
@@ -55,7 +58,7 @@ def curves(rows: pd.DataFrame, quantity: str, roles: Names, title: str, x: str |
         }
         grid = sns.relplot(
             part, x=x, y=y, kind="line", errorbar="sd" if part["seed"].nunique() > 1 else None, linewidth=1.5,
-            palette=_colors(part), dashes=dashes, **_size(part), **columns,
+            palette=_colors(part), dashes=dashes, **_size(part), **columns, **_wrap(part),
         )  # fmt: skip
         if grid.legend is not None:
             grid.legend.remove()
@@ -63,9 +66,8 @@ def curves(rows: pd.DataFrame, quantity: str, roles: Names, title: str, x: str |
             ax.xaxis.get_major_locator().set_params(integer=True)
         if quantity == "gsc":
             grid.refline(y=0, color="0.6", linewidth=0.8, linestyle="-", zorder=0)
-        return _finished(
-            grid, part, (plots.LABELS.get(x, x.replace("_", " ")), label), f"{title}{name}\n{spread(part)}"
-        )
+        words = (plots.LABELS.get(x, x.replace("_", " ")), label)
+        return _finished(grid, part, words, f"{title}{name}\n{spread(part)}", y)
 
     return dict(_pages(rows, quantity if x in ("depth_from_output", "index") else f"{quantity}_over_{x}", draw))
 
@@ -82,17 +84,23 @@ def points(
     ticks = [] if numeric else list(dict.fromkeys(labels.labeled(table, [x])[x]))
     place = table[x].astype(float) if numeric else labels.labeled(table, [x])[x].map(ticks.index)
     table = table.assign(place=place)
-    gap = (0.2 if numeric else 0.6) * min(np.diff(np.unique(place)), default=0.0)  # lines at one place stand apart
+    values = np.unique(place)
+    far = numeric and values[0] > 0 and values[-1] > FAR * values[0]  # a logarithmic axis
+    steps = np.diff(np.log(values) if far else values)
+    gap = (0.2 if numeric else 0.6) * min(steps, default=0.0)  # lines at one place stand apart
 
     def draw(part: pd.DataFrame, name: str) -> Figure:
         columns = {role: role for role in ("col", "row") if role in roles}
-        grid, colors = sns.FacetGrid(part, **_size(part), **columns), _colors(part) or {}
+        grid, colors = sns.FacetGrid(part, **_size(part), **columns, **_wrap(part)), _colors(part) or {}
+        beside = ""
         for (row, column, _), panel in grid.facet_data():
             lines = list(_lines(panel))
             for number, (key, line) in enumerate(lines):
+                line = line.sort_values("place")
                 shift = gap * ((number + 0.5) / len(lines) - 0.5)
-                _bars(grid.axes[row, column], line.sort_values("place"), key, colors, part, shift, joined=numeric)
-        values = sorted(place.unique())
+                place = line["place"] * np.exp(shift) if far else line["place"] + shift
+                _bars(grid.facet_axis(row, column), line.assign(place=place), key, colors, part, joined=numeric)
+                beside = "; points shifted sideways" if shift else beside
         for ax in grid.axes.flat:
             if quantity == "rate":
                 ax.axhline(1.0, color="0.6", linewidth=0.8, zorder=0)
@@ -101,13 +109,13 @@ def points(
                 drawing.name_layers(ax.xaxis, range(len(ticks)), short)
                 ax.set_xlim(-0.5, len(ticks) - 0.5)
                 continue
-            if values[0] > 0 and values[-1] > FAR * values[0]:
+            if far:
                 ax.set_xscale("log")
                 ax.xaxis.set_minor_formatter(NullFormatter())
             if len(values) <= MAX_TICKS:
                 ax.minorticks_off()
                 drawing.name_layers(ax.xaxis, values, [f"{value:g}" for value in values])
-        return _finished(grid, part, (x.replace("_", " "), words[0]), f"{title}{name}\n{words[1]}")
+        return _finished(grid, part, (x.replace("_", " "), words[0]), f"{title}{name}\n{words[1]}{beside}", "value")
 
     return dict(_pages(table, f"{quantity}_over_{re.sub(r'[^A-Za-z0-9_.]+', '_', x)}", draw))
 
@@ -119,10 +127,9 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
     )
     lines = growth["network"].str.count("\n").max() + 1
     longest = max(len(line) for name in growth["network"] for line in name.split("\n"))
-    theory = "; theory: mean field" if growth["theory"].notna().any() else ""
     ends = growth[["rate", "rate_low", "rate_high", "theory"]].to_numpy(dtype=float)
     low, high = np.nanmin(ends), np.nanmax(ends)
-    made, seeds = {}, _range(growth["num_seeds"])
+    made, about = {}, seeded(growth["num_seeds"], INTERVAL, of_one=True)
     pages = -(-len(growth) // ROWS_PER_PAGE)
     for page, first in enumerate(range(0, len(growth), ROWS_PER_PAGE), start=1):
         part = growth.iloc[first : first + ROWS_PER_PAGE]
@@ -131,11 +138,7 @@ def rates(growth: pd.DataFrame, title: str) -> dict[str, Figure]:
         plots.rates(part, ax=ax)
         ax.set_xlim(*(ax.get_xlim() if pages == 1 else (low - 0.05 * (high - low), high + 0.05 * (high - low))))
         which = f"; networks {first + 1} to {first + len(part)} of {len(growth)}" if pages > 1 else ""
-        figure.suptitle(
-            fill(f"{title}{which}", int(CHARACTERS * size[0]))
-            + f"\nmean over {seeds} seeds, bars: 95 % interval{theory}",
-            fontsize=10,
-        )
+        figure.suptitle(f"{fill(f'{title}{which}', int(CHARACTERS * size[0]))}\n{about}", fontsize=10)
         made["rates" if page == 1 else f"rates_{page}"] = figure
     return made
 
@@ -158,12 +161,14 @@ def left_out(what: str, names: Any) -> None:
 def spread(frame: pd.DataFrame) -> str:
     """A phrase for titles that says what lines and bands show."""
     by_network = frame.groupby(labels.NETWORK, observed=True)["seed"] if labels.NETWORK in frame else frame["seed"]
-    seeds = np.atleast_1d(by_network.nunique())
-    return f"mean over {_range(seeds)} seeds, band: one standard deviation" if seeds.max() > 1 else "one seed"
+    return seeded(np.atleast_1d(by_network.nunique()), "band: one standard deviation")
 
 
-def _range(seeds: Any) -> str:
-    return f"{seeds.max()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+def seeded(seeds: Any, shown: str, of_one: bool = False) -> str:
+    """A phrase for titles: over how many seeds a mean is taken, and what is ``shown`` of them (or also ``of_one``)."""
+    number = f"{seeds.max()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    several = bool(seeds.max() > 1)
+    return (f"mean over {number} seeds" if several else "one seed") + (f", {shown}" if several or of_one else "")
 
 
 def _pages(
@@ -201,6 +206,12 @@ def _size(part: pd.DataFrame) -> dict[str, float]:
     return {"height": 3.2 if panels > 2 else 4.2, "aspect": 1.15 if panels > 2 else 1.4}
 
 
+def _wrap(part: pd.DataFrame) -> dict[str, int]:
+    """How many panels stand in a row, unless rows have a meaning: nearly as many as there are rows, so none is flat."""
+    panels = len(_values(part, "col"))
+    return {"col_wrap": -(-panels // math.isqrt(panels))} if panels and "row" not in part else {}
+
+
 def _lines(panel: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
     """The networks of a panel that differ in the x axis only, with their values of color and dash."""
     keys = [role for role in ("hue", "style") if role in panel]
@@ -212,12 +223,10 @@ def _lines(panel: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]
 
 
 def _bars(
-    ax: Axes, line: pd.DataFrame, key: Mapping[str, str], colors: Mapping[str, Any], part: pd.DataFrame, shift: float,
-    joined: bool,
-) -> None:  # fmt: skip
+    ax: Axes, line: pd.DataFrame, key: Mapping[str, str], colors: Mapping[str, Any], part: pd.DataFrame, joined: bool
+) -> None:
     """Draw the points of one line with their intervals, and theory as strokes."""
-    place = line["place"] + shift
-    color = colors.get(key.get("hue", ""), COLORS[0])
+    place, color = line["place"], colors.get(key.get("hue", ""), COLORS[0])
     number = _values(part, "style").index(key["style"]) if "style" in key else 0
     ends = [(line["value"] - line["low"]).clip(lower=0), (line["high"] - line["value"]).clip(lower=0)]
     ax.errorbar(
@@ -228,19 +237,20 @@ def _bars(
         ax.plot(place, line["theory"], **THEORY, zorder=3)
 
 
-def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, str], title: str) -> Figure:
+def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, str], title: str, y: str) -> Figure:
     """The figure with titles, labels and a legend, none of which overlap."""
-    figure = grid.figure
-    width, height = figure.get_size_inches() / grid.axes.shape[::-1]
+    figure, size = grid.figure, _size(part)
+    width, height = size["height"] * size["aspect"], size["height"]
     grid.set_titles("{row_name}, {col_name}" if {"row", "col"} <= {*part} else "{col_name}{row_name}".replace(
         "{col_name}" if "col" not in part else "{row_name}", ""), size=10)  # fmt: skip
     for ax in grid.axes.flat:
         ax.set_title(fill(labels.in_prose(ax.get_title()), int(CHARACTERS * width)), fontsize=10)
     grid.set_axis_labels(fill(axis_labels[0], int(CHARACTERS * width)), fill(axis_labels[1], int(CHARACTERS * height)))
-    colors = _colors(part) or {}
-    handles = [
-        Line2D([], [], color=color, label=labels.wrapped(labels.in_prose(value), 30)) for value, color in colors.items()
-    ]
+    colors = list((_colors(part) or {}).items())
+    means = [part.loc[part["hue"] == value, y].mean() for value, _ in colors]
+    if colors and part["hue"].cat.ordered and means[-1] > means[0]:
+        colors.reverse()  # as the curves lie
+    handles = [Line2D([], [], color=color, label=labels.wrapped(labels.in_prose(value), 30)) for value, color in colors]
     for number, value in enumerate(_values(part, "style")):
         marker = MARKERS[number] if "place" in part else ""
         handles.append(Line2D([], [], color="0.2", linestyle=DASHES[number], marker=marker, markersize=4,
@@ -255,4 +265,5 @@ def _finished(grid: sns.FacetGrid, part: pd.DataFrame, axis_labels: tuple[str, s
     first, *rest = title.split("\n")
     lines = [fill(line, int(CHARACTERS * figure.get_figwidth())) for line in (first, *rest)]
     figure.suptitle("\n".join(lines), fontsize=10)
+    figure.set_figheight(figure.get_figheight() + TITLE * len(lines))  # the panels keep their height
     return figure

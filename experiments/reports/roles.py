@@ -97,13 +97,18 @@ def assign(
 
 
 def with_roles(table: pd.DataFrame, roles: Mapping[str, list[str]]) -> pd.DataFrame:
-    """The table with one column of labels per role, whose categories have the order of the rows."""
-    columns = {}
+    """The table with one column of labels per role, whose categories have the order of the rows.
+
+    Several keys in one role, which are all keys with words, are named as the network is: ``relu+batch``.
+    """
+    columns, words = {}, {key for of in roles.values() for key in of if not pd.api.types.is_numeric_dtype(table[key])}
     for role, keys in roles.items():
         if role == "x":
             continue
-        parts = pd.DataFrame({key: labels.in_words(key, table[key]) for key in keys})
-        text = parts.agg(", ".join, axis=1)
+        if len(keys) > 1 and {*keys} == words:
+            text = labels.with_networks(table, keys)[labels.NETWORK]
+        else:
+            text = pd.DataFrame({key: labels.in_words(key, table[key]) for key in keys}).agg(", ".join, axis=1)
         columns[role] = pd.Categorical(text, list(pd.unique(text)), ordered=_ordered(table, keys))
     if "hue" in columns and len(names := columns["hue"].categories) > (
         most := SHADES if _ordered(table, roles["hue"]) else MOST["hue"]

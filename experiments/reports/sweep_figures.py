@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,6 @@ from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
 TRAINED = ("train_loss", "test_accuracy", "test_loss", "learning_rate", "images_per_second")
-RATE = ("GSC rate per layer (squared convention)", "bars: 95 % interval")
 FEWEST = 3  # values of a key that rates are drawn against
 MATRICES = 16  # heat maps per figure
 
@@ -71,7 +70,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
             )
         }
     else:
-        figures = {"gsc": _curves(frame, title, roles, by_labels)}
+        figures = {"gsc": _curves(frame, title, roles, by_labels, keys[1:2])}
     for quantity in STATISTICS:
         if (frame["quantity"] == quantity).any():
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
@@ -108,8 +107,7 @@ def _per_network(table: pd.DataFrame, keys: list[str], y: str, trained: bool) ->
     """One row per network with ``value``, ``low`` and ``high``, the label of the axis, and what the bars are."""
     if y == "rate":
         growth = report_growth.growth_table(_of_last_step(table), keys)
-        names = {"rate": "value", "rate_low": "low", "rate_high": "high"}
-        return growth.rename(columns=names), RATE
+        return _as_points(growth)
     column, where = y, "last record"
     if not trained:
         table, column = _of_last_step(table[table["quantity"] == y]), "value"
@@ -124,7 +122,14 @@ def _per_network(table: pd.DataFrame, keys: list[str], y: str, trained: bool) ->
     mean, std = seeds.mean(), seeds.std()
     values = pd.DataFrame({"value": mean, "low": mean - std, "high": mean + std}).reset_index()
     label = f"{plots.LABELS.get(y, y.replace('_', ' '))}, {where}"
-    return values, (label, "bars: one standard deviation over seeds")
+    return values, (label, grids.seeded(seeds.size(), "bars: one standard deviation"))
+
+
+def _as_points(growth: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, str]]:
+    """Growth rates as `grids.points` draws them, with the label of the axis and what the bars are."""
+    words = grids.seeded(growth["num_seeds"], grids.INTERVAL, of_one=True)
+    names = {"rate": "value", "rate_low": "low", "rate_high": "high"}
+    return growth.rename(columns=names), ("GSC rate per layer (squared convention)", words)
 
 
 def _of_last_step(frame: pd.DataFrame) -> pd.DataFrame:
@@ -144,14 +149,14 @@ def _many(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str
     counts = {key: growth[key].nunique() for key in keys if pd.api.types.is_numeric_dtype(growth[key])}
     x = max(counts, key=lambda key: counts[key], default=None)
     if x is not None and counts[x] >= FEWEST:
-        growth = growth.rename(columns={"rate": "value", "rate_low": "low", "rate_high": "high"})
-        figures |= grids.points(growth, x, "rate", RATE, assign(frame, keys, {"x": [x]}), title)
+        table, words = _as_points(growth)
+        figures |= grids.points(table, x, "rate", words, assign(frame, keys, {"x": [x]}), title)
     return figures
 
 
 def _rate(row: Any) -> str:
-    """A rate with as many digits as its interval supports."""
-    return f"{row.rate:.{digits(row.rate_high - row.rate_low)}f}"
+    """A rate with as many digits as its interval supports, at most three."""
+    return f"{row.rate:.{min(3, digits(row.rate_high - row.rate_low))}f}"
 
 
 def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
@@ -160,12 +165,17 @@ def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
     return len(growth[others].drop_duplicates()) if others else 1
 
 
-def _curves(frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str]) -> Figure:
+def _curves(
+    frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str], dashed: Sequence[str]
+) -> Figure:
+    """Curves with their notes, and mean field, whose legend says of which values of the ``dashed`` key it is."""
     longest = max(len("+".join(name)) + len(note) for name, note in notes.items()) if notes else 0
     figure, ax = plt.subplots(figsize=(max(8.2, 4.6 + 0.08 * longest), 4.8), layout="constrained")
     plots.profile(frame, **roles, notes=notes, ax=ax)
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
+        if "style" in roles:
+            predicted["dash"] = [labels.in_prose(labels.suffixed(*dashed, value)) for value in predicted["dash"]]
         plots.theory(predicted, shown, ax=ax)
     ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate per layer, verdict' if notes else ''}", fontsize=10)
     return figure
@@ -193,10 +203,8 @@ def _convergence(growth: pd.DataFrame, keys: list[str], title: str) -> Figure:
     growth = labels.with_networks(growth, others) if others else growth.assign(network="network")
     figure, ax = plt.subplots(figsize=(8.6, 4.8), layout="constrained")
     plots.convergence(growth, hue=labels.NETWORK, ax=ax)
-    ax.set_title(
-        f"{title}\nbars: 95 % interval over {growth['num_seeds'].max()} seeds; stars and dashes: theory (mean field)",
-        fontsize=10,
-    )
+    about = grids.seeded(growth["num_seeds"], grids.INTERVAL, of_one=True)
+    ax.set_title(f"{title}\n{about}; stars and dashes: mean field", fontsize=10)
     return figure
 
 

@@ -67,7 +67,7 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     console, growth = Console(), with_networks(growth, keys)
     names = [wrapped(name, max(MIN_NAME, console.width - OTHER_COLUMNS)) for name in growth[NETWORK]]
     name_column = NAME(min_width=max(len(line) for name in names for line in name.split("\n")))
-    table = Table(name_column, "seeds", "log10 GSC", "rate per layer (95 %)", "theory", "verdict", title=title)
+    table = Table(name_column, "seeds", "log10 GSC", "rate per layer (95 %)", "mean field", "verdict", title=title)
     for name, row in zip(names, growth.to_dict("records"), strict=True):
         style, places = STYLES.get(row["verdict"], ""), digits(row["log10_gsc_stderr"])
         spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.{places}f}"

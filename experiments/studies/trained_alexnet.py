@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.archive import labels
 from experiments.archive.tables import Collected
 from experiments.evidence import means
 from experiments.evidence.means import Mean
@@ -15,7 +16,6 @@ from experiments.evidence.study import Claim, Study
 from experiments.evidence.words import listed, table
 from experiments.reports import sweep_figures, training_figures
 
-NAMES = {"alexnet_a_no_dropout": "A without dropout", "alexnet_b": "B"}
 KINDS = {"conv": "convolution", "relu": "ReLU", "pool": "pooling", "fc": "fully connected layer"}
 ORDINALS = ("zeroth", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 # One order of magnitude in log10.
@@ -26,7 +26,7 @@ def figures(collected: Collected) -> dict[str, Figure]:
     """Figures of GSC during training, of GSC before and after, of loss and accuracy, and of gradient norms."""
     assert collected.metrics is not None
     frame, metrics = (
-        table.assign(network=[NAMES.get(model, model) for model in table["model"]])
+        table.assign(network=[_name(model) for model in table["model"]])
         for table in (collected.frame, collected.metrics)
     )
     made = training_figures.draw(frame, metrics, sweep_figures.describe(collected))
@@ -80,7 +80,7 @@ def _models(collected: Collected) -> list[str]:
 
 
 def _name(model: object) -> str:
-    return f"AlexNet {NAMES[str(model)]}" if model in NAMES else str(model)
+    return labels.label("model", str(model))
 
 
 def _unit(layer: object) -> str:
@@ -194,7 +194,7 @@ def _before_after(frame: pd.DataFrame, moved: pd.DataFrame) -> str:
             ends = [means.geometric_mean(10**row) for row in own.iloc[[0, -1]].to_numpy()] if len(own) else []
             rows[-1] += [*ends, f"{means.mean(change.iloc[-1]):+}"] if len(own) else ["", "", ""]
     words = ("before", "after", "change of log10")
-    return table(["unit", *(f"{NAMES.get(model, model)}: {word}" for model in models for word in words)], rows)
+    return table(["unit", *(f"{_name(model)}: {word}" for model in models for word in words)], rows)
 
 
 STUDY = Study(

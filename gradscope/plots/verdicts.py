@@ -30,7 +30,7 @@ RATES = "gradscope.growth: columns rate, rate_low, rate_high and verdict, one ro
 
 
 def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
-    """Axes with measured rates and 95 % intervals against 1 / width, and theory as a star at infinite width.
+    """Axes with measured rates and 95 % intervals against 1 / width, and mean field as a star at infinite width.
 
     Arguments:
         data: One row per network, with columns ``width``, ``rate``, ``rate_low``, ``rate_high``, optionally ``theory``
@@ -40,7 +40,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
 
     >>> rates = {"rate": 1.2, "rate_low": 1.1, "rate_high": 1.3, "theory": 1.25}
     >>> convergence(pd.DataFrame({"width": [50, 100], "norm": "layer", **rates}), hue="norm").texts[0].get_text()
-    'layer: theory 1.2500'
+    'layer: mean field 1.250'
     """
     frame = frame_of(data)
     if "rate" not in frame:
@@ -59,7 +59,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
         inverse, spread = 1 / rows["width"].astype(float), _error_bars(rows)
         words = [str(name)] if name != "" else []
         if "theory" in rows and np.isfinite(limit := float(rows["theory"].iloc[0])):
-            words.append(f"theory {limit:.4f}")
+            words.append(f"mean field {limit:.3f}")
             ax.axhline(limit, color=color, linewidth=0.8, linestyle=(0, (4, 2.5)))
             ax.plot(0, limit, marker="*", markersize=12, color=color, clip_on=False, zorder=5)
         ax.errorbar(

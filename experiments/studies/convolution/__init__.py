@@ -113,14 +113,17 @@ about 75). JPEG blocks of 8 x 8 pixels may make statistics depend on the positio
     figures=figures.draw,
     captions={
         "equivariance": "Relative error of the maps of AlexNet B under a shift of the image, away from the border. The "
-        "error is zero up to rounding if the total stride of the map divides the shift. Bars are 95 % intervals.",
+        "error is zero up to rounding if the total stride of the map divides the shift. Bars are 95 % intervals. "
+        "Points are shifted sideways a little.",
         "invariance": "Response of the output to a shift of the image. Left: change divided by the distance between "
         "two images (gray line: as large as this distance). Right: fraction of images that keep their predicted class. "
-        "Bars are 95 % intervals, cut at 1.",
+        "Bars are 95 % intervals; those of the fraction end at 1, because no fraction is larger. Points are shifted "
+        "sideways a little.",
         "pooling": "Change of two feature maps under a shift by one pixel, with and without pooling. The change is "
-        "divided by the distance between two images. Bars are 95 % intervals.",
+        "divided by the distance between two images. Bars are 95 % intervals. Points are shifted sideways a little.",
         "stationarity": "Gray values of CIFAR-10 by position: mean, standard deviation, and correlation of two pixels. "
         "Stationary images would have flat curves of mean and standard deviation, and equal correlations at all "
-        "positions. The band is the standard deviation over positions.",
+        "positions. The band is the standard deviation over positions. The axes of mean and standard deviation do not "
+        "start at 0.",
     },
 )

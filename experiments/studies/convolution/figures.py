@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.archive.tables import Collected
-from experiments.evidence.colors import COLORS, ordered
+from experiments.evidence.colors import COLORS
 from experiments.evidence.means import errorbars, mean
 from experiments.studies.convolution.measurement import BEFORE, RECTIFIED, SHIFTS, STAGES
 from experiments.studies.convolution.numbers import NAMES, POOLED, WHEN, FloatArray, by_seed, change
@@ -46,12 +48,11 @@ def _panels(columns: int, width: float, height: float, title: str, **options: An
 
 def _equivariance(frame: pd.DataFrame, title: str) -> Figure:
     figure, axes = _panels(2, 9.6, 4.2, title, sharey=True)
-    colors = ordered(len(STAGES))
     for ax, (training, words) in zip(axes, WHEN.items(), strict=True):
         for number, stage in enumerate(STAGES):
             of = {"layer": stage, "training": training}
             values = [by_seed(frame, "equivariance_error", shift=shift, **of) for shift in SHIFTS]
-            _bars(ax, np.array(SHIFTS) + 0.06 * (number - 2.5), values, stage, "os^DvP"[number], colors[number], ":")
+            _bars(ax, np.array(SHIFTS) + 0.06 * (number - 2.5), values, stage, "os^DvP"[number], COLORS[number], ":")
         ax.set_title(words, fontsize=10)
         ax.set(**SHIFTED)
     axes[0].set_ylabel("relative error of the map, away from the border")
@@ -68,11 +69,11 @@ def _invariance(frame: pd.DataFrame, title: str) -> Figure:
         changes = [change(frame, network, training, shift) for shift in SHIFTS]
         classes = [by_seed(frame, "class_agreement", shift=shift, **of) for shift in SHIFTS]
         beside = np.array(SHIFTS) + 0.08 * (place - 1.5)
-        for ax, values in ((left, changes), (right, classes)):
-            _bars(ax, beside, values, label, marker, COLORS[number], line)
+        _bars(left, beside, changes, label, marker, COLORS[number], line)
+        _bars(right, beside, classes, label, marker, COLORS[number], line, most=1.0)  # no fraction exceeds 1
     left.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set(ylabel=DISTANCE, ylim=(0, None), **SHIFTED)
-    right.set(ylabel="fraction of images whose class stays", ylim=(0, 1), **SHIFTED)  # no part exceeds 1
+    right.set(ylabel="fraction of images whose class stays", ylim=(0, 1.04), **SHIFTED)
     handles_and_labels = left.get_legend_handles_labels()
     figure.legend(*handles_and_labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
@@ -106,8 +107,8 @@ def _stationarity(frame: pd.DataFrame, title: str) -> Figure:
             _bars(ax, np.arange(len(profile)), profile, label, "", color, line)
         center, width = middle.mean(axis=1), spread.mean(axis=1)
         axes[2].fill_between(np.arange(len(middle)), center - width, center + width, color=color, alpha=0.2)
-    axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1", ylim=(0, None))
-    axes[1].set(xlabel="position [pixels]", ylabel="standard deviation of gray values", ylim=(0, None))
+    axes[0].set(xlabel="position [pixels]", ylabel="mean gray value, 0 to 1")
+    axes[1].set(xlabel="position [pixels]", ylabel="standard deviation of gray values")
     axes[2].set(xlabel="distance [pixels]", ylabel="correlation of two pixels", ylim=(0, 1.02), xticks=range(0, 17, 4))
     for ax in axes:
         ax.legend(frameon=False, fontsize=9)
@@ -121,11 +122,13 @@ def _profile(frame: pd.DataFrame, quantity: str, axis: str) -> FloatArray:
 
 
 def _bars(
-    ax: Axes, x: npt.ArrayLike, values: Iterable[FloatArray], label: str, marker: str, color: object, line: str
-) -> None:
-    """Draw means over seeds with their intervals."""
+    ax: Axes, x: npt.ArrayLike, values: Iterable[FloatArray], label: str, marker: str, color: object, line: str,
+    most: float = math.inf,
+) -> None:  # fmt: skip
+    """Draw means over seeds with their intervals, which end at ``most``."""
+    shown = [replace(one, high=min(one.high, most)) for one in map(mean, values)]
     errorbars(
-        ax, x, [mean(of_seeds) for of_seeds in values], marker=marker, linestyle=line or "none", color=color,
-        label=label, markersize=4, linewidth=1.2, elinewidth=0.9, capsize=2,
+        ax, x, shown, marker=marker, linestyle=line or "none", color=color, label=label, markersize=4, linewidth=1.2,
+        elinewidth=0.9, capsize=2,
     )  # fmt: skip
     sns.despine(ax=ax)

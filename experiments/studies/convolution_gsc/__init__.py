@@ -97,9 +97,10 @@ are white noise. Pixels of images are correlated, so average pooling should lowe
     figures=figures.draw,
     captions={
         "total": "GSC from input to output of each stack, divided by GSC of the torus. Left: stride and padding. "
-        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field. Gray band: GSC counts as unchanged.",
+        "Right: pooling. Dots: means with 95 % intervals. Crosses: mean field, drawn a little above the dots. "
+        "Gray band: GSC counts as unchanged.",
         "layers": "GSC from every layer to the output. Left: stride and padding, divided by GSC of the torus. Middle: "
         "max pooling. Right: average pooling. Bars are 95 % intervals over seeds. Crosses: mean field, where it "
-        "differs from the torus.",
+        "differs from the torus. In the left panel, points are shifted sideways a little.",
     },
 )

@@ -31,7 +31,7 @@ def total(frame: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), layout="constrained")
     for ax, kinds in ((left, KEEPING), (right, POOLING)):
         _draw_factors(ax, frame, kinds)
-    left.axvspan(1 / UNCHANGED, UNCHANGED, color="0.92", zorder=0, label=f"{100 * (UNCHANGED - 1):.0f} %")
+    left.axvspan(1 / UNCHANGED, UNCHANGED, color="0.92", zorder=0, label=f"within {100 * (UNCHANGED - 1):.0f} %")
     left.axvline(1, color="0.6", linewidth=0.8, zorder=0)
     left.set_xlim(0.98 / UNCHANGED, 1.02 * UNCHANGED)
     left.set_title("stride and padding", fontsize=10)

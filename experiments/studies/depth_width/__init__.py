@@ -143,7 +143,7 @@ every width. With batch normalization, a larger batch lowers the rate. The first
     captions={
         "rates": "Growth rate of GSC per layer against the depth, one panel per network, one color per width. The gray "
         "band is the tolerance around the rate of the largest network. The dashed line is mean field. Bars are 95 % "
-        "intervals.",
+        "intervals. Points are shifted sideways a little.",
         "width": "Log rate per layer minus log rate of mean field, against 1 / width. The lines are least-squares "
         "fits, extrapolated to infinite width. Each network is shifted sideways a little. Bars are 95 % intervals.",
         "profiles": "log10 GSC minus the prediction of mean field (a straight line), against the distance from the "

@@ -85,7 +85,9 @@ def deviations(found: dict[str, Rates]) -> Figure:
     ax.axhline(0, color="0.15", linewidth=0.9, linestyle=DASHED)
     ax.set_xticks([0, *(1 / width for width in reversed(widths))], [r"$\infty$", *map(str, reversed(widths))])
     ax.set(xlabel="width (linear in 1 / width)", ylabel="log rate per layer, minus mean field")
-    ax.set_title("Deviation from mean field, mean over depths; bars: 95 % interval, lines: least squares", fontsize=10)
+    num_seeds = len(next(iter(found.values())).values)
+    about = f"mean over depths and {num_seeds} seeds, bars: 95 % interval, lines: least squares"
+    ax.set_title(f"Deviation from mean field\n{about}", fontsize=10)
     ax.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
     sns.despine(ax=ax)
     return figure

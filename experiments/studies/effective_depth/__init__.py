@@ -188,7 +188,7 @@ a convention; the table also has values for a smaller share. Wider networks or l
         "effective_depth": "Effective depth of networks during and after training. Left: the deepest networks during "
         "training. Right: all networks at the end of training; filled markers are the deepest networks, hollow markers "
         "the others, and strokes mark the number of layers. Bars and bands are 95 % intervals over seeds; "
-        "there is no bar where all seeds agree.",
+        "there is no bar where all seeds agree. On the right, networks of different depth are shifted up or down.",
         "contributions": "Share of the joint contribution C^k of k trained layers at the end of training, for the "
         "deepest networks. Lines are means of logarithms over seeds, with bands of one standard deviation. Dotted "
         "lines assume layers with independent directions. A line ends where the share of any seed is missing: shares "

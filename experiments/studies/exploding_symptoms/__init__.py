@@ -171,6 +171,7 @@ separate the effects of GSC and normalization. GSC above 10^{EXTREME_LOG10:g} wo
         "warnings": "For each signal, percentage of failing runs that are announced, and of others with a false alarm. "
         "Error bars are 95 % intervals.",
         "leads": "Steps from a warning to the failure (left) and to a non-finite loss (right), one dot per run. "
+        "Dots of equal values are shifted up or down. "
         "Below the dots, diamonds: medians, with 95 % intervals; no bar: too few cells of network and "
         "learning rate for an interval.",
         "one_run": "Loss and signals of one run, each divided by its threshold. A signal fires if it is above 1.",

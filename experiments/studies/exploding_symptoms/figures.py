@@ -94,7 +94,8 @@ def _one_run(frame: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     limits = {"loss": FAILURE} | THRESHOLDS
     rows = frame[frame["quantity"].isin(list(limits))]
-    colors, markers = dict(zip(limits, ["black", *COLORS], strict=False)), itertools.cycle("os^DvP<>X")
+    apart = ["black", *(COLORS[number] for number in (0, 1, 2, 8, 5, 4))]
+    colors, markers = dict(zip(limits, apart, strict=True)), itertools.cycle("os^DvP<>X")
     for name, limit in limits.items():
         own = rows[(rows["quantity"] == name) & np.isfinite(rows["value"])].sort_values("step")
         label = "loss (failure)" if name == "loss" else WORDS[name]

@@ -226,11 +226,12 @@ end in a ReLU and whose stages differ in width. All networks are at initializati
     figures=figures.draw,
     captions={
         "law": "GSC per block minus 1 against the dilution k, for two kinds of branches. Bars are 95 % intervals over "
-        "seeds. Dashed: law of dilution.",
+        "seeds. Dashed: law of dilution. Points are shifted sideways a little.",
         "growth": "GSC from the stem to each block, one row per kind of branch. Left: several dilutions. Right: unit "
         "skips, with a logarithmic axis for the depth. Bars are 95 % intervals over seeds. Dashed: law of dilution.",
         "blocks": "GSC of single blocks and law of dilution. Left: measured and predicted. Right: measured (GSC - 1) "
-        "divided by predicted (GSC - 1), with 95 % intervals over seeds; the gray band is the tolerance.",
+        "divided by predicted (GSC - 1), with 95 % intervals over seeds; the gray band is the tolerance. On the right, "
+        "points are shifted sideways a little.",
         "resnet": "GSC from every block of a ResNet to the logits, with and without skip connections. Lines are means "
         "over seeds, bands one standard deviation. In all: from the first block to the last.",
     },

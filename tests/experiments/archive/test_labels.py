@@ -173,3 +173,9 @@ def test_figures_of_a_sweep_by_its_name(tmp_path, monkeypatch, capsys):
     swept(tmp_path, monkeypatch, "seed=0,1")
     figures.main(figures.Config(sweep="s", results=str(tmp_path)))
     assert f"Figure: {tmp_path}/s/figures/gsc.png" in capsys.readouterr().out
+
+
+def test_models_that_have_a_name_are_called_by_it():
+    frame = pd.DataFrame({"model": ["alexnet_a", "alexnet_a_no_dropout", "alexnet_b", "mine_b"]})
+    names = labels.with_networks(frame, ["model"])["network"]
+    assert list(names) == ["AlexNet A", "AlexNet A without dropout", "AlexNet B", "mine_b"]

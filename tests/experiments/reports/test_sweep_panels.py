@@ -1,6 +1,7 @@
 """Figures of sweeps of any number of keys: every network is drawn or named, where the user wants it, and readable."""
 
 import itertools
+import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -195,3 +196,47 @@ def test_titles_say_how_many_seeds_each_network_has():
         "mean over 1 to 3 seeds"
     )
     assert grids.spread(frame[frame["seed"] == 0]) == "one seed"
+
+
+def test_four_panels_stand_in_two_rows_and_legends_have_the_order_of_the_curves():
+    frame = sweep(2, gain=[1, 2, 3, 4, 5], bias=[1, 2, 3, 4])
+    figure = drawn(frame, hue="gain", col="bias", y="gsc")["gsc"]
+    places = [ax.get_position().get_points().round(3) for ax in figure.axes]
+    assert len({place[0, 0] for place in places}) == len({place[0, 1] for place in places}) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"gain={gain}" for gain in (5, 4, 3, 2, 1)]
+    falling = frame.assign(log10_value=-frame["log10_value"])
+    figure = drawn(falling, hue="gain", col="bias", y="gsc")["gsc"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"gain={gain}" for gain in (1, 2, 3, 4, 5)]
+
+
+def test_titles_say_that_points_are_shifted_and_over_how_many_seeds_they_are_means():
+    frame = sweep(3, width=[50, 100, 800], norm=["none", "batch"])
+    (figure,) = drawn(frame, x="width", y="rate", hue="norm").values()
+    assert figure.get_suptitle().endswith("mean over 3 seeds, bars: 95 % interval; points shifted sideways")
+    places = [bars[0].get_xdata(orig=False) / [50, 100, 800] for bars in figure.axes[0].containers]
+    assert places[0][0] < 1 < places[1][0]
+    for place in places:  # the axis is logarithmic: shifts are factors
+        np.testing.assert_allclose(place, place[0])
+    (figure,) = drawn(frame, x="width", y="rate", col="norm").values()
+    assert figure.get_suptitle().endswith("mean over 3 seeds, bars: 95 % interval")
+
+
+def test_keys_that_name_the_network_are_written_as_its_name():
+    table = pd.DataFrame({"activation": ["relu", "selu"], "norm": ["batch", "none"], "width": 50, "bias": ["a", "b"]})
+    named = roles.with_roles(table, {"col": ["activation", "norm"], "hue": ["width"]})
+    assert list(named["col"]) == ["relu+batch", "selu"] and list(named["hue"]) == ["width=50"] * 2
+    named = roles.with_roles(table, {"col": ["norm", "bias"], "hue": ["activation"]})
+    assert list(named["col"]) == ["norm=batch, bias=a", "norm=none, bias=b"]
+
+
+def test_curves_of_mean_field_say_which_key_they_are_of():
+    frame = pd.concat([
+        profile(seed, 0.05, model="mlp", activation="tanh", norm=norm, residual="none", data="noise",
+                init="auto", batch_size=16) for seed in range(2) for norm in ("none", "layer")
+    ])  # fmt: skip
+    ax = drawn(frame.assign(depth=10, activation=np.where(frame["norm"] == "none", "selu", "tanh")))["gsc"].axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "mean field, no norm",
+        "mean field, layer norm",
+    ]
+    assert all(re.search(r": \d\.\d{1,3}, ", text.get_text()) for text in ax.texts)

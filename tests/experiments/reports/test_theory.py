@@ -80,7 +80,7 @@ def test_the_figure_of_convergence():
     )  # fmt: skip
     ax = plots.convergence(frame, hue="network")
     assert [label.get_text() for label in ax.get_xticklabels()][1:] == ["400", "100"]
-    assert "a: theory 1.0700" in [text.get_text() for text in ax.texts]
+    assert "a: mean field 1.070" in [text.get_text() for text in ax.texts]
 
 
 def test_the_phase_diagram_shows_the_critical_line_and_the_points():

@@ -247,3 +247,18 @@ def test_figures_show_the_means(published):
     np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), rows.groupby("shift")["value"].mean())
     for figure in drawn.values():
         plt.close(figure)
+
+
+def test_intervals_of_a_fraction_end_at_1_and_others_do_not(published):
+    made = convolution.figures.draw(published)
+    left, right = axes = made["invariance"].axes
+    ends = [[segment[:, 1] for bars in ax.containers for segment in bars[2][0].get_segments()] for ax in axes]
+    tops = [np.max(of_panel) for of_panel in ends]
+    classes = published.frame[published.frame["quantity"] == "class_agreement"]
+    groups = classes.groupby(["network", "training", "shift"], observed=True)["value"]
+    assert max(mean(values).high for _, values in groups) > 1 == tops[1] < right.get_ylim()[1]
+    changes = [numbers.change(published.frame, network, when, shift)
+               for network in numbers.NAMES for when in numbers.WHEN for shift in measurement.SHIFTS]  # fmt: skip
+    assert tops[0] == pytest.approx(max(mean(values).high for values in changes)) and tops[0] < left.get_ylim()[1]
+    for figure in made.values():
+        plt.close(figure)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.archive import reference
+from experiments.archive import labels, reference
 from experiments.archive.tables import Collected
 from experiments.studies import trained_alexnet as study
 from gradscope import frames
@@ -152,7 +152,7 @@ def test_the_reference_results():
     assert len(claims) == 11
     gsc = published.frame.query("quantity == 'gsc' and model == 'alexnet_a_no_dropout' and layer == 'relu4'")
     ends = gsc.pivot(index="step", columns="seed", values="log10_value").iloc[[0, -1]].to_numpy()
-    because = only(claims, AFTER, "A without dropout").because
+    because = only(claims, AFTER, "AlexNet A without dropout").because
     assert f"the fourth ReLU (relu4), {(ends[1] - ends[0]).mean():.1f} (" in because
     figures = study.STUDY.figures(published)
     assert list(figures) == ["gsc_over_training", "gsc_before_after", "learning", "gradient_norms"]
@@ -161,4 +161,4 @@ def test_the_reference_results():
     answer = study.STUDY.answer(published)
     accuracy = published.metrics.dropna(subset="test_accuracy").groupby(["model", "seed"]).last()["test_accuracy"]
     for model, values in accuracy.groupby("model"):
-        assert f"{study.NAMES[model]} reaches {100 * values.mean():.1f} %" in answer
+        assert f"{labels.NAMES[model]} reaches {100 * values.mean():.1f} %" in answer
