@@ -239,7 +239,9 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, 
 batches = noise(24, 6).split(4)
 model = MLP(depth=4, width=6, activation="selu", generator=seeded()).double()
 profile = gs.gsc(model, list(batches[rank::2]), probes="exact")
-pickle.dump((profile.log10_values, profile.log10_stderr_sample, profile.num_samples), open(sys.argv[3 + rank], "wb"))
+drawn = gs.gsc(model, [noise(24, 6)[rank::2]], probes=gs.Deflated(2, 2))
+found = profile.log10_values, profile.log10_stderr_sample, profile.num_samples, drawn.log10_values
+pickle.dump(found, open(sys.argv[3 + rank], "wb"))
 dist.destroy_process_group()
 """
 
@@ -260,3 +262,5 @@ def test_two_processes_say_what_one_says(tmp_path):
     np.testing.assert_allclose(first[0], alone.log10_values, atol=1e-12)
     np.testing.assert_allclose(first[1], alone.log10_stderr_sample, atol=1e-12)
     assert first[2] == second[2] == 24
+    drawn = gs.gsc(mlp(), [noise(24, 6)], probes=gs.Deflated(2, 2))
+    np.testing.assert_allclose(first[3], drawn.log10_values, atol=1e-12)
