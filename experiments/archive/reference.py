@@ -20,6 +20,7 @@ from gradscope import frames
 
 RECORDED = (
     "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",
+    "test_accuracy_mirrored",
 )  # fmt: skip
 FORMATS = {
     "value": ".10g", "log10_value": ".4f", "log10_stderr_probe": ".2g", "log10_stderr_sample": ".2g",

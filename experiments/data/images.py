@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +33,48 @@ class Augmentation:
         flip: Mirror half of the images.
         crop: Largest shift in pixels; the border is filled with zeros.
         cutout: Side of a square of zeros at a random place, in pixels.
+        alternate: Mirror half of the images in the first epoch and the other half in the next, in turn, instead of at
+            random in every epoch.
+        reflect: Fill the border of shifted images with their reflection.
+
+    Raises:
+        ValueError: A number is negative, or ``alternate`` is set without ``flip``.
     """
 
     flip: bool = True
     crop: int = 0
     cutout: int = 0
+    alternate: bool = False
+    reflect: bool = False
 
-    def __call__(self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None) -> Tensor:
-        """Augment images (B, C, H, W).  A ``part`` of a batch of size ``whole`` changes as it does in that batch."""
+    def __post_init__(self) -> None:
+        for name in ("crop", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.augmentation.{name} must be >= 0 pixels, got {getattr(self, name)}.")
+        if self.alternate and not self.flip:
+            raise ValueError("train.augmentation.alternate=true mirrors images and needs train.augmentation.flip=true.")
+
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, part: slice = WHOLE, whole: int | None = None,
+        mirrored: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Augment images (B, C, H, W).  A ``part`` of a batch of size ``whole`` changes as it does in that batch.
+
+        ``mirrored`` (B,) says which images to mirror; None: half of them, at random.
+        """
         num, _, height, width = x.shape
         device = x.device
-        drawn = iter(self._drawn(whole or num, height, width, generator, part, device))
+        if self.reflect and self.crop >= min(height, width):
+            raise ValueError(
+                f"train.augmentation.crop={self.crop} with reflect=true must be smaller than the images, "
+                f"{height} x {width} pixels."
+            )
+        drawn = iter(self._drawn(whole or num, height, width, generator, part, device, mirrored is None))
         if self.flip:
-            x = torch.where(next(drawn)[:, None, None, None].bool(), x.flip(3), x)
+            mask = next(drawn).bool() if mirrored is None else mirrored
+            x = torch.where(mask[:, None, None, None], x.flip(3), x)
         if self.crop:
-            padded = functional.pad(x, [self.crop] * 4)
+            padded = functional.pad(x, [self.crop] * 4, mode="reflect" if self.reflect else "constant")
             rows = next(drawn)[:, None] + torch.arange(height, device=device)
             columns = next(drawn)[:, None] + torch.arange(width, device=device)
             sample = torch.arange(num, device=device)[:, None, None]
@@ -60,10 +87,11 @@ class Augmentation:
         return x
 
     def _drawn(
-        self, num: int, height: int, width: int, generator: torch.Generator, part: slice, device: torch.device
-    ) -> Tensor:
+        self, num: int, height: int, width: int, generator: torch.Generator, part: slice, device: torch.device,
+        flips: bool,
+    ) -> Tensor:  # fmt: skip
         """All random numbers, on the device: one row per random choice, one column per sample."""
-        ranges = [(0, 2)] * self.flip + [(0, 2 * self.crop + 1)] * (2 * bool(self.crop))
+        ranges = [(0, 2)] * (self.flip and flips) + [(0, 2 * self.crop + 1)] * (2 * bool(self.crop))
         half = self.cutout // 2
         ranges += [(-half, height - half), (-half, width - half)] * bool(self.cutout)
         drawn = [torch.randint(low, high, (num,), generator=generator)[part] for low, high in ranges]
@@ -139,11 +167,13 @@ class Images:
         return self.on or self.images.device
 
     def batch(
-        self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0, part: slice = WHOLE
-    ) -> tuple[Tensor, Tensor]:
+        self, indices: Tensor, augmentation: Augmentation | None = None, seed: int = 0, part: slice = WHOLE,
+        mirrored: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Standardized float32 images and labels of these indices, augmented with random numbers from ``seed``.
 
-        ``part`` selects some samples of the batch.  Their values are the same as in the whole batch.
+        ``part`` selects some samples of the batch.  Their values are the same as in the whole batch.  ``mirrored`` says
+        which images of the batch to mirror; None: half of them, at random.
         """
         chosen = indices[part].to(self.images.device)
         x, y = (_sent(values[chosen], self.device) for values in (self.images, self.labels))
@@ -151,7 +181,8 @@ class Images:
             mean, std = self._moments
             x = (x.float() / 255 - mean) / std
         if augmentation is not None and x.ndim == IMAGE_DIMS:
-            x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices))
+            mirrored = None if mirrored is None else _sent(mirrored[part], self.device)
+            x = augmentation(x, torch.Generator().manual_seed(seed), part, len(indices), mirrored)
         return x, y
 
     @cached_property
@@ -165,6 +196,15 @@ class Images:
         """All indices, in a random order for each epoch."""
         order = torch.randperm(len(self), generator=seeds.generator(seed, f"order of epoch {epoch}"))
         return order.to(self.images.device)
+
+    def mirrored(self, indices: Tensor, seed: int, epoch: int) -> Tensor:
+        """Whether images are mirrored in an epoch: at random in epoch 0, then each image in every other epoch."""
+        return _first_mirrored(len(self), seed, self.images.device)[indices] ^ bool(epoch % 2)
+
+
+@lru_cache(maxsize=2)
+def _first_mirrored(num: int, seed: int, device: torch.device) -> Tensor:
+    return torch.randint(2, (num,), generator=seeds.generator(seed, "first flips")).bool().to(device)
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:

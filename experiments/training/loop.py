@@ -58,11 +58,15 @@ def train(
     device, ranks = next(model.parameters()).device, Ranks.here()
     total, per_epoch = recipe.steps(len(images)), recipe.steps_per_epoch(len(images))
     cast = recipe.cast(device)
-    optimizer = recipe.make_optimizer(model)
+    optimizer, average = recipe.make_optimizer(model), recipe.make_average(model)
+    tested = model if average is None else average.module
     begin, since, records, best = 0, 0, list[Record](), -1.0
     losses = torch.zeros((), device=device)  # sum over the steps since the last record
     if state is not None:
-        model.load_state_dict(state["model"])
+        tested.load_state_dict(state["model"])
+        if average is not None:
+            model.load_state_dict(state["not_averaged"])
+            average.n_averaged.fill_(state["step"])
         optimizer.load_state_dict(state["optimizer"])
         begin, since, records, best = state["step"], state["since"], list(state["records"]), state["best"]
         losses = state["losses"].to(device)
@@ -80,6 +84,8 @@ def train(
         if done > begin:
             indices = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
             losses += update(forward, optimizer, images, indices, recipe, step, total, cast=cast, monitor=monitor)
+            if average is not None:
+                average.update_parameters(model)
         ended = done % per_epoch == 0 or done == total
         if ended or done % recipe.log_every == 0:
             mean_loss = float(ranks.sum(losses)) / (ranks.world * (done - since))
@@ -93,7 +99,8 @@ def train(
                     "monitor.every=100 stops the run at the first step with such a value and names the layer."
                 )
             try:
-                record |= evaluate(model, test, cast, interrupted) if ended and test is not None else {}
+                if ended and test is not None:
+                    record |= evaluate(tested, test, cast, interrupted, recipe.test_mirrored and done == total)
             except KeyboardInterrupt:
                 if ranks.world > 1:
                     raise
@@ -115,9 +122,10 @@ def train(
                 raise NonFiniteError(lost)
             warnings.warn(lost, MonitorWarning, stacklevel=2)
         elif target is not None and ranks.first:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
+            state = {"model": tested.state_dict(), "optimizer": optimizer.state_dict(), "step": done, "since": since}
             state |= {"losses": losses, "records": records, "best": best}
             state |= {} if monitor is None else {"monitor": monitor.state_dict()}
+            state |= {} if average is None else {"not_averaged": model.state_dict()}
             if due:
                 checkpoints.save(state, target)
                 checkpoints.keep(target, done, recipe.keep)
@@ -128,6 +136,8 @@ def train(
     if monitor is not None:
         with _autocast(device, cast):
             monitor.record()
+    if average is not None:
+        model.load_state_dict(tested.state_dict())
     return records
 
 
@@ -149,7 +159,9 @@ def update(
     """
     ranks = Ranks.here()
     share = ranks.share(len(indices))
-    x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share)
+    epoch, alternate = step // recipe.steps_per_epoch(len(images)), recipe.augmentation.alternate
+    mirrored = images.mirrored(indices, recipe.seed, epoch) if alternate else None
+    x, y = images.batch(indices, recipe.augmentation, _seed(recipe.seed, "augmentation", step), share, mirrored)
     seeds.seed_torch(_seed(recipe.seed, "dropout", step) + ranks.rank)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.factor(step, total)
@@ -168,25 +180,29 @@ def update(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, test: Images, cast: torch.dtype | None = None, interrupted: Callable[[], bool] = lambda: False
+    model: nn.Module, test: Images, cast: torch.dtype | None = None, interrupted: Callable[[], bool] = lambda: False,
+    mirrored: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Each process takes a share.
 
+    ``mirrored`` adds ``test_accuracy_mirrored``, of the mean logits of each image and its mirror image.
     KeyboardInterrupt if ``interrupted``, called before each forward pass, returns True.
     """
     mode, ranks = model.training, Ranks.here()
     model.eval()
-    correct_and_loss = torch.zeros(2, device=test.device)
+    sums = torch.zeros(2 + mirrored, device=test.device)
     for indices in torch.arange(len(test)).split(EVALUATED)[ranks.rank :: ranks.world]:
         if interrupted():
             raise KeyboardInterrupt
         x, y = test.batch(indices)
         output = _run(model, x, cast)
-        correct_and_loss[0] += (output.argmax(1) == y).sum()
-        correct_and_loss[1] += functional.cross_entropy(output, y, reduction="sum")
+        sums[0] += (output.argmax(1) == y).sum()
+        sums[1] += functional.cross_entropy(output, y, reduction="sum")
+        if mirrored:
+            sums[2] += ((output + _run(model, x.flip(-1), cast)).argmax(1) == y).sum()
     model.train(mode)
-    correct, loss = ranks.sum(correct_and_loss).tolist()
-    return {"test_accuracy": correct / len(test), "test_loss": loss / len(test)}
+    names = ("test_accuracy", "test_loss", "test_accuracy_mirrored")
+    return {name: value / len(test) for name, value in zip(names, ranks.sum(sums).tolist(), strict=False)}
 
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments import targets
 from experiments.data.images import Augmentation
@@ -32,6 +33,9 @@ class Recipe:
         batch_size: Samples per step, summed over all processes.
         warmup: Fraction of a one-cycle schedule during which the learning rate rises.
         clip: Largest norm of the gradient; a larger gradient is scaled down to this norm.  None for no limit.
+        average: Test and keep an exponential moving average of the weights with this decay; 0 for the weights
+            themselves.  The average reaches back about 1 / (1 - ``average``) steps.
+        test_mirrored: Also test the last weights with the mean logits of each image and its mirror image.
         log_every: Steps per record.
         checkpoint_every: Steps per checkpoint; None for one checkpoint at the end.
         keep: Number of checkpoints to keep besides the last and the best.
@@ -45,6 +49,8 @@ class Recipe:
     warmup: float = 0.3
     label_smoothing: float = 0.0
     clip: float | None = None
+    average: float = 0.0
+    test_mirrored: bool = False
     precision: str = "auto"
     compile: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -64,6 +70,7 @@ class Recipe:
         for name, valid, wanted in (
             ("warmup", 0 < self.warmup < 1, "between 0 and 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("average", 0 <= self.average < 1, "in [0, 1)"),
             ("keep", self.keep >= 0, "a whole number >= 0"),
         ):
             if not valid:
@@ -100,6 +107,11 @@ class Recipe:
             if group.get("fused", False) is None and next(model.parameters()).device.type in FUSED:
                 group["fused"] = True
         return optimizer
+
+    def make_average(self, model: nn.Module) -> AveragedModel | None:
+        """A copy of the model whose weights and buffers are the moving average; None if ``average`` is 0."""
+        average = get_ema_multi_avg_fn(self.average)
+        return AveragedModel(model, multi_avg_fn=average, use_buffers=True) if self.average else None
 
     def cast(self, device: torch.device) -> torch.dtype | None:
         """The autocast type, None for float32.  "auto" gives bfloat16 if the GPU or the CPU supports it natively."""
