@@ -20,9 +20,9 @@ STEPS = 5
 class Muon(torch.optim.Optimizer):
     """Muon for kernels and hidden matrices, Nesterov SGD for the last matrix (the output layer) and for vectors.
 
-    With a gradient g, momentum m <- momentum m + g, and d = g + momentum m, a step is w <- (1 - lr weight_decay) w - lr u.
-    For kernels, reshaped to matrices (outputs, inputs x positions), u is d orthogonalized, times
-    sqrt(max(1, rows / columns)).  For other parameters u = d, and ``rest_lr`` takes the place of ``lr``.
+    A step with gradient g is m <- momentum m + g, then w <- (1 - lr weight_decay) w - lr u.  For kernels, reshaped to
+    matrices (outputs, inputs x positions), u is g + momentum m `orthogonalized`.  For all other parameters u is
+    g + momentum m, and ``rest_lr`` takes the place of ``lr``.
 
     Arguments:
         params: Groups of parameters, in the order of the network.
