@@ -25,6 +25,11 @@ PLACE_KEYS = (
     "results", "sweep", "device", "num_threads", "resume", "sinks", "memory_map", "rerun", "on_error",
     "train.checkpoint_every", "train.keep",
 )  # fmt: skip
+# Keys that did not always exist.  With these values they change no result, so older run folders keep their names.
+ADDED_KEYS = {
+    "train.average": 0.0, "train.test_mirrored": False, "train.augmentation.alternate": False,
+    "train.augmentation.reflect": False,
+}  # fmt: skip
 ON_ERROR = ("continue", "stop")
 MAX_NAME = 120
 DIGITS = 12  # in a digest; among a million runs, two have the same digest with probability 0.2 %
@@ -86,13 +91,20 @@ def _readable(overrides: Sequence[str], room: int) -> str:
 
 
 def _without_place(value: Any, path: str) -> Any:
-    """A value of the configuration without `PLACE_KEYS`.  Keys become strings, so that the keys can be sorted."""
+    """A value of the configuration without `PLACE_KEYS` and without `ADDED_KEYS` that change nothing.
+
+    Keys become strings, so that the keys can be sorted.
+    """
     if isinstance(value, list):
         return [_without_place(part, path) for part in value]
     if not isinstance(value, dict):
         return value
     parts = {f"{path}.{key}": (str(key), part) for key, part in value.items()}
-    return {key: _without_place(part, whole) for whole, (key, part) in parts.items() if whole not in PLACE_KEYS}
+    return {
+        key: _without_place(part, whole)
+        for whole, (key, part) in parts.items()
+        if whole not in PLACE_KEYS and (whole not in ADDED_KEYS or part != ADDED_KEYS[whole])
+    }
 
 
 @cache

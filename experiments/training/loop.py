@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments import seeds
-from experiments.data.images import Images
+from experiments.data.images import IMAGE_DIMS, Images
 from experiments.training import checkpoints
 from experiments.training.distributed import Ranks
 from experiments.training.recipe import Recipe
@@ -62,7 +62,14 @@ def train(
     tested = model if average is None else average.module
     begin, since, records, best = 0, 0, list[Record](), -1.0
     losses = torch.zeros((), device=device)  # sum over the steps since the last record
+    if recipe.test_mirrored and test is not None and test.images.ndim != IMAGE_DIMS:
+        raise ValueError(f"train.test_mirrored=true needs images, got samples of shape {tuple(test.images.shape[1:])}.")
     if state is not None:
+        if ("not_averaged" in state) != (average is not None):
+            raise ValueError(
+                "The checkpoint was written with another train.average; set the same value, or train from the "
+                "beginning with resume=none."
+            )
         tested.load_state_dict(state["model"])
         if average is not None:
             model.load_state_dict(state["not_averaged"])
