@@ -445,17 +445,17 @@ def test_training_needs_labels(tmp_path):
     ("study", "epochs", "augmentation", "padding"),
     [
         ("alexnet_a_valid", 50, Augmentation(flip=False), "valid"),
-        ("alexnet_a_long", 100, Augmentation(crop=4, cutout=8), "same"),
-        ("alexnet_b_long", 100, Augmentation(crop=4, cutout=8), None),
+        ("alexnet_a_long", 100, Augmentation(True, 4, 8, True, True), "same"),
+        ("alexnet_b_long", 100, Augmentation(True, 4, 8, True, True), None),
     ],
 )
 def test_the_long_recipes_build(study, epochs, augmentation, padding):
     cfg = composed(f"study={study}")
     found = train.recipe(cfg)
     assert (found.epochs, found.augmentation) == (epochs, augmentation) and cfg.model.get("padding") == padding
-    data = Images(torch.zeros(128, 3, 32, 32, dtype=torch.uint8), torch.arange(128) % 10)
+    data = Images(torch.zeros(32, 3, 32, 32, dtype=torch.uint8), torch.arange(32) % 10)
     model = train.network(cfg, data, CPU)
-    (record,) = loop.train(model, data, None, replace(found, max_steps=1))
+    (record,) = loop.train(model, data, None, replace(found, max_steps=1, batch_size=32))
     assert math.isfinite(record["train_loss"])
 
 
