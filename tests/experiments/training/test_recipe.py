@@ -49,6 +49,9 @@ def test_every_image_is_mirrored_in_every_other_epoch():
             turns[found[0]].append(found[1])
     assert {tuple(turn) for turn in turns.values()} == {(False, True, False, True), (True, False, True, False)}
     assert 16 < sum(turn[0] for turn in turns.values()) < 48
+    order, mirrored = torch.randperm(64), torch.arange(64) % 3 == 0
+    whole, share = (data.batch(order, recipe.augmentation, 1, part, mirrored)[0] for part in (slice(64), slice(20, 40)))
+    assert torch.equal(whole[20:40], share)
     first = [turn[0] for turn in turns.values()]
     assert data.mirrored(torch.arange(64), recipe.seed, 0).tolist() == first
     assert data.mirrored(torch.arange(64), recipe.seed + 1, 0).tolist() != first
