@@ -1,12 +1,19 @@
-"""Memory budget of a backward sweep, and recognition of out-of-memory errors."""
+"""Memory budget of a backward sweep, recognition of out-of-memory errors, and copies from a device to the CPU."""
 
 from __future__ import annotations
 
 import math
 import os
+import threading
+from collections.abc import Callable, Iterable
+from itertools import accumulate, pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
 
 # Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
 BLOCK, BLOCKED = 1 << 17, 8
@@ -77,3 +84,93 @@ def _grown(buffer: Tensor, size: int, dtype: torch.dtype, device: torch.device) 
     if buffer.dtype == dtype and buffer.device == device and buffer.numel() >= size:
         return buffer
     return torch.empty(max(size, min(2 * buffer.numel(), 2 * size)), dtype=dtype, device=device)
+
+
+class _Waiting(threading.local):
+    """What waits in this thread, with the number of contexts `together` around it."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.here: list[tuple[int, Later]] = []
+
+
+_waiting = _Waiting()
+
+
+class together:  # noqa: N801 - used like a function
+    """Context in which all tensors that wait (`Later`) are copied to the CPU as soon as one of them is needed.
+
+    Contexts may be nested: the outermost one counts.  What waits at an error is forgotten, with its checks.
+    """
+
+    def __enter__(self) -> None:
+        _waiting.depth += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        _waiting.depth -= 1
+        if kind or not _waiting.depth:
+            _waiting.here[:] = [(depth, later) for depth, later in _waiting.here if depth <= _waiting.depth]
+
+
+class Later:
+    """Tensors that stay on their device until somebody needs ``arrays``, float64 copies of them on the CPU.
+
+    A copy waits for the device, so all that wait in a context `together` are copied at once.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors: list[Tensor] | None = list(tensors)
+        self.checks: list[Callable[[], None]] = []
+        self.copies: list[FloatArray] = []
+        if _waiting.depth:
+            _waiting.here.append((_waiting.depth, self))
+
+    @property
+    def arrays(self) -> list[FloatArray]:
+        """The copies, in the shapes of the tensors.  Cost: one device synchronization, if they were not copied yet."""
+        if self.tensors is not None:
+            found = [later for _, later in _waiting.here]
+            if self in found:
+                _waiting.here.clear()
+            _copy(found if self in found else [self])
+        return self.copies
+
+    def then(self, check: Callable[[], None]) -> None:
+        """Call ``check`` as soon as the copies are there; an error of it reaches whoever asked for any copy."""
+        if self.tensors is None:
+            check()
+        else:
+            self.checks.append(check)
+
+
+def _copy(those: Iterable[Later]) -> None:
+    """Copy all tensors of those, one synchronization per device; then call their checks."""
+    devices: dict[torch.device, dict[int, Tensor]] = {}
+    for later in those:
+        for tensor in later.tensors or ():
+            devices.setdefault(tensor.device, {})[id(tensor)] = tensor
+    copies: dict[int, FloatArray] = {}
+    for device, tensors in devices.items():
+        kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        flat = [part.detach().reshape(-1).to(kind) for part in tensors.values()]
+        packed = torch.cat(flat).cpu().numpy().astype(np.float64, copy=False)
+        ends = accumulate((len(part) for part in flat), initial=0)
+        for (key, tensor), (first, last) in zip(tensors.items(), pairwise(ends), strict=True):
+            copies[key] = packed[first:last].reshape(tensor.shape)
+    for later in those:
+        later.copies, later.tensors = [copies[id(tensor)] for tensor in later.tensors or ()], None
+    errors = []
+    for later in those:
+        checks, later.checks = later.checks, []
+        for check in checks:
+            try:
+                check()
+            except Exception as error:  # raised when all have been checked, because nobody checks twice
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def read_once(tensors: Iterable[Tensor]) -> list[float]:
+    """The values of tensors with one element each, copied to the CPU together: the device is waited for once."""
+    return [array.item() for array in Later(tensors).arrays]

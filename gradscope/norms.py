@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -164,15 +164,6 @@ def stacked_norms(tensors: Sequence[Tensor], start_dims: Sequence[int], workspac
             for number, one in zip(part, norms.view(len(part), -1).unbind(0), strict=True):
                 found[number] = one
     return found
-
-
-def read_once(tensors: Iterable[Tensor]) -> list[float]:
-    """The values of tensors with one element each, copied to the CPU together: the device is waited for once."""
-    values = list(tensors)
-    if not values:
-        return []
-    together = torch.stack([value.to(values[0].device, torch.float64) for value in values])
-    return together.cpu().tolist()
 
 
 _ZERO = torch.zeros((), dtype=torch.int64)

@@ -19,7 +19,8 @@ from gradscope import probes as probe_vectors
 from gradscope.distributed import share
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
-from gradscope.norms import from_real, read_once, real
+from gradscope.memory import read_once
+from gradscope.norms import from_real, real
 
 Draw = Callable[[int, int], Tensor]
 

@@ -18,8 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.backward.hooks import check_linear, cotangent, kind, survey
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
-from gradscope.memory import Workspace
-from gradscope.norms import read_once
+from gradscope.memory import Workspace, read_once
 
 Link = Callable[[Tensor, Workspace], Tensor]
 

@@ -29,7 +29,8 @@ from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, capture
-from gradscope.norms import read_once, real
+from gradscope.memory import read_once
+from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
 STRIDES = (8, 1)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from gradscope.memory import Later
+
 Forward = Callable[[nn.Module, Any], Tensor]
 LossFunction = Callable[[Tensor, Any], Tensor]
 
@@ -65,6 +67,12 @@ class Batch:
         """Raise ValueError if an input holds NaN or Inf."""
         for tensor in self.samples:
             _check_finite(tensor)
+
+    def finite_later(self) -> Later:
+        """The same check when numbers are copied from the device."""
+        later = Later(torch.isfinite(tensor).all() for tensor in self.floats)
+        later.then(lambda: None if all(later.arrays) else self.check_finite())
+        return later
 
     def differentiable(self, shifts: Sequence[Tensor | float] = ()) -> tuple[Batch, list[Tensor]]:
         """A copy of the batch and its `floats`: clones of leaves, so that a model may overwrite them.

@@ -5,6 +5,8 @@ Small tensors are copied to float64 in blocks, because the norms of a block cost
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +15,14 @@ import torch
 from torch import Tensor
 
 from gradscope.forward.trunk import Vertex
-from gradscope.memory import BLOCK, BLOCKED, Workspace
+from gradscope.memory import BLOCK, BLOCKED, Later, Workspace
 from gradscope.norms import vector_norms
 
 # Most tensors of one block, and most blocks at a time.
 MOST_SLOTS, MOST_BLOCKS = 16, 32
+
+
+Measured = tuple[list[Any], Tensor, Tensor | None]  # vertices, norms and exponent, both still on the device
 
 
 class SquaredLength(NamedTuple):
@@ -27,15 +32,46 @@ class SquaredLength(NamedTuple):
     exponent: int
 
 
+class Lengths:
+    """Squared lengths of the tensors of a pass, by vertex; they are copied to the CPU when the first is needed."""
+
+    def __init__(self, measured: Sequence[Measured]) -> None:
+        self.measured = measured
+        exponents = [exponent for _, _, exponent in measured if exponent is not None]
+        self.later = Later([*[norms for _, norms, _ in measured], *exponents])
+
+    def __getitem__(self, key: Vertex) -> SquaredLength:
+        return self.all[key]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all lengths exist."""
+        return all(np.isfinite(norms).all() for norms in self.later.arrays)
+
+    def read(self) -> None:
+        """Copy the lengths to the CPU, which calls their checks."""
+        _ = self.later.arrays
+
+    @cached_property
+    def all(self) -> dict[Vertex, SquaredLength]:
+        """All lengths.  Cost: one device synchronization, if they were not copied yet."""
+        norms, found = self.later.arrays, dict[Vertex, SquaredLength]()
+        powers = iter(norms[len(self.measured) :])
+        for (keys, _, exponent), own in zip(self.measured, norms, strict=False):
+            power = 0 if exponent is None else int(next(powers))
+            for key, squares in zip(keys, np.square(own).reshape(len(keys), -1), strict=True):
+                found[key] = SquaredLength(squares, power)
+        return found
+
+
 class Ruler:
-    """Measures the tensors of one pass.  ``finite``: whether all lengths that `lengths` returned exist."""
+    """Measures the tensors of one pass."""
 
     def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.finite = batch_size, True
+        self.batch_size = batch_size
         self.workspace = Workspace()
         self.blocks: dict[Any, _Block | None] = {}  # by kind of tensor; None for kinds that are measured one by one
-        self.measured: list[tuple[list[Any], Tensor, Tensor | None]] = []  # norms, exponent; still on the device
-        self.found: dict[Vertex, SquaredLength] = {}
+        self.measured: list[Measured] = []
 
     def measure(self, key: Vertex, tensor: Tensor) -> None:
         """Measure a tensor as it is now; what overwrites it later, in whatever way, changes nothing."""
@@ -58,25 +94,11 @@ class Ruler:
         if block.num == block.room:
             self._empty(block)
 
-    def lengths(self) -> dict[Vertex, SquaredLength]:
-        """The lengths of all tensors, copied to the CPU together.  Cost: one device synchronization."""
+    def lengths(self) -> Lengths:
+        """The lengths of all tensors so far."""
         for block in filter(None, self.blocks.values()):
             self._empty(block)
-        if self.measured:
-            device = self.measured[0][1].device
-            exponents = [exponent.double() for _, _, exponent in self.measured if exponent is not None]
-            parts = [*[norms for _, norms, _ in self.measured], *exponents]
-            values = torch.cat([part.reshape(-1).to(device) for part in parts]).cpu().numpy()
-            self.finite = self.finite and bool(np.isfinite(values).all())
-            squares, powers = np.square(values), iter(values[len(values) - len(exponents) :].astype(int).tolist())
-            first = 0
-            for keys, norms, exponent in self.measured:
-                power, size = 0 if exponent is None else next(powers), norms.numel() // len(keys)
-                for key in keys:
-                    self.found[key] = SquaredLength(squares[first : first + size], power)
-                    first += size
-            self.measured.clear()
-        return self.found
+        return Lengths(self.measured)
 
     def _block(self, tensor: Tensor) -> _Block | None:
         """Room for several tensors of one kind; None if they are large, or a copy in float64 would change them."""

@@ -5,8 +5,9 @@ Edges and lengths are recorded immediately, because a later in-place operation w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous, first_tensor, picked
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
-from gradscope.forward.lengths import Ruler, SquaredLength
+from gradscope.forward.lengths import Lengths, Ruler
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, random_state, state_restored
@@ -53,7 +54,7 @@ class Recording:
     random: bool
     picked: str | None
     replay: Replay = field(repr=False)
-    lengths: dict[Vertex, SquaredLength] = field(repr=False)
+    lengths: Lengths = field(repr=False)
 
 
 def record(
@@ -66,7 +67,7 @@ def record(
     """Run the model once and record it.  The model is left unchanged, also after an exception.
 
     Buffers (running statistics) and the random state are restored; mode, ``.grad`` and ``requires_grad`` are not
-    touched.  ValueError names the first layer with NaN or Inf, or says why recording is impossible.
+    touched.  ValueError says why recording is impossible.  When the lengths are first needed, `check_finite` is called.
     """
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
@@ -88,14 +89,18 @@ def record(
         output = differentiable.run(modules[""], forward)
         target = first_tensor(output)
         recorder.add(target, OUTPUT, Origin.OUTPUT)
-        recorder.check_finite()
         if loss_fn is not None:
-            target = _per_sample_loss(loss_fn(target, differentiable.labels), batch.size)
+            try:
+                target = _per_sample_loss(loss_fn(target, differentiable.labels), batch.size)
+            except Exception:
+                check_finite(recorder.layers, recorder.ruler.lengths(), batch)  # may be the reason
+                raise
             recorder.add(target, LOSS, Origin.MARKED)
-            recorder.check_finite()
         drew = before != random_state(modules)
     recorder.compare_versions()
     recorder.embed()
+    lengths = recorder.ruler.lengths()
+    lengths.later.then(partial(check_finite, recorder.layers, lengths, batch))
     if not recorder.sources:
         raise ValueError(
             "There is nothing to differentiate with respect to: x holds no real or complex tensor, and no module with "
@@ -124,7 +129,7 @@ def record(
         random=drew,
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
         replay=Replay(modules, batch, forward, loss_fn, source_names),
-        lengths=recorder.ruler.found,
+        lengths=lengths,
     )
 
 
@@ -218,17 +223,18 @@ class _Recorder:
         self.add(tensor, name, Origin.MARKED)
         self.sources.append((name, get_gradient_edge(tensor)))
 
-    def check_finite(self) -> None:
-        """Raise ValueError that names the first layer, in execution order, with NaN or Inf.  Cost: one device sync."""
-        lengths = self.ruler.lengths()
-        if self.ruler.finite:
-            return
-        layer = next(layer for key, layer in self.layers.items() if not np.isfinite(lengths[key].squares).all())
-        raise NonFiniteLayerError(
-            f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
-            "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
-            "or in float64."
-        )
+
+def check_finite(layers: Mapping[Vertex, Layer], lengths: Lengths, batch: Batch) -> None:
+    """Raise ValueError that names where the data, or the first layer in execution order, hold NaN or Inf."""
+    if lengths.finite:
+        return
+    batch.check_finite()
+    layer = next(layer for key, layer in layers.items() if not np.isfinite(lengths[key].squares).all())
+    raise NonFiniteLayerError(
+        f"Layer {layer.name!r} is the first with NaN or Inf in its output (shape {layer.shape}): "
+        "the forward pass overflowed or divided by zero there. Measure at a smaller input or weight scale, "
+        "or in float64."
+    )
 
 
 def _vertex(tensor: Tensor) -> Vertex:

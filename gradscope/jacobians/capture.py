@@ -116,6 +116,21 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
+    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
+    captured.lengths.read()
+    return captured
+
+
+def captured_unread(
+    model: nn.Module,
+    data: Any,
+    *,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    loss_fn: LossFunction | None = None,
+    target: str | None = None,
+) -> Capture:
+    """The same, but whether all layers are finite is checked when the first number is read, with other readings."""
     modules = listed(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     try:

@@ -8,19 +8,22 @@ pre-activation; in a convolution, one channel at one position.  Standard errors 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
-from gradscope.estimates import Estimate
-from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sample_mean, without_one
+from gradscope.estimates import Estimate, FloatArray
+from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sample_mean, sums_of_units, without_one
 
 PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 17  # entries of a block that fits into the processor's cache
-EXACT = 1e4  # squared condition up to which eigenvalues of inner products give 10 digits
+EXACT = 1e8  # squared condition up to which eigenvalues of inner products give 10 digits
+NARROW = 4  # ratio of the sides of a matrix up to which its QR decomposition costs no more than these eigenvalues
 
 
 class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
@@ -30,9 +33,12 @@ class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATI
     1.5
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
         total = reduce(torch.add, (h.sum(dim=1) for h in _blocks(preactivations)))
-        return sample_mean(total / preactivations[0].numel(), signed=True)
+        return [total / preactivations[0].numel()]
+
+    def estimate(self, means: FloatArray) -> Estimate:
+        return sample_mean(means, signed=True)
 
 
 class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
@@ -44,16 +50,17 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
     5.0
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
-        total = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
+        total = _zeros(preactivations)
         for h in _blocks(preactivations):
             h -= h[:1].clone()  # otherwise rounding of a large mean spoils small deviations
             h -= h.mean(dim=0)
             total += h.square_().sum(dim=1)
-        num, neurons = len(preactivations), preactivations[0].numel()
-        return jackknifed(
-            math.sqrt(float(total.mean()) / neurons), (without_one(total) / ((num - 1) * neurons)).clamp_min(0).sqrt()
-        )
+        return [total / preactivations[0].numel()]
+
+    def estimate(self, variances: FloatArray) -> Estimate:
+        left_out = np.maximum(without_one(variances) / (len(variances) - 1), 0)
+        return jackknifed(math.sqrt(variances.mean()), np.sqrt(left_out))
 
 
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
@@ -67,25 +74,28 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     0.25
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
-        total, halves = 0.0, 0.0
-        left_out = torch.zeros(len(preactivations), dtype=torch.float64, device=preactivations.device)
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
+        left_out = _zeros(preactivations)
+        total, halves = left_out.new_zeros(()), left_out.new_zeros(())
         for h in _blocks(preactivations):
             signs = h.sign_()
             present = signs.abs()
             counts = [_counts(signs[start::2], present[start::2]) for start in (0, 1)]
             positive, negative = (even + odd for even, odd in zip(*counts, strict=True))
             whole = _rarer(positive, negative)
-            total += float(whole.sum())
-            halves += sum(float(_rarer(*half).sum()) for half in counts) / 2
+            total += (own := whole.sum())
+            halves += (_rarer(*counts[0]).sum() + _rarer(*counts[1]).sum()) / 2
             # Without a sample, a neuron has one positive or one negative pre-activation less.
             less = _rarer(positive - 1, negative) - whole, _rarer(positive, negative - 1) - whole
             even, odd = (less[0] + less[1]) / 2, (less[0] - less[1]) / 2
-            left_out += present @ even + signs @ odd + whole.sum()
+            left_out += present @ even + signs @ odd + own
         neurons = preactivations[0].numel()
+        return [total / neurons, halves / neurons, left_out / neurons]
+
+    def estimate(self, total: FloatArray, halves: FloatArray, left_out: FloatArray) -> Estimate:
         # The minimum has a kink, where the bias falls like 1 / sqrt(B): half a batch has sqrt(2) times the bias.
         bias = (math.log(halves) - math.log(total)) / (math.sqrt(2) - 1) if halves > 0 and total > 0 else 0.0
-        return jackknifed(total / neurons, left_out / neurons, bias=bias)
+        return jackknifed(float(total), left_out, bias=bias)
 
 
 class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
@@ -99,16 +109,19 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     1.0
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
-        scale = _largest(preactivations.abs().amax().double())  # kurtosis does not depend on it
-        second, fourth = 0.0, 0.0
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
+        scale = _largest(_flat(preactivations).abs().amax().double())  # kurtosis does not depend on it
+        sums = []
         for h in _blocks(preactivations):
             h /= scale
             h -= h.mean(dim=0)
             squares = h.square_()
-            second += float(squares.sum())
-            fourth += float(torch.linalg.vector_norm(squares)) ** 2
-        return Estimate(fourth * preactivations.numel() / second**2 if second else 0.0, None)
+            sums.append(torch.stack([squares.sum(), torch.linalg.vector_norm(squares).square()]))
+        return [reduce(torch.add, sums) / preactivations.numel()]
+
+    def estimate(self, moments: FloatArray) -> Estimate:
+        second, fourth = moments.tolist()
+        return Estimate(fourth / second**2 if second else 0.0, None)
 
 
 class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
@@ -119,7 +132,8 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     standard error is unknown (None).
 
     Cost: a matrix of inner products, of the smaller dimension, and its eigenvalues.  If they spread over more than 8
-    digits, they are too inexact; then a QR decomposition of the B x neurons matrix.
+    digits, they are too inexact; then a QR decomposition of the B x neurons matrix, for which `gradscope.measure` runs
+    the forward pass once more.  A matrix whose sides differ by less than a factor of 4 is decomposed at once.
 
     Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
 
@@ -127,10 +141,30 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
     3.0
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
-        values = _singular_values(preactivations)
-        p = values / values.sum()
-        return Estimate(float(torch.special.entr(p).sum().exp()) if values.any() else 0.0, None)
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
+        flat = _flat(preactivations)
+        if max(flat.shape) <= NARROW * min(flat.shape):
+            return [_triangular(preactivations)[None]]
+        scale, wide = _largest(flat.abs().amax().double()), flat.shape[0] <= flat.shape[1]
+        blocks = flat.split(max(1, BLOCK // len(flat)) if wide else BLOCK, dim=int(wide))
+        scaled = (block.double() / scale for block in blocks)
+        return [reduce(torch.add, (part @ part.T if wide else part.T @ part for part in scaled))]
+
+    def estimate(self, matrix: FloatArray) -> Estimate | Statistic:
+        if not np.isfinite(matrix).all():
+            return Estimate(math.nan, None)
+        if matrix.ndim == 3:
+            return _rank_of(np.linalg.svd(matrix[0], compute_uv=False))
+        squares = np.linalg.eigvalsh(matrix)
+        precise = squares[0] > squares[-1] / EXACT or not matrix.any()
+        return _rank_of(np.sqrt(squares)) if precise else _RankOfTriangular()
+
+
+class _RankOfTriangular(EffectiveRank):
+    """The effective rank by a QR decomposition of the B x neurons matrix, whatever its shape."""
+
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
+        return [_triangular(preactivations)[None]]
 
 
 class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
@@ -142,12 +176,16 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
     0.96
     """
 
-    def __call__(self, preactivations: Tensor) -> Estimate:
+    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
         scales = _largest(_flat(preactivations).abs().amax(dim=1, keepdim=True).double())
         parts = ((h / scales).square_().sum(dim=1, keepdim=True) for h in _blocks(preactivations))
         squares = reduce(torch.add, parts)
         lengths = scales * squares.sqrt().where(squares > 0, 1.0)
-        return mean_cosine((h / lengths for h in _blocks(preactivations)), (squares[:, 0] > 0).double())
+        whole, left_out = sums_of_units((h / lengths for h in _blocks(preactivations)), squares[:, 0])
+        return [whole, left_out, squares[:, 0] > 0]
+
+    def estimate(self, whole: FloatArray, left_out: FloatArray, nonzero: FloatArray) -> Estimate:
+        return mean_cosine(whole, left_out, nonzero)
 
 
 @dataclass(frozen=True)
@@ -162,9 +200,12 @@ class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
 
     slope: float = 0.05
 
-    def __call__(self, slopes: Tensor) -> Estimate:
+    def parts(self, slopes: Tensor) -> Sequence[Tensor]:
         flat = reduce(torch.add, ((h.abs() < self.slope).double().sum(dim=1) for h in _blocks(slopes)))
-        return sample_mean(flat / slopes[0].numel())
+        return [flat / slopes[0].numel()]
+
+    def estimate(self, fractions: FloatArray) -> Estimate:
+        return sample_mean(fractions)
 
 
 class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
@@ -176,10 +217,13 @@ class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
     0.5
     """
 
-    def __call__(self, slopes: Tensor) -> Estimate:
+    def parts(self, slopes: Tensor) -> Sequence[Tensor]:
         # amax, because comparisons and `any` along the first dimension are slow in torch.
-        alive = sum(int(h.abs_().amax(dim=0).count_nonzero()) for h in _blocks(slopes))
-        return Estimate(1 - alive / slopes[0].numel(), None)
+        alive = reduce(torch.add, (h.abs_().amax(dim=0).count_nonzero() for h in _blocks(slopes)))
+        return [alive.double() / slopes[0].numel()]
+
+    def estimate(self, alive: FloatArray) -> Estimate:
+        return Estimate(1 - float(alive), None)
 
 
 class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
@@ -196,9 +240,9 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
     0.25
     """
 
-    def __call__(self, responses: tuple[Tensor, Tensor]) -> Estimate:
-        num, unexplained = len(responses[0]), 0.0
-        total, lost = torch.zeros(2, num, dtype=torch.float64, device=responses[0].device)
+    def parts(self, responses: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
+        total, left_out = _zeros(responses[0]), _zeros(responses[0])
+        unexplained = torch.zeros_like(total[0])
         for h, a in zip(*map(_blocks, responses), strict=True):
             h -= h.mean(dim=0)
             a -= a.mean(dim=0)
@@ -207,12 +251,16 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
             variance = squares.sum(dim=0)
             variance = variance.where(variance > 0, 1.0)
             left = a.sub_(h.mul_((h * a).sum(dim=0) / variance)).square_()
-            unexplained += float(left.sum())
+            unexplained += left.sum()
             # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).
-            lost += left.div_(squares.div_(variance).neg_().add_(1 - 1 / num).clamp_min_(1e-12)).sum(dim=1)
+            left.div_(squares.div_(variance).neg_().add_(1 - 1 / len(h)).clamp_min_(1e-12))
+            left_out += left.sum(dim=1)
+        return [total, unexplained, left_out]
+
+    def estimate(self, total: FloatArray, unexplained: FloatArray, left_out: FloatArray) -> Estimate:
         if not total.any():
             return Estimate.exact(0.0)
-        return jackknifed(unexplained / float(total.sum()), (unexplained - lost) / without_one(total))
+        return jackknifed(float(unexplained / total.sum()), (unexplained - left_out) / without_one(total))
 
 
 def _blocks(values: Tensor) -> Iterator[Tensor]:
@@ -238,24 +286,29 @@ def _largest(value: Tensor) -> Tensor:
     return value.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _singular_values(values: Tensor) -> Tensor:
-    """Singular values of the B x neurons matrix up to a factor: to 10 digits, or to 15 of the largest one."""
-    flat, scale = _flat(values), _largest(values.abs().amax().double())
-    wide = flat.shape[0] <= flat.shape[1]
-    parts = (part.double() / scale for part in flat.split(max(1, BLOCK // len(flat)) if wide else BLOCK, dim=int(wide)))
-    gram = reduce(torch.add, (part @ part.T if wide else part.T @ part for part in parts))
-    squares = torch.linalg.eigvalsh(gram)
-    if squares[0] > squares[-1] / EXACT:
-        return squares.sqrt()
-    matrix = flat.double() / scale
-    return torch.linalg.svdvals(torch.linalg.qr(matrix.T if wide else matrix, mode="r").R)
+def _triangular(values: Tensor) -> Tensor:
+    """R of a QR decomposition of the B x neurons matrix or its transpose: with its singular values up to a factor."""
+    flat = _flat(values)
+    matrix = flat.double() / _largest(flat.abs().amax().double())
+    return torch.linalg.qr(matrix.T if flat.shape[0] <= flat.shape[1] else matrix, mode="r").R
+
+
+def _rank_of(values: FloatArray) -> Estimate:
+    """The effective rank, from singular values up to a factor."""
+    return Estimate(math.exp(special.entr(values / values.sum()).sum()) if values.any() else 0.0, None)
+
+
+def _zeros(values: Tensor) -> Tensor:
+    """A zero for every sample."""
+    return torch.zeros(len(values), dtype=torch.float64, device=values.device)
 
 
 def _flat(values: Tensor) -> Tensor:
     """Return the values as a matrix (B, neurons), in memory order, because the order of neurons does not matter."""
-    if values.ndim < 2 or values.shape[0] < 2:
+    if values.ndim < 2 or values.shape[0] < 2 or 0 in values.shape:
         raise ValueError(
-            f"Statistics need pre-activations (B, ...) of at least two samples, got shape {tuple(values.shape)}."
+            "Statistics need pre-activations (B, ...) of at least two samples with at least one neuron, got shape "
+            f"{tuple(values.shape)}."
         )
     values = values.detach()
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):

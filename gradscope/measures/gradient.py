@@ -7,14 +7,17 @@ errors are sampling errors over the batch, computed by the delta method unless a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gradscope.estimates import Estimate
-from gradscope.measures.samples import Statistic, jackknifed, mean_cosine
+from gradscope.estimates import Estimate, FloatArray
+from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sums_of_units
 
 GRADIENTS = "gradients"
 
@@ -47,42 +50,62 @@ class LayerGradient:
     @property
     def norm(self) -> Estimate:
         """|g|, with its sampling error."""
-        if not self.squares.any():  # the losses do not depend on these parameters
-            return Estimate.exact(0.0)
-        return jackknifed(math.sqrt(self.square), self.squares_without_one.clamp_min(0).sqrt(), length=True)
+        return GradientNorm()(self)
 
     @property
     def square(self) -> float:
         """|g|^2."""
         return float(self.mean.square().sum())
 
-    @property
-    def squares_without_one(self) -> Tensor:
-        """|g|^2 without one sample at a time, (B,)."""
-        num = len(self.squares)
-        return (num**2 * self.square - 2 * num * self.projections + self.squares) / (num - 1) ** 2
+    @cached_property
+    def lengths(self) -> list[Tensor]:
+        """(|g|^2, |w|, P), ``squares`` and ``projections``: tensors that all statistics of lengths share."""
+        size = torch.full((), self.mean.numel(), dtype=self.mean.dtype, device=self.mean.device)
+        return [torch.stack([self.mean.square().sum(), self.weight.norm(), size]), self.squares, self.projections]
 
 
-class GradientNorm(Statistic, quantity="gradient_norm", of=GRADIENTS):
+class _OfLengths(Statistic):
+    """Base class of the statistics of ``LayerGradient.lengths``."""
+
+    def parts(self, gradient: LayerGradient) -> Sequence[Tensor]:
+        return gradient.lengths
+
+
+def _norm(lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+    """|g|, with its sampling error."""
+    if not squares.any():  # the losses do not depend on these parameters
+        return Estimate.exact(0.0)
+    left_out = np.maximum(_squares_without_one(lengths[0], squares, projections), 0)
+    return jackknifed(math.sqrt(lengths[0]), np.sqrt(left_out), length=True)
+
+
+def _squares_without_one(square: float, squares: FloatArray, projections: FloatArray) -> FloatArray:
+    """|g|^2 without one sample at a time, (B,)."""
+    num = len(squares)
+    left_out: FloatArray = (num**2 * square - 2 * num * projections + squares) / (num - 1) ** 2
+    return left_out
+
+
+class GradientNorm(_OfLengths, quantity="gradient_norm", of=GRADIENTS):
     """Euclidean norm |g|.
 
     >>> GradientNorm()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.ones(2))).value
     2.5
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        return gradient.norm
+    def estimate(self, lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+        return _norm(lengths, squares, projections)
 
 
-class GradientRms(Statistic, quantity="gradient_rms", of=GRADIENTS):
+class GradientRms(_OfLengths, quantity="gradient_rms", of=GRADIENTS):
     """Root mean square of the entries of the gradient, |g| / sqrt(P).
 
     >>> GradientRms()(LayerGradient.of(torch.full((2, 9), 0.5), torch.ones(9))).value
     0.5
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        return gradient.norm.scaled(1 / math.sqrt(gradient.mean.numel()))
+    def estimate(self, lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+        return _norm(lengths, squares, projections).scaled(1 / math.sqrt(lengths[2]))
 
 
 class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRADIENTS):
@@ -92,24 +115,27 @@ class GradientZeroFraction(Statistic, quantity="gradient_zero_fraction", of=GRAD
     0.5
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        return Estimate.exact(float((gradient.mean == 0).double().mean()))
+    def parts(self, gradient: LayerGradient) -> Sequence[Tensor]:
+        return [(gradient.mean == 0).double().mean()]
+
+    def estimate(self, fraction: FloatArray) -> Estimate:
+        return Estimate.exact(float(fraction))
 
 
-class GradientToWeight(Statistic, quantity="gradient_to_weight", of=GRADIENTS):
+class GradientToWeight(_OfLengths, quantity="gradient_to_weight", of=GRADIENTS):
     """Norm of the gradient divided by the norm of the weights, |g| / |w|; infinite if all weights are 0.
 
     >>> GradientToWeight()(LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))).value
     0.5
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        length = float(gradient.weight.norm())
-        return gradient.norm.scaled(1 / length) if length else Estimate.exact(math.inf)
+    def estimate(self, lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+        weight = float(lengths[1])
+        return _norm(lengths, squares, projections).scaled(1 / weight) if weight else Estimate.exact(math.inf)
 
 
 @dataclass(frozen=True)
-class UpdateToWeight(Statistic, quantity="update_to_weight", of=GRADIENTS):
+class UpdateToWeight(GradientToWeight, quantity="update_to_weight", of=GRADIENTS):
     """Relative change of the parameters in one step of gradient descent, ``learning_rate`` |g| / |w|.
 
     >>> gradient = LayerGradient.of(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([3.0, 4.0]))
@@ -123,8 +149,8 @@ class UpdateToWeight(Statistic, quantity="update_to_weight", of=GRADIENTS):
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate!r}.")
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        return GradientToWeight()(gradient).scaled(self.learning_rate)
+    def estimate(self, lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+        return super().estimate(lengths, squares, projections).scaled(self.learning_rate)
 
 
 class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed=True):
@@ -139,13 +165,16 @@ class GradientCosine(Statistic, quantity="gradient_cosine", of=GRADIENTS, signed
     0.96
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        groups, nonzero = len(gradient.unit_sums), (gradient.squares > 0).double()
-        members = torch.stack([nonzero[group::groups].sum() for group in range(groups)])
-        return mean_cosine([gradient.unit_sums], members)
+    def parts(self, gradient: LayerGradient) -> Sequence[Tensor]:
+        return [*sums_of_units([gradient.unit_sums], gradient.unit_sums[:, 0]), gradient.squares]
+
+    def estimate(self, whole: FloatArray, left_out: FloatArray, squares: FloatArray) -> Estimate:
+        groups = len(left_out)
+        members = np.array([np.count_nonzero(squares[group::groups] > 0) for group in range(groups)])
+        return mean_cosine(whole, left_out, members)
 
 
-class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
+class SignalToNoise(_OfLengths, quantity="signal_to_noise", of=GRADIENTS):
     """|g|^2 divided by the variance of one sample's gradient, sum_b |g_b - g|^2 / (B - 1).
 
     The value is infinite if all gradients are equal and not 0.  |g|^2 is biased upward by this variance / B.  Apart
@@ -155,11 +184,11 @@ class SignalToNoise(Statistic, quantity="signal_to_noise", of=GRADIENTS):
     0.5
     """
 
-    def __call__(self, gradient: LayerGradient) -> Estimate:
-        num, signal, squares = len(gradient.squares), gradient.square, gradient.squares.sum()
-        noise = float(squares - num * signal) / (num - 1)
+    def estimate(self, lengths: FloatArray, squares: FloatArray, projections: FloatArray) -> Estimate:
+        num, signal, total = len(squares), float(lengths[0]), float(squares.sum())
+        noise = (total - num * signal) / (num - 1)
         if noise <= 0 or signal == 0:
             return Estimate.exact(math.inf if signal else 0.0)
-        signals = gradient.squares_without_one
-        noises = (squares - gradient.squares - (num - 1) * signals) / max(num - 2, 1)
+        signals = _squares_without_one(signal, squares, projections)
+        noises = (total - squares - (num - 1) * signals) / max(num - 2, 1)
         return jackknifed(signal / noise, signals / noises, length=True)

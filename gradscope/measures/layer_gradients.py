@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
@@ -13,7 +14,7 @@ from gradscope.forward.recorder import record
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, vertex
 from gradscope.measures.gradient import LayerGradient
-from gradscope.memory import peak_bytes
+from gradscope.memory import Later, peak_bytes
 from gradscope.norms import real
 
 GROUPS = 8  # groups of samples in the jackknife over unit gradients
@@ -23,6 +24,8 @@ def layer_gradients(
     model: nn.Module, batch: Batch, *, forward: Forward | None, loss_fn: LossFunction
 ) -> dict[str, LayerGradient]:
     """Return the `LayerGradient` of every module that holds trainable parameters, by module name.
+
+    Call this in a context `together`: then gradients are checked when the first number is read.
 
     Cost: one forward pass, one backward pass of the mean loss, and one vectorized backward pass per sample.  Memory:
     ten full gradients, and as many per-sample gradients as fit into a twentieth of the free memory (at least one).
@@ -72,9 +75,14 @@ def layer_gradients(
                 lengths = squares[name][own].sqrt()
                 units = g / lengths.where(lengths > 0, 1.0)[:, None]
                 unit_sums[name].index_add_(0, torch.arange(first, first + len(g), device=device) % groups, units)
-    for name, part in squares.items():
-        if not torch.isfinite(part).all():
-            raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; try float64.")
+    checked = Later(squares.values())
+
+    def check() -> None:
+        for name, array in zip(squares, checked.arrays, strict=True):
+            if not np.isfinite(array).all():
+                raise FloatingPointError(f"The gradient of the parameters of {name!r} is NaN or Inf; try float64.")
+
+    checked.then(check)
     weights = {name: torch.cat([real(p.detach()).double().reshape(-1) for p in own]) for name, own in owners.items()}
     return {n: LayerGradient(mean[n], weights[n], squares[n], projections[n], unit_sums[n]) for n in owners}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
 from gradscope.measures.preactivations import nonlinearity_calls, response, slopes
+from gradscope.measures.samples import Statistic
+from gradscope.memory import Later, together
 
 
 class Measure(Protocol):
@@ -58,7 +61,8 @@ GRADIENT_MEASURES: tuple[Measure, ...] = (
     gradient.GradientCosine(), gradient.SignalToNoise(),
 )  # fmt: skip
 
-Found = list[tuple[str, list[Estimate]]]
+Begun = Estimate | tuple[Statistic, Later]
+Found = list[tuple[str, list[Begun]]]
 
 
 def measure(
@@ -86,7 +90,8 @@ def measure(
         module that holds parameters.  ``index`` counts these calls or modules from 1.  ``log10_stderr_sample`` is the
         sampling error over the batch; for statistics that can be negative, ``stderr_sample`` replaces it.
 
-    Cost: one forward pass; for gradients a second one, and one vectorized backward pass per sample.
+    Cost: one forward pass; for gradients a second one, and one vectorized backward pass per sample.  One device
+    synchronization, and a second one where an effective rank needs a second pass (see `EffectiveRank`).
 
     Raises:
         ValueError: No nonlinearity was called, no parameter is trainable, the data are invalid, or only one of
@@ -121,22 +126,66 @@ def measure(
             "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
             "add one, such as gs.measures.GradientNorm()."
         )
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
-    parts = []
-    if of_activations := [m for m in chosen if m.of != GRADIENTS]:
-        parts.append(_frame(of_activations, _activations(model, batch, forward, of_activations), batch))
-    if of_gradients and loss_fn is not None:
-        found = layer_gradients(model, batch, forward=forward, loss_fn=loss_fn)
-        parts.append(_frame(of_gradients, [(name, [m(g) for m in of_gradients]) for name, g in found.items()], batch))
-    return pd.concat(parts, ignore_index=True)
+    with together():
+        return begun(model, data, chosen, forward=forward, loss_fn=loss_fn)()
 
 
-def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measures: Sequence[Measure]) -> Found:
-    """Statistics of every call of a nonlinearity, in execution order."""
+def begun(
+    model: nn.Module, data: Any, measures: Sequence[Measure], *, forward: Forward | None, loss_fn: LossFunction | None
+) -> Callable[[], pd.DataFrame]:
+    """Compute on the device, without waiting for it, and return the function that reads the numbers into a frame.
+
+    Both are called inside one context `together`.
+    """
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
+    finite = batch.finite_later()
+    of_activations = [m for m in measures if m.of != GRADIENTS]
+    of_gradients = [m for m in measures if m.of == GRADIENTS]
+    activations, gradients = Found(), Found()
+    try:
+        if of_activations:
+            activations = _activations(model, batch, forward, lambda call: of_activations)
+        if of_gradients and loss_fn is not None:
+            by_layer = layer_gradients(model, batch, forward=forward, loss_fn=loss_fn)
+            gradients = [(name, [_begun(m, gradient) for m in of_gradients]) for name, gradient in by_layer.items()]
+    except Exception:
+        batch.check_finite()  # names the place of a NaN in x; otherwise the error stands
+        raise
+
+    def finished() -> pd.DataFrame:
+        _ = finite.arrays
+        first = [(name, [_result(value) for value in values]) for name, values in activations]
+        others = [[value for value in values if isinstance(value, Statistic)] for _, values in first]
+        if any(others):
+            second = _activations(model, batch, forward, others.__getitem__)
+            found = iter([_result(value) for _, values in second for value in values])
+            first = [(name, [next(found) if isinstance(v, Statistic) else v for v in values]) for name, values in first]
+        last = [(name, [_result(value) for value in values]) for name, values in gradients]
+        both = ((of_activations, first), (of_gradients, last))
+        return pd.concat([_frame(own, found, batch.size) for own, found in both if found], ignore_index=True)
+
+    return finished
+
+
+def _begun(measure: Measure, values: Any) -> Begun:
+    """A statistic with parts that are still on the device; a measure of any other class reads its own result."""
+    if isinstance(measure, Statistic) and type(measure).__call__ is Statistic.__call__:
+        return measure, Later(measure.parts(values))
+    return measure(values)
+
+
+def _result(begun: Begun) -> Estimate | Statistic:
+    """The estimate, or a statistic that must be computed instead."""
+    return begun if isinstance(begun, Estimate) else begun[0].estimated(begun[1])
+
+
+def _activations(
+    model: nn.Module, batch: Batch, forward: Forward | None, measures: Callable[[int], Sequence[Measure]]
+) -> Found:
+    """Statistics of every call of a nonlinearity, in execution order; ``measures`` of the number of a call."""
     modules: Modules = dict(model.named_modules())
     if forward is None:
         check_devices(modules, batch)
-    wanted = {m.of for m in measures}
     found: Found = []
 
     def listen(name: str, module: nn.Module, received: Tensor) -> None:
@@ -145,15 +194,15 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
                 f"Nonlinearity {name!r} receives complex numbers, but statistics of pre-activations are those of real "
                 "ones: choose measures= of gradients."
             )
-        received = received.detach()
-        values: dict[str, Any] = {PREACTIVATIONS: received}
+        received, own = received.detach(), measures(len(found))
+        wanted, values = {m.of for m in own}, dict[str, Any]({PREACTIVATIONS: received})
         if SLOPES in wanted:
             values[SLOPES] = slopes(module, received)
         if RESPONSES in wanted:
             values[RESPONSES] = received, response(module, received)
         # The network may run under autocast, but the statistics must not: autocast would round them.
         with torch.autocast(received.device.type, enabled=False):
-            found.append((name, [m(values[m.of]) for m in measures]))
+            found.append((name, [_begun(m, values[m.of]) for m in own]))
 
     calls = nonlinearity_calls(modules, torch.no_grad()(listen))
     with alone, state_restored(modules) as state, state, calls, recording_gradients():
@@ -166,10 +215,16 @@ def _activations(model: nn.Module, batch: Batch, forward: Forward | None, measur
     return found
 
 
-def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFrame:
+def _frame(measures: Sequence[Measure], found: Sequence[tuple[str, Sequence[Any]]], num_samples: int) -> pd.DataFrame:
     """One frame with the rows of all measures, one measure after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
     used, places, names, values = zip(*rows, strict=True)
+    for measure, _, name, value in rows:
+        if math.isnan(value.value):
+            raise ValueError(
+                f"{measure.quantity!r} of layer {name!r} is NaN, because the layer receives NaN or Inf or because "
+                "numbers overflow: gs.first_nonfinite(model, data) names the first layer that makes them."
+            )
     index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]
     return frames.tidy(
         {
@@ -182,6 +237,6 @@ def _frame(measures: Sequence[Measure], found: Found, batch: Batch) -> pd.DataFr
             "log10_stderr_probe": 0.0,
             "log10_stderr_sample": [np.nan if s else v.log10_stderr for s, v in zip(signed, values, strict=True)],
             "stderr_sample": [value.stderr for value in values],
-            "num_samples": batch.size,
+            "num_samples": num_samples,
         }
     )

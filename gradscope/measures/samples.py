@@ -26,33 +26,60 @@ Reference: Efron and Stein (1981), "The jackknife estimate of variance".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import special
 from torch import Tensor
 
-from gradscope.estimates import UPPER, Estimate, freedom_of
+from gradscope.estimates import UPPER, Estimate, FloatArray, freedom_of
+from gradscope.memory import Later
 
 SAMPLES, BIAS, SPREAD = 30, 0.5, 0.2
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """Base class of layer statistics.  The keywords of a class header set the attributes of a `gradscope.Measure`."""
+    """Base class of layer statistics.  The keywords of a class header set the attributes of a `gradscope.Measure`.
+
+    A statistic has two parts, so that the device is waited for once for all statistics of all layers:
+    ``parts(values)`` computes tensors and reads none of them, and ``estimate(*arrays)`` makes the result of their
+    copies on the CPU.  The result may be another statistic, which must then be computed from the same values.
+    """
 
     quantity: ClassVar[str]
     of: ClassVar[str]
     signed: ClassVar[bool]
 
-    def __init_subclass__(cls, quantity: str, of: str, signed: bool = False) -> None:
-        cls.quantity, cls.of, cls.signed = quantity, of, signed
+    def __init_subclass__(cls, quantity: str = "", of: str = "", signed: bool | None = None) -> None:
+        if quantity:
+            cls.quantity, cls.of, cls.signed = quantity, of, bool(signed)
+
+    def __call__(self, values: Any, /) -> Estimate:
+        """Return the statistic of one layer alone.  Cost: one device synchronization."""
+        found = self.estimated(Later(self.parts(values)))
+        return found(values) if isinstance(found, Statistic) else found
+
+    def estimated(self, parts: Later) -> Estimate | Statistic:
+        """Return the estimate from the parts, with NaN for what is not finite and no warning of it."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return self.estimate(*parts.arrays)
+
+    def parts(self, values: Any, /) -> Sequence[Tensor]:
+        """Return what ``estimate`` needs, as tensors on the device of the values."""
+        raise NotImplementedError
+
+    def estimate(self, *arrays: FloatArray) -> Estimate | Statistic:
+        """Return the statistic from copies of its parts."""
+        raise NotImplementedError
 
 
 def jackknifed(
-    value: float, left_out: Tensor, *, signed: bool = False, bias: float | None = None,
+    value: float, left_out: npt.ArrayLike, *, signed: bool = False, bias: float | None = None,
     samples: int | None = None, length: bool = False,
 ) -> Estimate:  # fmt: skip
     """``value`` with its standard error from ``left_out``, the values without one sample (or group) at a time.
@@ -63,52 +90,66 @@ def jackknifed(
         samples: Number of samples, if ``left_out`` leaves out groups of equal size.
         length: The value is the length of a mean of vectors, or a function of it.
     """
-    values, whole, num = left_out.double().cpu(), value, len(left_out)
-    if not signed:
-        values, whole = values.log(), math.log(value) if value > 0 else -math.inf
-    deviations = values - values.mean()
-    variance = (num - 1) / num * float(deviations.square().sum())
-    bias = (num - 1) * (float(values.mean()) - whole) if bias is None else bias
+    values, whole = np.asarray(left_out, dtype=np.float64), value
+    num = len(values)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0, or one that is not finite
+        if not signed:
+            values, whole = np.log(values), math.log(value) if value > 0 else -math.inf
+        mean = float(values.mean())
+        deviations = values - mean
+        variance = (num - 1) / num * float(np.square(deviations).sum())
+    bias = (num - 1) * (mean - whole) if bias is None else bias
     spread, most = math.sqrt(max(variance, 0.0)), BIAS / 2 if length else BIAS
     known = 0 < spread < (SPREAD if length else math.inf) and abs(bias) <= most * spread
     if not known or (samples or num) < SAMPLES:
         return Estimate(value, None)
-    freedom = freedom_of(deviations.numpy()) if samples is None else num - 1.0
+    freedom = freedom_of(deviations) if samples is None else num - 1.0
     factor = float(special.stdtrit(freedom, UPPER) / special.ndtri(UPPER))
     error = factor * spread + abs(bias) / special.ndtri(UPPER) if length else factor * math.hypot(spread, bias)
     return Estimate(value, error if signed else error * value)
 
 
-def sample_mean(per_sample: Tensor, *, signed: bool = False) -> Estimate:
+def sample_mean(per_sample: Tensor | FloatArray, *, signed: bool = False) -> Estimate:
     """The mean of ``per_sample`` (B,), one number per sample, with its standard error."""
-    return jackknifed(float(per_sample.mean()), (per_sample.sum() - per_sample) / (len(per_sample) - 1), signed=signed)
+    values = Later([per_sample]).arrays[0] if isinstance(per_sample, Tensor) else per_sample
+    return jackknifed(float(values.mean()), (values.sum() - values) / (len(values) - 1), signed=signed)
 
 
-def without_one(squares: Tensor) -> Tensor:
+def without_one(squares: FloatArray) -> FloatArray:
     """Sums of squared deviations without one sample at a time; ``squares`` (B,) hold those from the mean of all B."""
     num = len(squares)
-    return squares.sum() - squares * (num / (num - 1))
+    left_out: FloatArray = squares.sum() - squares * (num / (num - 1))
+    return left_out
 
 
-def mean_cosine(unit_sums: Iterable[Tensor], members: Tensor) -> Estimate:
-    """Mean cosine between two different of M unit vectors, from their sums over groups of ``members`` (G,) each.
+def sums_of_units(unit_sums: Iterable[Tensor], groups: Tensor) -> tuple[Tensor, Tensor]:
+    """|sum u|^2 over all unit vectors u, and (G,) the same without one group at a time, for `mean_cosine`.
 
-    The sums come in blocks (G, some coordinates).  The value is (|sum u|^2 - M) / (M (M - 1)), and 0 if M < 2.
+    The sums over the groups come in blocks (G, some coordinates).  ``groups``: any tensor (G,).
     """
-    count, whole, squares = members.sum(), torch.zeros_like(members[0]), torch.zeros_like(members)
+    whole, squares = torch.zeros_like(groups[0]), torch.zeros_like(groups)
     for block in unit_sums:
         total = block.sum(dim=0)
         whole += total.square().sum()
         # |total - part|^2, without the matrix of all differences
         squares += total.square().sum() - 2 * block @ total + block.square().sum(dim=1)
+    return whole, squares
+
+
+def mean_cosine(whole: FloatArray, squares: FloatArray, members: FloatArray) -> Estimate:
+    """Mean cosine between two different of M unit vectors, from `sums_of_units` of groups of ``members`` (G,) each.
+
+    The value is (|sum u|^2 - M) / (M (M - 1)), and 0 if M < 2.
+    """
+    count = float(members.sum())
     rest = count - members
-    value = (whole - count) / (count * (count - 1)).clamp_min(1)
-    left_out = (squares - rest) / (rest * (rest - 1)).clamp_min(1)
+    value = float(whole - count) / max(count * (count - 1), 1.0)
+    left_out = (squares - rest) / np.maximum(rest * (rest - 1), 1.0)
     grouped = bool((members > 1).any())
-    found = jackknifed(float(value), left_out, signed=True, samples=int(count) if grouped else None, bias=0.0)
+    found = jackknifed(value, left_out, signed=True, samples=int(count) if grouped else None, bias=0.0)
     if found.stderr is None or value <= 0:
         return found
     # With k = z^2 v c / |mean u|^4 / 2, the solution is d = k + sqrt(k^2 + z^2 v).  Here, both are divided by z.
-    square = float(whole / count**2)
-    k = special.ndtri(UPPER) * (found.stderr / square) ** 2 * float(value) / 2
+    square = float(whole) / count**2
+    k = special.ndtri(UPPER) * (found.stderr / square) ** 2 * value / 2
     return replace(found, mantissa_stderr=k + math.hypot(k, found.stderr))
