@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -145,17 +145,19 @@ class Later:
 
 def _copy(those: Iterable[Later]) -> None:
     """Copy all tensors of those, one synchronization per device; then call their checks."""
-    devices: dict[torch.device, dict[int, Tensor]] = {}
+    devices: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
     for later in those:
         for tensor in later.tensors or ():
-            devices.setdefault(tensor.device, {})[id(tensor)] = tensor
+            devices[tensor.device][id(tensor)] = tensor
     copies: dict[int, FloatArray] = {}
     for device, tensors in devices.items():
         kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        flat = [part.detach().reshape(-1).to(kind) for part in tensors.values()]
-        packed = torch.cat(flat).cpu().numpy().astype(np.float64, copy=False)
-        ends = accumulate((len(part) for part in flat), initial=0)
-        for (key, tensor), (first, last) in zip(tensors.items(), pairwise(ends), strict=True):
+        with torch.no_grad():
+            flat = [a if a.ndim == 1 else a.reshape(-1) for a in tensors.values()]
+            packed = torch.cat([a if a.dtype == kind else a.to(kind) for a in flat]).cpu().double().numpy()
+        last = 0
+        for key, tensor in tensors.items():
+            first, last = last, last + tensor.numel()
             copies[key] = packed[first:last].reshape(tensor.shape)
     for later in those:
         later.copies, later.tensors = [copies[id(tensor)] for tensor in later.tensors or ()], None

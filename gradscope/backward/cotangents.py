@@ -19,7 +19,7 @@ from gradscope import probes as probe_vectors
 from gradscope.distributed import share
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
-from gradscope.memory import read_once
+from gradscope.memory import Later, read_once
 from gradscope.norms import from_real, real
 
 Draw = Callable[[int, int], Tensor]
@@ -181,24 +181,24 @@ def find_subspaces(
     sources = {name: everything[name] for name in replay.source_names}
     finest = max(torch.finfo(source.dtype).eps for source in sources.values())
     step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
-    lengths = dict(zip(base, read_once(f.norm() for f in base.values()), strict=True))
+    lengths, infinite = Later(f.norm() for f in base.values()), set[str]()
     while min(map(len, columns.values())) < rank:
         shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
         moved = replay.outputs(base, shifts)
         changes = {name: real(moved[name]).double() - f for name, f in base.items()}
-        moves = zip(read_once(change.norm() for change in changes.values()), lengths.values(), strict=True)
-        largest = max(move / length for move, length in moves if length)
+        moves = dict(zip(changes, read_once(change.norm() for change in changes.values()), strict=True))
+        both = zip(moves.values(), map(float, lengths.arrays), strict=True)
+        largest = max(move / length for move, length in both if length)
         if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
             step = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest)
             continue
+        infinite |= {name for name, move in moves.items() if not math.isfinite(move)}
         for name, column in columns.items():
             column.append(changes[name])
-    subspaces, stacks = {}, {name: torch.stack(column) for name, column in columns.items()}
-    finite = read_once(torch.isfinite(differences).all() for differences in stacks.values())
-    for (name, differences), usable in zip(stacks.items(), finite, strict=True):
-        if usable:
-            directions = _orthonormal(differences, coupled).to(real(everything[name]).dtype)
-            subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
+    subspaces = {}
+    for name in columns.keys() - infinite:
+        directions = _orthonormal(torch.stack(columns[name]), coupled).to(real(everything[name]).dtype)
+        subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
     return subspaces
 
 

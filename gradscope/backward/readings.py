@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradscope.backward.route import Read
-from gradscope.memory import Workspace
+from gradscope.memory import Later, Workspace
 from gradscope.norms import power_of_two, stacked_norms
 
 Piece = tuple[Tensor, Tensor]  # what was read of some cotangents, and their exponents
@@ -60,18 +59,14 @@ def collected(found: Sequence[Sequence[Piece]]) -> list[Reading]:
     if not pieces:
         return [_NONE] * len(found)
     shared = {id(exponents): exponents for _, exponents in pieces}  # rows that were read together share them
-    parts = [*[values for values, _ in pieces], *shared.values()]
-    flat = [part if part.ndim == 1 else part.reshape(-1) for part in parts]
-    packed = torch.cat([part.to(flat[0].device, torch.float64) for part in flat]).cpu().numpy()
-    ends = [0, *accumulate([part.numel() for part in parts])]
-    each = [packed[first:last] for first, last in pairwise(ends)]
+    each = Later([*[values for values, _ in pieces], *shared.values()]).arrays
     exponents_of = {key: part.astype(np.int64) for key, part in zip(shared, each[len(pieces) :], strict=True)}
-    readings, done = [], 0
+    readings, values_of = [], iter(each)
     for of_row in found:
         if not of_row:
             readings.append(_NONE)
             continue
-        values = packed[ends[done] : ends[done := done + len(of_row)]]
+        values = np.concatenate([next(values_of).reshape(-1) for _ in of_row])
         exponents = np.concatenate([exponents_of[id(shift)] for _, shift in of_row])
         shape = of_row[0][0].shape[1:] if of_row[0][0].ndim > 1 else (values.size // exponents.size,)
         readings.append(_of_zeros(values.reshape(exponents.size, *shape), exponents))

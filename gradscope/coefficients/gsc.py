@@ -22,7 +22,8 @@ from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.state import alone, state_restored
-from gradscope.jacobians.capture import Capture, capture
+from gradscope.jacobians.capture import Capture, captured_unread
+from gradscope.memory import together
 
 MatrixT = TypeVar("MatrixT", bound=Matrix)
 
@@ -153,7 +154,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
     planner = Planner(options, streaming=streaming)
 
     def measure(batch: Any) -> Pairs:
-        captured = capture(
+        captured = captured_unread(
             model,
             batch,
             forward=options.forward,
@@ -169,7 +170,8 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         ):  # checkpointed layers run again during the sweep
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
-    pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
+    with together():
+        pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
     error = largest_error(pairs, samples=streaming)
     if options.rtol is not None and not streaming:
         stopped = "rtol reached" if error <= options.rtol else "max_seconds"

@@ -2,7 +2,8 @@
 
     NLC = sqrt(mean_b,c |J_b (x_c - mean x)|^2 / mean_b |f_b - mean f|^2)   over samples b, c
 
-Cost: three forward passes and one backward pass per cotangent.  With probes, NLC^2 is unbiased for the given data.
+Cost: two forward passes (three for a stream) and one backward pass per cotangent.  With probes, NLC^2 is unbiased for
+the given data.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
-from gradscope.jacobians.capture import Capture, capture
-from gradscope.memory import Workspace, peak_bytes
+from gradscope.jacobians.capture import Capture, captured_unread
+from gradscope.memory import Later, Workspace, peak_bytes, together
 from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
@@ -67,8 +68,8 @@ def nlc(
         coupled (batch normalization), J is the Jacobian of the whole batch, and the inputs of different samples vary
         independently.  The error is None for coupled samples, for fewer than 30, and for an NLC of 0.
 
-    Cost: three forward passes, and one backward pass and N^2 d operations per cotangent.  Memory: the data, and one
-    N x N matrix per cotangent of a batch of cotangents.
+    Cost: two forward passes (three for a stream), and one backward pass and N^2 d operations per cotangent.  Memory:
+    the data, and one N x N matrix per cotangent of a batch of cotangents.
 
     Raises:
         ValueError: Fewer than two samples, a target that is constant over the data, or an invalid ``probes``.
@@ -86,25 +87,32 @@ def nlc(
     batches = [data] if streamed is None else list(streamed)
 
     def captured(batch: Any) -> Capture:
-        return capture(model, batch, forward=forward, loss_fn=loss_fn, target=target)
+        return captured_unread(model, batch, forward=forward, loss_fn=loss_fn, target=target)
 
-    inputs, targets = zip(*(_values(captured(batch)) for batch in batches), strict=True)
-    x, f = torch.cat(inputs), torch.cat(targets)
-    if len(x) < 2:
-        raise ValueError("NLC compares the spread of inputs and targets, so it needs at least two samples.")
-    x, f = x - x.mean(dim=0), f - f.mean(dim=0)
-    spread = f.square().sum(dim=1).cpu().numpy()
-    if not spread.any():
-        raise ValueError("The target is the same for all samples, so NLC is not defined.")
-    rows, gains, num_probes, coupled = [], [], 0, False
-    for batch in batches:
-        recorded = captured(batch)
-        needed = needed_for_exact(recorded.target, recorded.batch_size, coupled=recorded.coupled)
-        cotangents = chosen(recorded.target, needed, probes, generator)
-        num_probes, coupled = max(num_probes, cotangents.num_probes), coupled or recorded.coupled
-        moved, exponent, gain = _stretched(recorded, cotangents, x)
-        rows.append((moved, exponent))
-        gains.append(gain)
+    def read(batch: Any) -> Capture:
+        found = captured(batch)
+        found.lengths.read()  # what waits keeps its graph in memory
+        return found
+
+    with together():
+        # The graphs of all batches of a stream may not fit into memory, so each pass is recorded twice.
+        only = [captured(data)] if streamed is None else []
+        inputs, targets = zip(*map(_values, only or map(read, batches)), strict=True)
+        x, f = torch.cat(inputs), torch.cat(targets)
+        if len(x) < 2:
+            raise ValueError("NLC compares the spread of inputs and targets, so it needs at least two samples.")
+        x, f = x - x.mean(dim=0), f - f.mean(dim=0)
+        deviations = Later([f.square().sum(dim=1)])
+        deviations.then(lambda: _check_spread(deviations.arrays[0]))
+        rows, gains, num_probes, coupled = [], [], 0, False
+        for recorded in only or map(captured, batches):
+            needed = needed_for_exact(recorded.target, recorded.batch_size, coupled=recorded.coupled)
+            cotangents = chosen(recorded.target, needed, probes, generator)
+            num_probes, coupled = max(num_probes, cotangents.num_probes), coupled or recorded.coupled
+            moved, exponent, gain = _stretched(recorded, cotangents, x)
+            rows.append((moved, exponent))
+            gains.append(gain)
+    (spread,) = deviations.arrays
     common = max(exponent for _, exponent in rows)
     moved = np.concatenate([np.ldexp(m, 2 * (e - common)) for m, e in rows])  # (N, N): sample b, direction x_c
     numerator, denominator = float(moved.mean()), float(spread.mean())
@@ -118,6 +126,11 @@ def nlc(
     tally = reduce(Tally.merge, (_tally(*part) for part in parts))
     error = float(np.hypot(tally.log10_stderr_probe, tally.log10_stderr_sample)[0]) * math.log(10)
     return replace(estimate, mantissa_stderr=estimate.mantissa * error, freedom=float(tally.sample_freedom[0])).sqrt()
+
+
+def _check_spread(squares: FloatArray) -> None:
+    if not squares.any():
+        raise ValueError("The target is the same for all samples, so NLC is not defined.")
 
 
 def _tally(gain: Gain, directions: FloatArray, spread: FloatArray) -> Tally:

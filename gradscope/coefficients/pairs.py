@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -18,6 +19,7 @@ from gradscope.backward.sweep import Progress, sweep
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
 from gradscope.forward.layers import Layer
+from gradscope.forward.lengths import SquaredLength
 from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture
 from gradscope.jacobians.description import off_trunk
@@ -101,12 +103,20 @@ class Board:
         self.captured, self.rows, self.reduction = captured, list(rows), reduction
         self.columns = list(reversed(targets))  # in the order in which they join the sweep
         self.sources = [row for row in rows if row.index != self.columns[0].index]
-        self.lengths = {row.index: captured.lengths[vertex(row.edge)] for row in self.rows}
         size, coupled = captured.batch_size, captured.coupled
         self.needed = [needed_for_exact(column, size, coupled=coupled) for column in self.columns]
         for target in targets:
-            check_length(target, self.lengths[target.index].squares, reduction)
             captured.check_target(target, rows[0])
+        captured.lengths.later.then(self._check_lengths)
+
+    @cached_property
+    def lengths(self) -> dict[int, SquaredLength]:
+        """The lengths of all rows, by index.  Cost: one device synchronization, if they were not copied yet."""
+        return {row.index: self.captured.lengths[vertex(row.edge)] for row in self.rows}
+
+    def _check_lengths(self) -> None:
+        for target in reversed(self.columns):
+            check_length(target, self.lengths[target.index].squares, self.reduction)
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
         """Measure with the given cotangents of each column (target), in the order of ``columns``."""
@@ -169,7 +179,7 @@ class Board:
     def _runs(self, cotangents: Sequence[Cotangents]) -> list[tuple[int, int, int, int]]:
         """Groups of neighboring columns that are computed together: (first, last + 1, num, num_fixed) of each."""
         kinds = [
-            (c.num, c.num_fixed, len(self.lengths[column.index].squares))
+            (c.num, c.num_fixed, column.shape[:1] == (self.captured.batch_size,))
             for column, c in zip(self.columns, cotangents, strict=True)
         ]
         runs: list[tuple[int, int, int, int]] = []

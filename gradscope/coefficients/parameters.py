@@ -28,8 +28,8 @@ from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
-from gradscope.jacobians.capture import Capture, capture
-from gradscope.memory import read_once
+from gradscope.jacobians.capture import Capture, captured_unread
+from gradscope.memory import Later, together
 from gradscope.norms import real
 
 # Trunk tensors between two rescalings, fewer than in `gsc`: no readings in between show that a value leaves the range.
@@ -76,14 +76,16 @@ def parameter_gsc(
     >>> profile.layers
     ('layers.0.linear', 'layers.1.linear', 'layers.2.linear')
     """
-    captured = capture(model, data, forward=forward, loss_fn=loss_fn, target=target)
-    owners = owned_parameters(captured.replay.modules)
-    cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))
-    readings = _pulled(captured, owners, cotangents)
-    length = captured.lengths[vertex(captured.target.edge)]
-    check_length(captured.target, length.squares, "batch")
-    every = {id(p): real(p.detach()).double() for parameters in owners.values() for p in parameters}
-    weights = dict(zip(every, read_once(p.square().sum() for p in every.values()), strict=True))
+    with together():
+        captured = captured_unread(model, data, forward=forward, loss_fn=loss_fn, target=target)
+        owners = owned_parameters(captured.replay.modules)
+        cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))
+        every = {id(p): p for parameters in owners.values() for p in parameters}
+        squares = Later(real(p.detach()).double().square().sum() for p in every.values())
+        readings = _pulled(captured, owners, cotangents)
+        length = captured.lengths[vertex(captured.target.edge)]
+        check_length(captured.target, length.squares, "batch")
+    weights = dict(zip(every, map(float, squares.arrays), strict=True))
     gains, norms = [], []
     for parameters in owners.values():
         square = _mean_square([readings[id(p)] for p in parameters if id(p) in readings], cotangents)

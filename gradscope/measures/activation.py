@@ -60,7 +60,7 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
 
     def estimate(self, variances: FloatArray) -> Estimate:
         left_out = np.maximum(without_one(variances) / (len(variances) - 1), 0)
-        return jackknifed(math.sqrt(variances.mean()), np.sqrt(left_out))
+        return jackknifed(math.sqrt(variances.sum() / len(variances)), np.sqrt(left_out))
 
 
 class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):

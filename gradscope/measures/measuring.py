@@ -21,7 +21,7 @@ from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
 from gradscope.measures.preactivations import nonlinearity_calls, response, slopes
-from gradscope.measures.samples import Statistic
+from gradscope.measures.samples import Statistic, quiet
 from gradscope.memory import Later, together
 
 
@@ -126,7 +126,7 @@ def measure(
             "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
             "add one, such as gs.measures.GradientNorm()."
         )
-    with together():
+    with together(), quiet():
         return begun(model, data, chosen, forward=forward, loss_fn=loss_fn)()
 
 
@@ -176,7 +176,7 @@ def _begun(measure: Measure, values: Any) -> Begun:
 
 def _result(begun: Begun) -> Estimate | Statistic:
     """The estimate, or a statistic that must be computed instead."""
-    return begun if isinstance(begun, Estimate) else begun[0].estimated(begun[1])
+    return begun if isinstance(begun, Estimate) else begun[0].estimate(*begun[1].arrays)
 
 
 def _activations(
@@ -220,7 +220,7 @@ def _frame(measures: Sequence[Measure], found: Sequence[tuple[str, Sequence[Any]
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
     used, places, names, values = zip(*rows, strict=True)
     for measure, _, name, value in rows:
-        if math.isnan(value.value):
+        if math.isnan(value.mantissa):
             raise ValueError(
                 f"{measure.quantity!r} of layer {name!r} is NaN, because the layer receives NaN or Inf or because "
                 "numbers overflow: gs.first_nonfinite(model, data) names the first layer that makes them."

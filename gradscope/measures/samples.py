@@ -61,13 +61,9 @@ class Statistic:
 
     def __call__(self, values: Any, /) -> Estimate:
         """Return the statistic of one layer alone.  Cost: one device synchronization."""
-        found = self.estimated(Later(self.parts(values)))
+        with quiet():
+            found = self.estimate(*Later(self.parts(values)).arrays)
         return found(values) if isinstance(found, Statistic) else found
-
-    def estimated(self, parts: Later) -> Estimate | Statistic:
-        """Return the estimate from the parts, with NaN for what is not finite and no warning of it."""
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return self.estimate(*parts.arrays)
 
     def parts(self, values: Any, /) -> Sequence[Tensor]:
         """Return what ``estimate`` needs, as tensors on the device of the values."""
@@ -76,6 +72,11 @@ class Statistic:
     def estimate(self, *arrays: FloatArray) -> Estimate | Statistic:
         """Return the statistic from copies of its parts."""
         raise NotImplementedError
+
+
+def quiet() -> np.errstate:
+    """Context without warnings of NaN and Inf, which the estimates then hold."""
+    return np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 
 def jackknifed(
@@ -92,12 +93,15 @@ def jackknifed(
     """
     values, whole = np.asarray(left_out, dtype=np.float64), value
     num = len(values)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a value of 0, or one that is not finite
-        if not signed:
-            values, whole = np.log(values), math.log(value) if value > 0 else -math.inf
-        mean = float(values.mean())
-        deviations = values - mean
-        variance = (num - 1) / num * float(np.square(deviations).sum())
+    if not signed:
+        if not values.min() > 0:
+            return Estimate(value, None)
+        values, whole = np.log(values), math.log(value) if value > 0 else -math.inf
+    mean = float(values.sum()) / num
+    if not math.isfinite(mean):
+        return Estimate(value, None)
+    deviations = values - mean
+    variance = (num - 1) / num * float(np.dot(deviations, deviations))
     bias = (num - 1) * (mean - whole) if bias is None else bias
     spread, most = math.sqrt(max(variance, 0.0)), BIAS / 2 if length else BIAS
     known = 0 < spread < (SPREAD if length else math.inf) and abs(bias) <= most * spread
@@ -111,8 +115,11 @@ def jackknifed(
 
 def sample_mean(per_sample: Tensor | FloatArray, *, signed: bool = False) -> Estimate:
     """The mean of ``per_sample`` (B,), one number per sample, with its standard error."""
-    values = Later([per_sample]).arrays[0] if isinstance(per_sample, Tensor) else per_sample
-    return jackknifed(float(values.mean()), (values.sum() - values) / (len(values) - 1), signed=signed)
+    if isinstance(per_sample, Tensor):
+        with quiet():
+            return sample_mean(Later([per_sample]).arrays[0], signed=signed)
+    total, num = float(per_sample.sum()), len(per_sample)
+    return jackknifed(total / num, (total - per_sample) / (num - 1), signed=signed)
 
 
 def without_one(squares: FloatArray) -> FloatArray:
