@@ -196,9 +196,10 @@ def find_subspaces(
         for name, column in columns.items():
             column.append(changes[name])
     subspaces = {}
-    for name in columns.keys() - infinite:
-        directions = _orthonormal(torch.stack(columns[name]), coupled).to(real(everything[name]).dtype)
-        subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
+    for name, column in columns.items():
+        if name not in infinite:
+            directions = _orthonormal(torch.stack(column), coupled).to(real(everything[name]).dtype)
+            subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
     return subspaces
 
 

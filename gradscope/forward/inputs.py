@@ -68,11 +68,9 @@ class Batch:
         for tensor in self.samples:
             _check_finite(tensor)
 
-    def finite_later(self) -> Later:
-        """The same check when numbers are copied from the device."""
-        later = Later(torch.isfinite(tensor).all() for tensor in self.floats)
-        later.then(lambda: None if all(later.arrays) else self.check_finite())
-        return later
+    def finite(self) -> Later:
+        """Whether each of the `floats` holds neither NaN nor Inf."""
+        return Later(torch.isfinite(tensor).all() for tensor in self.floats)
 
     def differentiable(self, shifts: Sequence[Tensor | float] = ()) -> tuple[Batch, list[Tensor]]:
         """A copy of the batch and its `floats`: clones of leaves, so that a model may overwrite them.

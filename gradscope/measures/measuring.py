@@ -138,7 +138,7 @@ def begun(
     Both are called inside one context `together`.
     """
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
-    finite = batch.finite_later()
+    finite = batch.finite()
     of_activations = [m for m in measures if m.of != GRADIENTS]
     of_gradients = [m for m in measures if m.of == GRADIENTS]
     activations, gradients = Found(), Found()
@@ -153,7 +153,8 @@ def begun(
         raise
 
     def finished() -> pd.DataFrame:
-        _ = finite.arrays
+        if not all(finite.arrays):
+            batch.check_finite()
         first = [(name, [_result(value) for value in values]) for name, values in activations]
         others = [[value for value in values if isinstance(value, Statistic)] for _, values in first]
         if any(others):

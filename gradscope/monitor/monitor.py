@@ -21,10 +21,12 @@ from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import same_draws
+from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning
 from gradscope.monitor.nonfinite import NonFiniteError
 from gradscope.monitor.probe_batch import coefficients, statistics
+from gradscope.monitor.records import Records
 from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
@@ -127,10 +129,8 @@ class Monitor:
         self.vitals = Vitals(self.model, check_every)
         self.weights = Weights(self.model)
         self.alarms = Alarms(self.weights.first_norms(), self.weights.resolution())
-        self.steps = 0
-        self._recorded = -1  # the step of the last record
-        self._records: list[pd.DataFrame] = []
-        self._thinned = False  # whether a warning has said that records were skipped
+        self.steps, self._recorded = 0, -1  # the next step, and the step of the last record
+        self._records, self._thinned = Records(), False  # and whether a warning has said that some are missing
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +181,7 @@ class Monitor:
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the additional column ``step``.
+        """Return all records as a tidy frame with the additional column ``step``; of very many, fewer old ones.
 
         Raises:
             ValueError: Nothing was recorded.
@@ -197,7 +197,7 @@ class Monitor:
 
     def _repr_html_(self) -> str:
         """Return what ``print`` shows and a table of the last record as HTML, for notebooks."""
-        return frames.notebook(str(self), self._records[-1][frames.READ] if self._records else pd.DataFrame())
+        return frames.notebook(str(self), self._records.last.reindex(columns=frames.READ))
 
     @property
     def skipped(self) -> int:
@@ -216,19 +216,19 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
         """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
         lengths = self.alarms.first_lengths
-        self.steps, self._recorded, self._records = state["steps"], state["recorded"], list(records or ())
+        self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())
         self.alarms.load_state_dict(state["alarms"])
         self.alarms.first_lengths = lengths | self.alarms.first_lengths  # layers may be trainable only since the save
 
     def _record(self, number: int, kind: str, strict: bool) -> None:
         begin, self._recorded = self.schedule.clock(), number
         self.alarms.first_lengths |= self.weights.first_norms()
-        with same_draws(dict(self.model.named_modules())):
-            parts = [*self._measured(number, kind, strict), self.weights.frame(number)]
-        frame = pd.concat(parts, ignore_index=True)
+        with same_draws(dict(self.model.named_modules())), together():
+            weights = self.weights.begun(number)
+            frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
         frame.insert(0, "step", number)
         if len(frame):  # empty if no weight is finite
-            self._records.append(frame)
+            self._records.add(frame)
             if self.report is not None:
                 self.report(frame)
             if self.sinks and not distributed.rank():
@@ -238,10 +238,9 @@ class Monitor:
 
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
         """Yield the frames that can be measured on the probe batch."""
-        measured: list[Callable[[], pd.DataFrame | None]] = [partial(statistics, self.model, self.data, self.forward)]
-        if kind == GSC:
-            options = {"layers": self.layers, "probes": self.probes}
-            measured.insert(0, partial(coefficients, self.model, self.data, self.forward, **options))
+        measured = [statistics(self.model, self.data, self.forward)]
+        if kind == GSC:  # copies all that waits on the device to the CPU
+            measured.insert(0, partial(coefficients, self.model, self.data, self.forward, self.layers, self.probes))
         for measure in measured:
             try:
                 if (frame := measure()) is not None:
@@ -284,15 +283,16 @@ class Monitor:
         reason = nonfinite.told(found, unknown, remark, now - vital.step)
         message = f"The {what} is {value} at step {vital.step}: {reason}"
         if self.save_to is not None:
-            state = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
-            message += nonfinite.saved(self.save_to, state)
+            kept = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
+            message += nonfinite.saved(self.save_to, kept)
         self._tell(what, message, vital.step, strict)
 
     def _say_thinned(self) -> None:
-        """Warn once if the budget has thinned the records."""
-        if self.skipped and not self._thinned and not distributed.rank():
+        """Warn once if the budget or the memory has thinned the records."""
+        remarks = [self.schedule.thinning, self._records.thinning]
+        if any(remarks) and not self._thinned and not distributed.rank():
             self._thinned = True
-            warnings.warn(self.schedule.thinning, MonitorWarning, stacklevel=4)
+            warnings.warn(" ".join(filter(None, remarks)), MonitorWarning, stacklevel=4)
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:

@@ -5,6 +5,7 @@ Cost of the coefficients: that of `gradscope.gsc` with a few probes; of the stat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -13,34 +14,49 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from gradscope import distributed
+from gradscope.backward.cotangents import Probes
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, as_batch
+from gradscope.forward.layers import LayerFilter
 from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
-from gradscope.measures.measuring import Measure, measure
+from gradscope.measures.measuring import Measure, begun
 from gradscope.measures.preactivations import NONLINEARITIES
 
 STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 
 
-def coefficients(model: nn.Module, data: Any, forward: Forward | None, **options: Any) -> pd.DataFrame:
+def coefficients(
+    model: nn.Module, data: Any, forward: Forward | None, layers: LayerFilter | None, probes: Probes
+) -> pd.DataFrame:
     """Return the GSC of every unit on all ranks' shares of the batch."""
     data = iter([part(data, forward)]) if distributed.parallel() else data
     # Under autocast, rounding errors of the Jacobians would accumulate over layers.
     with torch.autocast(next(model.parameters()).device.type, enabled=False):
-        return gsc(model, data, forward=forward, **options).to_frame()
+        return gsc(model, data, forward=forward, layers=layers, probes=probes).to_frame()
 
 
-def statistics(model: nn.Module, data: Any, forward: Forward | None) -> pd.DataFrame | None:
-    """Return statistics of pre-activations; None for a model without nonlinear modules."""
+def statistics(model: nn.Module, data: Any, forward: Forward | None) -> Callable[[], pd.DataFrame | None]:
+    """Compute statistics of pre-activations on the device; the result returns them once they are read.
+
+    It returns None for a model without nonlinear modules, and raises what went wrong here.
+    """
     if not any(isinstance(module, NONLINEARITIES) for module in model.modules()):
-        return None
-    return measure(model, data, measures=STATISTICS, forward=forward)
+        return lambda: None
+    try:
+        return begun(model, data, STATISTICS, forward=forward, loss_fn=None)
+    except (ValueError, FloatingPointError) as error:
+        problem = error  # Python deletes the name of a caught error
+
+    def failed() -> pd.DataFrame:
+        raise problem
+
+    return failed
 
 
 def part(data: Any, forward: Forward | None) -> Any:
     """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    num = as_batch(data, forward=forward, loss_fn=None).size
+    num = as_batch(data, forward=forward, loss_fn=None, finite=False).size
     if num < world:
         raise ValueError(
             f"The probe batch of {num} samples is too small for {world} ranks; give at least one sample per rank."

@@ -111,7 +111,9 @@ class Schedule:
 
     @property
     def thinning(self) -> str:
-        """A sentence that says how many records the budget has left, and what would leave more."""
+        """Sentences that say how many records the budget has left, and what would leave more; empty if all are left."""
+        if not self.skipped:
+            return ""
         return (
             f"The monitor took {self.taken} of {self.taken + self.skipped} scheduled records; the others would have "
             f"exceeded max_overhead={self.max_overhead:g}. For more records, raise max_overhead, or make records less "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradscope import frames
 from gradscope.forward.modules import Owned, owned_parameters
-from gradscope.memory import Workspace
+from gradscope.memory import Later, Workspace
 from gradscope.norms import plain_norms
 
 
@@ -27,7 +27,7 @@ class Weights:
 
     Layers may be frozen, unfrozen, added or replaced between two records.
 
-    Cost: five passes over all parameters, a copy of them, and four synchronizations with the device.
+    Cost: five passes over all parameters, a copy of them, and one synchronization with the device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ class Weights:
         owners = self._owners()
         new = {name: own for name, own in owners.items() if not _same(own, self._known.get(name, ()))}
         self._known |= new
-        return self._norms(new)
+        return _numbers(new, Later(map(self._length, new.values())))
 
     def resolution(self) -> float:
         """Return the largest rounding unit of the trainable parameters: a smaller relative step is mostly rounding."""
@@ -54,45 +54,46 @@ class Weights:
         A layer has no update before its second record.  Rows with NaN are left out; `Monitor` reports non-finite
         numbers separately.
         """
+        return self.begun(step)()
+
+    def begun(self, step: int) -> Callable[[], pd.DataFrame]:
+        """Compute the statistics on the device, without waiting for it; the result returns the frame."""
         owners = self._owners()
-        weights = self._norms(owners)
-        columns: dict[str, dict[str, float]] = defaultdict(dict, weight_norm=weights)
-        gradients = {name: [_dense(p.grad.detach()) for p in own if p.grad is not None] for name, own in owners.items()}
-        gradients = {name: parts for name, parts in gradients.items() if parts}
-        if gradients:
-            lengths = _together(map(self._length, gradients.values()))
-            others = _together(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
-            for (name, parts), length, nonzero in zip(gradients.items(), lengths, others, strict=True):
-                size = sum(g.numel() for g in parts)
+        lengths = Later(map(self._length, owners.values()))
+        every = {name: [_dense(p.grad.detach()) for p in own if p.grad is not None] for name, own in owners.items()}
+        gradients = {name: parts for name, parts in every.items() if parts}
+        sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
+        slopes = Later(map(self._length, gradients.values()))
+        nonzero = Later(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
+        periods, moved, largest = self._moved(owners, step)
+
+        def finished() -> pd.DataFrame:
+            columns: dict[str, dict[str, float]] = defaultdict(dict)
+            weights = columns["weight_norm"] = _numbers(owners, lengths)
+            for name, length in _numbers(gradients, slopes).items():
                 columns["gradient_norm"][name] = length
-                columns["gradient_rms"][name] = length / math.sqrt(size)
-                columns["gradient_zero_fraction"][name] = 1 - nonzero / size
+                columns["gradient_rms"][name] = length / math.sqrt(sizes[name])
                 columns["gradient_to_weight"][name] = _ratio(length, weights[name])
-        columns |= self._updates(owners, weights, step)
-        order = {layer: index for index, layer in enumerate(owners, start=1)}
-        rows = [
-            (layer, order[layer], quantity, value)
-            for quantity, values in columns.items()
-            for layer, value in values.items()
-            if not math.isnan(value)
-        ]
-        layers, index, quantities, values = zip(*rows, strict=True) if rows else ((), (), (), ())
-        with np.errstate(divide="ignore"):
-            logs = np.log10(np.array(values))
-        place = {"layer": layers, "index": index, "depth_from_output": len(order) - np.array(index, dtype=int)}
-        about = {"quantity": quantities, "log10_value": logs, "log10_stderr_probe": 0.0, "num_samples": 1}
-        return frames.tidy(place | about)
+            for name, number in _numbers(gradients, nonzero).items():
+                columns["gradient_zero_fraction"][name] = 1 - number / sizes[name]
+            for name, length in _numbers(periods, moved).items():
+                columns["update_to_weight"][name] = _ratio(length / periods[name], weights[name])
+            for name, most in _numbers(periods, largest).items():
+                columns["update_max"][name] = most / periods[name]
+            return _tidy(columns, list(owners))
+
+        return finished
 
     def _owners(self) -> Owned:
         """Return the parameters that are trainable now, by layer; none while the whole model is frozen."""
         trainable = any(p.requires_grad for p in self.model.parameters())
         return owned_parameters(dict(self.model.named_modules())) if trainable else {}
 
-    def _norms(self, owners: Owned) -> dict[str, float]:
-        return dict(zip(owners, _together(self._length(own) for own in owners.values()), strict=True))
+    def _moved(self, owners: Owned, step: int) -> tuple[dict[str, int], Later, Later]:
+        """Statistics of w - w' for layers whose parameters were all recorded n > 0 steps ago; keep copies.
 
-    def _updates(self, owners: Owned, weights: dict[str, float], step: int) -> dict[str, dict[str, float]]:
-        """Return statistics of w - w' for layers whose parameters were all recorded n > 0 steps ago; keep copies."""
+        Returns n, |w - w'| and the largest entry of |w - w'| of each of these layers.
+        """
         before, self._before = self._before, {}
         periods, moved, largest = dict[str, int](), list[Tensor](), list[Tensor]()
         for name, own in owners.items():
@@ -107,12 +108,7 @@ class Weights:
             for p in own:
                 old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
                 self._before[p] = step, old.copy_(p.detach())
-        numbers = _together([*moved, *largest])
-        rows = list(zip(periods.items(), numbers[: len(moved)], numbers[len(moved) :], strict=True))
-        return {
-            "update_to_weight": {name: _ratio(length / n, weights[name]) for (name, n), length, _ in rows},
-            "update_max": {name: most / n for (name, n), _, most in rows},
-        }
+        return periods, Later(moved), Later(largest)
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm of all tensors, taken together as one vector."""
@@ -125,10 +121,26 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _together(values: Iterable[Tensor]) -> list[float]:
-    """Read all numbers from the device in one transfer."""
-    doubles = [value.double() for value in values]
-    return torch.stack(doubles).tolist() if doubles else []
+def _numbers(names: Iterable[str], later: Later) -> dict[str, float]:
+    """The numbers of the layers."""
+    return dict(zip(names, map(float, later.arrays), strict=True))
+
+
+def _tidy(columns: dict[str, dict[str, float]], layers: Sequence[str]) -> pd.DataFrame:
+    """A tidy frame of numbers by statistic and layer, without NaN; the layers are in execution order."""
+    order = {layer: index for index, layer in enumerate(layers, start=1)}
+    rows = [
+        (layer, order[layer], quantity, value)
+        for quantity, values in columns.items()
+        for layer, value in values.items()
+        if not math.isnan(value)
+    ]
+    names, index, quantities, values = zip(*rows, strict=True) if rows else ((), (), (), ())
+    with np.errstate(divide="ignore"):
+        logs = np.log10(np.array(values))
+    place = {"layer": names, "index": index, "depth_from_output": len(order) - np.array(index, dtype=int)}
+    about = {"quantity": quantities, "log10_value": logs, "log10_stderr_probe": 0.0, "num_samples": 1}
+    return frames.tidy(place | about)
 
 
 def _ratio(part: float, whole: float) -> float:
