@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -100,16 +102,16 @@ def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int
     inside = splits(batch_size)
     values = torch.randn(target.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = from_real(values.to(target.real_dtype), target.shape, target.dtype)
-    masks = inside.reshape(*inside.shape, *[1] * (len(target.shape) - 1))
+    masks = torch.from_numpy(inside).reshape(*inside.shape, *[1] * (len(target.shape) - 1))
 
     def draw(first: int, last: int) -> Tensor:
         return (masks[first:last] * values).to(dtype=target.dtype, device=target.device)
 
     readings = sweep(TrunkRoute(trunk, rows), [Cotangents(target, len(inside), len(inside), draw)], lengths(batch_size))
-    return any(bool((reading.values[~inside.numpy()] != 0).any()) for reading in readings)
+    return any(reading.values[~inside].any() for reading in readings)
 
 
-def splits(batch_size: int) -> Tensor:
+def splits(batch_size: int) -> npt.NDArray[np.bool_]:
     """Halves of the samples, (2 ceil(log2 B), B): for any i != j, one of them contains i and not j."""
-    digits = torch.arange(batch_size) >> torch.arange((batch_size - 1).bit_length())[:, None] & 1
-    return torch.cat([digits == 1, digits == 0])
+    digits = np.arange(batch_size) >> np.arange((batch_size - 1).bit_length())[:, None] & 1
+    return np.concatenate([digits == 1, digits == 0])

@@ -66,7 +66,8 @@ def collected(found: Sequence[Sequence[Piece]]) -> list[Reading]:
         if not of_row:
             readings.append(_NONE)
             continue
-        values = np.concatenate([next(values_of).reshape(-1) for _ in of_row])
+        own = [next(values_of) for _ in of_row]
+        values = own[0] if len(own) == 1 else np.concatenate([part.reshape(-1) for part in own])
         exponents = np.concatenate([exponents_of[id(shift)] for _, shift in of_row])
         shape = of_row[0][0].shape[1:] if of_row[0][0].ndim > 1 else (values.size // exponents.size,)
         readings.append(_of_zeros(values.reshape(exponents.size, *shape), exponents))

@@ -1,4 +1,4 @@
-"""When memory runs out, the batch of cotangents is halved and the sweep continues."""
+"""When memory runs out, the batch of cotangents is halved and the sweep continues.  Numbers are copied together."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import gradscope as gs
-from gradscope.memory import batch_bytes, free_bytes, is_out_of_memory, peak_bytes
+from gradscope.memory import Later, batch_bytes, free_bytes, is_out_of_memory, peak_bytes, together
 from tests.helpers import noise
 
 
@@ -97,3 +97,46 @@ def test_budgets():
     assert free_bytes(cpu) > 1 << 20
     assert batch_bytes(cpu) <= batch_bytes(torch.device("cuda"))
     assert 20 * peak_bytes(cpu) <= max(free_bytes(cpu) * 1.5, 20)
+
+
+def test_what_waits_is_copied_together_in_its_shapes_and_types(monkeypatch):
+    copies, own = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.numel()) or own(tensor))
+    shared = torch.arange(6).reshape(2, 3)
+    with together():
+        first = Later([shared, torch.tensor(True), torch.ones(2, dtype=torch.float16, requires_grad=True)])
+        with together():
+            second = Later([torch.zeros(0, 4), shared])
+        assert [array.tolist() for array in second.arrays] == [[], [[0, 1, 2], [3, 4, 5]]]
+        assert [array.tolist() for array in first.arrays] == [[[0, 1, 2], [3, 4, 5]], 1, [1, 1]]
+        assert all(array.dtype == np.float64 for array in first.arrays + second.arrays)
+        assert copies == [6 + 1 + 2]  # what both need is copied once
+        alone = Later([torch.ones(5)])
+    later = Later([torch.ones(7)])  # nothing waits for the end of another context
+    assert len(alone.arrays) == len(later.arrays) == 1 and copies == [9, 5, 7]
+
+
+def test_checks_follow_the_copy_and_are_forgotten_with_an_error():
+    called = []
+
+    def check(name):
+        called.append(name)
+        raise ValueError(name)
+
+    with pytest.raises(ValueError, match="first"), together():
+        failing, other = Later([torch.ones(1)]), Later([torch.ones(1)])
+        failing.then(lambda: check("first"))
+        other.then(lambda: check("second"))
+        assert called == []
+        _ = other.arrays
+    assert called == ["first", "second"]  # each of them, once
+    called.clear()
+    with together():
+        with pytest.raises(KeyError), together():
+            Later([torch.ones(1)]).then(lambda: check("forgotten"))
+            raise KeyError
+        assert Later([torch.ones(1)]).arrays and called == []
+    done = Later([torch.ones(1)])
+    _ = done.arrays
+    with pytest.raises(ValueError, match="at once"):
+        done.then(lambda: check("at once"))

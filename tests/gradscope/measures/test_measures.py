@@ -488,3 +488,96 @@ def test_the_interval_of_a_gradient_norm_contains_the_norm_or_is_missing(signal)
             missed += abs(math.log(found.value / signal)) > 1.96 * found.stderr / found.value
     assert missed <= 0.05 * repetitions
     assert known == (repetitions if signal == 10 else 0)
+
+
+class Parallel(nn.Module):
+    """A wide layer whose outputs for different samples are nearly parallel; draws numbers, and works in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(x * 1e-5 + torch.randn(90).double() + 0.1)
+
+
+def test_effective_ranks_of_nearly_singular_matrices_are_measured_in_a_second_pass():
+    class Counting(nn.Module):
+        passes = 0
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.easy = Parallel(), nn.Tanh()
+
+        def forward(self, x):
+            Counting.passes += 1
+            return self.easy(x) + self.inner(x)
+
+    model, x = Counting(), noise(12, 90)
+    torch.manual_seed(3)
+    nearly = x * 1e-5 + torch.randn(90).double() + 0.1
+    torch.manual_seed(3)
+    frame = gs.measure(model, x, measures=[EffectiveRank(), PreactivationStd()])
+    assert Counting.passes == 2
+    expected = {"easy": x, "inner.act": nearly}
+    for layer, h in expected.items():
+        p = np.linalg.svd(h.numpy(), compute_uv=False)
+        p /= p.sum()
+        found = frame[(frame["layer"] == layer) & (frame["quantity"] == "effective_rank")]["value"].item()
+        assert found == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-12)
+        assert EffectiveRank()(h).value == found
+    Counting.passes = 0
+    gs.measure(model, x, measures=[PreactivationStd()])
+    assert Counting.passes == 1
+
+
+class OwnRank(EffectiveRank):
+    """A statistic of a user, who writes only how to call it."""
+
+    def __call__(self, preactivations):
+        return gs.Estimate.exact(float(preactivations.shape[1]))
+
+
+class Largest:
+    quantity, of = "largest", "gradients"
+
+    def __call__(self, gradient):
+        assert gradient.norm.value > 0  # copies what waits on the device
+        return gs.Estimate.exact(float(gradient.mean.abs().max()), 3)
+
+
+def test_measures_of_a_user_may_read_by_themselves():
+    model, x, y = nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double(), noise(9, 5), torch.arange(9) % 3
+    measures = [OwnRank(), PreactivationStd(), Largest(), GradientNorm()]
+    frame = gs.measure(model, (x, y), loss_fn=losses, measures=measures).set_index("quantity")["value"]
+    functional.cross_entropy(model(x), y).backward()
+    gradient = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    assert frame["effective_rank"] == 3
+    assert frame["largest"] == pytest.approx(8 * gradient.abs().max().item(), rel=1e-12)
+    assert frame["gradient_norm"] == pytest.approx(gradient.norm().item(), rel=1e-12)
+    assert frame["preactivation_std"] == PreactivationStd()(model[0](x)).value
+
+
+def test_the_first_cause_of_nan_is_named():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    x, y = noise(6, 3), torch.arange(6) % 2
+    spoiled = x.clone()
+    spoiled[4, 1] = math.nan
+    for data, options in ((spoiled, {}), ((spoiled, y), {"loss_fn": losses})):
+        with pytest.raises(ValueError, match=r"x holds 1 NaN .* the first at \(4, 1\)"):
+            gs.measure(model, data, **options)
+
+    def strict(output, labels):
+        raise RuntimeError("labels differ" if torch.isfinite(output).all() else "a consequence")
+
+    with pytest.raises(RuntimeError, match="labels differ"):
+        gs.measure(model, (x, y), loss_fn=strict, measures=[GradientNorm()])
+    with torch.no_grad():
+        model[0].weight[1, 1] = math.inf
+    with pytest.raises(ValueError, match="'preactivation_std' of layer '1' is NaN"):
+        gs.measure(model, x, measures=BOTH)
+    for loss_fn in (losses, strict):
+        with pytest.raises(FloatingPointError, match="Layer '0' is the first with NaN or Inf"):
+            gs.measure(model, (x, y), loss_fn=loss_fn, measures=[GradientNorm()])
+    with pytest.raises(ValueError, match="at least one neuron, got shape"):
+        PreactivationStd()(noise(4, 0, 3))
