@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from gradscope.memory import Later
-
 Forward = Callable[[nn.Module, Any], Tensor]
 LossFunction = Callable[[Tensor, Any], Tensor]
 
@@ -67,10 +65,6 @@ class Batch:
         """Raise ValueError if an input holds NaN or Inf."""
         for tensor in self.samples:
             _check_finite(tensor)
-
-    def finite(self) -> Later:
-        """Whether each of the `floats` holds neither NaN nor Inf."""
-        return Later(torch.isfinite(tensor).all() for tensor in self.floats)
 
     def differentiable(self, shifts: Sequence[Tensor | float] = ()) -> tuple[Batch, list[Tensor]]:
         """A copy of the batch and its `floats`: clones of leaves, so that a model may overwrite them.

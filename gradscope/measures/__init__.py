@@ -5,7 +5,6 @@ This package also has functions that measure the symmetry of feature maps and ou
 
 from gradscope.measures.activation import (
     DeadFraction,
-    EffectiveRank,
     Kurtosis,
     LinearFitError,
     PreactivationMean,
@@ -24,6 +23,7 @@ from gradscope.measures.gradient import (
     SignalToNoise,
     UpdateToWeight,
 )
+from gradscope.measures.rank import EffectiveRank
 from gradscope.measures.symmetry import argmax_agreement, contrast, equivariance_error, invariance_error, shifted
 
 __all__ = [

@@ -14,7 +14,6 @@ from functools import reduce
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from gradscope.estimates import Estimate, FloatArray
@@ -22,8 +21,6 @@ from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sampl
 
 PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
 BLOCK = 1 << 17  # entries of a block that fits into the processor's cache
-EXACT = 1e8  # squared condition up to which eigenvalues of inner products give 10 digits
-NARROW = 4  # ratio of the sides of a matrix up to which its QR decomposition costs no more than these eigenvalues
 
 
 class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
@@ -110,7 +107,7 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     """
 
     def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        scale = _largest(_flat(preactivations).abs().amax().double())  # kurtosis does not depend on it
+        scale = largest(flattened(preactivations).abs().amax().double())  # kurtosis does not depend on it
         sums = []
         for h in _blocks(preactivations):
             h /= scale
@@ -124,49 +121,6 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
         return Estimate(fourth / second**2 if second else 0.0, None)
 
 
-class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
-    """Effective rank exp(-sum_i p_i ln p_i) of the batch as a B x neurons matrix with singular values s_i.
-
-    Here p_i = s_i / sum_j s_j.  The range is 1 (all samples are parallel) to min(B, neurons).  A matrix of zeros has
-    rank 0.  The matrix is not centered.  The value grows with the size of the batch, so its
-    standard error is unknown (None).
-
-    Cost: a matrix of inner products, of the smaller dimension, and its eigenvalues.  If they spread over more than 8
-    digits, they are too inexact; then a QR decomposition of the B x neurons matrix, for which `gradscope.measure` runs
-    the forward pass once more.  A matrix whose sides differ by less than a factor of 4 is decomposed at once.
-
-    Reference: Roy and Vetterli (2007), "The effective rank: a measure of effective dimensionality".
-
-    >>> round(EffectiveRank()(torch.eye(3)).value, 6)
-    3.0
-    """
-
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        flat = _flat(preactivations)
-        if max(flat.shape) <= NARROW * min(flat.shape):
-            return [_triangular(preactivations)[None]]
-        scale, wide = _largest(flat.abs().amax().double()), flat.shape[0] <= flat.shape[1]
-        blocks = flat.split(max(1, BLOCK // len(flat)) if wide else BLOCK, dim=int(wide))
-        scaled = (block.double() / scale for block in blocks)
-        return [reduce(torch.add, (part @ part.T if wide else part.T @ part for part in scaled))]
-
-    def estimate(self, matrix: FloatArray) -> Estimate | Statistic:
-        if not np.isfinite(matrix).all():
-            return Estimate(math.nan, None)
-        if matrix.ndim == 3:
-            return _rank_of(np.linalg.svd(matrix[0], compute_uv=False))
-        squares = np.linalg.eigvalsh(matrix)
-        precise = squares[0] > squares[-1] / EXACT or not matrix.any()
-        return _rank_of(np.sqrt(squares)) if precise else _RankOfTriangular()
-
-
-class _RankOfTriangular(EffectiveRank):
-    """The effective rank by a QR decomposition of the B x neurons matrix, whatever its shape."""
-
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        return [_triangular(preactivations)[None]]
-
-
 class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
     """Mean cosine between two different samples, (|sum_b u_b|^2 - B) / (B (B - 1)) with u_b = h_b / |h_b|.
 
@@ -177,7 +131,7 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
     """
 
     def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        scales = _largest(_flat(preactivations).abs().amax(dim=1, keepdim=True).double())
+        scales = largest(flattened(preactivations).abs().amax(dim=1, keepdim=True).double())
         parts = ((h / scales).square_().sum(dim=1, keepdim=True) for h in _blocks(preactivations))
         squares = reduce(torch.add, parts)
         lengths = scales * squares.sqrt().where(squares > 0, 1.0)
@@ -265,7 +219,7 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
 
 def _blocks(values: Tensor) -> Iterator[Tensor]:
     """The values (B, ...) in float64 copies of shape (B, some of the neurons)."""
-    flat = _flat(values)
+    flat = flattened(values)
     for block in flat.split(max(1, BLOCK // len(flat)), dim=1):
         yield block.to(torch.float64, copy=True)
 
@@ -281,21 +235,9 @@ def _rarer(positive: Tensor, negative: Tensor) -> Tensor:
     return torch.minimum(positive, negative).clamp_min(0) / (positive + negative).clamp_min(1)
 
 
-def _largest(value: Tensor) -> Tensor:
+def largest(value: Tensor) -> Tensor:
     """The value, by which others are divided so that their squares stay in the range of float64."""
     return value.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _triangular(values: Tensor) -> Tensor:
-    """R of a QR decomposition of the B x neurons matrix or its transpose: with its singular values up to a factor."""
-    flat = _flat(values)
-    matrix = flat.double() / _largest(flat.abs().amax().double())
-    return torch.linalg.qr(matrix.T if flat.shape[0] <= flat.shape[1] else matrix, mode="r").R
-
-
-def _rank_of(values: FloatArray) -> Estimate:
-    """The effective rank, from singular values up to a factor."""
-    return Estimate(math.exp(special.entr(values / values.sum()).sum()) if values.any() else 0.0, None)
 
 
 def _zeros(values: Tensor) -> Tensor:
@@ -303,7 +245,7 @@ def _zeros(values: Tensor) -> Tensor:
     return torch.zeros(len(values), dtype=torch.float64, device=values.device)
 
 
-def _flat(values: Tensor) -> Tensor:
+def flattened(values: Tensor) -> Tensor:
     """Return the values as a matrix (B, neurons), in memory order, because the order of neurons does not matter."""
     if values.ndim < 2 or values.shape[0] < 2 or 0 in values.shape:
         raise ValueError(

@@ -21,6 +21,7 @@ from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
 from gradscope.measures.preactivations import nonlinearity_calls, response, slopes
+from gradscope.measures.rank import EffectiveRank
 from gradscope.measures.samples import Statistic, quiet
 from gradscope.memory import Later, together
 
@@ -30,7 +31,8 @@ class Measure(Protocol):
 
     ``of`` names the argument: ``"preactivations"`` or ``"slopes"`` (tensors (B, ...)), ``"responses"`` (the pair of
     pre-activations and outputs of the nonlinearity), or ``"gradients"`` (a `gradscope.measures.LayerGradient`).
-    A statistic that can be negative also sets ``signed = True``.
+    A statistic that can be negative also sets ``signed = True``.  On a GPU, each number that a statistic turns into a
+    Python number costs a synchronization with the device; see `gradscope.measures.samples.Statistic` for one in all.
 
     >>> import torch
     >>> from gradscope import Estimate, Measure
@@ -53,7 +55,7 @@ class Measure(Protocol):
 
 PREACTIVATION_MEASURES: tuple[Measure, ...] = (
     activation.PreactivationMean(), activation.PreactivationStd(), activation.SignDiversity(),
-    activation.SaturatedFraction(), activation.DeadFraction(), activation.Kurtosis(), activation.EffectiveRank(),
+    activation.SaturatedFraction(), activation.DeadFraction(), activation.Kurtosis(), EffectiveRank(),
     activation.SampleCosine(), activation.LinearFitError(),
 )  # fmt: skip
 GRADIENT_MEASURES: tuple[Measure, ...] = (
@@ -138,7 +140,7 @@ def begun(
     Both are called inside one context `together`.
     """
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
-    finite = batch.finite()
+    finite = Later(torch.isfinite(tensor).all() for tensor in batch.floats)
     of_activations = [m for m in measures if m.of != GRADIENTS]
     of_gradients = [m for m in measures if m.of == GRADIENTS]
     activations, gradients = Found(), Found()
