@@ -116,7 +116,7 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
-    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
+    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target, frames=1)
     captured.lengths.read()
     return captured
 
@@ -129,9 +129,13 @@ def captured_unread(
     layers: LayerFilter | None = None,
     loss_fn: LossFunction | None = None,
     target: str | None = None,
+    frames: int = 0,
 ) -> Capture:
-    """The same, but whether all layers are finite is checked when the first number is read, with other readings."""
-    modules = listed(model)
+    """The same, but whether all layers are finite is checked when the first number is read, with other readings.
+
+    ``frames``: functions between the caller and the line that a warning names.
+    """
+    modules = listed(model, frames)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     try:
         recording = record(modules, batch, forward=forward, loss_fn=loss_fn)

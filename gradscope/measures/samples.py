@@ -69,8 +69,8 @@ class Statistic:
         """Return what ``estimate`` needs, as tensors on the device of the values."""
         raise NotImplementedError
 
-    def estimate(self, *arrays: FloatArray) -> Estimate | Statistic:
-        """Return the statistic from copies of its parts."""
+    def estimate(self, *arrays: Any, **_: Any) -> Estimate | Statistic:
+        """Return the statistic from copies of its parts, in float64."""
         raise NotImplementedError
 
 
@@ -122,11 +122,10 @@ def sample_mean(per_sample: Tensor | FloatArray, *, signed: bool = False) -> Est
     return jackknifed(total / num, (total - per_sample) / (num - 1), signed=signed)
 
 
-def without_one(squares: FloatArray) -> FloatArray:
+def without_one(squares: Any) -> Any:
     """Sums of squared deviations without one sample at a time; ``squares`` (B,) hold those from the mean of all B."""
     num = len(squares)
-    left_out: FloatArray = squares.sum() - squares * (num / (num - 1))
-    return left_out
+    return squares.sum() - squares * (num / (num - 1))
 
 
 def sums_of_units(unit_sums: Iterable[Tensor], groups: Tensor) -> tuple[Tensor, Tensor]:
