@@ -158,7 +158,7 @@ def _copy(those: Iterable[Later]) -> None:
         last = 0
         for key, tensor in tensors.items():
             first, last = last, last + tensor.numel()
-            copies[key] = packed[first:last].reshape(tensor.shape)
+            copies[key] = packed[first:last] if tensor.ndim == 1 else packed[first:last].reshape(tensor.shape)
     for later in those:
         later.copies, later.tensors = [copies[id(tensor)] for tensor in later.tensors or ()], None
     errors = []

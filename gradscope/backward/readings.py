@@ -61,14 +61,17 @@ def collected(found: Sequence[Sequence[Piece]]) -> list[Reading]:
     shared = {id(exponents): exponents for _, exponents in pieces}  # rows that were read together share them
     each = Later([*[values for values, _ in pieces], *shared.values()]).arrays
     exponents_of = {key: part.astype(np.int64) for key, part in zip(shared, each[len(pieces) :], strict=True)}
-    readings, values_of = [], iter(each)
+    readings, done = [], 0
     for of_row in found:
         if not of_row:
             readings.append(_NONE)
             continue
-        own = [next(values_of) for _ in of_row]
-        values = own[0] if len(own) == 1 else np.concatenate([part.reshape(-1) for part in own])
-        exponents = np.concatenate([exponents_of[id(shift)] for _, shift in of_row])
+        values, exponents = each[done], exponents_of[id(of_row[0][1])]
+        if of_row[1:]:
+            values = np.concatenate([part.reshape(-1) for part in each[done : done + len(of_row)]])
+            exponents = np.concatenate([exponents_of[id(shift)] for _, shift in of_row])
+            done += len(of_row) - 1
+        done += 1
         shape = of_row[0][0].shape[1:] if of_row[0][0].ndim > 1 else (values.size // exponents.size,)
         readings.append(_of_zeros(values.reshape(exponents.size, *shape), exponents))
     return readings
