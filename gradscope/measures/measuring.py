@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -141,6 +142,7 @@ def begun(
     """
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     finite = Later(torch.isfinite(tensor).all() for tensor in batch.floats)
+    finite.then(lambda: None if all(finite.arrays) else batch.check_finite())
     of_activations = [m for m in measures if m.of != GRADIENTS]
     of_gradients = [m for m in measures if m.of == GRADIENTS]
     activations, gradients = Found(), Found()
@@ -155,8 +157,6 @@ def begun(
         raise
 
     def finished() -> pd.DataFrame:
-        if not all(finite.arrays):
-            batch.check_finite()
         first = [(name, [_result(value) for value in values]) for name, values in activations]
         others = [[value for value in values if isinstance(value, Statistic)] for _, values in first]
         if any(others):
@@ -198,6 +198,8 @@ def _activations(
                 "ones: choose measures= of gradients."
             )
         received, own = received.detach(), measures(len(found))
+        unknown = Later([received.isnan().any()])  # the sign of NaN would count as a sign
+        unknown.then(partial(_check_known, name, unknown))
         wanted, values = {m.of for m in own}, dict[str, Any]({PREACTIVATIONS: received})
         if SLOPES in wanted:
             values[SLOPES] = slopes(module, received)
@@ -218,6 +220,13 @@ def _activations(
     return found
 
 
+def _check_known(name: str, unknown: Later) -> None:
+    if unknown.arrays[0]:
+        raise ValueError(
+            f"Nonlinearity {name!r} receives NaN: gs.first_nonfinite(model, data) names the first layer that makes it."
+        )
+
+
 def _frame(measures: Sequence[Measure], found: Sequence[tuple[str, Sequence[Any]]], num_samples: int) -> pd.DataFrame:
     """One frame with the rows of all measures, one measure after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
@@ -225,8 +234,8 @@ def _frame(measures: Sequence[Measure], found: Sequence[tuple[str, Sequence[Any]
     for measure, _, name, value in rows:
         if math.isnan(value.mantissa):
             raise ValueError(
-                f"{measure.quantity!r} of layer {name!r} is NaN, because the layer receives NaN or Inf or because "
-                "numbers overflow: gs.first_nonfinite(model, data) names the first layer that makes them."
+                f"{measure.quantity!r} of layer {name!r} is NaN, because the layer receives Inf or because numbers "
+                "overflow: gs.first_nonfinite(model, data) names the first layer that makes them."
             )
     index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]
     return frames.tidy(

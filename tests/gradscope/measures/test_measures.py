@@ -576,6 +576,9 @@ def test_the_first_cause_of_nan_is_named():
         model[0].weight[1, 1] = math.inf
     with pytest.raises(ValueError, match="'preactivation_std' of layer '1' is NaN"):
         gs.measure(model, x, measures=BOTH)
+    model[0].bias.data[0] = math.nan
+    with pytest.raises(ValueError, match="Nonlinearity '1' receives NaN"):  # its sign would count
+        gs.measure(model, x, measures=[SignDiversity()])
     for loss_fn in (losses, strict):
         with pytest.raises(FloatingPointError, match="Layer '0' is the first with NaN or Inf"):
             gs.measure(model, (x, y), loss_fn=loss_fn, measures=[GradientNorm()])
