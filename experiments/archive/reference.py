@@ -15,8 +15,9 @@ import pandas as pd
 
 from experiments.archive import labels
 from experiments.archive.tables import Collected
-from experiments.files import write_json, written
+from experiments.files import write_json
 from gradscope import frames
+from gradscope.files import written
 
 RECORDED = (
     "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",

@@ -12,8 +12,8 @@ from typing import Any
 from experiments.archive.tables import Collected
 from experiments.evidence.study import VERDICTS, Claim, Study, results
 from experiments.evidence.words import listed, table
-from experiments.files import written
 from experiments.program import program
+from gradscope.files import written
 
 LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "

@@ -18,10 +18,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.files import written
 from experiments.program import world_size
 from experiments.runs import launches, locks, outcomes, signals
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
+from gradscope.files import written
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments.files import written
+from gradscope.files import written
 
 LAST, BEST = "last.pt", "best.pt"
 FOLDER = "checkpoints"  # inside the run folder

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.files import written
+from gradscope.files import written
 
 Record = dict[str, Any]
 
