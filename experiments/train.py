@@ -36,6 +36,7 @@ from experiments.files import write_json
 from experiments.program import program
 from experiments.runs import explained, finished, manifest, run_once
 from experiments.runs import folder as run_folder
+from experiments.terminal import PlainConsole
 from experiments.training import checkpoints, distributed, loop, records, sinks
 from experiments.training import recipe as training_recipe
 from experiments.training.distributed import Ranks
@@ -185,7 +186,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train one network and write its run folder; returns the last test accuracy for a search such as Optuna's."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
-    console = Console(soft_wrap=True, highlight=False)
+    console = PlainConsole(soft_wrap=True)
     with explained(alone), distributed.started(seeds.device(cfg.device)) as device:
         overrides.refuse_part_of_study()
         folder = run_folder(cfg, info.overrides.task)

@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 # package lie its nouns, which everything is made of, and what stands on top of all folders.
 NOUNS = {
     "gradscope": "choices estimates norms operators probes files frames memory distributed",
-    "experiments": "program files seeds targets progress",
+    "experiments": "program files terminal seeds targets progress",
 }
 ORDER = {
     "gradscope": """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -191,7 +192,7 @@ def _read_all(outcomes: Sequence[Outcome]) -> Iterator[tuple[list[_Run], list[_U
     """The runs, and those that are left out, in batches; a run with a large table is a batch of its own."""
     names: set[str] = set()
     rest = iter(outcomes)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:  # more would wait for each other
         while batch := list(islice(rest, BATCH)):
             read = list(pool.map(lambda outcome: _read(outcome, SMALL), batch))
             small = [one for one in read if not isinstance(one, Outcome)]

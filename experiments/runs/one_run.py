@@ -72,6 +72,8 @@ def run_once(
     _freeze_loaded_objects()
     with contextlib.ExitStack() as held:
         try:
+            if folder.is_symlink():
+                raise OSError(0, "it is a link, and a run writes only into a folder of its sweep")
             mine = held.enter_context(locks.locked(folder))
         except OSError as error:
             what = f"cannot write to {folder}: {error.strerror}"
