@@ -123,8 +123,8 @@ def _decoded(path: Path, source: pa.NativeFile, schema: pa.Schema, most: int) ->
     words = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     table = pq.ParquetFile(source, read_dictionary=words, pre_buffer=False).read(use_threads=False)
     num_bytes = table.nbytes
-    for name in words:
-        for part in table[name].chunks:
+    for part in (part for column in table.columns for part in column.chunks if pa.types.is_dictionary(part.type)):
+        if not pa.types.is_primitive(part.type.value_type):
             lengths = pc.binary_length(part.dictionary)  # type: ignore[attr-defined]
             num_bytes += pc.sum(lengths.take(part.indices)).as_py() or 0  # type: ignore[attr-defined]
     check_size(path, num_bytes, most)
