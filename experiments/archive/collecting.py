@@ -157,7 +157,7 @@ def _update(sweep: Path) -> dict[str, Any]:
     for new, left_out in _read_all(fresh):
         unread += left_out
         if new:
-            data.add(tables.together([run.frame for run in new]))
+            data.add(tables.together([run.frame for run in new]).combine_chunks())  # many small parts take more memory
             records.add(*(run.metrics for run in new if run.metrics is not None))
         for run in new:
             distinct.add(run.manifest)

@@ -37,15 +37,26 @@ def read_part(path: Path, run: str, most: int | None = None) -> pa.Table:
 def read_frame(path: Path, run: str, most: int | None = None) -> pa.Table:
     """The tidy frame of one run with the columns of the schema; `check` compares their values."""
     table = files.read_parquet(path, most)
-    frames.check_version(frames.version_of(table.schema), path)
-    names = table.column_names
-    if missing := [name for name in frames.COLUMNS if name not in names]:
-        raise ValueError(f"It lacks the columns {missing}.")
-    types = dict(zip(names, table.schema.types, strict=True))
-    for name in [name for name in frames.SCHEMA if name in names]:
-        if types[name] != (kind := ARROW[frames.SCHEMA[name]]):
-            table = table.set_column(names.index(name), name, table[name].cast(kind))
+    for place, kind in _casts(table.schema, path):
+        table = table.set_column(place, table.column_names[place], table[place].cast(kind))
     return _of_run(table.replace_schema_metadata(None), run)
+
+
+_last: list[tuple[pa.Schema, list[tuple[int, pa.DataType]]]] = []  # the runs of a sweep have the same columns
+
+
+def _casts(schema: pa.Schema, path: Path) -> list[tuple[int, pa.DataType]]:
+    """The columns of a tidy frame that have other types than those of the schema, each with its type."""
+    for known, casts in _last:
+        if known.equals(schema, check_metadata=True):
+            return casts
+    frames.check_version(frames.version_of(schema), path)
+    if missing := [name for name in frames.COLUMNS if name not in schema.names]:
+        raise ValueError(f"It lacks the columns {missing}.")
+    wanted = [(place, ARROW[frames.SCHEMA[name]]) for place, name in enumerate(schema.names) if name in frames.SCHEMA]
+    casts = [(place, kind) for place, kind in wanted if schema.types[place] != kind]
+    _last[:] = [(schema, casts)]
+    return casts
 
 
 def check(table: pa.Table) -> None:
@@ -66,10 +77,12 @@ def _of_run(table: pa.Table, run: str) -> pa.Table:
         raise ValueError(f"It lacks the column {MODEL!r}.")
     if RUN in names:
         raise ValueError(f"It has a column {RUN!r}, a name that is reserved for the folder of the run.")
-    model = table[MODEL].cast(pa.large_string())
+    model = table[MODEL]
+    if model.type != pa.large_string():
+        model = model.cast(pa.large_string())
+        table = table.set_column(names.index(MODEL), MODEL, model)
     if len(model) and (len(only := pc.unique(model)) > 1 or not 0 < len(only[0].as_py() or "") <= MOST_MODEL):
         raise ValueError(f"Its column {MODEL!r} must hold one name of at most {MOST_MODEL} characters.")
-    table = table.set_column(names.index(MODEL), MODEL, model)
     return table.append_column(RUN, pa.repeat(run, len(table)).cast(pa.large_string()))
 
 

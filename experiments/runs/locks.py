@@ -137,14 +137,14 @@ def _acquire(folder: Path, patience: float) -> _Lock | None:
         return None
     for old in _locks(folder):
         if old.stem < path.stem:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # removed meanwhile, or a folder that no process of ours has made
+                old.unlink()
     return lock
 
 
 def _locks(folder: Path) -> list[Path]:
     try:
-        entries = (entry for entry in os.scandir(folder) if LOCK.fullmatch(entry.name))
-        return [Path(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+        return [Path(entry.path) for entry in os.scandir(folder) if LOCK.fullmatch(entry.name)]
     except (FileNotFoundError, PermissionError):
         return []
 

@@ -171,7 +171,8 @@ def test_numbers_that_are_not_whole_are_refused():
 FOREIGN = (
     "os.system", "torch.os.system", "torch.hub.load", "torch.load", "torch.nn.init.os.system", "torch.nn.F",
     "torch.utils.cpp_extension.load", "torch.nn.functional.boolean_dispatch", "torch.optim.Any",
-    "gradscope.frames.save", "experiments.files.write_json", "experiments.data.os.system", "gradscope.models.mlp.Any", "torch.jit.load",
+    "gradscope.frames.save",
+    "experiments.files.write_json", "experiments.data.os.system", "gradscope.models.mlp.Any", "torch.jit.load",
     "torch.nn.modules.lazy.LazyModuleMixin", "torch.nn.NoSuchLayer", 3, None, "torch.nn.Linear.__init__",
 )  # fmt: skip
 
