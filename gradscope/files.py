@@ -37,9 +37,9 @@ def limit() -> int:
 def check_size(path: Path, num_bytes: int, most: int) -> None:
     """Raise `TooLargeError` if a file, or the table in it, takes more than ``most`` bytes."""
     if num_bytes > most:
+        hint = f": set {LIMIT} to read it all the same." if most == limit() else "."
         raise TooLargeError(
-            f"{path} would take {num_bytes / 1e6:,.0f} MB of memory, and the limit is {most / 1e6:,.0f} MB: "
-            f"set {LIMIT} to read it all the same."
+            f"{path} would take {num_bytes / 1e6:,.0f} MB of memory, and the limit is {most / 1e6:,.0f} MB{hint}"
         )
 
 

@@ -162,6 +162,8 @@ def _update(sweep: Path) -> dict[str, Any]:
         for run in new:
             distinct.add(run.manifest)
             collected[run.name] = [run.changed, run.manifest.get("seconds", 0.0)]
+    damaged = (one for one in outcomes if one.changed and one.status is None)
+    unread += [_Unread(one.name, one.changed, "status.json is damaged") for one in damaged if one.state != RUNNING]
     num_stale = sum(run.stale for run in unread)
     if not collected:
         kinds = {"stale": num_stale, "unreadable": len(unread) - num_stale}

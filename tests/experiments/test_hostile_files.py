@@ -95,6 +95,7 @@ def test_a_status_that_no_run_writes_counts_for_nothing(sweep, said):
     write_json(sweep / RUN.format(1) / "status.json", {"state": "done", "files": ["frame.parquet"]} | said)
     assert outcomes.Status.read(sweep / RUN.format(1)) is None
     assert status.look(sweep).seconds_left == 0
+    assert why(sweep) == "status.json is damaged"
 
 
 def test_a_key_may_be_a_mapping_in_one_run_only():
