@@ -147,6 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20_000, help="of the large sweep; 0: none")
     parser.add_argument("--quick", action="store_true", help="every tenth case, and a large sweep of 100 runs")
+    parser.add_argument("--only", default="", help="run the cases whose name holds this text; other rows are kept")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
@@ -154,11 +155,15 @@ def main(arguments: list[str] | None = None) -> None:
         importlib.import_module(f"experiments.{command}")
     with tempfile.TemporaryDirectory() as name:
         make_sound(Path(name))
-        rows = campaign(CASES[::10] if options.quick else CASES, Path(name))
+        cases = CASES[::10] if options.quick else [case for case in CASES if options.only in case.name]
+        rows = campaign(cases, Path(name))
         large = many(Path(name), 100 if options.quick else options.runs) if options.runs else {}
+    path, own = options.output / "hostile_files.csv", {case.name for case in cases}
+    if options.only and path.exists():
+        rows = [row for row in pd.read_csv(path).to_dict("records") if row["case"] not in own] + rows
     frame = pd.DataFrame(rows)
     options.output.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(options.output / "hostile_files.csv", index=False)
+    frame.to_csv(path, index=False)
     counts = {name: int(frame[name].sum()) for name in FAILURES} | {"not_named": int((~frame["named"]).sum())}
     about = manifest(
         cases=frame["case"].nunique(), commands=len(frame), failures=counts, collect=large,

@@ -21,7 +21,7 @@ LIMIT = "GRADSCOPE_READ_MB"  # an environment variable: the most mebibytes that 
 DEFAULT_MB = 256
 MOST_TEXT = 16 << 20  # bytes of a file of text, or of the first line of a table
 MOST_NESTED = 50  # levels of lists and objects in JSON
-MOST_COLUMNS, MOST_LETTERS = 1000, 200  # of a table, and of the name of a column
+MOST_COLUMNS, MOST_LETTERS = 256, 200  # of a table, and of the name of a column
 CELL = 8  # bytes of a number
 
 
@@ -132,7 +132,7 @@ def _decoded(path: Path, source: pa.NativeFile, schema: pa.Schema, most: int) ->
 
 
 def check_columns(schema: pa.Schema) -> None:
-    """Raise ValueError unless a table has at most 1,000 columns of plain values with different, short names."""
+    """Raise ValueError unless a table has at most 256 columns of plain values with different, short names."""
     check_names(schema.names)
     for field in schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type

@@ -213,7 +213,7 @@ def _many_models_and_columns(place: Path) -> None:
         folder = place / "results" / "s" / f"many-{number:012x}"
         shutil.copytree(place / "results" / "s" / SOUND, folder)
         table = pq.read_table(folder / "frame.parquet")
-        for column in range(400):
+        for column in range(150):
             table = repeated(table, f"c{number}_{column}", 1.0)
         pq.write_table(table, folder / "frame.parquet")
     (bad(place) / "frame.parquet").write_bytes(b"PAR1")

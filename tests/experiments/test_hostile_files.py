@@ -57,7 +57,7 @@ CHANGES = {
     "has 400 letters": lambda t: t.append_column("a" * 400, pa.repeat(1, len(t))),
     "must hold one name": lambda t: t.set_column(t.column_names.index("model"), "model", pa.array(list("abc"))),
     "at most 80": lambda t: t.set_column(t.column_names.index("model"), "model", pa.repeat("m" * 300, len(t))),
-    "more than 1000": lambda t: pa.table({n: t[n] for n in t.column_names} | {f"c{i}": [0] * 3 for i in range(1000)}),
+    "more than 256": lambda t: pa.table({n: t[n] for n in t.column_names} | {f"c{i}": [0] * 3 for i in range(1000)}),
     "MB of memory": lambda t: pa.table({"model": pa.repeat("m", 40_000_000), "x": pa.repeat(1, 40_000_000)}),
     "MB of memory.*": lambda t: pa.table(
         {"model": pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), ["m" * 1_000_000])}
