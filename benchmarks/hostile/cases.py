@@ -248,6 +248,7 @@ def checkpoint_case(name: str, write: Callable[[Path, Path], object]) -> Case:
 
     def make(place: Path) -> None:
         module, *sys.argv[1:] = [word.format(place=place) for word in RESUME.split()]
+        sys.modules.pop(module, None)
         with contextlib.redirect_stdout(io.StringIO()):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         (run,) = (place / "results" / "t").glob("*/status.json")
