@@ -125,8 +125,8 @@ def _decoded(path: Path, source: pa.NativeFile, schema: pa.Schema, most: int) ->
     num_bytes = table.nbytes
     for part in (part for column in table.columns for part in column.chunks if pa.types.is_dictionary(part.type)):
         if not pa.types.is_primitive(part.type.value_type):
-            lengths = pc.binary_length(part.dictionary)  # type: ignore[attr-defined]
-            num_bytes += pc.sum(lengths.take(part.indices)).as_py() or 0  # type: ignore[attr-defined]
+            lengths = pc.binary_length(part.dictionary)
+            num_bytes += pc.sum(lengths.take(part.indices)).as_py() or 0
     check_size(path, num_bytes, most)
     return table.cast(schema)
 
