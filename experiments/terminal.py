@@ -19,6 +19,6 @@ class PlainConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **{"highlight": False, **options})
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Called by rich for every text, also in the cells and titles of tables."""
         return super().render_str(printable(text), **options)
