@@ -63,7 +63,8 @@ def run(case: Case, command: str, place: Path) -> dict[str, Any]:
         "case": case.name, "command": module.rpartition(".")[2], "code": code, "peak_mb": round(peak / 1e6),
         "seconds": round(time.perf_counter() - begin, 2),
         "code_run": (place / MARKER).exists(), "written_outside": outside(place) != before,
-        "traceback": "Traceback (most recent" in said or code < 0, "controls": controls, "memory": peak > MOST_BYTES, "named": named,
+        "traceback": "Traceback (most recent" in said or code < 0, "controls": controls,
+        "memory": peak > MOST_BYTES, "named": named,
         "said": said.strip().splitlines()[-1].replace(str(place), "")[:120] if said.strip() else "",
     }  # fmt: skip
 
