@@ -153,7 +153,8 @@ def recover(folder: Path) -> None:
     remove(_old(folder))
     try:
         for path in _paths(folder):
-            pq.read_metadata(path)
+            if RUN not in pq.read_schema(path).names:
+                raise ValueError(f"{path} names no runs.")
     except (pa.ArrowException, OSError, ValueError):
         remove(folder)
 
