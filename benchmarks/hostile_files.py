@@ -161,8 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows = campaign(cases, Path(name))
         large = many(Path(name), 100 if options.quick else options.runs) if options.runs else {}
     path, own = options.output / "hostile_files.csv", {case.name for case in cases}
+    known = {case.name for case in CASES}
     if options.only and path.exists():
-        rows = [row for row in pd.read_csv(path).to_dict("records") if row["case"] not in own] + rows
+        rows = [row for row in pd.read_csv(path).to_dict("records") if row["case"] in known - own] + rows
     frame = pd.DataFrame(rows)
     options.output.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
