@@ -12,6 +12,7 @@ import io
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -31,6 +32,7 @@ from experiments.program import program
 from experiments.reports import growth as report_growth
 from experiments.reports import networks_page, pages, sweep_figures, terminal, training_figures
 from experiments.reports.roles import Choice
+from gradscope.files import printable, written
 
 mpl.use("Agg")
 mpl.rcParams.update({"font.size": 10, "svg.fonttype": "none", "savefig.dpi": 150})
@@ -123,7 +125,8 @@ def write_png(figure: Figure, path: Path) -> None:
     smooth = any(isinstance(artist, QuadMesh) for ax in figure.axes for artist in ax.collections)
     figure.savefig(buffer, format="png", dpi=110 if smooth else 150, pil_kwargs={"compress_level": 1})
     image = Image.open(buffer).convert("RGB")
-    (image if smooth else image.quantize(256)).save(path, optimize=True)
+    small = image if smooth else image.quantize(256)
+    written(path, lambda temporary: small.save(temporary, format="png", optimize=True))
 
 
 def main(cfg: Config) -> None:
@@ -173,17 +176,26 @@ def _make(cfg: Config) -> list[Claim]:
     if cfg.choice:  # beside the figures of the study
         output = Path(cfg.results or "results/runs") / study.results(name) / "figures"
     asked = None if cfg.choice else study.find(name)
-    claims = [] if asked is None else asked.claims(collected)
-    figures = drawn(name, collected, claims, cfg.choice)
+    try:
+        claims = [] if asked is None else asked.claims(collected)
+        figures = drawn(name, collected, claims, cfg.choice)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # results from elsewhere can hold anything
+        raise ValueError(
+            f"The results for {name} cannot be drawn ({type(error).__name__}: {error}): were they made by this study?"
+        ) from error
+    if output.is_symlink():
+        raise ValueError(f"{output} is a link; figures are written only into a folder: remove the link.")
     output.mkdir(parents=True, exist_ok=True)
     for figure_name, figure in figures.items():
         write_png(figure, output / f"{figure_name}.png")
         if output != published:
-            figure.savefig(output / f"{figure_name}.svg")
-        print(f"Figure: {output / figure_name}.png")
+            written(output / f"{figure_name}.svg", partial(figure.savefig, format="svg"))
+        print(printable(f"Figure: {output / figure_name}.png"))
         plt.close(figure)
     if cfg.html:
-        print(f"Page: {networks_page.write(name, collected, output / 'report.html')}")
+        print(printable(f"Page: {networks_page.write(name, collected, output / 'report.html')}"))
     if output == published and asked is not None:
         paths = [output / f"{figure_name}.png" for figure_name in figures]
         print(f"Page: {pages.write(name, asked, collected, claims, paths, Path(cfg.pages))}")

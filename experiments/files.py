@@ -1,15 +1,14 @@
-"""Files that are written atomically: first under a temporary name in the same folder, then renamed."""
+"""JSON files and tables, written atomically."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gradscope.frames import beside
+from gradscope.files import parse_json, read_text, written
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
@@ -22,22 +21,13 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     return written(path, lambda temporary: table.to_parquet(temporary, index=False))
 
 
-def written(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file of this process, and rename it to ``path``; returns ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
-    try:
-        write(temporary)
-        return temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+ONE_RUN, SWEEP = 1 << 20, 16 << 20  # bytes of a file that describes a run, or all runs of a sweep
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file; None if it is missing, damaged, or not an object."""
+def read_json(path: Path, most: int = ONE_RUN) -> dict[str, Any] | None:
+    """The content of a JSON file; None if it is missing, damaged, nested too deeply, too large, or not an object."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path, most))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

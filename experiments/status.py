@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
@@ -20,7 +20,9 @@ from experiments import runs
 from experiments.archive import collecting
 from experiments.config import command_line
 from experiments.runs import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome
+from experiments.terminal import PlainConsole
 
+MOST_LETTERS = 500  # of one cell
 SHOWN = 5  # largest number of rows in the tables of slowest runs, errors, and unreadable runs
 WATCH_SECONDS, WATCH_SHARE = 2.0, 10  # with --watch, reading takes at most about a tenth of the time
 STATES = (DONE, RUNNING, FAILED, HALF_DONE, MISSING)
@@ -102,7 +104,7 @@ def report(sweep: Path, progress: Progress) -> Group:
         if rows:
             shown.append(Table(*titles, title_justify="left"))
         for row in rows:
-            shown[-1].add_row(*row)
+            shown[-1].add_row(*(cell and cell[:MOST_LETTERS] for cell in row))
     return Group(*shown)
 
 
@@ -112,7 +114,7 @@ def main(cfg: Config) -> None:
     sweep = Path(cfg.sweep) if Path(cfg.sweep).is_dir() and not below.is_dir() else below
     known: runs.Known = {}
     progress = look(sweep, known)
-    console = Console(markup=False)
+    console = PlainConsole(highlight=True)
     if not cfg.watch:
         console.print(report(sweep, progress))
         return

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.program import CONF
+
+# Classes that a configuration may name: they compute, and neither read, write nor run anything.
+CLASSES = re.compile(r"torch\.(nn|optim)\.[A-Z]\w*|gradscope\.models\.([a-z]\w*\.)?[A-Z]\w*")
+KINDS = torch.nn.Module, torch.optim.Optimizer
 MOST_CHARACTERS = 150  # of the reason why something cannot be imported
 
 
@@ -61,3 +69,37 @@ def check(make: Callable[..., Any], arguments: Iterable[str], name: str) -> None
     for key, one in taken.items():
         if key not in keys and one.default is one.empty and one.kind in kinds:
             raise ValueError(f"{name}._target_={what} needs a value for {key}: {name}.{key}=...")
+
+
+def unknown(config: Any) -> list[str]:
+    """The ``_target_`` values in a configuration whose code is neither named by our own configurations nor in CLASSES.
+
+    A prefix such as ``torch.`` proves nothing: ``torch.hub.load`` and ``torch.os.system`` run anything.
+    """
+    if isinstance(config, list):
+        return [name for part in config for name in unknown(part)]
+    if not isinstance(config, dict):
+        return []
+    own = [str(value) for key, value in config.items() if key == "_target_" and not _is_known(value)]
+    return list(dict.fromkeys(own + [name for part in config.values() for name in unknown(part)]))
+
+
+def _is_known(name: Any) -> bool:
+    if not isinstance(name, str):
+        return False
+    if name in _shipped():
+        return True
+    if not CLASSES.fullmatch(name):
+        return False
+    try:
+        found = pkgutil.resolve_name(name)  # imports only modules of torch and gradscope
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return inspect.isclass(found) and issubclass(found, KINDS) and found.__module__.startswith(("torch.", "gradscope."))
+
+
+@cache
+def _shipped() -> frozenset[str]:
+    """All targets that the configurations of this package name."""
+    texts = [path.read_text() for path in CONF.rglob("*.yaml")]
+    return frozenset(name for text in texts for name in re.findall(r"^\s*_target_: ([\w.]+)$", text, re.M))

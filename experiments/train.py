@@ -36,6 +36,7 @@ from experiments.files import write_json
 from experiments.program import program
 from experiments.runs import explained, finished, manifest, run_once
 from experiments.runs import folder as run_folder
+from experiments.terminal import PlainConsole
 from experiments.training import checkpoints, distributed, loop, records, sinks
 from experiments.training import recipe as training_recipe
 from experiments.training.distributed import Ranks
@@ -131,13 +132,16 @@ def train(
     monitor = monitor_of(cfg, model, test, lambda frame: outputs.measured(frame), folder, steps)
     if from_scratch(cfg) and Ranks.here().first:  # after all checks of the configuration
         clear(folder)
-    state = None if from_scratch(cfg) else checkpoints.load(folder / checkpoints.FOLDER, device)
+    state = None if from_scratch(cfg) else checkpoints.resume(folder / checkpoints.FOLDER, device)
     opened = Outputs(cfg, folder, console, steps, state, columns or {}, alone)
     with distributed.noticed(alone) as interrupted, opened as outputs:
         if state is not None:
             outputs.say(f"Resuming at step {state['step']} of {steps}.")
         if monitor is not None and state is not None and "monitor" in state:
-            monitor.load_state_dict(state["monitor"], outputs.frames)
+            try:
+                monitor.load_state_dict(state["monitor"], outputs.frames)
+            except Exception as error:  # a checkpoint from elsewhere can hold anything
+                raise ValueError(f"The monitor in the checkpoint is damaged ({error}); use resume=none.") from error
         try:
             done = loop.train(
                 model, learned, test, settings, folder, state=state, monitor=monitor, report=outputs.trained,
@@ -185,7 +189,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train one network and write its run folder; returns the last test accuracy for a search such as Optuna's."""
     info = HydraConfig.get()
     alone, choices = info.mode is RunMode.RUN, dict(info.runtime.choices)
-    console = Console(soft_wrap=True, highlight=False)
+    console = PlainConsole(soft_wrap=True)
     with explained(alone), distributed.started(seeds.device(cfg.device)) as device:
         overrides.refuse_part_of_study()
         folder = run_folder(cfg, info.overrides.task)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from gradscope import files
+from gradscope.files import written
 
 NETWORK = "network"
 
@@ -136,6 +137,8 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     Traceback (most recent call last):
     ValueError: The frame lacks the columns ['target'] of a tidy frame (gradscope.frames.COLUMNS).
     """
+    if not frame.columns.is_unique:
+        raise ValueError(f"The frame has the column {frame.columns[frame.columns.duplicated()][0]!r} more than once.")
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing} of a tidy frame (gradscope.frames.COLUMNS).")
     # Statistics of a single layer have no target, and those that can be negative have no logarithm.
@@ -180,45 +183,38 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     check(frame)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
-    temporary = beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if path.suffix == ".parquet":
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            metadata = {**table.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
-            pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        else:  # writes all digits, so that value and log10_value agree when read
-            frame.assign(**{CSV_COLUMN: SCHEMA_VERSION}).to_csv(temporary, index=False)
-        return temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # leave no partial file, for example on a full disk
-        raise
-
-
-def beside(path: Path) -> Path:
-    """Return a temporary file name unique to this process and machine, so that writers do not overwrite each other."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    if path.suffix == ".csv":  # writes all digits, so that value and log10_value agree when read
+        table = frame.assign(**{CSV_COLUMN: SCHEMA_VERSION})
+        return written(path, lambda temporary: table.to_csv(temporary, index=False))
+    columns = pa.Table.from_pandas(frame, preserve_index=False)
+    metadata = {**columns.schema.metadata, METADATA_KEY: str(SCHEMA_VERSION)}
+    return written(path, lambda temporary: pq.write_table(columns.replace_schema_metadata(metadata), temporary))
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Return the checked frame of a file that `save` wrote.
+    """Return the checked frame of a file that `save` wrote.  Nothing in the file is ever run.
 
     Raises:
         SchemaError: The file was written with another version of the schema.
-        ValueError: The contents violate the schema, or the name ends in neither ``.parquet`` nor ``.csv``.
+        ValueError: The contents are damaged or violate the schema, the frame would take more memory than 256 MB (or
+            the environment variable GRADSCOPE_READ_MB), or the name ends in neither ``.parquet`` nor ``.csv``.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        table = pq.ParquetFile(path).read()
-        frame, version = table.to_pandas(), version_of(table.schema)
-    elif path.suffix == ".csv":
-        # Only an empty field is null: "none" is the name of a norm, and "NA" and "1.10" may be names of layers.
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=TEXT)
-        version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
-    else:
-        raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
-    check_version(version, path)
-    return check(typed(frame))
+    try:
+        if path.suffix == ".parquet":
+            table = files.read_parquet(path)
+            version, frame = version_of(table.schema), table.to_pandas(split_blocks=True)
+        elif path.suffix == ".csv":
+            frame = files.read_csv(path, TEXT)
+            version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
+        else:
+            raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+        check_version(version, path)
+        return check(typed(frame))
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # damaged bytes can raise nearly any exception
+        raise ValueError(f"{path} is not a frame ({type(error).__name__}: {error}).") from error
 
 
 def version_of(schema: pa.Schema) -> str | None:
@@ -238,6 +234,10 @@ def check_version(version: object, path: Path) -> None:
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a frame that was read from a file, converted to the column types of the schema but not checked."""
+    files.check_names([str(name) for name in frame.columns])
+    for name in [name for name, kind in SCHEMA.items() if name in frame.columns and kind in ("int64", "Int64")]:
+        if pd.api.types.is_float_dtype(frame[name]) and not ((number := frame[name].dropna()) == number.round()).all():
+            raise ValueError(f"Column {name!r} holds numbers that are not whole.")
     return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
 
 

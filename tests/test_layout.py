@@ -12,8 +12,8 @@ from tests.helpers import ROOT
 # Folders from the ground up: a file may import files of its own folder and of folders before it.  At the root of a
 # package lie its nouns, which everything is made of, and what stands on top of all folders.
 NOUNS = {
-    "gradscope": "choices estimates norms operators probes frames memory distributed",
-    "experiments": "program files seeds targets progress",
+    "gradscope": "choices estimates norms operators probes files frames memory distributed",
+    "experiments": "program files terminal seeds targets progress",
 }
 ORDER = {
     "gradscope": """

@@ -6,7 +6,6 @@ each model.  ``value`` is computed from ``log10_value``.  ``metrics.csv`` holds 
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import pandas as pd
 
 from experiments.archive import labels
 from experiments.archive.tables import Collected
-from experiments.files import write_json, written
-from gradscope import frames
+from experiments.files import write_json
+from gradscope import files, frames
+from gradscope.files import written
 
 RECORDED = (
     "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",
@@ -56,9 +56,16 @@ def save(collected: Collected, folder: Path) -> None:
 
 
 def load(folder: Path) -> Collected:
-    """The data that `save` was given, up to rounding; the frame is checked."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    rows = pd.read_csv(folder / DATA, keep_default_na=False, na_values=[""], dtype=frames.TEXT)
+    """The data that `save` was given, up to rounding; the frame is checked.  ValueError if a file is damaged."""
+    try:
+        return _load(folder)
+    except Exception as error:  # damaged bytes can raise nearly any exception
+        raise ValueError(f"The results in {folder} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _load(folder: Path) -> Collected:
+    manifest = files.parse_json(files.read_text(folder / "manifest.json"))
+    rows = files.read_csv(folder / DATA, frames.TEXT)
     columns: dict[str, Any] = manifest["columns"]
     rows = rows.assign(**{name: math.nan for name in SPARSE if name not in rows})
     rows["value"] = rows["value"].where(rows["log10_value"].isna(), 10.0 ** rows["log10_value"])
@@ -67,7 +74,7 @@ def load(folder: Path) -> Collected:
     for name in next(iter(columns["by_model"].values())):
         rows[name] = [columns["by_model"][model][name] for model in rows["model"]]
     path = folder / METRICS
-    metrics = pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.is_file() else None
+    metrics = files.read_csv(path, {}) if path.is_file() else None
     return Collected(frames.check(frames.typed(rows)), metrics, manifest)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -18,95 +19,199 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gradscope import frames
+from gradscope import files, frames
 
 RUN, MODEL = "run", "model"
+MOST_MODEL = 80  # characters of the name of a model, which names a folder
+ROWS = 50_000  # of one file, at least; the rows held in memory while a data set is written
 ARROW = {"str": pa.large_string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(),
          "boolean": pa.bool_()}  # fmt: skip
 WITHOUT_NULLS = [name for name in frames.COLUMNS if name not in frames.NULLABLE and name != "log10_value"]
 
 
-def read_part(path: Path, run: str) -> pa.Table:
-    """The table of one run.  ValueError if the file is not complete Parquet or has no column ``model``."""
-    return _of_run(pq.ParquetFile(path), run)
+def read_part(path: Path, run: str, most: int | None = None) -> pa.Table:
+    """The table of one run.  ValueError if the file is damaged, too large, or does not name one model."""
+    return _of_run(files.read_parquet(path, most).replace_schema_metadata(None), run)
 
 
-def read_frame(path: Path, run: str) -> pa.Table:
-    """The tidy frame of one run, checked as in `frames.load`, but in a tenth of the time."""
-    file = pq.ParquetFile(path)
-    frames.check_version(frames.version_of(file.schema_arrow), path)
-    table = _of_run(file, run)
-    names = table.column_names
-    if missing := [name for name in frames.COLUMNS if name not in names]:
+def read_frame(path: Path, run: str, most: int | None = None) -> pa.Table:
+    """The tidy frame of one run with the columns of the schema; `check` compares their values."""
+    table = files.read_parquet(path, most)
+    for place, kind in _casts(table.schema, path):
+        table = table.set_column(place, table.column_names[place], table[place].cast(kind))
+    return _of_run(table.replace_schema_metadata(None), run)
+
+
+_last: list[tuple[pa.Schema, list[tuple[int, pa.DataType]]]] = []  # the runs of a sweep have the same columns
+
+
+def _casts(schema: pa.Schema, path: Path) -> list[tuple[int, pa.DataType]]:
+    """The columns of a tidy frame that have other types than those of the schema, each with its type."""
+    for known, casts in _last:
+        if known.equals(schema, check_metadata=True):
+            return casts
+    frames.check_version(frames.version_of(schema), path)
+    if missing := [name for name in frames.COLUMNS if name not in schema.names]:
         raise ValueError(f"It lacks the columns {missing}.")
-    types = dict(zip(names, table.schema.types, strict=True))
-    for name in [name for name in frames.SCHEMA if name in names]:
-        if types[name] != (kind := ARROW[frames.SCHEMA[name]]):
-            table = table.set_column(names.index(name), name, table[name].cast(kind))
+    wanted = [(place, ARROW[frames.SCHEMA[name]]) for place, name in enumerate(schema.names) if name in frames.SCHEMA]
+    casts = [(place, kind) for place, kind in wanted if schema.types[place] != kind]
+    _last[:] = [(schema, casts)]
+    return casts
+
+
+def check(table: pa.Table) -> None:
+    """Check the values of a tidy frame as `frames.check` does, but in a tenth of the time."""
     wanted = ("value", "log10_value", "stderr_sample", *frames.OPTIONAL)
-    numbers = {name: table[name].to_numpy() for name in wanted if name in names}
+    numbers = {name: table[name].to_numpy() for name in wanted if name in table.column_names}
     holes = [name for name in WITHOUT_NULLS if table[name].null_count]
     signed = ~np.isnan(numbers["stderr_sample"]) | table["target"].is_null().to_numpy()
     unknown = np.isnan(numbers["log10_value"]) & ~signed
     if np.isnan(numbers["value"]).any() or unknown.any() or holes:
         raise ValueError(f"It has nulls in columns that allow none ({', '.join(holes) or 'value or log10_value'}).")
     frames.check_values(numbers)
-    return table
 
 
-def _of_run(file: pq.ParquetFile, run: str) -> pa.Table:
-    table = file.read(use_threads=False).replace_schema_metadata(None)
-    if MODEL not in table.column_names:
+def _of_run(table: pa.Table, run: str) -> pa.Table:
+    names = table.column_names
+    if MODEL not in names:
         raise ValueError(f"It lacks the column {MODEL!r}.")
+    if RUN in names:
+        raise ValueError(f"It has a column {RUN!r}, a name that is reserved for the folder of the run.")
+    model = table[MODEL]
+    if model.type != pa.large_string():
+        model = model.cast(pa.large_string())
+        table = table.set_column(names.index(MODEL), MODEL, model)
+    if len(model) and (len(only := pc.unique(model)) > 1 or not 0 < len(only[0].as_py() or "") <= MOST_MODEL):
+        raise ValueError(f"Its column {MODEL!r} must hold one name of at most {MOST_MODEL} characters.")
     return table.append_column(RUN, pa.repeat(run, len(table)).cast(pa.large_string()))
 
 
-def update(folder: Path, parts: Sequence[pa.Table], kept: set[str]) -> None:
-    """Write a data set: the old rows of the runs in ``kept``, and the new parts.  `recover` undoes a killed update."""
-    recover(folder)
-    before = [_table(folder)] if folder.is_dir() else []
-    old_rows = [table.filter(pc.is_in(table[RUN], pa.array(sorted(kept), table[RUN].type))) for table in before]
-    tables = [table for table in (*old_rows, *parts) if len(table)]
-    temporary, old = _part(folder), _old(folder)
-    if tables:
-        # Without `combine_chunks`, each run would become a row group, and files with many row groups are slow to read.
-        pq.write_to_dataset(_together(tables).combine_chunks(), temporary, partition_cols=[MODEL])
-    if folder.is_dir():
-        folder.rename(old)
-    if tables:
-        temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+@dataclass
+class Update:
+    """A data set that is written anew: the old rows of the runs in ``kept``, then the tables that are added.
+
+    Only some thousand rows are held in memory.  `recover` undoes a killed update.
+    """
+
+    folder: Path
+    kept: set[str]
+    _held: list[pa.Table] = field(default_factory=list)
+    _schemas: list[pa.Schema] = field(default_factory=list)
+    _begun: bool = False
+
+    def add(self, *tables: pa.Table) -> None:
+        """Add the rows of these tables."""
+        if not self._begun:
+            self._begun = True
+            recover(self.folder)
+            names = pa.array(sorted(self.kept), pa.large_string())
+            for table in _parts(self.folder):
+                self.add(table.filter(pc.is_in(table[RUN], names)))
+        self._held += [table for table in tables if len(table)]
+        if sum(map(len, self._held)) >= ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Replace the old data set by the new one."""
+        self.add()
+        self._flush()
+        temporary, old = _part(self.folder), _old(self.folder)
+        self._unify(temporary)
+        if self.folder.is_dir():
+            self.folder.rename(old)
+        if self._schemas:
+            temporary.rename(self.folder)
+        remove(old)
+
+    def _flush(self) -> None:
+        if self._held:
+            # Without `combine_chunks`, each run would become a row group, and files with many are slow to read.
+            table = together(self._held).combine_chunks()
+            form = f"{len(self._schemas):06d}-{{i}}.parquet"
+            pq.write_to_dataset(
+                table, _part(self.folder), partition_cols=[MODEL], basename_template=form,
+                existing_data_behavior="overwrite_or_ignore", use_threads=False,
+            )  # fmt: skip
+            self._schemas.append(table.schema)
+            self._held = []
+
+    def _unify(self, folder: Path) -> None:
+        """Give all files the same columns, so that other libraries can read the folder as one table."""
+        if len(set(self._schemas)) > 1:
+            common = together([schema.empty_table() for schema in self._schemas]).schema
+            names = [name for name in common.names if name != MODEL]
+            for path in sorted(folder.rglob("*.parquet")):
+                table = pq.ParquetFile(path).read()
+                pq.write_table(together([common.empty_table(), table]).select(names), path)
 
 
 def recover(folder: Path) -> None:
-    """Restore the data set after a killed update.  A data set with an unreadable file is removed."""
-    shutil.rmtree(_part(folder), ignore_errors=True)
-    if _old(folder).is_dir() and not folder.is_dir():
+    """Restore the data set after a killed update.  A data set with an unreadable file is removed, and so are links."""
+    remove(_part(folder))
+    if _old(folder).is_dir() and not _old(folder).is_symlink() and not folder.is_dir():
         _old(folder).rename(folder)
-    shutil.rmtree(_old(folder), ignore_errors=True)
+    remove(_old(folder))
     try:
-        for path in folder.rglob("*.parquet"):
-            pq.read_metadata(path)
-    except (pa.ArrowException, OSError):
-        shutil.rmtree(folder)
+        for path in _paths(folder):
+            if RUN not in pq.read_schema(path).names:
+                raise ValueError(f"{path} names no runs.")
+    except (pa.ArrowException, OSError, ValueError):
+        remove(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it names), or a folder with its content, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load(folder: Path) -> pd.DataFrame | None:
-    """The data set as a frame; None if there is none."""
-    return _table(folder).to_pandas() if folder.is_dir() else None
+    """The data set as a frame; None if there is none.  ValueError if it is damaged or too large."""
+    if not folder.is_dir():
+        return None
+    about = [pq.read_metadata(path) for path in _paths(folder)]
+    columns = max((one.num_columns for one in about), default=0)
+    files.check_size(folder, sum(one.num_rows for one in about) * columns * files.CELL, files.limit())
+    table = together(list(_parts(folder)))
+    names = [name for name in table.column_names if name != MODEL]
+    return table.select([*names, MODEL]).to_pandas(split_blocks=True)
 
 
-def _together(tables: Sequence[pa.Table]) -> pa.Table:
+def num_rows(folder: Path) -> int:
+    """The number of rows of a data set."""
+    return sum(pq.read_metadata(path).num_rows for path in _paths(folder))
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The files of a data set, in the order in which they were written.  ValueError if it holds anything else."""
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link.")
+    paths = sorted(folder.rglob("*.parquet"), key=lambda path: (path.name, path.parent.name))
+    for path in paths:
+        files.size(path, files.limit())
+    return paths
+
+
+def _parts(folder: Path) -> Iterator[pa.Table]:
+    for path in _paths(folder):
+        table = files.read_parquet(path)
+        model = unquote(path.parent.name.partition("=")[2])
+        yield table.append_column(MODEL, pa.repeat(model, len(table)).cast(pa.large_string()))
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows of all tables.  Columns that a table lacks are null there; columns of mixed types become strings."""
     with contextlib.suppress(pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.concat_tables(tables, promote_options="permissive")
     types: dict[str, set[pa.DataType]] = {}
-    for field in (field for table in tables for field in table.schema):
-        types.setdefault(field.name, set()).add(field.type)
+    for column in (column for table in tables for column in table.schema):
+        types.setdefault(column.name, set()).add(column.type)
     mixed = {name for name, of in types.items() if not _promotable(of)}
     cast = [
-        table.cast(pa.schema([field.with_type(pa.large_string()) if field.name in mixed else field
-                              for field in table.schema]))
+        table.cast(pa.schema([column.with_type(pa.large_string()) if column.name in mixed else column
+                              for column in table.schema]))
         for table in tables
     ]  # fmt: skip
     return pa.concat_tables(cast, promote_options="permissive")
@@ -126,12 +231,6 @@ def _part(folder: Path) -> Path:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
-
-
-def _table(folder: Path) -> pa.Table:
-    table = pq.read_table(folder)
-    position = table.schema.get_field_index(MODEL)
-    return table.set_column(position, MODEL, table[MODEL].cast(pa.large_string()))
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that studies can cache what they read from a frame

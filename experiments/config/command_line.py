@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import errors, overrides
 from experiments.program import CONF, conf_folders, program, world_size
+from gradscope.files import printable
 
 Config = TypeVar("Config")
 
@@ -64,7 +65,7 @@ def run(main: Callable[[Config], None], config: type[Config], positional: str | 
     try:
         main(parse(config, sys.argv[1:], positional))
     except (ValueError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {printable(error)}")
 
 
 def run_hydra(main: Callable[[], Any]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import os
 import pickle
+import pickletools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from PIL import Image
 
 from experiments.data.download import download as fetch
 from experiments.data.download import extract
+from gradscope.files import size
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SHAPE = (3, 32, 32)
@@ -36,6 +39,9 @@ TEST_BATCHES = ("test_batch",)
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")  # as they are downloaded by hand
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+MOST_ARCHIVE = 200_000_000  # bytes; the official archive has 170 million
+MOST_BATCH = 64 << 20  # bytes of a pickled batch; an official one has 31 million
+MOST_NESTED = 100  # containers and calls in a pickle; an official batch has about ten
 REPLACE = "Replace it with a fresh copy."
 
 
@@ -76,7 +82,7 @@ def load(root: Path | None = None, *, train: bool, limit: int | None = None, dow
     root = data_root() if root is None else root
     readers = {BINARY: _read_binary, PYTHON: _read_python, KAGGLE: _read_kaggle}
     if download and not any((root / layout).exists() for layout in readers):
-        archive = fetch(ARCHIVE_URL, root / "cifar-10-binary.tar.gz", md5=ARCHIVE_MD5)
+        archive = fetch(ARCHIVE_URL, root / "cifar-10-binary.tar.gz", md5=ARCHIVE_MD5, most=MOST_ARCHIVE)
         extract(archive, root / BINARY, [f"{name}.bin" for name in TRAIN_BATCHES + TEST_BATCHES])
         archive.unlink()
     for layout, read in readers.items():
@@ -150,21 +156,20 @@ def _read_python(folder: Path, train: bool, limit: int | None) -> Split:
 
 def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Images of shape (N, 3072) and labels of shape (N,) from one pickled batch."""
-    with path.open("rb") as file:
-        try:
-            batch = ArrayUnpickler(file, encoding="bytes").load()
-            data, labels = decode(batch[b"data"]), list(batch[b"labels"])
-        except KeyError as error:
-            raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
-        except Exception as error:  # damaged bytes can raise nearly any exception
-            raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  {REPLACE}") from error
+    try:
+        batch = load_pickle(path)
+        data, labels = decode(batch[b"data"]), list(batch[b"labels"])
+    except KeyError as error:
+        raise ValueError(f"{path} has no key {error}: it is not a batch of CIFAR-10.") from error
+    except Exception as error:  # damaged bytes can raise nearly any exception
+        raise ValueError(f"{path} is not a batch of CIFAR-10: {error}.  {REPLACE}") from error
     if data.ndim != 2 or data.shape[1] != IMAGE_SIZE or not len(data):
         raise ValueError(f"{path}: data has shape {data.shape}, expected (N, {IMAGE_SIZE}) with N at least 1.")
     if len(labels) != len(data):
         raise ValueError(f"{path}: {len(labels)} labels for {len(data)} rows of data.")
     for row, label in enumerate(labels):
-        if label not in range(len(CLASSES)):
-            raise ValueError(f"{path}: the label of row {row} is {label!r}, not an integer in 0..9.")
+        if not isinstance(label, int) or label not in range(len(CLASSES)):
+            raise ValueError(f"{path}: the label of row {row} is {str(label)[:20]}, not an integer in 0..9.")
     return data, np.array(labels, np.int64)
 
 
@@ -195,6 +200,8 @@ def _read_png(path: Path, line: str) -> npt.NDArray[np.uint8]:
     """One image of shape (3, 32, 32).  ``line`` says which line of the table names the image."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            if image.size != (32, 32):  # before the pixels are decompressed
+                raise ValueError(f"it has {image.width} x {image.height} pixels, not 32 x 32")
             pixels = np.asarray(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing, but {line}, names it: complete the folder train/.") from error
@@ -215,6 +222,27 @@ class PickledArray:
         self.state = state
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Bytes that a pickle holds as text.  Other encodings could multiply their size."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it uses the forbidden encoding {encoding[:20]!r}")
+    return codecs.encode(text, encoding)
+
+
+def load_pickle(path: Path) -> Any:
+    """The content of a pickled batch.  Its size, its nesting and its table of references are checked before."""
+    size(path, MOST_BATCH)
+    content = path.read_bytes()
+    nested, highest = 0, len(content)
+    for code, argument, _ in pickletools.genops(content):
+        nested += code.name.startswith(("TUPLE", "EMPTY_", "REDUCE", "BUILD", "LIST", "DICT"))
+        if nested > MOST_NESTED or code.name in ("EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
+            raise pickle.UnpicklingError("it has too many containers, or objects that are no arrays")
+        if "PUT" in code.name and not 0 <= int(argument or 0) <= highest:
+            raise pickle.UnpicklingError("it refers to an entry beyond its size")
+    return ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
 class ArrayUnpickler(pickle.Unpickler):
     """Loads plain values and numpy arrays; rejects every other global without importing it.
 
@@ -227,7 +255,7 @@ class ArrayUnpickler(pickle.Unpickler):
         "numpy._core.multiarray._reconstruct": PickledArray,
         "numpy.ndarray": PickledArray,
         "numpy.dtype": PickledArray,
-        "_codecs.encode": codecs.encode,  # bytes in pickle protocol 2
+        "_codecs.encode": _latin1,  # bytes in pickle protocol 2
     }
 
     def find_class(self, module: str, name: str) -> Any:

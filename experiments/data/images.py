@@ -18,7 +18,7 @@ from torch.nn import functional
 from experiments import seeds
 from experiments.data import cifar10_files
 from experiments.data.batches import CIFAR10_MEAN, CIFAR10_STD, digits_with_labels
-from experiments.files import written
+from gradscope.files import written
 
 DIGITS_MEAN, DIGITS_STD = (0.3053,) * 3, (0.3235,) * 3
 WHOLE = slice(None)

@@ -17,6 +17,10 @@ from experiments import targets
 from experiments.data.images import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Formats of Pillow for these.  Others could start a program: Pillow reads PostScript with Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+MOST_PIXELS = 1 << 26  # of one image, which takes four times as many bytes
+MOST_UNPACKED, MOST_RATIO = 1 << 29, 50  # bytes of the arrays in a file, unless the file has a fiftieth of them
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # modes of Pillow with at most 8 bits per channel
 OPTIONAL = ("batch_size", "shape", "download", "generator", "train")  # given to a function only if it takes them
 TEST_EVERY = 4  # data without a test set: every fourth sample is tested on
@@ -220,10 +224,15 @@ def _load(file: Path) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"data.path={file}: there is no such file; data=arrays reads .npz and .npy files.")
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(part.file_size for part in archive.infolist())
+            if unpacked > max(MOST_UNPACKED, MOST_RATIO * file.stat().st_size):
+                raise ValueError(f"its arrays have {unpacked / 1e6:,.0f} MB, more than {MOST_RATIO} times the file")
         content = np.load(file, allow_pickle=False)
         return content if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).split(". ")[0].splitlines()[0]
+    except Exception as error:  # damaged bytes can raise nearly any exception
+        reason = (str(error).split(". ")[0].splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} cannot be read as .npz or .npy; write it with numpy.savez ({reason}).") from error
 
 
@@ -263,10 +272,12 @@ def _read_folder(root: Path, classes: list[str], size: int | None) -> Images:
 def _pixels(path: Path, size: int | None) -> np.ndarray[Any, Any]:
     """One image of shape (3, H, W)."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}, and only 8 bits per channel are read")
             rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of the three on damaged files
+    except Exception as error:  # Pillow raises nearly any exception on damaged files
         raise ValueError(f"{path} is not a readable image: {error}.") from error
     return np.asarray(rgb if size is None else rgb.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

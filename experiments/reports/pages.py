@@ -6,14 +6,15 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from experiments.archive.tables import Collected
 from experiments.evidence.study import VERDICTS, Claim, Study, results
 from experiments.evidence.words import listed, table
-from experiments.files import written
 from experiments.program import program
+from gradscope.files import printable, written
 
 LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
@@ -70,7 +71,7 @@ def page(
 
 
 def _joined(*parts: str) -> str:
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts)) + "\n"
 
 
 def filled(text: str, collected: Collected) -> str:
@@ -84,7 +85,7 @@ def filled(text: str, collected: Collected) -> str:
             found = functools.reduce(lambda place, key: place[key], field[1].split("."), config)
         except (KeyError, TypeError):
             raise ValueError(f"The configuration has no key {field[1]!r}, which the text of a study names.") from None
-        return listed(_all(found))
+        return escape(listed(_all(found)), quote=False)
 
     return re.sub(r"{([a-z_.]+)}", value, text).strip()
 
@@ -167,7 +168,7 @@ def _origin(name: str, collected: Collected) -> str:
     lines = ["```sh", *commands, "```", ""]
     if hardware["gpu"] is None:
         lines += [f"The runs take {_duration(manifest)} on two cores, estimated from the reference runs.", ""]
-    return "\n".join([*lines, f"Reference results: {'; '.join(facts)}."])
+    return "\n".join([*lines, f"Reference results: {escape('; '.join(facts), quote=False)}."])
 
 
 def _duration(manifest: Mapping[str, Any]) -> str:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 import gradscope as gs
 from experiments.archive.labels import NETWORK, with_networks, wrapped
 from experiments.evidence.study import Claim
 from experiments.evidence.words import digits, measured
+from experiments.terminal import PlainConsole
 
 MAX_ROWS = 64
 OTHER_COLUMNS, MIN_NAME = 76, 20  # characters of the table of growth rates: besides the name, and of the name
@@ -25,7 +25,7 @@ STYLES = {"exploding": "bold red", "vanishing": "bold blue", "stable": "green", 
 
 def print_run(profile: gs.Profile | None, frame: pd.DataFrame, folder: Path) -> None:
     """Print one row per layer: log10 GSC, standard errors, statistics.  Without a profile: one row per quantity."""
-    console = Console()
+    console = PlainConsole(highlight=True)
     if profile is None:
         console.print(_quantities(frame))
     else:
@@ -64,7 +64,7 @@ def _layers(profile: gs.Profile, frame: pd.DataFrame) -> Table:
 
 def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
     """Print growth rate, prediction and verdict of each network."""
-    console, growth = Console(), with_networks(growth, keys)
+    console, growth = PlainConsole(highlight=True), with_networks(growth, keys)
     names = [wrapped(name, max(MIN_NAME, console.width - OTHER_COLUMNS)) for name in growth[NETWORK]]
     name_column = NAME(min_width=max(len(line) for name in names for line in name.split("\n")))
     table = Table(name_column, "seeds", "log10 GSC", "rate per layer (95 %)", "mean field", "verdict", title=title)
@@ -72,12 +72,12 @@ def print_growth(growth: pd.DataFrame, keys: list[str], title: str) -> None:
         style, places = STYLES.get(row["verdict"], ""), digits(row["log10_gsc_stderr"])
         spread = "" if pd.isna(row["log10_gsc_stderr"]) else f" +- {row['log10_gsc_stderr']:.{places}f}"
         table.add_row(
-            escape(name),
+            name,
             str(row["num_seeds"]),
             f"{row['log10_gsc']:.{places}f}{spread}",
             "" if pd.isna(row["rate"]) else measured(row["rate"], row["rate_low"], row["rate_high"]),
             "" if pd.isna(row["theory"]) else f"{row['theory']:.4f}",
-            f"[{style}]{row['verdict']}[/]" if style else row["verdict"],
+            Text(row["verdict"], style),
         )
     console.print(table)
 
@@ -87,8 +87,8 @@ def print_claims(claims: Sequence[Claim], title: str) -> None:
     table = Table("claim", "", "because", title=title)
     styles = {True: "green", False: "bold red", None: "yellow"}
     for claim in claims:
-        table.add_row(claim.says, f"[{styles[claim.holds]}]{claim.verdict}[/]", claim.because)
-    Console().print(table)
+        table.add_row(claim.says, Text(claim.verdict, styles[claim.holds]), claim.because)
+    PlainConsole(highlight=True).print(table)
 
 
 def print_learning(metrics: pd.DataFrame, title: str) -> None:
@@ -98,11 +98,11 @@ def print_learning(metrics: pd.DataFrame, title: str) -> None:
         last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
         spread = f" +- {last.std():.2f}" if len(last) > 1 else ""
         table.add_row(
-            escape(str(network)),
+            str(network),
             str(len(last)),
             f"{rows['epoch'].max():g}",
             f"{last.mean():.2f} %{spread}",
             f"{last.min():.2f} .. {last.max():.2f}",
             f"{rows['images_per_second'].median():.0f}",
         )
-    Console().print(table)
+    PlainConsole(highlight=True).print(table)

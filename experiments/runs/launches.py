@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, flag_override
 
-from experiments.files import read_json, write_json
+from experiments.files import SWEEP, read_json, write_json
 from experiments.runs.locks import PATIENCE_SECONDS, clock
 from experiments.runs.names import LAUNCHES
 from experiments.runs.origin import COMMAND, command
@@ -66,7 +66,11 @@ def launcher(launch: Path) -> int:
 def active(sweep: Path) -> bool:
     """Whether a launch of the sweep is alive: every living launch has touched its file in the last half minute."""
     now = clock(sweep)
-    return any(now - path.stat().st_mtime < PATIENCE_SECONDS for path in (sweep / LAUNCHES).glob("*.jsonl"))
+    times = []
+    for path in (sweep / LAUNCHES).glob("*.jsonl"):
+        with contextlib.suppress(OSError):  # a link to nothing, or removed meanwhile
+            times.append(path.stat().st_mtime)
+    return any(abs(now - time) < PATIENCE_SECONDS for time in times)
 
 
 def note(folder: Path, state: str, error: str | None = None, launch: Path | None = None) -> None:
@@ -88,7 +92,7 @@ def ended(path: Path) -> list[dict[str, Any]]:
     runs = []
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and entry.keys() >= {"run", "state", "error"}:
                 runs.append(entry)
@@ -112,8 +116,11 @@ def stopped(launch: Path | None = None) -> bool:
 def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
     """The overrides of every planned run of a sweep, by digest.  Of several plans for a run, the first counts."""
     paths = sorted((sweep / LAUNCHES).glob("*.plan.json"), reverse=True)
-    found = [(read_json(path) or {}).get("runs") for path in paths]
-    return {digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()}
+    found = [(read_json(path, SWEEP) or {}).get("runs") for path in paths]
+    return {
+        digest: tuple(words) for runs in found if isinstance(runs, dict) for digest, words in runs.items()
+        if isinstance(words, list) and all(isinstance(word, str) for word in words)
+    }  # fmt: skip
 
 
 @cache

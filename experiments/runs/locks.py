@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gradscope.files import parse_json, read_text
+
 BEAT_SECONDS = 5.0
 # An owner on another machine counts as dead after this many seconds without a heartbeat.
 PATIENCE_SECONDS = 30.0
@@ -29,6 +31,7 @@ PATIENCE_SECONDS = 30.0
 WAIT_SECONDS = 0.2
 # If a lock names no owner for this long, its owner died between creating the file and writing into it.
 UNWRITTEN_SECONDS = 1.0
+MOST_BYTES, MOST_PID = 10_000, 1 << 31  # of a lock; a process has a smaller number
 LOCK = re.compile(r"\d{6}\.lock")
 
 
@@ -134,14 +137,15 @@ def _acquire(folder: Path, patience: float) -> _Lock | None:
         return None
     for old in _locks(folder):
         if old.stem < path.stem:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # removed meanwhile, or a folder that no process of ours has made
+                old.unlink()
     return lock
 
 
 def _locks(folder: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(folder) if LOCK.fullmatch(entry.name)]
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
 
 
@@ -168,8 +172,8 @@ def _owner(lock: Path) -> dict[str, Any] | None:
     begin = time.monotonic()
     while True:
         with contextlib.suppress(ValueError):
-            content = json.loads(lock.read_text())
-            known = isinstance(content, dict) and isinstance(content.get("pid"), int)
+            content = parse_json(read_text(lock, MOST_BYTES))
+            known = isinstance(content, dict) and isinstance(content.get("pid"), int) and 0 < content["pid"] < MOST_PID
             if known and {"machine", "started"} <= content.keys():
                 return dict(content)
         if time.monotonic() - begin > UNWRITTEN_SECONDS:

@@ -16,6 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from gradscope.files import read_text
+
 LAUNCHES = "launches"
 # Folders of a sweep that are not run folders, and suffixes of the folders that a killed `collect` leaves.
 NO_RUNS = (LAUNCHES, "data", "metrics", "figures", "mlruns")
@@ -32,6 +34,7 @@ ADDED_KEYS = {
 }  # fmt: skip
 ON_ERROR = ("continue", "stop")
 MAX_NAME = 120
+MOST_NAME = 1000  # bytes of a file that holds a name
 DIGITS = 12  # in a digest; among a million runs, two have the same digest with probability 0.2 %
 # Folder names that end with a digest.
 RUN = re.compile(rf"(.*-)?[0-9a-f]{{{DIGITS}}}")
@@ -117,7 +120,9 @@ def folders(sweep: Path) -> list[Path]:
     """The run folders of a sweep, sorted by name: folders whose name ends with a digest or that hold a status."""
     if not sweep.is_dir():
         return []
-    names = {entry.name for entry in os.scandir(sweep) if entry.is_dir() and not entry.name.endswith(PASSING)}
+    # A link is no run folder: what it names may belong to somebody else, and a run would be written into it.
+    entries = (entry for entry in os.scandir(sweep) if entry.is_dir(follow_symlinks=False))
+    names = {entry.name for entry in entries if not entry.name.endswith(PASSING)}
     return [
         sweep / name
         for name in sorted(names.difference(NO_RUNS))
@@ -152,7 +157,9 @@ def agreed(sweep: Path, digest: str, name: str) -> str:
         with contextlib.suppress(FileExistsError):
             os.link(mine, place)
         mine.unlink()
-        return place.read_text() or name
-    except OSError:  # there are no hard links, or nothing can be written; the run will report the latter
+        found = read_text(place, MOST_NAME)
+        # A sweep may come from elsewhere, and this name decides where a run writes.
+        return found if RUN.fullmatch(found) and found.endswith(digest) and Path(found).name == found else name
+    except (OSError, ValueError):  # there are no hard links, or nothing can be written; the run will report the latter
         mine.unlink(missing_ok=True)
         return name

@@ -18,10 +18,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.files import written
 from experiments.program import world_size
 from experiments.runs import launches, locks, outcomes, signals
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
+from gradscope.files import written
 
 
 @contextlib.contextmanager
@@ -72,6 +72,8 @@ def run_once(
     _freeze_loaded_objects()
     with contextlib.ExitStack() as held:
         try:
+            if folder.is_symlink():
+                raise OSError(0, "it is a link, and a run writes only into a folder of its sweep")
             mine = held.enter_context(locks.locked(folder))
         except OSError as error:
             what = f"cannot write to {folder}: {error.strerror}"

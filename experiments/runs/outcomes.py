@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -10,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments.files import read_json, write_json
 from experiments.runs import launches, locks, names
+from experiments.terminal import PlainConsole
 from gradscope import frames
 
 # The states of a run.  Half done: it has a folder, but no status and no process.  Missing: planned, but no folder.
@@ -29,6 +29,7 @@ TYPES: dict[str, Any] = {
     "state": str, "overrides": tuple, "files": tuple, "seconds": int | float, "value": int | float | None,
     "error": str | None, "schema": int | float, "finished": str,
 }  # fmt: skip
+MOST_SECONDS = 1e10  # of a run; sums of more would overflow
 SHOWN = 10  # at most this many different errors are printed
 NO_STATUS = "ended without a status: the run was killed, or its folder is not writable"
 
@@ -60,7 +61,10 @@ class Status:
             status = cls(**fields)
         except TypeError:  # unknown or missing fields
             return None
-        sound = all(isinstance(getattr(status, name), kind) for name, kind in TYPES.items())
+        if not all(isinstance(getattr(status, name), kind) for name, kind in TYPES.items()):
+            return None
+        sound = status.state in (DONE, FAILED) and 0 <= status.seconds <= MOST_SECONDS
+        sound = sound and (status.value is None or not math.isnan(status.value))
         return status if sound and all(isinstance(word, str) for word in status.overrides + status.files) else None
 
 
@@ -106,7 +110,7 @@ def states(sweep: Path, digests: Collection[str] | None = None, known: Known | N
 
 def _outcome(folder: Path, digest: str, now: float, known: Known) -> Outcome:
     changed = 0
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         changed = (folder / STATUS).stat().st_mtime_ns
     if known.get(folder, (-1,))[0] != changed:
         known[folder] = changed, Status.read(folder) if changed else None
@@ -146,7 +150,7 @@ def print_summary(sweep: str, outcomes: Sequence[Outcome], stopped: bool) -> Non
     """Print how the runs of a launch ended, one line per error, and how to continue."""
     counts = Counter(outcome.state for outcome in outcomes)
     failed = [outcome for outcome in outcomes if outcome.failed]
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     if failed:
         console.print(f"{sweep}: {len(failed)} of {len(outcomes)} runs failed.", style="bold red")
         errors: dict[str, list[str]] = {}

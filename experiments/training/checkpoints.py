@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.files import written
+from experiments.training import records
+from gradscope.files import written
 
 LAST, BEST = "last.pt", "best.pt"
 FOLDER = "checkpoints"  # inside the run folder
+# The parts of a checkpoint and their types; others are optional.
+PARTS: dict[str, Any] = {
+    "model": dict, "optimizer": dict, "step": int, "since": int, "losses": torch.Tensor, "records": list,
+    "best": int | float,
+}  # fmt: skip
 
 
 def save(state: dict[str, Any], folder: Path, name: str = LAST) -> Path:
@@ -36,16 +43,36 @@ def keep(folder: Path, step: int, num: int) -> None:
 
 
 def load(folder: Path, device: torch.device, name: str = LAST) -> dict[str, Any] | None:
-    """The checkpoint of that name, or None if there is no such file.  ValueError if the file is not a checkpoint."""
+    """The checkpoint of that name, or None if there is no such file.  ValueError if the file is not a checkpoint.
+
+    Nothing in the file is run.  It takes no more memory than it has bytes: compressed parts are refused.
+    """
     path = folder / name
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("it is compressed")
+        state = torch.load(path, map_location=device, weights_only=True)
+        return dict(state)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it, or restart with resume=none."
         ) from error
+
+
+def resume(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last checkpoint, checked for what a run needs to resume, or None.  ValueError if something is missing."""
+    state = load(folder, device)
+    if state is not None:
+        wrong = [key for key, kind in PARTS.items() if not isinstance(state.get(key), kind)]
+        if wrong or not 0 <= state["since"] <= state["step"] or not all(map(records.is_record, state["records"])):
+            raise ValueError(
+                f"{folder / LAST} is no checkpoint of a run ({', '.join(wrong) or 'steps or records'}); delete it, or "
+                "restart with resume=none."
+            )
+    return state
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> Path:

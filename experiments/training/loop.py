@@ -70,11 +70,18 @@ def train(
                 "The checkpoint was written with another train.average; set the same value, or train from the "
                 "beginning with resume=none."
             )
-        tested.load_state_dict(state["model"])
-        if average is not None:
-            model.load_state_dict(state["not_averaged"])
-            average.n_averaged.fill_(state["step"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            tested.load_state_dict(state["model"])
+            if average is not None:
+                model.load_state_dict(state["not_averaged"])
+                average.n_averaged.fill_(state["step"])
+            optimizer.load_state_dict(state["optimizer"])
+            [group["initial_lr"] * group["lr"] for group in optimizer.param_groups]
+        except Exception as error:  # a checkpoint from elsewhere can hold anything
+            raise ValueError(
+                f"The checkpoint does not fit the model or its optimizer ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}); delete it, or restart with resume=none."
+            ) from error
         begin, since, records, best = state["step"], state["since"], list(state["records"]), state["best"]
         losses = state["losses"].to(device)
     forward = ranks.wrap(model)

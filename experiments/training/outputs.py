@@ -55,7 +55,12 @@ class Outputs:
         self.begin, self.accuracy = 0 if state is None else state["step"], ""
         self.records: list[Record] = [] if state is None else list(state["records"])
         measured = [record for record in records.read(folder / "monitor.jsonl") if record["step"] < self.begin]
-        self.frames = [gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"}) for record in measured]
+        try:
+            self.frames = [gs.frames.typed(pd.DataFrame(record)).astype({"step": "int64"}) for record in measured]
+        except Exception as error:  # records from elsewhere can hold anything
+            raise ValueError(
+                f"{folder / 'monitor.jsonl'} holds no frames ({error}); restart with resume=none."
+            ) from error
         if not self.active:
             return
         self.metrics = Records(folder / "metrics.jsonl", self.records)

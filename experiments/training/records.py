@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.files import written
+from gradscope.files import parse_json, written
 
 Record = dict[str, Any]
 
@@ -51,13 +51,22 @@ def read(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path}, line {number}, is not JSON ({error}); delete the line or the file."
                 ) from error
+            continue
+        if not is_record(record):
+            raise ValueError(f"{path}, line {number}, is not a record with a step; delete the line or the file.")
+        records.append(record)
     return records
+
+
+def is_record(value: object) -> bool:
+    """Whether a value from a file is a record: an object with the number of its step."""
+    return isinstance(value, dict) and isinstance(value.get("step"), int)
 
 
 def _line(record: Record) -> str:

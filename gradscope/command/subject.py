@@ -77,7 +77,7 @@ def read(path: str) -> Tensor:
             if "x" not in names and len(names) != 1:
                 raise ValueError(f"it needs an array x or only one array, got {', '.join(names) or 'no .npz archive'}.")
             return torch.from_numpy(arrays["x" if "x" in names else names[0]])
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # damaged bytes can raise nearly any exception
         raise ValueError(f"--data {path} cannot be read: {error}") from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from gradscope import frames
+from gradscope.files import printable, written
 from gradscope.report import charts
 from gradscope.report.sections import Section
 
@@ -34,10 +34,4 @@ def write(
         title=title, about=about, headline=headline, verdict=verdict or "undecided", facts=facts, sections=sections,
         scripted=scripted, vega=charts.javascript() if scripted else "",
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = frames.beside(path)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return written(path, lambda temporary: temporary.write_text(printable(text), encoding="utf-8"))

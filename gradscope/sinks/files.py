@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
-from gradscope.frames import beside
+from gradscope.files import written
 from gradscope.sinks.delivery import Values, allowed
 
 MOST_METRICS, MOST_PARAMS = 1000, 100  # that MLflow accepts at once
@@ -145,10 +145,7 @@ class MLflow:
 
         run: str = self._client.create_run(experiment, run_name=name).info.run_id
         if self._id is not None:
-            self._id.parent.mkdir(parents=True, exist_ok=True)
-            temporary = beside(self._id)
-            temporary.write_text(run)
-            temporary.replace(self._id)
+            written(self._id, lambda temporary: temporary.write_text(run))
         flat = pd.json_normalize(dict(config)).astype(object)
         params = [Param(str(key), str(column.iloc[0])) for key, column in flat.items()]
         for begin in range(0, len(params), MOST_PARAMS):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from experiments.runs import locks, one_run, outcomes
-from gradscope import frames
+from gradscope import files
 from tests.experiments.example_runs import ELSEWHERE, configured, example, finished
 
 
@@ -121,7 +121,7 @@ def test_a_lost_claim_leaves_the_run_to_the_other(tmp_path, monkeypatch):
 def test_temporary_names_are_of_one_process_of_one_machine(tmp_path, monkeypatch):
     names = set()
     for host, pid in (("a", 1), ("a", 2), ("b", 1)):
-        monkeypatch.setattr(frames.socket, "gethostname", lambda host=host: host)
-        monkeypatch.setattr(frames.os, "getpid", lambda pid=pid: pid)
-        names.add(frames.beside(tmp_path / "x.json").name)
+        monkeypatch.setattr(files.socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(files.os, "getpid", lambda pid=pid: pid)
+        names.add(files.beside(tmp_path / "x.json").name)
     assert len(names) == 3 and all(name.startswith("x.json.") and name.endswith(".part") for name in names)
