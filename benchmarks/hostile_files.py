@@ -162,9 +162,10 @@ def main(arguments: list[str] | None = None) -> None:
         large = many(Path(name), 100 if options.quick else options.runs) if options.runs else {}
     path, own = options.output / "hostile_files.csv", {case.name for case in cases}
     known = {case.name for case in CASES}
-    if options.only and path.exists():
-        rows = [row for row in pd.read_csv(path).to_dict("records") if row["case"] in known - own] + rows
     frame = pd.DataFrame(rows)
+    if options.only and path.exists():
+        kept = pd.read_csv(path)
+        frame = pd.concat([kept[kept["case"].isin(known - own)], frame], ignore_index=True)
     options.output.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
     counts = {name: int(frame[name].sum()) for name in FAILURES} | {"not_named": int((~frame["named"]).sum())}

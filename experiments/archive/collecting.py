@@ -184,8 +184,8 @@ def _update(sweep: Path) -> dict[str, Any]:
         "seconds": round(sum(seconds for _, seconds in collected.values()), 1),
         **distinct.together(),
     }
-    left_out = {run.name: [run.changed, run.why] for run in unread}
-    content = {"collected": collected, "unread": left_out, "distinct": distinct.content(), "manifest": manifest}
+    named = {run.name: [run.changed, run.why] for run in unread}
+    content = {"collected": collected, "unread": named, "distinct": distinct.content(), "manifest": manifest}
     write_json(sweep / INDEX, content)
     return manifest
 

@@ -70,7 +70,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
             )
         }
     else:
-        figures = {"gsc": _curves(frame, title, roles, by_labels, keys[1:2])}
+        figures = {"gsc": _curves(frame, title, roles, by_labels, keys)}
     for quantity in STATISTICS:
         if (frame["quantity"] == quantity).any():
             figures[quantity], ax = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
@@ -166,16 +166,16 @@ def _curves_without(keys: list[str], growth: pd.DataFrame) -> int:
 
 
 def _curves(
-    frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str], dashed: Sequence[str]
+    frame: pd.DataFrame, title: str, roles: dict[str, str], notes: dict[tuple[str, ...], str], keys: Sequence[str]
 ) -> Figure:
-    """Curves with their notes, and mean field, whose legend says of which values of the ``dashed`` key it is."""
+    """Curves with their notes, and mean field, whose legend says of which values of the second key it is."""
     longest = max(len("+".join(name)) + len(note) for name, note in notes.items()) if notes else 0
     figure, ax = plt.subplots(figsize=(max(8.2, 4.6 + 0.08 * longest), 4.8), layout="constrained")
     plots.profile(frame, **roles, notes=notes, ax=ax)
     shown = list(roles.values())
     if len(predicted := report_growth.profiles(frame, shown)):
         if "style" in roles:
-            predicted["dash"] = [labels.in_prose(labels.suffixed(*dashed, value)) for value in predicted["dash"]]
+            predicted["dash"] = [labels.in_prose(labels.suffixed(keys[1], value)) for value in predicted["dash"]]
         plots.theory(predicted, shown, ax=ax)
     ax.set_title(f"{title}\n{spread(frame)}{'; labels: rate per layer, verdict' if notes else ''}", fontsize=10)
     return figure
