@@ -74,9 +74,11 @@ class Workspace:
         self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
 
-    def scratch(self, a: Tensor, size: int = 0) -> Tensor:
-        """A flat float64 buffer on the device of ``a``, for ``size`` numbers or for ``a`` (a part if it is large)."""
-        self._scratch = _grown(self._scratch, size or min(a.numel(), SCRATCH), torch.float64, a.device)
+    def scratch(self, a: Tensor) -> Tensor | None:
+        """A flat float64 buffer for ``a`` (a part if it is large); None where torch sums in float64 as fast without."""
+        if a.device.type != "cpu":
+            return None
+        self._scratch = _grown(self._scratch, min(a.numel(), SCRATCH), torch.float64, a.device)
         return self._scratch
 
 

@@ -101,9 +101,9 @@ class Ruler:
         return Lengths(self.measured)
 
     def _block(self, tensor: Tensor) -> _Block | None:
-        """Room for several tensors of one kind; None if they are large, or a copy in float64 would change them."""
+        """Room for several tensors of one kind; None if large, or where a float64 copy is slow or not exact."""
         room, start = min(MOST_SLOTS, BLOCK // tensor.numel()), self._start(tensor)
-        exact = tensor.is_floating_point() and tensor.dtype not in _SCALED and tensor.device.type != "mps"
+        exact = tensor.is_floating_point() and tensor.dtype not in _SCALED and tensor.device.type == "cpu"
         if room < BLOCKED or not exact or start == tensor.ndim or tensor.layout is not torch.strided:
             return None
         if len(self.blocks) >= MOST_BLOCKS:
