@@ -170,11 +170,12 @@ def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
     assert launch("seed=range(2)")[0] == 0
     commands = tmp_path / "commands"
     commands.mkdir()
-    for name in ("sbatch", "srun"):
+    for name in ("sbatch", "srun", "squeue", "scancel"):
         (commands / name).write_text(f'#!/bin/sh\ncp "$1" {commands}/sent\nexit 1\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    assert launch("seed=range(5)", "launcher=slurm")[0].startswith("Error: The cluster refused the jobs: sbatch failed")
+    said = "Error: The cluster refused the jobs, which ask for cpus_per_task=1, mem_gb=2, timeout_min=60: sbatch failed"
+    assert launch("seed=range(5)", "launcher=slurm")[0].startswith(said)
     assert "#SBATCH --array=0-2%3" in (commands / "sent").read_text()
 
 
