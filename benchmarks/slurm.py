@@ -11,6 +11,7 @@ machine, except that a launch without an end counts as failed after 15 minutes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -126,6 +127,11 @@ class Sweep:
         """Change the state of the node."""
         asked("scontrol", "update", f"nodename={self.node}", f"state={state}", "reason=benchmark")
 
+    def resume(self) -> None:
+        """Let the node take jobs again.  It may have come back by itself, and then Slurm refuses."""
+        with contextlib.suppress(RuntimeError):
+            self.update("resume")
+
 
 def rest(sweep: Sweep) -> None:
     """No disturbance; the runs do not end by themselves."""
@@ -164,7 +170,7 @@ def drain(sweep: Sweep) -> None:
     try:
         until(lambda: "holds job" in sweep.said())
     finally:
-        sweep.update("resume")
+        sweep.resume()
     sweep.go()
 
 
@@ -175,7 +181,7 @@ def down(sweep: Sweep) -> None:
     try:
         until(lambda: sweep.state(sweep.job(0)) == sweep.state(sweep.job(1)) == "PENDING")
     finally:
-        sweep.update("resume")
+        sweep.resume()
     sweep.begun(0, 1, times=2)
     sweep.go()
 
@@ -220,6 +226,10 @@ class Scenario:
 
 ONE_BY_ONE = ("hydra.launcher.array_parallelism=1",)
 SCENARIOS = {
+    "drained node": Scenario(0, r"(?s)holds job \d+ back: .*all 2 runs are done", 2, drain, before="drain"),
+    "node down": Scenario(0, "all 2 runs are done", 2, down),
+    "Ctrl-C": Scenario(130, "stopped by SIGINT; 0 of 2 runs are done", 0, interrupt, ONE_BY_ONE),
+    "killed launcher": Scenario(0, "all 2 runs are done", 2, kill, ONE_BY_ONE),
     "lists of seeds": Scenario(0, "all 3 runs are done", 3, go, ("seeds=[0,1]", "model.depth=4,5,6"), ""),
     # Slurm may forget the job at once.
     "cancelled while pending": Scenario(
@@ -248,10 +258,6 @@ SCENARIOS = {
         "0,1,2",
     ),
     "requeued": Scenario(0, "all 2 runs are done", 2, requeue),
-    "drained node": Scenario(0, r"(?s)holds job \d+ back: .*all 2 runs are done", 2, drain, before="drain"),
-    "node down": Scenario(0, "all 2 runs are done", 2, down),
-    "Ctrl-C": Scenario(130, "stopped by SIGINT; 0 of 2 runs are done", 0, interrupt, ONE_BY_ONE),
-    "killed launcher": Scenario(0, "all 2 runs are done", 2, kill, ONE_BY_ONE),
 }  # fmt: skip
 
 
@@ -318,11 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.SIGINT, signal.default_int_handler
     )  # a background job of a shell would pass on that it is ignored
     console, rows = Console(), []
+    chosen.output.mkdir(parents=True, exist_ok=True)
     for name in chosen.only:
         rows.append(ended(name, SCENARIOS[name], node))
         console.print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), highlight=False, soft_wrap=True)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(chosen.output / "slurm.csv", index=False)
+        pd.DataFrame(rows).to_csv(chosen.output / "slurm.csv", index=False)
     found = manifest(slurm=asked("sbatch", "--version"), accounting=_accounting())
     (chosen.output / "slurm.json").write_text(json.dumps(found, indent=2) + "\n")
     wrong = [row["scenario"] for row in rows if not row["right"]]
