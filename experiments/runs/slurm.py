@@ -85,6 +85,7 @@ class Queue:
     told: set[str] = field(default_factory=set)
     interval: float = SHORTEST_SECONDS
     asked: float = float("-inf")
+    answered: float = float("-inf")
 
     def wait(self, job: Any) -> tuple[str, bool] | None:
         """Wait until a job of submitit has ended.
@@ -95,7 +96,7 @@ class Queue:
         while not all(_arrived(job.task(number).paths) for number in range(job.num_tasks)):
             self._ask()
             since, state = self.ended.get(job.job_id, (float("inf"), ""))
-            if time.monotonic() - since > SETTLING_SECONDS:
+            if self.answered - since > SETTLING_SECONDS:
                 if state in NEVER:
                     cancel([job.job_id])
                 return self._why(_array(job.job_id), state), state in DIED
@@ -103,14 +104,14 @@ class Queue:
         return None
 
     def _ask(self) -> None:
-        now = time.monotonic()
-        if now - self.asked < self.interval:
+        if time.monotonic() - self.asked < self.interval:
             return
-        self.asked = now
+        self.asked = time.monotonic()
         answer = _answer(*QUESTION)
         if answer is None:
             self._tell("Slurm does not answer (squeue); the launch waits for the results of its jobs.")
             return
+        self.answered = time.monotonic()
         lines = [line.split("|", 2) for line in answer.splitlines()]
         before, self.jobs = self.jobs, {line[0]: (line[1], line[2]) for line in lines if len(line) == 3}
         self.jobs = {job: self.jobs.get(job, (GONE, "")) for job in self.ids}
@@ -118,7 +119,7 @@ class Queue:
         for job, (state, reason) in self.jobs.items():
             how = reason if state == "PENDING" and reason in NEVER else state
             if how in ENDED | NEVER:
-                self.ended[job] = (self.ended[job][0] if job in self.ended else now), how
+                self.ended[job] = (self.ended[job][0] if job in self.ended else self.answered), how
             else:
                 self.ended.pop(job, None)  # the job has been requeued
             if state == "PENDING" and reason not in USUAL | NEVER:

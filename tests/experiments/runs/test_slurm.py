@@ -60,29 +60,33 @@ def test_a_job_without_a_result_has_a_reason(tmp_path, commands, says, error, ag
     assert (commands / "scancel.words").exists() == ("PENDING" in says)
 
 
-def test_a_job_that_is_requeued_or_unknown_for_a_moment_is_waited_for(tmp_path, commands, capfd):
-    states = iter(["12_1|NODE_FAIL|None", "12_1|PENDING|Nodes required for job are DOWN.", None, "12_1|RUNNING|None"])
-    one, queue = job(tmp_path), slurm.Queue(["12_1"], PARAMS)
+def test_a_job_that_is_requeued_or_unknown_for_a_moment_is_waited_for(tmp_path, commands, capfd, monkeypatch):
+    held = "12_1|PENDING|Nodes required for job are DOWN."
+    says = ["12_1|NODE_FAIL|None", held, held, None, "12_1|RUNNING|None", "12_1|COMPLETED|None", "12_1|COMPLETED|None"]
+    one, clock = job(tmp_path), [0.0]
 
-    def change():
-        says = next(states, "12_1|COMPLETED|None")
-        (commands / "squeue.says").unlink(missing_ok=True)  # then squeue fails
-        if says is not None:
-            (commands / "squeue.says").write_text(f"{says}\n")
-        if "COMPLETED" in (says or ""):
+    def sleep(seconds):
+        clock[0] += 10.0
+        (commands / "squeue.says").unlink()  # then squeue fails
+        now = says[int(clock[0] / 10)]
+        if now is not None:
+            (commands / "squeue.says").write_text(f"{now}\n")
+        else:
+            (commands / "squeue.says").symlink_to(commands / "nothing")
+        if clock[0] == 60.0:
             one.paths.result_pickle.touch()
 
-    original = queue._ask
-    slurm.SETTLING_SECONDS = 60.0
-    queue._ask = lambda: (change(), original())
-    assert queue.wait(one) is None
+    (commands / "squeue.says").write_text(f"{says[0]}\n")
+    monkeypatch.setattr(slurm, "SETTLING_SECONDS", 15.0)
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    assert slurm.Queue(["12_1"], PARAMS).wait(one) is None
     said = capfd.readouterr().err
     assert said.count("Slurm holds job 12 back: Nodes required for job are DOWN. Ctrl-C") == 1
-    assert said.count("Slurm does not answer (squeue)") == 1
+    assert said.count("Slurm does not answer (squeue)") == 1 and clock == [60.0]
 
 
 def test_the_scheduler_is_asked_at_least_every_half_minute(commands, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.undo()  # of the short intervals
     monkeypatch.setenv("PATH", str(commands))
     (commands / "squeue.says").write_text("12_1|RUNNING|None\n")
     queue, clock, asked = slurm.Queue(["12_1"], PARAMS), [0.0], []
