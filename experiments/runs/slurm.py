@@ -69,9 +69,9 @@ def requested(params: Mapping[str, Any]) -> str:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """End jobs at once, given by their ids, together with the waiting jobs of the same arrays."""
+    """End jobs or arrays at once, given by their ids."""
     if ids:
-        _answer("scancel", "--signal=KILL", *sorted({_array(job) for job in ids}))
+        _answer("scancel", "--signal=KILL", *ids)
 
 
 @dataclass
@@ -103,6 +103,10 @@ class Queue:
             time.sleep(1)
         return None
 
+    def cancel(self) -> None:
+        """End all jobs at once."""
+        cancel(sorted({_array(job) for job in self.ids}))
+
     def _ask(self) -> None:
         if time.monotonic() - self.asked < self.interval:
             return
@@ -119,11 +123,12 @@ class Queue:
         for job, (state, reason) in self.jobs.items():
             how = reason if state == "PENDING" and reason in NEVER else state
             if how in ENDED | NEVER:
-                self.ended[job] = (self.ended[job][0] if job in self.ended else self.answered), how
+                since, known = self.ended.get(job, (self.answered, how))
+                self.ended[job] = since, known if how == GONE else how  # Slurm forgets a job some time after its end
             else:
                 self.ended.pop(job, None)  # the job has been requeued
             if state == "PENDING" and reason not in USUAL | NEVER:
-                self._tell(f"Slurm holds job {_array(job)} back: {reason} Ctrl-C cancels it.")
+                self._tell(f"Slurm holds job {_array(job)} back: {reason.rstrip('.')}. Ctrl-C cancels it.")
 
     def _tell(self, sentence: str) -> None:
         if sentence not in self.told:

@@ -122,7 +122,7 @@ class Workers:
         for job in self.jobs:
             job.end()
         if self.queue is not None:
-            slurm.cancel(self.queue.ids)
+            self.queue.cancel()
 
 
 class _Job:

@@ -60,6 +60,17 @@ def test_a_job_without_a_result_has_a_reason(tmp_path, commands, says, error, ag
     assert (commands / "scancel.words").exists() == ("PENDING" in says)
 
 
+def test_the_end_of_a_job_is_known_also_after_slurm_forgot_it(tmp_path, commands):
+    queue = slurm.Queue(["12_0", "12_1"], PARAMS)
+    (commands / "squeue.says").write_text("12_0|PENDING|PartitionConfig\n12_1|TIMEOUT|None\n")
+    assert "cannot start" in queue.wait(job(tmp_path, "12_0"))[0]
+    assert (commands / "scancel.words").read_text() == "--signal=KILL 12_0\n"  # others of the array may run
+    (commands / "squeue.says").write_text("")
+    assert queue.wait(job(tmp_path))[0].startswith("TimeoutError: ")
+    queue.cancel()
+    assert (commands / "scancel.words").read_text().splitlines()[1:] == ["--signal=KILL 12"]
+
+
 def test_a_job_that_is_requeued_or_unknown_for_a_moment_is_waited_for(tmp_path, commands, capfd, monkeypatch):
     held = "12_1|PENDING|Nodes required for job are DOWN."
     says = ["12_1|NODE_FAIL|None", held, held, None, "12_1|RUNNING|None", "12_1|COMPLETED|None", "12_1|COMPLETED|None"]
