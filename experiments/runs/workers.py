@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
+from experiments.program import PARENT
 from experiments.runs import launches, slurm
 from experiments.runs.signals import Interrupted
 
@@ -244,11 +245,16 @@ def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]],
     """Execute runs, given by their overrides and numbered from ``first``; ``options`` are for `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` also ends idle workers.
+    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` also ends idle workers, and
+    # `PARENT` those that still import torch.
     options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))
-    returns: list[JobReturn] = Parallel(**options)(
-        delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
-    )
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        returns: list[JobReturn] = Parallel(**options)(
+            delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
+        )
+    finally:
+        del os.environ[PARENT]
     return returns

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -16,6 +17,7 @@ from benchmarks import sweep_kills
 from experiments import measure, status
 from experiments.archive import collecting
 from experiments.config import command_line, schema
+from experiments.program import PARENT
 from experiments.runs import launches, locks, workers
 from experiments.runs import names as run_names
 from experiments.runs import outcomes as run_outcomes
@@ -366,7 +368,11 @@ def test_a_signal_leaves_no_process(tmp_path, launcher, how):
     begin = time.monotonic()
     while not list(tmp_path.glob("s/*/*.lock")) and time.monotonic() < begin + 120:
         time.sleep(0.05)
-    assert len(sweep_kills.alive(process.pid)) > 1
+    alive = sweep_kills.alive(process.pid)
+    assert len(alive) > 1
+    if launcher == "processes":  # workers end with the launch also while they start
+        given = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in alive]
+        assert sum(f"{PARENT}={process.pid}" in words for words in given) >= 1
     process.send_signal(how)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), output
