@@ -57,8 +57,9 @@ def _culprit(command: str, overrides: Sequence[str]) -> tuple[str | None, DictCo
     """The first override that cannot be composed (None: all can), and the configuration of those before it."""
     done: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        base = compose(command, return_hydra_config=True)
-        for item in overrides:
+        base, chosen = compose(command, return_hydra_config=True), groups()
+        # Hydra chooses options before it sets keys, whatever their order.
+        for item in sorted(overrides, key=lambda item: item.partition("=")[0] not in chosen):
             override = OverridesParser.create().parse_overrides([item])[0]
             values = [item]
             if override.is_discrete_sweep() and not isinstance(override.value(), Glob):

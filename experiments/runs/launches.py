@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,12 +18,12 @@ from typing import Any
 from omegaconf import DictConfig, flag_override
 
 from experiments.files import SWEEP, read_json, write_json
+from experiments.program import end_with
 from experiments.runs.locks import PATIENCE_SECONDS, clock
 from experiments.runs.names import LAUNCHES
 from experiments.runs.origin import COMMAND, command
 
 VARIABLE = "GRADSCOPE_LAUNCH"
-WATCH_SECONDS = 1.0
 
 
 def new(sweep: Path, config: DictConfig) -> Path:
@@ -129,11 +127,4 @@ def follow(parent: int | None = None) -> None:
     launch = current()
     if parent is None and (launch is None or launcher(launch) == os.getpid()):
         return
-    followed = parent or os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == followed:
-            time.sleep(WATCH_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(parent or os.getppid())

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.program import world_size
-from experiments.runs import launches, locks, outcomes, signals
+from experiments.runs import launches, locks, outcomes, signals, slurm
 from experiments.runs.outcomes import DONE, ERROR, FAILED, RUNNING, SKIPPED, Status
 from gradscope.files import written
 
@@ -109,6 +109,8 @@ def _executed(
             value = None  # a NaN would end a search such as Optuna's
         Status(DONE, overrides, outcomes.outputs(folder), time.perf_counter() - begin, value).write(folder)
     except Exception as error:
+        # Submitit raises this exception when Slurm warns the job that its time ends.
+        error = TimeoutError(slurm.TIMED_OUT) if type(error).__name__ == "UncompletedJobError" else error
         last = f"{type(error).__name__}: {error}".splitlines()[0]
         if cfg.on_error == "stop":
             launches.stop()

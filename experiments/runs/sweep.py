@@ -29,10 +29,9 @@ from experiments.runs.names import words
 from experiments.runs.outcomes import DONE, FAILED, HALF_DONE, MISSING, RUNNING, Outcome, print_summary
 from experiments.runs.plan import Planned, place, planned
 from experiments.runs.signals import Interrupted
-from experiments.runs.workers import Workers
+from experiments.runs.workers import KILLED, Workers
 
 POLL_SECONDS = 0.5
-KILLED = "killed by a signal, or out of memory"
 # If a process dies before any run begins, this many times in a row, the runs are not the cause.
 FRUITLESS = 2
 
@@ -108,8 +107,9 @@ class Sweep:
         left, fruitless = runs, 0
         while left and (died := self._launch(left)) is not None and not launches.stopped(self.launch):
             for run in self._in(left, HALF_DONE):
-                if self._launch([run]) is not None and self._in([run], HALF_DONE):
-                    self._mark_killed(run)
+                killed = self._launch([run])
+                if killed is not None and self._in([run], HALF_DONE):
+                    self._mark_failed(run, killed if self.workers.jobs else KILLED)
             before, left = left, self._in(left, MISSING)
             fruitless = fruitless + 1 if len(left) == len(before) else 0
             if fruitless == FRUITLESS:
@@ -124,17 +124,21 @@ class Sweep:
             batch = runs[begin : begin + step]
             errors, died = self.workers.launch([run.overrides for run in batch], self.num_launched)
             self.num_launched += len(batch)
-            self.errors |= {run: error for run, error in zip(batch, errors, strict=True) if error is not None}
+            failed = {run: error for run, error in zip(batch, errors, strict=True) if error is not None}
+            for run in self._in(list(failed), HALF_DONE) if failed else []:
+                self._mark_failed(run, failed[run])
+            self.errors |= failed
             any_died = died or any_died
         return any_died
 
-    def _mark_killed(self, run: Planned) -> None:
+    def _mark_failed(self, run: Planned, error: str) -> None:
+        """Write the status of a run whose process has ended without one."""
         folder = self._outcomes([run])[run].folder
         assert folder is not None
         with contextlib.suppress(OSError), locks.locked(folder) as mine:
             if mine:
-                outcomes.Status(FAILED, run.overrides, error=KILLED).write(folder)
-                launches.note(folder, FAILED, KILLED, launch=self.launch)
+                outcomes.Status(FAILED, run.overrides, error=error).write(folder)
+                launches.note(folder, FAILED, error, launch=self.launch)
 
     def _in(self, runs: list[Planned], *wanted: str) -> list[Planned]:
         return [run for run, outcome in self._outcomes(runs).items() if outcome.state in wanted]
@@ -153,7 +157,7 @@ class Sweep:
             outcome = found.get((run.sweep, run.digest), missing)
             if run.rerun and outcome.state == DONE and outcome.changed == self.before.get(run):
                 outcome = replace(outcome, state=MISSING)  # done by an earlier launch
-            if run in self.errors:
+            if run in self.errors and outcome.state != DONE:
                 outcome = replace(outcome, state=FAILED, error=self.errors[run])
             elif outcome.state in (HALF_DONE, MISSING):
                 outcome = replace(outcome, error=noted.get(run.digest))

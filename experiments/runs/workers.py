@@ -27,10 +27,12 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_joblib_launcher._core import process_joblib_cfg
 from omegaconf import DictConfig, open_dict
 
-from experiments.runs import launches
+from experiments.program import PARENT
+from experiments.runs import launches, slurm
 from experiments.runs.signals import Interrupted
 
 PROCESSES = "GRADSCOPE_PROCESSES"
+KILLED = "killed by a signal, or out of memory"
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Workers:
 
     launcher: Launcher
     jobs: list[_Job] = field(default_factory=list)
+    queue: slurm.Queue | None = None
     pending: int | None = None
     held: bool = False
 
@@ -85,16 +88,20 @@ class Workers:
         import submitit
 
         original = submitit.AutoExecutor.map_array
+        params = self.launcher.params if slurm.on_slurm(self.launcher) else {}  # type: ignore[attr-defined]
 
         def map_array(executor: Any, *arguments: Any) -> list[_Job]:
             # The processes started here inherit that Ctrl-C is ignored; otherwise each would print a traceback.  Other
             # signals are held back until the new jobs are recorded.
             self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
-                self.jobs.extend(_Job(job) for job in original(executor, *arguments))
+                jobs = original(executor, *arguments)
+                self.queue = slurm.Queue([job.job_id for job in jobs], params) if params else None
+                self.jobs.extend(_Job(job, self.queue) for job in jobs)
             except submitit.core.utils.FailedJobError as error:
                 reason = str(error).strip() or "sbatch failed without a message"
-                raise HydraException(f"The cluster refused the jobs: {reason}") from error
+                requested = f", which ask for {slurm.requested(params)}" if params else ""
+                raise HydraException(f"The cluster refused the jobs{requested}: {reason}") from error
             finally:
                 signal.signal(signal.SIGINT, asked)
                 self.held = False
@@ -115,13 +122,15 @@ class Workers:
             pool.shutdown(wait=False, kill_workers=True)
         for job in self.jobs:
             job.end()
+        if self.queue is not None:
+            self.queue.cancel()
 
 
 class _Job:
     """A wrapper of a submitit job.  Without it, Hydra's launcher would give up all jobs if one of them was killed."""
 
-    def __init__(self, job: Any) -> None:
-        self.job = job
+    def __init__(self, job: Any, queue: slurm.Queue | None) -> None:
+        self.job, self.queue = job, queue
         self.error: str | None = None
         self.died: str | None = None
 
@@ -129,23 +138,25 @@ class _Job:
         """The results of the job, for Hydra's launcher; ``[None]`` if the job failed or was killed."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
+        ended = None if self.queue is None else self.queue.wait(self.job)
+        if ended is not None:
+            reason, again = ended
+            self.error, self.died = (None, reason) if again else (reason, None)
+            return [None]
         try:
             returns: list[JobReturn | None] = self.job.results()
             self.error = _raised(returns[0])
             return returns
         except FailedJobError as error:
-            self.error = _line(error, last=True)
-        except UncompletedJobError as error:
-            self.died = _line(error)
+            self.error = _last_line(error)
+        except UncompletedJobError:
+            self.died = KILLED
         return [None]
 
     def end(self) -> None:
-        """Cancel the job.  If it runs on this machine, kill its process and the child process that executes the run."""
+        """If the job runs on this machine, kill its process and the child process that executes the run."""
         process = getattr(self.job, "_process", None)
-        if process is None:
-            with contextlib.suppress(Exception):  # the job has ended, or Slurm does not answer
-                self.job.cancel()
-        elif process.poll() is None:
+        if process is not None and process.poll() is None:
             children = _children(process.pid)
             process.kill()
             for child in children:
@@ -184,9 +195,15 @@ def _raised(returned: Any) -> str | None:
     return _line(returned._return_value) if failed else None
 
 
-def _line(error: BaseException, *, last: bool = False) -> str:
-    lines = f"{type(error).__name__}: {error}".strip().splitlines()
-    return lines[-1] if last else lines[0]
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+def _last_line(error: BaseException) -> str:
+    """The last line of the traceback that submitit quotes between two rules."""
+    quoted = re.search(r"^-{10,}\n(.*?)\n+-{10,}$", str(error), re.DOTALL | re.MULTILINE)
+    last = (quoted[1] if quoted else _line(error)).splitlines()[-1]
+    return slurm.TIMED_OUT if "UncompletedJobError" in last else last
 
 
 @dataclass(frozen=True)
@@ -228,11 +245,16 @@ def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]],
     """Execute runs, given by their overrides and numbered from ``first``; ``options`` are for `joblib.Parallel`."""
     from joblib import Parallel, delayed
 
-    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` also ends idle workers.
+    # Hydra's state is global, so threads cannot be used.  If the sweep is killed, `follow` also ends idle workers, and
+    # `PARENT` those that still import torch.
     options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))
-    returns: list[JobReturn] = Parallel(**options)(
-        delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
-    )
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        returns: list[JobReturn] = Parallel(**options)(
+            delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
+        )
+    finally:
+        del os.environ[PARENT]
     return returns

@@ -30,6 +30,7 @@ class ComposedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Execute all runs; the exit code says whether all are done."""
+        from experiments.runs import slurm
         from experiments.runs.plan import combinations
         from experiments.runs.sweep import Sweep
         from experiments.runs.workers import most_at_once, num_processes
@@ -40,6 +41,7 @@ class ComposedSweeper(Sweeper):
             sys.exit(f"Error: hydra.sweeper.max_batch_size must be a positive number, got {self.max_batch_size!r}.")
         try:
             num_processes()
+            slurm.check(self.launcher)
         except ValueError as error:
             sys.exit(f"Error: {error}")
         at_once = self.max_batch_size or most_at_once(self.launcher)

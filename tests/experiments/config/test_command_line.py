@@ -23,6 +23,7 @@ NEAREST = {
     ("model=resnet", "model.activation=relu"): "Unknown key 'model.activation'; keys of model are _target_, depth, ",
     ("-m", "model=mlp,resnet", "model.activation=relu"): "Unknown key 'model.activation'; keys of model are _target_",
     ("-m", "seeed=1,2"): "Unknown key 'seeed'; did you mean 'seed'?",
+    ("-m", "hydra.launcher.n_jobs=1", "launcher=processes", "seeed=1,2"): "Unknown key 'seeed'; did you mean 'seed'?",
     ("-m", "seeed=1,2", "hydra/sweeper=basic"): "Unknown key 'seeed'; did you mean 'seed'?",
     ("-m", "study=architecture"): "study has no option 'architecture'; did you mean 'architectures'?",
     ("model=mpl",): "model has no option 'mpl'; did you mean 'mlp'?",

@@ -40,3 +40,17 @@ def interrupts(model, x, *, generator, number):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     return observed("number", number)
+
+
+def warned(model, x, *, generator, number):
+    """Number 1 is warned by Slurm that its time ends, as submitit passes it on."""
+    from submitit.core.utils import UncompletedJobError
+
+    if number == 1:
+        raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+    return observed("number", number)
+
+
+def fails():
+    """Not a measurement: a function that submitit submits."""
+    raise ValueError("the last line")

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -16,6 +17,7 @@ from benchmarks import sweep_kills
 from experiments import measure, status
 from experiments.archive import collecting
 from experiments.config import command_line, schema
+from experiments.program import PARENT
 from experiments.runs import launches, locks, workers
 from experiments.runs import names as run_names
 from experiments.runs import outcomes as run_outcomes
@@ -170,11 +172,12 @@ def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):
     assert launch("seed=range(2)")[0] == 0
     commands = tmp_path / "commands"
     commands.mkdir()
-    for name in ("sbatch", "srun"):
+    for name in ("sbatch", "srun", "squeue", "scancel"):
         (commands / name).write_text(f'#!/bin/sh\ncp "$1" {commands}/sent\nexit 1\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    assert launch("seed=range(5)", "launcher=slurm")[0].startswith("Error: The cluster refused the jobs: sbatch failed")
+    said = "Error: The cluster refused the jobs, which ask for cpus_per_task=1, mem_gb=2, timeout_min=60: sbatch failed"
+    assert launch("seed=range(5)", "launcher=slurm")[0].startswith(said)
     assert "#SBATCH --array=0-2%3" in (commands / "sent").read_text()
 
 
@@ -365,7 +368,11 @@ def test_a_signal_leaves_no_process(tmp_path, launcher, how):
     begin = time.monotonic()
     while not list(tmp_path.glob("s/*/*.lock")) and time.monotonic() < begin + 120:
         time.sleep(0.05)
-    assert len(sweep_kills.alive(process.pid)) > 1
+    alive = sweep_kills.alive(process.pid)
+    assert len(alive) > 1
+    if launcher == "processes":  # workers end with the launch also while they start
+        given = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in alive]
+        assert sum(f"{PARENT}={process.pid}" in words for words in given) >= 1
     process.send_signal(how)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how), output

@@ -1,5 +1,6 @@
 """A signal ends a single run also during one long call of C code, where Python runs no handler."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from experiments.program import PARENT
 from tests.helpers import ROOT
 
 LONG = """
@@ -32,3 +34,13 @@ def test_a_signal_ends_a_run_within_a_long_call(number):
             process.kill()
     assert process.returncode == 128 + number
     assert said.strip().startswith("Interrupted within a long computation: the same command resumes")
+
+
+def test_a_process_ends_with_its_parent_also_while_it_starts():
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    code = f"import os, time, experiments; assert '{PARENT}' not in os.environ; print('imported'); time.sleep({{}})"
+    for parent, seconds, returned in ((os.getpid(), 1.5, 0), (int(ended.stdout), 600, -signal.SIGKILL)):
+        process = subprocess.run(
+            [sys.executable, "-c", code.format(seconds)], cwd=ROOT, env={**os.environ, PARENT: str(parent)}, timeout=240
+        )
+        assert process.returncode == returned
