@@ -203,7 +203,7 @@ def load(path: str | Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             table = files.read_parquet(path)
-            version, frame = version_of(table.schema), table.to_pandas(split_blocks=True)
+            version, frame = version_of(table.schema), table.to_pandas()
         elif path.suffix == ".csv":
             frame = files.read_csv(path, TEXT)
             version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None

@@ -176,7 +176,7 @@ def load(folder: Path) -> pd.DataFrame | None:
     files.check_size(folder, sum(one.num_rows for one in about) * columns * files.CELL, files.limit())
     table = together(list(_parts(folder)))
     names = [name for name in table.column_names if name != MODEL]
-    return table.select([*names, MODEL]).to_pandas(split_blocks=True)
+    return table.select([*names, MODEL]).to_pandas()
 
 
 def num_rows(folder: Path) -> int:

@@ -152,11 +152,11 @@ def test_missing_is_what_is_planned_and_has_no_folder(launch, tmp_path):
 
 
 def test_one_configuration_one_name(tmp_path):
-    together, names = threading.Barrier(8), []
+    together, names, digest = threading.Barrier(8), [], "0123456789ab"
 
     def ask(number):
         together.wait()
-        names.append(run_names.agreed(tmp_path, "abc", f"{number}-abc"))
+        names.append(run_names.agreed(tmp_path, digest, f"{number}-{digest}"))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -164,7 +164,7 @@ def test_one_configuration_one_name(tmp_path):
     for thread in threads:
         thread.join()
     assert len(set(names)) == 1 and len(names) == 8
-    assert [path.name for path in (tmp_path / "launches" / "names").iterdir()] == ["abc"]
+    assert [path.name for path in (tmp_path / "launches" / "names").iterdir()] == [digest]
 
 
 def test_done_runs_are_not_sent_to_a_cluster(launch, tmp_path, monkeypatch):

@@ -243,7 +243,7 @@ def test_collect_reads_what_is_new(four, monkeypatch):
     assert first.manifest["runs"] == 4 and first.manifest["config"]["seed"] == [0, 1, 2, 3]
     read = []
     original = collecting._read
-    monkeypatch.setattr(collecting, "_read", lambda outcome: (read.append(outcome.name), original(outcome))[1])
+    monkeypatch.setattr(collecting, "_read", lambda one, *most: (read.append(one.name), original(one, *most))[1])
     again = collecting.collect(four / "s")
     assert read == [] and len(again.frame) == len(first.frame)
     sweep(four, "seed=4")
