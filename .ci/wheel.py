@@ -74,7 +74,8 @@ def main(folder: Path) -> None:
     assert "2 runs" in run("gradscope collect sweep=tiny")
     assert "Figure: results/runs/tiny/figures" in run("gradscope figures study=tiny")
     assert "tiny" in run("gradscope status tiny")
-    assert "Reproduced: equal bit for bit" in run("gradscope rerun", str(manifest.parent))
+    assert "names my_net.resnet, which is not part" in run("gradscope rerun", str(manifest.parent), code=1)
+    assert "Reproduced: equal bit for bit" in run("gradscope rerun --trust", str(manifest.parent))
     assert "did you mean 'model.depth'?" in run("gradscope measure model.dept=3", code=1)
 
 
