@@ -4,10 +4,10 @@
 
 Each case puts one hostile file (or a few) into a sweep beside one sound run, and runs ``collect``, ``status`` and
 ``figures`` on it, or ``rerun`` on the run, or resumes from a checkpoint, or reads images.  Every command is a process
-of its own.  Five kinds of failures are counted, and none is allowed: code of the file was run (it creates a marker), a
-file outside of the sweep was changed, the command ended with a traceback or a signal, control characters reached the
-terminal, or the process took more than 1 GB of memory.  Besides, ``collect`` must name the bad run.  At last, a sweep
-of many copies of one run is collected, whose time and memory are noted.
+of its own.  The benchmark counts five failures, and demands 0 of each: the command ran code of the file (which creates
+a marker), changed a file outside the sweep, ended with a traceback or a signal, printed control characters, or took
+more than 1 GB of memory.  ``collect`` must also name the bad run.  In the end, a sweep of many copies of one run is
+collected, and its time and memory are written down.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ DATA, RECORDS = "data", "metrics"
 INDEX = "collected.json"
 # Keys of the manifest with the numbers of runs that the data set lacks wholly or in part.
 COUNTED = ("failed", "running", "half_done", "missing", "stale", "unreadable")
-BATCH, SMALL = 64, 2 << 20  # runs that are read at a time, if their tables take at most so many bytes of memory
+BATCH, SMALL = 64, 2 << 20  # most runs per batch; most bytes of a table in a batch
 MOST_WHY = 300  # characters of the reason why a run is left out
 
 

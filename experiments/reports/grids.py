@@ -207,7 +207,7 @@ def _size(part: pd.DataFrame) -> dict[str, float]:
 
 
 def _wrap(part: pd.DataFrame) -> dict[str, int]:
-    """How many panels stand in a row, unless rows have a meaning: nearly as many as there are rows, so none is flat."""
+    """Number of panels per row if rows have no meaning: close to the number of rows, so that no panel is flat."""
     panels = len(_values(part, "col"))
     return {"col_wrap": -(-panels // math.isqrt(panels))} if panels and "row" not in part else {}
 
