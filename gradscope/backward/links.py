@@ -7,7 +7,8 @@ and every operation at which a link did not agree with the engine, because of ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradscope.backward.hooks import check_linear, cotangent, kind, survey
+from gradscope.backward.pulling import RUN_BYTES
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Workspace, read_once
 
@@ -24,6 +26,9 @@ Link = Callable[[Tensor, Workspace], Tensor]
 
 # Smallest number of cotangents for which links are used; for fewer, their test costs more than they save.
 WORTHWHILE = 32
+
+# Most links whose agreement with the engine is tested by one pass: the range of float32 must contain its gradients.
+RUN = 64
 
 # Largest size in bytes of the elementwise derivatives that a sweep keeps for its later batches of cotangents.
 KEPT_BYTES = 1 << 26
@@ -37,30 +42,59 @@ def find_links(trunk: Trunk) -> list[Link | None]:
     nonlinear way.
     """
     live, hooked = trunk.position.keys() | trunk.above.keys(), survey(trunk).hooked
-    kept, links, made = _Derivatives(), list[Link | None]([None]), lru_cache(maxsize=2)(cotangent)
-    tested: dict[int, Tensor] = {}
+    kept, links = _Derivatives(), list[Link | None]([None])
+    for lower, upper in pairwise(trunk.edges):
+        links.append(None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept))
+    untested = {position: link for position, link in enumerate(links) if link and position not in trunk.agreed}
     with torch.no_grad():
-        for position, (lower, upper) in enumerate(pairwise(trunk.edges), start=1):
-            link = None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept)
-            if link is not None and position not in trunk.agreed:
-                tested[position] = _agrees(link, upper, lower, made)
-            links.append(link)
-        for position, agrees in zip(tested, read_once(tested.values()), strict=True):
-            if not agrees:
-                check_linear([trunk.edges[position]], [trunk.edges[position - 1]])
-            trunk.agreed[position] = bool(agrees)
+        agreed = _agreed(trunk, untested, _runs(trunk, untested))
+        # Alone, a link is tested with a gradient that comes from nowhere else and neither over- nor underflows.
+        agreed |= _agreed(trunk, untested, [[position] for position, agrees in agreed.items() if not agrees])
+        for position in (position for position, agrees in agreed.items() if not agrees):
+            check_linear([trunk.edges[position]], [trunk.edges[position - 1]])
+    trunk.agreed.update(agreed)
     return [link if trunk.agreed.get(position) else None for position, link in enumerate(links)]
 
 
-def _agrees(link: Link, upper: GradientEdge, lower: GradientEdge, made: Callable[..., Tensor]) -> Tensor:
-    """Whether a link and the engine pull a cotangent back to the same gradient, up to rounding: a boolean tensor ()."""
-    v = made(kind(upper))
-    (expected,) = torch.autograd.grad((upper,), (lower,), (v.clone(),), retain_graph=True)
-    if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
-        rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
-        v, expected = (rows @ v)[None], (rows @ expected)[None]
-    found = link(v[None].clone(), Workspace())[0]
-    return (found - expected).norm() <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm()
+def _runs(trunk: Trunk, positions: Iterable[int]) -> Iterator[list[int]]:
+    """Lists of adjacent positions; the gradients of each list take at most `RUN_BYTES`."""
+    run: list[int] = []
+    room = RUN_BYTES
+    for position in positions:
+        shape, dtype, _ = kind(trunk.edges[position])
+        size = math.prod(shape) * dtype.itemsize
+        if run and (position != run[-1] + 1 or size > room or len(run) == RUN):
+            yield run
+            run, room = [], RUN_BYTES
+        run.append(position)
+        room -= size
+    if run:
+        yield run
+
+
+def _agreed(trunk: Trunk, links: Mapping[int, Link], runs: Iterable[Sequence[int]]) -> dict[int, bool]:
+    """Whether each link and the engine pull a cotangent back to the same gradient, up to rounding, by position.
+
+    One pass of the engine covers a run of adjacent links.  It starts at every cut vertex of the run, so the gradient
+    below a vertex is what arrives from above plus what starts there.
+    """
+    made, tests = lru_cache(maxsize=2)(cotangent), dict[int, Tensor]()
+    for run in runs:
+        edges = trunk.edges[run[0] - 1 : run[-1] + 1]
+        own = [made(kind(edge)) for edge in edges[1:]]
+        lowest, *arrived = torch.autograd.grad(edges[1:], edges, [v.clone() for v in own], retain_graph=True)
+        expected, found = [lowest], []
+        if run[1:]:
+            expected += torch._foreach_sub(arrived[:-1], own[:-1])
+        for number, (position, upper, v) in enumerate(zip(run, edges[1:], arrived, strict=True)):
+            if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
+                rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
+                v, expected[number] = (rows @ v)[None], rows @ expected[number]
+            found.append(links[position](v[None].clone(), Workspace()).view_as(expected[number]))
+        errors = torch.stack(torch._foreach_norm(torch._foreach_sub(found, expected)))
+        sizes = torch.stack(torch._foreach_norm(expected))
+        tests |= zip(run, errors <= torch.finfo(errors.dtype).eps ** 0.5 * sizes, strict=True)
+    return {position: bool(near) for position, near in zip(tests, read_once(tests.values()), strict=True)}
 
 
 class _Derivatives:

@@ -12,6 +12,9 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.memory import is_out_of_memory
 
+# Largest size in bytes of all gradients that one call of the autograd engine returns.
+RUN_BYTES = 1 << 26
+
 
 @contextlib.contextmanager
 def pulling() -> Iterator[None]:

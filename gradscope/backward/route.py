@@ -15,13 +15,10 @@ from torch.autograd.graph import GradientEdge
 
 from gradscope.backward.hooks import MODULE_HOOK, Survey, survey
 from gradscope.backward.links import WORTHWHILE, Link, find_links
-from gradscope.backward.pulling import PullBack, pulled
+from gradscope.backward.pulling import RUN_BYTES, PullBack, pulled
 from gradscope.forward.layers import Layer
 from gradscope.forward.trunk import Trunk, vertex
 from gradscope.memory import Workspace
-
-# Largest size in bytes of all gradients that one call of the autograd engine returns for several rows.
-RUN_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class Route(Protocol):
 
     bottom: int
     workspace: Workspace
+    expected: int  # cotangents of the present batch, of all targets; they join one by one
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -82,7 +80,7 @@ class TrunkRoute:
 
     def __init__(self, trunk: Trunk, rows: Sequence[Row], workspace: Workspace | None = None) -> None:
         self.trunk, self.rows = trunk, rows
-        self.workspace, self.pull_back = workspace or Workspace(), PullBack()
+        self.workspace, self.pull_back, self.expected = workspace or Workspace(), PullBack(), 0
         keys = [vertex(row.edge) for row in rows]
         self.on = sorted((trunk.position[key], row) for row, key in enumerate(keys) if key in trunk.position)
         self.off = sorted((trunk.above[key], row) for row, key in enumerate(keys) if key not in trunk.position)
@@ -126,7 +124,7 @@ class TrunkRoute:
         # If something writes into gradients, stop at every row, so that the row is read before.
         most = 0 if self.survey.overwrites else RUN_BYTES
         top, room = upper, most
-        linked = num_cotangents >= WORTHWHILE
+        linked = self._linked(num_cotangents)
         for position in range(upper, lower, -1):
             link = self.links[position] if linked else None
             full = room < self.bytes[position - 1] * num_cotangents
@@ -175,6 +173,10 @@ class TrunkRoute:
             links[position] = None
         return links
 
+    def _linked(self, num_cotangents: int) -> bool:
+        """Whether links are used: also for the first few cotangents of a batch that needs links later anyway."""
+        return max(num_cotangents, self.expected) >= WORTHWHILE
+
     def _between(self, lower: int, upper: int) -> list[int]:
         """Rows on the trunk at lower <= position < upper, and in branches that join it at lower < position <= upper."""
         on = self.on[bisect_left(self.on, (lower, -1)) : bisect_left(self.on, (upper, -1))]
@@ -206,5 +208,5 @@ class TrunkRoute:
             return gradients, cotangents
         down = found[below] if len(cotangents) > 1 else found[below][None]
         # Clone before a link overwrites these cotangents: they may share memory with each other or with others above.
-        linked = len(cotangents) >= WORTHWHILE and self.links[lower] is not None
+        linked = self._linked(len(cotangents)) and self.links[lower] is not None
         return gradients, down.clone(memory_format=torch.contiguous_format) if linked else down

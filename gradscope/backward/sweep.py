@@ -103,7 +103,7 @@ def _pass(
     with pulling():
         while done < total:
             batch = _next_batch(cotangents, done, size, least)
-            num = sum(c.num for c in batch)
+            num = route.expected = sum(c.num for c in batch)
             try:
                 arrived = list(_descend(route, batch, stride, read, renew))
             except (RuntimeError, MemoryError) as error:

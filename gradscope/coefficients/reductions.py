@@ -28,6 +28,7 @@ IntArray = npt.NDArray[np.int64]
 LN10 = math.log(10)
 # The logarithm of a coefficient is the sum of those of the means of its quantities, with these signs.
 SIGNS = {"batch": np.array([1.0, 1.0, -1.0, -1.0]), "mean": np.array([1.0, -1.0]), "geometric": np.array([1.0])}
+_BLOCK = 1 << 14  # numbers
 FEWEST = 10  # samples (or batches, if b stands for a batch) of an interval
 
 
@@ -37,7 +38,8 @@ class Tally:
 
     The quantities are (a, p, q, n) for the reduction "batch", the coefficient of a sample and 1 for "mean", and the
     log10 of the coefficient for "geometric".  ``moments``: mean (N, C) and sums of products of deviations (N, C, C),
-    with exponents (N, C).  ``fourth`` (N, C^2, C^2): sums of products of four quantities.
+    with exponents (N, C).  ``fourth`` (N, P, P): sums of products of four quantities, by the P = C (C + 1) / 2
+    products of two.
     The other fields, each (N,), describe the first quantity.  ``probe``: sum over samples of the variance due to
     probes.  ``doubt``: sum of the squares of these variances, each divided by its degrees of freedom.  ``fixed``: mean
     of the part that is free of probe noise.  ``square``: sum of the squares of the noisy part.  ``ratio``: sum of the
@@ -110,9 +112,7 @@ class Tally:
         with np.errstate(invalid="ignore"):  # the logarithm of a zero coefficient has no spread: NaN
             mean = values.mean(axis=2)
             deviations = values - mean[:, :, None]
-            products = [[np.einsum("nb,nb->n", a, b) for b in deviations] for a in deviations]
-            moment = np.moveaxis(np.array(products), 2, 0)
-            pairs = np.stack([a * b for a in values for b in values], axis=1)
+            moment = deviations.swapaxes(0, 1) @ deviations.transpose(1, 2, 0)
             logs = np.log(np.where(values[0] > 0, values[0], np.nan))
         probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
         random = np.square(values[0] - fixed)
@@ -124,7 +124,7 @@ class Tally:
         moments = Moments(values.shape[2], mean.T, moment, exponent)
         ln = Moments(moments.count, logs.mean(axis=1), logs.var(axis=1) * moments.count, np.zeros(len(logs), int))
         ln = replace(ln, mean=ln.mean + exponent[:, 0] * math.log(2))
-        return cls(reduction, moments, ln, pairs @ pairs.mT, probe, doubt, fixed, square, ratio, noise)
+        return cls(reduction, moments, ln, _fourth(values), probe, doubt, fixed, square, ratio, noise)
 
     def merge(self, other: Tally) -> Tally:
         """The statistics of both together."""
@@ -146,7 +146,8 @@ class Tally:
     def _at(self, exponent: int | IntArray) -> Tally:
         """The same sums, rescaled to another exponent."""
         shifts = np.asarray(self.moments.exponent) - exponent
-        shift, twice = shifts[:, 0], (shifts[:, :, None] + shifts[:, None, :]).reshape(len(shifts), -1)
+        i, j = np.triu_indices(shifts.shape[1])
+        shift, twice = shifts[:, 0], shifts[:, i] + shifts[:, j]
         return replace(
             self,
             fourth=np.ldexp(self.fourth, twice[:, :, None] + twice[:, None, :]),
@@ -245,7 +246,8 @@ class Tally:
             with np.errstate(invalid="ignore"):
                 return np.sqrt(self.moments.m2[:, 0, 0] / (num * (num - 1))) * LN10, every
         slope = SIGNS[self.reduction] / _or_one(self.mean)
-        pairs = (slope[:, :, None] * slope[:, None, :]).reshape(len(slope), -1)
+        i, j = np.triu_indices(slope.shape[1])
+        pairs = slope[:, i] * slope[:, j] * np.where(i == j, 1, 2)
         second = np.einsum("ni,nij,nj->n", slope, self.moments.m2, slope)
         # The deviations from the first-order terms' mean, which is 0: fourth powers need no centering.
         fourth = np.einsum("ni,nij,nj->n", pairs, self.fourth, pairs)
@@ -257,6 +259,18 @@ class Tally:
         wider = special.stdtrit(num - 1, UPPER) * np.sqrt(lognormal + of_probes)
         heavy = wider > special.stdtrit(freedom, UPPER) * np.sqrt(spread + of_probes)
         return np.sqrt(np.where(heavy, lognormal, spread)), np.where(heavy, every, freedom)
+
+
+def _fourth(values: FloatArray) -> FloatArray:
+    """Sums over samples of products of four quantities: (C, N, B) -> (N, P, P).  Small blocks stay in the cache."""
+    num_quantities, num_pairs, num_samples = values.shape
+    i, j = np.triu_indices(num_quantities)
+    found, step = np.empty((num_pairs, len(i), len(i))), max(1, _BLOCK // (len(i) * num_samples))
+    for first in range(0, num_pairs, step):
+        block = values[:, first : first + step].swapaxes(0, 1)
+        products = block[:, i] * block[:, j]
+        np.matmul(products, products.mT, out=found[first : first + step])
+    return found
 
 
 def _or_one(values: FloatArray) -> FloatArray:

@@ -137,7 +137,7 @@ class TwoNetworks:
     Cotangents have shape (P, 1 + terms, *shape): one term for J, the others for C^0, C^1, ...
     """
 
-    bottom = 0
+    bottom = expected = 0
 
     def __init__(self, captured: Capture, now: Sequence[Segment], then: Sequence[Segment]) -> None:
         self.names, self.rows, self.terms = [segment.name for segment in now], [captured.units[0]], 2

@@ -75,7 +75,7 @@ class Trunk:
         """The cut vertices in execution order."""
         return tuple(self.position)
 
-    @property
+    @cached_property
     def edges(self) -> tuple[GradientEdge, ...]:
         """The edges of the cut vertices."""
         return tuple(GradientEdge(*cut) for cut in self.cuts)

@@ -173,7 +173,7 @@ class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
 
     def parts(self, slopes: Tensor) -> Sequence[Tensor]:
         # amax, because comparisons and `any` along the first dimension are slow in torch.
-        alive = reduce(torch.add, (h.abs_().amax(dim=0).count_nonzero() for h in _blocks(slopes)))
+        alive = reduce(torch.add, (h.abs().amax(dim=0).count_nonzero() for h in _blocks(slopes, copied=False)))
         return [alive.double() / slopes[0].numel()]
 
     def estimate(self, alive: FloatArray) -> Estimate:
@@ -217,11 +217,11 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
         return jackknifed(float(unexplained / total.sum()), (unexplained - left_out) / without_one(total))
 
 
-def _blocks(values: Tensor) -> Iterator[Tensor]:
-    """The values (B, ...) in float64 copies of shape (B, some of the neurons)."""
+def _blocks(values: Tensor, *, copied: bool = True) -> Iterator[Tensor]:
+    """The values (B, ...) in blocks of shape (B, some of the neurons): float64 copies, or views."""
     flat = flattened(values)
     for block in flat.split(max(1, BLOCK // len(flat)), dim=1):
-        yield block.to(torch.float64, copy=True)
+        yield block.to(torch.float64, copy=True) if copied else block
 
 
 def _counts(signs: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -198,7 +198,8 @@ def _activations(
                 "ones: choose measures= of gradients."
             )
         received, own = received.detach(), measures(len(found))
-        unknown = Later([received.isnan().any()])  # the sign of NaN would count as a sign
+        most = received.amax() if received.numel() else received.sum()  # NaN if any entry is NaN
+        unknown = Later([most.isnan()])  # the sign of NaN would count as a sign
         unknown.then(partial(_check_known, name, unknown))
         wanted, values = {m.of for m in own}, dict[str, Any]({PREACTIVATIONS: received})
         if SLOPES in wanted:

@@ -104,7 +104,7 @@ class Weights:
                     torch.sub(p.detach(), old, out=old)  # without another copy of all parameters
                 periods[name] = period
                 moved.append(self._length([old for _, old in kept]))
-                largest.append(torch.stack([torch.linalg.vector_norm(old, math.inf) for _, old in kept]).max())
+                largest.append(torch.stack([old.abs().max() for _, old in kept]).max())
             for p in own:
                 old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
                 self._before[p] = step, old.copy_(p.detach())
