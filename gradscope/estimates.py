@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradscope.choices import checked
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -17,6 +19,7 @@ LOG10_2 = math.log10(2.0)
 UPPER = 0.975  # quantile at the upper end of a 95 % interval
 
 
+@checked
 @dataclass(frozen=True)
 class Estimate:
     """The number ``mantissa * 2**exponent``, its standard error on the same scale, and its number of probes.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradscope import files
+from gradscope.choices import Numbers, PathLike, Size, checked
 from gradscope.files import written
 
 NETWORK = "network"
@@ -61,6 +62,7 @@ class SchemaError(ValueError):
     """A file was written with a schema version that this version of gradscope cannot read."""
 
 
+@checked
 def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     """Return a checked tidy frame with the given columns; a scalar applies to all rows.
 
@@ -94,14 +96,15 @@ def _column(given: Any, kind: str, num: int) -> object:
     return pd.array(values, dtype=kind)  # type: ignore[call-overload]
 
 
+@checked
 def observed(
     quantity: str,
-    values: npt.ArrayLike,
+    values: Numbers,
     *,
     layer: str | Sequence[str] = NETWORK,
-    index: npt.ArrayLike = 0,
-    stderr: npt.ArrayLike | Sequence[float | None] = 0.0,
-    num_samples: int = 1,
+    index: Numbers = 0,
+    stderr: Numbers | Sequence[float | None] = 0.0,
+    num_samples: Size = 1,
     **columns: Any,
 ) -> pd.DataFrame:
     """Return a tidy frame of numbers that are not coefficients and may have any sign.
@@ -125,6 +128,7 @@ def observed(
     return tidy({**about, "quantity": quantity, "value": value, "stderr_sample": stderr}).assign(**columns)
 
 
+@checked
 def check(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame unchanged if it follows the schema; additional columns are allowed.
 
@@ -167,7 +171,8 @@ def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
         raise ValueError("Columns 'log10_low' and 'log10_high' do not contain 'log10_value'.")
 
 
-def save(frame: pd.DataFrame, path: str | Path) -> Path:
+@checked
+def save(frame: pd.DataFrame, path: PathLike) -> Path:
     """Check a frame, write it atomically as ``.parquet`` or ``.csv``, and return the path.
 
     Raises:
@@ -191,7 +196,8 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     return written(path, lambda temporary: pq.write_table(columns.replace_schema_metadata(metadata), temporary))
 
 
-def load(path: str | Path) -> pd.DataFrame:
+@checked
+def load(path: PathLike) -> pd.DataFrame:
     """Return the checked frame of a file that `save` wrote.  Nothing in the file is ever run.
 
     Raises:
@@ -258,6 +264,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
     return f"<pre>{escape(text)}</pre>{rows}"
 
 
+@checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
     """Return only the rows with the last target of each run.  Additional columns distinguish the runs."""
     own = rows["index"].where(rows["depth_from_output"] == 0)

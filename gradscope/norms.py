@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradscope import probes as probe_vectors
+from gradscope.choices import checked
 from gradscope.estimates import Estimate, Moments
 from gradscope.memory import BLOCK, BLOCKED, Workspace
 from gradscope.operators import LinearOperator
@@ -24,6 +25,7 @@ def qm_norm(a: Tensor | npt.NDArray[np.generic]) -> Tensor: ...
 def qm_norm(
     a: LinearOperator, *, probes: int | str | None = None, generator: torch.Generator | None = None
 ) -> Estimate: ...
+@checked
 def qm_norm(
     a: Tensor | npt.NDArray[np.generic] | LinearOperator,
     *,

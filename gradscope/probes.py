@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from gradscope.choices import Size, checked
+
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; Stafford's variant 13).
 _STEP = 0x9E3779B97F4A7C15 - 2**64
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -66,8 +68,9 @@ def _folded(z: Tensor, shift: int) -> Tensor:
     return (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z)
 
 
+@checked
 def rademacher(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Probes (num, size) of independent random signs (Hutchinson 1989).  |A v|^2 is exact if A^T A is diagonal.
@@ -79,8 +82,9 @@ def rademacher(
     return signs(key, range(num), range(1), size, dtype, torch.device(device))[:, 0]
 
 
+@checked
 def sphere(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Probes (num, size), uniform on the sphere of radius sqrt(size).  The variance is the same for A and a rotated A.
@@ -93,8 +97,9 @@ def sphere(
     return (v * (math.sqrt(size) / v.norm(dim=1, keepdim=True))).to(device=device, dtype=dtype)
 
 
+@checked
 def orthonormal(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
@@ -119,7 +124,5 @@ def orthonormal(
 
 
 def _source(num: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> torch.device:
-    """The device to draw on; ValueError if there is nothing to draw."""
-    if num < 1 or size < 1:
-        raise ValueError(f"Probes need num >= 1 and size >= 1, got num={num}, size={size}.")
+    """The device to draw on."""
     return generator.device if generator is not None else torch.device(device)

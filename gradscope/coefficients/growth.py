@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
+from gradscope.choices import Nonnegative, checked
 from gradscope.coefficients.drift import Drift, drift, num_outer
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ MOST_NETWORKS = MOST_LAYERS = 1000
 LN10 = math.log(10)
 
 
+@runtime_checkable
 class Measured(Protocol):
     """What `growth` needs of a result: a tidy frame of the coefficients to one target."""
 
@@ -99,8 +101,9 @@ class Growth:
         return f"{text}: {self.advice}" if self.advice else text
 
 
+@checked
 def growth(
-    data: Measured | pd.DataFrame | Sequence[Measured], *, target: str | None = None, margin: float = MARGIN
+    data: Measured | pd.DataFrame | Sequence[Measured], *, target: str | None = None, margin: Nonnegative = MARGIN
 ) -> Growth:
     """Return the growth of GSC with depth, with one verdict for all given networks.
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.backward.sweep import Progress
+from gradscope.choices import checked, stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.coefficients.planning import Options, Planner, accumulate, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
@@ -28,6 +29,7 @@ from gradscope.memory import together
 MatrixT = TypeVar("MatrixT", bound=Matrix)
 
 
+@checked
 def gsc(
     model: nn.Module,
     data: Any,
@@ -106,6 +108,7 @@ def gsc(
     return _measured(Profile, model, data, options)
 
 
+@checked
 def gsc_matrix(
     model: nn.Module,
     data: Any,
@@ -179,7 +182,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         warnings.warn(
             f"rtol of {options.rtol:g} was not reached; the reason is {stopped!r}. The largest relative standard error "
             f"is {error:.2g} after {pairs.num_samples} samples.",
-            stacklevel=3,
+            stacklevel=stacklevel(),
         )
     return kind(
         sources=pairs.sources,
@@ -236,5 +239,5 @@ def _warn_if_few(captured: Capture, options: Options) -> None:
             f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "
             f"that feeds every layer? {offer} Choose layers with layers=, mark tensors with gs.tap, or hold other "
             "inputs fixed with forward=lambda model, x: model(x, other).",
-            stacklevel=6,
+            stacklevel=stacklevel(),
         )

@@ -32,6 +32,7 @@ from gradscope.backward.cotangents import (
     signs,
 )
 from gradscope.backward.sweep import Progress
+from gradscope.choices import stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.distributed import gathered
 from gradscope.forward.inputs import Forward, LossFunction
@@ -216,7 +217,7 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options:
         reason = "interrupted"
         warnings.warn(
             f"Interrupted: the result holds the {found.num_batches} batches measured so far and is marked incomplete.",
-            stacklevel=4,
+            stacklevel=stacklevel(),
         )
     parts = gathered((found, reason))  # in the order of the ranks, so that each rank gets the same bits
     measured_parts = [part for part, _ in parts if part is not None]

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
+from gradscope.choices import PathLike, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
 from gradscope.estimates import LOG10_2, Estimate, check_level
 
@@ -20,6 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 LN10 = np.log(10)
 
 
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Matrix:
     """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
@@ -116,7 +118,7 @@ class Matrix:
         plots = importlib.import_module("gradscope.plots")
         return (plots.profile if isinstance(self, Profile) else plots.matrix)(self, ax=ax, **options)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: PathLike) -> Path:
         """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""
         return frames.save(self.to_frame(), path)
 
@@ -210,6 +212,7 @@ class Profile(Matrix):
         """Name of the target."""
         return self.targets[0]
 
+    @checked
     def __getitem__(self, layer: str) -> Estimate:
         """Return the GSC of one layer, with the standard error due to probes."""
         if layer not in self.sources:

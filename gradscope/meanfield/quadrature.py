@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradscope.choices import Cosine, Finite, Lengths, Nonnegative, Numbers, checked
+
 FloatArray = npt.NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]
 ACCURACY = 1e-8  # largest error that is accepted, relative to the expectation of the absolute value
@@ -162,8 +164,9 @@ def expectation(
     return Integral(*(part.reshape(shape) for part in found))
 
 
+@checked
 def gaussian(
-    function: Function, scale: npt.ArrayLike = 1.0, kinks: Sequence[float] = (), shift: npt.ArrayLike = 0.0
+    function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: Numbers = 0.0
 ) -> FloatArray:
     """The expectation E[function(shift + scale z)] over standard normal z, for each entry of ``scale`` and ``shift``.
 
@@ -180,8 +183,9 @@ def gaussian(
     return found.checked(f"A Gaussian expectation at standard deviation {np.max(scale):.4g}")
 
 
+@checked
 def gaussian_pair(
-    first: Function, second: Function, scale: float, correlation: float, kinks: Sequence[float] = ()
+    first: Function, second: Function, scale: Nonnegative, correlation: Cosine, kinks: Sequence[Finite] = ()
 ) -> float:
     """E[first(u) second(v)] for normal u and v with standard deviation ``scale`` and correlation ``correlation``.
 

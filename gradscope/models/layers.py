@@ -1,8 +1,7 @@
-"""What all models share: checks of sizes, and layers whose weights an initializer fills later."""
+"""What all models share: layers whose weights an initializer fills later."""
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -11,15 +10,6 @@ from torch import nn
 from gradscope import initializers
 
 Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def check_sizes(**sizes: object) -> None:
-    """Raise TypeError or ValueError for the first size that is not an integer of at least 1; the message names it."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral):
-            raise TypeError(f"{name} must be an integer of at least 1, got {size!r}.")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
 def unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:

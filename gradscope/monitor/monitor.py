@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
+from gradscope.choices import PathLike, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
@@ -37,6 +38,7 @@ GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named lik
 LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor looks for non-finite numbers
 
 
+@checked
 class Monitor:
     """Records GSC and layer statistics while a model trains, and warns of problems; each warning names the layer.
 
@@ -108,7 +110,7 @@ class Monitor:
         loss_fn: LossFunction | None = None,
         on_nonfinite: str = "raise",
         check_every: int | None = None,
-        save_to: str | Path | None = None,
+        save_to: PathLike | None = None,
         report: Callable[[pd.DataFrame], None] | None = None,
         sinks: Iterable[Any] = (),
         total_steps: int | None = None,
@@ -292,7 +294,7 @@ class Monitor:
         remarks = [self.schedule.thinning, self._records.thinning]
         if any(remarks) and not self._thinned and not distributed.rank():
             self._thinned = True
-            warnings.warn(" ".join(filter(None, remarks)), MonitorWarning, stacklevel=4)
+            warnings.warn(" ".join(filter(None, remarks)), MonitorWarning, stacklevel=stacklevel())
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:

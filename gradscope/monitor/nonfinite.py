@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from gradscope.choices import checked
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
 from gradscope.forward.layers import LOSS, OUTPUT
@@ -48,6 +49,7 @@ class Fault:
         return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
+@checked
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Fault | None:

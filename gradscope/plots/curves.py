@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from gradscope.choices import checked
 from gradscope.frames import NETWORK
 from gradscope.plots.drawing import (
     DASHES,
@@ -36,6 +37,7 @@ MARKERS = "os^Dv"
 NUM_MARKERS = 12  # a predicted curve has about this many markers
 
 
+@checked
 def profile(
     data: Any, *, hue: str | None = None, style: str | None = None,
     notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None,
@@ -69,6 +71,7 @@ def profile(
     return ax
 
 
+@checked
 def named_profile(
     data: Any, *, hue: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -90,6 +93,7 @@ def named_profile(
     return ax
 
 
+@checked
 def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axes:
     """The Axes of `profile`, with thin lines and markers of predicted log10 GSC added in the network's color.
 
@@ -135,6 +139,7 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     return ax
 
 
+@checked
 def statistic(
     data: Any, quantity: str, *, log10: bool = False, hue: str | None = None, style: str | None = None,
     ax: Axes | None = None,

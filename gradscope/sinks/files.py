@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
+from gradscope.choices import PathLike, checked
 from gradscope.files import written
 from gradscope.sinks.delivery import Values, allowed
 
@@ -20,6 +21,7 @@ MOST_METRICS, MOST_PARAMS = 1000, 100  # that MLflow accepts at once
 _numbers = itertools.count()  # distinguish the event files of one process
 
 
+@checked
 class TensorBoard:
     """Writes scalars to an event file in ``folder``; each record is on disk when `write` returns.
 
@@ -37,7 +39,7 @@ class TensorBoard:
     >>> sink.close()
     """
 
-    def __init__(self, folder: str | Path, begin: int | None = None) -> None:
+    def __init__(self, folder: PathLike, begin: int | None = None) -> None:
         import tensorboard.summary.writer.record_writer  # noqa: F401 - a missing package is reported before training
 
         self.folder, self.begin = Path(folder), begin
@@ -80,6 +82,7 @@ class TensorBoard:
             file.close()
 
 
+@checked
 class MLflow:
     """Writes metrics to a run of MLflow, which is created at once.
 
