@@ -19,6 +19,7 @@ import ast
 import contextlib
 import dataclasses
 import faulthandler
+import inspect
 import json
 import math
 import os
@@ -42,27 +43,34 @@ import torch
 from rich.console import Console
 
 import gradscope as gs
-from benchmarks.odd import calls, values
+from benchmarks.odd import alike, calls, values
 from benchmarks.tables.provenance import manifest
 
 OUTPUT = Path("results/benchmarks")
 LIBRARY = str(Path(gs.__file__).parent)
-USERS = {str(Path(module.__file__)) for module in (calls, values)}
+USERS = {str(Path(module.__file__)) for module in (alike, calls, values)}
 SECONDS = 20
 MOST_BYTES = 8 << 30  # of memory
 FAILURES = ("raw", "unnamed", "nan", "hang")
+
+
+Case = tuple[str, str, str]  # function, argument and name of an odd value
 
 
 class HangError(BaseException):
     """A call took too long."""
 
 
-def drawn(seed: int, num: int) -> Iterator[tuple[str, str, str]]:
-    """Function, argument and name of an odd value; each function in turn, so that all are called equally often."""
+def drawn(seed: int, num: int) -> Iterator[Case]:
+    """Each function in turn; one of its arguments; an odd value of any type, or of about the type of the argument."""
     draw, names = random.Random(seed), sorted(calls.CALLS)
     for number in range(num):
-        name = names[number % len(names)]
-        yield name, draw.choice(sorted(calls.CALLS[name]()[1])), draw.choice(sorted(values.VALUES))
+        function, arguments = calls.CALLS[name := names[number % len(names)]]()
+        argument = draw.choice(sorted(arguments))
+        known = inspect.signature(function).parameters
+        annotation = f"{argument}: {known[argument].annotation}" if argument in known else argument
+        odd = values.VALUES if draw.random() < 0.4 else alike.like(annotation)
+        yield name, argument, draw.choice(sorted(odd))
 
 
 def judged(name: str, argument: str, odd: str) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def judged(name: str, argument: str, odd: str) -> dict[str, Any]:
     try:
         with deadline(SECONDS):
             function, arguments = calls.CALLS[name]()
-            found = function(**{**arguments, argument: values.VALUES[odd]()})
+            found = function(**{**arguments, argument: alike.ALL[odd]()})
             outcome, said = ("nan" if num_nan(found) > usual_nan(name) else "returned"), type(found).__name__
     except HangError:
         outcome, said = "hang", ""
@@ -89,7 +97,7 @@ def verdict(error: BaseException, argument: str) -> str:
         return "refused"
     if not (last.filename.startswith(LIBRARY) and (last.lineno or 0) in raises(last.filename)):
         return "raw"
-    words = calls.ALIASES.get(argument, ()) + (argument,)
+    words = (*calls.ALIASES.get(argument, ()), argument)
     return "refused" if any(word in str(error) for word in words) else "unnamed"
 
 
@@ -150,7 +158,7 @@ def deadline(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def campaign(cases: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+def campaign(cases: list[Case]) -> list[dict[str, Any]]:
     """The rows of all calls, made in a temporary folder by a fork; another fork continues if a call ends the first."""
     rows: list[dict[str, Any]] = []
     while len(rows) < len(cases):
@@ -161,20 +169,30 @@ def campaign(cases: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
                 work(cases[len(rows) :], writing)
             os.close(writing)
             with os.fdopen(reading) as lines:
-                rows += [json.loads(line) for line in lines]
+                for line in lines:
+                    rows.append(json.loads(line))
+                    tell(rows[-1])
             os.waitpid(pid, 0)
         if len(rows) < len(cases):
             rows.append(dict(zip(("function", "argument", "value"), cases[len(rows)], strict=True)) | {
                 "outcome": "hang", "seconds": 0.0, "said": "the process ended",
             })  # fmt: skip
+            tell(rows[-1])
     return rows
 
 
-def work(cases: list[tuple[str, str, str]], out: int) -> None:
+def tell(row: dict[str, Any]) -> None:
+    """Print a call that failed."""
+    if row["outcome"] in FAILURES:
+        text = "{outcome}: {function}({argument}={value}): {said}".format(**row)
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def work(cases: list[Case], out: int) -> None:
     """In a fork of this process: write a line for each call, and exit."""
     mpl.use("Agg")
     warnings.simplefilter("ignore")
-    with contextlib.suppress(Exception), os.fdopen(out, "w") as lines, open(os.devnull, "w") as nothing:
+    with contextlib.suppress(Exception), os.fdopen(out, "w") as lines, Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
         gs.frames.save(calls.result("records"), "frame.parquet")
@@ -202,9 +220,6 @@ def main(arguments: list[str] | None = None) -> None:
         slowest_seconds=float(frame["seconds"].max()), seconds=round(time.perf_counter() - begin, 1),
     )  # fmt: skip
     (options.output / "odd_arguments.json").write_text(json.dumps(about, indent=2) + "\n")
-    for row in frame[frame["outcome"].isin(FAILURES)].itertuples():
-        text = f"{row.outcome}: {row.function}({row.argument}={row.value}): {row.said}"
-        Console().print(text, markup=False, highlight=False, soft_wrap=True)
     Console().print(counts)
 
 

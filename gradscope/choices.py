@@ -8,7 +8,7 @@ import math
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Integral, Number, Real
@@ -18,8 +18,14 @@ from typing import Annotated, Any, NamedTuple, TypeVar, Union, get_args, get_ori
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 MOST = 1_000_000  # items of a sequence
+MOST_LISTED = 8  # names in a message
+NUMERIC = frozenset(
+    "index depth_from_output value log10_value log10_low log10_high log10_stderr_probe log10_stderr_sample "
+    "stderr_sample step rate rate_low rate_high width weight_variance bias_variance".split()
+)
 UNFIT = (TypeError, ValueError, ArithmeticError, RuntimeError)  # what a conversion of an unfit value raises
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,8 +47,11 @@ Nonnegative = Annotated[float, Range("a finite number >= 0", lambda number: 0 <=
 Share = Annotated[float, Range("a number in (0, 1]", lambda number: 0 < number <= 1)]
 Cosine = Annotated[float, Range("a number in [-1, 1]", lambda number: abs(number) <= 1)]
 Size = Annotated[int, Range("an integer of at least 1", lambda number: number >= 1 and number is not True)]
+Depth = Annotated[
+    int, Range("an integer from 1 to 100,000", lambda number: 1 <= number <= 10**5 and number is not True)
+]
 Numbers = Annotated[npt.ArrayLike, Range("a number or an array of numbers", lambda array: array.dtype.kind in "biuf")]
-Lengths = Annotated[Numbers, Range("finite numbers >= 0", lambda a: bool(((a >= 0) & np.isfinite(a)).all()))]
+Lengths = Annotated[Numbers, Range("finite numbers >= 0", lambda a: a.size and ((a >= 0) & np.isfinite(a)).all())]
 PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: "\0" not in str(path) != "")]
 
 
@@ -52,6 +61,27 @@ def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
         close = get_close_matches(str(choice), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {shown(choice)}{hint}")
+
+
+def require(frame: pd.DataFrame, names: Sequence[str], maker: str) -> None:
+    """ValueError that names the columns that the frame lacks or has twice, or columns of numbers that hold others."""
+    if not frame.columns.is_unique:
+        raise ValueError(f"The frame has the column {frame.columns[frame.columns.duplicated()][0]!r} more than once.")
+    if lacking := [name for name in names if name not in frame]:
+        columns = "column" if len(lacking) == 1 else "columns"
+        raise ValueError(
+            f"The frame lacks the {columns} {listed(lacking)}; it has {listed(frame.columns)}. Draw a frame of {maker}."
+        )
+    for name in NUMERIC.intersection(names):
+        if len(known := frame[name].dropna().infer_objects()) and not pd.api.types.is_numeric_dtype(known):
+            raise ValueError(f"Column {name!r} of the frame must hold numbers, got {shown(known.iloc[0])}.")
+
+
+def listed(names: Iterable[object]) -> str:
+    """The names in quotes, the first few of them if there are many."""
+    words = [repr(name) for name in names]
+    rest = len(words) - MOST_LISTED
+    return ", ".join(words[:MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "") if words else "none"
 
 
 def checked(function: Function) -> Function:
@@ -154,6 +184,12 @@ def _rule(kind: Any) -> _Rule:
         text, convert, _ = _rule(args[0])
         return _Rule(
             f"a sequence such as a list, each item {text}", lambda value: _like(value, map(convert, _items(value)))
+        )
+    if origin is Mapping:
+        (_, key, _), (text, convert, _) = map(_rule, args)
+        return _Rule(
+            f"a mapping such as a dict, each value {text}",
+            lambda value: {key(name): convert(item) for name, item in _need(isinstance(value, Mapping), value).items()},
         )
     own = origin or kind
     if not isinstance(own, type) or (getattr(own, "_is_protocol", False) and not own._is_runtime_protocol):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradscope import files
-from gradscope.choices import Numbers, PathLike, Size, checked
+from gradscope.choices import Numbers, PathLike, Size, checked, listed, require, shown
 from gradscope.files import written
 
 NETWORK = "network"
@@ -84,12 +84,22 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
         values = np.asarray(columns.get("value", np.power(10.0, logarithms)), dtype=np.float64)
     num = np.broadcast(np.atleast_1d(values), np.atleast_1d(logarithms)).size
     given = {**DEFAULTS, **columns, "value": values, "log10_value": logarithms}
+    if missing := [name for name in COLUMNS if name not in given]:
+        raise ValueError(f"columns lacks {listed(missing)}, which each tidy frame needs.")
     names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
     # Create each column directly with its final type, which is faster: `Monitor` makes many small frames.
-    return check(pd.DataFrame({name: _column(given[name], SCHEMA[name], num) for name in names}, copy=False))
+    return check(pd.DataFrame({name: _column(name, given[name], num) for name in names}, copy=False))
 
 
-def _column(given: Any, kind: str, num: int) -> object:
+def _column(name: str, given: Any, num: int) -> object:
+    kind = SCHEMA[name]
+    try:
+        return _array(given, kind, num)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Column {name!r} must hold {num} values of type {kind}, got {shown(given)}.") from error
+
+
+def _array(given: Any, kind: str, num: int) -> object:
     if kind in ("float64", "int64"):
         return np.array(np.broadcast_to(np.asarray(given, dtype=kind), num))
     values = [given] * num if given is None or isinstance(given, (str, bool, int)) else list(given)
@@ -267,6 +277,7 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
     """Return only the rows with the last target of each run.  Additional columns distinguish the runs."""
+    require(rows, ["index", "depth_from_output"], "gradscope.gsc(model, data).to_frame()")
     own = rows["index"].where(rows["depth_from_output"] == 0)
     runs = [rows[name] for name in rows.columns if name not in SCHEMA]
     last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()

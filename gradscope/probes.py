@@ -12,7 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from gradscope.choices import Size, checked
+from gradscope.choices import Size, checked, shown
+
+MOST_PROBES = 100_000
+MOST_NUMBERS = 2**30  # of all probes together: 8 GB
+
 
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; Stafford's variant 13).
 _STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -124,5 +128,11 @@ def orthonormal(
 
 
 def _source(num: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> torch.device:
-    """The device to draw on."""
+    """The device to draw on; ValueError if the probes need more than 8 GB, or the device is unknown."""
+    if num * size > MOST_NUMBERS:
+        raise ValueError(f"num * size must be at most {MOST_NUMBERS:,}, got num={num}, size={size}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be a device of this machine, such as 'cpu', got {shown(device)}.") from error
     return generator.device if generator is not None else torch.device(device)

@@ -16,9 +16,9 @@ from gradscope.callbacks.transformers import MonitorCallback
 
 # Where an exception need not name the argument itself: the words that name it instead.
 ALIASES = {
-    "data": ("data", "x ", "batch", "stream"), "model": ("model", "layer"), "images": ("image",),
+    "data": ("data", "x ", "batch", "stream", "plot takes", "frame", "column"), "model": ("model", "layer"), "images": ("image",),
     "frame": ("frame", "column"), "metrics": ("frame", "plot"), "rows": ("frame", "column"), "weight": ("weight",),
-    "initial": ("initial",), "columns": ("column",), "a": ("qm_norm", "a "), "operator": ("qm_norm", "operator"),
+    "initial": ("initial",), "columns": ("column",), "a": ("qm_norm", "a "), "value": ("value", "mantissa"), "targets": ("sinks",), "given": ("activation",), "operator": ("qm_norm", "operator"),
     "activation": ("activation", "function"), "forward": ("forward", "model returned", "data"),
     "loss_fn": ("loss",), "shape": ("shape",), "values": ("values",), "matvec": ("product", "matvec"),
     "rmatvec": ("product", "matvec"), "function": ("function", "expectation"), "first": ("first", "expectation"),
@@ -187,7 +187,6 @@ CALLS: dict[str, Callable[[], Call]] = {
         models.MLP, depth=2, width=4, activation="relu", norm="none", residual="none", skip_weight=1.0, init="auto",
         weight_variance=None, bias=False, bias_variance=0.0, in_features=None, out_features=None, generator=None,
     ),
-    "MLP.forward": bound(mlp, "forward", x=noise(4, 6)),
     "AlexNetA": call(models.AlexNetA, padding="same", dropout=0.5, num_classes=2, init="he", generator=None),
     "AlexNetB": call(models.AlexNetB, num_classes=2, init="he", generator=None),
     "ResNet": call(

@@ -98,7 +98,8 @@ VALUES: dict[str, Callable[[], Any]] = {
     "empty frame": pd.DataFrame, "frame a": lambda: pd.DataFrame({"a": [1.0]}),
     "frame of texts": lambda: pd.DataFrame({"layer": ["a"], "value": ["b"], "quantity": [1]}),
     "series": lambda: pd.Series([1.0, 2.0]), "tensor(nan)": lambda: torch.tensor(math.nan),
-    "tensor(3)": lambda: torch.tensor(3), "tensor(0.5)": lambda: torch.tensor(0.5), "tensor (0,)": lambda: torch.zeros(0),
+    "tensor(3)": lambda: torch.tensor(3), "tensor(0.5)": lambda: torch.tensor(0.5),
+    "tensor (0,)": lambda: torch.zeros(0),
     "tensor (2, 3)": lambda: torch.ones(2, 3), "tensor (4, 6)": lambda: torch.ones(4, 6),
     "tensor nan": lambda: torch.full((4, 6), math.nan), "tensor int": lambda: torch.tensor([1, 2]),
     "tensor complex": lambda: torch.ones(4, 6) * 1j, "tensor bool": lambda: torch.ones(4, 6) > 0,
@@ -111,7 +112,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "lambda *a: text": lambda: lambda *a, **k: "x", "lambda *a: nan": lambda: lambda *a, **k: torch.tensor(math.nan),
     "raising": lambda: raising, "len": lambda: len, "Decimal": lambda: Decimal("1.5"),
     "Fraction": lambda: Fraction(1, 2), "date": lambda: datetime.date(2020, 1, 1), "Path": lambda: Path("missing/x"),
-    "Path .": lambda: Path("."), "Ellipsis": lambda: ..., "NotImplemented": lambda: NotImplemented,
+    "Path .": lambda: Path(), "Ellipsis": lambda: ..., "NotImplemented": lambda: NotImplemented,
     "Hostile": Hostile, "recursive list": recursive, "nested list": nested, "dtype": lambda: torch.float32,
     "device": lambda: torch.device("cpu"), "slice": lambda: slice(None), "error": lambda: ValueError("x"),
 }  # fmt: skip

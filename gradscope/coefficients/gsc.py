@@ -18,7 +18,7 @@ from gradscope.backward.cotangents import Probes
 from gradscope.backward.sweep import Progress
 from gradscope.choices import checked, stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.planning import Options, Planner, accumulate, largest_error
+from gradscope.coefficients.planning import Options, Planner, accumulate, has_length, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter
@@ -72,7 +72,8 @@ def gsc(
             ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
             For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
-        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  One batch with
+        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  Without them and
+            ``rtol``, a stream without a length, such as a generator, ends after 5000 batches.  One batch with
             ``rtol`` is swept again until ``max_seconds`` is reached.  If ``rtol`` is not reached, a warning says so.
         reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
             be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
@@ -174,7 +175,10 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
     with together():
-        pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
+        if batches is None:
+            pairs, stopped = measure(data), "end of data"
+        else:
+            pairs, stopped = accumulate(batches, measure, options, ends=has_length(data))
     error = largest_error(pairs, samples=streaming)
     if options.rtol is not None and not streaming:
         stopped = "rtol reached" if error <= options.rtol else "max_seconds"

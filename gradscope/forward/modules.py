@@ -17,8 +17,8 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.choices import checked, stacklevel
-from gradscope.forward.inputs import leaf_tensors
 from gradscope.forward.layers import OUTPUT
+from gradscope.forward.outputs import leaf_tensors
 
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]

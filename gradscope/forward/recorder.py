@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous, first_tensor, picked
+from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
 from gradscope.forward.lengths import Lengths, Ruler
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
+from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, random_state, state_restored
 from gradscope.forward.trunk import Vertex, vertex

@@ -123,7 +123,7 @@ def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Acti
     with np.errstate(all="ignore"):
         try:
             whole = np.asarray(given(probe))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"activation {name!r} does not take a NumPy array of float64: {error}") from error
         if whole.dtype != np.float64 and whole.dtype.kind not in "biu":
             raise ValueError(

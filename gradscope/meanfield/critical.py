@@ -110,7 +110,7 @@ def critical_line(activation: ActivationLike, lengths: Lengths | None = None) ->
     """
     phi = as_activation(activation)
     points = []
-    for q in np.logspace(-4, 1, 60) if lengths is None else lengths:
+    for q in np.logspace(-4, 1, 60) if lengths is None else np.atleast_1d(lengths):
         weight = 1 / _steep(phi, q)
         bias = float(q) - weight * float(second_moment(phi, q))
         if bias >= -1e-12 * q:

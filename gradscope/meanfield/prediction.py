@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from gradscope.choices import Cosine, Finite, Nonnegative, Positive, Size, check_choice, checked
+from gradscope.choices import Cosine, Depth, Finite, Nonnegative, Positive, check_choice, checked
 from gradscope.meanfield.activations import Activation, ActivationLike
 from gradscope.meanfield.batch import batch_moments
 from gradscope.meanfield.maps import MeanField
 from gradscope.meanfield.quadrature import FloatArray, gaussian
 from gradscope.meanfield.rates import NORMS
+
+MOST_SAMPLES = 100_000  # of a batch, because sign diversity is a sum over the batch
 
 
 @checked
@@ -98,8 +100,8 @@ def predict(
     """
     if not layers:
         raise ValueError("predict needs at least one layer.")
-    if batch_size < 2 or not float(batch_size).is_integer():
-        raise ValueError(f"batch_size must be a whole number >= 2, got {batch_size!r}.")
+    if not 2 <= batch_size <= MOST_SAMPLES:
+        raise ValueError(f"batch_size must be a whole number >= 2, at most {MOST_SAMPLES:,}, got {batch_size!r}.")
     steps = [_Step(mean_square, mean_square * correlation)]
     for number, layer in enumerate(layers, start=1):
         step = _step(layer, steps[-1].mean_square, steps[-1].covariance, batch_size, top=number == len(layers))
@@ -193,8 +195,9 @@ def _centred_sign_diversity(batch_size: int) -> float:
 
 @checked
 def predict_mlp(
-    activation: ActivationLike, depth: Size, *, batch_size: int, norm: str = "none", weight_variance: Nonnegative = 1.0,
-    bias_variance: Nonnegative = 0.0, mean_square: Positive = 1.0, correlation: Cosine = 0.0,
+    activation: ActivationLike, depth: Depth, *, batch_size: int, norm: str = "none",
+    weight_variance: Nonnegative = 1.0, bias_variance: Nonnegative = 0.0, mean_square: Positive = 1.0,
+    correlation: Cosine = 0.0,
 ) -> Prediction:  # fmt: skip
     """The `Prediction` for ``depth`` equal layers; arguments as in `LayerSpec` and `predict`.
 

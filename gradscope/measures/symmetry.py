@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from gradscope.choices import check_choice, checked
 from gradscope.estimates import Estimate
-from gradscope.forward.inputs import Batch
+from gradscope.forward.inputs import as_batch
 from gradscope.forward.modules import check_parameters, recording_gradients
+from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import jackknifed, sample_mean, without_one
 
@@ -186,9 +187,9 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
     """The output of one forward pass with the modes of every measurement, from the present state of the model."""
     modules = dict(model.named_modules())
     check_parameters(modules)
+    batch = as_batch(images, forward=None, loss_fn=None, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients():
-        output: Tensor = model(Batch(images).differentiable()[0].inputs)
-        return output.detach()
+        return first_tensor(batch.differentiable()[0].run(model, None)).detach()
 
 
 def _maps(module: nn.Module, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
-from gradscope.choices import Finite, Nonnegative, Size, check_choice, checked
+from gradscope.choices import Depth, Finite, Nonnegative, Size, check_choice, checked
 from gradscope.models.layers import unfilled
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -98,7 +98,7 @@ class MLP(nn.Module):
 
     @checked
     def __init__(
-        self, *, depth: Size, width: Size, activation: str = "relu", norm: str = "none", residual: str = "none",
+        self, *, depth: Depth, width: Size, activation: str = "relu", norm: str = "none", residual: str = "none",
         skip_weight: Finite = 1.0, init: str = "auto", weight_variance: Nonnegative | None = None, bias: bool = False,
         bias_variance: Nonnegative = 0.0, in_features: Size | None = None, out_features: Size | None = None,
         generator: torch.Generator | None = None,

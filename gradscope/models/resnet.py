@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradscope.choices import Size, check_choice, checked
+from gradscope.choices import Depth, Size, check_choice, checked
 from gradscope.models.alexnet import INITS
 from gradscope.models.layers import fill, unfilled
 
@@ -66,7 +66,7 @@ class ResNet(nn.Sequential):
 
     @checked
     def __init__(
-        self, *, depth: Size = 20, width: Size = 16, residual: str = "identity", norm: str = "batch",
+        self, *, depth: Depth = 20, width: Size = 16, residual: str = "identity", norm: str = "batch",
         in_channels: Size = 3, num_classes: Size = 10, init: str = "he", generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         if depth < 8 or (depth - 2) % (2 * STAGES):

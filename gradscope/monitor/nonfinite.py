@@ -14,9 +14,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from gradscope.choices import checked
 from gradscope.distributed import parallel
-from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
+from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import LOSS, OUTPUT
 from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
+from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.choices import checked
+from gradscope.choices import checked, shown
 from gradscope.frames import NETWORK
+from gradscope.meanfield import Prediction
 from gradscope.plots.drawing import (
     DASHES,
     NOTE_WIDTH,
@@ -109,6 +110,8 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     """
     if not isinstance(predicted, pd.DataFrame):
         each = predicted if isinstance(predicted, Mapping) else {"": predicted}
+        if not each or not all(isinstance(one, Prediction) for one in each.values()):
+            raise TypeError(f"predicted must be a Prediction, a dict of these, or a frame, got {shown(predicted)}.")
         predicted = pd.concat(
             pd.DataFrame({"log10_value": one.log10_gsc[::-1], NETWORK: str(name)}).reset_index(
                 names="depth_from_output"

@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pandas as pd
 
-from gradscope.choices import checked, shown, stacklevel
+from gradscope.choices import checked, require, shown, stacklevel
 
 Values = Mapping[str, float]
 
 FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics, such as the # of "layer#2"
+MOST_SINKS = 1000
 MOST_FAILURES = 3  # in a row; then a sink is given up, because each attempt may wait for a server
 
 
@@ -102,7 +104,8 @@ class Sinks:
 
     def __init__(self, targets: Any = ()) -> None:
         self._outlets: list[_Outlet] = []
-        for target in targets if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]:
+        several = isinstance(targets, Iterable) and not isinstance(targets, str)
+        for target in islice(targets, MOST_SINKS) if several else [targets]:
             way = next((name for name in WAYS if callable(getattr(target, name, None))), None)
             if way is None:
                 raise TypeError(
@@ -136,6 +139,7 @@ def values_of(frame: pd.DataFrame) -> dict[str, float]:
     >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))
     {'gradient_norm/conv1': 0.5}
     """
+    require(frame, ["quantity", "layer", "value", "log10_value"], "gradscope.Monitor(...).to_frame()")
     rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
     return dict(
         (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
