@@ -43,7 +43,7 @@ import torch
 from rich.console import Console
 
 import gradscope as gs
-from benchmarks.odd import alike, calls, values
+from benchmarks.odd import alike, calls, values, words
 from benchmarks.tables.provenance import manifest
 
 OUTPUT = Path("results/benchmarks")
@@ -97,8 +97,8 @@ def verdict(error: BaseException, argument: str) -> str:
         return "refused"
     if not (last.filename.startswith(LIBRARY) and (last.lineno or 0) in raises(last.filename)):
         return "raw"
-    words = (*calls.ALIASES.get(argument, ()), argument)
-    return "refused" if any(word in str(error) for word in words) else "unnamed"
+    names = (*words.ALIASES.get(argument, ()), argument)
+    return "refused" if any(name in str(error) for name in names) else "unnamed"
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradscope.choices import checked
+from gradscope.choices import Finite, checked
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ class Estimate:
         """Return ``value * 2**exponent``, known without error."""
         return cls(value, 0.0, exponent, 0)
 
-    def scaled(self, factor: float) -> Estimate:
+    def scaled(self, factor: Finite) -> Estimate:
         """Return the number and its error, both multiplied by a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
         return replace(self, mantissa=self.mantissa * factor, mantissa_stderr=error)

@@ -151,10 +151,9 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     Traceback (most recent call last):
     ValueError: The frame lacks the columns ['target'] of a tidy frame (gradscope.frames.COLUMNS).
     """
-    if not frame.columns.is_unique:
-        raise ValueError(f"The frame has the column {frame.columns[frame.columns.duplicated()][0]!r} more than once.")
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing} of a tidy frame (gradscope.frames.COLUMNS).")
+    require(frame, list(frame.columns), "gradscope.frames.tidy")
     # Statistics of a single layer have no target, and those that can be negative have no logarithm.
     signed = (frame["stderr_sample"].notna() | frame["target"].isna()).to_numpy()
     for name in COLUMNS.keys() - NULLABLE:
@@ -197,7 +196,7 @@ def save(frame: pd.DataFrame, path: PathLike) -> Path:
     path = Path(path)
     check(frame)
     if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
+        raise ValueError(f"A frame is saved as .parquet or .csv, got {shown(path.name)}.")
     if path.suffix == ".csv":  # writes all digits, so that value and log10_value agree when read
         table = frame.assign(**{CSV_COLUMN: SCHEMA_VERSION})
         return written(path, lambda temporary: table.to_csv(temporary, index=False))
@@ -224,7 +223,7 @@ def load(path: PathLike) -> pd.DataFrame:
             frame = files.read_csv(path, TEXT)
             version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
         else:
-            raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+            raise ValueError(f"A frame is read from .parquet or .csv, got {shown(path.name)}.")
         check_version(version, path)
         return check(typed(frame))
     except (ValueError, OSError):

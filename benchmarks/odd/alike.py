@@ -62,8 +62,8 @@ def some(names: str) -> Values:
 
 
 NUMBERS = some(
-    "True; False; 0; 1; -1; 3; 2.5; nan; inf; -inf; 10**400; 10**12; 10**6; 2**31; 2**63; 1e308; 1e-320; -0.0; float32; "
-    "int64; bool_; tensor(nan); tensor(3); tensor(0.5); array(nan)"
+    "True; False; 0; 1; -1; 3; 2.5; nan; inf; -inf; 10**400; 10**12; 10**6; 2**31; 2**63; 1e308; 1e-320; -0.0; "
+    "float32; int64; bool_; tensor(nan); tensor(3); tensor(0.5); array(nan)"
 ) | {"1e-12": lambda: 1e-12, "1e12": lambda: 1e12, "1 - 1e-12": lambda: 1 - 1e-12, "100": lambda: 100}
 TEXTS = some("empty text; text a; auto; exact; NUL; relu; text 3; surrogate; long text; path text") | {
     "input": lambda: "input", "gsc": lambda: "gsc", "step": lambda: "step", "layer": lambda: "layer",
@@ -111,7 +111,8 @@ FRAMES = some("empty frame; frame a; frame of texts; series; []; {}; [None]") | 
 SEQUENCES = {name: VALUES[name] for name in VALUES if name[0] in "[({" or "array" in name or "range" in name} | {
     "0s": lambda: [0.0], "texts": lambda: ["input", "input"], "[1e308]": lambda: [1e308, 1e308], "[-1]": lambda: [-1.0],
     "(1e9, 0)": lambda: (10**9, 0), "dict of text": lambda: {"a": "x"}, "dict of nan": lambda: {"a": math.nan},
-    "dict of functions": lambda: {"a": lambda: None}, "seeds": lambda: [3, 3], "dict of classes": lambda: {"a": nn.Module},
+    "dict of functions": lambda: {"a": lambda: None}, "seeds": lambda: [3, 3],
+    "dict of classes": lambda: {"a": nn.Module},
 }  # fmt: skip
 KINDS = {
     "data: Any": TENSORS | FRAMES, "metrics": FRAMES, "predicted": FRAMES, "points": FRAMES, "DataFrame": FRAMES,
@@ -120,7 +121,10 @@ KINDS = {
     "Sequence": SEQUENCES, "Mapping": SEQUENCES, "tuple": SEQUENCES, "Array": SEQUENCES, "Shift": SEQUENCES,
     "Lengths": SEQUENCES | NUMBERS, "Numbers": SEQUENCES | NUMBERS, "dict": SEQUENCES, "str": TEXTS, "Path": TEXTS,
     "Probes": NUMBERS | TEXTS, "Every": NUMBERS | TEXTS, "device": TEXTS,
-} | dict.fromkeys(("int", "float", "Size", "Depth", "Finite", "Positive", "Nonnegative", "Share", "Cosine"), NUMBERS)  # fmt: skip
+    **dict.fromkeys(
+        ("int", "float", "Size", "Depth", "Finite", "Positive", "Nonnegative", "Share", "Cosine"), NUMBERS
+    ),
+}  # fmt: skip
 ALL: Values = {name: make for kind in KINDS.values() for name, make in kind.items()} | VALUES
 
 

@@ -14,19 +14,6 @@ import gradscope as gs
 from gradscope import frames, initializers, meanfield, measures, models, plots, probes, sinks, testing
 from gradscope.callbacks.transformers import MonitorCallback
 
-# Where an exception need not name the argument itself: the words that name it instead.
-ALIASES = {
-    "data": ("data", "x ", "batch", "stream", "plot takes", "frame", "column"), "model": ("model", "layer"), "images": ("image",),
-    "frame": ("frame", "column"), "metrics": ("frame", "plot"), "rows": ("frame", "column"), "weight": ("weight",),
-    "initial": ("initial",), "columns": ("column",), "a": ("qm_norm", "a "), "value": ("value", "mantissa"), "targets": ("sinks",), "given": ("activation",), "operator": ("qm_norm", "operator"),
-    "activation": ("activation", "function"), "forward": ("forward", "model returned", "data"),
-    "loss_fn": ("loss",), "shape": ("shape",), "values": ("values",), "matvec": ("product", "matvec"),
-    "rmatvec": ("product", "matvec"), "function": ("function", "expectation"), "first": ("first", "expectation"),
-    "second": ("second", "expectation"), "models": ("factory", "models"), "monitor": ("frame", "monitor"),
-    "layers": ("layer",), "target": ("layer", "target"), "source": ("layer", "source"), "state": ("state",),
-    "growth": ("growth", "frame", "column"), "theory": ("theory", "frame", "column"), "x": ("MLP", "x "),
-    "diagram": ("diagram",), "points": ("points", "plot", "frame", "column"), "predicted": ("frame", "plot"),
-}  # fmt: skip
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
 
@@ -238,7 +225,9 @@ CALLS: dict[str, Callable[[], Call]] = {
     "standard_variance": call(meanfield.standard_variance, activation=meanfield.NAMED["tanh"]),
     "weight_gain": call(meanfield.weight_gain, activation="tanh", rate=1.0, bias_variance=0.1),
     "plots.before_after": call(plots.before_after, data=New(lambda: result("records")), ax=None),
-    "plots.convergence": call(plots.convergence, data=New(lambda: result("profile").to_frame().assign(width=8)), hue=None, ax=None),
+    "plots.convergence": call(
+        plots.convergence, data=New(lambda: result("profile").to_frame().assign(width=8)), hue=None, ax=None
+    ),
     "plots.evolution": call(
         plots.evolution, data=New(lambda: result("records")), quantity="gsc", limits=None, colorbar=True, ax=None
     ),

@@ -73,7 +73,7 @@ def gsc(
             For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
         max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  Without them and
-            ``rtol``, a stream without a length, such as a generator, ends after 5000 batches.  One batch with
+            ``rtol``, a stream without a length, such as a generator, ends after 2000 batches.  One batch with
             ``rtol`` is swept again until ``max_seconds`` is reached.  If ``rtol`` is not reached, a warning says so.
         reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
             be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.

@@ -57,7 +57,7 @@ SAFETY = 1.3
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
 # A stream whose length is unknown ends after this many batches, unless an option says when it ends.
-MOST_BATCHES = 5000
+MOST_BATCHES = 2000
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def accumulate(
     """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why the stream ended.
 
     The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted"; or, if no option ends the
-    stream and its end is not known (not ``ends``), "5000 batches", with a warning.  An interrupt (Ctrl-C)
+    stream and its end is not known (not ``ends``), "2000 batches", with a warning.  An interrupt (Ctrl-C)
     after the first batch keeps the result so far, with a warning.  ValueError if there is no batch.
     """
     found: Pairs | None = None

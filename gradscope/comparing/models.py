@@ -25,7 +25,7 @@ from rich.console import Console
 from scipy import special
 from torch import nn
 
-from gradscope.choices import Nonnegative, checked
+from gradscope.choices import Depth, Nonnegative, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
@@ -129,7 +129,7 @@ def compare_models(
     models: Mapping[str, Factory],
     data: Any,
     *,
-    seeds: int | Sequence[int] = 8,
+    seeds: Depth | Sequence[int] = 8,
     margin: Nonnegative = MARGIN,
     progress: Callable[[str], None] | None = None,
     **options: Any,

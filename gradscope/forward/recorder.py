@@ -267,6 +267,8 @@ def _why_not(returned: Sequence[Tensor], output: Any) -> str:
 
 
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn must return a tensor of losses, shape ({batch_size},); got {type(loss).__name__}.")
     if loss.is_complex():
         raise ValueError("loss_fn must return real losses; got complex ones: take .real or .abs() of them.")
     if tuple(loss.shape) != (batch_size,):

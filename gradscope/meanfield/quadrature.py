@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradscope.choices import Cosine, Finite, Lengths, Nonnegative, Numbers, checked
+from gradscope.choices import Cosine, Finite, Lengths, Nonnegative, Numbers, checked, shown
 
 FloatArray = npt.NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]
@@ -164,6 +164,17 @@ def expectation(
     return Integral(*(part.reshape(shape) for part in found))
 
 
+def _check_function(function: Function) -> None:
+    """Raise ValueError if the function does not map an array to an array of numbers of the same shape."""
+    try:
+        found = np.asarray(function(np.linspace(-1.0, 1.0, 3)))
+        right = found.shape == (3,) and found.dtype.kind in "biuf"
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"The function {shown(function)} does not take an array of float64: {error}") from error
+    if not right:
+        raise ValueError(f"The function {shown(function)} must map 3 numbers to 3 numbers, got {shown(found)}.")
+
+
 @checked
 def gaussian(
     function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: Numbers = 0.0
@@ -179,6 +190,7 @@ def gaussian(
     >>> gaussian(np.cos, [0.0, 1.0]).round(6)  # exp(-scale^2 / 2)
     array([1.      , 0.606531])
     """
+    _check_function(function)
     found = expectation(lambda h: exact(function(h)), scale, kinks, shift)
     return found.checked(f"A Gaussian expectation at standard deviation {np.max(scale):.4g}")
 
@@ -195,6 +207,7 @@ def gaussian_pair(
     >>> round(gaussian_pair(np.sign, np.sign, 1.0, 0.5, kinks=(0.0,)), 6)  # (2 / pi) arcsin(correlation)
     0.333333
     """
+    _check_function(first), _check_function(second)
     if abs(correlation) >= 1:
         sign = np.sign(correlation)
         return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))

@@ -56,7 +56,7 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        events = [Event(step=step, summary=summary)]
+        events = [Event(step=int(step), summary=summary)]
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             place = f"{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
