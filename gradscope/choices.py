@@ -45,11 +45,10 @@ Finite = Annotated[float, Range("a finite number", math.isfinite)]
 Positive = Annotated[float, Range("a finite number > 0", lambda number: 0 < number < math.inf)]
 Nonnegative = Annotated[float, Range("a finite number >= 0", lambda number: 0 <= number < math.inf)]
 Share = Annotated[float, Range("a number in (0, 1]", lambda number: 0 < number <= 1)]
+Level = Annotated[float, Range("a number between 0 and 1, such as 0.05 or 0.95", lambda number: 0 < number < 1)]
 Cosine = Annotated[float, Range("a number in [-1, 1]", lambda number: abs(number) <= 1)]
 Size = Annotated[int, Range("an integer of at least 1", lambda number: number >= 1 and number is not True)]
-Depth = Annotated[
-    int, Range("an integer from 1 to 100,000", lambda number: 1 <= number <= 10**5 and number is not True)
-]
+Depth = Annotated[Size, Range("an integer from 1 to 100,000", lambda number: 1 <= number <= 100_000)]
 Numbers = Annotated[npt.ArrayLike, Range("a number or an array of numbers", lambda array: array.dtype.kind in "biuf")]
 Lengths = Annotated[Numbers, Range("finite numbers >= 0", lambda a: a.size and ((a >= 0) & np.isfinite(a)).all())]
 PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: "\0" not in str(path) != "")]
@@ -164,8 +163,8 @@ def _rule(kind: Any) -> _Rule:
     if kind in PLAIN:
         return PLAIN[kind]
     if origin is Annotated:
-        base, (text, test) = _rule(args[0]).convert, args[-1]
-        return _Rule(text, lambda value: _need(test(found := base(value)), found))
+        base, limits = _rule(args[0]).convert, args[1:]
+        return _Rule(limits[-1].text, lambda value: _within(base(value), limits))
     if origin is np.ndarray or kind == npt.ArrayLike:
         return _Rule("an array of numbers", _array)
     if origin in (Union, UnionType):
@@ -182,9 +181,8 @@ def _rule(kind: Any) -> _Rule:
         return _Rule(text, lambda value: tuple(p(item) for p, item in zip(parts, _items(value), strict=True)))
     if origin in (tuple, Sequence):
         text, convert, _ = _rule(args[0])
-        return _Rule(
-            f"a sequence such as a list, each item {text}", lambda value: _like(value, map(convert, _items(value)))
-        )
+        text = f"a sequence such as a list, each item {text}"
+        return _Rule(text, lambda value: (tuple if origin is tuple else list)(map(convert, _items(value))))
     if origin is Mapping:
         (_, key, _), (text, convert, _) = map(_rule, args)
         return _Rule(
@@ -197,6 +195,10 @@ def _rule(kind: Any) -> _Rule:
     place = "torch.nn" if own.__module__.startswith("torch.nn") else own.__module__.partition(".")[0]
     text = f"a {'' if place in ('builtins', 'collections') else f'{place}.'}{own.__name__}"
     return _Rule(text, lambda value: _need(isinstance(value, own), value), (own,))
+
+
+def _within(value: Any, limits: Sequence[Range]) -> Any:
+    return _need(all(limit.test(value) for limit in limits), value)
 
 
 def _need(fits: object, value: Any) -> Any:
@@ -226,10 +228,6 @@ def _items(value: Any) -> Sequence[Any]:
     return _need(isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) <= MOST, value)
 
 
-def _like(value: Any, items: Iterable[Any]) -> Sequence[Any]:
-    return tuple(items) if isinstance(value, tuple) else list(items)
-
-
 def _number(value: Any) -> Any:
     value = value.item() if not isinstance(value, Number) and getattr(value, "ndim", None) == 0 else value
     return _need(isinstance(value, Number), value)
@@ -248,11 +246,6 @@ def _real(value: Any) -> Any:
     return number if type(number) is int and abs(number) < 1e300 else float(_need(isinstance(number, Real), number))
 
 
-def _truth(value: Any) -> Any:
-    number = bool(value) if isinstance(value, np.bool_) else _number(value)
-    return _need(number in (0, 1), bool(number))
-
-
 def _array(value: Any) -> Any:
     value = value.detach().cpu() if hasattr(value, "detach") else value
     short = hasattr(value, "dtype") or not hasattr(value, "__len__") or len(value) <= MOST
@@ -266,7 +259,7 @@ PLAIN: dict[Any, _Rule] = {
     NoneType: _Rule("None", lambda value: _need(value is None, value), (NoneType,)),
     int: _Rule("an integer", _integer),
     float: _Rule("a number", _real, (float,)),
-    bool: _Rule("True or False", _truth, (bool,)),
+    bool: _Rule("True or False", lambda value: bool(_need((number := _number(value)) in (0, 1), number)), (bool,)),
     str: _Rule("a string", lambda value: _need(isinstance(value, str), value), (str,)),
     Path: _Rule("a path", lambda value: Path(_need(isinstance(value, os.PathLike), value))),
 }

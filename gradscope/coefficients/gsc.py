@@ -16,7 +16,7 @@ from torch import nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.backward.sweep import Progress
-from gradscope.choices import checked, stacklevel
+from gradscope.choices import Level, Positive, Size, checked, stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.coefficients.planning import Options, Planner, accumulate, has_length, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
@@ -39,9 +39,9 @@ def gsc(
     target: str | None = None,
     loss_fn: LossFunction | None = None,
     probes: Probes = "auto",
-    rtol: float | None = None,
-    max_samples: int | None = None,
-    max_seconds: float | None = None,
+    rtol: Level | None = None,
+    max_samples: Size | None = None,
+    max_seconds: Positive | None = None,
     reduction: str = "batch",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -119,9 +119,9 @@ def gsc_matrix(
     target: str | None = None,
     loss_fn: LossFunction | None = None,
     probes: Probes = "auto",
-    rtol: float | None = None,
-    max_samples: int | None = None,
-    max_seconds: float | None = None,
+    rtol: Level | None = None,
+    max_samples: Size | None = None,
+    max_seconds: Positive | None = None,
     reduction: str = "batch",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,

@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
-from gradscope.choices import PathLike, checked
+from gradscope.choices import Level, PathLike, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
-from gradscope.estimates import LOG10_2, Estimate, check_level
+from gradscope.estimates import LOG10_2, Estimate
 
 FloatArray = npt.NDArray[np.float64]
 LN10 = np.log(10)
@@ -81,7 +81,7 @@ class Matrix:
         """False if an interrupt (Ctrl-C) ended the stream."""
         return "interrupted" not in self.stopped
 
-    def interval(self, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
         """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
 
         One batch: the interval is for the coefficient of this batch, and only the probes are random
@@ -90,7 +90,6 @@ class Matrix:
         due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
         batches, if samples are coupled).
         """
-        check_level(level)
         if not self.streamed:
             return probe_interval(
                 self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
@@ -248,7 +247,6 @@ def probe_interval(
     ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
     to the value if the error is 0.
     """
-    check_level(level)
     upper = 0.5 + level / 2
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)
     relative = np.where(log10_stderr > 0, log10_stderr * LN10 / random, 1.0)

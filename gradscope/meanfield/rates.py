@@ -64,8 +64,6 @@ def gsc_rate(
             raise ValueError(f"{phi.name} is 0 on normalized inputs, so there is no rate.")
         return float(slope_moment(phi, 1.0)) / square
     length = layer.fixed_length() if q is None else q
-    if not (math.isfinite(length) and length >= 0):
-        raise ValueError(f"q must be a finite number > 0, got {q!r}.")
     if length == 0:  # phi acts like the linear map phi'(0) h
         length = SHORT
         if float(second_moment(phi, length)) == 0:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
-from gradscope.choices import PathLike, checked, stacklevel
+from gradscope.choices import PathLike, Share, Size, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
@@ -106,14 +106,14 @@ class Monitor:
         probes: int | str = 2,
         layers: Any = None,
         forward: Forward | None = None,
-        max_overhead: float | None = 0.03,
+        max_overhead: Share | None = 0.03,
         loss_fn: LossFunction | None = None,
         on_nonfinite: str = "raise",
         check_every: int | None = None,
         save_to: PathLike | None = None,
         report: Callable[[pd.DataFrame], None] | None = None,
         sinks: Iterable[Any] = (),
-        total_steps: int | None = None,
+        total_steps: Size | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES

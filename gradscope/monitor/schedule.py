@@ -37,11 +37,7 @@ class Schedule:
             counted = isinstance(every, int) and not isinstance(every, bool) and every >= 1
             if not (counted or every == "log"):
                 raise ValueError(f'{name} must be a whole number >= 1 or "log", got {every!r}.')
-        if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(f"max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
         self.periods, self.max_overhead, self.clock = periods, max_overhead, clock
-        if total_steps is not None and not total_steps >= 1:
-            raise ValueError(f"total_steps must be a whole number >= 1 or None, got {total_steps!r}.")
         self.total_steps, self.skipped = total_steps, 0
         self._last: dict[str, int] = {}  # the step of the last measurement of each kind
         self._checks = 0.0

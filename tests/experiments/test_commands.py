@@ -132,7 +132,7 @@ def test_a_typo_on_the_command_line_ends_without_a_traceback():
         ("dtype=float8", r"dtype must be one of float32"),
         ("data.batch_size=0", r"data\.batch_size must be at least 1, got 0"),
         ("probes=0", r'probes must be a whole number >= 1, "exact", "auto" or gs\.Deflated\(rank, num\); got 0'),
-        ("rtol=2", r"rtol is a relative standard error between 0 and 1"),
+        ("rtol=2", r"rtol must be a number between 0 and 1"),
         ("device=cuda:99", r"device=cuda:99 cannot be used here"),
     ],
 )
