@@ -164,15 +164,15 @@ def expectation(
     return Integral(*(part.reshape(shape) for part in found))
 
 
-def _check_function(function: Function) -> None:
+def _check_function(name: str, function: Function) -> None:
     """Raise ValueError if the function does not map an array to an array of numbers of the same shape."""
     try:
         found = np.asarray(function(np.linspace(-1.0, 1.0, 3)))
         right = found.shape == (3,) and found.dtype.kind in "biuf"
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"The function {shown(function)} does not take an array of float64: {error}") from error
+        raise ValueError(f"{name} does not take an array of float64: {error}") from error
     if not right:
-        raise ValueError(f"The function {shown(function)} must map 3 numbers to 3 numbers, got {shown(found)}.")
+        raise ValueError(f"{name} must map 3 numbers to 3 numbers, got {shown(found)}.")
 
 
 @checked
@@ -190,7 +190,7 @@ def gaussian(
     >>> gaussian(np.cos, [0.0, 1.0]).round(6)  # exp(-scale^2 / 2)
     array([1.      , 0.606531])
     """
-    _check_function(function)
+    _check_function("function", function)
     found = expectation(lambda h: exact(function(h)), scale, kinks, shift)
     return found.checked(f"A Gaussian expectation at standard deviation {np.max(scale):.4g}")
 
@@ -207,7 +207,8 @@ def gaussian_pair(
     >>> round(gaussian_pair(np.sign, np.sign, 1.0, 0.5, kinks=(0.0,)), 6)  # (2 / pi) arcsin(correlation)
     0.333333
     """
-    _check_function(first), _check_function(second)
+    _check_function("first", first)
+    _check_function("second", second)
     if abs(correlation) >= 1:
         sign = np.sign(correlation)
         return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradscope.choices import check_choice, checked
+from gradscope.choices import check_choice, checked, shown
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import as_batch
 from gradscope.forward.modules import check_parameters, recording_gradients
-from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import jackknifed, sample_mean, without_one
 
@@ -189,7 +188,10 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
     check_parameters(modules)
     batch = as_batch(images, forward=None, loss_fn=None, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients():
-        return first_tensor(batch.differentiable()[0].run(model, None)).detach()
+        output = batch.differentiable()[0].run(model, None)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model must return one tensor, so that images can be compared, got {shown(output)}.")
+    return output.detach()
 
 
 def _maps(module: nn.Module, images: Tensor) -> Tensor:
