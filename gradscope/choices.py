@@ -87,7 +87,7 @@ def checked(function: Function) -> Function:
     """Return a function that compares its arguments with its annotations, or a class whose public methods do so.
 
     Scalars of numpy and torch become Python numbers, arrays of torch become those of numpy, and sequences become lists.
-    An annotation that is no type, such as a protocol, is not compared.  Cost: about 0.5 us per argument.
+    An annotation that is no type, such as a protocol, is not compared.  Cost: 1 to 2 us per argument.
 
     Raises:
         ArgumentError: An argument does not fit; the message has its name, what it must be, and its value.
@@ -117,7 +117,8 @@ def checked(function: Function) -> Function:
             rules.update({name: _rule(hints.get(name, Any)) for name in (*names, *hints)})
         for place, (name, value) in enumerate(zip(names, args, strict=False)):
             if (rule := rules[name]) is not ANY and type(value) not in rule.exact:
-                args = (*args[:place], rule.fitting(name, value), *args[place + 1 :])
+                if (found := rule.fitting(name, value)) is not value:
+                    args = (*args[:place], found, *args[place + 1 :])
         for name, value in kwargs.items():
             if (rule := rules.get(name, ANY)) is not ANY and type(value) not in rule.exact:
                 kwargs[name] = rule.fitting(name, value)
