@@ -116,9 +116,8 @@ def checked(function: Function) -> Function:
             hints = get_type_hints(function, include_extras=True)
             rules.update({name: _rule(hints.get(name, Any)) for name in (*names, *hints)})
         for place, (name, value) in enumerate(zip(names, args, strict=False)):
-            if (rule := rules[name]) is not ANY and type(value) not in rule.exact:
-                if (found := rule.fitting(name, value)) is not value:
-                    args = (*args[:place], found, *args[place + 1 :])
+            if type(value) not in rules[name].exact and (found := rules[name].fitting(name, value)) is not value:
+                args = (*args[:place], found, *args[place + 1 :])
         for name, value in kwargs.items():
             if (rule := rules.get(name, ANY)) is not ANY and type(value) not in rule.exact:
                 kwargs[name] = rule.fitting(name, value)
