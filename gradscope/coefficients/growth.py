@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
 from gradscope import frames
 from gradscope.choices import Nonnegative, checked
 from gradscope.coefficients.drift import Drift, drift, num_outer
-
-FloatArray = npt.NDArray[np.float64]
+from gradscope.estimates import FloatArray
 
 # A rate within this distance of 1 counts as stable.
 MARGIN = 0.02

@@ -126,14 +126,9 @@ class ModelComparison:
 
 @checked
 def compare_models(
-    models: Mapping[str, Factory],
-    data: Any,
-    *,
-    seeds: Depth | Sequence[int] = 8,
-    margin: Nonnegative = MARGIN,
-    progress: Callable[[str], None] | None = None,
-    **options: Any,
-) -> ModelComparison:
+    models: Mapping[str, Factory], data: Any, *, seeds: Depth | Sequence[int] = 8, margin: Nonnegative = MARGIN,
+    progress: Callable[[str], None] | None = None, **options: Any,
+) -> ModelComparison:  # fmt: skip
     """Return profiles, growth rates and verdicts of several models, each over several random initializations.
 
     Arguments:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -97,25 +97,12 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        *,
-        every: Every = 100,
-        statistics_every: Every | None = None,
-        probes: int | str = 2,
-        layers: Any = None,
-        forward: Forward | None = None,
-        max_overhead: Share | None = 0.03,
-        loss_fn: LossFunction | None = None,
-        on_nonfinite: str = "raise",
-        check_every: int | None = None,
-        save_to: PathLike | None = None,
-        report: Callable[[pd.DataFrame], None] | None = None,
-        sinks: Iterable[Any] = (),
-        total_steps: Size | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+        self, model: nn.Module, data: Any, *, every: Every = 100, statistics_every: Every | None = None,
+        probes: int | str = 2, layers: Any = None, forward: Forward | None = None, max_overhead: Share | None = 0.03,
+        loss_fn: LossFunction | None = None, on_nonfinite: str = "raise", check_every: int | None = None,
+        save_to: PathLike | None = None, report: Callable[[pd.DataFrame], None] | None = None, sinks: Any = (),
+        total_steps: Size | None = None, clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES
         if not (few or probes == "exact"):
             raise ValueError(f'probes must be a whole number from 1 to {MOST_PROBES} or "exact", got {probes!r}.')
