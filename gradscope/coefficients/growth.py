@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
@@ -139,12 +140,9 @@ def growth(
 
 
 def fit_growth(
-    log10_values: npt.ArrayLike,
-    depth_from_output: npt.ArrayLike,
-    *,
-    margin: float = MARGIN,
+    log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike, *, margin: float = MARGIN,
     log10_total: tuple[float, float] = (math.nan, math.nan),
-) -> Growth:
+) -> Growth:  # fmt: skip
     """Return the growth of log10 GSC given as an array; `growth` does the same for results and frames.
 
     Arguments:
