@@ -190,7 +190,9 @@ def _rule(kind: Any) -> _Rule:
             lambda value: {key(name): convert(item) for name, item in _need(isinstance(value, Mapping), value).items()},
         )
     own = origin or kind
-    if not isinstance(own, type) or (getattr(own, "_is_protocol", False) and not own._is_runtime_protocol):
+    if not isinstance(own, type) or (
+        getattr(own, "_is_protocol", False) and not getattr(own, "_is_runtime_protocol", False)
+    ):
         return ANY
     place = "torch.nn" if own.__module__.startswith("torch.nn") else own.__module__.partition(".")[0]
     text = f"a {'' if place in ('builtins', 'collections') else f'{place}.'}{own.__name__}"
@@ -220,6 +222,7 @@ def _function(value: Any, num: int | None) -> Any:
     signature = None
     with contextlib.suppress(TypeError, ValueError):  # a function written in C need not have a signature
         signature = inspect.signature(value) if num is not None else None
+    _need(getattr(getattr(value, "forward", None), "__name__", "") != "_forward_unimplemented", value)
     return _need(callable(value) and (signature is None or signature.bind(*[None] * (num or 0))), value)
 
 
@@ -260,6 +263,6 @@ PLAIN: dict[Any, _Rule] = {
     int: _Rule("an integer", _integer),
     float: _Rule("a number", _real, (float,)),
     bool: _Rule("True or False", lambda value: bool(_need((number := _number(value)) in (0, 1), number)), (bool,)),
-    str: _Rule("a string", lambda value: _need(isinstance(value, str), value), (str,)),
+    str: _Rule("a string", lambda value: _need(isinstance(value, str) and value.encode() is not None, value)),
     Path: _Rule("a path", lambda value: Path(_need(isinstance(value, os.PathLike), value))),
 }

@@ -277,8 +277,10 @@ BY_NAME: dict[str, Initializer] = {
 
 
 def _fans(weight: Tensor) -> tuple[int, int]:
-    if weight.ndim < 2 or weight.numel() == 0:
-        raise ValueError(f"A weight needs shape (out, in, ...) without empty dimensions, got {tuple(weight.shape)}.")
+    if weight.ndim < 2 or weight.numel() == 0 or weight.layout is not torch.strided:
+        raise ValueError(
+            f"A dense weight needs shape (out, in, ...) without empty dimensions, got {tuple(weight.shape)}."
+        )
     area = math.prod(weight.shape[2:])
     return weight.shape[1] * area, weight.shape[0] * area
 

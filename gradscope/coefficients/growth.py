@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
-from gradscope.choices import Nonnegative, checked
+from gradscope.choices import Nonnegative, checked, require
 from gradscope.coefficients.drift import Drift, drift, num_outer
 from gradscope.estimates import FloatArray
 
@@ -196,19 +196,20 @@ def fit_growth(
 
 def _selected(frame: pd.DataFrame, target: str | None) -> pd.DataFrame:
     """The rows of GSC, or of parameter GSC, to one target; each layer occurs once per seed."""
+    require(frame, ["quantity", "layer", "target", "depth_from_output", "log10_value"], "gs.gsc(...).to_frame()")
     gsc = frame[frame["quantity"] == "gsc"]
     # The last module with parameters lies one module from the target.
     rows = gsc if len(gsc) else frame[frame["quantity"] == "parameter_gsc"].assign(
         depth_from_output=lambda own: own["depth_from_output"] + 1
     )  # fmt: skip
-    if not len(rows):
-        raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc', so nothing grows.")
     if target is not None:
         if target not in set(rows["target"]):
             raise ValueError(f"There is no target {target!r}; the targets are {', '.join(rows['target'].unique())}.")
         rows = rows[rows["target"] == target]
     elif len(gsc):
         rows = frames.to_last_target(rows)
+    if not len(rows):
+        raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc' to a target, so nothing grows.")
     rows = rows if "seed" in rows else rows.assign(seed=0)
     if (twice := rows.duplicated(["seed", "layer"], keep=False)).any():
         several = rows[twice]

@@ -170,6 +170,8 @@ def _relative(moved: Tensor, expected: Tensor) -> Estimate:
 def _root_of_ratio(numerator: Tensor, without_one: Tensor, squares: Tensor) -> Estimate:
     """sqrt(numerator / mean of squares); ``without_one`` (B,): the numerator without one image; ``squares``: (B,)."""
     scale = squares.mean()
+    if not torch.isfinite(scale):
+        raise ValueError("The outputs for the images are NaN or Inf, so there is no relative error: scale the images.")
     if not scale > 0:
         raise ValueError("The outputs are zero for every image, so the relative error is undefined.")
     scales = (squares.sum() - squares) / (len(squares) - 1)

@@ -51,7 +51,10 @@ def frame_of(data: Any) -> pd.DataFrame:
     if isinstance(data, Mapping):
         return _joined(_named(frame_of(part), str(name)) for name, part in data.items())
     if isinstance(data, Sequence) and not isinstance(data, str):
-        parts = [frame_of(part) for part in data]
+        try:
+            parts = [frame_of(part) for part in data]
+        except RecursionError:
+            raise ValueError("A plot takes no list that is nested this deeply: give a list of results.") from None
         return _joined(part if "seed" in part else part.assign(seed=seed) for seed, part in enumerate(parts))
     if hasattr(data, "to_frame") and not isinstance(data, type):
         return frame_of(data.to_frame())
