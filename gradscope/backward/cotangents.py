@@ -53,9 +53,8 @@ class Deflated:
 
     def __post_init__(self) -> None:
         for name, value, least in (("rank", self.rank, 0), ("num", self.num, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST_PROBES:
-                most = f"{least}, at most {MOST_PROBES:,}"
-                raise ValueError(f"Deflated({name}=) must be a whole number >= {most}, got {shown(value)}.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Deflated({name}=) must be a whole number >= {least}, got {shown(value)}.")
 
     @property
     def cost(self) -> int:
@@ -93,7 +92,8 @@ class Cotangents:
 
 def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
     """The checked value of ``probes=``: "exact", "auto" or a `Deflated`; a number n becomes ``Deflated(0, n)``."""
-    if isinstance(probes, int) and probes > MOST_PROBES:
+    num = max(probes.rank, probes.num) if isinstance(probes, Deflated) else probes
+    if isinstance(num, int) and num > MOST_PROBES:
         raise ValueError(f'probes must be at most {MOST_PROBES:,}, got {probes}: use probes="exact" or rtol=.')
     if isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1:
         return Deflated(0, probes)
