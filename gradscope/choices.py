@@ -51,7 +51,7 @@ Size = Annotated[int, Range("an integer of at least 1", lambda number: number >=
 Depth = Annotated[Size, Range("an integer from 1 to 100,000", lambda number: 1 <= number <= 100_000)]
 Numbers = Annotated[npt.ArrayLike, Range("a number or an array of numbers", lambda array: array.dtype.kind in "biuf")]
 Lengths = Annotated[Numbers, Range("finite numbers >= 0", lambda a: a.size and ((a >= 0) & np.isfinite(a)).all())]
-PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: "\0" not in str(path) != "")]
+PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: "\0" not in (str(path) or "\0"))]
 
 
 def check_choice(name: str, choice: object, known: Iterable[str]) -> None:

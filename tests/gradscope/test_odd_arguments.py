@@ -168,6 +168,7 @@ def test_an_option_ends_an_endless_stream(monkeypatch):
 
 BAD = [
     (lambda: gs.report(model(), noise(4, 6), ""), "path must be the path of a file or folder, got ''"),
+    (lambda: gs.report(model(), noise(4, 6), ".", check=False), "path must name a file, but . is a folder"),
     (lambda: gsc(max_samples="many"), "max_samples must be an integer of at least 1 or None, got 'many'"),
     (lambda: gsc(generator=0), "generator must be a torch.Generator or None, got 0"),
     (lambda: gsc(forward=lambda x: x), r"forward must be a function of 2 arguments or None, got function"),
