@@ -38,7 +38,8 @@ def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type
 
 
 def _is_plain(hint: Any) -> bool:
-    return set(get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]) <= {bool, int, float, str, type(None)}
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+    return set(kinds) <= {bool, int, float, str, type(None)}
 
 
 @dataclass
