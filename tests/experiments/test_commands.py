@@ -127,7 +127,7 @@ def test_a_typo_on_the_command_line_ends_without_a_traceback():
     ("override", "message"),
     [
         ("model.activation=rellu", r"activation must be one of .*; did you mean 'relu'\?"),
-        ("model.depth=0", r"depth must be at least 1, got 0"),
+        ("model.depth=0", r"depth must be an integer from 1 to 100,000, got 0"),
         ("mode=training", r"mode must be train or eval, got 'training'"),
         ("dtype=float8", r"dtype must be one of float32"),
         ("data.batch_size=0", r"data\.batch_size must be at least 1, got 0"),
