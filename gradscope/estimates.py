@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradscope.choices import Finite, Level, checked
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -17,6 +19,7 @@ LOG10_2 = math.log10(2.0)
 UPPER = 0.975  # quantile at the upper end of a 95 % interval
 
 
+@checked
 @dataclass(frozen=True)
 class Estimate:
     """The number ``mantissa * 2**exponent``, its standard error on the same scale, and its number of probes.
@@ -62,7 +65,7 @@ class Estimate:
             return None
         return self.mantissa_stderr / (self.mantissa * math.log(10)) if self.mantissa_stderr else 0.0
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, level: Level = 0.95) -> tuple[float, float]:
         """Return log10 of both ends of an interval that contains the number with probability ``level``.
 
         The interval is log10_value -+ t log10_stderr, with t the quantile of Student's distribution with ``freedom``
@@ -73,7 +76,6 @@ class Estimate:
         >>> round(10**low, 3), round(10**high, 3)
         (1.813, 2.206)
         """
-        check_level(level)
         error = math.nan if self.log10_stderr is None else self.log10_stderr
         margin = float(special.stdtrit(self.freedom, 0.5 + level / 2)) * error
         return self.log10_value - margin, self.log10_value + margin
@@ -83,7 +85,7 @@ class Estimate:
         """Return ``value * 2**exponent``, known without error."""
         return cls(value, 0.0, exponent, 0)
 
-    def scaled(self, factor: float) -> Estimate:
+    def scaled(self, factor: Finite) -> Estimate:
         """Return the number and its error, both multiplied by a known positive factor."""
         error = None if self.mantissa_stderr is None else self.mantissa_stderr * factor
         return replace(self, mantissa=self.mantissa * factor, mantissa_stderr=error)
@@ -160,12 +162,6 @@ class Moments:
         """Return the mean of a scalar stream and its standard error, which is None if there is only one value."""
         stderr = None if self.count < 2 else math.sqrt(float(self.mean_variance))
         return Estimate(float(self.mean), stderr, int(self.exponent), self.count, max(1, self.count - 1))
-
-
-def check_level(level: float) -> None:
-    """Raise ValueError if ``level`` is not a probability."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level!r}.")
 
 
 def freedom_of(deviations: npt.ArrayLike) -> float:

@@ -174,6 +174,8 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
 
     A link of that name is replaced, not followed.
     """
+    if path.is_dir():
+        raise ValueError(f"path must name a file, but {path} is a folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:

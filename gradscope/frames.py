@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradscope import files
+from gradscope.choices import Numbers, PathLike, Size, checked, listed, require, shown
 from gradscope.files import written
 
 NETWORK = "network"
@@ -61,6 +62,7 @@ class SchemaError(ValueError):
     """A file was written with a schema version that this version of gradscope cannot read."""
 
 
+@checked
 def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
     """Return a checked tidy frame with the given columns; a scalar applies to all rows.
 
@@ -82,26 +84,37 @@ def tidy(columns: Mapping[str, Any]) -> pd.DataFrame:
         values = np.asarray(columns.get("value", np.power(10.0, logarithms)), dtype=np.float64)
     num = np.broadcast(np.atleast_1d(values), np.atleast_1d(logarithms)).size
     given = {**DEFAULTS, **columns, "value": values, "log10_value": logarithms}
+    if missing := [name for name in COLUMNS if name not in given]:
+        raise ValueError(f"columns lacks {listed(missing)}, which each tidy frame needs.")
     names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
     # Create each column directly with its final type, which is faster: `Monitor` makes many small frames.
-    return check(pd.DataFrame({name: _column(given[name], SCHEMA[name], num) for name in names}, copy=False))
+    return check(pd.DataFrame({name: _column(name, given[name], num) for name in names}, copy=False))
 
 
-def _column(given: Any, kind: str, num: int) -> object:
+def _column(name: str, given: Any, num: int) -> object:
+    kind = SCHEMA[name]
+    try:
+        return _array(given, kind, num)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Column {name!r} must hold {num} values of type {kind}, got {shown(given)}.") from error
+
+
+def _array(given: Any, kind: str, num: int) -> object:
     if kind in ("float64", "int64"):
         return np.array(np.broadcast_to(np.asarray(given, dtype=kind), num))
     values = [given] * num if given is None or isinstance(given, (str, bool, int)) else list(given)
     return pd.array(values, dtype=kind)  # type: ignore[call-overload]
 
 
+@checked
 def observed(
     quantity: str,
-    values: npt.ArrayLike,
+    values: Numbers,
     *,
     layer: str | Sequence[str] = NETWORK,
-    index: npt.ArrayLike = 0,
-    stderr: npt.ArrayLike | Sequence[float | None] = 0.0,
-    num_samples: int = 1,
+    index: Numbers = 0,
+    stderr: Numbers | Sequence[float | None] = 0.0,
+    num_samples: Size = 1,
     **columns: Any,
 ) -> pd.DataFrame:
     """Return a tidy frame of numbers that are not coefficients and may have any sign.
@@ -125,6 +138,7 @@ def observed(
     return tidy({**about, "quantity": quantity, "value": value, "stderr_sample": stderr}).assign(**columns)
 
 
+@checked
 def check(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame unchanged if it follows the schema; additional columns are allowed.
 
@@ -137,10 +151,9 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     Traceback (most recent call last):
     ValueError: The frame lacks the columns ['target'] of a tidy frame (gradscope.frames.COLUMNS).
     """
-    if not frame.columns.is_unique:
-        raise ValueError(f"The frame has the column {frame.columns[frame.columns.duplicated()][0]!r} more than once.")
     if missing := [name for name in COLUMNS if name not in frame.columns]:
         raise ValueError(f"The frame lacks the columns {missing} of a tidy frame (gradscope.frames.COLUMNS).")
+    require(frame, list(frame.columns), "gradscope.frames.tidy")
     # Statistics of a single layer have no target, and those that can be negative have no logarithm.
     signed = (frame["stderr_sample"].notna() | frame["target"].isna()).to_numpy()
     for name in COLUMNS.keys() - NULLABLE:
@@ -167,7 +180,8 @@ def check_values(columns: Mapping[str, npt.NDArray[np.float64]]) -> None:
         raise ValueError("Columns 'log10_low' and 'log10_high' do not contain 'log10_value'.")
 
 
-def save(frame: pd.DataFrame, path: str | Path) -> Path:
+@checked
+def save(frame: pd.DataFrame, path: PathLike) -> Path:
     """Check a frame, write it atomically as ``.parquet`` or ``.csv``, and return the path.
 
     Raises:
@@ -182,7 +196,7 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     path = Path(path)
     check(frame)
     if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"A frame is saved as .parquet or .csv, got {path.name!r}.")
+        raise ValueError(f"A frame is saved as .parquet or .csv, got {shown(path.name)}.")
     if path.suffix == ".csv":  # writes all digits, so that value and log10_value agree when read
         table = frame.assign(**{CSV_COLUMN: SCHEMA_VERSION})
         return written(path, lambda temporary: table.to_csv(temporary, index=False))
@@ -191,7 +205,8 @@ def save(frame: pd.DataFrame, path: str | Path) -> Path:
     return written(path, lambda temporary: pq.write_table(columns.replace_schema_metadata(metadata), temporary))
 
 
-def load(path: str | Path) -> pd.DataFrame:
+@checked
+def load(path: PathLike) -> pd.DataFrame:
     """Return the checked frame of a file that `save` wrote.  Nothing in the file is ever run.
 
     Raises:
@@ -208,7 +223,7 @@ def load(path: str | Path) -> pd.DataFrame:
             frame = files.read_csv(path, TEXT)
             version = frame.pop(CSV_COLUMN).max() if CSV_COLUMN in frame else None
         else:
-            raise ValueError(f"A frame is read from .parquet or .csv, got {path.name!r}.")
+            raise ValueError(f"A frame is read from .parquet or .csv, got {shown(path.name)}.")
         check_version(version, path)
         return check(typed(frame))
     except (ValueError, OSError):
@@ -258,8 +273,10 @@ def notebook(text: str, table: pd.DataFrame) -> str:
     return f"<pre>{escape(text)}</pre>{rows}"
 
 
+@checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
     """Return only the rows with the last target of each run.  Additional columns distinguish the runs."""
+    require(rows, ["index", "depth_from_output"], "gradscope.gsc(model, data).to_frame()")
     own = rows["index"].where(rows["depth_from_output"] == 0)
     runs = [rows[name] for name in rows.columns if name not in SCHEMA]
     last = own.groupby(runs, dropna=False, observed=True).transform("max") if runs else own.max()

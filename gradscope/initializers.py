@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.choices import check_choice
+from gradscope.choices import Finite, Nonnegative, Positive, Size, check_choice, checked
 from gradscope.forward.inputs import Forward, as_batch
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
@@ -25,6 +25,7 @@ Initializer = Callable[..., Tensor]
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+@checked
 def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 2 / fan_in.  ReLU then preserves the mean square.
 
@@ -36,6 +37,7 @@ def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     return _normal(weight, 2 / _fans(weight)[0], generator)
 
 
+@checked
 def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 1 / fan_in.  A linear map then preserves the mean square.
 
@@ -47,7 +49,8 @@ def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor
     return _normal(weight, 1 / _fans(weight)[0], generator)
 
 
-def gaussian(weight: Tensor, *, variance: float, generator: torch.Generator | None = None) -> Tensor:
+@checked
+def gaussian(weight: Tensor, *, variance: Nonnegative, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance ``variance`` / fan_in.
 
     >>> round(float(gaussian(torch.empty(500, 200), variance=4.0, generator=torch.Generator().manual_seed(0)).var()), 3)
@@ -56,6 +59,7 @@ def gaussian(weight: Tensor, *, variance: float, generator: torch.Generator | No
     return _normal(weight, variance / _fans(weight)[0], generator)
 
 
+@checked
 def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
 
@@ -69,7 +73,8 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
     return _normal(weight, 2 / (fan_in + fan_out), generator)
 
 
-def orthogonal(weight: Tensor, *, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+@checked
+def orthogonal(weight: Tensor, *, gain: Finite = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with ``gain`` times a Haar-distributed (out, fan_in) matrix with orthonormal rows.
 
     If out > fan_in, the columns are orthonormal instead.
@@ -86,6 +91,7 @@ def orthogonal(weight: Tensor, *, gain: float = 1.0, generator: torch.Generator 
     return _fill(weight, gain * (directions if rows <= columns else directions.T).reshape(weight.shape))
 
 
+@checked
 def looks_linear(
     weight: Tensor, *, mirror_input: bool = True, mirror_output: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -123,8 +129,9 @@ def looks_linear(
     return _fill(weight, block)
 
 
+@checked
 def critical(
-    model: nn.Module, activation: str | Activation, *, bias_variance: float = 0.0, chi: float = 1.0,
+    model: nn.Module, activation: str | Activation, *, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0,
     orthogonal_weights: bool = False, generator: torch.Generator | None = None,
 ) -> CriticalPoint:  # fmt: skip
     """Set all linear and convolutional layers of a model to a `gradscope.meanfield.critical_point`; return the point.
@@ -160,8 +167,9 @@ def critical(
     return point
 
 
+@checked
 def lsuv(
-    model: nn.Module, data: Any, *, tolerance: float = 0.1, max_rounds: int = 10, forward: Forward | None = None,
+    model: nn.Module, data: Any, *, tolerance: Positive = 0.1, max_rounds: Size = 10, forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Scale weights layer by layer to unit variance (LSUV); return the outputs' standard deviations, by layer name.
@@ -188,8 +196,6 @@ def lsuv(
     >>> {name: round(deviation, 3) for name, deviation in lsuv(model, torch.randn(32, 4), tolerance=1e-4).items()}
     {'0': 1.0, '2': 1.0}
     """
-    if not tolerance > 0 or max_rounds < 1:
-        raise ValueError(f"lsuv needs tolerance > 0 and max_rounds >= 1, got {tolerance!r} and {max_rounds!r}.")
     model = unwrap(model)
     layers = weighted(model)
     for layer in layers.values():
@@ -227,6 +233,7 @@ def lsuv(
     return found
 
 
+@checked
 def weighted(model: nn.Module) -> dict[str, Weighted]:
     """The linear and convolutional layers of a model, by name; ValueError if there are none."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Weighted)}
@@ -235,6 +242,7 @@ def weighted(model: nn.Module) -> dict[str, Weighted]:
     return layers
 
 
+@checked
 def auto(activation: str) -> Initializer:
     """The usual initializer of an activation: `he` for ReLU and its relatives, `lecun` otherwise.
 
@@ -269,8 +277,10 @@ BY_NAME: dict[str, Initializer] = {
 
 
 def _fans(weight: Tensor) -> tuple[int, int]:
-    if weight.ndim < 2 or weight.numel() == 0:
-        raise ValueError(f"A weight needs shape (out, in, ...) without empty dimensions, got {tuple(weight.shape)}.")
+    if weight.ndim < 2 or weight.numel() == 0 or weight.layout is not torch.strided:
+        raise ValueError(
+            f"A dense weight needs shape (out, in, ...) without empty dimensions, got {tuple(weight.shape)}."
+        )
     area = math.prod(weight.shape[2:])
     return weight.shape[1] * area, weight.shape[0] * area
 

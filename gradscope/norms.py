@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from gradscope import probes as probe_vectors
+from gradscope.choices import checked
 from gradscope.estimates import Estimate, Moments
 from gradscope.memory import BLOCK, BLOCKED, Workspace
 from gradscope.operators import LinearOperator
+from gradscope.probes import MOST_PROBES
 
 
 @overload
@@ -24,6 +26,7 @@ def qm_norm(a: Tensor | npt.NDArray[np.generic]) -> Tensor: ...
 def qm_norm(
     a: LinearOperator, *, probes: int | str | None = None, generator: torch.Generator | None = None
 ) -> Estimate: ...
+@checked
 def qm_norm(
     a: Tensor | npt.NDArray[np.generic] | LinearOperator,
     *,
@@ -69,8 +72,8 @@ def _qm_norm_operator(op: LinearOperator, probes: int | str, generator: torch.Ge
     if probes == "exact":
         square, exponent = sum_of_squares(op.dense())
         return Estimate.exact(float(square) / n, 2 * int(exponent)).sqrt()
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f'probes must be an integer >= 1 or "exact", got {probes!r}.')
+    if isinstance(probes, bool) or not isinstance(probes, int) or not 1 <= probes <= MOST_PROBES:
+        raise ValueError(f'probes must be an integer >= 1, at most {MOST_PROBES:,}, or "exact", got {probes!r}.')
     directions = probe_vectors.sphere(probes, n, generator=generator, dtype=op.dtype, device=op.device)
     squares, exponents = zip(*(sum_of_squares(op.matvec(v)) for v in directions), strict=True)
     if not torch.isfinite(torch.stack(squares)).all():

@@ -12,9 +12,12 @@ import scipy
 import torch
 from torch import Tensor
 
+from gradscope.choices import checked
+
 DENSE_UP_TO = 500  # a matrix whose smaller side is at most this is decomposed as a dense matrix
 
 
+@checked
 @dataclass(frozen=True)
 class LinearOperator:
     """An m x n matrix A known only by its products with vectors.

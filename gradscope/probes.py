@@ -12,6 +12,12 @@ import math
 import torch
 from torch import Tensor
 
+from gradscope.choices import Size, checked, shown
+
+MOST_PROBES = 100_000
+MOST_NUMBERS = 2**30  # of all probes together: 8 GB
+
+
 # SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; Stafford's variant 13).
 _STEP = 0x9E3779B97F4A7C15 - 2**64
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -66,8 +72,9 @@ def _folded(z: Tensor, shift: int) -> Tensor:
     return (z >> shift).bitwise_and_(2 ** (64 - shift) - 1).bitwise_xor_(z)
 
 
+@checked
 def rademacher(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Probes (num, size) of independent random signs (Hutchinson 1989).  |A v|^2 is exact if A^T A is diagonal.
@@ -79,8 +86,9 @@ def rademacher(
     return signs(key, range(num), range(1), size, dtype, torch.device(device))[:, 0]
 
 
+@checked
 def sphere(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Probes (num, size), uniform on the sphere of radius sqrt(size).  The variance is the same for A and a rotated A.
@@ -93,8 +101,9 @@ def sphere(
     return (v * (math.sqrt(size) / v.norm(dim=1, keepdim=True))).to(device=device, dtype=dtype)
 
 
+@checked
 def orthonormal(
-    num: int, size: int, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
+    num: Size, size: Size, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # fmt: skip
     """Mutually orthogonal, Haar distributed probes (num, size) of length sqrt(size), with num <= size.
@@ -119,7 +128,11 @@ def orthonormal(
 
 
 def _source(num: int, size: int, generator: torch.Generator | None, device: torch.device | str) -> torch.device:
-    """The device to draw on; ValueError if there is nothing to draw."""
-    if num < 1 or size < 1:
-        raise ValueError(f"Probes need num >= 1 and size >= 1, got num={num}, size={size}.")
+    """The device to draw on; ValueError if the probes need more than 8 GB, or the device is unknown."""
+    if num * size > MOST_NUMBERS:
+        raise ValueError(f"num * size must be at most {MOST_NUMBERS:,}, got num={num}, size={size}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be a device of this machine, such as 'cpu', got {shown(device)}.") from error
     return generator.device if generator is not None else torch.device(device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Probes
-from gradscope.choices import check_choice
+from gradscope.choices import Nonnegative, Positive, Share, check_choice, checked, stacklevel
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
@@ -37,12 +37,13 @@ MOST_LINES = 16
 ROUNDING = 1e-9
 
 
+@checked
 def assert_growth(
     model: nn.Module,
     data: Any,
     *,
-    low: float = 0.98,
-    high: float = 1.02,
+    low: Positive = 0.98,
+    high: Positive = 1.02,
     undecided: Undecided = "warn",
     forward: Forward | None = None,
     probes: Probes = "auto",
@@ -94,12 +95,13 @@ def assert_growth(
     return profile
 
 
+@checked
 def assert_total(
     model: nn.Module,
     data: Any,
     *,
-    low: float,
-    high: float,
+    low: Positive,
+    high: Positive,
     undecided: Undecided = "warn",
     forward: Forward | None = None,
     probes: Probes = "auto",
@@ -149,8 +151,9 @@ def assert_total(
     return profile
 
 
+@checked
 def assert_no_collapse(
-    model: nn.Module, data: Any, *, most: float = 0.99, forward: Forward | None = None
+    model: nn.Module, data: Any, *, most: Share = 0.99, forward: Forward | None = None
 ) -> dict[str, float]:
     """Return the mean cosine between samples at every unit of the trunk, if every cosine is below ``most``.
 
@@ -168,8 +171,6 @@ def assert_no_collapse(
     0.0
     """
     __tracebackhide__ = True
-    if not 0 < most <= 1:
-        raise ValueError(f"most must be in (0, 1], got {most!r}.")
     if as_batch(data, forward=forward, loss_fn=None).size < 2:
         raise ValueError("Collapse is a property of several samples: give a batch of at least two.")
     captured = capture(model, data, forward=forward)
@@ -189,11 +190,12 @@ def assert_no_collapse(
     return found
 
 
+@checked
 def assert_qm_norm(
     operator: LinearOperator | Tensor | npt.NDArray[np.generic],
-    expected: float,
+    expected: Nonnegative,
     *,
-    rtol: float = 1e-6,
+    rtol: Nonnegative = 1e-6,
     probes: int | str = "exact",
     generator: torch.Generator | None = None,
 ) -> None:
@@ -224,7 +226,7 @@ def assert_qm_norm(
         raise AssertionError(f"The qm norm is {found}, expected {expected:g} within {allowed:.2g}.")
 
 
-def _check_bounds(low: float, high: float, undecided: str) -> None:
+def _check_bounds(low: Positive, high: Positive, undecided: str) -> None:
     if not 0 < low <= high:
         raise ValueError(f"low and high must be an interval of positive numbers, got {low!r} and {high!r}.")
     check_choice("undecided", undecided, get_args(Undecided))
@@ -235,7 +237,7 @@ def _undecided(message: str, what: Undecided) -> None:
     if what == "fail":
         raise AssertionError(message)
     if what == "warn":
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=stacklevel())
 
 
 def _printed(layers: Iterable[str], values: Iterable[float], label: str = "") -> str:

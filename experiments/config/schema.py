@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -38,7 +38,8 @@ def _made(name: str, keys: Sequence[tuple[str, Any, Any]], *bases: type) -> type
 
 
 def _is_plain(hint: Any) -> bool:
-    return set(get_args(hint) if isinstance(hint, UnionType) else [hint]) <= {bool, int, float, str, type(None)}
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+    return set(kinds) <= {bool, int, float, str, type(None)}
 
 
 @dataclass

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from gradscope import probes as probe_vectors
+from gradscope.choices import shown
 from gradscope.distributed import share
 from gradscope.forward.layers import Layer
 from gradscope.forward.replay import Replay
 from gradscope.memory import Later, read_once
 from gradscope.norms import from_real, real
+from gradscope.probes import MOST_PROBES
 
 Draw = Callable[[int, int], Tensor]
 
@@ -52,7 +54,7 @@ class Deflated:
     def __post_init__(self) -> None:
         for name, value, least in (("rank", self.rank, 0), ("num", self.num, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Deflated({name}=) must be a whole number >= {least}, got {value!r}.")
+                raise ValueError(f"Deflated({name}=) must be a whole number >= {least}, got {shown(value)}.")
 
     @property
     def cost(self) -> int:
@@ -90,6 +92,9 @@ class Cotangents:
 
 def resolved(probes: Probes, *, deflated: bool = False) -> Deflated | str:
     """The checked value of ``probes=``: "exact", "auto" or a `Deflated`; a number n becomes ``Deflated(0, n)``."""
+    num = max(probes.rank, probes.num) if isinstance(probes, Deflated) else probes
+    if isinstance(num, int) and num > MOST_PROBES:
+        raise ValueError(f'probes must be at most {MOST_PROBES:,}, got {probes}: use probes="exact" or rtol=.')
     if isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1:
         return Deflated(0, probes)
     if (isinstance(probes, str) and probes in ("exact", "auto")) or (deflated and isinstance(probes, Deflated)):

@@ -20,6 +20,7 @@ from gradscope.checks.levels import scale
 from gradscope.checks.reading import Reading, UnreadableError, read
 from gradscope.checks.segments import FEWEST, Segment, segments, siblings
 from gradscope.checks.siblings import STRUCTURE, Deviation, odd_numbers, odd_structures
+from gradscope.choices import checked, stacklevel
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward
@@ -30,6 +31,7 @@ from gradscope.meanfield.activations import NAMED
 FloatArray = npt.NDArray[np.float64]
 
 
+@checked
 def compare(
     model: nn.Module,
     data: Any,
@@ -139,7 +141,7 @@ def _theory(
         warnings.warn(
             f"Batch normalization of {reading.batch_size} samples at width {narrow[0]}: theory assumes infinite width "
             "and predicts too large a rate for such a batch.",
-            stacklevel=3,
+            stacklevel=stacklevel(),
         )
     measured = np.array([spec.weight_variance for spec in specs])
     nominal = _expected_variances(initialization, specs, measured)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradscope.forward.inputs import Forward, as_batch, check_devices, first_tensor, leaf_tensors
+from gradscope.forward.inputs import Forward, as_batch, check_devices
 from gradscope.forward.modules import eager, hooked, recording_gradients, tensors
+from gradscope.forward.outputs import first_tensor, leaf_tensors
 from gradscope.forward.state import alone, state_restored
 
 FEWEST = 4  # least number of segments of one kind that can be compared with each other

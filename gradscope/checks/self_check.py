@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradscope.backward.cotangents import needed_for_exact
 from gradscope.backward.pulling import pulling
 from gradscope.checks.report import FAILED, PASSED, SKIPPED, Check, Report
+from gradscope.choices import checked
 from gradscope.coefficients.gsc import gsc
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.layers import Layer
@@ -32,6 +33,7 @@ STEPS = (3.0, 1.0, 0.3)  # step sizes of central differences: multiples of eps^(
 Found = tuple[str, str]  # status and detail of a check
 
 
+@checked
 def check(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Report:

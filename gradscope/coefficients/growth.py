@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
+from gradscope.choices import Nonnegative, checked, require
 from gradscope.coefficients.drift import Drift, drift, num_outer
-
-FloatArray = npt.NDArray[np.float64]
+from gradscope.estimates import FloatArray
 
 # A rate within this distance of 1 counts as stable.
 MARGIN = 0.02
@@ -38,6 +38,7 @@ MOST_NETWORKS = MOST_LAYERS = 1000
 LN10 = math.log(10)
 
 
+@runtime_checkable
 class Measured(Protocol):
     """What `growth` needs of a result: a tidy frame of the coefficients to one target."""
 
@@ -99,8 +100,9 @@ class Growth:
         return f"{text}: {self.advice}" if self.advice else text
 
 
+@checked
 def growth(
-    data: Measured | pd.DataFrame | Sequence[Measured], *, target: str | None = None, margin: float = MARGIN
+    data: Measured | pd.DataFrame | Sequence[Measured], *, target: str | None = None, margin: Nonnegative = MARGIN
 ) -> Growth:
     """Return the growth of GSC with depth, with one verdict for all given networks.
 
@@ -138,12 +140,9 @@ def growth(
 
 
 def fit_growth(
-    log10_values: npt.ArrayLike,
-    depth_from_output: npt.ArrayLike,
-    *,
-    margin: float = MARGIN,
+    log10_values: npt.ArrayLike, depth_from_output: npt.ArrayLike, *, margin: float = MARGIN,
     log10_total: tuple[float, float] = (math.nan, math.nan),
-) -> Growth:
+) -> Growth:  # fmt: skip
     """Return the growth of log10 GSC given as an array; `growth` does the same for results and frames.
 
     Arguments:
@@ -197,19 +196,20 @@ def fit_growth(
 
 def _selected(frame: pd.DataFrame, target: str | None) -> pd.DataFrame:
     """The rows of GSC, or of parameter GSC, to one target; each layer occurs once per seed."""
+    require(frame, ["quantity", "layer", "target", "depth_from_output", "log10_value"], "gs.gsc(...).to_frame()")
     gsc = frame[frame["quantity"] == "gsc"]
     # The last module with parameters lies one module from the target.
     rows = gsc if len(gsc) else frame[frame["quantity"] == "parameter_gsc"].assign(
         depth_from_output=lambda own: own["depth_from_output"] + 1
     )  # fmt: skip
-    if not len(rows):
-        raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc', so nothing grows.")
     if target is not None:
         if target not in set(rows["target"]):
             raise ValueError(f"There is no target {target!r}; the targets are {', '.join(rows['target'].unique())}.")
         rows = rows[rows["target"] == target]
     elif len(gsc):
         rows = frames.to_last_target(rows)
+    if not len(rows):
+        raise ValueError("The frame has no rows of quantity 'gsc' or 'parameter_gsc' to a target, so nothing grows.")
     rows = rows if "seed" in rows else rows.assign(seed=0)
     if (twice := rows.duplicated(["seed", "layer"], keep=False)).any():
         several = rows[twice]

@@ -16,8 +16,9 @@ from torch import nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.backward.sweep import Progress
+from gradscope.choices import Level, Positive, Size, checked, stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
-from gradscope.coefficients.planning import Options, Planner, accumulate, largest_error
+from gradscope.coefficients.planning import Options, Planner, accumulate, has_length, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.layers import Layer, LayerFilter
@@ -28,6 +29,7 @@ from gradscope.memory import together
 MatrixT = TypeVar("MatrixT", bound=Matrix)
 
 
+@checked
 def gsc(
     model: nn.Module,
     data: Any,
@@ -37,9 +39,9 @@ def gsc(
     target: str | None = None,
     loss_fn: LossFunction | None = None,
     probes: Probes = "auto",
-    rtol: float | None = None,
-    max_samples: int | None = None,
-    max_seconds: float | None = None,
+    rtol: Level | None = None,
+    max_samples: Size | None = None,
+    max_seconds: Positive | None = None,
     reduction: str = "batch",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -70,7 +72,8 @@ def gsc(
             ``rtol`` decides the number of probes (exact if that is less expensive), and ``probes`` must be "auto".
             For a stream this is the error due to probes and samples, and batches are measured until rtol is reached.
             ``relative_error`` of the result is the error that was reached.
-        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  One batch with
+        max_samples, max_seconds: A stream ends after the batch that reaches one of these limits.  Without them and
+            ``rtol``, a stream without a length, such as a generator, ends after 2000 batches.  One batch with
             ``rtol`` is swept again until ``max_seconds`` is reached.  If ``rtol`` is not reached, a warning says so.
         reduction: ``"batch"`` treats the batch as one long vector, |J|_F^2 / (B d_k) * |F_k|^2 / |F_l|^2; samples may
             be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
@@ -106,6 +109,7 @@ def gsc(
     return _measured(Profile, model, data, options)
 
 
+@checked
 def gsc_matrix(
     model: nn.Module,
     data: Any,
@@ -115,9 +119,9 @@ def gsc_matrix(
     target: str | None = None,
     loss_fn: LossFunction | None = None,
     probes: Probes = "auto",
-    rtol: float | None = None,
-    max_samples: int | None = None,
-    max_seconds: float | None = None,
+    rtol: Level | None = None,
+    max_samples: Size | None = None,
+    max_seconds: Positive | None = None,
     reduction: str = "batch",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -171,7 +175,10 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
     with together():
-        pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
+        if batches is None:
+            pairs, stopped = measure(data), "end of data"
+        else:
+            pairs, stopped = accumulate(batches, measure, options, ends=has_length(data))
     error = largest_error(pairs, samples=streaming)
     if options.rtol is not None and not streaming:
         stopped = "rtol reached" if error <= options.rtol else "max_seconds"
@@ -179,7 +186,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         warnings.warn(
             f"rtol of {options.rtol:g} was not reached; the reason is {stopped!r}. The largest relative standard error "
             f"is {error:.2g} after {pairs.num_samples} samples.",
-            stacklevel=3,
+            stacklevel=stacklevel(),
         )
     return kind(
         sources=pairs.sources,
@@ -236,5 +243,5 @@ def _warn_if_few(captured: Capture, options: Options) -> None:
             f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "
             f"that feeds every layer? {offer} Choose layers with layers=, mark tensors with gs.tap, or hold other "
             "inputs fixed with forward=lambda model, x: model(x, other).",
-            stacklevel=6,
+            stacklevel=stacklevel(),
         )

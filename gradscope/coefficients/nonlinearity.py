@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
+from gradscope.choices import checked
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
 from gradscope.estimates import Estimate
@@ -39,6 +40,7 @@ FEWEST = 30  # samples of a standard error
 FloatArray = npt.NDArray[np.float64]
 
 
+@checked
 def nlc(
     model: nn.Module,
     data: Any,

@@ -21,6 +21,7 @@ from gradscope.backward.cotangents import Cotangents, chosen, generator_or_defau
 from gradscope.backward.readings import Reading, lengths
 from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import sweep
+from gradscope.choices import checked
 from gradscope.coefficients.pairs import check_length
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
@@ -36,6 +37,7 @@ from gradscope.norms import real
 STRIDES = (8, 1)
 
 
+@checked
 def parameter_gsc(
     model: nn.Module,
     data: Any,

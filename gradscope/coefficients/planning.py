@@ -32,6 +32,7 @@ from gradscope.backward.cotangents import (
     signs,
 )
 from gradscope.backward.sweep import Progress
+from gradscope.choices import stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.distributed import gathered
 from gradscope.forward.inputs import Forward, LossFunction
@@ -55,6 +56,9 @@ SAFETY = 1.3
 # Reaching rtol ends a stream only after at least this many batches and this many samples.
 MIN_BATCHES, MIN_SAMPLES = 3, 30
 
+# A stream whose length is unknown ends after this many batches, unless an option says when it ends.
+MOST_BATCHES = 2000
+
 
 @dataclass(frozen=True)
 class Options:
@@ -73,12 +77,6 @@ class Options:
     progress: Progress | None
 
     def __post_init__(self) -> None:
-        if self.rtol is not None and not 0 < self.rtol < 1:
-            raise ValueError(f"rtol is a relative standard error between 0 and 1, such as 0.02; got {self.rtol!r}.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ValueError(f"max_samples must be at least 1, got {self.max_samples!r}.")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds!r}.")
         plan = resolved(self.probes, deflated=True)
         if self.reduction == "geometric" and isinstance(plan, Deflated):
             raise ValueError(
@@ -195,14 +193,18 @@ def largest_error(pairs: Pairs, *, samples: bool = False) -> float:
     return float(np.nan_to_num(errors[measured], nan=math.inf).max(initial=0.0)) * math.log(10)
 
 
-def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options: Options) -> tuple[Pairs, str]:
+def accumulate(
+    batches: Iterable[Any], measure: Callable[[Any], Pairs], options: Options, ends: bool
+) -> tuple[Pairs, str]:
     """Measure and merge batches, over all ranks of ``torch.distributed``; returns the result and why the stream ended.
 
-    The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted".  An interrupt (Ctrl-C)
+    The reasons: "end of data", "rtol reached", "max_samples", "max_seconds", "interrupted"; or, if no option ends the
+    stream and its end is not known (not ``ends``), "2000 batches", with a warning.  An interrupt (Ctrl-C)
     after the first batch keeps the result so far, with a warning.  ValueError if there is no batch.
     """
     found: Pairs | None = None
     began, reason = time.monotonic(), "end of data"
+    ends = ends or (options.rtol, options.max_samples, options.max_seconds) != (None, None, None)
     try:
         for batch in batches:
             measured = measure(batch)
@@ -210,19 +212,35 @@ def accumulate(batches: Iterable[Any], measure: Callable[[Any], Pairs], options:
             if stop := _stop(found, options, time.monotonic() - began):
                 reason = stop
                 break
+            if found.num_batches >= MOST_BATCHES and not ends:
+                reason = f"{MOST_BATCHES} batches"
+                warnings.warn(
+                    f"data has no length, so it was measured up to {reason}, and the rest was left out: give "
+                    "max_samples=, max_seconds= or rtol= to say when to stop.",
+                    stacklevel=stacklevel(),
+                )
+                break
     except KeyboardInterrupt:
         if found is None:
             raise
         reason = "interrupted"
         warnings.warn(
             f"Interrupted: the result holds the {found.num_batches} batches measured so far and is marked incomplete.",
-            stacklevel=4,
+            stacklevel=stacklevel(),
         )
     parts = gathered((found, reason))  # in the order of the ranks, so that each rank gets the same bits
     measured_parts = [part for part, _ in parts if part is not None]
     if not measured_parts:
         raise ValueError("data yields no batch. Is the iterator exhausted, or the loader empty?")
     return reduce(Pairs.merge, measured_parts), ", ".join(sorted({why for _, why in parts}))
+
+
+def has_length(data: Any) -> bool:
+    """Whether the number of batches of a stream is known."""
+    try:
+        return len(data) >= 0
+    except TypeError:  # also a loader of an `IterableDataset`
+        return False
 
 
 def _stop(found: Pairs, options: Options, seconds: float) -> str:

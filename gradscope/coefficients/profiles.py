@@ -13,13 +13,15 @@ import pandas as pd
 from scipy import special
 
 from gradscope import frames
+from gradscope.choices import Level, PathLike, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
-from gradscope.estimates import LOG10_2, Estimate, check_level
+from gradscope.estimates import LOG10_2, Estimate
 
 FloatArray = npt.NDArray[np.float64]
 LN10 = np.log(10)
 
 
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Matrix:
     """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
@@ -79,7 +81,7 @@ class Matrix:
         """False if an interrupt (Ctrl-C) ended the stream."""
         return "interrupted" not in self.stopped
 
-    def interval(self, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
         """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
 
         One batch: the interval is for the coefficient of this batch, and only the probes are random
@@ -88,7 +90,6 @@ class Matrix:
         due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
         batches, if samples are coupled).
         """
-        check_level(level)
         if not self.streamed:
             return probe_interval(
                 self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
@@ -116,7 +117,7 @@ class Matrix:
         plots = importlib.import_module("gradscope.plots")
         return (plots.profile if isinstance(self, Profile) else plots.matrix)(self, ax=ax, **options)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: PathLike) -> Path:
         """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""
         return frames.save(self.to_frame(), path)
 
@@ -210,6 +211,7 @@ class Profile(Matrix):
         """Name of the target."""
         return self.targets[0]
 
+    @checked
     def __getitem__(self, layer: str) -> Estimate:
         """Return the GSC of one layer, with the standard error due to probes."""
         if layer not in self.sources:
@@ -245,7 +247,6 @@ def probe_interval(
     ``fixed_share``: known share of each value.  Both ends are NaN if the error is unknown, and equal
     to the value if the error is 0.
     """
-    check_level(level)
     upper = 0.5 + level / 2
     random = np.clip(1 - fixed_share, np.finfo(float).tiny, 1.0)
     relative = np.where(log10_stderr > 0, log10_stderr * LN10 / random, 1.0)

@@ -25,6 +25,7 @@ from rich.console import Console
 from scipy import special
 from torch import nn
 
+from gradscope.choices import Depth, Nonnegative, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
@@ -123,15 +124,11 @@ class ModelComparison:
             yield "All intervals of ratios hold together with probability 95 %."
 
 
+@checked
 def compare_models(
-    models: Mapping[str, Factory],
-    data: Any,
-    *,
-    seeds: int | Sequence[int] = 8,
-    margin: float = MARGIN,
-    progress: Callable[[str], None] | None = None,
-    **options: Any,
-) -> ModelComparison:
+    models: Mapping[str, Factory], data: Any, *, seeds: Depth | Sequence[int] = 8, margin: Nonnegative = MARGIN,
+    progress: Callable[[str], None] | None = None, **options: Any,
+) -> ModelComparison:  # fmt: skip
     """Return profiles, growth rates and verdicts of several models, each over several random initializations.
 
     Arguments:

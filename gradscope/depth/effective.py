@@ -27,6 +27,7 @@ from gradscope import frames
 from gradscope.backward.cotangents import Cotangents, chosen, generator_or_default, needed_for_exact, resolved, signs
 from gradscope.backward.pulling import PullBack, pulling
 from gradscope.backward.sweep import sweep
+from gradscope.choices import checked
 from gradscope.depth.segments import Parameters, Segment, TwoNetworks, cut, initial_parameters
 from gradscope.estimates import satterthwaite
 from gradscope.forward.inputs import Forward
@@ -42,6 +43,7 @@ TOLERANCE = 1e-6
 AUTO_LAYER = 8
 
 
+@checked
 @dataclass(frozen=True)
 class EffectiveDepth:
     """Contributions to the Jacobian of a network in which the changes of lambda = 0, 1, 2, ... layers act together.
@@ -131,6 +133,7 @@ class EffectiveDepth:
         return f"effective depth {self.at()} ({low} to {high}) of {len(self.layers)} layers at {TOLERANCE:g}"
 
 
+@checked
 def effective_depth(
     model: nn.Module,
     data: Any,

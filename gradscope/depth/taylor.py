@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from gradscope import frames
+from gradscope.choices import checked
 from gradscope.depth.segments import Parameters, initial_parameters
 from gradscope.forward.inputs import Batch, Forward, LossFunction
 from gradscope.forward.layers import module_name
@@ -28,6 +29,7 @@ from gradscope.forward.replay import Passive
 from gradscope.jacobians.capture import Capture, capture
 
 
+@checked
 def taylor_losses(
     model: nn.Module,
     data: Any,

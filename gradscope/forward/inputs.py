@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any
@@ -15,7 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 Forward = Callable[[nn.Module, Any], Tensor]
+_TORCH = torch.__path__[0]
 LossFunction = Callable[[Tensor, Any], Tensor]
+
+
+class ModelError(ValueError, RuntimeError):
+    """The model does not fit the data."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,23 @@ class Batch:
         return f"Held fixed beside the samples: {', '.join(held)}." if held else None
 
     def run(self, model: nn.Module, forward: Forward | None) -> Any:
-        """``forward(model, inputs)``, or ``model(**inputs)`` for a mapping, or ``model(inputs)``."""
-        if forward is not None:
-            return forward(model, self.inputs)
-        return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
+        """``forward(model, inputs)``, or ``model(**inputs)`` for a mapping, or ``model(inputs)``.
+
+        Raises `ModelError` if the call is refused, or an operation of torch that the user's code does not call itself.
+        """
+        try:
+            if forward is not None:
+                return forward(model, self.inputs)
+            return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
+        except (RuntimeError, TypeError, LookupError) as error:
+            file = traceback.extract_tb(error.__traceback__)[-1].filename
+            if isinstance(error, torch.OutOfMemoryError) or not file.startswith((_TORCH, __file__)):
+                raise
+            kinds = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in self.tensors[:4])
+            raise ModelError(
+                f"The model{' or forward=' if forward else ''} cannot run on data of {kinds}: check shape, type and "
+                f"arguments. {type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
     def check_finite(self) -> None:
         """Raise ValueError if an input holds NaN or Inf."""
@@ -267,33 +286,3 @@ def check_devices(modules: Mapping[str, nn.Module], batch: Batch) -> None:
                     f"x is on {device}, but {f'{prefix}.{name}'.lstrip('.')!r} of the model is on {tensor.device}: "
                     f"{way}."
                 )
-
-
-def picked(output: Any) -> str | None:
-    """A sentence that says which part of a structured output is measured; None if the output is one tensor."""
-    if isinstance(output, Tensor):
-        return None
-    which = "its .logits" if isinstance(getattr(output, "logits", None), Tensor) else "its first floating-point tensor"
-    return f"The model returned {type(output).__name__}; {which} is measured."
-
-
-def first_tensor(output: Any) -> Tensor:
-    """``output.logits`` if it exists, else the first floating-point tensor with entries; TypeError if there is none."""
-    logits = getattr(output, "logits", None)
-    for tensor in (logits,) if isinstance(logits, Tensor) else leaf_tensors(output):
-        if continuous(tensor) and tensor.numel():
-            return tensor
-    raise TypeError(
-        f"The model returned {type(output).__name__} without a floating-point tensor that has entries; "
-        "give forward=, a function (model, batch) -> tensor, that picks the output to measure."
-    )
-
-
-def leaf_tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists, mappings, dataclasses and other structures of torch's pytree, in order."""
-    for leaf in pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            for field in fields(leaf):
-                yield from leaf_tensors(getattr(leaf, field.name, None))

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.forward.inputs import leaf_tensors
+from gradscope.choices import checked, stacklevel
 from gradscope.forward.layers import OUTPUT
+from gradscope.forward.outputs import leaf_tensors
 
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
@@ -52,6 +53,7 @@ class Listener(CallListener, Protocol):
 listening: ContextVar[tuple[Listener, Counter[str]] | None] = ContextVar("gradscope_tap_listener", default=None)
 
 
+@checked
 def tap(tensor: Tensor, name: str) -> Tensor:
     """Mark a tensor inside a ``forward`` as a layer called ``name``; returns the tensor itself.
 
@@ -105,14 +107,11 @@ def own_thread() -> Callable[[str], None]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The eager module inside ``torch.compile`` and data-parallel wrappers; an error if the model is sharded."""
-    return listed(model, 1)[""]
+    return listed(model)[""]
 
 
-def listed(model: nn.Module, frames: int = 0) -> dict[str, nn.Module]:
-    """Every module of the eager model by its name; that of the model itself is empty.  Raises like `unwrap`.
-
-    A warning names the line that called the caller, where ``frames`` functions in between do not count.
-    """
+def listed(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of the eager model by its name; that of the model itself is empty.  Raises like `unwrap`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     modules = dict(model.named_modules())
@@ -130,11 +129,11 @@ def listed(model: nn.Module, frames: int = 0) -> dict[str, nn.Module]:
             )
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn(
-            "The model is compiled; its eager original is measured, with the same weights.", stacklevel=3 + frames
+            "The model is compiled; its eager original is measured, with the same weights.", stacklevel=stacklevel()
         )
-        return listed(original, frames + 1)
+        return listed(original)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return listed(model.module, frames + 1)
+        return listed(model.module)
     check_parameters(modules)
     return modules
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
 
-from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous, first_tensor, picked
+from gradscope.forward.inputs import Batch, Forward, LossFunction, check_devices, continuous
 from gradscope.forward.layers import INPUT, LOSS, OUTPUT, Layer, Origin, numbered
 from gradscope.forward.lengths import Lengths, Ruler
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
+from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, random_state, state_restored
 from gradscope.forward.trunk import Vertex, vertex
@@ -266,6 +267,8 @@ def _why_not(returned: Sequence[Tensor], output: Any) -> str:
 
 
 def _per_sample_loss(loss: Tensor, batch_size: int) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn must return a tensor of losses, shape ({batch_size},); got {type(loss).__name__}.")
     if loss.is_complex():
         raise ValueError("loss_fn must return real losses; got complex ones: take .real or .abs() of them.")
     if tuple(loss.shape) != (batch_size,):

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
+from gradscope.forward.inputs import Batch, Forward, LossFunction
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
 from gradscope.forward.modules import Listener, Modules, eager, hooked, recording_gradients, tapped, tensors
+from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 
 

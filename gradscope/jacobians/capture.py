@@ -11,6 +11,7 @@ from torch import nn
 
 from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_inside, check_linear, survey
+from gradscope.choices import checked
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
@@ -59,6 +60,7 @@ class Capture(Recording):
         blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
         return tuple(remarks(self.reached, random=self.random, picked=self.picked, merged=blocks))
 
+    @checked
     def jacobian(self, source: str, target: str) -> Jacobian:
         """Jacobian of layer ``target`` with respect to layer ``source``, as an operator; see `gradscope.jacobians`.
 
@@ -86,6 +88,7 @@ class Capture(Recording):
         return describe(self)
 
 
+@checked
 def capture(
     model: nn.Module,
     data: Any,
@@ -116,7 +119,7 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
-    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target, frames=1)
+    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
     captured.lengths.read()
     return captured
 
@@ -129,13 +132,9 @@ def captured_unread(
     layers: LayerFilter | None = None,
     loss_fn: LossFunction | None = None,
     target: str | None = None,
-    frames: int = 0,
 ) -> Capture:
-    """The same, but whether all layers are finite is checked when the first number is read, with other readings.
-
-    ``frames``: functions between the caller and the line that a warning names.
-    """
-    modules = listed(model, frames)
+    """The same, but whether all layers are finite is checked when the first number is read, with other readings."""
+    modules = listed(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     try:
         recording = record(modules, batch, forward=forward, loss_fn=loss_fn)

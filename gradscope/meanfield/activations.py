@@ -9,13 +9,14 @@ from functools import cached_property
 import numpy as np
 from scipy import special
 
-from gradscope.choices import check_choice
+from gradscope.choices import Finite, check_choice, checked
 from gradscope.meanfield.callables import derivative_of, find_kinks, jumps_at
 from gradscope.meanfield.quadrature import FloatArray, Function
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
+@checked
 @dataclass(frozen=True)
 class Activation:
     """An activation phi with its derivative phi', both elementwise on float64 arrays.
@@ -31,7 +32,7 @@ class Activation:
     name: str
     function: Function
     derivative: Function
-    kinks: tuple[float, ...] = ()
+    kinks: tuple[Finite, ...] = ()
 
     def __call__(self, h: FloatArray) -> FloatArray:
         """phi(h)."""
@@ -88,7 +89,8 @@ NAMED: dict[str, Activation] = {
 }
 
 
-def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activation:
+@checked
+def as_activation(given: ActivationLike, kinks: tuple[Finite, ...] = ()) -> Activation:
     """The `Activation` for a name, for a callable on arrays, or for an `Activation` (returned unchanged).
 
     A callable must return float64.  It is differentiated by differences, with an error of about 1e-10.  Its kinks are
@@ -121,7 +123,7 @@ def as_activation(given: ActivationLike, kinks: tuple[float, ...] = ()) -> Activ
     with np.errstate(all="ignore"):
         try:
             whole = np.asarray(given(probe))
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"activation {name!r} does not take a NumPy array of float64: {error}") from error
         if whole.dtype != np.float64 and whole.dtype.kind not in "biu":
             raise ValueError(

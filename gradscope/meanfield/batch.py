@@ -20,6 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gradscope.choices import checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.maps import mean_moment, second_moment, slope_moment
 from gradscope.meanfield.quadrature import ACCURACY, FloatArray, sphere_pair
@@ -53,6 +54,7 @@ class BatchMoments:
         return self.inflation * self.centred / (self.square - self.product)
 
 
+@checked
 def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments:
     """The `BatchMoments` of an activation for a batch of ``batch_size`` samples, or of infinitely many (``math.inf``).
 

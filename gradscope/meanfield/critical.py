@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import scipy
 
-from gradscope.choices import check_nonnegative
+from gradscope.choices import Lengths, Nonnegative, Positive, checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.maps import (
     SHORT,
@@ -36,7 +35,8 @@ class CriticalPoint:
     length: float
 
 
-def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: float = 1.0) -> CriticalPoint:
+@checked
+def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
     """The point where chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] equals ``chi``, for a given bias variance.
 
     All points satisfy sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a
@@ -53,9 +53,6 @@ def critical_point(activation: ActivationLike, bias_variance: float = 0.0, chi: 
     (1.986, 0.806)
     """
     phi = as_activation(activation)
-    check_nonnegative(bias_variance=bias_variance)
-    if not (math.isfinite(chi) and chi > 0):
-        raise ValueError(f"chi must be a positive number, got {chi!r}.")
 
     def bias(log_q: npt.ArrayLike) -> FloatArray:
         """sigma_b^2 / q, for the bias variance sigma_b^2 that makes q = exp(log_q) a fixed point; NaN if not known."""
@@ -99,9 +96,8 @@ def _steep(phi: Activation, q: float) -> float:
     return slope
 
 
-def critical_line(
-    activation: ActivationLike, lengths: Sequence[float] | FloatArray | None = None
-) -> list[CriticalPoint]:
+@checked
+def critical_line(activation: ActivationLike, lengths: Lengths | None = None) -> list[CriticalPoint]:
     """The points with chi_1 = 1, one per length q*; lengths that would need a negative bias variance are left out.
 
     ``lengths`` defaults to 60 values between 1e-4 and 10.
@@ -114,7 +110,7 @@ def critical_line(
     """
     phi = as_activation(activation)
     points = []
-    for q in np.logspace(-4, 1, 60) if lengths is None else lengths:
+    for q in np.logspace(-4, 1, 60) if lengths is None else np.atleast_1d(lengths):
         weight = 1 / _steep(phi, q)
         bias = float(q) - weight * float(second_moment(phi, q))
         if bias >= -1e-12 * q:
@@ -124,7 +120,8 @@ def critical_line(
     return points
 
 
-def weight_gain(activation: ActivationLike, rate: float = 1.0, bias_variance: float = 0.0) -> float:
+@checked
+def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance: Nonnegative = 0.0) -> float:
     """The gain g at which squared gradients grow by the factor ``rate`` per layer.
 
     Weights then have standard deviation g / sqrt(fan_in), so g^2 is the weight variance of `critical_point`.
@@ -152,9 +149,8 @@ class PhaseDiagram:
     length: FloatArray
 
 
-def phase_diagram(
-    activation: ActivationLike, weight_variances: npt.ArrayLike, bias_variances: npt.ArrayLike
-) -> PhaseDiagram:
+@checked
+def phase_diagram(activation: ActivationLike, weight_variances: Lengths, bias_variances: Lengths) -> PhaseDiagram:
     """chi_1 and q* for all pairs of variances.  Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).
 
     Cost: about 25 evaluations of the length map on the whole grid.
@@ -169,9 +165,6 @@ def phase_diagram(
     """
     phi = as_activation(activation)
     weights, biases = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (weight_variances, bias_variances))
-    for name, values in (("weight_variances", weights), ("bias_variances", biases)):
-        if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise ValueError(f"{name} must be finite and >= 0, got {values.min():g} to {values.max():g}.")
     w, b = np.meshgrid(weights, biases, indexing="ij")
     q = fixed_lengths(phi, w.ravel(), b.ravel()).reshape(w.shape)
     unbounded = np.isinf(q)

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from gradscope.choices import check_nonnegative
+from gradscope.choices import Cosine, Lengths, Nonnegative, Share, checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.quadrature import ACCURACY, FloatArray, Integral, exact, expectation, gaussian, gaussian_pair
 
 SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 
 
+@checked
 @dataclass(frozen=True)
 class MeanField:
     """The mean-field maps of one layer h -> W phi(h) + b of infinite width.
@@ -47,39 +48,40 @@ class MeanField:
     keep: float
 
     def __init__(
-        self, activation: ActivationLike, weight_variance: float, bias_variance: float = 0.0, keep: float = 1.0
+        self,
+        activation: ActivationLike,
+        weight_variance: Nonnegative,
+        bias_variance: Nonnegative = 0.0,
+        keep: Share = 1.0,
     ) -> None:
-        check_nonnegative(weight_variance=weight_variance, bias_variance=bias_variance)
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep must be in (0, 1], got {keep!r}.")
         self.__dict__.update(
             activation=as_activation(activation), weight_variance=float(weight_variance),
             bias_variance=float(bias_variance), keep=float(keep),
         )  # fmt: skip
 
-    def mean_square(self, q: npt.ArrayLike) -> FloatArray:
+    def mean_square(self, q: Lengths) -> FloatArray:
         """Mean square of the activations, E[phi(sqrt(q) z)^2] / keep, for pre-activations of variance q."""
         return second_moment(self.activation, q) / self.keep
 
-    def length(self, q: npt.ArrayLike) -> FloatArray:
+    def length(self, q: Lengths) -> FloatArray:
         """The length map: variance of the next layer's pre-activations, sigma_w^2 E[phi^2] / keep + sigma_b^2."""
         return self.weight_variance * self.mean_square(q) + self.bias_variance
 
-    def covariance(self, q: float, c: float) -> float:
+    def covariance(self, q: Nonnegative, c: Cosine) -> float:
         """Covariance of the next layer's pre-activations between two samples, with independent dropout masks."""
         phi = self.activation
         product = gaussian_pair(phi.function, phi.function, math.sqrt(q), c, phi.kinks)
         return self.weight_variance * product + self.bias_variance
 
-    def correlation(self, q: float, c: float) -> float:
+    def correlation(self, q: Nonnegative, c: Cosine) -> float:
         """The correlation map: the next layer's correlation between samples that have variance q and correlation c."""
         return self.covariance(q, c) / float(self.length(q))
 
-    def chi(self, q: npt.ArrayLike) -> FloatArray:
+    def chi(self, q: Lengths) -> FloatArray:
         """Growth of a squared gradient backward through the layer, chi_1(q) = sigma_w^2 E[phi'(sqrt(q) z)^2] / keep."""
         return self.weight_variance * slope_moment(self.activation, q) / self.keep
 
-    def chi_c(self, q: float, c: float) -> float:
+    def chi_c(self, q: Nonnegative, c: Cosine) -> float:
         """Slope of the correlation map, sigma_w^2 E[phi'(u) phi'(v)] q / q', where q' is the next layer's variance.
 
         Raises:
@@ -94,7 +96,7 @@ class MeanField:
         slope = gaussian_pair(phi.derivative, phi.derivative, math.sqrt(q), c, phi.kinks)
         return self.weight_variance * slope * q / float(self.length(q))
 
-    def fixed_length(self, start: float = 1.0) -> float:
+    def fixed_length(self, start: Nonnegative = 1.0) -> float:
         """The stable fixed point q* that the length map reaches if it is iterated from ``start``.
 
         The result is 0 if lengths vanish, and ``start`` if every length is a fixed point.
@@ -116,7 +118,7 @@ class MeanField:
             )
         return float(length)
 
-    def fixed_correlation(self, q: float | None = None) -> float:
+    def fixed_correlation(self, q: Nonnegative | None = None) -> float:
         """The stable fixed point c* <= 1 of the correlation map at variance ``q`` (default: q*)."""
         q = self.fixed_length() if q is None else q
         smooth = not self.activation.jumps  # a jump makes the slope at c = 1 infinite
@@ -146,6 +148,7 @@ class MeanField:
         return DepthScales(q, c, chi_1, chi_c, _scale(chi_1), _scale(chi_c), _scale(float(slope)))
 
 
+@checked
 @dataclass(frozen=True)
 class DepthScales:
     """Fixed point (``length`` q*, ``correlation`` c*), slopes ``chi_1``, ``chi_c``, and depth scales in layers.
@@ -166,7 +169,7 @@ class DepthScales:
     correlations: float
     lengths: float
 
-    def trainable_depth(self, multiple: float = 6.0) -> float:
+    def trainable_depth(self, multiple: Nonnegative = 6.0) -> float:
         """Largest trainable depth, ``multiple`` * xi_c; Schoenholz et al. (2017) found a multiple of about 6."""
         return multiple * self.correlations
 
@@ -197,7 +200,7 @@ def slope_integral(activation: Activation, q: npt.ArrayLike) -> Integral:
 
 
 def fixed_lengths(
-    activation: Activation, weight_variance: FloatArray, bias_variance: FloatArray, start: float = 1.0
+    activation: Activation, weight_variance: FloatArray, bias_variance: FloatArray, start: Nonnegative = 1.0
 ) -> FloatArray:
     """Stable fixed points (n,) that the length maps reach from ``start``: 0 if lengths vanish, infinite if they grow.
 

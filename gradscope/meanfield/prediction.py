@@ -11,14 +11,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from gradscope.choices import check_choice, check_nonnegative
+from gradscope.choices import Cosine, Depth, Finite, Nonnegative, Positive, check_choice, checked
 from gradscope.meanfield.activations import Activation, ActivationLike
 from gradscope.meanfield.batch import batch_moments
 from gradscope.meanfield.maps import MeanField
 from gradscope.meanfield.quadrature import FloatArray, gaussian
 from gradscope.meanfield.rates import NORMS
 
+MOST_SAMPLES = 100_000  # of a batch, because sign diversity is a sum over the batch
 
+
+@checked
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer f_l = phi(norm(W f_{l-1} + b)), or one residual block skip f_{l-1} + V phi(norm(W f_{l-1} + b)).
@@ -32,21 +35,21 @@ class LayerSpec:
     """
 
     activation: Activation
-    weight_variance: float
-    bias_variance: float = 0.0
+    weight_variance: Nonnegative
+    bias_variance: Nonnegative = 0.0
     norm: str = "none"
-    branch_variance: float | None = None
-    skip_weight: float = 1.0
+    branch_variance: Nonnegative | None = None
+    skip_weight: Finite = 1.0
 
     @classmethod
+    @checked
     def of(
-        cls, activation: ActivationLike, weight_variance: float, bias_variance: float = 0.0, norm: str = "none",
-        branch_variance: float | None = None, skip_weight: float = 1.0,
+        cls, activation: ActivationLike, weight_variance: Nonnegative, bias_variance: Nonnegative = 0.0,
+        norm: str = "none", branch_variance: Nonnegative | None = None, skip_weight: Finite = 1.0,
     ) -> LayerSpec:  # fmt: skip
         """A checked `LayerSpec` from an activation's name, a callable on arrays, or an `Activation`."""
         check_choice("norm", norm, NORMS)
         mean_field = MeanField(activation, weight_variance, bias_variance)
-        check_nonnegative(branch_variance=branch_variance or 0.0)
         phi = mean_field.activation
         return cls(phi, float(weight_variance), float(bias_variance), norm, branch_variance, float(skip_weight))
 
@@ -72,8 +75,9 @@ class Prediction:
     sign_diversity: FloatArray
 
 
+@checked
 def predict(
-    layers: Sequence[LayerSpec], *, batch_size: int, mean_square: float = 1.0, correlation: float = 0.0
+    layers: Sequence[LayerSpec], *, batch_size: int, mean_square: Positive = 1.0, correlation: Cosine = 0.0
 ) -> Prediction:
     """The `Prediction` for a network of ``layers`` at infinite width, on a batch of inputs.
 
@@ -96,12 +100,8 @@ def predict(
     """
     if not layers:
         raise ValueError("predict needs at least one layer.")
-    if batch_size < 2 or not float(batch_size).is_integer():
-        raise ValueError(f"batch_size must be a whole number >= 2, got {batch_size!r}.")
-    if not (math.isfinite(mean_square) and mean_square > 0 and -1 <= correlation <= 1):
-        raise ValueError(
-            f"mean_square must be positive and correlation in [-1, 1], got {mean_square!r} and {correlation!r}."
-        )
+    if not 2 <= batch_size <= MOST_SAMPLES:
+        raise ValueError(f"batch_size must be a whole number >= 2, at most {MOST_SAMPLES:,}, got {batch_size!r}.")
     steps = [_Step(mean_square, mean_square * correlation)]
     for number, layer in enumerate(layers, start=1):
         step = _step(layer, steps[-1].mean_square, steps[-1].covariance, batch_size, top=number == len(layers))
@@ -193,9 +193,11 @@ def _centred_sign_diversity(batch_size: int) -> float:
     return 0.5 - math.sqrt(2 * variance / math.pi) / batch_size
 
 
+@checked
 def predict_mlp(
-    activation: ActivationLike, depth: int, *, batch_size: int, norm: str = "none", weight_variance: float = 1.0,
-    bias_variance: float = 0.0, mean_square: float = 1.0, correlation: float = 0.0,
+    activation: ActivationLike, depth: Depth, *, batch_size: int, norm: str = "none",
+    weight_variance: Nonnegative = 1.0, bias_variance: Nonnegative = 0.0, mean_square: Positive = 1.0,
+    correlation: Cosine = 0.0,
 ) -> Prediction:  # fmt: skip
     """The `Prediction` for ``depth`` equal layers; arguments as in `LayerSpec` and `predict`.
 

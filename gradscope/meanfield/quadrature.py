@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradscope.choices import Cosine, Finite, Lengths, Nonnegative, Numbers, checked, shown
+
 FloatArray = npt.NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]
 ACCURACY = 1e-8  # largest error that is accepted, relative to the expectation of the absolute value
@@ -162,8 +164,20 @@ def expectation(
     return Integral(*(part.reshape(shape) for part in found))
 
 
+def _check_function(name: str, function: Function) -> None:
+    """Raise ValueError if the function does not map an array to an array of numbers of the same shape."""
+    try:
+        found = np.asarray(function(np.linspace(-1.0, 1.0, 3)))
+        right = found.shape == (3,) and found.dtype.kind in "biuf"
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{name} does not take an array of float64: {error}") from error
+    if not right:
+        raise ValueError(f"{name} must map 3 numbers to 3 numbers, got {shown(found)}.")
+
+
+@checked
 def gaussian(
-    function: Function, scale: npt.ArrayLike = 1.0, kinks: Sequence[float] = (), shift: npt.ArrayLike = 0.0
+    function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: Numbers = 0.0
 ) -> FloatArray:
     """The expectation E[function(shift + scale z)] over standard normal z, for each entry of ``scale`` and ``shift``.
 
@@ -176,12 +190,14 @@ def gaussian(
     >>> gaussian(np.cos, [0.0, 1.0]).round(6)  # exp(-scale^2 / 2)
     array([1.      , 0.606531])
     """
+    _check_function("function", function)
     found = expectation(lambda h: exact(function(h)), scale, kinks, shift)
     return found.checked(f"A Gaussian expectation at standard deviation {np.max(scale):.4g}")
 
 
+@checked
 def gaussian_pair(
-    first: Function, second: Function, scale: float, correlation: float, kinks: Sequence[float] = ()
+    first: Function, second: Function, scale: Nonnegative, correlation: Cosine, kinks: Sequence[Finite] = ()
 ) -> float:
     """E[first(u) second(v)] for normal u and v with standard deviation ``scale`` and correlation ``correlation``.
 
@@ -191,6 +207,8 @@ def gaussian_pair(
     >>> round(gaussian_pair(np.sign, np.sign, 1.0, 0.5, kinks=(0.0,)), 6)  # (2 / pi) arcsin(correlation)
     0.333333
     """
+    _check_function("first", first)
+    _check_function("second", second)
     if abs(correlation) >= 1:
         sign = np.sign(correlation)
         return float(gaussian(lambda h: first(h) * second(sign * h), scale, (*kinks, *(-k for k in kinks))))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.choices import check_choice
+from gradscope.choices import Cosine, Nonnegative, Positive, check_choice, checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.batch import batch_moments
 from gradscope.meanfield.maps import SHORT, MeanField, mean_moment, second_moment, slope_moment
@@ -19,9 +19,10 @@ NORMS = ("none", "layer", "batch")
 STANDARD_VARIANCE = {"relu": 2.0, "leaky_relu": 2.0, "elu": 2.0, "gelu": 2.0, "silu": 2.0}
 
 
+@checked
 def gsc_rate(
-    activation: ActivationLike, norm: str = "none", batch_size: float | None = None, q: float | None = None, *,
-    weight_variance: float | None = None, bias_variance: float = 0.0,
+    activation: ActivationLike, norm: str = "none", batch_size: float | None = None, q: Nonnegative | None = None, *,
+    weight_variance: Nonnegative | None = None, bias_variance: Nonnegative = 0.0,
 ) -> float:  # fmt: skip
     """The growth factor of GSC per layer toward the input, for h_l = W phi(norm(h_{l-1})) + b at infinite width.
 
@@ -63,8 +64,6 @@ def gsc_rate(
             raise ValueError(f"{phi.name} is 0 on normalized inputs, so there is no rate.")
         return float(slope_moment(phi, 1.0)) / square
     length = layer.fixed_length() if q is None else q
-    if not (math.isfinite(length) and length >= 0):
-        raise ValueError(f"q must be a finite number > 0, got {q!r}.")
     if length == 0:  # phi acts like the linear map phi'(0) h
         length = SHORT
         if float(second_moment(phi, length)) == 0:
@@ -75,7 +74,8 @@ def gsc_rate(
     return float(layer.chi(length)) * length / after
 
 
-def residual_rate(branch_rate: float, dilution: float) -> float:
+@checked
+def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
     """The growth factor of GSC per residual block, (k^2 + r) / (k^2 + 1), for a branch of rate r and dilution k.
 
     k = |skip| / |branch| is a ratio of lengths, not the weight of the skip connection.  The law holds if skip and
@@ -97,6 +97,7 @@ def residual_rate(branch_rate: float, dilution: float) -> float:
     return (dilution**2 + branch_rate) / (dilution**2 + 1)
 
 
+@checked
 def standard_variance(activation: Activation) -> float:
     """The usual weight variance sigma_w^2 of an activation: He's 2 for ReLU and its relatives, LeCun's 1 otherwise.
 
@@ -106,15 +107,14 @@ def standard_variance(activation: Activation) -> float:
     return STANDARD_VARIANCE.get(activation.name, 1.0)
 
 
-def elementwise_nlc(activation: ActivationLike, q: float = 1.0) -> float:
+@checked
+def elementwise_nlc(activation: ActivationLike, q: Positive = 1.0) -> float:
     """The NLC of an activation applied to independent entries N(0, q): sqrt(q E[phi'^2] / Var[phi]).
 
     >>> round(elementwise_nlc("relu"), 4), round(elementwise_nlc("linear"), 4)
     (1.2112, 1.0)
     """
     phi = as_activation(activation)
-    if not (math.isfinite(q) and q > 0):
-        raise ValueError(f"q must be a finite number > 0, got {q!r}.")
     mean, square = float(mean_moment(phi, q)), float(second_moment(phi, q))
     variance = float(gaussian(lambda h: np.square(phi(h) - mean), math.sqrt(q), phi.kinks))
     if variance <= 1e-20 * square:
@@ -122,7 +122,8 @@ def elementwise_nlc(activation: ActivationLike, q: float = 1.0) -> float:
     return math.sqrt(q * float(slope_moment(phi, q)) / variance)
 
 
-def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float = 0.0) -> float:
+@checked
+def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cosine = 0.0) -> float:
     """The NLC of a wide network on inputs with mean square ``q`` and the given correlation between samples.
 
         NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L)
@@ -149,7 +150,8 @@ def network_nlc(layers: Sequence[MeanField], q: float = 1.0, correlation: float 
     return math.sqrt(product * spread / (p - cov))
 
 
-def log_gradient_variance(activation: ActivationLike, width: float, q: float = 1.0) -> float:
+@checked
+def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
     """The variance that one layer of width n adds to ln |J^T v|^2, over Gaussian weights, for a fixed cotangent v.
 
     To first order in 1 / n it is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.

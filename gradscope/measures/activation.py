@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradscope.choices import Nonnegative, checked
 from gradscope.estimates import Estimate, FloatArray
 from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sample_mean, sums_of_units, without_one
 
@@ -142,6 +143,7 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
         return mean_cosine(whole, left_out, nonzero)
 
 
+@checked
 @dataclass(frozen=True)
 class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
     """Fraction of pre-activations, over all samples and neurons, where phi is flat: |phi'(h)| < ``slope``.
@@ -152,7 +154,7 @@ class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
     0.25
     """
 
-    slope: float = 0.05
+    slope: Nonnegative = 0.05
 
     def parts(self, slopes: Tensor) -> Sequence[Tensor]:
         flat = reduce(torch.add, ((h.abs() < self.slope).double().sum(dim=1) for h in _blocks(slopes)))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradscope.choices import Nonnegative, checked
 from gradscope.estimates import Estimate, FloatArray
 from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sums_of_units
 
@@ -134,6 +135,7 @@ class GradientToWeight(_OfLengths, quantity="gradient_to_weight", of=GRADIENTS):
         return _norm(lengths, squares, projections).scaled(1 / weight) if weight else Estimate.exact(math.inf)
 
 
+@checked
 @dataclass(frozen=True)
 class UpdateToWeight(GradientToWeight, quantity="update_to_weight", of=GRADIENTS):
     """Relative change of the parameters in one step of gradient descent, ``learning_rate`` |g| / |w|.
@@ -143,7 +145,7 @@ class UpdateToWeight(GradientToWeight, quantity="update_to_weight", of=GRADIENTS
     0.25
     """
 
-    learning_rate: float
+    learning_rate: Nonnegative
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):

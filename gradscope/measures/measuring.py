@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import frames
+from gradscope.choices import Nonnegative, checked
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
 from gradscope.forward.modules import Modules, recording_gradients, unwrap
@@ -27,6 +28,7 @@ from gradscope.measures.samples import Statistic, quiet
 from gradscope.memory import Later, together
 
 
+@runtime_checkable
 class Measure(Protocol):
     """A statistic of one layer: a pure function with the attributes ``quantity`` (its name in frames) and ``of``.
 
@@ -68,6 +70,7 @@ Begun = Estimate | tuple[Statistic, Later]
 Found = list[tuple[str, list[Begun]]]
 
 
+@checked
 def measure(
     model: nn.Module,
     data: Any,
@@ -75,7 +78,7 @@ def measure(
     forward: Forward | None = None,
     loss_fn: LossFunction | None = None,
     measures: Sequence[Measure] | None = None,
-    learning_rate: float | None = None,
+    learning_rate: Nonnegative | None = None,
 ) -> pd.DataFrame:
     """Return statistics of the input of every nonlinearity and, with a loss, of every layer's gradient.
 

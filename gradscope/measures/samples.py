@@ -36,6 +36,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from gradscope.choices import shown
 from gradscope.estimates import UPPER, Estimate, FloatArray, freedom_of
 from gradscope.memory import Later
 
@@ -61,6 +62,9 @@ class Statistic:
 
     def __call__(self, values: Any, /) -> Estimate:
         """Return the statistic of one layer alone.  Cost: one device synchronization."""
+        tensors = values if isinstance(values, tuple) else (values,)
+        if self.of != "gradients" and not all(isinstance(t, Tensor) and t.layout is torch.strided for t in tensors):
+            raise TypeError(f"values must be a dense tensor, or for responses a pair of them, got {shown(values)}.")
         with quiet():
             found = self.estimate(*Later(self.parts(values)).arrays)
         return found(values) if isinstance(found, Statistic) else found

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradscope.choices import check_choice
+from gradscope.choices import check_choice, checked, shown
 from gradscope.estimates import Estimate
-from gradscope.forward.inputs import Batch
+from gradscope.forward.inputs import as_batch
 from gradscope.forward.modules import check_parameters, recording_gradients
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import jackknifed, sample_mean, without_one
@@ -29,6 +29,7 @@ FILLS = ("zeros", "reflect", "circular")
 GROWTH = 96  # pixels by which an image is enlarged to find a stride; a multiple of all usual strides up to 32
 
 
+@checked
 def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
     """The content of ``images`` (B, C, H, W), moved by (dx, dy) pixels.
 
@@ -58,6 +59,7 @@ def shifted(images: Tensor, shift: Shift, fill: str = "reflect") -> Tensor:
     return padded[:, :, top : top + height, left : left + width]
 
 
+@checked
 def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circular: bool = False) -> Estimate:
     """Relative difference between the feature maps of moved images and the moved feature maps of unmoved images.
 
@@ -101,6 +103,7 @@ def equivariance_error(module: nn.Module, images: Tensor, shift: Shift, *, circu
     return _relative(moved[:, :, inside], expected[:, :, inside])
 
 
+@checked
 def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Relative change of an output when the image is moved: sqrt(sum_b |f(T x_b) - f(x_b)|^2 / sum_b |f(x_b)|^2).
 
@@ -120,6 +123,7 @@ def invariance_error(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     return _relative(_run(model, shifted(images, shift, fill)), _run(model, images))
 
 
+@checked
 def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: str = "reflect") -> Estimate:
     """Fraction of images whose predicted class, the largest output, does not change when the image is moved.
 
@@ -137,6 +141,7 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     return sample_mean((before.argmax(1) == after.argmax(1)).double())
 
 
+@checked
 def contrast(model: nn.Module, images: Tensor) -> Estimate:
     """Relative distance between the outputs of two different images: sqrt(E |f(x) - f(x')|^2 / E |f(x)|^2).
 
@@ -165,6 +170,8 @@ def _relative(moved: Tensor, expected: Tensor) -> Estimate:
 def _root_of_ratio(numerator: Tensor, without_one: Tensor, squares: Tensor) -> Estimate:
     """sqrt(numerator / mean of squares); ``without_one`` (B,): the numerator without one image; ``squares``: (B,)."""
     scale = squares.mean()
+    if not torch.isfinite(scale):
+        raise ValueError("The outputs for the images are NaN or Inf, so there is no relative error: scale the images.")
     if not scale > 0:
         raise ValueError("The outputs are zero for every image, so the relative error is undefined.")
     scales = (squares.sum() - squares) / (len(squares) - 1)
@@ -181,9 +188,12 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
     """The output of one forward pass with the modes of every measurement, from the present state of the model."""
     modules = dict(model.named_modules())
     check_parameters(modules)
+    batch = as_batch(images, forward=None, loss_fn=None, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients():
-        output: Tensor = model(Batch(images).differentiable()[0].inputs)
-        return output.detach()
+        output = batch.differentiable()[0].run(model, None)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model must return one tensor, so that images can be compared, got {shown(output)}.")
+    return output.detach()
 
 
 def _maps(module: nn.Module, images: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.choices import check_choice
-from gradscope.models.layers import check_sizes, fill, unfilled
+from gradscope.choices import Size, check_choice, checked
+from gradscope.models.layers import fill, unfilled
 
 IMAGE_SHAPE = (3, 32, 32)
 INITS = ("he", "lecun", "xavier", "orthogonal")
@@ -55,12 +55,12 @@ class AlexNetA(_AlexNet):
     torch.Size([2, 10])
     """
 
+    @checked
     def __init__(
-        self, *, padding: str = "same", dropout: float = 0.5, num_classes: int = 10, init: str = "he",
+        self, *, padding: str = "same", dropout: float = 0.5, num_classes: Size = 10, init: str = "he",
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         check_choice("padding", padding, ("same", "valid"))
-        check_sizes(num_classes=num_classes)
         side = 8 if padding == "same" else 5  # 32 -> 16 -> 8, or 32 -> 28 -> 14 -> 10 -> 5
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 64, 3, padding), relu1=nn.ReLU(),
@@ -84,8 +84,8 @@ class AlexNetB(_AlexNet):
     ['conv1', 'relu1', 'pool1', 'conv2']
     """
 
-    def __init__(self, *, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None) -> None:
-        check_sizes(num_classes=num_classes)
+    @checked
+    def __init__(self, *, num_classes: Size = 10, init: str = "he", generator: torch.Generator | None = None) -> None:
         layers = OrderedDict[str, nn.Module](
             conv1=_conv(3, 96, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
             conv2=_conv(96, 80, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2),

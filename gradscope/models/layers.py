@@ -1,8 +1,8 @@
-"""What all models share: checks of sizes, and layers whose weights an initializer fills later."""
+"""What all models share: layers whose weights an initializer fills later."""
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -10,20 +10,17 @@ from torch import nn
 
 from gradscope import initializers
 
+MOST_WEIGHTS = 2**28  # of a layer: 1 GB in float32
 Layer = TypeVar("Layer", bound=nn.Module)
-
-
-def check_sizes(**sizes: object) -> None:
-    """Raise TypeError or ValueError for the first size that is not an integer of at least 1; the message names it."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral):
-            raise TypeError(f"{name} must be an integer of at least 1, got {size!r}.")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
 def unfilled(kind: type[Layer], *sizes: int, **options: Any) -> Layer:
     """A CPU layer with uninitialized parameters; for small layers twice as fast as `torch.nn.utils.skip_init`."""
+    if math.prod(sizes) > MOST_WEIGHTS:
+        raise ValueError(
+            f"A layer of sizes {sizes} has more than {MOST_WEIGHTS:,} weights: choose a smaller width, in_features, "
+            "in_channels, out_features or num_classes."
+        )
     layer = kind(*sizes, **options, device="meta")
     for name, parameter in tuple(layer.named_parameters(recurse=False)):
         setattr(layer, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")))

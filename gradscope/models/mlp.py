@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import initializers
-from gradscope.choices import check_choice, check_nonnegative
-from gradscope.models.layers import check_sizes, unfilled
+from gradscope.choices import Depth, Finite, Nonnegative, Size, check_choice, checked
+from gradscope.models.layers import unfilled
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
@@ -97,10 +96,11 @@ class MLP(nn.Module):
     (torch.Size([4, 2]), ['0', '1', '2'])
     """
 
+    @checked
     def __init__(
-        self, *, depth: int, width: int, activation: str = "relu", norm: str = "none", residual: str = "none",
-        skip_weight: float = 1.0, init: str = "auto", weight_variance: float | None = None, bias: bool = False,
-        bias_variance: float = 0.0, in_features: int | None = None, out_features: int | None = None,
+        self, *, depth: Depth, width: Size, activation: str = "relu", norm: str = "none", residual: str = "none",
+        skip_weight: Finite = 1.0, init: str = "auto", weight_variance: Nonnegative | None = None, bias: bool = False,
+        bias_variance: Nonnegative = 0.0, in_features: Size | None = None, out_features: Size | None = None,
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -109,18 +109,12 @@ class MLP(nn.Module):
         check_choice("residual", residual, RESIDUALS)
         check_choice("init", init, INITS)
         in_features = width if in_features is None else in_features
-        check_sizes(depth=depth, width=width, in_features=in_features)
-        if out_features is not None:
-            check_sizes(out_features=out_features)
-        if not isinstance(skip_weight, (int, float)) or not math.isfinite(skip_weight):
-            raise ValueError(f"skip_weight must be a finite number, got {skip_weight!r}.")
         mirrored = init == "looks_linear"
         if mirrored and (activation != "relu" or norm != "none" or residual != "none" or width % 2):
             raise ValueError(
                 "init='looks_linear' needs activation='relu', norm='none', residual='none' and an even width, got "
                 f"activation={activation!r}, norm={norm!r}, residual={residual!r}, width={width}."
             )
-        check_nonnegative(weight_variance=weight_variance or 0.0, bias_variance=bias_variance)
         if bias_variance and not bias:
             raise ValueError(f"bias_variance={bias_variance!r} needs bias=True.")
         if weight_variance is not None and init != "auto":

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradscope.choices import check_choice
+from gradscope.choices import Depth, Size, check_choice, checked
 from gradscope.models.alexnet import INITS
-from gradscope.models.layers import check_sizes, fill, unfilled
+from gradscope.models.layers import fill, unfilled
 
 NORMS = ("batch", "none")
 RESIDUALS = ("identity", "none")
@@ -64,11 +64,11 @@ class ResNet(nn.Sequential):
     (torch.Size([2, 10]), 2)
     """
 
+    @checked
     def __init__(
-        self, *, depth: int = 20, width: int = 16, residual: str = "identity", norm: str = "batch",
-        in_channels: int = 3, num_classes: int = 10, init: str = "he", generator: torch.Generator | None = None,
+        self, *, depth: Depth = 20, width: Size = 16, residual: str = "identity", norm: str = "batch",
+        in_channels: Size = 3, num_classes: Size = 10, init: str = "he", generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        check_sizes(depth=depth, width=width, in_channels=in_channels, num_classes=num_classes)
         if depth < 8 or (depth - 2) % (2 * STAGES):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, ...), got {depth}.")
         check_choice("residual", residual, RESIDUALS)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gradscope.checks.levels import freedom, limit, nearest, scale
+from gradscope.choices import stacklevel
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -200,4 +201,4 @@ def _expected(values: FloatArray, place: int) -> tuple[float, float]:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, MonitorWarning, stacklevel=3)
+    warnings.warn(message, MonitorWarning, stacklevel=stacklevel())

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradscope.forward.inputs import leaf_tensors
+from gradscope.forward.outputs import leaf_tensors
 from gradscope.forward.trunk import Vertex
 
 # Operations that ignore the old values of the tensor they write to, and operations whose result has no values yet.

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
+from gradscope.choices import PathLike, Share, Size, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
@@ -37,6 +38,7 @@ GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named lik
 LOSS, GRADIENT, PROBE = "loss", "gradient", "probe batch"  # where the monitor looks for non-finite numbers
 
 
+@checked
 class Monitor:
     """Records GSC and layer statistics while a model trains, and warns of problems; each warning names the layer.
 
@@ -95,25 +97,12 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data: Any,
-        *,
-        every: Every = 100,
-        statistics_every: Every | None = None,
-        probes: int | str = 2,
-        layers: Any = None,
-        forward: Forward | None = None,
-        max_overhead: float | None = 0.03,
-        loss_fn: LossFunction | None = None,
-        on_nonfinite: str = "raise",
-        check_every: int | None = None,
-        save_to: str | Path | None = None,
-        report: Callable[[pd.DataFrame], None] | None = None,
-        sinks: Iterable[Any] = (),
-        total_steps: int | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+        self, model: nn.Module, data: Any, *, every: Every = 100, statistics_every: Every | None = None,
+        probes: int | str = 2, layers: Any = None, forward: Forward | None = None, max_overhead: Share | None = 0.03,
+        loss_fn: LossFunction | None = None, on_nonfinite: str = "raise", check_every: int | None = None,
+        save_to: PathLike | None = None, report: Callable[[pd.DataFrame], None] | None = None, sinks: Any = (),
+        total_steps: Size | None = None, clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES
         if not (few or probes == "exact"):
             raise ValueError(f'probes must be a whole number from 1 to {MOST_PROBES} or "exact", got {probes!r}.')
@@ -292,7 +281,7 @@ class Monitor:
         remarks = [self.schedule.thinning, self._records.thinning]
         if any(remarks) and not self._thinned and not distributed.rank():
             self._thinned = True
-            warnings.warn(" ".join(filter(None, remarks)), MonitorWarning, stacklevel=4)
+            warnings.warn(" ".join(filter(None, remarks)), MonitorWarning, stacklevel=stacklevel())
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:

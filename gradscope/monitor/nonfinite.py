@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from gradscope.choices import checked
 from gradscope.distributed import parallel
-from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
+from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import LOSS, OUTPUT
 from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
+from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
@@ -48,6 +50,7 @@ class Fault:
         return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
+@checked
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
 ) -> Fault | None:

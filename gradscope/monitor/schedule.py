@@ -6,8 +6,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from statistics import median
+from typing import Annotated
 
-Every = int | str
+from gradscope.choices import Range
+
+Every = Annotated[int | str, Range('a whole number >= 1 or "log"', lambda n: n == "log" or (n is not True and n >= 1))]
 
 # OTHERS: how many ordinary steps the running median covers.  DIFFERENCES: how many delays after records are kept.
 # FEWEST: how many values a median needs before it is used.
@@ -33,15 +36,7 @@ class Schedule:
         clock: Callable[[], float] = time.perf_counter,
         total_steps: int | None = None,
     ) -> None:
-        for name, every in periods.items():
-            counted = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-            if not (counted or every == "log"):
-                raise ValueError(f'{name} must be a whole number >= 1 or "log", got {every!r}.')
-        if max_overhead is not None and not 0 < max_overhead <= 1:
-            raise ValueError(f"max_overhead must be in (0, 1] or None, got {max_overhead!r}.")
         self.periods, self.max_overhead, self.clock = periods, max_overhead, clock
-        if total_steps is not None and not total_steps >= 1:
-            raise ValueError(f"total_steps must be a whole number >= 1 or None, got {total_steps!r}.")
         self.total_steps, self.skipped = total_steps, 0
         self._last: dict[str, int] = {}  # the step of the last measurement of each kind
         self._checks = 0.0

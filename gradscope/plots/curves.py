@@ -13,7 +13,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from gradscope.choices import checked, shown
 from gradscope.frames import NETWORK
+from gradscope.meanfield import Prediction
 from gradscope.plots.drawing import (
     DASHES,
     NOTE_WIDTH,
@@ -36,6 +38,7 @@ MARKERS = "os^Dv"
 NUM_MARKERS = 12  # a predicted curve has about this many markers
 
 
+@checked
 def profile(
     data: Any, *, hue: str | None = None, style: str | None = None,
     notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None,
@@ -69,6 +72,7 @@ def profile(
     return ax
 
 
+@checked
 def named_profile(
     data: Any, *, hue: str | None = None, notes: Mapping[tuple[str, ...], str] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -90,6 +94,7 @@ def named_profile(
     return ax
 
 
+@checked
 def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axes:
     """The Axes of `profile`, with thin lines and markers of predicted log10 GSC added in the network's color.
 
@@ -105,6 +110,8 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     """
     if not isinstance(predicted, pd.DataFrame):
         each = predicted if isinstance(predicted, Mapping) else {"": predicted}
+        if not each or not all(isinstance(one, Prediction) for one in each.values()):
+            raise TypeError(f"predicted must be a Prediction, a dict of these, or a frame, got {shown(predicted)}.")
         predicted = pd.concat(
             pd.DataFrame({"log10_value": one.log10_gsc[::-1], NETWORK: str(name)}).reset_index(
                 names="depth_from_output"
@@ -135,6 +142,7 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     return ax
 
 
+@checked
 def statistic(
     data: Any, quantity: str, *, log10: bool = False, hue: str | None = None, style: str | None = None,
     ax: Axes | None = None,

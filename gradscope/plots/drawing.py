@@ -205,6 +205,8 @@ def label_ends(ax: Axes, labels: Sequence[tuple[str, float, float, Color]]) -> N
 
     The texts keep the order of the ends and do not overlap.
     """
+    if not labels:
+        return
     ax.autoscale_view()
     box, inverse = ax.get_window_extent(), ax.transAxes.inverted()
     probe = ax.text(0, 0, "Ag", fontsize="small")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from gradscope.choices import Finite, checked
 from gradscope.meanfield import PhaseDiagram
 from gradscope.plots.drawing import DIVERGING, CellText, axes, name_layers
 from gradscope.plots.rows import LABELS, MEASURED, finite_limits, growth_table, one_network, require, rows_of
@@ -16,6 +17,7 @@ MAX_ANNOTATED = 12
 LEAST_LIMIT = 0.05  # of log10 rates, so that the colors of stable networks are pale
 
 
+@checked
 def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None = None) -> Axes:
     """Axes with chi_1 against weight and bias variance, the critical line chi_1 = 1, and measured networks.
 
@@ -61,8 +63,9 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
     return ax
 
 
+@checked
 def matrix(
-    data: Any, *, limits: tuple[float, float] | None = None, colorbar: bool = True, ax: Axes | None = None
+    data: Any, *, limits: tuple[Finite, Finite] | None = None, colorbar: bool = True, ax: Axes | None = None
 ) -> Axes:
     """Axes with a heat map of log10 GSC from every source (column) to every target (row), averaged over seeds.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from gradscope.choices import listed, require
 from gradscope.coefficients.growth import Growth, growth
 from gradscope.frames import NETWORK, SCHEMA, to_last_target
 
@@ -25,7 +26,6 @@ LABELS = {
 MEASURED = "gradscope.gsc(model, data).to_frame()"
 RECORDED = "gradscope.Monitor(...).to_frame()"
 STATISTICS = "gradscope.measure(model, data)"
-MOST_LISTED = 8
 Z95 = 1.96
 LN10 = float(np.log(10))
 
@@ -51,7 +51,10 @@ def frame_of(data: Any) -> pd.DataFrame:
     if isinstance(data, Mapping):
         return _joined(_named(frame_of(part), str(name)) for name, part in data.items())
     if isinstance(data, Sequence) and not isinstance(data, str):
-        parts = [frame_of(part) for part in data]
+        try:
+            parts = [frame_of(part) for part in data]
+        except RecursionError:
+            raise ValueError("A plot takes no list that is nested this deeply: give a list of results.") from None
         return _joined(part if "seed" in part else part.assign(seed=seed) for seed, part in enumerate(parts))
     if hasattr(data, "to_frame") and not isinstance(data, type):
         return frame_of(data.to_frame())
@@ -70,22 +73,6 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     if not (frames := list(parts)):
         raise ValueError("There is nothing to draw: the list or dict is empty.")
     return pd.concat(frames, ignore_index=True)
-
-
-def require(frame: pd.DataFrame, names: Sequence[str], maker: str) -> None:
-    """ValueError that names the columns the frame lacks, and the call that makes such a frame."""
-    if lacking := [name for name in names if name not in frame]:
-        columns = "column" if len(lacking) == 1 else "columns"
-        raise ValueError(
-            f"The frame lacks the {columns} {listed(lacking)}; it has {listed(frame.columns)}. Draw a frame of {maker}."
-        )
-
-
-def listed(names: Iterable[object]) -> str:
-    """The names in quotes, the first few of them if there are many."""
-    words = [repr(name) for name in names]
-    rest = len(words) - MOST_LISTED
-    return ", ".join(words[:MOST_LISTED]) + (f" and {rest} more" if rest > 0 else "") if words else "none"
 
 
 def rows_of(data: Any, quantity: str, *needed: str, maker: str = STATISTICS) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from gradscope.choices import Finite, checked
 from gradscope.plots.drawing import (
     DIVERGING,
     axes,
@@ -49,8 +50,9 @@ MAX_SPARSE = 20  # curves of at most this many points have markers
 ZERO_COLOR, MISSING_COLOR = "black", "0.7"  # zero has no logarithm; neither color is in the color maps
 
 
+@checked
 def evolution(
-    data: Any, quantity: str = "gsc", *, limits: tuple[float, float] | None = None, colorbar: bool = True,
+    data: Any, quantity: str = "gsc", *, limits: tuple[Finite, Finite] | None = None, colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Axes with a heat map of a quantity's log10, averaged over seeds: layers (input on top) against steps.
@@ -96,6 +98,7 @@ def evolution(
     return ax
 
 
+@checked
 def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with log10 GSC of every layer to the last target, at the first and at the last record.
 
@@ -127,6 +130,7 @@ def before_after(data: Any, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked
 def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     """Axes with one line per layer: the geometric mean of a quantity over seeds, on a logarithmic scale, against steps.
 
@@ -175,6 +179,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked
 def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
     """Axes with a training metric against steps: the mean over seeds, with bands of one standard deviation.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from gradscope.choices import checked
 from gradscope.plots.curves import MAX_DIRECT_LABELS
 from gradscope.plots.drawing import (
     MAX_CHARACTERS,
@@ -29,6 +30,7 @@ OTHER = (5, "D")
 RATES = "gradscope.growth: columns rate, rate_low, rate_high and verdict, one row per network"
 
 
+@checked
 def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) -> Axes:
     """Axes with measured rates and 95 % intervals against 1 / width, and mean field as a star at infinite width.
 
@@ -79,6 +81,7 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
     return ax
 
 
+@checked
 def rates(data: Any, *, ax: Axes | None = None) -> Axes:
     """Axes with the growth rate of each network, its 95 % interval and its verdict.
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gradscope import frames
+from gradscope.choices import PathLike, checked
 from gradscope.coefficients.growth import growth as grown
 from gradscope.report import charts, sections, tables, words
 from gradscope.report.sections import Section
@@ -17,9 +18,10 @@ from gradscope.report.writing import require_packages, write
 MOST_CURVES = 8  # networks in one chart; more are shown by their rates only
 
 
+@checked
 def report_frame(
     frame: pd.DataFrame,
-    path: str | Path = "report.html",
+    path: PathLike = "report.html",
     *,
     growth: pd.DataFrame | None = None,
     theory: pd.DataFrame | None = None,

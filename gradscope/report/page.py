@@ -17,7 +17,8 @@ from gradscope.backward.cotangents import Probes
 from gradscope.checks.against_theory import compare as compared
 from gradscope.checks.comparison import Comparison
 from gradscope.checks.report import FAILED, Report
-from gradscope.checks.self_check import check as checked
+from gradscope.checks.self_check import check as self_test
+from gradscope.choices import PathLike, checked
 from gradscope.coefficients.growth import Growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.profiles import Profile
@@ -37,10 +38,11 @@ PAIRS, COMPARISON = "Pairs of layers were not measured.", "Layers were not compa
 TESTS = "The self-test did not run."
 
 
+@checked
 def report(
     model: nn.Module,
     data: Any,
-    path: str | Path = "report.html",
+    path: PathLike = "report.html",
     *,
     forward: Forward | None = None,
     loss_fn: LossFunction | None = None,
@@ -111,7 +113,7 @@ def report(
         statistics = pd.concat(measured, ignore_index=True) if measured else None
         tests = check if isinstance(check, Report) else None
         if check is True:
-            tests = _tried(lambda: checked(model, data, **about), TESTS, refused)
+            tests = _tried(lambda: self_test(model, data, **about), TESTS, refused)
         comparison = compare if isinstance(compare, Comparison) else None
         if compare is True:
             comparison = _tried(lambda: compared(model, inputs, **options), COMPARISON, refused)

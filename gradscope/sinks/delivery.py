@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pandas as pd
 
+from gradscope.choices import checked, require, shown, stacklevel
+
 Values = Mapping[str, float]
 
 FORBIDDEN = re.compile(r"[^/\w.\- ]")  # not allowed in names of MLflow metrics, such as the # of "layer#2"
+MOST_SINKS = 1000
 MOST_FAILURES = 3  # in a row; then a sink is given up, because each attempt may wait for a server
 
 
@@ -55,7 +59,7 @@ class _Outlet:
     failures: int = 0
     reported: bool = False
 
-    def attempt(self, action: Callable[[], object], level: int) -> None:
+    def attempt(self, action: Callable[[], object]) -> None:
         """Run the action; an error causes a warning, unless this sink caused one before."""
         try:
             action()
@@ -70,10 +74,11 @@ class _Outlet:
                     f"Sink {name} failed: {type(error).__name__}: {str(error)[:200]}. Training continues. Later "
                     f"records are still sent, until {MOST_FAILURES} in a row fail; no further warning follows.",
                     SinkWarning,
-                    stacklevel=level,
+                    stacklevel=stacklevel(),
                 )
 
 
+@checked
 class Sinks:
     """Sends named values to all sinks of a run; a sink that fails never stops a training.
 
@@ -97,15 +102,15 @@ class Sinks:
     3 {'loss': 0.5}
     """
 
-    def __init__(self, targets: Iterable[Any] = ()) -> None:
-        targets = [targets] if isinstance(targets, str) else list(targets)
+    def __init__(self, targets: Any = ()) -> None:
         self._outlets: list[_Outlet] = []
-        for target in targets:
+        several = isinstance(targets, Iterable) and not isinstance(targets, str)
+        for target in islice(targets, MOST_SINKS) if several else [targets]:
             way = next((name for name in WAYS if callable(getattr(target, name, None))), None)
             if way is None:
                 raise TypeError(
                     f"sinks must be a list of objects with write(step, values), log(values, step=), log_metrics or "
-                    f"add_scalar, such as gs.sinks.TensorBoard(folder) or a run of wandb; got {target!r:.80}."
+                    f"add_scalar, such as gs.sinks.TensorBoard(folder) or a run of wandb; got {shown(target)}."
                 )
             self._outlets.append(_Outlet(target, WAYS[way]))
 
@@ -115,7 +120,7 @@ class Sinks:
     def write(self, step: int, values: Values) -> None:
         """Send the values of a step to every sink."""
         for outlet in self._outlets:
-            outlet.attempt(partial(outlet.send, outlet.target, step, values), level=4)
+            outlet.attempt(partial(outlet.send, outlet.target, step, values))
         self._outlets = [outlet for outlet in self._outlets if outlet.failures < MOST_FAILURES]
 
     def close(self, error: BaseException | None = None) -> None:
@@ -123,9 +128,10 @@ class Sinks:
         outlets, self._outlets = self._outlets, []
         for outlet in outlets:
             if outlet.send is WAYS["write"] and callable(end := getattr(outlet.target, "close", None)):
-                outlet.attempt(partial(end, error), level=4)
+                outlet.attempt(partial(end, error))
 
 
+@checked
 def values_of(frame: pd.DataFrame) -> dict[str, float]:
     """Return the numbers of a monitor record by name: ``log10_gsc/layer`` for GSC, ``quantity/layer`` for the rest.
 
@@ -133,6 +139,7 @@ def values_of(frame: pd.DataFrame) -> dict[str, float]:
     >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))
     {'gradient_norm/conv1': 0.5}
     """
+    require(frame, ["quantity", "layer", "value", "log10_value"], "gradscope.Monitor(...).to_frame()")
     rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
     return dict(
         (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import pandas as pd
 
+from gradscope.choices import PathLike, checked
 from gradscope.files import written
 from gradscope.sinks.delivery import Values, allowed
 
@@ -20,6 +21,7 @@ MOST_METRICS, MOST_PARAMS = 1000, 100  # that MLflow accepts at once
 _numbers = itertools.count()  # distinguish the event files of one process
 
 
+@checked
 class TensorBoard:
     """Writes scalars to an event file in ``folder``; each record is on disk when `write` returns.
 
@@ -37,7 +39,7 @@ class TensorBoard:
     >>> sink.close()
     """
 
-    def __init__(self, folder: str | Path, begin: int | None = None) -> None:
+    def __init__(self, folder: PathLike, begin: int | None = None) -> None:
         import tensorboard.summary.writer.record_writer  # noqa: F401 - a missing package is reported before training
 
         self.folder, self.begin = Path(folder), begin
@@ -54,7 +56,7 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        events = [Event(step=step, summary=summary)]
+        events = [Event(step=int(step), summary=summary)]
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             place = f"{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
@@ -80,6 +82,7 @@ class TensorBoard:
             file.close()
 
 
+@checked
 class MLflow:
     """Writes metrics to a run of MLflow, which is created at once.
 

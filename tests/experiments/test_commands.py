@@ -127,12 +127,12 @@ def test_a_typo_on_the_command_line_ends_without_a_traceback():
     ("override", "message"),
     [
         ("model.activation=rellu", r"activation must be one of .*; did you mean 'relu'\?"),
-        ("model.depth=0", r"depth must be at least 1, got 0"),
+        ("model.depth=0", r"depth must be an integer from 1 to 100,000, got 0"),
         ("mode=training", r"mode must be train or eval, got 'training'"),
         ("dtype=float8", r"dtype must be one of float32"),
         ("data.batch_size=0", r"data\.batch_size must be at least 1, got 0"),
         ("probes=0", r'probes must be a whole number >= 1, "exact", "auto" or gs\.Deflated\(rank, num\); got 0'),
-        ("rtol=2", r"rtol is a relative standard error between 0 and 1"),
+        ("rtol=2", r"rtol must be a number between 0 and 1"),
         ("device=cuda:99", r"device=cuda:99 cannot be used here"),
     ],
 )

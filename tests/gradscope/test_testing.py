@@ -97,7 +97,7 @@ def test_qm_norm():
         (lambda m, x: gs.testing.assert_growth(m, x), "(?s)at least 6 layers.*gs.testing.assert_total"),
         (lambda m, x: gs.testing.assert_total(m, x, low=2, high=1), "low and high"),
         (lambda m, x: gs.testing.assert_no_collapse(m, x[:1]), "at least two"),
-        (lambda m, x: gs.testing.assert_no_collapse(m, x, most=2), r"most must be in \(0, 1\], got 2"),
+        (lambda m, x: gs.testing.assert_no_collapse(m, x, most=2), r"most must be a number in \(0, 1\], got 2"),
     ],
 )
 def test_refusals(call, message):

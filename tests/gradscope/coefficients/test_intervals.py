@@ -138,7 +138,7 @@ def test_a_higher_level_makes_a_wider_interval():
     (low, high), (lower, higher) = profile.interval(0.68), profile.interval(0.99)
     assert (lower[:-1] < low[:-1]).all()
     assert (high[:-1] < higher[:-1]).all()
-    with pytest.raises(ValueError, match=r"level must lie between 0 and 1, such as 0\.95; got 95"):
+    with pytest.raises(ValueError, match=r"level must be a number between 0 and 1, such as 0\.05 or 0\.95, got 95"):
         profile.interval(95)
 
 

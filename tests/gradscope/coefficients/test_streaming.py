@@ -161,14 +161,14 @@ def test_an_interrupted_stream_returns_what_it_has():
 
 @pytest.mark.parametrize("rtol", [0, -0.1, 1, 1.5, math.nan])
 def test_rtol_out_of_range(rtol):
-    with pytest.raises(ValueError, match=r"rtol is a relative standard error between 0 and 1, such as 0\.02; got"):
+    with pytest.raises(ValueError, match=r"rtol must be a number between 0 and 1, such as 0\.05 or 0\.95 or None, got"):
         gs.gsc(mlp(), noise(8, 6), rtol=rtol)
 
 
 def test_budgets_out_of_range():
-    with pytest.raises(ValueError, match=r"max_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"max_samples must be an integer of at least 1 or None, got 0"):
         gs.gsc(mlp(), [noise(8, 6)], max_samples=0)
-    with pytest.raises(ValueError, match=r"max_seconds must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"max_seconds must be a finite number > 0 or None, got -1"):
         gs.gsc(mlp(), [noise(8, 6)], max_seconds=-1)
 
 

@@ -169,7 +169,7 @@ def test_models_without_a_rate():
         (({}, DATA), ValueError, "at least one model"),
         (({"a": Scaled}, iter([DATA])), ValueError, "data is an iterator, which only the first network could read"),
         (({"a": lambda: 3}, DATA), TypeError, "factory of 'a' must return a torch.nn.Module, got int"),
-        (({"a": Scaled}, DATA[:, :5]), RuntimeError, "shapes"),
+        (({"a": Scaled}, DATA[:, :5]), ValueError, "'a' with seed 0 cannot be measured: .*shapes"),
         (({"a": lambda: nn.Flatten()}, DATA), ValueError, "'a' with seed 0 cannot be measured: Flatten has no param"),
     ],
 )
@@ -177,5 +177,5 @@ def test_mistakes(arguments, error, message):
     with pytest.raises(error, match=message):
         gs.compare_models(*arguments, seeds=2)
     for seeds in (0, [], [1, 1]):
-        with pytest.raises(ValueError, match="different seeds"):
+        with pytest.raises(ValueError, match="seeds"):
             gs.compare_models({"a": Scaled}, DATA, seeds=seeds)

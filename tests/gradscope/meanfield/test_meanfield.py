@@ -265,7 +265,7 @@ def test_residual_laws():
         (lambda: mf.LayerSpec.of("relu", 2.0, branch_variance=-1.0), "branch_variance.*-1"),
         (lambda: mf.as_activation(lambda h: h / h.sum()), "not elementwise"),
         (lambda: mf.as_activation(lambda h: np.log(np.where(h < 0, 0, h + 1))), "not finite at -8"),
-        (lambda: mf.as_activation(7), "callable.*int"),
+        (lambda: mf.as_activation(7), "given must be .* a function of 1 argument .* got 7"),
         (lambda: mf.as_activation("relu", kinks=(1.0,)), "kinks"),
         (lambda: mf.batch_moments(np.ones_like, 8), "ones_like.*constant"),
         (lambda: mf.critical_point("relu", 0.1), "relu.*bias_variance=0.1"),

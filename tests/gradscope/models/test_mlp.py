@@ -202,8 +202,8 @@ def test_without_a_generator_the_global_seed_decides():
 @pytest.mark.parametrize(
     ("name", "value", "nearest"),
     [
-        ("activation", "rellu", "relu"), ("activation", ["relu"], "relu"), ("norm", "bach", "batch"),
-        ("norm", None, "none"), ("residual", "yes", None), ("init", "lecum", "lecun"), ("init", "kaiming", None),
+        ("activation", "rellu", "relu"), ("norm", "bach", "batch"), ("norm", "None", "none"),
+        ("residual", "yes", None), ("init", "lecum", "lecun"), ("init", "kaiming", None),
     ],
 )  # fmt: skip
 def test_for_unknown_names_the_nearest_is_suggested(name, value, nearest):

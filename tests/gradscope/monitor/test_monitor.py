@@ -445,9 +445,9 @@ def test_of_layers_that_nothing_passes_the_last_is_named():
     ("options", "message"),
     [
         ({"every": 0}, 'every must be a whole number >= 1 or "log", got 0'),
-        ({"statistics_every": 1.5}, 'statistics_every must be a whole number >= 1 or "log", got 1.5'),
+        ({"statistics_every": 1.5}, 'statistics_every must be a whole number >= 1 or "log" or None, got 1.5'),
         ({"probes": 5}, "probes must be a whole number from 1 to 4"),
-        ({"max_overhead": 0}, r"max_overhead must be in \(0, 1\]"),
+        ({"max_overhead": 0}, r"max_overhead must be a number in \(0, 1\] or None"),
         ({"check_every": 0}, "check_every must be a whole number >= 1 or None, got 0"),
         ({"on_nonfinite": "stop"}, 'on_nonfinite must be "raise" or "warn"'),
     ],

@@ -1,0 +1,1 @@
+"""Calls of the public functions, and odd values for their arguments."""
