@@ -48,7 +48,7 @@ from benchmarks.tables.provenance import manifest
 
 OUTPUT = Path("results/benchmarks")
 LIBRARY = str(Path(gs.__file__).parent)
-USERS = {str(Path(module.__file__)) for module in (alike, calls, values)}
+USERS = {str(module.__file__) for module in (alike, calls, values)}
 SECONDS = 60  # of CPU time, so that other work on the machine does not count
 MOST_BYTES = 8 << 30  # of memory
 FAILURES = ("raw", "unnamed", "nan", "hang")

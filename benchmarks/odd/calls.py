@@ -57,7 +57,8 @@ def result(name: str) -> Any:
             {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8, "quantity": "gsc",
              "log10_value": [1.0, 0.0], "target": "b"}
         )  # fmt: skip
-    return {"profile": gs.gsc, "matrix": gs.gsc_matrix, "capture": gs.capture}[name](mlp(), noise(4, 6))
+    makers: dict[str, Callable[..., Any]] = {"profile": gs.gsc, "matrix": gs.gsc_matrix, "capture": gs.capture}
+    return makers[name](mlp(), noise(4, 6))
 
 
 def operator() -> gs.LinearOperator:
@@ -180,7 +181,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         models.ResNet, depth=8, width=4, residual="identity", norm="batch", in_channels=3, num_classes=2, init="he",
         generator=None,
     ),
-    "Activation": call(lambda **options: meanfield.Activation(**options)(0.5), name="a", function=np.sin,
+    "Activation": call(lambda **options: meanfield.Activation(**options)(np.array(0.5)), name="a", function=np.sin,
                        derivative=np.cos, kinks=()),
     "LayerSpec": call(
         lambda **options: meanfield.predict([meanfield.LayerSpec(**options)], batch_size=8),

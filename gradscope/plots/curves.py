@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gradscope.choices import checked, shown
+from gradscope.choices import checked, require, shown
 from gradscope.frames import NETWORK
 from gradscope.meanfield import Prediction
 from gradscope.plots.drawing import (
@@ -30,7 +30,7 @@ from gradscope.plots.drawing import (
     reference,
     whole_numbers,
 )  # fmt: skip
-from gradscope.plots.rows import LABELS, curve_names, growth_words, gsc_rows, hue_of, require, rows_of, summary
+from gradscope.plots.rows import LABELS, curve_names, growth_words, gsc_rows, hue_of, rows_of, summary
 
 MAX_DIRECT_LABELS = 8
 MAX_NAMED_LAYERS = 24  # with more layers, `profile` shows more than `named_profile`

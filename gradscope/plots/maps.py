@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
-from gradscope.choices import Finite, checked
+from gradscope.choices import Finite, checked, require
 from gradscope.meanfield import PhaseDiagram
 from gradscope.plots.drawing import DIVERGING, CellText, axes, name_layers
-from gradscope.plots.rows import LABELS, MEASURED, finite_limits, growth_table, one_network, require, rows_of
+from gradscope.plots.rows import LABELS, MEASURED, finite_limits, growth_table, one_network, rows_of
 
 MAX_ANNOTATED = 12
 LEAST_LIMIT = 0.05  # of log10 rates, so that the colors of stable networks are pale

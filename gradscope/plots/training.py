@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from gradscope.choices import Finite, checked
+from gradscope.choices import Finite, checked, listed, require
 from gradscope.plots.drawing import (
     DIVERGING,
     axes,
@@ -35,9 +35,7 @@ from gradscope.plots.rows import (
     growth_words,
     gsc_rows,
     hue_of,
-    listed,
     one_network,
-    require,
     rows_of,
     summary,
 )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.choices import checked
+from gradscope.choices import checked, require
 from gradscope.plots.curves import MAX_DIRECT_LABELS
 from gradscope.plots.drawing import (
     MAX_CHARACTERS,
@@ -22,7 +22,7 @@ from gradscope.plots.drawing import (
     next_colors,
     reference,
 )
-from gradscope.plots.rows import frame_of, growth_table, gsc_rows, hue_of, require
+from gradscope.plots.rows import frame_of, growth_table, gsc_rows, hue_of
 
 # Number in the caller's cycle of colors, and marker, of each verdict; the markers distinguish verdicts without color.
 VERDICTS = {"exploding": (3, "^"), "vanishing": (0, "v"), "stable": (2, "o"), "undecided": (7, "s")}
