@@ -217,13 +217,10 @@ def lsuv(
 
         return hook
 
-    handles = [layer.register_forward_hook(scale(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
-            batch.differentiable()[0].run(model, forward)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+        for name, layer in layers.items():
+            layer.register_forward_hook(scale(name), with_kwargs=True)  # removed with the other changes of the pass
+        batch.differentiable()[0].run(model, forward)
     return found
 
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradscope.interrupts import interruptible
+
 FloatArray = npt.NDArray[np.float64]
 
 # Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
@@ -99,17 +101,21 @@ class _Waiting(threading.local):
 _waiting = _Waiting()
 
 
-class together:  # noqa: N801 - used like a function
+class together(interruptible):  # noqa: N801 - used like a function
     """Context in which all tensors that wait (`Later`) are copied to the CPU as soon as one of them is needed.
 
-    Contexts may be nested: the outermost one counts.  What waits at an error is forgotten, with its checks.
+    Contexts may be nested: the outermost one counts.  What waits at an error is forgotten, with its checks.  The
+    context is entered twice, as every `interruptible`.
     """
 
-    def __enter__(self) -> None:
+    def _keep(self) -> None:
+        self.depth = _waiting.depth
+
+    def _change(self) -> None:
         _waiting.depth += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _waiting.depth -= 1
+    def _restore(self, kind: type[BaseException] | None) -> None:
+        _waiting.depth = self.depth
         if kind or not _waiting.depth:
             _waiting.here[:] = [(depth, later) for depth, later in _waiting.here if depth <= _waiting.depth]
 

@@ -170,7 +170,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         ):  # checkpointed layers run again during the sweep
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
-    with together():
+    with together() as whole, whole:
         pairs, stopped = (measure(data), "end of data") if batches is None else accumulate(batches, measure, options)
     error = largest_error(pairs, samples=streaming)
     if options.rtol is not None and not streaming:

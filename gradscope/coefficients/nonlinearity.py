@@ -94,7 +94,7 @@ def nlc(
         found.lengths.read()  # what waits keeps its graph in memory
         return found
 
-    with together():
+    with together() as whole, whole:
         # The graphs of all batches of a stream may not fit into memory, so each pass is recorded twice.
         only = [captured(data)] if streamed is None else []
         inputs, targets = zip(*map(_values, only or map(read, batches)), strict=True)

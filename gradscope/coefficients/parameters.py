@@ -76,7 +76,7 @@ def parameter_gsc(
     >>> profile.layers
     ('layers.0.linear', 'layers.1.linear', 'layers.2.linear')
     """
-    with together():
+    with together() as whole, whole:
         captured = captured_unread(model, data, forward=forward, loss_fn=loss_fn, target=target)
         owners = owned_parameters(captured.replay.modules)
         cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))

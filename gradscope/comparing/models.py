@@ -210,7 +210,7 @@ def _measured(
     known: set[bytes] = set()
     equal = []
     for seed in seeds:
-        with same_draws(None, seed):
+        with same_draws(None, seed) as draws, draws:
             model = factory()
             if not isinstance(model, nn.Module):
                 raise TypeError(f"The factory of {name!r} must return a torch.nn.Module, got {type(model).__name__}.")

@@ -25,6 +25,7 @@ from gradscope.forward.inputs import Batch, Forward, LossFunction
 from gradscope.forward.layers import module_name
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.replay import Passive
+from gradscope.interrupts import interruptible
 from gradscope.jacobians.capture import Capture, capture
 
 
@@ -63,7 +64,7 @@ def taylor_losses(
     replaced, rows = set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())
-        with recording_gradients():
+        with interruptible() as whole, whole, recording_gradients():
             batch, _ = captured.replay.batch.differentiable()
             losses = loss_fn(_expanded(captured, batch, before, replaced), batch.labels).detach()
         rows.append((name, float(losses.double().mean()), _error(losses)))

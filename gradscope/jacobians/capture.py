@@ -18,6 +18,7 @@ from gradscope.forward.recorder import Recording, record
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import merged, units
+from gradscope.interrupts import interruptible
 from gradscope.jacobians.description import Description, describe, remarks
 from gradscope.jacobians.jacobian import Jacobian
 
@@ -116,9 +117,12 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
-    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target, frames=1)
-    captured.lengths.read()
-    return captured
+    with interruptible() as whole, whole:
+        captured = captured_unread(
+            model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target, frames=1
+        )
+        captured.lengths.read()
+        return captured
 
 
 def captured_unread(

@@ -129,7 +129,7 @@ def measure(
             "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
             "add one, such as gs.measures.GradientNorm()."
         )
-    with together(), quiet():
+    with together() as whole, whole, quiet():
         return begun(model, data, chosen, forward=forward, loss_fn=loss_fn)()
 
 

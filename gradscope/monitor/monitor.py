@@ -223,7 +223,7 @@ class Monitor:
     def _record(self, number: int, kind: str, strict: bool) -> None:
         begin, self._recorded = self.schedule.clock(), number
         self.alarms.first_lengths |= self.weights.first_norms()
-        with same_draws(dict(self.model.named_modules())), together():
+        with same_draws(dict(self.model.named_modules())) as draws, draws, together() as reads, reads:
             weights = self.weights.begun(number)
             frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
         frame.insert(0, "step", number)

@@ -1,0 +1,188 @@
+"""Ctrl-C at any instruction of a measurement: what is left in the model, in torch and in the process.
+
+    python -m benchmarks.interrupts [--count 2000] [--seed 0] [--only PATTERN] [--output FOLDER]
+
+Each measurement of `benchmarks.interrupting.subjects` is interrupted in these ways, in turn:
+
+- raised: a trace function raises KeyboardInterrupt at an instruction of gradscope or of contextlib.
+- interrupt_main: a trace function calls `_thread.interrupt_main` (PyErr_SetInterrupt) at an instruction of any Python
+  function, of torch and pandas, too.
+- raised while cleaning, interrupt_main while cleaning: the same, only in functions that enter, leave or restore
+  something, and in the generators of context managers.
+- signal: another process sends SIGINT at a random moment.
+- signals: another process sends four, within 4 ms, as somebody does who presses Ctrl-C again and again.
+
+For an instruction, the function is drawn first, and then one of the times that it runs an instruction.  So rare
+functions are met as often as those of loops.  Afterwards no hook may be left or lost, and nothing may be changed
+(`benchmarks.interrupting.states`).  The same measurement, run again, must have the numbers of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+
+from benchmarks.interrupting.states import differences, hooks, state
+from benchmarks.interrupting.subjects import SUBJECTS, data, numbers, quietly
+from benchmarks.interrupting.ways import ACTIONS, ALL, OWN, Instructions, handling, sender
+from benchmarks.tables.provenance import manifest
+
+OUTPUT = Path("results/benchmarks")
+CALLERS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu"),
+}
+TRACED = {
+    "raised": (OWN, False), "interrupt_main": (ALL, False),
+    "raised while cleaning": (OWN, True), "interrupt_main while cleaning": (ALL, True),
+}  # fmt: skip
+WAYS = (*TRACED, "signal", "signals")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+FAILURES = ("hooks_left", "state_changed", "wrong_result", "wrong_afterwards")
+
+
+class Subject:
+    """A measurement on one network, which is interrupted again and again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        make, self.measurement = SUBJECTS[name]
+        self.model, self.x = make(), data()
+        self.expected: dict[str, tuple[Any, float]] = {}
+        self.traces: dict[tuple[str, str], Instructions] = {}
+
+    def run(self) -> Any:
+        """One measurement: its numbers, or its error."""
+        try:
+            return numbers(quietly(self.measurement, self.model, self.x))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:300]
+
+    def undisturbed(self, caller: str) -> tuple[Any, float]:
+        """The numbers and the seconds of a measurement that nothing interrupts."""
+        if caller not in self.expected:
+            self.run()  # the first use imports parts of torch
+            begin = time.perf_counter()
+            found = self.run()
+            self.expected[caller] = found, time.perf_counter() - begin
+        return self.expected[caller]
+
+    def trace(self, way: str, caller: str, chance: random.Random) -> Instructions:
+        """A trace that interrupts at a random instruction."""
+        if (way, caller) not in self.traces:
+            scope, cleaning = TRACED[way]
+            self.traces[way, caller] = Instructions(scope, cleaning=cleaning)
+            self.traces[way, caller].count(self.run)
+        trace = self.traces[way, caller]
+        trace.choose(chance, ACTIONS[way.partition(" ")[0]])
+        return trace
+
+
+def one(subject: Subject, way: str, caller: str, chance: random.Random, send: Callable[..., Any]) -> dict[str, Any]:
+    """Interrupt one measurement; returns a row of the table."""
+    with CALLERS[caller]():
+        expected, seconds = subject.undisturbed(caller)
+        model, x = subject.model, subject.x
+        trace = subject.trace(way, caller, chance) if way in TRACED else None
+        held, before = sorted(hooks(model, x)), state(model, x)
+        ended, found = "finished", None
+        try:
+            if trace is not None:
+                found = trace.run(subject.run)
+            else:
+                delays = [chance.random() * seconds] + [chance.random() * 2e-3 for _ in range(3 * (way == "signals"))]
+                found = send(subject.run, delays)
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        left = Counter(hooks(model, x))
+        left.subtract(held)
+        changed = differences(before, state(model, x))
+        wrong = "" if ended == "interrupted" or _same(found, expected) else f"result: {found}"[:300]
+        again = subject.run()
+        wrong_next = "" if _same(again, expected) else f"next result: {again}"[:300]
+    return {
+        "measurement": subject.name, "way": way, "caller": caller, "where": trace.happened if trace else "",
+        "ended": ended, "hooks_left": sum(map(abs, left.values())), "state_changed": len(changed),
+        "wrong_result": bool(wrong), "wrong_afterwards": bool(wrong_next),
+        "detail": "; ".join(filter(None, [*changed, wrong, wrong_next])),
+    }  # fmt: skip
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Whether numbers are equal up to rounding, which depends on where tensors lie in memory, and words are equal.
+
+    A stream that was interrupted has a result of its own, which says so.
+    """
+    if found == expected or "interrupted" in str(found):
+        return True
+    words, numbers_ = zip(
+        *((NUMBER.sub("", str(each)), NUMBER.findall(str(each))) for each in (found, expected)), strict=True
+    )
+    return words[0] == words[1] and np.allclose(*(np.array(each, float) for each in numbers_), rtol=1e-6, atol=1e-9)
+
+
+def campaign(count: int, seed: int, only: str = "", ways: tuple[str, ...] = WAYS) -> Iterator[dict[str, Any]]:
+    """The rows of ``count`` interrupted measurements.  A network that is not as before is built anew."""
+    names = [name for name in SUBJECTS if re.search(only, name)]
+    subjects: dict[str, Subject] = {}
+    chance = random.Random(seed)
+    sys.unraisablehook, before = lambda *_: None, sys.unraisablehook  # interrupts while Python closes a generator
+    try:
+        with handling(), sender() as send:
+            for number in range(count):
+                name, way = names[number % len(names)], ways[number // len(names) % len(ways)]
+                caller = chance.choice(list(CALLERS))
+                subject = subjects.get(name) or subjects.setdefault(name, Subject(name))
+                row = one(subject, way, caller, chance, send)
+                if any(row[failure] for failure in FAILURES):
+                    del subjects[name]
+                yield row
+    finally:
+        sys.unraisablehook = before
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the campaign, write one row per measurement, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="interrupt the measurements whose name this pattern finds")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args(arguments)
+    begin, rows, console = time.perf_counter(), [], Console()
+    for row in campaign(options.count, options.seed, options.only):
+        rows.append(row)
+        if any(row[failure] for failure in FAILURES):
+            console.print(row, markup=False, highlight=False, soft_wrap=True)
+        if len(rows) % 100 == 0:
+            console.print(f"{len(rows)} measurements, {time.perf_counter() - begin:.0f} s")
+    frame = pd.DataFrame(rows)
+    counts = {name: int(frame[name].sum()) for name in FAILURES}
+    about = manifest(
+        measurements=len(frame), interrupted=int((frame["ended"] == "interrupted").sum()), failures=counts,
+        seed=options.seed, seconds=round(time.perf_counter() - begin, 1),
+    )  # fmt: skip
+    options.output.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(options.output / "interrupts.csv", index=False)
+    (options.output / "interrupts.json").write_text(json.dumps(about, indent=2) + "\n")
+    console.print({"measurements": len(frame), "interrupted": about["interrupted"]} | counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Ctrl-C during a measurement, which may come at any instruction: also while a context is entered or left.
+
+Python calls the handler of SIGINT between two instructions of the main thread.  If the handler raises while a context
+manager puts something in place or removes it, hooks stay in the model, or torch stays in another mode.  So an interrupt
+waits until no context manager inside the measurement is being entered or left, and no module is being imported.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, Self
+
+import torch
+
+WAITS_FOR = {"__enter__", "__exit__", "__del__", "_find_and_load"}
+MOST_SECONDS = 1.0  # then something blocks, and is interrupted all the same
+RETRY_SECONDS = 1e-3
+
+
+class interruptible:  # noqa: N801 - used like a function, as the context managers of torch are
+    """Context that changes something and restores it, at whichever instruction the code inside is interrupted.
+
+    The context is entered twice, ``with interruptible() as whole, whole``, and `_change` runs at the second entry.  So
+    if an exception interrupts one exit, the other one restores all.  Signals do not interrupt the exits: they wait.
+    Inside, `torch.inference_mode` is off; afterwards, it and the gradient mode are as before.  Subclasses restore more.
+    Threads other than the main one are never interrupted.
+    """
+
+    ready = done = False
+    handler: Any = None  # the handler of SIGINT before; None if this context has not replaced it
+    frame: FrameType | None = None
+    since: float | None = None  # when the interrupt came that is waiting
+
+    def __enter__(self) -> Self:
+        if not self.ready:  # nothing is changed before the second entry
+            self.graded, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            self.mode = torch.inference_mode(False)
+            self._keep()
+            self.ready = True
+        else:
+            self._handle(sys._getframe(1))
+            if self.inference:
+                self.mode.__enter__()
+            self._change()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if self.done:
+            return
+        if torch.is_inference_mode_enabled() != self.inference:
+            self.mode.__exit__(kind, error, None)
+        self._restore(kind)
+        torch.set_grad_enabled(self.graded)
+        if self.handler is not None and signal.getsignal(signal.SIGINT) == self._interrupted:
+            signal.signal(signal.SIGINT, self.handler)
+        self.frame, self.done = None, True
+
+    def _keep(self) -> None:
+        """Remember what `_restore` needs."""
+
+    def _change(self) -> None:
+        """Change what the code inside needs."""
+
+    def _restore(self, kind: type[BaseException] | None) -> None:
+        """Restore everything; called again if it was interrupted.  ``kind``: the type of the error inside, if any."""
+
+    def _handle(self, frame: FrameType) -> None:
+        """Handle SIGINT until the exit, unless an outer context does so, or it has no handler of Python."""
+        if threading.get_ident() != threading.main_thread().ident:
+            return
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and not isinstance(getattr(handler, "__self__", None), interruptible):
+            self.frame, self.handler = frame, handler
+            signal.signal(signal.SIGINT, self._interrupted)
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Call the handler that was there before, at once or a little later."""
+        self.since = time.monotonic() if self.since is None else self.since
+        inside = frame
+        while inside not in (self.frame, None) and inside.f_code.co_name not in WAITS_FOR:
+            inside = inside.f_back
+        if inside in (self.frame, None) or time.monotonic() - self.since > MOST_SECONDS:
+            self.since = None
+            self.handler(number, frame)
+        else:
+            _thread.start_new_thread(_again, ())
+
+
+def _again() -> None:
+    """Interrupt the main thread after a pause.  A `threading.Timer` takes locks that the main thread may hold."""
+    time.sleep(RETRY_SECONDS)
+    _thread.interrupt_main()
