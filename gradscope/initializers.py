@@ -17,6 +17,7 @@ from gradscope.choices import check_choice
 from gradscope.forward.inputs import Forward, as_batch
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
+from gradscope.interrupts import interruptible
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
 from gradscope.meanfield.rates import STANDARD_VARIANCE
 from gradscope.probes import orthonormal
@@ -194,7 +195,9 @@ def lsuv(
     layers = weighted(model)
     for layer in layers.values():
         orthogonal(layer.weight, generator=generator)
-    batch, found = as_batch(data, forward=forward, loss_fn=None), dict[str, float]()
+    found: dict[str, float] = {}
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=None)
 
     def scale(name: str) -> Callable[..., Any]:
         def hook(layer: Weighted, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:

@@ -12,14 +12,17 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from types import FrameType
 from typing import Any, Self
 
 import torch
+from torch.autograd import forward_ad
 
 WAITS_FOR = {"__enter__", "__exit__", "__del__", "_find_and_load"}
 MOST_SECONDS = 1.0  # then something blocks, and is interrupted all the same
 RETRY_SECONDS = 1e-3
+DEVICES = ("cpu", "cuda")  # whose autocast is restored
 
 
 class interruptible:  # noqa: N801 - used like a function, as the context managers of torch are
@@ -27,8 +30,8 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
 
     The context is entered twice, ``with interruptible() as whole, whole``, and `_change` runs at the second entry.  So
     if an exception interrupts one exit, the other one restores all.  Signals do not interrupt the exits: they wait.
-    Inside, `torch.inference_mode` is off; afterwards, it and the gradient mode are as before.  Subclasses restore more.
-    Threads other than the main one are never interrupted.
+    Inside, `torch.inference_mode` is off.  Afterwards, the modes of torch and the filters of warnings are as before.
+    Subclasses restore more.  Threads other than the main one are never interrupted.
     """
 
     ready = done = False
@@ -38,8 +41,8 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
 
     def __enter__(self) -> Self:
         if not self.ready:  # nothing is changed before the second entry
-            self.graded, self.inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-            self.mode = torch.inference_mode(False)
+            self.inference, self.mode = torch.is_inference_mode_enabled(), torch.inference_mode(False)
+            self.settings = _settings()
             self._keep()
             self.ready = True
         else:
@@ -55,7 +58,7 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
         if torch.is_inference_mode_enabled() != self.inference:
             self.mode.__exit__(kind, error, None)
         self._restore(kind)
-        torch.set_grad_enabled(self.graded)
+        _restore(self.settings)
         if self.handler is not None and signal.getsignal(signal.SIGINT) == self._interrupted:
             signal.signal(signal.SIGINT, self.handler)
         self.frame, self.done = None, True
@@ -89,6 +92,33 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
             self.handler(number, frame)
         else:
             _thread.start_new_thread(_again, ())
+
+
+def _settings() -> tuple[Any, ...]:
+    """The gradient mode, autocast, numbers of modes and levels that are open, and the filters of warnings."""
+    return (
+        torch.is_grad_enabled(),
+        [torch.is_autocast_enabled(device) for device in DEVICES],
+        torch._C._len_torch_dispatch_stack(),
+        torch._C._len_torch_function_stack(),
+        forward_ad._current_level,
+        warnings.filters,
+    )
+
+
+def _restore(settings: tuple[Any, ...]) -> None:
+    """Close what an interrupted context has left open, and restore the other settings."""
+    graded, autocast, dispatching, functions, level, filters = settings
+    while torch._C._len_torch_dispatch_stack() > dispatching:
+        torch._C._pop_torch_dispatch_stack()
+    while torch._C._len_torch_function_stack() > functions:
+        torch._C._pop_torch_function_stack()
+    while forward_ad._current_level > level:
+        forward_ad.exit_dual_level()
+    torch.set_grad_enabled(graded)
+    for device, enabled in zip(DEVICES, autocast, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+    warnings.filters = filters
 
 
 def _again() -> None:

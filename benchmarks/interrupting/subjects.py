@@ -187,6 +187,8 @@ def numbers(result: Any) -> Any:
     if hasattr(result, "to_frame"):
         result = result.to_frame()
     if isinstance(result, pd.DataFrame):
+        # The mean of normalized values is zero up to rounding, and its logarithm is anything.
+        result = result.drop(columns=[name for name in result if name.startswith("log10")])
         return [stopped, *([repr(value) for value in row] for row in result.itertuples(index=False))]
     return result if isinstance(result, str) else repr(result)
 

@@ -92,7 +92,8 @@ class Instructions:
 
 def _cleans(code: CodeType) -> bool:
     """Whether a function enters, leaves or restores something; also the generators of context managers."""
-    return code.co_name in CLEANING or bool(code.co_flags & inspect.CO_GENERATOR)
+    generates = code.co_flags & inspect.CO_GENERATOR and code.co_name != "<genexpr>"
+    return code.co_name in CLEANING or bool(generates)
 
 
 def _raise() -> None:
@@ -107,23 +108,20 @@ ALL = ("/",)
 @contextlib.contextmanager
 def sender() -> Iterator[Callable[[Run, list[float]], Any]]:
     """Another process that sends SIGINT after given delays; yields a function that runs a measurement under them."""
-    process = subprocess.Popen([sys.executable, "-c", SENDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
-    came, out = process.stdin, process.stdout
+    command, pipe = [sys.executable, "-c", SENDER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        came, out = process.stdin, process.stdout
 
-    def run(measurement: Run, delays: list[float]) -> Any:
-        came.write(" ".join(map(str, delays)) + "\n")
-        came.flush()
-        try:
-            return measured(measurement)
-        finally:
-            out.readline()  # until then signals come, which do not interrupt here
+        def run(measurement: Run, delays: list[float]) -> Any:
+            came.write(" ".join(map(str, delays)) + "\n")
+            came.flush()
+            try:
+                return measured(measurement)
+            finally:
+                out.readline()  # until then signals come, which do not interrupt here
 
-    try:
         yield run
-    finally:
-        came.close()
-        process.wait()
 
 
 def handling() -> contextlib.AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ from gradscope.forward.layers import LOSS, OUTPUT
 from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
+from gradscope.interrupts import interruptible
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
@@ -87,7 +88,8 @@ def _first(
     """As `first_nonfinite`; ``of_input``: whether the gradient of the input counts."""
     model = unwrap(model)
     modules = dict(model.named_modules())
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients(), eager(modules):
         differentiable, inputs = batch.differentiable()
         search = _Search(modules, inputs)

@@ -301,24 +301,40 @@ def test_a_call_in_another_thread_is_refused_and_leaves_the_model_right():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in outer.modules())
 
 
-def test_threads_that_measure_one_model_get_the_numbers_of_one_thread():
+def recorded(model, x):
+    with gs.Monitor(model, x, probes="exact") as monitor:
+        monitor.record()
+    frame = monitor.to_frame()
+    return frame.loc[frame["quantity"] == "gsc", "log10_value"].to_numpy()
+
+
+def coefficients(model, x):
+    return gs.gsc(model, x).log10_values
+
+
+@pytest.mark.parametrize("measures", [[coefficients] * 3, [coefficients, recorded]], ids=["gsc", "gsc and monitor"])
+def test_threads_that_measure_one_model_get_the_numbers_of_one_thread(measures):
     torch.manual_seed(0)
     parts = [part for _ in range(8) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))]
-    model, x, found = nn.Sequential(*parts).double(), noise(6, 8), []
-    expected, before, state = gs.gsc(model, x).log10_values, copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    interval = sys.getswitchinterval()
+    model, x, found = nn.Sequential(*parts).double(), noise(6, 8), {n: [] for n, _ in enumerate(measures)}
+    expected, before = [measure(model, x) for measure in measures], copy.deepcopy(model.state_dict())
+    state, interval = torch.get_rng_state(), sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=lambda: found.extend(gs.gsc(model, x) for _ in range(3))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda n=n, own=own: found[n].extend(own(model, x) for _ in range(3)))
+            for n, own in enumerate(measures)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert len(found) == 9
-    for profile in found:
-        np.testing.assert_array_equal(profile.log10_values, expected)
+    for n, numbers in enumerate(expected):
+        assert len(found[n]) == 3
+        for each in found[n]:
+            np.testing.assert_array_equal(each, numbers)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
 
