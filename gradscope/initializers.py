@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from gradscope.choices import check_choice
 from gradscope.forward.inputs import Forward, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
-from gradscope.interrupts import interruptible
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
 from gradscope.meanfield.rates import STANDARD_VARIANCE
 from gradscope.probes import orthonormal

@@ -13,8 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradscope.interrupts import interruptible
-
 FloatArray = npt.NDArray[np.float64]
 
 # Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
@@ -101,23 +99,31 @@ class _Waiting(threading.local):
 _waiting = _Waiting()
 
 
-class together(interruptible):  # noqa: N801 - used like a function
+class together:  # noqa: N801 - used like a function
     """Context in which all tensors that wait (`Later`) are copied to the CPU as soon as one of them is needed.
 
-    Contexts may be nested: the outermost one counts.  What waits at an error is forgotten, with its checks.  The
-    context is entered twice, as every `interruptible`.
+    Contexts may be nested: the outermost one counts.  What waits at an error is forgotten, with its checks.
     """
 
-    def _keep(self) -> None:
-        self.depth = _waiting.depth
-
-    def _change(self) -> None:
+    def __enter__(self) -> None:
         _waiting.depth += 1
 
-    def _restore(self, kind: type[BaseException] | None) -> None:
-        _waiting.depth = self.depth
-        if kind or not _waiting.depth:
-            _waiting.here[:] = [(depth, later) for depth, later in _waiting.here if depth <= _waiting.depth]
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind or _waiting.depth == 1:
+            leave(_waiting.depth - 1)
+        else:
+            _waiting.depth -= 1
+
+
+def opened() -> int:
+    """The number of contexts `together` that are open in this thread."""
+    return _waiting.depth
+
+
+def leave(depth: int) -> None:
+    """Leave the contexts `together` inside the outermost ``depth`` ones, and forget what waits there."""
+    _waiting.depth = depth
+    _waiting.here[:] = [(own, later) for own, later in _waiting.here if own <= depth]
 
 
 class Later:

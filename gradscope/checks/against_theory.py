@@ -23,8 +23,8 @@ from gradscope.checks.siblings import STRUCTURE, Deviation, odd_numbers, odd_str
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import unwrap
-from gradscope.interrupts import interruptible
 from gradscope.meanfield import LayerSpec, Prediction, predict, standard_variance
 from gradscope.meanfield.activations import NAMED
 

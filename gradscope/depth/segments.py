@@ -17,11 +17,11 @@ from torch.utils import _pytree as pytree
 
 from gradscope.backward.readings import lengths
 from gradscope.backward.route import Read, Readings, TrunkRoute
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import INPUT, Layer, numbered
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Passive
 from gradscope.forward.trunk import find_trunk
-from gradscope.interrupts import interruptible
 from gradscope.jacobians.capture import Capture
 from gradscope.memory import Workspace
 

@@ -22,10 +22,10 @@ from torch.autograd import forward_ad
 from gradscope import frames
 from gradscope.depth.segments import Parameters, initial_parameters
 from gradscope.forward.inputs import Batch, Forward, LossFunction
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import module_name
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.replay import Passive
-from gradscope.interrupts import interruptible
 from gradscope.jacobians.capture import Capture, capture
 
 

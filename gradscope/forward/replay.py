@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction, first_tensor
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
 from gradscope.forward.modules import Listener, Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.state import alone, state_restored
-from gradscope.interrupts import interruptible
 
 
 @dataclass(frozen=True)

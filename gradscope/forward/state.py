@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, attach, held, listening, own_thread
-from gradscope.interrupts import interruptible
 
 # One measurement at a time in a process: threads share the model, the random state and the filters of warnings.
 alone = threading.RLock()

@@ -12,13 +12,13 @@ from torch import nn
 from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import Recording, record
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import merged, units
-from gradscope.interrupts import interruptible
 from gradscope.jacobians.description import Description, describe, remarks
 from gradscope.jacobians.jacobian import Jacobian
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradscope import frames
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures import activation, gradient
@@ -129,7 +130,7 @@ def measure(
             "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
             "add one, such as gs.measures.GradientNorm()."
         )
-    with together() as whole, whole, quiet():
+    with interruptible() as whole, whole, together(), quiet():
         return begun(model, data, chosen, forward=forward, loss_fn=loss_fn)()
 
 

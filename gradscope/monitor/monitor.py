@@ -23,7 +23,6 @@ from gradscope.forward.state import alone, same_draws
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning
-from gradscope.monitor.nonfinite import NonFiniteError
 from gradscope.monitor.probe_batch import coefficients, statistics
 from gradscope.monitor.records import Records
 from gradscope.monitor.schedule import Every, Schedule
@@ -224,8 +223,7 @@ class Monitor:
     def _record(self, number: int, kind: str, strict: bool) -> None:
         begin, self._recorded = self.schedule.clock(), number
         self.alarms.first_lengths |= self.weights.first_norms()
-        modules = dict(self.model.named_modules())
-        with alone, same_draws(modules) as draws, draws, together() as reads, reads:
+        with alone, same_draws(dict(self.model.named_modules())) as draws, draws, together():
             weights = self.weights.begun(number)
             frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
         frame.insert(0, "step", number)
@@ -298,5 +296,5 @@ class Monitor:
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:
-            raise NonFiniteError(message) from cause
+            raise nonfinite.NonFiniteError(message) from cause
         self.alarms.once("nonfinite", what, step, message)

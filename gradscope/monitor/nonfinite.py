@@ -14,11 +14,11 @@ from torch.autograd.graph import get_gradient_edge
 
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, first_tensor
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT
 from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
-from gradscope.interrupts import interruptible
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"

@@ -22,8 +22,8 @@ from gradscope.coefficients.growth import Growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, stream
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import unwrap
-from gradscope.interrupts import interruptible
 from gradscope.measures.measuring import GRADIENT_MEASURES, measure
 from gradscope.monitor.monitor import Monitor
 from gradscope.report import sections, words

@@ -103,9 +103,9 @@ def test_what_waits_is_copied_together_in_its_shapes_and_types(monkeypatch):
     copies, own = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor.numel()) or own(tensor))
     shared = torch.arange(6).reshape(2, 3)
-    with together() as outer, outer:
+    with together():
         first = Later([shared, torch.tensor(True), torch.ones(2, dtype=torch.float16, requires_grad=True)])
-        with together() as inner, inner:
+        with together():
             second = Later([torch.zeros(0, 4), shared])
         assert [array.tolist() for array in second.arrays] == [[], [[0, 1, 2], [3, 4, 5]]]
         assert [array.tolist() for array in first.arrays] == [[[0, 1, 2], [3, 4, 5]], 1, [1, 1]]
@@ -123,7 +123,7 @@ def test_checks_follow_the_copy_and_are_forgotten_with_an_error():
         called.append(name)
         raise ValueError(name)
 
-    with pytest.raises(ValueError, match="first"), together() as read, read:
+    with pytest.raises(ValueError, match="first"), together():
         failing, other = Later([torch.ones(1)]), Later([torch.ones(1)])
         failing.then(lambda: check("first"))
         other.then(lambda: check("second"))
@@ -131,8 +131,8 @@ def test_checks_follow_the_copy_and_are_forgotten_with_an_error():
         _ = other.arrays
     assert called == ["first", "second"]  # each of them, once
     called.clear()
-    with together() as outer, outer:
-        with pytest.raises(KeyError), together() as inner, inner:
+    with together():
+        with pytest.raises(KeyError), together():
             Later([torch.ones(1)]).then(lambda: check("forgotten"))
             raise KeyError
         assert Later([torch.ones(1)]).arrays and called == []

@@ -19,6 +19,8 @@ from typing import Any, Self
 import torch
 from torch.autograd import forward_ad
 
+from gradscope.memory import leave, opened
+
 WAITS_FOR = {"__enter__", "__exit__", "__del__", "_find_and_load"}
 MOST_SECONDS = 1.0  # then something blocks, and is interrupted all the same
 RETRY_SECONDS = 1e-3
@@ -95,26 +97,29 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
 
 
 def _settings() -> tuple[Any, ...]:
-    """The gradient mode, autocast, numbers of modes and levels that are open, and the filters of warnings."""
+    """The gradient mode, autocast, numbers of modes, levels and contexts that are open, and the filters of warnings."""
     return (
         torch.is_grad_enabled(),
         [torch.is_autocast_enabled(device) for device in DEVICES],
         torch._C._len_torch_dispatch_stack(),
         torch._C._len_torch_function_stack(),
         forward_ad._current_level,
+        opened(),
         warnings.filters,
     )
 
 
 def _restore(settings: tuple[Any, ...]) -> None:
     """Close what an interrupted context has left open, and restore the other settings."""
-    graded, autocast, dispatching, functions, level, filters = settings
+    graded, autocast, dispatching, functions, level, reading, filters = settings
     while torch._C._len_torch_dispatch_stack() > dispatching:
         torch._C._pop_torch_dispatch_stack()
     while torch._C._len_torch_function_stack() > functions:
         torch._C._pop_torch_function_stack()
     while forward_ad._current_level > level:
         forward_ad.exit_dual_level()
+    if opened() > reading:
+        leave(reading)
     torch.set_grad_enabled(graded)
     for device, enabled in zip(DEVICES, autocast, strict=True):
         torch.set_autocast_enabled(device, enabled)
