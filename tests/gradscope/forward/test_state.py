@@ -1,5 +1,6 @@
 """A model is left as it was: attributes, containers, generators and buffers, under Ctrl-C and with several threads."""
 
+import contextlib
 import copy
 import itertools
 import random
@@ -190,13 +191,14 @@ class KeepingBackward(nn.Module):
         return self.c(h + checkpoint(self.part, h, use_reentrant=False))
 
 
+INITIAL = KeepingBackward()
 BACKWARD = {
     "gsc": gs.gsc,
     "matrix": gs.gsc_matrix,
     "parameters": gs.parameter_gsc,
     "nlc": gs.nlc,
     "measure": lambda model, x: gs.measure(model, (x, x), loss_fn=lambda output, labels: output.square().sum(1)),
-    "depth": lambda model, x: gs.effective_depth(model, x, initial=copy.deepcopy(model.state_dict())),
+    "depth": lambda model, x: gs.effective_depth(model, x, initial=INITIAL),
     "nonfinite": gs.first_nonfinite,
     "check": gs.check,
     "coupled": lambda model, x: gs.capture(model.eval(), x).coupled,
@@ -208,12 +210,14 @@ BACKWARD = {
 
 
 @pytest.mark.filterwarnings("ignore:Only 2 layers lie on the trunk")
+@pytest.mark.parametrize("caller", [contextlib.nullcontext, torch.inference_mode])
 @pytest.mark.parametrize("measure", BACKWARD.values(), ids=BACKWARD.keys())
-def test_no_backward_pass_changes_the_model(measure):
+def test_no_backward_pass_changes_the_model(measure, caller):
     torch.manual_seed(0)
-    model = KeepingBackward()
+    model, x = KeepingBackward(), noise(6, 4)
     before = copy.deepcopy(model.state_dict())
-    result = measure(model, noise(6, 4))
+    with caller():
+        result = measure(model, x)
     assert (model.calls, model.seen, hasattr(model, "kept")) == (0, [], False)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     if measure is gs.check:
