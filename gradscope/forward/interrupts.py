@@ -86,14 +86,20 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         """Call the handler that was there before, at once or a little later."""
         self.since = time.monotonic() if self.since is None else self.since
-        inside = frame
-        while inside not in (self.frame, None) and inside.f_code.co_name not in WAITS_FOR:
-            inside = inside.f_back
-        if inside in (self.frame, None) or time.monotonic() - self.since > MOST_SECONDS:
+        if not _waits(frame, self.frame) or time.monotonic() - self.since > MOST_SECONDS:
             self.since = None
             self.handler(number, frame)
         else:
             _thread.start_new_thread(_again, ())
+
+
+def _waits(frame: FrameType | None, outermost: FrameType | None) -> bool:
+    """Whether a frame, or one that called it inside of the outermost one, must not be interrupted."""
+    while frame is not None and frame is not outermost:
+        if frame.f_code.co_name in WAITS_FOR:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _settings() -> tuple[Any, ...]:
