@@ -117,9 +117,9 @@ def one(subject: Subject, way: str, caller: str, chance: random.Random, send: Ca
         left = Counter(hooks(model, x))
         left.subtract(held)
         changed = differences(before, state(model, x))
-        wrong = "" if ended == "interrupted" or _same(found, expected) else f"result: {found}"[:300]
+        wrong = "" if ended == "interrupted" or _same(found, expected) else f"result: {_difference(found, expected)}"
         again = subject.run()
-        wrong_next = "" if _same(again, expected) else f"next result: {again}"[:300]
+        wrong_next = "" if _same(again, expected) else f"next result: {_difference(again, expected)}"
     return {
         "measurement": subject.name, "way": way, "caller": caller, "where": trace.happened if trace else "",
         "ended": ended, "hooks_left": sum(map(abs, left.values())), "state_changed": len(changed),
@@ -139,6 +139,13 @@ def _same(found: Any, expected: Any) -> bool:
         *((NUMBER.sub("", str(each)), NUMBER.findall(str(each))) for each in (found, expected)), strict=True
     )
     return words[0] == words[1] and np.allclose(*(np.array(each, float) for each in numbers_), rtol=1e-6, atol=1e-9)
+
+
+def _difference(found: Any, expected: Any) -> str:
+    """The first row of a result that differs, and the row that was expected."""
+    if isinstance(found, list) and isinstance(expected, list):
+        found, expected = next((pair for pair in zip(found, expected) if not _same(*pair)), (found, expected))
+    return f"{found} instead of {expected}"[:600]
 
 
 def campaign(count: int, seed: int, only: str = "", ways: tuple[str, ...] = WAYS) -> Iterator[dict[str, Any]]:
