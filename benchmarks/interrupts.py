@@ -144,7 +144,9 @@ def _same(found: Any, expected: Any) -> bool:
 def _difference(found: Any, expected: Any) -> str:
     """The first row of a result that differs, and the row that was expected."""
     if isinstance(found, list) and isinstance(expected, list):
-        found, expected = next((pair for pair in zip(found, expected) if not _same(*pair)), (found, expected))
+        found, expected = next(
+            (pair for pair in zip(found, expected, strict=False) if not _same(*pair)), (found, expected)
+        )
     return f"{found} instead of {expected}"[:600]
 
 
