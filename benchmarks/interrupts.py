@@ -26,6 +26,7 @@ import random
 import re
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -40,7 +41,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.interrupting.states import differences, hooks, state
-from benchmarks.interrupting.subjects import SUBJECTS, data, numbers, quietly
+from benchmarks.interrupting.subjects import SUBJECTS, data, numbers
 from benchmarks.interrupting.ways import ACTIONS, ALL, OWN, Instructions, handling, sender
 from benchmarks.tables.provenance import manifest
 
@@ -74,7 +75,7 @@ class Subject:
     def run(self) -> Any:
         """One measurement: its numbers, or its error."""
         try:
-            return numbers(quietly(self.measurement, self.model, self.x))
+            return numbers(self.measurement(self.model, self.x))
         except Exception as error:
             return f"{type(error).__name__}: {error}"[:300]
 
@@ -100,7 +101,8 @@ class Subject:
 
 def one(subject: Subject, way: str, caller: str, chance: random.Random, send: Callable[..., Any]) -> dict[str, Any]:
     """Interrupt one measurement; returns a row of the table."""
-    with CALLERS[caller]():
+    with CALLERS[caller](), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such a small network causes some
         expected, seconds = subject.undisturbed(caller)
         model, x = subject.model, subject.x
         trace = subject.trace(way, chance) if way in TRACED else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,10 +190,3 @@ def numbers(result: Any) -> Any:
         result = result.drop(columns=[name for name in result if name.startswith("log10")])
         return [stopped, *([repr(value) for value in row] for row in result.itertuples(index=False))]
     return result if isinstance(result, str) else repr(result)
-
-
-def quietly(measurement: Measurement, model: nn.Module, x: Tensor) -> Any:
-    """Run a measurement without the warnings of such small networks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return measurement(model, x)
