@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradscope.choices import Finite, Nonnegative, Positive, Size, check_choice, checked
 from gradscope.forward.inputs import Forward, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.meanfield import Activation, CriticalPoint, critical_point
@@ -200,7 +201,9 @@ def lsuv(
     layers = weighted(model)
     for layer in layers.values():
         orthogonal(layer.weight, generator=generator)
-    batch, found = as_batch(data, forward=forward, loss_fn=None), dict[str, float]()
+    found: dict[str, float] = {}
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=None)
 
     def scale(name: str) -> Callable[..., Any]:
         def hook(layer: Weighted, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
@@ -223,13 +226,10 @@ def lsuv(
 
         return hook
 
-    handles = [layer.register_forward_hook(scale(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
-            batch.differentiable()[0].run(model, forward)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+        for name, layer in layers.items():
+            layer.register_forward_hook(scale(name), with_kwargs=True)  # removed with the other changes of the pass
+        batch.differentiable()[0].run(model, forward)
     return found
 
 

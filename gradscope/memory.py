@@ -109,9 +109,21 @@ class together:  # noqa: N801 - used like a function
         _waiting.depth += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        _waiting.depth -= 1
-        if kind or not _waiting.depth:
-            _waiting.here[:] = [(depth, later) for depth, later in _waiting.here if depth <= _waiting.depth]
+        if kind or _waiting.depth == 1:
+            leave(_waiting.depth - 1)
+        else:
+            _waiting.depth -= 1
+
+
+def opened() -> int:
+    """The number of contexts `together` that are open in this thread."""
+    return _waiting.depth
+
+
+def leave(depth: int) -> None:
+    """Leave the contexts `together` inside the outermost ``depth`` ones, and forget what waits there."""
+    _waiting.depth = depth
+    _waiting.here[:] = [(own, later) for own, later in _waiting.here if own <= depth]
 
 
 class Later:

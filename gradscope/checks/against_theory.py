@@ -24,6 +24,7 @@ from gradscope.choices import checked, stacklevel
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import unwrap
 from gradscope.meanfield import LayerSpec, Prediction, predict, standard_variance
 from gradscope.meanfield.activations import NAMED
@@ -85,28 +86,30 @@ def compare(
         raise ValueError(f"expected has an unknown key {unknown[0]!r}; use {', '.join(KEYS)}.")
     initialization = wanted.get(INITIALIZATION, "most")
     _check_initialization(initialization)
-    model = unwrap(model)
-    found = segments(model, data, forward=forward)
-    groups = siblings(found)
-    judged = [segment for group in groups for segment in group]
-    deviations = unexpected(judged or found[:-1], wanted)
-    for group in groups:
-        deviations += odd_structures(group, found)
-        deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
-    names = tuple(segment.name for segment in judged)
-    try:
-        reading = read(model, data, forward=forward)
-        parts = _theory(model, data, reading, initialization, forward, probes, generator)
-    except (UnreadableError, ZeroOutputError) as reason:
-        if not judged or initialization != "most":
-            few = "" if judged else " Nor are four of its layers or blocks of one kind."
-            raise UnreadableError(f"{reason}{few}") from reason
-        return Comparison(_sorted(deviations, found), names, str(reason))
-    owners = [
-        next((s.name for s in found if f"{r.preactivation}.".startswith(f"{s.name}.")), r.name) for r in reading.layers
-    ]
-    comparison = Comparison((), names, layers=tuple(owners), **parts)
-    return replace(comparison, deviations=_sorted([*deviations, *_from_theory(comparison)], found))
+    with interruptible() as whole, whole:
+        model = unwrap(model)
+        found = segments(model, data, forward=forward)
+        groups = siblings(found)
+        judged = [segment for group in groups for segment in group]
+        deviations = unexpected(judged or found[:-1], wanted)
+        for group in groups:
+            deviations += odd_structures(group, found)
+            deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
+        names = tuple(segment.name for segment in judged)
+        try:
+            reading = read(model, data, forward=forward)
+            parts = _theory(model, data, reading, initialization, forward, probes, generator)
+        except (UnreadableError, ZeroOutputError) as reason:
+            if not judged or initialization != "most":
+                few = "" if judged else " Nor are four of its layers or blocks of one kind."
+                raise UnreadableError(f"{reason}{few}") from reason
+            return Comparison(_sorted(deviations, found), names, str(reason))
+        owners = [
+            next((s.name for s in found if f"{r.preactivation}.".startswith(f"{s.name}.")), r.name)
+            for r in reading.layers
+        ]
+        comparison = Comparison((), names, layers=tuple(owners), **parts)
+        return replace(comparison, deviations=_sorted([*deviations, *_from_theory(comparison)], found))
 
 
 def _sorted(deviations: Sequence[Deviation], found: Sequence[Segment]) -> tuple[Deviation, ...]:

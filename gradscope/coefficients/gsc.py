@@ -21,6 +21,7 @@ from gradscope.coefficients.pairs import Board, Pairs
 from gradscope.coefficients.planning import Options, Planner, accumulate, has_length, largest_error
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, captured_unread
@@ -174,7 +175,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         ):  # checkpointed layers run again during the sweep
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
 
-    with together():
+    with interruptible() as whole, whole, together():
         if batches is None:
             pairs, stopped = measure(data), "end of data"
         else:

@@ -27,6 +27,7 @@ from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, captured_unread
@@ -96,7 +97,7 @@ def nlc(
         found.lengths.read()  # what waits keeps its graph in memory
         return found
 
-    with together():
+    with interruptible() as whole, whole, together():
         # The graphs of all batches of a stream may not fit into memory, so each pass is recorded twice.
         only = [captured(data)] if streamed is None else []
         inputs, targets = zip(*map(_values, only or map(read, batches)), strict=True)

@@ -26,6 +26,7 @@ from gradscope.coefficients.pairs import check_length
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
@@ -78,7 +79,7 @@ def parameter_gsc(
     >>> profile.layers
     ('layers.0.linear', 'layers.1.linear', 'layers.2.linear')
     """
-    with together():
+    with interruptible() as whole, whole, together():
         captured = captured_unread(model, data, forward=forward, loss_fn=loss_fn, target=target)
         owners = owned_parameters(captured.replay.modules)
         cotangents = chosen(captured.target, captured.target.size, probes, generator_or_default(generator))

@@ -29,7 +29,7 @@ from gradscope.choices import Depth, Nonnegative, checked
 from gradscope.coefficients.growth import MARGIN, Growth, growth
 from gradscope.coefficients.gsc import gsc
 from gradscope.coefficients.profiles import Profile
-from gradscope.forward.state import same_draws
+from gradscope.forward.state import alone, same_draws
 
 FloatArray = npt.NDArray[np.float64]
 Factory = Callable[[], nn.Module]
@@ -207,7 +207,7 @@ def _measured(
     known: set[bytes] = set()
     equal = []
     for seed in seeds:
-        with same_draws(None, seed):
+        with alone, same_draws(None, seed) as draws, draws:
             model = factory()
             if not isinstance(model, nn.Module):
                 raise TypeError(f"The factory of {name!r} must return a torch.nn.Module, got {type(model).__name__}.")

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from gradscope.backward.readings import lengths
 from gradscope.backward.route import Read, Readings, TrunkRoute
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import INPUT, Layer, numbered
 from gradscope.forward.modules import recording_gradients
 from gradscope.forward.replay import Passive
@@ -74,7 +75,7 @@ def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Seg
     then = _Cutter(names, now.values)
     found = []
     for cutter, parameters in ((now, None), (then, initial)):
-        with recording_gradients():
+        with interruptible() as whole, whole, recording_gradients():
             batch, sources = captured.replay.batch.differentiable()
             for number, source in enumerate(sources):
                 cutter.begin(source, numbered(INPUT, number))

@@ -23,6 +23,7 @@ from gradscope import frames
 from gradscope.choices import checked
 from gradscope.depth.segments import Parameters, initial_parameters
 from gradscope.forward.inputs import Batch, Forward, LossFunction
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import module_name
 from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.replay import Passive
@@ -65,7 +66,7 @@ def taylor_losses(
     replaced, rows = set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())
-        with recording_gradients():
+        with interruptible() as whole, whole, recording_gradients():
             batch, _ = captured.replay.batch.differentiable()
             losses = loss_fn(_expanded(captured, batch, before, replaced), batch.labels).detach()
         rows.append((name, float(losses.double().mean()), _error(losses)))

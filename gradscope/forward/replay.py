@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradscope.forward.inputs import Batch, Forward, LossFunction
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
 from gradscope.forward.modules import Listener, Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.outputs import first_tensor
@@ -35,7 +36,7 @@ class Replay:
         """The ``wanted`` tensors from one forward pass like the recorded one, with ``shifts`` added to the sources."""
         listener = _Listener(set(wanted), shifts)
         names = self.source_names[: len(self.batch.floats)]
-        with recording_gradients():
+        with interruptible() as whole, whole, recording_gradients():
             batch, sources = self.batch.differentiable([shifts.get(name, 0.0) for name in names])
             for name, tensor in zip(names, sources, strict=True):
                 listener.keep(name, tensor)

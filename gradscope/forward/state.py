@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, filterfalse, islice
 from operator import attrgetter, is_, itemgetter
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, attach, held, listening, own_thread
 
 # One measurement at a time in a process: threads share the model, the random state and the filters of warnings.
@@ -33,12 +34,12 @@ _hooks = itemgetter(*(name for name, value in _STANDARD.items() if isinstance(va
 _members = attrgetter("_parameters", "_buffers", "_modules")
 
 
-class state_restored:  # noqa: N801 - used like a function, as the context managers of torch are
+class state_restored(interruptible):  # noqa: N801
     """Context in which a pass may change anything in the modules; afterwards all is as it was before.
 
     Restored are buffers, plain attributes, builtin containers and small tensors in them, simple objects, hooks, random
     generators, the embedding weights that ``max_norm`` shortens, and the gradient mode.  The context is entered twice,
-    ``with alone, state_restored(modules) as state, state``: if Ctrl-C interrupts one exit, the other one restores all.
+    as every `interruptible`: ``with alone, state_restored(modules) as state, state``.
 
     Raises:
         RuntimeError: Another thread called a module that holds buffers, or changed a parameter (raised in this thread
@@ -49,32 +50,20 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
     """
 
     def __init__(self, modules: Modules) -> None:
-        self.modules = modules
-        self.ready = self.done = False
-        self.graded, self.listener = torch.is_grad_enabled(), listening.get()
+        self.modules, self.listener = modules, listening.get()
 
-    def __enter__(self) -> Self:
-        with torch.inference_mode(False), torch.no_grad():
-            if not self.ready:  # nothing is changed before the second entry
-                self._keep_all()
-                self.ready = True
-            else:
-                self._replace_buffers()
-        return self
+    def _change(self) -> None:
+        with torch.no_grad():
+            self._replace_buffers()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self.done:
             return
-        for entries, name, buffer in self.buffers:
-            entries[name] = buffer
-        changed = self._changed()
-        built = None if kind else self._built(changed)
-        self._restore(changed)
-        self.done = True
-        if built is not None:
+        super().__exit__(kind, error)
+        if self.built is not None:
             raise ValueError(
-                f"The model made {built!r} during the pass, so a measurement would choose its random weights: call the "
-                "model once, model(x), before you measure it, so that it has all its parameters."
+                f"The model made {self.built!r} during the pass, so a measurement would choose its random weights: "
+                "call the model once, model(x), before you measure it, so that it has all its parameters."
             )
         if isinstance(error, RuntimeError) and "modified by an inplace operation" in str(error):
             for name, key, parameter, version in self.versions:
@@ -84,6 +73,10 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                         f"Parameter {full!r} was changed during the measurement, by another thread or by the model: "
                         "measure between two training steps, or measure a copy (copy.deepcopy(model))."
                     ) from error
+
+    def _keep(self) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self._keep_all()
 
     def _keep_all(self) -> None:
         self.dicts: list[dict[Any, Any]] = []
@@ -105,7 +98,7 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
         for kind in dict.fromkeys(kind for own in set(map(type, self.modules.values())) for kind in own.__mro__):
             if issubclass(kind, nn.Module) and not kind.__module__.startswith("torch."):
                 for value in vars(kind).values():
-                    self._keep(value, MOST_DEPTH)
+                    self._keep_value(value, MOST_DEPTH)
         self.empty = [*filterfalse(None, self.dicts), *filterfalse(None, self.others)]
         self.dicts, self.others = [*filter(None, self.dicts)], [*filter(None, self.others)]
         self.sizes, self.entries = self._entries()
@@ -120,14 +113,14 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
         own = [one[name] for one, names in keys for name in names - _STANDARD]
         for value in chain(own, *map(dict.values, filter(None, hooks))):
             if type(value) not in _ATOMS:
-                self._keep(value, 0)
+                self._keep_value(value, 0)
         for module, one in zip(modules, attributes, strict=True):
             if buffers := module._buffers:
                 self.buffers += [(buffers, name, buffer) for name, buffer in buffers.items() if buffer is not None]
             if "max_norm" in one and module.max_norm and isinstance(module.weight, Tensor):
                 self.weights.append((module.weight, module.weight.detach().clone()))
 
-    def _keep(self, value: Any, depth: int) -> None:
+    def _keep_value(self, value: Any, depth: int) -> None:
         """Remember a value that a module holds, and what is inside."""
         kind = type(value)
         if kind in _ATOMS or id(value) in self.seen:
@@ -140,7 +133,7 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                 self.others.append(value)
             if len(value) <= MOST_ENTRIES:
                 for entry in value.values() if isinstance(value, dict) else value:
-                    self._keep(entry, depth)
+                    self._keep_value(entry, depth)
         elif isinstance(value, Tensor):
             small = value.layout is torch.strided and value.numel() * value.element_size() <= MOST_BYTES
             if small and not (value.is_meta or value.is_inference()):
@@ -160,7 +153,7 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
             if isinstance(inside, dict) and not any(hasattr(entry, "acquire") for entry in inside.values()):
                 self.dicts.append(inside)
                 for entry in inside.values():
-                    self._keep(entry, depth + 1)
+                    self._keep_value(entry, depth + 1)
 
     def _entries(self) -> tuple[list[int], list[Any]]:
         """The sizes and the entries of all containers: keys, values, entries of lists and sets; fast, all in C."""
@@ -211,9 +204,12 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
                         return f"{name}.{key}".lstrip(".")
         return None
 
-    def _restore(self, changed: Sequence[tuple[Any, Any]]) -> None:
-        torch.set_grad_enabled(self.graded)
+    def _restore(self, kind: type[BaseException] | None) -> None:
         listening.set(self.listener)
+        for entries, name, buffer in self.buffers:
+            entries[name] = buffer
+        changed = self._changed()
+        self.built = None if kind else self._built(changed)
         for container, before in changed:
             container.clear()
             (container.update if isinstance(container, (dict, set)) else container.extend)(before)
@@ -226,7 +222,7 @@ class state_restored:  # noqa: N801 - used like a function, as the context manag
             restore(state)
 
 
-class same_draws:  # noqa: N801
+class same_draws(interruptible):  # noqa: N801
     """Context in which a model draws the same random numbers each time, such as dropout masks; restores the state.
 
     With ``modules=None``, which is for building a model, the generators of all CUDA devices are seeded.
@@ -235,15 +231,17 @@ class same_draws:  # noqa: N801
     def __init__(self, modules: Modules | None, seed: int = 0) -> None:
         self.modules, self.seed = modules, seed
 
-    def __enter__(self) -> None:
+    def _keep(self) -> None:
         self.before = list(_generator_states(self.modules))
+
+    def _change(self) -> None:
         devices = _cuda_devices(self.modules)
         for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
             generator.manual_seed(self.seed)
         random.seed(self.seed)
         np.random.seed(self.seed)  # noqa: NPY002 - models that draw from numpy may use its global generator
 
-    def __exit__(self, *_: object) -> None:
+    def _restore(self, _: object) -> None:
         for restore, state in self.before:
             restore(state)
 

@@ -13,6 +13,7 @@ from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.choices import checked
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import Recording, record
@@ -119,9 +120,10 @@ def capture(
     >>> captured.jacobian("input", "layers.1").shape
     (12, 12)
     """
-    captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
-    captured.lengths.read()
-    return captured
+    with interruptible() as whole, whole:
+        captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
+        captured.lengths.read()
+        return captured
 
 
 def captured_unread(

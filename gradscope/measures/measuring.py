@@ -16,6 +16,7 @@ from gradscope import frames
 from gradscope.choices import Nonnegative, checked
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, check_devices
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures import activation, gradient
@@ -132,7 +133,7 @@ def measure(
             "loss_fn= would be ignored, because none of measures= is a statistic of gradients: leave out loss_fn=, or "
             "add one, such as gs.measures.GradientNorm()."
         )
-    with together(), quiet():
+    with interruptible() as whole, whole, together(), quiet():
         return begun(model, data, chosen, forward=forward, loss_fn=loss_fn)()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,11 +20,10 @@ from gradscope.choices import PathLike, Share, Size, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
-from gradscope.forward.state import same_draws
+from gradscope.forward.state import alone, same_draws
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning
-from gradscope.monitor.nonfinite import NonFiniteError
 from gradscope.monitor.probe_batch import coefficients, statistics
 from gradscope.monitor.records import Records
 from gradscope.monitor.schedule import Every, Schedule
@@ -136,8 +134,10 @@ class Monitor:
             if error is None:
                 self._check(None, self.steps)
                 self._say_thinned()
-        finally:
-            self.sinks.close(error or sys.exception())
+        except BaseException as found:  # an error that the caller is handling is no error of this run
+            self.sinks.close(found)
+            raise
+        self.sinks.close(error)
 
     def step(self, loss: Tensor | float | None = None, batch: Any = None) -> bool:
         """Call after ``backward()`` and before ``optimizer.step()``; returns whether a scheduled record was taken.
@@ -212,7 +212,7 @@ class Monitor:
     def _record(self, number: int, kind: str, strict: bool) -> None:
         begin, self._recorded = self.schedule.clock(), number
         self.alarms.first_lengths |= self.weights.first_norms()
-        with same_draws(dict(self.model.named_modules())), together():
+        with alone, same_draws(dict(self.model.named_modules())) as draws, draws, together():
             weights = self.weights.begun(number)
             frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
         frame.insert(0, "step", number)
@@ -285,5 +285,5 @@ class Monitor:
 
     def _tell(self, what: str, message: str, step: int, strict: bool, cause: Exception | None = None) -> None:
         if strict:
-            raise NonFiniteError(message) from cause
+            raise nonfinite.NonFiniteError(message) from cause
         self.alarms.once("nonfinite", what, step, message)

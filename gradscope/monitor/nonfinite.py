@@ -15,6 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from gradscope.choices import checked
 from gradscope.distributed import parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT
 from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.outputs import first_tensor
@@ -90,7 +91,8 @@ def _first(
     """As `first_nonfinite`; ``of_input``: whether the gradient of the input counts."""
     model = unwrap(model)
     modules = dict(model.named_modules())
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients(), eager(modules):
         differentiable, inputs = batch.differentiable()
         search = _Search(modules, inputs)

@@ -23,6 +23,7 @@ from gradscope.coefficients.growth import Growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.profiles import Profile
 from gradscope.forward.inputs import Forward, LossFunction, as_batch, stream
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import unwrap
 from gradscope.measures.measuring import GRADIENT_MEASURES, measure
 from gradscope.monitor.monitor import Monitor
@@ -101,7 +102,7 @@ def report(
     about: dict[str, Any] = {"forward": forward, "loss_fn": loss_fn}
     refused: dict[str, str] = {}  # why the model does not allow a measurement
     begin = time.perf_counter()
-    with warnings.catch_warnings(record=True) as caught:
+    with interruptible() as whole, whole, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         profile = gsc(model, inputs, **options)
         pairs = _tried(lambda: gsc_matrix(model, inputs, **options), PAIRS, refused) if matrix else None

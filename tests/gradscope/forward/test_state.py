@@ -1,5 +1,6 @@
 """A model is left as it was: attributes, containers, generators and buffers, under Ctrl-C and with several threads."""
 
+import contextlib
 import copy
 import itertools
 import random
@@ -190,13 +191,14 @@ class KeepingBackward(nn.Module):
         return self.c(h + checkpoint(self.part, h, use_reentrant=False))
 
 
+INITIAL = KeepingBackward()
 BACKWARD = {
     "gsc": gs.gsc,
     "matrix": gs.gsc_matrix,
     "parameters": gs.parameter_gsc,
     "nlc": gs.nlc,
     "measure": lambda model, x: gs.measure(model, (x, x), loss_fn=lambda output, labels: output.square().sum(1)),
-    "depth": lambda model, x: gs.effective_depth(model, x, initial=copy.deepcopy(model.state_dict())),
+    "depth": lambda model, x: gs.effective_depth(model, x, initial=INITIAL),
     "nonfinite": gs.first_nonfinite,
     "check": gs.check,
     "coupled": lambda model, x: gs.capture(model.eval(), x).coupled,
@@ -208,12 +210,14 @@ BACKWARD = {
 
 
 @pytest.mark.filterwarnings("ignore:Only 2 layers lie on the trunk")
+@pytest.mark.parametrize("caller", [contextlib.nullcontext, torch.inference_mode])
 @pytest.mark.parametrize("measure", BACKWARD.values(), ids=BACKWARD.keys())
-def test_no_backward_pass_changes_the_model(measure):
+def test_no_backward_pass_changes_the_model(measure, caller):
     torch.manual_seed(0)
-    model = KeepingBackward()
+    model, x = KeepingBackward(), noise(6, 4)
     before = copy.deepcopy(model.state_dict())
-    result = measure(model, noise(6, 4))
+    with caller():
+        result = measure(model, x)
     assert (model.calls, model.seen, hasattr(model, "kept")) == (0, [], False)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     if measure is gs.check:
@@ -301,24 +305,40 @@ def test_a_call_in_another_thread_is_refused_and_leaves_the_model_right():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in outer.modules())
 
 
-def test_threads_that_measure_one_model_get_the_numbers_of_one_thread():
+def recorded(model, x):
+    with gs.Monitor(model, x, probes="exact") as monitor:
+        monitor.record()
+    frame = monitor.to_frame()
+    return frame.loc[frame["quantity"] == "gsc", "log10_value"].to_numpy()
+
+
+def coefficients(model, x):
+    return gs.gsc(model, x).log10_values
+
+
+@pytest.mark.parametrize("measures", [[coefficients] * 3, [coefficients, recorded]], ids=["gsc", "gsc and monitor"])
+def test_threads_that_measure_one_model_get_the_numbers_of_one_thread(measures):
     torch.manual_seed(0)
     parts = [part for _ in range(8) for part in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))]
-    model, x, found = nn.Sequential(*parts).double(), noise(6, 8), []
-    expected, before, state = gs.gsc(model, x).log10_values, copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    interval = sys.getswitchinterval()
+    model, x, found = nn.Sequential(*parts).double(), noise(6, 8), {n: [] for n, _ in enumerate(measures)}
+    expected, before = [measure(model, x) for measure in measures], copy.deepcopy(model.state_dict())
+    state, interval = torch.get_rng_state(), sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=lambda: found.extend(gs.gsc(model, x) for _ in range(3))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda n=n, own=own: found[n].extend(own(model, x) for _ in range(3)))
+            for n, own in enumerate(measures)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert len(found) == 9
-    for profile in found:
-        np.testing.assert_array_equal(profile.log10_values, expected)
+    for n, numbers in enumerate(expected):
+        assert len(found[n]) == 3
+        for each in found[n]:
+            np.testing.assert_array_equal(each, numbers)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
 

@@ -157,7 +157,12 @@ def test_sinks_are_told_how_a_run_ended():
         broken[0].weight[0, 0] = torch.nan
     with pytest.raises(gs.NonFiniteError), gs.Monitor(broken, noise(6, 6), sinks=[Own()], check_every=100) as monitor:
         monitor.step(torch.tensor(torch.nan))
-    assert [type(error) for error in ended] == [type(None), KeyboardInterrupt, gs.NonFiniteError]
+    monitor = gs.Monitor(net(), noise(6, 6), sinks=[Own()])
+    try:
+        raise LookupError
+    except LookupError:
+        monitor.close()  # the error of something else
+    assert [type(error) for error in ended] == [type(None), KeyboardInterrupt, gs.NonFiniteError, type(None)]
 
 
 @pytest.mark.parametrize("sinks", ["tensorboard", ["tensorboard"], [3], [None]])

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.interrupts`: what is measured, what must be as before, and how a measurement is interrupted."""

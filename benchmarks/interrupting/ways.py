@@ -1,0 +1,131 @@
+"""Ways to interrupt a measurement: at a chosen instruction, or by signals of another process at random moments."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import inspect
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+Run = Callable[[], Any]
+CLEANING = {"__enter__", "__exit__", "close", "remove", "_restore", "_changed", "_keep_all", "_replace_buffers"}
+SENDER = """
+import os, sys, time
+for line in sys.stdin:
+    for delay in map(float, line.split()):
+        time.sleep(delay)
+        os.kill(os.getppid(), 2)
+    print("sent", flush=True)
+"""
+
+
+def measured(run: Run) -> Any:
+    """Run; only below this function does a signal interrupt."""
+    return run()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """The handler of SIGINT during the campaign: like Python's, but late signals do not interrupt the campaign."""
+    while frame is not None:
+        if frame.f_code is measured.__code__:
+            raise KeyboardInterrupt
+        frame = frame.f_back
+
+
+class Instructions:
+    """Counts the instructions of Python by function while a measurement runs, and interrupts it at one of them.
+
+    ``scope``: parts of file names; functions of other files are not counted.  ``cleaning``: only functions that enter,
+    leave or restore.  ``action``: what happens at the ``at``-th instruction of the function ``where``.
+    """
+
+    def __init__(self, scope: tuple[str, ...], *, cleaning: bool = False) -> None:
+        self.scope, self.cleaning = scope, cleaning
+        self.num: Counter[CodeType] = Counter()
+        self.counts: Counter[CodeType] = Counter()
+        self.where: CodeType | None = None
+        self.at, self.action, self.happened = 0, _raise, ""
+
+    def count(self, run: Run) -> None:
+        """Count the instructions of an undisturbed measurement."""
+        self.where = None
+        self.run(run)
+        self.counts = self.num.copy()
+
+    def choose(self, chance: random.Random, action: Run) -> None:
+        """Choose a function, one of its instructions, and what happens there."""
+        self.where = chance.choice(list(self.counts))
+        self.at, self.action, self.happened = chance.randint(1, self.counts[self.where]), action, ""
+
+    def run(self, run: Run) -> Any:
+        """Run with this trace."""
+        self.num = Counter()
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            return measured(run)
+        finally:
+            sys.settrace(before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if event == "call":
+            known = any(part in code.co_filename for part in self.scope)
+            if not known or (self.cleaning and not _cleans(code)):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        elif event == "opcode":
+            self.num[code] += 1
+            if code is self.where and self.num[code] == self.at:
+                sys.settrace(None)
+                self.happened = f"{code.co_qualname}:{frame.f_lineno}"
+                self.action()
+        return self._trace
+
+
+def _cleans(code: CodeType) -> bool:
+    """Whether a function enters, leaves or restores something; also the generators of context managers."""
+    generates = code.co_flags & inspect.CO_GENERATOR and code.co_name != "<genexpr>"
+    return code.co_name in CLEANING or bool(generates)
+
+
+def _raise() -> None:
+    raise KeyboardInterrupt
+
+
+ACTIONS: dict[str, Run] = {"raised": _raise, "interrupt_main": _thread.interrupt_main}
+OWN = ("gradscope/", "contextlib.py")
+ALL = ("/",)
+
+
+@contextlib.contextmanager
+def sender() -> Iterator[Callable[[Run, list[float]], Any]]:
+    """Another process that sends SIGINT after given delays; yields a function that runs a measurement under them."""
+    command, pipe = [sys.executable, "-c", SENDER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        came, out = process.stdin, process.stdout
+
+        def run(measurement: Run, delays: list[float]) -> Any:
+            came.write(" ".join(map(str, delays)) + "\n")
+            came.flush()
+            try:
+                return measured(measurement)
+            finally:
+                out.readline()  # until then signals come, which do not interrupt here
+
+        yield run
+
+
+def handling() -> contextlib.AbstractContextManager[Any]:
+    """Handle SIGINT as during the campaign."""
+    stack = contextlib.ExitStack()
+    stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupt))
+    return stack
