@@ -9,7 +9,8 @@ from pathlib import Path
 
 CONF = Path(__file__).parent.parent / "conf"
 PROGRAM = "GRADSCOPE_PROGRAM"  # an environment variable, set by the command ``gradscope``
-PARENT = "GRADSCOPE_PARENT"  # an environment variable of worker processes: the id of the process that starts them
+PARENT = "GRADSCOPE_PARENT"  # an environment variable of worker processes: the id of the process that launched them
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # an environment variable of the processes that torchrun starts
 WATCH_SECONDS = 1.0
 
 
@@ -30,12 +31,29 @@ def world_size() -> int:
 
 
 @cache
-def end_with(parent: int) -> None:
-    """End this process soon after its parent, given by its id, has ended."""
+def end_with(process: int) -> None:
+    """End this process soon after another process of this machine, given by its id, has ended."""
+    began = started(process)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while began is not None and started(process) == began:
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def started(pid: int) -> str | None:
+    """The start time of a process of this machine, as the system prints it; None if there is no such process."""
+    try:
+        state, *_, began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
+        return None if state in "ZX" else began  # a zombie has ended
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

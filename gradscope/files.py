@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 import stat
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,7 +170,7 @@ def printable(text: object, most: int | None = None) -> str:
 
 
 def written(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file of this process, and rename it to ``path``; return ``path``.
+    """Let ``write`` fill a temporary file, and rename it to ``path``; return ``path``.
 
     A link of that name is replaced, not followed.
     """
@@ -185,5 +185,5 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def beside(path: Path) -> Path:
-    """Return a temporary file name unique to this process and machine, so that writers do not overwrite each other."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    """Return a temporary file name with a random part, so that writers do not overwrite each other."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
