@@ -47,23 +47,26 @@ class Command:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 240) -> int:
+    def poll(self) -> int | None:
         if self.returncode is None:
-            begin = time.monotonic()
             os.set_blocking(self._status, False)
-            while True:
-                try:
-                    (self.returncode,) = NUMBER.unpack(os.read(self._status, NUMBER.size))
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > begin + timeout:
-                        raise subprocess.TimeoutExpired(self.module, timeout) from None
-                    time.sleep(0.01)
+            try:
+                (self.returncode,) = NUMBER.unpack(os.read(self._status, NUMBER.size))
+            except BlockingIOError:
+                return None
             os.close(self._status)
             self._out.seek(0)
             self._err.seek(0)
             with self._out, self._err:
                 self._said = self._out.read().decode(), self._err.read().decode()
+        return self.returncode
+
+    def wait(self, timeout: float = 240) -> int:
+        begin = time.monotonic()
+        while self.poll() is None:
+            if time.monotonic() > begin + timeout:
+                raise subprocess.TimeoutExpired(self.module, timeout)
+            time.sleep(0.01)
         return self.returncode
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
