@@ -5,8 +5,8 @@
 A case is a sweep of ``experiments.measure`` under one launcher, or one training with one or two processes.  Its command
 is repeated and killed until a launch ends by itself with exit code 0, and then the case begins anew, until it has been
 killed often enough.  A moment is uniform in the first half of an undisturbed launch, so many kills come while a launch
-or its workers start.  The launcher gets SIGINT, SIGTERM, SIGHUP or SIGKILL; or one of its workers, ranks or jobs is killed
-and the launch goes on; or all processes get SIGKILL at once, as if the machine stopped.
+or its workers start.  The launcher gets SIGINT, SIGTERM, SIGHUP or SIGKILL; or one of its workers, ranks or jobs is
+killed and the launch goes on; or all processes get SIGKILL at once, as if the machine stopped.
 
 After the end of a launch, its processes have five seconds to end; jobs of Slurm may stay.  In the end, every run must
 be done once, and all numbers must equal those of an undisturbed launch bit for bit.
@@ -97,7 +97,7 @@ CASES = {
     "slurm_local": Case(10, 2, ("launcher=slurm_local",)),
     "slurm": Case(10, 3, ("launcher=slurm", "hydra.launcher.mem_gb=1")),
     "training": Case(60),
-    "training, 2 ranks": Case(20, ranks=2),
+    "ranks": Case(20, ranks=2),
 }
 
 
