@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import stat
@@ -174,7 +175,7 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
 
     A link of that name is replaced, not followed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = beside(path)
     try:
         write(temporary)
@@ -182,6 +183,18 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)  # leave no partial file, for example on a full disk
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those that contain it, if it does not exist.  FileNotFoundError names a link to nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        dangling = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
+        if not dangling:
+            raise
+        reason = f"the link {dangling[0]} leads to {dangling[0].readlink()}, which does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason) from error
 
 
 def beside(path: Path) -> Path:
