@@ -2,10 +2,10 @@
 
 import os
 
-from experiments.program import PARENT, TORCHRUN, end_with
+from experiments.program import PARENT, TORCHRUN, end_with, end_with_torchrun
 
 # A worker process still has to import torch, and the process that launched it may be killed meanwhile.
 if PARENT in os.environ:
     end_with(int(os.environ.pop(PARENT)))
 if TORCHRUN in os.environ:
-    end_with(os.getppid())
+    end_with_torchrun()

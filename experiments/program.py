@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import sys
 import threading
 import time
 from functools import cache
@@ -28,6 +30,19 @@ def conf_folders() -> list[Path]:
 def world_size() -> int:
     """The number of processes in which ``torchrun`` has started this command; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def end_with_torchrun() -> None:
+    """End this process, started by ``torchrun``, soon after ``torchrun`` has ended.
+
+    If this happened before, the process has another parent by now, but nothing answers at the address of the store.
+    """
+    end_with(os.getppid())
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))).close()
+        except OSError:
+            sys.exit("torchrun has ended, so this process ends, too.")
 
 
 @cache
