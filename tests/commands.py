@@ -29,8 +29,9 @@ PRELOADED = (
 class Command:
     """``python -m MODULE ARGUMENTS`` in a session of its own; used like `subprocess.Popen`."""
 
-    def __init__(self, module: str, *arguments: str, merged: bool = False, **environment: str):
-        self.module, self.returncode = module, None
+    def __init__(self, module: str, *arguments: str, merged: bool = False, **environment: str) -> None:
+        self.module = module
+        self.returncode: int | None = None
         self._out = tempfile.TemporaryFile()  # noqa: SIM115  `wait` reads and closes both files
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
         self._status, status = os.pipe()
@@ -63,11 +64,11 @@ class Command:
 
     def wait(self, timeout: float = 240) -> int:
         begin = time.monotonic()
-        while self.poll() is None:
+        while (code := self.poll()) is None:
             if time.monotonic() > begin + timeout:
                 raise subprocess.TimeoutExpired(self.module, timeout)
             time.sleep(0.01)
-        return self.returncode
+        return code
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """What was written to stdout (``merged``: and to stderr), and to stderr, once the command has ended."""
@@ -77,13 +78,13 @@ class Command:
 
 def run(module: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
-    command = Command(module, *arguments, **environment)
+    command = Command(module, *arguments, merged=False, **environment)
     out, err = command.communicate()
-    return command.returncode, out, err
+    return command.wait(), out, err
 
 
 @cache
-def _server() -> tuple[socket.socket, subprocess.Popen]:
+def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.commands", str(there.fileno())], cwd=ROOT, stdin=subprocess.DEVNULL,
