@@ -2,7 +2,10 @@
 
 import os
 
-from experiments.program import PARENT, end_with
+from experiments.program import PARENT, TORCHRUN, end_with, end_with_torchrun
 
-if PARENT in os.environ:  # a worker process, which still has to import torch: its parent may be killed meanwhile
+# A worker process still has to import torch, and the process that launched it may be killed meanwhile.
+if PARENT in os.environ:
     end_with(int(os.environ.pop(PARENT)))
+if TORCHRUN in os.environ:
+    end_with_torchrun()

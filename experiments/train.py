@@ -211,7 +211,8 @@ def main(cfg: DictConfig) -> float | None:
                     write_json(folder / "manifest.json", manifest(cfg, choices, seconds, resolved))
 
             try:
-                done = train(cfg, folder, device, console, config_columns.columns(cfg, choices), alone)
+                with distributed.together():
+                    done = train(cfg, folder, device, console, config_columns.columns(cfg, choices), alone)
             except gs.NonFiniteError:
                 describe()  # divergence is a result, too
                 raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
-import socket
 import stat
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,13 +171,13 @@ def printable(text: object, most: int | None = None) -> str:
 
 
 def written(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file of this process, and rename it to ``path``; return ``path``.
+    """Let ``write`` fill a temporary file, and rename it to ``path``; return ``path``.
 
     A link of that name is replaced, not followed.
     """
     if path.is_dir():
         raise ValueError(f"path must name a file, but {path} is a folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = beside(path)
     try:
         write(temporary)
@@ -186,6 +187,18 @@ def written(path: Path, write: Callable[[Path], object]) -> Path:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those that contain it, if it does not exist.  FileNotFoundError names a link to nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        dangling = [path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()]
+        if not dangling:
+            raise
+        reason = f"the link {dangling[0]} leads to {dangling[0].readlink()}, which does not exist"
+        raise FileNotFoundError(errno.ENOENT, reason) from error
+
+
 def beside(path: Path) -> Path:
-    """Return a temporary file name unique to this process and machine, so that writers do not overwrite each other."""
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+    """Return a temporary file name with a random part, so that writers do not overwrite each other."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")

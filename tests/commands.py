@@ -29,8 +29,9 @@ PRELOADED = (
 class Command:
     """``python -m MODULE ARGUMENTS`` in a session of its own; used like `subprocess.Popen`."""
 
-    def __init__(self, module: str, *arguments: str, merged: bool = False, **environment: str):
-        self.module, self.returncode = module, None
+    def __init__(self, module: str, *arguments: str, merged: bool = False, **environment: str) -> None:
+        self.module = module
+        self.returncode: int | None = None
         self._out = tempfile.TemporaryFile()  # noqa: SIM115  `wait` reads and closes both files
         self._err = self._out if merged else tempfile.TemporaryFile()  # noqa: SIM115
         self._status, status = os.pipe()
@@ -47,24 +48,27 @@ class Command:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 240) -> int:
+    def poll(self) -> int | None:
         if self.returncode is None:
-            begin = time.monotonic()
             os.set_blocking(self._status, False)
-            while True:
-                try:
-                    (self.returncode,) = NUMBER.unpack(os.read(self._status, NUMBER.size))
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > begin + timeout:
-                        raise subprocess.TimeoutExpired(self.module, timeout) from None
-                    time.sleep(0.01)
+            try:
+                (self.returncode,) = NUMBER.unpack(os.read(self._status, NUMBER.size))
+            except BlockingIOError:
+                return None
             os.close(self._status)
             self._out.seek(0)
             self._err.seek(0)
             with self._out, self._err:
                 self._said = self._out.read().decode(), self._err.read().decode()
         return self.returncode
+
+    def wait(self, timeout: float = 240) -> int:
+        begin = time.monotonic()
+        while (code := self.poll()) is None:
+            if time.monotonic() > begin + timeout:
+                raise subprocess.TimeoutExpired(self.module, timeout)
+            time.sleep(0.01)
+        return code
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
         """What was written to stdout (``merged``: and to stderr), and to stderr, once the command has ended."""
@@ -74,13 +78,13 @@ class Command:
 
 def run(module: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
-    command = Command(module, *arguments, **environment)
+    command = Command(module, *arguments, merged=False, **environment)
     out, err = command.communicate()
-    return command.returncode, out, err
+    return command.wait(), out, err
 
 
 @cache
-def _server() -> tuple[socket.socket, subprocess.Popen]:
+def _server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.commands", str(there.fileno())], cwd=ROOT, stdin=subprocess.DEVNULL,

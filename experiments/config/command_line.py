@@ -30,13 +30,13 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
     ``positional``: the key whose value may be given alone, without ``key=``, as a name or a path.
     """
     known = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
-    given, plain = [], {}
+    switches, plain = list[str](), dict[str, str | None]()
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and not equals and isinstance(known.get(key), bool):
             equals, value = "=", "true"
         if positional and not argument.startswith("--") and (not equals or (key not in known and "/" in argument)):
-            plain[positional] = argument
+            plain[positional] = _text(argument)
             continue
         if not equals and not argument.startswith("--"):
             raise ValueError(f"{argument!r} is not key=value; keys are {', '.join(known)}.")
@@ -46,13 +46,23 @@ def parse(config: type[Config], arguments: Sequence[str], positional: str | None
             raise ValueError(f"Unknown key {key!r}; {hint}")
         if not equals:
             raise ValueError(f"{argument!r} needs a value: {key}=...")
-        given.append(f"{key}={value}")
+        if isinstance(known[key], bool):
+            switches.append(f"{key}={value}")
+        else:
+            plain[key] = _text(value)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(given), plain)
+        merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.from_dotlist(switches), plain)
         result: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     return result
+
+
+def _text(value: str) -> str | None:
+    """A text as it is, also if it has a meaning in YAML; null is None, and quotes around the whole text are dropped."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1]
+    return None if value == "null" else value.replace("${", "\\${")
 
 
 def run(main: Callable[[Config], None], config: type[Config], positional: str | None = None) -> None:

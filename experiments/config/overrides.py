@@ -68,7 +68,11 @@ def parsed(item: str) -> Override:
             if value.count(opening) != value.count(closing):
                 raise ValueError(f"{item!r}: brackets {opening} and {closing} do not match.") from error
         if odd := [quote for quote in ("'", '"') if value.count(quote) % 2]:
-            raise ValueError(f"{item!r}: a quote {odd[0]} is not closed.") from error
+            other = "'" if odd[0] == '"' else '"'
+            raise ValueError(
+                f"{item!r}: a quote {odd[0]} is not closed. If it belongs to the value, write the value between "
+                f"{other} and {other}."
+            ) from error
         quoted = f"{key}='{value.strip()}'" if "'" not in value else f"{key}=..."
         raise ValueError(
             f"{item!r}: the value cannot be read. Several values are 1,2 or range(3); a text with special characters "

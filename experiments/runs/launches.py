@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiments.runs.names import LAUNCHES
 from experiments.runs.origin import COMMAND, command
 
 VARIABLE = "GRADSCOPE_LAUNCH"
+_begun_here: set[Path] = set()  # the launches that this process has begun
 
 
 def new(sweep: Path, config: DictConfig) -> Path:
@@ -31,7 +33,8 @@ def new(sweep: Path, config: DictConfig) -> Path:
 
     The configuration carries the path, because a worker process does not always inherit the environment.
     """
-    launch = sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{os.getpid()}.jsonl"
+    launch = sweep.resolve() / LAUNCHES / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+    _begun_here.add(launch)
     words = str(launch).replace("\\", "\\\\").replace("'", "\\'")
     with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
         config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{VARIABLE}='{words}'")
@@ -54,11 +57,6 @@ def current() -> Path | None:
     """The file of the launch to which the run in this process belongs; None outside of a launch."""
     name = os.environ.get(VARIABLE)
     return Path(name) if name else None
-
-
-def launcher(launch: Path) -> int:
-    """The id of the process that started the launch."""
-    return int(launch.stem.rpartition("-")[2])
 
 
 def active(sweep: Path) -> bool:
@@ -125,6 +123,6 @@ def planned(sweep: Path) -> dict[str, tuple[str, ...]]:
 def follow(parent: int | None = None) -> None:
     """In a worker process: exit soon after ``parent`` (default: the current parent) ends, which unlocks the run."""
     launch = current()
-    if parent is None and (launch is None or launcher(launch) == os.getpid()):
+    if parent is None and (launch is None or launch in _begun_here):
         return
     end_with(parent or os.getppid())

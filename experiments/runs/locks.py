@@ -22,7 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gradscope.files import parse_json, read_text
+from experiments.program import started
+from gradscope.files import make_folder, parse_json, read_text
 
 BEAT_SECONDS = 5.0
 # An owner on another machine counts as dead after this many seconds without a heartbeat.
@@ -63,7 +64,7 @@ _seen: dict[Path, tuple[int, float]] = {}
 def locked(folder: Path, patience: float = PATIENCE_SECONDS, *, wait: bool = False) -> Iterator[bool]:
     """Lock a run within a ``with`` block; yields whether locking succeeded.  ``wait``: retry until it succeeds."""
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     while (lock := _acquire(folder, patience)) is None and wait:
         time.sleep(WAIT_SECONDS)
     if lock is None:
@@ -135,6 +136,9 @@ def _acquire(folder: Path, patience: float) -> _Lock | None:
             file.write(lock.content)
     except FileExistsError:
         return None
+    except OSError as error:  # the disk is full; a lock without an owner would make others wait
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror} (the lock {path} cannot be written)") from error
     for old in _locks(folder):
         if old.stem < path.stem:
             with contextlib.suppress(OSError):  # removed meanwhile, or a folder that no process of ours has made
@@ -168,11 +172,19 @@ def _alive(lock: Path, patience: float, now: float | None = None) -> bool:
 
 
 def _owner(lock: Path) -> dict[str, Any] | None:
-    """The content of a lock; None if the lock still names no owner after `UNWRITTEN_SECONDS`."""
+    """The content of a lock; None if the lock still names no owner after `UNWRITTEN_SECONDS`.
+
+    A lock that cannot be read, of another user or on a failing disk, counts as that of another machine.
+    """
     begin = time.monotonic()
     while True:
         with contextlib.suppress(ValueError):
-            content = parse_json(read_text(lock, MOST_BYTES))
+            try:
+                content = parse_json(read_text(lock, MOST_BYTES))
+            except FileNotFoundError:
+                raise
+            except OSError:
+                return {"machine": None}
             known = isinstance(content, dict) and isinstance(content.get("pid"), int) and 0 < content["pid"] < MOST_PID
             if known and {"machine", "started"} <= content.keys():
                 return dict(content)
@@ -205,19 +217,3 @@ def _beat(lock: _Lock, stop: threading.Event) -> None:
             return
         with contextlib.suppress(OSError):
             os.utime(lock.path)
-
-
-def started(pid: int) -> str | None:
-    """The start time of a process of this machine, as the system prints it; None if there is no such process."""
-    try:
-        state, *_, began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
-        return None if state in "ZX" else began  # a zombie has ended
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"

@@ -102,7 +102,8 @@ def _executed(
     begin = time.perf_counter()
     try:
         # Remove the status of an earlier attempt, and incomplete files of an attempt that was killed.
-        for path in (folder / outcomes.STATUS, folder / ERROR, *folder.rglob("*.part")):
+        linked = folder.glob("checkpoints/*.pt.*.part")  # this folder may lie on another disk
+        for path in (folder / outcomes.STATUS, folder / ERROR, *folder.rglob("*.part"), *linked):
             path.unlink(missing_ok=True)
         value = work()
         if value is not None and math.isnan(value):

@@ -95,7 +95,8 @@ class Workers:
             # signals are held back until the new jobs are recorded.
             self.held, asked = True, signal.signal(signal.SIGINT, signal.SIG_IGN)
             try:
-                jobs = original(executor, *arguments)
+                with contextlib.nullcontext() if params else _ending_with_this_process():
+                    jobs = original(executor, *arguments)
                 self.queue = slurm.Queue([job.job_id for job in jobs], params) if params else None
                 self.jobs.extend(_Job(job, self.queue) for job in jobs)
             except submitit.core.utils.FailedJobError as error:
@@ -181,6 +182,16 @@ def num_processes() -> int:
     return int(asked)
 
 
+@contextlib.contextmanager
+def _ending_with_this_process() -> Iterator[None]:
+    """Processes that begin in this context, here or in a child, end soon after this process; see `experiments`."""
+    os.environ[PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[PARENT]
+
+
 def _children(pid: int) -> list[int]:
     """The ids of a process's children; empty if the system does not list them (`launches.follow` then ends them)."""
     try:
@@ -250,11 +261,8 @@ def launch(setup: Setup, options: dict[str, Any], runs: Sequence[Sequence[str]],
     options = options | {"backend": "loky", "initializer": launches.follow, "initargs": (os.getpid(),)}
     process_joblib_cfg(options)
     name, pickled = uuid4().hex, cloudpickle.dumps((setup, Singleton.get_state()))
-    os.environ[PARENT] = str(os.getpid())
-    try:
+    with _ending_with_this_process():
         returns: list[JobReturn] = Parallel(**options)(
             delayed(_run_in_worker)(name, pickled, number, overrides) for number, overrides in enumerate(runs, first)
         )
-    finally:
-        del os.environ[PARENT]
     return returns

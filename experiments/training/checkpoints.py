@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zipfile
@@ -15,7 +16,9 @@ from experiments.training import records
 from gradscope.files import written
 
 LAST, BEST = "last.pt", "best.pt"
-FOLDER = "checkpoints"  # inside the run folder
+FOLDER = "checkpoints"  # inside the run folder; may be a link to another disk
+WRITTEN = tuple(f"{FOLDER}/{name}{end}" for name in (LAST, BEST, "step-*.pt") for end in ("", ".*.part"))
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The parts of a checkpoint and their types; others are optional.
 PARTS: dict[str, Any] = {
     "model": dict, "optimizer": dict, "step": int, "since": int, "losses": torch.Tensor, "records": list,
@@ -85,4 +88,8 @@ def _written(path: Path, write: Callable[[Path], object]) -> Path:
         return written(path, flushed)
     except (OSError, RuntimeError) as error:
         previous = "the previous checkpoint there is intact" if path.exists() else "there is no earlier checkpoint"
-        raise OSError(f"Could not write the checkpoint {path} ({error}); {previous}. Free disk space.") from error
+        reason = getattr(error, "strerror", None) or error
+        advice = (
+            " Free disk space." if getattr(error, "errno", errno.ENOSPC) in FULL else ""
+        )  # torch raises RuntimeError
+        raise OSError(f"Could not write the checkpoint {path} ({reason}); {previous}.{advice}") from error

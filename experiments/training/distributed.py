@@ -1,4 +1,4 @@
-"""Training with several processes: ranks, shares of a batch, sums over all processes, and handling of Ctrl-C."""
+"""Training with several processes: ranks, shares of a batch, sums over all processes, errors, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,11 @@ from experiments.runs import Interrupted
 from gradscope.distributed import parallel
 
 PATIENCE_SECONDS = 1.5  # after Ctrl-C, a step may take this long to end
+FAILURE, FAILURE_SECONDS = "gradscope/failure", 2.0  # the key of an error, and how long it may take to arrive
 STDERR = 2
 NOTICE = b"\nInterrupted: ending this step and saving a checkpoint; Ctrl-C again stops at once.\n"
+
+_stores: list[Any] = []  # that of the process group, while there is one
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,67 @@ class Ranks:
         return nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
 
 
+class LostProcessError(ConnectionError):
+    """Another process of this training has failed or was killed."""
+
+
 @contextlib.contextmanager
 def started(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group if ``torchrun`` started this process; yields the device to use."""
+    """Join the process group if ``torchrun`` started this process; yields the device to use.
+
+    If the process fails, the others receive its error: see `together`.
+    """
     if world_size() == 1:
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
+    )
+    _stores.append(store)
     try:
         yield device
+    except (Exception, SystemExit) as error:
+        if not isinstance(error, LostProcessError):
+            store.set(FAILURE, f"process {rank} has failed: {type(error).__name__}: {error}")
+        raise
     finally:
+        _stores.clear()
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Wait for all processes, and then let the error of one be the error of all.
+
+    If a process ends, the collective operations of the others fail with a message of gloo or NCCL.  Instead of this
+    message, the error of the process that has failed is raised, as a `LostProcessError`.
+    """
+    try:
+        if _stores:
+            # Checkpoints are read when the first process has locked the run, and not while another launch writes them.
+            torch.distributed.barrier()
+        yield
+    except RuntimeError as error:
+        if not _stores or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        # torchrun now ends this process, too, but the run shall have a status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise LostProcessError(_failure(_stores[-1])) from error
+
+
+def _failure(store: Any) -> str:
+    """Which process has failed, and why.  A process that is killed cannot say so."""
+    begin = time.monotonic()
+    with contextlib.suppress(RuntimeError):  # the store may be lost, too
+        while time.monotonic() < begin + FAILURE_SECONDS:
+            if store.check([FAILURE]):
+                return str(store.get(FAILURE).decode())
+            time.sleep(0.1)
+    return "another process of this training has ended without a message: it was killed, or memory ran out"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,11 @@ WRITTEN = ("*.jsonl", "*.parquet", "manifest.json", "nonfinite.pt", sinks.TRACKE
 
 
 def clear(folder: Path) -> None:
-    """Delete checkpoints and records of an earlier run from its folder."""
-    if (folder / checkpoints.FOLDER).is_dir():
-        shutil.rmtree(folder / checkpoints.FOLDER)
-    for path in [path for pattern in WRITTEN for path in folder.glob(pattern)]:
+    """Delete checkpoints and records of an earlier run from its folder.
+
+    The folder of checkpoints may be a link to another disk, where other files stay.
+    """
+    for path in [path for pattern in (*WRITTEN, *checkpoints.WRITTEN) for path in folder.glob(pattern)]:
         path.unlink()
 
 

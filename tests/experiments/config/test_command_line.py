@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from experiments import measure, program
+from experiments import collect, figures, measure, program, status
 from experiments.config import command_line, overrides
 
 NEAREST = {
@@ -59,3 +59,17 @@ def test_messages_name_the_command_that_the_user_has(monkeypatch):
     assert program.program("collect") == "python -m experiments.collect"
     monkeypatch.setenv(program.PROGRAM, "gradscope ")
     assert program.program("collect") == "gradscope collect"
+
+
+AS_IT_IS = ("a #b", "a: b", "a=b", "007", "1e3", "[a]", "${x}", "null ", "d'q", "true")
+
+
+@pytest.mark.parametrize("text", AS_IT_IS)
+def test_a_text_is_taken_as_it_is(text):
+    for argument in (f"results={text}", f"--results={text}", f"results='{text}'", f'results="{text}"'):
+        assert command_line.parse(collect.Config, [argument, "csv=true"]) == collect.Config(results=text, csv=True)
+    assert command_line.parse(status.Config, [f"r/{text}"], positional="sweep").sweep == f"r/{text}"
+
+
+def test_null_is_no_text():
+    assert command_line.parse(figures.Config, ["study=null", "sweep='null'"]) == figures.Config()

@@ -21,7 +21,7 @@ WRONG = {
     "model.depth=range(3)": "'model.depth=range(3)' gives several values: add -m to run each of them.",
     "model.depth=choice(": "brackets ( and ) do not match.",
     "data.shape=[3,8": "brackets [ and ] do not match.",
-    "sweep='a": "a quote ' is not closed.",
+    "sweep='a": "a quote ' is not closed. If it belongs to the value, write the value between \" and \".",
     "sweep=ä": "needs two pairs of quotes, for the shell and for the value: \"sweep='ä'\".",
     "=3": "'=3' has no key: write key=value, such as seed=3.",
     "+=3": "'+=3' has no key",

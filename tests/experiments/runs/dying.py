@@ -1,4 +1,4 @@
-"""Measurements that disturb the sweep that they belong to."""
+"""Measurements that disturb the sweep that they belong to, and a network that disturbs its training."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 from hydra.core.plugins import Plugins
 
 import gradscope as gs
@@ -54,3 +55,19 @@ def warned(model, x, *, generator, number):
 def fails():
     """Not a measurement: a function that submitit submits."""
     raise ValueError("the last line")
+
+
+class Network(torch.nn.Linear):
+    """In the process with number ``rank``: raises an error in the step after ``steps``, or is killed."""
+
+    def __init__(self, rank, steps, kills=False):
+        super().__init__(3072, 10)
+        self.left, self.kills = steps if int(os.environ["RANK"]) == rank else -1, kills
+
+    def forward(self, x):
+        if self.training and self.left == 0:
+            if self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("the reason")
+        self.left -= self.training
+        return super().forward(x.flatten(1))

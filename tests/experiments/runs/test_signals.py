@@ -2,13 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from experiments.program import PARENT
+from experiments.program import PARENT, TORCHRUN
 from tests.helpers import ROOT
 
 LONG = """
@@ -44,3 +45,14 @@ def test_a_process_ends_with_its_parent_also_while_it_starts():
             [sys.executable, "-c", code.format(seconds)], cwd=ROOT, env={**os.environ, PARENT: str(parent)}, timeout=240
         )
         assert process.returncode == returned
+
+
+def test_a_process_of_a_torchrun_that_has_ended_ends_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        address = store.getsockname()
+        given = {TORCHRUN: "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": address[0]}
+        command = [sys.executable, "-c", "import experiments; print('imported')"]
+        options = {"cwd": ROOT, "env": {**os.environ, **given, "MASTER_PORT": str(address[1])}, "timeout": 240}
+        assert subprocess.run(command, capture_output=True, text=True, **options).stdout == "imported\n"
+    ended = subprocess.run(command, capture_output=True, text=True, **options)
+    assert ended.returncode == 1 and ended.stderr == "torchrun has ended, so this process ends, too.\n"

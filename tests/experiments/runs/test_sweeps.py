@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from benchmarks import sweep_kills
+from benchmarks.kills import alive
 from experiments import measure, rerun, seeds, status
 from experiments.archive import collecting
 from experiments.config import schema
@@ -174,10 +174,10 @@ def test_a_sweep_that_is_killed_loses_nothing(finished, tmp_path, launcher, how)
 def running_in(session):
     """Processes of a session that are alive, after a moment to end."""
     for _ in range(100):
-        if not sweep_kills.alive(session):
+        if not alive(session):
             return []
         time.sleep(0.1)
-    return sweep_kills.alive(session)
+    return alive(session)
 
 
 def test_a_lock_belongs_to_one(tmp_path):

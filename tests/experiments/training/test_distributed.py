@@ -1,17 +1,20 @@
 """Two processes train the same network as one process."""
 
 import json
+import signal
 import socket
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from experiments.runs import names
+from benchmarks import kills
+from experiments.runs import names, outcomes
 from experiments.training.distributed import Ranks
 from gradscope import frames
-from tests.commands import run
+from tests.commands import Command, run
 
 OPTIONS = [
     "model=mlp", "model.depth=4", "model.width=32", "model.out_features=10", "model.activation=tanh", "data=digits",
@@ -68,6 +71,59 @@ def test_two_processes_are_one_with_the_same_global_batch(tmp_path):
     again = torch.load(last, weights_only=True)
     assert again["step"] == 24 and all(torch.equal(w, again["model"][name]) for name, w in states[1]["model"].items())
     assert pd.read_parquet(together / "metrics.parquet")["train_loss"].tolist() == two["train_loss"].tolist()
+
+
+SHORT = (
+    "model=custom", "model._target_=tests.experiments.runs.dying.Network", "data=digits", "train.batch_size=64",
+    "train.precision=float32", "monitor.every=null", "num_threads=1",
+)  # fmt: skip
+
+
+def started(folder, *arguments, mark=""):
+    """A training with two processes."""
+    torchrun = ("--nproc-per-node=2", f"--master-port={free_port()}", "-m", "experiments.train")
+    return Command(
+        "torch.distributed.run", *torchrun, *SHORT, f"results={folder}", *arguments, merged=True, **{kills.MARK: mark}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize(
+    "rank, killed, reason",
+    [
+        (1, "false", "process 1 has failed: RuntimeError: the reason"),
+        (1, "true", "another process of this training has ended without a message"),
+    ],
+)
+def test_the_error_of_one_process_is_the_error_of_all(tmp_path, rank, killed, reason):
+    pytest.importorskip("sklearn")
+    process = started(tmp_path, f"+model.rank={rank}", "+model.steps=3", f"+model.kills={killed}")
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 1 and f"Error: {reason}" in said and "gloo" not in said
+    assert killed == "true" or said.index("the reason") < said.index("elastic")
+    (folder,) = names.folders(tmp_path / "train")
+    assert outcomes.Status.read(folder).error.startswith(f"LostProcessError: {reason}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("moment", ["starting", "training"])
+def test_no_process_outlives_torchrun(tmp_path, moment):
+    pytest.importorskip("sklearn")
+    process = started(tmp_path, "+model.rank=-1", "+model.steps=0", "train.epochs=10000", mark=str(tmp_path))
+    begin = time.monotonic()
+    while time.monotonic() < begin + 240 and (
+        len(kills.alive(process.pid, str(tmp_path))) < 3
+        or (moment == "training" and not list(tmp_path.glob("train/*/metrics.jsonl")))
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    begin = time.monotonic()
+    while kills.alive(process.pid, str(tmp_path)) and time.monotonic() < begin + 60:  # 2 s on an idle machine
+        time.sleep(0.1)
+    assert kills.alive(process.pid, str(tmp_path)) == []
 
 
 def test_a_batch_that_cannot_be_shared():
