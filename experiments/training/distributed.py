@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from experiments.program import world_size
 from experiments.runs import Interrupted
@@ -82,7 +83,7 @@ def started(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    store, rank, world = next(rendezvous("env://"))
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world
     )
