@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.models import MLP, AlexNetA
+from gradscope.models import MLP, AlexNetA, ResNet
 
 SEED = 0
 
@@ -37,12 +37,26 @@ class Chain:
         return torch.autograd.grad(self.model(self.x).square().sum(), tuple(self.model.parameters()))
 
 
-def mlp(depth: int, width: int, batch: int, norm: str = "none") -> Chain:
-    """A SELU network of equal layers on Gaussian noise.  Its Jacobian has a low effective rank."""
+def mlp(depth: int, width: int, batch: int, norm: str = "none", activation: str = "selu") -> Chain:
+    """A network of equal layers on Gaussian noise.  Its Jacobian has a low effective rank."""
     generator = torch.Generator().manual_seed(SEED)
-    model = MLP(depth=depth, width=width, activation="selu", norm=norm, generator=generator)
+    model = MLP(depth=depth, width=width, activation=activation, norm=norm, generator=generator)
     modules = OrderedDict((f"layers.{name}", layer) for name, layer in model.layers.named_children())
     return Chain(model, modules, torch.randn(batch, width, generator=torch.Generator().manual_seed(SEED + 1)))
+
+
+def dead(depth: int, width: int, batch: int, share: float = 0.4) -> Chain:
+    """A ReLU network in which a share of the output units is 0 for every sample, so that no gradient starts there."""
+    chain = mlp(depth, width, batch, activation="relu")
+    with torch.no_grad():
+        list(chain.model.parameters())[-1][: round(share * width)] = 0
+    return chain
+
+
+def resnet(batch: int) -> Chain:
+    """ResNet-8 with batch normalization in evaluation mode, for measurements of the whole model only."""
+    model = ResNet(depth=8, generator=torch.Generator().manual_seed(SEED)).eval()
+    return Chain(model, OrderedDict(), torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(SEED + 1)))
 
 
 def alexnet(batch: int) -> Chain:

@@ -8,7 +8,7 @@ from functools import partial
 
 import gradscope as gs
 from benchmarks.race import floor, peers
-from benchmarks.race.chains import Chain, alexnet, mlp
+from benchmarks.race.chains import Chain, alexnet, dead, mlp, resnet
 from benchmarks.race.errors import log10_values, relative_rms
 from benchmarks.race.sizes import Sizes
 from benchmarks.tables.rows import Row, timed
@@ -97,6 +97,21 @@ def images(group: str, sizes: Sizes, repeats: int) -> list[Row]:
     for name in (JACREV, FUNCTIONAL):
         peers.assert_exact(name, times[name].result, chain, times[EXACT].result)
     return timed(group, "", times, PASS)
+
+
+def images_residual(group: str, sizes: Sizes, repeats: int) -> list[Row]:
+    """Times on ResNet-8 in evaluation mode."""
+    return timed(group, "", race(_common(resnet(sizes.images)), repeats), PASS)
+
+
+def deep_dead(group: str, sizes: Sizes, repeats: int) -> list[Row]:
+    """Times of an exact profile if 40 % of the output units are dead: their zeros must not cost another sweep."""
+    chain = dead(*sizes.deep)
+    contestants = [
+        Contestant(FLOOR, floor.products(chain)),
+        Contestant(EXACT, lambda: gs.gsc(chain.model, chain.x, probes="exact")),
+    ]
+    return timed(group, "", race(contestants, repeats), FLOOR)
 
 
 def growth(group: str, sizes: Sizes, repeats: int) -> Iterator[Row]:
