@@ -195,7 +195,7 @@ def outcome(case: Case, results: Path) -> dict[str, Any]:
     """The numbers of a launch by run.  A killed launch must have the same."""
     if case.runs:
         frame = collecting.collect(results / "s").frame.sort_values(["quantity", "index"])
-        return {seed: rows["log10_value"].to_numpy() for seed, rows in frame.groupby("seed")}
+        return {str(seed): rows["log10_value"].to_numpy() for seed, rows in frame.groupby("seed")}
     found: dict[str, Any] = {}
     for run in runs.folders(results / "s"):
         state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
