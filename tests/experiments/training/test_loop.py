@@ -414,7 +414,8 @@ def test_a_sweep_of_several_processes_is_collected_drawn_and_published(tmp_path)
 
 def test_a_rate_that_is_far_too_large_stops_with_the_layer_named(tmp_path):
     pytest.importorskip("sklearn")
-    options = ["model=alexnet_b", "data=digits", "optimizer.lr=10", "train.batch_size=32", f"results={tmp_path}"]
+    options = ["model=alexnet_b", "data=digits", "optimizer.lr=10", "train.batch_size=32", "train.precision=float32"]
+    options += [f"results={tmp_path}"]
     code, _, said = run("experiments.train", *options)
     assert code == 1
     named = r"Stopped: The loss is \w+ at step \d+: layer '(\w+)' is the first with NaN or Inf in its forward pass"
