@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from types import FrameType
 from typing import Any, Self
@@ -57,6 +58,9 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self.done:
             return
+        if error is not None and not isinstance(error, Exception):
+            # The frames hold generators, such as that of torch's checkpoints, which close a context when they are freed.
+            traceback.clear_frames(error.__traceback__)
         if torch.is_inference_mode_enabled() != self.inference:
             self.mode.__exit__(kind, error, None)
         self._restore(kind)
@@ -103,7 +107,7 @@ def _waits(frame: FrameType | None, outermost: FrameType | None) -> bool:
 
 
 def _settings() -> tuple[Any, ...]:
-    """The gradient mode, autocast, numbers of modes, levels and contexts that are open, and the filters of warnings."""
+    """Settings of torch, numbers of modes, levels and contexts that are open, filters of warnings, saving hooks."""
     return (
         torch.is_grad_enabled(),
         [torch.is_autocast_enabled(device) for device in DEVICES],
@@ -112,24 +116,32 @@ def _settings() -> tuple[Any, ...]:
         forward_ad._current_level,
         opened(),
         warnings.filters,
+        _saving(),
     )
 
 
 def _restore(settings: tuple[Any, ...]) -> None:
     """Close what an interrupted context has left open, and restore the other settings."""
-    graded, autocast, dispatching, functions, level, reading, filters = settings
+    graded, autocast, dispatching, functions, level, reading, filters, hooks = settings
     while torch._C._len_torch_dispatch_stack() > dispatching:
         torch._C._pop_torch_dispatch_stack()
     while torch._C._len_torch_function_stack() > functions:
         torch._C._pop_torch_function_stack()
     while forward_ad._current_level > level:
         forward_ad.exit_dual_level()
+    while (top := _saving()) is not None and (hooks is None or top[0] is not hooks[0]):
+        torch._C._autograd._pop_saved_tensors_default_hooks()
     if opened() > reading:
         leave(reading)
     torch.set_grad_enabled(graded)
     for device, enabled in zip(DEVICES, autocast, strict=True):
         torch.set_autocast_enabled(device, enabled)
     warnings.filters = filters
+
+
+def _saving() -> Any:
+    """The innermost hooks of saved tensors, such as those of torch's checkpoints; None if there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def _again() -> None:
