@@ -108,7 +108,7 @@ def _array(given: Any, kind: str, num: int) -> object:
 
 @checked
 def observed(
-    quantity: str,
+    quantity: str | Sequence[str],
     values: Numbers,
     *,
     layer: str | Sequence[str] = NETWORK,
@@ -120,7 +120,7 @@ def observed(
     """Return a tidy frame of numbers that are not coefficients and may have any sign.
 
     Arguments:
-        quantity: Name of the quantity, in lower_case.
+        quantity: Name of the quantity, in lower_case; one for all rows, or one per row.
         values: One number or several, stored in column ``value`` without a logarithm; inf if a number overflowed.
         layer, index: Name and index of the layer; one for all rows, or one per row.
         stderr: Standard errors of the values; 0 for exact values, None or NaN for unknown errors.

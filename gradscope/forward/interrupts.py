@@ -59,7 +59,7 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
         if self.done:
             return
         if error is not None and not isinstance(error, Exception):
-            # The frames hold generators, such as that of torch's checkpoints, which close a context when they are freed.
+            # The frames hold generators, such as that of a checkpoint, which close a context when they are freed.
             traceback.clear_frames(error.__traceback__)
         if torch.is_inference_mode_enabled() != self.inference:
             self.mode.__exit__(kind, error, None)

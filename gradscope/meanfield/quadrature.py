@@ -167,7 +167,7 @@ def expectation(
 def _check_function(name: str, function: Function) -> None:
     """Raise ValueError if the function does not map an array to an array of numbers of the same shape."""
     try:
-        found = np.asarray(function(np.linspace(-1.0, 1.0, 3)))
+        found = np.asarray(function(np.array([-1.0, 0.3, 1.1])))
         right = found.shape == (3,) and found.dtype.kind in "biuf"
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{name} does not take an array of float64: {error}") from error

@@ -298,7 +298,7 @@ def test_many_different_errors_are_cut(capfd):
                 "+model.out_features=2",
                 "data.shape=[6]",
             ],
-            "Error: RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+            "Error: The model cannot run on data of float32 (100, 6)",
         ),
         (["model=custom", "model._target_=tests.experiments.runs.dying.Nope"], "Nope"),
     ],
