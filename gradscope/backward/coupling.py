@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +21,35 @@ from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_i
 from gradscope.norms import from_real
 
 # Operations that process the entries of the leading dimension separately -> number of the input that holds the data.
-_LEADING = PRODUCTS | {
-    f"{name}Backward0": 0
-    for name in (
-        "Convolution MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D View UnsafeView ReshapeAlias NativeLayerNorm "
-        "NativeBatchNorm CudnnBatchNorm"
-    ).split()
-}
+_LEADING = (
+    PRODUCTS
+    | {
+        f"{name}Backward0": 0
+        for name in (
+            "Convolution MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D View UnsafeView ReshapeAlias Alias Slice "
+            "ConstantPadNd NativeLayerNorm NativeBatchNorm CudnnBatchNorm"
+        ).split()
+    }
+    | {"MeanBackward1": 0, "SumBackward1": 0}
+)  # over some dimensions
+
+
+def _reduces_others(node: Any, ndim: int) -> bool:
+    """Whether a mean or sum keeps the leading dimension apart.  Saved dimensions are unsigned: -1 is 2^64 - 1."""
+    dims = node._saved_dim
+    before = ndim + (0 if node._saved_keepdim else len(dims))
+    return bool(dims) and all((dim if dim < before else dim - (1 << 64) + before) > 0 for dim in dims)
+
 
 # Further conditions: functions of the node, whose saved attributes they read, and of the result's number of dimensions.
-_PROVISO: dict[str, Callable[[Node, int], bool]] = {
-    "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,  # type: ignore[attr-defined]
-    "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
-    "CudnnBatchNormBackward0": lambda node, ndim: not node._saved_training,  # type: ignore[attr-defined]
+_PROVISO: dict[str, Callable[[Any, int], bool]] = {
+    "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,
+    "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,
+    "CudnnBatchNormBackward0": lambda node, ndim: not node._saved_training,
+    "SliceBackward0": lambda node, ndim: 0 < node._saved_dim < ndim,
+    "ConstantPadNdBackward0": lambda node, ndim: not any(node._saved_pad[2 * (ndim - 1) :]),  # last dimension first
+    "MeanBackward1": _reduces_others,
+    "SumBackward1": _reduces_others,
 }
 
 

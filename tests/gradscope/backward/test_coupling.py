@@ -57,6 +57,16 @@ COUPLED = {
     "both factors": lambda h: h @ h,
     "a sample's number for a feature of all": lambda h: h * functional.linear(h, torch.ones(1, 6).double()).view(6),
     "pooled over the batch": lambda h: h + functional.max_pool1d(h.T[None], 2).mean(),
+    "samples moved by padding": lambda h: functional.pad(h, (0, 0, 1, -1)),
+    "sum over samples": lambda h: h.sum(0),
+    "mean over samples": lambda h: h.mean(-2),
+}
+KEPT_APART = {
+    "part of the features": lambda h: h + h[:, :1],
+    "padded features": lambda h: functional.pad(h, (1, -1)),
+    "minus the mean of features": lambda h: h - h.mean(-1, keepdim=True),
+    "sums of features": lambda h: h + h.view(6, 2, 3).sum(-1)[:, 1:],
+    "sums of all features": lambda h: h + h.view(6, 2, 3).sum((1, -1), keepdim=True).view(6, 1),
 }
 APART = {
     "nothing": lambda h: h,
@@ -69,6 +79,7 @@ APART = {
     "dropout": lambda h: functional.dropout(h, 0.5),
     "images": lambda h: functional.avg_pool2d(h.view(6, 1, 2, 3), (2, 1)).repeat_interleave(2, 2).view(6, 6),
     "a gate of each sample": lambda h: h * h.sigmoid().mean(1, keepdim=True),
+    **KEPT_APART,
 }
 
 
@@ -99,6 +110,7 @@ PROVED = {
     "perceptron": gs.models.MLP(depth=3, width=6, norm="layer").double(),
     "residual": gs.models.MLP(depth=3, width=6, residual="identity").double(),
     "fixed batch norm": gs.models.MLP(depth=3, width=6, norm="batch").double().eval(),
+    **{name: Function(function) for name, function in KEPT_APART.items()},
 }
 
 
@@ -108,7 +120,8 @@ def test_proved_without_a_backward_pass(model):
 
 
 def test_a_convolutional_network_is_proved():
-    assert separate(gs.capture(AlexNetA().eval(), torch.zeros(2, 3, 32, 32) + 0.1).graph, 2)
+    for model in (AlexNetA().eval(), gs.models.ResNet(depth=8, width=4).eval()):
+        assert separate(gs.capture(model, torch.zeros(2, 3, 32, 32) + 0.1).graph, 2)
 
 
 def test_coupling_inside_a_branch():
