@@ -19,7 +19,6 @@ functions are met as often as those of loops.  Afterwards no hook may be left or
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
 import json
@@ -107,7 +106,7 @@ def one(subject: Subject, way: str, caller: str, chance: random.Random, send: Ca
         expected, seconds = subject.undisturbed(caller)
         model, x = subject.model, subject.x
         trace = subject.trace(way, chance) if way in TRACED else None
-        held, before, threads = sorted(hooks(model, x)), state(model, x), _thread._count()
+        held, before = sorted(hooks(model, x)), state(model, x)
         ended, found = "finished", None
         try:
             if trace is not None:
@@ -117,8 +116,6 @@ def one(subject: Subject, way: str, caller: str, chance: random.Random, send: Ca
                 found = send(subject.run, delays)
         except KeyboardInterrupt:
             ended = "interrupted"
-        while _thread._count() > threads:  # an interrupt that waits comes now, and is ignored here
-            time.sleep(1e-3)
         left = Counter(hooks(model, x))
         left.subtract(held)
         changed = differences(before, state(model, x))

@@ -56,7 +56,7 @@ class Instructions:
     def count(self, run: Run) -> None:
         """Count the instructions of an undisturbed measurement."""
         self.where = None
-        self.run(run)
+        self._traced(run)
         self.counts = self.num.copy()
 
     def choose(self, chance: random.Random, action: Run) -> None:
@@ -65,12 +65,15 @@ class Instructions:
         self.at, self.action, self.happened = chance.randint(1, self.counts[self.where]), action, ""
 
     def run(self, run: Run) -> Any:
-        """Run with this trace."""
+        """Run with this trace, below `measured`."""
+        return self._traced(lambda: measured(run))
+
+    def _traced(self, run: Run) -> Any:
         self.num = Counter()
         before = sys.gettrace()
         sys.settrace(self._trace)
         try:
-            return measured(run)
+            return run()
         finally:
             sys.settrace(before)
 
