@@ -54,9 +54,12 @@ class Instructions:
         self.at, self.action, self.happened = 0, _raise, ""
 
     def count(self, run: Run) -> None:
-        """Count the instructions of an undisturbed measurement."""
+        """Count the instructions of an undisturbed measurement; again if something has ended the trace."""
         self.where = None
-        self._traced(run)
+        for _ in range(10):
+            self._traced(run)
+            if self.num:
+                break
         self.counts = self.num.copy()
 
     def choose(self, chance: random.Random, action: Run) -> None:
