@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.inside = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.Tanh())
         self.log: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ class Block(nn.Module):
 def network() -> nn.Module:
     """A small network with buffers, hooks of its own, dropout and gradients."""
     torch.manual_seed(0)
-    first, block = nn.Linear(4, 4), Block()
+    # No bias before batch normalization: its gradient is zero up to rounding, so chance would decide how many are zero.
+    first, block = nn.Linear(4, 4, bias=False), Block()
     layers = [first, nn.BatchNorm1d(4), nn.Tanh(), block, nn.Linear(4, 4), nn.ReLU(), nn.Dropout(0.5)]
     model = nn.Sequential(*layers, nn.Linear(4, 3)).double()
     model[2].register_forward_hook(lambda module, args, output: None)
