@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import dis
 import inspect
 import random
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 
 Run = Callable[[], Any]
 CLEANING = {"__enter__", "__exit__", "close", "remove", "_restore", "_changed", "_keep_all", "_replace_buffers"}
+# Python looks for signals after these instructions only.  Where a lock is taken or given back it does not.
+CHECKED = {dis.opmap[name] for name in ("RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD") if name in dis.opmap}
 SENDER = """
 import os, sys, time
 for line in sys.stdin:
@@ -49,6 +52,7 @@ class Instructions:
     def __init__(self, scope: tuple[str, ...], *, cleaning: bool = False) -> None:
         self.scope, self.cleaning = scope, cleaning
         self.num: Counter[CodeType] = Counter()
+        self.last: dict[int, int] = {}  # the last instruction, by the identity of the frame
         self.counts: Counter[CodeType] = Counter()
         self.where: CodeType | None = None
         self.at, self.action, self.happened = 0, _raise, ""
@@ -72,7 +76,7 @@ class Instructions:
         return self._traced(lambda: measured(run))
 
     def _traced(self, run: Run) -> Any:
-        self.num = Counter()
+        self.num, self.last = Counter(), {}
         before = sys.gettrace()
         sys.settrace(self._trace)
         try:
@@ -87,7 +91,11 @@ class Instructions:
             if not known or (self.cleaning and not _cleans(code)):
                 return None
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            self.last.pop(id(frame), None)
         elif event == "opcode":
+            before, self.last[id(frame)] = self.last.get(id(frame)), code.co_code[frame.f_lasti]
+            if before not in CHECKED:
+                return self._trace
             self.num[code] += 1
             if code is self.where and self.num[code] == self.at:
                 sys.settrace(None)
