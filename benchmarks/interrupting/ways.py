@@ -58,18 +58,17 @@ class Instructions:
         self.at, self.action, self.happened = 0, _raise, ""
 
     def count(self, run: Run) -> None:
-        """Count the instructions of an undisturbed measurement; again if something has ended the trace."""
+        """Count the instructions of an undisturbed measurement."""
         self.where = None
-        for _ in range(10):
-            self._traced(run)
-            if self.num:
-                break
+        self._traced(run)
         self.counts = self.num.copy()
 
     def choose(self, chance: random.Random, action: Run) -> None:
-        """Choose a function, one of its instructions, and what happens there."""
-        self.where = chance.choice(list(self.counts))
-        self.at, self.action, self.happened = chance.randint(1, self.counts[self.where]), action, ""
+        """Choose a function, one of its instructions, and what happens there; none if the trace counted nothing."""
+        self.where, self.action, self.happened = None, action, ""
+        if self.counts:  # a measurement that is refused at once may enter no context
+            self.where = chance.choice(list(self.counts))
+            self.at = chance.randint(1, self.counts[self.where])
 
     def run(self, run: Run) -> Any:
         """Run with this trace, below `measured`."""
