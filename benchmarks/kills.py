@@ -4,9 +4,9 @@
 
 A case is a sweep of ``experiments.measure`` under one launcher, or one training with one or two processes.  Its command
 is repeated and killed until a launch ends by itself with exit code 0, and then the case begins anew, until it has been
-killed often enough.  A moment is uniform in the first half of an undisturbed launch, so many kills come while a launch
-or its workers start.  The launcher gets SIGINT, SIGTERM, SIGHUP or SIGKILL; or one of its workers, ranks or jobs is
-killed and the launch goes on; or all processes get SIGKILL at once, as if the machine stopped.
+killed often enough.  A moment is uniform in the first half of an undisturbed launch.  Therefore many kills come while a
+launch or its workers start.  The launcher gets SIGINT, SIGTERM, SIGHUP or SIGKILL; or one of its workers, ranks or jobs
+is killed and the launch goes on; or all processes get SIGKILL at once, as if the machine stopped.
 
 After the end of a launch, its processes have five seconds to end; jobs of Slurm may stay.  In the end, every run must
 be done once, and all numbers must equal those of an undisturbed launch bit for bit.

@@ -120,7 +120,7 @@ def folders(sweep: Path) -> list[Path]:
     """The run folders of a sweep, sorted by name: folders whose name ends with a digest or that hold a status."""
     if not sweep.is_dir():
         return []
-    # A link is no run folder: a run would be written into its target, which may belong to somebody else.
+    # A link does not count as a run folder: its target may belong to somebody else, and a run would be written there.
     entries = (entry for entry in os.scandir(sweep) if entry.is_dir(follow_symlinks=False))
     names = {entry.name for entry in entries if not entry.name.endswith(PASSING)}
     return [

@@ -89,7 +89,6 @@ def _written(path: Path, write: Callable[[Path], object]) -> Path:
     except (OSError, RuntimeError) as error:
         previous = "the previous checkpoint there is intact" if path.exists() else "there is no earlier checkpoint"
         reason = getattr(error, "strerror", None) or error
-        advice = (
-            " Free disk space." if getattr(error, "errno", errno.ENOSPC) in FULL else ""
-        )  # torch raises RuntimeError
+        full = getattr(error, "errno", errno.ENOSPC) in FULL  # torch raises RuntimeError, without a number
+        advice = " Free disk space." if full else ""
         raise OSError(f"Could not write the checkpoint {path} ({reason}); {previous}.{advice}") from error

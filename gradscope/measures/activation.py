@@ -244,7 +244,7 @@ def largest(value: Tensor) -> Tensor:
 
 def _zeros(values: Tensor) -> Tensor:
     """A zero for every sample."""
-    return torch.zeros(len(values), dtype=torch.float64, device=values.device)
+    return torch.zeros(len(flattened(values)), dtype=torch.float64, device=values.device)
 
 
 def flattened(values: Tensor) -> Tensor:

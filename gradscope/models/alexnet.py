@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.choices import Size, check_choice, checked
+from gradscope.choices import Probability, Size, check_choice, checked
 from gradscope.models.layers import fill, unfilled
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -57,7 +57,7 @@ class AlexNetA(_AlexNet):
 
     @checked
     def __init__(
-        self, *, padding: str = "same", dropout: float = 0.5, num_classes: Size = 10, init: str = "he",
+        self, *, padding: str = "same", dropout: Probability = 0.5, num_classes: Size = 10, init: str = "he",
         generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         check_choice("padding", padding, ("same", "valid"))

@@ -104,7 +104,7 @@ class Sinks:
 
     def __init__(self, targets: Any = ()) -> None:
         self._outlets: list[_Outlet] = []
-        several = isinstance(targets, Iterable) and not isinstance(targets, str)
+        several = isinstance(targets, Iterable) and not isinstance(targets, str) and getattr(targets, "ndim", None) != 0
         for target in islice(targets, MOST_SINKS) if several else [targets]:
             way = next((name for name in WAYS if callable(getattr(target, name, None))), None)
             if way is None:

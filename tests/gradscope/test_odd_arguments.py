@@ -190,6 +190,9 @@ BAD = [
     (lambda: gs.plots.learning(pd.DataFrame({"step": ["a"], "loss": 1.0}), "loss"), "Column 'step' .* got 'a'"),
     (lambda: gs.sinks.values_of(pd.DataFrame({"layer": ["a"]})), "lacks the columns 'quantity', 'value', 'log1"),
     (lambda: gs.gsc(nn.Linear(3, 3), noise(4, 6)), r"model cannot run on data of float64 \(4, 6\).*mat1 and mat2"),
+    (lambda: gs.models.AlexNetA(dropout=100), r"dropout must be a number in \[0, 1\], got 100"),
+    (lambda: gs.measures.SignDiversity()(torch.tensor(3)), r"at least two samples .* got shape \(\)"),
+    (lambda: gs.Monitor(nn.Linear(6, 3), noise(4, 6), sinks=np.array(3.0)), "sinks must be a list .* got ndarray"),
     (lambda: gs.growth(3), "data must be a gradscope.Measured or a pandas.DataFrame or a sequence .* got 3"),
 ]  # fmt: skip
 
