@@ -17,8 +17,8 @@ NOUNS = {
 }
 ORDER = {
     "gradscope": """
-        nouns meanfield forward initializers models backward jacobians measures coefficients depth checks sinks
-        monitor callbacks plots comparing report command top
+        nouns meanfield forward initializers models backward jacobians measures coefficients depth transformers checks
+        sinks monitor callbacks plots comparing report command top
     """.split(),
     "experiments": "nouns runs data training config archive evidence reports studies top".split(),
 }

@@ -1,0 +1,1 @@
+"""Which position, which residual block and which attention head: quantities of transformers."""
