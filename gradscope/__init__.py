@@ -33,6 +33,7 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.positions import Positions
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -56,6 +57,7 @@ __all__ = [
     "Monitor",
     "MonitorWarning",
     "NonFiniteError",
+    "Positions",
     "Profile",
     "Report",
     "UnreadableError",
