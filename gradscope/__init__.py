@@ -33,6 +33,7 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.coherence import Coherence, jacobian_coherence
 from gradscope.transformers.positions import Positions
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Affine",
     "Capture",
+    "Coherence",
     "Comparison",
     "Deflated",
     "Description",
@@ -73,6 +75,7 @@ __all__ = [
     "gsc",
     "gsc_matrix",
     "initializers",
+    "jacobian_coherence",
     "meanfield",
     "measure",
     "measures",

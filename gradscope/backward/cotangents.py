@@ -133,6 +133,17 @@ def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
     return Cotangents(target, num, 0, _signs(target, generator))
 
 
+def shared_signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
+    """``num`` vectors of random signs, each the same for all samples (leading dimension) of the target."""
+    key, size = probe_vectors.new_key(generator, generator.device), target.size // target.shape[0]
+
+    def draw(first: int, last: int) -> Tensor:
+        v = probe_vectors.signs(key, range(first, last), range(1), size, target.real_dtype, target.device)
+        return from_real(v.expand(-1, target.shape[0], -1).flatten(1), target.shape, target.dtype)
+
+    return Cotangents(target, num, 0, draw)
+
+
 def by_position(whole: Cotangents, axis: int) -> Cotangents:
     """For every cotangent, one for each place of a dimension of the target, which is zero at all other places."""
     target, num_places = whole.target, whole.target.shape[axis]

@@ -120,7 +120,7 @@ def gsc(
         raise ValueError(f"position_dim={position_dim} has no effect without positions=: leave it out, or give both.")
 
     def board(captured: Capture) -> Board:
-        rows = rows_of(captured, options, matrix=False)
+        rows = rows_of(captured, options.layers, options.target)
         return Board(captured, rows, rows[-1:], options.reduction)
 
     return Profile(**measured(model, data, options, board)[1])
@@ -165,7 +165,7 @@ def gsc_matrix(
     )  # fmt: skip
 
     def board(captured: Capture) -> Board:
-        rows = rows_of(captured, options, matrix=True)
+        rows = rows_of(captured, options.layers, options.target, matrix=True)
         return Board(captured, rows, rows, options.reduction)
 
     return Matrix(**measured(model, data, options, board)[1])
@@ -238,18 +238,18 @@ def measured(
     }
 
 
-def rows_of(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
+def rows_of(captured: Capture, layers: LayerFilter | None, target: str | None, *, matrix: bool = False) -> list[Layer]:
     """The layers that are rows of the result; the last row of a profile is the target."""
     if all(p is None for module in captured.replay.modules.values() for p in module._parameters.values()):
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
             "registered: use nn.ModuleList. For a function without parameters use gs.capture(model, x).jacobian(...)."
         )
-    if options.layers is not None:
+    if layers is not None:
         rows = list(captured.layers)
     else:
         rows = list(captured.units)
-        _warn_if_few(captured, options)
+        _warn_if_few(captured, target)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
     if branch := [row.name for row in rows if not row.on_trunk]:
@@ -260,11 +260,11 @@ def rows_of(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]
     return rows
 
 
-def _warn_if_few(captured: Capture, options: Options) -> None:
+def _warn_if_few(captured: Capture, target: str | None) -> None:
     """Warn if fewer than three units lie on the trunk, although the network has other layers or uncalled modules."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
-    if options.target is None and len(known) < 3 and (others or captured.uncalled):
+    if target is None and len(known) < 3 and (others or captured.uncalled):
         offer = f"Also recorded: {', '.join(others[:8])}." if others else "No other module was called."
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "

@@ -96,7 +96,7 @@ class Pairs:
 class Board:
     """The sources and targets of one recorded batch, whose pairs can be measured any number of times."""
 
-    # If there is only one column (target), one sweep takes at most this many cotangents: it limits the readings' memory.
+    # With one column (target), one sweep takes at most this many cotangents, which limits the memory of the readings.
     window = 64
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:

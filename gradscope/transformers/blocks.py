@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradscope.backward.cotangents import AUTO_EXACT, Cotangents, Deflated, by_position, combs, resolved, signs
+from gradscope.backward.cotangents import AUTO_EXACT, Cotangents, Deflated, by_position, combs, signs
 from gradscope.backward.sweep import Progress
 from gradscope.choices import listed
 from gradscope.coefficients.gains import Gain

@@ -37,12 +37,10 @@ def measured_by_position(model: nn.Module, data: Any, options: Options, by: str,
     """The result of `gradscope.gsc` with ``positions=by``."""
     check_choice("positions", by, ("source", "target", "both"))
     if options.reduction == "geometric":
-        raise ValueError(
-            'Blocks of reduction="geometric" do not add up to the GSC of a layer: use "batch" or "mean" with positions=.'
-        )
+        raise ValueError('Blocks of reduction="geometric" do not add up to the GSC of a layer: use "batch" or "mean".')
 
     def board(captured: Capture) -> BlockBoard:
-        return BlockBoard(captured, rows_of(captured, options, matrix=False), options, by, position_dim)
+        return BlockBoard(captured, rows_of(captured, options.layers, options.target), options, by, position_dim)
 
     pairs, fields = measured(model, data, options, board, Planner if by == "source" else PerTarget)
     assert isinstance(pairs, BlockPairs)
@@ -159,12 +157,12 @@ class Positions(Profile):
     ...         return torch.nn.functional.pad(self.scale * x, (0, 0, 1, 0))[:, :-1]
     >>> found = gs.gsc(Shift(), torch.ones(1, 3, 2), positions="both")
     >>> (10 ** found.blocks.log10_values[0]).round(3)
-    array([[0.   , 0.   , 0.   ],
-           [0.333, 0.   , 0.   ],
-           [0.   , 0.333, 0.   ]])
-    >>> found.lag_profile(sinks=0)[["layer", "lag", "value"]].query("layer == 'input' and value > 0").round(3)
+    array([[0. , 0. , 0. ],
+           [0.5, 0. , 0. ],
+           [0. , 0.5, 0. ]])
+    >>> found.lag_profile(sinks=0)[["layer", "lag", "value"]].query("layer == 'input' and value > 0")
        layer  lag  value
-    3  input    1  0.333
+    3  input    1    0.5
     """
 
     by: str

@@ -1,0 +1,361 @@
+"""``jacobian_coherence(model, data)``: how much of the Jacobian of a layer is the same for all samples.
+
+    coherence(k, l) = |E J_k^l|_F^2 / E |J_k^l|_F^2,   expectations over samples
+
+With one cotangent g for all samples and v_b = J_b^T g, the estimates of numerator and denominator
+
+    P = (|sum_b v_b|^2 - sum_b |v_b|^2) / (B (B - 1)),   Q = sum_b |v_b|^2 / B
+
+are unbiased: P is the mean of <v_a, v_b> over pairs of different samples.  Cost: that of `gradscope.gsc`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy import special
+from torch import Tensor, nn
+
+from gradscope import frames
+from gradscope.backward.cotangents import (
+    AUTO_COST,
+    AUTO_EXACT,
+    Cotangents,
+    Deflated,
+    basis,
+    generator_or_default,
+    resolved,
+    shared_signs,
+)
+from gradscope.backward.readings import Reading
+from gradscope.backward.route import TrunkRoute
+from gradscope.backward.sweep import sweep
+from gradscope.choices import Level, PathLike, checked
+from gradscope.coefficients.gsc import rows_of
+from gradscope.coefficients.reductions import FEWEST
+from gradscope.estimates import satterthwaite
+from gradscope.forward.inputs import Forward, LossFunction, stream
+from gradscope.forward.interrupts import interruptible
+from gradscope.forward.layers import Layer, LayerFilter
+from gradscope.forward.state import alone, state_restored
+from gradscope.jacobians.capture import Capture, captured_unread
+from gradscope.memory import Workspace, together
+from gradscope.norms import real
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+QUANTITY = "jacobian_coherence"
+
+
+@checked
+def jacobian_coherence(
+    model: nn.Module,
+    data: Any,
+    *,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    target: str | None = None,
+    loss_fn: LossFunction | None = None,
+    probes: int | str = "auto",
+    generator: torch.Generator | None = None,
+) -> Coherence:
+    """Coherence of the Jacobian of every layer over the data: |E J|_F^2 / E |J|_F^2, from 0 to 1.
+
+    E |J|_F^2 = |E J|_F^2 + E |J - E J|_F^2.  The coherence is the share of the first part: what one linear map can
+    hold that replaces the layers between f_k and f_l for all samples.  It is 1 for an affine network, for any
+    cotangents, and about 1 / 2 after a layer of ReLUs that are active for half of the samples, each at random.
+
+    Arguments:
+        model, data, forward, layers, target, loss_fn: As for `gradscope.gsc`.  Samples must not be coupled, and each
+            batch needs three of them, because the pairs of samples are those within batches.
+        probes: ``"exact"`` (d_l cotangents), a number of random cotangents per batch, or ``"auto"``: exact up to 128,
+            otherwise 40.
+        generator: Source of the probes.  Default: a fixed seed.
+
+    Returns:
+        A `Coherence`.  Its intervals are for the data set from which the samples were drawn independently.
+
+    Cost: one forward pass and one backward pass per cotangent, and two passes over every gradient in float64.
+
+    Raises:
+        ValueError: Coupled samples, a batch of fewer than three, a layer without samples along its leading dimension, a
+            Jacobian that is zero for all samples, or an invalid ``probes``.
+
+    >>> import gradscope as gs
+    >>> x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).double()
+    >>> gs.jacobian_coherence(model, x).values.round(9)
+    array([1., 1., 1.])
+    """
+    plan = resolved(probes)
+    generator = generator_or_default(generator)
+    streamed = stream(data, forward=forward, loss_fn=loss_fn)
+    parts: list[Part] = []
+    with interruptible() as whole, whole:
+        for batch in [data] if streamed is None else streamed:
+            with together():
+                captured = captured_unread(model, batch, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
+                rows = rows_of(captured, layers, target)
+                _check(captured, rows)
+                part = _measured(captured, rows, _cotangents(captured.target, plan, generator))
+                if parts and [row.name for row in rows] != list(parts[0].names):
+                    raise ValueError("Batches do not pass through the same layers: choose layers= that all share.")
+                parts.append(part)
+    if not parts:
+        raise ValueError("data yields no batch. Is the iterator exhausted, or the loader empty?")
+    return Coherence.of(parts)
+
+
+class Part(NamedTuple):
+    """One batch of N samples: ``p``, ``q`` (layers, N) on the scale ``4**exponents`` (layers,).
+
+    ``p``: jackknife pseudo-values of P, ``q``: the terms of Q, both averaged over probes.  Their means are P and Q.
+    ``by_probe`` (layers, 2, probes): P and Q of every random probe.  ``interaction`` (layers, 2, 2): the part of the
+    covariance of P and Q that is due to probes and samples together, on the scale ``16**exponents``.
+    """
+
+    names: tuple[str, ...]
+    indices: tuple[int, ...]
+    p: FloatArray
+    q: FloatArray
+    by_probe: FloatArray
+    interaction: FloatArray
+    exponents: IntArray
+    num_probes: int
+    remarks: tuple[str, ...]
+
+    def variance(self, values: FloatArray, mean: FloatArray, shift: IntArray, share: float) -> FloatArray:
+        """The variance of the coherences ``values`` = P / ``mean`` due to these probes; 0 if exact, NaN if unknown.
+
+        ``shift``: log2 of the scale of p and q, relative to that of ``mean``.  ``share``: of all samples.  The spread
+        over probes also holds the interaction, which the spread over samples holds as well.
+        """
+        if self.num_probes < 2:
+            return np.full_like(values, np.nan if self.num_probes else 0.0)
+        slope = share * np.stack([np.ones_like(values), -values], axis=1) / mean[:, None]
+        p, q = np.moveaxis(np.ldexp(self.by_probe, shift[:, :, None]), 1, 0)
+        terms = slope[:, :1] * p + slope[:, 1:] * q
+        weights = share * q / (self.num_probes * mean[:, None])
+        deviations = (terms - terms.mean(axis=1, keepdims=True)) / (1 - weights)
+        both = np.einsum("li,lij,lj->l", slope, np.ldexp(self.interaction, 2 * shift[:, :, None]), slope)
+        found: FloatArray = np.square(deviations).sum(axis=1) / (self.num_probes * (self.num_probes - 1)) - both
+        return found
+
+
+@checked
+@dataclass(frozen=True, repr=False, eq=False)
+class Coherence:
+    """Coherence of the Jacobian of every layer to one target; made by `gradscope.jacobian_coherence`.
+
+    ``layers``: names in execution order; the target, with coherence 1, is last.  ``values``: (layers,), an estimate
+    may lie below 0.  ``stderr_sample``: standard error due to the choice of samples, by the jackknife.
+    ``stderr_probe``: standard error due to the choice of probes; 0 if exact, NaN with one probe.
+    ``num_probes``: random cotangents per batch.
+    """
+
+    layers: tuple[str, ...]
+    indices: tuple[int, ...]
+    target: str
+    values: FloatArray
+    stderr_probe: FloatArray
+    stderr_sample: FloatArray
+    num_probes: int
+    num_samples: int
+    remarks: tuple[str, ...]
+    _freedom: FloatArray
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Coherence:
+        """The coherence of all batches together."""
+        first, top = parts[0], np.max([part.exponents for part in parts], axis=0)
+        shifts = [2 * (part.exponents - top)[:, None] for part in parts]
+        p, q = (
+            np.concatenate([np.ldexp(getattr(part, name), e) for part, e in zip(parts, shifts, strict=True)], axis=1)
+            for name in ("p", "q")
+        )
+        num, mean = q.shape[1], q.mean(axis=1)
+        if (dead := np.flatnonzero(mean == 0)).size:
+            raise ValueError(
+                f"The Jacobian of layer {first.names[dead[0]]!r} is zero for all samples, so it has no coherence: "
+                "leave this layer out of layers=."
+            )
+        values = p.mean(axis=1) / mean
+        # Divided as by the jackknife of a ratio, because a large term pulls the ratio towards itself.
+        deviations = (p - values[:, None] * q) / mean[:, None] / np.sqrt(1 - q / q.sum(axis=1, keepdims=True))
+        second, fourth = np.square(deviations).sum(axis=1), np.power(deviations, 4).sum(axis=1)
+        of_samples = second / (num * (num - 1))
+        of_probes = sum(
+            part.variance(values, mean, e, part.q.shape[1] / num) for part, e in zip(parts, shifts, strict=True)
+        )
+        of_probes = np.maximum(of_probes, 0.0)  # keeps NaN
+        own = np.ones(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            by_probes = max(1, first.num_probes - 1) * len(parts)
+            each = np.square(of_samples) / satterthwaite(second, fourth, num) + np.square(of_probes) / by_probes
+            freedom = np.square(of_samples + of_probes) / each
+        return cls(
+            layers=first.names,
+            indices=first.indices,
+            target=first.names[-1],
+            values=np.concatenate([values, own]),
+            stderr_probe=np.concatenate([np.sqrt(of_probes), 0 * own]),
+            stderr_sample=np.concatenate([np.sqrt(of_samples), 0 * own]),
+            num_probes=first.num_probes,
+            num_samples=num,
+            remarks=parts[-1].remarks,
+            _freedom=np.concatenate([np.where(np.isnan(freedom), np.inf, freedom), np.inf * own]),
+        )
+
+    def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
+        """Return both ends of intervals that contain each coherence of the data set with probability ``level``.
+
+        The data set is the population from which the samples were drawn independently.  Errors of probes and samples
+        add in quadrature, with Student's t.  The interval is symmetric in ln(1 - coherence), the logarithm of the share
+        of the variance, and lies within [0, 1].  Both ends are NaN if an error is unknown, or with fewer than ten
+        samples.
+        """
+        error, gap = np.hypot(self.stderr_probe, self.stderr_sample), 1 - self.values
+        margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error
+        if self.num_samples < FEWEST:
+            margin = np.where(error > 0, np.nan, 0.0)
+        relative = np.where(gap > error, margin / np.where(gap > error, gap, 1.0), np.nan)
+        low, high = (
+            np.where(gap > error, 1 - gap * np.exp(sign * relative), self.values - sign * margin) for sign in (1, -1)
+        )
+        return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a tidy frame, one row per layer, of quantity "jacobian_coherence", with ``low`` and ``high``."""
+        low, high = self.interval()
+        return frames.tidy(
+            {
+                "layer": self.layers,
+                "index": self.indices,
+                "depth_from_output": self.indices[-1] - np.array(self.indices),
+                "target": self.target,
+                "quantity": QUANTITY,
+                "value": self.values,
+                "stderr_sample": np.hypot(self.stderr_probe, self.stderr_sample),
+                "coupled": False,
+                "num_probes": self.num_probes,
+                "num_samples": self.num_samples,
+            }
+        ).assign(low=low, high=high)
+
+    def plot(self, *, ax: Any = None, **options: Any) -> Any:
+        """Return matplotlib Axes with the coherence of every layer: `gradscope.plots.statistic`."""
+        return importlib.import_module("gradscope.plots").statistic(self, QUANTITY, ax=ax, **options)
+
+    def save(self, path: PathLike) -> Path:
+        """Write the tidy frame as ``.parquet`` or ``.csv`` and return the path."""
+        return frames.save(self.to_frame(), path)
+
+    def summary(self) -> str:
+        """Return what ``print`` shows: the coherence of every layer with its 95 % interval, and remarks."""
+        kind = f"{self.num_probes} probes per batch" if self.num_probes else "exact"
+        width = max(map(len, self.layers))
+        lines = [f"Coherence of Jacobians to {self.target!r}: {self.num_samples} samples, {kind}"]
+        for layer, value, low, high in zip(self.layers, self.values, *self.interval(), strict=True):
+            lines.append(f"  {layer:{width}}  {value:.3f}  [{low:.3f}, {high:.3f}]")
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return f"Coherence({len(self.layers) - 1} layers to {self.target!r}, {self.num_samples} samples)"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and a table as HTML, for notebooks."""
+        return frames.notebook(str(self), self.to_frame()[["layer", "value", "low", "high"]])
+
+
+def _check(captured: Capture, rows: Sequence[Layer]) -> None:
+    """Raise ValueError unless every sample has a Jacobian of its own, and there is a pair of samples."""
+    if captured.coupled:
+        raise ValueError(
+            "Samples of this batch influence each other (batch statistics?), so a single sample has no Jacobian and "
+            "the data have no coherence: use model.eval()."
+        )
+    if captured.batch_size < 3:
+        raise ValueError(
+            f"Coherence needs at least three samples per batch, got {captured.batch_size}: use larger ones."
+        )
+    for row in rows:
+        if row.shape[:1] != (captured.batch_size,):
+            raise ValueError(
+                f"Coherence needs samples along the leading dimension; layer {row.name!r} has shape {row.shape} at "
+                f"batch size {captured.batch_size}: leave this layer out of layers=."
+            )
+
+
+def _cotangents(target: Layer, plan: Deflated | str, generator: torch.Generator) -> Cotangents:
+    """Cotangents that are the same for all samples: a basis, or random signs."""
+    needed = target.size // target.shape[0]
+    if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
+        return basis(target, needed)
+    return shared_signs(target, plan.num if isinstance(plan, Deflated) else AUTO_COST, generator)
+
+
+def _read(rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
+    """|v_b| and <v_b, s / |s|> of every sample, with s the sum of all v_b: (c, 2, B)."""
+    found = []
+    for gradient in gradients:
+        v = real(gradient if lead else gradient[None]).flatten(2).double()
+        s = v.sum(dim=1)
+        length = torch.linalg.vector_norm(s, dim=1, keepdim=True)
+        along = (v @ (s / torch.where(length > 0, length, 1.0))[:, :, None])[:, :, 0]
+        found.append(torch.stack([torch.linalg.vector_norm(v, dim=2), along], dim=1))
+    return found
+
+
+def terms(reading: Reading, num_probes: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, int]:
+    """Fields ``p``, ``q``, ``by_probe``, ``interaction`` and ``exponents`` of a `Part`, for one layer.
+
+    With u_b = sum_a <v_a, v_b> over all other samples a, P = sum_b u_b / (N (N - 1)).  Without sample b, the sum over
+    pairs is smaller by 2 u_b.
+    """
+    common = int(reading.exponents.max())
+    values = np.ldexp(reading.values, (reading.exponents - common)[:, None, None])
+    q = np.square(values[:, 0])
+    u = values[:, 1] * values[:, 1].sum(axis=1, keepdims=True) - q
+    pairs, num = u.sum(axis=1, keepdims=True), u.shape[1]
+    p = pairs / (num - 1) - (pairs - 2 * u) / (num - 2)
+    if not num_probes:
+        return p.sum(axis=0), q.sum(axis=0), np.zeros((2, 0)), np.zeros((2, 2)), common
+    both = np.stack([p, q])  # (2, probes, N)
+    by_probe, by_sample = both.mean(axis=2, keepdims=True), both.mean(axis=1, keepdims=True)
+    rest = (both - by_probe - by_sample + both.mean(axis=(1, 2), keepdims=True)).reshape(2, -1)
+    interaction = rest @ rest.T / (max(1, num_probes - 1) * (num - 1) * num_probes * num)
+    return by_sample[0, 0], by_sample[1, 0], by_probe[:, :, 0], interaction, common
+
+
+def _measured(captured: Capture, rows: Sequence[Layer], cotangents: Cotangents) -> Part:
+    """What one batch says about the sources ``rows[:-1]`` and the target ``rows[-1]``."""
+    captured.check_target(rows[-1], rows[0])
+    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
+        widest = max(layer.bytes for layer in captured.reached)
+        readings = sweep(TrunkRoute(captured.graph, rows[:-1]), [cotangents], _read, widest=widest)
+    p, q, of_probes, exponents = (
+        np.array(part) for part in zip(*[terms(one, cotangents.num_probes) for one in readings], strict=True)
+    )
+    order = [unit.index for unit in captured.units]
+    return Part(
+        names=tuple(row.name for row in rows),
+        indices=tuple(int(np.searchsorted(order, row.index)) for row in rows),
+        p=p,
+        q=q,
+        by_probe=by_probe,
+        interaction=interaction,
+        exponents=exponents,
+        num_probes=cotangents.num_probes,
+        remarks=captured.remarks,
+    )
