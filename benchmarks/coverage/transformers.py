@@ -19,7 +19,7 @@ import gradscope as gs
 from benchmarks.coverage.estimates import SEED, Replay, complete, inputs, jacobians, network, row, seeded
 from benchmarks.coverage.networks import Attention, FeedForward
 from gradscope.backward.readings import Reading
-from gradscope.transformers import coherence
+from gradscope.transformers.shared_probes import Part, terms
 
 REPLAYED, MEASURED = 1000, 300
 TOKENS, WIDTH = 8, 25
@@ -71,8 +71,8 @@ def drawn_coherence(J: npt.NDArray[np.float64], g: npt.NDArray[np.float64], num_
     length = np.linalg.norm(total, axis=1, keepdims=True)
     along = np.einsum("pni,pi->pn", v, total) / np.where(length > 0, length, 1.0)
     reading = Reading(np.stack([np.linalg.norm(v, axis=2), along], axis=1), np.zeros(len(g), dtype=np.int64))
-    terms = [np.array([term]) for term in coherence.terms(reading, num_probes)]
-    return gs.Coherence.of([coherence.Part(("input", "output"), (0, 1), *terms, num_probes, ())])
+    parts = [np.array([part]) for part in terms(reading, num_probes)]
+    return gs.Coherence.of([Part(("input", "output"), (0, 1), *parts, num_probes, ())])
 
 
 def coherences(quick: bool) -> Iterator[dict[str, object]]:

@@ -15,43 +15,29 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy import special
-from torch import Tensor, nn
+from torch import nn
 
 from gradscope import frames
-from gradscope.backward.cotangents import (
-    AUTO_COST,
-    AUTO_EXACT,
-    Cotangents,
-    Deflated,
-    basis,
-    generator_or_default,
-    resolved,
-    shared_signs,
-)
-from gradscope.backward.readings import Reading
-from gradscope.backward.route import TrunkRoute
-from gradscope.backward.sweep import sweep
+from gradscope.backward.cotangents import generator_or_default, resolved
 from gradscope.choices import Level, PathLike, checked
 from gradscope.coefficients.gsc import rows_of
 from gradscope.coefficients.reductions import FEWEST
 from gradscope.estimates import satterthwaite
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
-from gradscope.forward.layers import Layer, LayerFilter
-from gradscope.forward.state import alone, state_restored
-from gradscope.jacobians.capture import Capture, captured_unread
-from gradscope.memory import Workspace, together
-from gradscope.norms import real
+from gradscope.forward.layers import LayerFilter
+from gradscope.jacobians.capture import captured_unread
+from gradscope.memory import together
+from gradscope.transformers.shared_probes import Part, check_samples, part_of, shared_cotangents
 
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 QUANTITY = "jacobian_coherence"
 
 
@@ -104,50 +90,14 @@ def jacobian_coherence(
             with together():
                 captured = captured_unread(model, batch, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
                 rows = rows_of(captured, layers, target)
-                _check(captured, rows)
-                part = _measured(captured, rows, _cotangents(captured.target, plan, generator))
+                check_samples(captured, rows)
+                part = part_of(captured, rows, shared_cotangents(captured.target, plan, generator))
                 if parts and [row.name for row in rows] != list(parts[0].names):
                     raise ValueError("Batches do not pass through the same layers: choose layers= that all share.")
                 parts.append(part)
     if not parts:
         raise ValueError("data yields no batch. Is the iterator exhausted, or the loader empty?")
     return Coherence.of(parts)
-
-
-class Part(NamedTuple):
-    """One batch of N samples: ``p``, ``q`` (layers, N) on the scale ``4**exponents`` (layers,).
-
-    ``p``: jackknife pseudo-values of P, ``q``: the terms of Q, both averaged over probes.  Their means are P and Q.
-    ``by_probe`` (layers, 2, probes): P and Q of every random probe.  ``interaction`` (layers, 2, 2): the part of the
-    covariance of P and Q that is due to probes and samples together, on the scale ``16**exponents``.
-    """
-
-    names: tuple[str, ...]
-    indices: tuple[int, ...]
-    p: FloatArray
-    q: FloatArray
-    by_probe: FloatArray
-    interaction: FloatArray
-    exponents: IntArray
-    num_probes: int
-    remarks: tuple[str, ...]
-
-    def variance(self, values: FloatArray, mean: FloatArray, shift: IntArray, share: float) -> FloatArray:
-        """The variance of the coherences ``values`` = P / ``mean`` due to these probes; 0 if exact, NaN if unknown.
-
-        ``shift``: log2 of the scale of p and q, relative to that of ``mean``.  ``share``: of all samples.  The spread
-        over probes also holds the interaction, which the spread over samples holds as well.
-        """
-        if self.num_probes < 2:
-            return np.full_like(values, np.nan if self.num_probes else 0.0)
-        slope = share * np.stack([np.ones_like(values), -values], axis=1) / mean[:, None]
-        p, q = np.moveaxis(np.ldexp(self.by_probe, shift[:, :, None]), 1, 0)
-        terms = slope[:, :1] * p + slope[:, 1:] * q
-        weights = share * q / (self.num_probes * mean[:, None])
-        deviations = (terms - terms.mean(axis=1, keepdims=True)) / (1 - weights)
-        both = np.einsum("li,lij,lj->l", slope, np.ldexp(self.interaction, 2 * shift[:, :, None]), slope)
-        found: FloatArray = np.square(deviations).sum(axis=1) / (self.num_probes * (self.num_probes - 1)) - both
-        return found
 
 
 @checked
@@ -276,86 +226,3 @@ class Coherence:
     def _repr_html_(self) -> str:
         """Return the summary and a table as HTML, for notebooks."""
         return frames.notebook(str(self), self.to_frame()[["layer", "value", "low", "high"]])
-
-
-def _check(captured: Capture, rows: Sequence[Layer]) -> None:
-    """Raise ValueError unless every sample has a Jacobian of its own, and there is a pair of samples."""
-    if captured.coupled:
-        raise ValueError(
-            "Samples of this batch influence each other (batch statistics?), so a single sample has no Jacobian and "
-            "the data have no coherence: use model.eval()."
-        )
-    if captured.batch_size < 3:
-        raise ValueError(
-            f"Coherence needs at least three samples per batch, got {captured.batch_size}: use larger ones."
-        )
-    for row in rows:
-        if row.shape[:1] != (captured.batch_size,):
-            raise ValueError(
-                f"Coherence needs samples along the leading dimension; layer {row.name!r} has shape {row.shape} at "
-                f"batch size {captured.batch_size}: leave this layer out of layers=."
-            )
-
-
-def _cotangents(target: Layer, plan: Deflated | str, generator: torch.Generator) -> Cotangents:
-    """Cotangents that are the same for all samples: a basis, or random signs."""
-    needed = target.size // target.shape[0]
-    if plan == "exact" or (plan == "auto" and needed <= AUTO_EXACT):
-        return basis(target, needed)
-    return shared_signs(target, plan.num if isinstance(plan, Deflated) else AUTO_COST, generator)
-
-
-def _read(rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
-    """|v_b| and <v_b, s / |s|> of every sample, with s the sum of all v_b: (c, 2, B)."""
-    found = []
-    for gradient in gradients:
-        v = real(gradient if lead else gradient[None]).flatten(2).double()
-        s = v.sum(dim=1)
-        length = torch.linalg.vector_norm(s, dim=1, keepdim=True)
-        along = (v @ (s / torch.where(length > 0, length, 1.0))[:, :, None])[:, :, 0]
-        found.append(torch.stack([torch.linalg.vector_norm(v, dim=2), along], dim=1))
-    return found
-
-
-def terms(reading: Reading, num_probes: int) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, int]:
-    """Fields ``p``, ``q``, ``by_probe``, ``interaction`` and ``exponents`` of a `Part`, for one layer.
-
-    With u_b = sum_a <v_a, v_b> over all other samples a, P = sum_b u_b / (N (N - 1)).  Without sample b, the sum over
-    pairs is smaller by 2 u_b.
-    """
-    common = int(reading.exponents.max())
-    values = np.ldexp(reading.values, (reading.exponents - common)[:, None, None])
-    q = np.square(values[:, 0])
-    u = values[:, 1] * values[:, 1].sum(axis=1, keepdims=True) - q
-    pairs, num = u.sum(axis=1, keepdims=True), u.shape[1]
-    p = pairs / (num - 1) - (pairs - 2 * u) / (num - 2)
-    if not num_probes:
-        return p.sum(axis=0), q.sum(axis=0), np.zeros((2, 0)), np.zeros((2, 2)), common
-    both = np.stack([p, q])  # (2, probes, N)
-    by_probe, by_sample = both.mean(axis=2, keepdims=True), both.mean(axis=1, keepdims=True)
-    rest = (both - by_probe - by_sample + both.mean(axis=(1, 2), keepdims=True)).reshape(2, -1)
-    interaction = rest @ rest.T / (max(1, num_probes - 1) * (num - 1) * num_probes * num)
-    return by_sample[0, 0], by_sample[1, 0], by_probe[:, :, 0], interaction, common
-
-
-def _measured(captured: Capture, rows: Sequence[Layer], cotangents: Cotangents) -> Part:
-    """What one batch says about the sources ``rows[:-1]`` and the target ``rows[-1]``."""
-    captured.check_target(rows[-1], rows[0])
-    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
-        widest = max(layer.bytes for layer in captured.reached)
-        readings = sweep(TrunkRoute(captured.graph, rows[:-1]), [cotangents], _read, widest=widest)
-    p, q, of_probes, exponents = (
-        np.array(part) for part in zip(*[terms(one, cotangents.num_probes) for one in readings], strict=True)
-    )
-    order = [unit.index for unit in captured.units]
-    return Part(
-        names=tuple(row.name for row in rows),
-        indices=tuple(int(np.searchsorted(order, row.index)) for row in rows),
-        p=p,
-        q=q,
-        by_probe=by_probe,
-        interaction=interaction,
-        exponents=exponents,
-        num_probes=cotangents.num_probes,
-        remarks=captured.remarks,
-    )
