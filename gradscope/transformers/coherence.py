@@ -107,7 +107,7 @@ class Coherence:
 
     ``layers``: names in execution order; the target, with coherence 1, is last.  ``values``: (layers,), an estimate
     may lie below 0.  ``stderr_sample``: standard error due to the choice of samples, by the jackknife.
-    ``stderr_probe``: standard error due to the choice of probes; 0 if exact, NaN with one probe.
+    ``stderr_probe``: standard error due to the choice of probes, for these samples; 0 if exact, NaN with one probe.
     ``num_probes``: random cotangents per batch.
     """
 
@@ -120,6 +120,7 @@ class Coherence:
     num_probes: int
     num_samples: int
     remarks: tuple[str, ...]
+    _stderr: FloatArray  # due to both; the part that both errors hold counts once
     _freedom: FloatArray
 
     @classmethod
@@ -138,19 +139,20 @@ class Coherence:
                 "leave this layer out of layers=."
             )
         values = p.mean(axis=1) / mean
-        # Divided as by the jackknife of a ratio, because a large term pulls the ratio towards itself.
+        # Between the delta method and the jackknife of a ratio, in which a large term pulls the ratio towards itself.
         deviations = (p - values[:, None] * q) / mean[:, None] / np.sqrt(1 - q / q.sum(axis=1, keepdims=True))
         second, fourth = np.square(deviations).sum(axis=1), np.power(deviations, 4).sum(axis=1)
         of_samples = second / (num * (num - 1))
-        of_probes = sum(
-            part.variance(values, mean, e, part.q.shape[1] / num) for part, e in zip(parts, shifts, strict=True)
+        of_probes, interaction = np.sum(
+            [part.variances(values, mean, e, part.q.shape[1] / num) for part, e in zip(parts, shifts, strict=True)],
+            axis=0,
         )
-        of_probes = np.maximum(of_probes, 0.0)  # keeps NaN
-        own = np.ones(1)
+        more = np.maximum(of_probes - interaction, 0.0)  # keeps NaN
+        by_probes = max(1, first.num_probes - 1) * len(parts)
         with np.errstate(invalid="ignore", divide="ignore"):
-            by_probes = max(1, first.num_probes - 1) * len(parts)
-            each = np.square(of_samples) / satterthwaite(second, fourth, num) + np.square(of_probes) / by_probes
-            freedom = np.square(of_samples + of_probes) / each
+            each = np.square(of_samples) / satterthwaite(second, fourth, num) + np.square(more) / by_probes
+            freedom = np.square(of_samples + more) / each
+        own = np.ones(1)
         return cls(
             layers=first.names,
             indices=first.indices,
@@ -161,18 +163,18 @@ class Coherence:
             num_probes=first.num_probes,
             num_samples=num,
             remarks=parts[-1].remarks,
+            _stderr=np.concatenate([np.sqrt(of_samples + more), 0 * own]),
             _freedom=np.concatenate([np.where(np.isnan(freedom), np.inf, freedom), np.inf * own]),
         )
 
     def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
         """Return both ends of intervals that contain each coherence of the data set with probability ``level``.
 
-        The data set is the population from which the samples were drawn independently.  Errors of probes and samples
-        add in quadrature, with Student's t.  The interval is symmetric in ln(1 - coherence), the logarithm of the share
-        of the variance, and lies within [0, 1].  Both ends are NaN if an error is unknown, or with fewer than ten
-        samples.
+        The data set is the population from which the samples were drawn independently.  Variances due to probes and
+        samples add, with Student's t.  The interval is symmetric in ln(1 - coherence), and lies within [0, 1].  Both
+        ends are NaN if an error is unknown, or with fewer than ten samples.
         """
-        error, gap = np.hypot(self.stderr_probe, self.stderr_sample), 1 - self.values
+        error, gap = self._stderr, 1 - self.values
         margin = special.stdtrit(self._freedom, 0.5 + level / 2) * error
         if self.num_samples < FEWEST:
             margin = np.where(error > 0, np.nan, 0.0)
@@ -193,7 +195,7 @@ class Coherence:
                 "target": self.target,
                 "quantity": QUANTITY,
                 "value": self.values,
-                "stderr_sample": np.hypot(self.stderr_probe, self.stderr_sample),
+                "stderr_sample": self._stderr,
                 "coupled": False,
                 "num_probes": self.num_probes,
                 "num_samples": self.num_samples,

@@ -47,22 +47,25 @@ class Part(NamedTuple):
     num_probes: int
     remarks: tuple[str, ...]
 
-    def variance(self, values: FloatArray, mean: FloatArray, shift: IntArray, share: float) -> FloatArray:
-        """The variance of the coherences ``values`` = P / ``mean`` due to these probes; 0 if exact, NaN if unknown.
+    def variances(
+        self, values: FloatArray, mean: FloatArray, shift: IntArray, share: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """The variance of the coherences ``values`` = P / ``mean`` due to these probes, and the interaction in it.
 
-        ``shift``: log2 of the scale of p and q, relative to that of ``mean``.  ``share``: of all samples.  The spread
-        over probes also holds the interaction, which the spread over samples holds as well.
+        For given samples; 0 if exact, NaN with one probe.  The variance due to samples holds the interaction as well.
+        ``shift``: log2 of the scale of p and q, relative to that of ``mean``.  ``share``: of all samples.
         """
         if self.num_probes < 2:
-            return np.full_like(values, np.nan if self.num_probes else 0.0)
+            unknown = np.full_like(values, np.nan if self.num_probes else 0.0)
+            return unknown, unknown
         slope = share * np.stack([np.ones_like(values), -values], axis=1) / mean[:, None]
         p, q = np.moveaxis(np.ldexp(self.by_probe, shift[:, :, None]), 1, 0)
         terms = slope[:, :1] * p + slope[:, 1:] * q
+        # Divided as by the jackknife of a ratio, because a large term pulls the ratio towards itself.
         weights = share * q / (self.num_probes * mean[:, None])
         deviations = (terms - terms.mean(axis=1, keepdims=True)) / (1 - weights)
         both = np.einsum("li,lij,lj->l", slope, np.ldexp(self.interaction, 2 * shift[:, :, None]), slope)
-        found: FloatArray = np.square(deviations).sum(axis=1) / (self.num_probes * (self.num_probes - 1)) - both
-        return found
+        return np.square(deviations).sum(axis=1) / (self.num_probes * (self.num_probes - 1)), both
 
 
 def check_samples(captured: Capture, rows: Sequence[Layer]) -> None:
