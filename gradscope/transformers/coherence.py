@@ -185,8 +185,7 @@ class Coherence:
         return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a tidy frame, one row per layer, of quantity "jacobian_coherence", with ``low`` and ``high``."""
-        low, high = self.interval()
+        """Return a tidy frame, one row per layer, of quantity "jacobian_coherence"."""
         return frames.tidy(
             {
                 "layer": self.layers,
@@ -200,7 +199,7 @@ class Coherence:
                 "num_probes": self.num_probes,
                 "num_samples": self.num_samples,
             }
-        ).assign(low=low, high=high)
+        )
 
     def plot(self, *, ax: Any = None, **options: Any) -> Any:
         """Return matplotlib Axes with the coherence of every layer: `gradscope.plots.statistic`."""
@@ -227,4 +226,6 @@ class Coherence:
 
     def _repr_html_(self) -> str:
         """Return the summary and a table as HTML, for notebooks."""
-        return frames.notebook(str(self), self.to_frame()[["layer", "value", "low", "high"]])
+        low, high = self.interval()
+        table = pd.DataFrame({"layer": self.layers, "coherence": self.values, "low": low, "high": high})
+        return frames.notebook(str(self), table)
