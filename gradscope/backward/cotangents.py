@@ -158,6 +158,18 @@ def by_position(whole: Cotangents, axis: int) -> Cotangents:
     return Cotangents(target, whole.num * num_places, whole.num_fixed * num_places, draw)
 
 
+def at_places(whole: Cotangents, axis: int, places: Tensor) -> Cotangents:
+    """The same cotangents, zero except at one place of a dimension of the target: ``places`` (num, samples)."""
+    target, num_places = whole.target, whole.target.shape[axis]
+
+    def draw(first: int, last: int) -> Tensor:
+        here = places[first:last, :, None].to(target.device) == torch.arange(num_places, device=target.device)
+        ones = [1] * (axis - 1), [1] * (len(target.shape) - axis - 1)
+        return whole.draw(first, last) * here.reshape(*here.shape[:2], *ones[0], -1, *ones[1])
+
+    return Cotangents(target, whole.num, whole.num_fixed, draw)
+
+
 def combs(target: Layer, axis: int, num: int) -> Cotangents:
     """Sums over the places of a dimension of the unit vectors of a basis; with `by_position`, the basis itself.
 

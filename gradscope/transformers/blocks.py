@@ -6,13 +6,17 @@ zero at all other positions: T cotangents, one per position, take the place of o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from gradscope.backward.cotangents import AUTO_EXACT, Cotangents, Deflated, by_position, combs, signs
+from gradscope.backward.cotangents import AUTO_EXACT, Cotangents, Deflated, at_places, by_position, combs, signs
+from gradscope.backward.readings import Reading
 from gradscope.backward.sweep import Progress
 from gradscope.choices import listed
 from gradscope.coefficients.gains import Gain
@@ -21,9 +25,14 @@ from gradscope.coefficients.planning import Options, Planner
 from gradscope.coefficients.reductions import Tally
 from gradscope.forward.layers import Layer
 from gradscope.jacobians.capture import Capture
+from gradscope.transformers.rotation import Rotated, num_rotated, rotation
 
 # "auto" takes this many random cotangents per target position: the fewest whose error can be estimated.
 AUTO_PER_POSITION = 2
+ROTATED = "rotated"  # a plan of "auto"
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,18 +40,25 @@ class BlockPairs(Pairs):
     """Statistics of all layers, and of the blocks of those that have positions; they can be merged.
 
     ``blocked``: names of these layers.  ``shape``: numbers of target and source positions, 1 if they are not split.
-    ``blocks``: the tally of all blocks, ordered by layer, target position and source position.
+    ``blocks``: tallies of the blocks, ordered by target position and source position: one of all layers together, or
+    one per layer if target positions were rotated over the samples of a single batch.
     """
 
     blocked: tuple[str, ...]
     shape: tuple[int, int]
-    blocks: Tally
+    blocks: tuple[Tally | Rotated, ...]
+
+    def of_blocks(self, name: str) -> FloatArray:
+        """An attribute of the tallies as an array (layers, target positions, source positions)."""
+        return np.concatenate([getattr(tally, name) for tally in self.blocks]).reshape(-1, *self.shape)
 
     def merge(self, other: Pairs) -> BlockPairs:
         """The statistics of both together; ValueError as in `Pairs.merge`."""
         merged = super().merge(other)
         assert isinstance(merged, BlockPairs) and isinstance(other, BlockPairs)
-        return replace(merged, blocks=self.blocks.merge(other.blocks))
+        (own,), (others,) = self.blocks, other.blocks
+        assert isinstance(own, Tally) and isinstance(others, Tally)
+        return replace(merged, blocks=(own.merge(others),))
 
 
 class BlockBoard(Board):
@@ -75,47 +91,66 @@ class BlockBoard(Board):
         self.window = max(1, self.window // self.num_targets) * self.num_targets
         self.needed = [needed // self.num_targets for needed in self.needed]
         self.gains: dict[str, Gain] = {}
+        self.places: IntArray | None = None  # target position of every sample in every cotangent, if they are rotated
+        self.rotated: dict[str, list[Reading]] = {}
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> BlockPairs:
-        """Measure with the given cotangents: passes of one per target position."""
+        """Measure with the given cotangents: passes of one per target position, or rotated ones."""
         self.gains.clear()
-        pairs = super().measure(cotangents, progress)
-        num_probes, remarks = pairs.num_probes // self.num_targets, (*pairs.remarks, *self.remarks)
+        self.rotated = {name: [] for name in self.blocked}
+        pairs, remarks, num_probes = super().measure(cotangents, progress), self.remarks, self.num_targets
+        blocks: tuple[Tally | Rotated, ...] = ()
+        if self.places is None:
+            blocks = (Tally.concatenate([self._tally(row) for row in self.blocked.values()]),)
+        else:
+            blocks, num_probes = tuple(self._rotated(row) for row in self.blocked.values()), 1
+            num = self.places.size // self.num_targets
+            remarks += (f"Each target position was probed in {num} of {self.captured.batch_size} samples.",)
         return BlockPairs(
-            **vars(pairs) | {"num_probes": num_probes, "remarks": remarks},
+            **vars(pairs) | {"num_probes": pairs.num_probes // num_probes, "remarks": (*pairs.remarks, *remarks)},
             blocked=(*self.blocked, *[self.rows[-1].name] * (self.axis is not None)),
             shape=(self.num_targets, self.num_sources),
-            blocks=Tally.concatenate([self._tally(row) for row in self.blocked.values()]),
+            blocks=blocks,
         )
 
     def collect(self, cotangents: Sequence[Cotangents], tallies: Tallies, progress: Progress | None) -> None:
         """Sweep once; add the sums over all blocks to the tallies, and the blocks to the gains."""
         (c,) = cotangents
-        num, num_fixed = c.num // self.num_targets, c.num_fixed // self.num_targets
-        for layer, axis, reading in zip(
-            self.sources, self.axes, self.swept(cotangents, progress, self.axes), strict=True
-        ):
+        # Of rotated cotangents, each probes one position of every sample: T times the result is unbiased for their sum.
+        targets, factor = (self.num_targets, 1.0) if self.places is None else (1, math.sqrt(self.num_targets))
+        num, num_fixed = c.num // targets, c.num_fixed // targets
+        readings = self.swept(cotangents, progress, self.axes)
+        for layer, axis, reading in zip(self.sources, self.axes, readings, strict=True):
             sources = self.num_sources if axis is not None else 1
-            values = reading.values.reshape(num, self.num_targets, -1, sources)
-            exponents = reading.exponents.reshape(num, self.num_targets)
+            values = reading.values.reshape(num, targets, -1, sources)
+            exponents = reading.exponents.reshape(num, targets)
             common = exponents.max(axis=1)
             squares = np.square(np.ldexp(values, (exponents - common[:, None])[:, :, None, None]))
-            tallies.add(layer, 0, 1, num_fixed, num, np.sqrt(squares.sum(axis=(1, 3))), common)
-            if layer.name in self.blocked:
-                norms = values.transpose(1, 3, 0, 2).reshape(-1, num, values.shape[2])
-                each = np.repeat(exponents.T, sources, axis=0)
-                gain = Gain.of(norms, each, num_fixed=num_fixed, coupled=self.captured.coupled)
-                known = self.gains.get(layer.name)
-                self.gains[layer.name] = gain if known is None else known.merge(gain)
+            tallies.add(layer, 0, 1, num_fixed, num, factor * np.sqrt(squares.sum(axis=(1, 3))), common)
+            if layer.name not in self.blocked:
+                continue
+            if self.places is not None:
+                self.rotated[layer.name].append(Reading(values[:, 0], reading.exponents))
+                continue
+            norms = values.transpose(1, 3, 0, 2).reshape(-1, num, values.shape[2])
+            each = np.repeat(exponents.T, sources, axis=0)
+            gain = Gain.of(norms, each, num_fixed=num_fixed, coupled=self.captured.coupled)
+            known = self.gains.get(layer.name)
+            self.gains[layer.name] = gain if known is None else known.merge(gain)
 
     def _tally(self, row: Layer) -> Tally:
         gain = self.gains[row.name]
-        num = len(gain.exponent)
+        num, batch_size = len(gain.exponent), self.captured.batch_size
         source, target = (self.length_of([one], np.zeros(num, dtype=np.int64)) for one in (row, self.rows[-1]))
-        return Tally.of(
-            gain, source, target, sizes=np.full(num, row.size), reduction=self.reduction,
-            batch_size=self.captured.batch_size,
-        )  # fmt: skip
+        sizes = np.full(num, row.size)
+        return Tally.of(gain, source, target, sizes=sizes, reduction=self.reduction, batch_size=batch_size)
+
+    def _rotated(self, row: Layer) -> Rotated:
+        assert self.places is not None
+        parts = self.rotated[row.name]
+        values, exponents = (np.concatenate([getattr(one, name) for one in parts]) for name in ("values", "exponents"))
+        source, target = (self.length_of([one], np.zeros(1, dtype=np.int64)) for one in (row, self.rows[-1]))
+        return Rotated.of(values, exponents, self.places, source, target, size=row.size, reduction=self.reduction)
 
 
 class PerTarget(Planner):
@@ -132,14 +167,22 @@ class PerTarget(Planner):
     def _chosen(self, board: Board, rtol: float | None) -> Deflated | str:
         assert isinstance(board, BlockBoard)
         (needed,) = board.needed
-        few = needed * board.num_targets <= AUTO_EXACT or needed <= AUTO_PER_POSITION
-        return "exact" if few else Deflated(0, AUTO_PER_POSITION)
+        if needed * board.num_targets <= AUTO_EXACT or needed <= AUTO_PER_POSITION:
+            return "exact"
+        rotates = rtol is None and not board.captured.coupled
+        if rotates and num_rotated(board.num_targets, board.captured.batch_size) < board.num_targets:
+            return ROTATED
+        return Deflated(0, AUTO_PER_POSITION)
 
     def _cotangents(self, board: Board, plan: Deflated | str) -> list[Cotangents]:
         assert isinstance(board, BlockBoard) and board.axis is not None
         (target,), (needed,) = board.columns, board.needed
         if isinstance(plan, Deflated):
             return [by_position(signs(target, plan.num, self.generator), board.axis)]
+        if plan == ROTATED:
+            num = num_rotated(board.num_targets, board.captured.batch_size)
+            board.places = rotation(num, board.num_targets, board.captured.batch_size, self.generator)
+            return [at_places(signs(target, num, self.generator), board.axis, torch.from_numpy(board.places))]
         return [by_position(combs(target, board.axis, needed), board.axis)]
 
 

@@ -9,7 +9,6 @@ Cost: source positions cost no further passes.  Target positions cost one cotang
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ from gradscope.transformers.blocks import BlockBoard, BlockPairs, PerTarget
 FloatArray = npt.NDArray[np.float64]
 Group = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # target and source positions of some blocks
 Count = Annotated[int, Range("a whole number >= 0", lambda number: number >= 0)]
-ERRORS = ("log10_stderr_probe", "log10_stderr_sample", "_log10_stderr_cautious")
+ERRORS = ("log10_stderr_probe", "log10_stderr_sample", "log10_stderr_cautious")
 
 
 def measured_by_position(model: nn.Module, data: Any, options: Options, by: str, position_dim: int) -> Positions:
@@ -69,20 +68,16 @@ class Blocks(WithIntervals):
     @classmethod
     def of(cls, pairs: BlockPairs, *, streamed: bool) -> Blocks:
         """The blocks of the statistics of all batches."""
-        tally, shape = pairs.blocks, (-1, *pairs.shape)
-        own = int(
-            len(pairs.blocked) * math.prod(pairs.shape) > len(tally.mean)
-        )  # the Jacobian of the target is the identity
+        values = pairs.of_blocks("log10_values")
+        own = len(pairs.blocked) - len(values)  # the target's Jacobian with respect to itself is the identity
         num = max(pairs.shape)
         diagonal = np.full(pairs.shape, 1 / num) if 1 in pairs.shape else np.eye(num) / num
-        zero = np.isneginf(tally.log10_values)
 
         def array(name: str, of_target: Any = 0.0) -> FloatArray:
-            values = getattr(tally, name)
+            found = pairs.of_blocks(name)
             if name in ERRORS:
-                values = np.where(zero, 0.0, values)
-            ends = [np.broadcast_to(of_target, (1, *pairs.shape))] * own
-            return np.concatenate([values.reshape(shape), *ends])
+                found = np.where(np.isneginf(values), 0.0, found)
+            return np.concatenate([found, *[np.broadcast_to(of_target, (1, *pairs.shape))] * own])
 
         with np.errstate(divide="ignore"):
             log10_values = array("log10_values", np.log10(diagonal))

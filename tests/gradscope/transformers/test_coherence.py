@@ -145,6 +145,6 @@ def test_the_frame_and_the_summary(tmp_path):
     frame = gs.frames.load(found.save(tmp_path / "coherence.parquet"))
     assert frame["quantity"].unique().tolist() == ["jacobian_coherence"]
     np.testing.assert_array_equal(frame["value"], found.values)
-    assert (frame["stderr_sample"][:-1] > found.stderr_sample[:-1]).all()
+    assert (frame["stderr_sample"][:-1] >= found.stderr_sample[:-1]).all()
     assert "20 samples, 6 probes per batch" in str(found) and len(repr(found)) < 120
     assert found.plot().get_ylabel() == "coherence of Jacobians"
