@@ -7,6 +7,7 @@ Coherence: samples are drawn with replacement from a finite population, whose Ja
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from benchmarks.coverage.networks import Attention, FeedForward
 from gradscope.backward.readings import Reading
 from gradscope.transformers.shared_probes import Part, terms
 
-REPLAYED, MEASURED = 1000, 300
+REPLAYED, MEASURED = 400, 200
 TOKENS, WIDTH = 8, 25
 
 
@@ -41,27 +42,24 @@ def transformer(depth: int) -> nn.Module:
 
 
 def blocks(quick: bool) -> Iterator[dict[str, object]]:
-    """Blocks at a position of its own, far and near, and the mean of a lag."""
+    """Blocks between near and far positions; with B=96, "auto" rotates target positions over the samples."""
     model = transformer(4)
-    for size in (2, 8):
+    places = {"source": [(0, 0), (0, 6)], "target": [(0, 0), (6, 0)], "both": [(1, 0), (6, 2), (6, 6)]}
+    plans: dict[int, list[int | str]] = {2: [1, 2, 4, 8], 8: [1, 2, 4, 8], 96: ["auto"]}
+    for (size, probes), by in product(((size, plan) for size in plans for plan in plans[size]), places):
+        if probes == "auto" and by == "source":  # the plan of plain GSC
+            continue
         x = inputs(size * TOKENS, WIDTH).reshape(size, TOKENS, WIDTH)
-        for by, places in (
-            ("source", [(0, 0), (0, 6)]),
-            ("target", [(0, 0), (6, 0)]),
-            ("both", [(1, 0), (6, 2), (6, 6)]),
-        ):
-            exact = gs.gsc(model, x, positions=by, probes="exact")
-            for num in (1, 2, 4, 8):
-                found: dict[tuple[int, int], list[Replay]] = {place: [] for place in places}
-                for seed in range(2 if quick else MEASURED):
-                    drawn = gs.gsc(model, x, positions=by, probes=num, generator=seeded(SEED + seed)).blocks
-                    low, high = drawn.interval()
-                    for t, s in places:
-                        found[t, s].append((drawn.log10_values[0, t, s], low[0, t, s], high[0, t, s]))
-                for t, s in places:
-                    truth = float(exact.blocks.log10_values[0, t, s])
-                    setting = f"by {by}, B={size}, {num} probes, t={t} s={s}"
-                    yield row("gsc_by_position", "causal transformer 4", setting, truth, found[t, s])
+        truths = gs.gsc(model, x, positions=by, probes="exact").blocks.log10_values[0]
+        found: dict[tuple[int, int], list[Replay]] = {place: [] for place in places[by]}
+        for seed in range(2 if quick else MEASURED):
+            drawn = gs.gsc(model, x, positions=by, probes=probes, generator=seeded(SEED + seed)).blocks
+            low, high = drawn.interval()
+            for t, s in places[by]:
+                found[t, s].append((drawn.log10_values[0, t, s], low[0, t, s], high[0, t, s]))
+        for t, s in places[by]:
+            setting = f"by {by}, B={size}, probes={probes}, t={t} s={s}"
+            yield row("gsc_by_position", "causal transformer 4", setting, float(truths[t, s]), found[t, s])
 
 
 def drawn_coherence(J: npt.NDArray[np.float64], g: npt.NDArray[np.float64], num_probes: int) -> gs.Coherence:
