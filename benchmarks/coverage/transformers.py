@@ -7,7 +7,6 @@ Coherence: samples are drawn with replacement from a finite population, whose Ja
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,8 @@ def blocks(quick: bool) -> Iterator[dict[str, object]]:
     model = transformer(4)
     places = {"source": [(0, 0), (0, 6)], "target": [(0, 0), (6, 0)], "both": [(1, 0), (6, 2), (6, 6)]}
     plans: dict[int, list[int | str]] = {2: [1, 2, 4, 8], 8: [1, 2, 4, 8], 96: ["auto"]}
-    for (size, probes), by in product(((size, plan) for size in plans for plan in plans[size]), places):
+    cases = [(size, probes, by) for size in plans for probes in plans[size] for by in places]
+    for size, probes, by in cases:
         if probes == "auto" and by == "source":  # the plan of plain GSC
             continue
         x = inputs(size * TOKENS, WIDTH).reshape(size, TOKENS, WIDTH)

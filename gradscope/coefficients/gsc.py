@@ -92,7 +92,7 @@ def gsc(
         (attained if J has rank one), and unknown (null) if samples are coupled.
 
     Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace;
-    2 ceil(log2 B) more cotangents if the graph does not prove that samples are independent.  Memory: see
+    a few more cotangents (11 for B = 256) if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
