@@ -33,6 +33,8 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.coherence import Coherence, jacobian_coherence
+from gradscope.transformers.positions import Positions
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Affine",
     "Capture",
+    "Coherence",
     "Comparison",
     "Deflated",
     "Description",
@@ -56,6 +59,7 @@ __all__ = [
     "Monitor",
     "MonitorWarning",
     "NonFiniteError",
+    "Positions",
     "Profile",
     "Report",
     "UnreadableError",
@@ -71,6 +75,7 @@ __all__ = [
     "gsc",
     "gsc_matrix",
     "initializers",
+    "jacobian_coherence",
     "meanfield",
     "measure",
     "measures",

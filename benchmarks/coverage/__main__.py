@@ -10,6 +10,7 @@ results/calibration/runs.  The tables hold one row per cell and setting:
     growth.csv           coverage and width of the interval of the rate, decided and wrong verdicts
     characteristics.csv  how often each verdict is given at true rates of 0.97, 1, 1.01, 1.03 and 1.07
     estimates.csv        coverage of all other intervals
+    transformers.csv     coverage of the intervals of GSC by position, and of coherence
     README.md            what these tables say
 
 With --quick, three small cells are measured into a temporary folder, and nothing is written.
@@ -32,7 +33,7 @@ import pandas as pd
 from rich.console import Console
 from scipy import stats
 
-from benchmarks.coverage import estimates, growth, page
+from benchmarks.coverage import estimates, growth, page, transformers
 from benchmarks.coverage.networks import CELLS, Cell, complete
 from benchmarks.tables.provenance import manifest
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--part", choices=("all", "growth", "estimates"), default="all")
+    parser.add_argument("--part", choices=("all", "growth", "estimates", "transformers"), default="all")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
@@ -89,11 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(
                 summary(rates, characteristics, lost, common),
                 estimates.run(Path(name), quick=True, processes=options.processes),
+                transformers.run(Path(name), quick=True),
             )
         return
-    if options.part != "growth":
+    if options.part in ("all", "estimates"):
         console.print(estimates.run(options.output, quick=False, processes=options.processes))
-    if options.part != "estimates":
+    if options.part in ("all", "transformers"):
+        console.print(transformers.run(options.output, quick=False))
+    if options.part in ("all", "growth"):
         console.print(growth_campaign(options))
 
 

@@ -133,6 +133,62 @@ def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
     return Cotangents(target, num, 0, _signs(target, generator))
 
 
+def shared_signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
+    """``num`` vectors of random signs, each the same for all samples (leading dimension) of the target."""
+    key, size = probe_vectors.new_key(generator, generator.device), target.size // target.shape[0]
+
+    def draw(first: int, last: int) -> Tensor:
+        v = probe_vectors.signs(key, range(first, last), range(1), size, target.real_dtype, target.device)
+        return from_real(v.expand(-1, target.shape[0], -1).flatten(1), target.shape, target.dtype)
+
+    return Cotangents(target, num, 0, draw)
+
+
+def by_position(whole: Cotangents, axis: int) -> Cotangents:
+    """For every cotangent, one for each place of a dimension of the target, which is zero at all other places."""
+    target, num_places = whole.target, whole.target.shape[axis]
+
+    def draw(first: int, last: int) -> Tensor:
+        numbers = torch.arange(first, last, device=target.device)
+        low = first // num_places
+        cotangents = whole.draw(low, -(-last // num_places))[numbers // num_places - low]
+        here = numbers[:, None] % num_places == torch.arange(num_places, device=target.device)
+        return cotangents * here.reshape(len(here), *[1] * axis, -1, *[1] * (len(target.shape) - axis - 1))
+
+    return Cotangents(target, whole.num * num_places, whole.num_fixed * num_places, draw)
+
+
+def at_places(whole: Cotangents, axis: int, places: Tensor) -> Cotangents:
+    """The same cotangents, zero except at one place of a dimension of the target: ``places`` (num, samples)."""
+    target, num_places = whole.target, whole.target.shape[axis]
+
+    def draw(first: int, last: int) -> Tensor:
+        here = places[first:last, :, None].to(target.device) == torch.arange(num_places, device=target.device)
+        ones = [1] * (axis - 1), [1] * (len(target.shape) - axis - 1)
+        return whole.draw(first, last) * here.reshape(*here.shape[:2], *ones[0], -1, *ones[1])
+
+    return Cotangents(target, whole.num, whole.num_fixed, draw)
+
+
+def combs(target: Layer, axis: int, num: int) -> Cotangents:
+    """Sums over the places of a dimension of the unit vectors of a basis; with `by_position`, the basis itself.
+
+    ``num``: the size of the basis of one place, shared by all samples (d / T), or of the whole batch (B d / T).
+    """
+    num_places = target.shape[axis]
+    others = [size for place, size in enumerate(target.shape) if place != axis] + [2] * target.dtype.is_complex
+
+    def draw(first: int, last: int) -> Tensor:
+        shape = last - first, num_places, target.size // num_places // num, num
+        v = torch.zeros(shape, dtype=target.real_dtype, device=target.device)
+        numbers = torch.arange(first, last, device=target.device)
+        v[numbers - first, :, :, numbers] = 1
+        v = v.reshape(last - first, num_places, *others).movedim(1, axis + 1)
+        return from_real(v.flatten(1), target.shape, target.dtype)
+
+    return Cotangents(target, num, num, draw)
+
+
 def deflated(target: Layer, subspace: Tensor, num: int, generator: torch.Generator, *, coupled: bool) -> Cotangents:
     """The directions in ``subspace`` (rank, *shape), then ``num`` random sign vectors projected on its complement."""
     rank = len(subspace)

@@ -28,11 +28,19 @@ class Reading:
 _NONE = Reading(np.zeros((0, 1)), np.zeros(0, dtype=np.int64))
 
 
-def lengths(batch_size: int = 0) -> Read:
-    """A function that keeps |J^T v|, (c, B), or (c, 1) if the gradient's first dimension is not ``batch_size``."""
+def lengths(batch_size: int = 0, axes: Sequence[int | None] = ()) -> Read:
+    """A function that keeps |J^T v|, (c, B), or (c, 1) if the gradient's first dimension is not ``batch_size``.
+
+    ``axes``: for each row, a dimension of its tensor that is kept as well, (c, B, T) or (c, T); None for no dimension.
+    """
 
     def read(rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
         starts = [lead + (gradient.shape[lead : lead + 1] == (batch_size,)) for gradient in gradients]
+        if axes:
+            kept = [axes[row] for row in rows]
+            each = list(zip(gradients, starts, kept, strict=True))
+            gradients = [g if axis is None else g.movedim(lead + axis, start) for g, start, axis in each]
+            starts = [start + (axis is not None) for _, start, axis in each]
         return stacked_norms(gradients, starts, workspace)
 
     return read

@@ -7,8 +7,10 @@ Cost: one forward pass and one backward pass per cotangent.  |J|_F^2 is exact wi
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +29,6 @@ from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
-MatrixT = TypeVar("MatrixT", bound=Matrix)
-
 
 @checked
 def gsc(
@@ -46,6 +46,8 @@ def gsc(
     reduction: str = "batch",
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
+    positions: str | None = None,
+    position_dim: int = 1,
 ) -> Profile:
     """Gradient Scale Coefficient of every layer k with respect to one target l, in the squared convention.
 
@@ -80,6 +82,9 @@ def gsc(
             be coupled.  ``"mean"`` and ``"geometric"`` average the GSC of single samples, which must not be coupled.
         generator: Source of the probes.  Default: a fixed seed, so that the same call gives the same number.
         progress: Called with the fraction of the current batch that is done.
+        positions: ``"source"``, ``"target"`` or ``"both"`` also splits the GSC of every layer by the position (token,
+            time step) in the source, in the target, or in both; the result is a `Positions`.
+        position_dim: The dimension of positions in layers (B, ..., T, ...); negative numbers count from the end.
 
     Returns:
         A `Profile` with rows in execution order; the target (GSC = 1) is last.  With probes, |J|_F^2 is unbiased and
@@ -87,7 +92,7 @@ def gsc(
         (attained if J has rank one), and unknown (null) if samples are coupled.
 
     Cost: one forward pass and one backward pass per cotangent; rank + 1 forward passes for a subspace;
-    2 ceil(log2 B) more cotangents if the graph does not prove that samples are independent.  Memory: see
+    a few more cotangents (11 for B = 256) if the graph does not prove that samples are independent.  Memory: see
     `gradscope.backward.sweep.sweep`.
 
     Raises:
@@ -107,7 +112,18 @@ def gsc(
         forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol, reduction=reduction,
         max_samples=max_samples, max_seconds=max_seconds, generator=generator, progress=progress,
     )  # fmt: skip
-    return _measured(Profile, model, data, options)
+    if positions is not None:  # imported on first use, because it lies above this folder
+        by_position = importlib.import_module("gradscope.transformers.positions")
+        found: Profile = by_position.measured_by_position(model, data, options, positions, position_dim)
+        return found
+    if position_dim != 1:
+        raise ValueError(f"position_dim={position_dim} has no effect without positions=: leave it out, or give both.")
+
+    def board(captured: Capture) -> Board:
+        rows = rows_of(captured, options.layers, options.target)
+        return Board(captured, rows, rows[-1:], options.reduction)
+
+    return Profile(**measured(model, data, options, board)[1])
 
 
 @checked
@@ -147,16 +163,27 @@ def gsc_matrix(
         forward=forward, layers=layers, target=target, loss_fn=loss_fn, probes=probes, rtol=rtol, reduction=reduction,
         max_samples=max_samples, max_seconds=max_seconds, generator=generator, progress=progress,
     )  # fmt: skip
-    return _measured(Matrix, model, data, options)
+
+    def board(captured: Capture) -> Board:
+        rows = rows_of(captured, options.layers, options.target, matrix=True)
+        return Board(captured, rows, rows, options.reduction)
+
+    return Matrix(**measured(model, data, options, board)[1])
 
 
-def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options) -> MatrixT:
-    """Measure all batches; return a `Matrix` or a `Profile`."""
+def measured(
+    model: nn.Module,
+    data: Any,
+    options: Options,
+    board: Callable[[Capture], Board],
+    planner: type[Planner] = Planner,
+) -> tuple[Pairs, dict[str, Any]]:
+    """Measure all batches, each on the ``board`` of its pass; return the pairs and the fields of a `Matrix` of them."""
     batches = stream(data, forward=options.forward, loss_fn=options.loss_fn)
     streaming = batches is not None
     if not streaming:
         options.check_single()
-    planner = Planner(options, streaming=streaming)
+    plan = planner(options, streaming=streaming)
 
     def measure(batch: Any) -> Pairs:
         captured = captured_unread(
@@ -167,13 +194,12 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
             loss_fn=options.loss_fn,
             target=options.target,
         )
-        rows = _rows(captured, options, matrix=kind is Matrix)
         with (
             alone,
             state_restored(captured.replay.modules) as state,
             state,
         ):  # checkpointed layers run again during the sweep
-            return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))
+            return plan.measure(board(captured))
 
     with interruptible() as whole, whole, together():
         if batches is None:
@@ -189,41 +215,41 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
             f"is {error:.2g} after {pairs.num_samples} samples.",
             stacklevel=stacklevel(),
         )
-    return kind(
-        sources=pairs.sources,
-        targets=pairs.targets,
-        indices=pairs.indices,
-        log10_values=pairs.spread("log10_values"),
-        log10_stderr_probe=pairs.spread("log10_stderr_probe"),
-        log10_stderr_sample=pairs.spread("log10_stderr_sample"),
-        num_probes=pairs.num_probes,
-        num_samples=pairs.num_samples,
-        reduction=pairs.reduction,
-        coupled=pairs.coupled,
-        stopped=stopped,
-        num_batches=pairs.num_batches,
-        streamed=streaming,
-        _log10_stderr_cautious=pairs.spread("log10_stderr_cautious"),
-        _fixed_share=pairs.spread("fixed_share", 1.0),
-        _probe_freedom=pairs.spread("probe_freedom", np.inf),
-        _sample_freedom=pairs.spread("sample_freedom", np.inf),
-        relative_error=error,
-        remarks=pairs.remarks,
-    )
+    return pairs, {
+        "sources": pairs.sources,
+        "targets": pairs.targets,
+        "indices": pairs.indices,
+        "log10_values": pairs.spread("log10_values"),
+        "log10_stderr_probe": pairs.spread("log10_stderr_probe"),
+        "log10_stderr_sample": pairs.spread("log10_stderr_sample"),
+        "num_probes": pairs.num_probes,
+        "num_samples": pairs.num_samples,
+        "reduction": pairs.reduction,
+        "coupled": pairs.coupled,
+        "stopped": stopped,
+        "num_batches": pairs.num_batches,
+        "streamed": streaming,
+        "_log10_stderr_cautious": pairs.spread("log10_stderr_cautious"),
+        "_fixed_share": pairs.spread("fixed_share", 1.0),
+        "_probe_freedom": pairs.spread("probe_freedom", np.inf),
+        "_sample_freedom": pairs.spread("sample_freedom", np.inf),
+        "relative_error": error,
+        "remarks": pairs.remarks,
+    }
 
 
-def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
+def rows_of(captured: Capture, layers: LayerFilter | None, target: str | None, *, matrix: bool = False) -> list[Layer]:
     """The layers that are rows of the result; the last row of a profile is the target."""
     if all(p is None for module in captured.replay.modules.values() for p in module._parameters.values()):
         raise ValueError(
             f"{type(captured.replay.model).__name__} has no parameters. Layers kept in a plain list are not "
             "registered: use nn.ModuleList. For a function without parameters use gs.capture(model, x).jacobian(...)."
         )
-    if options.layers is not None:
+    if layers is not None:
         rows = list(captured.layers)
     else:
         rows = list(captured.units)
-        _warn_if_few(captured, options)
+        _warn_if_few(captured, target)
     if not matrix:
         return [row for row in rows if row.index != captured.target.index] + [captured.target]
     if branch := [row.name for row in rows if not row.on_trunk]:
@@ -234,11 +260,11 @@ def _rows(captured: Capture, options: Options, *, matrix: bool) -> list[Layer]:
     return rows
 
 
-def _warn_if_few(captured: Capture, options: Options) -> None:
+def _warn_if_few(captured: Capture, target: str | None) -> None:
     """Warn if fewer than three units lie on the trunk, although the network has other layers or uncalled modules."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
-    if options.target is None and len(known) < 3 and (others or captured.uncalled):
+    if target is None and len(known) < 3 and (others or captured.uncalled):
         offer = f"Also recorded: {', '.join(others[:8])}." if others else "No other module was called."
         warnings.warn(
             f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "

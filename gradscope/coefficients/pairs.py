@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradscope.backward.cotangents import Cotangents, needed_for_exact
-from gradscope.backward.readings import lengths
+from gradscope.backward.readings import Reading, lengths
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import Progress, sweep
 from gradscope.coefficients.gains import Gain, Length
@@ -31,8 +31,6 @@ REDUCTIONS = ("batch", "mean", "geometric")
 
 # Readings (pairs x cotangents x samples) are collected until they have this many entries, and then reduced.
 _BLOCK = 1 << 18
-# If there is only one column (target), one sweep takes at most this many cotangents.
-_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,9 @@ class Pairs:
 class Board:
     """The sources and targets of one recorded batch, whose pairs can be measured any number of times."""
 
+    # With one column (target), one sweep takes at most this many cotangents, which limits the memory of the readings.
+    window = 64
+
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)
         self.captured, self.rows, self.reduction = captured, list(rows), reduction
@@ -120,13 +121,12 @@ class Board:
 
     def measure(self, cotangents: Sequence[Cotangents], progress: Progress | None = None) -> Pairs:
         """Measure with the given cotangents of each column (target), in the order of ``columns``."""
-        tallies, captured = _Tallies(self), self.captured
-        # Cotangents of a single column are swept at most _WINDOW at a time, which limits the memory of the readings.
+        tallies, captured = Tallies(self), self.captured
         last = max(c.num for c in cotangents)
-        step = _WINDOW if len(cotangents) == 1 else last
+        step = self.window if len(cotangents) == 1 else last
         for first in range(0, last, step):
             shown = progress and _within(progress, first / last, min(first + step, last) / last)
-            self._sweep([c.window(first, first + step) for c in cotangents], tallies, shown)
+            self.collect([c.window(first, first + step) for c in cotangents], tallies, shown)
             tallies.reduce()
         number = {row.index: place for place, row in enumerate(self.rows)}
         num_probes = np.zeros((len(self.rows), len(self.columns)), dtype=np.int64)
@@ -147,15 +147,22 @@ class Board:
             remarks=(*captured.remarks, *([off_trunk(branch)] if branch else [])),
         )
 
-    def _sweep(self, cotangents: Sequence[Cotangents], tallies: _Tallies, progress: Progress | None) -> None:
+    def swept(
+        self, cotangents: Sequence[Cotangents], progress: Progress | None, axes: Sequence[int | None] = ()
+    ) -> list[Reading]:
+        """The readings of one sweep, one per source; ``axes`` as in `gradscope.backward.readings.lengths`."""
         captured = self.captured
-        readings = sweep(
+        return sweep(
             TrunkRoute(captured.graph, self.sources),
             cotangents,
-            lengths(0 if captured.coupled else captured.batch_size),
+            lengths(0 if captured.coupled else captured.batch_size, axes),
             widest=max([layer.bytes for layer in captured.reached]),
             progress=progress,
         )
+
+    def collect(self, cotangents: Sequence[Cotangents], tallies: Tallies, progress: Progress | None) -> None:
+        """Sweep once, and add the readings to the tallies."""
+        captured, readings = self.captured, self.swept(cotangents, progress)
         runs, order = self._runs(cotangents), captured.graph.order
         places = [-order[vertex(column.edge)] for column in self.columns]
         for layer, reading in zip(self.sources, readings, strict=True):
@@ -189,7 +196,7 @@ class Board:
         return runs
 
 
-class _Tallies:
+class Tallies:
     """Collects readings and reduces them block by block."""
 
     def __init__(self, board: Board) -> None:

@@ -232,7 +232,7 @@ def accumulate(
     measured_parts = [part for part, _ in parts if part is not None]
     if not measured_parts:
         raise ValueError("data yields no batch. Is the iterator exhausted, or the loader empty?")
-    return reduce(Pairs.merge, measured_parts), ", ".join(sorted({why for _, why in parts}))
+    return reduce(lambda a, b: a.merge(b), measured_parts), ", ".join(sorted({why for _, why in parts}))
 
 
 def has_length(data: Any) -> bool:

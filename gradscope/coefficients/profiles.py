@@ -22,8 +22,41 @@ LN10 = np.log(10)
 
 
 @checked
+class WithIntervals:
+    """Arrays of log10 values with errors due to probes and samples, from which `interval` follows."""
+
+    log10_values: FloatArray
+    log10_stderr_probe: FloatArray
+    log10_stderr_sample: FloatArray
+    streamed: bool
+    # Inputs of the interval: the error due to probes, enlarged if there are few probes; the share of each value that is
+    # free of probe noise; and the degrees of freedom of the variances due to probes and due to samples.
+    _log10_stderr_cautious: FloatArray
+    _fixed_share: FloatArray
+    _probe_freedom: FloatArray
+    _sample_freedom: FloatArray
+
+    def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
+        """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
+
+        One batch: the interval is for the coefficient of this batch, and only the probes are random
+        (`gradscope.coefficients.profiles.probe_interval`).  Stream: the interval is for the coefficient of the data
+        set.  Errors of probes and samples add in quadrature, with Student's t and the degrees of freedom of the error
+        due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
+        batches, if samples are coupled).
+        """
+        if not self.streamed:
+            return probe_interval(
+                self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
+            )
+        error = np.hypot(self.log10_stderr_probe, self.log10_stderr_sample)
+        margin = error * special.stdtrit(self._sample_freedom, 0.5 + level / 2)
+        return self.log10_values - margin, self.log10_values + margin
+
+
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
-class Matrix:
+class Matrix(WithIntervals):
     """GSC (squared convention) of every source layer to every target layer; made by `gradscope.gsc_matrix`.
 
     ``sources``, ``targets``: names in execution order.  ``indices``: number of units of the network before each source.
@@ -63,8 +96,6 @@ class Matrix:
     num_batches: int
     streamed: bool
     remarks: tuple[str, ...]
-    # Inputs of the interval: the error due to probes, enlarged if there are few probes; the share of each value that is
-    # free of probe noise; and the degrees of freedom of the variances due to probes and due to samples.
     _log10_stderr_cautious: FloatArray
     _fixed_share: FloatArray
     _probe_freedom: FloatArray
@@ -80,23 +111,6 @@ class Matrix:
     def complete(self) -> bool:
         """False if an interrupt (Ctrl-C) ended the stream."""
         return "interrupted" not in self.stopped
-
-    def interval(self, level: Level = 0.95) -> tuple[FloatArray, FloatArray]:
-        """Return both ends, as log10 GSC, of intervals that contain each coefficient with probability ``level``.
-
-        One batch: the interval is for the coefficient of this batch, and only the probes are random
-        (`gradscope.coefficients.profiles.probe_interval`).  Stream: the interval is for the coefficient of the data
-        set.  Errors of probes and samples add in quadrature, with Student's t and the degrees of freedom of the error
-        due to samples.  Both ends are NaN if the error is unknown, or if the stream has fewer than ten samples (ten
-        batches, if samples are coupled).
-        """
-        if not self.streamed:
-            return probe_interval(
-                self.log10_values, self._log10_stderr_cautious, self._fixed_share, self._probe_freedom, level
-            )
-        error = np.hypot(self.log10_stderr_probe, self.log10_stderr_sample)
-        margin = error * special.stdtrit(self._sample_freedom, 0.5 + level / 2)
-        return self.log10_values - margin, self.log10_values + margin
 
     def growth(self, *, margin: float = MARGIN) -> Growth:
         """Return the growth of GSC with respect to the last target, for this network alone; see `gradscope.growth`."""

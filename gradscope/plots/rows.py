@@ -20,6 +20,7 @@ LABELS = {
     "preactivation_std": "pre-activation standard deviation",
     "sign_diversity": "sign diversity",
     "linear_fit_error": "linear fit error",
+    "jacobian_coherence": "coherence of Jacobians",
     "depth_from_output": "layers between $f_k$ and the target",
     "index": "layer, from the input",
 }
