@@ -74,6 +74,7 @@ class Transformer:
         value_variance: Value times output of attention.
         hidden_variance: The matrices before the activation, and each of the two of a gated MLP.
         output_variance: The matrix after the activation.
+        outputs: Number of logits, which changes the band only; None for infinitely many.
         mean_square, overlap: Mean square of an entry of the embeddings, and the correlation of two positions: a number,
             or a matrix (T, T) with ones on its diagonal.
 
@@ -104,6 +105,7 @@ class Transformer:
     value_variance: Nonnegative = 1.0
     hidden_variance: Positive = 1.0
     output_variance: Nonnegative = 1.0
+    outputs: Size | None = None
     mean_square: Positive = 1.0
     overlap: Numbers = 0.0
 
@@ -151,7 +153,7 @@ class Transformer:
         4        blocks.0.mlp     stream_rms  1.062
         """
         rows = [
-            (branch.name, place // 2 + 1, self.depth - place // 2, f"{what}_{quantity}", value)
+            (branch.name, place // 2 + 1, self._end - place // 2 - 1, f"{what}_{quantity}", value)
             for place, branch in enumerate(self._branches)
             for what, kernel in (("stream", branch.stream), ("write", branch.write))
             for quantity, value in (("rms", math.sqrt(_mean(kernel))), ("overlap", _overlap(kernel)))
@@ -180,15 +182,14 @@ class Transformer:
         last = self._branches[-1]
         top = self._normalized(last.total) if self.norm == "post" else last.total
         gradient, output = np.eye(self.length), top
-        end = self.depth + 1
-        rows = [("head", end + (self.norm == "pre"), 0.0, 0.0)]
+        # In units of 4 / width: the logits have variance 2 / outputs, and the last norm an error of 2 / width.
+        spread = 0.0 if self.outputs is None else self.width / (2 * self.outputs)
+        rows = [("head", self._end, 0.0, 0.0)]
         if self.norm == "pre":
-            rows.append(("norm", end, 0.0, 0.0))
+            rows.append(("norm", self._end - 1, 0.0, spread))
             gradient, output = self._denormalized(top, gradient), self._normalized(top)
-        exponent, spread = (
-            -_log10(output),
-            1 / self.width,
-        )  # the gradient is rescaled, and its logarithm kept in exponent
+        exponent = -_log10(output)  # the gradient is rescaled, and its logarithm kept here
+        spread += 1 / self.width
         rows.append((f"blocks.{self.depth - 1}", self.depth, exponent + _log10(gradient) + _log10(top), spread))
         for place, branch in reversed(list(enumerate(self._branches))):
             index = place // 2 + 1
@@ -206,10 +207,15 @@ class Transformer:
         names, indices, values, spreads = map(np.array, zip(*reversed(rows), strict=True))
         half = BAND * np.sqrt(spreads / self.width) / math.log(10)
         return frames.tidy({
-            "layer": list(names), "index": indices, "depth_from_output": indices[-1] - indices, "target": "head",
+            "layer": list(names), "index": indices, "depth_from_output": self._end - indices, "target": "head",
             "quantity": "gsc", "log10_value": values, "log10_low": values - half, "log10_high": values + half,
             "reduction": "batch", "num_samples": 1,
         })  # fmt: skip
+
+    @property
+    def _end(self) -> int:
+        """The index of the head."""
+        return self.depth + (2 if self.norm == "pre" else 1)
 
     @cached_property
     def _branches(self) -> list[_Branch]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from gradscope import initializers
 from gradscope.choices import Depth, Nonnegative, Probability, Size, check_choice, checked
+from gradscope.meanfield import Transformer
 from gradscope.models.layers import unfilled
 from gradscope.models.mlp import ACTIVATIONS
 
@@ -201,3 +202,43 @@ class GPT(nn.Module):
         """(B, T) -> (B, T, vocabulary)."""
         y: Tensor = self.head(self.norm(self.blocks(self.embedding(x))))
         return y
+
+    @checked
+    def mean_field(self, x: Tensor) -> Transformer:
+        """Return the mean-field theory of an untrained network of this kind on tokens x (B, T).
+
+        It has the mean squares of the weights of this network, and the lengths and correlations of its embeddings of x.
+        Biases, and dropout in the blocks, are left out.
+
+        >>> model = GPT(depth=2, width=64, heads=4, generator=torch.Generator().manual_seed(0))
+        >>> theory = model.mean_field(torch.arange(16)[None])
+        >>> theory.depth, theory.norm, round(theory.hidden_variance, 1)
+        (2, 'pre', 1.0)
+        """
+        with torch.no_grad():
+            embedded = self.embedding(x).double()
+        kernel = (embedded @ embedded.mT).mean(dim=0) / embedded.shape[-1]
+        length = kernel.diagonal().sqrt()
+        block = self.blocks[0]
+        attention, mlp = block.attention, block.mlp
+
+        def variance(*names: str) -> float:
+            """The product of the mean squares of these weights in all blocks, times their numbers of inputs."""
+            found = 1.0
+            for name in names:
+                weights = torch.stack([each.get_submodule(name).weight.detach().double() for each in self.blocks])
+                found *= float(weights.square().mean()) * weights.shape[-1]
+            return found
+
+        plain = attention.query_norm is None
+        return Transformer(
+            depth=len(self.blocks), width=embedded.shape[-1], length=x.shape[1],
+            activation=next(name for name, kind in ACTIVATIONS.items() if type(mlp.activation) is kind),
+            gated=mlp.gate is not None,
+            norm="post" if block.post else "none" if isinstance(block.norm1, nn.Identity) else "pre",
+            norm_kind="rms" if isinstance(block.norm1, nn.RMSNorm) else "layer", causal=attention.causal,
+            score_variance=variance("attention.query", "attention.key") if plain else 1.0,
+            value_variance=variance("attention.value", "attention.out"), hidden_variance=variance("mlp.linear"),
+            output_variance=variance("mlp.out"), outputs=self.head.out_features,
+            mean_square=float(kernel.diagonal().mean()), overlap=(kernel / torch.outer(length, length)).numpy(),
+        )  # fmt: skip
