@@ -1,6 +1,6 @@
 """Does mean-field theory predict a transformer?  Writes a table of predictions and measurements per layer.
 
-    python -m benchmarks.transformers [--depth 24] [--width 512] [--length 128] [--seeds 8] [--output FILE]
+    python -m benchmarks.transformers [--depth 24] [--width 512] [--length 128] [--seeds 8] [--networks NAME ...]
 
 Networks are `gradscope.models.GPT` at initialization, with pre-norm, on two sequences of random tokens.  Compared are
 the residual ledger (lengths of the stream and of what each branch writes) and GSC of each block and branch.  A
@@ -110,12 +110,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("depth", 24), ("width", 512), ("length", 128), ("seeds", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--output", type=Path, default=Path("results/theory/transformers.csv"))
     args = parser.parse_args()
     frames = []
-    for network, options in NETWORKS.items():
+    for network in args.networks:
         for seed in range(args.seeds):
-            frames.append(compared(options, args.depth, args.width, args.length, seed).assign(network=network))
+            frames.append(
+                compared(NETWORKS[network], args.depth, args.width, args.length, seed).assign(network=network)
+            )
             print(f"{network}, seed {seed}", flush=True)
     table = over_seeds(pd.concat(frames))
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import integrate, special
 
 import gradscope.meanfield as mf
@@ -124,6 +125,30 @@ def test_derivative_of_the_scores_by_explicit_sums():
     found = (attention.backward(gradient) - values) / 1e-9
     # Values have a part of first order too, the change of E[A A], equal to that of the keys.
     np.testing.assert_allclose(found, queries + 2 * keys, atol=1e-6)
+
+
+@pytest.mark.parametrize(("causal", "score_variance", "p"), [(True, 0.1, 0.0), (True, 3.0, 0.6), (False, 1.0, 0.3)])
+def test_squared_jacobian_by_automatic_differentiation(causal, score_variance, p):
+    T, d, heads, energies = 16, 512, 4, []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape, generator=generator):
+            return torch.randn(*shape, generator=generator)
+
+        x = (math.sqrt(1 - p) * normal(T, d) + math.sqrt(p) * normal(1, d)).requires_grad_()
+        query, key, value, out = (normal(d, d) / math.sqrt(d) for _ in range(4))
+        q, k, v = (torch.stack((x @ w.T).chunk(heads, dim=1)) for w in (query, key, value))
+        scores = math.sqrt(score_variance) * q @ k.mT / math.sqrt(d / heads)
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf) if causal else scores
+        y = torch.cat(list(scores.softmax(dim=-1) @ v), dim=1) @ out.T
+        for cotangent in (normal(T, d), normal(T, d)):
+            (gradient,) = torch.autograd.grad(y, x, cotangent, retain_graph=True)
+            energies.append(float(gradient.square().sum()) / (T * d))
+    kernel = (1 - p) * np.eye(T) + p
+    found = np.trace(Attention(kernel, score_variance, causal=causal).backward(np.eye(T))) / T
+    error = np.std(energies, ddof=1) / math.sqrt(len(energies))
+    assert abs(found - np.mean(energies)) < 5 * error + 0.04 * found  # keys, queries: 20 % to 60 % of the energy
 
 
 def test_kernels_of_activations_in_closed_form():
