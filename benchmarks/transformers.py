@@ -44,6 +44,7 @@ def ledger(model: GPT, x: torch.Tensor) -> dict[tuple[str, str], float]:
         found[name, "write_rms"] = energy(output)
 
     handles = []
+    block: Any
     for number, block in enumerate(model.blocks):
         for norm, branch in ((block.norm1, "attention"), (block.norm2, "mlp")):
             name = f"blocks.{number}.{branch}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from gradscope.checks.siblings import Deviation
@@ -27,13 +29,10 @@ def beside(prediction: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, li
             f"{prediction['layer'].iloc[0]!r} predicted. Rename the layers of the prediction."
         )
     deviations = []
-    for row in table.itertuples():
-        half = (row.log10_high - row.log10_low) / 2
-        away = abs(row.log10_gsc - (row.log10_high + row.log10_low) / 2)
+    for row in table.to_dict("records"):
+        low, high, value = row["log10_low"], row["log10_high"], row["log10_gsc"]
+        half, away = (high - low) / 2, abs(value - (high + low) / 2)
         if not away <= half:
-            text = (
-                f"log10 GSC of {row.log10_gsc:.3f} is outside the predicted band, {row.log10_low:.3f} to "
-                f"{row.log10_high:.3f}"
-            )
-            deviations.append(Deviation(row.layer, "GSC", away / half if half else float("inf"), text))
+            text = f"log10 GSC of {value:.3f} is outside the predicted band, {low:.3f} to {high:.3f}"
+            deviations.append(Deviation(row["layer"], "GSC", away / half if half else math.inf, text))
     return table, deviations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -219,14 +220,14 @@ class GPT(nn.Module):
             embedded = self.embedding(x).double()
         kernel = (embedded @ embedded.mT).mean(dim=0) / embedded.shape[-1]
         length = kernel.diagonal().sqrt()
-        block = self.blocks[0]
+        block: Any = self.blocks[0]
         attention, mlp = block.attention, block.mlp
 
         def variance(*names: str) -> float:
             """The product of the mean squares of these weights in all blocks, times their numbers of inputs."""
             found = 1.0
             for name in names:
-                weights = torch.stack([each.get_submodule(name).weight.detach().double() for each in self.blocks])
+                weights = torch.stack([each.get_parameter(f"{name}.weight").detach().double() for each in self.blocks])
                 found *= float(weights.square().mean()) * weights.shape[-1]
             return found
 
