@@ -19,15 +19,16 @@ independent gradients and orthogonal keys.  All sums over pairs of positions are
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from gradscope.choices import Nonnegative, Probability, checked
+from gradscope.choices import Probability, Range, checked
 from gradscope.meanfield.quadrature import FloatArray
 
 LARGEST = 20.0  # standard deviation of scores; beyond, attention is a hard choice of one key
 STEP, REACH = 0.25, 9.0  # trapezoidal sums: step in ln u, and end in standard deviations of a score
+Scores = Annotated[float, Range("a number from 0 to 1e6", lambda number: 0 <= number <= 1e6)]
 TINY = 1e-6  # variances below need no correction
 
 
@@ -81,7 +82,7 @@ def critical_score(overlap: Probability) -> float:
 
 
 @checked
-def random_attention(overlap: Probability, beta: Nonnegative, keys: float = math.inf) -> RandomAttention:
+def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
     """Length and overlap of the outputs of attention over ``keys`` tokens of equal length and overlap p.
 
     Scores have variance beta^2 ln(keys); standard scores, of variance 1, have beta = 1 / sqrt(ln(keys)).  With Y =
@@ -120,7 +121,7 @@ def _moments(variance: FloatArray, keys: FloatArray) -> tuple[SoftmaxMoments, Fl
     if (worst := math.sqrt(variance.max())) > LARGEST:
         raise ValueError(
             f"Scores have standard deviation {worst:.3g}; beyond {LARGEST:g} attention picks single keys, which this "
-            "theory does not cover. Lower the score variance, or normalize what attention receives."
+            "theory does not cover. Lower score_variance or beta, or normalize what attention receives."
         )
     moments = softmax_moments(variance, keys)
     with np.errstate(divide="ignore", invalid="ignore"):

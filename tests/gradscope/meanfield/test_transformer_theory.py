@@ -166,8 +166,10 @@ def test_band_shrinks_with_the_root_of_the_width():
         ({"activation": "geluu"}, "activation must be one of .* did you mean 'gelu'"),
         ({"overlap": np.eye(3)}, r"overlap must be a number or a matrix \(4, 4\), got shape \(3, 3\)"),
         ({"overlap": 1.5}, "overlap must hold correlations between -1 and 1"),
+        ({"width": 2}, "width must be an integer from 3 to 1e7, got 2"),
+        ({"length": 4096}, "length must be an integer from 1 to 2048, got 4096"),
         ({"depth": 0}, "depth must be an integer from 1 to 100,000, got 0"),
-        ({"hidden_variance": -1.0}, "hidden_variance must be a finite number > 0"),
+        ({"hidden_variance": -1.0}, "hidden_variance must be a number from 1e-12 to 1e6, got -1.0"),
     ],
 )
 def test_arguments_that_do_not_fit(options, match):
