@@ -24,7 +24,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch.nn.functional import cross_entropy
 
 import gradscope as gs
 from experiments import seeds, targets
@@ -84,7 +83,7 @@ def monitor_of(
     if not 1 <= size <= len(test):
         raise ValueError(f"monitor.batch_size must be between 1 and the {len(test)} test images, got {size}.")
     x, _ = test.batch(torch.arange(size))
-    options["loss_fn"] = partial(cross_entropy, reduction="none", label_smoothing=cfg.train.label_smoothing)
+    options["loss_fn"] = partial(loop.sample_losses, label_smoothing=cfg.train.label_smoothing)
     return gs.Monitor(model, x, **options, report=report, save_to=folder, total_steps=steps)
 
 
@@ -97,7 +96,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
     x, _ = learned.batch(torch.arange(1))
     try:
         with torch.no_grad():
-            outputs = model.eval()(x).shape[1]
+            outputs = model.eval()(x).shape[-1]
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         given = [key for key in needed if cfg.model.get(key) is not None]
@@ -106,7 +105,7 @@ def network(cfg: DictConfig, learned: Images, device: torch.device) -> torch.nn.
             f"The model cannot take samples of shape {tuple(x.shape[1:])} of the data: {reason}{hint}"
         ) from error
     if outputs < classes:
-        key = next((key for key in ("out_features", "num_classes") if key in cfg.model), "num_classes")
+        key = next((key for key in ("out_features", "num_classes", "vocabulary") if key in cfg.model), "num_classes")
         raise ValueError(
             f"The model has {outputs} outputs, but there are {classes} classes: set model.{key}={classes}."
         )

@@ -224,6 +224,14 @@ CALLS: dict[str, Callable[[], Call]] = {
     "predict_mlp": call(
         meanfield.predict_mlp, **MAPS, depth=2, batch_size=8, norm="none", mean_square=1.0, correlation=0.0
     ),
+    "random_attention": call(meanfield.random_attention, overlap=0.5, beta=1.0, keys=8.0),
+    "critical_score": call(meanfield.critical_score, overlap=0.5),
+    "Transformer": call(
+        lambda **options: meanfield.Transformer(**options).gsc(), depth=2, width=8, length=4, activation="gelu",
+        gated=False, norm="pre", norm_kind="layer", causal=True, residual_scale=1.0, score_variance=1.0,
+        value_variance=1.0, hidden_variance=1.0, output_variance=1.0, outputs=None, mean_square=1.0, overlap=0.0,
+    ),
+    "Transformer.gpt2": call(meanfield.Transformer.gpt2, depth=2, width=8, length=4, std=0.02),
     "residual_rate": call(meanfield.residual_rate, branch_rate=1.1, dilution=1.0),
     "standard_variance": call(meanfield.standard_variance, activation=meanfield.NAMED["tanh"]),
     "weight_gain": call(meanfield.weight_gain, activation="tanh", rate=1.0, bias_variance=0.1),

@@ -19,7 +19,7 @@ from gradscope import files, frames
 from gradscope.files import written
 
 RECORDED = (
-    "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss",
+    "step", "epoch", "train_loss", "learning_rate", "images_per_second", "test_accuracy", "test_loss", "test_bits",
     "test_accuracy_mirrored",
 )  # fmt: skip
 FORMATS = {

@@ -48,7 +48,8 @@ def network(cfg: MeasureConfig) -> tuple[torch.nn.Module, torch.Tensor]:
     sizes = {"in_features": math.prod(x.shape[1:])} if cfg.model.get("in_features", 0) is None else {}
     built = model(cfg.model, cfg.seed, **sizes)
     device, dtype = seeds.device(cfg.device), DTYPES[cfg.dtype]
-    return built.train(cfg.mode == "train").to(device, dtype), x.to(device, dtype)
+    x = x.to(device, dtype if x.is_floating_point() else x.dtype)  # tokens are whole numbers
+    return built.train(cfg.mode == "train").to(device, dtype), x
 
 
 def batch(cfg: MeasureConfig) -> torch.Tensor:

@@ -15,7 +15,7 @@ import gradscope as gs
 from experiments.data import batches
 from experiments.data.images import Augmentation
 from experiments.training.recipe import Recipe
-from gradscope.models import MLP, AlexNetA, AlexNetB, ResNet
+from gradscope.models import GPT, MLP, AlexNetA, AlexNetB, ResNet
 
 
 def schema_of(name: str, source: Callable[..., Any], *without: str, **kinds: Any) -> type:
@@ -74,6 +74,7 @@ MLPConfig = schema_of("MLPConfig", MLP, _target_=str)
 AlexNetAConfig = schema_of("AlexNetAConfig", AlexNetA, _target_=str)
 AlexNetBConfig = schema_of("AlexNetBConfig", AlexNetB, _target_=str)
 ResNetConfig = schema_of("ResNetConfig", ResNet, _target_=str)
+GPTConfig = schema_of("GPTConfig", GPT, _target_=str, residual_scale=Any)
 NoiseConfig = schema_of("NoiseConfig", batches.noise, _target_=str, shape=list[int] | None)
 Cifar10Config = schema_of("Cifar10Config", batches.cifar10, _target_=str)
 DigitsConfig = schema_of("DigitsConfig", batches.digits, _target_=str)
@@ -125,7 +126,8 @@ def register() -> None:
     for group, keys in {"model": {}, "data": {"batch_size": MISSING}}.items():
         custom = OmegaConf.create({"_target_": MISSING, **keys}, flags={"struct": False})
         store.store(group=group, name="custom_schema", node=custom)
-    models = {"mlp": MLPConfig, "alexnet_a": AlexNetAConfig, "alexnet_b": AlexNetBConfig, "resnet": ResNetConfig}
+    models = {"mlp": MLPConfig, "alexnet_a": AlexNetAConfig, "alexnet_b": AlexNetBConfig, "resnet": ResNetConfig,
+              "gpt": GPTConfig}  # fmt: skip
     data = {"noise": NoiseConfig, "cifar10": Cifar10Config, "digits": DigitsConfig}
     for name, node in (models | data).items():
         store.store(group="model" if name in models else "data", name=f"{name}_schema", node=node)

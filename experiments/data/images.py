@@ -100,11 +100,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Images:
-    """Images with labels.
+    """Images or other samples with labels.
 
     Arguments:
-        images: (N, C, H, W) uint8, or (N, ...) float32, which is neither scaled nor standardized.
-        labels: (N,) int64; -1 if there are none.
+        images: (N, C, H, W) uint8; or (N, ...) float32, or (N, T) int64 tokens, neither scaled nor standardized.
+        labels: (N,) int64; -1 if there are none.  Of tokens: (N, T), the token that follows each.
         mean, std: Per channel, for pixel values in 0..1.
         on: The device of the batches, if it differs from the device of the images.
     """

@@ -25,7 +25,7 @@ from gradscope import meanfield as mf
 from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
-TRAINED = ("train_loss", "test_accuracy", "test_loss", "learning_rate", "images_per_second")
+TRAINED = ("train_loss", "test_accuracy", "test_loss", "test_bits", "learning_rate", "images_per_second")
 FEWEST = 3  # values of a key that rates are drawn against
 MATRICES = 16  # heat maps per figure
 

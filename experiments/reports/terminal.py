@@ -93,7 +93,7 @@ def print_claims(claims: Sequence[Claim], title: str) -> None:
 
 def print_learning(metrics: pd.DataFrame, title: str) -> None:
     """Print the last test accuracy of each ``network``, with one standard deviation over seeds."""
-    table = Table(NAME(), "seeds", "epochs", "test accuracy", "range", "images/s", title=title)
+    table = Table(NAME(), "seeds", "epochs", "test accuracy", "range", "samples/s", title=title)
     for network, rows in metrics.groupby("network", sort=False, observed=True):
         last = rows[rows["test_accuracy"].notna()].groupby("seed", observed=True)["test_accuracy"].last() * 100
         spread = f" +- {last.std():.2f}" if len(last) > 1 else ""

@@ -23,6 +23,7 @@ from experiments.training.records import Record
 from gradscope import Monitor, MonitorWarning, NonFiniteError
 
 EVALUATED = 1000  # test images per forward pass
+PREDICTED = 16_384  # predictions per forward pass, where a sample has one per position
 
 
 def train(
@@ -180,7 +181,7 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * recipe.factor(step, total)
     output = _run(model, x, cast)
-    loss = functional.cross_entropy(output, y, label_smoothing=recipe.label_smoothing)
+    loss = functional.cross_entropy(output.movedim(-1, 1), y, label_smoothing=recipe.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if monitor is not None:
@@ -199,24 +200,36 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Loss and accuracy on all test images, in evaluation mode; restores the mode.  Each process takes a share.
 
+    If a sample has one label per position, both are means over positions, and ``test_bits`` is the loss in bits.
     ``mirrored`` adds ``test_accuracy_mirrored``, of the mean logits of each image and its mirror image.
     KeyboardInterrupt if ``interrupted``, called before each forward pass, returns True.
     """
     mode, ranks = model.training, Ranks.here()
     model.eval()
     sums = torch.zeros(2 + mirrored, device=test.device)
-    for indices in torch.arange(len(test)).split(EVALUATED)[ranks.rank :: ranks.world]:
+    positions = test.labels[0].numel()
+    size = min(EVALUATED, max(1, PREDICTED // positions))
+    for indices in torch.arange(len(test)).split(size)[ranks.rank :: ranks.world]:
         if interrupted():
             raise KeyboardInterrupt
         x, y = test.batch(indices)
         output = _run(model, x, cast)
-        sums[0] += (output.argmax(1) == y).sum()
-        sums[1] += functional.cross_entropy(output, y, reduction="sum")
+        sums[0] += (output.argmax(-1) == y).sum()
+        sums[1] += functional.cross_entropy(output.movedim(-1, 1), y, reduction="sum")
         if mirrored:
             sums[2] += ((output + _run(model, x.flip(-1), cast)).argmax(1) == y).sum()
     model.train(mode)
     names = ("test_accuracy", "test_loss", "test_accuracy_mirrored")
-    return {name: value / len(test) for name, value in zip(names, ranks.sum(sums).tolist(), strict=False)}
+    found = {
+        name: value / (len(test) * positions) for name, value in zip(names, ranks.sum(sums).tolist(), strict=False)
+    }
+    return found | ({"test_bits": found["test_loss"] / math.log(2)} if positions > 1 else {})
+
+
+def sample_losses(output: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of each sample (B,).  Logits (B, ..., classes) with labels (B, ...): the mean over positions."""
+    losses = functional.cross_entropy(output.movedim(-1, 1), y, reduction="none", label_smoothing=label_smoothing)
+    return losses.reshape(len(y), -1).mean(dim=1)
 
 
 def _run(model: nn.Module, x: Tensor, cast: torch.dtype | None) -> Tensor:

@@ -113,7 +113,10 @@ class Outputs:
         self.sinks.write(record["step"], sinks.of_record(record))
         if tested := "test_accuracy" in record:
             self.accuracy = f"  test accuracy {100 * record['test_accuracy']:.2f} %"
-        text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} images/s"
+            if "test_bits" in record:  # a language model
+                loss, bits = record["test_loss"], record["test_bits"]
+                self.accuracy = f"  test loss {loss:.4f} nats ({bits:.3f} bits) per token{self.accuracy}"
+        text = f"loss {record['train_loss']:.4f}{self.accuracy}  {record['images_per_second']:.0f} samples/s"
         self.bar.show(record["step"], text)
         if tested or (self.every and not self.bar.visible):
             self.say(f"step {record['step']} of {self.steps}  epoch {record['epoch']:.2f}  {text}")

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import nn
 
 from gradscope.backward.cotangents import Probes
+from gradscope.checks.bands import beside
 from gradscope.checks.comparison import Comparison
 from gradscope.checks.expectations import INITIALIZATION, KEYS, unexpected
 from gradscope.checks.levels import scale
@@ -38,6 +40,7 @@ def compare(
     data: Any,
     *,
     expected: Mapping[str, Any] | None = None,
+    prediction: pd.DataFrame | None = None,
     forward: Forward | None = None,
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
@@ -62,6 +65,8 @@ def compare(
             "initialization": sigma_w^2 = fan_in Var(W) of all weights before a nonlinearity, for networks that theory
             covers: a number; "standard" (2 for ReLU and its relatives, else 1); or "measured" (the value of each
             weight, so that wrong weights do not deviate).
+        prediction: Predicted GSC with a band, instead of the theory of perceptrons: a frame such as
+            `gradscope.meanfield.Transformer.gsc` returns.  Layers whose measured GSC is outside the band deviate.
 
     Cost: with n siblings, 4 forward passes and 1 backward pass times min(n, 13), and for perceptrons that of
     `gradscope.gsc`.
@@ -96,6 +101,10 @@ def compare(
             deviations += odd_structures(group, found)
             deviations += odd_numbers(group, model, len(judged)) if initialization != "measured" else []
         names = tuple(segment.name for segment in judged)
+        if prediction is not None:
+            profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
+            band, outside = beside(prediction, profile)
+            return Comparison(_sorted([*deviations, *outside], found), names, profile=profile, band=band)
         try:
             reading = read(model, data, forward=forward)
             parts = _theory(model, data, reading, initialization, forward, probes, generator)

@@ -39,6 +39,8 @@ class Comparison:
       standard deviations of all increments (`gradscope.checks.levels.scale`).
     - ``z_weight``: ln of the weight variance, compared with the expected variance.
 
+    ``band``: measured and predicted log10 GSC by layer, with the ends of the band, if `compare` got a ``prediction``.
+
     >>> import torch
     >>> import gradscope as gs
     >>> model = gs.models.MLP(depth=8, width=30, generator=torch.Generator().manual_seed(0))
@@ -59,6 +61,7 @@ class Comparison:
     z_length: FloatArray = field(default_factory=lambda: np.empty(0))
     z_growth: FloatArray = field(default_factory=lambda: np.empty(0))
     z_weight: FloatArray = field(default_factory=lambda: np.empty(0))
+    band: pd.DataFrame | None = None
 
     @property
     def first_deviation(self) -> str | None:
@@ -83,11 +86,13 @@ class Comparison:
         """Return one row per layer: measured and predicted log10 GSC, weight variances and z-scores.
 
         ``deviation`` holds the most conspicuous deviation of the layer, or "".  Without a theory it is the only column
-        beside ``layer``.
+        beside ``layer``; with a ``band``, that frame is returned with this column.
         """
         texts: dict[str, str] = {}
         for deviation in self.deviations:
             texts.setdefault(deviation.layer, deviation.text)
+        if self.band is not None:
+            return self.band.assign(deviation=[texts.get(name, "") for name in self.band["layer"]])
         names = self.layers or self.judged
         columns: dict[str, Any] = {"layer": names}
         if self.prediction is not None:
@@ -112,6 +117,8 @@ class Comparison:
         if not lines:
             lines.append("no layer deviates")
         lines.append(f"compared with siblings: {len(self.judged)} layers")
+        if self.band is not None:
+            return "\n".join([*lines, f"compared with the prediction: {len(self.band)} layers"])
         if self.prediction is None or self.profile is None:
             return "\n".join([*lines, f"not compared with theory: {self.unreadable}"])
         theory = 10 ** float(-np.diff(self.prediction.log10_gsc)[len(self.layers) // 2 :].mean())

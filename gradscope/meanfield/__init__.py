@@ -7,6 +7,7 @@ unless ``correlation`` is given.  With batch normalization, the batch size must 
 """
 
 from gradscope.meanfield.activations import NAMED, Activation, as_activation
+from gradscope.meanfield.attention import RandomAttention, critical_score, random_attention
 from gradscope.meanfield.batch import BatchMoments, batch_moments
 from gradscope.meanfield.critical import (
     CriticalPoint,
@@ -27,6 +28,7 @@ from gradscope.meanfield.rates import (
     residual_rate,
     standard_variance,
 )
+from gradscope.meanfield.transformers import Transformer
 
 __all__ = [
     "NAMED",
@@ -38,10 +40,13 @@ __all__ = [
     "MeanField",
     "PhaseDiagram",
     "Prediction",
+    "RandomAttention",
+    "Transformer",
     "as_activation",
     "batch_moments",
     "critical_line",
     "critical_point",
+    "critical_score",
     "elementwise_nlc",
     "gaussian",
     "gaussian_pair",
@@ -51,6 +56,7 @@ __all__ = [
     "phase_diagram",
     "predict",
     "predict_mlp",
+    "random_attention",
     "residual_rate",
     "standard_variance",
     "weight_gain",

@@ -162,7 +162,7 @@ def test_what_the_budget_left_out_is_said(command):
 
 def test_every_record_is_a_line_where_there_is_no_bar(command, tmp_path):
     said, _ = command()
-    lines = re.findall(r"^step (\d) of 4  epoch [\d.]+  loss [\d.]+.*images/s$", said, re.M)
+    lines = re.findall(r"^step (\d) of 4  epoch [\d.]+  loss [\d.]+.*samples/s$", said, re.M)
     assert lines == ["1", "2", "3", "4"]
     place = f"sweep=train results={tmp_path}"
     draw = f"Draw: python -m experiments.collect {place} && python -m experiments.figures {place}"

@@ -1,0 +1,198 @@
+"""Whether GSC of a transformer grows exponentially or as a power of its depth, by the place of the norm."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.archive.tables import Collected
+from experiments.evidence import means
+from experiments.evidence.means import Mean
+from experiments.evidence.study import Claim, Study
+from experiments.evidence.words import table
+from experiments.studies.transformer_depth import figures, numbers
+from experiments.studies.transformer_depth.measurement import measure
+from experiments.studies.transformer_depth.numbers import DEPTHS, NORMS, POWER, SCALED, UNIT, WINDOW, name
+
+__all__ = ["STUDY", "measure"]
+
+# Late growth per block divided by early growth: accepted distance from 1 (an exponential) and from `POWER`.
+TOLERANCE, POWER_TOLERANCE = 0.2, 0.1
+# Largest change of log10 GSC from depth 24 to 96 that counts as no growth.
+FLAT = 0.1
+# Largest log10 GSC over all blocks that counts as no explosion, as in the study residual.
+KEEPS = 1.0
+# Equal additions to the squared length, per block: their ratio in the two parts of the window, and its tolerance.
+ADDED = (WINDOW[2] - WINDOW[1]) / (WINDOW[1] - WINDOW[0])
+ADDED_TOLERANCE = 0.1 * ADDED
+
+
+def claims(collected: Collected) -> list[Claim]:
+    """The claims about growth with depth, no norm, scaled weights, and the length of the stream."""
+    frame = collected.frame
+    return [
+        _exponential(frame, "post"),
+        _slower(frame, "pre"),
+        _power(frame, "pre"),
+        _larger(frame),
+        _keeps(frame),
+        *(_flat(frame, norm) for norm in NORMS),
+        _adds(frame),
+    ]
+
+
+def answer(collected: Collected) -> str:
+    """The growth with post- and pre-norm, and the effect of scaled weights."""
+    frame = collected.frame
+    deepest = {norm: means.mean(numbers.totals(frame, norm)[DEPTHS[-1]]) for norm in NORMS}
+    scaled = {norm: means.mean(numbers.totals(frame, norm, SCALED)[DEPTHS[-1]]) for norm in NORMS}
+    exponent = means.mean(numbers.exponents(frame, "pre"))
+    return (
+        f"Over {DEPTHS[-1]} blocks, log10 GSC grows to {deepest['post']} with post-norm, by a factor of "
+        f"{_rate(frame, 'post')} per block beyond block {WINDOW[1]}. With pre-norm, log10 GSC grows to "
+        f"{deepest['pre']}; beyond block {WINDOW[1]}, GSC grows as the depth to the power {exponent}. If the weights "
+        f"that write into the stream are scaled by 1 / sqrt(2 depth), log10 GSC grows to {scaled['post']} and "
+        f"{scaled['pre']}."
+    )
+
+
+def details(collected: Collected) -> str:
+    """A table of log10 GSC by depth."""
+    frame = collected.frame
+    rows = [
+        [name(norm), "1" if scale == UNIT else "1 / sqrt(2 depth)",
+         *(means.mean(numbers.totals(frame, norm, scale)[depth]) for depth in DEPTHS)]
+        for scale in (UNIT, SCALED)
+        for norm in NORMS
+    ]  # fmt: skip
+    header = ["norm", "residual scale", *(f"depth {depth}" for depth in DEPTHS)]
+    return f"log10 GSC from the embedding to the last block:\n\n{table(header, rows)}"
+
+
+def _rate(frame: pd.DataFrame, norm: str) -> Mean:
+    """The growth factor of GSC per block, in the later part of the window."""
+    return means.geometric_mean(10 ** numbers.early_and_late(frame, norm)[1])
+
+
+def _contrast(frame: pd.DataFrame, norm: str, ratio: float) -> Mean:
+    """The mean of (late growth - ratio * early growth).  Unlike a ratio of seeds, it has no small denominator."""
+    early, late = numbers.early_and_late(frame, norm)
+    return means.mean(late - ratio * early)
+
+
+def _between(frame: pd.DataFrame, norm: str, low: float, high: float) -> bool | None:
+    """Whether late growth, divided by early growth, is between two bounds."""
+    above, below = _contrast(frame, norm, low).above(0.0), _contrast(frame, norm, high).below(0.0)
+    return means.all_of(above, below)
+
+
+def _because(frame: pd.DataFrame, norm: str) -> str:
+    early, late = numbers.early_and_late(frame, norm)
+    ratio = means.mean(late).value / means.mean(early).value
+    return (
+        f"log10 GSC per block, depth {WINDOW[0]} to {WINDOW[1]}: {means.mean(early)}; {WINDOW[1]} to {WINDOW[2]}: "
+        f"{means.mean(late)}; late / early: {ratio:.2f}; exponential: 1; power of the depth: {POWER:.2f}"
+    )
+
+
+def _exponential(frame: pd.DataFrame, norm: str) -> Claim:
+    holds = _between(frame, norm, 1 - TOLERANCE, 1 + TOLERANCE)
+    return Claim(f"With {name(norm)}, GSC grows exponentially with depth", holds, _because(frame, norm))
+
+
+def _slower(frame: pd.DataFrame, norm: str) -> Claim:
+    holds = _contrast(frame, norm, 1 - TOLERANCE).below(0.0)
+    return Claim(f"With {name(norm)}, GSC grows more slowly than an exponential", holds, _because(frame, norm))
+
+
+def _power(frame: pd.DataFrame, norm: str) -> Claim:
+    holds = _between(frame, norm, POWER - POWER_TOLERANCE, POWER + POWER_TOLERANCE)
+    exponent = means.mean(numbers.exponents(frame, norm))
+    return Claim(
+        f"With {name(norm)}, GSC grows as a power of the depth",
+        holds, f"{_because(frame, norm)}; exponent from depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
+    )  # fmt: skip
+
+
+def _larger(frame: pd.DataFrame) -> Claim:
+    pre, post = (numbers.totals(frame, norm)[DEPTHS[-1]] for norm in ("pre", "post"))
+    return Claim(
+        f"Over {DEPTHS[-1]} blocks, GSC grows more with post-norm than with pre-norm",
+        means.mean(post - pre).above(0.0),
+        f"log10 GSC: {means.mean(post)} with post-norm, {means.mean(pre)} with pre-norm",
+    )
+
+
+def _keeps(frame: pd.DataFrame) -> Claim:
+    length, gsc = (means.mean(of(frame, "none")[DEPTHS[-1]]) for of in (numbers.lengths, numbers.totals))
+    return Claim(
+        "Without normalization, activations explode, but GSC does not",
+        means.all_of(length.above(KEEPS), gsc.within(0.0, KEEPS)),
+        f"over {DEPTHS[-1]} blocks, growth of log10 squared length: {length}; log10 GSC: {gsc}; limit: {KEEPS:g}",
+    )
+
+
+def _flat(frame: pd.DataFrame, norm: str) -> Claim:
+    found = numbers.totals(frame, norm, SCALED)
+    change = means.mean(found[WINDOW[2]] - found[WINDOW[1]])
+    return Claim(
+        f"With {name(norm)} and residual weights scaled by 1 / sqrt(2 depth), GSC does not grow with depth",
+        change.within(0.0, FLAT),
+        f"log10 GSC at depth {WINDOW[2]} minus depth {WINDOW[1]}: {change:+}; limit: {FLAT:g}",
+    )
+
+
+def _adds(frame: pd.DataFrame) -> Claim:
+    ratio = means.mean(numbers.added(frame, "pre"))
+    return Claim(
+        "With pre-norm, each block adds the same amount to the squared length of the stream",
+        ratio.within(ADDED, ADDED_TOLERANCE),
+        f"added from depth {WINDOW[1]} to {WINDOW[2]}, divided by {WINDOW[0]} to {WINDOW[1]}: {ratio}; equal amounts: "
+        f"{ADDED:g}",
+    )
+
+
+STUDY = Study(
+    question="Does GSC of a transformer grow exponentially or as a power of its depth?",
+    answer=answer,
+    use="""
+Choose pre-norm for deep transformers, or scale the initial weights that write into the residual stream by
+1 / sqrt(2 depth) (`gs.models.GPT(residual_scale="depth")`).
+""",
+    method=f"""
+`gs.models.GPT` has width {{model.width}}, {{model.heads}} heads, GELU, LayerNorm, weights of variance 1 / fan_in, no
+biases, and an embedding with mean square 1. The data are {{data.batch_size}} windows of {{data.length}} bytes of
+Python's documentation (`data=text`). Each of {{num_seeds}} seeds has its own weights and windows.
+
+We measure GSC (squared convention) from the embedding to the last block, with {{measurement.num_probes}} probes, in
+networks of depth {", ".join(map(str, DEPTHS))}. Head and last norm are not part of it. A block has two branches f.
+**Pre-norm**: x + f(norm(x)). **Post-norm**: norm(x + f(x)). **No norm**: x + f(x). By the law of dilution, a skip that
+is k times as long as its branch divides GSC - 1 by k^2 + 1 (study [residual](residual.md)). With post-norm, k is the
+same in every block, which gives an exponential. With pre-norm the stream grows, k^2 is proportional to the depth, and
+GSC is a power of the depth.
+
+**Exponential or power.** The growth of log GSC per block from depth {WINDOW[1]} to {WINDOW[2]} ("late") is divided by
+the growth from depth {WINDOW[0]} to {WINDOW[1]} ("early"). The ratio is 1 for an exponential and {POWER:.2f} for a
+power. An exponential may differ by {TOLERANCE:g}, and a power by {POWER_TOLERANCE:g}. The verdict uses the mean over
+seeds of late - ratio * early, because the ratio of a single seed may have a denominator near zero.
+
+**Scaled weights.** GPT-2 scales the initial weights that write into the stream by 1 / sqrt(2 depth). We call GSC
+independent of the depth if log10 GSC changes by less than {FLAT:g} from depth {WINDOW[1]} to {WINDOW[2]}.
+""",
+    how_sure="""
+Intervals are 95 % Student's t intervals over seeds. They cover weights, windows and probes, and are not simultaneous.
+All thresholds were set before the sweep was run. The width is small: at finite width GSC grows faster than in the limit
+(study [depth_width](depth_width.md)). All networks are at initialization, with one kind of MLP, one kind of norm and
+one length of text.
+""",
+    claims=claims,
+    figures=figures.draw,
+    captions={
+        "growth": "GSC from the embedding to the last block of a GPT against its depth, for pre-, post- and no norm. "
+        "Left: linear depth. Right: logarithmic depth. Bars are 95 % intervals over seeds.",
+        "scaled": "GSC from the embedding to the last block of a GPT without (left) and with (right) the initial scale "
+        "1 / sqrt(2 depth) of the weights that write into the stream. Bars are 95 % intervals over seeds.",
+        "lengths": "Squared length of the residual stream after the last block, divided by that of the embedding. Bars "
+        "are 95 % intervals over seeds.",
+    },
+    details=details,
+)

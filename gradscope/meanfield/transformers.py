@@ -1,0 +1,298 @@
+"""Mean field of transformers with random weights: the residual ledger and GSC per block, by kernels over positions.
+
+The state is the kernel C (T, T) of the stream, C_ts = x_t . x_s / width.  A branch f receives K, which is C, or its
+normalized version K_ts = C_ts / sqrt((C_tt + eps)(C_ss + eps)) with pre-norm, and adds alpha^2 times
+
+    attention   v E[A K A^T]                                   (`gradscope.meanfield.attention`)
+    MLP         o E[phi(u) phi(u')]                            u with kernel h K
+    gated MLP   o E[phi(u) phi(u')] h K
+
+to the kernel.  Post-norm normalizes the sum.  Gradients have a kernel G (T, T) too, which begins as the identity at the
+output and moves down through the transposed maps, plus the identity of the skip.  Then GSC of a layer with kernel C is
+tr G tr C / (T tr C_out), in the squared convention.
+
+The theory holds for wide networks with independent zero-mean weights and zero biases.  The band says how far a single
+network of this width deviates; see `Transformer.gsc`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gradscope import frames
+from gradscope.choices import Depth, Numbers, Range, Size, check_choice, checked
+from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
+from gradscope.meanfield.attention import Attention
+from gradscope.meanfield.kernels import activation_kernels, correlations
+from gradscope.meanfield.quadrature import FloatArray
+
+NORMS, KINDS = ("pre", "post", "none"), ("layer", "rms")
+EPS = 1e-5  # of the normalizations
+BAND = 4.0  # two standard deviations; see `Transformer.gsc`
+
+
+Positions = Annotated[Size, Range("an integer from 1 to 2048", lambda number: number <= 2048)]
+Width = Annotated[Size, Range("an integer from 3 to 1e7", lambda number: 3 <= number <= 1e7)]  # norms remove up to 2
+Variance = Annotated[float, Range("a number from 0 to 1e6", lambda number: 0 <= number <= 1e6)]
+Scale = Annotated[float, Range("a number from 1e-12 to 1e6", lambda number: 1e-12 <= number <= 1e6)]
+Deviation = Annotated[float, Range("a number from 1e-5 to 1", lambda number: 1e-5 <= number <= 1)]
+Map = Callable[[FloatArray], FloatArray]
+
+
+class _Branch(NamedTuple):
+    """One branch: name, kernels of the stream before, of what it writes, and of their sum; and its transposed map."""
+
+    name: str
+    stream: FloatArray
+    write: FloatArray
+    total: FloatArray
+    backward: Map
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Transformer:
+    """A transformer of infinite width with random weights; `ledger` and `gsc` are its predictions.
+
+    Variances are those of one weight times its fan-in, so 1 stands for weights of standard deviation
+    1 / sqrt(fan-in).  A product of two matrices has the product of their variances.
+
+    Arguments:
+        depth: Number of blocks, each attention and then an MLP.
+        width: Number of features d.
+        length: Number of positions T, at most 2048.
+        activation: Name, callable or `Activation`.
+        gated: Whether the MLP is phi(gate(x)) * linear(x), as SwiGLU is with "silu".
+        norm: pre (before each branch and at the end), post (after each sum), or none.
+        norm_kind: layer or rms.
+        causal: Whether position t sees positions up to t only.
+        residual_scale: Factor alpha of each branch, beside its variances.
+        score_variance: Variance of the scores of normalized tokens: query times key.  With normalized queries and
+            keys it is 1.
+        value_variance: Value times output of attention.
+        hidden_variance: The matrices before the activation, and each of the two of a gated MLP.
+        output_variance: The matrix after the activation.
+        outputs: Number of logits, which changes the band only; None for infinitely many.
+        mean_square, overlap: Mean square of an entry of the embeddings, and the correlation of two positions: a number,
+            or a matrix (T, T) with ones on its diagonal.
+
+    Raises:
+        ValueError: A name is unknown, a number is out of its range, or ``overlap`` is no matrix of correlations.
+            Later: lengths vanish or overflow, or attention picks single keys.
+
+    Cost: some 0.1 s per block for 128 positions.  Memory: some 20 matrices (T, T) per block.
+
+    References: Noci et al. (2022), arXiv:2206.03126; Cowsik et al. (2024), arXiv:2403.02579; Kedia et al. (2024),
+    arXiv:2403.09635; Giorlandino and Goldt (2025), arXiv:2505.24333.
+
+    >>> found = Transformer(depth=12, width=512, length=64).gsc()
+    >>> found[["layer", "log10_value"]].iloc[[0, 1, 3]].round(2)
+                    layer  log10_value
+    0           embedding         0.02
+    1  blocks.0.attention        -1.09
+    3            blocks.0        -0.14
+    """
+
+    depth: Depth
+    width: Width
+    length: Positions
+    activation: ActivationLike = "gelu"
+    gated: bool = False
+    norm: str = "pre"
+    norm_kind: str = "layer"
+    causal: bool = True
+    residual_scale: Variance = 1.0
+    score_variance: Variance = 1.0
+    value_variance: Variance = 1.0
+    hidden_variance: Scale = 1.0
+    output_variance: Variance = 1.0
+    outputs: Size | None = None
+    mean_square: Scale = 1.0
+    overlap: Numbers = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, NORMS)
+        check_choice("norm_kind", self.norm_kind, KINDS)
+        as_activation(self.activation)
+        overlap = np.asarray(self.overlap, dtype=np.float64)
+        if overlap.shape not in ((), (self.length, self.length)):
+            raise ValueError(
+                f"overlap must be a number or a matrix ({self.length}, {self.length}), got shape {overlap.shape}."
+            )
+        if np.isnan(overlap).any() or (np.abs(overlap) > 1 + 1e-9).any():
+            raise ValueError("overlap must hold correlations between -1 and 1.")
+
+    @classmethod
+    @checked
+    def gpt2(
+        cls, depth: Depth, width: Width, length: Positions, *, std: Deviation = 0.02, **options: Any
+    ) -> Transformer:
+        """A transformer initialized like GPT-2: all weights have standard deviation ``std``.
+
+        Weights that write into the stream are divided by sqrt(2 depth).  Embeddings of token and position are added.
+
+        >>> round(Transformer.gpt2(12, 768, 128).score_variance, 4)
+        0.0944
+        """
+        matrix = std**2 * width  # variance times fan-in
+        return cls(
+            depth, width, length,
+            **{"score_variance": matrix**2, "value_variance": matrix**2, "hidden_variance": matrix,
+               "output_variance": 4 * matrix, "residual_scale": 1 / math.sqrt(2 * depth), "mean_square": 2 * std**2}
+            | options,
+        )  # fmt: skip
+
+    def ledger(self) -> pd.DataFrame:
+        """A tidy frame of what each branch writes into the stream; rows of a layer such as ``blocks.3.mlp``.
+
+        Quantities: ``stream_rms`` and ``write_rms``, roots of the mean square of an entry of the stream before the
+        addition and of what is added; ``stream_overlap`` and ``write_overlap``, the mean correlation of two positions
+        (left out if there is one position or nothing is written).
+
+        >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
+                        layer       quantity  value
+        2  blocks.0.attention      write_rms  0.356
+        3  blocks.0.attention  write_overlap  0.299
+        4        blocks.0.mlp     stream_rms  1.062
+        """
+        rows = [
+            (branch.name, place // 2 + 1, self._end - place // 2 - 1, f"{what}_{quantity}", value)
+            for place, branch in enumerate(self._branches)
+            for what, kernel in (("stream", branch.stream), ("write", branch.write))
+            for quantity, value in (("rms", math.sqrt(_mean(kernel))), ("overlap", _overlap(kernel)))
+            if not math.isnan(value)
+        ]
+        names = ("layer", "index", "depth_from_output", "quantity", "value")
+        return frames.tidy({**dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), "num_samples": 1})
+
+    def gsc(self) -> pd.DataFrame:
+        """A tidy frame of GSC with respect to the logits, in the rows of `gradscope.gsc` on `gradscope.models.GPT`.
+
+        Rows: ``embedding``, ``blocks.0``, ..., ``norm`` (pre-norm only) and ``head``; and for the branches
+        ``blocks.0.attention``, ``blocks.0.mlp`` and so on.  ``log10_low`` and ``log10_high`` bound at least 95 % of
+        single networks of this width: ln GSC +- BAND (sum of s + g over the branches up to the output)^(1/2) /
+        width^(1/2).  s is the share of a branch in the energy of the sum x + f(x), and g that in the energy of the
+        gradient.  The inner product of x and f(x), and the length of f(x), vary between networks.  If all positions
+        vary together, ln of the energy has variance 4 s / width per branch, and ln of the gradient 4 g / width.
+
+        >>> found = Transformer(depth=12, width=512, length=64).gsc()
+        >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1, 3]].round(2)
+                        layer  log10_value  log10_low  log10_high
+        0           embedding         0.02      -0.14        0.19
+        1  blocks.0.attention        -1.09      -1.26       -0.92
+        3            blocks.0        -0.14      -0.28        0.00
+        """
+        last = self._branches[-1]
+        top = self._normalized(last.total) if self.norm == "post" else last.total
+        gradient, output = np.eye(self.length), top
+        # In units of 4 / width: the logits have variance 2 / outputs, and the last norm an error of 2 / width.
+        spread = 0.0 if self.outputs is None else self.width / (2 * self.outputs)
+        rows = [("head", self._end, 0.0, 0.0)]
+        if self.norm == "pre":
+            rows.append(("norm", self._end - 1, 0.0, spread))
+            gradient, output = self._denormalized(top, gradient), self._normalized(top)
+        exponent = -_log10(output)  # the gradient is rescaled, and its logarithm kept here
+        spread += 1 / self.width
+        rows.append((f"blocks.{self.depth - 1}", self.depth, exponent + _log10(gradient) + _log10(top), spread))
+        for place, branch in reversed(list(enumerate(self._branches))):
+            index = place // 2 + 1
+            if self.norm == "post":
+                gradient = self._denormalized(branch.total, gradient)
+            value = exponent + _log10(gradient) + _log10(branch.write)
+            rows.append((branch.name, index, value, spread + 1))
+            back = branch.backward(gradient)
+            shares = _mean(branch.write) / _mean(branch.total), _mean(back) / _mean(gradient + back)
+            gradient, spread = gradient + back, spread + sum(shares)
+            exponent, gradient = exponent + _log10(gradient), gradient / _mean(gradient)
+            if place % 2 == 0:
+                name = f"blocks.{index - 2}" if index > 1 else "embedding"
+                rows.append((name, index - 1, exponent + _log10(branch.stream), spread))
+        names, indices, values, spreads = map(np.array, zip(*reversed(rows), strict=True))
+        half = BAND * np.sqrt(spreads / self.width) / math.log(10)
+        return frames.tidy({
+            "layer": list(names), "index": indices, "depth_from_output": self._end - indices, "target": "head",
+            "quantity": "gsc", "log10_value": values, "log10_low": values - half, "log10_high": values + half,
+            "reduction": "batch", "num_samples": 1,
+        })  # fmt: skip
+
+    @property
+    def _end(self) -> int:
+        """The index of the head."""
+        return self.depth + (2 if self.norm == "pre" else 1)
+
+    @cached_property
+    def _branches(self) -> list[_Branch]:
+        """All branches, from the embedding up."""
+        ones = np.eye(self.length)
+        overlap = np.asarray(self.overlap, dtype=np.float64)
+        stream = self.mean_square * (overlap + (1 - overlap) * ones if overlap.ndim == 0 else overlap)
+        phi, found = as_activation(self.activation), []
+        for place in range(2 * self.depth):
+            name = f"blocks.{place // 2}.{'mlp' if place % 2 else 'attention'}"
+            received = self._normalized(stream) if self.norm == "pre" else stream
+            try:
+                write, backward = self._mlp(phi, received) if place % 2 else self._attention(received)
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be predicted: {error}") from error
+            if self.norm == "pre":
+                backward = self._through_norm(stream, backward)
+            total = stream + write
+            if not (np.isfinite(total).all() and _mean(total) > 0):
+                raise ValueError(f"Lengths vanish or overflow after {name}: change residual_scale or value_variance.")
+            found.append(_Branch(name, stream, write, total, backward))
+            stream = self._normalized(total) if self.norm == "post" else total
+        return found
+
+    def _attention(self, kernel: FloatArray) -> tuple[FloatArray, Map]:
+        """What attention adds to the kernel of the stream, and the map of gradients back to what it received."""
+        attention = Attention(kernel, self.score_variance, causal=self.causal)
+        factor = self.residual_scale**2 * self.value_variance
+        return factor * attention.output, lambda gradient: factor * attention.backward(gradient)
+
+    def _mlp(self, phi: Activation, kernel: FloatArray) -> tuple[FloatArray, Map]:
+        """The same for the MLP."""
+        hidden = self.hidden_variance * kernel
+        value, slope = activation_kernels(phi, hidden)
+        factor = self.residual_scale**2 * self.output_variance
+        if self.gated:
+            write, back = value * hidden, self.hidden_variance * (value + slope * hidden)
+        else:
+            write, back = value, self.hidden_variance * slope
+        return factor * write, lambda gradient: factor * back * gradient
+
+    def _normalized(self, kernel: FloatArray) -> FloatArray:
+        length = np.sqrt(np.diag(kernel) + EPS)
+        return kernel / np.outer(length, length)
+
+    def _denormalized(self, kernel: FloatArray, gradient: FloatArray) -> FloatArray:
+        """Gradients before the normalization of tokens of this kernel; it removes one direction, or the mean too."""
+        length = np.sqrt(np.diag(kernel) + EPS)
+        kept = 1 - (2 if self.norm_kind == "layer" else 1) / self.width
+        return kept * gradient / np.outer(length, length)
+
+    def _through_norm(self, stream: FloatArray, backward: Map) -> Map:
+        return lambda gradient: self._denormalized(stream, backward(gradient))
+
+
+def _mean(kernel: FloatArray) -> float:
+    """The mean square of an entry: the mean of the diagonal."""
+    return float(np.diag(kernel).mean())
+
+
+def _log10(kernel: FloatArray) -> float:
+    with np.errstate(divide="ignore"):  # a branch of weight 0 writes nothing
+        return float(np.log10(_mean(kernel)))
+
+
+def _overlap(kernel: FloatArray) -> float:
+    """The mean correlation of two positions; NaN for one position or a zero kernel."""
+    num = len(kernel)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float((correlations(kernel).sum() - num) / (num * (num - 1))) if num > 1 else math.nan
