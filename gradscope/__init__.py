@@ -33,6 +33,7 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.residual import Residual, residual
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -58,6 +59,7 @@ __all__ = [
     "NonFiniteError",
     "Profile",
     "Report",
+    "Residual",
     "UnreadableError",
     "ZeroOutputError",
     "capture",
@@ -82,6 +84,7 @@ __all__ = [
     "qm_norm",
     "report",
     "report_frame",
+    "residual",
     "sinks",
     "tap",
     "taylor_losses",
