@@ -4,6 +4,7 @@ from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.maps import matrix, phase_diagram
+from gradscope.plots.residual import residual
 from gradscope.plots.rows import LABELS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
 from gradscope.plots.verdicts import convergence, rates
@@ -23,6 +24,7 @@ __all__ = [
     "phase_diagram",
     "profile",
     "rates",
+    "residual",
     "statistic",
     "theory",
     "to_last_target",

@@ -32,8 +32,8 @@ _PROJECTIONS = tuple(
     "Addmm AdaptiveAvgPool AvgPool ConstantPad Convolution CudnnBatchNorm CudnnConvolution MaxPool MiopenBatchNorm "
     "MkldnnConvolution Mm NativeBatchNorm NativeGroupNorm NativeLayerNorm Slice Upsample".split()
 )
-# Operations after the module that made a write.
-_DROPOUTS = ("NativeDropout", "FusedDropout")
+# Operations after the module that made a write, besides factors and moves.
+_AFTER = ("NativeDropout", "FusedDropout", "Roll", "Slice")
 _POINTWISE = ELEMENTWISE | {"FusedDropoutBackward0", "PowBackward1", "TanhBackward0"}
 # Sums inside operations of torch, which are found in the graph although their values are not.
 _FUSED = frozenset({"AddBackward0", "AddcmulBackward0", "AddmmBackward0", "BaddbmmBackward0", "LerpBackward0"})
@@ -126,7 +126,7 @@ def _walk(start: Vertex, factor: float, live: Mapping[Vertex, int], found: Mappi
             own = _kind(at, inputs[0]) if len(inputs) == 1 else None
             if own is None:
                 return
-            kind, at = max(kind, own), at[0].next_functions[inputs[0]]
+            kind, at = max(kind, own), _inputs(at[0])[inputs[0]]
 
 
 def _kind(at: Vertex, number: int) -> int | None:
@@ -167,7 +167,7 @@ class _Ancestors:
         last = _number(wanted[0])
         while self.heap and -self.heap[0][0] > last:
             node = heappop(self.heap)[2]
-            for parent in node.next_functions:
+            for parent in _inputs(node):
                 if parent[0] is not None and parent not in self.tensors:
                     self.tensors.add(parent)
                     if parent[0] not in self.nodes:
@@ -177,6 +177,11 @@ class _Ancestors:
     def _add(self, node: Node) -> None:
         if node.next_functions:  # a leaf has no number
             heappush(self.heap, (-_number(node), len(self.nodes), node))
+
+
+def _inputs(node: Node) -> Sequence[Any]:
+    """The tensors that an operation receives; (None, 0) for those without gradients."""
+    return node.next_functions
 
 
 def _number(node: Any) -> int:
@@ -219,7 +224,7 @@ def _mixes(x: Vertex, write: Vertex) -> bool:
 def _is_residual(node: Node, live: Mapping[Vertex, int]) -> bool:
     """Whether an operation adds two tensors of the shape of its result, one of them computed from the other."""
     shape = output_kind((node, 0))[0]
-    inputs = [node.next_functions[n] for n in live_inputs(node, live)]
+    inputs = [_inputs(node)[n] for n in live_inputs(node, live)]
     alike = [parent for parent in inputs if output_kind(parent)[0] == shape]
     return any(x in _Ancestors(other) and _mixes(x, other) for x in alike for other in inputs if x != other)
 
@@ -237,14 +242,14 @@ class _Names:
 
     def write(self, one: Sum, operand: int) -> str:
         """A name that no other write has."""
-        name = self._of(one.operands[operand]) or f"{one.module} (sum)".lstrip()
+        name = self._of(one.operands[operand]) or f"{one.module} (sum)"
         self.taken[name] += 1
         return name if self.taken[name] == 1 else f"{name} ({self.taken[name]})"
 
     def _of(self, at: Vertex) -> str | None:
         """The outermost module that made the tensor, or from whose output scaling or dropout made the tensor."""
         best: str | None = None
-        while at is not None:
+        while True:
             name = self.made.get(at)
             if name is not None and (best is None or _depth(name) <= _depth(best)):
                 best = name
@@ -252,11 +257,10 @@ class _Names:
             if at in self.sums and best is None:
                 parts = [self._of(operand) for operand in self.sums[at].operands]
                 return None if None in parts else " + ".join(map(str, parts))
-            simple = kind in _MOVES or kind in _FACTORS or kind.startswith(_DROPOUTS)
+            simple = kind in _MOVES or kind in _FACTORS or kind.startswith(_AFTER)
             if not simple or len(inputs) != 1:
                 return best
-            at = at[0].next_functions[inputs[0]]
-        return best
+            at = _inputs(at[0])[inputs[0]]
 
 
 def _depth(name: str) -> int:

@@ -54,7 +54,7 @@ class Entry:
 
     def merge(self, other: Entry) -> Entry:
         """The same addition for the samples of both batches."""
-        both = {
+        both: dict[str, Any] = {
             name: np.concatenate([own, getattr(other, name)])
             for name, own in vars(self).items()
             if isinstance(own, np.ndarray) and name != "variance"
@@ -120,7 +120,7 @@ def read_entries(
         channel = _channel(addition.sum, sample, int(places[sample]), captured.batch_size, channel_dim)
         entries.append(
             Entry(
-                addition.name, addition.sum.module or type(captured.replay.model).__name__, addition.kind, stream,
+                addition.name, addition.sum.module, addition.kind, stream,
                 write, total, product, largest, percentile, kurtosis, channel, squares, variance,
             )
         )  # fmt: skip

@@ -40,12 +40,12 @@ def passed(
     unknown).  The variance is that of the sum over samples.
     Raises FloatingPointError if gradients leave the range of their dtype.
     """
-    reader = _Reader(additions, captured.batch_size)
+    reader = _Reader(additions, captured)
     route = TrunkRoute(captured.graph, reader.rows)
 
     def draw(first: int, last: int) -> Tensor:
         drawn = cotangents.draw(first, last)
-        reader.start(vertex(captured.target.edge), drawn)
+        reader.start(drawn)
         return drawn
 
     # Without rescaling, because gradients at two rows are compared with each other.
@@ -71,11 +71,13 @@ def passed(
 class _Reader:
     """Reads |S v|^2, |W v|^2 and 2 <S v, W v> of every addition during a sweep whose rows are the sums and their x."""
 
-    def __init__(self, additions: Sequence[Addition], batch_size: int) -> None:
-        self.additions, self.batch_size = additions, batch_size
+    def __init__(self, additions: Sequence[Addition], captured: Capture) -> None:
+        self.additions, self.batch_size = additions, captured.batch_size
+        self.target = vertex(captured.target.edge)
         self.pull_back, self.rows = PullBack(), list[Leaf]()
         self.numbers: dict[Vertex, int] = {}
         self.tops, self.places = list[int](), list[tuple[int, int]]()
+        self.closed = list[bool]()  # whether W v is read as the difference of two gradients
         self.ends = defaultdict[int, list[int]](list)  # the additions that are read at each row
         for number, addition in enumerate(additions):
             for key in (addition.sum.key, addition.way.at):
@@ -87,14 +89,16 @@ class _Reader:
             top, bottom = self.numbers[addition.sum.key], self.numbers[addition.way.at]
             self.tops.append(top)
             # In half precision, a difference of two gradients has no digits left of a short branch.
-            row = bottom if addition.closed and self.rows[bottom].dtype.itemsize > 2 else top
+            self.closed.append(addition.closed and self.rows[bottom].dtype.itemsize > 2)
+            # A sweep reads no gradient at its target.
+            row = bottom if self.closed[-1] or addition.sum.key == self.target else top
             self.places.append((row, len(self.ends[row])))
             self.ends[row].append(number)
         self.waiting: dict[int, Tensor] = {}  # gradients at sums whose x comes later in the sweep
 
-    def start(self, target: Vertex, cotangents: Tensor) -> None:
-        """Keep the cotangents if the target is a sum: a sweep reads no gradient at its target."""
-        self.waiting = {self.numbers[target]: cotangents.clone()} if target in self.numbers else {}
+    def start(self, cotangents: Tensor) -> None:
+        """Keep the cotangents as the gradient at the target, in case it is a sum."""
+        self.waiting = {self.numbers[self.target]: cotangents.clone()} if self.target in self.numbers else {}
 
     def read(self, rows: Sequence[int], gradients: Sequence[Tensor], workspace: Workspace, lead: int) -> list[Tensor]:
         """For each row, (c, additions that are read there, samples, 3)."""
@@ -115,14 +119,13 @@ class _Reader:
         skip = out if addition.way.factor == 1 else addition.way.factor * out
         for top, bottom in addition.way.legs:
             (skip,) = self.pull_back(GradientEdge(*top), [GradientEdge(*bottom)], skip)
-        if self.places[number][0] == self.tops[number]:
+        s = self._flat(skip)
+        if self.closed[number]:
+            w = self._flat(arrived) - s
+        else:
             alpha = addition.sum.factors[1 - addition.skip]
             x, write = GradientEdge(*addition.way.at), GradientEdge(*addition.write)
-            (branch,) = self.pull_back(write, [x], out if alpha == 1 else alpha * out)
-            s, w = self._flat(skip), self._flat(branch)
-        else:
-            s = self._flat(skip)
-            w = self._flat(arrived) - s
+            w = self._flat(self.pull_back(write, [x], out if alpha == 1 else alpha * out)[0])
         return torch.stack([s.square().sum(2), w.square().sum(2), 2 * (s * w).sum(2)], dim=-1)
 
     def _flat(self, gradient: Tensor) -> Tensor:

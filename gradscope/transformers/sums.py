@@ -22,7 +22,8 @@ _ADDS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum of two tensors of one shape.  ``module``: the innermost module that was running.
+    """A sum of two tensors of one shape.  ``module``: the innermost module that was running, or the
+    class of the model; "forward" outside of the model.
 
     ``key`` and ``operands``: sum and operands in the graph.  ``factors``: of the operands (``alpha`` of `torch.add`).
     ``values``: what `observed` was asked to compute.
@@ -49,7 +50,7 @@ def observed(modules: Modules, compute: Compute) -> Iterator[list[Sum]]:
     sum, whose result is kept as ``values``.
     """
     observer = _Observer(compute)
-    names = {id(module): name for name, module in modules.items()}
+    names = {id(module): name or type(module).__name__ for name, module in modules.items()}
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
         observer.running.append(names[id(module)])
@@ -81,20 +82,24 @@ class _Observer(TorchFunctionMode):
         if len(operands) != 2 or not _comparable(*operands):
             return func(*args, **kwargs)
         (a, b), alpha = operands, float(kwargs.get("alpha", 1))
-        keys = (a.grad_fn, a.output_nr), (b.grad_fn, b.output_nr)
-        about = tuple(a.shape), a.device
+        keys = _key(a), _key(b)
+        shape, device = tuple(a.shape), a.device
         with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
             then = self.compute(a.detach(), b.detach(), alpha)
         result = func(*args, **kwargs)
         with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
             values = then(result.detach())
-        module, key = self.running[-1] if self.running else "", (result.grad_fn, result.output_nr)
-        self.sums.append(Sum(module, key, keys, (1.0, alpha), about[0], result.dtype, about[1], values))
+        module = self.running[-1] if self.running else "forward"
+        self.sums.append(Sum(module, _key(result), keys, (1.0, alpha), shape, result.dtype, device, values))
         return result
+
+
+def _key(tensor: Tensor) -> Any:
+    return tensor.grad_fn, tensor.output_nr
 
 
 def _comparable(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are differentiable, different and of one shape, so that their sum may be residual."""
     dense = a.layout is b.layout is torch.strided and a.is_floating_point() and b.is_floating_point()
-    made = a.grad_fn is not None and b.grad_fn is not None
-    return dense and made and a.shape == b.shape and a.numel() > 0 and a is not b
+    made = a.grad_fn is not None and b.grad_fn is not None and a is not b
+    return dense and made and a.shape == b.shape and a.ndim > 1 and a.numel() > 0
