@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from torch.autograd.graph import Node
 
 from gradscope.forward.layers import Layer, Origin
-from gradscope.forward.trunk import ELEMENTWISE, Trunk, Vertex, live_inputs, output_kind, vertex
-from gradscope.transformers.sums import Sum
+from gradscope.forward.trunk import Trunk, Vertex, live_inputs, output_kind, vertex
+from gradscope.transformers.sums import POINTWISE, Sum
 
 KINDS = ("identity", "scaled", "projection")
 
@@ -34,7 +34,6 @@ _PROJECTIONS = tuple(
 )
 # Operations after the module that made a write, besides factors and moves.
 _AFTER = ("NativeDropout", "FusedDropout", "Roll", "Slice")
-_POINTWISE = ELEMENTWISE | {"FusedDropoutBackward0", "PowBackward1", "TanhBackward0"}
 # Sums inside operations of torch, which are found in the graph although their values are not.
 _FUSED = frozenset({"AddBackward0", "AddcmulBackward0", "AddmmBackward0", "BaddbmmBackward0", "LerpBackward0"})
 
@@ -218,7 +217,7 @@ def _between(x: Vertex, end: Vertex) -> set[Node]:
 
 def _mixes(x: Vertex, write: Vertex) -> bool:
     """Whether some entry of a tensor is computed from several entries of x."""
-    return not {node.name() for node in _between(x, write)} <= _MOVES | _POINTWISE
+    return not {node.name() for node in _between(x, write)} <= _MOVES | POINTWISE
 
 
 def _is_residual(node: Node, live: Mapping[Vertex, int]) -> bool:

@@ -143,7 +143,7 @@ class Ledger:
 
     entries: tuple[Entry, ...]
     target: str
-    coupled: bool
+    coupled: bool | None
     num_probes: int
     num_samples: int
     remarks: tuple[str, ...]
@@ -159,7 +159,7 @@ class Ledger:
         return Ledger(
             tuple(a.merge(b) for a, b in zip(self.entries, other.entries, strict=True)),
             self.target,
-            self.coupled or other.coupled,
+            self.coupled or other.coupled,  # both are known
             max(self.num_probes, other.num_probes),
             self.num_samples + other.num_samples,
             tuple(dict.fromkeys((*self.remarks, *other.remarks))),

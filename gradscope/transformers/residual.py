@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from gradscope import frames
-from gradscope.backward.cotangents import Probes, chosen, generator_or_default, needed_for_exact, resolved
+from gradscope.backward.cotangents import chosen, generator_or_default, needed_for_exact, resolved
 from gradscope.backward.sweep import Progress
 from gradscope.choices import checked
 from gradscope.choices import listed as quoted
@@ -32,7 +32,7 @@ from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, listed
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import captured_unread
-from gradscope.measures.samples import quiet
+from gradscope.measures.samples import SAMPLES, quiet
 from gradscope.memory import together
 from gradscope.transformers.additions import find_additions
 from gradscope.transformers.ledger import (
@@ -58,6 +58,7 @@ class Residual:
     ``skips``: "identity", "scaled" or "projection".  ``channels``: where the largest entry of each sum lies.
     ``estimates``: quantity -> one `Estimate` per addition, None where the quantity does not exist.
     ``stderr_probe``: share -> its standard error due to probes, (additions,); 0 if exact, NaN if unknown.
+    ``coupled``: whether samples influence each other; None if it was not needed (fewer than 30 samples, no basis).
     ``num_probes``: random probes per batch, 0 if exact.  ``remarks``: what the result depends on and leaves out.
 
     >>> import torch, gradscope as gs
@@ -73,7 +74,7 @@ class Residual:
     estimates: dict[str, tuple[Estimate | None, ...]]
     stderr_probe: dict[str, FloatArray]
     target: str
-    coupled: bool
+    coupled: bool | None
     num_probes: int
     num_samples: int
     num_batches: int
@@ -150,7 +151,7 @@ def residual(
     forward: Forward | None = None,
     target: str | None = None,
     loss_fn: LossFunction | None = None,
-    probes: Probes = "auto",
+    probes: int | str = "auto",
     channel_dim: int | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -203,11 +204,12 @@ def residual(
     resolved(probes)
     generator, modules = generator_or_default(generator), listed(model)
     batches = stream(data, forward=forward, loss_fn=loss_fn)
+    streamed = batches is not None
 
     def measure(batch: Any) -> Ledger:
         with together():
             return _measured(
-                modules, batch, forward=forward, target=target, loss_fn=loss_fn, probes=probes,
+                modules, batch, forward=forward, target=target, loss_fn=loss_fn, probes=probes, streamed=streamed,
                 channel_dim=channel_dim, generator=generator, progress=progress,
             )  # fmt: skip
 
@@ -220,26 +222,27 @@ def residual(
 
 def _measured(
     modules: Modules, data: Any, *, forward: Forward | None, target: str | None, loss_fn: LossFunction | None,
-    probes: Probes, channel_dim: int | None, generator: torch.Generator, progress: Progress | None,
+    probes: int | str, streamed: bool, channel_dim: int | None, generator: torch.Generator, progress: Progress | None,
 ) -> Ledger:  # fmt: skip
     """The ledger of one batch."""
     size = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False).size
     with observed(modules, statistics(size)) as sums:
         captured = captured_unread(modules[""], data, forward=forward, loss_fn=loss_fn, target=target)
     captured.lengths.read()  # names the first layer with NaN or Inf
-    coupled = captured.coupled
+    # Whether samples are coupled takes backward passes, and few samples have no standard errors anyway.
+    coupled = captured.coupled if isinstance(probes, str) or streamed or size >= SAMPLES else None
     with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
         additions, unseen = find_additions(sums, captured.graph, captured.reached)
         if not additions:
             raise ValueError(
-                f"No residual addition was found between the input and {captured.target.name!r}: that is a sum of two "
-                f"tensors of one shape in Python code, one of them computed from the other (sums seen: {len(sums)}"
-                f"; inside operations of torch: {unseen})."
+                f"The model has no residual addition between the input and {captured.target.name!r}: no sum of two "
+                "real tensors of one shape in Python code, of which one is computed from the other. Such sums that are "
+                f"complex or made inside operations of torch: {unseen}."
             )
-        needed = needed_for_exact(captured.target, captured.batch_size, coupled=coupled)
+        needed = needed_for_exact(captured.target, captured.batch_size, coupled=coupled is not False)
         cotangents = chosen(captured.target, needed, probes, generator)
         entries = read_entries(captured, additions, cotangents, channel_dim, progress)
-    hidden = f"{unseen} sums x + f(x) are made inside operations of torch, such as addcmul, and are not listed."
+    hidden = f"Sums x + f(x) that are not listed, because they are complex or inside operations of torch: {unseen}."
     return Ledger(
         tuple(entries),
         captured.target.name,
@@ -253,7 +256,7 @@ def _measured(
 def _result(ledger: Ledger, num_batches: int) -> Residual:
     """The result, with standard errors; quantities that are 0 / 0 are None and named in a remark."""
     estimates = dict[str, tuple[Estimate | None, ...]]()
-    num = 0 if ledger.coupled else ledger.num_samples
+    num = ledger.num_samples if ledger.coupled is False else 0
     for quantity, (names, function) in QUANTITIES.items():
         arrays = [[getattr(entry, name) for name in names] for entry in ledger.entries]
         estimates[quantity] = tuple(estimate(own, function, num, signed=quantity in SIGNED) for own in arrays)

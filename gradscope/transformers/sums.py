@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradscope.forward.modules import Modules, attach, transforming
-from gradscope.forward.trunk import Vertex
+from gradscope.forward.trunk import ELEMENTWISE, Vertex
 
+# Operations without influence of one entry on another, by the name of their autograd node.
+POINTWISE = ELEMENTWISE | {"FusedDropoutBackward0", "PowBackward1"}
+MOST_OPERATIONS = 8  # of an elementwise function that is not worth the numbers of a sum
 _ADDS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__})
 
 
@@ -45,6 +48,8 @@ Compute = Callable[[Tensor, Tensor, float], Callable[[Tensor], Any]]
 @contextlib.contextmanager
 def observed(modules: Modules, compute: Compute) -> Iterator[list[Sum]]:
     """Context in which all sums of two differentiable tensors of one shape are listed, in execution order.
+
+    Sums in which one operand is an elementwise function of the other by few operations are left out.
 
     ``compute(a, b, alpha)`` is called before a sum a + alpha b, which may overwrite a, and returns a function of the
     sum, whose result is kept as ``values``.
@@ -83,6 +88,8 @@ class _Observer(TorchFunctionMode):
             return func(*args, **kwargs)
         (a, b), alpha = operands, float(kwargs.get("alpha", 1))
         keys = _key(a), _key(b)
+        if _elementwise(*keys) or _elementwise(*reversed(keys)):
+            return func(*args, **kwargs)
         shape, device = tuple(a.shape), a.device
         with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
             then = self.compute(a.detach(), b.detach(), alpha)
@@ -96,6 +103,24 @@ class _Observer(TorchFunctionMode):
 
 def _key(tensor: Tensor) -> Any:
     return tensor.grad_fn, tensor.output_nr
+
+
+def _elementwise(x: Vertex, other: Vertex) -> bool:
+    """Whether a tensor is an elementwise function of x, of few operations, as inside an activation."""
+    waiting = [other]
+    for _ in range(MOST_OPERATIONS):
+        if not waiting:
+            return True
+        at = waiting.pop()
+        if at != x:
+            if at[0].name() not in POINTWISE:
+                return False
+            waiting += [parent for parent in _inputs(at) if parent[0] is not None]
+    return False
+
+
+def _inputs(at: Vertex) -> Any:
+    return at[0].next_functions
 
 
 def _comparable(a: Tensor, b: Tensor) -> bool:
