@@ -172,7 +172,15 @@ def gated(first, second, third, x):
     return gate * x + (1 - gate) * second(x).tanh()
 
 
+def long_activation(first, second, third, x):
+    h = f = first(x)
+    for _ in range(12):
+        f = f.sin()
+    return second(h + f)
+
+
 NOT_RESIDUAL = {
+    "long activation": long_activation,
     "plain": lambda first, second, third, x: second(first(x).relu()),
     "activation": lambda first, second, third, x: second((h := first(x)) + 0.04 * h**3),
     "two branches": lambda first, second, third, x: second(first(x).tanh()) + third(first(x).relu()),
