@@ -119,6 +119,7 @@ def _walk(start: Vertex, factor: float, live: Mapping[Vertex, int], found: Mappi
             below = found[at]
             legs, jumps = (*legs, (top, at)) if top != at else legs, True
             factor *= below.sum.factors[below.skip]
+            kind = max(kind, int(factor != 1))
             at = top = below.sum.operands[below.skip]
         else:
             inputs = live_inputs(at[0], live)

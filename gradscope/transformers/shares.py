@@ -106,10 +106,9 @@ class _Reader:
         arrived, found = self.waiting | here, []
         for row in rows:
             parts = [self._parts(n, arrived[self.tops[n]], here[row]) for n in self.ends[row]]
-            found.append(torch.stack(parts, dim=1) if parts else here[row].new_zeros((len(here[row]), 0)).double())
-        waits = {
-            top for top, (row, _) in zip(self.tops, self.places, strict=True) if row not in here and top in arrived
-        }
+            found.append(torch.stack(parts, dim=1) if parts else torch.zeros(len(here[row]), 0, dtype=torch.float64))
+        pairs = zip(self.tops, self.places, strict=True)
+        waits = {top for top, (row, _) in pairs if top in arrived and row not in here}
         # A later step may overwrite the gradients that it starts from.
         self.waiting = {row: arrived[row].clone() if row in here else arrived[row] for row in waits}
         return found
