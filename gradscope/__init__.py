@@ -35,6 +35,7 @@ from gradscope.report.networks import report_frame
 from gradscope.report.page import report
 from gradscope.transformers.coherence import Coherence, jacobian_coherence
 from gradscope.transformers.positions import Positions
+from gradscope.transformers.residual import Residual, residual
 
 if TYPE_CHECKING:
     from gradscope import plots
@@ -62,6 +63,7 @@ __all__ = [
     "Positions",
     "Profile",
     "Report",
+    "Residual",
     "UnreadableError",
     "ZeroOutputError",
     "capture",
@@ -87,6 +89,7 @@ __all__ = [
     "qm_norm",
     "report",
     "report_frame",
+    "residual",
     "sinks",
     "tap",
     "taylor_losses",

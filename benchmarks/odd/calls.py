@@ -57,6 +57,8 @@ def result(name: str) -> Any:
             {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8, "quantity": "gsc",
              "log10_value": [1.0, 0.0], "target": "b"}
         )  # fmt: skip
+    if name == "residual":
+        return gs.residual(mlp(residual="identity"), noise(4, 6))
     makers: dict[str, Callable[..., Any]] = {"profile": gs.gsc, "matrix": gs.gsc_matrix, "capture": gs.capture}
     return makers[name](mlp(), noise(4, 6))
 
@@ -133,6 +135,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     "report_frame": call(
         gs.report_frame, frame=New(lambda: result("profile").to_frame().assign(network="a", seed=0)), path="page.html",
         growth=None, theory=None, title="a", about="b",
+    ),
+    "residual": call(
+        gs.residual, **BY_PROBES | {"model": New(lambda: mlp(residual="identity"))}, target=None, loss_fn=None,
+        channel_dim=None, progress=None,
     ),
     "tap": call(gs.tap, tensor=X, name="a"),
     "taylor_losses": call(
@@ -259,6 +265,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         plots.profile, data=New(lambda: result("profile")), hue=None, style=None, notes=None, ax=None
     ),
     "plots.rates": call(plots.rates, data=New(lambda: {"a": result("profile"), "b": result("profile")}), ax=None),
+    "plots.residual": call(plots.residual, data=New(lambda: result("residual")), axes=None),
     "plots.statistic": call(
         plots.statistic, data=New(lambda: result("statistics")), quantity="preactivation_std", log10=False, hue=None,
         style=None, ax=None,

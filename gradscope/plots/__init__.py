@@ -5,6 +5,7 @@ from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_pr
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.maps import matrix, phase_diagram
 from gradscope.plots.positions import positions
+from gradscope.plots.residual import residual
 from gradscope.plots.rows import LABELS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
 from gradscope.plots.verdicts import convergence, rates
@@ -25,6 +26,7 @@ __all__ = [
     "positions",
     "profile",
     "rates",
+    "residual",
     "statistic",
     "theory",
     "to_last_target",

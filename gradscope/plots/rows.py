@@ -72,7 +72,7 @@ def _named(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     if not (frames := list(parts)):
-        raise ValueError("There is nothing to draw: the list or dict is empty.")
+        raise ValueError("data is an empty list or dict, so there is nothing to draw.")
     return pd.concat(frames, ignore_index=True)
 
 
