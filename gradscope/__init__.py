@@ -33,12 +33,14 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.attention import AttentionHeads, attention
 
 if TYPE_CHECKING:
     from gradscope import plots
 
 __all__ = [
     "Affine",
+    "AttentionHeads",
     "Capture",
     "Comparison",
     "Deflated",
@@ -60,6 +62,7 @@ __all__ = [
     "Report",
     "UnreadableError",
     "ZeroOutputError",
+    "attention",
     "capture",
     "check",
     "compare",
