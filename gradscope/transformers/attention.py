@@ -33,7 +33,7 @@ from gradscope.choices import Level, checked, listed
 from gradscope.forward import modules as forward_modules
 from gradscope.forward.inputs import Batch, Forward, as_batch, check_devices, stream
 from gradscope.forward.interrupts import interruptible
-from gradscope.forward.modules import Modules, eager, recording_gradients
+from gradscope.forward.modules import Modules, recording_gradients
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.description import Description
 from gradscope.memory import Later, together
@@ -182,7 +182,7 @@ def watch(modules: Modules, batch: Batch, forward: Forward | None, collapsed: fl
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
     watched = Interception(modules, batch.size, lambda scores: Later(summed(scores, collapsed)))
-    with alone, state_restored(modules) as state, state, recording_gradients(), eager(modules), watched.watching():
+    with alone, state_restored(modules) as state, state, recording_gradients(), watched.watching():
         batch.differentiable()[0].run(modules[""], forward)
     return watched
 

@@ -16,6 +16,7 @@ import contextlib
 import inspect
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -118,9 +119,11 @@ class Interception(TorchFunctionMode):
             while self._running.pop() != names[id(module)]:
                 pass
 
+        # In compiled functions nothing is seen.  Setting the stance would import the compiler, which takes seconds.
+        compiler = "torch._dynamo" in sys.modules
         remove = attach(self.modules.values(), before, after)
         try:
-            with self:
+            with torch.compiler.set_stance("force_eager") if compiler else contextlib.nullcontext(), self:
                 yield
         finally:
             remove()
