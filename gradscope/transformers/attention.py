@@ -37,8 +37,21 @@ from gradscope.forward.modules import Modules, recording_gradients
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.description import Description
 from gradscope.memory import Later, together
-from gradscope.transformers.heads import ENTROPY, FIRST_KEY, LOGIT, MASKED, MEANS, Call, calls_of, frame_of, summed
-from gradscope.transformers.interception import Interception, unseen
+from gradscope.transformers.candidates import unseen
+from gradscope.transformers.heads import (
+    ENTROPY,
+    FIRST_KEY,
+    LOGIT,
+    MASKED,
+    MEANS,
+    QUERIES,
+    ROWS,
+    Call,
+    calls_of,
+    frame_of,
+    summed,
+)  # fmt: skip
+from gradscope.transformers.interception import Interception, NoAttentionError
 
 COLLAPSED = 0.1  # a query is collapsed below this relative entropy
 NOT_SEEN = (
@@ -154,49 +167,57 @@ def attention(
     with interruptible() as whole, whole, together():
         given = stream(data, forward=forward, loss_fn=None)
         batches = (as_batch(each, forward=forward, loss_fn=None) for each in ([data] if given is None else given))
-        passes = [(watch(modules, batch, forward, collapsed), batch.size) for batch in batches]
+        passes = [(_watch(modules, batch, forward, collapsed), batch.size) for batch in batches]
         if not passes:
             raise ValueError("data has no batches: give at least one.")
         return _result(modules, passes)
 
 
-def begun(model: nn.Module, data: Any, *, forward: Forward | None) -> Callable[[], pd.DataFrame | None]:
+def begun(model: nn.Module, data: Any, *, forward: Forward | None) -> Callable[[], pd.DataFrame]:
     """Compute on the device, without waiting for it, and return the function that reads the numbers into a frame.
 
-    The frame has the quantities that a `gradscope.Monitor` records; None if no attention was seen.
+    The frame has the quantities that a `gradscope.Monitor` records.
     """
     batch = as_batch(data, forward=forward, loss_fn=None, finite=False)
-    watched = watch(forward_modules.listed(model), batch, forward, COLLAPSED)
+    watched = _watch(forward_modules.listed(model), batch, forward, COLLAPSED)
 
-    def finished() -> pd.DataFrame | None:
-        if not watched.calls:
-            return None
+    def finished() -> pd.DataFrame:
         frame = frame_of(calls_of([(watched, batch.size)]), (ENTROPY, LOGIT, FIRST_KEY))
         return frame.drop(columns=["low", "high"])
 
     return finished
 
 
-def watch(modules: Modules, batch: Batch, forward: Forward | None, collapsed: float) -> Interception:
-    """One forward pass, whose calls of attention are measured; the numbers stay on the device."""
+def _watch(modules: Modules, batch: Batch, forward: Forward | None, collapsed: float) -> Interception:
+    """One forward pass, whose calls of attention are measured; the numbers stay on the device.
+
+    Raises NoAttentionError if there is no such call.
+    """
     if forward is None:  # a user's function may move the batch to the model
         check_devices(modules, batch)
     watched = Interception(modules, batch.size, lambda scores: Later(summed(scores, collapsed)))
     with alone, state_restored(modules) as state, state, recording_gradients(), watched.watching():
         batch.differentiable()[0].run(modules[""], forward)
+    if not watched.calls:
+        without = unseen(modules, watched)
+        looks = f" in {listed(without)}" if without else ""
+        raise NoAttentionError(
+            f"No attention was seen in {type(modules['']).__name__}: no scaled_dot_product_attention ran{looks}, and "
+            f"no softmax whose result is multiplied with values. {NOT_SEEN}"
+        )
     return watched
 
 
 def _result(modules: Modules, passes: Sequence[tuple[Interception, int]]) -> AttentionHeads:
     watched = passes[0][0]
     without = unseen(modules, watched)
-    if not watched.calls:
-        looks = f" in {listed(without)}" if without else ""
-        raise ValueError(
-            f"No attention was seen in {type(modules['']).__name__}: no scaled_dot_product_attention ran{looks}, and "
-            f"no softmax whose result is multiplied with values. {NOT_SEEN}"
-        )
     calls = calls_of(passes)
+    for call in calls:
+        if not (queries := call.sums[ROWS.index(QUERIES)].sum(0)).all():
+            raise ValueError(
+                f"All queries of head {int(queries.argmin())} in {call.seen.layer!r} are fully masked, so it attends "
+                "to nothing: check the attention mask."
+            )
     sizes = ("sequences", "heads", "queries", "keys")
     rows: list[dict[str, Any]] = [
         {"layer": call.seen.layer, "function": call.seen.function, **dict(zip(sizes, call.seen.shape, strict=True))}

@@ -20,6 +20,7 @@ from torch import Tensor
 from gradscope import frames
 from gradscope.choices import listed
 from gradscope.estimates import UPPER, satterthwaite
+from gradscope.forward.recorder import NonFiniteLayerError
 from gradscope.memory import batch_bytes
 from gradscope.transformers.interception import Interception, Scores, Seen, precision
 
@@ -139,14 +140,9 @@ def calls_of(passes: Sequence[tuple[Interception, int]]) -> list[Call]:
         sums, largest = (np.concatenate(both, axis=-2) for both in zip(*parts, strict=True))
         calls.append(call := Call(seen, sums, largest))
         if call.total(UNKNOWN):
-            raise ValueError(
+            raise NonFiniteLayerError(
                 f"Attention in {seen.layer!r} has logits that are NaN or Inf: gs.first_nonfinite(model, data) names "
                 "the first layer that makes them."
-            )
-        if not (queries := sums[ROWS.index(QUERIES)].sum(0)).all():
-            raise ValueError(
-                f"All queries of head {int(np.argmin(queries))} in {seen.layer!r} are fully masked, so it attends to "
-                "nothing: check the attention mask."
             )
     return calls
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,13 +38,6 @@ PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"}
 TRANSFORMED = "inside a transform of torch.func"
 NO_VALUES = "no product of its result with values followed"
 MORE_DIMENSIONS = "a softmax of more than four dimensions"
-CALLED, UNCALLED = "called, but no attention was seen in it", "never called"
-
-# Names of classes and of members that hold attention, and of projections to queries, keys and values.
-_NAMED = re.compile(r"attention|attn", re.IGNORECASE)
-_PLACED = re.compile(r"(^|_)(attention|attn)\d*$", re.IGNORECASE)
-_JOINT = re.compile(r"qkv|^query_key_value$|^c_attn$|^in_proj_weight$", re.IGNORECASE)
-_SINGLE = re.compile(r"^(to_)?(q|k|v|query|key|value)(_proj|_lin|_linear|_proj_weight)?$")
 
 # The function of ``nn.MultiheadAttention``, except that it finds no mode.  A mode is switched off while it handles a
 # function; if it were switched on for that very function, the function would ask the mode again, and so on forever.
@@ -82,6 +74,10 @@ class Seen:
     shape: tuple[int, int, int, int]
     mask: str
     measured: Any
+
+
+class NoAttentionError(ValueError):
+    """No call of attention was seen."""
 
 
 class Interception(TorchFunctionMode):
@@ -151,9 +147,9 @@ class Interception(TorchFunctionMode):
         return (self._running[-1] if self._running else "") or type(self.modules[""]).__name__
 
     def _counts(self) -> bool:
-        if transforming():
+        if inside := transforming():
             self.left_out.append((self._module, TRANSFORMED))
-        return not transforming()
+        return not inside
 
     def _measured(self, scores: Scores) -> Seen:
         return Seen(self._module, scores.function, scores.shape, scores.mask, self.measure(scores))
@@ -265,32 +261,3 @@ def _with_heads(tensor: Tensor, batch_size: int) -> Tensor:
     if tensor.ndim == 3:
         return tensor.unflatten(0, (batch_size, -1)) if len(tensor) % batch_size == 0 else tensor[:, None]
     return tensor if tensor.ndim == 4 else tensor.flatten(0, -4)
-
-
-def unseen(modules: Modules, watched: Interception) -> dict[str, str]:
-    """Modules that are named like attention or hold projections to queries, keys and values, but no call was seen.
-
-    Returns their names, each with whether the module was called.  Of modules inside each other, the innermost counts.
-    """
-    found = [name for name, module in modules.items() if looks_like_attention(name, module)]
-    inner = [name for name in found if not any(_inside(other, name) for other in found if other != name)]
-    layers = {seen.layer.partition("#")[0] for seen in watched.calls}
-    return {
-        name or type(modules[""]).__name__: CALLED if name in watched.called else UNCALLED
-        for name in inner
-        # Projections may lie in a module whose parent computes the attention.
-        if not any(layer in (name, name.rpartition(".")[0]) or _inside(layer, name) for layer in layers)
-    }
-
-
-def looks_like_attention(name: str, module: nn.Module) -> bool:
-    """Whether names of the module, its class, or its members say that it computes attention."""
-    members = [*module._parameters, *module._modules]
-    if any(map(_JOINT.search, members)) or sum(map(bool, map(_SINGLE.search, members))) > 1:
-        return True
-    named = _NAMED.search(type(module).__name__) or _PLACED.search(name.rpartition(".")[2])
-    return bool(named) and any(any(True for _ in child.parameters()) for child in module.children())
-
-
-def _inside(name: str, outer: str) -> bool:
-    return not outer or name.startswith(f"{outer}.")
