@@ -3,6 +3,7 @@
 from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.drawing import DIVERGING
+from gradscope.plots.heads import attention
 from gradscope.plots.maps import matrix, phase_diagram
 from gradscope.plots.rows import LABELS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
@@ -13,6 +14,7 @@ __all__ = [
     "LABELS",
     "MAX_DIRECT_LABELS",
     "MAX_NAMED_LAYERS",
+    "attention",
     "before_after",
     "convergence",
     "evolution",
