@@ -49,6 +49,8 @@ def attention(
     >>> [ax.get_title() for ax in attention(heads)]
     ['relative attention entropy', 'largest attention logit']
     """
+    if not quantities:
+        raise ValueError("quantities must name at least one quantity, such as largest_attention_logit; got none.")
     maps = []
     for quantity in quantities:
         rows = rows_of(data, quantity, "head", "value", maker=HEADS)

@@ -183,7 +183,7 @@ class Interception(TorchFunctionMode):
         def block(sequences: slice, heads: slice, queries: slice) -> Tensor:
             return logits[sequences, heads, queries].to(precision(logits.device))
 
-        seen = self._measured(Scores(SOFTMAX, tuple(logits.shape), "", logits.device, block))  # type: ignore[arg-type]
+        seen = self._measured(Scores(SOFTMAX, tuple(logits.shape), "", logits.device, block))
         if self._num_heads:
             self._take(seen)
         else:
@@ -251,7 +251,7 @@ def scaled_dot_product(
         return logits
 
     shape = (*q.shape[:3], num_keys)
-    return Scores(FUSED, shape, " and ".join(kinds), q.device, block)  # type: ignore[arg-type]
+    return Scores(FUSED, shape, " and ".join(kinds), q.device, block)
 
 
 def _with_heads(tensor: Tensor, batch_size: int) -> Tensor:

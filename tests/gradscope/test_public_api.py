@@ -12,7 +12,8 @@ from tests.helpers import noise, seeded
 
 CALLS = [
     gs.attention, gs.capture, gs.check, gs.compare, gs.effective_depth, gs.first_nonfinite, gs.gsc, gs.gsc_matrix,
-    gs.measure, gs.nlc, gs.parameter_gsc, gs.taylor_losses, gs.Monitor, gs.testing.assert_growth, gs.testing.assert_no_collapse,
+    gs.measure, gs.nlc, gs.parameter_gsc, gs.taylor_losses, gs.Monitor, gs.testing.assert_growth,
+    gs.testing.assert_no_collapse,
 ]  # fmt: skip
 DEFAULTS = {
     "forward": None, "layers": None, "target": None, "loss_fn": None, "probes": "auto", "rtol": None,

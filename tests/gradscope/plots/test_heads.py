@@ -98,5 +98,9 @@ def test_what_cannot_be_drawn_is_named():
         plots.attention(frame(table(2, 2)), ["entropy"])
     with pytest.raises(ValueError, match=r"lacks the column 'head'.*gradscope.attention\(model, data\)"):
         plots.attention(frame(table(2, 2)).drop(columns="head"))
+    with pytest.raises(ValueError, match="Column 'head' of the frame must hold numbers, got 'a'"):
+        plots.attention(frame(table(2, 2)).assign(head="a"))
+    with pytest.raises(ValueError, match="quantities must name at least one"):
+        plots.attention(frame(table(2, 2)), [])
     with pytest.raises(ValueError, match="axes must be one for each of 2 quantities, got 1"):
         plots.attention(frame(table(2, 2)), axes=[plt.figure().subplots()])
