@@ -73,7 +73,8 @@ class AttentionHeads:
     def to_frame(self) -> pd.DataFrame:
         """Tidy frame, one row per quantity, call and head, with the columns ``head`` (from 0), ``low`` and ``high``.
 
-        ``low`` and ``high`` are the ends of the 95 % interval of ``value``; null if it is unknown.
+        ``low`` and ``high`` are the ends of the 95 % interval of ``value``; null if it is unknown.  A negative logit
+        has no ``log10_value``.
         """
         return self.frame
 

@@ -32,7 +32,6 @@ HIDDEN = 5000.0
 FIRST_KEYS = 4
 ROUNDING = 1e-12  # relative differences between sequences below this are rounding
 ENTROPY, LOGIT, FIRST_KEY = "relative_attention_entropy", "largest_attention_logit", "first_key_share"
-ROW_LOGIT = "row_largest_attention_logit"
 # The means over queries, in the order of the rows of `summed`, each with the row that counts its queries.
 QUERIES, CHOOSING, PLACED = "queries", "queries with several keys", "queries with a position of their own"
 MASKED, UNKNOWN = "fully masked queries", "queries with NaN or Inf"
@@ -42,7 +41,7 @@ MEANS = {
     "collapsed_fraction": CHOOSING,
     "effective_keys": QUERIES,
     "participation_ratio": QUERIES,
-    ROW_LOGIT: QUERIES,
+    "row_largest_attention_logit": QUERIES,
     FIRST_KEY: QUERIES,
     "first_four_keys_share": QUERIES,
     "own_position_share": PLACED,
@@ -162,7 +161,7 @@ def frame_of(calls: Sequence[Call], quantities: Sequence[str]) -> pd.DataFrame:
             parts.append(pd.DataFrame(about | part)[part["num"] > 0])
     rows = pd.concat(parts, ignore_index=True)
     with np.errstate(divide="ignore"):
-        positive = rows["value"].where(~rows["quantity"].isin((LOGIT, ROW_LOGIT)))
+        positive = rows["value"].where(rows["value"] >= 0)  # a negative logit has no logarithm
         columns = {
             "layer": rows["layer"],
             "index": rows["place"] + 1,

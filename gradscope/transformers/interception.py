@@ -241,7 +241,11 @@ def scaled_dot_product(
     places = torch.arange(max(num_queries, num_keys), device=q.device)
 
     def block(sequences: slice, heads: slice, queries: slice) -> Tensor:
-        own = k[sequences, heads] if groups == 1 else k[sequences, torch.arange(heads.start, heads.stop) // groups]
+        own = (
+            k[sequences, heads]
+            if groups == 1
+            else k[sequences, torch.arange(heads.start, heads.stop, device=k.device) // groups]
+        )
         logits = q[sequences, heads, queries].to(kind) @ own.to(kind).mT * factor
         if mask is not None:
             part = mask[sequences, heads, queries]
