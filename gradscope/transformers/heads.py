@@ -60,7 +60,7 @@ def summed(scores: Scores, collapsed: float) -> tuple[Tensor, Tensor]:
     largest = torch.full(sums.shape[1:], -torch.inf, dtype=kind, device=scores.device)
     rows = max(1, batch_bytes(scores.device) // (kind.itemsize * max(num_keys, 1)))  # of logits in one block
     steps = max(1, rows // max(1, num_heads * num_queries)), max(1, rows // max(1, num_queries)), rows
-    # Autocast would round the products of the blocks.
+    # Autocast would round products in float32; those in float64 it leaves alone.
     with torch.no_grad(), torch.autocast(scores.device.type, enabled=False):
         for sequences in _slices(num_sequences, steps[0]):
             for heads in _slices(num_heads, steps[1]):
