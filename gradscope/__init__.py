@@ -33,6 +33,7 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
+from gradscope.transformers.attention import AttentionHeads, attention
 from gradscope.transformers.coherence import Coherence, jacobian_coherence
 from gradscope.transformers.positions import Positions
 from gradscope.transformers.residual import Residual, residual
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Affine",
+    "AttentionHeads",
     "Capture",
     "Coherence",
     "Comparison",
@@ -66,6 +68,7 @@ __all__ = [
     "Residual",
     "UnreadableError",
     "ZeroOutputError",
+    "attention",
     "capture",
     "check",
     "compare",

@@ -24,7 +24,7 @@ MOST = 1_000_000  # items of a sequence
 MOST_LISTED = 8  # names in a message
 NUMERIC = frozenset(
     "index depth_from_output value log10_value log10_low log10_high log10_stderr_probe log10_stderr_sample "
-    "stderr_sample step rate rate_low rate_high width weight_variance bias_variance".split()
+    "stderr_sample step head rate rate_low rate_high width weight_variance bias_variance".split()
 )
 UNFIT = (TypeError, ValueError, ArithmeticError, RuntimeError)  # what a conversion of an unfit value raises
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -67,6 +67,20 @@ def images() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten()).double()
 
 
+class Attentive(nn.Module):
+    """Attention of torch inside a network that keeps, and fused attention; the four features are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside = network(), nn.MultiheadAttention(2, 2, batch_first=True).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over the tokens."""
+        h = torch.stack([x, self.before[:3](x)], dim=2)
+        h = h + self.inside(h, h, h)[0]
+        return functional.scaled_dot_product_attention(h, h, h).mean(1) + self.before(x)[:, :2]
+
+
 def data() -> Tensor:
     """Six samples."""
     return torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -175,6 +189,7 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Measurement]] = {
     "compare": (plain, lambda model, x: str(gs.compare(model, x, probes=1))),
     "compare_models": (network, lambda _, x: str(gs.compare_models({"a": plain, "b": plain}, x, seeds=2, probes=1))),
     "invariance_error": (images, lambda model, x: invariance_error(model, x.reshape(2, 1, 3, 4), (1, 0))),
+    "attention": (Attentive, lambda model, x: gs.attention(model, x)),
     "Monitor.step": (network, monitored),
     "report": (plain, page),
     "lsuv": (plain, initialized),

@@ -110,7 +110,17 @@ def mean_field() -> meanfield.MeanField:
     return meanfield.MeanField("tanh", 1.5, 0.1)
 
 
+def heads() -> gs.AttentionHeads:
+    """Statistics of a layer with two heads."""
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    return gs.attention(layer, noise(4, 3, 6))
+
+
 CALLS: dict[str, Callable[[], Call]] = {
+    "attention": call(
+        gs.attention, model=New(lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)),
+        data=New(lambda: noise(4, 3, 6)), forward=None, collapsed=0.1,
+    ),
     "capture": call(gs.capture, **MEASURED, layers=None, loss_fn=None, target=None),
     "check": call(gs.check, **MEASURED, loss_fn=None),
     "compare": call(gs.compare, **BY_PROBES, expected=None),
@@ -172,6 +182,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "Monitor": call(
         gs.Monitor, **MEASURED, every=100, statistics_every=None, probes=2, layers=None, max_overhead=0.03,
         loss_fn=None, on_nonfinite="raise", check_every=None, save_to=None, report=None, sinks=(), total_steps=None,
+        attention=None,
     ),
     "Monitor.step": bound(monitored, "step", loss=0.5, batch=None),
     "Monitor.load_state_dict": bound(monitored, "load_state_dict", state=monitored().state_dict(), records=None),
@@ -241,6 +252,9 @@ CALLS: dict[str, Callable[[], Call]] = {
     "residual_rate": call(meanfield.residual_rate, branch_rate=1.1, dilution=1.0),
     "standard_variance": call(meanfield.standard_variance, activation=meanfield.NAMED["tanh"]),
     "weight_gain": call(meanfield.weight_gain, activation="tanh", rate=1.0, bias_variance=0.1),
+    "plots.attention": call(
+        plots.attention, data=New(heads), quantities=("largest_attention_logit", "first_key_share"), axes=None
+    ),
     "plots.before_after": call(plots.before_after, data=New(lambda: result("records")), ax=None),
     "plots.convergence": call(
         plots.convergence, data=New(lambda: result("profile").to_frame().assign(width=8)), hue=None, ax=None

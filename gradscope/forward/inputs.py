@@ -71,7 +71,9 @@ class Batch:
                 return forward(model, self.inputs)
             return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
         except (RuntimeError, TypeError, LookupError) as error:
-            file = traceback.extract_tb(error.__traceback__)[-1].filename
+            frames = traceback.extract_tb(error.__traceback__)
+            # A mode that watches functions of torch stands between a function and whoever called it.
+            file = [frame.filename for frame in frames if frame.name != "__torch_function__"][-1]
             if isinstance(error, torch.OutOfMemoryError) or not file.startswith((_TORCH, __file__)):
                 raise
             kinds = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in self.tensors[:4])

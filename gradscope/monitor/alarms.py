@@ -23,6 +23,10 @@ LOSS_JUMP, RECENT, FEWEST = 5.0, 50, 5
 WEIGHT_GROWTH = 10.0
 EXTREME_LOG10 = 6.0
 DEAD = 0.9
+# LARGE_LOGIT, LOGIT_GROWTH: an attention logit that is also larger than in the last record, and this many times that of
+# the first record.  ENTROPY, ENTROPY_BEFORE: relative entropy of a head now, and the largest one so far.
+LARGE_LOGIT, LOGIT_GROWTH = 100.0, 2.0
+ENTROPY, ENTROPY_BEFORE = 0.02, 0.2
 # STEP_SIZE: factor between a layer's steps and those that STEP_NEIGHBORS similar layers lead to expect, in the mean of
 # all records or in the first one.  After 5, 10, 20, ... records they are tested; each test has half of the remaining
 # probability of an alarm.
@@ -44,8 +48,9 @@ class Alarms:
     ``first_lengths``: |w| of every layer when it was first monitored.  ``resolution``: smallest |w - w'| / |w| that is
     not mostly rounding.  ``fired``: (kind, layer, step) of every warning.
     ``steps``: logarithms of step sizes.
-    In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kind "zero
-    output" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe batch".
+    In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kinds "zero
+    output" and "no attention" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe
+    batch".  Head 3 of a layer is called ``layer:3``.
     """
 
     def __init__(self, first_lengths: dict[str, float], resolution: float = 0.0) -> None:
@@ -54,6 +59,8 @@ class Alarms:
         self.fired: list[tuple[str, str, int]] = []
         self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}, "largest": {}}
         self.gradients: dict[str, float] = {}
+        self.logits: dict[str, tuple[float, float]] = {}  # of each head, at the first and at the last record
+        self.entropies: dict[str, float] = {}  # the largest one so far
 
     def __str__(self) -> str:
         """Return one line per warning, such as ``Warning at step 3: dead units, 0.relu.``"""
@@ -72,8 +79,10 @@ class Alarms:
         found: dict[str, dict[str, float]] = {}
         # Plain lists: selecting rows of the frame per quantity is slower than measuring a small network.
         rows = (frame[name].tolist() for name in ("quantity", "layer", "value", "log10_value"))
-        for quantity, layer, value, logarithm in zip(*rows, strict=True):
-            found.setdefault(quantity, {})[layer] = logarithm if quantity == "gsc" else value
+        heads = frame["head"].fillna(-1).astype(int).tolist() if "head" in frame else [-1] * len(frame)
+        for quantity, layer, value, logarithm, head in zip(*rows, heads, strict=True):
+            place = layer if head < 0 else f"{layer}:{head}"
+            found.setdefault(quantity, {})[place] = logarithm if quantity == "gsc" else value
         self._extreme(found.get("gsc", {}), step)
         dead = {layer: value for layer, value in found.get("dead_fraction", {}).items() if value >= DEAD}
         self.together("dead units", dead, step, lambda value: f"{100 * value:.0f} % of its units pass no gradient")
@@ -83,15 +92,18 @@ class Alarms:
             if (first := self.first_lengths.get(layer, 0.0)) > 0 and length > WEIGHT_GROWTH * first
         }
         self.together("weight growth", grown, step, lambda n: f"its weights are {n:.3g} times as long as at the start")
+        self._heads(found.get("largest_attention_logit", {}), found.get("relative_attention_entropy", {}), step)
         self._step_sizes(found, step)
 
-    def together(self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str]) -> None:
+    def together(
+        self, kind: str, found: dict[str, float], step: int, words: Callable[[float], str], unit: str = "layer"
+    ) -> None:
         """Give one warning for all layers that newly have this problem; it names the one with the largest |value|."""
         new = [layer for layer in sorted(found, key=lambda name: -abs(found[name])) if self._new(kind, layer, step)]
         if not new:
             return
-        others = f"; the same holds for {len(new) - 1} other layer{'s' * (len(new) > 2)}" if len(new) > 1 else ""
-        _warn(f"{kind} at layer {new[0]!r}, step {step}: {words(found[new[0]])}{others}.")
+        others = f"; the same holds for {len(new) - 1} other {unit}{'s' * (len(new) > 2)}" if len(new) > 1 else ""
+        _warn(f"{kind} at {unit} {new[0]!r}, step {step}: {words(found[new[0]])}{others}.")
 
     def once(self, kind: str, name: str, step: int, message: str) -> None:
         """Give the warning, unless one of this kind was given for ``name`` before."""
@@ -106,7 +118,7 @@ class Alarms:
         """Return plain values for a checkpoint."""
         return {
             "first_lengths": self.first_lengths, "losses": self.losses, "fired": [list(f) for f in self.fired],
-            "steps": self.steps, "gradients": self.gradients,
+            "steps": self.steps, "gradients": self.gradients, "logits": self.logits, "entropies": self.entropies,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,6 +126,8 @@ class Alarms:
         self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
         self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
         self.steps, self.gradients = state["steps"], dict(state["gradients"])
+        self.logits = {head: (first, last) for head, (first, last) in state["logits"].items()}
+        self.entropies = dict(state["entropies"])
 
     def _extreme(self, log10_gsc: dict[str, float], step: int) -> None:
         """Warn of the most extreme layer only: exploding or vanishing gradients affect many layers at once."""
@@ -126,6 +140,30 @@ class Alarms:
                 size = "0" if log10_gsc[layer] == -math.inf else f"10^{log10_gsc[layer]:.1f}"
                 words = f"its GSC is {size}, the most extreme of all layers"
                 self.once(kind, layer, step, f"{kind} at layer {layer!r}, step {step}: {words}.")
+
+    def _heads(self, logits: dict[str, float], entropies: dict[str, float], step: int) -> None:
+        """Warn of heads whose largest logit is large and grows, and of heads that have come to attend to one key."""
+        grown = {}
+        for head, logit in logits.items():
+            first, last = self.logits.get(head, (logit, logit))
+            if logit > max(LARGE_LOGIT, LOGIT_GROWTH * first, last):
+                grown[head] = logit
+            self.logits[head] = first, logit
+        self.together(
+            "attention logit growth", grown, step, lambda logit: f"its largest logit has grown to {logit:.4g}", "head"
+        )
+        collapsed = {}
+        for head, entropy in entropies.items():
+            self.entropies[head] = most = max(entropy, self.entropies.get(head, entropy))
+            if entropy < ENTROPY and most > ENTROPY_BEFORE:
+                collapsed[head] = 1 - entropy
+        self.together(
+            "attention entropy collapse",
+            collapsed,
+            step,
+            lambda lost: f"its relative entropy has fallen to {1 - lost:.2g}, so each query attends to one key",
+            "head",
+        )
 
     def _step_sizes(self, found: dict[str, dict[str, float]], step: int) -> None:
         """Warn of a layer whose steps are longer or shorter than those of similar layers.

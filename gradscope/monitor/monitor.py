@@ -24,12 +24,14 @@ from gradscope.forward.state import alone, same_draws
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning
-from gradscope.monitor.probe_batch import coefficients, statistics
+from gradscope.monitor.probe_batch import coefficients, heads, statistics
 from gradscope.monitor.records import Records
 from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
 from gradscope.sinks.delivery import Sinks, values_of
+from gradscope.transformers.candidates import may_attend
+from gradscope.transformers.interception import NoAttentionError
 
 MOST_PROBES = 4
 GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named like the argument that sets their period
@@ -47,9 +49,10 @@ class Monitor:
                 optimizer.step()
 
     Every record uses the fixed probe batch ``data``, the same probe vectors and the same dropout masks, so that records
-    are comparable.  A record contains GSC of every unit (squared convention), statistics of pre-activations, and
-    statistics of weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is measured
-    in the precision of the parameters; statistics of pre-activations follow the ``torch.autocast`` of the caller.
+    are comparable.  A record contains GSC of every unit (squared convention), statistics of pre-activations and of
+    attention heads (relative entropy, largest logit, share of the first key; column ``head``), and statistics of
+    weights, gradients (in ``.grad``) and updates (`gradscope.monitor.weights.Weights`).  GSC is measured in the
+    precision of the parameters; statistics of activations follow the ``torch.autocast`` of the caller.
 
     Arguments:
         model: The model in training; wrappers of ``torch.compile`` and data parallelism are removed for measuring.
@@ -58,6 +61,7 @@ class Monitor:
         statistics_every: Steps between additional, much less expensive records without GSC.  Default: no such records.
         probes: Random vectors per measurement, at most 4, or "exact".
         layers, forward: As for `gradscope.gsc`.
+        attention: Whether to record attention heads.  None: if a module looks like attention by its names.
         max_overhead: Largest extra time for measuring, as a fraction of the training time so far; a scheduled record
             that would exceed this limit is skipped, and one warning at the end says how many.  None: no limit.
         total_steps: Number of steps of the whole run, if known.  Regardless of ``max_overhead``, 20 records spread over
@@ -77,7 +81,8 @@ class Monitor:
 
     These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
     the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, a layer's steps 1.5 times as long as
-    those of similar layers, and an output of zero.  ``alarms.fired`` lists each warning, which is given once.
+    those of similar layers, an output of zero, growing attention logits above 100, and heads whose relative entropy
+    falls from 0.2 to below 0.02.  ``alarms.fired`` lists each warning, which is given once.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
     `step`, and clip after it.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same
@@ -99,7 +104,7 @@ class Monitor:
         probes: int | str = 2, layers: Any = None, forward: Forward | None = None, max_overhead: Share | None = 0.03,
         loss_fn: LossFunction | None = None, on_nonfinite: str = "raise", check_every: int | None = None,
         save_to: PathLike | None = None, report: Callable[[pd.DataFrame], None] | None = None, sinks: Any = (),
-        total_steps: Size | None = None, clock: Callable[[], float] = time.perf_counter,
+        total_steps: Size | None = None, attention: bool | None = None, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         few = isinstance(probes, int) and not isinstance(probes, bool) and 1 <= probes <= MOST_PROBES
         if not (few or probes == "exact"):
@@ -118,6 +123,7 @@ class Monitor:
         self.alarms = Alarms(self.weights.first_norms(), self.weights.resolution())
         self.steps, self._recorded = 0, -1  # the next step, and the step of the last record
         self._records, self._thinned = Records(), False  # and whether a warning has said that some are missing
+        self.attention = may_attend(self.model) if attention is None else attention
 
     def __enter__(self) -> Self:
         return self
@@ -228,6 +234,8 @@ class Monitor:
     def _measured(self, number: int, kind: str, strict: bool) -> Iterator[pd.DataFrame]:
         """Yield the frames that can be measured on the probe batch."""
         measured = [statistics(self.model, self.data, self.forward)]
+        if self.attention:
+            measured.append(heads(self.model, self.data, self.forward))
         if kind == GSC:  # copies all that waits on the device to the CPU
             measured.insert(0, partial(coefficients, self.model, self.data, self.forward, self.layers, self.probes))
         for measure in measured:
@@ -236,6 +244,9 @@ class Monitor:
                     yield frame
             except ZeroOutputError as error:
                 self.alarms.once("zero output", "network", number, f"zero output, step {number}: {error}")
+            except NoAttentionError as error:
+                self.attention = False
+                self.alarms.once("no attention", "network", number, f"no attention, step {number}: {error}")
             except (ValueError, FloatingPointError) as error:
                 found, _ = nonfinite.traced(self.model, None, self.data, forward=self.forward, loss_fn=None)
                 if found is None and not isinstance(error, FloatingPointError):  # a user error

@@ -1,6 +1,7 @@
 """What a record contains besides weights and gradients: coefficients and statistics on the probe batch.
 
-Cost of the coefficients: that of `gradscope.gsc` with a few probes; of the statistics: one forward pass.
+Cost of the coefficients: that of `gradscope.gsc` with a few probes; of the statistics of pre-activations and of those
+of attention heads: one forward pass each.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gradscope.forward.layers import LayerFilter
 from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
 from gradscope.measures.measuring import Measure, begun
 from gradscope.measures.preactivations import NONLINEARITIES
+from gradscope.transformers import attention
 
 STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 
@@ -35,15 +37,27 @@ def coefficients(
         return gsc(model, data, forward=forward, layers=layers, probes=probes).to_frame()
 
 
-def statistics(model: nn.Module, data: Any, forward: Forward | None) -> Callable[[], pd.DataFrame | None]:
+Read = Callable[[], pd.DataFrame | None]
+
+
+def statistics(model: nn.Module, data: Any, forward: Forward | None) -> Read:
     """Compute statistics of pre-activations on the device; the result returns them once they are read.
 
     It returns None for a model without nonlinear modules, and raises what went wrong here.
     """
     if not any(isinstance(module, NONLINEARITIES) for module in model.modules()):
         return lambda: None
+    return _later(lambda: begun(model, data, STATISTICS, forward=forward, loss_fn=None))
+
+
+def heads(model: nn.Module, data: Any, forward: Forward | None) -> Read:
+    """The same for attention heads; the result raises `NoAttentionError` if no attention was seen."""
+    return _later(lambda: attention.begun(model, data, forward=forward))
+
+
+def _later(begin: Callable[[], Read]) -> Read:
     try:
-        return begun(model, data, STATISTICS, forward=forward, loss_fn=None)
+        return begin()
     except (ValueError, FloatingPointError) as error:
         problem = error  # Python deletes the name of a caught error
 

@@ -3,6 +3,7 @@
 from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.drawing import DIVERGING
+from gradscope.plots.heads import attention
 from gradscope.plots.maps import matrix, phase_diagram
 from gradscope.plots.positions import positions
 from gradscope.plots.residual import residual
@@ -15,6 +16,7 @@ __all__ = [
     "LABELS",
     "MAX_DIRECT_LABELS",
     "MAX_NAMED_LAYERS",
+    "attention",
     "before_after",
     "convergence",
     "evolution",

@@ -135,13 +135,18 @@ class Sinks:
 def values_of(frame: pd.DataFrame) -> dict[str, float]:
     """Return the numbers of a monitor record by name: ``log10_gsc/layer`` for GSC, ``quantity/layer`` for the rest.
 
+    Of the heads of a layer, the least relative entropy counts, and the largest value of other quantities.
+
     >>> import gradscope as gs
     >>> gs.sinks.values_of(gs.frames.observed("gradient_norm", 0.5, layer="conv1"))
     {'gradient_norm/conv1': 0.5}
     """
     require(frame, ["quantity", "layer", "value", "log10_value"], "gradscope.Monitor(...).to_frame()")
-    rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
-    return dict(
-        (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
-        for quantity, layer, value, log10_value in rows
-    )
+    values: dict[str, float] = {}
+    for quantity, layer, value, logarithm in frame[["quantity", "layer", "value", "log10_value"]].itertuples(
+        index=False
+    ):
+        name, number = (f"log10_gsc/{layer}", logarithm) if quantity == "gsc" else (f"{quantity}/{layer}", value)
+        extreme = min if quantity == "relative_attention_entropy" else max
+        values[name] = extreme(values[name], number) if name in values and "head" in frame else number
+    return values

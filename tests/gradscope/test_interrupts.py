@@ -11,7 +11,7 @@ from benchmarks.interrupts import FAILURES, TRACED, campaign
 from gradscope.forward import interrupts
 from gradscope.forward.interrupts import interruptible
 
-MEASUREMENTS = ("gsc", "J v", "first_nonfinite", "lsuv")
+MEASUREMENTS = ("gsc", "J v", "first_nonfinite", "lsuv", "attention")
 
 
 class Slow:
