@@ -30,6 +30,7 @@ def claims(collected: Collected) -> list[Claim]:
     """The claims about growth with depth, no norm, scaled weights, and the length of the stream."""
     frame = collected.frame
     return [
+        *(_grows(frame, norm) for norm in ("pre", "post")),
         _exponential(frame, "post"),
         _slower(frame, "pre"),
         _power(frame, "pre"),
@@ -74,9 +75,13 @@ def _rate(frame: pd.DataFrame, norm: str) -> Mean:
 
 
 def _contrast(frame: pd.DataFrame, norm: str, ratio: float) -> Mean:
-    """The mean of (late growth - ratio * early growth).  Unlike a ratio of seeds, it has no small denominator."""
+    """The mean of (late growth - ratio * early growth), with the sign for which both are growth and not decay.
+
+    Unlike a ratio of seeds, it has no small denominator.
+    """
     early, late = numbers.early_and_late(frame, norm)
-    return means.mean(late - ratio * early)
+    sign = 1.0 if early.mean() > 0 else -1.0
+    return means.mean(sign * (late - ratio * early))
 
 
 def _between(frame: pd.DataFrame, norm: str, low: float, high: float) -> bool | None:
@@ -94,21 +99,29 @@ def _because(frame: pd.DataFrame, norm: str) -> str:
     )
 
 
+def _grows(frame: pd.DataFrame, norm: str) -> Claim:
+    found = numbers.totals(frame, norm)
+    change = means.mean(found[WINDOW[2]] - found[WINDOW[0]])
+    because = f"log10 GSC at depth {WINDOW[2]} minus depth {WINDOW[0]}: {change:+}"
+    return Claim(f"With {name(norm)}, GSC grows with depth", change.above(0.0), because)
+
+
 def _exponential(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _between(frame, norm, 1 - TOLERANCE, 1 + TOLERANCE)
-    return Claim(f"With {name(norm)}, GSC grows exponentially with depth", holds, _because(frame, norm))
+    return Claim(f"With {name(norm)}, GSC grows or decays exponentially with depth", holds, _because(frame, norm))
 
 
 def _slower(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _contrast(frame, norm, 1 - TOLERANCE).below(0.0)
-    return Claim(f"With {name(norm)}, GSC grows more slowly than an exponential", holds, _because(frame, norm))
+    says = f"With {name(norm)}, GSC grows or decays more slowly than an exponential"
+    return Claim(says, holds, _because(frame, norm))
 
 
 def _power(frame: pd.DataFrame, norm: str) -> Claim:
     holds = _between(frame, norm, POWER - POWER_TOLERANCE, POWER + POWER_TOLERANCE)
     exponent = means.mean(numbers.exponents(frame, norm))
     return Claim(
-        f"With {name(norm)}, GSC grows as a power of the depth",
+        f"With {name(norm)}, GSC is a power of the depth",
         holds, f"{_because(frame, norm)}; exponent from depth {WINDOW[1]} to {WINDOW[2]}: {exponent}",
     )  # fmt: skip
 
