@@ -10,7 +10,7 @@ import pandas as pd
 
 FloatArray = npt.NDArray[np.float64]
 
-NORMS = ("pre", "post", "none")
+NORMS = ("pre", "post")
 DEPTHS = (6, 12, 24, 48, 96)
 UNIT, SCALED = "1.0", "depth"
 # Growth between the last two of these depths is compared with growth between the first two.
@@ -24,8 +24,8 @@ POWER = (
 
 
 def name(norm: str) -> str:
-    """``pre-norm``, ``post-norm`` or ``no norm``."""
-    return "no norm" if norm == "none" else f"{norm}-norm"
+    """``pre-norm`` or ``post-norm``."""
+    return f"{norm}-norm"
 
 
 def _rows(frame: pd.DataFrame, norm: str, scale: str, quantity: str) -> pd.DataFrame:
