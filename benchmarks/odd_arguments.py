@@ -33,6 +33,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 
 import matplotlib as mpl
@@ -79,21 +80,27 @@ def judged(name: str, argument: str, odd: str) -> dict[str, Any]:
     try:
         with deadline(SECONDS):
             function, arguments = calls.CALLS[name]()
-            found = function(**{**arguments, argument: alike.ALL[odd]()})
-            outcome, said = ("nan" if num_nan(found) > usual_nan(name) else "returned"), type(found).__name__
+            given = alike.ALL[odd]()
+            found = function(**{**arguments, argument: given})
+            outcome, said = (
+                ("nan" if found is not given and num_nan(found) > usual_nan(name) else "returned"),
+                type(found).__name__,
+            )
     except HangError:
         outcome, said = "hang", ""
     except BaseException as error:
-        outcome = verdict(error, argument)
+        answer = isinstance(error, AssertionError) and name.startswith("assert_")  # what these functions are for
+        outcome = "returned" if answer else verdict(error, argument, given)
         said = f"{type(error).__name__}: {error}"
     plt.close("all")
     return row | {"outcome": outcome, "seconds": round(time.perf_counter() - begin, 2), "said": clean(said)}
 
 
-def verdict(error: BaseException, argument: str) -> str:
+def verdict(error: BaseException, argument: str, given: Any) -> str:
     """Whether a refusal is raw, or does not name the argument."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if last.filename in USERS:
+    written_in_c = isinstance(given, (type, BuiltinFunctionType))  # a call of it leaves no frame of its own
+    if last.filename in USERS or (written_in_c and f"{argument}(" in (last.line or "")):
         return "refused"
     if not (last.filename.startswith(LIBRARY) and (last.lineno or 0) in raises(last.filename)):
         return "raw"
@@ -129,10 +136,13 @@ def num_nan(found: Any) -> int:
         return sum(map(num_nan, found.values()))
     if isinstance(found, (list, tuple)):
         return sum(map(num_nan, found))
+    if isinstance(found, gs.Matrix):  # has no coefficients from a layer to one before it
+        return num_nan(np.triu(found.log10_values))
     if isinstance(found, gs.meanfield.PhaseDiagram):  # has NaN where lengths grow without bound, as documented
         return 0
     if dataclasses.is_dataclass(found) and type(found).__module__.startswith("gradscope"):
-        own = [getattr(found, field.name) for field in dataclasses.fields(found) if "stderr" not in field.name]
+        names = [field.name for field in dataclasses.fields(found)]
+        own = [getattr(found, one) for one in names if "stderr" not in one and not one.startswith("_")]
         return sum(num_nan(value) for value in own if not dataclasses.is_dataclass(value))
     return 0
 

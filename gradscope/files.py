@@ -46,7 +46,10 @@ def check_size(path: Path, num_bytes: int, most: int) -> None:
 
 def size(path: Path, most: int) -> int:
     """Return the size of a regular file.  ValueError for anything else: reading a pipe or a device may never end."""
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "path names no file", str(path)) from None
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is not a regular file.")
     check_size(path, found.st_size, most)

@@ -141,8 +141,10 @@ class _Reader:
         self.same(self.current, self.captured.target.name, "the output")
         gram = x @ x.T
         square = float(gram.diagonal().mean())
+        if not 0 < square < math.inf:
+            raise UnreadableError(f"The data has the mean square {square:g}; theory needs a finite number > 0.")
         cross = float((gram.sum() - gram.diagonal().sum()) / (batch_size * (batch_size - 1)))
-        return Reading(tuple(layers), square / x.shape[1], cross / square if square else 0.0, batch_size, self.source)
+        return Reading(tuple(layers), square / x.shape[1], cross / square, batch_size, self.source)
 
     def layer(self, place: int) -> tuple[ReadLayer, int]:
         """Return the layer or block whose first module is at ``place``, and the place where the next one begins."""
