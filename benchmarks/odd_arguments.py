@@ -82,10 +82,8 @@ def judged(name: str, argument: str, odd: str) -> dict[str, Any]:
             function, arguments = calls.CALLS[name]()
             given = alike.ALL[odd]()
             found = function(**{**arguments, argument: given})
-            outcome, said = (
-                ("nan" if found is not given and num_nan(found) > usual_nan(name) else "returned"),
-                type(found).__name__,
-            )
+            silent = found is not given and num_nan(found) > usual_nan(name)
+            outcome, said = "nan" if silent else "returned", type(found).__name__
     except HangError:
         outcome, said = "hang", ""
     except BaseException as error:
@@ -98,9 +96,11 @@ def judged(name: str, argument: str, odd: str) -> dict[str, Any]:
 
 def verdict(error: BaseException, argument: str, given: Any) -> str:
     """Whether a refusal is raw, or does not name the argument."""
+    frame, _ = [*traceback.walk_tb(error.__traceback__)][-1]
     last = traceback.extract_tb(error.__traceback__)[-1]
-    written_in_c = isinstance(given, (type, BuiltinFunctionType))  # a call of it leaves no frame of its own
-    if last.filename in USERS or (written_in_c and f"{argument}(" in (last.line or "")):
+    calls_it = f"{argument}(" in (last.line or "") or any(value is given for value in frame.f_locals.values())
+    # A function of the user that is written in C has no frame of its own.
+    if last.filename in USERS or (calls_it and isinstance(given, (type, BuiltinFunctionType))):
         return "refused"
     if not (last.filename.startswith(LIBRARY) and (last.lineno or 0) in raises(last.filename)):
         return "raw"
