@@ -125,7 +125,11 @@ class _Reader:
         blocks = [name for layer in captured.reached if layer.on_trunk for name in layer.names]
         source = captured.source_names[0]
         wanted = {source, *(name for _, name, _ in self.leaves), *blocks}
-        self.values = {name: value.flatten(1) for name, value in captured.replay.outputs(wanted, {}).items()}
+        found = captured.replay.outputs(wanted, {})
+        if other := [name for name, value in found.items() if value.ndim < 2]:
+            shape = tuple(found[other[0]].shape)
+            raise UnreadableError(f"Layer {other[0]!r} has shape {shape}; theory covers layers of shape (B, neurons).")
+        self.values = {name: value.flatten(1) for name, value in found.items()}
         self.current, self.source = self.values[source], source
 
     def read(self) -> Reading:

@@ -171,6 +171,10 @@ def test_an_option_ends_an_endless_stream(monkeypatch):
     assert (found.num_batches, found.stopped) == (5, "max_samples")
 
 
+def summed(network, x):
+    return network(x).sum()
+
+
 LOSSES = pd.DataFrame({"step": [1], "loss": [1.0]})
 
 
@@ -205,7 +209,7 @@ BAD = [
     (lambda: gs.models.AlexNetA(dropout=100), r"dropout must be a number in \[0, 1\], got 100"),
     (lambda: gs.measures.SignDiversity()(torch.tensor(3)), r"at least two samples .* got shape \(\)"),
     (lambda: gs.Monitor(nn.Linear(6, 3), noise(4, 6), sinks=np.array(3.0)), "sinks must be a list .* got ndarray"),
-    (lambda: gs.frames.load("missing/x.parquet"), "path names no file: 'missing/x.parquet'"),
+    (lambda: gs.frames.load("missing/x.parquet"), "No such file, check path: 'missing/x.parquet'"),
     (lambda: gs.frames.save(gs.frames.observed("a", 1.0), "x" * 300 + ".csv"), "path must be the path of a file"),
     (lambda: gs.frames.observed([], [1.0, 2.0]), r"Column 'quantity' must hold 2 values of type str, got \[\]"),
     (lambda: gs.frames.observed("a", [1.0, 2.0], step=[1, 2, 3]), "Column 'step' must hold one value or 2, got"),
@@ -227,7 +231,7 @@ BAD = [
     (lambda: gs.LinearOperator((4, 3), lambda v: v, noise).dense(), r"matvec must .* \(4,\), got .* shape \(3,\)"),
     (lambda: gs.nlc(model(), noise(4, 6), target="input"), "target must be a layer after the input, got 'input'"),
     (lambda: gs.nlc(model(), itertools.count()), "data has more than 2,000 batches, and NLC keeps all in memory"),
-    (lambda: gs.compare(gs.models.MLP(2, 6).double(), 0 * noise(4, 6)), "The data has the mean square 0; theory needs a finite number"),
+    (lambda: gs.compare(gs.models.MLP(depth=2, width=6), torch.zeros(4, 6)), "The data has the mean square 0; theory"),
     (lambda: gs.Monitor(model(), noise(4, 6)).load_state_dict({"steps": 3}), "it lacks 'recorded', 'alarms', 'first_l"),
     (lambda: gs.sinks.values_of(profile().assign(log10_value=None)), "Column 'log10_value' .* for the quantity 'gsc'"),
     (lambda: gs.sinks.Sinks(torch.tensor(3.0)), "sinks must be a list of objects with .* got Tensor"),
@@ -244,6 +248,8 @@ BAD = [
     (lambda: gs.meanfield.critical_line("tanh", np.ones((2, 2))), "lengths must be finite numbers >= 0 in one"),
     (lambda: gs.meanfield.weight_gain("tanh", 1e9, 0.1), "no weight variance with the rate chi_1 = 1e.09 for tanh"),
     (lambda: gs.meanfield.gsc_rate("tanh", bias_variance=1e308), r"at weight_variance=1 and bias_variance=1e\+308"),
+    (lambda: gs.Monitor(model(), noise(4, 6)).step(torch.ones((), device="meta")), r"one loss, .* \(\) on meta: give"),
+    (lambda: gs.compare(nn.Linear(6, 3).double(), noise(4, 6), forward=summed), r"Layer 'output' has shape \(\); theory covers layers"),
     (lambda: gs.growth(3), "data must be a gradscope.Measured or a pandas.DataFrame or a sequence .* got 3"),
 ]  # fmt: skip
 
