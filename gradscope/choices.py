@@ -268,7 +268,8 @@ def _array(value: Any) -> Any:
     value = value.detach().cpu() if hasattr(value, "detach") else value
     short = hasattr(value, "dtype") or not hasattr(value, "__len__") or len(value) <= MOST
     found = np.asarray(_need(short and value is not None, value))
-    return found if found.dtype.kind in "biufc" else _need(found.dtype.kind == "O", found).astype(np.float64)
+    large = found.dtype.kind == "O" or found.dtype.char == "Q"  # an integer from 2**63 on, which torch does not take
+    return found.astype(np.float64) if large else _need(found.dtype.kind in "biufc", found)
 
 
 ANY = _Rule("anything", lambda value: value)

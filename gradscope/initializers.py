@@ -160,7 +160,7 @@ def critical(
     1.986
     """
     point = critical_point(activation, bias_variance, chi)
-    for layer in weighted(model).values():
+    for layer in weighted(unwrap(model)).values():
         fan_in, rows = _fans(layer.weight)[0], layer.weight.shape[0]
         if orthogonal_weights:
             gain = math.sqrt(point.weight_variance * rows / min(rows, fan_in))

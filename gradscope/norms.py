@@ -59,6 +59,8 @@ def qm_norm(
     a = torch.as_tensor(a)
     if a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(f"qm_norm needs nonempty matrices (..., m, n), got shape {tuple(a.shape)}.")
+    if a.layout is not torch.strided:
+        raise ValueError(f"qm_norm needs a dense tensor, got layout {a.layout}: give a.to_dense().")
     if a.isnan().any():
         raise ValueError("qm_norm is not defined: a holds NaN.")
     a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()

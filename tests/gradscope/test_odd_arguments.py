@@ -249,7 +249,10 @@ BAD = [
     (lambda: gs.meanfield.weight_gain("tanh", 1e9, 0.1), "no weight variance with the rate chi_1 = 1e.09 for tanh"),
     (lambda: gs.meanfield.gsc_rate("tanh", bias_variance=1e308), r"at weight_variance=1 and bias_variance=1e\+308"),
     (lambda: gs.Monitor(model(), noise(4, 6)).step(torch.ones((), device="meta")), r"one loss, .* \(\) on meta: give"),
-    (lambda: gs.compare(nn.Linear(6, 3).double(), noise(4, 6), forward=summed), r"Layer 'output' has shape \(\); theory covers layers"),
+    (lambda: gs.compare(nn.Linear(6, 3).double(), noise(4, 6), forward=summed), r"Layer 'output' has shape \(\); th"),
+    (lambda: gs.qm_norm(2**63), r"qm_norm needs nonempty matrices \(..., m, n\), got shape \(\)"),
+    (lambda: gs.qm_norm(torch.eye(3).to_sparse()), "qm_norm needs a dense tensor, got layout torch.sparse_coo"),
+    (lambda: gs.initializers.critical(nn.LazyLinear(3), "tanh"), r"\(LazyLinear\) is not initialized"),
     (lambda: gs.growth(3), "data must be a gradscope.Measured or a pandas.DataFrame or a sequence .* got 3"),
 ]  # fmt: skip
 
