@@ -244,7 +244,7 @@ def test_an_image_with_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path
     tracemalloc.stop()
     monkeypatch.setattr(own, "MOST_PIXELS", 40 * 30)
     path.write_bytes(black(40, 30))
-    assert own.folder(str(tmp_path), size=4).pixels.shape == (1, 3, 4, 4)
+    assert own.folder(str(tmp_path), size=4).images.shape == (1, 3, 4, 4)
     path.write_bytes(black(41, 30))
     with pytest.raises(ValueError, match="it has 41 x 30 pixels, more than 1200"):
         own.folder(str(tmp_path), size=4)
