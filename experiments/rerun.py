@@ -129,7 +129,10 @@ def _agreed(names: list[str]) -> bool:
     if not sys.stdin.isatty():
         return False
     text = f"The manifest names {', '.join(names)}. Importing and running this code can do anything. Go on? [y/N] "
-    return input(printable(text, MOST_NAMES)).strip().lower() in ("y", "yes")
+    try:
+        return input(printable(text, MOST_NAMES)).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def compare(before: Tables, after: Tables, allowed: float, why: str) -> Comparison:

@@ -22,10 +22,12 @@ import pandas as pd
 
 MOST = 1_000_000  # items of a sequence
 MOST_LISTED = 8  # names in a message
+MOST_NAME = 255  # bytes of the name of a file
 NUMERIC = frozenset(
     "index depth_from_output value log10_value log10_low log10_high log10_stderr_probe log10_stderr_sample "
     "stderr_sample step head rate rate_low rate_high width weight_variance bias_variance".split()
 )
+COMPLETE = frozenset(["layer", "quantity"])  # columns of a frame without nulls
 UNFIT = (TypeError, ValueError, ArithmeticError, RuntimeError)  # what a conversion of an unfit value raises
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,6 +43,7 @@ class Range(NamedTuple):
     test: Callable[[Any], bool]
 
 
+Known = Annotated[float, Range("a number other than NaN", lambda number: number == number)]
 Finite = Annotated[float, Range("a finite number", math.isfinite)]
 Positive = Annotated[float, Range("a finite number > 0", lambda number: 0 < number < math.inf)]
 Nonnegative = Annotated[float, Range("a finite number >= 0", lambda number: 0 <= number < math.inf)]
@@ -51,8 +54,10 @@ Cosine = Annotated[float, Range("a number in [-1, 1]", lambda number: abs(number
 Size = Annotated[int, Range("an integer of at least 1", lambda number: number >= 1 and number is not True)]
 Depth = Annotated[Size, Range("an integer from 1 to 100,000", lambda number: 1 <= number <= 100_000)]
 Numbers = Annotated[npt.ArrayLike, Range("a number or an array of numbers", lambda array: array.dtype.kind in "biuf")]
+FiniteNumbers = Annotated[Numbers, Range("finite numbers", lambda a: a.size and np.isfinite(a).all())]
 Lengths = Annotated[Numbers, Range("finite numbers >= 0", lambda a: a.size and ((a >= 0) & np.isfinite(a)).all())]
-PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: "\0" not in (str(path) or "\0"))]
+Row = Annotated[Lengths, Range("finite numbers >= 0 in one dimension", lambda array: array.ndim <= 1)]
+PathLike = Annotated[str | Path, Range("the path of a file or folder", lambda path: _possible(str(path)))]
 
 
 def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
@@ -64,7 +69,7 @@ def check_choice(name: str, choice: object, known: Iterable[str]) -> None:
 
 
 def require(frame: pd.DataFrame, names: Sequence[str], maker: str) -> None:
-    """ValueError that names the columns that the frame lacks or has twice, or columns of numbers that hold others."""
+    """ValueError that names the columns that the frame lacks or has twice, or that hold nulls or no numbers."""
     if not frame.columns.is_unique:
         raise ValueError(f"The frame has the column {frame.columns[frame.columns.duplicated()][0]!r} more than once.")
     if lacking := [name for name in names if name not in frame]:
@@ -72,6 +77,9 @@ def require(frame: pd.DataFrame, names: Sequence[str], maker: str) -> None:
         raise ValueError(
             f"The frame lacks the {columns} {listed(lacking)}; it has {listed(frame.columns)}. Draw a frame of {maker}."
         )
+    for name in COMPLETE.intersection(names):
+        if frame[name].isna().any():
+            raise ValueError(f"Column {name!r} of the frame must not hold nulls.")
     for name in NUMERIC.intersection(names):
         if len(known := frame[name].dropna().infer_objects()) and not pd.api.types.is_numeric_dtype(known):
             raise ValueError(f"Column {name!r} of the frame must hold numbers, got {shown(known.iloc[0])}.")
@@ -200,6 +208,11 @@ def _rule(kind: Any) -> _Rule:
     return _Rule(text, lambda value: _need(isinstance(value, own), value), (own,))
 
 
+def _possible(path: str) -> bool:
+    """Whether a file may have this path: systems refuse an empty one, a null character, and names of over 255 bytes."""
+    return path != "" and "\0" not in path and all(len(os.fsencode(part)) <= MOST_NAME for part in Path(path).parts)
+
+
 def _within(value: Any, limits: Sequence[Range]) -> Any:
     return _need(all(limit.test(value) for limit in limits), value)
 
@@ -222,7 +235,8 @@ def _first(rules: Sequence[_Rule], value: Any) -> Any:
 def _function(value: Any, num: int | None) -> Any:
     signature = None
     with contextlib.suppress(TypeError, ValueError):  # a function written in C need not have a signature
-        signature = inspect.signature(value) if num is not None else None
+        called = value.forward if hasattr(value, "_forward_hooks") else value  # a module passes its arguments on
+        signature = inspect.signature(called) if num is not None else None
     _need(getattr(getattr(value, "forward", None), "__name__", "") != "_forward_unimplemented", value)
     return _need(callable(value) and (signature is None or signature.bind(*[None] * (num or 0))), value)
 
@@ -254,7 +268,8 @@ def _array(value: Any) -> Any:
     value = value.detach().cpu() if hasattr(value, "detach") else value
     short = hasattr(value, "dtype") or not hasattr(value, "__len__") or len(value) <= MOST
     found = np.asarray(_need(short and value is not None, value))
-    return found if found.dtype.kind in "biufc" else _need(found.dtype.kind == "O", found).astype(np.float64)
+    large = found.dtype.kind == "O" or found.dtype.char == "Q"  # an integer from 2**63 on, which torch does not take
+    return found.astype(np.float64) if large else _need(found.dtype.kind in "biufc", found)
 
 
 ANY = _Rule("anything", lambda value: value)

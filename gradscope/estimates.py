@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradscope.choices import Finite, Level, checked
+from gradscope.choices import Finite, Known, Level, checked
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -35,11 +35,11 @@ class Estimate:
     10^(1204.2961 +- 0.043)
     """
 
-    mantissa: float
+    mantissa: Known
     mantissa_stderr: float | None
     exponent: int = 0
     num_probes: int = 0
-    freedom: float = math.inf
+    freedom: Known = math.inf
 
     @property
     def value(self) -> float:

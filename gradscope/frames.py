@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,8 @@ def _array(given: Any, kind: str, num: int) -> object:
     if kind in ("float64", "int64"):
         return np.array(np.broadcast_to(np.asarray(given, dtype=kind), num))
     values = [given] * num if given is None or isinstance(given, (str, bool, int)) else list(given)
+    if len(values) != num:
+        raise ValueError
     return pd.array(values, dtype=kind)  # type: ignore[call-overload]
 
 
@@ -135,6 +137,9 @@ def observed(
     """
     value = np.atleast_1d(np.asarray(values, dtype=np.float64))
     about = {"layer": layer, "index": index, "depth_from_output": 0, "num_samples": num_samples}
+    for name, given in columns.items():
+        if isinstance(given, Sized) and not isinstance(given, str) and np.shape(given)[:1] not in ((), value.shape):
+            raise ValueError(f"Column {name!r} must hold one value or {len(value)}, got {shown(given)}.")
     return tidy({**about, "quantity": quantity, "value": value, "stderr_sample": stderr}).assign(**columns)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.choices import Finite, Nonnegative, Positive, Size, check_choice, checked
+from gradscope.choices import Finite, Nonnegative, Positive, Range, Size, check_choice, checked
 from gradscope.forward.inputs import Forward, as_batch
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import recording_gradients, unwrap
@@ -23,11 +23,15 @@ from gradscope.meanfield.rates import STANDARD_VARIANCE
 from gradscope.probes import orthonormal
 
 Initializer = Callable[..., Tensor]
+NORMAL = Range(
+    "a torch.Tensor made outside inference mode", lambda w: torch.is_inference_mode_enabled() or not w.is_inference()
+)
+Weight = Annotated[Tensor, NORMAL]
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @checked
-def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def he(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 2 / fan_in.  ReLU then preserves the mean square.
 
     Reference: He et al. (2015), "Delving deep into rectifiers", arXiv:1502.01852.
@@ -39,7 +43,7 @@ def he(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 @checked
-def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def lecun(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 1 / fan_in.  A linear map then preserves the mean square.
 
     References: LeCun et al. (1998), "Efficient BackProp"; for SELU, Klambauer et al. (2017), arXiv:1706.02515.
@@ -51,7 +55,7 @@ def lecun(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor
 
 
 @checked
-def gaussian(weight: Tensor, *, variance: Nonnegative, generator: torch.Generator | None = None) -> Tensor:
+def gaussian(weight: Weight, *, variance: Nonnegative, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance ``variance`` / fan_in.
 
     >>> round(float(gaussian(torch.empty(500, 200), variance=4.0, generator=torch.Generator().manual_seed(0)).var()), 3)
@@ -61,7 +65,7 @@ def gaussian(weight: Tensor, *, variance: Nonnegative, generator: torch.Generato
 
 
 @checked
-def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def xavier(weight: Weight, *, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with Gaussian numbers of variance 2 / (fan_in + fan_out).
 
     The variance is a compromise: 1 / fan_in would preserve signals, and 1 / fan_out would preserve gradients.
@@ -75,7 +79,7 @@ def xavier(weight: Tensor, *, generator: torch.Generator | None = None) -> Tenso
 
 
 @checked
-def orthogonal(weight: Tensor, *, gain: Finite = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def orthogonal(weight: Weight, *, gain: Finite = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """The weight, filled with ``gain`` times a Haar-distributed (out, fan_in) matrix with orthonormal rows.
 
     If out > fan_in, the columns are orthonormal instead.
@@ -94,7 +98,7 @@ def orthogonal(weight: Tensor, *, gain: Finite = 1.0, generator: torch.Generator
 
 @checked
 def looks_linear(
-    weight: Tensor, *, mirror_input: bool = True, mirror_output: bool = True, generator: torch.Generator | None = None
+    weight: Weight, *, mirror_input: bool = True, mirror_output: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
     """The weight, filled with mirrored orthogonal blocks that make a ReLU network a linear map at initialization.
 
@@ -156,7 +160,7 @@ def critical(
     1.986
     """
     point = critical_point(activation, bias_variance, chi)
-    for layer in weighted(model).values():
+    for layer in weighted(unwrap(model)).values():
         fan_in, rows = _fans(layer.weight)[0], layer.weight.shape[0]
         if orthogonal_weights:
             gain = math.sqrt(point.weight_variance * rows / min(rows, fan_in))

@@ -44,8 +44,8 @@ def qm_norm(
         generator: Source of the random directions of an operator.
 
     Raises:
-        ValueError: ``a`` has fewer than two dimensions or is empty, ``probes`` is not a positive integer or "exact",
-            ``probes`` or ``generator`` is given for a tensor, or a product of the operator is not finite.
+        ValueError: ``a`` has fewer than two dimensions, is empty or holds NaN, ``probes`` is not a positive integer or
+            "exact", ``probes`` or ``generator`` is given for a tensor, or a product of the operator is not finite.
 
     Reference: Philipp, Song and Carbonell (2018), "The exploding gradient problem demystified", arXiv:1712.05577.
 
@@ -59,6 +59,10 @@ def qm_norm(
     a = torch.as_tensor(a)
     if a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(f"qm_norm needs nonempty matrices (..., m, n), got shape {tuple(a.shape)}.")
+    if a.layout is not torch.strided:
+        raise ValueError(f"qm_norm needs a dense tensor, got layout {a.layout}: give a.to_dense().")
+    if a.isnan().any():
+        raise ValueError("qm_norm is not defined: a holds NaN.")
     a = a.to(torch.complex128 if a.is_complex() else torch.float64).abs()
     # Dividing by a power of two near the largest entry is exact, and keeps every square in the range of float64.
     scale = power_of_two(torch.frexp(a.amax(dim=(-2, -1), keepdim=True)).exponent, torch.float64)

@@ -12,7 +12,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from gradscope.choices import checked
+from gradscope.choices import checked, shown
 
 DENSE_UP_TO = 500  # a matrix whose smaller side is at most this is decomposed as a dense matrix
 
@@ -61,8 +61,13 @@ class LinearOperator:
         """The matrix as an m x n tensor.  Cost: min(m, n) products."""
         m, n = self.shape
         units = torch.eye(min(m, n), dtype=self.dtype, device=self.device)
-        product, dim = (self.rmatvec, 0) if m <= n else (self.matvec, 1)
-        return torch.stack([product(unit) for unit in units], dim=dim)
+        name, product, dim = ("rmatvec", self.rmatvec, 0) if m <= n else ("matvec", self.matvec, 1)
+        products, longer = [product(unit) for unit in units], max(m, n)
+        for found in products:
+            if not isinstance(found, Tensor) or found.shape != (longer,):
+                what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
+                raise ValueError(f"{name} must return a tensor of shape ({longer},), got {what}.")
+        return torch.stack(products, dim=dim)
 
     def singular_values(self, k: int | None = None) -> Tensor:
         """The ``k`` largest singular values in descending order, in float64; by default all min(m, n).

@@ -219,6 +219,8 @@ def assert_qm_norm(
         raise ValueError(f"probes={probes!r} would be ignored, because the norm of a matrix is exact: leave it out.")
     if isinstance(operator, LinearOperator):
         found = qm_norm(operator, probes=probes, generator=generator)
+    elif operator.ndim != 2:
+        raise ValueError(f"operator must be one matrix, got shape {tuple(operator.shape)}.")
     else:
         found = Estimate.exact(float(qm_norm(operator)))
     allowed = rtol * abs(expected) + 3 * (found.stderr or 0.0)

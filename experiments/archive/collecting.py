@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,32 @@ class _Unread:
     changed: int
     why: str
     stale: bool = False  # True: the frame has another schema.  False: a file is damaged or missing.
+
+
+@dataclass
+class _Batch:
+    """Runs, the rows of their frames and of their records of training, and the runs that are left out."""
+
+    unread: list[_Unread]
+    runs: list[_Run] = field(default_factory=list)
+    frames: list[pa.Table] = field(default_factory=list)
+    metrics: list[pa.Table] = field(default_factory=list)
+
+    def add(self, new: Sequence[_Run]) -> None:
+        """Add runs, or nothing and raise ValueError if the tables of a run do not pass."""
+        file, recorded = new[0].file, [run for run in new if run.metrics is not None]
+        try:
+            # In many small parts, the rows would take more memory.
+            rows = tables.of_runs([run.frame for run in new], [run.name for run in new], frames.SCHEMA).combine_chunks()
+            tables.check(rows)
+            file = METRICS
+            parts = [run.metrics for run in recorded if run.metrics is not None]
+            records = [tables.of_runs(parts, [run.name for run in recorded], {})] if parts else []
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{file}: {error}") from error
+        self.runs += new
+        self.frames.append(rows)
+        self.metrics += records
 
 
 def collect(sweep: Path) -> Collected:
@@ -154,12 +180,11 @@ def _update(sweep: Path) -> dict[str, Any]:
     distinct = Distinct(index["distinct"] if known else {})
     collected, unread = {name: known[name] for name in kept}, list[_Unread]()
     data, records = (tables.Update(sweep / name, kept) for name in (DATA, RECORDS))
-    for new, left_out in _read_all(fresh):
-        unread += left_out
-        if new:
-            data.add(tables.together([run.frame for run in new]).combine_chunks())  # many small parts take more memory
-            records.add(*(run.metrics for run in new if run.metrics is not None))
-        for run in new:
+    for batch in _read_all(fresh):
+        unread += batch.unread
+        data.add(*batch.frames)
+        records.add(*batch.metrics)
+        for run in batch.runs:
             distinct.add(run.manifest)
             collected[run.name] = [run.changed, run.manifest.get("seconds", 0.0)]
     damaged = (one for one in outcomes if one.changed and one.status is None)
@@ -190,9 +215,9 @@ def _update(sweep: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_all(outcomes: Sequence[Outcome]) -> Iterator[tuple[list[_Run], list[_Unread]]]:
+def _read_all(outcomes: Sequence[Outcome]) -> Iterator[_Batch]:
     """The runs, and those that are left out, in batches; a run with a large table is a batch of its own."""
-    names: set[str] = set()
+    names = {tables.RUN}
     rest = iter(outcomes)
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:  # more would wait for each other
         while batch := list(islice(rest, BATCH)):
@@ -205,29 +230,27 @@ def _read_all(outcomes: Sequence[Outcome]) -> Iterator[tuple[list[_Run], list[_U
                 yield _checked([one], names)
 
 
-def _checked(read: Sequence[_Run | _Unread], names: set[str]) -> tuple[list[_Run], list[_Unread]]:
+def _checked(read: Sequence[_Run | _Unread], names: set[str]) -> _Batch:
     """The runs whose values pass, and the others.  Their columns are added to ``names``, those of the data set."""
-    new, unread = list[_Run](), [run for run in read if isinstance(run, _Unread)]
+    new, batch = list[_Run](), _Batch([run for run in read if isinstance(run, _Unread)])
     for run in (run for run in read if isinstance(run, _Run)):
         own = {name for table in (run.frame, run.metrics) if table is not None for name in table.column_names}
         if len(names | own) > files.MOST_COLUMNS:
             why = f"with its columns, the data set would have more than {files.MOST_COLUMNS}."
-            unread.append(_Unread(run.name, run.changed, why))
+            batch.unread.append(_Unread(run.name, run.changed, why))
             continue
         names |= own
         new.append(run)
-    with contextlib.suppress(ValueError):
+    try:
         if new:
-            tables.check(tables.together([run.frame for run in new]))
-        return new, unread
-    passed = []
-    for run in new:
-        try:
-            tables.check(run.frame)
-            passed.append(run)
-        except ValueError as error:
-            unread.append(_Unread(run.name, run.changed, files.printable(f"{run.file}: {error}", MOST_WHY)))
-    return passed, unread
+            batch.add(new)
+    except ValueError:  # at least one run does not pass
+        for run in new:
+            try:
+                batch.add([run])
+            except ValueError as error:
+                batch.unread.append(_Unread(run.name, run.changed, files.printable(error, MOST_WHY)))
+    return batch
 
 
 def _read(outcome: Outcome, most: int | None) -> _Run | _Unread | Outcome:
@@ -241,9 +264,9 @@ def _read(outcome: Outcome, most: int | None) -> _Run | _Unread | Outcome:
         return _Unread(folder.name, changed, why)
     try:
         frames.check_version(status.schema, path)
-        frame, name = tables.read_frame(path, folder.name, most), path.name
+        frame, name = tables.read_frame(path, most), path.name
         path = folder / METRICS
-        table = tables.read_part(path, folder.name, most) if METRICS in status.files else None
+        table = tables.read_part(path, most) if METRICS in status.files else None
         path = folder / "manifest.json"
         return _Run(folder.name, changed, name, frame, table, _manifest(path))
     except files.TooLargeError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,40 +23,61 @@ from gradscope import files, frames
 
 RUN, MODEL = "run", "model"
 MOST_MODEL = 80  # characters of the name of a model, which names a folder
-ROWS = 50_000  # of one file, at least; the rows held in memory while a data set is written
-ARROW = {"str": pa.large_string(), "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(),
+ROWS = 20_000  # of one file, at least; the rows held in memory while a data set is written
+TEXT = pa.large_string()
+ARROW = {"str": TEXT, "int64": pa.int64(), "Int64": pa.int64(), "float64": pa.float64(),
          "boolean": pa.bool_()}  # fmt: skip
 WITHOUT_NULLS = [name for name in frames.COLUMNS if name not in frames.NULLABLE and name != "log10_value"]
 
 
-def read_part(path: Path, run: str, most: int | None = None) -> pa.Table:
-    """The table of one run.  ValueError if the file is damaged, too large, or does not name one model."""
-    return _of_run(files.read_parquet(path, most).replace_schema_metadata(None), run)
+def read_part(path: Path, most: int | None = None) -> pa.Table:
+    """The table of one run.  ValueError if the file is damaged or too large."""
+    return files.read_parquet(path, most).replace_schema_metadata(None)
 
 
-def read_frame(path: Path, run: str, most: int | None = None) -> pa.Table:
-    """The tidy frame of one run with the columns of the schema; `check` compares their values."""
+def read_frame(path: Path, most: int | None = None) -> pa.Table:
+    """The tidy frame of one run, which has the columns of the schema; `of_runs` gives them their types."""
     table = files.read_parquet(path, most)
-    for place, kind in _casts(table.schema, path):
-        table = table.set_column(place, table.column_names[place], table[place].cast(kind))
-    return _of_run(table.replace_schema_metadata(None), run)
-
-
-_last: list[tuple[pa.Schema, list[tuple[int, pa.DataType]]]] = []  # the runs of a sweep have the same columns
-
-
-def _casts(schema: pa.Schema, path: Path) -> list[tuple[int, pa.DataType]]:
-    """The columns of a tidy frame that have other types than those of the schema, each with its type."""
-    for known, casts in _last:
-        if known.equals(schema, check_metadata=True):
-            return casts
-    frames.check_version(frames.version_of(schema), path)
-    if missing := [name for name in frames.COLUMNS if name not in schema.names]:
+    frames.check_version(frames.version_of(table.schema), path)
+    if missing := [name for name in frames.COLUMNS if name not in table.schema.names]:
         raise ValueError(f"It lacks the columns {missing}.")
-    wanted = [(place, ARROW[frames.SCHEMA[name]]) for place, name in enumerate(schema.names) if name in frames.SCHEMA]
-    casts = [(place, kind) for place, kind in wanted if schema.types[place] != kind]
-    _last[:] = [(schema, casts)]
-    return casts
+    return table.replace_schema_metadata(None)
+
+
+def of_runs(parts: Sequence[pa.Table], runs: Sequence[str], schema: Mapping[str, str]) -> pa.Table:
+    """The rows of runs with the column ``run``; columns of ``schema`` have its types.  `check` compares their values.
+
+    What is done to a table of many runs takes as long as for one run.
+
+    Raises:
+        ValueError: A run does not name one model, or a column cannot have its type.
+    """
+    first = parts[0].schema
+    if not all(part.schema.equals(first) for part in parts[1:]):
+        return together([of_runs([part], [run], schema) for part, run in zip(parts, runs, strict=True)])
+    if MODEL not in first.names:
+        raise ValueError(f"It lacks the column {MODEL!r}.")
+    if RUN in first.names:
+        raise ValueError(f"It has a column {RUN!r}, a name that is reserved for the folder of the run.")
+    table = pa.concat_tables(parts)
+    for place, (name, kind) in enumerate(zip(first.names, first.types, strict=True)):
+        wanted = ARROW[schema[name]] if name in schema else TEXT if name == MODEL else kind
+        if kind != wanted:
+            table = table.set_column(place, name, table[place].cast(wanted))
+    _check_models(table[MODEL], parts)
+    sizes = [len(part) for part in parts]
+    return table.append_column(RUN, pa.array(runs, TEXT).take(np.repeat(np.arange(len(parts)), sizes)))
+
+
+def _check_models(models: pa.ChunkedArray, parts: Sequence[pa.Table]) -> None:
+    """ValueError unless each part has one name of a model, or no rows."""
+    if len(only := pc.unique(models)) > 1 and parts[1:]:
+        first = 0
+        for part in parts:
+            _check_models(models.slice(first, len(part)), [part])
+            first += len(part)
+    elif len(only) and (len(only) > 1 or not 0 < len(only[0].as_py() or "") <= MOST_MODEL):
+        raise ValueError(f"Its column {MODEL!r} must hold one name of at most {MOST_MODEL} characters.")
 
 
 def check(table: pa.Table) -> None:
@@ -69,21 +90,6 @@ def check(table: pa.Table) -> None:
     if np.isnan(numbers["value"]).any() or unknown.any() or holes:
         raise ValueError(f"It has nulls in columns that allow none ({', '.join(holes) or 'value or log10_value'}).")
     frames.check_values(numbers)
-
-
-def _of_run(table: pa.Table, run: str) -> pa.Table:
-    names = table.column_names
-    if MODEL not in names:
-        raise ValueError(f"It lacks the column {MODEL!r}.")
-    if RUN in names:
-        raise ValueError(f"It has a column {RUN!r}, a name that is reserved for the folder of the run.")
-    model = table[MODEL]
-    if model.type != pa.large_string():
-        model = model.cast(pa.large_string())
-        table = table.set_column(names.index(MODEL), MODEL, model)
-    if len(model) and (len(only := pc.unique(model)) > 1 or not 0 < len(only[0].as_py() or "") <= MOST_MODEL):
-        raise ValueError(f"Its column {MODEL!r} must hold one name of at most {MOST_MODEL} characters.")
-    return table.append_column(RUN, pa.repeat(run, len(table)).cast(pa.large_string()))
 
 
 @dataclass

@@ -125,7 +125,11 @@ class _Reader:
         blocks = [name for layer in captured.reached if layer.on_trunk for name in layer.names]
         source = captured.source_names[0]
         wanted = {source, *(name for _, name, _ in self.leaves), *blocks}
-        self.values = {name: value.flatten(1) for name, value in captured.replay.outputs(wanted, {}).items()}
+        found = captured.replay.outputs(wanted, {})
+        if other := [name for name, value in found.items() if value.ndim < 2]:
+            shape = tuple(found[other[0]].shape)
+            raise UnreadableError(f"Layer {other[0]!r} has shape {shape}; theory covers layers of shape (B, neurons).")
+        self.values = {name: value.flatten(1) for name, value in found.items()}
         self.current, self.source = self.values[source], source
 
     def read(self) -> Reading:
@@ -141,8 +145,10 @@ class _Reader:
         self.same(self.current, self.captured.target.name, "the output")
         gram = x @ x.T
         square = float(gram.diagonal().mean())
+        if not 0 < square < math.inf:
+            raise UnreadableError(f"The data has the mean square {square:g}; theory needs a finite number > 0.")
         cross = float((gram.sum() - gram.diagonal().sum()) / (batch_size * (batch_size - 1)))
-        return Reading(tuple(layers), square / x.shape[1], cross / square if square else 0.0, batch_size, self.source)
+        return Reading(tuple(layers), square / x.shape[1], cross / square, batch_size, self.source)
 
     def layer(self, place: int) -> tuple[ReadLayer, int]:
         """Return the layer or block whose first module is at ``place``, and the place where the next one begins."""

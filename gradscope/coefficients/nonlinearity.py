@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
 from gradscope.choices import checked
 from gradscope.coefficients.gains import Gain, Length
+from gradscope.coefficients.planning import MOST_BATCHES
 from gradscope.coefficients.reductions import Tally
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
@@ -75,7 +77,8 @@ def nlc(
     the data, and one N x N matrix per cotangent of a batch of cotangents.
 
     Raises:
-        ValueError: Fewer than two samples, a target that is constant over the data, or an invalid ``probes``.
+        ValueError: Fewer than two samples, more than 2,000 batches, a target that is constant over the data or
+            is the input, or an invalid ``probes``.
 
     Reference: Philipp and Carbonell (2018), "The nonlinearity coefficient", arXiv:1806.00179.
 
@@ -87,7 +90,9 @@ def nlc(
     resolved(probes)
     generator = generator_or_default(generator)
     streamed = stream(data, forward=forward, loss_fn=loss_fn)
-    batches = [data] if streamed is None else list(streamed)
+    batches = [data] if streamed is None else list(islice(streamed, MOST_BATCHES + 1))
+    if len(batches) > MOST_BATCHES:
+        raise ValueError(f"data has more than {MOST_BATCHES:,} batches, and NLC keeps all in memory: give fewer.")
 
     def captured(batch: Any) -> Capture:
         return captured_unread(model, batch, forward=forward, loss_fn=loss_fn, target=target)
@@ -145,10 +150,12 @@ def _tally(gain: Gain, directions: FloatArray, spread: FloatArray) -> Tally:
 def _values(captured: Capture) -> tuple[Tensor, Tensor]:
     """Inputs and targets, each (B, d) in float64; several sources are concatenated."""
     names = (*captured.source_names, captured.target.name)
+    if captured.target.name in captured.source_names:
+        raise ValueError(f"target must be a layer after the input, got {captured.target.name!r}.")
     found = captured.replay.outputs(set(names), {})
     for name in names:
         if name not in found or found[name].shape[:1] != (captured.batch_size,):
-            raise ValueError(f"NLC needs samples along the leading dimension of {name!r}.")
+            raise ValueError(f"NLC needs samples along the leading dimension of layer {name!r}.")
     *parts, target = (real(found[name]).double().reshape(captured.batch_size, -1) for name in names)
     return torch.cat(parts, dim=1), target
 

@@ -59,8 +59,14 @@ def initial_parameters(model: nn.Module, initial: nn.Module | Parameters) -> dic
                 f"Parameter {name!r} of initial shares its memory with the model, so it was trained, too. Copy the "
                 "model or its state_dict before training: copy.deepcopy(model)."
             )
-        found[name] = given[name].detach().to(parameter).requires_grad_(parameter.requires_grad)
+        found[name] = _plain(given[name]).detach().to(parameter).requires_grad_(parameter.requires_grad)
     return found
+
+
+def _plain(parameter: Tensor) -> Tensor:
+    """A copy of a parameter that was made under ``torch.inference_mode()``, which torch does not differentiate."""
+    with torch.inference_mode(False):
+        return parameter.clone() if parameter.is_inference() else parameter
 
 
 def cut(captured: Capture, initial: Parameters) -> tuple[list[Segment], list[Segment]]:

@@ -62,7 +62,7 @@ def taylor_losses(
     captured = capture(model, data, forward=forward, loss_fn=loss_fn)
     owned = _owned(captured)
     if not owned:
-        raise ValueError("No unit of the network has parameters, so there is nothing to replace.")
+        raise ValueError("No unit of the network has parameters: no layer that leads to the output can be replaced.")
     replaced, rows = set[str](), []
     for name in ("none", *reversed(owned)):
         replaced |= owned.get(name, set())

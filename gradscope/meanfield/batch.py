@@ -67,14 +67,17 @@ def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments
     (0.5, 1.4834)
     """
     phi = as_activation(activation)
-    if not (batch_size == math.inf or (batch_size >= 4 and float(batch_size).is_integer())):
+    if not (batch_size == math.inf or (4 <= batch_size < 2**63 and float(batch_size).is_integer())):
         raise ValueError(
             f"With norm='batch', batch_size must be a whole number >= 4 or infinite, got {batch_size!r}: with fewer "
             "samples the mean squared gradient is infinite."
         )
     square, mean, slope = (float(m(phi, 1.0)) for m in (second_moment, mean_moment, slope_moment))
     wide = BatchMoments(square, mean**2, slope, slope, 1.0)
-    moments = _finite(phi, int(batch_size)) if batch_size != math.inf and wide.varies else wide
+    try:
+        moments = _finite(phi, int(batch_size)) if batch_size != math.inf and wide.varies else wide
+    except ValueError as reason:
+        raise ValueError(f"With batch_size={batch_size:g}: {reason}") from reason
     if not moments.varies:
         raise ValueError(
             f"activation {phi.name!r} is constant up to rounding on normalized inputs: the next norm divides by zero."

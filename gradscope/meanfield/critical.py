@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from gradscope.choices import Lengths, Nonnegative, Positive, checked
+from gradscope.choices import Nonnegative, Positive, Row, checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.maps import (
     SHORT,
@@ -77,7 +77,7 @@ def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0,
     crossings = [n for n in range(len(grid) - 1) if found[n] < 0 <= found[n + 1] or found[n] > 0 >= found[n + 1]]
     if not crossings:
         unknown = np.exp(grid[np.isnan(values)])
-        where = f"with chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}"
+        where = f"with the rate chi_1 = {chi:g} for {phi.name} at bias_variance={bias_variance:g}"
         if not len(unknown):
             raise ValueError(f"There is no weight variance {where}. Try another bias variance.")
         raise ValueError(
@@ -97,7 +97,7 @@ def _steep(phi: Activation, q: float) -> float:
 
 
 @checked
-def critical_line(activation: ActivationLike, lengths: Lengths | None = None) -> list[CriticalPoint]:
+def critical_line(activation: ActivationLike, lengths: Row | None = None) -> list[CriticalPoint]:
     """The points with chi_1 = 1, one per length q*; lengths that would need a negative bias variance are left out.
 
     ``lengths`` defaults to 60 values between 1e-4 and 10.
@@ -150,7 +150,7 @@ class PhaseDiagram:
 
 
 @checked
-def phase_diagram(activation: ActivationLike, weight_variances: Lengths, bias_variances: Lengths) -> PhaseDiagram:
+def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_variances: Row) -> PhaseDiagram:
     """chi_1 and q* for all pairs of variances.  Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).
 
     Cost: about 25 evaluations of the length map on the whole grid.

@@ -113,8 +113,8 @@ class MeanField:
         )
         if length == math.inf:
             raise ValueError(
-                f"Lengths grow without bound for {self.activation.name} at weight_variance={self.weight_variance:g}, "
-                "so there is no fixed point. Lower the weight variance."
+                f"Lengths grow without bound for {self.activation.name} at weight_variance={self.weight_variance:g} "
+                f"and bias_variance={self.bias_variance:g}, so there is no fixed point. Lower the variances."
             )
         return float(length)
 

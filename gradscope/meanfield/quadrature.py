@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradscope.choices import Cosine, Finite, Lengths, Nonnegative, Numbers, checked, shown
+from gradscope.choices import Cosine, Finite, FiniteNumbers, Lengths, Nonnegative, checked, shown
 
 FloatArray = npt.NDArray[np.float64]
 Function = Callable[[FloatArray], FloatArray]
@@ -177,7 +177,7 @@ def _check_function(name: str, function: Function) -> None:
 
 @checked
 def gaussian(
-    function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: Numbers = 0.0
+    function: Function, scale: Lengths = 1.0, kinks: Sequence[Finite] = (), shift: FiniteNumbers = 0.0
 ) -> FloatArray:
     """The expectation E[function(shift + scale z)] over standard normal z, for each entry of ``scale`` and ``shift``.
 
@@ -192,7 +192,8 @@ def gaussian(
     """
     _check_function("function", function)
     found = expectation(lambda h: exact(function(h)), scale, kinks, shift)
-    return found.checked(f"A Gaussian expectation at standard deviation {np.max(scale):.4g}")
+    where = f"standard deviation {np.max(scale):.4g} and shift {np.max(shift):.4g}"
+    return found.checked(f"A Gaussian expectation at {where}")
 
 
 @checked

@@ -92,9 +92,8 @@ def residual_rate(branch_rate: Nonnegative, dilution: float) -> float:
     """
     if not (branch_rate >= 0 and dilution >= 0):
         raise ValueError(f"branch_rate and dilution must be >= 0, got {branch_rate!r} and {dilution!r}.")
-    if math.isinf(dilution):
-        return 1.0
-    return (dilution**2 + branch_rate) / (dilution**2 + 1)
+    square = dilution * dilution  # inf where `**` raises
+    return 1.0 if math.isinf(square) else (square + branch_rate) / (square + 1)
 
 
 @checked

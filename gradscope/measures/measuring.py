@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -161,13 +160,13 @@ def begun(
         raise
 
     def finished() -> pd.DataFrame:
-        first = [(name, [_result(value) for value in values]) for name, values in activations]
+        first = [(name, [_result(value, name) for value in values]) for name, values in activations]
         others = [[value for value in values if isinstance(value, Statistic)] for _, values in first]
         if any(others):
             second = _activations(model, batch, forward, others.__getitem__)
-            found = iter([_result(value) for _, values in second for value in values])
+            found = iter([_result(value, name) for name, values in second for value in values])
             first = [(name, [next(found) if isinstance(v, Statistic) else v for v in values]) for name, values in first]
-        last = [(name, [_result(value) for value in values]) for name, values in gradients]
+        last = [(name, [_result(value, name) for value in values]) for name, values in gradients]
         both = ((of_activations, first), (of_gradients, last))
         return pd.concat([_frame(own, found, batch.size) for own, found in both if found], ignore_index=True)
 
@@ -181,9 +180,9 @@ def _begun(measure: Measure, values: Any) -> Begun:
     return measure(values)
 
 
-def _result(begun: Begun) -> Estimate | Statistic:
+def _result(begun: Begun, layer: str) -> Estimate | Statistic:
     """The estimate, or a statistic that must be computed instead."""
-    return begun if isinstance(begun, Estimate) else begun[0].estimate(*begun[1].arrays)
+    return begun if isinstance(begun, Estimate) else begun[0].estimated(begun[1].arrays, layer)
 
 
 def _activations(
@@ -219,8 +218,8 @@ def _activations(
         batch.differentiable()[0].run(model, forward)
     if not found:
         raise ValueError(
-            f"No nonlinearity module was called in {type(model).__name__}: functional calls such as F.relu are not "
-            "recorded. Use modules such as nn.ReLU(), or choose measures= of gradients only."
+            f"No nonlinearity module was called in model {type(model).__name__}: functional calls such as F.relu are "
+            "not recorded. Use modules such as nn.ReLU(), or choose measures= of gradients only."
         )
     return found
 
@@ -236,12 +235,6 @@ def _frame(measures: Sequence[Measure], found: Sequence[tuple[str, Sequence[Any]
     """One frame with the rows of all measures, one measure after the other."""
     rows = [(m, layer, name, values[n]) for n, m in enumerate(measures) for layer, (name, values) in enumerate(found)]
     used, places, names, values = zip(*rows, strict=True)
-    for measure, _, name, value in rows:
-        if math.isnan(value.mantissa):
-            raise ValueError(
-                f"{measure.quantity!r} of layer {name!r} is NaN, because the layer receives Inf or because numbers "
-                "overflow: gs.first_nonfinite(model, data) names the first layer that makes them."
-            )
     index, signed = np.array(places) + 1, [getattr(m, "signed", False) for m in used]
     return frames.tidy(
         {

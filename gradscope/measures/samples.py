@@ -36,7 +36,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from gradscope.choices import shown
+from gradscope.choices import ArgumentError, shown
 from gradscope.estimates import UPPER, Estimate, FloatArray, freedom_of
 from gradscope.memory import Later
 
@@ -62,12 +62,24 @@ class Statistic:
 
     def __call__(self, values: Any, /) -> Estimate:
         """Return the statistic of one layer alone.  Cost: one device synchronization."""
-        tensors = values if isinstance(values, tuple) else (values,)
-        if self.of != "gradients" and not all(isinstance(t, Tensor) and t.layout is torch.strided for t in tensors):
+        tensors = values if self.of == "responses" and isinstance(values, tuple) else (values,)
+        dense = [isinstance(tensor, Tensor) and tensor.layout is torch.strided for tensor in tensors]
+        if self.of != "gradients" and dense != [True] * (1 + (self.of == "responses")):
             raise TypeError(f"values must be a dense tensor, or for responses a pair of them, got {shown(values)}.")
-        with quiet():
-            found = self.estimate(*Later(self.parts(values)).arrays)
+        found = self.estimated(Later(self.parts(values)).arrays)
         return found(values) if isinstance(found, Statistic) else found
+
+    def estimated(self, arrays: Sequence[Any], layer: str = "") -> Estimate | Statistic:
+        """Return what ``estimate`` returns.  ValueError if it is NaN, which no `Estimate` may be."""
+        try:
+            with quiet():
+                return self.estimate(*arrays)
+        except ArgumentError as error:
+            where = f" of layer {layer!r}" if layer else ""
+            raise ValueError(
+                f"{self.quantity!r}{where} is NaN, because the values hold NaN or Inf or because numbers overflow: "
+                "gs.first_nonfinite(model, data) names the first layer that makes them."
+            ) from error
 
     def parts(self, values: Any, /) -> Sequence[Tensor]:
         """Return what ``estimate`` needs, as tensors on the device of the values."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 from gradscope.choices import check_choice, checked, shown
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import as_batch
-from gradscope.forward.modules import check_parameters, recording_gradients
+from gradscope.forward.modules import recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.measures.samples import jackknifed, sample_mean, without_one
 
@@ -137,7 +137,7 @@ def argmax_agreement(model: nn.Module, images: Tensor, shift: Shift, *, fill: st
     """
     before, after = _run(model, images), _run(model, shifted(images, shift, fill))
     if before.ndim != 2:
-        raise ValueError(f"Outputs must have shape (B, num_classes), got {tuple(before.shape)}.")
+        raise ValueError(f"The outputs of the model must have shape (B, num_classes), got {tuple(before.shape)}.")
     return sample_mean((before.argmax(1) == after.argmax(1)).double())
 
 
@@ -186,8 +186,8 @@ def _flat(outputs: Tensor) -> Tensor:
 
 def _run(model: nn.Module, images: Tensor) -> Tensor:
     """The output of one forward pass with the modes of every measurement, from the present state of the model."""
+    model = unwrap(model)
     modules = dict(model.named_modules())
-    check_parameters(modules)
     batch = as_batch(images, forward=None, loss_fn=None, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients():
         output = batch.differentiable()[0].run(model, None)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
-from gradscope.choices import PathLike, Share, Size, checked, stacklevel
+from gradscope.choices import PathLike, Share, Size, checked, listed, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
@@ -210,6 +210,11 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
         """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
+        usual, alarms = self.state_dict(), state.get("alarms")
+        lacking = [name for name in usual if name not in state]
+        lacking += [name for name in usual["alarms"] if not isinstance(alarms, dict) or name not in alarms]
+        if lacking:
+            raise ValueError(f"state must be what state_dict() returned, but it lacks {listed(lacking)}.")
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())
         self.alarms.load_state_dict(state["alarms"])

@@ -39,10 +39,10 @@ class Vitals:
     def keep(self, step: int, loss: Tensor | float | None) -> None:
         """Keep the loss of this step and the norm of the gradients in ``.grad``, without waiting for the device."""
         kept = None if loss is None else torch.as_tensor(loss).detach()
-        if kept is not None and kept.numel() != 1:
+        if kept is not None and (kept.numel() != 1 or kept.is_meta):
             raise ValueError(
-                f"step needs one loss, the number that is differentiated; got shape {tuple(kept.shape)}: give "
-                "losses.mean()."
+                f"step needs one loss, the number that is differentiated; got shape {tuple(kept.shape)} "
+                f"on {kept.device}: give losses.mean()."
             )
         gradients = [g.coalesce().values() if g.is_sparse else g for g in self.gradients()]
         length = torch.nn.utils.get_total_norm(gradients) if gradients else None

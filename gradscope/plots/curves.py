@@ -108,6 +108,8 @@ def theory(predicted: Any, keys: Sequence[str] = (NETWORK,), *, ax: Axes) -> Axe
     >>> ax.get_legend().get_texts()[0].get_text()
     'mean field'
     """
+    if not keys:
+        raise ValueError("keys must name at least one column.")
     if not isinstance(predicted, pd.DataFrame):
         each = predicted if isinstance(predicted, Mapping) else {"": predicted}
         if not each or not all(isinstance(one, Prediction) for one in each.values()):

@@ -27,6 +27,7 @@ LABELS = {
 MEASURED = "gradscope.gsc(model, data).to_frame()"
 RECORDED = "gradscope.Monitor(...).to_frame()"
 STATISTICS = "gradscope.measure(model, data)"
+PLACES = ("layer", "index", "depth_from_output")  # columns that distinguish the layers of one curve
 Z95 = 1.96
 LN10 = float(np.log(10))
 
@@ -72,7 +73,7 @@ def _named(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     if not (frames := list(parts)):
-        raise ValueError("data is an empty list or dict, so there is nothing to draw.")
+        raise ValueError("A plot takes a list or dict of at least one result, and this one is empty.")
     return pd.concat(frames, ignore_index=True)
 
 
@@ -110,6 +111,8 @@ def hue_of(rows: pd.DataFrame, hue: str | None, style: str | None = None, *, fre
     """
     named = [name for name in (hue, style) if name is not None]
     require(rows, named, "runs with these columns, or leave out hue= and style=")
+    if places := [name for name in named if name in PLACES]:
+        raise ValueError(f"hue and style must name columns that distinguish networks; {places[0]!r} varies in a curve.")
     keys = [name for name in _keys(rows, free) if rows[name].nunique(dropna=False) > 1]
     varying = _varying(rows, keys, named)
     if varying and hue is None:
@@ -262,7 +265,7 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not finite.size:
-        raise ValueError("Every number is zero or not finite, so there is nothing to draw on a logarithmic scale.")
+        raise ValueError("Every number of the frame is zero or not finite, so a logarithmic scale shows nothing.")
     largest = float(np.abs(finite).max())
     low, high = (-largest, largest) if symmetric else (float(finite.min()), float(finite.max()))
     return (low, high) if low < high else (low - 0.5, high + 0.5)

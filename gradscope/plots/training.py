@@ -162,7 +162,7 @@ def over_steps(data: Any, quantity: str, *, ax: Axes | None = None) -> Axes:
         places = 1 if layer in zero else ((len(points) - 1) % step, step)
         shape: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": places}
         points["mean"] = points["mean"].mask(points["zeros"] > 0)
-        curve(ax, points["step"], points, color=color, linewidth=1.4, linestyle="-", label=layer, **shape)
+        curve(ax, points["step"], points, color=color, linewidth=1.4, linestyle="-", label=str(layer), **shape)
         last = points.dropna(subset="mean")
         if len(last):
             name = f"{names[layer]} (zero at times)" if layer in zero else names[layer]
@@ -197,7 +197,7 @@ def learning(metrics: Any, quantity: str, *, hue: str | None = None, ax: Axes | 
     'train loss'
     """
     metrics = frame_of(metrics)
-    require(metrics, ["step", quantity, *([hue] if hue else [])], "metrics of training with these columns")
+    require(metrics, ["step", quantity, *([hue] if hue is not None else [])], "metrics of training with these columns")
     if metrics[quantity].isna().all():
         raise ValueError(f"metrics has no values of {quantity!r}; its columns are {list(metrics.columns)}.")
     rows = metrics[metrics[quantity].notna()]

@@ -48,13 +48,14 @@ def convergence(data: Any, *, hue: str | None = None, ax: Axes | None = None) ->
     if "rate" not in frame:
         rows = gsc_rows(frame, "width")
         hue = hue_of(rows, hue, "width")
-        frame = growth_table(rows, [*([hue] if hue else []), "width"])
-    require(frame, ["width", "rate", "rate_low", "rate_high", *([hue] if hue else [])], RATES)
-    if frame.duplicated(["width", *([hue] if hue else [])]).any():
+        frame = growth_table(rows, ["width"] if hue is None else [hue, "width"])
+    keys = ["width"] if hue is None else ["width", hue]
+    require(frame, [*keys, "rate", "rate_low", "rate_high"], RATES)
+    if frame.duplicated(keys).any():
         raise ValueError("A width occurs more than once in a curve: name the column that distinguishes them as hue=.")
     ax, ends = axes(ax), []
     groups: list[tuple[Any, pd.DataFrame]] = (
-        list(frame.groupby(hue, sort=False, observed=True)) if hue else [("", frame)]
+        list(frame.groupby(hue, sort=False, observed=True)) if hue is not None else [("", frame)]
     )
     for style, (name, rows) in zip(next_colors(ax, len(groups)), groups, strict=True):
         rows, color = rows.sort_values("width"), style["color"]

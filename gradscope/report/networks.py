@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 
 from gradscope import frames
-from gradscope.choices import PathLike, checked
+from gradscope.choices import PathLike, checked, require
 from gradscope.coefficients.growth import growth as grown
 from gradscope.report import charts, sections, tables, words
 from gradscope.report.sections import Section
 from gradscope.report.writing import require_packages, write
 
+GROWTH = "gradscope.growth, one row per network"
 MOST_CURVES = 8  # networks in one chart; more are shown by their rates only
 
 
@@ -41,7 +42,7 @@ def report_frame(
 
     Raises:
         ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.
-        ValueError: The frame has no rows of quantity "gsc".
+        ValueError: A frame lacks columns, or ``frame`` has no rows of quantity "gsc".
 
     >>> import tempfile, torch
     >>> import gradscope as gs
@@ -50,6 +51,12 @@ def report_frame(
     'report.html'
     """
     require_packages()
+    require(frame, list(frames.COLUMNS), "gradscope.frames.tidy")
+    if growth is not None:
+        require(growth, ["network", "rate", "verdict"], GROWTH)
+        require(growth, ["rate_low", "rate_high"] if growth["rate"].notna().any() else [], GROWTH)
+    if theory is not None:
+        require(theory, ["network", "depth_from_output", "log10_value"], "gradscope.meanfield.predict")
     if "network" not in frame:
         frame = frame.assign(network="network")
     if "step" in frame:
@@ -58,6 +65,8 @@ def report_frame(
     if rows.empty:
         raise ValueError("The frame has no rows of quantity 'gsc', so there is nothing to report.")
     networks = {str(name): own for name, own in rows.groupby("network", sort=False, observed=True)}
+    if growth is not None and "theory" not in growth:
+        growth = growth.assign(theory=math.nan)
     if growth is None:
         growth = pd.DataFrame([_rate_of(name, own) for name, own in networks.items()])
     means = {name: _mean(own) for name, own in networks.items()}

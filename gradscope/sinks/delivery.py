@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -41,13 +42,28 @@ def _scalars(target: Any, step: int, values: Values) -> None:
     target.flush()
 
 
-# How to write to an object that has the method of this name; the first method that it has counts.
+# How to write to an object whose method of this name takes these arguments; the first such method counts.
 WAYS: dict[str, Callable[[Any, int, Values], object]] = {
     "write": lambda target, step, values: target.write(step, values),
     "log_metrics": lambda target, step, values: target.log_metrics(allowed(values), step=step),
     "log": lambda target, step, values: target.log(dict(values), step=step),
     "add_scalar": _scalars,
 }
+
+
+STEP: dict[str, Any] = {"step": 0}
+CALLED: dict[str, tuple[Sequence[Any], dict[str, Any]]] = {
+    "write": ((0, {}), {}), "log_metrics": (({},), STEP), "log": (({},), STEP), "add_scalar": (("", 0.0, 0), {}),
+}  # fmt: skip
+
+
+def _takes(target: Any, name: str) -> bool:
+    """Whether a target has this method with these arguments: tensors and ``math`` have another ``log``."""
+    args, kwargs = CALLED[name]
+    try:
+        return bool(inspect.signature(getattr(target, name)).bind(*args, **kwargs))
+    except (AttributeError, TypeError, ValueError):  # functions written in C need not have a signature
+        return False
 
 
 @dataclass
@@ -106,7 +122,7 @@ class Sinks:
         self._outlets: list[_Outlet] = []
         several = isinstance(targets, Iterable) and not isinstance(targets, str) and getattr(targets, "ndim", None) != 0
         for target in islice(targets, MOST_SINKS) if several else [targets]:
-            way = next((name for name in WAYS if callable(getattr(target, name, None))), None)
+            way = next((name for name in WAYS if _takes(target, name)), None)
             if way is None:
                 raise TypeError(
                     f"sinks must be a list of objects with write(step, values), log(values, step=), log_metrics or "
@@ -142,11 +158,12 @@ def values_of(frame: pd.DataFrame) -> dict[str, float]:
     {'gradient_norm/conv1': 0.5}
     """
     require(frame, ["quantity", "layer", "value", "log10_value"], "gradscope.Monitor(...).to_frame()")
+    if (frame["quantity"].eq("gsc") & frame["log10_value"].isna()).any():
+        raise ValueError("Column 'log10_value' of the frame must not hold nulls for the quantity 'gsc'.")
+    rows = frame[["quantity", "layer", "value", "log10_value"]].itertuples(index=False)
     values: dict[str, float] = {}
-    for quantity, layer, value, logarithm in frame[["quantity", "layer", "value", "log10_value"]].itertuples(
-        index=False
-    ):
-        name, number = (f"log10_gsc/{layer}", logarithm) if quantity == "gsc" else (f"{quantity}/{layer}", value)
+    for quantity, layer, value, log10_value in rows:
+        name, number = (f"log10_gsc/{layer}", log10_value) if quantity == "gsc" else (f"{quantity}/{layer}", value)
         extreme = min if quantity == "relative_attention_entropy" else max
         values[name] = extreme(values[name], number) if name in values and "head" in frame else number
     return values

@@ -24,6 +24,11 @@ from gradscope.coefficients import planning
 from tests.helpers import ROOT, noise, seeded
 
 
+def inferred(make):
+    with torch.inference_mode():
+        return make()
+
+
 def model():
     return gs.models.MLP(depth=7, width=6, generator=seeded()).double()
 
@@ -166,6 +171,17 @@ def test_an_option_ends_an_endless_stream(monkeypatch):
     assert (found.num_batches, found.stopped) == (5, "max_samples")
 
 
+def summed(network, x):
+    return network(x).sum()
+
+
+LOSSES = pd.DataFrame({"step": [1], "loss": [1.0]})
+
+
+def profile():
+    return gsc().to_frame()
+
+
 BAD = [
     (lambda: gs.report(model(), noise(4, 6), ""), "path must be the path of a file or folder, got ''"),
     (lambda: gs.report(model(), noise(4, 6), ".", check=False), "path must name a file, but . is a folder"),
@@ -193,15 +209,79 @@ BAD = [
     (lambda: gs.models.AlexNetA(dropout=100), r"dropout must be a number in \[0, 1\], got 100"),
     (lambda: gs.measures.SignDiversity()(torch.tensor(3)), r"at least two samples .* got shape \(\)"),
     (lambda: gs.Monitor(nn.Linear(6, 3), noise(4, 6), sinks=np.array(3.0)), "sinks must be a list .* got ndarray"),
+    (lambda: gs.frames.load("missing/x.parquet"), "No such file, check path: 'missing/x.parquet'"),
+    (lambda: gs.frames.save(gs.frames.observed("a", 1.0), "x" * 300 + ".csv"), "path must be the path of a file"),
+    (lambda: gs.frames.observed([], [1.0, 2.0]), r"Column 'quantity' must hold 2 values of type str, got \[\]"),
+    (lambda: gs.frames.observed("a", [1.0, 2.0], step=[1, 2, 3]), "Column 'step' must hold one value or 2, got"),
+    (lambda: gs.report_frame(profile(), growth=profile()), "lacks the columns 'network', 'rate', 'verdict'; it has"),
+    (lambda: gs.report_frame(profile(), theory=profile()), "The frame lacks the column 'network'; it has 'layer'"),
+    (lambda: gs.report_frame(pd.DataFrame({"layer": ["a"]})), "The frame lacks the columns 'index', .*'quantity'"),
+    (lambda: gs.plots.profile(profile().assign(layer=None)), "Column 'layer' of the frame must not hold nulls"),
+    (lambda: gs.plots.profile(profile(), hue="layer"), "hue and style must name .* 'layer' varies in a curve"),
+    (lambda: gs.plots.profile([]), "A plot takes a list or dict of at least one result"),
+    (lambda: gs.plots.learning(LOSSES, "loss", hue=""), "The frame lacks the column ''; it has 'step', 'loss'"),
+    (lambda: gs.plots.theory(profile(), [], ax=gsc().plot()), "keys must name at least one column"),
+    (lambda: gs.Estimate(np.array(np.nan), 0.1), "mantissa must be a number other than NaN, got ndarray"),
+    (lambda: gs.Estimate(1.0, 0.1, freedom=np.nan), "freedom must be a number other than NaN, got nan"),
+    (lambda: gs.measures.PreactivationStd()(torch.tensor([[math.nan], [1.0]])), "'preactivation_std' is NaN, because"),
+    (lambda: gs.measures.SignDiversity()(()), r"values must be a dense tensor, or for responses a pair .* got \(\)"),
+    (lambda: gs.qm_norm([[1.0, math.nan]]), "qm_norm is not defined: a holds NaN"),
+    (lambda: gs.testing.assert_qm_norm(np.ones((2, 3, 4)), 1), r"operator must be one matrix, got shape \(2, 3, 4\)"),
+    (lambda: gs.LinearOperator((3, 3), noise, lambda u: None).dense(), r"rmatvec must return a tensor .* got None"),
+    (lambda: gs.LinearOperator((4, 3), lambda v: v, noise).dense(), r"matvec must .* \(4,\), got .* shape \(3,\)"),
+    (lambda: gs.nlc(model(), noise(4, 6), target="input"), "target must be a layer after the input, got 'input'"),
+    (lambda: gs.nlc(model(), itertools.count()), "data has more than 2,000 batches, and NLC keeps all in memory"),
+    (lambda: gs.compare(gs.models.MLP(depth=2, width=6), torch.zeros(4, 6)), "The data has the mean square 0; theory"),
+    (lambda: gs.Monitor(model(), noise(4, 6)).load_state_dict({"steps": 3}), "it lacks 'recorded', 'alarms', 'first_l"),
+    (lambda: gs.sinks.values_of(profile().assign(log10_value=None)), "Column 'log10_value' .* for the quantity 'gsc'"),
+    (lambda: gs.sinks.Sinks(torch.tensor(3.0)), "sinks must be a list of objects with .* got Tensor"),
+    (lambda: gs.sinks.Sinks([math]), "sinks must be a list of objects with .* got module"),
+    (lambda: gs.initializers.he(inferred(lambda: torch.ones(2, 3))), "weight must be a torch.Tensor made outside inf"),
+    (lambda: gs.measures.contrast(nn.LazyLinear(3), noise(4, 1, 2, 2)), r"\(LazyLinear\) is not initialized"),
+    (lambda: gs.measures.argmax_agreement(nn.Identity(), noise(4, 1, 2, 2), (1, 0)), "outputs of the model must have"),
+    (lambda: gs.measure(nn.Linear(6, 6).double(), noise(4, 6)), "No nonlinearity module was called in model Linear"),
+    (lambda: gs.gsc(model(), noise(4, 6), loss_fn=nn.Identity()), "loss_fn must be a function of 2 arguments or None"),
+    (lambda: gs.meanfield.gaussian(np.abs, shift=math.inf), "shift must be finite numbers, got inf"),
+    (lambda: gs.meanfield.gaussian(np.square, shift=1e308), "standard deviation 1 and shift 1e.308 is not known"),
+    (lambda: gs.meanfield.batch_moments("relu", 1e308), r"batch_size must be a whole number >= 4 or infinite, got 1"),
+    (lambda: gs.meanfield.batch_moments("relu", 10**12), r"With batch_size=1e\+12: An expectation over a sphere"),
+    (lambda: gs.meanfield.critical_line("tanh", np.ones((2, 2))), "lengths must be finite numbers >= 0 in one"),
+    (lambda: gs.meanfield.weight_gain("tanh", 1e9, 0.1), "no weight variance with the rate chi_1 = 1e.09 for tanh"),
+    (lambda: gs.meanfield.gsc_rate("tanh", bias_variance=1e308), r"at weight_variance=1 and bias_variance=1e\+308"),
+    (lambda: gs.Monitor(model(), noise(4, 6)).step(torch.ones((), device="meta")), r"one loss, .* \(\) on meta: give"),
+    (lambda: gs.compare(nn.Linear(6, 3).double(), noise(4, 6), forward=summed), r"Layer 'output' has shape \(\); th"),
+    (lambda: gs.qm_norm(2**63), r"qm_norm needs nonempty matrices \(..., m, n\), got shape \(\)"),
+    (lambda: gs.qm_norm(torch.eye(3).to_sparse()), "qm_norm needs a dense tensor, got layout torch.sparse_coo"),
+    (lambda: gs.initializers.critical(nn.LazyLinear(3), "tanh"), r"\(LazyLinear\) is not initialized"),
     (lambda: gs.growth(3), "data must be a gradscope.Measured or a pandas.DataFrame or a sequence .* got 3"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_odd_values_are_refused_in_one_sentence(call, message):
-    with pytest.raises((TypeError, ValueError), match=message) as caught:
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message) as caught:
         call()
     assert len(str(caught.value)) < 400
+
+
+def test_a_large_dilution_leaves_the_skip_alone():
+    assert gs.meanfield.residual_rate(1.5, 1e308) == 1.0
+
+
+class Tracker:
+    def __init__(self):
+        self.received = []
+
+    def log(self, values, step=None, commit=True):
+        self.received.append((step, values))
+
+
+def test_objects_with_other_methods_that_have_the_names_are_no_sinks(tmp_path):
+    tracker = Tracker()
+    gs.sinks.Sinks([tracker]).write(np.int64(3), {"loss": np.float32(0.5)})
+    assert tracker.received == [(3, {"loss": 0.5})]
+    with (tmp_path / "log.txt").open("w") as file, pytest.raises(TypeError, match="sinks must be a list of objects"):
+        gs.sinks.Sinks([file])  # whose method `write` takes a text
 
 
 def test_one_width_without_theory_is_drawn():

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import shutil
+import ssl
+import subprocess
 import sys
 import tarfile
 import threading
@@ -24,7 +27,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     can_resume = True
+    says_length = True
     cut_after: int | None = None
+    redirect: str | None = None
+    scheme = "http"
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -34,7 +40,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/file.bin"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}/file.bin"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -47,8 +53,13 @@ class Handler(BaseHTTPRequestHandler):
         start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and self.server.can_resume else 0
         if self.path == "/missing" or start >= len(CONTENT):
             return self.send_error(404 if self.path == "/missing" else 416)
+        if self.server.redirect is not None:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect)
+            return self.end_headers()
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if self.server.says_length:
+            self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
         self.wfile.write(CONTENT[start : self.server.cut_after])
         return None
@@ -163,6 +174,48 @@ def test_a_silent_server_times_out(server: Server, target: Path) -> None:
 def test_only_https_is_fetched(url: str, target: Path) -> None:
     with pytest.raises(ValueError, match=f"https://, got {url}"):
         download(url, target, md5=MD5)
+
+
+def encrypted(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a server speak https with a certificate that this process trusts."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=a", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*made, "-days", "2", *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket, server.scheme = context.wrap_socket(server.socket, server_side=True), "https"
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate of the server")
+def test_redirects_stay_with_https(
+    server: Server, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server() as plain:
+        encrypted(server, tmp_path, monkeypatch)
+        server.redirect = plain.url
+        with pytest.raises(ConnectionError, match=rf"redirects to {plain.url}, which is not https"):
+            download(server.url, target, md5=MD5)
+        assert plain.ranges == [] and list(target.parent.iterdir()) == []
+        server.redirect = None
+        assert download(server.url, target, md5=MD5).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_file_above_the_limit_is_not_kept(server: Server, target: Path, says_length: bool) -> None:
+    server.says_length = says_length
+    more = "has 600000 bytes, more than the limit of 599999" if says_length else "has more than 599999 bytes, the limit"
+    with pytest.raises(ValueError, match=f"{server.url} {more}"):
+        _fetch(server.url, target, md5=MD5, most=len(CONTENT) - 1)
+    assert list(target.parent.iterdir()) == []
+    assert _fetch(server.url, target, md5=MD5, most=len(CONTENT)).read_bytes() == CONTENT
+
+
+def test_a_part_counts_against_the_limit(server: Server, target: Path) -> None:
+    part_of(target, CONTENT[:CUT])
+    with pytest.raises(ValueError, match="has 600000 bytes, more than the limit of 500000"):
+        _fetch(server.url, target, md5=MD5, most=500_000)
 
 
 class Terminal(io.StringIO):

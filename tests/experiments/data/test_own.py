@@ -1,6 +1,9 @@
 """The user's data in files and datasets: what a model sees of them, and errors that name file and shape."""
 
 import re
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -217,3 +220,31 @@ def test_an_archive_that_is_not_unpacked_is_found(tmp_path, name):
     said = re.escape(f"{tmp_path / name} is there but not unpacked: tar -xzf '{tmp_path / name}' -C '{tmp_path}'")
     with pytest.raises(FileNotFoundError, match=said):
         cifar10_files.load(tmp_path, train=True)
+
+
+def black(width, height):
+    """A PNG of black pixels, written without holding them: a few kilobytes for any size."""
+    rows = zlib.compressobj()
+    packed = b"".join(rows.compress(bytes(1 + width)) for _ in range(height)) + rows.flush()
+    parts = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in parts
+    )
+
+
+def test_an_image_with_too_many_pixels_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "0.png"
+    path.write_bytes(black(8193, 8192))  # one column more than 2**26 pixels
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"0\.png is not .*: it has 8193 x 8192 pixels, more than 67108864\."):
+        own.folder(str(tmp_path), size=4)
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    tracemalloc.stop()
+    monkeypatch.setattr(own, "MOST_PIXELS", 40 * 30)
+    path.write_bytes(black(40, 30))
+    assert own.folder(str(tmp_path), size=4).images.shape == (1, 3, 4, 4)
+    path.write_bytes(black(41, 30))
+    with pytest.raises(ValueError, match="it has 41 x 30 pixels, more than 1200"):
+        own.folder(str(tmp_path), size=4)

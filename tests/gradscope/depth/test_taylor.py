@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -123,3 +124,17 @@ def test_an_operation_without_a_forward_derivative_is_an_error():
     model, before = moved(Cubed())
     with pytest.raises(NotImplementedError, match="no forward-mode derivative of one operation"):
         gs.taylor_losses(model, (torch.randn(4, 3), torch.randn(4, 3)), initial=before, loss_fn=loss_of)
+
+
+def test_an_initial_model_may_have_been_made_in_inference_mode():
+    torch.manual_seed(5)
+    model, before = moved(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double())
+    with torch.inference_mode():
+        inferred = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+        inferred.load_state_dict(before.state_dict())
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    for initial in (inferred, inferred.state_dict()):
+        frame = gs.taylor_losses(model, (x, y), initial=initial, loss_fn=loss_of)
+        pd.testing.assert_frame_equal(frame, gs.taylor_losses(model, (x, y), initial=before, loss_fn=loss_of))
+        found, expected = (gs.effective_depth(model, x, initial=given) for given in (initial, before))
+        np.testing.assert_array_equal(found.log10_values, expected.log10_values)

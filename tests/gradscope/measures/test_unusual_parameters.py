@@ -108,5 +108,5 @@ def test_nonfinite_sparse_gradients_name_the_layer():
 
 def test_losses_of_samples_are_refused_by_the_monitor():
     monitor = gs.Monitor(Embedded(False), IDS)
-    with pytest.raises(ValueError, match=r"step needs one loss, .* got shape \(5,\): give losses\.mean\(\)"):
+    with pytest.raises(ValueError, match=r"step needs one loss, .* got shape \(5,\) on cpu: give losses\.mean\(\)"):
         monitor.step(torch.ones(5))

@@ -172,7 +172,7 @@ def test_one_layer_has_no_verdict(tmp_path):
     seen = Opened(page, tmp_path)
     assert seen.console == [] and len(drawn(seen)) == 2
     assert "No growth rate: GSC of the network is" in seen.dom and "A growth rate needs at least 6 layers" in seen.dom
-    assert "Statistics of activations are missing. No nonlinearity module was called in Linear" in seen.dom
+    assert "Statistics of activations are missing. No nonlinearity module was called in model Linear" in seen.dom
     assert "Layers were not compared. No chain of linear layers" in seen.dom  # the reason in place of a measurement
     assert "Interval of the rate" not in seen.dom
     assert "mean-field" not in drawn(seen)[0]

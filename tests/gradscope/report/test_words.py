@@ -125,7 +125,9 @@ def test_what_is_missing_is_said_where_it_is_missed(tmp_path):
         return cross_entropy(output, labels, reduction="none")
 
     text = gs.report(model, data, tmp_path / "report.html", loss_fn=losses, matrix=False, check=False).read_text()
-    reason = "Statistics of activations are missing. No nonlinearity module was called in Functional: functional calls"
+    reason = (
+        "Statistics of activations are missing. No nonlinearity module was called in model Functional: functional calls"
+    )
     assert text.index("Layers</h2>") < text.index(reason) < text.index(sections.COMPARED + "</h2>")
     assert "choose measures=" not in text  # an argument of another function
     table = next(table for table in Tables(text).tables if "log10 GSC" in table[0])
