@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from gradscope.backward.pulling import engine
 from gradscope.forward.trunk import Effect, Trunk, Vertex, live_inputs, output_kind, vertex
 
 # The magnitudes of a test gradient are 2^-spread, 1 and 2^spread, so that clipping shows at any threshold in between.
@@ -25,7 +26,6 @@ _PERIOD = 1009
 MODULE_HOOK = "BackwardHookFunctionBackward"
 
 _PLAIN = Effect((), False)
-_run = torch.autograd.Variable._execution_engine.run_backward
 
 Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
 
@@ -64,8 +64,7 @@ def survey(trunk: Trunk) -> Survey:
 def _untouched(node: Node, numbers: Sequence[int], given: dict[Kind, Tensor]) -> bool:
     """Whether the gradient of the only output comes back as it was; False also if that needs a closer look.
 
-    ``given`` keeps the last test gradient.  This calls the engine itself: `torch.autograd.grad` does the same, but the
-    checks of its arguments would take most of the time of a survey.
+    ``given`` keeps the last test gradient.
     """
     if numbers[1:] or issubclass(type(node), torch._C._FunctionBase):
         return False
@@ -76,7 +75,7 @@ def _untouched(node: Node, numbers: Sequence[int], given: dict[Kind, Tensor]) ->
         given[key] = cotangent(key)
     v, edges = given[key], (GradientEdge(node, numbers[0]),)
     version = v._version
-    (found,) = _run(edges, (v,), True, False, edges, False, accumulate_grad=False)
+    (found,) = engine(edges, edges, (v,))
     if v._version != version:
         given.clear()
     return found is v and v._version == version

@@ -23,7 +23,7 @@ from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
-from gradscope.forward.state import alone, state_restored
+from gradscope.forward.state import alone
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
@@ -170,7 +170,7 @@ def _measured(kind: type[MatrixT], model: nn.Module, data: Any, options: Options
         rows = _rows(captured, options, matrix=kind is Matrix)
         with (
             alone,
-            state_restored(captured.replay.modules) as state,
+            captured.replay.guard() as state,
             state,
         ):  # checkpointed layers run again during the sweep
             return planner.measure(Board(captured, rows, rows if kind is Matrix else rows[-1:], options.reduction))

@@ -22,7 +22,7 @@ from gradscope.forward.lengths import Lengths, Ruler
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
-from gradscope.forward.state import alone, random_state, state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Vertex, vertex
 
 Received = tuple[Collection[Vertex], int]
@@ -75,14 +75,13 @@ def record(
     recorder = _Recorder(modules, Ruler(batch.size))
     with (
         alone,
-        state_restored(modules) as kept,
-        kept,
+        state_restored(modules) as guard,
+        guard,
         recording_gradients(),
         tapped(recorder),
         eager(modules),
         hooked(modules, recorder) as calls,
     ):
-        before = random_state(modules)
         differentiable, sources = batch.differentiable()
         recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
@@ -97,7 +96,7 @@ def record(
                 check_finite(recorder.layers, recorder.ruler.lengths(), batch)  # may be the reason
                 raise
             recorder.add(target, LOSS, Origin.MARKED)
-        drew = before != random_state(modules)
+        drew = guard.kept.drew()
     recorder.compare_versions()
     recorder.embed()
     lengths = recorder.ruler.lengths()
@@ -129,7 +128,7 @@ def record(
         dropout=tuple([n for n, m in modules.items() if "p" in m.__dict__ and calls[n] and _drops(m)]),
         random=drew,
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
-        replay=Replay(modules, batch, forward, loss_fn, source_names),
+        replay=Replay(modules, batch, forward, loss_fn, source_names, guard.kept),
         lengths=lengths,
     )
 
