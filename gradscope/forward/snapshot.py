@@ -149,8 +149,8 @@ class Snapshot:
                 clones[id(buffer)] = buffer.clone()
             entries[name] = clones[id(buffer)]
         if threading.active_count() > 1:
-            guard, names = own_thread(), {id(module): name for name, module in self.modules.items() if module._buffers}
-            attach([m for m in self.modules.values() if m._buffers], lambda m, args, kwargs: guard(names[id(m)]))
+            guard = own_thread()
+            attach({n: m for n, m in self.modules.items() if m._buffers}, lambda name, m, args, kwargs: guard(name))
 
     def _built(self, changed: Sequence[tuple[Any, Any]]) -> str | None:
         """The name of a parameter that the pass added or replaced, if any."""
