@@ -90,7 +90,7 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     return all(_keeps_apart(node, name, trunk.order, batch_size) for node, name in trunk.names.items())
 
 
-def _keeps_apart(node: Node, name: str, live: Collection[Vertex], batch_size: int) -> bool:
+def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
     inputs = live_inputs(node, live)
     shape, _ = output_kind((node, 0))
     if shape[:1] != (batch_size,):
@@ -100,13 +100,8 @@ def _keeps_apart(node: Node, name: str, live: Collection[Vertex], batch_size: in
     if name in _LEADING:
         return inputs == [_LEADING[name]] and (name not in _PROVISO or _PROVISO[name](node, len(shape)))
     # The result has B samples.  An operand with as many dimensions as the result is not broadcast over samples.
-    return name in ELEMENTWISE and {len(output_kind(_parent(node, number))[0]) for number in inputs} == {len(shape)}
-
-
-def _parent(node: Node, number: int) -> Vertex:
-    parent, output_nr = node.next_functions[number]
-    assert parent is not None  # because it is a live tensor
-    return parent, output_nr
+    parents = node.next_functions
+    return name in ELEMENTWISE and all([len(output_kind(parents[n])[0]) == len(shape) for n in inputs])
 
 
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:

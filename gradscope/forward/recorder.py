@@ -181,7 +181,8 @@ class _Recorder:
 
         False if the tensor cannot be recorded: it is empty, carries no gradient, or is sparse.
         """
-        if not tensor.requires_grad or 0 in tensor.shape or tensor.layout is not torch.strided:
+        shape = tensor.shape
+        if not tensor.requires_grad or 0 in shape or tensor.layout is not torch.strided:
             return False
         key = _vertex(tensor)
         if origin is Origin.MADE:
@@ -191,17 +192,10 @@ class _Recorder:
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
             return True
-        self.layers[key] = Layer(
-            name=name,
-            call=call,
-            index=-1,
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-            device=tensor.device,
-            origins={name: origin},
-            edge=get_gradient_edge(tensor) if issubclass(type(key[0]), torch._C._FunctionBase) else GradientEdge(*key),
-            bytes=tensor.nbytes,
-        )
+        custom = issubclass(type(key[0]), torch._C._FunctionBase)  # such an edge keeps what a custom function needs
+        edge = get_gradient_edge(tensor) if custom else GradientEdge(*key)
+        dtype, device, origins = tensor.dtype, tensor.device, {name: origin}
+        self.layers[key] = Layer(name, call, -1, tuple(shape), dtype, device, origins, edge, tensor.nbytes)
         self.ruler.measure(key, tensor)
         self.versions[key] = tensor, tensor._version
         return True

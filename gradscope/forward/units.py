@@ -155,11 +155,11 @@ class _Tree:
     def _holds_blocks(self, module: nn.Module, path: str) -> bool:
         """Whether the module contains, at any level, a block that has children and whose output is on the trunk."""
         if path not in self.blocks:
-            self.blocks[path] = any(
+            parents = [(inner, child) for inner, child in self.children(module, path) if child._modules]
+            self.blocks[path] = bool(parents) and any(
                 (_has_children(child) and bool(self.made[inner]) and self._is_block(child, module))
                 or self._holds_blocks(child, inner)
-                for inner, child in self.children(module, path)
-                if child._modules
+                for inner, child in parents
             )
         return self.blocks[path]
 

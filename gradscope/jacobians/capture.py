@@ -171,10 +171,10 @@ def captured_unread(
     # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
     order, recorded = graph.order, recording.tensors
     places = sorted([(order[vertex(layer.edge)], n) for n, layer in enumerate(recorded) if vertex(layer.edge) in order])
-    reached = [
-        Layer(**(vars(recorded[n]) | {"index": index, "on_trunk": vertex(recorded[n].edge) in graph.position}))
-        for index, (_, n) in enumerate(places)
-    ]
+    reached = [recorded[n] for _, n in places]
+    for index, layer in enumerate(reached):  # nobody else has these layers yet
+        own = vars(layer)
+        own["index"], own["on_trunk"] = index, vertex(layer.edge) in graph.position
     rows = units(modules[""], reached)
     last = next((layer for layer in reversed(rows) if vertex(layer.edge) == vertex(end)), None)
     if last is None:  # the target is inside a unit, so it is not a unit itself
