@@ -69,12 +69,11 @@ class _Given:
         self.kind: Kind | None = None
 
     def of(self, kind: Kind) -> Tensor:
-        if kind != self.kind:
-            shape, key = kind[0], kind[1:]
-            numel = torch.Size(shape).numel()
-            if key not in self.flat or len(self.flat[key]) < numel:
-                self.flat[key] = cotangent(((numel,), *key))
-            self.kind, self.last = kind, self.flat[key][:numel].view(shape)
+        shape, key = kind[0], kind[1:]
+        numel = torch.Size(shape).numel()
+        if key not in self.flat or len(self.flat[key]) < numel:
+            self.flat[key] = cotangent(((numel,), *key))
+        self.kind, self.last = kind, self.flat[key][:numel].view(shape)
         return self.last
 
     def forget(self) -> None:
@@ -86,7 +85,8 @@ def _untouched(node: Node, numbers: Sequence[int], given: _Given) -> bool:
     if numbers[1:] or issubclass(type(node), torch._C._FunctionBase):
         return False
     about = node._input_metadata[numbers[0]]
-    v, edges = given.of((tuple(about.shape), about.dtype, about.device)), (GradientEdge(node, numbers[0]),)
+    kind, edges = (tuple(about.shape), about.dtype, about.device), (GradientEdge(node, numbers[0]),)
+    v = given.last if kind == given.kind else given.of(kind)
     version = v._version
     (found,) = engine(edges, edges, (v,))
     if v._version != version:

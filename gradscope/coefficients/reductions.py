@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,7 @@ class Tally:
         """Degrees of freedom of `log10_stderr_sample`; NaN below `FEWEST` samples, which do not show a heavy tail."""
         return self._sample_error[1] if self.count >= FEWEST else np.full(len(self.mean), np.nan)
 
-    @property
+    @cached_property
     def _sample_error(self) -> tuple[FloatArray, FloatArray]:
         """Standard error of ln GSC due to samples, and its degrees of freedom."""
         num = self.count

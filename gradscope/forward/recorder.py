@@ -142,12 +142,18 @@ class _Recorder:
         self.sources: list[tuple[str, GradientEdge]] = []
         self.data: set[int] = set()  # where the data lie in memory
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
+        self.num_embeddings = 0
         self.versions: dict[Vertex, tuple[Tensor, int]] = {}
         self.left_out: dict[str, str] = {}
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Vertices of tensors that a module receives (and may overwrite), and the number of embeddings so far."""
-        return [_vertex(t) for t in tensors(args, kwargs) if t.requires_grad], len(self.embeddings)
+        known = self.num_embeddings
+        if not kwargs and args and not args[1:] and type(tensor := args[0]) is Tensor:  # the usual case
+            node = tensor.grad_fn
+            if node is not None:
+                return ((node, tensor.output_nr),), known
+        return [_vertex(t) for t in tensors(args, kwargs) if t.requires_grad], known
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record the outputs of a module call."""
@@ -162,12 +168,13 @@ class _Recorder:
         kept = [self.add(tensor, numbered(label, n), origin, call, received) for n, tensor in enumerate(outputs)]
         if name and not any(kept):
             self.left_out[label] = _why_not(returned, output)
-        if outputs and name and not received and len(self.embeddings) == known:
+        if outputs and name and not received and self.num_embeddings == known:
             integers = [t for t in tensors(args, kwargs) if not continuous(t) and t.layout is torch.strided]
             if integers:
                 reads_data = not self.data.isdisjoint(_pointers(integers))
                 edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
                 self.embeddings.append((reads_data, edges))
+                self.num_embeddings += 1
 
     def embed(self) -> None:
         """Add embeddings to the sources: those that read the data, or all embeddings if there is no other source."""
@@ -184,7 +191,8 @@ class _Recorder:
         shape = tensor.shape
         if not tensor.requires_grad or 0 in shape or tensor.layout is not torch.strided:
             return False
-        key = _vertex(tensor)
+        node = tensor.grad_fn
+        key = _vertex(tensor) if node is None else (node, tensor.output_nr)
         if origin is Origin.MADE:
             origin = Origin.PASSED_ON if key in received else origin
         elif name in self.modules:
