@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor
 FloatArray = npt.NDArray[np.float64]
 
 # Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
-BLOCK, BLOCKED = 1 << 17, 8
+BLOCK, BLOCKED = 1 << 17, 4
 # How many numbers of a tensor are copied to float64 at a time, at most.
 SCRATCH = 1 << 21
 
@@ -73,6 +73,17 @@ class Workspace:
         number = int(self._buffers[0].untyped_storage().data_ptr() == taken)
         self._buffers[number] = _grown(self._buffers[number], math.prod(shape), cotangents.dtype, cotangents.device)
         return self._buffers[number][: math.prod(shape)].view(shape)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """All cotangents in one tensor.  The first of them are not copied if they lie in a buffer that has room."""
+        first, size = parts[0], sum(part.numel() for part in parts)
+        shape = (sum(map(len, parts)), *first.shape[1:])
+        for buffer in self._buffers:
+            if buffer.data_ptr() == first.data_ptr() and buffer.numel() >= size and first.is_contiguous():
+                whole = buffer[:size].view(shape)
+                torch.cat(list(parts[1:]), out=whole[len(first) :])
+                return whole
+        return torch.cat(list(parts), out=self.beside(first, shape))
 
     def scratch(self, a: Tensor) -> Tensor | None:
         """A flat float64 buffer for ``a`` (a part if it is large); None where torch sums in float64 as fast without."""

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.hooks import survey
@@ -19,7 +18,7 @@ from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
 from gradscope.forward.layers import INPUT, Layer
-from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, output_kind
 from gradscope.norms import from_real
 
 # Operations that process the entries of the leading dimension separately -> number of the input that holds the data.
@@ -70,7 +69,7 @@ def coupled(
     ends = [names[name] for name in sources if name in names]
     if any(layer.shape[:1] != (batch_size,) for layer in [*ends, target]) or len(ends) < len(sources):
         return True  # unknown; results are right if independent samples are treated as coupled
-    rows = [*ends, *(layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,))]
+    rows = [*ends, *[layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,)]]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
     # A hook may mix samples, and the graph does not show it.
     if not rows or (not survey(trunk).hooked and separate(trunk, batch_size)):
@@ -89,26 +88,21 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     Every operation must be known, and may compute sample b of its result only from sample b of the inputs that depend
     on the sources.  False means that there is no proof.  Cost: linear in the number of nodes.
     """
-    return all(_keeps_apart(node, name, trunk.order, batch_size) for node, name in trunk.names.items())
+    live = trunk.order
+    return all(_keeps_apart(node, name, live, batch_size) for node, name in trunk.names.items())
 
 
-def _keeps_apart(node: Node, name: str, live: Collection[Vertex], batch_size: int) -> bool:
-    inputs = live_inputs(node, live)
-    shape, _ = output_kind((node, 0))
+def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
+    shape, parents = tuple(node._input_metadata[0].shape), node.next_functions
     if shape[:1] != (batch_size,):
         return False
+    inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
         return True
     if name in _LEADING:
         return inputs == [_LEADING[name]] and (name not in _PROVISO or _PROVISO[name](node, len(shape)))
     # The result has B samples.  An operand with as many dimensions as the result is not broadcast over samples.
-    return name in ELEMENTWISE and {len(output_kind(_parent(node, number))[0]) for number in inputs} == {len(shape)}
-
-
-def _parent(node: Node, number: int) -> Vertex:
-    parent, output_nr = node.next_functions[number]
-    assert parent is not None  # because it is a live tensor
-    return parent, output_nr
+    return name in ELEMENTWISE and {len(output_kind(parents[n])[0]) for n in inputs} == {len(shape)}
 
 
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:

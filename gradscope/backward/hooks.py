@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from gradscope.backward.pulling import engine
 from gradscope.forward.trunk import Effect, Trunk, Vertex, live_inputs, output_kind, vertex
 
 # The magnitudes of a test gradient are 2^-spread, 1 and 2^spread, so that clipping shows at any threshold in between.
@@ -25,7 +26,6 @@ _PERIOD = 1009
 MODULE_HOOK = "BackwardHookFunctionBackward"
 
 _PLAIN = Effect((), False)
-_run = torch.autograd.Variable._execution_engine.run_backward
 
 Kind = tuple[tuple[int, ...], torch.dtype, torch.device]
 
@@ -49,7 +49,7 @@ def survey(trunk: Trunk) -> Survey:
     for node, number in trunk.order:
         outputs[node] += [number]
     if untested := [node for node in outputs if node not in trunk.effects]:
-        given: dict[Kind, Tensor] = {}
+        given = _Given()
         with torch.inference_mode(False), torch.no_grad():
             for node in untested:
                 plain = _untouched(node, outputs[node], given)
@@ -61,24 +61,36 @@ def survey(trunk: Trunk) -> Survey:
     )
 
 
-def _untouched(node: Node, numbers: Sequence[int], given: dict[Kind, Tensor]) -> bool:
-    """Whether the gradient of the only output comes back as it was; False also if that needs a closer look.
+class _Given:
+    """Test gradients, which share their memory if they have one dtype; the last one is kept."""
 
-    ``given`` keeps the last test gradient.  This calls the engine itself: `torch.autograd.grad` does the same, but the
-    checks of its arguments would take most of the time of a survey.
-    """
+    def __init__(self) -> None:
+        self.flat: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.kind: Kind | None = None
+
+    def of(self, kind: Kind) -> Tensor:
+        shape, key = kind[0], kind[1:]
+        numel = torch.Size(shape).numel()
+        if key not in self.flat or len(self.flat[key]) < numel:
+            self.flat[key] = cotangent(((numel,), *key))
+        self.kind, self.last = kind, self.flat[key][:numel].view(shape)
+        return self.last
+
+    def forget(self) -> None:
+        self.flat, self.kind = {}, None
+
+
+def _untouched(node: Node, numbers: Sequence[int], given: _Given) -> bool:
+    """Whether the gradient of the only output comes back as it was; False also if that needs a closer look."""
     if numbers[1:] or issubclass(type(node), torch._C._FunctionBase):
         return False
     about = node._input_metadata[numbers[0]]
-    key = tuple(about.shape), about.dtype, about.device
-    if key not in given:
-        given.clear()
-        given[key] = cotangent(key)
-    v, edges = given[key], (GradientEdge(node, numbers[0]),)
+    kind, edges = (tuple(about.shape), about.dtype, about.device), (GradientEdge(node, numbers[0]),)
+    v = given.last if kind == given.kind else given.of(kind)
     version = v._version
-    (found,) = _run(edges, (v,), True, False, edges, False, accumulate_grad=False)
+    (found,) = engine(edges, edges, (v,))
     if v._version != version:
-        given.clear()
+        given.forget()
     return found is v and v._version == version
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradscope.backward.hooks import check_linear, cotangent, kind, survey
-from gradscope.backward.pulling import RUN_BYTES
+from gradscope.backward.pulling import RUN_BYTES, engine
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
-from gradscope.memory import Workspace, read_once
+from gradscope.memory import Later, Workspace
 
 Link = Callable[[Tensor, Workspace], Tensor]
 
@@ -78,23 +78,24 @@ def _agreed(trunk: Trunk, links: Mapping[int, Link], runs: Iterable[Sequence[int
     One pass of the engine covers a run of adjacent links.  It starts at every cut vertex of the run, so the gradient
     below a vertex is what arrives from above plus what starts there.
     """
-    made, tests = lru_cache(maxsize=2)(cotangent), dict[int, Tensor]()
+    made, tested, near = lru_cache(maxsize=2)(cotangent), list[int](), list[Tensor]()
     for run in runs:
         edges = trunk.edges[run[0] - 1 : run[-1] + 1]
         own = [made(kind(edge)) for edge in edges[1:]]
-        lowest, *arrived = torch.autograd.grad(edges[1:], edges, [v.clone() for v in own], retain_graph=True)
-        expected, found = [lowest], []
+        lowest, *arrived = engine(edges[1:], edges, [v.clone() for v in own])
+        expected, found = [lowest.clone()], []  # an operation may pass on the gradient, which its link overwrites
         if run[1:]:
             expected += torch._foreach_sub(arrived[:-1], own[:-1])
         for number, (position, upper, v) in enumerate(zip(run, edges[1:], arrived, strict=True)):
             if upper.node.name() in PRODUCTS:  # one random combination of the rows tests all of them
                 rows = made((v.shape[:1], v.dtype, v.device), 1, 0)
                 v, expected[number] = (rows @ v)[None], rows @ expected[number]
-            found.append(links[position](v[None].clone(), Workspace()).view_as(expected[number]))
+            found.append(links[position](v[None], Workspace()).view_as(expected[number]))
         errors = torch.stack(torch._foreach_norm(torch._foreach_sub(found, expected)))
         sizes = torch.stack(torch._foreach_norm(expected))
-        tests |= zip(run, errors <= torch.finfo(errors.dtype).eps ** 0.5 * sizes, strict=True)
-    return {position: bool(near) for position, near in zip(tests, read_once(tests.values()), strict=True)}
+        near.append(errors <= torch.finfo(errors.dtype).eps ** 0.5 * sizes)
+        tested += run
+    return dict(zip(tested, map(bool, chain.from_iterable(Later(near).arrays)), strict=True))
 
 
 class _Derivatives:
@@ -129,8 +130,7 @@ def _link(upper: GradientEdge, lower: GradientEdge, live: Collection[Vertex], ke
 
         def pointwise(cotangents: Tensor, workspace: Workspace) -> Tensor:
             if (derivative := kept.get(upper)) is None:
-                ones = torch.ones_like(cotangents[0])
-                (derivative,) = torch.autograd.grad((upper,), (lower,), (ones,), retain_graph=True)
+                (derivative,) = engine((upper,), (lower,), (torch.ones_like(cotangents[0]),))
                 kept.add(upper, derivative)
             return cotangents.mul_(derivative)
 

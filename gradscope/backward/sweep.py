@@ -23,7 +23,7 @@ from gradscope.backward.cotangents import Cotangents
 from gradscope.backward.pulling import pulling
 from gradscope.backward.readings import Piece, Reading, collected, lengths, near_one, scaled
 from gradscope.backward.route import Read, Route
-from gradscope.memory import Workspace, batch_bytes, is_out_of_memory, peak_bytes
+from gradscope.memory import batch_bytes, is_out_of_memory, peak_bytes
 from gradscope.norms import power_of_two, vector_norms
 
 # Numbers of positions between two rescalings, tried in this order.
@@ -233,7 +233,7 @@ def _descend(
                     ledger.append(exponents)
                 else:  # cotangents from above cannot stop at this target, so its own join them at the next station
                     crossing.append((start, v, exponents))
-        cotangents = parts[0] if len(parts) == 1 else _joined(parts, route.workspace)
+        cotangents = parts[0] if len(parts) == 1 else route.workspace.joined(parts)
         exponents = ledger[0] if len(ledger) == 1 else torch.cat(ledger)
         crossing.insert(0, (upper, cotangents, exponents))
         parts, ledger = [], []
@@ -246,12 +246,6 @@ def _descend(
                 exponents = exponents + shift
             parts.append(cotangents.clone() if len(crossing) > 1 else cotangents)  # the workspace is used again
             ledger.append(exponents)
-
-
-def _joined(parts: Sequence[Tensor], workspace: Workspace) -> Tensor:
-    """All cotangents in one tensor."""
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    return torch.cat(list(parts), out=workspace.beside(parts[0], shape))
 
 
 def rescale(cotangents: Tensor) -> tuple[Tensor, Tensor]:

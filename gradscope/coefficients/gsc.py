@@ -25,7 +25,7 @@ from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
-from gradscope.forward.state import alone, state_restored
+from gradscope.forward.state import alone
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
@@ -196,7 +196,7 @@ def measured(
         )
         with (
             alone,
-            state_restored(captured.replay.modules) as state,
+            captured.replay.guard() as state,
             state,
         ):  # checkpointed layers run again during the sweep
             return plan.measure(board(captured))

@@ -31,7 +31,7 @@ from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import lookup
-from gradscope.forward.state import alone, state_restored
+from gradscope.forward.state import alone
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import Later, Workspace, peak_bytes, together
 from gradscope.norms import real
@@ -180,7 +180,7 @@ def _stretched(captured: Capture, cotangents: Cotangents, x: Tensor) -> tuple[Fl
     total, common = np.zeros((captured.batch_size, len(x))), -(1 << 60)
     norms, exponents = [], []
     route = TrunkRoute(captured.graph, sources)
-    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
+    with alone, captured.replay.guard() as state, state:  # checkpointed layers run again
         for first in range(0, cotangents.num, step):
             window = cotangents.window(first, first + step)
             readings = sweep(route, [window], read, widest=each, strides=STRIDES)

@@ -113,7 +113,8 @@ class Board:
     @cached_property
     def lengths(self) -> dict[int, SquaredLength]:
         """The lengths of all rows, by index.  Cost: one device synchronization, if they were not copied yet."""
-        return {row.index: self.captured.lengths[vertex(row.edge)] for row in self.rows}
+        every = self.captured.lengths.all
+        return {row.index: every[vertex(row.edge)] for row in self.rows}
 
     def _check_lengths(self) -> None:
         for target in reversed(self.columns):

@@ -28,7 +28,7 @@ from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Owned, owned_parameters
-from gradscope.forward.state import alone, state_restored
+from gradscope.forward.state import alone
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import Later, together
@@ -188,7 +188,7 @@ def _pulled(captured: Capture, owners: Owned, cotangents: Cotangents) -> dict[in
     leaves = {key: leaf for key, leaf in leaves.items() if vertex(leaf.edge) in above}
     graph = replace(captured.graph, above=captured.graph.above | above)
     route = TrunkRoute(graph, list(leaves.values()))
-    with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
+    with alone, captured.replay.guard() as state, state:  # checkpointed layers run again
         readings = sweep(route, [cotangents], lengths(), widest=max(route.bytes), strides=STRIDES)
     return dict(zip(leaves, readings, strict=True))
 

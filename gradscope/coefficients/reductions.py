@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,16 +105,11 @@ class Tally:
         fixed: FloatArray,
         freedom: int,
     ) -> Tally:
-        # values (C, N, B): the samples are contiguous, which makes the sums several times faster.
-        if reduction != "geometric":  # scale each quantity to about one, because fourth powers follow
-            shift = np.frexp(np.abs(values).max(axis=2))[1]
-            values, exponent = np.ldexp(values, -shift[:, :, None]), exponent + shift.T
+        # values (C, N, B) are overwritten.  The samples are contiguous, which makes the sums several times faster.
+        if reduction != "geometric":  # scale each quantity to about one, because fourth powers follow; none is negative
+            shift = np.frexp(values.max(axis=2))[1]
+            values, exponent = np.ldexp(values, -shift[:, :, None], out=values), exponent + shift.T
             fixed, variance = np.ldexp(fixed, -shift[0][:, None]), np.ldexp(variance, -2 * shift[0][:, None])
-        with np.errstate(invalid="ignore"):  # the logarithm of a zero coefficient has no spread: NaN
-            mean = values.mean(axis=2)
-            deviations = values - mean[:, :, None]
-            moment = deviations.swapaxes(0, 1) @ deviations.transpose(1, 2, 0)
-            logs = np.log(np.where(values[0] > 0, values[0], np.nan))
         probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
         random = np.square(values[0] - fixed)
         ratio, noise = (
@@ -121,10 +117,16 @@ class Tally:
             for square in (random, np.square(values[0]))
         )
         fixed, square = fixed.mean(axis=1), random.sum(axis=1)
+        fourth = _fourth(values)
+        with np.errstate(invalid="ignore"):  # the logarithm of a zero coefficient has no spread: NaN
+            logs = np.log(np.where(values[0] > 0, values[0], np.nan))
+            mean = values.mean(axis=2)
+            values -= mean[:, :, None]
+            moment = values.swapaxes(0, 1) @ values.transpose(1, 2, 0)
         moments = Moments(values.shape[2], mean.T, moment, exponent)
         ln = Moments(moments.count, logs.mean(axis=1), logs.var(axis=1) * moments.count, np.zeros(len(logs), int))
         ln = replace(ln, mean=ln.mean + exponent[:, 0] * math.log(2))
-        return cls(reduction, moments, ln, _fourth(values), probe, doubt, fixed, square, ratio, noise)
+        return cls(reduction, moments, ln, fourth, probe, doubt, fixed, square, ratio, noise)
 
     def merge(self, other: Tally) -> Tally:
         """The statistics of both together."""
@@ -235,7 +237,7 @@ class Tally:
         """Degrees of freedom of `log10_stderr_sample`; NaN below `FEWEST` samples, which do not show a heavy tail."""
         return self._sample_error[1] if self.count >= FEWEST else np.full(len(self.mean), np.nan)
 
-    @property
+    @cached_property
     def _sample_error(self) -> tuple[FloatArray, FloatArray]:
         """Standard error of ln GSC due to samples, and its degrees of freedom."""
         num = self.count
@@ -264,11 +266,15 @@ class Tally:
 def _fourth(values: FloatArray) -> FloatArray:
     """Sums over samples of products of four quantities: (C, N, B) -> (N, P, P).  Small blocks stay in the cache."""
     num_quantities, num_pairs, num_samples = values.shape
-    i, j = np.triu_indices(num_quantities)
-    found, step = np.empty((num_pairs, len(i), len(i))), max(1, _BLOCK // (len(i) * num_samples))
+    num = num_quantities * (num_quantities + 1) // 2
+    found, step = np.empty((num_pairs, num, num)), max(1, _BLOCK // (num * num_samples))
+    buffer = np.empty((min(step, num_pairs), num, num_samples))
     for first in range(0, num_pairs, step):
-        block = values[:, first : first + step].swapaxes(0, 1)
-        products = block[:, i] * block[:, j]
+        block, last = values[:, first : first + step].swapaxes(0, 1), 0
+        products = buffer[: len(block)]
+        for i in range(num_quantities):  # in the order of np.triu_indices
+            start, last = last, last + num_quantities - i
+            np.multiply(block[:, i : i + 1], block[:, i:], out=products[:, start:last])
         np.matmul(products, products.mT, out=found[first : first + step])
     return found
 

@@ -5,6 +5,7 @@ Small tensors are copied to float64 in blocks, because the norms of a block cost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class Ruler:
 
     def measure(self, key: Vertex, tensor: Tensor) -> None:
         """Measure a tensor as it is now; what overwrites it later, in whatever way, changes nothing."""
-        kind = tensor.shape, tensor.dtype, tensor.device, tensor.layout
+        kind = tensor.shape, tensor.dtype, tensor.device
         if kind not in self.blocks:
             self.blocks[kind] = self._block(tensor)
         block = self.blocks[kind]
@@ -115,8 +116,8 @@ class Ruler:
     def _empty(self, block: _Block) -> None:
         """Take the norms of the tensors in a block."""
         if num := block.num:
-            memory = block.memory if num == block.room else block.memory[:num]
-            self.measured.append((block.keys[:num], torch.linalg.vector_norm(memory, dim=block.dims), None))
+            rows = block.rows if num == block.room else block.rows[: num * len(block.rows) // block.room]
+            self.measured.append((block.keys[:num], torch.linalg.vector_norm(rows, dim=1), None))
             block.num = 0
 
     def _start(self, tensor: Tensor) -> int:
@@ -127,8 +128,8 @@ class _Block:
     """Copies of ``num`` tensors of one shape, and their keys."""
 
     def __init__(self, memory: Tensor, start: int) -> None:
-        self.memory, self.slots, self.room = memory, memory.unbind(0), len(memory)
-        self.dims = tuple(range(start + 1, memory.ndim))
+        self.slots, self.room = memory.unbind(0), len(memory)
+        self.rows = memory.view(math.prod(memory.shape[: start + 1]), -1)  # one for each length
         self.num = 0
         self.keys: list[Any] = [None] * self.room
 

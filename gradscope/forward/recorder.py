@@ -22,7 +22,7 @@ from gradscope.forward.lengths import Lengths, Ruler
 from gradscope.forward.modules import Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
-from gradscope.forward.state import alone, random_state, state_restored
+from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import Vertex, vertex
 
 Received = tuple[Collection[Vertex], int]
@@ -75,14 +75,13 @@ def record(
     recorder = _Recorder(modules, Ruler(batch.size))
     with (
         alone,
-        state_restored(modules) as kept,
-        kept,
+        state_restored(modules) as guard,
+        guard,
         recording_gradients(),
         tapped(recorder),
         eager(modules),
         hooked(modules, recorder) as calls,
     ):
-        before = random_state(modules)
         differentiable, sources = batch.differentiable()
         recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
@@ -97,7 +96,7 @@ def record(
                 check_finite(recorder.layers, recorder.ruler.lengths(), batch)  # may be the reason
                 raise
             recorder.add(target, LOSS, Origin.MARKED)
-        drew = before != random_state(modules)
+        drew = guard.kept.drew()
     recorder.compare_versions()
     recorder.embed()
     lengths = recorder.ruler.lengths()
@@ -129,7 +128,7 @@ def record(
         dropout=tuple([n for n, m in modules.items() if "p" in m.__dict__ and calls[n] and _drops(m)]),
         random=drew,
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
-        replay=Replay(modules, batch, forward, loss_fn, source_names),
+        replay=Replay(modules, batch, forward, loss_fn, source_names, guard.kept),
         lengths=lengths,
     )
 
@@ -143,12 +142,18 @@ class _Recorder:
         self.sources: list[tuple[str, GradientEdge]] = []
         self.data: set[int] = set()  # where the data lie in memory
         self.embeddings: list[tuple[bool, list[tuple[str, GradientEdge]]]] = []
+        self.num_embeddings = 0
         self.versions: dict[Vertex, tuple[Tensor, int]] = {}
         self.left_out: dict[str, str] = {}
 
     def before(self, args: Any, kwargs: Any) -> Received:
         """Vertices of tensors that a module receives (and may overwrite), and the number of embeddings so far."""
-        return [_vertex(t) for t in tensors(args, kwargs) if t.requires_grad], len(self.embeddings)
+        known = self.num_embeddings
+        if not kwargs and args and not args[1:] and type(tensor := args[0]) is Tensor:  # the usual case
+            node = tensor.grad_fn
+            if node is not None:
+                return ((node, tensor.output_nr),), known
+        return [_vertex(t) for t in tensors(args, kwargs) if t.requires_grad], known
 
     def after(self, name: str, call: int, label: str, args: Any, kwargs: Any, output: Any, token: Received) -> None:
         """Record the outputs of a module call."""
@@ -163,12 +168,13 @@ class _Recorder:
         kept = [self.add(tensor, numbered(label, n), origin, call, received) for n, tensor in enumerate(outputs)]
         if name and not any(kept):
             self.left_out[label] = _why_not(returned, output)
-        if outputs and name and not received and len(self.embeddings) == known:
+        if outputs and name and not received and self.num_embeddings == known:
             integers = [t for t in tensors(args, kwargs) if not continuous(t) and t.layout is torch.strided]
             if integers:
                 reads_data = not self.data.isdisjoint(_pointers(integers))
                 edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
                 self.embeddings.append((reads_data, edges))
+                self.num_embeddings += 1
 
     def embed(self) -> None:
         """Add embeddings to the sources: those that read the data, or all embeddings if there is no other source."""
@@ -182,9 +188,11 @@ class _Recorder:
 
         False if the tensor cannot be recorded: it is empty, carries no gradient, or is sparse.
         """
-        if not tensor.requires_grad or 0 in tensor.shape or tensor.layout is not torch.strided:
+        shape = tensor.shape
+        if not tensor.requires_grad or 0 in shape or tensor.layout is not torch.strided:
             return False
-        key = _vertex(tensor)
+        node = tensor.grad_fn
+        key = _vertex(tensor) if node is None else (node, tensor.output_nr)
         if origin is Origin.MADE:
             origin = Origin.PASSED_ON if key in received else origin
         elif name in self.modules:
@@ -192,17 +200,10 @@ class _Recorder:
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
             return True
-        self.layers[key] = Layer(
-            name=name,
-            call=call,
-            index=-1,
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-            device=tensor.device,
-            origins={name: origin},
-            edge=get_gradient_edge(tensor) if issubclass(type(key[0]), torch._C._FunctionBase) else GradientEdge(*key),
-            bytes=tensor.nbytes,
-        )
+        custom = issubclass(type(key[0]), torch._C._FunctionBase)  # such an edge keeps what a custom function needs
+        edge = get_gradient_edge(tensor) if custom else GradientEdge(*key)
+        dtype, device, origins = tensor.dtype, tensor.device, {name: origin}
+        self.layers[key] = Layer(name, call, -1, tuple(shape), dtype, device, origins, edge, tensor.nbytes)
         self.ruler.measure(key, tensor)
         self.versions[key] = tensor, tensor._version
         return True

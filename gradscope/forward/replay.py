@@ -14,18 +14,27 @@ from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT, numbered
 from gradscope.forward.modules import Listener, Modules, eager, hooked, recording_gradients, tapped, tensors
 from gradscope.forward.outputs import first_tensor
+from gradscope.forward.snapshot import Snapshot
 from gradscope.forward.state import alone, state_restored
 
 
 @dataclass(frozen=True)
 class Replay:
-    """All that is needed to run a recorded forward pass again, with the same buffers and dropout masks."""
+    """All that is needed to run a recorded forward pass again, with the same buffers and dropout masks.
+
+    ``snapshot``: what the modules held before the recorded pass, if nothing but a measurement has run since.
+    """
 
     modules: Modules
     batch: Batch
     forward: Forward | None
     loss_fn: LossFunction | None
     source_names: tuple[str, ...]
+    snapshot: Snapshot | None = None
+
+    def guard(self) -> state_restored:
+        """Context in which passes may change anything in the modules."""
+        return state_restored(self.modules, self.snapshot)
 
     @property
     def model(self) -> nn.Module:
@@ -50,7 +59,7 @@ class Replay:
         """The output for a batch of the same structure; ``parameters``, if given, replace those of the model."""
         with (
             alone,
-            state_restored(self.modules) as state,
+            self.guard() as state,
             state,
             eager(self.modules),
             tapped(listener),

@@ -177,10 +177,8 @@ def live_inputs(node: Node, live: Collection[Vertex]) -> list[int]:
 def output_kind(tensor: Vertex) -> tuple[tuple[int, ...], torch.dtype | None]:
     """Shape and dtype of a tensor of the graph; ((), None) if torch does not know them."""
     node, output_nr = tensor
-    metadata = node._input_metadata  # the inputs of a backward node are the outputs of its operation
-    if output_nr >= len(metadata):
-        return (), None
-    return tuple(metadata[output_nr].shape), metadata[output_nr].dtype
+    about = node._input_metadata[output_nr : output_nr + 1]  # the inputs of a backward node are what its operation made
+    return (tuple(about[0].shape), about[0].dtype) if about else ((), None)
 
 
 def _topological_order(root: Node) -> dict[Node, Sequence[Any]]:

@@ -104,8 +104,10 @@ class _Tree:
         self.inside: dict[str, dict[int, None]] = defaultdict(dict)
         for layer in trunk:
             returned, own = (Origin.MADE, Origin.OUTPUT), layer.origins
-            if [name for name in own if self.last[self.calls[name]] != layer.index]:
-                own = {n: o for n, o in own.items() if o not in returned or self.last[self.calls[n]] == layer.index}
+            for name in own:
+                if self.last[self.calls[name]] != layer.index:
+                    own = {n: o for n, o in own.items() if o not in returned or self.last[self.calls[n]] == layer.index}
+                    break
             for name, origin in own.items():
                 path = paths[name]
                 if origin is Origin.MADE and layer.index not in self.made[path]:
@@ -123,8 +125,8 @@ class _Tree:
         if path not in self.items:
             found: dict[int, tuple[str, nn.Module]] = {}
             for name, child in module._modules.items():
-                if child is not None and id(child) not in found:
-                    found[id(child)] = (f"{path}.{name}" if path else name), child
+                if child is not None and (key := id(child)) not in found:
+                    found[key] = (f"{path}.{name}" if path else name), child
             self.items[path] = list(found.values())
         return self.items[path]
 
@@ -155,11 +157,11 @@ class _Tree:
     def _holds_blocks(self, module: nn.Module, path: str) -> bool:
         """Whether the module contains, at any level, a block that has children and whose output is on the trunk."""
         if path not in self.blocks:
-            self.blocks[path] = any(
+            parents = [(inner, child) for inner, child in self.children(module, path) if child._modules]
+            self.blocks[path] = bool(parents) and any(
                 (_has_children(child) and bool(self.made[inner]) and self._is_block(child, module))
                 or self._holds_blocks(child, inner)
-                for inner, child in self.children(module, path)
-                if child._modules
+                for inner, child in parents
             )
         return self.blocks[path]
 
@@ -195,7 +197,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _has_children(module: nn.Module) -> bool:
-    return any(child is not None for child in module._modules.values())
+    return bool(module._modules) and any(child is not None for child in module._modules.values())
 
 
 def _call(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -17,7 +17,7 @@ from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import Recording, record
-from gradscope.forward.state import alone, state_restored
+from gradscope.forward.state import alone
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import merged, units
 from gradscope.jacobians.description import Description, describe, remarks
@@ -49,7 +49,7 @@ class Capture(Recording):
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other."""
-        with alone, state_restored(self.replay.modules) as state, state:  # checkpointed layers run again
+        with alone, self.replay.guard() as state, state:  # checkpointed layers run again
             return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
 
     @cached_property
@@ -74,7 +74,7 @@ class Capture(Recording):
             raise ValueError(f"Layer {target!r} comes before {source!r}, so it cannot be the target: swap the two.")
         if not depends(to_layer.edge, from_layer.edge):
             raise ValueError(f"Layer {target!r} does not depend on layer {source!r}.")
-        with alone, state_restored(self.replay.modules) as state, state:
+        with alone, self.replay.guard() as state, state:
             survey(self.graph)
             self.check_target(to_layer, from_layer)
         return Jacobian(from_layer, to_layer, self.replay)
@@ -123,7 +123,7 @@ def capture(
     with interruptible() as whole, whole:
         captured = captured_unread(model, data, forward=forward, layers=layers, loss_fn=loss_fn, target=target)
         captured.lengths.read()
-        return captured
+        return replace(captured, replay=replace(captured.replay, snapshot=None))  # the model may change from now on
 
 
 def captured_unread(
@@ -166,15 +166,15 @@ def captured_unread(
             "checkpoint(..., use_reentrant=False)."
         )
     if any(map(any, map(attrgetter("_backward_hooks", "_backward_pre_hooks"), modules.values()))):
-        with alone, state_restored(modules) as state, state:
+        with alone, recording.replay.guard() as state, state:
             check_linear(graph.edges[-1:], graph.edges[:1])
     # Sort by the graph: a tensor that only an outer module returns is recorded after tensors computed from it.
     order, recorded = graph.order, recording.tensors
     places = sorted([(order[vertex(layer.edge)], n) for n, layer in enumerate(recorded) if vertex(layer.edge) in order])
-    reached = [
-        Layer(**(vars(recorded[n]) | {"index": index, "on_trunk": vertex(recorded[n].edge) in graph.position}))
-        for index, (_, n) in enumerate(places)
-    ]
+    reached = [recorded[n] for _, n in places]
+    for index, layer in enumerate(reached):  # nobody else has these layers yet
+        own = vars(layer)
+        own["index"], own["on_trunk"] = index, vertex(layer.edge) in graph.position
     rows = units(modules[""], reached)
     last = next((layer for layer in reversed(rows) if vertex(layer.edge) == vertex(end)), None)
     if last is None:  # the target is inside a unit, so it is not a unit itself
