@@ -138,7 +138,8 @@ def observed(
     value = np.atleast_1d(np.asarray(values, dtype=np.float64))
     about = {"layer": layer, "index": index, "depth_from_output": 0, "num_samples": num_samples}
     for name, given in columns.items():
-        if isinstance(given, Sized) and not isinstance(given, str) and np.shape(given)[:1] not in ((), value.shape):
+        shape = () if isinstance(given, str) or not isinstance(given, Sized) else np.shape(np.asarray(given))
+        if shape[:1] not in ((), value.shape):
             raise ValueError(f"Column {name!r} must hold one value or {len(value)}, got {shown(given)}.")
     return tidy({**about, "quantity": quantity, "value": value, "stderr_sample": stderr}).assign(**columns)
 

@@ -69,8 +69,9 @@ def drawn_coherence(J: npt.NDArray[np.float64], g: npt.NDArray[np.float64], num_
     length = np.linalg.norm(total, axis=1, keepdims=True)
     along = np.einsum("pni,pi->pn", v, total) / np.where(length > 0, length, 1.0)
     reading = Reading(np.stack([np.linalg.norm(v, axis=2), along], axis=1), np.zeros(len(g), dtype=np.int64))
-    parts = [np.array([part]) for part in terms(reading, num_probes)]
-    return gs.Coherence.of([Part(("input", "output"), (0, 1), *parts, num_probes, ())])
+    p, q, by_probe, interaction, exponents = (np.array([part]) for part in terms(reading, num_probes))
+    part = Part(("input", "output"), (0, 1), p, q, by_probe, interaction, exponents, num_probes, ())
+    return gs.Coherence.of([part])
 
 
 def coherences(quick: bool) -> Iterator[dict[str, object]]:

@@ -37,7 +37,7 @@ class Block(nn.Module):
         return x + branch
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     """A small network with buffers, hooks of its own, dropout and gradients."""
     torch.manual_seed(0)
     # No bias before batch normalization: its gradient is zero up to rounding, so chance would decide how many are zero.
@@ -72,7 +72,8 @@ class Attentive(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before, self.inside = network(), nn.MultiheadAttention(2, 2, batch_first=True).double()
+        self.before = network()
+        self.inside = nn.MultiheadAttention(2, 2, batch_first=True).double()
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean over the tokens."""

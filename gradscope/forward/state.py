@@ -32,7 +32,8 @@ class state_restored(interruptible):  # noqa: N801
     """
 
     def __init__(self, modules: Modules, snapshot: Snapshot | None = None) -> None:
-        self.modules, self.snapshot, self.built = modules, snapshot, None
+        self.modules, self.snapshot = modules, snapshot
+        self.built: str | None = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if self.done:

@@ -103,21 +103,21 @@ class Interception(TorchFunctionMode):
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Context in which calls are seen."""
-        names, guard = {id(module): name for name, module in self.modules.items()}, own_thread()
+        guard = own_thread()
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            guard(names[id(module)])
-            self.called.add(names[id(module)])
-            self._running.append(names[id(module)])
+        def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+            guard(name)
+            self.called.add(name)
+            self._running.append(name)
 
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             # A call inside this one may have raised, and the model may have caught the error.
-            while self._running.pop() != names[id(module)]:
+            while self._running.pop() != name:
                 pass
 
         # In compiled functions nothing is seen.  Setting the stance would import the compiler, which takes seconds.
         compiler = "torch._dynamo" in sys.modules
-        remove = attach(self.modules.values(), before, after)
+        remove = attach(self.modules, before, after)
         try:
             with torch.compiler.set_stance("force_eager") if compiler else contextlib.nullcontext(), self:
                 yield

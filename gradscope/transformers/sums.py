@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradscope.forward.modules import Modules, attach, transforming
@@ -55,16 +55,15 @@ def observed(modules: Modules, compute: Compute) -> Iterator[list[Sum]]:
     sum, whose result is kept as ``values``.
     """
     observer = _Observer(compute)
-    names = {id(module): name or type(module).__name__ for name, module in modules.items()}
 
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        observer.running.append(names[id(module)])
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        observer.running.append(name or type(module).__name__)
 
-    def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        while observer.running and observer.running.pop() != names[id(module)]:
+    def after(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        while observer.running and observer.running.pop() != (name or type(module).__name__):
             pass  # a call inside this one raised, but the model caught the error
 
-    remove = attach(modules.values(), before, after)
+    remove = attach(modules, before, after)
     try:
         with observer:
             yield observer.sums
