@@ -104,13 +104,11 @@ def _heat_map(rows: pd.DataFrame, name: str, ax: Axes | None) -> Axes:
 
 def _line(ax: Axes, rows: pd.DataFrame, place: str, color: Any) -> tuple[float, float]:
     """Draw one layer, and return the right end of its curve."""
-    rows = rows.sort_values(place)
-    points = pd.DataFrame({"mean": rows["log10_value"], "low": rows["log10_low"], "high": rows["log10_high"]})
-    points = points.where(np.isfinite(points["mean"]), np.nan)
-    x = rows[place].astype(float)
-    curve(ax, x, points, color=color)
-    last = points["mean"].last_valid_index()
-    return float(x[last]), float(points.loc[last, "mean"])
+    rows = rows.sort_values(place).rename(columns={"log10_value": "mean", "log10_low": "low", "log10_high": "high"})
+    rows = rows.assign(mean=rows["mean"].where(np.isfinite(rows["mean"]), np.nan))
+    curve(ax, rows[place].astype(float), rows, color=color)
+    last = rows.dropna(subset="mean").iloc[-1]
+    return float(last[place]), float(last["mean"])
 
 
 def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any) -> None:

@@ -82,7 +82,7 @@ class BlockBoard(Board):
         reason = f"without {num} positions at position_dim={position_dim}: {listed(without)}"
         if without and options.layers is not None:
             raise ValueError(f"layers= holds layers {reason}. Leave them out, or choose another position_dim=.")
-        self.remarks = (f"Blocks leave out layers {reason}.",) if without else ()
+        self.remarks: tuple[str, ...] = (f"Blocks leave out layers {reason}.",) if without else ()
         self.axes = axes[:-1]
         self.blocked = {row.name: row for row in self.sources if row.name not in without}
         if not self.blocked:
@@ -98,7 +98,7 @@ class BlockBoard(Board):
         """Measure with the given cotangents: passes of one per target position, or rotated ones."""
         self.gains.clear()
         self.rotated = {name: [] for name in self.blocked}
-        pairs, remarks, num_probes = super().measure(cotangents, progress), self.remarks, self.num_targets
+        pairs, num_probes, remarks = super().measure(cotangents, progress), self.num_targets, self.remarks
         blocks: tuple[Tally | Rotated, ...] = ()
         if self.places is None:
             blocks = (Tally.concatenate([self._tally(row) for row in self.blocked.values()]),)
