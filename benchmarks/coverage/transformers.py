@@ -50,10 +50,14 @@ def blocks(quick: bool) -> Iterator[dict[str, object]]:
         if probes == "auto" and by == "source":  # the plan of plain GSC
             continue
         x = inputs(size * TOKENS, WIDTH).reshape(size, TOKENS, WIDTH)
-        truths = gs.gsc(model, x, positions=by, probes="exact").blocks.log10_values[0]
+        exact = gs.gsc(model, x, positions=by, probes="exact")
+        assert isinstance(exact, gs.Positions)
+        truths = exact.blocks.log10_values[0]
         found: dict[tuple[int, int], list[Replay]] = {place: [] for place in places[by]}
         for seed in range(2 if quick else MEASURED):
-            drawn = gs.gsc(model, x, positions=by, probes=probes, generator=seeded(SEED + seed)).blocks
+            measured = gs.gsc(model, x, positions=by, probes=probes, generator=seeded(SEED + seed))
+            assert isinstance(measured, gs.Positions)
+            drawn = measured.blocks
             low, high = drawn.interval()
             for t, s in places[by]:
                 found[t, s].append((drawn.log10_values[0, t, s], low[0, t, s], high[0, t, s]))
