@@ -53,15 +53,8 @@ USERS = {str(module.__file__) for module in (alike, calls, values)}
 SECONDS = 60  # of CPU time, so that other work on the machine does not count
 MOST_BYTES = 8 << 30  # of memory
 FAILURES = ("raw", "unnamed", "nan", "hang")
-MENDED = (
-    0,
-    7,
-    11,
-    *range(101, 109),
-    202,
-    998,
-    999,
-)  # seeds whose failures were mended; the count of any other is unbiased
+# Seeds whose failures were mended; the counts of any other seed are unbiased.
+MENDED = (0, 7, 11, *range(101, 109), 202, 998, 999)
 
 
 Case = tuple[str, str, str]  # function, argument and name of an odd value

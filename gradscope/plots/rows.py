@@ -265,7 +265,7 @@ def finite_limits(values: npt.ArrayLike, *, symmetric: bool) -> tuple[float, flo
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if not finite.size:
-        raise ValueError("Every number of the frame is zero or not finite, so a logarithmic scale shows nothing.")
+        raise ValueError("Every number is zero or not finite, so the frame has nothing to draw on a logarithmic scale.")
     largest = float(np.abs(finite).max())
     low, high = (-largest, largest) if symmetric else (float(finite.min()), float(finite.max()))
     return (low, high) if low < high else (low - 0.5, high + 0.5)
