@@ -38,9 +38,9 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     Raises:
         ValueError: The frame lacks a column or a quantity, or holds several networks.
 
-    >>> frame = pd.DataFrame({"layer": "mlp", "index": 1, "value": [1.0, 0.5, 0.5, 0.8, 0.1, 0.1], "skip": "identity"})
+    >>> frame = pd.DataFrame({"layer": "mlp", "index": 1, "value": [1.0, 0.5, 0.5, 0.8, 0.1, 0.1]})
     >>> frame["quantity"] = ["stream_rms", "write_rms", "write_ratio", *SHARES]
-    >>> frame[["log10_stderr_sample", "stderr_sample", "stderr_probe"]] = np.nan
+    >>> frame[["log10_stderr_sample", "stderr_sample", "stderr_probe"]] = float("nan")
     >>> [ax.get_ylabel() for ax in residual(frame)]
     ['root mean square', 'write / stream', 'share of squared Jacobian']
     """
