@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -100,12 +101,6 @@ def _kinds(names: Sequence[str]) -> dict[str, str]:
     {'h.0.attn': 'attn', 'h.0.mlp': 'mlp', 'h.1.attn': 'attn'}
     """
     patterns = {name: [re.sub(r"\d+", "*", part) for part in name.split(".")] for name in names}
-    shared = 0
-    while (
-        len({tuple(parts[: shared + 1]) for parts in patterns.values()})
-        == 1
-        < min(map(len, patterns.values())) - shared
-    ):
-        shared += 1
+    shared = len(os.path.commonprefix([parts[:-1] for parts in patterns.values()]))
     kinds = {name: ".".join(parts[shared:]) for name, parts in patterns.items()}
     return kinds if len(set(kinds.values())) <= MOST_KINDS else dict.fromkeys(names, "write")
