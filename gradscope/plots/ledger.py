@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -101,6 +100,7 @@ def _kinds(names: Sequence[str]) -> dict[str, str]:
     {'h.0.attn': 'attn', 'h.0.mlp': 'mlp', 'h.1.attn': 'attn'}
     """
     patterns = {name: [re.sub(r"\d+", "*", part) for part in name.split(".")] for name in names}
-    shared = len(os.path.commonprefix([parts[:-1] for parts in patterns.values()]))
+    columns = zip(*(parts[:-1] for parts in patterns.values()), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     kinds = {name: ".".join(parts[shared:]) for name, parts in patterns.items()}
     return kinds if len(set(kinds.values())) <= MOST_KINDS else dict.fromkeys(names, "write")
