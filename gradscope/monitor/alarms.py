@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gradscope.checks.levels import freedom, limit, nearest, scale
-from gradscope.choices import stacklevel
+from gradscope.choices import listed, stacklevel
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -240,3 +240,10 @@ def _expected(values: FloatArray, place: int) -> tuple[float, float]:
 
 def _warn(message: str) -> None:
     warnings.warn(message, MonitorWarning, stacklevel=stacklevel())
+
+
+def check_state(state: dict[str, Any], usual: dict[str, Any]) -> None:
+    """ValueError that names what a state, or a part of it, lacks of a usual one."""
+    pairs = [(state, usual), *((state.get(name), part) for name, part in usual.items() if isinstance(part, dict))]
+    if lacking := [name for found, part in pairs for name in part if not isinstance(found, dict) or name not in found]:
+        raise ValueError(f"state must be what state_dict() returned, but it lacks {listed(lacking)}.")

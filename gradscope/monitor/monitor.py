@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.backward.cotangents import Probes
-from gradscope.choices import PathLike, Share, Size, checked, listed, stacklevel
+from gradscope.choices import PathLike, Share, Size, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, same_draws
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
-from gradscope.monitor.alarms import Alarms, MonitorWarning
+from gradscope.monitor.alarms import Alarms, MonitorWarning, check_state
 from gradscope.monitor.probe_batch import coefficients, heads, statistics
 from gradscope.monitor.records import Records
 from gradscope.monitor.schedule import Every, Schedule
@@ -118,8 +118,7 @@ class Monitor:
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
         self.report, self.sinks = report, Sinks(sinks)
-        self.vitals = Vitals(self.model, check_every)
-        self.weights = Weights(self.model)
+        self.vitals, self.weights = Vitals(self.model, check_every), Weights(self.model)
         self.alarms = Alarms(self.weights.first_norms(), self.weights.resolution())
         self.steps, self._recorded = 0, -1  # the next step, and the step of the last record
         self._records, self._thinned = Records(), False  # and whether a warning has said that some are missing
@@ -210,11 +209,7 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any], records: list[pd.DataFrame] | None = None) -> None:
         """Restore the state that `state_dict` returned; ``records`` are the frames reported before the save."""
-        usual, alarms = self.state_dict(), state.get("alarms")
-        lacking = [name for name in usual if name not in state]
-        lacking += [name for name in usual["alarms"] if not isinstance(alarms, dict) or name not in alarms]
-        if lacking:
-            raise ValueError(f"state must be what state_dict() returned, but it lacks {listed(lacking)}.")
+        check_state(state, self.state_dict())
         lengths = self.alarms.first_lengths
         self.steps, self._recorded, self._records = state["steps"], state["recorded"], Records(records or ())
         self.alarms.load_state_dict(state["alarms"])

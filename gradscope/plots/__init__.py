@@ -4,9 +4,9 @@ from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.heads import attention
+from gradscope.plots.ledger import residual
 from gradscope.plots.maps import matrix, phase_diagram
 from gradscope.plots.positions import positions
-from gradscope.plots.residual import residual
 from gradscope.plots.rows import LABELS
 from gradscope.plots.training import before_after, evolution, learning, over_steps
 from gradscope.plots.verdicts import convergence, rates

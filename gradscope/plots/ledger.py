@@ -38,9 +38,9 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     Raises:
         ValueError: The frame lacks a column or a quantity, or holds several networks.
 
-    >>> frame = pd.DataFrame({"layer": "mlp", "index": 1, "value": [1.0, 0.5, 0.5, 0.8, 0.1, 0.1], "skip": "identity"})
+    >>> frame = pd.DataFrame({"layer": "mlp", "index": 1, "value": [1.0, 0.5, 0.5, 0.8, 0.1, 0.1]})
     >>> frame["quantity"] = ["stream_rms", "write_rms", "write_ratio", *SHARES]
-    >>> frame[["log10_stderr_sample", "stderr_sample", "stderr_probe"]] = np.nan
+    >>> frame[["log10_stderr_sample", "stderr_sample", "stderr_probe"]] = float("nan")
     >>> [ax.get_ylabel() for ax in residual(frame)]
     ['root mean square', 'write / stream', 'share of squared Jacobian']
     """
@@ -100,12 +100,7 @@ def _kinds(names: Sequence[str]) -> dict[str, str]:
     {'h.0.attn': 'attn', 'h.0.mlp': 'mlp', 'h.1.attn': 'attn'}
     """
     patterns = {name: [re.sub(r"\d+", "*", part) for part in name.split(".")] for name in names}
-    shared = 0
-    while (
-        len({tuple(parts[: shared + 1]) for parts in patterns.values()})
-        == 1
-        < min(map(len, patterns.values())) - shared
-    ):
-        shared += 1
+    columns = zip(*(parts[:-1] for parts in patterns.values()), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     kinds = {name: ".".join(parts[shared:]) for name, parts in patterns.items()}
     return kinds if len(set(kinds.values())) <= MOST_KINDS else dict.fromkeys(names, "write")
