@@ -123,7 +123,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "capture": call(gs.capture, **MEASURED, layers=None, loss_fn=None, target=None),
     "check": call(gs.check, **MEASURED, loss_fn=None),
-    "compare": call(gs.compare, **BY_PROBES, expected=None),
+    "compare": call(gs.compare, **BY_PROBES, expected=None, prediction=None),
     "compare_models": call(
         gs.compare_models, models={"a": mlp, "b": mlp}, data=X, seeds=2, margin=0.02, progress=None, probes=2
     ),

@@ -5,7 +5,7 @@ ALIASES = {
     "data": ("data", "x ", "batch", "stream", "plot takes", "frame", "Column", "column", "MLP", "layers"),
     "model": ("model", "ayer"),
     "images": ("mages", "image", "data"), "learning_rate": ("update_to_weight",), "correlation": ("samples",),
-    "frame": ("frame", "olumn"), "metrics": ("frame", "plot", "curve"),
+    "frame": ("frame", "olumn"), "prediction": ("prediction", "frame", "olumn"), "metrics": ("frame", "plot", "curve"),
     "rows": ("frame", "olumn"), "weight": ("weight",), "columns": ("olumn",), "a": ("qm_norm", "a "),
     "value": ("value", "mantissa", "olumn"), "targets": ("sinks",), "given": ("activation",),
     "operator": ("qm_norm", "operator"), "activation": ("activation", "lambda", "slope", "weight variance"),

@@ -32,7 +32,7 @@ def beside(prediction: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, li
     for row in table.to_dict("records"):
         low, high, value = row["log10_low"], row["log10_high"], row["log10_gsc"]
         half, away = (high - low) / 2, abs(value - (high + low) / 2)
-        if not away <= half:
+        if away > half:  # never, if the band is unknown
             text = f"log10 GSC of {value:.3f} is outside the predicted band, {low:.3f} to {high:.3f}"
             deviations.append(Deviation(row["layer"], "GSC", away / half if half else math.inf, text))
     return table, deviations

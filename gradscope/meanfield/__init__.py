@@ -1,6 +1,6 @@
 """Mean-field theory of wide random networks: lengths, correlations, gradients, GSC, NLC, and critical points.
 
-Needs NumPy and SciPy only.  All rates are growth factors of GSC per layer, in the squared convention.
+Needs no torch.  All rates are growth factors of GSC per layer, in the squared convention.
 
 The theory holds at infinite width; rates measured at finite width deviate by O(1 / width).  Inputs are independent
 unless ``correlation`` is given.  With batch normalization, the batch size must be much smaller than the width.

@@ -31,7 +31,8 @@ def correlations(kernel: FloatArray) -> FloatArray:
 def activation_kernels(activation: Activation, kernel: FloatArray) -> tuple[FloatArray, FloatArray]:
     """E[phi(u) phi(v)] and E[phi'(u) phi'(v)], each (n, n), for pre-activations with a kernel (n, n).
 
-    The diagonals are accurate to 1e-8, other entries to about 1e-3 of the diagonal where phi jumps or has a kink.
+    The diagonals are accurate to 1e-8.  Where phi has a kink, other entries of the first are accurate to about 1e-4
+    and those of the second to about 1e-2.
     """
     q, c = np.diag(kernel), correlations(kernel)
     low, high = math.log(q.min()), math.log(q.max())

@@ -37,7 +37,6 @@ NORMS, KINDS = ("pre", "post", "none"), ("layer", "rms")
 EPS = 1e-5  # of the normalizations
 BAND = 4.0  # two standard deviations; see `Transformer.gsc`
 
-
 Positions = Annotated[Size, Range("an integer from 1 to 2048", lambda number: number <= 2048)]
 Width = Annotated[Size, Range("an integer from 3 to 1e7", lambda number: 3 <= number <= 1e7)]  # norms remove up to 2
 Variance = Annotated[float, Range("a number from 0 to 1e6", lambda number: 0 <= number <= 1e6)]
@@ -245,7 +244,7 @@ class Transformer:
                 backward = self._through_norm(stream, backward)
             total = stream + write
             if not (np.isfinite(total).all() and _mean(total) > 0):
-                raise ValueError(f"Lengths vanish or overflow after {name}: change residual_scale or value_variance.")
+                raise ValueError(f"Lengths vanish or overflow after {name}: change residual_scale or the variances.")
             found.append(_Branch(name, stream, write, total, backward))
             stream = self._normalized(total) if self.norm == "post" else total
         return found
