@@ -24,6 +24,7 @@ KEEPS = 1.0
 # Equal additions to the squared length, per block: their ratio in the two parts of the window, and its tolerance.
 ADDED = (WINDOW[2] - WINDOW[1]) / (WINDOW[1] - WINDOW[0])
 ADDED_TOLERANCE = 0.1 * ADDED
+BARS = "Bars are 95 % intervals over seeds. Points are shifted sideways a little."
 
 
 def claims(collected: Collected) -> list[Claim]:
@@ -199,11 +200,11 @@ attention soon exceed the precision of float32. GSC in float32 and in float64 th
     figures=figures.draw,
     captions={
         "growth": "GSC from the embedding to the last block of a GPT against its depth, with pre- and post-norm. Left: "
-        "linear depth. Right: logarithmic depth. Bars are 95 % intervals over seeds.",
+        f"linear depth. Right: logarithmic depth. {BARS}",
         "scaled": "GSC from the embedding to the last block of a GPT. The initial weights that write into the residual "
-        "stream are scaled by 1 / sqrt(2 depth). Bars are 95 % intervals over seeds.",
-        "lengths": "Squared length of the residual stream after the last block, divided by that of the embedding. Bars "
-        "are 95 % intervals over seeds.",
+        f"stream are scaled by 1 / sqrt(2 depth). {BARS}",
+        "lengths": "Squared length of the residual stream after the last block, divided by that of the embedding. "
+        + BARS,
     },
     details=details,
 )

@@ -60,7 +60,8 @@ def _curves(ax: Axes, tables: dict[str, pd.DataFrame]) -> None:
     for norm, table in tables.items():
         place = NORMS.index(norm)
         found = [means.mean(table[depth]) for depth in DEPTHS]
-        means.errorbars(ax, DEPTHS, found, fmt=f"{'os'[place]}-", color=COLORS[place], markersize=5, linewidth=1.2,
+        apart = [depth * 1.02 ** (2 * place - 1) for depth in DEPTHS]
+        means.errorbars(ax, apart, found, fmt=f"{'os'[place]}-", color=COLORS[place], markersize=5, linewidth=1.2,
                         capsize=3, label=name(norm))  # fmt: skip
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xlabel("blocks")
