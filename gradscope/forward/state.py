@@ -20,8 +20,7 @@ class state_restored(interruptible):  # noqa: N801
     """Context in which a pass may change anything in the modules; afterwards all is as `Snapshot` says, as before.
 
     The context is entered twice, as every `interruptible`: ``with alone, state_restored(modules) as state, state``.
-    ``snapshot``: one of the same modules, if nothing has changed them since.  Inside a context with the same snapshot
-    nothing is done, because the outer context restores all.
+    ``snapshot``: one of the same modules, if nothing has changed them since.  The outer context may have the same one.
 
     Raises:
         RuntimeError: Another thread called a module that holds buffers, or changed a parameter (raised in this thread
@@ -54,18 +53,22 @@ class state_restored(interruptible):  # noqa: N801
     def _keep(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self.kept = self.snapshot or Snapshot(self.modules)
-        self.outermost = not self.kept.active
+        self.inside = self.kept.active
 
     def _change(self) -> None:
-        if self.outermost:
+        if not self.inside:
             self.kept.active = True
-            with torch.no_grad():
-                self.kept.replace_buffers()
+            self._replace_buffers()
 
     def _restore(self, kind: type[BaseException] | None) -> None:
-        if self.outermost:
-            self.built = self.kept.restore(failed=kind is not None)
-            self.kept.active = False
+        self.built = self.kept.restore(failed=kind is not None)
+        self.kept.active = self.inside
+        if self.inside:
+            self._replace_buffers()
+
+    def _replace_buffers(self) -> None:
+        with torch.no_grad():
+            self.kept.replace_buffers()
 
 
 class same_draws(interruptible):  # noqa: N801

@@ -224,6 +224,45 @@ def test_no_backward_pass_changes_the_model(measure, caller):
         assert result.passed, str(result)
 
 
+def test_a_capture_leaves_what_the_model_became_since():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh()), noise(6, 4).float()
+    captured = gs.capture(model, x)
+    model.stage, model[1].momentum = "fine-tuning", 0.5
+    model(x)  # moves the running statistics
+    kept = copy.deepcopy(model.state_dict())
+    assert captured.coupled
+    captured.jacobian("0", "2").rmatvec(torch.ones(24))
+    assert (model.stage, model[1].momentum) == ("fine-tuning", 0.5)
+    torch.testing.assert_close(dict(model.state_dict()), dict(kept), rtol=0, atol=0)
+
+
+def test_every_pass_of_a_measurement_starts_from_the_same_state():
+    """The forward pass, passes that find directions, and a layer that runs again in the backward pass."""
+    seen = []
+
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            seen.append((self.calls, float(self.count)))
+            self.calls, self.count = self.calls + 1, self.count + 1
+            return super().forward(x)
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = Counting(4, 4), nn.Linear(4, 4)
+            self.inner.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            return self.last(checkpoint(self.inner, x, use_reentrant=False))
+
+    model = Again()
+    gs.gsc(model, noise(6, 4).float(), probes=gs.Deflated(1, 1))
+    assert len(seen) > 3 and set(seen) == {(0, 0.0)}
+    assert model.inner.calls == 0 and float(model.inner.count) == 0
+
+
 def test_what_a_measurement_cannot_restore_is_reported():
     class Big(nn.Module):
         def __init__(self):
