@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatter
 
 from gradscope.choices import checked
 from gradscope.plots.drawing import DASHES, curve, ink, legend, name_layers, next_colors, reference
@@ -68,8 +67,6 @@ def residual(data: Any, *, axes: Sequence[Axes] | None = None) -> tuple[Axes, ..
     reference(shares, y=1)
     for ax, label in zip(axes, ("root mean square", "write / stream", "share of squared Jacobian"), strict=True):
         ax.set(yscale="log", ylabel=label)
-        ax.yaxis.set_major_formatter(LogFormatter())
-        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))
     name_layers(shares.xaxis, stream["index"].to_numpy(), stream["layer"].tolist())
     for ax in (lengths, shares):
         legend(ax, beside=True)

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from torch.autograd.graph import Node
@@ -256,11 +257,24 @@ class _Names:
             inputs, kind = live_inputs(at[0], self.live), at[0].name()
             if at in self.sums and best is None:
                 parts = [self._of(operand) for operand in self.sums[at].operands]
-                return None if None in parts else " + ".join(map(str, parts))
+                return None if None in parts else _joined([str(part) for part in parts])
             simple = kind in _MOVES or kind in _FACTORS or kind.startswith(_AFTER)
             if not simple or len(inputs) != 1:
                 return best
             at = _inputs(at[0])[inputs[0]]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """A name of a sum.
+
+    >>> _joined(["h.0.attn", "h.0.mlp"])
+    'h.0.(attn + mlp)'
+    """
+    parts = [name.split(".") for name in names]
+    columns = zip(*(own[:-1] for own in parts), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    rest = " + ".join(".".join(own[len(shared) :]) for own in parts)
+    return ".".join([*shared, f"({rest})"]) if shared else rest
 
 
 def _depth(name: str) -> int:

@@ -363,6 +363,14 @@ def test_torch_functional_dropout_changes_nothing_but_the_write():
     assert values(found, "write_rms")[0] == pytest.approx(float(write.detach().square().mean().sqrt()), rel=1e-12)
 
 
+def test_a_write_that_is_a_sum_has_both_names():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, vocab_size=11)).eval()
+    found = gs.residual(model, torch.arange(6).reshape(2, 3), probes=1)
+    assert found.writes == tuple(f"gpt_neox.layers.{n}.(mlp + attention)" for n in range(2))
+
+
 LIBRARY = {
     "GPT-2": "transformer.h.{0,1}.{attn,mlp}",
     "BERT": "bert.encoder.layer.{0,1}.{attention.output.dense,output.dense}",
