@@ -33,10 +33,10 @@ from gradscope.norms import qm_norm
 from gradscope.operators import LinearOperator
 from gradscope.report.networks import report_frame
 from gradscope.report.page import report
-from gradscope.transformers.attention import AttentionHeads, attention
+from gradscope.transformers.attention.measurement import AttentionHeads, attention
 from gradscope.transformers.coherence import Coherence, jacobian_coherence
 from gradscope.transformers.positions import Positions
-from gradscope.transformers.residual import Residual, residual
+from gradscope.transformers.residual.measurement import Residual, residual
 
 if TYPE_CHECKING:
     from gradscope import plots

@@ -30,8 +30,8 @@ from gradscope.monitor.schedule import Every, Schedule
 from gradscope.monitor.vitals import Vital, Vitals
 from gradscope.monitor.weights import Weights
 from gradscope.sinks.delivery import Sinks, values_of
-from gradscope.transformers.candidates import may_attend
-from gradscope.transformers.interception import NoAttentionError
+from gradscope.transformers.attention.candidates import may_attend
+from gradscope.transformers.attention.interception import NoAttentionError
 
 MOST_PROBES = 4
 GSC, STATISTICS_ONLY = "every", "statistics_every"  # kinds of record, named like the argument that sets their period

@@ -22,7 +22,7 @@ from gradscope.forward.layers import LayerFilter
 from gradscope.measures import DeadFraction, PreactivationStd, SignDiversity
 from gradscope.measures.measuring import Measure, begun
 from gradscope.measures.preactivations import NONLINEARITIES
-from gradscope.transformers import attention
+from gradscope.transformers.attention import measurement as attention
 
 STATISTICS: tuple[Measure, ...] = (PreactivationStd(), SignDiversity(), DeadFraction())
 

@@ -26,7 +26,7 @@ from gradscope.estimates import FloatArray
 from gradscope.forward.trunk import Vertex, output_kind, vertex
 from gradscope.jacobians.capture import Capture
 from gradscope.memory import Workspace
-from gradscope.transformers.additions import Addition
+from gradscope.transformers.residual.additions import Addition
 
 LEAST = 2.0**6  # root mean square of a gradient over the least number of its dtype; below, few digits are left
 

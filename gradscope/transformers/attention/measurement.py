@@ -37,8 +37,9 @@ from gradscope.forward.modules import Modules, recording_gradients
 from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.description import Description
 from gradscope.memory import Later, together
-from gradscope.transformers.candidates import unseen
-from gradscope.transformers.heads import (
+from gradscope.transformers.attention.candidates import unseen
+from gradscope.transformers.attention.interception import Interception, NoAttentionError
+from gradscope.transformers.attention.statistics import (
     ENTROPY,
     FIRST_KEY,
     LOGIT,
@@ -51,7 +52,6 @@ from gradscope.transformers.heads import (
     frame_of,
     summed,
 )  # fmt: skip
-from gradscope.transformers.interception import Interception, NoAttentionError
 
 COLLAPSED = 0.1  # a query is collapsed below this relative entropy
 NOT_SEEN = (
@@ -121,8 +121,8 @@ def attention(
     """Return entropy, logits and shares of keys of every attention head, with errors over sequences.
 
     Attention is seen wherever ``scaled_dot_product_attention`` runs, or a softmax whose result is multiplied with
-    values, in whatever module (`gradscope.transformers.interception`).  With p the attention of a query over n keys
-    that are not hidden, the quantities are means over queries and sequences, unless said otherwise:
+    values, in whatever module (`gradscope.transformers.attention.interception`).  With p the attention of a query over
+    n keys that are not hidden, the quantities are means over queries and sequences, unless said otherwise:
 
     - ``attention_entropy`` in nats, and ``relative_attention_entropy``, divided by ln n (queries with n > 1);
       ``collapsed_fraction`` of these queries, whose relative entropy is below ``collapsed``.

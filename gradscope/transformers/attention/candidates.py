@@ -10,7 +10,7 @@ import re
 from torch import nn
 
 from gradscope.forward.modules import Modules
-from gradscope.transformers.interception import Interception
+from gradscope.transformers.attention.interception import Interception
 
 CALLED, UNCALLED = "called, but no attention was seen in it", "never called"
 

@@ -22,7 +22,7 @@ from gradscope.choices import listed
 from gradscope.estimates import UPPER, satterthwaite
 from gradscope.forward.recorder import NonFiniteLayerError
 from gradscope.memory import batch_bytes
-from gradscope.transformers.interception import Interception, Scores, Seen, precision
+from gradscope.transformers.attention.interception import Interception, Scores, Seen, precision
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -34,8 +34,8 @@ from gradscope.forward.state import alone, state_restored
 from gradscope.jacobians.capture import captured_unread
 from gradscope.measures.samples import SAMPLES, quiet
 from gradscope.memory import together
-from gradscope.transformers.additions import find_additions
-from gradscope.transformers.ledger import (
+from gradscope.transformers.residual.additions import find_additions
+from gradscope.transformers.residual.ledger import (
     QUANTITIES,
     SHARES,
     SIGNED,
@@ -45,7 +45,7 @@ from gradscope.transformers.ledger import (
     read_entries,
     statistics,
 )
-from gradscope.transformers.sums import observed
+from gradscope.transformers.residual.sums import observed
 
 SHOWN = 40  # additions that are printed
 

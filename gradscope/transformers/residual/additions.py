@@ -18,7 +18,7 @@ from torch.autograd.graph import Node
 
 from gradscope.forward.layers import Layer, Origin
 from gradscope.forward.trunk import Trunk, Vertex, live_inputs, output_kind, vertex
-from gradscope.transformers.sums import POINTWISE, Sum
+from gradscope.transformers.residual.sums import POINTWISE, Sum
 
 KINDS = ("identity", "scaled", "projection")
 

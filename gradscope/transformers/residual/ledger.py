@@ -1,6 +1,6 @@
 """The numbers of residual additions x + f(x), with standard errors over samples.
 
-Cost: a few reductions per sum in the forward pass, and what `gradscope.transformers.shares` says for gradients.
+Cost: a few reductions per sum in the forward pass, and that of `gradscope.transformers.residual.shares` for gradients.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from gradscope.estimates import Estimate, FloatArray
 from gradscope.jacobians.capture import Capture
 from gradscope.measures.samples import jackknifed
 from gradscope.memory import SCRATCH, Later
-from gradscope.transformers.additions import Addition
-from gradscope.transformers.shares import passed
-from gradscope.transformers.sums import Compute, Sum
+from gradscope.transformers.residual.additions import Addition
+from gradscope.transformers.residual.shares import passed
+from gradscope.transformers.residual.sums import Compute, Sum
 
 SHARES = ("skip_share", "branch_share", "cross_share")
 PERCENTILE = 0.99
@@ -35,7 +35,7 @@ class Entry:
 
     ``stream``, ``write``, ``total``, ``product``: means of x^2, f^2, (x + f)^2 and x f.
     ``largest``, ``percentile``: of |x + f| over its root mean square.  ``kurtosis``: of the entries of x + f.
-    ``channel``: where the largest lies.  ``passed``, ``variance``: see `gradscope.transformers.shares.passed`.
+    ``channel``: where the largest lies.  ``passed``, ``variance``: see `gradscope.transformers.residual.shares.passed`.
     """
 
     write_name: str

@@ -1,0 +1,1 @@
+"""Attention heads: calls of attention that are seen, and statistics per head."""
