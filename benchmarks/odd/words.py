@@ -18,7 +18,7 @@ ALIASES = {
     "theory": ("theory", "frame", "olumn"), "diagram": ("diagram",), "points": ("points", "plot", "frame", "olumn"),
     "predicted": ("predicted", "frame", "olumn"), "q": ("q ", "lengths", "Lengths", "samples", "length", "expectation"),
     "start": ("start", "Lengths"), "path": ("saved as", "read from"), "style": ("olumn",),
-    "quantity": ("quantity", "olumn"), "kinks": ("kinks",),
+    "quantity": ("quantity", "olumn"), "quantities": ("quantit", "olumn"), "kinks": ("kinks",),
     "scale": ("scale", "standard deviation"), "probes": ("probes", "Probes"), "weight_variance": ("weight_variance",
     "mean square", "Lengths", "length"),
     "module": ("model", "module", "images"), "index": ("olumn", "index"),

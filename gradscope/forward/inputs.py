@@ -154,6 +154,8 @@ def stream(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None) 
     """
     if isinstance(data, (Tensor, Mapping, tuple)) or not isinstance(data, Iterable) or is_dataclass(data):
         return None
+    if getattr(data, "ndim", None) == 0:  # an array of numpy that cannot be iterated
+        return None
     if isinstance(data, list) and (forward is not None or _is_batch(data, loss_fn)):
         return None
     batches = iter(data)

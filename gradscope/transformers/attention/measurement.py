@@ -23,6 +23,7 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -53,6 +54,7 @@ from gradscope.transformers.attention.statistics import (
     summed,
 )  # fmt: skip
 
+MOST_BATCHES = 500  # so that an endless iterator ends
 COLLAPSED = 0.1  # a query is collapsed below this relative entropy
 NOT_SEEN = (
     "Compiled code, flex_attention, kernels of other libraries, and attention without softmax are not seen; for a "
@@ -149,7 +151,7 @@ def attention(
 
     Raises:
         ValueError: No attention was seen, a logit is NaN or Inf, all queries of a head are fully masked, two batches
-            make different calls, or the data are invalid.
+            make different calls, there are more than 500 batches, or the data are invalid.
 
     >>> import torch, gradscope as gs
     >>> model = torch.nn.MultiheadAttention(8, 2, batch_first=True)
@@ -168,7 +170,13 @@ def attention(
     with interruptible() as whole, whole, together():
         given = stream(data, forward=forward, loss_fn=None)
         batches = (as_batch(each, forward=forward, loss_fn=None) for each in ([data] if given is None else given))
-        passes = [(_watch(modules, batch, forward, collapsed), batch.size) for batch in batches]
+        several = islice(batches, MOST_BATCHES + 1)
+        passes = [(_watch(modules, batch, forward, collapsed), batch.size) for batch in several]
+        if len(passes) > MOST_BATCHES:
+            raise ValueError(
+                f"data has more than {MOST_BATCHES} batches: give a part of them, such as "
+                f"itertools.islice(data, {MOST_BATCHES})."
+            )
         if not passes:
             raise ValueError("data has no batches: give at least one.")
         return _result(modules, passes)

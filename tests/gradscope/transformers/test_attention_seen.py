@@ -1,6 +1,7 @@
 """Which attention is seen, in models of torch and of ``transformers``, and what is said about attention that is not."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -246,6 +247,10 @@ def test_batches_that_make_other_calls_are_refused():
         gs.attention(Fused(), iter(batches))
     with pytest.raises(ValueError, match="data has no batches"):
         gs.attention(Fused(), iter([]))
+    with pytest.raises(ValueError, match="data has more than 500 batches: give a part"):
+        gs.attention(Fused(), itertools.repeat(data(batch=1, heads=1, queries=1, keys=1)))
+    with pytest.raises(TypeError, match="data must be a tensor"):
+        gs.attention(Fused(), np.array(1.0))
 
 
 def test_the_model_and_the_settings_of_torch_are_as_before():
