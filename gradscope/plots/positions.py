@@ -63,7 +63,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
         x, y = _line(ax, rows[rows["layer"] == name], place, color)
         ends.append((short_names(chosen)[chosen.index(name)], x, y, color))
         if len(lags):
-            _sinks(ax, frame[(frame["quantity"] == "gsc_of_sink") & (frame["layer"] == name)], lags, color)
+            sinks = frame[(frame["quantity"] == "gsc_of_sink") & (frame["layer"] == name)]
+            _sinks(ax, sinks, lags, color, named=name == chosen[0])
     ax.xaxis.set_major_locator(whole_numbers())
     label_ends(ax, ends)
     what = r"$\log_{10}$ of the mean GSC of a block" if len(lags) else r"$\log_{10}$ GSC (squared convention)"
@@ -111,15 +112,16 @@ def _line(ax: Axes, rows: pd.DataFrame, place: str, color: Any) -> tuple[float, 
     return float(last[place]), float(last["mean"])
 
 
-def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any) -> None:
-    """Draw the first source positions left of all lags that are not exactly zero."""
+def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any, *, named: bool) -> None:
+    """Draw the first source positions left of all lags that are not exactly zero, with names above if ``named``."""
     left = float(lags.loc[np.isfinite(lags["log10_value"]), "lag"].min())
     for number, (_, row) in enumerate(rows.sort_values("source_position", ascending=False).iterrows()):
         x, y = left - 2 - number, row["log10_value"]
         ax.errorbar(
             [x], [y], [[y - row["log10_low"]], [row["log10_high"] - y]], fmt="o", color=color, capsize=2, linewidth=1
         )
-        ax.annotate(
-            f"s = {row['source_position']}", (x, 1), (0, -2), xycoords=("data", "axes fraction"), va="top", ha="center",
-            textcoords="offset points", fontsize="small", color=ink(ax), rotation=90,
-        )  # fmt: skip
+        if named:
+            ax.annotate(
+                f"s = {row['source_position']}", (x, 1), (0, -2), xycoords=("data", "axes fraction"), va="top",
+                ha="center", textcoords="offset points", fontsize="small", color=ink(ax), rotation=90,
+            )  # fmt: skip
