@@ -21,37 +21,65 @@ from gradscope.forward.layers import INPUT, Layer
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, output_kind
 from gradscope.norms import from_real
 
-# Operations that process the entries of the leading dimension separately -> number of the input that holds the data.
+# Samples lie one after the other in the leading dimension, which has m rows per sample.  m changes in views only.
+_VIEWS = {f"{name}Backward0" for name in ("View", "UnsafeView", "ReshapeAlias")}
+
+# Operations that process the rows of the leading dimension separately -> number of the input that holds the data.
 _LEADING = (
     PRODUCTS
     | {
         f"{name}Backward0": 0
         for name in (
-            "Convolution MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D View UnsafeView ReshapeAlias Alias Slice "
-            "ConstantPadNd NativeLayerNorm NativeBatchNorm CudnnBatchNorm"
+            "Convolution MaxPool2DWithIndices AvgPool2D AdaptiveAvgPool2D Alias Slice Select Split SplitWithSizes "
+            "Unbind Unsqueeze Expand Transpose Permute MaskedFill Softmax LogSoftmax SafeSoftmax "
+            "ConstantPadNd NativeLayerNorm FusedRmsNorm NativeBatchNorm CudnnBatchNorm"
         ).split()
     }
-    | {"MeanBackward1": 0, "SumBackward1": 0}
+    | {"MeanBackward1": 0, "SumBackward1": 0, "SqueezeBackward1": 0}
 )  # over some dimensions
+
+# Operations in which each row of the result is computed from the same row of several inputs.
+_JOINT = {
+    f"{name}Backward0"
+    for name in (
+        "Bmm Cat Stack ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention "
+        "ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention"
+    ).split()
+}
+
+
+def _others(dims: Collection[int], ndim: int) -> bool:
+    """Whether none of the dimensions is the leading one.  Saved dimensions are unsigned: -1 is 2^64 - 1."""
+    return all((dim if dim < 1 << 63 else dim - (1 << 64) + ndim) > 0 for dim in dims)
 
 
 def _reduces_others(node: Any, ndim: int) -> bool:
-    """Whether a mean or sum keeps the leading dimension apart.  Saved dimensions are unsigned: -1 is 2^64 - 1."""
+    """Whether a mean or sum keeps the leading dimension apart."""
     dims = node._saved_dim
-    before = ndim + (0 if node._saved_keepdim else len(dims))
-    return bool(dims) and all((dim if dim < before else dim - (1 << 64) + before) > 0 for dim in dims)
+    return bool(dims) and _others(dims, ndim + (0 if node._saved_keepdim else len(dims)))
+
+
+def _along_other(change: int = 0) -> Callable[[Any, int], bool]:
+    """Whether an operation works along another dimension; its input has ``change`` more dimensions than its result."""
+    return lambda node, ndim: _others([node._saved_dim], ndim + change)
 
 
 # Further conditions: functions of the node, whose saved attributes they read, and of the result's number of dimensions.
 _PROVISO: dict[str, Callable[[Any, int], bool]] = {
     "NativeLayerNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,
+    "FusedRmsNormBackward0": lambda node, ndim: len(node._saved_normalized_shape) < ndim,
     "NativeBatchNormBackward0": lambda node, ndim: not node._saved_training,
     "CudnnBatchNormBackward0": lambda node, ndim: not node._saved_training,
-    "SliceBackward0": lambda node, ndim: 0 < node._saved_dim < ndim,
     "ConstantPadNdBackward0": lambda node, ndim: not any(node._saved_pad[2 * (ndim - 1) :]),  # last dimension first
     "MeanBackward1": _reduces_others,
     "SumBackward1": _reduces_others,
-}
+    "ExpandBackward0": lambda node, ndim: len(node._saved_self_sym_sizes) == ndim,  # no new leading dimension
+    "TransposeBackward0": lambda node, ndim: _others([node._saved_dim0, node._saved_dim1], ndim),
+    "PermuteBackward0": lambda node, ndim: node._saved_dims[0] in (0, (1 << 64) - ndim),
+    "SqueezeBackward1": lambda node, ndim: _others([node._saved_dim], len(node._saved_self_sym_sizes)),
+    "SelectBackward0": _along_other(1),
+    "UnbindBackward0": _along_other(1),
+} | {f"{name}Backward0": _along_other() for name in "Unsqueeze Softmax LogSoftmax SafeSoftmax Stack".split()}
 
 
 def coupled(
@@ -86,7 +114,8 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     """Whether the graph proves that samples are independent, by induction from the sources (leading dimension B).
 
     Every operation must be known, and may compute sample b of its result only from sample b of the inputs that depend
-    on the sources.  False means that there is no proof.  Cost: linear in the number of nodes.
+    on the sources.  A leading dimension of B m rows holds the m rows of the first sample first, and so on.  False means
+    that there is no proof.  Cost: linear in the number of nodes.
     """
     live = trunk.order
     return all(_keeps_apart(node, name, live, batch_size) for node, name in trunk.names.items())
@@ -94,15 +123,23 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
 
 def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
     shape, parents = tuple(node._input_metadata[0].shape), node.next_functions
-    if shape[:1] != (batch_size,):
-        return False
     inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
+        return shape[:1] == (batch_size,)
+    if not shape or shape[0] % batch_size:
+        return False
+    if name in _VIEWS:
         return True
+    # A part of the samples, or more than all, has another number of rows.
+    operands = [output_kind(parents[number])[0] for number in inputs]
+    if any(operand[:1] != shape[:1] for operand in operands) or not _PROVISO.get(name, lambda *_: True)(
+        node, len(shape)
+    ):
+        return False
     if name in _LEADING:
-        return inputs == [_LEADING[name]] and (name not in _PROVISO or _PROVISO[name](node, len(shape)))
-    # The result has B samples.  An operand with as many dimensions as the result is not broadcast over samples.
-    return name in ELEMENTWISE and {len(output_kind(parents[n])[0]) for n in inputs} == {len(shape)}
+        return inputs == [_LEADING[name]]
+    # An operand with as many dimensions as the result is not broadcast over samples.
+    return name in _JOINT or (name in ELEMENTWISE and {len(operand) for operand in operands} == {len(shape)})
 
 
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:

@@ -13,6 +13,9 @@ from gradscope.backward.coupling import detected, separate, splits
 from gradscope.models.alexnet import AlexNetA
 from tests.helpers import noise
 
+MASK = torch.tensor([False, True])
+TOKENS = nn.Linear(2, 2).double()
+
 
 class ReluBackward0(torch.autograd.Function):
     """Swaps samples, under a name like that of one of torch's own nodes."""
@@ -35,6 +38,16 @@ class Function(nn.Module):
 
     def forward(self, x):
         return self.last(self.function(self.first(x)))
+
+
+def attention(h):
+    """Attention over tokens: (B, T, C) -> (B, T, C)."""
+    return torch.softmax(h @ h.mT, dim=-1) @ h
+
+
+def outer(h):
+    """Products of all pairs of features, (B, N) -> (B, N, N)."""
+    return h.unsqueeze(-1) * h.unsqueeze(1)
 
 
 COUPLED = {
@@ -60,6 +73,27 @@ COUPLED = {
     "samples moved by padding": lambda h: functional.pad(h, (0, 0, 1, -1)),
     "sum over samples": lambda h: h.sum(0),
     "mean over samples": lambda h: h.mean(-2),
+    "expanded in front": lambda h: h.expand(6, 6, 6).mean(1),
+    "unsqueezed in front": lambda h: h.unsqueeze(0).expand(6, 6, 6).mean(1),
+    "samples permuted": lambda h: h.view(6, 2, 3).permute(-2, 0, 2).reshape(6, 6),
+    "one sample for all": lambda h: h + h.select(-2, 1),
+    "one of as many samples as features": lambda h: outer(h).select(0, 1),
+    "one of a list of samples": lambda h: outer(h).unbind(-3)[1],
+    "samples exchanged with features": lambda h: outer(h).transpose(-3, 1).sum(-1),
+    "copies stacked": lambda h: torch.stack(6 * [h]).sum(1),
+    "copies joined": lambda h: torch.cat([h, h]).view(6, 12)[:, :6],
+    "softmax over samples": lambda h: h.view(6, 2, 3).softmax(-3).view(6, 6),
+    "samples joined": lambda h: torch.cat([h[3:], h[:3]]),
+    "samples stacked": lambda h: torch.stack(h.unbind(0)[::-1]),
+    "samples split": lambda h: torch.cat(h.split(3)[::-1]),
+    "attention with the batch second": lambda h: (
+        attention(h.view(6, 2, 3).transpose(0, 1)).transpose(0, 1).reshape(6, 6)
+    ),
+    "fused attention over the batch": lambda h: (
+        functional.scaled_dot_product_attention(*3 * [h.view(6, 2, 1, 3).transpose(0, 2)]).transpose(0, 2).reshape(6, 6)
+    ),
+    "rows of two samples": lambda h: h.view(36).view(4, 9).softmax(1).view(6, 6),
+    "masked in front": lambda h: h + h.masked_fill(h > 0, 0.0).cumsum(-2),
 }
 KEPT_APART = {
     "part of the features": lambda h: h + h[:, :1],
@@ -67,6 +101,21 @@ KEPT_APART = {
     "minus the mean of features": lambda h: h - h.mean(-1, keepdim=True),
     "sums of features": lambda h: h + h.view(6, 2, 3).sum(-1)[:, 1:],
     "sums of all features": lambda h: h + h.view(6, 2, 3).sum((1, -1), keepdim=True).view(6, 1),
+    "attention": lambda h: attention(h.view(6, 2, 3)).reshape(6, 6),
+    "attention of linear maps of tokens": lambda h: attention(TOKENS(h.view(6, 3, 2))).flatten(1),
+    "fused attention": lambda h: (
+        functional.scaled_dot_product_attention(
+            *h.view(6, 3, 1, 2).transpose(1, 2).repeat_interleave(2, 3).chunk(2, -1), h.view(6, 1, 3, 2), is_causal=True
+        )
+        .transpose(1, 2)
+        .reshape(6, 6)
+    ),
+    "rms norm of tokens": lambda h: functional.rms_norm(h.view(6, 2, 3), (3,)).flatten(-2),
+    "one feature and one token": lambda h: torch.cat(2 * [h.view(6, 2, 3)[:, 1]], 1) * h.select(-1, 0).unsqueeze(-1),
+    "features apart and joined": lambda h: torch.cat([*h.split([2, 4], -1), h.unbind(1)[0].unsqueeze(1)], 1)[:, 1:],
+    "features stacked": lambda h: torch.stack(h.chunk(2, 1), -1).flatten(1),
+    "features permuted and masked": lambda h: h.view(6, 2, 3).permute(0, -1, 1).masked_fill(MASK, 0.0).reshape(6, 6),
+    "softmax of features": lambda h: h.view(6, 1, 6).log_softmax(-1).squeeze(1),
 }
 APART = {
     "nothing": lambda h: h,
@@ -122,6 +171,13 @@ def test_proved_without_a_backward_pass(model):
 def test_a_convolutional_network_is_proved():
     for model in (AlexNetA().eval(), gs.models.ResNet(depth=8, width=4).eval()):
         assert separate(gs.capture(model, torch.zeros(2, 3, 32, 32) + 0.1).graph, 2)
+
+
+def test_transformers_are_proved():
+    tokens = torch.randint(0, 256, (4, 8), generator=torch.Generator().manual_seed(0))
+    for options in ({}, {"norm_kind": "rms", "mlp": "swiglu", "qk_norm": True}, {"norm": "post", "bias": True}):
+        model = gs.models.GPT(depth=2, width=8, heads=2, length=8, **options)
+        assert separate(gs.capture(model, tokens).graph, 4)
 
 
 def test_coupling_inside_a_branch():
