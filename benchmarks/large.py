@@ -2,8 +2,9 @@
 
     python -m benchmarks.large [--quick] [--repeats N] [--output FOLDER]
 
-Compares one forward and backward pass with parameter gradients and a profile of all units with one probe.  Times are
-taken in turns in one process, peak memory in separate processes.  Needs ``pip install '.[zoo]'``; downloads nothing.
+Compares one forward and backward pass with parameter gradients and a profile of all units with one probe; for GPT-2
+also GSC by source position, the residual ledger and attention heads, each with one probe.  Times are taken in turns in
+one process, peak memory in separate processes.  Needs ``pip install '.[zoo]'``; downloads nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.tables.timing import Contestant, race
 OUTPUT = Path("results/benchmarks")
 THREADS, REPEATS, WIDTH = 2, 5, 150
 PASS, PROFILE, UNITS = "forward + backward", "profile, 1 probe, all units", "units in the profile"
+POSITIONS, LEDGER, HEADS = "GSC by source position", "residual ledger", "attention heads"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class Large:
     def profile(self) -> gs.Profile:
         """A profile of all units with one probe."""
         return gs.gsc(self.model, self.batch, probes=1)
+
+    def of_transformers(self) -> list[Contestant]:
+        """The quantities of transformers, one by one."""
+        return [
+            Contestant(POSITIONS, lambda: gs.gsc(self.model, self.batch, probes=1, positions="source")),
+            Contestant(LEDGER, lambda: gs.residual(self.model, self.batch, probes=1)),
+            Contestant(HEADS, lambda: gs.attention(self.model, self.batch)),
+        ]
 
 
 def gpt2(quick: bool, samples: int = 2, tokens: int = 128) -> Large:
@@ -81,7 +91,8 @@ MODELS: dict[str, Callable[[bool], Large]] = {"gpt2_small": gpt2, "resnet50": re
 def large(group: str, repeats: int, quick: bool) -> Iterator[Row]:
     """Times of both calls, and the peak memory of each in a new process."""
     made = MODELS[group](quick)
-    times = race([Contestant(PASS, made.forward_backward), Contestant(PROFILE, made.profile)], repeats)
+    contestants = [Contestant(PASS, made.forward_backward), Contestant(PROFILE, made.profile)]
+    times = race(contestants + (made.of_transformers() if group == "gpt2_small" else []), repeats)
     yield from timed(group, "", times, PASS)
     yield Row(group, "", UNITS, "count", float(len(times[PROFILE].result.layers)))
     if not Path("/proc/self/clear_refs").exists():
