@@ -132,9 +132,9 @@ def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int
         return True
     # A part of the samples, or more than all, has another number of rows.
     operands = [output_kind(parents[number])[0] for number in inputs]
-    if any(operand[:1] != shape[:1] for operand in operands) or not _PROVISO.get(name, lambda *_: True)(
-        node, len(shape)
-    ):
+    if any(operand[:1] != shape[:1] for operand in operands):
+        return False
+    if name in _PROVISO and not _PROVISO[name](node, len(shape)):
         return False
     if name in _LEADING:
         return inputs == [_LEADING[name]]
