@@ -81,7 +81,7 @@ DigitsConfig = schema_of("DigitsConfig", batches.digits, _target_=str)
 AugmentationConfig = schema_of("AugmentationConfig", Augmentation)
 RecipeConfig = schema_of("RecipeConfig", Recipe, "seed", augmentation=AugmentationConfig)
 MonitorConfig = schema_of(
-    "MonitorConfig", gs.Monitor, "total_steps", every=Any, statistics_every=Any, probes=Any, batch_size=int
+    "MonitorConfig", gs.Monitor, "total_steps", "attention", every=Any, statistics_every=Any, probes=Any, batch_size=int
 )
 
 

@@ -4,6 +4,7 @@ import os
 import pty
 import shutil
 import sys
+import threading
 
 import pytest
 
@@ -29,26 +30,33 @@ def foreign(tmp_path_factory):
 
 
 def answered(folder, answer, *arguments):
-    """What a terminal shows if ``rerun`` is called there and a person types an answer."""
-    pid, terminal = pty.fork()
-    if not pid:
-        sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
-        sys.path.insert(0, str(folder.parent))
+    """What a terminal shows if ``rerun`` is called there and a person has typed an answer."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    seen = []
+    reader = threading.Thread(target=_read, args=(ours, seen))
+    reader.start()
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(theirs) as stdin, os.fdopen(os.dup(theirs), "w") as stdout:
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stdout", stdout)
+        patch.syspath_prepend(folder.parent)
+        patch.delitem(sys.modules, "elsewhere", raising=False)
         try:
             rerun.again(folder, *arguments)
         except Exception as error:
             print(f"{type(error).__name__}: {error}", flush=True)
-        os._exit(0)
-    os.write(terminal, answer)
-    seen = b""
+        sys.modules.pop("elsewhere", None)
+    reader.join()
+    os.close(ours)
+    return b"".join(seen).decode()
+
+
+def _read(terminal, seen):
     try:
         while part := os.read(terminal, 1 << 16):
-            seen += part
+            seen.append(part)
     except OSError:  # what Linux raises when the other side has closed the terminal
         pass
-    os.close(terminal)
-    os.waitpid(pid, 0)
-    return seen.decode()
 
 
 @pytest.mark.parametrize("answer", [b"n\n", b"\n", b"yesterday\n", b"\x04"], ids=["n", "nothing", "other", "end"])

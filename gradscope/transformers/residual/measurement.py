@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -228,6 +228,8 @@ def _measured(
     size = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False).size
     with observed(modules, statistics(size)) as sums:
         captured = captured_unread(modules[""], data, forward=forward, loss_fn=loss_fn, target=target)
+    # The snapshot holds the hooks of `observed`, which are gone now.
+    captured = replace(captured, replay=replace(captured.replay, snapshot=None))
     captured.lengths.read()  # names the first layer with NaN or Inf
     # Whether samples are coupled takes backward passes, and few samples have no standard errors anyway.
     coupled = captured.coupled if isinstance(probes, str) or streamed or size >= SAMPLES else None
