@@ -122,7 +122,7 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
 
 
 def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
-    shape, parents = tuple(node._input_metadata[0].shape), node.next_functions
+    shape, parents = node._input_metadata[0].shape, node.next_functions
     inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
         return shape[:1] == (batch_size,)
@@ -130,10 +130,10 @@ def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int
         return False
     if name in _VIEWS:
         return True
-    # A part of the samples, or more than all, has another number of rows.
     operands = [output_kind(parents[number])[0] for number in inputs]
-    if any(operand[:1] != shape[:1] for operand in operands):
-        return False
+    for operand in operands:
+        if operand[:1] != shape[:1]:  # a part of the samples, or more than all
+            return False
     if name in _PROVISO and not _PROVISO[name](node, len(shape)):
         return False
     if name in _LEADING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from gradscope.checks.siblings import Deviation
@@ -17,7 +18,8 @@ def beside(prediction: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, li
     """Return measured and predicted log10 GSC of the layers that both have, and a deviation per row outside its band.
 
     Raises:
-        ValueError: The prediction lacks a column, or no layer of the profile except the target is predicted.
+        ValueError: The prediction lacks a column, predicts no layer of the profile except the target, or has layers in
+            other places.
     """
     require(prediction, COLUMNS, "gradscope.meanfield.Transformer.gsc")
     predicted = prediction[list(COLUMNS)].rename(columns={"log10_value": "log10_gsc_theory"})
@@ -28,6 +30,14 @@ def beside(prediction: pd.DataFrame, profile: Profile) -> tuple[pd.DataFrame, li
             f"The prediction has no row of a measured layer: {profile.layers[0]!r} is measured, and "
             f"{prediction['layer'].iloc[0]!r} predicted. Rename the layers of the prediction."
         )
+    if "depth_from_output" in prediction:
+        places = dict(zip(profile.layers, profile.indices[-1] - np.array(profile.indices), strict=True))
+        for layer, place in zip(prediction["layer"], prediction["depth_from_output"], strict=True):
+            if places.get(layer, place) != place:
+                raise ValueError(
+                    f"The prediction is for another network: layer {layer!r} lies {place} layers before the output in "
+                    f"the prediction, and {places[layer]} in the model."
+                )
     deviations = []
     for row in table.to_dict("records"):
         low, high, value = row["log10_low"], row["log10_high"], row["log10_gsc"]

@@ -27,6 +27,8 @@ from gradscope.forward.trunk import Vertex, vertex
 
 Received = tuple[Collection[Vertex], int]
 
+FROZEN = "an embedding of the data with frozen weights, so its output carries no gradient"
+
 
 class NonFiniteLayerError(ValueError, FloatingPointError):
     """Raised if a layer's output is NaN or Inf, so that it has no length."""
@@ -166,15 +168,17 @@ class _Recorder:
         outputs = [t for t in returned if t.requires_grad]
         origin = Origin.MADE if name else Origin.OUTPUT
         kept = [self.add(tensor, numbered(label, n), origin, call, received) for n, tensor in enumerate(outputs)]
-        if name and not any(kept):
-            self.left_out[label] = _why_not(returned, output)
-        if outputs and name and not received and self.num_embeddings == known:
+        integers, reads_data = list[Tensor](), False
+        if name and not received and self.num_embeddings == known:
             integers = [t for t in tensors(args, kwargs) if not continuous(t) and t.layout is torch.strided]
-            if integers:
-                reads_data = not self.data.isdisjoint(_pointers(integers))
-                edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
-                self.embeddings.append((reads_data, edges))
-                self.num_embeddings += 1
+            reads_data = not self.data.isdisjoint(_pointers(integers))
+        if name and not any(kept):
+            frozen = reads_data and any(map(continuous, returned)) and bool(self.modules[name]._parameters)
+            self.left_out[label] = FROZEN if frozen else _why_not(returned, output)
+        if outputs and integers:
+            edges = [(numbered(label, n), get_gradient_edge(tensor)) for n, tensor in enumerate(outputs)]
+            self.embeddings.append((reads_data, edges))
+            self.num_embeddings += 1
 
     def embed(self) -> None:
         """Add embeddings to the sources: those that read the data, or all embeddings if there is no other source."""

@@ -16,7 +16,7 @@ from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
-from gradscope.forward.recorder import Recording, record
+from gradscope.forward.recorder import FROZEN, Recording, record
 from gradscope.forward.state import alone
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
 from gradscope.forward.units import merged, units
@@ -56,10 +56,11 @@ class Capture(Recording):
     def remarks(self) -> tuple[str, ...]:
         """Sentences that say what results depend on: normalization statistics, random numbers, the output measured.
 
-        They also say where functional code makes several blocks one row.
+        They also say where functional code makes several blocks one row, and which embeddings are frozen.
         """
         blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
-        return tuple(remarks(self.reached, random=self.random, picked=self.picked, merged=blocks))
+        frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
+        return tuple(remarks(self.reached, random=self.random, picked=self.picked, merged=blocks, frozen=frozen))
 
     @checked
     def jacobian(self, source: str, target: str) -> Jacobian:

@@ -89,8 +89,9 @@ def describe(captured: Any) -> Description:
 
 
 def remarks(
-    layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
+    layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]],
+    frozen: Sequence[str],
+) -> Iterator[str]:  # fmt: skip
     """Sentences that say what the results depend on."""
     statistics = {_batch_norm(layer) for layer in layers if "BatchNorm" in type(layer.edge.node).__name__}
     if BATCH in statistics:
@@ -101,6 +102,11 @@ def remarks(
         yield "The forward pass drew random numbers (dropout?): all results are for one draw."
     if picked:
         yield picked
+    if frozen:
+        yield (
+            f"Frozen embedding: {_listed(frozen)}. What lies before the first trainable layer is not measured. To "
+            "measure from the embedding on, call requires_grad_() on it."
+        )
     for row, blocks in merged.items():
         yield (
             f"Functional code such as x + f(x) joins {_listed(blocks)}, so together they are one row, {row!r}. For a "

@@ -152,6 +152,7 @@ class Coherence:
         with np.errstate(invalid="ignore", divide="ignore"):
             each = np.square(of_samples) / satterthwaite(second, fourth, num) + np.square(more) / by_probes
             freedom = np.square(of_samples + more) / each
+        few = [f"Fewer than {FEWEST} samples show no interval."] if num < FEWEST else []
         own = np.ones(1)
         return cls(
             layers=first.names,
@@ -162,7 +163,7 @@ class Coherence:
             stderr_sample=np.concatenate([np.sqrt(of_samples), 0 * own]),
             num_probes=first.num_probes,
             num_samples=num,
-            remarks=parts[-1].remarks,
+            remarks=(*parts[-1].remarks, *few),
             _stderr=np.concatenate([np.sqrt(of_samples + more), 0 * own]),
             _freedom=np.concatenate([np.where(np.isnan(freedom), np.inf, freedom), np.inf * own]),
         )

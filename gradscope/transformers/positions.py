@@ -215,14 +215,15 @@ class Positions(Profile):
 
     def summary(self) -> str:
         """Return what ``print`` shows: the summary of the profile, and the number of blocks."""
-        num, rows, columns = self.blocks.log10_values.shape
-        zero = np.isneginf(self.blocks.log10_values[: num - (self.target in self.blocks.layers)]).mean()
+        _, rows, columns = self.blocks.log10_values.shape
+        sources = self.blocks.log10_values[[name != self.target for name in self.blocks.layers]]
         split = (
             f"{rows} target x {columns} source positions"
             if self.by == "both"
             else f"{rows * columns} {self.by} positions"
         )
-        return f"{super().summary()}\n  blocks: {num} layers, {split}, {zero:.0%} of them exactly zero"
+        zero = np.isneginf(sources).mean()
+        return f"{super().summary()}\n  blocks: {len(sources)} layers, {split}, {zero:.0%} of them exactly zero"
 
     def _means(self, quantity: str, groups: Sequence[Group], column: str, labels: Sequence[int]) -> pd.DataFrame:
         """Rows of the means over groups of blocks, with the label of each group in a column."""

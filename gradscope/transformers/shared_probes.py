@@ -77,7 +77,8 @@ def check_samples(captured: Capture, rows: Sequence[Layer]) -> None:
         )
     if captured.batch_size < 3:
         raise ValueError(
-            f"Coherence needs at least three samples per batch, got {captured.batch_size}: use larger ones."
+            f"Coherence needs at least three samples per batch, got {captured.batch_size}: use larger batches, or "
+            "drop_last=True if this is the last batch of a DataLoader."
         )
     for row in rows:
         if row.shape[:1] != (captured.batch_size,):

@@ -58,6 +58,10 @@ def test_theory_of_a_transformer():
     [
         (band(0, 1).drop(columns="log10_low"), "lacks the column 'log10_low'"),
         (band(0, 1, ["a", "b", "c", "d", "e"]), "no row of a measured layer: 'input' is measured, and 'a' predicted"),
+        (
+            band(0, 1).assign(depth_from_output=9),
+            "layer '0' lies 9 layers before the output in the prediction, and 5 in",
+        ),
     ],
 )
 def test_predictions_that_do_not_fit(prediction, match):

@@ -322,6 +322,13 @@ def test_a_frozen_embedding_is_named_as_the_reason():
         gs.gsc(model, torch.randint(0, 11, (4, 3), generator=seeded()))
 
 
+def test_a_frozen_embedding_is_a_remark_where_the_rest_is_measured():
+    model, tokens = gs.models.GPT(depth=2, width=8, heads=2, length=4, vocabulary=5), torch.tensor([[0, 1, 2, 3]])
+    assert not any("Frozen" in remark for remark in gs.capture(model, tokens).remarks)
+    model.embedding.tokens.requires_grad_(False)  # the embedding of positions still starts a graph
+    assert any("Frozen embedding: embedding.tokens." in remark for remark in gs.capture(model, tokens).remarks)
+
+
 def test_a_layer_that_does_not_lead_to_the_target():
     model = MLP(depth=4, width=6, generator=seeded()).double()
     with pytest.raises(ValueError, match=r"Layer 'layers\.3' was recorded, but the target does not depend on it"):

@@ -148,3 +148,9 @@ def test_the_frame_and_the_summary(tmp_path):
     assert (frame["stderr_sample"][:-1] >= found.stderr_sample[:-1]).all()
     assert "20 samples, 6 probes per batch" in str(found) and len(repr(found)) < 120
     assert found.plot().get_ylabel() == "coherence of Jacobians"
+
+
+def test_few_samples_are_a_remark():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    assert gs.jacobian_coherence(model, noise(9, 3)).remarks[-1] == "Fewer than 10 samples show no interval."
+    assert not gs.jacobian_coherence(model, noise(10, 3)).remarks
