@@ -18,7 +18,7 @@ from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
 from gradscope.forward.layers import INPUT, Layer
-from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, output_kind
+from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex
 from gradscope.norms import from_real
 
 # Samples lie one after the other in the leading dimension, which has m rows per sample.  m changes in views only.
@@ -125,21 +125,24 @@ def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int
     shape, parents = node._input_metadata[0].shape, node.next_functions
     inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
-        return shape[:1] == (batch_size,)
+        return bool(shape) and shape[0] == batch_size
     if not shape or shape[0] % batch_size:
         return False
     if name in _VIEWS:
         return True
-    operands = [output_kind(parents[number])[0] for number in inputs]
-    for operand in operands:
-        if operand[:1] != shape[:1]:  # a part of the samples, or more than all
-            return False
-    if name in _PROVISO and not _PROVISO[name](node, len(shape)):
+    ndim, alike = len(shape), True
+    for number in inputs:
+        maker, output_nr = parents[number]
+        known = maker._input_metadata[output_nr : output_nr + 1]
+        if not known or not (operand := known[0].shape) or operand[0] != shape[0]:
+            return False  # a part of the samples, or more than all
+        alike = alike and len(operand) == ndim
+    if name in _PROVISO and not _PROVISO[name](node, ndim):
         return False
     if name in _LEADING:
         return inputs == [_LEADING[name]]
     # An operand with as many dimensions as the result is not broadcast over samples.
-    return name in _JOINT or (name in ELEMENTWISE and {len(operand) for operand in operands} == {len(shape)})
+    return name in _JOINT or (name in ELEMENTWISE and alike)
 
 
 def detected(trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int) -> bool:
