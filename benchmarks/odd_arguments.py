@@ -223,6 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # a fork inherits the locks of OpenMP, but not its threads
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     begin, cases = time.perf_counter(), list(drawn(options.seed, options.calls))
     frame = pd.DataFrame(campaign(cases))
