@@ -70,7 +70,7 @@ class Batch:
             if forward is not None:
                 return forward(model, self.inputs)
             return model(**self.inputs) if isinstance(self.inputs, Mapping) else model(self.inputs)
-        except (RuntimeError, TypeError, LookupError) as error:
+        except (RuntimeError, TypeError, LookupError, AssertionError) as error:
             frames = traceback.extract_tb(error.__traceback__)
             # A mode that watches functions of torch stands between a function and whoever called it.
             file = [frame.filename for frame in frames if frame.name != "__torch_function__"][-1]

@@ -130,6 +130,8 @@ def terms(reading: Reading, num_probes: int) -> tuple[FloatArray, FloatArray, Fl
 
 def part_of(captured: Capture, rows: Sequence[Layer], cotangents: Cotangents) -> Part:
     """What one batch says about the sources ``rows[:-1]`` and the target ``rows[-1]``."""
+    if not rows[:-1]:
+        raise ValueError(f"No layer lies before the target {rows[-1].name!r}: choose a later target= or other layers=.")
     captured.check_target(rows[-1], rows[0])
     with alone, state_restored(captured.replay.modules) as state, state:  # checkpointed layers run again
         widest = max(layer.bytes for layer in captured.reached)

@@ -123,6 +123,7 @@ def test_depth_beyond_the_range_of_floats():
 
 BAD = [
     (lambda m, x: gs.jacobian_coherence(m, x[:2]), "at least three samples per batch, got 2"),
+    (lambda m, x: gs.jacobian_coherence(m, x, target="input"), "No layer lies before the target 'input'"),
     (lambda m, x: gs.jacobian_coherence(m, iter([])), "data yields no batch"),
     (lambda m, x: gs.jacobian_coherence(m, x, probes=0), "probes must be a whole number >= 1"),
     (lambda m, x: gs.jacobian_coherence(m, x, probes=gs.Deflated(2, 2)), "probes must be"),
