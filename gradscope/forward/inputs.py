@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from gradscope.forward.interrupts import FunctionMode
 
 Forward = Callable[[nn.Module, Any], Tensor]
 _TORCH = torch.__path__[0]
@@ -129,7 +130,7 @@ def copied(tree: Any, follow: Callable[[Tensor], Tensor]) -> Any:
     return pytree.tree_map(each, tree)
 
 
-class _Following(TorchFunctionMode):
+class _Following(FunctionMode):
     """Lets `copy.deepcopy` call a function for every tensor that it finds, instead of copying the tensor."""
 
     def __init__(self, follow: Callable[[Tensor], Tensor]) -> None:

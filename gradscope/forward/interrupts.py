@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from gradscope.memory import leave, opened
 
@@ -95,6 +96,14 @@ class interruptible:  # noqa: N801 - used like a function, as the context manage
             self.handler(number, frame)
         else:
             _thread.start_new_thread(_again, ())
+
+
+class FunctionMode(TorchFunctionMode):
+    """A mode that can be left after torch took it off to call a function without it, and was interrupted there."""
+
+    def __exit__(self, *_: object) -> None:
+        if _get_current_function_mode() is self:
+            torch._C._pop_torch_function_stack()
 
 
 def _waits(frame: FrameType | None, outermost: FrameType | None) -> bool:

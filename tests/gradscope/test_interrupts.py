@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import gradscope as gs
 from benchmarks.interrupts import FAILURES, TRACED, campaign
 from gradscope.forward import interrupts
 from gradscope.forward.interrupts import interruptible
@@ -68,6 +69,22 @@ def test_an_interrupt_of_the_exit_comes_after_it(waiting):
             torch.set_grad_enabled(not mode)
         waiting()
     assert torch.is_grad_enabled() == mode
+
+
+class Interrupted(torch.nn.MultiheadAttention):
+    """Ctrl-C while torch has taken off the innermost mode, and before it can put it on again."""
+
+    def forward(self, x):
+        without_mode = torch.overrides._pop_mode_temporarily()
+        without_mode.__enter__()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("measurement", [gs.attention, gs.residual])
+def test_a_mode_that_was_off_when_interrupted(measurement):
+    with pytest.raises(KeyboardInterrupt):
+        measurement(Interrupted(4, 2), torch.ones(2, 3, 4))
+    assert torch._C._len_torch_function_stack() == 0
 
 
 def test_a_context_that_blocks_is_interrupted_after_a_while(monkeypatch, waiting):

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gradscope.forward.interrupts import FunctionMode
 from gradscope.forward.modules import Modules, attach, own_thread, transforming
 
 FUSED, SOFTMAX = "scaled_dot_product_attention", "softmax"
@@ -80,7 +80,7 @@ class NoAttentionError(ValueError):
     """No call of attention was seen."""
 
 
-class Interception(TorchFunctionMode):
+class Interception(FunctionMode):
     """Calls ``measure`` with the logits of every call of attention; ``calls`` holds the results in execution order.
 
     ``left_out``: (module, reason) of calls that are not counted.  ``called``: names of the modules that were called.

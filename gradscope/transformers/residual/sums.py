@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from gradscope.forward.interrupts import FunctionMode
 from gradscope.forward.modules import Modules, attach, transforming
 from gradscope.forward.trunk import ELEMENTWISE, Vertex
 
@@ -71,7 +71,7 @@ def observed(modules: Modules, compute: Compute) -> Iterator[list[Sum]]:
         remove()
 
 
-class _Observer(TorchFunctionMode):
+class _Observer(FunctionMode):
     """Sees the calls of torch functions, also those by Python operators."""
 
     def __init__(self, compute: Compute) -> None:
