@@ -9,7 +9,7 @@ from torch import nn
 
 from gradscope.forward.layers import Layer, Origin, module_name
 from gradscope.forward.modules import Modules
-from gradscope.forward.trunk import Trunk, Vertex, vertex
+from gradscope.forward.trunk import Trunk, Vertex, depends, vertex
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _RESHAPES = {
@@ -83,6 +83,32 @@ def merged(modules: Modules, layers: Sequence[Layer], rows: Sequence[Layer], tru
             outer.append((row_name, around))
             found[row_name] += blocks.values()
     return found
+
+
+def avoidable(modules: Modules, layers: Sequence[Layer], rows: Sequence[Layer]) -> list[str]:
+    """Blocks that some path to the target avoids, and that follow each other, such as those of an encoder.
+
+    A block is a module with children in a container that holds another module of its class.  Experts, which are blocks
+    side by side, and blocks inside a row are not listed.
+    """
+    found: dict[str, dict[str, Layer]] = defaultdict(dict)
+    row_paths = {module_name(row.name) for row in rows}
+    for layer in layers:
+        for name, origin in () if layer.on_trunk else layer.origins.items():
+            path = module_name(name)
+            above = [path[:dot] for dot, letter in enumerate(path) if letter == "."]
+            parent = modules.get(above[-1]) if above else None
+            if origin is not Origin.MADE or not isinstance(parent, _CONTAINERS) or not row_paths.isdisjoint(above):
+                continue
+            if _has_children(modules[path]) and Counter(map(type, parent.children()))[type(modules[path])] > 1:
+                found[above[-1]][path] = layer
+    names: list[str] = []
+    for parent_path, blocks in found.items():
+        first, *_, last = [*blocks.values(), *blocks.values()]
+        in_row = any(path.rpartition(".")[0] == parent_path for path in row_paths)
+        if in_row or (first is not last and depends(last.edge, first.edge)):
+            names += blocks
+    return names
 
 
 class _Tree:

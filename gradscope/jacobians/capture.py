@@ -19,7 +19,7 @@ from gradscope.forward.modules import listed
 from gradscope.forward.recorder import FROZEN, Recording, record
 from gradscope.forward.state import alone
 from gradscope.forward.trunk import Trunk, depends, find_trunk, vertex
-from gradscope.forward.units import merged, units
+from gradscope.forward.units import avoidable, merged, units
 from gradscope.jacobians.description import Description, describe, remarks
 from gradscope.jacobians.jacobian import Jacobian
 
@@ -60,7 +60,12 @@ class Capture(Recording):
         """
         blocks = merged(self.replay.modules, self.reached, self.units, self.graph)
         frozen = [name for name, reason in self.left_out.items() if reason == FROZEN]
-        return tuple(remarks(self.reached, random=self.random, picked=self.picked, merged=blocks, frozen=frozen))
+        joined = {name for names in blocks.values() for name in names}
+        beside = [n for n in avoidable(self.replay.modules, self.reached, self.units) if n not in joined]
+        found = remarks(
+            self.reached, random=self.random, picked=self.picked, merged=blocks, avoidable=beside, frozen=frozen
+        )
+        return tuple(found)
 
     @checked
     def jacobian(self, source: str, target: str) -> Jacobian:

@@ -90,7 +90,7 @@ def describe(captured: Any) -> Description:
 
 def remarks(
     layers: Sequence[Layer], *, random: bool, picked: str | None, merged: Mapping[str, Sequence[str]],
-    frozen: Sequence[str],
+    avoidable: Sequence[str], frozen: Sequence[str],
 ) -> Iterator[str]:  # fmt: skip
     """Sentences that say what the results depend on."""
     statistics = {_batch_norm(layer) for layer in layers if "BatchNorm" in type(layer.edge.node).__name__}
@@ -111,6 +111,11 @@ def remarks(
         yield (
             f"Functional code such as x + f(x) joins {_listed(blocks)}, so together they are one row, {row!r}. For a "
             "row each, mark the sums in forward: x = gs.tap(x, name)."
+        )
+    if avoidable:
+        yield (
+            f"These blocks are not rows, because some path to the target avoids each of them: {_listed(avoidable)}. "
+            "Ask for them with layers=; the coefficient then counts only the paths through this layer."
         )
 
 

@@ -66,6 +66,8 @@ def positions(data: Any, *, layers: str | Sequence[str] | None = None, ax: Axes 
             sinks = frame[(frame["quantity"] == "gsc_of_sink") & (frame["layer"] == name)]
             _sinks(ax, sinks, lags, color, named=name == chosen[0])
     ax.xaxis.set_major_locator(whole_numbers())
+    if len(lags):  # the circles at the left have no lag
+        ax.set_xticks([tick for tick in ax.get_xticks() if _least(lags) <= tick <= ax.get_xlim()[1]])
     label_ends(ax, ends)
     what = r"$\log_{10}$ of the mean GSC of a block" if len(lags) else r"$\log_{10}$ GSC (squared convention)"
     ax.set(xlabel=WORDS[place], ylabel=what)
@@ -112,9 +114,14 @@ def _line(ax: Axes, rows: pd.DataFrame, place: str, color: Any) -> tuple[float, 
     return float(last[place]), float(last["mean"])
 
 
+def _least(lags: pd.DataFrame) -> float:
+    """The least lag whose blocks are not exactly zero."""
+    return float(lags.loc[np.isfinite(lags["log10_value"]), "lag"].min())
+
+
 def _sinks(ax: Axes, rows: pd.DataFrame, lags: pd.DataFrame, color: Any, *, named: bool) -> None:
     """Draw the first source positions left of all lags that are not exactly zero, with names above if ``named``."""
-    left = float(lags.loc[np.isfinite(lags["log10_value"]), "lag"].min())
+    left = _least(lags)
     for number, (_, row) in enumerate(rows.sort_values("source_position", ascending=False).iterrows()):
         x, y = left - 2 - number, row["log10_value"]
         ax.errorbar(

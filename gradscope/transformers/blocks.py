@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,7 @@ class BlockBoard(Board):
                 f"The target {rows[-1].name!r} of shape {rows[-1].shape} has no axis of {num} positions at "
                 f'position_dim={position_dim}: use positions="source", or target= with a layer that has positions.'
             )
+        self.remarks: tuple[str, ...] = tuple(_meanings(rows, axes, position_dim))
         if by == "target":  # sources need only samples
             axes = [axis if row is rows[-1] else None for row, axis in zip(rows, axes, strict=True)]
             without = [row.name for row in self.sources if row.shape[:1] != (captured.batch_size,)]
@@ -82,7 +83,8 @@ class BlockBoard(Board):
         reason = f"without {num} positions at position_dim={position_dim}: {listed(without)}"
         if without and options.layers is not None:
             raise ValueError(f"layers= holds layers {reason}. Leave them out, or choose another position_dim=.")
-        self.remarks: tuple[str, ...] = (f"Blocks leave out layers {reason}.",) if without else ()
+        if without:
+            self.remarks += (f"Blocks leave out layers {reason}.",)
         self.axes = axes[:-1]
         self.blocked = {row.name: row for row in self.sources if row.name not in without}
         if not self.blocked:
@@ -184,6 +186,18 @@ class PerTarget(Planner):
             board.places = rotation(num, board.num_targets, board.captured.batch_size, self.generator)
             return [at_places(signs(target, num, self.generator), board.axis, torch.from_numpy(board.places))]
         return [by_position(combs(target, board.axis, needed), board.axis)]
+
+
+def _meanings(rows: Sequence[Layer], axes: Sequence[int | None], position_dim: int) -> Iterator[str]:
+    """Remarks about layers whose positions are hardly those of a sequence."""
+    last = [row.name for row, axis in zip(rows, axes, strict=True) if axis == len(row.shape) - 1]
+    if last:
+        yield f"Each position is one feature in {listed(last)}: position_dim={position_dim} is the last dimension."
+    if channels := [row.name for row, axis in zip(rows, axes, strict=True) if axis == 1 and len(row.shape) == 4]:
+        yield (
+            f"If {listed(channels)} hold images (B, C, H, W), each position is one channel: position_dim=2 splits "
+            "rows, and position_dim=3 splits columns."
+        )
 
 
 def position_axes(rows: Sequence[Layer], position_dim: int, batch_size: int) -> tuple[list[int | None], int]:

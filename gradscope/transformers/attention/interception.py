@@ -84,6 +84,7 @@ class Interception(FunctionMode):
     """Calls ``measure`` with the logits of every call of attention; ``calls`` holds the results in execution order.
 
     ``left_out``: (module, reason) of calls that are not counted.  ``called``: names of the modules that were called.
+    ``random``: whether the pass drew random numbers.
     ``batch_size``: number of sequences.  Folded heads (B H, T, d) are recognized by it.
     """
 
@@ -93,6 +94,7 @@ class Interception(FunctionMode):
         self.calls: list[Seen] = []
         self.left_out: list[tuple[str, str]] = []
         self.called: set[str] = set()
+        self.random = False
         self._running: list[str] = []
         self._times: Counter[str] = Counter()
         self._num_heads = 0  # of the ``nn.MultiheadAttention`` that is running

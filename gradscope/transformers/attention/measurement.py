@@ -207,6 +207,7 @@ def _watch(modules: Modules, batch: Batch, forward: Forward | None, collapsed: f
     watched = Interception(modules, batch.size, lambda scores: Later(summed(scores, collapsed)))
     with alone, state_restored(modules) as state, state, recording_gradients(), watched.watching():
         batch.differentiable()[0].run(modules[""], forward)
+        watched.random = state.kept.drew()
     if not watched.calls:
         without = unseen(modules, watched)
         looks = f" in {listed(without)}" if without else ""
@@ -244,6 +245,8 @@ def _notes(calls: Sequence[Call], watched: Interception, without: Mapping[str, s
     """Sentences that say what was seen, and what was not."""
     functions = Counter(call.seen.function for call in calls)
     yield "Seen: " + ", ".join(f"{num} x {function}" for function, num in functions.items()) + "."
+    if watched.random:
+        yield "The forward pass drew random numbers (dropout?): all numbers are for one draw. model.eval() avoids it."
     if masked := sum(call.total(MASKED) for call in calls):
         yield f"{masked} fully masked queries (summed over heads) are left out."
     for reason, names in _grouped(watched.left_out).items():

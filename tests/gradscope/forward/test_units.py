@@ -354,3 +354,22 @@ def test_sums_inside_a_block_have_no_remark():
     captured = gs.capture(model, X)
     assert [layer.name for layer in captured.units] == "input 0 1.0 1.1 2".split()
     assert captured.remarks == ()
+
+
+def test_blocks_beside_other_paths_are_named():
+    class Both(nn.Module):
+        """Encoder and decoder, which both see x."""
+
+        def __init__(self):
+            super().__init__()
+            self.both = nn.Transformer(
+                4, 2, num_encoder_layers=3, num_decoder_layers=2, dim_feedforward=8, batch_first=True
+            )
+
+        def forward(self, x):
+            return self.both(x, x)
+
+    captured = gs.capture(Both(), torch.randn(3, 2, 4))
+    blocks = "both.encoder.layers.0, both.encoder.layers.1, both.encoder.layers.2, both.decoder.layers.0"
+    assert any(f"avoids each of them: {blocks}. " in remark for remark in captured.remarks)
+    assert "both.decoder.layers.1" in [layer.name for layer in captured.units]

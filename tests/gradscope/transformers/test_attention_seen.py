@@ -293,3 +293,10 @@ def test_autocast_of_the_caller_does_not_round_the_statistics():
 def test_by_hand_in_training_mode():
     batch = data()
     check(gs.attention(ByHand("dropout").train(), batch), reference(batch["q"].double(), batch["k"].double()))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_before_attention_has_a_remark(dropout):
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
+    notes = gs.attention(nn.Sequential(nn.Dropout(dropout), model), noise(4, 3, 8).float()).describe().notes
+    assert any("drew random numbers" in note for note in notes) == bool(dropout)

@@ -251,3 +251,16 @@ def test_the_frame_holds_profile_and_blocks(tmp_path):
     assert table["0", 3, 1] == found.blocks.log10_values[1, 3, 1]
     found.save(tmp_path / "positions.parquet")
     assert gs.frames.load(tmp_path / "positions.parquet")["quantity"].nunique() == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "layers"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), (8, 4), "'input', '0', '1', '2'"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()), (8, 4, 5, 5), "'input', '0', '1'"),
+        (nn.Sequential(Causal(), Causal()), (8, T, C), None),
+    ],
+)
+def test_positions_that_are_features_or_channels_have_a_remark(model, shape, layers):
+    remarks = gs.gsc(model, noise(*shape).float(), positions="source").remarks
+    assert [layers in remark for remark in remarks] == ([True] if layers else [])
