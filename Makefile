@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest --numprocesses auto
 CORE := tests/gradscope/forward tests/gradscope/backward tests/gradscope/jacobians tests/gradscope/coefficients
 
-.PHONY: demo test lint bench setup test-lowest clean
+.PHONY: demo test lint bench docs setup test-lowest clean
 
 demo: .venv/.project
 	@$(BIN)/python -m experiments.measure -m study=architectures sweep=demo launcher=processes "seed=range($(DEMO_SEEDS))"
@@ -34,6 +34,15 @@ lint: setup
 bench: setup
 	@$(INSTALL) --editable ".[bench]"
 	@$(BIN)/python -m benchmarks.coefficients
+
+# The site, with the Markdown pages, the API, and the examples and lessons, which are executed.
+docs: .venv/.docs
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --conf-dir docs . build/site
+	@echo "Open build/site/index.html."
+
+.venv/.docs: .venv/.project
+	$(INSTALL) --editable ".[docs,report]"
+	@touch $@
 
 # For development: every extra and the development tools.
 setup: .venv/.development
