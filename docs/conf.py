@@ -58,6 +58,7 @@ html_title = "gradscope"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_additional_pages = {"index": "to_start.html"}  # the address of the site itself
+html_extra_path = ["llms.txt"]
 html_copy_source = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -69,9 +70,11 @@ def quiet(_configuration, _file):
     torch.manual_seed(0)
 
 
+# Where the scripts are, and where their pages are written.
+EXECUTED = {ROOT / "docs/examples": ROOT / "docs/gallery", ROOT / "docs/lessons": ROOT / "docs/lecture"}
 sphinx_gallery_conf = {
-    "examples_dirs": ["docs/examples", "docs/lessons"],
-    "gallery_dirs": ["docs/gallery", "docs/lecture"],
+    "examples_dirs": [str(folder) for folder in EXECUTED],
+    "gallery_dirs": [str(folder) for folder in EXECUTED.values()],
     "filename_pattern": "",
     "ignore_pattern": r"__init__\.py",
     "abort_on_example_error": True,
@@ -92,14 +95,19 @@ LINK = re.compile(r"\]\(([^)#:\s]+)\)")
 
 
 def adapt(app, name, source):
-    """Add the table of contents to the first page; lead links to a folder to the page that says what is there."""
+    """Add the table of contents to the first page; lead links to folders and scripts to their pages."""
 
     def page(match):
         target = (path.parent / match[1]).resolve()
-        if not target.is_dir():
+        if target.is_dir():
+            study = ROOT / "docs/studies" / f"{target.name}.md"
+            target = study if study.exists() else ROOT / "results/README.md"
+        elif target.parent in EXECUTED:
+            name = "index" if target.stem == "README" else target.stem
+            target = EXECUTED[target.parent] / f"{name}.rst"
+        else:
             return match[0]
-        study = ROOT / "docs/studies" / f"{target.name}.md"
-        return f"]({os.path.relpath(study if study.exists() else ROOT / 'results/README.md', path.parent)})"
+        return f"]({os.path.relpath(target, path.parent)})"
 
     path = Path(app.env.doc2path(name))
     if path.suffix == ".md":

@@ -1,0 +1,44 @@
+"""
+Which initialization grows least?
+=================================
+
+``gs.compare_models`` draws several networks of each kind, and says which growth rates differ.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import gradscope as gs
+
+
+def network(scale):
+    """A function that draws a new tanh network whose weights have a standard deviation of scale / sqrt(width)."""
+
+    def make():
+        layers = []
+        for _ in range(20):
+            linear = nn.Linear(64, 64, bias=False)
+            nn.init.normal_(linear.weight, std=scale / 8)
+            layers.append(nn.Sequential(linear, nn.Tanh()))
+        return nn.Sequential(*layers)
+
+    return make
+
+
+x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+comparison = gs.compare_models({"small": network(0.8), "critical": network(1.0), "large": network(2.0)}, x, seeds=4)
+print(comparison)
+
+# %%
+# The intervals of the differences hold together, with a probability of 95 %.
+
+comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
+
+# %%
+
+comparison.plot()
+plt.show()
+
+# %%
+# *GSC of tanh networks with three scales of the weights: mean over 4 networks each; bands are one standard deviation.*

@@ -1,0 +1,28 @@
+"""
+How much of its depth does training use?
+========================================
+
+The Jacobian of a trained network is a sum of terms with the changes of 0, 1, 2, ... layers.  The effective depth is the
+largest number of changes that matters.
+"""
+
+import copy
+
+import torch
+
+import gradscope as gs
+
+generator = torch.Generator().manual_seed(0)
+options = {"depth": 8, "width": 24, "activation": "relu", "norm": "layer", "out_features": 3}
+x = torch.randn(96, 24, generator=generator)
+y = (x[:, 0] + x[:, 1] * x[:, 2]).clamp(-1, 1).round().long() + 1
+
+for residual in ("none", "identity"):
+    model = gs.models.MLP(**options, residual=residual, generator=generator)
+    before = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    print(f"residual={residual}:", gs.effective_depth(model, x[:16], initial=before))

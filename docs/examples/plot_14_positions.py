@@ -1,0 +1,36 @@
+"""
+How far does a token reach?
+===========================
+
+``positions="both"`` splits GSC of a sequence model into blocks: from position s of a layer to position t of the target.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+import gradscope as gs
+
+generator = torch.Generator().manual_seed(0)
+model = gs.models.GPT(depth=4, width=32, length=16, generator=generator)
+tokens = torch.randint(256, (64, 16), generator=generator)
+
+found = gs.gsc(model, tokens, positions="both", target="blocks.3")
+print(found)
+
+# %%
+# The network is causal, so a token reaches no earlier position: those blocks are exactly zero.
+
+gs.plots.positions(found, layers="embedding")
+plt.show()
+
+# %%
+# *GSC from each position of the embedding to each position of the last block.*
+
+# %%
+# The lag profile is the mean over blocks with the same distance t - s.
+
+gs.plots.positions(found.lag_profile())
+plt.show()
+
+# %%
+# *Mean GSC of a block against the lag, with 95 % intervals.  Left: the first position, which every later one sees.*

@@ -1,0 +1,32 @@
+"""
+Which attention head has collapsed?
+===================================
+
+``gs.attention`` measures every head, in whatever module ``scaled_dot_product_attention`` or a softmax runs.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+import gradscope as gs
+
+generator = torch.Generator().manual_seed(0)
+model = gs.models.GPT(depth=4, width=32, length=16, generator=generator)
+tokens = torch.randint(256, (32, 16), generator=generator)
+
+attention = model.blocks[2].attention
+with torch.no_grad():  # head 1 of block 2 gets queries and keys that are 10 times as long
+    for linear in (attention.query, attention.key):
+        linear.weight[8:16] *= 10
+
+heads = gs.attention(model, tokens)
+print(heads)
+
+# %%
+# An entropy of 1 is uniform attention over all visible keys, and 0 is attention to one key.
+
+heads.plot()
+plt.show()
+
+# %%
+# *Relative entropy and largest logit of every head.  Head 1 of block 2 attends to single keys.*

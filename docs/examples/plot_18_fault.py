@@ -1,0 +1,28 @@
+"""
+Which layer is wrong?
+=====================
+
+``gs.compare`` runs the siblings of each layer on the layer's own input, and names the layer that does something else.
+"""
+
+import torch
+from torch import nn
+
+import gradscope as gs
+
+generator = torch.Generator().manual_seed(0)
+model = gs.models.MLP(depth=10, width=64, activation="tanh", norm="layer", generator=generator)
+x = torch.randn(64, 64, generator=generator)
+
+print(gs.compare(model, x).first_deviation)  # None: no layer deviates
+
+# %%
+
+model.layers[4].activation = nn.Identity()  # a forgotten activation
+print(gs.compare(model, x))
+
+# %%
+# ``gs.check`` answers another question: does gradscope measure this model correctly?  It measures in several ways that
+# must agree.
+
+print(gs.check(model, x))

@@ -1,0 +1,33 @@
+"""
+Gradient tests in continuous integration
+========================================
+
+The assertions of ``gs.testing`` fail if a change makes gradients explode, vanish, or all samples alike.
+"""
+
+import torch
+
+import gradscope as gs
+from gradscope.testing import assert_growth, assert_no_collapse
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(64, 64, generator=generator)
+
+
+def test_gradients():
+    model = gs.models.MLP(depth=16, width=64, activation="tanh", residual="identity", generator=generator)
+    assert_growth(model, x, low=0.8, high=1.25)
+    assert_no_collapse(model, x)
+
+
+test_gradients()
+print("passed")
+
+# %%
+# A failing assertion says what was measured.
+
+model = gs.models.MLP(depth=40, width=64, activation="relu", norm="batch", generator=generator)
+try:
+    assert_growth(model, x, low=0.8, high=1.25)
+except AssertionError as error:
+    print(error)
