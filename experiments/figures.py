@@ -136,8 +136,8 @@ def main(cfg: Config) -> None:
         return
     each = every(cfg)
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(each))) as pool:
-        claims = dict(zip(each, pool.map(_make, each.values()), strict=True))
-    decided = {name: (asked.question, claims[name]) for name in each if (asked := study.find(name)) is not None}
+        found = dict(zip(each, pool.map(_make, each.values()), strict=True))
+    decided = {name: (asked.question, *found[name]) for name in each if (asked := study.find(name)) is not None}
     print(f"Page: {pages.write_index(decided, Path(cfg.pages))}")
 
 
@@ -161,8 +161,8 @@ def _named(cfg: Config) -> str:
     raise ValueError("Name what to draw: study=NAME of a study or of a sweep that was collected, or study=all.")
 
 
-def _make(cfg: Config) -> list[Claim]:
-    """Draw one study or sweep; returns the claims of the study."""
+def _make(cfg: Config) -> tuple[str, list[Claim]]:
+    """Draw one study or sweep; returns the answer and the claims of the study."""
     name = study.reader(_named(cfg))
     cfg = replace(cfg, study=name)
     collected, output = read(cfg)
@@ -199,7 +199,7 @@ def _make(cfg: Config) -> list[Claim]:
     if output == published and asked is not None:
         paths = [output / f"{figure_name}.png" for figure_name in figures]
         print(f"Page: {pages.write(name, asked, collected, claims, paths, Path(cfg.pages))}")
-    return claims
+    return "" if asked is None else asked.answer(collected).strip(), claims
 
 
 if __name__ == "__main__":

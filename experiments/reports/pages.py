@@ -18,9 +18,9 @@ from gradscope.files import printable, written
 
 LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
-    "theorems, tested up to rounding. They check the code, so they are counted separately."
+    "theorems, tested up to rounding. They check the code, so they are counted separately. The page of a study lists its "
+    "claims, each with what was measured."
 )
-DENIED = "Open a study to read its claims that the data contradict. Each is followed by what was measured."
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
 GLOSSARY = """
@@ -119,30 +119,22 @@ def _item(claim: Claim, head: str = "") -> str:
     return f"- {head}{claim.says}.\n  Measured: {claim.because}."
 
 
-def write_index(studies: Mapping[str, tuple[str, Sequence[Claim]]], folder: Path) -> Path:
+def write_index(studies: Mapping[str, tuple[str, str, Sequence[Claim]]], folder: Path) -> Path:
     """Write ``README.md`` into the folder of the pages; returns its path."""
     return written(folder / "README.md", lambda temporary: temporary.write_text(index(studies)))
 
 
-def index(studies: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
-    """The index: links, counts of verdicts, and contradicted claims.  ``studies``: question and claims by name."""
-    linked = {f"[{name}]({name}.md)": found for name, found in studies.items()}
-    counts = [[link, *_counts(claims).values()] for link, (_, claims) in linked.items()]
-    denied = {name: [claim for claim in claims if claim.holds is False] for name, (_, claims) in studies.items()}
+def index(studies: Mapping[str, tuple[str, str, Sequence[Claim]]]) -> str:
+    """The index: answers and counts of verdicts.  ``studies``: question, answer and claims by name."""
+    answers = (f"**[{question}]({name}.md)** {answer}" for name, (question, answer, _) in studies.items())
+    counts = [[f"[{name}]({name}.md)", *_counts(claims).values()] for name, (*_, claims) in studies.items()]
     return _joined(
         NOTICE,
-        "# Studies",
-        "\n".join(f"- {link}: {question}" for link, (question, _) in linked.items()),
-        "## Claims",
+        "# What did the studies find?",
+        *answers,
+        "## How many claims does each study decide?",
         LEGEND,
         table(["study", "supported", "contradicted", "undecided", "identities checked"], counts),
-        "## What the data contradict",
-        DENIED,
-        *(
-            _folded(f"{name}: {len(own)} {'claim' if len(own) == 1 else 'claims'}", "\n".join(map(_item, own)))
-            for name, own in denied.items()
-            if own
-        ),
     )
 
 

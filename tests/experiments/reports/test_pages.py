@@ -85,9 +85,7 @@ def test_identities_are_counted_apart():
         Claim("e", None, "5", identity=True),
     ]
     assert [claim.verdict for claim in claims] == ["supported", "checked", "contradicted", "undecided", "undecided"]
-    text = pages.index({"one": ("Is it so?", claims)})
-    assert "- [one](one.md): Is it so?" in text and "| [one](one.md) | 1 | 1 | 2 | 1 |" in text
-    assert "<details>\n<summary>one: 1 claim</summary>\n\n- c.\n  Measured: 3.\n\n</details>" in text
-    assert "<details>" not in pages.index({"two": ("Is it so?", claims[:2])})
+    text = pages.index({"one": ("Is it so?", "Yes, 7 of 8.", claims)})
+    assert "**[Is it so?](one.md)** Yes, 7 of 8." in text and "| [one](one.md) | 1 | 1 | 2 | 1 |" in text
     assert "- **checked**: b.\n  Measured: 2." in page(asked(claims)) and "*Checked*" in page(asked(claims))
     assert "*Checked*" not in page(asked())
