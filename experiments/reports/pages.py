@@ -18,8 +18,8 @@ from gradscope.files import printable, written
 
 LEGEND = (
     "Each row counts the claims of a study that the data support, contradict, or leave undecided. Identities are "
-    "theorems, tested up to rounding. They check the code, so they are counted separately. The page of a study lists its "
-    "claims, each with what was measured."
+    "theorems, tested up to rounding. They check the code, so they are counted separately. The page of a study lists "
+    "its claims, each with what was measured."
 )
 NOTICE = "<!-- Written by python -m experiments.figures; edit experiments/studies instead. -->"
 CHECKED = "*Checked* claims are identities or theorems, tested up to rounding: they can only fail through a bug."
