@@ -21,6 +21,7 @@ from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
+from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
@@ -51,6 +52,7 @@ class Fault:
         return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
+@of_whole
 @checked
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
