@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.choices import checked, stacklevel
 from gradscope.forward.layers import OUTPUT
 from gradscope.forward.outputs import leaf_tensors
-from gradscope.forward.wrappers.refusals import doubtful, held, refusal
+from gradscope.forward.wrappers.refusals import class_name, doubtful, held, refusal
 
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
@@ -105,12 +105,12 @@ def own_thread() -> Callable[[str], None]:
     return guard
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error if the model is sharded."""
-    return listed(model)[""]
+def unwrap(model: nn.Module, *, sharded: bool = False) -> nn.Module:
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; only if ``sharded``, it may be sharded."""
+    return listed(model, sharded=sharded)[""]
 
 
-def listed(model: nn.Module) -> dict[str, nn.Module]:
+def listed(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Module]:
     """Every module of the eager model by its name; that of the model itself is empty.  Raises like `unwrap`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
@@ -118,15 +118,15 @@ def listed(model: nn.Module) -> dict[str, nn.Module]:
     holders = [module for module in modules.values() if module._parameters or module._buffers]
     kinds = {*map(type, modules.values()), *(type(t) for m in holders for t in held(m))}
     for name, module in modules.items() if any(map(doubtful, kinds)) else ():
-        if reason := refusal(module):
+        if reason := refusal(module, sharded=sharded):
             raise ValueError(f"{name or 'The model'!r}{reason}")
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn(
             "The model is compiled; its eager original is measured, with the same weights.", stacklevel=stacklevel()
         )
-        return listed(original)
+        return listed(original, sharded=sharded)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return listed(model.module)
+        return listed(model.module, sharded=sharded)
     check_parameters(modules)
     return modules
 
@@ -261,7 +261,7 @@ def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
         ]
         known |= {id(p) for p in own}
         if own:
-            owners[name or type(module).__name__] = own
+            owners[name or class_name(module)] = own
     if not owners:
         raise ValueError(
             "No parameter of the model requires a gradient, so there is nothing to measure: unfreeze some "

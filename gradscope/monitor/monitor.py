@@ -21,7 +21,7 @@ from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, same_draws
-from gradscope.forward.wrappers.sharding import of_whole, unsharded
+from gradscope.forward.wrappers.sharding import unsharded
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning, check_state
@@ -114,7 +114,7 @@ class Monitor:
             raise ValueError(f'on_nonfinite must be "raise" or "warn", got {on_nonfinite!r}.')
         periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
         self.schedule = Schedule(periods, max_overhead, clock, total_steps)
-        self.model = of_whole(unwrap)(model)
+        self.model = unwrap(model, sharded=True)
         self.data, self.layers, self.forward, self.loss_fn = data, layers, forward, loss_fn
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None

@@ -29,8 +29,8 @@ def doubtful(kind: type) -> bool:
     )
 
 
-def refusal(module: nn.Module) -> str | None:
-    """Why a module cannot be measured, as the end of a sentence; None if it can."""
+def refusal(module: nn.Module, *, sharded: bool) -> str | None:
+    """Why a module cannot be measured, as the end of a sentence; None if it can.  ``sharded``: whether it may be."""
     kind, tensors = type(module), set(map(type, held(module)))
     if issubclass(kind, torch.jit.ScriptModule):
         return (
@@ -47,12 +47,18 @@ def refusal(module: nn.Module) -> str | None:
             f" is sharded by {_FSDP1}, so no process holds all parameters: shard the model with "
             "torch.distributed.fsdp.fully_shard instead, or measure it before you wrap it."
         )
-    if any(one.__name__ == _SHARD for one in tensors) or has_sharding_hooks(module):
+    if not sharded and (any(one.__name__ == _SHARD for one in tensors) or has_sharding_hooks(module)):
         return (
             " is sharded (FSDP2 or tensor parallelism), so no process holds all parameters: enter "
             "with gs.unsharded(model) in all processes, and measure inside."
         )
     return None
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class, without the class that FSDP2 puts in front of it."""
+    kinds = type(module).__mro__
+    return kinds[2 if kinds[1].__name__ == _FSDP2 else 0].__name__
 
 
 def has_sharding_hooks(module: nn.Module) -> bool:
