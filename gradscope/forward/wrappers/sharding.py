@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.distributed import parallel
-from gradscope.forward.inputs import ModelError
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_sharding
 
@@ -85,7 +84,7 @@ class _Unsharded(interruptible):
         self.undo: list[Callable[[], object]] = []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if isinstance(error, ModelError) and not self.done:
+        if isinstance(error, RuntimeError) and not self.done:  # such as a wrong shape
             error.add_note(
                 "The sharded model was run whole, without its hooks of torch.distributed: its forward must not use "
                 "sizes of one shard, such as the number of heads of one process. Write -1 for this size."

@@ -59,18 +59,16 @@ def tensor_parallel(model, mesh=None):
     return parallelize_module(model, mesh or globals()["mesh"](2), plan)
 
 
-def in_two_dimensions(model, *sizes):
-    both = mesh(*sizes)
+def in_two_dimensions(model):
+    both = mesh(2, 1)
     return fsdp(tensor_parallel(model, both["tensor"]), both["data"])
 
 
 # How a model is wrapped, whether parameters may be tied, and whether each process trains on all samples.
 WRAPPERS = {
     "fsdp": (fsdp, True, False),
-    "fsdp that keeps parameters": (lambda model: fsdp(model, reshard_after_forward=False), True, False),
     "tensor parallel": (tensor_parallel, False, True),
-    "both, sharded by data": (lambda model: in_two_dimensions(model, 2, 1), False, False),
-    "both, sharded by tensors": (lambda model: in_two_dimensions(model, 1, 2), False, True),
+    "both": (in_two_dimensions, False, False),
     "ddp": (nn.parallel.DistributedDataParallel, True, False),
 }
 
@@ -148,7 +146,83 @@ def between_forward_and_backward():
     return found
 
 
-FUNCTIONS = ["all_wrappers", "between_forward_and_backward"]
+class Heads(nn.Module):
+    """Attention whose code knows how many heads one process has, as it must under tensor parallelism."""
+
+    def __init__(self, heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.values, self.out = heads, nn.Linear(6, 8), nn.Linear(8, 6)
+        self.double()
+
+    def forward(self, x):
+        return self.out(self.values(x).view(len(x), self.heads, 4).flatten(1))
+
+
+def said(call):
+    """The message of an error, with its notes."""
+    try:
+        return call()
+    except Exception as error:
+        return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def sentences():
+    """What is refused, each with its message, and what works instead."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    model, old = fsdp(Net()), FullyShardedDataParallel(nn.Linear(6, 3), device_id=torch.device("cpu"))
+    plan = {"values": ColwiseParallel(), "out": RowwiseParallel()}
+    local, general = (parallelize_module(Heads(num), mesh(2), plan) for num in (1, -1))
+    with gs.unsharded(model):
+        inside = gs.capture(model.eval(), X).jacobian("up", "head").dense().shape
+    return {
+        "capture": said(lambda: gs.capture(model, X)),
+        "capture, inside": inside,
+        "first version of FSDP": said(lambda: gs.gsc(old, X)),
+        "sizes of one process": said(lambda: gs.gsc(local, X, probes="exact")),
+        "afterwards": tuple(local(X).shape),
+        "any size": gs.gsc(general, X, probes="exact").log10_values,
+    }
+
+
+def without_norm():
+    model = Net().eval()
+    model.norm = nn.Identity()
+    return model
+
+
+def precision():
+    """GSC, and the types of parameters afterwards, of a model whose parameters FSDP2 casts to bfloat16."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    model = fsdp(without_norm(), mp_policy=policy, reshard_after_forward=False)
+    model(X)  # the modules now hold rounded parameters
+    profile = gs.gsc(model, X, probes="exact").log10_values
+    return profile, [p.dtype for p in model.parameters()]
+
+
+def streams():
+    """Each process measures its own part of the data, with the probes that one process would draw for it."""
+    rank, found = torch.distributed.get_rank(), {}
+    for wrap in (fsdp, tensor_parallel):
+        model = wrap(Net(tied=False)).eval()
+        found[wrap.__name__] = gs.gsc(model, iter([X[rank::2]]), probes=3).log10_values
+    return found
+
+
+def faults():
+    """What two monitors say of a loss that overflows in one of the processes only."""
+    model, labels = fsdp(Net()).eval(), Y * (1e200 if torch.distributed.get_rank() else 1)
+    monitor = gs.Monitor(model, X, loss_fn=losses)
+    loss = losses(model(X), labels).mean()
+    loss.backward()
+    return said(lambda: monitor.step(loss, (X, labels)))
+
+
+FUNCTIONS = ["all_wrappers", "between_forward_and_backward", "sentences", "precision", "streams", "faults"]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +232,7 @@ def found(tmp_path_factory):
 
 @cache
 def alone(tied):
+    """The same in one process."""
     return measured(Net(tied)), trained(Net(tied), slice(None))
 
 
@@ -188,3 +263,39 @@ def test_a_measurement_between_forward_and_backward_changes_no_gradient(found):
         for one, two, three in zip(plain, kept, freed, strict=True):
             np.testing.assert_array_equal(one, two)
             np.testing.assert_allclose(one, three, rtol=EXACT, atol=EXACT)
+
+
+def test_a_model_that_cannot_be_whole_by_itself_is_refused(found):
+    for said in found["sentences"]:
+        assert "'The model' is sharded" in said["capture"] and "gs.unsharded(model)" in said["capture"]
+        assert said["capture, inside"] == (24, 64)
+        assert "FullyShardedDataParallel" in said["first version of FSDP"]
+        assert "fully_shard instead" in said["first version of FSDP"]
+
+
+def test_code_that_knows_the_size_of_a_shard_is_refused_and_any_size_is_measured(found):
+    expected = gs.gsc(Heads(2), X, probes="exact").log10_values
+    for said in found["sentences"]:
+        assert "invalid for input" in said["sizes of one process"]
+        assert "must not use sizes of one shard" in said["sizes of one process"]
+        assert said["afterwards"] == (8, 6)
+        np.testing.assert_allclose(said["any size"], expected, rtol=EXACT, atol=EXACT)
+
+
+def test_parameters_are_measured_in_their_own_precision(found):
+    expected = gs.gsc(without_norm(), X, probes="exact").log10_values
+    for values, types in found["precision"]:
+        np.testing.assert_allclose(values, expected, rtol=EXACT, atol=EXACT)
+        assert set(types) == {torch.bfloat16}  # restored
+
+
+def test_a_stream_draws_the_probes_of_one_process(found):
+    expected = gs.gsc(Net(tied=False).eval(), iter([X]), probes=3).log10_values
+    for values in found["streams"]:
+        for kind in values:
+            np.testing.assert_allclose(values[kind], expected, rtol=EXACT, atol=EXACT, err_msg=kind)
+
+
+def test_all_monitors_stop_at_the_fault_of_one_process(found):
+    first, second = found["faults"]
+    assert first == second and "The loss is inf" in first and "the loss function is the first" in first
