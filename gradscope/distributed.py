@@ -48,7 +48,7 @@ def agreed(decision: bool) -> bool:
 def local(tensor: Any) -> Tensor:
     """This process's part of a DTensor, after sums over processes that are still due; any other tensor as it is."""
     if not is_shard(tensor):
-        return tensor  # type: ignore[no-any-return]
+        return tensor
     from torch.distributed.tensor import Replicate
 
     wanted = [Replicate() if placement.is_partial() else placement for placement in tensor.placements]

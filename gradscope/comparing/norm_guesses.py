@@ -136,8 +136,8 @@ def guesses(
             yield same(kind, g.norm * factor, f"the global norm times {name}, for {world} processes")
             yield same(kind, g.norm / factor, f"the global norm divided by {name}, for {world} processes")
     if max_norm is not None:
-        clipped = g.norm * min(1.0, max_norm / (g.norm + EPSILON))
-        yield same(CLIPPED, clipped, f"the norm after clipping to max_norm={max_norm:g}")
+        for clipped in (g.norm * min(1.0, max_norm / (g.norm + EPSILON)), min(g.norm, max_norm)):
+            yield same(CLIPPED, clipped, f"the norm after clipping to max_norm={max_norm:g}")
     if scale is not None:
         yield same(SCALED, g.norm * scale, f"the global norm times the loss scale {scale:g}")
         yield same(SCALED, g.norm / scale, f"the global norm divided by the loss scale {scale:g}")

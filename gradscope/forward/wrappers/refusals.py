@@ -57,8 +57,12 @@ def refusal(module: nn.Module, *, sharded: bool) -> str | None:
 
 def class_name(module: nn.Module) -> str:
     """The name of a module's class, without the class that FSDP2 puts in front of it."""
-    kinds = type(module).__mro__
-    return kinds[2 if kinds[1].__name__ == _FSDP2 else 0].__name__
+    return type(module).__mro__[2 if is_fsdp(module) else 0].__name__
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called for a module."""
+    return type(module).__mro__[1].__name__ == _FSDP2
 
 
 def has_sharding_hooks(module: nn.Module) -> bool:

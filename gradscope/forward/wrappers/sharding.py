@@ -11,16 +11,16 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gradscope.distributed import parallel
 from gradscope.forward.interrupts import interruptible
-from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_sharding
+from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_fsdp, is_sharding
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -61,19 +61,15 @@ def unsharded(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def of_whole(
-    function: Callable[Concatenate[nn.Module, Arguments], Result],
-) -> Callable[Concatenate[nn.Module, Arguments], Result]:
+def of_whole(function: Function) -> Function:
     """The function of a model, called inside of `unsharded`."""
 
     @wraps(function)
-    def measured(model: nn.Module, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if not isinstance(model, nn.Module):
-            return function(model, *args, **kwargs)  # which says what is wrong
-        with unsharded(model):
+    def measured(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with unsharded(model) if isinstance(model, nn.Module) else contextlib.nullcontext():
             return function(model, *args, **kwargs)
 
-    return measured
+    return measured  # type: ignore[return-value]
 
 
 class _Unsharded(interruptible):
@@ -99,7 +95,7 @@ class _Unsharded(interruptible):
             self._reshard(module)
         full: dict[int, Tensor] = {}  # tied parameters stay tied
         for module in self.modules:
-            for members in (module._parameters, module._buffers):
+            for members in (vars(module)["_parameters"], vars(module)["_buffers"]):
                 for name, tensor in members.items():
                     if isinstance(tensor, DTensor):
                         if id(tensor) not in full:
@@ -112,9 +108,9 @@ class _Unsharded(interruptible):
                     self.undo.append(partial(module.__dict__.__setitem__, kind, hooks))
                     module.__dict__[kind] = OrderedDict((k, h) for k, h in hooks.items() if not is_sharding(h))
 
-    def _reshard(self, module: nn.Module) -> None:
+    def _reshard(self, module: Any) -> None:
         """Let FSDP2 give a module its shards, if it holds whole parameters now (rounded, in mixed precision)."""
-        if hasattr(module, "unshard") and hasattr(module, "reshard"):
+        if is_fsdp(module):
             before = list(module.parameters())
             module.reshard()
             if any(a is not b for a, b in zip(before, module.parameters(), strict=True)):
