@@ -16,12 +16,14 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
 from gradscope.forward.layers import Layer
 from gradscope.forward.modules import tap
+from gradscope.forward.wrappers.sharding import unsharded
 from gradscope.jacobians.capture import Capture, capture
 from gradscope.jacobians.description import Description
 from gradscope.jacobians.jacobian import Affine, Jacobian
@@ -62,6 +64,7 @@ __all__ = [
     "Monitor",
     "MonitorWarning",
     "NonFiniteError",
+    "NormCheck",
     "Positions",
     "Profile",
     "Report",
@@ -71,6 +74,7 @@ __all__ = [
     "attention",
     "capture",
     "check",
+    "check_norm",
     "compare",
     "compare_models",
     "effective_depth",
@@ -97,6 +101,7 @@ __all__ = [
     "tap",
     "taylor_losses",
     "testing",
+    "unsharded",
 ]
 __version__ = "0.1.0"
 

@@ -26,10 +26,12 @@ from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.state import alone
+from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
 
+@of_whole
 @checked
 def gsc(
     model: nn.Module,
@@ -126,6 +128,7 @@ def gsc(
     return Profile(**measured(model, data, options, board)[1])
 
 
+@of_whole
 @checked
 def gsc_matrix(
     model: nn.Module,

@@ -32,6 +32,7 @@ from gradscope.forward.inputs import Forward, LossFunction, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import lookup
 from gradscope.forward.state import alone
+from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import Later, Workspace, peak_bytes, together
 from gradscope.norms import real
@@ -43,6 +44,7 @@ FEWEST = 30  # samples of a standard error
 FloatArray = npt.NDArray[np.float64]
 
 
+@of_whole
 @checked
 def nlc(
     model: nn.Module,

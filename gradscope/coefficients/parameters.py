@@ -30,6 +30,7 @@ from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex
+from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import Later, together
 from gradscope.norms import real
@@ -38,6 +39,7 @@ from gradscope.norms import real
 STRIDES = (8, 1)
 
 
+@of_whole
 @checked
 def parameter_gsc(
     model: nn.Module,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from operator import attrgetter
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.choices import checked, stacklevel
 from gradscope.forward.layers import OUTPUT
 from gradscope.forward.outputs import leaf_tensors
+from gradscope.forward.wrappers.refusals import class_name, doubtful, held, refusal
 
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
@@ -27,7 +27,6 @@ Hook = Callable[..., Any]
 
 transform_level = torch._C._functorch.maybe_current_level
 _hooks_of = attrgetter(*(f"_forward_{kind}hooks{more}" for kind in ("", "pre_") for more in ("", "_with_kwargs")))
-_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 class CallListener(Protocol):
@@ -106,35 +105,28 @@ def own_thread() -> Callable[[str], None]:
     return guard
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The eager module inside ``torch.compile`` and data-parallel wrappers; an error if the model is sharded."""
-    return listed(model)[""]
+def unwrap(model: nn.Module, *, sharded: bool = False) -> nn.Module:
+    """The eager module inside ``torch.compile`` and data-parallel wrappers; only if ``sharded``, it may be sharded."""
+    return listed(model, sharded=sharded)[""]
 
 
-def listed(model: nn.Module) -> dict[str, nn.Module]:
+def listed(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Module]:
     """Every module of the eager model by its name; that of the model itself is empty.  Raises like `unwrap`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
     modules = _named(model)
-    refused = {kind: reason for kind in set(map(type, modules.values())) if (reason := _refusal(kind))}
     holders = [module for module in modules.values() if module._parameters or module._buffers]
-    lazy = {kind for kind in {type(t) for m in holders for t in held(m)} if issubclass(kind, UninitializedTensorMixin)}
-    for name, module in modules.items() if refused or lazy else ():
-        label = f"{name or 'The model'!r}"
-        if type(module) in refused:
-            raise ValueError(label + refused[type(module)])
-        if not lazy.isdisjoint(map(type, held(module))):
-            raise ValueError(
-                f"{label} ({type(module).__name__}) is not initialized: call the model once, model(x), before you "
-                "measure it. Its weights are drawn at random in this call, and a measurement must not draw them."
-            )
+    kinds = {*map(type, modules.values()), *(type(t) for m in holders for t in held(m))}
+    for name, module in modules.items() if any(map(doubtful, kinds)) else ():
+        if reason := refusal(module, sharded=sharded):
+            raise ValueError(f"{name or 'The model'!r}{reason}")
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn(
             "The model is compiled; its eager original is measured, with the same weights.", stacklevel=stacklevel()
         )
-        return listed(original)
+        return listed(original, sharded=sharded)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return listed(model.module)
+        return listed(model.module, sharded=sharded)
     check_parameters(modules)
     return modules
 
@@ -152,26 +144,6 @@ def _named(model: nn.Module) -> dict[str, nn.Module]:
                 inside = [(f"{name}.{own}" if name else own, m) for own, m in children.items() if m is not None]
                 stack += inside[::-1]
     return found
-
-
-def _refusal(kind: type[nn.Module]) -> str | None:
-    """Why modules of a class cannot be measured, as the end of a sentence; None if they can."""
-    if issubclass(kind, torch.jit.ScriptModule):
-        return (
-            f" ({kind.__name__}) is TorchScript, whose layers cannot be observed: measure the original module, before "
-            "torch.jit.script or torch.jit.trace."
-        )
-    if any(base.__name__ in _SHARDED for base in kind.__mro__):
-        return (
-            " is sharded (FSDP), so no process holds all parameters. Measure the model before you wrap it, or load the "
-            "full state dict into a copy without FSDP."
-        )
-    return None
-
-
-def held(module: nn.Module) -> Iterable[Tensor | None]:
-    """The parameters and buffers that a module itself holds."""
-    return (*module._parameters.values(), *module._buffers.values())
 
 
 def check_parameters(modules: Modules) -> None:
@@ -289,7 +261,7 @@ def owned_parameters(modules: Modules) -> dict[str, list[Tensor]]:
         ]
         known |= {id(p) for p in own}
         if own:
-            owners[name or type(module).__name__] = own
+            owners[name or class_name(module)] = own
     if not owners:
         raise ValueError(
             "No parameter of the model requires a gradient, so there is nothing to measure: unfreeze some "

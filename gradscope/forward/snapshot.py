@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradscope.forward.modules import Modules, attach, held, listening, own_thread
+from gradscope.forward.modules import Modules, attach, listening, own_thread
+from gradscope.forward.wrappers.refusals import held
 
 MOST_ENTRIES = 10_000  # of a container whose entries are examined one by one; a larger one is only copied
 MOST_BYTES = 1 << 20  # of a tensor in a plain attribute that is copied, in case the model overwrites the tensor

@@ -18,6 +18,7 @@ from gradscope.forward.inputs import Batch, Forward, LossFunction, as_batch, che
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.modules import Modules, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
+from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.measures import activation, gradient
 from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
 from gradscope.measures.gradient import GRADIENTS
@@ -70,6 +71,7 @@ Begun = Estimate | tuple[Statistic, Later]
 Found = list[tuple[str, list[Begun]]]
 
 
+@of_whole
 @checked
 def measure(
     model: nn.Module,

@@ -21,6 +21,7 @@ from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, same_draws
+from gradscope.forward.wrappers.sharding import unsharded
 from gradscope.memory import together
 from gradscope.monitor import nonfinite
 from gradscope.monitor.alarms import Alarms, MonitorWarning, check_state
@@ -85,8 +86,8 @@ class Monitor:
     falls from 0.2 to below 0.02.  ``alarms.fired`` lists each warning, which is given once.
 
     With gradient accumulation, call `step` once per update.  With a gradient scaler, call ``scaler.unscale_`` before
-    `step`, and clip after it.  Under ``torch.distributed`` every rank passes the same ``data`` and makes the same
-    calls; each rank measures its share of the samples, and all ranks hold the merged records.
+    `step`, and clip after it.  Under ``torch.distributed``, also if the model is sharded, all ranks pass the same
+    ``data`` and make the same calls; each measures its share of the samples, and all hold the merged records.
 
     Raises:
         ValueError: An argument has an invalid value.
@@ -113,7 +114,7 @@ class Monitor:
             raise ValueError(f'on_nonfinite must be "raise" or "warn", got {on_nonfinite!r}.')
         periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
         self.schedule = Schedule(periods, max_overhead, clock, total_steps)
-        self.model = unwrap(model)
+        self.model = unwrap(model, sharded=True)
         self.data, self.layers, self.forward, self.loss_fn = data, layers, forward, loss_fn
         self.probes: Probes = probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
@@ -157,8 +158,7 @@ class Monitor:
         self.schedule.checked()
         if kind or self.vitals.due:
             self._check(batch, number)
-        if kind is not None and not distributed.agreed(self.schedule.allows(kind, number)):
-            kind = None
+        kind = kind if kind is not None and distributed.agreed(self.schedule.allows(kind, number)) else None
         if kind is not None:
             self._record(number, kind, strict=self.on_nonfinite == "raise")
         self.schedule.leaves(kind)
@@ -220,7 +220,8 @@ class Monitor:
         self.alarms.first_lengths |= self.weights.first_norms()
         with alone, same_draws(dict(self.model.named_modules())) as draws, draws, together():
             weights = self.weights.begun(number)
-            frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
+            with unsharded(self.model):
+                frame = pd.concat([*self._measured(number, kind, strict), weights()], ignore_index=True)
         frame.insert(0, "step", number)
         if len(frame):  # empty if no weight is finite
             self._records.add(frame)
@@ -275,13 +276,12 @@ class Monitor:
         if what == GRADIENT and found is None:
             # If all entries are finite, only their norm overflowed; otherwise a gradient scaler may skip the update.
             strict = False
-            if known or all(bool(torch.isfinite(g).all()) for g in self.vitals.gradients()):
+            if known or all(bool(torch.isfinite(g).all()) for g in map(distributed.local, self.vitals.gradients())):
                 return
-        value = str(vital.loss) if what == LOSS else "not finite"
         unknown = "; a gradient scaler skips such an update" if what == GRADIENT else ""
         unknown = unknown if self.loss_fn is not None else f"; pass loss_fn= to trace the loss function too{unknown}"
         reason = nonfinite.told(found, unknown, remark, now - vital.step)
-        message = f"The {what} is {value} at step {vital.step}: {reason}"
+        message = f"The {what} is {vital.loss if what == LOSS else 'not finite'} at step {vital.step}: {reason}"
         if self.save_to is not None:
             kept = {"batch": batch, "model": self.model.state_dict(), "step": vital.step}
             message += nonfinite.saved(self.save_to, kept)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from gradscope.choices import checked
-from gradscope.distributed import parallel
+from gradscope.distributed import gathered, parallel
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LOSS, OUTPUT
@@ -21,6 +21,7 @@ from gradscope.forward.modules import eager, hooked, recording_gradients, unwrap
 from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.trunk import vertex
+from gradscope.forward.wrappers.sharding import is_sharded, of_whole, unsharded
 from gradscope.monitor.births import Backward, Operations, Origins, bad, origins
 
 FORWARD, BACKWARD, PARAMETERS = "forward", "backward", "parameters"
@@ -51,6 +52,7 @@ class Fault:
         return f"{who} is the first with NaN or Inf in its {self.direction} pass"
 
 
+@of_whole
 @checked
 def first_nonfinite(
     model: nn.Module, data: Any, *, forward: Forward | None = None, loss_fn: LossFunction | None = None
@@ -206,7 +208,20 @@ class NonFiniteError(FloatingPointError):
 def traced(
     model: nn.Module, batch: Any, probe: Any, *, forward: Forward | None, loss_fn: LossFunction | None
 ) -> tuple[Fault | None, str]:
-    """Return the fault found on the batch, else on the probe batch; and a remark if the batch could not be run."""
+    """Return the fault found on the batch, else on the probe batch; and a remark if the batch could not be run.
+
+    If the model is sharded, all processes search, each on its own batch, and the first fault is that of all.
+    """
+    if not is_sharded(model):
+        return _traced(model, batch, probe, forward, loss_fn)
+    with unsharded(model):
+        found = gathered(_traced(model, batch, probe, forward, loss_fn))
+    return next((one for one in found if one[0] is not None), found[0])
+
+
+def _traced(
+    model: nn.Module, batch: Any, probe: Any, forward: Forward | None, loss_fn: LossFunction | None
+) -> tuple[Fault | None, str]:
     remark = ""
     if batch is not None:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and loss_fn is None else batch

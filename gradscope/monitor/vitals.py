@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from gradscope.distributed import alike, is_shard, local, mean_of_ranks, of_all_parts
 
 LATE = 50  # steps between two reads if a read has to wait for the device
 
@@ -22,6 +25,8 @@ class Vital:
 
 class Vitals:
     """Keeps loss and gradient norm of every step on the device, and reads the values of several steps together.
+
+    If parameters are sharded, the norm is that of all shards, and the loss is the mean over the processes.
 
     ``every``: steps between two reads.  None: every step on a CPU, `LATE` steps elsewhere.
 
@@ -44,8 +49,10 @@ class Vitals:
                 f"step needs one loss, the number that is differentiated; got shape {tuple(kept.shape)} "
                 f"on {kept.device}: give losses.mean()."
             )
-        gradients = [g.coalesce().values() if g.is_sparse else g for g in self.gradients()]
-        length = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        parameters = list(self.model.parameters())
+        if kept is not None and any(map(is_shard, parameters)):  # all processes must decide alike what happens next
+            kept = mean_of_ranks(kept.to(parameters[0].device))
+        length = total_norm(self.gradients())
         if kept is not None or length is not None:
             self._pending.append((step, None if kept is None else kept.reshape(()), length))
 
@@ -81,3 +88,12 @@ def _together(values: list[Tensor]) -> list[float]:
         for place, number in zip(places, torch.stack([values[place] for place in places]).tolist(), strict=True):
             numbers[place] = number
     return numbers
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor | None:
+    """The norm of all gradients as one vector, also of those that are distributed; None if there is none."""
+    norms = []
+    for group in alike(gradients):
+        parts = [g.coalesce().values() if g.is_sparse else local(g) for g in group]
+        norms.append(of_all_parts(torch.nn.utils.get_total_norm(parts), group[0], "norm"))
+    return torch.nn.utils.get_total_norm(norms) if norms[1:] else norms[0] if norms else None

@@ -12,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import frames
+from gradscope.distributed import alike, local, of_all_parts
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.memory import Later, Workspace
 from gradscope.norms import plain_norms
+
+_JOINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": torch.sum, "max": torch.amax, "norm": torch.linalg.vector_norm
+}  # fmt: skip
 
 
 class Weights:
@@ -25,9 +30,11 @@ class Weights:
     ``update_to_weight`` |w - w'| / (n |w|), and ``update_max`` is the largest entry of |w - w'| / n.
     ``gradient_zero_fraction`` counts zeros in g.  Sums are in float64.
 
-    Layers may be frozen, unfrozen, added or replaced between two records.
+    Layers may be frozen, unfrozen, added or replaced between two records.  If parameters are sharded, every process
+    reads its own shards, and the statistics are those of the whole parameters.
 
-    Cost: five passes over all parameters, a copy of them, and one synchronization with the device.
+    Cost: five passes over all parameters, a copy of them, and one synchronization with the device.  If parameters are
+    sharded, also at most five sums over all processes per layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,7 +71,7 @@ class Weights:
         gradients = {name: parts for name, parts in every.items() if parts}
         sizes = {name: sum(g.numel() for g in parts) for name, parts in gradients.items()}
         slopes = Later(map(self._length, gradients.values()))
-        nonzero = Later(torch.stack([g.count_nonzero() for g in parts]).sum() for parts in gradients.values())
+        nonzero = Later(_all(parts, lambda g: g.count_nonzero(), "sum") for parts in gradients.values())
         periods, moved, largest = self._moved(owners, step)
 
         def finished() -> pd.DataFrame:
@@ -104,7 +111,7 @@ class Weights:
                     torch.sub(p.detach(), old, out=old)  # without another copy of all parameters
                 periods[name] = period
                 moved.append(self._length([old for _, old in kept]))
-                largest.append(torch.stack([old.abs().max() for _, old in kept]).max())
+                largest.append(_all([old for _, old in kept], _largest, "max"))
             for p in own:
                 old = before[p][1] if p in before and _alike(before[p][1], p) else torch.empty_like(p.detach())
                 self._before[p] = step, old.copy_(p.detach())
@@ -112,8 +119,20 @@ class Weights:
 
     def _length(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the Euclidean norm of all tensors, taken together as one vector."""
-        lengths = [plain_norms(t.detach(), 0, self._workspace.scratch(t)) for t in tensors]
-        return torch.linalg.vector_norm(torch.stack(lengths))
+        return _all(tensors, lambda t: plain_norms(t, 0, self._workspace.scratch(t)), "norm")
+
+
+def _all(tensors: Sequence[Tensor], read: Callable[[Tensor], Tensor], how: str) -> Tensor:
+    """The "sum", "max" or "norm" of what ``read`` finds in every tensor, also in the shards of other processes."""
+    found = []
+    for group in alike(tensors):
+        number = _JOINS[how](torch.stack([read(local(t.detach())) for t in group]))
+        found.append(of_all_parts(number, group[0], how))
+    return _JOINS[how](torch.stack(found)) if found[1:] else found[0]
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    return tensor.abs().amax() if tensor.numel() else tensor.new_zeros(())  # a shard may be empty
 
 
 def _dense(gradient: Tensor) -> Tensor:

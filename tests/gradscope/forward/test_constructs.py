@@ -120,28 +120,6 @@ def test_distributed_data_parallel_comes_off(plain, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_sharded_models_are_refused(plain, inside):
-    class FSDPModule:  # what torch mixes into a module that is sharded in place
-        pass
-
-    class Sharded(FSDPModule, nn.Linear):
-        pass
-
-    sharded = Sharded(4, 3).double()
-    model = nn.Sequential(plain.a, sharded) if inside else sharded
-    with pytest.raises(ValueError, match=r"('1'|'The model') is sharded \(FSDP\).*before you wrap it"):
-        gs.gsc(model, X)
-
-
-def test_torch_marks_sharded_modules_by_these_names():
-    from torch.distributed import fsdp
-
-    from gradscope.forward.modules import _SHARDED
-
-    assert {fsdp.FullyShardedDataParallel.__name__, fsdp.FSDPModule.__name__} == _SHARDED
-
-
 def test_autocast_inside_and_outside(plain):
     model = like(plain, Autocast).float()
     inside = exact(model, X.float())
