@@ -16,6 +16,7 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_check
 from gradscope.comparing.models import ModelComparison, compare_models
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
@@ -47,6 +48,7 @@ __all__ = [
     "Capture",
     "Coherence",
     "Comparison",
+    "CoordinateCheck",
     "Deflated",
     "Description",
     "EffectiveDepth",
@@ -73,6 +75,7 @@ __all__ = [
     "check",
     "compare",
     "compare_models",
+    "coordinate_check",
     "effective_depth",
     "first_nonfinite",
     "frames",
