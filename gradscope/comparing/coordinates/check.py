@@ -38,6 +38,8 @@ from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import LayerFilter
 
 MARGIN = 0.25
+VERBS = {AGREES: "agrees", DIFFERS: "differs", UNDECIDED: "is undecided", UNJUDGED: "is not judged"}
+PREPOSITIONS = {AGREES: " with", DIFFERS: " from", UNDECIDED: " against", UNJUDGED: " by"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -72,7 +74,7 @@ class CoordinateCheck:
         Within a step the forward pass comes first, from the input, and then the backward pass, from the output.
         Later layers that differ may only pass the error on.
         """
-        row = self._first_row()
+        row = self._first_row(DIFFERS)
         return None if row is None else str(row["layer"])
 
     @property
@@ -108,18 +110,24 @@ class CoordinateCheck:
 
     def __str__(self) -> str:
         title = TITLES[self.parametrization]
-        lines = [f"Coordinate check: the network {_phrase(self.verdict)} {title}."]
-        if (row := self._first_row()) is not None:
+        lines = [f"Coordinate check: the network {VERBS[self.verdict]}{PREPOSITIONS[self.verdict]} {title}."]
+        if self.verdict in (DIFFERS, UNDECIDED) and (row := self._first_row(self.verdict)):
             exponent = "is zero" if row["zero"] else f"has the exponent {_interval(row)}"
             lines.append(
-                f"  First layer that differs: {row['layer']!r}. Its {_words(row['quantity'])} at step {row['step']} "
-                f"{exponent} against {row['axis']}; expected {row['expected']}."
+                f"  First layer that {VERBS[self.verdict]}: {row['layer']!r}. Its {_words(row['quantity'])} at step "
+                f"{row['step']} {exponent} against {row['axis']}; expected {row['expected']}."
             )
+        if self.verdict == UNDECIDED:
+            lines.append("  More seeds make the intervals narrower, and a wider range of sizes does so too.")
         for other in (STANDARD, MUP):
             if self.parametrization != other and WIDTH in set(self.exponents["axis"]):
                 lines.append(f"  By the table of {TITLES[other]}, the verdict is: {self.against(other).verdict}.")
         sizes = [f"{axis} {', '.join(map(str, part['size'].unique()))}" for axis, part in self.frame.groupby("axis")]
-        optimizer = "" if self.optimizer is None else f", {self.steps} steps of {self.optimizer.__name__}"
+        optimizer = (
+            ""
+            if self.optimizer is None
+            else f", {self.steps} step{'s' * (self.steps != 1)} of {self.optimizer.__name__}"
+        )
         lines.append(f"  {'; '.join(sizes)}; {len(self.seeds)} seeds{optimizer}; intervals are for initializations")
         return "\n".join([*lines, *(f"  {line}" for line in self._table().to_string(index=False).splitlines())])
 
@@ -131,9 +139,10 @@ class CoordinateCheck:
         """Return the summary and the table of exponents in HTML, for notebooks."""
         return frames.notebook(str(self), self._table())
 
-    def _first_row(self) -> dict[str, Any] | None:
-        differing = self.exponents[self.exponents["verdict"] == DIFFERS]
-        return None if differing.empty else dict(differing.iloc[0])
+    def _first_row(self, verdict: str) -> dict[str, Any] | None:
+        """The first row of ``exponents`` with this verdict."""
+        rows = self.exponents[self.exponents["verdict"] == verdict]
+        return None if rows.empty else rows.iloc[0].to_dict()
 
     def _table(self) -> pd.DataFrame:
         """Exponents at initialization, and of the change in the last step, with the verdict of each layer."""
@@ -184,8 +193,8 @@ def coordinate_check(
         forward: As for `gradscope.gsc`.
         layers: Which layers, as for `gradscope.gsc`.  Default: against width, the output and every module that holds
             parameters; against depth, the units of the trunk.
-        margin: Largest distance from the expected exponent that agrees.  Theory knows multiples of 1/2, and 1/4 is half
-            of that.
+        margin: Largest distance from the expected exponent that agrees; twice this for GSC, which is a square.  Theory
+            knows multiples of 1/2, and 1/4 is half of that.
         probes: Random probes of each GSC.
         progress: Called with a line for each size.
 
@@ -265,12 +274,6 @@ def _words(quantity: str) -> str:
     return {
         ACTIVATION: "activation", CHANGE: "change", EFFECT: "effect of update", GRADIENT: "gradient", GSC: "GSC",
     }[quantity]  # fmt: skip
-
-
-def _phrase(verdict: str) -> str:
-    return {AGREES: "agrees with", DIFFERS: "differs from", UNDECIDED: "is undecided against"}.get(
-        verdict, "has no verdict by"
-    )
 
 
 def _joint(verdicts: pd.Series) -> str:

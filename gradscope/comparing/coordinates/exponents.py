@@ -4,9 +4,9 @@ Estimator, for a length r of seed i at size s: beta_i is the slope of the least-
 and the exponent is the mean of beta_i over the seeds.  Its interval is Student's t over the seeds, so it speaks of
 random initializations, on the given batch and at the given sizes.  Seeds are independent, so no correlation is lost.
 
-Verdicts compare the interval with what theory expects, up to a margin.  "agrees": the 95 % interval lies inside the
-margin (an equivalence test; no correction, because all of them must agree).  "differs": a simultaneous 95 % interval
-(Bonferroni over all judged exponents) lies outside.  Otherwise "undecided".
+Verdicts compare the interval with what theory expects, up to a margin (twice the margin for GSC, which is a square).
+"agrees": the 95 % interval lies inside the margin (an equivalence test; no correction, because all of them must agree).
+"differs": a simultaneous 95 % interval (Bonferroni over all judged exponents) lies outside.  Otherwise "undecided".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from gradscope.comparing.coordinates.measurement import ACTIVATION, CHANGE, EFFECT
+from gradscope.comparing.coordinates.measurement import ACTIVATION, CHANGE, EFFECT, GSC
 from gradscope.comparing.coordinates.parametrizations import DEPTH, DIFFERS, UNJUDGED, Expectation
 
 LEVEL = 0.95
@@ -68,7 +68,8 @@ def judged(
         else:
             half = factor * row["stderr"]
             cautious = row["exponent"] - half, row["exponent"] + half
-            verdicts.append(expectation.verdict((row["low"], row["high"]), cautious, margin))
+            allowed = margin * (2 if row["quantity"] == GSC else 1)  # GSC is the square of a ratio of lengths
+            verdicts.append(expectation.verdict((row["low"], row["high"]), cautious, allowed))
     table = table.assign(expected=[str(e or "") for e in expectations], verdict=verdicts)
     forward = table["quantity"].isin(FORWARD)
     order = table.assign(
