@@ -84,7 +84,7 @@ def optimizer(model: nn.Module, width: int, kind: str, mup: bool, broken: str, *
             else:
                 factor = 1.0 if finite_fan_in else 1 / ratio
         groups.append({"params": [parameter], "lr": RATES[kind, mup] * factor})
-    return OPTIMIZERS[kind](groups)  # type: ignore[no-any-return]
+    return OPTIMIZERS[kind](groups)
 
 
 def residual_mlp(width: int, depth: int, *, scaled: bool) -> Any:

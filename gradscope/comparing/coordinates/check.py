@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from torch.optim import Optimizer
 
 from gradscope import frames
-from gradscope.choices import Depth, Positive, Size, check_choice, checked
+from gradscope.choices import Depth, Positive, Range, Size, check_choice, checked
 from gradscope.comparing.coordinates.exponents import KEYS, judged, slopes
 from gradscope.comparing.coordinates.measurement import (
     ACTIVATION,
@@ -35,9 +35,11 @@ from gradscope.comparing.coordinates.parametrizations import (
     expected,
 )  # fmt: skip
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import LayerFilter
 
 MARGIN = 0.25
+Steps = Annotated[int, Range("an integer from 0 to 1,000", lambda number: 0 <= number <= 1000)]
 VERBS = {AGREES: "agrees", DIFFERS: "differs", UNDECIDED: "is undecided", UNJUDGED: "is not judged"}
 PREPOSITIONS = {AGREES: " with", DIFFERS: " from", UNDECIDED: " against", UNJUDGED: " by"}
 
@@ -139,7 +141,7 @@ class CoordinateCheck:
         """Return the summary and the table of exponents in HTML, for notebooks."""
         return frames.notebook(str(self), self._table())
 
-    def _first_row(self, verdict: str) -> dict[str, Any] | None:
+    def _first_row(self, verdict: str) -> dict[Any, Any] | None:
         """The first row of ``exponents`` with this verdict."""
         rows = self.exponents[self.exponents["verdict"] == verdict]
         return None if rows.empty else rows.iloc[0].to_dict()
@@ -163,7 +165,7 @@ def coordinate_check(
     loss_fn: LossFunction,
     widths: Sequence[Size] = (64, 128, 256, 512),
     depths: Sequence[Depth] | None = None,
-    steps: int = 3,
+    steps: Steps = 3,
     seeds: Depth | Sequence[int] = 8,
     parametrization: str | None = None,
     forward: Forward | None = None,
@@ -196,7 +198,7 @@ def coordinate_check(
         margin: Largest distance from the expected exponent that agrees; twice this for GSC, which is a square.  Theory
             knows multiples of 1/2, and 1/4 is half of that.
         probes: Random probes of each GSC.
-        progress: Called with a line for each size.
+        progress: Called with a line for each seed.
 
     Returns:
         A `CoordinateCheck`.  Intervals are for the population of random initializations, on this batch and at these
@@ -230,15 +232,16 @@ def coordinate_check(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     parametrization = parametrization or (MUP if depths is None else DEPTH_MUP)
     check_choice("parametrization", parametrization, TITLES)
-    _check_sizes(widths, depths, steps, numbers)
+    _check_sizes(widths, depths, numbers)
     task = Task(as_batch(data, forward=forward, loss_fn=loss_fn), forward, loss_fn, steps, layers, probes)
     report = progress if progress is not None else lambda line: None
     parts = []
-    if len(widths) > 1:
-        fixed = {} if depths is None else {"depth": depths[0]}
-        parts.append(swept(factory, task, WIDTH, widths, fixed, numbers, report))
-    if depths is not None:
-        parts.append(swept(factory, task, DEPTH, depths, {"width": widths[0]}, numbers, report))
+    with interruptible() as whole, whole:
+        if len(widths) > 1:
+            fixed = {} if depths is None else {DEPTH: depths[0]}
+            parts.append(swept(factory, task, WIDTH, widths, fixed, numbers, report))
+        if depths is not None:
+            parts.append(swept(factory, task, DEPTH, depths, {WIDTH: widths[0]}, numbers, report))
     frame = pd.concat([part for part, _ in parts], ignore_index=True)
     _check_seeds(frame, len(numbers))
     table = slopes(frame)
@@ -246,7 +249,7 @@ def coordinate_check(
     return found.against(parametrization)
 
 
-def _check_sizes(widths: Sequence[int], depths: Sequence[int] | None, steps: int, seeds: Sequence[int]) -> None:
+def _check_sizes(widths: Sequence[int], depths: Sequence[int] | None, seeds: Sequence[int]) -> None:
     for name, sizes in ((WIDTH, widths), (DEPTH, depths or [])):
         if len(set(sizes)) < len(sizes):
             raise ValueError(f"{name}s must be different, got {list(sizes)}.")
@@ -254,17 +257,15 @@ def _check_sizes(widths: Sequence[int], depths: Sequence[int] | None, steps: int
         raise ValueError(f"An exponent needs at least two widths, got {list(widths)}; or give depths=.")
     if not widths or (depths is not None and len(depths) < 2):
         raise ValueError(f"An exponent needs at least two depths and one width, got {depths} and {list(widths)}.")
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}.")
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"An interval over networks needs at least two different seeds, got {list(seeds)}.")
 
 
-def _interval(row: dict[str, Any]) -> str:
+def _interval(row: dict[Any, Any]) -> str:
     return f"{row['exponent']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: dict[Any, Any] | None) -> str:
     if row is None:
         return ""
     return "zero" if row["zero"] else f"{row['exponent']:+.2f} ± {row['high'] - row['exponent']:.2f}"
