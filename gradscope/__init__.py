@@ -16,6 +16,7 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
+from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_check
 from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
 from gradscope.depth.effective import EffectiveDepth, effective_depth
@@ -49,6 +50,7 @@ __all__ = [
     "Capture",
     "Coherence",
     "Comparison",
+    "CoordinateCheck",
     "Deflated",
     "Description",
     "EffectiveDepth",
@@ -77,6 +79,7 @@ __all__ = [
     "check_norm",
     "compare",
     "compare_models",
+    "coordinate_check",
     "effective_depth",
     "first_nonfinite",
     "frames",

@@ -37,6 +37,12 @@ def loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (output - labels).square().mean(1)
 
 
+def trained(width: int) -> tuple[models.MLP, torch.optim.Optimizer]:
+    """A small network of this width with its optimizer."""
+    model = models.MLP(depth=1, width=width, in_features=6, out_features=1)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 def monitored() -> gs.Monitor:
     """A monitor with two records."""
     monitor = gs.Monitor(mlp(), noise(4, 6), every=1)
@@ -57,6 +63,9 @@ def result(name: str) -> Any:
             {"layer": ["a", "b"], "index": [1, 2], "depth_from_output": [1, 0], "num_samples": 8, "quantity": "gsc",
              "log10_value": [1.0, 0.0], "target": "b"}
         )  # fmt: skip
+    if name == "scaling":
+        data = noise(4, 6), noise(4, 1)
+        return gs.coordinate_check(trained, data, loss_fn=loss, widths=[4, 8], seeds=2, steps=1, probes=1)
     if name == "residual":
         return gs.residual(mlp(residual="identity"), noise(4, 6))
     makers: dict[str, Callable[..., Any]] = {"profile": gs.gsc, "matrix": gs.gsc_matrix, "capture": gs.capture}
@@ -127,6 +136,12 @@ CALLS: dict[str, Callable[[], Call]] = {
     "compare_models": call(
         gs.compare_models, models={"a": mlp, "b": mlp}, data=X, seeds=2, margin=0.02, progress=None, probes=2
     ),
+    "coordinate_check": call(
+        gs.coordinate_check, factory=trained, data=New(lambda: (noise(4, 6), noise(4, 1))), loss_fn=loss,
+        widths=(4, 8), depths=None, steps=1, seeds=2, parametrization=None, forward=None, layers=None, margin=0.25,
+        probes=1, progress=None,
+    ),
+    "CoordinateCheck.against": bound(lambda: result("scaling"), "against", parametrization="standard"),
     "effective_depth": call(gs.effective_depth, **BY_PROBES, initial=MODEL),
     "first_nonfinite": call(gs.first_nonfinite, **MEASURED, loss_fn=None),
     "growth": call(gs.growth, data=New(lambda: result("profile")), target=None, margin=0.02),
@@ -258,6 +273,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     "plots.before_after": call(plots.before_after, data=New(lambda: result("records")), ax=None),
     "plots.convergence": call(
         plots.convergence, data=New(lambda: result("profile").to_frame().assign(width=8)), hue=None, ax=None
+    ),
+    "plots.coordinates": call(
+        plots.coordinates, data=New(lambda: result("scaling")), quantity="activation_change_rms", step=None, axis=None,
+        ax=None,
     ),
     "plots.evolution": call(
         plots.evolution, data=New(lambda: result("records")), quantity="gsc", limits=None, colorbar=True, ax=None

@@ -1,6 +1,7 @@
 """Figures of what the library returns, on matplotlib Axes in the caller's style; nothing is measured or saved here."""
 
 from gradscope.frames import to_last_target
+from gradscope.plots.coordinates import coordinates
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.heads import attention
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "before_after",
     "convergence",
+    "coordinates",
     "evolution",
     "learning",
     "matrix",
