@@ -76,5 +76,5 @@ def matched(first: Mapping[str, Structure], second: Mapping[str, Structure]) -> 
         partner={name: partner[name] for name in second if name in partner},
         renamed=tuple((partner[name], name) for name in second if bare(name) != bare(partner.get(name, name))),
         only_first=tuple(name for name in first if name not in taken),
-        only_second=tuple(name for name in second if name not in partner),
+        only_second=tuple(name for name in second if name not in partner and bare(name)),  # not a wrapper's own call
     )

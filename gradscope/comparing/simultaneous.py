@@ -6,7 +6,7 @@ quantile of max_k |T_k|, where T has Student's distribution in K dimensions with
 correlations of the columns.  Neighboring layers are highly correlated, so c is smaller than Bonferroni's.
 
 Reference: Hothorn, Bretz and Westfall (2008), "Simultaneous inference in general parametric models".
-Cost: 10,000 n K multiplications.
+Cost: 20,000 min(n, K) K multiplications.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-DRAWS = 10_000  # the quantile of 95 % is then known to 0.2 %
+DRAWS = 20_000  # the quantile of 95 % is then known to about 0.7 %
 FEWEST = 5  # units
 
 
@@ -41,7 +41,7 @@ def half_widths(units: FloatArray, level: float = 0.95) -> tuple[FloatArray, Flo
     if not moving.size:
         return error, error
     random = np.random.default_rng(0)
-    standard = moving / np.linalg.norm(moving, axis=0)
-    normal = np.abs(random.standard_normal((DRAWS, num)) @ standard).max(axis=1)
+    root = np.linalg.qr(moving / np.linalg.norm(moving, axis=0), mode="r")  # the correlations are root^T root
+    normal = np.abs(random.standard_normal((DRAWS, len(root))) @ root).max(axis=1)
     scale = np.sqrt(random.chisquare(num - 1, DRAWS) / (num - 1))
     return error, np.quantile(normal / scale, level) * error

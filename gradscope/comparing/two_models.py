@@ -121,12 +121,14 @@ def diff(
         if name in found
     ]
     rows += _compiled(trace, (one, other), explained, forward)
-    both = _tried(lambda: [gains(subject, options) for subject in (one, other)], "GSC was not measured", remarks)
-    coupled = both is None or both[0].coupled or both[1].coupled
+    copies = [twin.subject for twin in explained.twins]
+    swept = _tried(
+        lambda: [gains(subject, options) for subject in (one, other, *copies)], "GSC was not measured", remarks
+    )
+    coupled = swept is None or swept[0].coupled or swept[1].coupled
     rows += _lengths(trace, free, explained, coupled=coupled)
-    if both is not None:
-        copies = [gains(twin.subject, options) for twin in explained.twins]
-        rows += _gsc(trace, both, copies, explained, matching, remarks)
+    if swept is not None:
+        rows += _gsc(trace, swept, explained, matching, remarks)
     if measures is None or len(measures):
         of_layers = _tried(
             lambda: changes(one, other, explained, matching.partner, options, measures, coupled=coupled),
@@ -175,12 +177,11 @@ def _lengths(trace: Trace, free: Found, explained: Rounding, *, coupled: bool) -
 
 
 def _gsc(
-    trace: Trace, both: Sequence[Gains], copies: Sequence[Gains], explained: Rounding, matching: Matching,
-    remarks: list[str],
-) -> list[Row]:  # fmt: skip
+    trace: Trace, swept: Sequence[Gains], explained: Rounding, matching: Matching, remarks: list[str]
+) -> list[Row]:
     """Changes of log10 GSC of the rows that both models have."""
-    a, b = both
-    remarks += [remark for own in both for remark in own.remarks]
+    a, b, *copies = swept
+    remarks += [remark for own in (a, b) for remark in own.remarks]
     if a.coupled != b.coupled:
         remarks.append("Samples influence each other in only one of both models.")
     places = {name: index for index, name in enumerate(trace.values)}
