@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from gradscope import frames
-from gradscope.choices import PathLike
+from gradscope.choices import PathLike, checked
 from gradscope.comparing.matching import Matching
 from gradscope.comparing.simultaneous import half_widths
 
@@ -62,6 +62,7 @@ def to_frame(rows: Sequence[Row], *, num_samples: int, level: float) -> pd.DataF
     return pd.concat(parts, ignore_index=True)
 
 
+@checked
 @dataclass(frozen=True, repr=False, eq=False)
 class Difference:
     """What differs between two models, or two saved frames; made by `gradscope.diff`.
@@ -109,6 +110,15 @@ class Difference:
     def plot(self, *, ax: Any = None, **options: Any) -> Any:
         """Return matplotlib Axes with a figure: `gradscope.plots.difference`."""
         return importlib.import_module("gradscope.plots").difference(self, ax=ax, **options)
+
+    def report(self, path: PathLike = "difference.html", *, title: str = "What differs?") -> Path:
+        """Write one self-contained HTML page and return its path.  Needs the extra ``report``, as `gradscope.report`.
+
+        Raises:
+            ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.
+        """
+        page: Path = importlib.import_module("gradscope.report.two_models").report(self, Path(path), title)
+        return page
 
     def save(self, path: PathLike) -> Path:
         """Write the frame as ``.parquet`` or ``.csv`` and return the path."""

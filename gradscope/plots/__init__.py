@@ -2,6 +2,7 @@
 
 from gradscope.frames import to_last_target
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
+from gradscope.plots.differences import difference
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.heads import attention
 from gradscope.plots.ledger import residual
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "before_after",
     "convergence",
+    "difference",
     "evolution",
     "learning",
     "matrix",
