@@ -17,8 +17,10 @@ from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_check
+from gradscope.comparing.difference import Difference
 from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
+from gradscope.comparing.two_models import diff
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
@@ -53,6 +55,7 @@ __all__ = [
     "CoordinateCheck",
     "Deflated",
     "Description",
+    "Difference",
     "EffectiveDepth",
     "Estimate",
     "Fault",
@@ -80,6 +83,7 @@ __all__ = [
     "compare",
     "compare_models",
     "coordinate_check",
+    "diff",
     "effective_depth",
     "first_nonfinite",
     "frames",

@@ -21,8 +21,10 @@ MEASUREMENTS = {
                 [SUBJECT, f"{SUBJECT} --out gsc.png", "my_net:mlp --data batch.npz --rtol 0.02 --json"]),
     "matrix": ("print GSC between all pairs of layers",
                [SUBJECT, f"{SUBJECT} --layers 'layer1*,layer2*' --out matrix.csv"]),
+    "diff": ("print which layer of two models differs; exit code 1 if one does",
+             ["my_net:resnet my_net:converted --input 8,3,32,32", "my_net:resnet bfloat16 --input 8,3,32,32"]),
 }  # fmt: skip
-OUTPUTS = {"report": "the page (default: report.html)", "check": None}
+OUTPUTS = {"report": "the page (default: report.html)", "check": None, "diff": "write .csv, .parquet, .png or .html"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +67,13 @@ def parser() -> argparse.ArgumentParser:
                       epilog=_examples(*(f"{name} {example}" for example in examples)))  # fmt: skip
         one.set_defaults(run=getattr(measurements, name))
         _add_subject(one)
+        if name == "diff":
+            one.add_argument("other", metavar="OTHER",
+                             help=f"MODULE:FACTORY of the second model, or {', '.join(DTYPES)} for a copy")  # fmt: skip
+        if name in ("profile", "matrix", "diff"):
+            one.add_argument("--probes", default="auto", help="auto, exact, or a number of random probes")
         if name in ("profile", "matrix"):
             one.add_argument("--layers", metavar="GLOBS", help="patterns of layer names, separated by commas")
-            one.add_argument("--probes", default="auto", help="auto, exact, or a number of random probes")
             one.add_argument("--rtol", type=float, metavar="R", help="wanted relative standard error")
         if name == "profile":
             one.add_argument("--target", metavar="LAYER", help="GSC with respect to this layer (default: the output)")

@@ -1,4 +1,4 @@
-"""The commands that measure one model: ``report``, ``check``, ``profile`` and ``matrix``."""
+"""The commands that measure models: ``report``, ``check``, ``profile``, ``matrix`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 import gradscope as gs
-from gradscope.command.subject import subject
+from gradscope.command.subject import DTYPES, made, subject
 
 
 def report(given: argparse.Namespace) -> int:
@@ -50,9 +50,33 @@ def matrix(given: argparse.Namespace) -> int:
     return 0
 
 
+def diff(given: argparse.Namespace) -> int:
+    """Print what differs between two models; return 1 if something does."""
+    model, x = subject(given)
+    dtype = DTYPES.get(given.other)
+    change = (
+        (lambda copy: copy.to(dtype)) if dtype else made(given.other, given.seed).to(given.device).train(model.training)
+    )
+    found = gs.diff(model, change, x, probes=_probes(given))
+    path = given.out and Path(given.out)
+    if path:
+        path = found.report(path) if path.suffix == ".html" else _write(found, path)
+    content = {
+        "models": [given.model, given.other], "seed": given.seed, "first": found.first, "equal": found.equal,
+        "headline": found.headline, "only_first": found.matching.only_first, "only_second": found.matching.only_second,
+        "out": path and str(path), "rows": found.to_frame().dropna(axis=1, how="all").to_dict("records"),
+    }  # fmt: skip
+    _print(given, content, "\n".join([str(found), *([f"Written: {path}"] if path else [])]))
+    return int(not found.equal)
+
+
 def _options(given: argparse.Namespace) -> dict[str, Any]:
-    probes = int(given.probes) if given.probes.isdecimal() else given.probes
-    return {"layers": given.layers and given.layers.split(","), "probes": probes, "rtol": given.rtol}
+    return {"layers": given.layers and given.layers.split(","), "probes": _probes(given), "rtol": given.rtol}
+
+
+def _probes(given: argparse.Namespace) -> int | str:
+    found: str = given.probes
+    return int(found) if found.isdecimal() else found
 
 
 def _measured(given: argparse.Namespace, found: gs.Matrix, table: str) -> None:
@@ -71,7 +95,7 @@ def _measured(given: argparse.Namespace, found: gs.Matrix, table: str) -> None:
     _print(given, content, "\n".join([table, "", str(found), *([f"Written: {written}"] if written else [])]))
 
 
-def _write(found: gs.Matrix, path: Path) -> Path:
+def _write(found: gs.Matrix | gs.Difference, path: Path) -> Path:
     if path.suffix != ".png":
         return found.save(path)
     import matplotlib as mpl
@@ -81,8 +105,7 @@ def _write(found: gs.Matrix, path: Path) -> Path:
 
     figure, ax = plt.subplots()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw = gs.plots.profile if isinstance(found, gs.Profile) else gs.plots.matrix
-    draw(found.to_frame(), ax=ax)
+    found.plot(ax=ax)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
     return path

@@ -3,6 +3,7 @@
 from gradscope.frames import to_last_target
 from gradscope.plots.coordinates import coordinates
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
+from gradscope.plots.differences import difference
 from gradscope.plots.drawing import DIVERGING
 from gradscope.plots.heads import attention
 from gradscope.plots.ledger import residual
@@ -21,6 +22,7 @@ __all__ = [
     "before_after",
     "convergence",
     "coordinates",
+    "difference",
     "evolution",
     "learning",
     "matrix",

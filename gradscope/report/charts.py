@@ -153,6 +153,31 @@ def rates(growth: pd.DataFrame) -> Spec:
     return _spec(*layers, height=max(60, 20 * len(growth)))
 
 
+def distances(rows: pd.DataFrame) -> Spec:
+    """Return the distances of layers as points, one shape per kind, and what rounding explains as bars.
+
+    Arguments:
+        rows: Columns layer, index, kind, distance and rounding; those with distance 0 are not drawn.
+    """
+    import altair as alt
+
+    x = alt.X("index:Q", title="layer, from the input", axis=alt.Axis(grid=False, tickMinStep=1))
+    title, scale = "relative distance (no unit)", alt.Scale(type="log")
+    legend = alt.Legend(orient="top", title=None, labelLimit=0)
+    tooltip = ["layer:N", "kind:N", _number("distance:Q", "distance"), _number("rounding:Q", "rounding")]
+    bars = alt.Chart(rows[rows["rounding"] > 0]).mark_tick(color="#888888", thickness=2, aria=False)
+    points = alt.Chart(rows[rows["distance"] > 0]).mark_point(size=50, filled=True, opacity=1)
+    color = alt.Color("kind:N", sort=None, scale=alt.Scale(range=list(COLORS[:2])), legend=legend)
+    return _spec(
+        bars.encode(x=x, y=alt.Y("rounding:Q", title=title, scale=scale)),
+        points.encode(
+            x=x, y=alt.Y("distance:Q", title=title, scale=scale), color=color,
+            shape=alt.Shape("kind:N", sort=None, legend=legend), tooltip=tooltip,
+        ),
+        height=300,
+    )  # fmt: skip
+
+
 def _number(field: str, title: str) -> alt.Tooltip:
     import altair as alt
 

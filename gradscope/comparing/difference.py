@@ -1,0 +1,199 @@
+"""The result of `gradscope.diff`: one row per layer and quantity, and the first layer that differs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from gradscope import frames
+from gradscope.choices import PathLike, checked
+from gradscope.comparing.matching import Matching
+from gradscope.comparing.simultaneous import half_widths
+
+FloatArray = npt.NDArray[np.float64]
+
+HELD, FREE, COMPILED = "local_distance", "distance", "compiled_distance"
+LENGTH, GSC = "log10_length_change", "log10_gsc_change"
+MOST_NAMED = 6  # layers that the text names
+SHOWN = ["layer", "quantity", "value", "low", "high", "rounding", "differs"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one quantity of one layer; ``units``: influences for `half_widths`, or None if unknown."""
+
+    quantity: str
+    layer: str
+    other: str
+    index: int
+    value: float
+    rounding: float
+    units: FloatArray | None = None
+
+
+def to_frame(rows: Sequence[Row], *, num_samples: int, level: float) -> pd.DataFrame:
+    """The tidy frame of all rows, with intervals that hold together for all layers of a quantity."""
+    parts = []
+    for quantity in dict.fromkeys(row.quantity for row in rows):
+        own = [row for row in rows if row.quantity == quantity]
+        num = max((len(row.units) for row in own if row.units is not None), default=0)
+        unknown = np.full(num, np.nan)
+        units = [row.units if row.units is not None and len(row.units) == num else unknown for row in own]
+        error, half = half_widths(np.array(units).T.reshape(num, len(own)), level)
+        value, explained = (np.array([getattr(row, name) for row in own]) for name in ("value", "rounding"))
+        certain = np.isnan(half) | (np.abs(value) > half)
+        exact = quantity in (HELD, FREE, COMPILED)
+        parts.append(
+            frames.observed(
+                quantity, value, layer=[row.layer for row in own], index=[row.index for row in own],
+                stderr=0.0 if exact else error, num_samples=num_samples,
+                other=[row.other for row in own], low=value - (0.0 if exact else half),
+                high=value + (0.0 if exact else half), rounding=explained,
+                differs=(np.abs(value) > explained) & (exact | certain),
+            )
+        )  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+@checked
+@dataclass(frozen=True, repr=False, eq=False)
+class Difference:
+    """What differs between two models, or two saved frames; made by `gradscope.diff`.
+
+    ``first``: name of the first layer that differs; None if rounding explains all differences.  ``frame``: one row per
+    layer and quantity, with the additional columns ``other`` (name of the layer in b), ``low`` and ``high`` (95 %
+    interval of the value), ``rounding`` (what rounding explains of it) and ``differs``.  ``matching``: partners of
+    layers and layers without a partner.  ``subject``: what was compared.  ``population``: what the intervals are for.
+    ``remarks``: sentences on what was not measured, and what the numbers depend on.
+
+    Quantities: ``local_distance`` is |g_k - f_k| / |f_k| if layer k and all code since the layer before get the values
+    of a; ``distance`` the same without this.  ``log10_length_change`` and ``log10_gsc_change`` are log10 of the ratios
+    (b / a) of lengths |f_k| and of GSC.  Others are differences (b - a) of the statistics of `gradscope.measure`.
+
+    >>> import copy, torch
+    >>> import gradscope as gs
+    >>> a = gs.models.MLP(depth=4, width=16, generator=torch.Generator().manual_seed(0))
+    >>> b = copy.deepcopy(a)
+    >>> _ = b.layers[2].linear.weight.data.mul_(1.05)
+    >>> found = gs.diff(a, b, torch.randn(16, 16, generator=torch.Generator().manual_seed(1)))
+    >>> found.first, found.equal
+    ('layers.2.linear', False)
+    """
+
+    first: str | None
+    frame: pd.DataFrame
+    matching: Matching
+    subject: str
+    population: str
+    remarks: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether rounding explains every difference, and every layer has a partner."""
+        return not (self.frame["differs"].any() or self.matching.only_first or self.matching.only_second)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the frame."""
+        return self.frame
+
+    def rows(self, quantity: str) -> pd.DataFrame:
+        """Return the rows of one quantity, in execution order."""
+        return self.frame[self.frame["quantity"] == quantity]
+
+    def plot(self, *, ax: Any = None, **options: Any) -> Any:
+        """Return matplotlib Axes with a figure: `gradscope.plots.difference`."""
+        return importlib.import_module("gradscope.plots").difference(self, ax=ax, **options)
+
+    def report(self, path: PathLike = "difference.html", *, title: str = "What differs?") -> Path:
+        """Write one self-contained HTML page and return its path.  Needs the extra ``report``, as `gradscope.report`.
+
+        Raises:
+            ImportError: The packages of ``pip install "gradscope-toolkit[report]"`` are missing.
+        """
+        page: Path = importlib.import_module("gradscope.report.two_models").report(self, Path(path), title)
+        return page
+
+    def save(self, path: PathLike) -> Path:
+        """Write the frame as ``.parquet`` or ``.csv`` and return the path."""
+        return frames.save(self.frame, path)
+
+    @property
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        if self.first is not None:
+            return f"First layer that differs: {self.first}."
+        if not self.frame["differs"].any():
+            known = "rounding explains" if len(self.rows(HELD)) else "the errors explain"
+            return f"No layer differs by more than {known}."
+        backward = self.rows(GSC)
+        if (own := backward[backward["differs"]]).size and not self._differing(HELD):
+            what = "The outputs agree, but GSC differs" if len(self.rows(HELD)) else "GSC differs"
+            return f"{what} up to {own['layer'].iloc[-1]}: look at this layer and the ones after it."
+        return "No layer differs by itself, but quantities of layers do."
+
+    def sentences(self) -> list[str]:
+        """Return the sentences of the text after the headline."""
+        found = []
+        held = self.rows(HELD)
+        own = held[held["differs"]]
+        if len(own):
+            row = own.iloc[0]
+            found.append(
+                f"Given equal inputs, its output differs by {row['value']:.2g} of its length; rounding explains "
+                f"{row['rounding']:.2g}."
+            )
+            if len(own) > 1:
+                found.append(f"Given equal inputs, {len(own)} layers differ: {_listed(own['layer'])}.")
+        elif len(held):
+            worst = held.loc[(held["value"] / held["rounding"]).idxmax()]
+            found.append(
+                f"Given equal inputs, layers differ by at most {worst['value']:.2g} of their length "
+                f"({worst['layer']}); rounding explains {worst['rounding']:.2g}."
+            )
+        free = self.rows(FREE)
+        if len(free):
+            last = free.iloc[-1]
+            found.append(f"At {last['layer']}, the whole difference is {last['value']:.2g} of the length.")
+        for quantity in dict.fromkeys(self.frame["quantity"]):
+            rows = self.rows(quantity)
+            if quantity not in (HELD, FREE) and (changed := rows[rows["differs"]]).size:
+                most = changed.loc[changed["value"].abs().idxmax()]
+                interval = f" ({most['low']:+.3g} to {most['high']:+.3g})" if most["low"] == most["low"] else ""
+                found.append(
+                    f"{quantity}: {len(changed)} of {len(rows)} layers differ, most {most['layer']} by "
+                    f"{most['value']:+.3g}{interval}."
+                )
+        for which, names in (("a", self.matching.only_first), ("b", self.matching.only_second)):
+            if names:
+                found.append(f"Without a partner in {which}: {_listed(names)}.")
+        if self.matching.renamed:
+            pairs = [f"{a} = {b}" for a, b in self.matching.renamed]
+            found.append(f"Matched by order and structure: {_listed(pairs)}.")
+        return [*found, self.population, *self.remarks]
+
+    def _differing(self, quantity: str) -> bool:
+        return bool(self.rows(quantity)["differs"].any())
+
+    def __str__(self) -> str:
+        return "\n  ".join([self.subject, self.headline, *self.sentences()])
+
+    def __repr__(self) -> str:
+        num = int(self.frame["differs"].sum())
+        return f"Difference(first={self.first!r}, {num} of {len(self.frame)} rows differ)"
+
+    def _repr_html_(self) -> str:
+        """Return the text and the rows that differ as HTML, for notebooks."""
+        shown = self.frame[self.frame["differs"]]
+        return frames.notebook(str(self), (shown if len(shown) else self.frame)[SHOWN])
+
+
+def _listed(names: Sequence[str] | pd.Series) -> str:
+    rest = len(names) - MOST_NAMED
+    return ", ".join(list(names)[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

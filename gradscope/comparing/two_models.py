@@ -1,0 +1,241 @@
+"""`diff(a, b, data)`: which layer of two models differs, by how much, and whether rounding explains it.
+
+Three measurements of both models on the same batch:
+
+- every value of b's forward pass against that of a, with equal inputs for every layer (`gradscope.comparing.passes`),
+  held against what rounding explains (`gradscope.comparing.rounding`): exact numbers, which find the layer;
+- GSC from the same cotangents (`gradscope.comparing.paired`), so that the noise of the probes cancels;
+- statistics without the same groups of samples (`gradscope.comparing.layer_statistics`).
+
+Intervals hold for all layers of a quantity together (`gradscope.comparing.simultaneous`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from gradscope.backward.cotangents import Probes
+from gradscope.choices import Level, PathLike, checked, shown
+from gradscope.coefficients.profiles import Matrix
+from gradscope.comparing import paired, saved
+from gradscope.comparing.conditions import Subject, first, second
+from gradscope.comparing.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
+from gradscope.comparing.layer_statistics import changes
+from gradscope.comparing.matching import Matching, matched
+from gradscope.comparing.paired import LN10, Gains, Options, gains
+from gradscope.comparing.passes import Distance, Trace, distance, followed, traced
+from gradscope.comparing.rounding import FACTOR, Rounding, rounding
+from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.layers import OUTPUT, LayerFilter
+from gradscope.forward.outputs import first_tensor
+from gradscope.forward.state import alone, state_restored
+from gradscope.measures.measuring import Measure
+
+# What a measurement raises if a model does not allow it; the result then says why.
+REFUSED = (ValueError, TypeError, ArithmeticError, RuntimeError)
+Found = dict[str, tuple[str, Distance]]
+
+
+@checked
+def diff(
+    a: nn.Module | Matrix | pd.DataFrame | PathLike,
+    b: Any,
+    data: Any = None,
+    *,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    target: str | None = None,
+    loss_fn: LossFunction | None = None,
+    probes: Probes = "auto",
+    measures: Sequence[Measure] | None = None,
+    level: Level = 0.95,
+    generator: torch.Generator | None = None,
+) -> Difference:
+    """Return what differs between two models, or one model under two conditions, or two saved results.
+
+    Arguments:
+        a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.
+        b: What is compared with it.  A module; or a function that changes a copy of a, such as
+            ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context in which a runs, such as
+            ``torch.autocast("cpu")``; or a second saved result.  The batch follows to the dtype and device of b.
+        data, forward, loss_fn: As for `gradscope.gsc`; one batch, and no ``data`` for saved results.
+        layers, target, probes: As for `gradscope.gsc`, but "auto" takes 40 random probes if more than 128 cotangents
+            are needed, and both models have the same probes.
+        measures: Statistics to compare, as for `gradscope.measure`; an empty list leaves them out.
+        level: Probability with which the intervals of all layers of a quantity hold together.
+        generator: Source of the probes.  Default: a fixed seed.
+
+    Which layer differs is an exact question: every module of b gets the values that this module got in a, and what it
+    returns is compared.  A layer differs if the relative distance exceeds what rounding explains: four times the
+    rounding errors of both models, which copies of a in other dtypes show (`gradscope.comparing.rounding`).  A change
+    of GSC, lengths or statistics differs if it exceeds rounding and its interval excludes 0.
+
+    Returns:
+        A `Difference`: ``first``, the text, the frame, ``matching``.  Layers without a partner are listed in it.
+
+    Cost: five to seven forward passes, three or four sweeps of `gradscope.gsc`, and 17 `gradscope.measure` of each
+    model.  Memory: what all modules of a receive and return, twice, and a copy of the model.
+
+    Raises:
+        TypeError: b is none of these; or data are missing, or given beside saved results.
+        ValueError: The data are invalid, or two saved results share no row.
+
+    >>> import torch
+    >>> import gradscope as gs
+    >>> model = gs.models.MLP(depth=4, width=16, generator=torch.Generator().manual_seed(0))
+    >>> x = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    >>> print(gs.diff(model, lambda copy: copy.bfloat16(), x).headline)
+    No layer differs by more than rounding explains.
+    """
+    if not isinstance(a, nn.Module):
+        if data is not None:
+            raise TypeError("a is a saved result, so data would be ignored: leave data out, or give two models.")
+        if not isinstance(b, (Matrix, pd.DataFrame, str, Path)):
+            raise TypeError(f"a is a saved result, so b must be one too: a Profile, a frame or a path; got {shown(b)}.")
+        return saved.difference(a, b, level)
+    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
+    one = first(a, batch)
+    other = second(one, b)
+    seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
+    options = Options(forward, layers, target, loss_fn, probes, seed)
+
+    trace = traced(one.modules, one.batch, forward)
+    matching = matched(trace.structures, traced(other.modules, other.batch, forward, other.context()).structures)
+    held, free = (
+        followed(trace, other.modules, other.batch, forward, partner=matching.partner, held=held, under=other.context())
+        for held in (True, False)
+    )
+    explained = rounding(trace, one, other, forward)
+    remarks = list(explained.remarks)
+    rows = [
+        Row(quantity, name, found[name][0], index, found[name][1].relative, explained.of(name, held=quantity == HELD))
+        for quantity, found in ((HELD, held), (FREE, free))
+        for index, name in enumerate(trace.values)
+        if name in found
+    ]
+    rows += _compiled(trace, (one, other), explained, forward)
+    copies = [twin.subject for twin in explained.twins]
+    swept = _tried(
+        lambda: [gains(subject, options) for subject in (one, other, *copies)], "GSC was not measured", remarks
+    )
+    coupled = swept is None or swept[0].coupled or swept[1].coupled
+    rows += _lengths(trace, free, explained, coupled=coupled)
+    if swept is not None:
+        rows += _gsc(trace, swept, explained, matching, remarks)
+    if measures is None or len(measures):
+        of_layers = _tried(
+            lambda: changes(one, other, explained, matching.partner, options, measures, coupled=coupled),
+            "Statistics were not measured",
+            remarks,
+        )
+        places = {name: index for index, name in enumerate(trace.values)}
+        for one_change in of_layers or ():
+            quantity, layer, name, before, after, own, units = one_change
+            index = places.get(_key(trace, layer), 0)
+            rows.append(Row(f"{quantity}_change", layer, name, index, after - before, own, units))
+    frame = to_frame(rows, num_samples=batch.size, level=level)
+    names = [type(subject.model).__name__ for subject in (one, other)]
+    dtypes = [str(subject.dtype).removeprefix("torch.") for subject in (one, other)]
+    return Difference(
+        first=next((row.layer for row in rows if row.quantity in (HELD, COMPILED) and row.value > row.rounding), None),
+        frame=frame,
+        matching=matching,
+        subject=f"{names[0]} ({dtypes[0]}) and {names[1]} ({dtypes[1]}), {batch.size} samples:",
+        population=_population(coupled, level),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def _tried(call: Callable[[], Any], what: str, remarks: list[str]) -> Any:
+    """The result of a measurement, or None with a remark if a model does not allow it."""
+    try:
+        return call()
+    except REFUSED as error:
+        remarks.append(f"{what}. {error}")
+        return None
+
+
+def _lengths(trace: Trace, free: Found, explained: Rounding, *, coupled: bool) -> list[Row]:
+    """Changes of log10 |f_k|; | |g| - |f| | <= |g - f|, so rounding explains at most that of the distance."""
+    rows = []
+    for index, name in enumerate(trace.values):
+        if name in free:
+            label, (f, g, _) = free[name]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = float(np.log10(g.sum()) - np.log10(f.sum())) / 2
+            if np.isfinite(value):
+                units = None if coupled or len(f) < 2 else paired.influence(f, g) / 2
+                rows.append(Row(LENGTH, name, label, index, value, explained.of(name, held=False) / LN10, units))
+    return rows
+
+
+def _gsc(
+    trace: Trace, swept: Sequence[Gains], explained: Rounding, matching: Matching, remarks: list[str]
+) -> list[Row]:
+    """Changes of log10 GSC of the rows that both models have."""
+    a, b, *copies = swept
+    remarks += [remark for own in (a, b) for remark in own.remarks]
+    if a.coupled != b.coupled:
+        remarks.append("Samples influence each other in only one of both models.")
+    places = {name: index for index, name in enumerate(trace.values)}
+    rows, partner = [], {_partner(name, matching): name for name in b.rows}
+    for name, own in a.rows.items():
+        if name not in partner:
+            remarks.append(f"GSC of {name} was not compared: b has no such row.")
+            continue
+        value = b.rows[partner[name]].log10_value - own.log10_value
+        if not np.isfinite(value):
+            remarks.append(f"GSC of {name} was not compared: it is zero in one of both models.")
+            continue
+        noise = sum(
+            twin.scale * paired.noise(own, copy.rows[name]) for twin, copy in zip(explained.twins, copies, strict=True)
+        )
+        ends = [explained.of(_key(trace, end), held=False) / LN10 for end in (name, OUTPUT)]
+        units = paired.units(own, b.rows[partner[name]], coupled=a.coupled or b.coupled)
+        rows.append(
+            Row(
+                GSC, name, partner[name], places.get(_key(trace, name), 0), value, FACTOR * noise + 2 * sum(ends), units
+            )
+        )
+    return rows
+
+
+def _compiled(trace: Trace, subjects: Sequence[Subject], explained: Rounding, forward: Forward | None) -> list[Row]:
+    """The outputs of compiled models, whose layers cannot be observed, against that of a in eager mode."""
+    rows = []
+    for which, subject in zip("ab", subjects, strict=True):
+        if subject.compiled is not None:
+            inputs = subject.batch.differentiable()[0]
+            with torch.no_grad(), alone, state_restored(subject.modules) as state, state, subject.context():
+                output = first_tensor(inputs.run(subject.compiled, forward))
+            name = trace.returned[OUTPUT][0]
+            apart = distance(trace.values[name], output, subject.batch.size)
+            index = len(trace.values) - 1
+            rows.append(Row(COMPILED, name, f"compiled {which}", index, apart.relative, explained.of(name, held=False)))
+    return rows
+
+
+def _partner(name: str, matching: Matching) -> str:
+    """The name in a of a row of b."""
+    label, bracket, number = name.partition("[")
+    return matching.partner.get(label, label) + bracket + number
+
+
+def _key(trace: Trace, name: str) -> str:
+    """The name of the value that a layer returned."""
+    label, bracket, number = name.partition("[")
+    returned = trace.returned.get(label, ())
+    place = int(number.rstrip("]")) if bracket else 0
+    return returned[place] if place < len(returned) else name
+
+
+def _population(coupled: bool, level: float) -> str:
+    units = "the probes of this batch" if coupled else "samples drawn as those of this batch, and for their probes"
+    return f"Intervals ({level:.0%}) hold for all layers of a quantity together, for {units}."
