@@ -17,6 +17,8 @@ from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.comparing.models import ModelComparison, compare_models
+from gradscope.comparing.repair.plan import repair
+from gradscope.comparing.repair.result import Repair
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
@@ -64,6 +66,7 @@ __all__ = [
     "NonFiniteError",
     "Positions",
     "Profile",
+    "Repair",
     "Report",
     "Residual",
     "UnreadableError",
@@ -90,6 +93,7 @@ __all__ = [
     "plots",
     "probes",
     "qm_norm",
+    "repair",
     "report",
     "report_frame",
     "residual",
