@@ -50,7 +50,9 @@ class Probing:
             cotangents = chosen(target, needed, self.probes, torch.Generator().manual_seed(self.seed))
             with captured.replay.guard() as state, state:
                 route = TrunkRoute(captured.graph, [source])
-                (reading,) = sweep(route, [cotangents], lengths(), widest=max(layer.bytes for layer in captured.reached))
+                (reading,) = sweep(
+                    route, [cotangents], lengths(), widest=max(layer.bytes for layer in captured.reached)
+                )
         with np.errstate(divide="ignore"):  # a basis vector of a dead entry
             squares = 2 * (np.log(reading.values[:, 0]) + reading.exponents * math.log(2))
         jacobian = np.logaddexp.reduce(squares) - (math.log(len(squares)) if cotangents.num_probes else 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +44,7 @@ class Repair:
     Repair(2 units, 2 factors, not applied)
     """
 
-    parameters: dict[str, Tensor] = field(repr=False)
+    parameters: Mapping[str, Tensor] = field(repr=False)
     stages: tuple[Stage, ...]
     solutions: tuple[Solution, ...]
     goals: tuple[float, ...]
@@ -79,7 +80,7 @@ class Repair:
         """
         if self.applied:
             raise ValueError("The repair is already applied: call undo() first.")
-        self._check_unchanged({name: 1.0 for name in self.factors}, "the repair was computed: compute a new one")
+        self._check_unchanged(dict.fromkeys(self.factors, 1.0), "the repair was computed: compute a new one")
         for name, factor in self.factors.items():
             multiplied({name: self.parameters[name]}, self._saved, factor)
         self.applied = True

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ def find_stages(captured: Capture, rows: Sequence[Layer]) -> list[Stage]:
     leaves = {node: found for node in trunk.names if (found := _side_leaves(node, trunk.order))}
     uses = Counter(id(leaf) for found in leaves.values() for leaf in found)
     starts: list[tuple[int, tuple[str, ...], str]] = []
-    for place, (source, target) in enumerate(zip(rows, rows[1:], strict=False), start=1):
+    for place, (source, target) in enumerate(pairwise(rows), start=1):
         nodes = _gains(trunk, trunk.position[vertex(source.edge)], trunk.position[vertex(target.edge)], leaves)
         chosen = {id(leaf): leaf for node in nodes for leaf in _largest(leaves[node]) if id(leaf) in known}
         if chosen:
@@ -115,30 +116,37 @@ def _branches(top: Node, below: Vertex, live: Mapping[Vertex, int], leaves: _Lea
 
     The value is the largest number of operations with parameters on a path from ``below`` to the output of the branch.
     """
-    depth: dict[Node, int] = {below[0]: 0}
-    stack: list[tuple[Node, bool]] = [(top, False)]
-    while stack:
-        node, ready = stack.pop()
-        if node in depth:
-            continue
-        parents = [parent for parent in node.next_functions if parent in live]
-        if ready:
-            depth[node] = max((depth[p] for p, _ in parents), default=0) + (node in leaves)
-        else:
-            stack += [(node, True), *((parent, False) for parent, _ in parents)]
     found: dict[Node, int] = {}
-    pending, seen = [parent for parent, _ in _live(top, live)], set[Node]()
+    depths = _depths(top, below[0], live, leaves)
+    pending, seen = _inputs(top, live), set[Node]()
     while pending:
         node = pending.pop()
         if node in seen:
             continue
         seen.add(node)
         if node in leaves or node is below[0]:
-            found[node] = depth[node]
+            found[node] = depths[node]
         else:
-            pending += [parent for parent, _ in _live(node, live)]
+            pending += _inputs(node, live)
     return found
 
 
-def _live(node: Node, live: Mapping[Vertex, int]) -> list[Any]:
-    return [parent for parent in node.next_functions if parent in live]
+def _depths(top: Node, below: Node, live: Mapping[Vertex, int], leaves: _Leaves) -> dict[Node, int]:
+    """The largest number of operations with parameters on a path from ``below`` to each operation up to ``top``."""
+    depths = {below: 0}
+    stack = [(top, False)]
+    while stack:  # not recursive: units may be deeper than Python's stack
+        node, ready = stack.pop()
+        if node in depths:
+            continue
+        inputs = _inputs(node, live)
+        if ready:
+            depths[node] = max((depths[each] for each in inputs), default=0) + (node in leaves)
+        else:
+            stack += [(node, True), *((each, False) for each in inputs)]
+    return depths
+
+
+def _inputs(node: Node, live: Mapping[Vertex, int]) -> list[Node]:
+    """The operations whose outputs this operation reads, as far as they depend on the data."""
+    return [parent for parent, number in node.next_functions if parent is not None and (parent, number) in live]
