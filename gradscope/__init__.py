@@ -20,6 +20,8 @@ from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_ch
 from gradscope.comparing.difference import Difference
 from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
+from gradscope.comparing.repair.plan import repair
+from gradscope.comparing.repair.result import Repair
 from gradscope.comparing.two_models import diff
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
@@ -72,6 +74,7 @@ __all__ = [
     "NormCheck",
     "Positions",
     "Profile",
+    "Repair",
     "Report",
     "Residual",
     "UnreadableError",
@@ -101,6 +104,7 @@ __all__ = [
     "plots",
     "probes",
     "qm_norm",
+    "repair",
     "report",
     "report_frame",
     "residual",

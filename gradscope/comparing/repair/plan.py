@@ -1,0 +1,182 @@
+"""``repair(model, data)``: one scale per unit, such that local GSC and lengths follow a wished profile.
+
+Units are solved in execution order.  Each is solved by one-dimensional root finding (`gradscope.comparing.repair.
+solving`), with the units before it already scaled, and with the same probes for all factors.  Cost: see `repair`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradscope.backward.sweep import Progress
+from gradscope.choices import Nonnegative, Positive, checked, shown
+from gradscope.choices import listed as quoted
+from gradscope.coefficients.growth import MARGIN
+from gradscope.coefficients.pairs import ZeroOutputError
+from gradscope.coefficients.reductions import FEWEST
+from gradscope.comparing.repair.local import Local, Probing, rms
+from gradscope.comparing.repair.result import Repair
+from gradscope.comparing.repair.scaling import rescaled
+from gradscope.comparing.repair.solving import Measured, Solution, solve
+from gradscope.comparing.repair.stages import Stage, find_stages
+from gradscope.forward.inputs import Forward, stream
+from gradscope.forward.interrupts import interruptible
+from gradscope.forward.layers import Layer, LayerFilter
+from gradscope.forward.modules import listed
+from gradscope.forward.recorder import NonFiniteLayerError
+from gradscope.jacobians.capture import Capture, captured_unread
+from gradscope.memory import together
+
+INPUT = "input"
+Wish = float | Mapping[str, float]
+
+
+@checked
+def repair(
+    model: nn.Module,
+    data: Any,
+    *,
+    goal: Positive | Mapping[str, Positive] = 1.0,
+    length: Positive | str | None = INPUT,
+    margin: Nonnegative = MARGIN,
+    fresh: Any = None,
+    forward: Forward | None = None,
+    layers: LayerFilter | None = None,
+    probes: int | str = "auto",
+    generator: torch.Generator | None = None,
+    progress: Progress | None = None,
+) -> Repair:
+    """One factor per unit for its weights, such that the local GSC and the lengths of the network follow a profile.
+
+    The local GSC of a unit is that of its input f_k with respect to its output f_(k+1):
+    |J|_qm^2 |f_k|^2 / |f_(k+1)|^2.  The scale of a unit multiplies the weights of its last linear map or normalization;
+    in a unit with residual additions, it multiplies those of all branches, and the skip stays as it is.  Biases beside
+    a weight matrix are not scaled.  Units without such parameters belong to the unit before them.
+
+    One scale cannot set two numbers, so the goal of GSC comes first.  If the scale changes the local GSC and a factor
+    between 1/1024 and 1024 brings GSC to its goal, this factor is the answer.  Otherwise GSC comes as near to the goal
+    as it can, up to half the ``margin``, and the length decides between the factors that are left.  So in a ReLU
+    network, whose GSC no scale changes, the length alone decides, and the result is the initialization of He.
+
+    Arguments:
+        model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
+        data: One batch, as for `gradscope.gsc`, for which the factors are solved.
+        goal: Wished local GSC of every unit; or of named units, where the others have the goal 1.
+        length: Wished root mean square of the entries of every unit; "input" is that of the first row; None: none.
+        margin: A unit has reached its goal if its GSC is within this relative margin; 2 % as for growth rates.
+        fresh: Batches that were not used for the solution, or one batch, to measure local GSC before and after.
+        forward, generator: As for `gradscope.gsc`.
+        layers: The rows between which local GSC is measured; by default the units.  All must lie on the trunk.
+        probes: Per unit: ``"exact"``, a number, or ``"auto"``: exact up to 128 cotangents, otherwise 40 probes.
+        progress: Called with the fraction of the units that is done.
+
+    Returns:
+        A `Repair`: ``print`` it, then ``apply()`` and ``undo()``.  With ``fresh``, its intervals are for data like
+        these; all of them hold together with probability 95 %.  Without ``fresh``, they are for the batch itself,
+        which was also used for the solution, and only the probes are new.
+
+    Cost: 4 to 20 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
+
+    Raises:
+        ValueError: No unit has a scale, a wish is impossible to read, or ``fresh`` is too small for an interval.
+
+    References: He et al. (2015), arXiv:1502.01852; Mishkin and Matas (2016), arXiv:1511.06422, whose method sets
+    lengths in execution order.
+
+    >>> import torch, gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=64, weight_variance=0.5, generator=torch.Generator().manual_seed(0))
+    >>> x = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    >>> plan = gs.repair(model, x)  # He's variance of weights, 2 / fan_in, is reached by a factor of about 2
+    >>> [round(factor) for factor in plan.factors.values()]
+    [2, 2, 2]
+    >>> plan.apply()
+    >>> plan.undo()
+    """
+    if isinstance(length, str) and length != INPUT:
+        raise ValueError(f'length must be a positive number, "input" or None, got {shown(length)}.')
+    if stream(data, forward=forward, loss_fn=None) is not None:
+        raise ValueError("data must be one batch, for which the factors are solved: give further batches as fresh=.")
+    seed = int(torch.randint(1 << 31, (2,), generator=generator or torch.Generator().manual_seed(0))[0])
+    with interruptible() as whole, whole, together():
+        captured = captured_unread(model, data, forward=forward, layers=layers)
+        rows = _rows(captured, layers)
+        stages = find_stages(captured, rows)
+        if not stages:
+            raise ValueError("No unit has a trainable parameter that scales its output, so there is nothing to repair.")
+        goals = _goals(goal, stages)
+        wished = rms(captured, rows[0]) if length == INPUT else None if length is None else math.log(float(length))
+        solving = Probing(forward, probes, seed, captured.coupled)
+        proving = Probing(forward, probes, seed + 1, captured.coupled)
+        batches = [data] if fresh is None else _batches(fresh, forward)
+        frozen = [name for name, p in captured.replay.model.named_parameters() if not p.requires_grad]
+        del captured
+        parameters = dict(listed(model)[""].named_parameters())
+
+        def proved() -> Local:
+            return proving.stages(model, batches, stages, streamed=fresh is not None)
+
+        before = _with_intervals(proved())
+        with rescaled({name: parameters[name] for stage in stages for name in stage.parameters}) as scale, scale:
+            solutions = []
+            for number, stage in enumerate(stages):
+
+                def measure(t: float, stage: Stage = stage) -> Measured:
+                    scale.set(stage.parameters, math.exp(t))
+                    try:
+                        return solving.point(model, data, stage)
+                    except (ZeroOutputError, NonFiniteLayerError):
+                        if t == 0:
+                            raise
+                        return math.nan, math.nan
+
+                solution = Solution(0.0, stage.reason, 0)
+                if not stage.reason:
+                    solution = solve(measure, math.log(goals[number]), wished, math.log1p(margin) / 2)
+                    scale.set(stage.parameters, math.exp(solution.log_factor))
+                solutions.append(solution)
+                if progress is not None:
+                    progress((number + 1) / len(stages))
+            after = proved()
+    return Repair(
+        parameters=parameters, stages=tuple(stages), solutions=tuple(solutions), goals=tuple(goals),
+        wished_rms=None if wished is None else math.exp(wished), margin=margin, before=before, after=after,
+        fresh=fresh is not None, frozen=tuple(frozen),
+    )  # fmt: skip
+
+
+def _rows(captured: Capture, layers: LayerFilter | None) -> list[Layer]:
+    """The rows between which local GSC is measured."""
+    rows = list(captured.units if layers is None else captured.layers)
+    if branch := [row.name for row in rows if not row.on_trunk]:
+        raise ValueError(f"Layer {branch[0]!r} lies inside a branch, off the trunk: leave it out of layers=.")
+    return rows
+
+
+def _goals(goal: Wish, stages: Sequence[Stage]) -> list[float]:
+    """The goal of each stage."""
+    if not isinstance(goal, Mapping):
+        return [float(goal)] * len(stages)
+    known = [stage.layer for stage in stages]
+    if unknown := [name for name in goal if name not in known]:
+        raise ValueError(f"goal names {unknown[0]!r}, which is no unit with a scale; these are {quoted(known)}.")
+    return [float(goal.get(name, 1.0)) for name in known]
+
+
+def _batches(fresh: Any, forward: Forward | None) -> list[Any]:
+    """All batches of fresh data; they are measured twice."""
+    batches = stream(fresh, forward=forward, loss_fn=None)
+    return [fresh] if batches is None else list(batches)
+
+
+def _with_intervals(local: Local) -> Local:
+    """The same; ValueError if the data are too few for an interval."""
+    if local.streamed and np.isnan(local.interval()[0]).any():
+        unit = "batches, because samples influence each other" if local.coupled else "samples"
+        raise ValueError(f"fresh is too small for intervals: give at least {FEWEST} {unit}.")
+    return local
