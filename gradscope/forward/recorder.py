@@ -23,7 +23,7 @@ from gradscope.forward.modules import Modules, eager, hooked, recording_gradient
 from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, state_restored
-from gradscope.forward.trunk import Vertex, vertex
+from gradscope.forward.trunk import Vertex, hooks_so_far, vertex
 
 Received = tuple[Collection[Vertex], int]
 
@@ -43,7 +43,8 @@ class Recording:
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
     ``picked``: remark that names the measured part of a structured output and the inputs held fixed; None if the
     whole output is measured and no input is held fixed.
-    ``lengths``: squared lengths of all recorded tensors.
+    ``lengths``: squared lengths of all recorded tensors.  ``hooks``: number of hooks that Python code had registered
+    before the pass, of whatever kind.
     """
 
     tensors: tuple[Layer, ...]
@@ -58,6 +59,7 @@ class Recording:
     picked: str | None
     replay: Replay = field(repr=False)
     lengths: Lengths = field(repr=False)
+    hooks: int = field(repr=False)
 
 
 def record(
@@ -84,6 +86,7 @@ def record(
         eager(modules),
         hooked(modules, recorder) as calls,
     ):
+        hooks = hooks_so_far()
         differentiable, sources = batch.differentiable()
         recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
@@ -132,6 +135,7 @@ def record(
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
         replay=Replay(modules, batch, forward, loss_fn, source_names, guard.kept),
         lengths=lengths,
+        hooks=hooks,
     )
 
 

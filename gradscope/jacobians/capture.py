@@ -146,7 +146,7 @@ def captured_unread(
         raise
     end = recording.end if target is None else lookup(recording.tensors, target).edge
     try:
-        graph = find_trunk(end, recording.sources)
+        graph = find_trunk(end, recording.sources, recording.hooks)
     except ValueError as error:
         what = "The output" if target is None else f"Layer {target!r}"
         raise ValueError(
