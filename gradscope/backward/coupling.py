@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from gradscope.backward.cotangents import Cotangents
-from gradscope.backward.hooks import survey
+from gradscope.backward.hooks import no_hooks, survey
 from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
-from gradscope.forward.layers import INPUT, Layer
+from gradscope.forward.layers import Layer
+from gradscope.forward.state import state_restored
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex
 from gradscope.norms import from_real
 
@@ -83,13 +84,19 @@ _PROVISO: dict[str, Callable[[Any, int], bool]] = {
 
 
 def coupled(
-    trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int, sources: Collection[str] = (INPUT,)
+    trunk: Trunk,
+    rows: Sequence[Layer],
+    target: Layer,
+    batch_size: int,
+    sources: Collection[str],
+    guard: Callable[[], state_restored],
 ) -> bool:
     """Whether a cotangent on some samples of the target gives nonzero gradients of other samples, at any of the rows.
 
     Only the ``sources`` and the rows on the trunk are examined.  In a branch, a leading dimension of size B may count
     something else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or
     of the target is not B.  Gradients are computed and compared (`detected`) only if the graph gives no answer.
+    ``guard``: context for backward passes, which may run code of the model.
     """
     if batch_size == 1:
         return False
@@ -100,9 +107,12 @@ def coupled(
     rows = [*ends, *[layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,)]]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
     # A hook may mix samples, and the graph does not show it.
-    if not rows or (not survey(trunk).hooked and separate(trunk, batch_size)):
+    if not rows or ((apart := separate(trunk, batch_size)) and no_hooks(trunk)):
         return False
-    return mixed(trunk) or detected(trunk, rows, target, batch_size)
+    with guard() as state, state:
+        if not survey(trunk).hooked and apart:
+            return False
+        return mixed(trunk) or detected(trunk, rows, target, batch_size)
 
 
 def mixed(trunk: Trunk) -> bool:

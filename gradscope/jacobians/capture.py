@@ -49,8 +49,9 @@ class Capture(Recording):
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other."""
-        with alone, self.replay.guard() as state, state:  # checkpointed layers run again
-            return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
+        with alone:
+            guard = self.replay.guard  # checkpointed layers run again
+            return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names, guard)
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
