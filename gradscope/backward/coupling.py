@@ -127,12 +127,22 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     on the sources.  A leading dimension of B m rows holds the m rows of the first sample first, and so on.  False means
     that there is no proof.  Cost: linear in the number of nodes.
     """
-    live = trunk.order
-    return all(_keeps_apart(node, name, live, batch_size) for node, name in trunk.names.items())
+    live, shapes = trunk.order, _Shapes()
+    return all(_keeps_apart(node, name, live, shapes, batch_size) for node, name in trunk.names.items())
 
 
-def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
-    shape, parents = node._input_metadata[0].shape, node.next_functions
+class _Shapes(dict[Vertex, tuple[int, ...]]):
+    """The shape of every tensor of the graph, read once, because each is needed twice; () if torch does not know it."""
+
+    def __missing__(self, tensor: Vertex) -> tuple[int, ...]:
+        node, number = tensor
+        about = node._input_metadata[number : number + 1]
+        self[tensor] = shape = about[0].shape if about else ()
+        return shape
+
+
+def _keeps_apart(node: Any, name: str, live: Collection[Vertex], shapes: _Shapes, batch_size: int) -> bool:
+    shape, parents = shapes[node, 0], node.next_functions
     inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
         return bool(shape) and shape[0] == batch_size
@@ -142,9 +152,8 @@ def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int
         return True
     ndim, alike = len(shape), True
     for number in inputs:
-        maker, output_nr = parents[number]
-        known = maker._input_metadata[output_nr : output_nr + 1]
-        if not known or not (operand := known[0].shape) or operand[0] != shape[0]:
+        operand = shapes[parents[number]]
+        if not operand or operand[0] != shape[0]:
             return False  # a part of the samples, or more than all
         alike = alike and len(operand) == ndim
     if name in _PROVISO and not _PROVISO[name](node, ndim):
