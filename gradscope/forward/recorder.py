@@ -27,6 +27,8 @@ from gradscope.forward.trunk import Vertex, hooks_so_far, vertex
 
 Received = tuple[Collection[Vertex], int]
 
+_CUSTOM: Any = torch._C._FunctionBase  # nodes of custom functions
+
 FROZEN = "an embedding of the data with frozen weights, so its output carries no gradient"
 
 
@@ -208,7 +210,7 @@ class _Recorder:
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
             return True
-        custom = issubclass(type(key[0]), torch._C._FunctionBase)  # such an edge keeps what a custom function needs
+        custom = issubclass(type(key[0]), _CUSTOM)  # such an edge keeps what a custom function needs
         edge = get_gradient_edge(tensor) if custom else GradientEdge(*key)
         dtype, device, origins = tensor.dtype, tensor.device, {name: origin}
         self.layers[key] = Layer(name, call, -1, tuple(shape), dtype, device, origins, edge, tensor.nbytes)
