@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 # Tensors are copied to float64 together if at least BLOCKED of them fit into a block of this many numbers.
 BLOCK, BLOCKED = 1 << 17, 4
 # How many numbers of a tensor are copied to float64 at a time, at most.
-SCRATCH = 1 << 21
+SCRATCH = 1 << 18
 
 # Bytes of a batch.  A CPU is fastest if a batch fits into a core's cache; other devices need large matrix products.
 _BATCH = {"cpu": 1 << 21}

@@ -44,10 +44,19 @@ def signs(key: Tensor, probes: range, samples: range, size: int, dtype: torch.dt
     >>> v.shape, bool((v[1:, 2:] == signs(torch.tensor(7), range(1, 2), range(2, 3), 4, v.dtype, v.device)).all())
     (torch.Size([2, 3, 4]), True)
     """
-    words = _words(key, probes, samples, -(-size // 64), device)
-    rows = _SIGNS.to(device, dtype, non_blocking=True)
+    return signs_of(words(key, probes, samples, size, device), size, dtype)
+
+
+def words(key: Tensor, probes: range, samples: range, size: int, device: torch.device) -> Tensor:
+    """The random words of `signs`, (probes, samples, words); with keys (n, 1, 1, 1) those of all keys, (n, ...)."""
+    return _words(key, probes, samples, -(-size // 64), device)
+
+
+def signs_of(words: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """The signs (probes, samples, size) of random words (probes, samples, words)."""
+    rows = _SIGNS.to(words.device, dtype, non_blocking=True)
     found = rows.index_select(0, words.view(torch.uint8).flatten().int())
-    return found.view(len(probes), len(samples), -1)[:, :, :size]
+    return found.view(*words.shape[:2], -1)[:, :, :size]
 
 
 def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Tensor:
@@ -56,7 +65,7 @@ def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Ten
 
 
 def _words(key: Tensor, probes: range, samples: range, num: int, device: torch.device) -> Tensor:
-    """Random words (probes, samples, num) of 64 bits."""
+    """Random words (probes, samples, num) of 64 bits, after the dimensions of keys (..., 1, 1, 1)."""
     places = torch.arange(1, num + 1, device=device)
     rows = torch.arange(samples.start, samples.stop, samples.step, device=device)[:, None]
     layers = torch.arange(probes.start, probes.stop, device=device)[:, None, None]

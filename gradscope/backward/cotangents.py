@@ -8,9 +8,11 @@ the second term, and the sum is unbiased for any Q (see Hutch++; for finding Q, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +21,6 @@ from gradscope import probes as probe_vectors
 from gradscope.choices import shown
 from gradscope.distributed import share
 from gradscope.forward.layers import Layer
-from gradscope.forward.replay import Replay
-from gradscope.memory import Later, read_once
 from gradscope.norms import from_real, real
 from gradscope.probes import MOST_PROBES
 
@@ -30,8 +30,8 @@ Draw = Callable[[int, int], Tensor]
 # random probes that cost at most AUTO_COST backward passes per target.
 AUTO_EXACT, AUTO_COST = 128, 40
 
-# Relative change of the targets in finite differences: small enough for linearity, but far above rounding errors.
-WANTED_CHANGE = 0.01
+# Most bytes of random words that are computed together for several targets.
+_WORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,25 @@ def signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
     return Cotangents(target, num, 0, _signs(target, generator))
 
 
+def signs_for_each(targets: Sequence[Layer], num: int, generator: torch.Generator) -> list[Cotangents]:
+    """The same as `signs` of one target after the other; random words of small targets are computed together."""
+    keys = [probe_vectors.new_key(generator, generator.device) for _ in targets]
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for number, target in enumerate(targets):
+        alike[target.shape, target.real_dtype, target.device].append(number)
+    draws: dict[int, Draw] = {}
+    for (_, _, device), members in alike.items():
+        samples, size = _samples_of(targets[members[0]])
+        step = max(1, 8 * _WORD_BYTES // max(1, num * len(samples) * size))
+        for first in range(0, len(members), step):
+            part = members[first : first + step]
+            key = torch.stack([keys[number] for number in part]).reshape(-1, 1, 1, 1)
+            words = partial(_words, key, samples, size, device)
+            words = lru_cache(maxsize=1)(words) if part[1:] else words
+            draws |= {number: partial(_drawn, words, place, targets[number]) for place, number in enumerate(part)}
+    return [Cotangents(target, num, 0, draws[number]) for number, target in enumerate(targets)]
+
+
 def shared_signs(target: Layer, num: int, generator: torch.Generator) -> Cotangents:
     """``num`` vectors of random signs, each the same for all samples (leading dimension) of the target."""
     key, size = probe_vectors.new_key(generator, generator.device), target.size // target.shape[0]
@@ -216,67 +235,19 @@ def needed_for_exact(target: Layer, batch_size: int, *, coupled: bool) -> int:
 
 def _signs(target: Layer, generator: torch.Generator) -> Draw:
     """Random signs, each a function of a key, the probe, the sample (numbered over all processes) and the place."""
-    key, samples = probe_vectors.new_key(generator, generator.device), share(target.shape[0] if target.shape else 1)
-    size = target.size // max(1, len(samples))
-
-    def draw(first: int, last: int) -> Tensor:
-        v = probe_vectors.signs(key, range(first, last), samples, size, target.real_dtype, target.device)
-        return from_real(v.flatten(1), target.shape, target.dtype)
-
-    return draw
+    return signs_for_each([target], 1, generator)[0].draw
 
 
-def find_subspaces(
-    replay: Replay, shapes: Mapping[str, tuple[int, ...]], rank: int, *, coupled: bool, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """For each target name, orthonormal directions (rank', *shape) in which changes of the sources move this target.
-
-    Finite differences along ``rank`` random directions of the sources give one basis per sample, or one for the whole
-    batch if samples are ``coupled``; rank' < rank if a target has too few dimensions.  A target that a replay does not
-    reproduce is left out.  Cost: rank + 1 forward passes, and one or two more to find the step size.
-    """
-    everything = replay.outputs({*shapes, *replay.source_names}, {})
-    base = {n: real(f).double() for n, f in everything.items() if n in shapes and tuple(f.shape) == shapes[n]}
-    if not base or any(name not in everything for name in replay.source_names):
-        return {}
-    sources = {name: everything[name] for name in replay.source_names}
-    finest = max(torch.finfo(source.dtype).eps for source in sources.values())
-    step, columns = math.sqrt(finest), dict[str, list[Tensor]]({name: [] for name in base})
-    lengths, infinite = Later(f.norm() for f in base.values()), set[str]()
-    while min(map(len, columns.values())) < rank:
-        shifts = {name: step * _direction(source, generator) for name, source in sources.items()}
-        moved = replay.outputs(base, shifts)
-        changes = {name: real(moved[name]).double() - f for name, f in base.items()}
-        moves = dict(zip(changes, read_once(change.norm() for change in changes.values()), strict=True))
-        both = zip(moves.values(), map(float, lengths.arrays), strict=True)
-        largest = max(move / length for move, length in both if length)
-        if not largest <= 10 * WANTED_CHANGE and step > 4 * finest:
-            step = max(step * (WANTED_CHANGE / largest if math.isfinite(largest) else 1e-3), 4 * finest)
-            continue
-        infinite |= {name for name, move in moves.items() if not math.isfinite(move)}
-        for name, column in columns.items():
-            column.append(changes[name])
-    subspaces = {}
-    for name, column in columns.items():
-        if name not in infinite:
-            directions = _orthonormal(torch.stack(column), coupled).to(real(everything[name]).dtype)
-            subspaces[name] = from_real(directions.flatten(1), shapes[name], everything[name].dtype)
-    return subspaces
+def _samples_of(target: Layer) -> tuple[range, int]:
+    """The samples of this process, numbered over all processes, and the number of signs of each."""
+    samples = share(target.shape[0] if target.shape else 1)
+    return samples, target.size // max(1, len(samples))
 
 
-def _direction(source: Tensor, generator: torch.Generator) -> Tensor:
-    """A random direction with the same length as ``source``."""
-    key, samples = probe_vectors.new_key(generator, generator.device), share(len(source) if source.ndim else 1)
-    noise = probe_vectors.uniform(key, samples, real(source).numel() // max(1, len(samples)), source.device)
-    length = real(source).double().norm()
-    direction = (noise * torch.where(length > 0, length / noise.norm(), 1.0)).to(real(source))
-    return from_real(direction.flatten(), source.shape, source.dtype)
+def _words(key: Tensor, samples: range, size: int, device: torch.device, first: int, last: int) -> Tensor:
+    return probe_vectors.words(key, range(first, last), samples, size, device)
 
 
-def _orthonormal(differences: Tensor, coupled: bool) -> Tensor:
-    """Orthonormal basis of the span of ``differences`` (rank, B, ...): one per sample, or one for the whole batch."""
-    rank, shape = len(differences), differences.shape[1:]
-    vectors = differences.reshape(rank, 1, -1) if coupled else differences.reshape(rank, shape[0], -1)
-    vectors = vectors / vectors.norm(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    q, _ = torch.linalg.qr(vectors.permute(1, 2, 0))  # (samples, d, rank')
-    return q.permute(2, 0, 1).reshape(-1, *shape)
+def _drawn(words: Callable[[int, int], Tensor], place: int, target: Layer, first: int, last: int) -> Tensor:
+    v = probe_vectors.signs_of(words(first, last)[place], _samples_of(target)[1], target.real_dtype)
+    return from_real(v.flatten(1), target.shape, target.dtype)

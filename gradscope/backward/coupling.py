@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from gradscope.backward.cotangents import Cotangents
-from gradscope.backward.hooks import survey
+from gradscope.backward.hooks import no_hooks, survey
 from gradscope.backward.readings import lengths
 from gradscope.backward.route import TrunkRoute
 from gradscope.backward.sweep import sweep
-from gradscope.forward.layers import INPUT, Layer
+from gradscope.forward.layers import Layer
+from gradscope.forward.state import state_restored
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex
 from gradscope.norms import from_real
 
@@ -83,13 +84,19 @@ _PROVISO: dict[str, Callable[[Any, int], bool]] = {
 
 
 def coupled(
-    trunk: Trunk, rows: Sequence[Layer], target: Layer, batch_size: int, sources: Collection[str] = (INPUT,)
+    trunk: Trunk,
+    rows: Sequence[Layer],
+    target: Layer,
+    batch_size: int,
+    sources: Collection[str],
+    guard: Callable[[], state_restored],
 ) -> bool:
     """Whether a cotangent on some samples of the target gives nonzero gradients of other samples, at any of the rows.
 
     Only the ``sources`` and the rows on the trunk are examined.  In a branch, a leading dimension of size B may count
     something else, such as the tokens of an expert.  Samples count as coupled if the leading dimension of a source or
     of the target is not B.  Gradients are computed and compared (`detected`) only if the graph gives no answer.
+    ``guard``: context for backward passes, which may run code of the model.
     """
     if batch_size == 1:
         return False
@@ -100,9 +107,12 @@ def coupled(
     rows = [*ends, *[layer for layer in rows if layer.on_trunk and layer.shape[:1] == (batch_size,)]]
     rows = list({layer.index: layer for layer in rows if layer.index != target.index}.values())
     # A hook may mix samples, and the graph does not show it.
-    if not rows or (not survey(trunk).hooked and separate(trunk, batch_size)):
+    if not rows or ((apart := separate(trunk, batch_size)) and no_hooks(trunk)):
         return False
-    return mixed(trunk) or detected(trunk, rows, target, batch_size)
+    with guard() as state, state:
+        if not survey(trunk).hooked and apart:
+            return False
+        return mixed(trunk) or detected(trunk, rows, target, batch_size)
 
 
 def mixed(trunk: Trunk) -> bool:
@@ -117,12 +127,22 @@ def separate(trunk: Trunk, batch_size: int) -> bool:
     on the sources.  A leading dimension of B m rows holds the m rows of the first sample first, and so on.  False means
     that there is no proof.  Cost: linear in the number of nodes.
     """
-    live = trunk.order
-    return all(_keeps_apart(node, name, live, batch_size) for node, name in trunk.names.items())
+    live, shapes = trunk.order, _Shapes()
+    return all(_keeps_apart(node, name, live, shapes, batch_size) for node, name in trunk.names.items())
 
 
-def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int) -> bool:
-    shape, parents = node._input_metadata[0].shape, node.next_functions
+class _Shapes(dict[Vertex, tuple[int, ...]]):
+    """The shape of every tensor of the graph, read once, because each is needed twice; () if torch does not know it."""
+
+    def __missing__(self, tensor: Vertex) -> tuple[int, ...]:
+        node, number = tensor
+        about = node._input_metadata[number : number + 1]
+        self[tensor] = shape = about[0].shape if about else ()
+        return shape
+
+
+def _keeps_apart(node: Any, name: str, live: Collection[Vertex], shapes: _Shapes, batch_size: int) -> bool:
+    shape, parents = shapes[node, 0], node.next_functions
     inputs = [number for number, parent in enumerate(parents) if parent in live]
     if not inputs:  # a source
         return bool(shape) and shape[0] == batch_size
@@ -132,9 +152,8 @@ def _keeps_apart(node: Any, name: str, live: Collection[Vertex], batch_size: int
         return True
     ndim, alike = len(shape), True
     for number in inputs:
-        maker, output_nr = parents[number]
-        known = maker._input_metadata[output_nr : output_nr + 1]
-        if not known or not (operand := known[0].shape) or operand[0] != shape[0]:
+        operand = shapes[parents[number]]
+        if not operand or operand[0] != shape[0]:
             return False  # a part of the samples, or more than all
         alike = alike and len(operand) == ndim
     if name in _PROVISO and not _PROVISO[name](node, ndim):

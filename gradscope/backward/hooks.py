@@ -3,6 +3,10 @@
 The autograd engine runs the hooks of a tensor whenever it returns the gradient of this tensor, and again when it starts
 there.  A sweep that stopped there would run them twice.  A gradient that is returned on the way to a lower tensor has
 not passed them at all.  PyTorch does not list hooks.  So every tensor gets a gradient, which must come back unchanged.
+
+PyTorch numbers the hooks that Python code registers.  If no number was given since the forward pass began, no tensor
+and no node of the graph has a hook, so only custom functions are examined.  (Hooks that C++ code registers have no
+number; they are found only if a hook of Python code was registered, too.)
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from gradscope.backward.pulling import engine
-from gradscope.forward.trunk import Effect, Trunk, Vertex, live_inputs, output_kind, vertex
+from gradscope.forward.trunk import Effect, Trunk, Vertex, hooks_so_far, live_inputs, output_kind, vertex
 
 # The magnitudes of a test gradient are 2^-spread, 1 and 2^spread, so that clipping shows at any threshold in between.
 SPREAD = 20
@@ -42,14 +46,14 @@ def survey(trunk: Trunk) -> Survey:
     """What hooks and custom functions do to gradients between the sources and the target.
 
     ValueError if the result of a hook or of a custom function is not linear in the gradient: there is no Jacobian then.
-    Cost: about one backward pass of one cotangent, once per recorded graph, without the operations of torch; eight
-    backward passes of one cotangent through each custom function.
+    Cost: eight backward passes of one cotangent through each custom function; if a hook was registered since the
+    forward pass began, also one call of the engine per tensor, once per recorded graph.
     """
     outputs: dict[Node, list[int]] = defaultdict(list)
     for node, number in trunk.order:
         outputs[node] += [number]
     if untested := [node for node in outputs if node not in trunk.effects]:
-        given = _Given()
+        given = None if no_hooks(trunk) else _Given()
         with torch.inference_mode(False), torch.no_grad():
             for node in untested:
                 plain = _untouched(node, outputs[node], given)
@@ -59,6 +63,11 @@ def survey(trunk: Trunk) -> Survey:
         frozenset((node, number) for node, effect in found for number in effect.hooked),
         any(effect.overwrites for _, effect in found),
     )
+
+
+def no_hooks(trunk: Trunk) -> bool:
+    """Whether no hook has been registered since the forward pass began, and therefore none in its graph."""
+    return trunk.hooks == hooks_so_far()
 
 
 class _Given:
@@ -80,9 +89,13 @@ class _Given:
         self.flat, self.kind = {}, None
 
 
-def _untouched(node: Node, numbers: Sequence[int], given: _Given) -> bool:
+def _untouched(node: Node, numbers: Sequence[int], given: _Given | None) -> bool:
     """Whether the gradient of the only output comes back as it was; False also if that needs a closer look."""
-    if numbers[1:] or issubclass(type(node), torch._C._FunctionBase):
+    if issubclass(type(node), torch._C._FunctionBase):
+        return False
+    if given is None:
+        return True
+    if numbers[1:]:
         return False
     about = node._input_metadata[numbers[0]]
     kind, edges = (tuple(about.shape), about.dtype, about.device), (GradientEdge(node, numbers[0]),)

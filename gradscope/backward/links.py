@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradscope.backward.hooks import check_linear, cotangent, kind, survey
+from gradscope.backward.hooks import check_linear, cotangent, kind, no_hooks, survey
 from gradscope.backward.pulling import RUN_BYTES, engine
 from gradscope.forward.trunk import ELEMENTWISE, PRODUCTS, Trunk, Vertex, live_inputs, output_kind, vertex
 from gradscope.memory import Later, Workspace
@@ -38,8 +38,8 @@ def find_links(trunk: Trunk) -> list[Link | None]:
     """For every cut vertex, the link that maps cotangents (c, *shape) to the cut vertex below, overwriting its input.
 
     None means that the autograd engine must be used.  Cost: one cotangent, pulled back through every link and through
-    the autograd engine, once per recorded graph.  ValueError if both differ because a hook changes the gradient in a
-    nonlinear way.
+    the autograd engine, once per recorded graph; a second one through runs of links that may have hooks, or in which
+    one of the links did not agree.  ValueError if both differ because a hook changes the gradient in a nonlinear way.
     """
     live, hooked = trunk.position.keys() | trunk.above.keys(), survey(trunk).hooked
     kept, links = _Derivatives(), list[Link | None]([None])
@@ -47,7 +47,8 @@ def find_links(trunk: Trunk) -> list[Link | None]:
         links.append(None if {vertex(upper), vertex(lower)} & hooked else _link(upper, lower, live, kept))
     untested = {position: link for position, link in enumerate(links) if link and position not in trunk.agreed}
     with torch.no_grad():
-        agreed = _agreed(trunk, untested, _runs(trunk, untested))
+        agreed = _agreed_together(trunk, untested, _runs(trunk, untested)) if no_hooks(trunk) else {}
+        agreed |= _agreed(trunk, untested, _runs(trunk, [position for position in untested if position not in agreed]))
         # Alone, a link is tested with a gradient that comes from nowhere else and neither over- nor underflows.
         agreed |= _agreed(trunk, untested, [[position] for position, agrees in agreed.items() if not agrees])
         for position in (position for position, agrees in agreed.items() if not agrees):
@@ -72,6 +73,31 @@ def _runs(trunk: Trunk, positions: Iterable[int]) -> Iterator[list[int]]:
         yield run
 
 
+def _agreed_together(trunk: Trunk, links: Mapping[int, Link], runs: Iterable[list[int]]) -> dict[int, bool]:
+    """The positions whose links pull a cotangent through their whole run to the same gradient as the engine; all True.
+
+    A cotangent that becomes zero on the way shows nothing, so the links of its run are not among them.
+    """
+    tested, near, workspace = list[list[int]](), list[Tensor](), Workspace()
+    for run in runs:
+        upper, lower = trunk.edges[run[-1]], trunk.edges[run[0] - 1]
+        v = cotangent(kind(upper), spread=0)
+        (expected,) = engine((upper,), (lower,), (v.clone(),))
+        found = v[None]
+        for position in reversed(run):
+            found = links[position](found, workspace)
+        size = torch.linalg.vector_norm(expected)
+        near.append((torch.dist(found[0], expected) <= _tolerance(size) * size) & (size > 0))
+        tested.append(run)
+    agrees = map(bool, Later(near).arrays)
+    return {position: True for run, agree in zip(tested, agrees, strict=True) if agree for position in run}
+
+
+def _tolerance(norm: Tensor) -> float:
+    """Largest relative difference that counts as rounding."""
+    return float(torch.finfo(norm.dtype).eps ** 0.5)
+
+
 def _agreed(trunk: Trunk, links: Mapping[int, Link], runs: Iterable[Sequence[int]]) -> dict[int, bool]:
     """Whether each link and the engine pull a cotangent back to the same gradient, up to rounding, by position.
 
@@ -93,7 +119,7 @@ def _agreed(trunk: Trunk, links: Mapping[int, Link], runs: Iterable[Sequence[int
             found.append(links[position](v[None], Workspace()).view_as(expected[number]))
         errors = torch.stack(torch._foreach_norm(torch._foreach_sub(found, expected)))
         sizes = torch.stack(torch._foreach_norm(expected))
-        near.append(errors <= torch.finfo(errors.dtype).eps ** 0.5 * sizes)
+        near.append(errors <= _tolerance(errors) * sizes)
         tested += run
     return dict(zip(tested, map(bool, chain.from_iterable(Later(near).arrays)), strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ from gradscope.norms import power_of_two, stacked_norms
 Piece = tuple[Tensor, Tensor]  # what was read of some cotangents, and their exponents
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """Readings at a row, for the c cotangents of targets above it: ``values`` (c, ...) times ``2**exponents`` (c,)."""
 
     values: npt.NDArray[np.float64]

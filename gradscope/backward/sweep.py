@@ -126,10 +126,10 @@ def _settled(route: Route, cotangents: Sequence[Cotangents], readings: Sequence[
         alike[reading.values.shape, row.dtype, row.bytes] += [number]
     for (shape, dtype, _), numbers in alike.items():
         reach = {torch.float16: 2.0**5, torch.float64: 2.0**200}.get(dtype, 2.0**40)
-        every = [readings[number].values.reshape(-1, math.prod(shape[1:])) for number in numbers]
-        square = np.concatenate([np.square(one).sum(axis=1) for one in every]) / route.rows[numbers[0]].size
+        every = np.concatenate([readings[number].values for number in numbers]).reshape(-1, math.prod(shape[1:]))
+        square = np.vecdot(every, every) / route.rows[numbers[0]].size
         if not square.all():  # a square may also underflow
-            nonzero = np.concatenate([one.any(axis=1) for one in every])
+            nonzero = every.any(axis=1)
             zeros, square = zeros or not nonzero.all(), square[nonzero]
         if len(square) and not (square.min() > reach**-2 and square.max() < reach**2):
             return False

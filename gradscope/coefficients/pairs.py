@@ -97,7 +97,7 @@ class Board:
     """The sources and targets of one recorded batch, whose pairs can be measured any number of times."""
 
     # With one column (target), one sweep takes at most this many cotangents, which limits the memory of the readings.
-    window = 64
+    window = 128
 
     def __init__(self, captured: Capture, rows: Sequence[Layer], targets: Sequence[Layer], reduction: str) -> None:
         check_reduction(captured, reduction, rows)

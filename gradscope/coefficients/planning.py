@@ -26,11 +26,12 @@ from gradscope.backward.cotangents import (
     Probes,
     basis,
     deflated,
-    find_subspaces,
     generator_or_default,
     resolved,
     signs,
+    signs_for_each,
 )
+from gradscope.backward.subspace import find_subspaces
 from gradscope.backward.sweep import Progress
 from gradscope.choices import stacklevel
 from gradscope.coefficients.pairs import Board, Pairs
@@ -167,15 +168,17 @@ class Planner:
         if not isinstance(plan, Deflated):
             return [basis(column, needed) for column, needed in pairs]
         found: list[Cotangents] = []
+        if not plan.rank:
+            return signs_for_each(board.columns, plan.num, self.generator)
         num, subspaces = plan.rank + plan.num, dict[int, torch.Tensor]()
-        if plan.rank and (names := {name: c for c, needed in pairs if needed > num for name in c.names}):
+        if names := {name: c for c, needed in pairs if needed > num for name in c.names}:
             shapes = {name: column.shape for name, column in names.items()}
             by_name = find_subspaces(
                 captured.replay, shapes, plan.rank, coupled=captured.coupled, generator=self.generator
             )
             subspaces = {names[name].index: subspace for name, subspace in by_name.items()}
         for column, needed in pairs:
-            if plan.rank and needed <= num:
+            if needed <= num:
                 found.append(basis(column, needed))
             elif (subspace := subspaces.get(column.index)) is not None:
                 found.append(deflated(column, subspace, plan.num, self.generator, coupled=captured.coupled))

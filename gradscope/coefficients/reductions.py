@@ -30,6 +30,7 @@ LN10 = math.log(10)
 # The logarithm of a coefficient is the sum of those of the means of its quantities, with these signs.
 SIGNS = {"batch": np.array([1.0, 1.0, -1.0, -1.0]), "mean": np.array([1.0, -1.0]), "geometric": np.array([1.0])}
 _BLOCK = 1 << 14  # numbers
+_LARGEST = 1000  # exponents whose powers of two and their inverses are normal numbers
 FEWEST = 10  # samples (or batches, if b stands for a batch) of an interval
 
 
@@ -108,8 +109,8 @@ class Tally:
         # values (C, N, B) are overwritten.  The samples are contiguous, which makes the sums several times faster.
         if reduction != "geometric":  # scale each quantity to about one, because fourth powers follow; none is negative
             shift = np.frexp(values.max(axis=2))[1]
-            values, exponent = np.ldexp(values, -shift[:, :, None], out=values), exponent + shift.T
-            fixed, variance = np.ldexp(fixed, -shift[0][:, None]), np.ldexp(variance, -2 * shift[0][:, None])
+            values, exponent = _scaled(values, -shift[:, :, None], out=values), exponent + shift.T
+            fixed, variance = _scaled(fixed, -shift[0][:, None]), _scaled(variance, -2 * shift[0][:, None])
         probe, doubt = variance.sum(axis=1), np.square(variance).sum(axis=1) / freedom
         random = np.square(values[0] - fixed)
         ratio, noise = (
@@ -277,6 +278,13 @@ def _fourth(values: FloatArray) -> FloatArray:
             np.multiply(block[:, i : i + 1], block[:, i:], out=products[:, start:last])
         np.matmul(products, products.mT, out=found[first : first + step])
     return found
+
+
+def _scaled(values: FloatArray, exponents: IntArray, out: FloatArray | None = None) -> FloatArray:
+    """``values * 2**exponents``; several times faster than `np.ldexp`, unless a power overflows."""
+    if np.abs(exponents).max(initial=0) < _LARGEST:
+        return np.multiply(values, np.ldexp(1.0, exponents), out=out)
+    return np.ldexp(values, exponents, out=out)
 
 
 def _or_one(values: FloatArray) -> FloatArray:

@@ -77,9 +77,9 @@ class Ruler:
     def measure(self, key: Vertex, tensor: Tensor) -> None:
         """Measure a tensor as it is now; what overwrites it later, in whatever way, changes nothing."""
         kind = tensor.shape, tensor.dtype, tensor.device
-        if kind not in self.blocks:
-            self.blocks[kind] = self._block(tensor)
-        block = self.blocks[kind]
+        block = self.blocks.get(kind)
+        if block is None and kind not in self.blocks:
+            block = self.blocks[kind] = self._block(tensor)
         if block is None:
             norms, exponent = vector_norms(tensor, self._start(tensor), self.workspace.scratch(tensor))
             self.measured.append(([key], norms, exponent if tensor.dtype in _SCALED else None))

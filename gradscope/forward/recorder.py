@@ -23,9 +23,11 @@ from gradscope.forward.modules import Modules, eager, hooked, recording_gradient
 from gradscope.forward.outputs import first_tensor, picked
 from gradscope.forward.replay import Replay
 from gradscope.forward.state import alone, state_restored
-from gradscope.forward.trunk import Vertex, vertex
+from gradscope.forward.trunk import Vertex, hooks_so_far, vertex
 
 Received = tuple[Collection[Vertex], int]
+
+_CUSTOM: Any = torch._C._FunctionBase  # nodes of custom functions
 
 FROZEN = "an embedding of the data with frozen weights, so its output carries no gradient"
 
@@ -43,7 +45,8 @@ class Recording:
     ``dropout``: dropout modules that were active.  ``random``: whether the pass drew random numbers.
     ``picked``: remark that names the measured part of a structured output and the inputs held fixed; None if the
     whole output is measured and no input is held fixed.
-    ``lengths``: squared lengths of all recorded tensors.
+    ``lengths``: squared lengths of all recorded tensors.  ``hooks``: number of hooks that Python code had registered
+    before the pass, of whatever kind.
     """
 
     tensors: tuple[Layer, ...]
@@ -58,6 +61,7 @@ class Recording:
     picked: str | None
     replay: Replay = field(repr=False)
     lengths: Lengths = field(repr=False)
+    hooks: int = field(repr=False)
 
 
 def record(
@@ -84,6 +88,7 @@ def record(
         eager(modules),
         hooked(modules, recorder) as calls,
     ):
+        hooks = hooks_so_far()
         differentiable, sources = batch.differentiable()
         recorder.data = _pointers(differentiable.tensors)
         for number, source in enumerate(sources):
@@ -132,6 +137,7 @@ def record(
         picked=" ".join(filter(None, (picked(output), batch.held))) or None,
         replay=Replay(modules, batch, forward, loss_fn, source_names, guard.kept),
         lengths=lengths,
+        hooks=hooks,
     )
 
 
@@ -204,7 +210,7 @@ class _Recorder:
         if key in self.layers:
             self.layers[key].origins.setdefault(name, origin)
             return True
-        custom = issubclass(type(key[0]), torch._C._FunctionBase)  # such an edge keeps what a custom function needs
+        custom = issubclass(type(key[0]), _CUSTOM)  # such an edge keeps what a custom function needs
         edge = get_gradient_edge(tensor) if custom else GradientEdge(*key)
         dtype, device, origins = tensor.dtype, tensor.device, {name: origin}
         self.layers[key] = Layer(name, call, -1, tuple(shape), dtype, device, origins, edge, tensor.nbytes)

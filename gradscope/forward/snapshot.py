@@ -40,11 +40,13 @@ class Snapshot:
 
     def __init__(self, modules: Modules) -> None:
         self.modules, self.listener, self.active = modules, listening.get(), False
+        self.attributes: list[dict[str, Any]] = []  # of the modules
         self.dicts: list[dict[Any, Any]] = []
         self.others: list[Any] = []  # lists, sets and deques
         self.buffers: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
         self.tensors: list[tuple[Tensor, int, Tensor]] = []
-        self.generators: list[tuple[Callable[[Any], object], Any]] = list(generator_states(self.modules))
+        self.random, self.moved = list(generator_states(self.modules)), True  # moved: as far as is known
+        self.generators: list[tuple[Callable[[Any], object], Any]] = []  # those that the model holds
         self.weights: list[tuple[Tensor, Tensor]] = []
         self.seen: set[int] = set()
         self.known = set(map(id, self.modules.values()))
@@ -62,13 +64,14 @@ class Snapshot:
                     self._keep_value(value, MOST_DEPTH)
         self.empty = [*filterfalse(None, self.dicts), *filterfalse(None, self.others)]
         self.dicts, self.others = [*filter(None, self.dicts)], [*filter(None, self.others)]
-        self.sizes, self.entries = self._entries()
+        self.sizes, self.names, self.entries = self._entries()
 
     def _keep_modules(self, modules: Collection[nn.Module]) -> None:
         """Remember the attributes of modules; parameters and buffers are not copied here."""
         attributes = [module.__dict__ for module in modules]
         hooks = list(chain.from_iterable(map(_hooks, attributes)))
-        self.dicts += chain(attributes, hooks, chain.from_iterable(map(_members, modules)))
+        self.attributes += attributes
+        self.dicts += chain(hooks, chain.from_iterable(map(_members, modules)))
         self.others += map(attrgetter("_non_persistent_buffers_set"), modules)
         keys = zip(attributes, map(dict.keys, attributes), strict=True)
         own = [one[name] for one, names in keys for name in names - _STANDARD]
@@ -116,20 +119,26 @@ class Snapshot:
                 for entry in inside.values():
                     self._keep_value(entry, depth + 1)
 
-    def _entries(self) -> tuple[list[int], list[Any]]:
-        """The sizes and the entries of all containers: keys, values, entries of lists and sets; fast, all in C."""
-        keys, values = chain.from_iterable(self.dicts), chain.from_iterable(map(dict.values, self.dicts))
-        return [*map(len, self.dicts), *map(len, self.others)], [*keys, *values, *chain.from_iterable(self.others)]
+    def _entries(self) -> tuple[list[int], list[str], list[Any]]:
+        """The sizes of all containers, the names of attributes, and all other entries; fast, all in C.
+
+        The other entries are values of attributes, then keys, values, and the entries of lists and sets.
+        """
+        every = chain.from_iterable
+        attributes, values = map(dict.values, self.attributes), map(dict.values, self.dicts)
+        entries = [*every(attributes), *every(self.dicts), *every(values), *every(self.others)]
+        return [*map(len, chain(self.attributes, self.dicts, self.others))], [*every(self.attributes)], entries
 
     def _changed(self) -> list[tuple[Any, Any]]:
         """The containers whose entries are other objects than before, each with its entries before."""
-        found: list[tuple[Any, Any]] = [(container, ()) for container in self.empty if container]
-        sizes, entries = self._entries()
-        if sizes == self.sizes and all(map(is_, entries, self.entries)):
+        found: list[tuple[Any, Any]] = [(container, ()) for container in filter(None, self.empty)]
+        sizes, names, entries = self._entries()
+        if sizes == self.sizes and names == self.names and all(map(is_, entries, self.entries)):
             return found
-        num = sum(self.sizes[: len(self.dicts)])
-        keys, rest = iter(self.entries[:num]), iter(self.entries[num:])
-        for container, size in zip(chain(self.dicts, self.others), self.sizes, strict=True):
+        num, first = len(self.names), len(self.attributes)
+        last = num + sum(self.sizes[first : first + len(self.dicts)])
+        keys, rest = chain(self.names, self.entries[num:last]), chain(self.entries[:num], self.entries[last:])
+        for container, size in zip(chain(self.attributes, self.dicts, self.others), self.sizes, strict=True):
             before: Any = list(islice(rest, size))
             same = len(container) == size
             if isinstance(container, dict):
@@ -180,8 +189,9 @@ class Snapshot:
         for tensor, version, values in self.tensors:
             if tensor._version != version:
                 tensor.data.copy_(values)
-        for restore, state in self.generators:
+        for restore, state in chain(self.random if self.moved else (), self.generators):
             restore(state)
+        self.moved = True
         return built
 
     def overwritten(self) -> str | None:
@@ -190,9 +200,10 @@ class Snapshot:
         return next(names, None)
 
     def drew(self) -> bool:
-        """Whether a global random generator has moved since.  Those that the model holds come after them."""
-        both = zip(generator_states(self.modules), self.generators, strict=False)
-        return any(_comparable(now) != _comparable(before) for (_, now), (_, before) in both)
+        """Whether a global random generator has moved since; no code of the model must run before `restore` then."""
+        both = zip(generator_states(self.modules), self.random, strict=False)
+        self.moved = any(_comparable(now) != _comparable(before) for (_, now), (_, before) in both)
+        return self.moved
 
 
 def _comparable(state: Any) -> Any:

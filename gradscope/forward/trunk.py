@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 # The hashable identity of a tensor of the graph: its node and output number, the first two entries of its edge.
 Vertex = tuple[Node, int]
@@ -59,7 +60,7 @@ class Trunk:
 
     ``position``: the number of every cut vertex, in execution order; the last one is the target.
     ``above``: for every tensor inside a branch, the number of the first cut vertex that it flows into.
-    ``names``: the operations, by node.
+    ``names``: the operations, by node.  ``hooks``: `hooks_so_far` before the first node was made; None if unknown.
     ``effects`` and ``agreed``: what backward sweeps found out about hooks (by node), and whether their shortcuts agree
     with the autograd engine (by position).
     """
@@ -67,6 +68,7 @@ class Trunk:
     position: dict[Vertex, int]
     above: dict[Vertex, int]
     names: dict[Node, str] = field(repr=False)
+    hooks: int | None = None
     effects: dict[Node, Effect] = field(default_factory=dict, repr=False)
     agreed: dict[int, bool] = field(default_factory=dict, repr=False)
 
@@ -87,6 +89,11 @@ class Trunk:
         return branches | {key: 2 * position + 1 for key, position in self.position.items()}
 
 
+def hooks_so_far() -> int:
+    """How many hooks Python code has registered in this process: on modules, on tensors, or on nodes of a graph."""
+    return RemovableHandle.next_id
+
+
 def leaf_edge(leaf: Tensor) -> GradientEdge:
     """The edge of a parameter, also if the caller is under inference_mode, where torch returns none."""
     with torch.inference_mode(False):
@@ -99,11 +106,12 @@ def depends(target: GradientEdge, source: GradientEdge) -> bool:
     return vertex(target) == wanted or any(wanted in parents for parents in _topological_order(target.node).values())
 
 
-def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
+def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge], hooks: int | None = None) -> Trunk:
     """Cut vertices of the graph between all ``sources`` and ``target``.
 
     The nodes are sorted topologically, with one virtual root before all sources.  A tensor is a cut vertex if no edge
-    leads past its node, and if it is the only output of this node that is used.  Cost: linear in nodes and edges.
+    leads past its node, and if it is the only output of this node that is used.  ``hooks``: that of the `Trunk`.
+    Cost: linear in nodes and edges.
     """
     starts, end = {vertex(source) for source in sources}, vertex(target)
     order = _topological_order(target.node)
@@ -143,7 +151,7 @@ def find_trunk(target: GradientEdge, sources: Iterable[GradientEdge]) -> Trunk:
             following = position[tensor]
         else:
             above[tensor] = following
-    return Trunk(position, above, {node: node.name() for node in outputs})
+    return Trunk(position, above, {node: node.name() for node in outputs}, hooks)
 
 
 def leaf_positions(trunk: Trunk, leaves: Collection[Vertex]) -> dict[Vertex, int]:

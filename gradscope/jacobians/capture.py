@@ -49,8 +49,9 @@ class Capture(Recording):
     @cached_property
     def coupled(self) -> bool:
         """Whether samples of the batch influence each other."""
-        with alone, self.replay.guard() as state, state:  # checkpointed layers run again
-            return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names)
+        with alone:
+            guard = self.replay.guard  # checkpointed layers run again
+            return coupled(self.graph, self.reached, self.target, self.batch_size, self.source_names, guard)
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
@@ -151,7 +152,7 @@ def captured_unread(
         raise
     end = recording.end if target is None else lookup(recording.tensors, target).edge
     try:
-        graph = find_trunk(end, recording.sources)
+        graph = find_trunk(end, recording.sources, recording.hooks)
     except ValueError as error:
         what = "The output" if target is None else f"Layer {target!r}"
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import nn
 
 import gradscope as gs
 from gradscope.backward import cotangents
-from gradscope.backward.cotangents import find_subspaces
+from gradscope.backward.subspace import find_subspaces
 from gradscope.coefficients.pairs import Board
 from gradscope.forward.inputs import as_batch
 from gradscope.forward.replay import Replay

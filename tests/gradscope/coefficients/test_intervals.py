@@ -6,7 +6,7 @@ import torch
 from scipy import special, stats
 
 import gradscope as gs
-from gradscope.backward.cotangents import find_subspaces
+from gradscope.backward.subspace import find_subspaces
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.profiles import probe_interval
 from gradscope.coefficients.reductions import Tally
