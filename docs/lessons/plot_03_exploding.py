@@ -2,9 +2,10 @@ r"""
 3. How does training explode?
 =============================
 
-If the factors of lesson 2 are larger than 1, the gradient grows exponentially from the output to the input: **the
-gradient explodes**. If the updates of the weights get so large that the loss rises out of control, **training
-explodes**. This lesson shows both, and the symptoms that a run shows before it fails.
+If the factors of lesson 2 are larger than 1, the gradient grows exponentially from the output to
+the input: **the gradient explodes**. If the updates of the weights get so large that the loss
+rises out of control, **training explodes**. This lesson shows both, and the symptoms that a run
+shows before it fails.
 """
 
 import math
@@ -24,8 +25,8 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # Gradients that explode before training
 # --------------------------------------
 #
-# The data are ten clouds of points, one per class. The network has 30 layers with ReLU and batch normalization, and
-# no skip connections.
+# The data are ten clouds of points, one per class. The network has 30 layers with ReLU and batch
+# normalization, and no skip connections.
 
 generator = torch.Generator().manual_seed(0)
 centers = 0.4 * torch.randn(10, 50, generator=generator)
@@ -44,23 +45,25 @@ print(f"norm of the gradient: {norms[0]:.3g} in the first layer, {norms[-1]:.2g}
 print(f"factor per layer, from the last to the second layer: {(norms[1] / norms[-1]) ** (1 / 28):.2f}")
 
 # %%
-# In the :doc:`study of vanishing gradients </docs/studies/vanishing>`, this factor is 1.235 (95 % interval 1.224 to
-# 1.246) for the same architecture at width 100.
+# In the :doc:`study of vanishing gradients </docs/studies/vanishing>`, this factor is 1.235 (95 %
+# interval 1.224 to 1.246) for the same architecture at width 100.
 #
 # Training that explodes
 # ----------------------
 #
-# A plain network learns the ten clouds by gradient descent with momentum. The learning rate rises linearly from 0 to a
-# peak. Three symptoms are recorded at each step:
+# A plain network learns the ten clouds by gradient descent with momentum. The learning rate rises
+# linearly from 0 to a peak. Three symptoms are recorded at each step:
 #
 # - **loss jump**: the loss is above 5 times its median over the previous steps;
-# - **gradient jump**: the norm of the gradient of all weights is above 10 times its median over the previous steps;
-# - **large update**: in some layer, the norm of the update is above 0.1 times the norm of the weights.
+# - **gradient jump**: the norm of the gradient of all weights is above 10 times its median over
+#   the previous steps;
+# - **large update**: in some layer, the norm of the update is above 0.1 times the norm of the
+#   weights.
 #
 # The run has **failed** when the loss exceeds :math:`10 \ln 10`, ten times the loss of guessing.
 #
-# **Change these:** the peak of the learning rate, the activation, the normalization (``"none"``, ``"layer"``,
-# ``"batch"``) and the depth.
+# **Change these:** the peak of the learning rate, the activation, the normalization (``"none"``,
+# ``"layer"``, ``"batch"``) and the depth.
 
 PEAK = 0.3
 ACTIVATION, NORM = "selu", "none"
@@ -120,8 +123,8 @@ ax.legend()
 plt.show()
 
 # %%
-# *Three symptoms and the loss ("failure") during training, each divided by its threshold. A symptom is present above
-# the gray line. The learning rate rises linearly from step to step.*
+# *Three symptoms and the loss ("failure") during training, each divided by its threshold. A
+# symptom is present above the gray line. The learning rate rises linearly from step to step.*
 
 report(run)
 
@@ -129,25 +132,28 @@ report(run)
 # What do many runs show?
 # -----------------------
 #
-# One run proves little. The :doc:`study of symptoms </docs/studies/exploding_symptoms>` trains 125 networks, and 48 of
-# them fail. A large update announces 47 of these failures, with a median lead of 5 steps. But it is a false alarm in 45
-# of the 77 runs that do not fail. A loss jump is a false alarm in only 1 of the 77 runs. But it announces only 18 of the
-# failures, with a median lead of 2 steps. So look at a run with large updates, and stop a run only after a loss jump.
+# One run proves little. The :doc:`study of symptoms </docs/studies/exploding_symptoms>` trains 125
+# networks, and 48 of them fail. A large update announces 47 of these failures, with a median lead
+# of 5 steps. But it is a false alarm in 45 of the 77 runs that do not fail. A loss jump is a false
+# alarm in only 1 of the 77 runs. But it announces only 18 of the failures, with a median lead of 2
+# steps. So look at a run with large updates, and stop a run only after a loss jump.
 #
-# The study also shows that exploding gradients do not imply exploding training. The network with ReLU and batch
-# normalization has the gradients that explode most before training. It fails in none of 25 runs.
+# The study also shows that exploding gradients do not imply exploding training. The network with
+# ReLU and batch normalization has the gradients that explode most before training. It fails in
+# none of 25 runs.
 #
 # Exercises
 # ---------
 #
 # 1. Lower the peak of the learning rate to 0.03. Does the run fail? Which symptoms appear?
-# 2. Train a network with ReLU and batch normalization at a peak of 0.3. Does it fail? Is there a false alarm?
+# 2. Train a network with ReLU and batch normalization at a peak of 0.3. Does it fail? Is there a
+#    false alarm?
 #
 # To remember
 # -----------
 #
-# **Exploding gradients are a property of a network, and exploding training is an event; a large update often comes
-# first, but most large updates are no reason to stop.**
+# **Exploding gradients are a property of a network, and exploding training is an event; a large
+# update often comes first, but most large updates are no reason to stop.**
 #
 # Solutions
 # ---------
@@ -157,7 +163,7 @@ report(run)
 report(train(0.03, "selu", "none"))
 
 # %%
-# 2. The run does not fail, so its large update is a false alarm. The normalization makes the outputs of the layers
-#    independent of the scale of their weights.
+# 2. The run does not fail, so its large update is a false alarm. The normalization makes the
+#    outputs of the layers independent of the scale of their weights.
 
 report(train(0.3, "relu", "batch"))

@@ -2,9 +2,9 @@ r"""
 4. Why do raw gradients mislead, and what is GSC?
 =================================================
 
-Lesson 3 measured explosion by the norm of the gradient. This norm depends on the units of a layer: the same function
-can be computed with large or with small activations. This lesson shows the problem, and a number that avoids it: the
-**Gradient Scale Coefficient** (GSC).
+Lesson 3 measured explosion by the norm of the gradient. This norm depends on the units of a
+layer: the same function can be computed with large or with small activations. This lesson shows
+the problem, and a number that avoids it: the **Gradient Scale Coefficient** (GSC).
 """
 
 import copy
@@ -23,10 +23,11 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # One function, two networks
 # --------------------------
 #
-# ReLU satisfies :math:`\mathrm{relu}(cx) = c\,\mathrm{relu}(x)` for :math:`c > 0`. Take a ReLU network with :math:`L`
-# layers and a linear head. Divide the first weight matrix by :math:`R^L`, and multiply every other weight matrix by
-# :math:`R`. The function stays the same. The output of a layer that is :math:`l` layers away from the logits is divided
-# by :math:`R^l`. So the gradient with respect to this output is multiplied by :math:`R^l`.
+# ReLU satisfies :math:`\mathrm{relu}(cx) = c\,\mathrm{relu}(x)` for :math:`c > 0`. Take a ReLU
+# network with :math:`L` layers and a linear head. Divide the first weight matrix by :math:`R^L`,
+# and multiply every other weight matrix by :math:`R`. The function stays the same. The output of a
+# layer that is :math:`l` layers away from the logits is divided by :math:`R^l`. So the gradient
+# with respect to this output is multiplied by :math:`R^l`.
 #
 # **Change these:** the factor, the depth and the width.
 
@@ -70,25 +71,28 @@ axes[0].legend(fontsize="small")
 plt.show()
 
 # %%
-# *Left: norm of the gradient with respect to the output of each layer. Right: GSC from each layer to the logits. The
-# networks compute the same function. Only their raw gradients differ; the curves of GSC coincide.*
+# *Left: norm of the gradient with respect to the output of each layer. Right: GSC from each layer
+# to the logits. The networks compute the same function. Only their raw gradients differ; the
+# curves of GSC coincide.*
 
 per_layer = 10 ** float((raw_rescaled[0] - raw_rescaled[-1]) / (DEPTH - 1))
 print(f"rescaled network: the raw gradient grows by a factor of {per_layer:.2f} per layer toward the input")
 assert abs(profile.log10_values - profile_rescaled.log10_values).max() < 1e-9
 
 # %%
-# The raw gradient of the rescaled network seems to explode. But both networks are the same function, and they also
-# train identically if the learning rates are adapted. The :doc:`study of rescaling </docs/studies/rescaling>` shows
-# this: with R = 4 the raw gradient grows by 4.021 per layer instead of 1.005, while GSC and the losses stay the same.
+# The raw gradient of the rescaled network seems to explode. But both networks are the same
+# function, and they also train identically if the learning rates are adapted. The :doc:`study of
+# rescaling </docs/studies/rescaling>` shows this: with R = 4 the raw gradient grows by 4.021 per
+# layer instead of 1.005, while GSC and the losses stay the same.
 #
 # How much does a Jacobian stretch a random direction?
 # ----------------------------------------------------
 #
-# Let :math:`f_k` and :math:`f_l` be the outputs of an earlier layer :math:`k` and a later layer :math:`l`, and
-# :math:`J` the Jacobian of :math:`f_l` with respect to :math:`f_k`. If we move :math:`f_k` by a short step in the unit
-# direction :math:`u`, then :math:`f_l` moves :math:`\|Ju\|` times as far. The **quadratic mean norm** is the quadratic
-# mean of this stretch over random directions. It has a closed form with the singular values :math:`s_i`:
+# Let :math:`f_k` and :math:`f_l` be the outputs of an earlier layer :math:`k` and a later layer
+# :math:`l`, and :math:`J` the Jacobian of :math:`f_l` with respect to :math:`f_k`. If we move
+# :math:`f_k` by a short step in the unit direction :math:`u`, then :math:`f_l` moves
+# :math:`\|Ju\|` times as far. The **quadratic mean norm** is the quadratic mean of this stretch
+# over random directions. It has a closed form with the singular values :math:`s_i`:
 #
 # .. math::
 #
@@ -114,18 +118,18 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 #
 #     \mathrm{GSC}(k, l) = \mathrm{qm}(J)^2\, \frac{\|f_k\|^2}{\|f_l\|^2}.
 #
-# Change :math:`f_k` by a small random amount. GSC is the squared *relative* change of :math:`f_l`, on average, divided
-# by the squared relative change of :math:`f_k`. If GSC is 1, relative changes keep their size. If GSC grows
-# exponentially with the number of layers between :math:`k` and :math:`l`, gradients explode. (Part of the literature
-# uses the square root of GSC.)
+# Change :math:`f_k` by a small random amount. GSC is the squared *relative* change of :math:`f_l`,
+# on average, divided by the squared relative change of :math:`f_k`. If GSC is 1, relative changes
+# keep their size. If GSC grows exponentially with the number of layers between :math:`k` and
+# :math:`l`, gradients explode. (Part of the literature uses the square root of GSC.)
 #
 # Exercises
 # ---------
 #
 # 1. A layer multiplies by an orthogonal matrix: :math:`f_l = Q f_k`. What is its GSC?
-# 2. Let :math:`A = \mathrm{diag}(2, 1)`, :math:`B = \mathrm{diag}(1/2, 1)` and :math:`f = (1, 1)`. Compute GSC of
-#    :math:`A` at :math:`f`, of :math:`B` at :math:`Af`, and of :math:`BA` at :math:`f`. Is the last GSC the product of
-#    the other two?
+# 2. Let :math:`A = \mathrm{diag}(2, 1)`, :math:`B = \mathrm{diag}(1/2, 1)` and :math:`f = (1, 1)`.
+#    Compute GSC of :math:`A` at :math:`f`, of :math:`B` at :math:`Af`, and of :math:`BA` at
+#    :math:`f`. Is the last GSC the product of the other two?
 #
 # To remember
 # -----------
@@ -135,15 +139,16 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 # Solutions
 # ---------
 #
-# 1. All singular values of :math:`Q` are 1, so :math:`\mathrm{qm}(Q) = 1`. Lengths stay the same. So GSC is 1.
+# 1. All singular values of :math:`Q` are 1, so :math:`\mathrm{qm}(Q) = 1`. Lengths stay the same.
+#    So GSC is 1.
 
 orthogonal = gs.models.MLP(depth=10, width=20, activation="linear", init="orthogonal", generator=generator).double()
 found = gs.gsc(orthogonal, torch.randn(8, 20, generator=generator, dtype=torch.float64))
 print(f"log10 GSC of ten orthogonal layers: {abs(found['input'].log10_value):.6f}")
 
 # %%
-# 2. GSC of :math:`A` is 1, GSC of :math:`B` is 25/16, and GSC of :math:`BA`, the identity, is 1. So GSC is not
-#    multiplicative.
+# 2. GSC of :math:`A` is 1, GSC of :math:`B` is 25/16, and GSC of :math:`BA`, the identity, is 1.
+#    So GSC is not multiplicative.
 
 
 def gsc(matrix, f):

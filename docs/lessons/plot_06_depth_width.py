@@ -2,14 +2,16 @@ r"""
 6. Do depth and width change the growth?
 ========================================
 
-GSC of a deep plain network grows by a nearly constant factor per layer, the growth **rate**. Each further layer
-multiplies GSC by this factor. This lesson measures whether the rate itself depends on depth and width.
+GSC of a deep plain network grows by a nearly constant factor per layer, the growth **rate**.
+Each further layer multiplies GSC by this factor. This lesson measures whether the rate itself
+depends on depth and width.
 
-**Mean-field theory** predicts the rate for random weights and infinite width. In a network without normalization, let
-:math:`q` be the variance of the pre-activations and :math:`z` a standard normal number. If :math:`q` is the same in
-all layers, the squared gradient is multiplied by :math:`\chi_1 = \sigma_w^2\, \mathrm{E}\, \varphi'(\sqrt q z)^2` per
-layer. This is also the growth rate of GSC. With layer normalization, the rate is
-:math:`\mathrm{E}\, \varphi'(z)^2 / \mathrm{E}\, \varphi(z)^2`.
+**Mean-field theory** predicts the rate for random weights and infinite width. In a network
+without normalization, let :math:`q` be the variance of the pre-activations and :math:`z` a
+standard normal number. If :math:`q` is the same in all layers, the squared gradient is
+multiplied by :math:`\chi_1 = \sigma_w^2\, \mathrm{E}\, \varphi'(\sqrt q z)^2` per layer. This is
+also the growth rate of GSC. With layer normalization, the rate is :math:`\mathrm{E}\,
+\varphi'(z)^2 / \mathrm{E}\, \varphi(z)^2`.
 """
 
 import matplotlib.pyplot as plt
@@ -23,8 +25,8 @@ torch.set_num_threads(1)
 seaborn.set_theme(style="ticks", palette="colorblind")
 
 # %%
-# The formula can be checked by averaging over random numbers. (``gs.meanfield`` uses quadrature, which is more
-# accurate.)
+# The formula can be checked by averaging over random numbers. (``gs.meanfield`` uses quadrature,
+# which is more accurate.)
 
 z = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 by_sampling = float((1 - z.tanh() ** 2).square().mean() / z.tanh().square().mean())
@@ -36,7 +38,8 @@ assert abs(by_sampling - theory) < 0.005
 # Depth
 # -----
 #
-# **Change these:** the activation, the normalization (``"none"``, ``"layer"``, ``"batch"``), depths and widths.
+# **Change these:** the activation, the normalization (``"none"``, ``"layer"``, ``"batch"``),
+# depths and widths.
 
 ACTIVATION, NORM = "tanh", "batch"
 DEPTHS = (25, 50, 100)
@@ -60,12 +63,14 @@ for depth in DEPTHS:
 print(f"mean field: rate {predicted:.3f} per layer")
 
 # %%
-# The exponent of the total growth is about proportional to the depth. The rate stays nearly the same.
+# The exponent of the total growth is about proportional to the depth. The rate stays nearly the
+# same.
 #
 # Width
 # -----
 #
-# At finite width, the rate differs from mean field. The difference should be proportional to 1 / width.
+# At finite width, the rate differs from mean field. The difference should be proportional to 1 /
+# width.
 
 rates = np.array([[profile(40, width, seed).growth().rate for seed in range(SEEDS)] for width in WIDTHS])
 deviations = np.log(rates / predicted)
@@ -82,38 +87,42 @@ ax.legend()
 plt.show()
 
 # %%
-# *Natural logarithm of the growth rate minus the mean-field value, against 1 / width. Bars are two standard errors
-# over networks. The dashed line is fitted through the origin, which is infinite width.*
+# *Natural logarithm of the growth rate minus the mean-field value, against 1 / width. Bars are two
+# standard errors over networks. The dashed line is fitted through the origin, which is infinite
+# width.*
 
 for width, one, spread in zip(WIDTHS, mean, error, strict=True):
     print(f"width {width}: {one:+.4f} +- {spread:.4f}")
 print(f"slope of the dashed line: {slope:.2f}")
 
 # %%
-# The :doc:`study of depth and width </docs/studies/depth_width>` measures seven networks with 39 initializations. From
-# depth 50 to 200, the rate stays the same within 0.5 % in five networks; ReLU and ReLU with layer normalization are
-# undecided. From width 100 to 400, the rate stays the same in two networks (ReLU with batch normalization, tanh). It
-# changes by more in tanh with batch normalization, and the others are undecided. In the largest SELU network, the rate
-# is 1.0734 (95 % interval 1.0727 to 1.0741); mean field predicts 1.0716. So a small network is enough to measure the
-# rate of an architecture, if a difference of about 1 % does not matter.
+# The :doc:`study of depth and width </docs/studies/depth_width>` measures seven networks with 39
+# initializations. From depth 50 to 200, the rate stays the same within 0.5 % in five networks;
+# ReLU and ReLU with layer normalization are undecided. From width 100 to 400, the rate stays the
+# same in two networks (ReLU with batch normalization, tanh). It changes by more in tanh with batch
+# normalization, and the others are undecided. In the largest SELU network, the rate is 1.0734 (95
+# % interval 1.0727 to 1.0741); mean field predicts 1.0716. So a small network gives a good first
+# estimate of the rate of a large one.
 #
 # Exercises
 # ---------
 #
-# 1. A ReLU network has weights of variance :math:`\sigma_w^2 = 2` (He's initialization), in units of 1 / fan-in, and no
-#    normalization. Compute its mean-field rate by hand.
-# 2. At the mean-field rate of tanh with batch normalization, after how many layers is GSC larger than a million?
+# 1. A ReLU network has weights of variance :math:`\sigma_w^2 = 2` (He's initialization), in units
+#    of 1 / fan-in, and no normalization. Compute its mean-field rate by hand.
+# 2. At the mean-field rate of tanh with batch normalization, after how many layers is GSC larger
+#    than a million?
 #
 # To remember
 # -----------
 #
-# **The growth rate hardly depends on depth and width, so a small network shows how a large one will explode.**
+# **The growth rate changes little with depth and width, so a small network shows how fast a large
+# one explodes.**
 #
 # Solutions
 # ---------
 #
-# 1. The derivative of ReLU is 1 for half of all pre-activations, and 0 otherwise. So
-#    :math:`\chi_1 = 2 \cdot 1/2 = 1`: GSC neither grows nor shrinks.
+# 1. The derivative of ReLU is 1 for half of all pre-activations, and 0 otherwise. So :math:`\chi_1
+#    = 2 \cdot 1/2 = 1`: GSC neither grows nor shrinks.
 
 print(f"relu: {gs.meanfield.gsc_rate('relu'):.4f}")
 
