@@ -64,6 +64,12 @@ def test_one_token_passes_through_attention_alone():
     np.testing.assert_allclose(log10_gsc(theory), 0.0, atol=1e-8)
 
 
+def test_many_tokens_that_have_become_one_are_as_one_token():
+    # With post-norm, attention makes all tokens equal, and all gradients pass through the first one.
+    many, one = (np.diff(log10_gsc(mf.Transformer(96, 64, num, norm="post"))) for num in (16, 1))
+    np.testing.assert_allclose(many[18:36], one[18:36], rtol=1e-4)
+
+
 def test_gpt2_has_the_variances_of_its_standard_deviation():
     theory = mf.Transformer.gpt2(3, 100, 4, std=0.1, norm_kind="rms", score_variance=2.0)
     plain = mf.Transformer(
