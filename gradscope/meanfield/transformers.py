@@ -33,7 +33,8 @@ from gradscope.meanfield.attention import Attention
 from gradscope.meanfield.kernels import activation_kernels, log10_mean_square, mean_overlap, mean_square
 from gradscope.meanfield.quadrature import FloatArray
 
-NORMS, KINDS = ("pre", "post", "none"), ("layer", "rms")
+NORMS = ("pre", "post", "none")
+KINDS = {"layer": 2, "rms": 1}  # directions of a gradient that a norm removes: that of the token, and the mean
 EPS = 1e-5  # of the normalizations
 BAND = 4.0  # two standard deviations; see `Transformer.gsc`
 
@@ -100,11 +101,10 @@ class Transformer:
     arXiv:2403.09635; Giorlandino and Goldt (2025), arXiv:2505.24333.
 
     >>> found = Transformer(depth=12, width=512, length=64).gsc()
-    >>> found[["layer", "log10_value"]].iloc[[0, 1, 3]].round(2)
+    >>> found[["layer", "log10_value"]].iloc[[0, 1]].round(2)
                     layer  log10_value
     0           embedding         0.02
     1  blocks.0.attention        -1.09
-    3            blocks.0        -0.14
     """
 
     depth: Depth
@@ -126,7 +126,7 @@ class Transformer:
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, NORMS)
-        check_choice("norm_kind", self.norm_kind, KINDS)
+        check_choice("norm_kind", self.norm_kind, tuple(KINDS))
         as_activation(self.activation)
         overlap = np.asarray(self.overlap, dtype=np.float64)
         if overlap.shape not in ((), (self.length, self.length)):
@@ -194,11 +194,10 @@ class Transformer:
         vary together, ln of the energy has variance 4 s / width per branch, and ln of the gradient 4 g / width.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
-        >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1, 3]].round(2)
+        >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)
                         layer  log10_value  log10_low  log10_high
         0           embedding         0.02      -0.14        0.19
         1  blocks.0.attention        -1.09      -1.26       -0.92
-        3            blocks.0        -0.14      -0.28        0.00
         """
         top = self._branches[-1].total
         output = top if self.norm == "none" else self._normalized(top)
@@ -257,16 +256,18 @@ class Transformer:
     @cached_property
     def _gradients(self) -> list[_Gradient]:
         """Gradients of the output at all branches, from the embedding up."""
-        gradient, exponent, found = np.eye(self.length), 0.0, []
+        gradient, exponent, removed, found = np.eye(self.length), 0.0, float(KINDS[self.norm_kind]), []
         if self.norm == "pre":
-            gradient = self._denormalized(self._branches[-1].total, gradient)
+            gradient = self._denormalized(self._branches[-1].total, gradient, removed)
         for branch in reversed(self._branches):
             if self.norm == "post":
-                gradient = self._denormalized(branch.total, gradient)
+                gradient = self._denormalized(branch.total, gradient, removed)
             stream = gradient + branch.backward(gradient)
             logarithms = (exponent + log10_mean_square(each) for each in (gradient, stream))
             found.append(_Gradient(*logarithms, mean_square(gradient) / mean_square(stream)))
             exponent, gradient = found[-1].stream, stream / mean_square(stream)  # so that nothing overflows
+            # The norm above has removed the mean from what the skip passes, and the length if branches are homogeneous.
+            removed = (KINDS[self.norm_kind] - 1) * (1 - found[-1].skip)
         return found[::-1]
 
     def _attention(self, kernel: FloatArray) -> tuple[FloatArray, Map]:
@@ -290,11 +291,10 @@ class Transformer:
         length = np.sqrt(np.diag(kernel) + EPS)
         return kernel / np.outer(length, length)
 
-    def _denormalized(self, kernel: FloatArray, gradient: FloatArray) -> FloatArray:
-        """Gradients before the normalization of tokens of this kernel; it removes one direction, or the mean too."""
+    def _denormalized(self, kernel: FloatArray, gradient: FloatArray, removed: float) -> FloatArray:
+        """Gradients before the normalization of tokens of this kernel, which removes this number of directions."""
         length = np.sqrt(np.diag(kernel) + EPS)
-        kept = 1 - (2 if self.norm_kind == "layer" else 1) / self.width
-        return kept * gradient / np.outer(length, length)
+        return (1 - removed / self.width) * gradient / np.outer(length, length)
 
     def _through_norm(self, stream: FloatArray, backward: Map) -> Map:
-        return lambda gradient: self._denormalized(stream, backward(gradient))
+        return lambda gradient: self._denormalized(stream, backward(gradient), KINDS[self.norm_kind])

@@ -49,9 +49,11 @@ def test_no_norm_with_a_linear_mlp_by_hand():
 
 def test_post_norm_with_relu_by_hand():
     # Per block x -> norm(x + f(x)) with |f|^2 = v / 2 and |J_f|^2 = v / 2: the sum has length 1 + v / 2, and so has the
-    # squared gradient.  The layer norm removes 2 of 100 directions.
+    # squared gradient.  The last layer norm removes 2 of 100 directions.  Those below remove the mean of what passed
+    # through the branch above, which is 0.8 / 1.8 above the first norm of a block, and nothing above the second one.
     theory = mf.Transformer(3, 100, 4, "relu", norm="post", value_variance=0.0, output_variance=1.6)
-    expected = np.arange(2, -1, -1) * 2 * math.log10(0.98)  # two norms per block
+    one = math.log10(1 - 0.8 / 1.8 / 100)
+    expected = [math.log10(0.98) + 2 * one, math.log10(0.98) + one, 0.0]
     np.testing.assert_allclose(log10_gsc(theory), expected, atol=1e-4)
     np.testing.assert_allclose(values(theory.ledger(), "skip_share", "mlp"), 1 / 1.8, rtol=1e-4)
 
@@ -173,6 +175,14 @@ def test_the_share_of_the_skip_is_that_of_the_measured_ledger(norm):
         assert list(measured.index) == list(predicted.index)
         shares.append(measured - predicted)
     assert np.abs(np.mean(shares, axis=0)).max() < 0.02  # its standard errors are up to 0.005
+
+
+def test_norms_of_a_narrow_deep_network_remove_the_same_directions_again():
+    # Two of 32 directions at each of 32 norms would be a factor of exp(-2).
+    theory = mf.Transformer(16, 32, 8, norm="post", residual_scale=0.2)
+    measured = np.array([Network(theory, 4, seed).measure()[1][0] for seed in range(4)])
+    predicted = theory.gsc()["log10_value"][0] * math.log(10)
+    assert abs(measured.mean() - predicted) < 0.5  # five standard errors of 0.1
 
 
 def test_band_shrinks_with_the_root_of_the_width():
