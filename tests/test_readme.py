@@ -30,6 +30,8 @@ def names_of_headings(page):
 def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(page, capsys):
     """All blocks of a page, one after the other in one namespace; of what it shows, numbers are compared."""
     mpl.use("Agg")
+    if any("import transformers" in code for code in blocks(page, "python")):
+        pytest.importorskip("transformers", reason="the extra 'zoo' is not installed")
     names: dict = {}
     for code in blocks(page, "python"):
         exec(code, names)

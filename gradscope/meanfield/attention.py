@@ -162,6 +162,7 @@ class Attention:
 
     def backward(self, gradient: FloatArray) -> FloatArray:
         """The kernel (T, T) of gradients at the tokens, for that of gradients at the output."""
+        gradient = (gradient + gradient.T) / 2  # an antisymmetric rounding error would grow from block to block
         queries = self.slopes * self.centered * gradient
         gradient = gradient / self.pairs
         values_and_keys = self._spread((self.weights + self.slopes * self.kernel) * gradient)

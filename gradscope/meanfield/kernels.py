@@ -28,6 +28,24 @@ def correlations(kernel: FloatArray) -> FloatArray:
     return np.clip(kernel / np.outer(length, length), -1, 1)
 
 
+def mean_square(kernel: FloatArray) -> float:
+    """The mean square of an entry of the tokens: the mean of the diagonal."""
+    return float(np.diag(kernel).mean())
+
+
+def log10_mean_square(kernel: FloatArray) -> float:
+    """log10 of `mean_square`; -inf for a zero kernel, such as that of a branch of weight 0."""
+    with np.errstate(divide="ignore"):
+        return float(np.log10(mean_square(kernel)))
+
+
+def mean_overlap(kernel: FloatArray) -> float:
+    """The mean correlation of two positions; NaN for one position or a zero kernel."""
+    num = len(kernel)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float((correlations(kernel).sum() - num) / (num * (num - 1))) if num > 1 else math.nan
+
+
 def activation_kernels(activation: Activation, kernel: FloatArray) -> tuple[FloatArray, FloatArray]:
     """E[phi(u) phi(v)] and E[phi'(u) phi'(v)], each (n, n), for pre-activations with a kernel (n, n).
 

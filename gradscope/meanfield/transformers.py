@@ -30,10 +30,11 @@ from gradscope import frames
 from gradscope.choices import Depth, Numbers, Range, Size, check_choice, checked
 from gradscope.meanfield.activations import Activation, ActivationLike, as_activation
 from gradscope.meanfield.attention import Attention
-from gradscope.meanfield.kernels import activation_kernels, correlations
+from gradscope.meanfield.kernels import activation_kernels, log10_mean_square, mean_overlap, mean_square
 from gradscope.meanfield.quadrature import FloatArray
 
-NORMS, KINDS = ("pre", "post", "none"), ("layer", "rms")
+NORMS = ("pre", "post", "none")
+KINDS = {"layer": 2, "rms": 1}  # directions of a gradient that a norm removes: that of the token, and the mean
 EPS = 1e-5  # of the normalizations
 BAND = 4.0  # two standard deviations; see `Transformer.gsc`
 
@@ -53,6 +54,14 @@ class _Branch(NamedTuple):
     write: FloatArray
     total: FloatArray
     backward: Map
+
+
+class _Gradient(NamedTuple):
+    """log10 mean squares of gradients with respect to x + f(x) and to x, and the share that passes through the skip."""
+
+    total: float
+    stream: float
+    skip: float
 
 
 @checked
@@ -92,11 +101,10 @@ class Transformer:
     arXiv:2403.09635; Giorlandino and Goldt (2025), arXiv:2505.24333.
 
     >>> found = Transformer(depth=12, width=512, length=64).gsc()
-    >>> found[["layer", "log10_value"]].iloc[[0, 1, 3]].round(2)
+    >>> found[["layer", "log10_value"]].iloc[[0, 1]].round(2)
                     layer  log10_value
     0           embedding         0.02
     1  blocks.0.attention        -1.09
-    3            blocks.0        -0.14
     """
 
     depth: Depth
@@ -118,7 +126,7 @@ class Transformer:
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, NORMS)
-        check_choice("norm_kind", self.norm_kind, KINDS)
+        check_choice("norm_kind", self.norm_kind, tuple(KINDS))
         as_activation(self.activation)
         overlap = np.asarray(self.overlap, dtype=np.float64)
         if overlap.shape not in ((), (self.length, self.length)):
@@ -153,21 +161,25 @@ class Transformer:
 
         Quantities: ``stream_rms`` and ``write_rms``, roots of the mean square of an entry of the stream before the
         addition and of what is added; ``stream_overlap`` and ``write_overlap``, the mean correlation of two positions
-        (left out if there is one position or nothing is written).
+        (left out if there is one position or nothing is written); ``skip_share``, the part of the squared gradient that
+        passes through the skip, as in `gradscope.residual`.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value
         2  blocks.0.attention      write_rms  0.356
         3  blocks.0.attention  write_overlap  0.299
-        4        blocks.0.mlp     stream_rms  1.062
+        4  blocks.0.attention     skip_share  0.802
         """
         rows = [
-            (branch.name, place // 2 + 1, self._end - place // 2 - 1, f"{what}_{quantity}", value)
-            for place, branch in enumerate(self._branches)
-            for what, kernel in (("stream", branch.stream), ("write", branch.write))
-            for quantity, value in (("rms", math.sqrt(_mean(kernel))), ("overlap", _overlap(kernel)))
+            (branch.name, place // 2 + 1, self._end - place // 2 - 1, quantity, value)
+            for place, (branch, gradient) in enumerate(zip(self._branches, self._gradients, strict=True))
+            for quantity, value in (
+                ("stream_rms", math.sqrt(mean_square(branch.stream))), ("stream_overlap", mean_overlap(branch.stream)),
+                ("write_rms", math.sqrt(mean_square(branch.write))), ("write_overlap", mean_overlap(branch.write)),
+                ("skip_share", gradient.skip),
+            )
             if not math.isnan(value)
-        ]
+        ]  # fmt: skip
         names = ("layer", "index", "depth_from_output", "quantity", "value")
         return frames.tidy({**dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)), "num_samples": 1})
 
@@ -182,37 +194,29 @@ class Transformer:
         vary together, ln of the energy has variance 4 s / width per branch, and ln of the gradient 4 g / width.
 
         >>> found = Transformer(depth=12, width=512, length=64).gsc()
-        >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1, 3]].round(2)
+        >>> found[["layer", "log10_value", "log10_low", "log10_high"]].iloc[[0, 1]].round(2)
                         layer  log10_value  log10_low  log10_high
         0           embedding         0.02      -0.14        0.19
         1  blocks.0.attention        -1.09      -1.26       -0.92
-        3            blocks.0        -0.14      -0.28        0.00
         """
-        last = self._branches[-1]
-        top = self._normalized(last.total) if self.norm == "post" else last.total
-        gradient, output = np.eye(self.length), top
+        top = self._branches[-1].total
+        output = top if self.norm == "none" else self._normalized(top)
+        exponent, gradients = -log10_mean_square(output), self._gradients
         # In units of 4 / width: the logits have variance 2 / outputs, and the last norm an error of 2 / width.
         spread = 0.0 if self.outputs is None else self.width / (2 * self.outputs)
-        rows = [("head", self._end, 0.0, 0.0)]
+        rows, last = [("head", self._end, 0.0, 0.0)], 0.0  # a block without a norm above it has GSC 1, as the head has
         if self.norm == "pre":
             rows.append(("norm", self._end - 1, 0.0, spread))
-            gradient, output = self._denormalized(top, gradient), self._normalized(top)
-        exponent = -_log10(output)  # the gradient is rescaled, and its logarithm kept here
+            last = exponent + gradients[-1].total + log10_mean_square(top)
         spread += 1 / self.width
-        rows.append((f"blocks.{self.depth - 1}", self.depth, exponent + _log10(gradient) + _log10(top), spread))
-        for place, branch in reversed(list(enumerate(self._branches))):
+        rows.append((f"blocks.{self.depth - 1}", self.depth, last, spread))
+        for place, (branch, gradient) in reversed(list(enumerate(zip(self._branches, gradients, strict=True)))):
             index = place // 2 + 1
-            if self.norm == "post":
-                gradient = self._denormalized(branch.total, gradient)
-            value = exponent + _log10(gradient) + _log10(branch.write)
-            rows.append((branch.name, index, value, spread + 1))
-            back = branch.backward(gradient)
-            shares = _mean(branch.write) / _mean(branch.total), _mean(back) / _mean(gradient + back)
-            gradient, spread = gradient + back, spread + sum(shares)
-            exponent, gradient = exponent + _log10(gradient), gradient / _mean(gradient)
+            rows.append((branch.name, index, exponent + gradient.total + log10_mean_square(branch.write), spread + 1))
+            spread += mean_square(branch.write) / mean_square(branch.total) + 1 - gradient.skip
             if place % 2 == 0:
                 name = f"blocks.{index - 2}" if index > 1 else "embedding"
-                rows.append((name, index - 1, exponent + _log10(branch.stream), spread))
+                rows.append((name, index - 1, exponent + gradient.stream + log10_mean_square(branch.stream), spread))
         names, indices, values, spreads = map(np.array, zip(*reversed(rows), strict=True))
         half = BAND * np.sqrt(spreads / self.width) / math.log(10)
         return frames.tidy({
@@ -243,11 +247,28 @@ class Transformer:
             if self.norm == "pre":
                 backward = self._through_norm(stream, backward)
             total = stream + write
-            if not (np.isfinite(total).all() and _mean(total) > 0):
+            if not (np.isfinite(total).all() and mean_square(total) > 0):
                 raise ValueError(f"Lengths vanish or overflow after {name}: change residual_scale or the variances.")
             found.append(_Branch(name, stream, write, total, backward))
             stream = self._normalized(total) if self.norm == "post" else total
         return found
+
+    @cached_property
+    def _gradients(self) -> list[_Gradient]:
+        """Gradients of the output at all branches, from the embedding up."""
+        gradient, exponent, removed, found = np.eye(self.length), 0.0, float(KINDS[self.norm_kind]), []
+        if self.norm == "pre":
+            gradient = self._denormalized(self._branches[-1].total, gradient, removed)
+        for branch in reversed(self._branches):
+            if self.norm == "post":
+                gradient = self._denormalized(branch.total, gradient, removed)
+            stream = gradient + branch.backward(gradient)
+            logarithms = (exponent + log10_mean_square(each) for each in (gradient, stream))
+            found.append(_Gradient(*logarithms, mean_square(gradient) / mean_square(stream)))
+            exponent, gradient = found[-1].stream, stream / mean_square(stream)  # so that nothing overflows
+            # The norm above has removed the mean from what the skip passes, and the length if branches are homogeneous.
+            removed = (KINDS[self.norm_kind] - 1) * (1 - found[-1].skip)
+        return found[::-1]
 
     def _attention(self, kernel: FloatArray) -> tuple[FloatArray, Map]:
         """What attention adds to the kernel of the stream, and the map of gradients back to what it received."""
@@ -270,28 +291,10 @@ class Transformer:
         length = np.sqrt(np.diag(kernel) + EPS)
         return kernel / np.outer(length, length)
 
-    def _denormalized(self, kernel: FloatArray, gradient: FloatArray) -> FloatArray:
-        """Gradients before the normalization of tokens of this kernel; it removes one direction, or the mean too."""
+    def _denormalized(self, kernel: FloatArray, gradient: FloatArray, removed: float) -> FloatArray:
+        """Gradients before the normalization of tokens of this kernel, which removes this number of directions."""
         length = np.sqrt(np.diag(kernel) + EPS)
-        kept = 1 - (2 if self.norm_kind == "layer" else 1) / self.width
-        return kept * gradient / np.outer(length, length)
+        return (1 - removed / self.width) * gradient / np.outer(length, length)
 
     def _through_norm(self, stream: FloatArray, backward: Map) -> Map:
-        return lambda gradient: self._denormalized(stream, backward(gradient))
-
-
-def _mean(kernel: FloatArray) -> float:
-    """The mean square of an entry: the mean of the diagonal."""
-    return float(np.diag(kernel).mean())
-
-
-def _log10(kernel: FloatArray) -> float:
-    with np.errstate(divide="ignore"):  # a branch of weight 0 writes nothing
-        return float(np.log10(_mean(kernel)))
-
-
-def _overlap(kernel: FloatArray) -> float:
-    """The mean correlation of two positions; NaN for one position or a zero kernel."""
-    num = len(kernel)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float((correlations(kernel).sum() - num) / (num * (num - 1))) if num > 1 else math.nan
+        return lambda gradient: self._denormalized(stream, backward(gradient), KINDS[self.norm_kind])

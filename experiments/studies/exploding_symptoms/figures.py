@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from experiments.evidence import alarm_figures
 from experiments.evidence.colors import COLORS
 from experiments.studies.exploding_symptoms.alarms import Alarms
 from experiments.studies.exploding_symptoms.signals import FAILURE, THRESHOLDS, WORDS, leads
@@ -21,73 +22,26 @@ SHOWN = (1e-7, 1e4)
 def draw(alarms: Alarms, frame: pd.DataFrame) -> dict[str, Figure]:
     """All figures. The frame contains all steps of one run."""
     return {
-        "warnings": _warnings(alarms),
+        "warnings": alarm_figures.warnings(alarms, WORDS, "network and learning rate"),
         "leads": _leads(alarms),
         "one_run": _one_run(frame),
         "failures": _failures(alarms.table),
     }
 
 
-def _warnings(alarms: Alarms) -> Figure:
-    figure, ax = plt.subplots(figsize=(8.2, 4.2), layout="constrained")
-    names, colors = alarms.fired, COLORS
-    warned = [alarms.part(alarms.leads[name].notna()) for name in names]
-    parts = {
-        f"warned before the failure, {len(alarms.leads)} failing runs": warned,
-        f"false alarm to the last step, {len(alarms.false)} controls": map(alarms.false_alarms, names),
-    }
-    bars = {label: [(one.value, *one.interval) for one in found] for label, found in parts.items()}
-    matched = map(alarms.matched, names)
-    bars["false alarm, monitored as long as a failing run"] = [(one.value, one.low, one.high) for one in matched]
-    for number, (label, values) in enumerate(bars.items()):
-        value, low, high = 100 * np.array(values).reshape(-1, 3).T
-        place = np.arange(len(names)) + 0.27 * (number - 1)
-        hatch = ("", "", "///")[number]
-        ax.bar(place, value, width=0.25, color=colors[number], label=label, hatch=hatch, edgecolor="white")
-        margins = np.clip([value - low, high - value], 0, None)  # for 0 runs, the lower end is 0 up to rounding
-        ax.errorbar(place, value, yerr=margins, fmt="none", color="black", linewidth=1, capsize=2)
-    ax.set_xticks(range(len(names)), [WORDS[name] for name in names])
-    ax.set(ylabel="runs in %", ylim=(0, 138), yticks=range(0, 101, 20))
-    ax.legend(frameon=False, fontsize=9, loc="upper center")
-    ax.set_title("Warnings and false alarms; error bars: 95 %, over cells of network and learning rate", fontsize=10)
-    sns.despine(ax=ax)
-    return figure
-
-
 def _leads(alarms: Alarms) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10.0, 4.2), layout="constrained", sharex=True, sharey=True)
-    ends, names = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}, alarms.fired
+    ends = {"failure_step": "the failure", "nan_step": "a loss that is not finite"}
     longest = max(float(np.nan_to_num(leads(alarms.table, end).to_numpy()).max(initial=1.0)) for end in ends)
     for ax, (end, words) in zip(axes, ends.items(), strict=True):
-        found = leads(alarms.table, end)
-        color = COLORS[0]
-        for place, name in enumerate(names):
-            known = found[name].dropna()
-            ax.plot(known, place + _beside(known), "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
-            if len(known):
-                middle = alarms.median(found[name])
-                if np.isfinite(middle.high):
-                    ax.plot([middle.low, middle.high], [place + 0.4] * 2, color="black", linewidth=2, zorder=5)
-                ax.plot(middle.value, place + 0.4, "D", color="black", markersize=5, zorder=6)
-            ax.text(1.0, place, f"warned {len(known)} of {len(found)}", transform=ax.get_yaxis_transform(),
-                    ha="right", va="center", fontsize=8, color="0.3")  # fmt: skip
-        ax.set_yticks(range(len(names)), [WORDS[name] for name in names])
-        ax.set(xlabel=f"steps between the warning and {words}", ylabel="")
-        ax.set(xlim=(0, 1.35 * longest), ylim=(len(names) - 0.5, -0.6))
-        sns.despine(ax=ax)
+        alarm_figures.lead_dots(ax, alarms, WORDS, end)
+        ax.set(xlabel=f"steps between the warning and {words}", xlim=(0, 1.35 * longest))
     figure.suptitle(
         "One dot per warned run: of all runs that fail (left), of runs that reach a loss that is not finite (right)\n"
         "diamond: median, bar: its 95 % interval, over cells of network and learning rate",
         fontsize=10,
     )
     return figure
-
-
-def _beside(values: pd.Series) -> pd.Series:
-    """Vertical offsets around 0, so that dots of equal values do not cover each other."""
-    equal = values.groupby(values)
-    rank, num = equal.cumcount(), equal.transform("size")
-    return (rank - (num - 1) / 2) * np.minimum(0.08, 0.8 / num)
 
 
 def _one_run(frame: pd.DataFrame) -> Figure:

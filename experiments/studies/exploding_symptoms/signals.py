@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.archive.tables import Collected
+from experiments.evidence import alarms
+from experiments.evidence.alarms import by_layer, jump
 from gradscope import frames
 from gradscope.frames import observed
-from gradscope.monitor.alarms import EXTREME_LOG10, FEWEST, LOSS_JUMP, RECENT, WEIGHT_GROWTH
+from gradscope.monitor.alarms import EXTREME_LOG10, LOSS_JUMP, WEIGHT_GROWTH
 
 KEYS = ["model", "lr", "seed"]
 GUESSING = math.log(10)
@@ -57,43 +59,27 @@ def series(frame: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     # The record after a step contains the loss at the beginning of the step. The monitor checks this loss.
     losses = metrics.assign(step=metrics["step"] - 1).set_index([*KEYS, "step"])["train_loss"].sort_index()
     made = pd.DataFrame({"loss": losses})
-    made["loss_jump"] = _jump(made["loss"])
-    gradient = _layers(frame, "gradient_norm", made.index)
-    made["gradient_jump"] = _jump(gradient.pow(2).sum(axis=1).pow(0.5))
-    made["update"] = _layers(frame, "update_to_weight", made.index).max(axis=1)
-    lengths = _layers(frame, "weight_norm", made.index)
+    made["loss_jump"] = jump(made["loss"], KEYS)
+    gradient = by_layer(frame, "gradient_norm", made.index, KEYS)
+    made["gradient_jump"] = jump(gradient.pow(2).sum(axis=1).pow(0.5), KEYS)
+    made["update"] = by_layer(frame, "update_to_weight", made.index, KEYS).max(axis=1)
+    lengths = by_layer(frame, "weight_norm", made.index, KEYS)
     made["weight_growth"] = (lengths / lengths.groupby(level=KEYS, observed=True).transform("first")).max(axis=1)
     coefficients = frame[frame["quantity"] == "gsc"].groupby([*KEYS, "step"], observed=True)["log10_value"].max()
     made["gsc"] = 10.0 ** coefficients.reindex(made.index)
-    made["gsc_jump"] = _jump(made["gsc"])
+    made["gsc_jump"] = jump(made["gsc"], KEYS)
     made["start"] = np.log10(made["gsc"].groupby(level=KEYS, observed=True).transform("first"))
     return made
 
 
-def _layers(frame: pd.DataFrame, quantity: str, index: pd.Index) -> pd.DataFrame:
-    """One column per layer. A value that is missing after the first record was not finite, so it becomes infinite."""
-    rows = frame[frame["quantity"] == quantity]
-    table = rows.pivot_table(index=[*KEYS, "step"], columns="layer", values="value", observed=True).reindex(index)
-    began = table.notna().groupby(level=KEYS, observed=True).cummax()
-    return table.mask(table.isna() & began, math.inf)
-
-
-def _jump(values: pd.Series) -> pd.Series:
-    """Values divided by the median of previous values in the same run, as the monitor computes it."""
-    runs = values.groupby(level=KEYS, observed=True)
-    return values / runs.transform(lambda run: run.shift(1).rolling(RECENT, min_periods=FEWEST).median()).clip(1e-12)
-
-
 def first_steps(table: pd.DataFrame) -> pd.DataFrame:
     """One row per run: failure_step, nan_step, first_SIGNAL (inf means never), log10_gsc_at_start and last_loss."""
-    steps = pd.Series(table.index.get_level_values("step").astype(float), index=table.index)
     nan = ~np.isfinite(table["loss"])
     passed = {"failure_step": nan | (table["loss"] > FAILURE), "nan_step": nan}
     passed |= {f"first_{name}": table[name] > threshold for name, threshold in THRESHOLDS.items()}
-    first = pd.DataFrame({name: steps.where(where, math.inf) for name, where in passed.items()})
     own = table.groupby(level=KEYS, observed=True)
     last = own["loss"].agg(lambda losses: losses.iloc[-1])  # even if it is NaN
-    found = first.groupby(level=KEYS, observed=True).min()
+    found = alarms.first_steps(passed, KEYS)
     return found.assign(log10_gsc_at_start=own["start"].first(), last_loss=last.fillna(math.inf))
 
 
@@ -105,16 +91,9 @@ def runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def leads(found: pd.DataFrame, end: str = "failure_step") -> pd.DataFrame:
     """Steps from each signal to ``end``; NaN if the signal did not fire before the failure."""
-    ended = found[np.isfinite(found[end])]
-    firsts = _firsts(ended)
-    return firsts.rsub(ended[end], axis=0).where(firsts.lt(ended["failure_step"], axis=0))
+    return alarms.leads(found, THRESHOLDS, end)
 
 
 def quiet(found: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
     """Whether each signal fired, for runs that did not fail; with ``learned``, only for runs that also learned."""
-    others = found[~np.isfinite(found["failure_step"]) & ((found["last_loss"] < LEARNED) | (not learned))]
-    return _firsts(others).apply(np.isfinite)
-
-
-def _firsts(found: pd.DataFrame) -> pd.DataFrame:
-    return found[[f"first_{name}" for name in THRESHOLDS]].set_axis(list(THRESHOLDS), axis=1)
+    return alarms.quiet(found[(found["last_loss"] < LEARNED) | (not learned)], THRESHOLDS)

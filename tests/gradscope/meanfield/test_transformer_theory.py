@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+import gradscope as gs
 import gradscope.meanfield as mf
+from gradscope.models import GPT
 
 ACTIVATIONS = {"gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu}
 
@@ -30,6 +32,8 @@ def test_pre_norm_with_a_linear_mlp_by_hand():
     np.testing.assert_allclose(values(theory.ledger(), "stream_rms", "mlp") ** 2, q, rtol=1e-4)  # eps is 1e-5
     np.testing.assert_allclose(values(theory.ledger(), "write_rms", "mlp") ** 2, v, rtol=1e-4)
     np.testing.assert_allclose(values(theory.ledger(), "stream_overlap", "mlp"), 0.2, rtol=1e-10)
+    np.testing.assert_allclose(values(theory.ledger(), "skip_share", "mlp"), q / (q + v), rtol=1e-4)
+    np.testing.assert_array_equal(values(theory.ledger(), "skip_share", "attention"), 1.0)
     # GSC(k) is the product of (1 + v / q_j) over j >= k, times q_k over the length at the end: 1.
     np.testing.assert_allclose(log10_gsc(theory), 0.0, atol=1e-4)
 
@@ -45,10 +49,13 @@ def test_no_norm_with_a_linear_mlp_by_hand():
 
 def test_post_norm_with_relu_by_hand():
     # Per block x -> norm(x + f(x)) with |f|^2 = v / 2 and |J_f|^2 = v / 2: the sum has length 1 + v / 2, and so has the
-    # squared gradient.  The layer norm removes 2 of 100 directions.
+    # squared gradient.  The last layer norm removes 2 of 100 directions.  Those below remove the mean of what passed
+    # through the branch above, which is 0.8 / 1.8 above the first norm of a block, and nothing above the second one.
     theory = mf.Transformer(3, 100, 4, "relu", norm="post", value_variance=0.0, output_variance=1.6)
-    expected = np.arange(2, -1, -1) * 2 * math.log10(0.98)  # two norms per block
+    one = math.log10(1 - 0.8 / 1.8 / 100)
+    expected = [math.log10(0.98) + 2 * one, math.log10(0.98) + one, 0.0]
     np.testing.assert_allclose(log10_gsc(theory), expected, atol=1e-4)
+    np.testing.assert_allclose(values(theory.ledger(), "skip_share", "mlp"), 1 / 1.8, rtol=1e-4)
 
 
 def test_one_token_passes_through_attention_alone():
@@ -57,6 +64,12 @@ def test_one_token_passes_through_attention_alone():
     stream = values(theory.ledger(), "stream_rms", "attention") ** 2
     np.testing.assert_allclose(stream, 1.25 ** np.arange(4), rtol=1e-8)
     np.testing.assert_allclose(log10_gsc(theory), 0.0, atol=1e-8)
+
+
+def test_many_tokens_that_have_become_one_are_as_one_token():
+    # With post-norm, attention makes all tokens equal, and all gradients pass through the first one.
+    many, one = (np.diff(log10_gsc(mf.Transformer(96, 64, num, norm="post"))) for num in (16, 1))
+    np.testing.assert_allclose(many[18:36], one[18:36], rtol=1e-4)
 
 
 def test_gpt2_has_the_variances_of_its_standard_deviation():
@@ -148,6 +161,28 @@ def test_a_network_in_torch(options):
     assert within.mean() >= 0.9  # of 24 values, of which at least 95 % should lie in the band
     deviation = gscs.mean(axis=0) - profile["log10_value"].to_numpy() * math.log(10)
     assert (np.abs(deviation) < 5 * gscs.std(axis=0, ddof=1) / math.sqrt(seeds) + 0.06).all()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_the_share_of_the_skip_is_that_of_the_measured_ledger(norm):
+    shares = []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        model = GPT(depth=4, width=256, heads=4, length=16, vocabulary=64, norm=norm, generator=generator)
+        x = torch.randint(64, (8, 16), generator=generator)
+        pairs = [gs.residual(model, x, probes=4).to_frame(), model.mean_field(x).ledger()]
+        measured, predicted = (frame[frame["quantity"] == "skip_share"].set_index("layer")["value"] for frame in pairs)
+        assert list(measured.index) == list(predicted.index)
+        shares.append(measured - predicted)
+    assert np.abs(np.mean(shares, axis=0)).max() < 0.02  # its standard errors are up to 0.005
+
+
+def test_norms_of_a_narrow_deep_network_remove_the_same_directions_again():
+    # Two of 32 directions at each of 32 norms would be a factor of exp(-2).
+    theory = mf.Transformer(16, 32, 8, norm="post", residual_scale=0.2)
+    measured = np.array([Network(theory, 4, seed).measure()[1][0] for seed in range(4)])
+    predicted = theory.gsc()["log10_value"][0] * math.log(10)
+    assert abs(measured.mean() - predicted) < 0.5  # five standard errors of 0.1
 
 
 def test_band_shrinks_with_the_root_of_the_width():
