@@ -146,7 +146,7 @@ def signs_for_each(targets: Sequence[Layer], num: int, generator: torch.Generato
         for first in range(0, len(members), step):
             part = members[first : first + step]
             key = torch.stack([keys[number] for number in part]).reshape(-1, 1, 1, 1)
-            words = partial(_words, key, samples, size, device)
+            words: Callable[[int, int], Tensor] = partial(_words, key, samples, size, device)
             words = lru_cache(maxsize=1)(words) if part[1:] else words
             draws |= {number: partial(_drawn, words, place, targets[number]) for place, number in enumerate(part)}
     return [Cotangents(target, num, 0, draws[number]) for number, target in enumerate(targets)]

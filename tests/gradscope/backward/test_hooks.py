@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.checkpoint import checkpoint
 
 import gradscope as gs
-from gradscope.backward.hooks import survey
+from gradscope.backward.hooks import no_hooks, survey
 from gradscope.backward.links import find_links
 from gradscope.backward.sweep import sweep
 from tests.helpers import noise, seeded
@@ -301,6 +302,26 @@ def test_the_callers_cotangent_is_not_overwritten():
     np.testing.assert_array_equal(u, before)
     np.testing.assert_array_equal(first, jacobian.rmatvec(u))
     np.testing.assert_allclose(jacobian.dense().T @ u, first, atol=1e-12)
+
+
+REGISTER = {
+    "on a tensor": lambda h, model: h.register_hook(lambda g: g),
+    "on a node": lambda h, model: h.grad_fn.register_hook(lambda inputs, outputs: None),
+    "before a node": lambda h, model: h.grad_fn.register_prehook(lambda outputs: None),
+    "on several tensors": lambda h, model: register_multi_grad_hook([h], lambda g: None),
+    "on a module": lambda h, model: model.register_full_backward_hook(lambda *_: None),
+    "in a forward pass": lambda h, model: model.register_forward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("register", REGISTER.values(), ids=REGISTER.keys())
+def test_every_hook_that_is_registered_after_a_pass_is_noticed(register):
+    kept = []
+    model, x = Chain([same, lambda h: kept.append(h) or h, same]), noise(3, 4)
+    captured = gs.capture(model, x)
+    assert no_hooks(captured.graph)
+    register(kept[0], model)
+    assert not no_hooks(captured.graph)
 
 
 def test_a_graph_is_surveyed_once():

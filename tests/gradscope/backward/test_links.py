@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import gradscope as gs
 from gradscope.backward.links import find_links
-from gradscope.forward.trunk import find_trunk
+from gradscope.forward.trunk import ELEMENTWISE, find_trunk
 from tests.bruteforce import gsc_log10
 from tests.helpers import noise, seeded
 
@@ -125,6 +125,19 @@ def test_which_operations_are_links(functions, expected):
         ends = {layer.name: position.get((layer.edge.node, layer.edge.output_nr)) for layer in captured.layers}
         links = find_links(captured.graph)[ends["first"] + 1 : ends["middle"] + 1]
         assert all(link is not None for link in links) == expected, name
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_wrong_shortcut_is_found_and_the_others_of_its_run_are_kept(hooked, monkeypatch):
+    monkeypatch.setattr("gradscope.backward.links.ELEMENTWISE", ELEMENTWISE | {"FlipBackward0"})
+    captured = gs.capture(Apply(lambda h, m: h.tanh().flip(1).tanh()), noise(4, 6))
+    if hooked:  # every link is tested by itself
+        nn.Tanh().register_forward_hook(lambda *_: None)
+    names = [edge.node.name() for edge in captured.graph.edges[1:]]
+    links = find_links(captured.graph)[1:]
+    found = {name for name, link in zip(names, links, strict=True) if link is not None}
+    assert found == {"AddmmBackward0", "TanhBackward0"}
+    assert sum(link is None for link in links) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
