@@ -8,9 +8,8 @@ pre-activation; in a convolution, one channel at one position.  Standard errors 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -18,28 +17,25 @@ from torch import Tensor
 
 from gradscope.choices import Nonnegative, checked
 from gradscope.estimates import Estimate, FloatArray
-from gradscope.measures.samples import Statistic, jackknifed, mean_cosine, sample_mean, sums_of_units, without_one
-
-PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
-BLOCK = 1 << 17  # entries of a block that fits into the processor's cache
+from gradscope.measures.blocks import PREACTIVATIONS, RESPONSES, SLOPES, Block, Blockwise, Neurons
+from gradscope.measures.samples import jackknifed, mean_cosine, sample_mean, without_one
 
 
-class PreactivationMean(Statistic, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
+class PreactivationMean(Blockwise, quantity="preactivation_mean", of=PREACTIVATIONS, signed=True):
     """Mean over samples b and neurons n: mean_b mean_n h_bn.
 
     >>> PreactivationMean()(torch.tensor([[1.0, -2.0], [3.0, 4.0]])).value
     1.5
     """
 
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        total = reduce(torch.add, (h.sum(dim=1) for h in _blocks(preactivations)))
-        return [total / preactivations[0].numel()]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        return [block.values.sum(dim=1)]
 
     def estimate(self, means: FloatArray) -> Estimate:
         return sample_mean(means, signed=True)
 
 
-class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATIONS):
+class PreactivationStd(Blockwise, quantity="preactivation_std", of=PREACTIVATIONS):
     """Standard deviation over samples, as a root mean square over neurons: sqrt(mean_n Var_b[h_bn]); Var divides by B.
 
     The value is 1 after batch normalization.  A small value suggests that phi is nearly linear over the batch.
@@ -48,20 +44,15 @@ class PreactivationStd(Statistic, quantity="preactivation_std", of=PREACTIVATION
     5.0
     """
 
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        total = _zeros(preactivations)
-        for h in _blocks(preactivations):
-            h -= h[:1].clone()  # otherwise rounding of a large mean spoils small deviations
-            h -= h.mean(dim=0)
-            total += h.square_().sum(dim=1)
-        return [total / preactivations[0].numel()]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        return [block.spread]
 
     def estimate(self, variances: FloatArray) -> Estimate:
         left_out = np.maximum(without_one(variances) / (len(variances) - 1), 0)
         return jackknifed(math.sqrt(variances.sum() / len(variances)), np.sqrt(left_out))
 
 
-class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
+class SignDiversity(Blockwise, quantity="sign_diversity", of=PREACTIVATIONS):
     """Mean over neurons of min(P, N) / (P + N), where P and N count a neuron's positive and negative pre-activations.
 
     The range is 0 to 0.5.  If the value is low, most neurons receive inputs of only one sign, for which ReLU-like
@@ -72,23 +63,19 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
     0.25
     """
 
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        left_out = _zeros(preactivations)
-        total, halves = left_out.new_zeros(()), left_out.new_zeros(())
-        for h in _blocks(preactivations):
-            signs = h.sign_()
-            present = signs.abs()
-            counts = [_counts(signs[start::2], present[start::2]) for start in (0, 1)]
-            positive, negative = (even + odd for even, odd in zip(*counts, strict=True))
-            whole = _rarer(positive, negative)
-            total += (own := whole.sum())
-            halves += (_rarer(*counts[0]).sum() + _rarer(*counts[1]).sum()) / 2
-            # Without a sample, a neuron has one positive or one negative pre-activation less.
-            less = _rarer(positive - 1, negative) - whole, _rarer(positive, negative - 1) - whole
-            even, odd = (less[0] + less[1]) / 2, (less[0] - less[1]) / 2
-            left_out += present @ even + signs @ odd + own
-        neurons = preactivations[0].numel()
-        return [total / neurons, halves / neurons, left_out / neurons]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        signs = block.values.sign()
+        present = signs.abs()
+        # Rows: even samples, odd samples, all samples, all without a positive one, and all without a negative one.
+        difference, number = _by_parity(signs), _by_parity(present)
+        positive, negative = (number + difference).div_(2), (number - difference).div_(2)
+        positive[3] -= 1
+        negative[4] -= 1
+        rarer = torch.minimum(positive, negative).clamp_min_(0) / (positive + negative).clamp_min_(1)
+        even, odd, whole, *_ = rarer.sum(dim=1)
+        less = rarer[3:] - rarer[2]
+        left_out = present @ (less.sum(dim=0) / 2) + signs @ ((less[0] - less[1]) / 2) + whole
+        return [whole, (even + odd) / 2, left_out]
 
     def estimate(self, total: FloatArray, halves: FloatArray, left_out: FloatArray) -> Estimate:
         # The minimum has a kink, where the bias falls like 1 / sqrt(B): half a batch has sqrt(2) times the bias.
@@ -96,7 +83,7 @@ class SignDiversity(Statistic, quantity="sign_diversity", of=PREACTIVATIONS):
         return jackknifed(float(total), left_out, bias=bias)
 
 
-class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
+class Kurtosis(Blockwise, quantity="kurtosis", of=PREACTIVATIONS):
     """Kurtosis mean(d^4) / mean(d^2)^2 of the deviations d_bn = h_bn - mean_b h_bn, pooled over neurons.
 
     The value is 3 if all neurons are Gaussian with the same variance, larger if tails are heavy or neurons differ in
@@ -107,22 +94,19 @@ class Kurtosis(Statistic, quantity="kurtosis", of=PREACTIVATIONS):
     1.0
     """
 
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        scale = largest(flattened(preactivations).abs().amax().double())  # kurtosis does not depend on it
-        sums = []
-        for h in _blocks(preactivations):
-            h /= scale
-            h -= h.mean(dim=0)
-            squares = h.square_()
-            sums.append(torch.stack([squares.sum(), torch.linalg.vector_norm(squares).square()]))
-        return [reduce(torch.add, sums) / preactivations.numel()]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        squares, second = block.squares, block.spread
+        if (scale := block.neurons.scale) is not None:  # kurtosis does not depend on it
+            squares = (block.deviations / scale).square_()
+            second = squares.sum(dim=1)
+        return [torch.stack([second.sum(), torch.linalg.vector_norm(squares).square()]) / len(squares)]
 
     def estimate(self, moments: FloatArray) -> Estimate:
         second, fourth = moments.tolist()
         return Estimate(fourth / second**2 if second else 0.0, None)
 
 
-class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
+class SampleCosine(Blockwise, quantity="sample_cosine", of=PREACTIVATIONS, signed=True):
     """Mean cosine between two different samples, (|sum_b u_b|^2 - B) / (B (B - 1)) with u_b = h_b / |h_b|.
 
     The value is 1 if all samples point in the same direction.  Cosines with a sample that is zero count as 0.
@@ -131,13 +115,15 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
     0.96
     """
 
-    def parts(self, preactivations: Tensor) -> Sequence[Tensor]:
-        scales = largest(flattened(preactivations).abs().amax(dim=1, keepdim=True).double())
-        parts = ((h / scales).square_().sum(dim=1, keepdim=True) for h in _blocks(preactivations))
-        squares = reduce(torch.add, parts)
-        lengths = scales * squares.sqrt().where(squares > 0, 1.0)
-        whole, left_out = sums_of_units((h / lengths for h in _blocks(preactivations)), squares[:, 0])
-        return [whole, left_out, squares[:, 0] > 0]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        total = block.neurons.inverse_lengths @ block.values  # of the unit vectors
+        return [total @ total, block.values @ total]
+
+    def finished(self, sums: Sequence[Tensor], neurons: Neurons) -> Sequence[Tensor]:
+        whole, products = sums
+        nonzero = neurons.inverse_lengths > 0
+        # |sum u - u_b|^2, with |u_b| = 1 or 0
+        return [whole, whole - 2 * neurons.inverse_lengths * products + nonzero, nonzero]
 
     def estimate(self, whole: FloatArray, left_out: FloatArray, nonzero: FloatArray) -> Estimate:
         return mean_cosine(whole, left_out, nonzero)
@@ -145,7 +131,7 @@ class SampleCosine(Statistic, quantity="sample_cosine", of=PREACTIVATIONS, signe
 
 @checked
 @dataclass(frozen=True)
-class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
+class SaturatedFraction(Blockwise, quantity="saturated_fraction", of=SLOPES):
     """Fraction of pre-activations, over all samples and neurons, where phi is flat: |phi'(h)| < ``slope``.
 
     For ReLU these are the inactive pre-activations; for tanh and the default slope of 0.05, those with |h| > 2.2.
@@ -156,15 +142,16 @@ class SaturatedFraction(Statistic, quantity="saturated_fraction", of=SLOPES):
 
     slope: Nonnegative = 0.05
 
-    def parts(self, slopes: Tensor) -> Sequence[Tensor]:
-        flat = reduce(torch.add, ((h.abs() < self.slope).double().sum(dim=1) for h in _blocks(slopes)))
-        return [flat / slopes[0].numel()]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        # Write numbers directly: converting a boolean mask takes several times longer.
+        flat = torch.lt(block.steepness, self.slope, out=torch.empty_like(block.steepness))
+        return [flat.sum(dim=1, dtype=torch.promote_types(flat.dtype, torch.float32)).double()]
 
     def estimate(self, fractions: FloatArray) -> Estimate:
         return sample_mean(fractions)
 
 
-class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
+class DeadFraction(Blockwise, quantity="dead_fraction", of=SLOPES):
     """Fraction of neurons with phi'(h) = 0 for every sample of the batch, so that no gradient passes.
 
     The larger the batch, the smaller the value.  The standard error is unknown (None).
@@ -173,16 +160,15 @@ class DeadFraction(Statistic, quantity="dead_fraction", of=SLOPES):
     0.5
     """
 
-    def parts(self, slopes: Tensor) -> Sequence[Tensor]:
+    def of_block(self, block: Block) -> Sequence[Tensor]:
         # amax, because comparisons and `any` along the first dimension are slow in torch.
-        alive = reduce(torch.add, (h.abs().amax(dim=0).count_nonzero() for h in _blocks(slopes, copied=False)))
-        return [alive.double() / slopes[0].numel()]
+        return [block.steepness.amax(dim=0).count_nonzero().double()]
 
     def estimate(self, alive: FloatArray) -> Estimate:
         return Estimate(1 - float(alive), None)
 
 
-class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
+class LinearFitError(Blockwise, quantity="linear_fit_error", of=RESPONSES):
     """Fraction of the variance of phi(h) that no linear function of h explains.
 
         sum_n min_(a, c) E_b[(phi(h_bn) - a h_bn - c)^2] / sum_n Var_b[phi(h_bn)], with one line (a, c) per neuron n
@@ -196,22 +182,19 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
     0.25
     """
 
-    def parts(self, responses: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        total, left_out = _zeros(responses[0]), _zeros(responses[0])
-        unexplained = torch.zeros_like(total[0])
-        for h, a in zip(*map(_blocks, responses), strict=True):
-            h -= h.mean(dim=0)
-            a -= a.mean(dim=0)
-            total += a.square().sum(dim=1)
-            squares = h.square()
-            variance = squares.sum(dim=0)
-            variance = variance.where(variance > 0, 1.0)
-            left = a.sub_(h.mul_((h * a).sum(dim=0) / variance)).square_()
-            unexplained += left.sum()
-            # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).
-            left.div_(squares.div_(variance).neg_().add_(1 - 1 / len(h)).clamp_min_(1e-12))
-            left_out += left.sum(dim=1)
-        return [total, unexplained, left_out]
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        h, a = block.deviations, block.responses
+        a -= a.mean(dim=0)
+        total = torch.linalg.vector_norm(a, dim=1).square_()
+        variance = block.squares.sum(dim=0)
+        inverse = variance.where(variance > 0, 1.0).reciprocal_()
+        left = torch.addcmul(a, h, (h * a).sum(dim=0) * inverse, value=-1, out=a).square_()
+        unexplained = left.sum(dim=1).sum()  # faster than one sum
+        # Without a sample, the sum of squared residuals of a line falls by r^2 / (1 - leverage).  The factor keeps the
+        # difference positive where it is 0 but for rounding.
+        room = torch.addcmul(h.new_full((), 1 - 1 / len(h)), block.squares, inverse, value=1e-12 - 1)
+        left.div_(room)
+        return [total, unexplained, left.sum(dim=1)]
 
     def estimate(self, total: FloatArray, unexplained: FloatArray, left_out: FloatArray) -> Estimate:
         if not total.any():
@@ -219,42 +202,7 @@ class LinearFitError(Statistic, quantity="linear_fit_error", of=RESPONSES):
         return jackknifed(float(unexplained / total.sum()), (unexplained - left_out) / without_one(total))
 
 
-def _blocks(values: Tensor, *, copied: bool = True) -> Iterator[Tensor]:
-    """The values (B, ...) in blocks of shape (B, some of the neurons): float64 copies, or views."""
-    flat = flattened(values)
-    for block in flat.split(max(1, BLOCK // len(flat)), dim=1):
-        yield block.to(torch.float64, copy=True) if copied else block
-
-
-def _counts(signs: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of positive and of negative entries of each neuron."""
-    difference, number = signs.sum(dim=0), present.sum(dim=0)
-    return (number + difference) / 2, (number - difference) / 2
-
-
-def _rarer(positive: Tensor, negative: Tensor) -> Tensor:
-    """min(P, N) / (P + N), and 0 if both are 0."""
-    return torch.minimum(positive, negative).clamp_min(0) / (positive + negative).clamp_min(1)
-
-
-def largest(value: Tensor) -> Tensor:
-    """The value, by which others are divided so that their squares stay in the range of float64."""
-    return value.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _zeros(values: Tensor) -> Tensor:
-    """A zero for every sample."""
-    return torch.zeros(len(flattened(values)), dtype=torch.float64, device=values.device)
-
-
-def flattened(values: Tensor) -> Tensor:
-    """Return the values as a matrix (B, neurons), in memory order, because the order of neurons does not matter."""
-    if values.ndim < 2 or values.shape[0] < 2 or 0 in values.shape:
-        raise ValueError(
-            "Statistics need pre-activations (B, ...) of at least two samples with at least one neuron, got shape "
-            f"{tuple(values.shape)}."
-        )
-    values = values.detach()
-    if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):
-        values = values.permute(0, 2, 3, 1)
-    return values.flatten(1)
+def _by_parity(numbers: Tensor) -> Tensor:
+    """Sums over the even samples, over the odd ones, and three times over all of them: (5, neurons)."""
+    even, odd = numbers[::2].sum(dim=0), numbers[1::2].sum(dim=0)
+    return torch.stack([even, odd, *[even + odd] * 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -20,10 +21,10 @@ from gradscope.forward.modules import Modules, recording_gradients, unwrap
 from gradscope.forward.state import alone, state_restored
 from gradscope.forward.wrappers.sharding import of_whole
 from gradscope.measures import activation, gradient
-from gradscope.measures.activation import PREACTIVATIONS, RESPONSES, SLOPES
+from gradscope.measures.blocks import PREACTIVATIONS, RESPONSES, SLOPES, Blockwise, Neurons, in_one_pass
 from gradscope.measures.gradient import GRADIENTS
 from gradscope.measures.layer_gradients import layer_gradients
-from gradscope.measures.preactivations import nonlinearity_calls, response, slopes
+from gradscope.measures.preactivations import by_part, nonlinearity_calls, response, slopes
 from gradscope.measures.rank import EffectiveRank
 from gradscope.measures.samples import Statistic, quiet
 from gradscope.memory import Later, together
@@ -182,6 +183,25 @@ def _begun(measure: Measure, values: Any) -> Begun:
     return measure(values)
 
 
+def _all_begun(measures: Sequence[Measure], module: nn.Module, received: Tensor) -> list[Begun]:
+    """The statistics of one call of a nonlinearity."""
+    kind, sources = received.device.type, [partial(source, module) for source in (slopes, response)]
+    exact = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    if torch.is_autocast_enabled(kind):  # as the network does
+        sources = [torch.autocast(kind, torch.get_autocast_dtype(kind))(source) for source in sources]
+    neurons = Neurons(received, *sources, by_part=by_part(module))
+    wholes = {
+        PREACTIVATIONS: lambda: received,
+        SLOPES: lambda: sources[0](received),
+        RESPONSES: lambda: (received, sources[1](received)),
+    }
+    # The network may run under autocast, but the statistics must not: autocast would round them.
+    with exact:
+        shared = [m for m in measures if isinstance(m, Blockwise) and type(m).parts is Blockwise.parts]
+        parts = dict(zip(map(id, shared), in_one_pass(shared, neurons), strict=True))
+        return [(m, Later(parts[id(m)])) if id(m) in parts else _begun(m, wholes[m.of]()) for m in measures]
+
+
 def _result(begun: Begun, layer: str) -> Estimate | Statistic:
     """The estimate, or a statistic that must be computed instead."""
     return begun if isinstance(begun, Estimate) else begun[0].estimated(begun[1].arrays, layer)
@@ -206,14 +226,7 @@ def _activations(
         most = received.amax() if received.numel() else received.sum()  # NaN if any entry is NaN
         unknown = Later([most.isnan()])  # the sign of NaN would count as a sign
         unknown.then(partial(_check_known, name, unknown))
-        wanted, values = {m.of for m in own}, dict[str, Any]({PREACTIVATIONS: received})
-        if SLOPES in wanted:
-            values[SLOPES] = slopes(module, received)
-        if RESPONSES in wanted:
-            values[RESPONSES] = received, response(module, received)
-        # The network may run under autocast, but the statistics must not: autocast would round them.
-        with torch.autocast(received.device.type, enabled=False):
-            found.append((name, [_begun(m, values[m.of]) for m in own]))
+        found.append((name, _all_begun(own, module, received)))
 
     calls = nonlinearity_calls(modules, torch.no_grad()(listen))
     with alone, state_restored(modules) as state, state, calls, recording_gradients():

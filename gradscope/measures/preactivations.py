@@ -57,8 +57,16 @@ def slopes(module: nn.Module, received: Tensor) -> Tensor:
         return torch.autograd.grad(response(module, leaf).sum(), leaf)[0]
 
 
+def by_part(module: nn.Module) -> bool:
+    """Whether phi is one function of real numbers, without parameters and random numbers."""
+    plain = type(module) in NONLINEARITIES and not isinstance(module, (nn.PReLU, nn.RReLU))
+    return plain and "forward" not in vars(module)
+
+
 def response(module: nn.Module, received: Tensor) -> Tensor:
     """Return phi(h) of a nonlinearity; for RReLU in training mode see `slopes`."""
+    if by_part(module):
+        return module.forward(received.clone() if getattr(module, "inplace", False) else received)
     devices = [received.device] if received.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         # Call `forward` directly so that our hook does not fire again, on a clone in case the module works in place.

@@ -12,8 +12,8 @@ from scipy import special
 from torch import Tensor
 
 from gradscope.estimates import Estimate, FloatArray
-from gradscope.measures import activation
-from gradscope.measures.activation import PREACTIVATIONS, flattened, largest
+from gradscope.measures import blocks
+from gradscope.measures.blocks import PREACTIVATIONS, flattened, largest
 from gradscope.measures.samples import Statistic
 
 EXACT = 1e8  # squared condition up to which eigenvalues of inner products give 10 digits
@@ -41,9 +41,10 @@ class EffectiveRank(Statistic, quantity="effective_rank", of=PREACTIVATIONS):
         flat = flattened(preactivations)
         if max(flat.shape) <= NARROW * min(flat.shape):
             return [_triangular(preactivations)[None]]
-        scale, wide = largest(flat.abs().amax().double()), flat.shape[0] <= flat.shape[1]
-        blocks = flat.split(max(1, activation.BLOCK // len(flat)) if wide else activation.BLOCK, dim=int(wide))
-        scaled = (block.double() / scale for block in blocks)
+        scale = largest(flat.abs().amax()) if flat.dtype == torch.float64 else None
+        wide = flat.shape[0] <= flat.shape[1]
+        parts = flat.split(max(1, blocks.BLOCK // len(flat)) if wide else blocks.BLOCK, dim=int(wide))
+        scaled = (part.double() if scale is None else part / scale for part in parts)
         return [reduce(torch.add, (part @ part.T if wide else part.T @ part for part in scaled))]
 
     def estimate(self, matrix: FloatArray) -> Estimate | Statistic:

@@ -47,7 +47,7 @@ class Alarms:
 
     ``first_lengths``: |w| of every layer when it was first monitored.  ``resolution``: smallest |w - w'| / |w| that is
     not mostly rounding.  ``fired``: (kind, layer, step) of every warning.
-    ``steps``: logarithms of step sizes.
+    ``step_sizes``: of their logarithms, by kind and layer: their number, the first one, and their sum.
     In place of a layer's name, warnings of the kinds "loss jump" and "no loss" have "loss", those of the kinds "zero
     output" and "no attention" have "network", and those of the kind "nonfinite" have "loss", "gradient" or "probe
     batch".  Head 3 of a layer is called ``layer:3``.
@@ -57,7 +57,7 @@ class Alarms:
         self.first_lengths, self.resolution = first_lengths, resolution
         self.losses: list[float] = []
         self.fired: list[tuple[str, str, int]] = []
-        self.steps: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}, "largest": {}}
+        self.step_sizes: dict[str, dict[str, list[float]]] = {"gradient": {}, "length": {}, "largest": {}}
         self.gradients: dict[str, float] = {}
         self.logits: dict[str, tuple[float, float]] = {}  # of each head, at the first and at the last record
         self.entropies: dict[str, float] = {}  # the largest one so far
@@ -118,14 +118,15 @@ class Alarms:
         """Return plain values for a checkpoint."""
         return {
             "first_lengths": self.first_lengths, "losses": self.losses, "fired": [list(f) for f in self.fired],
-            "steps": self.steps, "gradients": self.gradients, "logits": self.logits, "entropies": self.entropies,
+            "step_sizes": self.step_sizes, "gradients": self.gradients, "logits": self.logits,
+            "entropies": self.entropies,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.first_lengths, self.losses = dict(state["first_lengths"]), list(state["losses"])
         self.fired = [(kind, layer, step) for kind, layer, step in state["fired"]]
-        self.steps, self.gradients = state["steps"], dict(state["gradients"])
+        self.step_sizes, self.gradients = state["step_sizes"], dict(state["gradients"])
         self.logits = {head: (first, last) for head, (first, last) in state["logits"].items()}
         self.entropies = dict(state["entropies"])
 
@@ -183,16 +184,18 @@ class Alarms:
             if self.resolution < update < math.inf and before > 0 and rms > 0:
                 length = update * weights[layer]
                 for kind, size in {"gradient": length / before, "length": length, "largest": largest[layer]}.items():
-                    self.steps[kind].setdefault(layer, []).append(math.log(size))
+                    log = math.log(size)
+                    number, first, total = self.step_sizes[kind].get(layer, (0, log, 0.0))
+                    self.step_sizes[kind][layer] = [number + 1, first, total + log]
                 role = [part for part in layer.split(".") if not part.isdigit()]
                 groups.setdefault((round((gradients[layer] / rms) ** 2), *role), []).append(layer)
         self.gradients = gradients
-        records = {layer: len(values) for layer, values in self.steps["length"].items()}
+        records = {layer: int(number) for layer, (number, *_) in self.step_sizes["length"].items()}
         most = max(records.values(), default=0)
         complete = [[layer for layer in group if records[layer] == most] for group in groups.values()]
         compared = [group for group in complete if len(group) > STEP_NEIGHBORS]
         if most in STEP_RECORDS:
-            measures = 2 * len(self.steps)  # one is chosen by its spread, so any of them may give the alarm
+            measures = 2 * len(self.step_sizes)  # one is chosen by its spread, so any of them may give the alarm
             tests = measures * 2 ** (STEP_RECORDS.index(most) + 1) * sum(map(len, compared))
             for group in compared:
                 self._unequal(group, limit(tests, freedom(len(group))), step)
@@ -205,8 +208,8 @@ class Alarms:
             return (np.abs(z) > beyond * scale(z)) & (np.abs(z) * error > math.log(STEP_SIZE))
 
         measures = []  # the measure itself, and the ratio of the first two measures
-        for records in (slice(None), slice(1)):
-            means = np.array([[np.mean(steps[layer][records]) for layer in layers] for steps in self.steps.values()])
+        numbers = np.array([[steps[layer] for layer in layers] for steps in self.step_sizes.values()])
+        for means in (numbers[..., 2] / numbers[..., 0], numbers[..., 1]):
             z = [(mean - [_expected(mean, place)[0] for place in range(len(mean))]) / error for mean in means]
             measures += [(each, z[1] - z[0]) for each in z]
         z, gradient = min(measures, key=lambda pair: scale(pair[0]))

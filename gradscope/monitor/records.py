@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
-# A record has a row per layer and quantity.  A row takes about 150 bytes, so all kept rows take about 40 MB.
-MOST_ROWS = 250_000
+# Memory of a record: a row per layer and quantity, and what pandas needs for a frame of any size.
+ROW_BYTES, FRAME_BYTES = 150, 20_000
+MOST_BYTES = 40_000_000
 LEAST = 40  # records that are never too many; half of them are left after thinning
 
 
 class Records:
-    """Frames of records in the order of their steps; beyond `MOST_ROWS`, every second one is left out.
+    """Frames of records in the order of their steps; beyond `MOST_BYTES`, every second one is left out.
 
     From then on, only every second new record is kept, later every fourth, and so on.  Kept records therefore lie at
     equal distances over the whole run.  The first and the last one are always kept.
@@ -20,7 +21,7 @@ class Records:
 
     def __init__(self, frames: Iterable[pd.DataFrame] = ()) -> None:
         self._frames = list[pd.DataFrame]()
-        self._num, self._every = 0, 1
+        self._num, self._every, self._bytes = 0, 1, 0
         self.last = pd.DataFrame()
         for frame in frames:
             self.add(frame)
@@ -30,8 +31,10 @@ class Records:
         self.last = frame
         if self._num % self._every == 0:
             self._frames.append(frame)
-            if len(self._frames) > LEAST and sum(map(len, self._frames)) > MOST_ROWS:
+            self._bytes += _size(frame)
+            if len(self._frames) > LEAST and self._bytes > MOST_BYTES:
                 self._frames, self._every = self._frames[::2], 2 * self._every
+                self._bytes = sum(map(_size, self._frames))
         self._num += 1
 
     def __len__(self) -> int:
@@ -51,3 +54,8 @@ class Records:
             f"The monitor keeps {len(self)} of {self._num} records in memory, at equal distances over the run. "
             "report= and sinks= received all of them."
         )
+
+
+def _size(frame: pd.DataFrame) -> int:
+    """Bytes of a frame, about; pandas takes long to count them."""
+    return FRAME_BYTES + ROW_BYTES * len(frame)

@@ -40,7 +40,7 @@ class Schedule:
         self.total_steps, self.skipped = total_steps, 0
         self._last: dict[str, int] = {}  # the step of the last measurement of each kind
         self._checks = 0.0
-        self._costs: dict[str, list[float]] = {}
+        self._costs: dict[str, tuple[int, float]] = {}  # number and seconds of the measurements of each kind
         self._others: deque[float] = deque(maxlen=OTHERS)
         self._longer: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=DIFFERENCES))
         self._left: tuple[str | None, float] | None = None
@@ -72,8 +72,8 @@ class Schedule:
         """Whether to take the measurement of this kind at this step; if not, it counts as skipped."""
         if self.max_overhead is None or self._needed(kind, step):
             return True
-        costs = self._costs[kind]
-        spent, expected = self.spent, sum(costs) / len(costs) + self._after(kind)
+        number, seconds = self._costs[kind]
+        spent, expected = self.spent, seconds / number + self._after(kind)
         allowed = spent + expected <= self.max_overhead * (self.clock() - self._began - spent)
         self.skipped += not allowed
         return allowed
@@ -93,7 +93,8 @@ class Schedule:
     def took(self, kind: str, seconds: float, step: int) -> None:
         """Add the time of a measurement of this kind at this step."""
         self._last[kind] = step
-        self._costs.setdefault(kind, []).append(seconds)
+        number, total = self._costs.get(kind, (0, 0.0))
+        self._costs[kind] = number + 1, total + seconds
 
     def leaves(self, kind: str | None) -> None:
         """Must be called just before training continues; ``kind`` is the measurement just taken, or None."""
@@ -102,7 +103,7 @@ class Schedule:
     @property
     def taken(self) -> int:
         """Number of measurements so far."""
-        return sum(map(len, self._costs.values()))
+        return sum(number for number, _ in self._costs.values())
 
     @property
     def thinning(self) -> str:
@@ -118,7 +119,7 @@ class Schedule:
     @property
     def spent(self) -> float:
         """Seconds that the monitor has cost so far."""
-        return self._checks + sum(sum(costs) + len(costs) * self._after(kind) for kind, costs in self._costs.items())
+        return self._checks + sum(total + number * self._after(kind) for kind, (number, total) in self._costs.items())
 
     @property
     def overhead(self) -> float:

@@ -27,7 +27,7 @@ from gradscope.measures import (
     SaturatedFraction,
     SignalToNoise,
     SignDiversity,
-    activation,
+    blocks,
 )
 from gradscope.measures.measuring import GRADIENT_MEASURES, PREACTIVATION_MEASURES
 from gradscope.measures.preactivations import slopes
@@ -219,7 +219,7 @@ def test_blocks_of_neurons_add_up(statistic, monkeypatch):
     h = noise(40, 3, 5, 7).float() + 0.3
     values = {"preactivations": h, "slopes": slopes(nn.Tanh(), h), "responses": (h, h.tanh())}[statistic.of]
     whole = statistic(values)
-    monkeypatch.setattr(activation, "BLOCK", 40 * 16)  # seven blocks, the last one smaller
+    monkeypatch.setattr(blocks, "BLOCK", 40 * 16)  # seven blocks, the last one smaller
     parts = statistic(values)
     assert parts.value == pytest.approx(whole.value, rel=1e-12)
     assert parts.stderr == (whole.stderr and pytest.approx(whole.stderr, rel=1e-9))

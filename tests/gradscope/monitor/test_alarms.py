@@ -162,10 +162,10 @@ def test_the_resolution_is_that_of_the_coarsest_parameter():
 
 def test_step_sizes_survive_a_checkpoint():
     alarms = Alarms({})
-    alarms.steps["length"]["a"], alarms.gradients = [0.5, 0.25], {"a": 3.0}
+    alarms.step_sizes["length"]["a"], alarms.gradients = [2, 0.5, 0.75], {"a": 3.0}
     other = Alarms({})
     other.load_state_dict(alarms.state_dict())
-    assert (other.steps, other.gradients) == (alarms.steps, alarms.gradients)
+    assert (other.step_sizes, other.gradients) == (alarms.step_sizes, alarms.gradients)
 
 
 def test_a_robust_line_ignores_one_wrong_neighbor():

@@ -1,0 +1,166 @@
+"""The neurons of one layer in blocks that fit into a processor's cache, so that several statistics share one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.measures.samples import Statistic
+
+PREACTIVATIONS, SLOPES, RESPONSES = "preactivations", "slopes", "responses"
+BLOCK = 1 << 17  # entries of a block that fits into the processor's cache
+BLOCK_ELSEWHERE = 1 << 23  # other devices need large operations
+
+Source = Callable[[Tensor], Tensor]
+
+
+class Neurons:
+    """The inputs h (B, ...) of a nonlinearity phi as a matrix (B, neurons), with phi'(h) and phi(h) on request.
+
+    ``slopes``, ``responses``: functions of h.  ``by_part``: whether they may be called with some neurons of h, too.
+    """
+
+    def __init__(
+        self, received: Tensor, slopes: Source | None = None, responses: Source | None = None, *, by_part: bool = True
+    ) -> None:
+        self.received, self.by_part = received, by_part
+        self.sources = {SLOPES: slopes, RESPONSES: responses}
+        self.matrix = flattened(received)
+        self._wholes: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, kind: str, values: Any) -> Neurons:
+        """The neurons of which these are the pre-activations, the slopes, or the pair (h, phi(h))."""
+        if kind == RESPONSES:
+            return cls(values[0], responses=lambda _: values[1], by_part=False)
+        return cls(values, slopes=lambda part: part)
+
+    @property
+    def number(self) -> int:
+        """Number of neurons."""
+        return self.matrix.shape[1]
+
+    @cached_property
+    def scale(self) -> Tensor | None:
+        """The largest |h|, by which h is divided where squares may leave the range of float64; None elsewhere."""
+        return largest(self.matrix.abs().amax()) if self.matrix.dtype == torch.float64 else None
+
+    @cached_property
+    def inverse_lengths(self) -> Tensor:
+        """1 / |h_b| of every sample (B,), and 0 for a sample of zeros."""
+        scale = 1.0 if self.scale is None else self.scale
+        # In blocks, because torch would copy all of h to float64.
+        scaled = (block.values if self.scale is None else block.values / scale for block in self.blocks())
+        lengths = scale * torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(h, dim=1) for h in scaled]), dim=0
+        )
+        return torch.where(lengths >= torch.finfo(torch.float64).tiny, lengths.reciprocal(), 0.0)
+
+    def blocks(self) -> Iterator[Block]:
+        """All neurons, some at a time."""
+        entries = BLOCK if self.matrix.device.type == "cpu" else BLOCK_ELSEWHERE
+        size = max(1, entries // len(self.matrix))
+        for first in range(0, self.number, size):
+            yield Block(self, slice(first, first + size))
+
+    def computed(self, kind: str, block: Block) -> Tensor:
+        """Slopes or responses of a block, (B, some of the neurons)."""
+        source = self.sources[kind]
+        assert source is not None
+        if self.by_part:
+            return source(block.received)
+        if kind not in self._wholes:
+            self._wholes[kind] = flattened(source(self.received), self.received)
+        return self._wholes[kind][:, block.place]
+
+
+class Block:
+    """Some neurons of a layer; what several statistics need is computed once.  Nobody may change it in place."""
+
+    def __init__(self, neurons: Neurons, place: slice) -> None:
+        self.neurons, self.place = neurons, place
+        self.received = neurons.matrix[:, place]
+
+    @cached_property
+    def values(self) -> Tensor:
+        """h in float64."""
+        return self.received.double()
+
+    @cached_property
+    def deviations(self) -> Tensor:
+        """The differences from the mean over samples, in float64."""
+        if self.neurons.scale is None:  # float64 holds sums of narrower numbers exactly
+            return self.values - self.values.mean(dim=0)
+        shifted = self.values - self.values[:1]  # otherwise rounding of a large mean spoils small deviations
+        return shifted.sub_(shifted.mean(dim=0))
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """The squared deviations."""
+        return self.deviations.square()
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """The sum of squared deviations of every sample, (B,)."""
+        return self.squares.sum(dim=1)
+
+    @cached_property
+    def steepness(self) -> Tensor:
+        """|phi'(h)| in the precision of h."""
+        return self.neurons.computed(SLOPES, self).abs()
+
+    @property
+    def responses(self) -> Tensor:
+        """phi(h) in float64, in new memory."""
+        return self.neurons.computed(RESPONSES, self).to(torch.float64, copy=True)
+
+
+class Blockwise(Statistic):
+    """Base class of statistics that are computed from sums over blocks of neurons."""
+
+    def of_block(self, block: Block) -> Sequence[Tensor]:
+        """Return the part of each sum that one block of neurons contributes."""
+        raise NotImplementedError
+
+    def finished(self, sums: Sequence[Tensor], neurons: Neurons) -> Sequence[Tensor]:
+        """Return what ``estimate`` needs: by default, means over all neurons."""
+        return [total / neurons.number for total in sums]
+
+    def parts(self, values: Any) -> Sequence[Tensor]:
+        return in_one_pass([self], Neurons.of(self.of, values))[0]
+
+
+def in_one_pass(statistics: Sequence[Blockwise], neurons: Neurons) -> list[Sequence[Tensor]]:
+    """The ``parts`` of every statistic.  Cost: one pass over the pre-activations, two if lengths of samples count."""
+    sums: list[Sequence[Tensor]] = [()] * len(statistics)
+    for block in neurons.blocks():
+        for number, statistic in enumerate(statistics):
+            more, before = statistic.of_block(block), sums[number]
+            sums[number] = [a + b for a, b in zip(before, more, strict=True)] if before else more
+    return [statistic.finished(total, neurons) for statistic, total in zip(statistics, sums, strict=True)]
+
+
+def largest(value: Tensor) -> Tensor:
+    """The value, by which others are divided so that their squares stay in the range of float64."""
+    return value.clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def flattened(values: Tensor, like: Tensor | None = None) -> Tensor:
+    """The values as a matrix (B, neurons), in memory order, because the order of neurons does not matter.
+
+    ``like``: a tensor of the same shape whose neurons decide the order.
+    """
+    like = values if like is None else like
+    if values.ndim < 2 or values.shape[0] < 2 or 0 in values.shape:
+        raise ValueError(
+            "Statistics need pre-activations (B, ...) of at least two samples with at least one neuron, got shape "
+            f"{tuple(values.shape)}."
+        )
+    values = values.detach()
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.flatten(1)
