@@ -40,7 +40,7 @@ def _leads(alarms: Alarms) -> Figure:
     figure, ax = plt.subplots(figsize=(7.4, 4.4), layout="constrained")
     alarm_figures.lead_dots(ax, alarms, WORDS)
     ax.set_xlabel("steps from the warning to the failure")
-    ax.set_title(f"One dot per warned run; diamond: median, bar: its 95 % interval, over {CELLS}", fontsize=10)
+    ax.set_title("One dot per warned run; diamond: median; bar: 95 % interval", fontsize=10)
     return figure
 
 
