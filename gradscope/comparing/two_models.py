@@ -25,7 +25,7 @@ from gradscope.backward.cotangents import Probes
 from gradscope.choices import Level, PathLike, checked, shown
 from gradscope.coefficients.profiles import Matrix
 from gradscope.comparing import paired, saved
-from gradscope.comparing.conditions import Subject, first, second
+from gradscope.comparing.conditions import Subject, first, fitted, second
 from gradscope.comparing.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
 from gradscope.comparing.layer_statistics import changes
 from gradscope.comparing.matching import Matching, matched
@@ -114,10 +114,11 @@ def diff(
     )
     explained = rounding(trace, one, other, forward)
     remarks = list(explained.remarks)
+    places = _places(trace, held)
     rows = [
         Row(quantity, name, found[name][0], index, found[name][1].relative, explained.of(name, held=quantity == HELD))
         for quantity, found in ((HELD, held), (FREE, free))
-        for index, name in enumerate(trace.values)
+        for name, index in places.items()
         if name in found
     ]
     rows += _compiled(trace, (one, other), explained, forward)
@@ -135,7 +136,6 @@ def diff(
             "Statistics were not measured",
             remarks,
         )
-        places = {name: index for index, name in enumerate(trace.values)}
         for one_change in of_layers or ():
             quantity, layer, name, before, after, own, units = one_change
             index = places.get(_key(trace, layer), 0)
@@ -160,6 +160,14 @@ def _tried(call: Callable[[], Any], what: str, remarks: list[str]) -> Any:
     except REFUSED as error:
         remarks.append(f"{what}. {error}")
         return None
+
+
+def _places(trace: Trace, held: Found) -> dict[str, int]:
+    """The place of every compared value in execution order; an input comes right before what its call returned."""
+    places = {name: index for index, name in enumerate(trace.values)}
+    inputs = {f"input of {label}": places[names[0]] for label, names in trace.returned.items() if names}
+    extra = {name: inputs[name] for name in held if name not in places and name in inputs}
+    return dict(sorted((extra | places).items(), key=lambda item: item[1]))
 
 
 def _lengths(trace: Trace, free: Found, explained: Rounding, *, coupled: bool) -> list[Row]:
@@ -212,7 +220,7 @@ def _compiled(trace: Trace, subjects: Sequence[Subject], explained: Rounding, fo
     rows = []
     for which, subject in zip("ab", subjects, strict=True):
         if subject.compiled is not None:
-            inputs = subject.batch.differentiable()[0]
+            inputs = fitted(subject.batch, subject.model, subject.dtype, subject.dtype)
             with torch.no_grad(), alone, state_restored(subject.modules) as state, state, subject.context():
                 output = first_tensor(inputs.run(subject.compiled, forward))
             name = trace.returned[OUTPUT][0]
