@@ -36,9 +36,9 @@ from rich.console import Console
 import gradscope as gs
 from benchmarks.pairs import CHANGES, EQUAL, changed, equal
 from benchmarks.tables.provenance import manifest
-from gradscope.comparing.conditions import first
-from gradscope.comparing.difference import GSC, LENGTH
-from gradscope.comparing.paired import Options, gains
+from gradscope.comparing.differences.conditions import first
+from gradscope.comparing.differences.difference import GSC, LENGTH
+from gradscope.comparing.differences.paired import Options, gains
 from gradscope.forward.inputs import as_batch
 
 OUTPUT = Path("results/calibration")

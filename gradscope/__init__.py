@@ -16,9 +16,9 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
-from gradscope.comparing.difference import Difference
+from gradscope.comparing.differences.difference import Difference
+from gradscope.comparing.differences.two_models import diff
 from gradscope.comparing.models import ModelComparison, compare_models
-from gradscope.comparing.two_models import diff
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 import gradscope as gs
-from gradscope.comparing.conditions import first
-from gradscope.comparing.paired import influence
-from gradscope.comparing.simultaneous import half_widths
+from gradscope.comparing.differences.conditions import first
+from gradscope.comparing.differences.paired import influence
+from gradscope.comparing.differences.simultaneous import half_widths
 from gradscope.forward.inputs import as_batch
 from tests.helpers import noise, seeded
 
@@ -65,6 +65,7 @@ def test_distances_and_lengths_are_those_of_the_outputs():
 def jacobian_gsc(model, x):
     """GSC of the input to the output of a batch of independent samples, from Jacobians of `torch.func`."""
     found, out = torch.func.vmap(torch.func.jacrev(model))(x), model(x)
+    found, out = found.detach(), out.detach()
     return float(found.square().sum() / x.numel() * x.square().sum() / out.square().sum())
 
 
@@ -173,7 +174,7 @@ class Wrapper(nn.Module):
 def test_what_rounding_explains_is_the_distance_of_the_copy_in_float64():
     model, x = nn.Sequential(nn.Linear(300, 40)), noise(12, 300).float()
     found = diff(model, copy.deepcopy(model), x).rows("local_distance").set_index("layer")
-    f, exact = model(x).double(), copy.deepcopy(model).double()(x.double())
+    f, exact = model(x).detach().double(), copy.deepcopy(model).double()(x.double()).detach()
     expected = 4 * max(2 * float((exact - f).norm() / f.norm()), torch.finfo(torch.float32).eps)
     assert found.loc["0", "rounding"] == pytest.approx(expected, rel=1e-6)
     assert found.loc["0", "rounding"] > 4 * torch.finfo(torch.float32).eps  # more than the least

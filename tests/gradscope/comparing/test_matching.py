@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradscope.comparing.matching import Structure, bare, matched
+from gradscope.comparing.differences.matching import Structure, bare, matched
 
 ACT, LIN, NORM = (Structure(((4, 8),), shapes) for shapes in ((), ((8, 8), (8,)), ((8,), (8,))))
 HEAD, WIDE = Structure(((4, 2),), ((2, 8), (2,))), Structure(((4, 9),), ((9, 8),))

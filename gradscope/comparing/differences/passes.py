@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradscope.comparing.matching import Structure
+from gradscope.comparing.differences.matching import Structure
 from gradscope.forward.inputs import Batch, Forward, continuous
 from gradscope.forward.layers import INPUT, OUTPUT, numbered
 from gradscope.forward.modules import Modules, attach, transforming
@@ -163,7 +163,7 @@ def followed(
 ) -> dict[str, tuple[str, Distance]]:  # fmt: skip
     """Run a model once, and compare it with a trace: the name in this model and the distance, by name in the trace.
 
-    ``partner``: as in `gradscope.comparing.matching.Matching`; by default the names of both models are equal.
+    ``partner``: as in `gradscope.comparing.differences.matching.Matching`; by default the names are equal.
     """
     partner = {label: label for label in trace.structures} if partner is None else partner
     follower = _Follower(trace, partner, held, batch.size)

@@ -1,13 +1,13 @@
 """`diff(a, b, data)`: which layer of two models differs, by how much, and whether rounding explains it.
 
-Three measurements of both models on the same batch:
+Three measurements of both models on the same batch (names of files in this folder):
 
-- every value of b's forward pass against that of a, with equal inputs for every layer (`gradscope.comparing.passes`),
-  held against what rounding explains (`gradscope.comparing.rounding`): exact numbers, which find the layer;
-- GSC from the same cotangents (`gradscope.comparing.paired`), so that the noise of the probes cancels;
-- statistics without the same groups of samples (`gradscope.comparing.layer_statistics`).
+- `passes`: every value of b's forward pass against that of a, with equal inputs for every layer; `rounding` says what
+  rounding explains.  These numbers are exact, and they find the layer.
+- `paired`: GSC from the same cotangents, so that the noise of the probes cancels.
+- `layer_statistics`: statistics without the same groups of samples.
 
-Intervals hold for all layers of a quantity together (`gradscope.comparing.simultaneous`).
+Intervals hold for all layers of a quantity together (`simultaneous`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import nn
 from gradscope.backward.cotangents import Probes
 from gradscope.choices import Level, PathLike, checked, shown
 from gradscope.coefficients.profiles import Matrix
-from gradscope.comparing import paired, saved
-from gradscope.comparing.conditions import Subject, first, fitted, second
-from gradscope.comparing.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
-from gradscope.comparing.layer_statistics import changes
-from gradscope.comparing.matching import Matching, matched
-from gradscope.comparing.paired import LN10, Gains, Options, gains
-from gradscope.comparing.passes import Distance, Trace, distance, followed, traced
-from gradscope.comparing.rounding import FACTOR, Rounding, rounding
+from gradscope.comparing.differences import paired, saved
+from gradscope.comparing.differences.conditions import Subject, first, fitted, second
+from gradscope.comparing.differences.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
+from gradscope.comparing.differences.layer_statistics import changes
+from gradscope.comparing.differences.matching import Matching, matched
+from gradscope.comparing.differences.paired import LN10, Gains, Options, gains
+from gradscope.comparing.differences.passes import Distance, Trace, distance, followed, traced
+from gradscope.comparing.differences.rounding import FACTOR, Rounding, rounding
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import OUTPUT, LayerFilter
 from gradscope.forward.outputs import first_tensor
@@ -74,8 +74,9 @@ def diff(
 
     Which layer differs is an exact question: every module of b gets the values that this module got in a, and what it
     returns is compared.  A layer differs if the relative distance exceeds what rounding explains: four times the
-    rounding errors of both models, which copies of a in other dtypes show (`gradscope.comparing.rounding`).  A change
-    of GSC, lengths or statistics differs if it exceeds rounding and its interval excludes 0.
+    rounding errors of both models, which copies of a in other dtypes show
+    (`gradscope.comparing.differences.rounding`).  A change of GSC, lengths or statistics differs if it exceeds rounding
+    and its interval excludes 0.
 
     Returns:
         A `Difference`: ``first``, the text, the frame, ``matching``.  Layers without a partner are listed in it.
