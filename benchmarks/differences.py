@@ -1,6 +1,7 @@
 """How often `gradscope.diff` names the layer that differs, and how precise paired probes are.
 
-    python -m benchmarks.differences [--equal 1000] [--planted 100] [--first-seed 50000] [--output FOLDER] [--quick]
+    python -m benchmarks.differences [--equal 1000] [--planted 100] [--first-seed 50000] [--processes 2]
+                                     [--output FOLDER] [--quick]
 
 - **planted**: one module of b is changed (`benchmarks.pairs`); ``first`` must be its name.  In most pairs b also
   computes in another way: in float64, with sums in another order, or inside a wrapper.
@@ -21,6 +22,9 @@ import argparse
 import json
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +34,11 @@ import torch
 from rich.console import Console
 
 import gradscope as gs
-from benchmarks.pairs import CHANGES, Pair, changed, equal
+from benchmarks.pairs import CHANGES, EQUAL, changed, equal
 from benchmarks.tables.provenance import manifest
-from gradscope.comparing.conditions import first
-from gradscope.comparing.difference import GSC, LENGTH
-from gradscope.comparing.paired import Options, gains
+from gradscope.comparing.differences.conditions import first
+from gradscope.comparing.differences.difference import GSC, LENGTH
+from gradscope.comparing.differences.paired import Options, gains
 from gradscope.forward.inputs import as_batch
 
 OUTPUT = Path("results/calibration")
@@ -50,9 +54,15 @@ CELLS = [
 STATISTICS = [gs.measures.PreactivationStd(), gs.measures.SignDiversity(), gs.measures.Kurtosis()]
 
 
-def compared(pair: Pair, seed: int) -> dict[str, Any]:
+def quietly() -> None:
+    """Prepare a process: one thread, and no warnings of networks with few layers."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UserWarning)
+
+
+def compared(kind: str, seed: int) -> dict[str, Any]:
     """Compare a pair; returns a row of the table."""
-    begin = time.process_time()
+    begin, pair = time.process_time(), equal(seed) if kind == EQUAL else changed(kind, seed)
     functional = pair.network.startswith("functional")  # has no modules of which to take statistics
     measures = STATISTICS if seed % MEASURED == 0 and not functional else []
     found = gs.diff(pair.a, pair.b, pair.x, probes=PROBES, measures=measures)
@@ -115,19 +125,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("equal", 1000), ("planted", 100), ("first-seed", 50_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a few pairs of every part")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     nums = (9, 2, 1, 2) if options.quick else (options.equal, options.planted, 10, 20)
     num_equal, num_planted, num_precision, num_batches = nums
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", UserWarning)
-    begin, seed = time.process_time(), options.first_seed
-    pairs = [(kind, number) for kind in CHANGES for number in range(seed, seed + num_planted)]
-    rows = [compared(changed(*pair), pair[1]) for pair in pairs]
-    rows += [compared(equal(number), number) for number in range(seed, seed + num_equal)]
-    frame = pd.DataFrame(rows)
-    errors = pd.DataFrame([precision(kind, seed + n) for kind in CHANGES for n in range(num_precision)])
+    seed = options.first_seed
+    planted = [(kind, number) for kind in CHANGES for number in range(seed, seed + num_planted)]
+    pairs = planted + [(EQUAL, number) for number in range(seed, seed + num_equal)]
+    precise = [(kind, number) for kind in CHANGES for number in range(seed, seed + num_precision)]
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=quietly) as pool:
+        rows = pool.map(compared, *zip(*pairs, strict=True), chunksize=4)
+        parts = pool.map(precision, *zip(*precise, strict=True))
+        cells = pool.map(partial(coverage, seed=seed, batches=num_batches), *zip(*CELLS, strict=True))
+        frame, errors = pd.DataFrame(rows), pd.DataFrame(parts)
+        covered = pd.DataFrame([row for cell in cells for row in cell])
     errors["ratio"] = errors["independent"] / errors["paired"]
     covered = pd.DataFrame(
         [row for name, kind in CELLS for row in coverage(name, kind, seed, num_batches)]
@@ -142,9 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     frame.to_csv(options.output / "differences.csv", index=False)
     about = manifest(
         thresholds_set_on="seeds from 10,000 to 10,250", first_seed=seed, counts=counts.to_dict("records"),
-        conditions=frame[frame["kind"] == "equal"].groupby("condition", sort=False)["right"].mean().to_dict(),
+        conditions=frame[frame["kind"] == EQUAL].groupby("condition", sort=False)["right"].mean().to_dict(),
         precision=ratios.to_dict("records"), coverage=of_cells.to_dict("records"),
-        seconds=round(time.process_time() - begin, 1),
+        seconds=round(float(frame["seconds"].sum()), 1),
     )  # fmt: skip
     (options.output / "differences.json").write_text(json.dumps(about, indent=2) + "\n")
     for table in (counts, ratios, of_cells, covered.groupby("quantity")[["each", "all"]].mean().reset_index()):

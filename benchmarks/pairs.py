@@ -23,6 +23,7 @@ CONDITIONS = (
 )  # fmt: skip
 # Behind a planted change: b computes otherwise, too.
 BACKGROUNDS = ("same", "float64", "inputs permuted", "sums split", "batch permuted", "wrapped")
+EQUAL = "equal"
 CHANGES = ("weights x 1.05", "weights in bfloat16", "activation swapped", "wrong epsilon")
 NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 SWAPS: dict[type[nn.Module], tuple[Callable[[], nn.Module], ...]] = {
@@ -65,7 +66,7 @@ def equal(seed: int) -> Pair:
     if kind.startswith("bfloat16, "):
         a, condition = a.bfloat16(), kind.partition(", ")[2]
         own.x = own.x.bfloat16() if own.x.is_floating_point() else own.x
-    return Pair(name, a, under(a, condition, seed), own.x, "equal", kind)
+    return Pair(name, a, under(a, condition, seed), own.x, EQUAL, kind)
 
 
 def changed(kind: str, seed: int, *, name: str = "", background: str = "") -> Pair:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradscope.comparing.difference import FREE, HELD, Difference
+from gradscope.comparing.differences.difference import FREE, HELD, Difference
 from gradscope.report import charts, sections, words
 from gradscope.report.sections import Section
 from gradscope.report.writing import require_packages, write

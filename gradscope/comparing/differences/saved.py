@@ -17,8 +17,8 @@ from scipy import special
 
 from gradscope import frames
 from gradscope.coefficients.profiles import Matrix
-from gradscope.comparing.difference import Difference
-from gradscope.comparing.matching import Structure, matched
+from gradscope.comparing.differences.difference import Difference
+from gradscope.comparing.differences.matching import Structure, matched
 from gradscope.estimates import UPPER
 
 FloatArray = npt.NDArray[np.float64]

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradscope.comparing.conditions import Subject
-from gradscope.comparing.paired import Options
-from gradscope.comparing.rounding import FACTOR, Rounding
-from gradscope.comparing.simultaneous import FEWEST
+from gradscope.comparing.differences.conditions import Subject
+from gradscope.comparing.differences.paired import Options
+from gradscope.comparing.differences.rounding import FACTOR, Rounding
+from gradscope.comparing.differences.simultaneous import FEWEST
 from gradscope.forward.inputs import Batch, copied
 from gradscope.measures.measuring import Measure, measure
 

@@ -23,7 +23,7 @@ import torch
 from gradscope.backward.cotangents import Probes, chosen
 from gradscope.coefficients.gsc import rows_of
 from gradscope.coefficients.pairs import Board
-from gradscope.comparing.conditions import Subject
+from gradscope.comparing.differences.conditions import Subject
 from gradscope.estimates import LOG10_2
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.interrupts import interruptible

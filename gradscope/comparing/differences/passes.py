@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from gradscope.comparing.matching import Structure
+from gradscope.comparing.differences.matching import Structure
 from gradscope.forward.inputs import Batch, Forward, continuous
 from gradscope.forward.layers import INPUT, OUTPUT, numbered
 from gradscope.forward.modules import Modules, attach, transforming
@@ -104,22 +104,28 @@ class _Follower:
         self.given: dict[int, tuple[Tensor, str]] = {}
         self.calls, self.running = Counter[str](), list[str]()
 
-    def each(self, tree: Any, names: Sequence[str], label: str) -> Any:
-        """Compare the tensors of a structure; a structure with the values of the trace, if they replace them."""
+    def each(self, tree: Any, names: Sequence[str], label: str, again: str = "") -> Any:
+        """Compare the tensors of a structure; a structure with the values of the trace, if they replace them.
+
+        ``again``: under which name a value is compared that was compared before, when another layer received it.
+        """
         leaves, spec = pytree.tree_flatten(tree)
         places = [n for n, leaf in enumerate(leaves) if _wanted(leaf)]
         if len(places) != len(names):
             return None
         for place, name in zip(places, names, strict=True):
-            leaves[place] = self.one(leaves[place], name, label)
+            leaves[place] = self.one(leaves[place], name, label, again)
         return pytree.tree_unflatten(leaves, spec) if self.held else None
 
-    def one(self, tensor: Tensor, name: str, label: str) -> Tensor:
+    def one(self, tensor: Tensor, name: str, label: str, again: str = "") -> Tensor:
+        """Compare one value; returns what is passed on."""
         value, known = self.trace.values[name], self.given.get(id(tensor))
         if value.shape != tensor.shape or (known is not None and known[1] == name):
             return tensor
-        if name not in self.found:
-            self.found[name] = label, distance(value, tensor, self.batch_size)
+        # A layer that only this model has may lie between the layer that made the value and the one that receives it.
+        key = again if again and self.held and name in self.found else name
+        if key not in self.found:
+            self.found[key] = label, distance(value, tensor, self.batch_size)
         if not self.held:
             return tensor
         given = value.to(tensor.device, tensor.dtype, copy=True)
@@ -130,8 +136,8 @@ class _Follower:
         if transforming():
             return None
         self.running.append(label := _label(name, self.calls))
-        names = self.trace.received.get(self.partner.get(label, ""), ())
-        return self.each((args, kwargs), names, f"input of {label}")
+        own = self.partner.get(label, "")
+        return self.each((args, kwargs), self.trace.received.get(own, ()), f"input of {label}", f"input of {own}")
 
     def after(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if transforming():
@@ -157,14 +163,16 @@ def followed(
 ) -> dict[str, tuple[str, Distance]]:  # fmt: skip
     """Run a model once, and compare it with a trace: the name in this model and the distance, by name in the trace.
 
-    ``partner``: as in `gradscope.comparing.matching.Matching`; by default the names of both models are equal.
+    ``partner``: as in `gradscope.comparing.differences.matching.Matching`; by default the names are equal.
     """
     partner = {label: label for label in trace.structures} if partner is None else partner
     follower = _Follower(trace, partner, held, batch.size)
     with torch.no_grad():
         inputs = batch.differentiable()[0]
         for number, tensor in enumerate(inputs.floats):
-            follower.one(tensor, name := numbered(INPUT, number), name)
+            name = numbered(INPUT, number)
+            follower.one(tensor, name, name)
+            follower.given[id(tensor)] = tensor, name  # the batch of both models is the same
         _run(modules, inputs, forward, follower, under)
     return follower.found
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from gradscope import frames
 from gradscope.choices import PathLike, checked
-from gradscope.comparing.matching import Matching
-from gradscope.comparing.simultaneous import half_widths
+from gradscope.comparing.differences.matching import Matching
+from gradscope.comparing.differences.simultaneous import half_widths
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -26,8 +26,8 @@ import torch
 from torch import nn
 
 from gradscope.choices import UNFIT
-from gradscope.comparing.conditions import Subject, fitted
-from gradscope.comparing.passes import Trace, followed
+from gradscope.comparing.differences.conditions import Subject, fitted
+from gradscope.comparing.differences.passes import Trace, followed
 from gradscope.forward.inputs import Batch, Forward
 from gradscope.forward.modules import listed
 

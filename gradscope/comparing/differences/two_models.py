@@ -1,13 +1,13 @@
 """`diff(a, b, data)`: which layer of two models differs, by how much, and whether rounding explains it.
 
-Three measurements of both models on the same batch:
+Three measurements of both models on the same batch (names of files in this folder):
 
-- every value of b's forward pass against that of a, with equal inputs for every layer (`gradscope.comparing.passes`),
-  held against what rounding explains (`gradscope.comparing.rounding`): exact numbers, which find the layer;
-- GSC from the same cotangents (`gradscope.comparing.paired`), so that the noise of the probes cancels;
-- statistics without the same groups of samples (`gradscope.comparing.layer_statistics`).
+- `passes`: every value of b's forward pass against that of a, with equal inputs for every layer; `rounding` says what
+  rounding explains.  These numbers are exact, and they find the layer.
+- `paired`: GSC from the same cotangents, so that the noise of the probes cancels.
+- `layer_statistics`: statistics without the same groups of samples.
 
-Intervals hold for all layers of a quantity together (`gradscope.comparing.simultaneous`).
+Intervals hold for all layers of a quantity together (`simultaneous`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import nn
 from gradscope.backward.cotangents import Probes
 from gradscope.choices import Level, PathLike, checked, shown
 from gradscope.coefficients.profiles import Matrix
-from gradscope.comparing import paired, saved
-from gradscope.comparing.conditions import Subject, first, second
-from gradscope.comparing.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
-from gradscope.comparing.layer_statistics import changes
-from gradscope.comparing.matching import Matching, matched
-from gradscope.comparing.paired import LN10, Gains, Options, gains
-from gradscope.comparing.passes import Distance, Trace, distance, followed, traced
-from gradscope.comparing.rounding import FACTOR, Rounding, rounding
+from gradscope.comparing.differences import paired, saved
+from gradscope.comparing.differences.conditions import Subject, first, fitted, second
+from gradscope.comparing.differences.difference import COMPILED, FREE, GSC, HELD, LENGTH, Difference, Row, to_frame
+from gradscope.comparing.differences.layer_statistics import changes
+from gradscope.comparing.differences.matching import Matching, matched
+from gradscope.comparing.differences.paired import LN10, Gains, Options, gains
+from gradscope.comparing.differences.passes import Distance, Trace, distance, followed, traced
+from gradscope.comparing.differences.rounding import FACTOR, Rounding, rounding
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.layers import OUTPUT, LayerFilter
 from gradscope.forward.outputs import first_tensor
@@ -74,8 +74,9 @@ def diff(
 
     Which layer differs is an exact question: every module of b gets the values that this module got in a, and what it
     returns is compared.  A layer differs if the relative distance exceeds what rounding explains: four times the
-    rounding errors of both models, which copies of a in other dtypes show (`gradscope.comparing.rounding`).  A change
-    of GSC, lengths or statistics differs if it exceeds rounding and its interval excludes 0.
+    rounding errors of both models, which copies of a in other dtypes show
+    (`gradscope.comparing.differences.rounding`).  A change of GSC, lengths or statistics differs if it exceeds rounding
+    and its interval excludes 0.
 
     Returns:
         A `Difference`: ``first``, the text, the frame, ``matching``.  Layers without a partner are listed in it.
@@ -114,10 +115,11 @@ def diff(
     )
     explained = rounding(trace, one, other, forward)
     remarks = list(explained.remarks)
+    places = _places(trace, held)
     rows = [
         Row(quantity, name, found[name][0], index, found[name][1].relative, explained.of(name, held=quantity == HELD))
         for quantity, found in ((HELD, held), (FREE, free))
-        for index, name in enumerate(trace.values)
+        for name, index in places.items()
         if name in found
     ]
     rows += _compiled(trace, (one, other), explained, forward)
@@ -135,7 +137,6 @@ def diff(
             "Statistics were not measured",
             remarks,
         )
-        places = {name: index for index, name in enumerate(trace.values)}
         for one_change in of_layers or ():
             quantity, layer, name, before, after, own, units = one_change
             index = places.get(_key(trace, layer), 0)
@@ -160,6 +161,14 @@ def _tried(call: Callable[[], Any], what: str, remarks: list[str]) -> Any:
     except REFUSED as error:
         remarks.append(f"{what}. {error}")
         return None
+
+
+def _places(trace: Trace, held: Found) -> dict[str, int]:
+    """The place of every compared value in execution order; an input comes right before what its call returned."""
+    places = {name: index for index, name in enumerate(trace.values)}
+    inputs = {f"input of {label}": places[names[0]] for label, names in trace.returned.items() if names}
+    extra = {name: inputs[name] for name in held if name not in places and name in inputs}
+    return dict(sorted((extra | places).items(), key=lambda item: item[1]))
 
 
 def _lengths(trace: Trace, free: Found, explained: Rounding, *, coupled: bool) -> list[Row]:
@@ -212,7 +221,7 @@ def _compiled(trace: Trace, subjects: Sequence[Subject], explained: Rounding, fo
     rows = []
     for which, subject in zip("ab", subjects, strict=True):
         if subject.compiled is not None:
-            inputs = subject.batch.differentiable()[0]
+            inputs = fitted(subject.batch, subject.model, subject.dtype, subject.dtype)
             with torch.no_grad(), alone, state_restored(subject.modules) as state, state, subject.context():
                 output = first_tensor(inputs.run(subject.compiled, forward))
             name = trace.returned[OUTPUT][0]

@@ -1,0 +1,1 @@
+"""`gradscope.diff`: which layer of two models differs, and whether rounding explains it."""
