@@ -127,6 +127,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     "compare_models": call(
         gs.compare_models, models={"a": mlp, "b": mlp}, data=X, seeds=2, margin=0.02, progress=None, probes=2
     ),
+    "diff": call(
+        gs.diff, a=MODEL, b=New(mlp), data=X, forward=None, layers=None, target=None, loss_fn=None, probes=2,
+        measures=[], level=0.95, generator=None,
+    ),
     "effective_depth": call(gs.effective_depth, **BY_PROBES, initial=MODEL),
     "first_nonfinite": call(gs.first_nonfinite, **MEASURED, loss_fn=None),
     "growth": call(gs.growth, data=New(lambda: result("profile")), target=None, margin=0.02),
