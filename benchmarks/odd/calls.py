@@ -142,6 +142,10 @@ CALLS: dict[str, Callable[[], Call]] = {
         probes=1, progress=None,
     ),
     "CoordinateCheck.against": bound(lambda: result("scaling"), "against", parametrization="standard"),
+    "diff": call(
+        gs.diff, a=MODEL, b=New(mlp), data=X, forward=None, layers=None, target=None, loss_fn=None, probes=2,
+        measures=[], level=0.95, generator=None,
+    ),
     "effective_depth": call(gs.effective_depth, **BY_PROBES, initial=MODEL),
     "first_nonfinite": call(gs.first_nonfinite, **MEASURED, loss_fn=None),
     "growth": call(gs.growth, data=New(lambda: result("profile")), target=None, margin=0.02),

@@ -152,7 +152,7 @@ class Difference:
             if len(own) > 1:
                 found.append(f"Given equal inputs, {len(own)} layers differ: {_listed(own['layer'])}.")
         elif len(held):
-            worst = held.loc[(held["value"] / held["rounding"]).idxmax()]
+            worst = held.iloc[int((held["value"] / held["rounding"]).to_numpy().argmax())]
             found.append(
                 f"Given equal inputs, layers differ by at most {worst['value']:.2g} of their length "
                 f"({worst['layer']}); rounding explains {worst['rounding']:.2g}."
@@ -164,7 +164,7 @@ class Difference:
         for quantity in dict.fromkeys(self.frame["quantity"]):
             rows = self.rows(quantity)
             if quantity not in (HELD, FREE) and (changed := rows[rows["differs"]]).size:
-                most = changed.loc[changed["value"].abs().idxmax()]
+                most = changed.iloc[int(changed["value"].abs().to_numpy().argmax())]
                 interval = f" ({most['low']:+.3g} to {most['high']:+.3g})" if most["low"] == most["low"] else ""
                 found.append(
                     f"{quantity}: {len(changed)} of {len(rows)} layers differ, most {most['layer']} by "

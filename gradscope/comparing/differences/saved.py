@@ -46,7 +46,7 @@ def difference(a: Saved, b: Saved, level: float) -> Difference:
         found = frames.observed(
             f"{'log10_' * logarithmic}{quantity}_change", change, layer=own["layer"].tolist(),
             index=own["index"].to_numpy(), stderr=half / special.ndtri(1 - (1 - level) / 2 / len(own)),
-            num_samples=int(own[["num_samples", "num_samples_b"]].min(axis=None)), other=own["other"].tolist(),
+            num_samples=int(own[["num_samples", "num_samples_b"]].to_numpy().min()), other=own["other"].tolist(),
             low=change - half, high=change + half, rounding=np.broadcast_to(least, change.shape),
         )  # fmt: skip
         certain = np.abs(change) > half  # an unknown interval supports no claim

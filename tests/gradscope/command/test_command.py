@@ -23,6 +23,11 @@ from torch import nn
 def mlp():
     return nn.Sequential(*[part for _ in range(8) for part in (nn.Linear(6, 6), nn.Tanh())])
 
+def bent():
+    model = mlp()
+    model[5] = nn.Hardtanh()
+    return model
+
 def gpt():
     return nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(12, 2))
 
@@ -93,6 +98,17 @@ def test_profile_prints_the_numbers_and_the_verdict_of_gsc(command):
 
 def test_weights_and_input_are_independent():
     assert not torch.equal(torch.randn(4, generator=seeded(INPUT_STREAM)), torch.randn(4, generator=seeded(0)))
+
+
+@pytest.mark.parametrize(
+    "other, code, first", [("own_net:mlp", 0, None), ("bfloat16", 0, None), ("own_net:bent", 1, "5")]
+)
+def test_diff_names_the_layer_that_differs(command, tmp_path, other, code, first):
+    options = ("--input", "5,6", "--probes", "2")
+    found, out, _ = command("diff", "own_net:mlp", other, *options, "--json")
+    assert found == code and json.loads(out)["first"] == first
+    found, out, _ = command("diff", "own_net:mlp", other, *options, "--out", "new/page.html")
+    assert found == code and "Written: new/page.html" in out and (tmp_path / "new" / "page.html").is_file()
 
 
 def test_json_is_one_object_with_the_rows_of_the_frame(command):
