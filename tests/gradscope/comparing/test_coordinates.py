@@ -350,3 +350,15 @@ def test_a_factory_that_seeds_itself():
 def test_initialization_only():
     result = check(lambda width: small(width)[0], steps=0)
     assert set(result.exponents["step"]) == {0} and result.optimizer is None and "change" not in str(result)
+
+
+def test_rows_are_in_the_order_of_a_training_step():
+    """Forward from the input, then backward from the output; so the first row that differs is the cause."""
+    rows = check(small, steps=1).exponents
+    forward = ["update_effect_rms", "activation_rms", "activation_change_rms"]
+    rows = rows[rows["quantity"].isin([*forward, "activation_gradient_rms"])]
+    expected = [(0, "0", "activation_rms"), (0, "3", "activation_rms")]
+    expected += [(0, "3", "activation_gradient_rms"), (0, "0", "activation_gradient_rms")]
+    expected += [(1, layer, quantity) for layer in "03" for quantity in forward]
+    expected += [(1, "3", "activation_gradient_rms"), (1, "0", "activation_gradient_rms")]
+    assert list(zip(rows["step"], rows["layer"], rows["quantity"], strict=True)) == expected
