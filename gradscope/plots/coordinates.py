@@ -54,12 +54,11 @@ def coordinates(
     ('width', 'a')
     """
     rows = rows_of(data, quantity, "axis", "size", "step", "seed", "log10_value", maker=MAKER)
-    axis = rows["axis"].iloc[0] if axis is None else axis
-    rows = rows[rows["axis"] == axis]
+    axis = str(rows["axis"].iloc[0]) if axis is None else axis
     step = int(rows["step"].max()) if step is None else step
-    rows = rows[rows["step"] == step]
+    rows = rows[(rows["axis"] == axis) & (rows["step"] == step)]
     if rows.empty:
-        raise ValueError(f"The frame has no rows of {quantity!r} against {axis!r} at step {step}.")
+        raise ValueError(f"The frame has no rows of {quantity!r} for axis={axis!r} and step={step}.")
     exponents = getattr(data, "exponents", None)
     if exponents is not None:
         own = (exponents["axis"] == axis) & (exponents["quantity"] == quantity) & (exponents["step"] == step)

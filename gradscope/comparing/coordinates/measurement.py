@@ -162,8 +162,9 @@ class _Recorder:
         """One forward and one backward pass; the gradients of the parameters replace earlier ones."""
         batch = task.batch.differentiable()[0]
         model.zero_grad()
-        with recording_gradients(), eager(modules), hooked(modules, self):
-            output = first_tensor(batch.run(model, task.forward))
+        with recording_gradients(), eager(modules):
+            with hooked(modules, self):
+                output = first_tensor(batch.run(model, task.forward))
             if OUTPUT in self.names:
                 self.add(OUTPUT, output)
             loss = task.loss_fn(output, batch.labels)
@@ -237,5 +238,5 @@ def _log10_rms(tensor: Tensor, name: str, step: int) -> float:
     """log10 of the root mean square; -inf if all entries are zero."""
     rms = float(plain_norms(tensor)) / math.sqrt(tensor.numel())
     if not math.isfinite(rms):
-        raise ValueError(f"{name!r} is NaN or Inf after {step} steps: use a smaller learning rate or fewer steps.")
+        raise ValueError(f"{name!r} is NaN or Inf at step {step}: use a smaller learning rate or fewer steps.")
     return math.log10(rms) if rms else -math.inf

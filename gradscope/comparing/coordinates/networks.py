@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,13 +48,26 @@ def swept(
 
 
 def _network(factory: Callable[..., Any], task: Task, given: Mapping[str, int], seed: int, axis: str) -> Network:
+    _check_signature(factory, given)
     with alone, same_draws(None, seed) as draws, draws:
         made = factory(**given) if len(given) > 1 else factory(*given.values())
         try:
             return measured(made, task, seed, trunk=axis == DEPTH)
         except ValueError as error:
             where = ", ".join(f"{name} {value}" for name, value in given.items())
-            raise ValueError(f"At {where} and seed {seed}: {error}") from error
+            raise ValueError(
+                f"At {where} and seed {seed}, the model of factory cannot be measured with these data and loss_fn: {error}"
+            ) from error
+
+
+def _check_signature(factory: Callable[..., Any], given: Mapping[str, int]) -> None:
+    """Raise TypeError if the factory does not take the width, or with ``depths`` width and depth by keyword."""
+    form = ", ".join(f"{name}=" for name in given) if len(given) > 1 else next(iter(given))
+    with contextlib.suppress(ValueError):  # a function written in C need not have a signature
+        try:
+            inspect.signature(factory).bind(**given) if len(given) > 1 else inspect.signature(factory).bind(1)
+        except TypeError as error:
+            raise TypeError(f"factory must be a function that is called as factory({form}): {error}.") from error
 
 
 def _roles(networks: Mapping[int, Network], names: Mapping[int, Names], axis: str) -> dict[str, str]:

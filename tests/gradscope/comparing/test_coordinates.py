@@ -111,13 +111,13 @@ def test_verdicts_are_equivalence_tests(expectation, interval, cautious, verdict
 
 
 def test_differs_needs_a_simultaneous_interval():
-    """Of 300 tables of 40 exponents at the edge of the margin, at most 5 %, with its error, have one that differs."""
+    """Of 150 tables of 40 exponents at the edge of the margin, at most 5 %, with its error, have one that differs."""
     import pandas as pd
 
     from gradscope.comparing.coordinates.exponents import judged
 
     rng, wrong = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         own = 0.25 + rng.normal(0, 0.1, (40, 5))
         stderr = own.std(1, ddof=1) / math.sqrt(5)
         half = stats.t.ppf(0.975, 4) * stderr
@@ -125,7 +125,7 @@ def test_differs_needs_a_simultaneous_interval():
         table = pd.DataFrame({"exponent": own.mean(1), "stderr": stderr}).assign(**columns)
         table = table.assign(low=table["exponent"] - half, high=table["exponent"] + half)
         wrong += (judged(table, [Expectation("=", 0.0)] * 40, 5, 1, 0.25)["verdict"] == "differs").any()
-    assert wrong / 300 < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 300)
+    assert wrong / 150 < 0.05 + 2 * math.sqrt(0.05 * 0.95 / 150)
 
 
 KNOWN = [
@@ -288,8 +288,10 @@ def test_printing_and_figures():
     np.testing.assert_allclose(line.get_ydata(), rows.groupby("width")["log10_value"].mean())
     assert line.get_linewidth() > ax.lines[0].get_linewidth()
     assert gs.plots.coordinates(result.frame, "gsc", step=0).get_ylabel().endswith("at initialization")
-    with pytest.raises(ValueError, match="no rows of 'gsc' against 'depth' at step 0"):
+    with pytest.raises(ValueError, match="no rows of 'gsc' for axis='depth' and step=0"):
         result.plot("gsc", axis="depth", step=0)
+    with pytest.raises(ValueError, match="no rows of 'gsc' for axis='depth' and step=1"):
+        result.plot("gsc", axis="depth")
 
 
 def other_optimizer(width):
@@ -310,15 +312,22 @@ def renamed(width):
         (lambda width: small(5), {}, ValueError, "factory ignores the width: all layers of widths 4 and 8 have equal"),
         (lambda width, depth: small(5), {"depths": [2, 3], "widths": [4]}, ValueError, "factory ignores the depth"),
         (renamed, {}, ValueError, "other layers at width 8 than at width 4: 'last4', 'last8'"),
-        (other_optimizer, {}, ValueError, "At width 4 and seed 0: The optimizer does not own '0.weight', '3.weight'"),
+        (
+            other_optimizer,
+            {},
+            ValueError,
+            "At width 4 and seed 0, .*: The optimizer does not own '0.weight', '3.weight'",
+        ),
         (lambda width: small(width)[0], {}, ValueError, "without an optimizer: return the pair .* or give steps=0"),
+        (lambda: None, {}, TypeError, r"factory must be a function that is called as factory\(width\)"),
+        (small, {"depths": [2, 3]}, TypeError, r"called as factory\(width=, depth=\): got an unexpected .* 'depth'"),
         (lambda width: 3, {}, TypeError, r"factory must return .* a pair \(model, optimizer\); got int"),
         (lambda width: (small(width)[0], 0.1), {}, TypeError, "got Sequential, float"),
         (
             partial(small, rate=1e300),
             {},
             ValueError,
-            "At width 4 and seed 0: '.' is NaN or Inf after . steps: use a sm",
+            "At width 4 and seed 0, .*: '.' is NaN or Inf at step .: use a sm",
         ),
         (small, {"widths": [8]}, ValueError, r"at least two widths, got \[8\]; or give depths="),
         (small, {"widths": [8, 8]}, ValueError, "widths must be different"),
@@ -348,3 +357,15 @@ def test_a_factory_that_seeds_itself():
 def test_initialization_only():
     result = check(lambda width: small(width)[0], steps=0)
     assert set(result.exponents["step"]) == {0} and result.optimizer is None and "change" not in str(result)
+
+
+def test_rows_are_in_the_order_of_a_training_step():
+    """Forward from the input, then backward from the output; so the first row that differs is the cause."""
+    rows = check(small, steps=1).exponents
+    forward = ["update_effect_rms", "activation_rms", "activation_change_rms"]
+    rows = rows[rows["quantity"].isin([*forward, "activation_gradient_rms"])]
+    expected = [(0, "0", "activation_rms"), (0, "3", "activation_rms")]
+    expected += [(0, "3", "activation_gradient_rms"), (0, "0", "activation_gradient_rms")]
+    expected += [(1, layer, quantity) for layer in "03" for quantity in forward]
+    expected += [(1, "3", "activation_gradient_rms"), (1, "0", "activation_gradient_rms")]
+    assert list(zip(rows["step"], rows["layer"], rows["quantity"], strict=True)) == expected
