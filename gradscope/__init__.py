@@ -16,8 +16,8 @@ from gradscope.coefficients.nonlinearity import nlc
 from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
-from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
+from gradscope.comparing.norms.logged import NormCheck, check_norm
 from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
