@@ -19,8 +19,8 @@ from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_check
 from gradscope.comparing.differences.difference import Difference
 from gradscope.comparing.differences.two_models import diff
-from gradscope.comparing.logged_norm import NormCheck, check_norm
 from gradscope.comparing.models import ModelComparison, compare_models
+from gradscope.comparing.norms.logged import NormCheck, check_norm
 from gradscope.comparing.repair.plan import repair
 from gradscope.comparing.repair.result import Repair
 from gradscope.depth.effective import EffectiveDepth, effective_depth

@@ -168,11 +168,13 @@ def test_bad_input():
     backward(model)
     with pytest.raises(ValueError, match="logged is None in every process"):
         gs.check_norm(model, None)
-    for wrong in (-1.0, math.nan, math.inf, "much", torch.ones(2)):
+    for wrong in (-1.0, math.nan, math.inf, "much", torch.ones(2), 10**400):
         with pytest.raises(ValueError, match="logged must be the norm that this process logged, a finite number >= 0"):
             gs.check_norm(model, wrong)
     with pytest.raises(ValueError, match="max_norm must be a finite number > 0"):
         gs.check_norm(model, 1.0, max_norm=0.0)
+    with pytest.raises(ValueError, match=r"scaler must be a torch\.GradScaler or None, got 1024\.0"):
+        gs.check_norm(model, 1.0, scaler=SCALE)
     model.second.bias.grad[1] = math.nan
     with pytest.raises(ValueError, match=r"gradient of 'second.bias' holds NaN or Inf.*first_nonfinite"):
         gs.check_norm(model, 1.0)

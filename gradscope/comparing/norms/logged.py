@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from gradscope import distributed
 from gradscope.choices import Level, Positive, checked, shown
-from gradscope.comparing.norm_guesses import (
+from gradscope.comparing.norms.guesses import (
     CLIPPED,
     GLOBAL,
     LOCAL,
@@ -90,7 +91,12 @@ class NormCheck:
 
 @checked
 def check_norm(
-    model: nn.Module, logged: Any, *, scaler: Any = None, max_norm: Positive | None = None, rtol: Level | None = None
+    model: nn.Module,
+    logged: Any,
+    *,
+    scaler: GradScaler | None = None,
+    max_norm: Positive | None = None,
+    rtol: Level | None = None,
 ) -> NormCheck:
     """Whether the gradient norm that a training logs is the global norm |g| of the gradient in ``.grad``.
 
@@ -134,13 +140,13 @@ def check_norm(
     """
     model, own = unwrap(model, sharded=True), _number(logged)
     scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
-    gradient = gradient_of(model, 1.0 if scale is None or _unscaled(scaler) else scale)
+    gradient = gradient_of(model, 1.0 if scaler is None or scale is None or _unscaled(scaler) else scale)
     found = distributed.gathered((own, root(gradient.own.values())))
     numbers, parts = [number for number, _ in found], [part for _, part in found]
     first = next((number for number in numbers if number is not None), None)
     if first is None:
         raise ValueError("logged is None in every process: give the number in those that log it.")
-    rounding = max(torch.finfo(p.grad.dtype).eps for p in model.parameters() if p.grad is not None)
+    rounding = max((torch.finfo(p.grad.dtype).eps for p in model.parameters() if p.grad is not None), default=0.0)
     rtol = rtol or 32 * torch.finfo(torch.float32).eps + rounding
 
     def fits(guess: Guess) -> bool:
@@ -169,7 +175,7 @@ def _number(logged: Any) -> float | None:
         logged = logged.item() if logged.numel() == 1 else logged
     try:
         number = float(logged)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise ValueError(
@@ -178,7 +184,7 @@ def _number(logged: Any) -> float | None:
     return number
 
 
-def _unscaled(scaler: Any) -> bool:
+def _unscaled(scaler: GradScaler) -> bool:
     """Whether ``scaler.unscale_`` has been called since the last update; torch does not say so publicly."""
     return any(state["stage"].name != "READY" for state in scaler._per_optimizer_states.values())
 
