@@ -4,7 +4,7 @@ Each network is solved on one batch, and measured on data that were not used for
 all its units contain their goals; these intervals hold together with probability 95 %.  The goals were chosen such that
 the scales can reach them.  In the other three kinds no scale changes GSC, and the outcome of all units must say so.
 
-    python -m benchmarks.repairs        # some minutes on one core; writes results/calibration/repairs.csv
+    python -m benchmarks.repairs        # two minutes on one core; writes results/calibration/repairs.csv
 """
 
 from __future__ import annotations
