@@ -148,6 +148,7 @@ EXCEPTIONS = {
     "pooling": ("experiments.studies.convolution",),
     "convolution": ("experiments.training", "experiments.data", "experiments.seeds"),
     "effective_depth": ("experiments.data",),
+    "repair": ("experiments.data",),
 }
 
 

@@ -174,6 +174,7 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Measurement]] = {
     "gsc_matrix": (network, lambda model, x: gs.gsc_matrix(model, x, probes=1)),
     "parameter_gsc": (network, lambda model, x: gs.parameter_gsc(model, x, probes=2)),
     "residual": (network, lambda model, x: gs.residual(model, x, probes=2)),
+    "repair": (plain, lambda model, x: str(gs.repair(model, x, probes=1))),
     "nlc": (network, lambda model, x: gs.nlc(model, x, probes=2)),
     "measure": (network, lambda model, x: gs.measure(model, x)),
     "measure gradients": (network, lambda model, x: gs.measure(model, (x, LABELS), loss_fn=losses, learning_rate=0.1)),

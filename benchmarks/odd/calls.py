@@ -169,6 +169,9 @@ CALLS: dict[str, Callable[[], Call]] = {
         gs.residual, **BY_PROBES | {"model": New(lambda: mlp(residual="identity"))}, target=None, loss_fn=None,
         channel_dim=None, progress=None,
     ),
+    "repair": call(
+        gs.repair, **BY_PROBES, goal=1.1, length="input", margin=0.02, fresh=None, layers=None, progress=None
+    ),
     "tap": call(gs.tap, tensor=X, name="a"),
     "taylor_losses": call(
         gs.taylor_losses, model=MODEL, data=New(lambda: (noise(4, 6), noise(4, 6))), initial=MODEL, loss_fn=loss,

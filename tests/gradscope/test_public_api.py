@@ -12,7 +12,7 @@ from tests.helpers import noise, seeded
 
 CALLS = [
     gs.attention, gs.capture, gs.check, gs.compare, gs.effective_depth, gs.first_nonfinite, gs.gsc, gs.gsc_matrix,
-    gs.jacobian_coherence, gs.measure, gs.nlc, gs.parameter_gsc, gs.residual, gs.taylor_losses, gs.Monitor,
+    gs.jacobian_coherence, gs.measure, gs.nlc, gs.parameter_gsc, gs.repair, gs.residual, gs.taylor_losses, gs.Monitor,
     gs.testing.assert_growth, gs.testing.assert_no_collapse,
 ]  # fmt: skip
 DEFAULTS = {

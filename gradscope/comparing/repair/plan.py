@@ -81,7 +81,7 @@ def repair(
         these; all of them hold together with probability 95 %.  Without ``fresh``, they are for the batch itself,
         which was also used for the solution, and only the probes are new.
 
-    Cost: 4 to 20 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
+    Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
 
     Raises:
         ValueError: No unit has a scale, a wish is impossible to read, or ``fresh`` is too small for an interval.

@@ -7,8 +7,9 @@ Let h(t) = ln GSC - ln goal and k(t) = ln rms - ln wished rms, both at the facto
    at most ``slack`` count as equally good.  Of the `FACTORS` among them, their ends, and a zero of k, the answer
    minimizes |k| + `RELUCTANCE` |t|.
 
-A zero t counts only if |h(0)| >= `WORTH` |t|: a scale that hardly moves GSC would be sent to absurd factors by the
-chance differences between units of one kind.  If neither GSC nor length changes with the scale, the factor is 1.
+A zero of h counts only if |h| changes there by at least `WORTH` times the change of t.  Otherwise the chance
+differences between units of one kind would send their scales to absurd factors.  If neither GSC nor length changes with
+the scale, the factor is 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ FACTORS = (1, 4, 1 / 4, 64, 1 / 64, 1024, 1 / 1024)
 LARGE = 64
 FLAT = 1e-3  # a smaller change of a logarithm counts as none
 WORTH, RELUCTANCE = 0.05, 0.1  # change of ln GSC and of ln rms that justifies a change of ln factor by 1
+STEP = 0.1  # of ln factor, for a derivative
 EXACT, ROUGH = 1e-5, 0.1  # error of ln factor where GSC or rms is solved for, and of a compromise
 
 Measured = tuple[float, float]  # ln GSC and ln rms
@@ -76,7 +78,8 @@ def solve(measure: Callable[[float], Measured], goal: float, length: float | Non
         points = sorted([*points, t])
         if factor == LARGE and all(_flat(f, [0.0, math.log(4), t]) for f in (h, lambda t: measured(t)[1])):
             return done(0.0, NONE)
-        if not _flat(h, points) and (zero := _zero(h, points)) is not None and abs(h(0.0)) >= WORTH * abs(zero):
+        zero = None if _flat(h, points) else _zero(h, points)
+        if zero is not None and abs(h(zero + STEP) - h(zero)) >= WORTH * STEP:
             return done(zero, SOLVED)
     flat = _flat(h, points)
     best = 0.0 if flat else _minimum(lambda t: abs(h(t)) + WORTH * abs(t), points)
