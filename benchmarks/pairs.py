@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,9 @@ def _other(module: Any, condition: str, generator: torch.Generator) -> Callable[
     linear = isinstance(module, nn.Linear)
     if condition in ("inputs permuted", "sums split") and (linear or isinstance(module, nn.Conv2d)):
         weight, axis = module.weight, -1 if linear else 1
-        call = functional.linear if linear else (lambda *args: functional.conv2d(*args, padding=module.padding))
+        call: Callable[..., Tensor] = (
+            functional.linear if linear else partial(functional.conv2d, padding=module.padding)
+        )
         if condition == "sums split":
             half = weight.shape[1] // 2 or 1
 

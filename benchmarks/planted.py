@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from gradscope.models import MLP
 
-WIDTHS = (50, 100, 200, 400)
-DEPTHS = (8, 12)
+WIDTHS: tuple[int, ...] = (50, 100, 200, 400)
+DEPTHS: tuple[int, ...] = (8, 12)
 BATCH = 32
 
 

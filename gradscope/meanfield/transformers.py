@@ -263,8 +263,8 @@ class Transformer:
             if self.norm == "post":
                 gradient = self._denormalized(branch.total, gradient, removed)
             stream = gradient + branch.backward(gradient)
-            logarithms = (exponent + log10_mean_square(each) for each in (gradient, stream))
-            found.append(_Gradient(*logarithms, mean_square(gradient) / mean_square(stream)))
+            total, below = (exponent + log10_mean_square(each) for each in (gradient, stream))
+            found.append(_Gradient(total, below, mean_square(gradient) / mean_square(stream)))
             exponent, gradient = found[-1].stream, stream / mean_square(stream)  # so that nothing overflows
             # The norm above has removed the mean from what the skip passes, and the length if branches are homogeneous.
             removed = (KINDS[self.norm_kind] - 1) * (1 - found[-1].skip)

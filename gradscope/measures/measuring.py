@@ -190,7 +190,7 @@ def _all_begun(measures: Sequence[Measure], module: nn.Module, received: Tensor)
     if torch.is_autocast_enabled(kind):  # as the network does
         sources = [torch.autocast(kind, torch.get_autocast_dtype(kind))(source) for source in sources]
     neurons = Neurons(received, *sources, by_part=by_part(module))
-    wholes = {
+    wholes: dict[str, Callable[[], Any]] = {
         PREACTIVATIONS: lambda: received,
         SLOPES: lambda: sources[0](received),
         RESPONSES: lambda: (received, sources[1](received)),
@@ -198,8 +198,10 @@ def _all_begun(measures: Sequence[Measure], module: nn.Module, received: Tensor)
     # The network may run under autocast, but the statistics must not: autocast would round them.
     with exact:
         shared = [m for m in measures if isinstance(m, Blockwise) and type(m).parts is Blockwise.parts]
-        parts = dict(zip(map(id, shared), in_one_pass(shared, neurons), strict=True))
-        return [(m, Later(parts[id(m)])) if id(m) in parts else _begun(m, wholes[m.of]()) for m in measures]
+        found: dict[int, Begun] = {
+            id(m): (m, Later(parts)) for m, parts in zip(shared, in_one_pass(shared, neurons), strict=True)
+        }
+        return [found[id(m)] if id(m) in found else _begun(m, wholes[m.of]()) for m in measures]
 
 
 def _result(begun: Begun, layer: str) -> Estimate | Statistic:

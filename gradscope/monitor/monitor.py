@@ -175,10 +175,7 @@ class Monitor:
             self.schedule.leaves(GSC)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return all records as a tidy frame with the additional column ``step``; of very many, evenly spaced ones.
-
-        More than 40 MB of records are thinned to every second one, then every fourth, with one warning;
-        ``report`` and ``sinks`` receive all of them.
+        """Return all records as a tidy frame with the additional column ``step``; beyond 40 MB, evenly spaced ones.
 
         Raises:
             ValueError: Nothing was recorded.

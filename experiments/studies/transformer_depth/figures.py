@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -84,7 +86,7 @@ def _skips(frame: pd.DataFrame) -> Figure:
     for ax, branch in zip(axes, BRANCHES, strict=True):
         for place, norm in enumerate(NORMS):
             table, line = numbers.shares(frame, norm, branch), numbers.shares(frame, norm, branch, "_theory").mean()
-            blocks = [block + 1 for block in table]
+            blocks = [int(block) + 1 for block in table.columns.to_numpy()]
             found = [means.mean(table[block]) for block in table]
             means.errorbars(ax, blocks, found, fmt=MARKERS[place], color=COLORS[place], markersize=5, capsize=3,
                             label=f"{name(norm)}, measured")  # fmt: skip
@@ -119,7 +121,7 @@ def _curves(ax: Axes, tables: dict[str, pd.DataFrame], line: str = "-") -> None:
         place = NORMS.index(norm)
         found = [means.mean(table[depth]) for depth in DEPTHS]
         apart = [depth * 1.02 ** (2 * place - 1) for depth in DEPTHS]
-        style = {"fmt": f"{MARKERS[place]}{line}", "color": COLORS[place], "label": name(norm)}
+        style: dict[str, Any] = {"fmt": f"{MARKERS[place]}{line}", "color": COLORS[place], "label": name(norm)}
         means.errorbars(ax, apart, found, **style, markersize=5, linewidth=1.2, capsize=3)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set_xlabel("blocks")

@@ -113,10 +113,9 @@ def of_norm(frame: pd.DataFrame, runs: pd.DataFrame) -> list[Claim]:
 
 def change(frame: pd.DataFrame, name: str, qk: bool, lr: float) -> Mean:
     """The mean over seeds of log10 (last / first value). The quantity log10_gsc is a logarithm already."""
-    found = signals.moving(frame, name).loc[qk, lr]
-    ends = found[[found.columns.min(), found.columns.max()]]
-    logarithms = ends if name.startswith("log10") else np.log10(ends)
-    return means.mean(logarithms.iloc[:, 1] - logarithms.iloc[:, 0])
+    found = signals.moving(frame, name)
+    first, last = (found[step].xs((qk, lr)) for step in (found.columns.min(), found.columns.max()))
+    return means.mean(last - first if name.startswith("log10") else np.log10(last / first))
 
 
 def delay(runs: pd.DataFrame, lr: float, num_steps: int) -> Mean:

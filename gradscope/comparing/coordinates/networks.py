@@ -55,9 +55,8 @@ def _network(factory: Callable[..., Any], task: Task, given: Mapping[str, int], 
             return measured(made, task, seed, trunk=axis == DEPTH)
         except ValueError as error:
             where = ", ".join(f"{name} {value}" for name, value in given.items())
-            raise ValueError(
-                f"At {where} and seed {seed}, the model of factory cannot be measured with these data and loss_fn: {error}"
-            ) from error
+            what = "the model of factory cannot be measured with these data and loss_fn"
+            raise ValueError(f"At {where} and seed {seed}, {what}: {error}") from error
 
 
 def _check_signature(factory: Callable[..., Any], given: Mapping[str, int]) -> None:

@@ -56,7 +56,7 @@ def matched(first: Mapping[str, Structure], second: Mapping[str, Structure]) -> 
 
     def by_name(alike: Callable[[Structure, Structure], bool]) -> None:
         taken = set(partner.values())
-        free = {bare(name): name for name in reversed(first) if name not in taken}
+        free = {bare(name): name for name in reversed(list(first)) if name not in taken}
         for name, structure in second.items():
             own = free.get(bare(name))
             if name not in partner and own is not None and alike(first[own], structure):
