@@ -1,0 +1,38 @@
+"""
+What differs between two models?
+================================
+
+``gs.diff`` runs every module of the second model on the values of the first one.  So it names the layer where two
+checkpoints, a conversion and its original, or two precisions differ, and says whether rounding explains it.
+"""
+
+import copy
+
+import matplotlib.pyplot as plt
+import torch
+
+import gradscope as gs
+
+generator = torch.Generator().manual_seed(0)
+model = gs.models.MLP(depth=8, width=48, activation="tanh", norm="layer", generator=generator)
+x = torch.randn(32, 48, generator=generator)
+
+changed = copy.deepcopy(model)
+with torch.no_grad():
+    changed.layers[3].linear.weight[0] *= 1.1  # one neuron of one layer
+
+found = gs.diff(model, changed, x)
+print(found)
+
+# %%
+# The same model in another precision differs by rounding alone.
+
+print(gs.diff(model, lambda copied: copied.bfloat16(), x))
+
+# %%
+
+found.plot()
+plt.show()
+
+# %%
+# *Distance of the outputs of each layer of both models, and the change of GSC.*

@@ -1,0 +1,37 @@
+"""
+Does my network behave the same at twice the width?
+===================================================
+
+``gs.coordinate_check`` trains networks of several widths for a few steps.  It compares how lengths grow with the width
+with the table of a parametrization, and names the first layer that differs.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+
+import gradscope as gs
+
+
+def network(width):
+    """A network and its optimizer in the parametrization mu-P; at width 64 it is the standard one."""
+    model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4))
+    ratio = width / 64
+    nn.init.normal_(model[4].weight, std=64**-0.5 / ratio)
+    rates = {0: 2e-3, 2: 2e-3, 4: 2e-3 / ratio}  # wrong: the hidden layer 2 needs 2e-3 / ratio, too
+    return model, torch.optim.Adam([{"params": model[layer].parameters(), "lr": lr} for layer, lr in rates.items()])
+
+
+generator = torch.Generator().manual_seed(0)
+x, y = torch.randn(16, 8, generator=generator), torch.randint(4, (16,), generator=generator)
+loss = nn.CrossEntropyLoss(reduction="none")
+found = gs.coordinate_check(network, (x, y), loss_fn=loss, widths=[64, 128, 256], steps=1, seeds=4)
+print(found)
+
+# %%
+
+found.plot()
+plt.show()
+
+# %%
+# *Lengths against the width, on logarithmic axes, with 95 % intervals over initializations.*
