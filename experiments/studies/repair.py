@@ -199,12 +199,12 @@ def answer(collected: Collected) -> str:
     lower = [case for case in CASES if ratio(frame, case, REPAIRED, BAD).below(1)]
     higher = [case for case in CASES if ratio(frame, case, REPAIRED, BAD).above(1)]
     same = [case for case in CASES if ratio(frame, case, REPAIRED, STANDARD).below(AS_GOOD)]
+    raised = f" and raises that of {listed(higher)}" if higher else ""
     factors = ", ".join(f"{ratio(frame, case, REPAIRED, BAD)} ({case})" for case in CASES)
     return (
         f"The repair lowers the training loss of {len(lower)} of {len(CASES)} badly initialized networks "
-        f"({listed(lower)}) and raises that of {len(higher)} ({listed(higher)}). The loss after the repair, divided by "
-        f"that without it, is {factors}. The networks {listed(same)} then train as well as with a standard "
-        "initialization."
+        f"({listed(lower)}){raised}. The loss after the repair, divided by that without it, is {factors}. "
+        f"Shown to train as well as with a standard initialization: {listed(same)}."
     )
 
 

@@ -88,6 +88,17 @@ class Layer:
 LayerFilter = str | Sequence[str] | Callable[[Layer], bool]
 
 
+def _accepts(wanted: Callable[[Layer], bool], layer: Layer) -> bool:
+    answer = wanted(layer)
+    try:
+        return bool(answer)
+    except (ValueError, RuntimeError) as error:  # of a whole tensor or array
+        raise TypeError(
+            f"The callable given as layers= must return True or False for a layer; for {layer.name!r} it returned a "
+            f"{type(answer).__name__} that is neither."
+        ) from error
+
+
 def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[str] = ()) -> list[Layer]:
     """Layers that a glob, a list of globs over names, or a callable chooses, in execution order.
 
@@ -95,7 +106,7 @@ def select(layers: Sequence[Layer], wanted: LayerFilter, elsewhere: Collection[s
     recorded layers on which the target does not depend; such a layer does not count as a match.
     """
     if not isinstance(wanted, str) and callable(wanted):
-        chosen = [layer for layer in layers if wanted(layer)]
+        chosen = [layer for layer in layers if _accepts(wanted, layer)]
         if not chosen:
             raise ValueError("The callable given as layers= accepted none of the recorded layers. " + _listed(layers))
         return chosen

@@ -91,6 +91,8 @@ def test_unknown_layer_offers_the_nearest_names():
 def test_layers_that_choose_nothing():
     with pytest.raises(ValueError, match="accepted none of the recorded layers"):
         gs.gsc(mlp(), noise(5, 6), layers=lambda layer: False)
+    with pytest.raises(TypeError, match="must return True or False for a layer; for 'input' it returned a Tensor"):
+        gs.gsc(mlp(), noise(5, 6), layers=lambda layer: torch.ones(2))
     with pytest.raises(ValueError, match=r"layers= is an empty list"):
         gs.gsc(mlp(), noise(5, 6), layers=[])
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
-from scipy.optimize import brentq, minimize_scalar
+import scipy
 
 # Factors of the scan, the nearest first; a zero between the first of them is found without the others.
 FACTORS = (1, 4, 1 / 4, 64, 1 / 64, 1024, 1 / 1024)
@@ -101,7 +101,7 @@ def _zero(f: Function, points: Sequence[float]) -> float | None:
     """The zero of f between the two neighbors nearest to 0 where f has different signs; None if there are none."""
     pairs = [pair for pair in pairwise(points) if f(pair[0]) * f(pair[1]) <= 0]
     pair = min(pairs, key=lambda pair: max(map(abs, pair)), default=None)
-    return None if pair is None else float(brentq(f, *pair, xtol=EXACT))
+    return None if pair is None else float(scipy.optimize.brentq(f, *pair, xtol=EXACT))
 
 
 def _minimum(f: Function, points: Sequence[float]) -> float:
@@ -110,7 +110,7 @@ def _minimum(f: Function, points: Sequence[float]) -> float:
     low, high = points[max(place - 1, 0)], points[min(place + 1, len(points) - 1)]
     if high - low < ROUGH:
         return points[place]
-    found = float(minimize_scalar(f, bounds=(low, high), method="bounded", options={"xatol": ROUGH}).x)
+    found = float(scipy.optimize.minimize_scalar(f, bounds=(low, high), method="bounded", options={"xatol": ROUGH}).x)
     return found if f(found) < f(points[place]) - FLAT else points[place]
 
 
@@ -121,7 +121,7 @@ def _around(excess: Function, best: float, points: Sequence[float]) -> list[floa
         last = best
         for t in side:
             if excess(t) > 0:
-                inside.append(float(brentq(excess, last, t, xtol=EXACT)))
+                inside.append(float(scipy.optimize.brentq(excess, last, t, xtol=EXACT)))
                 break
             inside.append(last := t)
     return sorted(set(inside))

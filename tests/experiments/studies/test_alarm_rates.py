@@ -43,7 +43,7 @@ def test_the_resampled_pairs_are_those_of_plain_loops():
         controls, failing = sample[~failed[sample]], sample[failed[sample]]
         matched.append(np.mean([first[c] < end[f] for c in controls for f in failing]))
         more.append(np.mean(first[failing] < end[failing]) - matched[-1])
-    short = Alarms(found.table, found.drawn[:300])
+    short = Alarms(found.table, found.drawn[:300], found.signals)
     for between, values in ((short.matched("gsc"), matched), (short.advantage("gsc"), more)):
         np.testing.assert_allclose((between.low, between.high), np.percentile(values, [2.5, 97.5]))
 
