@@ -200,10 +200,10 @@ Intervals are 95 % Student's t intervals over seeds. They cover weights, windows
 An earlier sweep with seeds 0 to 7 measured GSC to the last block. Its claims and thresholds were kept for the seeds
 here, which are others. The claims called exploratory were added after the earlier sweep. Tolerances for theory were set
 after two of the shallowest networks, with other seeds, were compared, and before this sweep. After a narrow pilot, the
-verdicts on exponential and power were extended from growth to growth or decay. The expectation of a power or an exponential
-comes from multilayer perceptrons and does not cover attention. The width is small, and GSC depends on the width (study
-[depth_width](depth_width.md)). All networks are at initialization, with one kind of MLP, one kind of norm and one
-length of text.
+verdicts on exponential and power were extended from growth to growth or decay. The expectation of a power or an
+exponential comes from multilayer perceptrons and does not cover attention. The width is small, and GSC depends on the
+width (study [depth_width](depth_width.md)). All networks are at initialization, with one kind of MLP, one kind of norm
+and one length of text.
 
 **Networks without normalization were dropped after the sweep.** Their stream grows exponentially, so the scores of
 attention soon exceed the precision of float32. GSC in float32 and in float64 then differ by orders of magnitude.

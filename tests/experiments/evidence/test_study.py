@@ -149,12 +149,13 @@ def test_the_page_is_what_its_frame_says(name):
 
 def test_the_index_counts_the_claims():
     text = (ROOT / "docs" / "studies" / "README.md").read_text()
-    studies = {name: (study.find(name).question, decided(name)) for name in STUDIES}
+    asked = {name: study.find(name) for name in STUDIES}
+    studies = {name: (one.question, one.answer(published(name)).strip(), decided(name)) for name, one in asked.items()}
     assert_same_text(text, pages.index(studies))
-    for name, (question, claims) in studies.items():
+    for name, (question, _, claims) in studies.items():
         verdicts = [claim.verdict for claim in claims]
         counts = " | ".join(str(verdicts.count(word)) for word in study.VERDICTS)
-        assert f"- [{name}]({name}.md): {question}\n" in text and f"| [{name}]({name}.md) | {counts} |" in text
+        assert f"**[{question}]({name}.md)** " in text and f"| [{name}]({name}.md) | {counts} |" in text
 
 
 def test_the_numbers_of_a_page_follow_the_frame():
