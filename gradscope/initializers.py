@@ -203,11 +203,7 @@ def lsuv(
     """
     model = unwrap(model)
     layers = weighted(model)
-    for layer in layers.values():
-        orthogonal(layer.weight, generator=generator)
     found: dict[str, float] = {}
-    with interruptible() as whole, whole:
-        batch = as_batch(data, forward=forward, loss_fn=None)
 
     def scale(name: str) -> Callable[..., Any]:
         def hook(layer: Weighted, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
@@ -230,10 +226,14 @@ def lsuv(
 
         return hook
 
-    with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
-        for name, layer in layers.items():
-            layer.register_forward_hook(scale(name), with_kwargs=True)  # removed with the other changes of the pass
-        batch.differentiable()[0].run(model, forward)
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=None)
+        for layer in layers.values():
+            orthogonal(layer.weight, generator=generator)
+        with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():
+            for name, layer in layers.items():
+                layer.register_forward_hook(scale(name), with_kwargs=True)  # removed with the other changes of the pass
+            batch.differentiable()[0].run(model, forward)
     return found
 
 

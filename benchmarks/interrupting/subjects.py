@@ -165,6 +165,32 @@ def initialized(model: nn.Module, x: Tensor) -> dict[str, float]:
         )
 
 
+class Tokens(nn.Module):
+    """The features are the tokens of a sequence, and stay apart from each other in the first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.mixing, self.later = nn.Linear(1, 3), nn.Linear(4, 4), nn.Linear(3, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two values per token."""
+        h: Tensor = self.inside(x[..., None]).tanh()
+        y: Tensor = self.later(self.mixing(h.mT).mT)
+        return y
+
+
+def widened(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network of some width with its optimizer."""
+    model = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)).double()
+    return model, torch.optim.SGD(model.parameters(), 0.1)
+
+
+def scaling(_: nn.Module, x: Tensor) -> str:
+    """The exponents of two widths."""
+    return str(gs.coordinate_check(widened, (x, LABELS), loss_fn=losses, widths=[4, 8], steps=1, seeds=2))
+
+
 SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Measurement]] = {
     "gsc": (network, lambda model, x: gs.gsc(model, x, probes=1)),
     "gsc exact": (network, lambda model, x: gs.gsc(model, x, probes="exact")),
@@ -191,6 +217,10 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Measurement]] = {
     "compare": (plain, lambda model, x: str(gs.compare(model, x, probes=1))),
     "compare_models": (network, lambda _, x: str(gs.compare_models({"a": plain, "b": plain}, x, seeds=2, probes=1))),
     "invariance_error": (images, lambda model, x: invariance_error(model, x.reshape(2, 1, 3, 4), (1, 0))),
+    "diff": (plain, lambda model, x: str(gs.diff(model, lambda twin: twin.float(), x, probes=1, measures=[]))),
+    "coordinate_check": (plain, scaling),
+    "jacobian_coherence": (plain, lambda model, x: gs.jacobian_coherence(model, x, probes=2)),
+    "positions": (Tokens, lambda model, x: gs.gsc(model, x, positions="both", probes=1)),
     "attention": (Attentive, lambda model, x: gs.attention(model, x)),
     "Monitor.step": (network, monitored),
     "report": (plain, page),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import dis
+import functools
 import inspect
 import random
 import signal
@@ -17,7 +18,8 @@ from typing import Any
 
 Run = Callable[[], Any]
 CLEANING = {"__enter__", "__exit__", "close", "remove", "_restore", "_changed", "_keep_all", "_replace_buffers"}
-# Python looks for signals after these instructions only.  Where a lock is taken or given back it does not.
+# Python looks for signals after these instructions only.  Where a lock is taken or given back it does not.  A signal
+# raises at the instruction, but a trace at the next one, which counts only if both have the same handler.
 CHECKED = {dis.opmap[name] for name in ("RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD") if name in dis.opmap}
 SENDER = """
 import os, sys, time
@@ -52,7 +54,7 @@ class Instructions:
     def __init__(self, scope: tuple[str, ...], *, cleaning: bool = False) -> None:
         self.scope, self.cleaning = scope, cleaning
         self.num: Counter[CodeType] = Counter()
-        self.last: dict[int, int] = {}  # the last instruction, by the identity of the frame
+        self.last: dict[int, int] = {}  # the offset of the last instruction, by the identity of the frame
         self.counts: Counter[CodeType] = Counter()
         self.where: CodeType | None = None
         self.at, self.action, self.happened = 0, _raise, ""
@@ -92,8 +94,9 @@ class Instructions:
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self.last.pop(id(frame), None)
         elif event == "opcode":
-            before, self.last[id(frame)] = self.last.get(id(frame)), code.co_code[frame.f_lasti]
-            if before not in CHECKED:
+            here, before = frame.f_lasti, self.last.get(id(frame))
+            self.last[id(frame)] = here
+            if before is None or code.co_code[before] not in CHECKED or _handler(code, before) != _handler(code, here):
                 return self._trace
             self.num[code] += 1
             if code is self.where and self.num[code] == self.at:
@@ -101,6 +104,17 @@ class Instructions:
                 self.happened = f"{code.co_qualname}:{frame.f_lineno}"
                 self.action()
         return self._trace
+
+
+@functools.cache
+def _handlers(code: CodeType) -> list[tuple[int, int, int]]:
+    """The ranges of instructions that have a handler, with the place of the handler."""
+    return [(entry.start, entry.end, entry.target) for entry in dis._parse_exception_table(code)]  # type: ignore[attr-defined]
+
+
+def _handler(code: CodeType, offset: int) -> int | None:
+    """Where an exception goes that an instruction raises; None: to the caller."""
+    return next((target for start, end, target in _handlers(code) if start <= offset < end), None)
 
 
 def _cleans(code: CodeType) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from operator import attrgetter
 from threading import get_ident
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gradscope.choices import checked, stacklevel
 from gradscope.forward.layers import OUTPUT
@@ -24,6 +24,9 @@ from gradscope.forward.wrappers.refusals import class_name, doubtful, held, refu
 Modules = Mapping[str, nn.Module]
 Owned = Mapping[str, Sequence[Tensor]]
 Hook = Callable[..., Any]
+
+# Numbers of hooks, one per call of `attach`.  Those of torch begin at 0 and are counted by `hooks_so_far`.
+_NUMBERS = count(-1, -1)
 
 transform_level = torch._C._functorch.maybe_current_level
 _hooks_of = attrgetter(*(f"_forward_{kind}hooks{more}" for kind in ("", "pre_") for more in ("", "_with_kwargs")))
@@ -228,7 +231,7 @@ def attach(modules: Modules, before: Hook, after: Hook = lambda *_: None) -> Cal
     The same as ``module.register_forward_hook(..., with_kwargs=True)``, at a tenth of its time.  Returns a function
     that removes them.
     """
-    key = RemovableHandle(OrderedDict()).id  # torch gives this number to no other hook
+    key = next(_NUMBERS)
     for name, module in modules.items():
         module._forward_pre_hooks[key], module._forward_hooks[key] = partial(before, name), partial(after, name)
         module._forward_pre_hooks_with_kwargs[key] = module._forward_hooks_with_kwargs[key] = True

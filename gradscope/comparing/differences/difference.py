@@ -128,14 +128,14 @@ class Difference:
     def headline(self) -> str:
         """The answer in one sentence."""
         if self.first is not None:
-            return f"First layer that differs: {self.first}."
+            return f"First layer that differs: {self.first!r}."
         if not self.frame["differs"].any():
             known = "rounding explains" if len(self.rows(HELD)) else "the errors explain"
             return f"No layer differs by more than {known}."
         backward = self.rows(GSC)
         if (own := backward[backward["differs"]]).size and not self._differing(HELD):
             what = "The outputs agree, but GSC differs" if len(self.rows(HELD)) else "GSC differs"
-            return f"{what} up to {own['layer'].iloc[-1]}: look at this layer and the ones after it."
+            return f"{what} up to {own['layer'].iloc[-1]!r}: look at this layer and the ones after it."
         return "No layer differs by itself, but quantities of layers do."
 
     def sentences(self) -> list[str]:
@@ -150,31 +150,31 @@ class Difference:
                 f"{row['rounding']:.2g}."
             )
             if len(own) > 1:
-                found.append(f"Given equal inputs, {len(own)} layers differ: {_listed(own['layer'])}.")
+                found.append(f"Given equal inputs, {len(own)} layers differ: {_listed(_quoted(own['layer']))}.")
         elif len(held):
             worst = held.iloc[int((held["value"] / held["rounding"]).to_numpy().argmax())]
             found.append(
                 f"Given equal inputs, layers differ by at most {worst['value']:.2g} of their length "
-                f"({worst['layer']}); rounding explains {worst['rounding']:.2g}."
+                f"({worst['layer']!r}); rounding explains {worst['rounding']:.2g}."
             )
         free = self.rows(FREE)
         if len(free):
             last = free.iloc[-1]
-            found.append(f"At {last['layer']}, the whole difference is {last['value']:.2g} of the length.")
+            found.append(f"At {last['layer']!r}, the whole difference is {last['value']:.2g} of the length.")
         for quantity in dict.fromkeys(self.frame["quantity"]):
             rows = self.rows(quantity)
             if quantity not in (HELD, FREE) and (changed := rows[rows["differs"]]).size:
                 most = changed.iloc[int(changed["value"].abs().to_numpy().argmax())]
                 interval = f" ({most['low']:+.3g} to {most['high']:+.3g})" if most["low"] == most["low"] else ""
                 found.append(
-                    f"{quantity}: {len(changed)} of {len(rows)} layers differ, most {most['layer']} by "
+                    f"{quantity}: {len(changed)} of {len(rows)} layers differ, most {most['layer']!r} by "
                     f"{most['value']:+.3g}{interval}."
                 )
         for which, names in (("a", self.matching.only_first), ("b", self.matching.only_second)):
             if names:
-                found.append(f"Without a partner in {which}: {_listed(names)}.")
+                found.append(f"Without a partner in {which}: {_listed(_quoted(names))}.")
         if self.matching.renamed:
-            pairs = [f"{a} = {b}" for a, b in self.matching.renamed]
+            pairs = [f"{a!r} = {b!r}" for a, b in self.matching.renamed]
             found.append(f"Matched by order and structure: {_listed(pairs)}.")
         return [*found, self.population, *self.remarks]
 
@@ -194,6 +194,10 @@ class Difference:
         return frames.notebook(str(self), (shown if len(shown) else self.frame)[SHOWN])
 
 
-def _listed(names: Sequence[str] | pd.Series) -> str:
+def _quoted(names: Sequence[str] | pd.Series) -> list[str]:
+    return [repr(name) for name in names]
+
+
+def _listed(names: Sequence[str]) -> str:
     rest = len(names) - MOST_NAMED
-    return ", ".join(list(names)[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -33,6 +33,7 @@ from gradscope.comparing.differences.paired import LN10, Gains, Options, gains
 from gradscope.comparing.differences.passes import Distance, Trace, distance, followed, traced
 from gradscope.comparing.differences.rounding import FACTOR, Rounding, rounding
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import OUTPUT, LayerFilter
 from gradscope.forward.outputs import first_tensor
 from gradscope.forward.state import alone, state_restored
@@ -101,12 +102,17 @@ def diff(
         if not isinstance(b, (Matrix, pd.DataFrame, str, Path)):
             raise TypeError(f"a is a saved result, so b must be one too: a Profile, a frame or a path; got {shown(b)}.")
         return saved.difference(a, b, level)
-    batch = as_batch(data, forward=forward, loss_fn=loss_fn)
-    one = first(a, batch)
-    other = second(one, b)
-    seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
-    options = Options(forward, layers, target, loss_fn, probes, seed)
+    with interruptible() as whole, whole:
+        batch = as_batch(data, forward=forward, loss_fn=loss_fn)
+        one = first(a, batch)
+        seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator))
+        return _of_models(one, second(one, b), Options(forward, layers, target, loss_fn, probes, seed), measures, level)
 
+
+def _of_models(
+    one: Subject, other: Subject, options: Options, measures: Sequence[Measure] | None, level: float
+) -> Difference:
+    forward = options.forward
     trace = traced(one.modules, one.batch, forward)
     matching = matched(trace.structures, traced(other.modules, other.batch, forward, other.context()).structures)
     held, free = (
@@ -141,14 +147,14 @@ def diff(
             quantity, layer, name, before, after, own, units = one_change
             index = places.get(_key(trace, layer), 0)
             rows.append(Row(f"{quantity}_change", layer, name, index, after - before, own, units))
-    frame = to_frame(rows, num_samples=batch.size, level=level)
+    frame = to_frame(rows, num_samples=one.batch.size, level=level)
     names = [type(subject.model).__name__ for subject in (one, other)]
     dtypes = [str(subject.dtype).removeprefix("torch.") for subject in (one, other)]
     return Difference(
         first=next((row.layer for row in rows if row.quantity in (HELD, COMPILED) and row.value > row.rounding), None),
         frame=frame,
         matching=matching,
-        subject=f"{names[0]} ({dtypes[0]}) and {names[1]} ({dtypes[1]}), {batch.size} samples:",
+        subject=f"{names[0]} ({dtypes[0]}) and {names[1]} ({dtypes[1]}), {one.batch.size} samples:",
         population=_population(coupled, level),
         remarks=tuple(dict.fromkeys(remarks)),
     )
