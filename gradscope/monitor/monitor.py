@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import distributed, frames
-from gradscope.backward.cotangents import Probes
 from gradscope.choices import PathLike, Share, Size, checked, stacklevel
 from gradscope.coefficients.pairs import ZeroOutputError
-from gradscope.forward.inputs import Forward, LossFunction
+from gradscope.forward.inputs import Forward, LossFunction, as_batch
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, same_draws
 from gradscope.forward.wrappers.sharding import unsharded
@@ -90,7 +89,7 @@ class Monitor:
     ``data`` and make the same calls; each measures its share of the samples, and all hold the merged records.
 
     Raises:
-        ValueError: An argument has an invalid value.
+        TypeError, ValueError: An argument is invalid, or ``data`` is no batch.
 
     >>> import torch
     >>> import gradscope as gs
@@ -115,8 +114,8 @@ class Monitor:
         periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
         self.schedule = Schedule(periods, max_overhead, clock, total_steps)
         self.model = unwrap(model, sharded=True)
-        self.data, self.layers, self.forward, self.loss_fn = data, layers, forward, loss_fn
-        self.probes: Probes = probes
+        as_batch(data, forward=forward, loss_fn=None, finite=False)  # raises if this is no batch
+        self.data, self.layers, self.forward, self.loss_fn, self.probes = data, layers, forward, loss_fn, probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
         self.report, self.sinks = report, Sinks(sinks)
         self.vitals, self.weights = Vitals(self.model, check_every), Weights(self.model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 import gradscope as gs
 from tests.helpers import noise
@@ -568,3 +569,17 @@ def test_masked_logits_are_no_reason_to_stop():
     assert set(monitor.to_frame()["quantity"]) >= {"preactivation_std", "gradient_norm"}
     with pytest.raises(gs.NonFiniteError, match="The loss is inf at step 2: a second pass found no NaN or Inf"):
         monitor.step(math.inf, x)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([(noise(8, 6), noise(8, 6))], TypeError, "data must be a tensor"),  # a loader
+        ((noise(8, 6), noise(8, 6)), ValueError, "without loss_fn= the labels would be ignored"),
+        (torch.empty(0, 6), ValueError, "The batch is empty"),
+    ],
+)
+def test_a_probe_batch_that_is_no_batch_is_refused_at_once(data, error, message):
+    data = DataLoader(data, batch_size=2) if isinstance(data, list) else data
+    with pytest.raises(error, match=message):
+        gs.Monitor(nn.Linear(6, 2), data)
