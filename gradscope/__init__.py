@@ -13,7 +13,6 @@ from gradscope.checks.self_check import check
 from gradscope.coefficients.growth import Growth, growth
 from gradscope.coefficients.gsc import gsc, gsc_matrix
 from gradscope.coefficients.nonlinearity import nlc
-from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.parameters import parameter_gsc
 from gradscope.coefficients.profiles import Matrix, Profile
 from gradscope.comparing.coordinates.check import CoordinateCheck, coordinate_check
@@ -27,6 +26,7 @@ from gradscope.depth.effective import EffectiveDepth, effective_depth
 from gradscope.depth.taylor import taylor_losses
 from gradscope.estimates import Estimate
 from gradscope.forward.layers import Layer
+from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import tap
 from gradscope.forward.wrappers.sharding import unsharded
 from gradscope.jacobians.capture import Capture, capture

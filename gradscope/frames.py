@@ -17,6 +17,8 @@ from gradscope import files
 from gradscope.choices import Numbers, PathLike, Size, checked, listed, require, shown
 from gradscope.files import written
 
+__all__ = ["SchemaError", "check", "load", "observed", "save", "tidy", "to_last_target"]
+
 NETWORK = "network"
 
 SCHEMA_VERSION = 2
@@ -59,7 +61,12 @@ ROUNDING = 1e-4  # tolerance for the ends of an interval, which a file may hold 
 
 
 class SchemaError(ValueError):
-    """A file was written with a schema version that this version of gradscope cannot read."""
+    """A file was written with a schema version that this version of gradscope cannot read.
+
+    >>> check_version(1, Path("old.csv"))  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    SchemaError: old.csv has schema version 1, but this version of gradscope reads 2: measure again (rerun=true).
+    """
 
 
 @checked
@@ -219,6 +226,10 @@ def load(path: PathLike) -> pd.DataFrame:
         SchemaError: The file was written with another version of the schema.
         ValueError: The contents are damaged or violate the schema, the frame would take more memory than 256 MB (or
             the environment variable GRADSCOPE_READ_MB), or the name ends in neither ``.parquet`` nor ``.csv``.
+
+    >>> import tempfile
+    >>> load(save(observed("loss", 2.0), Path(tempfile.mkdtemp()) / "loss.csv"))["value"].tolist()
+    [2.0]
     """
     path = Path(path)
     try:
@@ -262,10 +273,6 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({name: kind for name, kind in SCHEMA.items() if name in frame.columns})
 
 
-# Columns of a record of training that a notebook shows.
-READ = ["step", "layer", "quantity", "value", "log10_value"]
-
-
 def notebook(text: str, table: pd.DataFrame) -> str:
     """Return a text and at most 24 rows of a table as HTML for notebooks, for ``_repr_html_`` of results.
 
@@ -281,7 +288,11 @@ def notebook(text: str, table: pd.DataFrame) -> str:
 
 @checked
 def to_last_target(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return only the rows with the last target of each run.  Additional columns distinguish the runs."""
+    """Return only the rows with the last target of each run.  Additional columns distinguish the runs.
+
+    >>> to_last_target(observed("gsc", [1.0, 2.0], layer=["a", "b"], index=[1, 2]))["layer"].tolist()
+    ['b']
+    """
     require(rows, ["index", "depth_from_output"], "gradscope.gsc(model, data).to_frame()")
     own = rows["index"].where(rows["depth_from_output"] == 0)
     runs = [rows[name] for name in rows.columns if name not in SCHEMA]

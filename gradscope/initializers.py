@@ -127,11 +127,8 @@ def looks_linear(
         )
     block = torch.empty(rows // (1 + mirror_output), columns // (1 + mirror_input), dtype=torch.float64)
     orthogonal(block, generator=generator)
-    if mirror_input:
-        block = torch.cat([block, -block], dim=1)
-    if mirror_output:
-        block = torch.cat([block, -block], dim=0)
-    return _fill(weight, block)
+    block = torch.cat([block, -block], dim=1) if mirror_input else block
+    return _fill(weight, torch.cat([block, -block]) if mirror_output else block)
 
 
 @checked
@@ -239,7 +236,11 @@ def lsuv(
 
 @checked
 def weighted(model: nn.Module) -> dict[str, Weighted]:
-    """The linear and convolutional layers of a model, by name; ValueError if there are none."""
+    """The linear and convolutional layers of a model, by name; ValueError if there are none.
+
+    >>> list(weighted(nn.Sequential(nn.Linear(4, 4), nn.Tanh())))
+    ['0']
+    """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Weighted)}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to initialize.")

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gradscope.choices import Size, checked, shown
 
+__all__ = ["orthonormal", "rademacher", "signs", "sphere", "uniform"]
+
 MOST_PROBES = 100_000
 MOST_NUMBERS = 2**30  # of all probes together: 8 GB
 
@@ -60,7 +62,12 @@ def signs_of(words: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def uniform(key: Tensor, samples: range, size: int, device: torch.device) -> Tensor:
-    """Independent numbers (samples, size), uniform between -1 and 1, in float64; an entry depends on key and place."""
+    """Independent numbers (samples, size), uniform between -1 and 1, in float64; an entry depends on key and place.
+
+    >>> v = uniform(torch.tensor(7), range(3), 4, torch.device("cpu"))
+    >>> v.shape, bool((v[1:] == uniform(torch.tensor(7), range(1, 3), 4, v.device)).all())
+    (torch.Size([3, 4]), True)
+    """
     return _words(key, range(1), samples, size, device)[0].double().mul_(2.0**-63)
 
 

@@ -2,6 +2,9 @@
 
 import inspect
 import re
+from operator import attrgetter
+
+import pytest
 
 import gradscope as gs
 from tests.helpers import ROOT
@@ -24,3 +27,9 @@ def public():
 def test_the_reference_lists_every_public_name_once():
     listed = re.findall(r"^   (gradscope\.\S+)$", (ROOT / "docs/api/index.rst").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(public())
+
+
+@pytest.mark.parametrize("name", list(public()))
+def test_every_page_of_the_reference_has_an_example(name):
+    found = attrgetter(name.removeprefix("gradscope."))(gs)
+    assert ">>> " in inspect.getdoc(found), f"{name} has no example"

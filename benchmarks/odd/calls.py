@@ -314,7 +314,6 @@ CALLS: dict[str, Callable[[], Call]] = {
         plots.theory, predicted=New(lambda: result("theory").assign(network="a")), keys=("network",),
         ax=New(lambda: plots.profile(result("profile"))),
     ),
-    "plots.to_last_target": call(plots.to_last_target, rows=New(lambda: result("matrix").to_frame())),
     "Sinks": call(sinks.Sinks, targets=()),
     "Sinks.write": bound(lambda: sinks.Sinks([sinks.TensorBoard("events")]), "write", step=1, values={"a": 0.5}),
     "TensorBoard": call(sinks.TensorBoard, folder="events", begin=None),
@@ -358,6 +357,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "frames.observed": call(
         frames.observed, quantity="balance", values=(1.0, 2.0), layer="a", index=(1, 2), stderr=0.0, num_samples=1
     ),
+    "frames.to_last_target": call(frames.to_last_target, rows=New(lambda: result("matrix").to_frame())),
     "frames.check": call(frames.check, frame=New(lambda: result("records"))),
     "frames.save": call(frames.save, frame=New(lambda: result("records")), path="frame.parquet"),
     "frames.load": call(frames.load, path="frame.parquet"),

@@ -20,7 +20,7 @@ from matplotlib.ticker import NullFormatter
 from experiments.archive import labels
 from experiments.evidence.colors import COLORS, ordered
 from experiments.reports.roles import PAGE, with_roles
-from gradscope import plots
+from gradscope import frames, plots
 from gradscope.plots import drawing
 
 MAX_PAGES = 12  # figures of panels per quantity
@@ -44,7 +44,7 @@ def curves(rows: pd.DataFrame, quantity: str, roles: Names, title: str, x: str |
     """Figures of a quantity against layers, or against the column ``x``: means over seeds with bands, in panels."""
     y, label = ("value" if "value" in rows else quantity), plots.LABELS.get(quantity, quantity.replace("_", " "))
     if quantity == "gsc":
-        rows, y = plots.to_last_target(rows), "log10_value"
+        rows, y = frames.to_last_target(rows), "log10_value"
     elif quantity not in rows and (rows[y] > 0).all() and rows[y].max() > WIDE * rows[y].min():
         rows, label = rows.assign(value=np.log10(rows[y])), rf"$\log_{{10}}$ {label}"
     x = x or ("depth_from_output" if quantity == "gsc" else "index")

@@ -21,8 +21,8 @@ from experiments.reports import grids
 from experiments.reports import growth as report_growth
 from experiments.reports.grids import spread
 from experiments.reports.roles import Choice, assign
+from gradscope import frames, plots
 from gradscope import meanfield as mf
-from gradscope import plots
 
 STATISTICS = ("preactivation_std", "sign_diversity")
 TRAINED = ("train_loss", "test_accuracy", "test_loss", "test_bits", "learning_rate", "images_per_second")
@@ -49,7 +49,7 @@ def draw(frame: pd.DataFrame, keys: list[str], growth: pd.DataFrame, title: str)
     for reason, rows in growth[growth["rate"].isna()].groupby("verdict", sort=False):
         grids.left_out(f"growth rates ({reason})", rows[labels.NETWORK])
     profile = frame[frame["quantity"] == "gsc"]
-    several = len(profile) > len(plots.to_last_target(profile))
+    several = len(profile) > len(frames.to_last_target(profile))
     matrices = _matrices(profile, title) if several else {}
     if len(growth) > plots.MAX_DIRECT_LABELS:
         rates = grids.rates(known, title) if len(known) else {}
@@ -113,7 +113,7 @@ def _per_network(table: pd.DataFrame, keys: list[str], y: str, trained: bool) ->
         table, column = _of_last_step(table[table["quantity"] == y]), "value"
         where, place = "last layer", "index"
         if y == "gsc":
-            table, column = plots.to_last_target(table), "log10_value"
+            table, column = frames.to_last_target(table), "log10_value"
             where, place = "farthest layer", "depth_from_output"
         groups = table.groupby([*keys, "seed"], dropna=False, observed=True)
         table = table[table[place] == groups[place].transform("max")]

@@ -24,9 +24,9 @@ from gradscope.checks.segments import FEWEST, Segment, segments, siblings
 from gradscope.checks.siblings import STRUCTURE, Deviation, odd_numbers, odd_structures
 from gradscope.choices import checked, stacklevel
 from gradscope.coefficients.gsc import gsc
-from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward
 from gradscope.forward.interrupts import interruptible
+from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import unwrap
 from gradscope.meanfield import LayerSpec, Prediction, predict, standard_variance
 from gradscope.meanfield.activations import NAMED

@@ -19,7 +19,7 @@ from gradscope.backward.sweep import Progress, sweep
 from gradscope.coefficients.gains import Gain, Length
 from gradscope.coefficients.reductions import Tally
 from gradscope.forward.layers import Layer
-from gradscope.forward.lengths import SquaredLength
+from gradscope.forward.lengths import SquaredLength, check_length
 from gradscope.forward.trunk import vertex
 from gradscope.jacobians.capture import Capture
 from gradscope.jacobians.description import off_trunk
@@ -278,21 +278,3 @@ def check_reduction(captured: Capture, reduction: str, rows: Sequence[Layer]) ->
                 f"reduction={reduction!r} needs samples along the first dimension; layer {row.name!r} has shape "
                 f'{row.shape} at batch size {captured.batch_size}: leave this layer out, or use reduction="batch".'
             )
-
-
-class ZeroOutputError(ValueError):
-    """The target is zero, for example because all units are dead, so its relative change is not defined."""
-
-
-def check_length(target: Layer, squares: FloatArray, reduction: str) -> None:
-    """Raise an error if the target has length zero, so that it has no relative change."""
-    zero = np.flatnonzero(squares == 0)
-    if len(zero) == len(squares):
-        raise ZeroOutputError(
-            f"The output of layer {target.name!r} is zero for the whole batch, so its relative change is not defined."
-        )
-    if reduction != "batch" and len(zero):
-        raise ValueError(
-            f"The output of layer {target.name!r} is zero for sample {zero[0]}, so this sample has no GSC: "
-            'leave this sample out, or use reduction="batch".'
-        )

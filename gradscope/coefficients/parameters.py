@@ -22,11 +22,11 @@ from gradscope.backward.readings import Reading, lengths
 from gradscope.backward.route import Leaf, TrunkRoute
 from gradscope.backward.sweep import sweep
 from gradscope.choices import checked
-from gradscope.coefficients.pairs import check_length
 from gradscope.coefficients.profiles import LN10, Profile
 from gradscope.estimates import Estimate, Moments
 from gradscope.forward.inputs import Forward, LossFunction
 from gradscope.forward.interrupts import interruptible
+from gradscope.forward.lengths import check_length
 from gradscope.forward.modules import Owned, owned_parameters
 from gradscope.forward.state import alone
 from gradscope.forward.trunk import leaf_edge, leaf_positions, vertex

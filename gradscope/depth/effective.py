@@ -55,6 +55,12 @@ class EffectiveDepth:
     tensor: 0 if contributions add up, large if they cancel because little of the initial network is left.  ``layers``:
     units in execution order.  ``log10_changes``: log10 |R_l|_F / |I_l|_F of each unit, -inf if nothing changed.
     ``log10_changes_stderr``: the standard error over random cotangents.
+
+    >>> import copy, torch, gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> found = gs.effective_depth(model, torch.ones(2, 4), initial=copy.deepcopy(model))  # nothing has been trained
+    >>> found.at(), found.layers
+    (0, ('layers.0', 'layers.1', 'layers.2'))
     """
 
     log10_values: FloatArray
@@ -168,6 +174,14 @@ def effective_depth(
         ValueError: ``initial`` is another model, the network has a single unit, the output does not depend on the
             input, or ``probes`` is invalid.
         FloatingPointError: A gradient is NaN or Inf; the message names the unit.
+
+    >>> import copy, torch, gradscope as gs
+    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> initial = copy.deepcopy(model)
+    >>> with torch.no_grad():
+    ...     _ = model.layers[1].linear.weight.mul_(2)  # as if training had changed one layer
+    >>> gs.effective_depth(model, torch.ones(2, 4), initial=initial).at()
+    1
     """
     resolved(probes)
     generator = generator_or_default(generator)

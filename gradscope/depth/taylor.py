@@ -56,6 +56,14 @@ def taylor_losses(
     Raises:
         ValueError: ``initial`` is another model, no unit has parameters, or the losses do not have shape (B,).
         NotImplementedError: torch has no forward-mode derivative of an operation.
+
+    >>> import copy, torch, gradscope as gs
+    >>> model = gs.models.MLP(depth=2, width=3)
+    >>> data = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    >>> def losses(y, labels):
+    ...     return torch.nn.functional.cross_entropy(y, labels, reduction="none")
+    >>> taylor_losses(model, data, initial=copy.deepcopy(model), loss_fn=losses)["layer"].tolist()
+    ['none', 'layers.1', 'layers.0']
     """
     model = unwrap(model)
     before = initial_parameters(model, initial)

@@ -32,6 +32,11 @@ class Layer:
     ``index``: execution order; the input is 0.  ``shape``: of the whole batch, samples first.  ``bytes``: its memory.
     ``modified``: whether an in-place operation overwrote the tensor later (the layer describes the old values).
     ``on_trunk``: whether the tensor is on the trunk.
+
+    >>> import torch, gradscope as gs
+    >>> layer = gs.capture(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()), torch.ones(2, 3)).layers[1]
+    >>> layer.name, layer.index, layer.shape, layer.on_trunk
+    ('0', 1, (2, 4), True)
     """
 
     name: str

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradscope.forward.layers import Layer
 from gradscope.forward.trunk import Vertex
 from gradscope.memory import BLOCK, BLOCKED, Later, Workspace
 from gradscope.norms import vector_norms
@@ -135,3 +136,27 @@ class _Block:
 
 
 _SCALED = (torch.float64, torch.complex128)
+
+
+class ZeroOutputError(ValueError):
+    """The target is zero, for example because all units are dead, so its relative change is not defined.
+
+    >>> import gradscope as gs
+    >>> gs.gsc(torch.nn.Linear(3, 2, bias=False), torch.zeros(1, 3), layers="*")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ZeroOutputError: The output of layer 'output' is zero for the whole batch ...
+    """
+
+
+def check_length(target: Layer, squares: npt.NDArray[np.float64], reduction: str) -> None:
+    """Raise an error if the target has length zero, so that it has no relative change."""
+    zero = np.flatnonzero(squares == 0)
+    if len(zero) == len(squares):
+        raise ZeroOutputError(
+            f"The output of layer {target.name!r} is zero for the whole batch, so its relative change is not defined."
+        )
+    if reduction != "batch" and len(zero):
+        raise ValueError(
+            f"The output of layer {target.name!r} is zero for sample {zero[0]}, so this sample has no GSC: "
+            'leave this sample out, or use reduction="batch".'
+        )

@@ -32,6 +32,11 @@ class Capture(Recording):
     option ``layers=`` chose.  ``units``: the layers of a default profile.  ``target``: output, losses or named layer.
     ``graph``: cut vertices of the autograd graph.  ``elsewhere``: names of recorded tensors on which the target does
     not depend.  The other fields are those of the `Recording`.
+
+    >>> import torch, gradscope as gs
+    >>> captured = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4))
+    >>> [layer.name for layer in captured.units], captured.target.name, captured.coupled
+    (['input', 'layers.0', 'layers.1'], 'layers.1', False)
     """
 
     layers: tuple[Layer, ...]

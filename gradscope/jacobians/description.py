@@ -30,6 +30,11 @@ class Description:
     later; the earlier values are measured), ``batch_norm`` (statistics that batch normalization used: "batch" or
     "running"), ``dropout`` (whether dropout was active), ``backward`` (how cotangents are pulled back to this layer of
     the trunk: together by "vmap", or one by one in a "loop") and ``bytes`` of the tensor.
+
+    >>> import torch, gradscope as gs
+    >>> found = gs.capture(gs.models.MLP(depth=2, width=4), torch.ones(2, 4)).describe()
+    >>> found.to_frame()["layer"].tolist()
+    ['input', 'layers.0.linear', 'layers.0', 'layers.1.linear', 'layers.1']
     """
 
     frame: pd.DataFrame

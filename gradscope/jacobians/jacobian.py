@@ -26,6 +26,12 @@ class Jacobian(LinearOperator):
     Shape (B d_target) x (B d_source).  A product with J^T costs one backward pass between the layers.  A product with
     J costs two, because it is the derivative of a product with J^T.  ``source`` and ``target``: the layers.  The
     vectors are real: of a complex layer, real and imaginary part of each number in turn.
+
+    >>> import gradscope as gs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)).double()
+    >>> J = gs.capture(model, torch.ones(2, 3).double()).jacobian("0", "2")
+    >>> J.shape, torch.allclose(J.dense() @ torch.ones(6).double(), J.matvec(torch.ones(6).double()))
+    ((4, 6), True)
     """
 
     source: Layer
@@ -117,7 +123,14 @@ def _pushed(source: Layer, target: Layer, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Affine:
-    """dx -> J dx + f(x), the first-order expansion of a layer.  ``value``: f(x), in the shape of the target."""
+    """dx -> J dx + f(x), the first-order expansion of a layer.  ``value``: f(x), in the shape of the target.
+
+    >>> import gradscope as gs
+    >>> layer, x, dx = torch.nn.Linear(3, 2).double(), torch.ones(1, 3).double(), torch.full((1, 3), 0.5).double()
+    >>> affine = gs.capture(layer, x).jacobian("input", "output").linearize()
+    >>> torch.allclose(affine(dx), layer(x + dx))  # a linear layer is its own expansion
+    True
+    """
 
     jacobian: Jacobian
     value: Tensor

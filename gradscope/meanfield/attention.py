@@ -65,7 +65,11 @@ def softmax_moments(variance: FloatArray, keys: FloatArray) -> SoftmaxMoments:
 
 
 class RandomAttention(NamedTuple):
-    """``mean_square`` of the output of attention, relative to that of its values; ``overlap`` of two outputs."""
+    """``mean_square`` of the output of attention, relative to that of its values; ``overlap`` of two outputs.
+
+    >>> random_attention(0.5, beta=0)  # without scores, every output is the mean of all values
+    RandomAttention(mean_square=0.5, overlap=1.0)
+    """
 
     mean_square: float
     overlap: float

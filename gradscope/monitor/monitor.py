@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gradscope import distributed, frames
 from gradscope.choices import PathLike, Share, Size, checked, stacklevel
-from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import unwrap
 from gradscope.forward.state import alone, same_draws
 from gradscope.forward.wrappers.sharding import unsharded
@@ -190,7 +190,8 @@ class Monitor:
 
     def _repr_html_(self) -> str:
         """Return what ``print`` shows and a table of the last record as HTML, for notebooks."""
-        return frames.notebook(str(self), self._records.last.reindex(columns=frames.READ))
+        shown = ["step", "layer", "quantity", "value", "log10_value"]
+        return frames.notebook(str(self), self._records.last.reindex(columns=shown))
 
     @property
     def skipped(self) -> int:

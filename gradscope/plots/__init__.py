@@ -1,6 +1,5 @@
 """Figures of what the library returns, on matplotlib Axes in the caller's style; nothing is measured or saved here."""
 
-from gradscope.frames import to_last_target
 from gradscope.plots.coordinates import coordinates
 from gradscope.plots.curves import MAX_DIRECT_LABELS, MAX_NAMED_LAYERS, named_profile, profile, statistic, theory
 from gradscope.plots.differences import difference
@@ -35,5 +34,4 @@ __all__ = [
     "residual",
     "statistic",
     "theory",
-    "to_last_target",
 ]

@@ -109,6 +109,11 @@ class Coherence:
     may lie below 0.  ``stderr_sample``: standard error due to the choice of samples, by the jackknife.
     ``stderr_probe``: standard error due to the choice of probes, for these samples; 0 if exact, NaN with one probe.
     ``num_probes``: random cotangents per batch.
+
+    >>> import gradscope as gs
+    >>> affine = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    >>> gs.jacobian_coherence(affine, torch.randn(6, 4), layers="*").values.round(6).tolist()
+    [1.0, 1.0, 1.0]
     """
 
     layers: tuple[str, ...]

@@ -12,14 +12,7 @@ from torch.optim import Optimizer
 from gradscope import frames
 from gradscope.choices import Depth, Positive, Range, Size, check_choice, checked
 from gradscope.comparing.coordinates.exponents import KEYS, judged, slopes
-from gradscope.comparing.coordinates.measurement import (
-    ACTIVATION,
-    CHANGE,
-    EFFECT,
-    GRADIENT,
-    GSC,
-    Task,
-)  # fmt: skip
+from gradscope.comparing.coordinates.measurement import ACTIVATION, CHANGE, EFFECT, GRADIENT, GSC, Task
 from gradscope.comparing.coordinates.networks import swept
 from gradscope.comparing.coordinates.parametrizations import (
     AGREES,
@@ -49,11 +42,17 @@ class CoordinateCheck:
     """Exponents of lengths against width and depth with verdicts; made by `gradscope.coordinate_check`.
 
     ``frame``: tidy frame of all lengths, with the additional columns ``axis`` ("width" or "depth"), ``size``,
-    ``width``, ``depth``, ``seed``, ``step`` and ``role``.
-    ``exponents``: one row per axis, layer, quantity and step, in the order of the computation: ``exponent``,
-    ``stderr``, ``low``, ``high`` (95 % interval over seeds), ``zero``, ``expected`` (of ``parametrization``) and
-    ``verdict`` ("agrees", "differs", "undecided"; empty if theory says nothing).
-    ``margin``, ``seeds``, ``steps``: as given.  ``optimizer``: class of the optimizer.
+    ``width``, ``depth``, ``seed``, ``step`` and ``role``.  ``exponents``: one row per axis, layer, quantity and step,
+    in the order of the computation: ``exponent``, ``stderr``, ``low``, ``high`` (95 % interval over seeds), ``zero``,
+    ``expected`` (of ``parametrization``) and ``verdict`` ("agrees", "differs", "undecided"; empty if theory says
+    nothing).  ``margin``, ``seeds``, ``steps``: as given.  ``optimizer``: class of the optimizer.
+
+    >>> import torch, gradscope as gs
+    >>> def factory(n):
+    ...     return torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.Linear(n, 1))
+    >>> x, losses = torch.ones(8, 4), lambda y, labels: (y[:, 0] - labels) ** 2
+    >>> gs.coordinate_check(factory, (x, x[:, 0]), loss_fn=losses, widths=[8, 16], steps=0, seeds=2).seeds
+    (0, 1)
     """
 
     frame: pd.DataFrame

@@ -29,9 +29,9 @@ from torch.optim import Optimizer
 
 from gradscope.choices import listed as quoted
 from gradscope.coefficients.gsc import gsc
-from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.forward.inputs import Batch, Forward, LossFunction, copied
 from gradscope.forward.layers import INPUT, OUTPUT, LayerFilter, module_name, numbered
+from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import Modules, eager, hooked, listed, recording_gradients
 from gradscope.forward.outputs import first_tensor, leaf_tensors
 from gradscope.forward.state import same_draws

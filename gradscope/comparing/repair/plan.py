@@ -18,7 +18,6 @@ from gradscope.backward.sweep import Progress
 from gradscope.choices import Nonnegative, Positive, checked, shown
 from gradscope.choices import listed as quoted
 from gradscope.coefficients.growth import MARGIN
-from gradscope.coefficients.pairs import ZeroOutputError
 from gradscope.coefficients.reductions import FEWEST
 from gradscope.comparing.repair.local import Local, Probing, rms
 from gradscope.comparing.repair.result import Repair
@@ -28,6 +27,7 @@ from gradscope.comparing.repair.stages import Stage, find_stages
 from gradscope.forward.inputs import Forward, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
+from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import NonFiniteLayerError
 from gradscope.jacobians.capture import Capture, captured_unread

@@ -67,6 +67,12 @@ class AttentionHeads:
     """Statistics of every call of attention, per head, with the calls that were seen and the modules without any.
 
     ``frame``: what `to_frame` returns.  ``description``: what `describe` returns.
+
+    >>> import torch, gradscope as gs
+    >>> model = gs.models.GPT(vocabulary=11, length=8, width=8, depth=1, heads=2)
+    >>> found = gs.attention(model, torch.arange(16).reshape(2, 8) % 11)
+    >>> sorted(found.to_frame()["head"].unique().tolist())
+    [0, 1]
     """
 
     frame: pd.DataFrame
