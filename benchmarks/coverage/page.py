@@ -37,8 +37,8 @@ decided and differ from the verdict for the true rate.
 {architectures}
 
 The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
-cells. If every cell covered exactly 95 %, chance alone would put about {expected:.0f} cells there. In {low} of these
-cells, the coverage is below 93 % by more than chance (level 1 %): {named}.
+cells. If every cell covered exactly 95 %, chance alone would put about {expected:.0f} cells there. Cells whose coverage
+is below 93 % by more than chance (level 1 %): {named}.
 
 The prior weights of the models were chosen on simulated walks and on networks of width 50. Some definitions changed
 after results had been seen. After 48 networks per cell, these were the spread between networks and the true rate.
@@ -59,8 +59,8 @@ traded width for coverage, as expected: the median width fell by up to 6 %, and 
 normalization by up to 2 %. Groups of eight networks have no such limit, because their interval needs no model of the
 rows.
 
-In {common} of 1,000 random groups, all networks had the same decided verdict. In {weaker} of these groups, the pooled
-networks had a weaker verdict.
+In {common} of 1,000 random groups, all networks had the same decided verdict. Groups among these whose pooled networks
+had a weaker verdict: {weaker}.
 
 ## How often is each verdict given?
 
@@ -70,8 +70,8 @@ has each of them.
 
 {characteristics}
 
-The worst cell has {worst:.1%} wrong verdicts ({worst_where}). In {beyond} cells, the share of wrong verdicts is above
-2.5 % by more than chance (level 1 %).
+The worst cell has {worst:.1%} wrong verdicts ({worst_where}). Cells in which the share of wrong verdicts is above 2.5 %
+by more than chance (level 1 %): {beyond}.
 
 ## Which faults are found?
 
@@ -116,7 +116,7 @@ def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
     where = low.groupby(["architecture", "depth", "rows", "networks"], sort=False).size().reset_index(name="num")
     named = [
         f"{row.architecture}, depth {row.depth}, {'ten' if row.rows == '10' else 'all'} rows, "
-        f"groups of {row.networks} (cells: {row.num})"
+        f"groups of {row.networks} (number of cells: {row.num})"
         for row in where.itertuples()
     ]
     every = rates[(rates["rows"] == "all") & (rates["networks"] == 1) & (rates["probes"] == "exact")]
@@ -138,7 +138,6 @@ def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
         "width": rates["relative_width"].median(),
         "below": int((rates["coverage"] < 0.93).sum()),
         "expected": float(np.sum(stats.binom.cdf(np.ceil(0.93 * num) - 1, num, 0.95))),
-        "low": len(low),
         "named": "; ".join(named) or "none",
         "long_low": shortest["long_run"],
         "long_low_where": _kind(shortest),
