@@ -47,12 +47,12 @@ were measured later had no influence. Of their intervals, those of single networ
 {fresh4:.1%}, of groups of eight {fresh8:.1%}.
 
 **The interval of a single network cannot be ideal.** Some curves of log GSC return to their mean, and others have a
-slope of their own. Consider the total change over the fitted rows. Its variance, divided by that for independent
-changes from row to row, runs from {long_low:.2f} ({long_low_where}) to {long_high:.2f} ({long_high_where}). One curve
-hardly shows this ratio: its changes correlate by 0.1 or less from row to row, and the standard error of such a
-correlation is 0.14 for 49 changes and 0.33 for nine. Suppose that an interval is chosen without knowing the ratio, and
-covers 93 % of the networks with the largest one. For the networks with the smallest ratio, it is then at least
-{limit:.2f} times as wide as the ideal one.
+slope of their own. Consider the total change over the fitted rows, and divide its variance by the variance that
+independent changes from row to row would give. This ratio runs from {long_low:.2f} ({long_low_where}) to
+{long_high:.2f} ({long_high_where}), and one curve hardly shows it. Its changes correlate by 0.1 or less from row to
+row, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. An interval that does not
+know the ratio must be wide enough for the largest one. If it covers 93 % of the networks with this ratio, it is at
+least {limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
 
 Three other [weights](../../docs/glossary.md#coefficients) of the models were tried on the first 48 networks. They
 traded width for coverage, as expected: the median width fell by up to 6 %, and the coverage of ReLU networks with batch
