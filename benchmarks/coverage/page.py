@@ -17,8 +17,8 @@ TEXT = """
 # What are intervals and verdicts worth?
 
 The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contains the true rate in {coverage:.1%} of
-the cases, on average over {cells} cells. In cells that were not used to tune the method, it is {untuned:.1%}. A wrong
-verdict is rare: {wrong:.2%} on average.
+the cases, on average over {cells} cells. In cells that were not used to tune the method, the share is {untuned:.1%}.
+A wrong verdict is rare: {wrong:.2%} on average.
 
 Each cell has {measured} networks. The standard error of the coverage of a cell is therefore about {error:.1%} for
 single networks. For groups of networks it is {error4:.1%} or more, because groups overlap. Everything was measured on
@@ -56,8 +56,8 @@ least {limit:.2f} times as wide as the ideal one for networks with the smallest 
 
 Three other [weights](../../docs/glossary.md#coefficients) of the models were tried on the first 48 networks. They
 traded width for coverage, as expected: the median width fell by up to 6 %, and the coverage of ReLU networks with batch
-normalization by up to 2 %. Groups of eight networks have no such limit, because their interval needs no model of the
-rows.
+normalization by up to 2 %. Groups of eight networks do not have this problem, because their interval needs no model of
+the rows.
 
 In {common} of 1,000 random groups, all networks had the same decided verdict. Groups among these whose pooled networks
 had a weaker verdict: {weaker}.
