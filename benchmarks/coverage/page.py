@@ -16,58 +16,78 @@ WIDTH = 120
 TEXT = """
 # What are intervals and verdicts worth?
 
-The 95 % interval of a growth rate covers the rate in {coverage:.1%} of the cases, on average over {cells} cells.
-For cells on which nothing was tuned, it is {untuned:.1%}. A wrong verdict is rare: {wrong:.2%} on average.
+The 95 % interval of a [growth rate](../../docs/glossary.md#coefficients) contains the true rate in {coverage:.1%} of
+the cases, on average over {cells} cells. In cells that were not used to tune the method, the share is {untuned:.1%}.
+A wrong verdict is rare: {wrong:.2%} on average.
 
-Each cell has {measured} networks. The coverage
-of a cell is therefore known to about {error:.1%} for one network, and
-to {error4:.1%} at best for groups of networks, which overlap. Measured on two cores of an x86-64 CPU by
-`python -m benchmarks.coverage`.
+Each cell has {measured} networks. The standard error of the coverage of a cell is therefore about {error:.1%} for
+single networks. For groups of networks it is {error4:.1%} or more, because groups overlap. Everything was measured on
+two cores of an x86-64 CPU by `python -m benchmarks.coverage`.
 
 ## How well do intervals hold?
 
-A cell is one of 54 kinds of networks (six architectures, depths of 20, 50 and 100, widths of 50, 100 and 400), with all
-rows or ten rows, one of five choices of probes, and one, four or eight networks. The truth is the rate of all networks
-of the cell together, from exact Jacobians. The ideal interval has the half-width of 1.96 standard deviations between
-networks. All numbers are in [growth.csv](growth.csv).
+A cell combines a kind of network, all rows or ten rows of its profile, one of five choices of probes, and groups of
+one, four or eight networks. There are 54 kinds of networks: six architectures, depths of 20, 50 and 100, widths of 50,
+100 and 400. The true rate is the rate of all networks of the cell together, from exact Jacobians. The ideal interval
+has a half-width of 1.96 standard deviations between networks (or groups). All numbers are in [growth.csv](growth.csv).
+
+In the table, "decided" is the share of verdicts other than "undecided", and "wrong" the share of verdicts that are
+decided and differ from the verdict for the true rate.
 
 {architectures}
 
-The median width over all cells is {width:.2f} times the ideal one. {below} of {cells} cells are below 93 %.
-If every cell covered exactly 95 %, chance alone would put about {expected:.0f} there. Beyond chance (1 %) are {low}:
-{named}.
+The median width over all cells is {width:.2f} times the ideal one. The coverage is below 93 % in {below} of {cells}
+cells. If every cell covered exactly 95 %, chance alone would put about {expected:.0f} cells there. Cells whose coverage
+is below 93 % by more than chance (level 1 %): {named}.
 
-The prior weights of the models were chosen on simulated walks and on networks of width 50. Three definitions changed
-after an evaluation: the spread between networks and the truth with 48 networks in sight, the rows that are left out
-next to the target and the value of several networks with 200 in sight. Later networks had no influence:
-intervals of single ones cover {fresh1:.1%}, of groups of four {fresh4:.1%}, of groups of eight {fresh8:.1%}.
+The prior weights of the models were chosen on simulated walks and on networks of width 50. Some definitions changed
+after results had been seen. After 48 networks per cell, these were the spread between networks and the true rate.
+After 200, these were the rows that are left out next to the target, and the rate of several networks. Networks that
+were measured later had no influence. Of their intervals, those of single networks cover {fresh1:.1%}, of groups of four
+{fresh4:.1%}, of groups of eight {fresh8:.1%}.
 
-**The limit of one network.** Some curves revert to their mean, and others have a slope of their own. The variance of
-the change over the fitted rows, divided by that of independent changes, runs from {long_low:.2f} ({long_low_where}) to
-{long_high:.2f} ({long_high_where}). One curve hardly shows which: its changes correlate by 0.1 or less from row to row,
-and the error of such a correlation is 0.14 for 49 changes and 0.33 for nine. An interval that cannot tell them apart
-and covers 93 % of the second kind is at least {limit:.2f} times the ideal one for the first kind. Three other weights
-of the models were tried on the first 48 networks. They traded width for coverage, as expected: the median width fell
-by up to 6 %, and the coverage of ReLU networks with batch normalization by up to 2 %. Eight networks have no such
-limit, because their interval needs no model of the rows.
+**The interval of a single network cannot be ideal.** Some curves of log GSC return to their mean, and others have a
+slope of their own. Consider the total change over the fitted rows, and divide its variance by the variance that
+independent changes from row to row would give. This ratio runs from {long_low:.2f} ({long_low_where}) to
+{long_high:.2f} ({long_high_where}), and one curve hardly shows it. Its changes correlate by 0.1 or less from row to
+row, and the standard error of such a correlation is 0.14 for 49 changes and 0.33 for nine. An interval that does not
+know the ratio must be wide enough for the largest one. If it covers 93 % of the networks with this ratio, it is at
+least {limit:.2f} times as wide as the ideal one for networks with the smallest ratio.
 
-Of 1,000 random groups of networks, {common} had one common verdict. Of these, {weaker} had a weaker verdict when
-pooled.
+Three other [weights](../../docs/glossary.md#coefficients) of the models were tried on the first 48 networks. They
+traded width for coverage, as expected: the median width fell by up to 6 %, and the coverage of ReLU networks with batch
+normalization by up to 2 %. Groups of eight networks do not have this problem, because their interval needs no model of
+the rows.
+
+In {common} of 1,000 random groups, all networks had the same decided verdict. Groups among these whose pooled networks
+had a weaker verdict: {weaker}.
 
 ## How often is each verdict given?
 
-Profiles of exact Jacobians were turned so that their common rate is the true rate. The table has means over the 54
-kinds of networks; [characteristics.csv](characteristics.csv) has each of them.
+The profiles of log GSC from exact Jacobians were tilted, such that the common rate of all networks of a kind is the
+true rate of the table. The table has means over the 54 kinds of networks; [characteristics.csv](characteristics.csv)
+has each of them.
 
 {characteristics}
 
-The worst cell has {worst:.1%} wrong verdicts ({worst_where}). {beyond} cells have more than 2.5 % beyond chance (1 %).
+The worst cell has {worst:.1%} wrong verdicts ({worst_where}). Cells in which the share of wrong verdicts is above 2.5 %
+by more than chance (level 1 %): {beyond}.
 
 ## Which faults are found?
 
 [faults.csv](faults.csv) has the planted faults of `python -m benchmarks.faults`; [checking](../../docs/checking.md)
-describes them. Other intervals are measured by `python -m benchmarks.coverage --part estimates`;
-[estimates](../../docs/estimates.md) says what is known of them.
+describes them. Intervals of other quantities are measured by `python -m benchmarks.coverage --part estimates`;
+[estimates](../../docs/estimates.md) describes the results.
+
+## Are coordinate checks right?
+
+[scaling.csv](scaling.csv) has the verdicts of `python -m benchmarks.scaling`; [benchmarks](../../benchmarks/README.md)
+describes the networks.
+
+## Are repairs on target?
+
+[repairs.csv](repairs.csv) has every unit of 15 kinds of networks; [benchmarks](../../benchmarks/README.md) describes
+the campaign `python -m benchmarks.repairs`.
 """
 
 
@@ -96,7 +116,7 @@ def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
     where = low.groupby(["architecture", "depth", "rows", "networks"], sort=False).size().reset_index(name="num")
     named = [
         f"{row.architecture}, depth {row.depth}, {'ten' if row.rows == '10' else 'all'} rows, "
-        f"networks: {row.networks} ({row.num})"
+        f"groups of {row.networks} (number of cells: {row.num})"
         for row in where.itertuples()
     ]
     every = rates[(rates["rows"] == "all") & (rates["networks"] == 1) & (rates["probes"] == "exact")]
@@ -118,7 +138,6 @@ def _of_rates(rates: pd.DataFrame) -> dict[str, object]:
         "width": rates["relative_width"].median(),
         "below": int((rates["coverage"] < 0.93).sum()),
         "expected": float(np.sum(stats.binom.cdf(np.ceil(0.93 * num) - 1, num, 0.95))),
-        "low": len(low),
         "named": "; ".join(named) or "none",
         "long_low": shortest["long_run"],
         "long_low_where": _kind(shortest),
@@ -153,7 +172,7 @@ def _wrong(rates: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, object]:
     return {
         "wrong": both["wrong"].mean(),
         "worst": worst["wrong"],
-        "worst_where": f"{_kind(worst)}, networks: {worst['networks']}, true rate {worst['true_rate']:g}",
+        "worst_where": f"{_kind(worst)}, groups of {worst['networks']}, true rate {worst['true_rate']:g}",
         "beyond": int(np.sum(stats.binom.sf((both["wrong"] * num).round() - 1, num, 0.025) < 0.01)),
     }
 
