@@ -25,9 +25,9 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 #
 # ReLU satisfies :math:`\mathrm{relu}(cx) = c\,\mathrm{relu}(x)` for :math:`c > 0`. Take a ReLU
 # network with :math:`L` layers and a linear head. Divide the first weight matrix by :math:`R^L`,
-# and multiply every other weight matrix by :math:`R`. The function stays the same. The output of a
-# layer :math:`l` layers below the logits is divided by :math:`R^l`. So the gradient with respect
-# to this output is multiplied by :math:`R^l`.
+# and multiply every other weight matrix by :math:`R`. The function stays the same. Between a layer
+# and the logits, let there be :math:`l` weight matrices. The output of this layer is divided by
+# :math:`R^l`, so the gradient with respect to it is multiplied by :math:`R^l`.
 #
 # **Change these:** the factor, the depth and the width.
 
@@ -83,7 +83,7 @@ assert abs(profile.log10_values - profile_rescaled.log10_values).max() < 1e-9
 # The raw gradient of the rescaled network seems to explode. But both networks compute the same
 # function. They even train identically if the learning rates are adapted to the factors. The
 # :doc:`study of rescaling </docs/studies/rescaling>` shows this: with R = 4 the raw gradient grows
-# by 4.021 per layer instead of 1.005, while GSC and the losses stay the same.
+# by a factor of 4.021 per layer instead of 1.005, while GSC and the losses stay the same.
 #
 # How much does a Jacobian stretch a random direction?
 # ----------------------------------------------------

@@ -128,8 +128,8 @@ plt.show()
 # Solutions
 # ---------
 #
-# 1. The rate per layer is the same. So with ten layers instead of 50, :math:`\log_{10}` GSC is a
-#    fifth.
+# 1. The rate per layer is the same. So :math:`\log_{10}` GSC of ten layers is a fifth of that of
+#    50 layers.
 
 print(f"unchanged / {FEWER}: {table.loc['unchanged', 'log10 GSC'] / FEWER:.2f}")
 print(f"wider:         {table.loc['wider', 'log10 GSC']:.2f}")

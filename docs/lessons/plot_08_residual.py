@@ -130,9 +130,9 @@ plt.show()
 #
 # Both networks have 21 layers, but far fewer act together. In the :doc:`study of effective depth
 # </docs/studies/effective_depth>`, deep networks that learn have up to 52 layers and an effective
-# depth of 10.2 to 13.4. Skip connections are not shown to increase it. A large effective depth is
-# not a success by itself: a network with batch normalization that hardly learns has an effective
-# depth of 37.6.
+# depth of 10.2 to 13.4. The study does not show that skip connections increase the effective
+# depth. A large effective depth is not a success by itself: a network with batch normalization
+# that hardly learns has an effective depth of 37.6.
 #
 # Exercises
 # ---------
