@@ -2,9 +2,9 @@
 What differs between two models?
 ================================
 
-``gs.diff`` runs every module of the second model on the inputs of the same module in the first model.  So it names the layer
-where two models differ: two checkpoints, a model and its conversion, or two precisions.  It also says whether rounding
-explains the difference.
+``gs.diff`` runs every module of the second model on the inputs of the same module in the first model.  So it names the
+layer where two models differ: two checkpoints, a model and its conversion, or two precisions.  It also says whether
+rounding explains the difference.
 """
 
 import copy
