@@ -112,8 +112,9 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 # GSC
 # ---
 #
-# To become independent of the scale of the activations, divide the step of each layer by the
-# length of its output. The square of the stretch then becomes
+# To become independent of the scale of the activations, measure each step relative to the output:
+# the step of :math:`f_k` divided by :math:`\|f_k\|`, and that of :math:`f_l` divided by
+# :math:`\|f_l\|`. The mean square of the stretch is then
 #
 # .. math::
 #
