@@ -2,8 +2,9 @@
 Do the gradients of my network explode?
 =======================================
 
-A Gradient Scale Coefficient (GSC) is the factor by which a small random change of a layer, relative to the layer's
-length, grows until it reaches the output.  One call measures it for every layer, and prints a verdict.
+A small random change of a layer grows or shrinks on its way to the output.  The Gradient Scale Coefficient (GSC) is the
+mean square of this factor, if each change is divided by the length of its layer.  One call measures GSC for every
+layer.
 """
 
 import matplotlib.pyplot as plt
@@ -19,8 +20,8 @@ profile = gs.gsc(model, x)
 print(profile)
 
 # %%
-# The last line is the verdict: the change per layer, its 95 % interval for networks drawn like this one, and one of
-# four words.  ``total`` is about this network alone.
+# The last line holds the growth rate per layer, its 95 % interval for networks drawn like this one, and the verdict:
+# exploding, vanishing, stable or undecided.  ``total`` describes this network alone.
 
 growth = profile.growth()
 print("rate per layer:", round(growth.rate, 3))

@@ -2,8 +2,8 @@
 Which block of my ResNet changes gradients?
 ===========================================
 
-GSC is read from the autograd graph, so it works on any module.  The rows of a profile are the units that a person would
-name: here the stem, the blocks and the head.
+GSC is computed from the autograd graph, so any module can be measured.  The rows of a profile are the parts that a
+person would name: here the first convolution, the blocks and the head.
 """
 
 import matplotlib.pyplot as plt
@@ -40,7 +40,7 @@ profile = gs.gsc(model, x, probes=8)
 profile.to_frame()[["layer", "value", "log10_value", "log10_stderr_probe"]].round(3)
 
 # %%
-# ``layers=`` asks for layers inside the blocks, by name or pattern.
+# ``layers=`` selects layers by name or pattern, also inside the blocks.
 
 inside = gs.gsc(model, x, layers="4.*", probes=8)
 inside.to_frame()[["layer", "value"]].round(3)

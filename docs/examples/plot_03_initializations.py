@@ -1,8 +1,8 @@
 """
-Which initialization grows least?
-=================================
+With which initialization does GSC grow least?
+==============================================
 
-``gs.compare_models`` draws several networks of each kind, and says which growth rates differ.
+``gs.compare_models`` draws several networks of each kind, and tests which growth rates differ.
 """
 
 import matplotlib.pyplot as plt
@@ -31,7 +31,7 @@ comparison = gs.compare_models({"small": network(0.8), "critical": network(1.0),
 print(comparison)
 
 # %%
-# The intervals of the differences hold together, with a probability of 95 %.
+# All these intervals together contain the true ratios of the rates with a probability of 95 %.
 
 comparison.differences[["model", "other", "ratio", "low", "high", "differ"]].round(3)
 

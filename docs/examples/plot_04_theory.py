@@ -2,8 +2,8 @@
 Does the network behave as theory says?
 =======================================
 
-Mean-field theory predicts GSC of a wide random network.  The prediction is a number that can be computed without a
-network, so a measured network can be held against it.
+Mean-field theory predicts GSC of a wide random network.  The prediction is computed without any network, so a measured
+network can be compared with it.
 """
 
 import matplotlib.pyplot as plt
@@ -20,12 +20,12 @@ print("measured: ", profile.growth())
 print("predicted:", round(gs.meanfield.gsc_rate("tanh", "layer"), 4))
 
 # %%
-# ``gs.compare`` does the same for every layer, and compares each layer with its siblings.
+# ``gs.compare`` compares every layer with theory, and also with its siblings, the similar layers of the same network.
 
 print(gs.compare(model, x))
 
 # %%
-# The growth rate depends on the activation alone, if layer normalization fixes the lengths.
+# With layer normalization, which fixes the lengths, the growth rate depends on the activation alone.
 
 rates = {name: gs.meanfield.gsc_rate(name, "layer") for name in ("relu", "gelu", "silu", "tanh", "selu", "sigmoid")}
 for name, rate in rates.items():

@@ -2,8 +2,8 @@
 Between which two layers does the gradient change?
 ==================================================
 
-One backward sweep measures GSC between all pairs of layers.  GSC is not multiplicative, so the values of single layers
-do not give those of pairs.
+One backward sweep measures GSC between all pairs of layers.  GSC is not multiplicative: GSC over several layers is not
+the product of the values of the single layers.
 """
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ matrix = gs.gsc_matrix(model, x)
 print(matrix)
 
 # %%
-# ``log10_values`` is an array (sources, targets).
+# ``log10_values`` is an array of shape (sources, targets).
 
 first, last = matrix.log10_values[0, -1], matrix.log10_values[:-1, 1:].diagonal().sum()
 print(f"log10 GSC of the whole network: {first:.3f}")

@@ -2,8 +2,8 @@
 Where do the units of my network die?
 =====================================
 
-``gs.measure`` returns statistics of every nonlinearity: spread and sign diversity of the pre-activations, dead and
-saturated units, similarity of samples.
+``gs.measure`` returns statistics of every nonlinearity: standard deviation and sign diversity of its inputs (the
+pre-activations), fractions of dead and saturated units, and similarity of the samples.
 """
 
 import matplotlib.pyplot as plt
@@ -21,8 +21,8 @@ for norm in ("none", "batch"):
 frames[0]["quantity"].unique()
 
 # %%
-# Sign diversity is the mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations.  Near
-# 0, a ReLU network is nearly linear: each unit is on for all samples, or off for all.
+# Sign diversity is the mean over neurons of min(P, N) / (P + N), for P positive and N negative pre-activations.  If it
+# is near 0, a ReLU network is nearly linear: each unit is active for all samples, or for none.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for frame, style in zip(frames, ("-", "--"), strict=True):

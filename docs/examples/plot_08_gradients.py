@@ -2,8 +2,8 @@
 Gradient norms and GSC
 ======================
 
-With a loss, ``gs.measure`` also returns statistics of the gradient of every layer.  Gradient norms depend on the units
-in which a layer is written; GSC does not.
+With a loss, ``gs.measure`` also returns statistics of the gradient of every layer.  Gradient norms depend on the scale
+of the weights and activations of a layer; GSC does not.
 """
 
 import matplotlib.pyplot as plt
@@ -24,8 +24,8 @@ def loss(output, labels):
 before, profile = gs.measure(model, (x, y), loss_fn=loss), gs.gsc(model, x)
 
 # %%
-# Multiply the weights of one layer by 10 and those of another by 1/10.  ReLU passes the factor on, so the network
-# computes the same function.
+# Multiply the weights of one layer by 10 and those of another by 1/10. ReLU passes such factors on, and the two cancel,
+# so the network computes the same function.
 
 with torch.no_grad():
     model.layers[2].linear.weight.mul_(10)
@@ -51,4 +51,4 @@ ax.legend()
 plt.show()
 
 # %%
-# *Gradient norms of the same function with two layers in other units.  GSC is equal up to rounding.*
+# *Gradient norms of two networks that compute the same function.  Their GSC is equal up to rounding.*

@@ -2,8 +2,8 @@
 How much does each parameter move the output?
 =============================================
 
-``gs.parameter_gsc`` is GSC with respect to the parameters of a layer: the relative change of the output for a small
-relative change of the parameters.
+``gs.parameter_gsc`` is GSC with respect to the parameters of a layer.  It is the mean squared relative change of the
+output for a small random change of the parameters, divided by the squared relative change of the parameters.
 """
 
 import matplotlib.pyplot as plt

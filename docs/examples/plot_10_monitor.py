@@ -1,9 +1,9 @@
 """
-Watch a training
-================
+Monitor a training run
+======================
 
-``gs.Monitor`` takes a record at some steps of your own loop.  It skips records that would make training take more than
-3 % longer, and warns with the name of the layer.
+``gs.Monitor`` takes a record at some steps of your own training loop.  By default, it skips records that would make
+training take more than 3 % longer.  Its warnings name the layer.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Which layer made the first NaN?
 ===============================
 
-A NaN spreads to all later layers, and a gradient that is NaN to all earlier ones.  ``gs.first_nonfinite`` names the
-layer where it began.
+A NaN in the forward pass spreads to all later layers.  A NaN in the backward pass spreads to all earlier layers.
+``gs.first_nonfinite`` names the layer in which it arose.
 """
 
 import torch
@@ -29,8 +29,8 @@ fault = gs.first_nonfinite(model, x)
 print(fault)
 
 # %%
-# In a training loop, ``gs.Monitor`` runs the same search when a loss or a gradient is not finite, and stops before the
-# update spreads the NaN over all weights.
+# In a training loop, ``gs.Monitor`` runs the same search when a loss or a gradient is not finite.  It stops training
+# before the update spreads the NaN over all weights.
 
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 try:

@@ -1,6 +1,6 @@
 """
-Take a Jacobian in your hands
-=============================
+How do I get a Jacobian?
+========================
 
 ``gs.capture`` records one forward pass.  The Jacobian between two of its layers is a linear operator.
 """
@@ -19,13 +19,13 @@ names = [layer.name for layer in captured.units]
 print(names[:4], "...")
 
 # %%
-# Products with a vector need no matrix.
+# Products with a vector are computed without the matrix.
 
 jacobian = captured.jacobian("input", names[-1])
 print(jacobian.shape, "length of J v:", round(float(jacobian.matvec(torch.randn(40)).norm()), 4))
 
 # %%
-# The singular values spread with depth: a random direction shrinks, and a few directions hardly do.
+# The spread of the singular values grows with depth: most directions shrink, and a few hardly do.
 
 fig, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for depth, style in ((1, "-"), (4, "--"), (12, "-."), (24, ":")):

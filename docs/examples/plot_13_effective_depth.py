@@ -2,8 +2,9 @@
 How much of its depth does training use?
 ========================================
 
-The Jacobian of a trained network is a sum of terms with the changes of 0, 1, 2, ... layers.  The effective depth is the
-largest number of changes that matters.
+Write the Jacobian of each layer as its value before training plus the change by training.  The Jacobian of the network
+is then a sum of terms that contain the changes of 0, 1, 2, ... layers.  The effective depth is the largest number of
+changes whose terms still matter.
 """
 
 import copy

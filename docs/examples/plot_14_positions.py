@@ -2,7 +2,8 @@
 How far does a token reach?
 ===========================
 
-``positions="both"`` splits GSC of a sequence model into blocks: from position s of a layer to position t of the target.
+``positions="both"`` splits GSC of a sequence model into blocks.  A block is the part from position s of a layer to
+position t of the target.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ found = gs.gsc(model, tokens, positions="both", target="blocks.3")
 print(found)
 
 # %%
-# The network is causal, so a token reaches no earlier position: those blocks are exactly zero.
+# The network is causal, so a token reaches no earlier position.  The blocks with t < s are exactly zero.
 
 gs.plots.positions(found, layers="embedding")
 plt.show()
@@ -27,10 +28,11 @@ plt.show()
 # *GSC from each position of the embedding to each position of the last block.*
 
 # %%
-# The lag profile is the mean over blocks with the same distance t - s.
+# The lag profile is the mean over all blocks with the same lag t - s.
 
 gs.plots.positions(found.lag_profile())
 plt.show()
 
 # %%
-# *Mean GSC of a block against the lag, with 95 % intervals.  Left: the first position, which every later one sees.*
+# *Mean GSC of a block against the lag, with 95 % intervals.  Left: blocks of the first position, which all later ones
+# see.*

@@ -2,8 +2,9 @@
 What does each block write into the residual stream?
 ====================================================
 
-Where a network is a sum x + f(x), ``gs.residual`` lists the length of the stream x, of the write f(x), and the shares
-of the squared Jacobian that pass through the skip and the branch.
+A residual network consists of sums x + f(x): the branch f writes f(x) into the residual stream x.  For every sum,
+``gs.residual`` lists the lengths of x and f(x), and the shares of the squared Jacobian that pass through the skip and
+the branch.
 """
 
 import matplotlib.pyplot as plt
@@ -24,4 +25,5 @@ ledger.plot()
 plt.show()
 
 # %%
-# *Above: root mean square of stream and writes.  Middle: their ratio.  Below: shares of the squared Jacobian.*
+# *Above: root mean square of the stream x and of what each branch writes, f(x). Middle: their ratio.  Below: shares of
+# the squared Jacobian.*

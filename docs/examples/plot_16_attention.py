@@ -2,7 +2,8 @@
 Which attention head has collapsed?
 ===================================
 
-``gs.attention`` measures every head, in whatever module ``scaled_dot_product_attention`` or a softmax runs.
+``gs.attention`` measures every attention head of a model.  It finds the heads at calls of
+``scaled_dot_product_attention`` or a softmax, in any module.
 """
 
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ heads = gs.attention(model, tokens)
 print(heads)
 
 # %%
-# An entropy of 1 is uniform attention over all visible keys, and 0 is attention to one key.
+# A relative entropy of 1 is uniform attention over all visible keys; 0 is attention to a single key.
 
 heads.plot()
 plt.show()

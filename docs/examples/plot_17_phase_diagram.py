@@ -3,7 +3,7 @@ Where is the edge of chaos?
 ===========================
 
 For weights of variance sigma_w^2 / width and biases of variance sigma_b^2, mean-field theory gives the factor chi_1 by
-which a squared gradient changes per layer.
+which the squared gradient is multiplied per layer.
 """
 
 import matplotlib.pyplot as plt
@@ -21,4 +21,4 @@ gs.plots.phase_diagram(diagram)
 plt.show()
 
 # %%
-# *chi_1 of tanh networks.  On the critical line, gradients neither explode nor vanish.*
+# *chi_1 of tanh networks.  On the critical line chi_1 = 1, gradients neither explode nor vanish.*

@@ -2,7 +2,8 @@
 Which layer is wrong?
 =====================
 
-``gs.compare`` runs the siblings of each layer on the layer's own input, and names the layer that does something else.
+``gs.compare`` gives the input of each layer to its siblings, the similar layers of the network.  It names the first
+layer whose output differs from theirs.
 """
 
 import torch
@@ -22,7 +23,7 @@ model.layers[4].activation = nn.Identity()  # a forgotten activation
 print(gs.compare(model, x))
 
 # %%
-# ``gs.check`` answers another question: does gradscope measure this model correctly?  It measures in several ways that
-# must agree.
+# ``gs.check`` answers another question: does gradscope measure this model correctly?  It measures GSC in several ways
+# that must agree.
 
 print(gs.check(model, x))

@@ -2,7 +2,7 @@
 Gradient tests in continuous integration
 ========================================
 
-The assertions of ``gs.testing`` fail if a change makes gradients explode, vanish, or all samples alike.
+The assertions of ``gs.testing`` fail if gradients explode or vanish, or if all samples become alike inside the network.
 """
 
 import torch
@@ -24,7 +24,7 @@ test_gradients()
 print("passed")
 
 # %%
-# A failing assertion says what was measured.
+# If an assertion fails, its message says what was measured.
 
 model = gs.models.MLP(depth=40, width=64, activation="relu", norm="batch", generator=generator)
 try:

@@ -2,8 +2,8 @@
 A figure of my own
 ==================
 
-Every result has ``to_frame()``: one row per layer and quantity.  Frames of several networks are joined with pandas, and
-drawn with any library.
+``to_frame()`` of a result returns a table with one row per layer and quantity.  You can join the tables of several
+networks with pandas, and draw them with any library.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 What differs between two models?
 ================================
 
-``gs.diff`` runs every module of the second model on the values of the first one.  So it names the layer where two
-checkpoints, a conversion and its original, or two precisions differ, and says whether rounding explains it.
+``gs.diff`` runs every module of the second model on the inputs of the same module in the first model.  So it names the
+layer where two models differ: two checkpoints, a model and its conversion, or two precisions.  It also says whether
+rounding explains the difference.
 """
 
 import copy
@@ -25,7 +26,7 @@ found = gs.diff(model, changed, x)
 print(found)
 
 # %%
-# The same model in another precision differs by rounding alone.
+# A copy of the model in another precision differs by rounding alone.
 
 print(gs.diff(model, lambda copied: copied.bfloat16(), x))
 
@@ -35,4 +36,5 @@ found.plot()
 plt.show()
 
 # %%
-# *Distance of the outputs of each layer of both models, and the change of GSC.*
+# *Relative distance between the outputs of each layer of both models: for equal inputs of the layer, and for the whole
+# models.  The gray steps show how much rounding explains.*

@@ -2,8 +2,9 @@
 What do I multiply by what?
 ===========================
 
-``gs.repair`` computes one factor per unit, so that each unit neither amplifies nor damps a small change, and keeps the
-length of what passes.  Nothing changes before ``apply()``, and ``undo()`` restores every bit.
+``gs.repair`` computes one factor for the weights of each unit, such that GSC of the unit reaches a goal, here 1.05. A
+goal near 1 means that the unit hardly amplifies or damps relative changes.  Nothing changes before ``apply()``;
+``undo()`` restores all weights exactly.
 """
 
 import matplotlib.pyplot as plt

@@ -58,8 +58,9 @@ print("output:", tuple(by_hand.shape))
 # :math:`t/s` pixels. A map is **invariant** if its output stays the same: :math:`f(Tx) = f(x)`.
 #
 # The experiment shifts a smooth random image and measures the relative error :math:`\|f(Tx) -
-# T'f(x)\| / \|f(x)\|`. Opposite borders of the image are joined (circular padding), so the border
-# does not matter. If :math:`t/s` is not a whole number, it is rounded.
+# T'f(x)\| / \|T'f(x)\|`. Opposite borders of the image are joined (circular padding), so the
+# border does not matter. If :math:`t/s` is not a whole number, :math:`T'` shifts by the nearest
+# whole number.
 #
 # **Change these:** the strides, the largest shift, or the padding (``"circular"``, ``"zeros"``).
 
@@ -98,14 +99,15 @@ if PADDING == "circular":
     assert all(error(stride, shift) < 1e-12 for stride in STRIDES for shift in shifts if shift % stride == 0)
 
 # %%
-# A convolution of stride 1 is equivariant to every shift. A stride of 2 or 4 breaks the symmetry:
-# the kernel then sees other pixels of the shifted image. Zero padding breaks the symmetry at the
+# A convolution of stride 1 is equivariant to every shift. A stride of 2 or 4 breaks equivariance:
+# in the shifted image, the kernel lands on other pixels. Zero padding breaks equivariance at the
 # border (try it).
 #
 # The mean over all positions makes an equivariant map invariant. A single pooling layer does not.
-# In the :doc:`study of pooling </docs/studies/pooling>`, max pooling multiplies the change of a
-# map under a shift by one pixel by 0.87, and average pooling by 0.68. The change after pooling is
-# still 0.25 and 0.20 of the distance between the maps of two images.
+# In the :doc:`study of pooling </docs/studies/pooling>`, images are shifted by one pixel. Max
+# pooling multiplies the resulting change of a feature map by 0.87, and average pooling by 0.68.
+# After max pooling, the change is still 0.25 of the distance between the maps of two images; after
+# average pooling, 0.20.
 
 means = [float(layer(image.roll(shift, dims=3), 1).mean()) for shift in shifts]
 print(f"mean over positions, stride 1: {min(means):.6f} to {max(means):.6f}")
@@ -142,22 +144,22 @@ for pool in (functional.avg_pool2d, functional.max_pool2d):
 # %%
 # The :doc:`study of convolutions </docs/studies/convolution>` tests these formulas with strides,
 # padding and dilation. The :doc:`study of gradients in convolutions
-# </docs/studies/convolution_gsc>` shows that stride and padding hardly change how gradients grow,
-# and that pooling makes gradients smaller.
+# </docs/studies/convolution_gsc>` shows that stride and padding hardly change the growth of
+# gradients, and that pooling makes gradients smaller.
 #
 # Exercises
 # ---------
 #
 # 1. An image has 32 pixels per side. Which padding keeps this size for a 5 x 5 kernel with stride
 #    1?
-# 2. Two convolutions of stride 2 follow each other. Which shifts is their composition equivariant
-#    to?
+# 2. Two convolutions of stride 2 follow each other. To which shifts is their composition
+#    equivariant?
 #
 # To remember
 # -----------
 #
-# **A convolution moves with the image if the stride divides the shift, and its gradient is a
-# correlation with the flipped kernel.**
+# **The output of a convolution moves with the image if the stride divides the shift; the gradient
+# with respect to the image is a correlation with the flipped kernel.**
 #
 # Solutions
 # ---------

@@ -6,9 +6,9 @@ The gradient of a layer is a product with one factor per layer above it. If the 
 smaller than 1, the product shrinks exponentially with depth. This lesson computes the factors by
 hand for a sigmoid network.
 
-The sigmoid :math:`s(h) = 1 / (1 + e^{-h})` has the slope :math:`s'(h) = s(h)\,(1 - s(h))`. A
-product of two numbers with sum 1 is at most 1/4. So the slope is at most 1/4, and it reaches 1/4
-at :math:`h = 0`.
+The sigmoid :math:`s(h) = 1 / (1 + e^{-h})` has the slope :math:`s'(h) = s(h)\,(1 - s(h))`. The
+two factors have the sum 1, and the product of two such numbers is at most 1/4. So the slope is
+at most 1/4, and it reaches 1/4 at :math:`h = 0`.
 """
 
 import math
@@ -37,8 +37,9 @@ print(f"largest slope: {float(slope.max()):.4f}, at h = {abs(float(h[slope.argma
 #
 #     a_1 = s(w_1 x), \quad a_2 = s(w_2 a_1), \quad y = s(w_3 a_2), \quad E = (t - y)^2 / 2.
 #
-# The chain rule gives the derivatives from output to input. Each step multiplies by a weight and
-# by a slope:
+# Let :math:`\delta_i` be the derivative of :math:`E` with respect to the input of the i-th
+# sigmoid, for example :math:`w_1 x` for :math:`i = 1`. The chain rule gives these derivatives from
+# output to input. Each step multiplies by a weight and by a slope:
 #
 # .. math::
 #
@@ -69,9 +70,9 @@ for name, derivative in zip(("w1", "w2", "w3"), by_hand, strict=True):
 #
 # A chain of :math:`L` units :math:`h_l = s(w h_{l-1} + b)` has the derivative :math:`\partial h_L
 # / \partial h_0 = \prod_l w\, s'(w h_{l-1} + b)`, which is at most :math:`(|w| / 4)^L`. With
-# :math:`w = 1`, the gradient vanishes for any bias. With a large weight, the bound grows. Whether
-# the gradient grows depends on where the units are: a bias of :math:`-w/2` keeps them near the
-# largest slope.
+# :math:`w = 1`, the gradient vanishes for any bias. With :math:`|w| > 4`, the bound grows with
+# :math:`L`. Whether the gradient itself grows depends on the values of the units: a bias of
+# :math:`-w/2` keeps their inputs near 0, where the slope is largest.
 #
 # **Change these:** weight and bias of each chain, and the number of units.
 
@@ -131,28 +132,30 @@ assert per_layer < 1.1 * math.sqrt(WEIGHT_VARIANCE) / 4
 
 # %%
 # The :doc:`study of vanishing gradients </docs/studies/vanishing>` measures a factor of 0.2358 (95
-# % interval 0.2332 to 0.2385) per layer with variance :math:`1/n`, over 8 networks. The slope does
-# not decide alone: larger weights or normalization can keep the gradient, or even make it explode.
+# % interval 0.2332 to 0.2385) per layer with variance :math:`1/n`, over 8 networks. The slope is
+# not all that matters: with larger weights or normalization, the gradient can keep its size, or
+# even explode.
 #
 # Exercises
 # ---------
 #
-# 1. The slope of tanh is at most 1. Why does a chain of tanh units with :math:`w = 1` vanish more
-#    slowly than a chain of sigmoids, and why does it still shrink for :math:`h_0 \neq 0`?
+# 1. The slope of tanh is at most 1. Why does the gradient of a chain of tanh units with :math:`w =
+#    1` vanish more slowly than that of a chain of sigmoids? Why does it still shrink for
+#    :math:`h_0 \neq 0`?
 # 2. Give the sigmoid network weights of variance :math:`256/n`. Does its gradient vanish?
 #
 # To remember
 # -----------
 #
-# **A gradient is a product with one factor per layer; a sigmoid contributes at most a quarter of
-# the weight, so with small weights its gradients vanish exponentially.**
+# **A gradient is a product with one factor per layer; for a sigmoid unit this factor is at most a
+# quarter of its weight, so with small weights the gradient vanishes exponentially.**
 #
 # Solutions
 # ---------
 #
-# 1. The derivative of tanh is :math:`1 - \tanh^2(h)`. It is 1 at 0, and smaller everywhere else.
-#    Near 0 the factors are close to 1, so the product shrinks slowly, much more slowly than
-#    :math:`4^{-L}`.
+# 1. The derivative of tanh is :math:`1 - \tanh^2(h)`. It is 1 at 0, and smaller everywhere else,
+#    so the product shrinks. Near 0 the factors are close to 1, so the product shrinks much more
+#    slowly than :math:`4^{-L}`.
 
 h, derivative = 0.5, 1.0
 for _ in range(UNITS):
@@ -161,9 +164,9 @@ for _ in range(UNITS):
 print(f"{UNITS} tanh units from h = 0.5: {derivative:.3f}; {UNITS} sigmoids: at most {4.0**-UNITS:.0e}")
 
 # %%
-# 2. No. The bound by the slope is then :math:`16 / 4 = 4` per layer. The measured factor is above
-#    1, so the gradient grows toward the input. (The study finds 1.217, with the interval 1.171 to
-#    1.264.)
+# 2. No. The standard deviation of the weights is now :math:`16 / \sqrt n`, so the bound is
+#    :math:`16 / 4 = 4` per layer. The measured factor is above 1, so the gradient grows toward the
+#    input. (The study finds 1.217, with the interval 1.171 to 1.264.)
 
 large = gs.models.MLP(
     depth=DEPTH, width=WIDTH, activation="sigmoid", weight_variance=256.0, out_features=10, generator=generator

@@ -4,8 +4,8 @@ r"""
 
 If the factors of lesson 2 are larger than 1, the gradient grows exponentially from the output to
 the input: **the gradient explodes**. If the updates of the weights get so large that the loss
-rises out of control, **training explodes**. This lesson shows both, and the symptoms that a run
-shows before it fails.
+rises out of control, **training explodes**. This lesson shows both kinds of explosion, and the
+symptoms of a run before it fails.
 """
 
 import math
@@ -45,8 +45,8 @@ print(f"norm of the gradient: {norms[0]:.3g} in the first layer, {norms[-1]:.2g}
 print(f"factor per layer, from the last to the second layer: {(norms[1] / norms[-1]) ** (1 / 28):.2f}")
 
 # %%
-# In the :doc:`study of vanishing gradients </docs/studies/vanishing>`, this factor is 1.235 (95 %
-# interval 1.224 to 1.246) for the same architecture at width 100.
+# In the :doc:`study of vanishing gradients </docs/studies/vanishing>`, the factor per layer is
+# 1.235 (95 % interval 1.224 to 1.246) for the same architecture at width 100.
 #
 # Training that explodes
 # ----------------------
@@ -60,7 +60,8 @@ print(f"factor per layer, from the last to the second layer: {(norms[1] / norms[
 # - **large update**: in some layer, the norm of the update is above 0.1 times the norm of the
 #   weights.
 #
-# The run has **failed** when the loss exceeds :math:`10 \ln 10`, ten times the loss of guessing.
+# The run has **failed** when the loss exceeds :math:`10 \ln 10`: ten times the loss of guessing
+# one of ten classes.
 #
 # **Change these:** the peak of the learning rate, the activation, the normalization (``"none"``,
 # ``"layer"``, ``"batch"``) and the depth.
@@ -136,11 +137,11 @@ report(run)
 # networks, and 48 of them fail. A large update announces 47 of these failures, with a median lead
 # of 5 steps. But it is a false alarm in 45 of the 77 runs that do not fail. A loss jump is a false
 # alarm in only 1 of the 77 runs. But it announces only 18 of the failures, with a median lead of 2
-# steps. So look at a run with large updates, and stop a run only after a loss jump.
+# steps. So inspect a run after a large update, and stop a run only after a loss jump.
 #
-# The study also shows that exploding gradients do not imply exploding training. The network with
-# ReLU and batch normalization has the gradients that explode most before training. It fails in
-# none of 25 runs.
+# The study also shows that exploding gradients do not imply exploding training. Before training,
+# gradients explode most in the network with ReLU and batch normalization. But this network fails
+# in none of 25 runs.
 #
 # Exercises
 # ---------
@@ -153,7 +154,7 @@ report(run)
 # -----------
 #
 # **Exploding gradients are a property of a network, and exploding training is an event; a large
-# update often comes first, but most large updates are no reason to stop.**
+# update often announces this event, but most large updates are no reason to stop.**
 #
 # Solutions
 # ---------
@@ -163,7 +164,7 @@ report(run)
 report(train(0.03, "selu", "none"))
 
 # %%
-# 2. The run does not fail, so its large update is a false alarm. The normalization makes the
-#    outputs of the layers independent of the scale of their weights.
+# 2. The run does not fail, so its large update is a false alarm. With batch normalization, the
+#    output of a layer does not depend on the scale of its weights.
 
 report(train(0.3, "relu", "batch"))

@@ -2,9 +2,9 @@ r"""
 4. Why do raw gradients mislead, and what is GSC?
 =================================================
 
-Lesson 3 measured explosion by the norm of the gradient. This norm depends on the units of a
-layer: the same function can be computed with large or with small activations. This lesson shows
-the problem, and a number that avoids it: the **Gradient Scale Coefficient** (GSC).
+Lesson 3 measured explosion by the norm of the gradient. This norm depends on the scale of the
+activations: the same function can be computed with large or with small activations. This lesson
+shows the problem, and a number that avoids it: the **Gradient Scale Coefficient** (GSC).
 """
 
 import copy
@@ -25,9 +25,9 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 #
 # ReLU satisfies :math:`\mathrm{relu}(cx) = c\,\mathrm{relu}(x)` for :math:`c > 0`. Take a ReLU
 # network with :math:`L` layers and a linear head. Divide the first weight matrix by :math:`R^L`,
-# and multiply every other weight matrix by :math:`R`. The function stays the same. The output of a
-# layer that is :math:`l` layers away from the logits is divided by :math:`R^l`. So the gradient
-# with respect to this output is multiplied by :math:`R^l`.
+# and multiply every other weight matrix by :math:`R`. The function stays the same. Between a layer
+# and the logits, let there be :math:`l` weight matrices. The output of this layer is divided by
+# :math:`R^l`, so the gradient with respect to it is multiplied by :math:`R^l`.
 #
 # **Change these:** the factor, the depth and the width.
 
@@ -80,10 +80,10 @@ print(f"rescaled network: the raw gradient grows by a factor of {per_layer:.2f} 
 assert abs(profile.log10_values - profile_rescaled.log10_values).max() < 1e-9
 
 # %%
-# The raw gradient of the rescaled network seems to explode. But both networks are the same
-# function, and they also train identically if the learning rates are adapted. The :doc:`study of
-# rescaling </docs/studies/rescaling>` shows this: with R = 4 the raw gradient grows by 4.021 per
-# layer instead of 1.005, while GSC and the losses stay the same.
+# The raw gradient of the rescaled network seems to explode. But both networks compute the same
+# function. They even train identically if the learning rates are adapted to the factors. The
+# :doc:`study of rescaling </docs/studies/rescaling>` shows this: with R = 4 the raw gradient grows
+# by a factor of 4.021 per layer instead of 1.005, while GSC and the losses stay the same.
 #
 # How much does a Jacobian stretch a random direction?
 # ----------------------------------------------------
@@ -112,21 +112,23 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 # GSC
 # ---
 #
-# To remove the units, measure both steps relative to the length of their layer. The result is
+# To become independent of the scale of the activations, measure each step relative to the output:
+# the step of :math:`f_k` divided by :math:`\|f_k\|`, and that of :math:`f_l` divided by
+# :math:`\|f_l\|`. The mean square of the stretch is then
 #
 # .. math::
 #
 #     \mathrm{GSC}(k, l) = \mathrm{qm}(J)^2\, \frac{\|f_k\|^2}{\|f_l\|^2}.
 #
-# Change :math:`f_k` by a small random amount. GSC is the squared *relative* change of :math:`f_l`,
-# on average, divided by the squared relative change of :math:`f_k`. If GSC is 1, relative changes
-# keep their size. If GSC grows exponentially with the number of layers between :math:`k` and
-# :math:`l`, gradients explode. (Part of the literature uses the square root of GSC.)
+# In words: let :math:`f_k` undergo a small random change. GSC is the mean squared *relative*
+# change of :math:`f_l`, divided by the squared relative change of :math:`f_k`. If GSC is 1,
+# relative changes keep their size. If GSC grows exponentially with the number of layers between
+# :math:`k` and :math:`l`, gradients explode. (Part of the literature uses the square root of GSC.)
 #
 # Exercises
 # ---------
 #
-# 1. A layer multiplies by an orthogonal matrix: :math:`f_l = Q f_k`. What is its GSC?
+# 1. A layer multiplies its input by an orthogonal matrix: :math:`f_l = Q f_k`. What is its GSC?
 # 2. Let :math:`A = \mathrm{diag}(2, 1)`, :math:`B = \mathrm{diag}(1/2, 1)` and :math:`f = (1, 1)`.
 #    Compute GSC of :math:`A` at :math:`f`, of :math:`B` at :math:`Af`, and of :math:`BA` at
 #    :math:`f`. Is the last GSC the product of the other two?
@@ -134,7 +136,8 @@ assert abs(float(stretches.square().mean().sqrt() / gs.qm_norm(matrix)) - 1) < 0
 # To remember
 # -----------
 #
-# **Raw gradients depend on the units of a layer; GSC compares relative changes, so it does not.**
+# **Raw gradients depend on the scale of the activations; GSC does not, because it compares
+# relative changes.**
 #
 # Solutions
 # ---------

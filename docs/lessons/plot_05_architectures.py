@@ -21,8 +21,8 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 
 # %%
 # Each layer computes :math:`f_l = \varphi(\mathrm{norm}(W_l f_{l-1}))`. The input is Gaussian
-# noise. Each architecture is drawn three times, with other random weights. GSC is estimated from
-# four random vectors per network, which is accurate enough here.
+# noise. Three networks of each architecture are drawn, with different random weights. Four random
+# vectors per network estimate GSC accurately enough here.
 #
 # **Change these:** the architectures (activation and normalization), the depth, the width and the
 # number of networks.
@@ -73,7 +73,7 @@ plt.show()
 #
 # A line is fitted to :math:`\log` GSC over the half of the layers nearer to the output. Its slope
 # gives the growth **rate** per layer. A network *explodes* if the whole 95 % interval of the rate
-# is above 1.02, and is *stable* if it lies between 0.98 and 1.02.
+# is above 1.02. It is *stable* if the whole interval lies between 0.98 and 1.02.
 
 growth = {name: gs.growth(own) for name, own in profiles.items()}
 for name, found in growth.items():
@@ -87,9 +87,9 @@ for name, found in growth.items():
 #
 # Look at the **pre-activations**, the inputs of the nonlinearities, over the samples of the batch:
 #
-# - the **standard deviation** over samples. If it is small, each neuron sees nearly the same
-#   number for all samples. A smooth nonlinearity such as tanh is nearly a straight line over so
-#   small a range;
+# - the **standard deviation** over samples. If it is small, each neuron receives nearly the same
+#   number for all samples. Over such a small range, a smooth nonlinearity such as tanh is nearly a
+#   straight line;
 # - the **sign diversity**, the fraction of samples with the rarer sign. If it is small, nearly all
 #   samples lie on one side of the kink of a ReLU, where ReLU is a straight line.
 
@@ -112,12 +112,12 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 
 # %%
 # Sign diversity collapses for ReLU, and for ReLU with layer normalization. The standard deviation
-# collapses for tanh. The last layer is then nearly linear. The :doc:`study of architectures
-# </docs/studies/architectures>` compares eight initializations. Its rates are 1.469 for
-# relu+batch, 1.210 for tanh+batch, 1.188 for tanh+layer and 1.077 for selu. The rate of tanh is
-# 1.004, and the verdicts of relu and relu+layer are undecided. In this study, the last layer of
-# relu and tanh is nearly linear, relu+layer is undecided, and the exploding networks stay
-# nonlinear.
+# collapses for tanh. In such a network, the last layer is nearly linear. The :doc:`study of
+# architectures </docs/studies/architectures>` repeats this with eight initializations. Its rates
+# are 1.469 for relu+batch, 1.210 for tanh+batch, 1.188 for tanh+layer and 1.077 for selu. The rate
+# of tanh is 1.004, and the verdicts of relu and relu+layer are undecided. In this study, the last
+# layer of relu and of tanh is nearly linear. For relu+layer this is undecided. The exploding
+# networks stay nonlinear.
 #
 # This does not mean that a network is either exploding or linear. Many nearly linear layers can
 # form a function that is far from linear. The study gives an example.
@@ -132,15 +132,15 @@ print("last layer:", table.round(3).to_string(), sep="\n")
 # To remember
 # -----------
 #
-# **At initialization, these plain networks explode, or their last layers come close to linear:
-# look at GSC and at the pre-activations.**
+# **At initialization, the gradients of these plain networks explode, or their last layers are
+# nearly linear: look at both GSC and the pre-activations.**
 #
 # Solutions
 # ---------
 #
-# 1. Batch normalization subtracts the mean over the batch and divides by the standard deviation,
-#    for each neuron. So the standard deviation is 1 in each layer, and the mean is 0, so that both
-#    signs occur.
+# 1. For each neuron, batch normalization subtracts the mean over the batch and divides by the
+#    standard deviation. So the standard deviation of the pre-activations is 1 in each layer. Their
+#    mean is 0, so both signs occur.
 #
 # 2. The standard deviation stays large, and the network now explodes.
 

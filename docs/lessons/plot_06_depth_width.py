@@ -2,16 +2,16 @@ r"""
 6. Do depth and width change the growth?
 ========================================
 
-GSC of a deep plain network grows by a nearly constant factor per layer, the growth **rate**.
-Each further layer multiplies GSC by this factor. This lesson measures whether the rate itself
-depends on depth and width.
+In a deep plain network, each further layer multiplies GSC by nearly the same factor, the growth
+**rate**. This lesson measures whether the rate itself depends on depth and width.
 
-**Mean-field theory** predicts the rate for random weights and infinite width. In a network
-without normalization, let :math:`q` be the variance of the pre-activations and :math:`z` a
-standard normal number. If :math:`q` is the same in all layers, the squared gradient is
-multiplied by :math:`\chi_1 = \sigma_w^2\, \mathrm{E}\, \varphi'(\sqrt q z)^2` per layer. This is
-also the growth rate of GSC. With layer normalization, the rate is :math:`\mathrm{E}\,
-\varphi'(z)^2 / \mathrm{E}\, \varphi(z)^2`.
+**Mean-field theory** predicts the rate for random weights and infinite width. Let the weights
+have variance :math:`\sigma_w^2` / fan-in, and let :math:`\varphi` be the activation. In a
+network without normalization, let :math:`q` be the variance of the pre-activations and :math:`z`
+a standard normal number. If :math:`q` is the same in all layers, the squared gradient is
+multiplied by :math:`\chi_1 = \sigma_w^2\, \mathrm{E}[\varphi'(\sqrt q z)^2]` per layer. This
+factor is also the growth rate of GSC. With layer normalization, the rate is
+:math:`\mathrm{E}[\varphi'(z)^2] / \mathrm{E}[\varphi(z)^2]`.
 """
 
 import matplotlib.pyplot as plt
@@ -63,8 +63,7 @@ for depth in DEPTHS:
 print(f"mean field: rate {predicted:.3f} per layer")
 
 # %%
-# The exponent of the total growth is about proportional to the depth. The rate stays nearly the
-# same.
+# The exponent of 10 is about proportional to the depth. The rate stays nearly the same.
 #
 # Width
 # -----
@@ -88,8 +87,8 @@ plt.show()
 
 # %%
 # *Natural logarithm of the growth rate minus the mean-field value, against 1 / width. Bars are two
-# standard errors over networks. The dashed line is fitted through the origin, which is infinite
-# width.*
+# standard errors over networks. The dashed line is fitted through the origin, which stands for
+# infinite width.*
 
 for width, one, spread in zip(WIDTHS, mean, error, strict=True):
     print(f"width {width}: {one:+.4f} +- {spread:.4f}")
@@ -99,17 +98,17 @@ print(f"slope of the dashed line: {slope:.2f}")
 # The :doc:`study of depth and width </docs/studies/depth_width>` measures seven networks with 39
 # initializations. From depth 50 to 200, the rate stays the same within 0.5 % in five networks;
 # ReLU and ReLU with layer normalization are undecided. From width 100 to 400, the rate stays the
-# same in two networks (ReLU with batch normalization, tanh). It changes by more in tanh with batch
-# normalization, and the others are undecided. In the largest SELU network, the rate is 1.0734 (95
-# % interval 1.0727 to 1.0741); mean field predicts 1.0716. So a small network gives a good first
-# estimate of the rate of a large one.
+# same in two networks (ReLU with batch normalization, tanh). In tanh with batch normalization, it
+# changes by more than 0.5 %. The other four networks are undecided. In the largest SELU network,
+# the rate is 1.0734 (95 % interval 1.0727 to 1.0741); mean field predicts 1.0716. So a small
+# network gives a good first estimate of the rate of a large one.
 #
 # Exercises
 # ---------
 #
-# 1. A ReLU network has weights of variance :math:`\sigma_w^2 = 2` (He's initialization), in units
-#    of 1 / fan-in, and no normalization. Compute its mean-field rate by hand.
-# 2. At the mean-field rate of tanh with batch normalization, after how many layers is GSC larger
+# 1. A ReLU network has :math:`\sigma_w^2 = 2` (He's initialization) and no normalization. Compute
+#    its mean-field rate by hand.
+# 2. Take the mean-field rate of tanh with batch normalization. After how many layers is GSC larger
 #    than a million?
 #
 # To remember

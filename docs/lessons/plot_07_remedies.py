@@ -3,9 +3,9 @@ r"""
 =================================================================
 
 There are four kinds of remedies: fewer layers, skip connections, normalization, and other
-weights. All of them lower the growth of GSC in the network of this lesson. But a map that is
-nearly affine has no growth, and it is useless. So this lesson also measures the price: how much
-of the nonlinearity is left.
+weights. All of them lower the growth of GSC in the network of this lesson. But GSC of a nearly
+affine map does not grow either, and such a map is useless as a network. So this lesson also
+measures the price: how much of the nonlinearity is left.
 """
 
 import math
@@ -22,8 +22,8 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 
 # %%
 # The network has 50 layers with tanh, width 100 and ten outputs. Its weights are large, with
-# variance 4 / fan-in. Without a remedy, its gradients explode. Each remedy changes one thing and
-# keeps the number of parameters:
+# variance 4 / fan-in. Without a remedy, its gradients explode. Each remedy changes one property
+# and keeps the number of parameters:
 #
 # - **wider**: ten layers instead of 50, but wider;
 # - **residual**: 25 blocks :math:`f + V\varphi(Wf)` with two linear maps each;
@@ -62,8 +62,8 @@ def network(remedy, generator):
 
 # %%
 # **Growth** is :math:`\log_{10}` GSC from the input to the output. **Nonlinearity** is the
-# fraction of the variance of the outputs that the best affine map of the inputs does not explain.
-# It is 0 for an affine map.
+# fraction of the variance of the outputs that is not explained by the best affine map of the
+# inputs. It is 0 for an affine network.
 
 
 def not_affine(x, y):
@@ -101,41 +101,41 @@ plt.show()
 # *Nonlinearity of the outputs against the growth of GSC, for each remedy; means over two networks.
 # The best place would be at the upper left: no growth, and far from affine.*
 #
-# Each remedy lowers GSC by more than two orders of magnitude. But remedies that leave less GSC
-# tend to leave less nonlinearity: with LeCun's weights, an affine map explains about 80 % of the
-# variance of the outputs. The :doc:`study of remedies </docs/studies/remedies>` confirms this
-# price for the outputs of this network, with a rank correlation of 0.95. For two other networks,
-# the price is undecided.
+# Each remedy lowers GSC by more than two orders of magnitude. But the lower GSC is after a remedy,
+# the less nonlinearity tends to be left: with LeCun's weights, an affine map explains about 80 %
+# of the variance of the outputs. The :doc:`study of remedies </docs/studies/remedies>` confirms
+# this relation for the outputs of this network: the rank correlation of GSC and nonlinearity is
+# 0.95. For two other networks, the relation is undecided.
 #
-# No remedy helps every network. In the study, 14 of 17 remedies lower GSC. In a SELU network, He's
-# weights and layer normalization do not lower it, and batch normalization raises it. A network
-# that is nearly affine at initialization may become nonlinear during training, so a low
-# nonlinearity is a warning and not a verdict.
+# Not every remedy helps every network. In the study, 14 of 17 remedies lower GSC. In a SELU
+# network, He's weights and layer normalization do not lower it, and batch normalization raises it.
+# A network that is nearly affine at initialization may become nonlinear during training, so low
+# nonlinearity is only a warning.
 #
 # Exercises
 # ---------
 #
-# 1. Why does the growth of "wider" follow from the growth of "unchanged"? Predict one from the
-#    other.
-# 2. Batch normalization cancels the scale of the weights. So what do weights of variance 1 /
-#    fan-in change in a network with batch normalization? Check the answer.
+# 1. The growth of "wider" follows from the growth of "unchanged". Why? Predict it.
+# 2. Batch normalization cancels the scale of the weights. What changes in a network with batch
+#    normalization if its weights have variance 1 / fan-in instead? Check the answer.
 #
 # To remember
 # -----------
 #
-# **Every remedy has to be judged by two numbers: the growth that it removes and the nonlinearity
-# that it leaves.**
+# **Judge every remedy by two numbers: the growth that it removes, and the nonlinearity that it
+# leaves.**
 #
 # Solutions
 # ---------
 #
-# 1. The rate per layer is the same. Ten layers instead of 50 have a fifth of the exponent.
+# 1. The rate per layer is the same. So :math:`\log_{10}` GSC of ten layers is a fifth of that of
+#    50 layers.
 
 print(f"unchanged / {FEWER}: {table.loc['unchanged', 'log10 GSC'] / FEWER:.2f}")
 print(f"wider:         {table.loc['wider', 'log10 GSC']:.2f}")
 
 # %%
-# 2. They change nothing, up to rounding and the small constant that normalization adds to the
+# 2. Nothing changes, except for rounding and for the small constant that normalization adds to the
 #    variance.
 
 inputs = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(1))

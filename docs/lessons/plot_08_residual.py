@@ -3,8 +3,8 @@ r"""
 ==================================================================
 
 A residual block adds its input to the output of a branch: :math:`f_l = s f_{l-1} + b(f_{l-1})`.
-The first term is the skip connection. This lesson shows how far the skip lowers the growth of
-GSC, and how many layers of a trained network really act together.
+The first term is the skip connection. This lesson shows by how much the skip lowers the growth
+of GSC, and how many layers of a trained network act together.
 """
 
 import copy
@@ -25,19 +25,19 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # -------------------
 #
 # The **dilution** :math:`k` is the length of the skip divided by the length of the branch. Let
-# :math:`r` be GSC of the branch alone. Suppose that skip and branch are orthogonal, and that their
-# Jacobians :math:`J_s` and :math:`J_b` are orthogonal as well (:math:`\mathrm{tr}\, J_s^T J_b =
-# 0`). This is nearly true if the branch ends in a wide random linear map. Then the squares add up,
-# and GSC of a block is
+# :math:`r` be GSC of the branch alone. Suppose that the outputs of skip and branch are orthogonal,
+# and that their Jacobians :math:`J_s` and :math:`J_b` are orthogonal as well (:math:`\mathrm{tr}\,
+# J_s^T J_b = 0`). Both are nearly true if the branch ends in a wide random linear map. Then
+# squared lengths and squared norms add up, and GSC of a block is
 #
 # .. math::
 #
 #     \mathrm{GSC} = \frac{k^2 + r}{k^2 + 1},
 #     \qquad\text{so}\qquad \mathrm{GSC} - 1 = \frac{r - 1}{k^2 + 1}.
 #
-# The skip divides the growth by :math:`k^2 + 1`. The experiment measures this in a network of
-# blocks with :math:`b(f) = V\varphi(\mathrm{norm}(Wf))`. Normalization keeps the length of the
-# branch constant. A skip weight :math:`s = k / \sqrt{k^2 + 1}` then leads to the dilution
+# So the skip divides the growth GSC - 1 by :math:`k^2 + 1`. The experiment measures this in a
+# network of blocks with :math:`b(f) = V\varphi(\mathrm{norm}(Wf))`. Normalization keeps the length
+# of the branch constant. The skip weight :math:`s = k / \sqrt{k^2 + 1}` then gives the dilution
 # :math:`k`.
 #
 # **Change these:** the dilutions, the activation (such as ``"relu"``), the depth and the width.
@@ -79,20 +79,20 @@ for k, found, expected in zip(DILUTIONS, rates, law, strict=True):
 
 # %%
 # The :doc:`study of skip connections </docs/studies/residual>` finds that a skip divides GSC - 1
-# by :math:`k^2 + 1` within 10 % in 5 of 8 cases. If the skip has weight 1, activations get longer
-# with every block, and a normalized branch keeps its length. So the dilution grows with depth, and
-# GSC grows more slowly than an exponential. In a ResNet with 32 layers, GSC from the first to the
-# last block is :math:`10^{1.16}` with skip connections and :math:`10^{4.29}` without.
+# by :math:`k^2 + 1` within 10 % in 5 of 8 cases. If the skip has weight 1, the activations get
+# longer with every block, while a normalized branch keeps its length. So the dilution grows with
+# depth, and GSC grows more slowly than exponentially. In a ResNet with 32 layers, GSC from the
+# first to the last block is :math:`10^{1.16}` with skip connections and :math:`10^{4.29}` without.
 #
 # Effective depth
 # ---------------
 #
-# Write the Jacobian of each trained layer as :math:`I_l + R_l`: the Jacobian with the parameters
-# before training, plus the change by training. The Jacobian of the network is the product of these
-# sums over all layers. Multiply it out, and let :math:`C^k` be the sum of all terms with exactly
-# :math:`k` factors :math:`R_l`. This is the joint contribution of :math:`k` trained layers. The
-# **effective depth** is the largest :math:`k` for which the norm of :math:`C^k` is at least a
-# millionth of the sum of all these norms.
+# Write the Jacobian of each trained layer as :math:`I_l + R_l`: :math:`I_l` is the Jacobian with
+# the parameters before training, and :math:`R_l` is the change by training. The Jacobian of the
+# network is the product of these sums over all layers. Multiply it out, and let :math:`C^k` be the
+# sum of all terms with exactly :math:`k` factors :math:`R_l`: the joint contribution of :math:`k`
+# trained layers. The **effective depth** is the largest :math:`k` for which the norm of
+# :math:`C^k` is at least a millionth of the sum of the norms of :math:`C^0, C^1, C^2, \dots`
 #
 # The next cell trains a plain and a residual network to classify ten clouds of points.
 
@@ -125,21 +125,22 @@ ax.legend()
 plt.show()
 
 # %%
-# *Share of the joint contribution of k trained layers. The gray line is the tolerance that defines
-# effective depth.*
+# *Norm of the joint contribution of k trained layers, divided by the sum of these norms over all
+# k. The gray line is a millionth, the tolerance that defines effective depth.*
 #
 # Both networks have 21 layers, but far fewer act together. In the :doc:`study of effective depth
 # </docs/studies/effective_depth>`, deep networks that learn have up to 52 layers and an effective
-# depth of 10.2 to 13.4. Skip connections are not shown to increase it. A large effective depth is
-# not a success by itself: a network with batch normalization that hardly learns has an effective
-# depth of 37.6.
+# depth of 10.2 to 13.4. The study does not show that skip connections increase the effective
+# depth. A large effective depth is not a success by itself: a network with batch normalization
+# that hardly learns has an effective depth of 37.6.
 #
 # Exercises
 # ---------
 #
 # 1. Which dilution reduces the growth GSC - 1 of a block to a tenth?
 # 2. The skip has weight 1, and all branches have the same length as the input of the first block.
-#    So :math:`k^2 = l` in block :math:`l`. How does GSC over :math:`L` blocks grow by the law?
+#    So :math:`k^2 = l` in block :math:`l`. According to the law, how does GSC over :math:`L`
+#    blocks grow with :math:`L`?
 #
 # To remember
 # -----------
@@ -156,9 +157,9 @@ r = 1.5
 print(f"r = {r}: GSC - 1 is {gs.meanfield.residual_rate(r, 3) - 1:.3f} instead of {r - 1}")
 
 # %%
-# 2. Like a power of the depth. Treat GSC as the product of its blocks. The logarithm is the sum
-#    over :math:`l` of :math:`\ln(1 + (r - 1)/(l + 1))`, which is about :math:`(r - 1) \ln L`. So
-#    GSC grows like :math:`L^{r - 1}` and not like :math:`r^L`.
+# 2. Like a power of the depth. Treat GSC of the network as the product of GSC of its blocks. Its
+#    logarithm is the sum over :math:`l` of :math:`\ln(1 + (r - 1)/(l + 1))`, which is about
+#    :math:`(r - 1) \ln L`. So GSC grows like :math:`L^{r - 1}` and not like :math:`r^L`.
 
 for number in (100, 200, 400):
     total = np.prod([gs.meanfield.residual_rate(r, block**0.5) for block in range(1, number + 1)])

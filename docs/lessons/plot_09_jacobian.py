@@ -23,7 +23,8 @@ seaborn.set_theme(style="ticks", palette="colorblind")
 # ------------------
 #
 # A tanh network maps the plane to the plane. At a point :math:`x`, its **linearization** is
-# :math:`f(x) + J\,\Delta x`. The figure shows where both send a square grid around :math:`x`.
+# :math:`f(x) + J\,\Delta x`. The figure shows the images of a square grid around :math:`x` under
+# both maps.
 #
 # **Change these:** the half side of the grid, the point, the depth and the variance of the
 # weights.
@@ -62,8 +63,9 @@ plt.show()
 # *Image of a square grid under a tanh network and under its linearization at the center of the
 # grid. Near the center, the two agree.*
 #
-# Two facts follow from the definition of the derivative. The relative error of the linearization
-# is proportional to the step. And the network multiplies small areas by :math:`|\det J|`.
+# Two facts follow from the definition of the derivative. First, for small steps, the relative
+# error of the linearization is proportional to the length of the step. Second, the network
+# multiplies small areas by :math:`|\det J|`.
 
 
 def area(corners):
@@ -94,8 +96,8 @@ assert abs(area(corners) / step**2 / determinant - 1) < 1e-3
 # - the **quadratic mean** :math:`\mathrm{qm}(J)` of lesson 4. The largest singular values dominate
 #   this mean;
 # - the **geometric mean** :math:`|\det J|^{1/n}`, which describes the **volume**: its logarithm is
-#   the log-volume :math:`\ln|\det J| = \sum_i \ln s_i` divided by :math:`n`. It is never larger
-#   than the quadratic mean.
+#   :math:`\frac{1}{n} \ln|\det J| = \frac{1}{n} \sum_i \ln s_i`, and :math:`\ln|\det J|` is called
+#   the log-volume. The geometric mean is never larger than the quadratic mean.
 #
 # The next cell follows both means through linear networks with Gaussian and with orthogonal
 # weights. The determinant of a product is the product of the determinants, so the log-volumes of
@@ -154,8 +156,9 @@ print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_
 # The quadratic mean stays near 1, while the volume collapses. So a few directions carry the norm
 # of the Jacobian, and most other directions are lost. The **effective rank** :math:`(\sum s_i^2)^2
 # / \sum s_i^4` counts the directions that carry the norm. The :doc:`study of the Jacobian
-# </docs/studies/jacobian>` finds -0.515 per layer for linear networks and an effective rank of
-# 2.3. The volume of tanh and SELU networks collapses as well.
+# </docs/studies/jacobian>` finds that the logarithm of the geometric mean changes by -0.515 per
+# layer in linear networks, and an effective rank of 2.3. The volume of tanh and SELU networks
+# collapses as well.
 #
 # Exercises
 # ---------
@@ -174,8 +177,8 @@ print(f"effective rank at the last layer: Gaussian {rank:.1f}, orthogonal {full_
 # ---------
 #
 # 1. By the inequality of arithmetic and geometric means for the numbers :math:`s_i^2`, their
-#    geometric mean is at most their arithmetic mean. Take the square root of both. They are equal
-#    if all :math:`s_i` are equal, as for an orthogonal matrix.
+#    geometric mean is at most their arithmetic mean. Take the square root of both. Both means are
+#    equal if all :math:`s_i` are equal, as for an orthogonal matrix.
 #
 # 2. Every layer multiplies all singular values by 1.1, so both means are :math:`1.1^{50}`.
 

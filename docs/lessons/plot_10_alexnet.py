@@ -2,7 +2,7 @@ r"""
 10. What happens to GSC while an AlexNet learns?
 ================================================
 
-The first nine lessons looked at networks before training. This lesson looks at two small
+The first nine lessons mostly looked at networks before training. This lesson looks at two small
 AlexNets for images of 32 x 32 pixels. It measures GSC on noise before training, and reads GSC
 during training on CIFAR-10 from stored results.
 """
@@ -51,8 +51,9 @@ for name, model in (("AlexNet A", a), ("AlexNet B", b)):
     print(f"{name}: {number:,} parameters; GSC on noise from {10 ** values.min():.2f} to {10 ** values.max():.2f}")
 
 # %%
-# In all layers, GSC is within one order of magnitude of 1. He's weights with ReLU have the rate 1
-# in mean field (lesson 6). And there are too few layers for a slightly different rate to matter.
+# In all layers, GSC is within one order of magnitude of 1. For ReLU with He's weights, mean field
+# predicts the rate 1 (lesson 6). And these networks have so few layers that a slightly different
+# rate would hardly matter.
 #
 # During training
 # ---------------
@@ -101,21 +102,22 @@ for key, name in names.items():
 
 # %%
 # Before training, all units of a network have similar GSC. After training, GSC depends on the
-# unit: it is about ten times smaller at the first ReLU, and it changes by less than a factor of
-# two at the input. The :doc:`study of trained AlexNets </docs/studies/trained_alexnet>` adds
-# intervals. Means over runs fall in 14 of 15 units of AlexNet A and in 13 of 13 units of AlexNet
-# B. But three runs are few: the whole 95 % interval of the change is negative in 7 units of
-# AlexNet A and in 9 units of AlexNet B. It is positive in no unit.
+# unit: at the first ReLU it is about ten times smaller than before, and at the input it has
+# changed by less than a factor of two. The :doc:`study of trained AlexNets
+# </docs/studies/trained_alexnet>` adds intervals. The mean of GSC over the runs falls in 14 of 15
+# units of AlexNet A and in 13 of 13 units of AlexNet B. But three runs are few: the whole 95 %
+# interval of the change is negative in only 7 units of AlexNet A and in only 9 units of AlexNet B.
+# In no unit is the whole interval positive.
 #
-# A few epochs of one recipe say nothing about training to the end. The practical advice is simple:
-# measure GSC again after training, because GSC at initialization does not describe the trained
-# network.
+# A few epochs of one training recipe say nothing about longer training. The practical advice is
+# simple: measure GSC again after training, because GSC at initialization does not describe the
+# trained network.
 #
 # Exercises
 # ---------
 #
 # 1. Count the parameters of the first convolution of AlexNet B by hand.
-# 2. Do different runs have more similar GSC before or after training? Use the standard deviation
+# 2. Is GSC of different runs more similar before or after training? Use the standard deviation
 #    over runs.
 #
 # To remember
