@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from gradscope.backward.cotangents import Probes
 from gradscope.choices import Nonnegative, Positive, Share, check_choice, checked, stacklevel
-from gradscope.coefficients.gsc import gsc
+from gradscope.coefficients.gsc import FewLayersWarning, gsc
 from gradscope.coefficients.profiles import Profile
 from gradscope.estimates import Estimate
 from gradscope.forward.inputs import Forward, as_batch
+from gradscope.forward.layers import LayerFilter
 from gradscope.jacobians.capture import capture
 from gradscope.measures.activation import SampleCosine
 from gradscope.norms import qm_norm
@@ -46,6 +47,7 @@ def assert_growth(
     high: Positive = 1.02,
     undecided: Undecided = "warn",
     forward: Forward | None = None,
+    layers: LayerFilter | None = None,
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
@@ -54,14 +56,15 @@ def assert_growth(
     The assertion fails if the whole 95 % interval of the rate lies outside [low, high].
 
     Arguments:
-        model, data, forward, probes, generator: As for `gradscope.gsc`.
+        model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of the factor per layer, in the direction from the output to the input.
         undecided: What to do if the interval contains a bound: "warn", "fail", or "pass" silently.  Many layers and a
             batch of tens of samples make the interval narrow.
 
     Raises:
         AssertionError: The rate is outside [low, high].  The message has the profile and the first and worst layers.
-        ValueError: Fewer than six layers (use `assert_total`), or bounds that are not an interval.
+        ValueError: Fewer than six layers (use `assert_total`), bounds that are not an interval, or most layers lie
+            off the trunk, so the assertion would leave them out.
 
     >>> import torch
     >>> import gradscope as gs
@@ -71,7 +74,7 @@ def assert_growth(
     """
     __tracebackhide__ = True
     _check_bounds(low, high, undecided)
-    profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
+    profile = _profile(model, data, forward=forward, layers=layers, probes=probes, generator=generator)
     try:
         growth = profile.growth()
     except ValueError as reason:
@@ -104,6 +107,7 @@ def assert_total(
     high: Positive,
     undecided: Undecided = "warn",
     forward: Forward | None = None,
+    layers: LayerFilter | None = None,
     probes: Probes = "auto",
     generator: torch.Generator | None = None,
 ) -> Profile:
@@ -113,13 +117,14 @@ def assert_total(
     batch: only random probes make it uncertain.
 
     Arguments:
-        model, data, forward, probes, generator: As for `gradscope.gsc`.
+        model, data, forward, layers, probes, generator: As for `gradscope.gsc`.
         low, high: Bounds of GSC from the first row to the output.
         undecided: What to do if the interval due to probes contains a bound: "warn", "fail", or "pass" silently.
 
     Raises:
         AssertionError: The whole interval is outside [low, high].  The message has the profile and the worst layer.
-        ValueError: Bounds that are not an interval.
+        ValueError: Bounds that are not an interval, or most layers lie off the trunk, for example because the model has
+            several inputs: the total would leave them out.
 
     >>> import torch
     >>> import gradscope as gs
@@ -129,7 +134,7 @@ def assert_total(
     """
     __tracebackhide__ = True
     _check_bounds(low, high, undecided)
-    profile = gsc(model, data, forward=forward, probes=probes, generator=generator)
+    profile = _profile(model, data, forward=forward, layers=layers, probes=probes, generator=generator)
     total = float(profile.log10_values[0, 0])
     ends = [float(end[0, 0]) for end in profile.interval()]
     known = not any(map(math.isnan, ends))
@@ -149,6 +154,16 @@ def assert_total(
     elif not (math.log10(low) <= lowest and highest <= math.log10(high)):
         _undecided(f"{found}: the interval contains a bound of {bounds}; more probes would decide.", undecided)
     return profile
+
+
+def _profile(model: nn.Module, data: Any, **options: Any) -> Profile:
+    """The profile; ValueError if its default rows leave out most layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewLayersWarning)
+        try:
+            return gsc(model, data, **options)
+        except FewLayersWarning as few:
+            raise ValueError(f"The assertion would leave out most of the model. {few}") from None
 
 
 @checked

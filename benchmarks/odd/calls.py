@@ -208,10 +208,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "Monitor.step": bound(monitored, "step", loss=0.5, batch=None),
     "Monitor.load_state_dict": bound(monitored, "load_state_dict", state=monitored().state_dict(), records=None),
-    "assert_growth": call(testing.assert_growth, **BY_PROBES, low=0.1, high=10.0, undecided="pass"),
+    "assert_growth": call(testing.assert_growth, **BY_PROBES, layers=None, low=0.1, high=10.0, undecided="pass"),
     "assert_no_collapse": call(testing.assert_no_collapse, **MEASURED, most=1.0),
     "assert_qm_norm": call(testing.assert_qm_norm, operator=New(operator), expected=2.0, rtol=1e-6, probes="exact"),
-    "assert_total": call(testing.assert_total, **BY_PROBES, low=1e-3, high=1e3, undecided="pass"),
+    "assert_total": call(testing.assert_total, **BY_PROBES, layers=None, low=1e-3, high=1e3, undecided="pass"),
     "MLP": call(
         models.MLP, depth=2, width=4, activation="relu", norm="none", residual="none", skip_weight=1.0, init="auto",
         weight_variance=None, bias=False, bias_variance=0.0, in_features=None, out_features=None, generator=None,

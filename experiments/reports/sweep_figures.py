@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -261,5 +262,6 @@ def panels(
     if sharey:
         for ax in axes[:, 1:].flat:
             ax.set_ylabel("")
-    figure.suptitle(title, fontsize=fontsize)
+    wide = int(grids.CHARACTERS * figure.get_figwidth())
+    figure.suptitle("\n".join(fill(line, wide) for line in title.split("\n")), fontsize=fontsize)
     return figure

@@ -33,7 +33,7 @@ ADDED_KEYS = {
     "train.augmentation.reflect": False,
 }  # fmt: skip
 ON_ERROR = ("continue", "stop")
-MAX_NAME = 120
+MAX_NAME, LEAST_VALUE = 120, 8  # characters of a folder's name, and of a value that is cut
 MOST_NAME = 1000  # bytes of a file that holds a name
 DIGITS = 12  # in a digest; among a million runs, two have the same digest with probability 0.2 %
 # Folder names that end with a digest.
@@ -44,7 +44,7 @@ def folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """The folder ``<results>/<sweep>/<overridden keys>-<digest>`` of a run.  Equal configurations have equal folders.
 
     The overridden keys are those of the first command that ran this configuration in the sweep.  Names have at most 120
-    ASCII characters; the longest values are cut if necessary.  No two names differ only in case.
+    ASCII characters; long values are cut if necessary, and then keys are left out.  No two names differ in case only.
     """
     check(cfg)
     key, sweep = digest(cfg), Path(cfg.results) / cfg.sweep
@@ -80,15 +80,22 @@ def words(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def _readable(overrides: Sequence[str], room: int) -> str:
-    """Overridden keys and values in at most ``room`` characters.  A key is cut to its last part if that is unique."""
+    """Overridden keys and values in at most ``room`` characters.  A key is cut to its last part if that is unique.
+
+    The longest values are cut, down to `LEAST_VALUE` characters.  Then the last keys are only counted: ",+3".
+    """
     given = [item.lstrip("+~").split("=", 1) for item in words(overrides) if "=" in item]
     short = {key: key.rpartition(".")[2] for key, _ in given}
     num = Counter(short[key] for key, _ in given)
     named = [(key if num[short[key]] > 1 else short[key], value) for key, value in given]
     pairs = [(key, re.sub(r"[^A-Za-z0-9._=,+-]", "_", value)) for key, value in sorted(named) if key != "study"]
-    for length in range(max((len(value) for _, value in pairs), default=0), -1, -1):
-        text = ",".join(f"{key}={value[:length]}" for key, value in pairs)
+    longest = max((len(value) for _, value in pairs), default=0)
+    for length in range(max(longest, LEAST_VALUE), LEAST_VALUE - 1, -1):
+        text = ",".join(parts := [f"{key}={value[:length]}" for key, value in pairs])
         if len(text) <= room:
+            return text
+    for kept in range(len(parts) - 1, 0, -1):
+        if len(text := f"{','.join(parts[:kept])},+{len(parts) - kept}") <= room:
             return text
     return text[:room]
 

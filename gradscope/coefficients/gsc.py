@@ -263,15 +263,20 @@ def rows_of(captured: Capture, layers: LayerFilter | None, target: str | None, *
     return rows
 
 
+class FewLayersWarning(UserWarning):
+    """Most layers lie off the trunk, so a default profile leaves them out."""
+
+
 def _warn_if_few(captured: Capture, target: str | None) -> None:
     """Warn if fewer than three units lie on the trunk, although the network has other layers or uncalled modules."""
     known = {layer.index for layer in captured.units}
     others = [layer.name for layer in captured.reached if layer.index not in known]
     if target is None and len(known) < 3 and (others or captured.uncalled):
-        offer = f"Also recorded: {', '.join(others[:8])}." if others else "No other module was called."
+        offer = f"Other layers, for layers=: {', '.join(others[:8])}." if others else "No other module was called."
         warnings.warn(
-            f"Only {len(known)} layers lie on the trunk. Does the model have several floating-point inputs, or one "
-            f"that feeds every layer? {offer} Choose layers with layers=, mark tensors with gs.tap, or hold other "
-            "inputs fixed with forward=lambda model, x: model(x, other).",
+            f"Only {len(known)} layers lie on the trunk. If the model adds tensors in its own forward, mark each sum: "
+            'x = gs.tap(x + f(x), "sum"). If it has several floating-point inputs, or one that feeds every layer, hold '
+            f"the others fixed: forward=lambda model, x: model(x, other). {offer}",
+            FewLayersWarning,
             stacklevel=stacklevel(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ def picked(output: Any) -> str | None:
     """A sentence that says which part of a structured output is measured; None if the output is one tensor."""
     if isinstance(output, Tensor):
         return None
-    which = "its .logits" if isinstance(getattr(output, "logits", None), Tensor) else "its first floating-point tensor"
-    return f"The model returned {type(output).__name__}; {which} is measured."
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return f"The model returned {type(output).__name__}; its .logits is measured."
+    first, entries = first_tensor(output), output.items() if isinstance(output, Mapping) else ()
+    where = next((f", {key!r}," for key, value in entries if value is first), "")
+    return f"The model returned {type(output).__name__}; its first floating-point tensor{where} is measured."
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -103,3 +103,33 @@ def test_qm_norm():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call(MLP(depth=3, width=4, generator=seeded()).double(), noise(5, 4))
+
+
+class TwoInputs(nn.Module):
+    """Nothing before the sum lies on the trunk, and there gradients vanish."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x, info):
+        return self.last(torch.tanh(self.first(x) * 100) + self.other(info) * 100)
+
+
+@pytest.mark.parametrize("check", [gs.testing.assert_total, gs.testing.assert_growth])
+def test_an_assertion_that_would_leave_out_most_layers_is_refused(check):
+    torch.manual_seed(0)
+    model, x, info = TwoInputs(), torch.randn(8, 4), torch.randn(8, 4)
+    with pytest.raises(
+        ValueError, match=r"would leave out most of the model.*forward=lambda model, x: model\(x, other"
+    ):
+        check(model, {"x": x, "info": info}, low=0.1, high=10)
+
+
+def test_the_total_of_one_of_two_inputs():
+    torch.manual_seed(0)
+    model, x, info = TwoInputs(), torch.randn(8, 4), torch.randn(8, 4)
+    with pytest.raises(AssertionError, match="GSC from 'input' to 'last' is 10"):
+        gs.testing.assert_total(model, x, low=0.1, high=10, forward=lambda model, x: model(x, info))
+    profile = gs.testing.assert_total(model, {"x": x, "info": info}, layers=["first"], low=1e-9, high=1)
+    assert profile.layers[0] == "first"

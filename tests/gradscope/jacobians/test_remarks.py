@@ -56,7 +56,7 @@ class Structured(nn.Module):
     ("make", "remark"),
     [
         (lambda y: Output(y.sum(), 2 * y), "The model returned Output; its .logits is measured."),
-        (lambda y: {"n": torch.tensor(3), "y": y}, "The model returned dict; its first floating-point tensor is"),
+        (lambda y: {"n": torch.tensor(3), "y": y}, "The model returned dict; its first floating-point tensor, 'y', is"),
         (lambda y: (y, 2 * y), "The model returned tuple; its first floating-point tensor is measured."),
     ],
     ids=["dataclass", "dict", "tuple"],
