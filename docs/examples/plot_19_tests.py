@@ -3,6 +3,9 @@ Gradient tests in continuous integration
 ========================================
 
 The assertions of ``gs.testing`` fail if gradients explode or vanish, or if all samples become alike inside the network.
+With ``undecided="fail"`` they also fail if the data cannot decide.  If the model has several inputs, fix the others with
+``forward=lambda model, x: model(x, other)``.  If its ``forward`` adds tensors, mark each sum:
+``x = gs.tap(x + f(x), "sum")``.
 """
 
 import torch
@@ -16,7 +19,7 @@ x = torch.randn(64, 64, generator=generator)
 
 def test_gradients():
     model = gs.models.MLP(depth=16, width=64, activation="tanh", residual="identity", generator=generator)
-    assert_growth(model, x, low=0.8, high=1.25)
+    assert_growth(model, x, low=0.8, high=1.25, undecided="fail")
     assert_no_collapse(model, x)
 
 

@@ -149,7 +149,8 @@ def finite(rows: pd.DataFrame, y: str, quantity: str) -> pd.DataFrame:
     if not good.any():
         raise ValueError(f"Every value of {quantity} is missing, zero or not finite, so there is nothing to draw.")
     if not good.all():
-        left_out(f"{quantity}: values that are missing, zero or not finite", rows.loc[~good, labels.NETWORK].unique())
+        why = "it needs six layers with GSC above zero" if quantity == "rate" else "missing, zero or not finite"
+        left_out(f"{quantity} ({why})", rows.loc[~good, labels.NETWORK].unique())
     return rows[good]
 
 

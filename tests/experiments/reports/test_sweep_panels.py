@@ -91,7 +91,7 @@ def test_networks_without_finite_values_are_named(capsys):
     made = drawn(frame)
     assert len(ends(made["gsc"])) == 9
     said = capsys.readouterr().out
-    assert "Not drawn: gsc: values that are missing, zero or not finite, of gain=3." in said
+    assert "Not drawn: gsc (missing, zero or not finite), of gain=3." in said
     assert "Not drawn: growth rates (" in said and "of gain=3." in said
 
 
