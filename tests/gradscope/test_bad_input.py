@@ -202,9 +202,9 @@ def scripted(model):
 def test_scripted_parts_are_named(measure):
     for model, name in (
         (nn.Sequential(nn.Linear(6, 6), scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))), "'1'"),
-        (scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))), "'The model'"),
+        (scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))), "The model"),
     ):
-        with pytest.raises(ValueError, match=rf"{name} \(RecursiveScriptModule\) is TorchScript, .* original module"):
+        with pytest.raises(ValueError, match=rf"^{name} \(RecursiveScriptModule\) is TorchScript, .* original module"):
             measure(model, noise(5, 6))
 
 

@@ -24,12 +24,14 @@ from gradscope.comparing.repair.result import Repair
 from gradscope.comparing.repair.scaling import rescaled
 from gradscope.comparing.repair.solving import Measured, Solution, solve
 from gradscope.comparing.repair.stages import Stage, find_stages
+from gradscope.distributed import agreed
 from gradscope.forward.inputs import Forward, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import NonFiniteLayerError
+from gradscope.forward.wrappers.sharding import of_whole, stored
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
@@ -37,6 +39,7 @@ INPUT = "input"
 Wish = float | Mapping[str, float]
 
 
+@of_whole
 @checked
 def repair(
     model: nn.Module,
@@ -116,7 +119,9 @@ def repair(
         batches = [data] if fresh is None else _batches(fresh, forward)
         frozen = [name for name, p in captured.replay.model.named_parameters() if not p.requires_grad]
         del captured
-        parameters = dict(listed(model)[""].named_parameters())
+        eager = listed(model)[""]
+        parameters = dict(eager.named_parameters())
+        joint = _joint(model)
 
         def proved() -> Local:
             return proving.stages(model, batches, stages, streamed=fresh is not None)
@@ -138,13 +143,14 @@ def repair(
                 solution = Solution(0.0, stage.reason, 0)
                 if not stage.reason:
                     solution = solve(measure, math.log(goals[number]), wished, math.log1p(margin) / 2)
+                    solution = agreed(solution) if joint else solution
                     scale.set(stage.parameters, math.exp(solution.log_factor))
                 solutions.append(solution)
                 if progress is not None:
                     progress((number + 1) / len(stages))
             after = proved()
     return Repair(
-        parameters=parameters, stages=tuple(stages), solutions=tuple(solutions), goals=tuple(goals),
+        model=eager, stages=tuple(stages), solutions=tuple(solutions), goals=tuple(goals),
         wished_rms=None if wished is None else math.exp(wished), margin=margin, before=before, after=after,
         fresh=fresh is not None, frozen=tuple(frozen),
     )  # fmt: skip
@@ -166,6 +172,12 @@ def _goals(goal: Wish, stages: Sequence[Stage]) -> list[float]:
     if unknown := [name for name in goal if name not in known]:
         raise ValueError(f"goal names {unknown[0]!r}, which is no unit with a scale; these are {quoted(known)}.")
     return [float(goal.get(name, 1.0)) for name in known]
+
+
+def _joint(model: nn.Module) -> bool:
+    """Whether several processes hold one model, as shards or as replicas, so that all must scale it alike."""
+    replicas = isinstance(model, nn.parallel.DistributedDataParallel)
+    return replicas or any(stored(parameter) is not parameter for parameter in model.parameters())
 
 
 def _batches(fresh: Any, forward: Forward | None) -> list[Any]:
