@@ -1,6 +1,6 @@
 """
-What do I multiply by what?
-===========================
+Which factors on the weights bring GSC to a goal?
+=================================================
 
 ``gs.repair`` computes one factor per unit, so that each unit neither amplifies nor damps a small change, and keeps the
 length of what passes.  Nothing changes before ``apply()``, and ``undo()`` restores every bit.

@@ -70,10 +70,11 @@ def repair(
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
         data: One batch, as for `gradscope.gsc`, for which the factors are solved.
-        goal: Wished local GSC of every unit; or of named units, where the others have the goal 1.
+        goal: Wished local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
         length: Wished root mean square of the entries of every unit; "input" is that of the first row; None: none.
         margin: A unit has reached its goal if its GSC is within this relative margin; 2 % as for growth rates.
-        fresh: Batches that were not used for the solution, or one batch, to measure local GSC before and after.
+        fresh: A loader or list of batches that were not used for the solution, or one batch, to measure local GSC
+            before and after.  It must hold at least ten samples; if samples influence each other, ten batches.
         forward, generator: As for `gradscope.gsc`.
         layers: The rows between which local GSC is measured; by default the units.  All must lie on the trunk.
         probes: Per unit: ``"exact"``, a number, or ``"auto"``: exact up to 128 cotangents, otherwise 40 probes.
@@ -82,7 +83,8 @@ def repair(
     Returns:
         A `Repair`: ``print`` it, then ``apply()`` and ``undo()``.  With ``fresh``, its intervals are for data like
         these; all of them hold together with probability 95 %.  Without ``fresh``, they are for the batch itself,
-        which was also used for the solution, and only the probes are new.
+        which was also used for the solution, and only the probes are new.  Several processes that hold one model,
+        sharded or as replicas of DDP, take the factors of the first; all must call `repair` with the same data.
 
     Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
 
@@ -189,6 +191,6 @@ def _batches(fresh: Any, forward: Forward | None) -> list[Any]:
 def _with_intervals(local: Local) -> Local:
     """The same; ValueError if the data are too few for an interval."""
     if local.streamed and np.isnan(local.interval()[0]).any():
-        unit = "batches, because samples influence each other" if local.coupled else "samples"
+        unit = "batches as a loader or list, because samples influence each other" if local.coupled else "samples"
         raise ValueError(f"fresh is too small for intervals: give at least {FEWEST} {unit}.")
     return local

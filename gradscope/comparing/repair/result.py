@@ -137,7 +137,8 @@ class Repair:
         table = self.table.drop(columns=["parameters", "low", "high"])
         digits = self.table
         table["gsc"] = [interval_text(*row) for row in digits[["gsc", "low", "high"]].itertuples(index=False)]
-        head = f"{len(self.factors)} of the parameters in {num} unit{'s' * (num != 1)} get a factor; GSC on {where}"
+        scaled = f"{(k := len(self.factors))} parameter{'s' * (k != 1)} with a factor other than 1"
+        head = f"{num} unit{'s' * (num != 1)}, {scaled}; GSC on {where}"
         shown = table.to_string(index=False, max_rows=SHOWN, float_format="{:.4g}".format)
         return "\n".join([head, shown, *self.remarks])
 
