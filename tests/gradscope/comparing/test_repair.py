@@ -309,7 +309,7 @@ def test_data_must_be_one_batch():
 
 def test_fresh_batches_of_coupled_samples():
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()).double()
-    with pytest.raises(ValueError, match="at least 10 batches as a loader or list, because samples influence each other"):
+    with pytest.raises(ValueError, match="give at least 10 batches as a loader or list, because samples"):
         gs.repair(model, noise(16, 6), fresh=[noise(16, 6, seed=n) for n in range(9)], probes=2)
 
 
