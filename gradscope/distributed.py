@@ -36,8 +36,8 @@ def gathered(own: T) -> list[T]:
     return values
 
 
-def agreed(decision: bool) -> bool:
-    """The decision of rank 0, for all ranks: clocks differ between ranks, but either all must measure or none."""
+def agreed(decision: T) -> T:
+    """The decision of rank 0, for all ranks, which must not act differently: clocks and random numbers differ."""
     if not parallel():
         return decision
     shared = [decision]

@@ -224,7 +224,7 @@ def lsuv(
         return hook
 
     with interruptible() as whole, whole:
-        batch = as_batch(data, forward=forward, loss_fn=None)
+        batch = as_batch(data, forward=forward)
         for layer in layers.values():
             orthogonal(layer.weight, generator=generator)
         with alone, state_restored(dict(model.named_modules())) as state, state, recording_gradients():

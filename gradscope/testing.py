@@ -186,7 +186,7 @@ def assert_no_collapse(
     0.0
     """
     __tracebackhide__ = True
-    if as_batch(data, forward=forward, loss_fn=None).size < 2:
+    if as_batch(data, forward=forward).size < 2:
         raise ValueError("Collapse is a property of several samples: give a batch of at least two.")
     captured = capture(model, data, forward=forward)
     units = [u for u in captured.units if u.shape[:1] == (captured.batch_size,) and len(u.shape) > 1]

@@ -1,6 +1,6 @@
 """
-What do I multiply by what?
-===========================
+Which factors on the weights bring GSC to a goal?
+=================================================
 
 ``gs.repair`` computes one factor for the weights of each unit, such that GSC of the unit reaches a goal, here 1.05. A
 goal near 1 means that the unit hardly amplifies or damps relative changes.  Nothing changes before ``apply()``;

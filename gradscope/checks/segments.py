@@ -96,7 +96,7 @@ class _Calls:
 
 def segments(model: nn.Module, data: Any, *, forward: Forward | None = None) -> list[Segment]:
     """Return the segments of the network in execution order, for one forward and one backward pass on ``data``."""
-    modules, batch = dict(model.named_modules()), as_batch(data, forward=forward, loss_fn=None)
+    modules, batch = dict(model.named_modules()), as_batch(data, forward=forward)
     if forward is None:
         check_devices(modules, batch)
     listener, parameters = _Calls(modules), {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from itertools import chain, islice
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from gradscope.forward.interrupts import FunctionMode
 Forward = Callable[[nn.Module, Any], Tensor]
 _TORCH = torch.__path__[0]
 LossFunction = Callable[[Tensor, Any], Tensor]
+Loss = LossFunction | EllipsisType | None  # left out, ..., by functions that have no loss_fn=
 
 
 class ModelError(ValueError, RuntimeError):
@@ -182,22 +184,22 @@ def _is_batch(data: list[Any], loss_fn: LossFunction | None) -> bool:
     return not alike or (len(data) == 2 and data[0].shape[:1] == data[1].shape[:1])
 
 
-def as_batch(data: Any, *, forward: Forward | None, loss_fn: LossFunction | None, finite: bool = True) -> Batch:
+def as_batch(data: Any, *, forward: Forward | None, loss_fn: Loss = ..., finite: bool = True) -> Batch:
     """Read ``data`` as one batch: a tensor, a mapping, a pair (x, y) with ``loss_fn``, anything with ``forward``.
 
     Raises TypeError for any other structure, and ValueError if the data are empty or, with ``finite``, not finite.
     """
     labels = None
-    if loss_fn is not None:
+    if loss_fn is not None and loss_fn is not ...:
         if not (isinstance(data, (tuple, list)) and len(data) == 2):
             raise TypeError(f"With loss_fn, data must be a pair (inputs, labels); got {type(data).__name__}.")
         data, labels = data
-    if forward is None and loss_fn is None and isinstance(data, (tuple, list)):
+    elif forward is None and isinstance(data, (tuple, list)):
         if len(data) == 2:
             raise ValueError(
-                "data is a pair (inputs, labels), but without loss_fn= the labels would be ignored: give loss_fn= or "
-                "only the inputs. If both are inputs, give forward=, a function (model, batch) -> tensor; if they are "
-                "two batches, give iter(data)."
+                "data is a pair (inputs, labels), but the labels would be ignored: give "
+                f"{'' if loss_fn is ... else 'loss_fn= or '}only the inputs. If both are inputs, give forward=, a "
+                "function (model, batch) -> tensor; if they are two batches, give iter(data)."
             )
         if len(data) == 1:  # a loader of inputs without labels
             (data,) = data

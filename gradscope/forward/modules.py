@@ -122,7 +122,7 @@ def listed(model: nn.Module, *, sharded: bool = False) -> dict[str, nn.Module]:
     kinds = {*map(type, modules.values()), *(type(t) for m in holders for t in held(m))}
     for name, module in modules.items() if any(map(doubtful, kinds)) else ():
         if reason := refusal(module, sharded=sharded):
-            raise ValueError(f"{name or 'The model'!r}{reason}")
+            raise ValueError(f"{repr(name) if name else 'The model'}{reason}")
     if isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
         warnings.warn(
             "The model is compiled; its eager original is measured, with the same weights.", stacklevel=stacklevel()

@@ -12,7 +12,7 @@ from torch import nn
 from gradscope.backward.coupling import coupled
 from gradscope.backward.hooks import check_inside, check_linear, survey
 from gradscope.choices import checked
-from gradscope.forward.inputs import Forward, LossFunction, as_batch
+from gradscope.forward.inputs import Forward, Loss, LossFunction, as_batch
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter, find, lookup, select
 from gradscope.forward.modules import listed
@@ -144,14 +144,14 @@ def captured_unread(
     *,
     forward: Forward | None = None,
     layers: LayerFilter | None = None,
-    loss_fn: LossFunction | None = None,
+    loss_fn: Loss = ...,
     target: str | None = None,
 ) -> Capture:
     """The same, but whether all layers are finite is checked when the first number is read, with other readings."""
     modules = listed(model)
     batch = as_batch(data, forward=forward, loss_fn=loss_fn, finite=False)
     try:
-        recording = record(modules, batch, forward=forward, loss_fn=loss_fn)
+        recording = record(modules, batch, forward=forward, loss_fn=None if loss_fn is ... else loss_fn)
     except Exception:
         batch.check_finite()  # names the place of a NaN in x; otherwise the error stands
         raise

@@ -188,7 +188,7 @@ def _run(model: nn.Module, images: Tensor) -> Tensor:
     """The output of one forward pass with the modes of every measurement, from the present state of the model."""
     model = unwrap(model)
     modules = dict(model.named_modules())
-    batch = as_batch(images, forward=None, loss_fn=None, finite=False)
+    batch = as_batch(images, forward=None, finite=False)
     with alone, state_restored(modules) as state, state, recording_gradients():
         output = batch.differentiable()[0].run(model, None)
     if not isinstance(output, Tensor):

@@ -114,7 +114,7 @@ class Monitor:
         periods = {GSC: every} | ({STATISTICS_ONLY: statistics_every} if statistics_every is not None else {})
         self.schedule = Schedule(periods, max_overhead, clock, total_steps)
         self.model = unwrap(model, sharded=True)
-        as_batch(data, forward=forward, loss_fn=None, finite=False)  # raises if this is no batch
+        as_batch(data, forward=forward, finite=False)  # raises if this is no batch
         self.data, self.layers, self.forward, self.loss_fn, self.probes = data, layers, forward, loss_fn, probes
         self.on_nonfinite, self.save_to = on_nonfinite, Path(save_to) if save_to is not None else None
         self.report, self.sinks = report, Sinks(sinks)

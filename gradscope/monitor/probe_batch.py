@@ -70,7 +70,7 @@ def _later(begin: Callable[[], Read]) -> Read:
 def part(data: Any, forward: Forward | None) -> Any:
     """Return this rank's share of the batch: every ``world_size``-th sample, starting at ``rank``."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    num = as_batch(data, forward=forward, loss_fn=None, finite=False).size
+    num = as_batch(data, forward=forward, finite=False).size
     if num < world:
         raise ValueError(
             f"The probe batch of {num} samples is too small for {world} ranks; give at least one sample per rank."

@@ -145,8 +145,15 @@ def test_a_sample_without_output_has_no_gsc_of_its_own():
         gs.gsc(mlp(activation="tanh"), x, reduction="mean")
 
 
+@pytest.mark.parametrize("measure", [gs.repair, gs.attention, gs.compare])
+def test_a_function_without_a_loss_does_not_ask_for_one(measure):
+    with pytest.raises(ValueError, match="the labels would be ignored: give only the inputs") as error:
+        measure(mlp(), (noise(5, 6), noise(5)))
+    assert "loss_fn" not in str(error.value)
+
+
 def test_forms_of_data():
-    with pytest.raises(ValueError, match="without loss_fn= the labels would be ignored"):
+    with pytest.raises(ValueError, match="the labels would be ignored: give loss_fn= or only the inputs"):
         gs.gsc(mlp(), [noise(5, 6), noise(5)])
     with pytest.raises(TypeError, match=r"With loss_fn, data must be a pair \(inputs, labels\); got Tensor"):
         gs.gsc(mlp(), noise(5, 6), loss_fn=nn.MSELoss(reduction="none"))
@@ -202,9 +209,9 @@ def scripted(model):
 def test_scripted_parts_are_named(measure):
     for model, name in (
         (nn.Sequential(nn.Linear(6, 6), scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))), "'1'"),
-        (scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))), "'The model'"),
+        (scripted(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))), "The model"),
     ):
-        with pytest.raises(ValueError, match=rf"{name} \(RecursiveScriptModule\) is TorchScript, .* original module"):
+        with pytest.raises(ValueError, match=rf"^{name} \(RecursiveScriptModule\) is TorchScript, .* original module"):
             measure(model, noise(5, 6))
 
 

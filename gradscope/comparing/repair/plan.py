@@ -24,12 +24,14 @@ from gradscope.comparing.repair.result import Repair
 from gradscope.comparing.repair.scaling import rescaled
 from gradscope.comparing.repair.solving import Measured, Solution, solve
 from gradscope.comparing.repair.stages import Stage, find_stages
+from gradscope.distributed import agreed
 from gradscope.forward.inputs import Forward, stream
 from gradscope.forward.interrupts import interruptible
 from gradscope.forward.layers import Layer, LayerFilter
 from gradscope.forward.lengths import ZeroOutputError
 from gradscope.forward.modules import listed
 from gradscope.forward.recorder import NonFiniteLayerError
+from gradscope.forward.wrappers.sharding import of_whole, stored
 from gradscope.jacobians.capture import Capture, captured_unread
 from gradscope.memory import together
 
@@ -37,6 +39,7 @@ INPUT = "input"
 Wish = float | Mapping[str, float]
 
 
+@of_whole
 @checked
 def repair(
     model: nn.Module,
@@ -67,10 +70,11 @@ def repair(
     Arguments:
         model: Any module, in its current mode.  It is unchanged until ``apply()`` of the result is called.
         data: One batch, as for `gradscope.gsc`, for which the factors are solved.
-        goal: Wished local GSC of every unit; or of named units, where the others have the goal 1.
+        goal: Wished local GSC of every unit; or {unit: goal}, where all other units have the goal 1.
         length: Wished root mean square of the entries of every unit; "input" is that of the first row; None: none.
         margin: A unit has reached its goal if its GSC is within this relative margin; 2 % as for growth rates.
-        fresh: Batches that were not used for the solution, or one batch, to measure local GSC before and after.
+        fresh: A loader or list of batches that were not used for the solution, or one batch, to measure local GSC
+            before and after.  It must hold at least ten samples; if samples influence each other, ten batches.
         forward, generator: As for `gradscope.gsc`.
         layers: The rows between which local GSC is measured; by default the units.  All must lie on the trunk.
         probes: Per unit: ``"exact"``, a number, or ``"auto"``: exact up to 128 cotangents, otherwise 40 probes.
@@ -79,7 +83,8 @@ def repair(
     Returns:
         A `Repair`: ``print`` it, then ``apply()`` and ``undo()``.  With ``fresh``, its intervals are for data like
         these; all of them hold together with probability 95 %.  Without ``fresh``, they are for the batch itself,
-        which was also used for the solution, and only the probes are new.
+        which was also used for the solution, and only the probes are new.  Several processes that hold one model,
+        sharded or as replicas of DDP, take the factors of the first; all must call `repair` with the same data.
 
     Cost: 4 to 30 measurements per unit.  Each runs the whole forward pass, and pulls the cotangents through one unit.
 
@@ -116,7 +121,9 @@ def repair(
         batches = [data] if fresh is None else _batches(fresh, forward)
         frozen = [name for name, p in captured.replay.model.named_parameters() if not p.requires_grad]
         del captured
-        parameters = dict(listed(model)[""].named_parameters())
+        eager = listed(model)[""]
+        parameters = dict(eager.named_parameters())
+        joint = _joint(model)
 
         def proved() -> Local:
             return proving.stages(model, batches, stages, streamed=fresh is not None)
@@ -138,13 +145,14 @@ def repair(
                 solution = Solution(0.0, stage.reason, 0)
                 if not stage.reason:
                     solution = solve(measure, math.log(goals[number]), wished, math.log1p(margin) / 2)
+                    solution = agreed(solution) if joint else solution
                     scale.set(stage.parameters, math.exp(solution.log_factor))
                 solutions.append(solution)
                 if progress is not None:
                     progress((number + 1) / len(stages))
             after = proved()
     return Repair(
-        parameters=parameters, stages=tuple(stages), solutions=tuple(solutions), goals=tuple(goals),
+        model=eager, stages=tuple(stages), solutions=tuple(solutions), goals=tuple(goals),
         wished_rms=None if wished is None else math.exp(wished), margin=margin, before=before, after=after,
         fresh=fresh is not None, frozen=tuple(frozen),
     )  # fmt: skip
@@ -168,6 +176,12 @@ def _goals(goal: Wish, stages: Sequence[Stage]) -> list[float]:
     return [float(goal.get(name, 1.0)) for name in known]
 
 
+def _joint(model: nn.Module) -> bool:
+    """Whether several processes hold one model, as shards or as replicas, so that all must scale it alike."""
+    replicas = isinstance(model, nn.parallel.DistributedDataParallel)
+    return replicas or any(stored(parameter) is not parameter for parameter in model.parameters())
+
+
 def _batches(fresh: Any, forward: Forward | None) -> list[Any]:
     """All batches of fresh data; they are measured twice."""
     batches = stream(fresh, forward=forward, loss_fn=None)
@@ -177,6 +191,6 @@ def _batches(fresh: Any, forward: Forward | None) -> list[Any]:
 def _with_intervals(local: Local) -> Local:
     """The same; ValueError if the data are too few for an interval."""
     if local.streamed and np.isnan(local.interval()[0]).any():
-        unit = "batches, because samples influence each other" if local.coupled else "samples"
+        unit = "batches as a loader or list, because samples influence each other" if local.coupled else "samples"
         raise ValueError(f"fresh is too small for intervals: give at least {FEWEST} {unit}.")
     return local

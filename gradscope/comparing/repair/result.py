@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope import frames
 from gradscope.choices import listed as quoted
@@ -19,7 +18,9 @@ from gradscope.comparing.repair.local import Local
 from gradscope.comparing.repair.scaling import copies, multiplied, restored
 from gradscope.comparing.repair.solving import LENGTH, NEAREST, NONE, SOLVED, Solution
 from gradscope.comparing.repair.stages import Stage
+from gradscope.distributed import local
 from gradscope.estimates import FloatArray
+from gradscope.forward.wrappers.sharding import reshard, stored
 
 LEVEL = 0.95
 REACHED, MISSED, UNDECIDED = "reached", "missed", "undecided"
@@ -44,7 +45,7 @@ class Repair:
     Repair(2 units, 2 factors, not applied)
     """
 
-    parameters: Mapping[str, Tensor] = field(repr=False)
+    model: nn.Module = field(repr=False)
     stages: tuple[Stage, ...]
     solutions: tuple[Solution, ...]
     goals: tuple[float, ...]
@@ -57,7 +58,9 @@ class Repair:
     applied: bool = False
 
     def __post_init__(self) -> None:
-        self._saved = copies({name: self.parameters[name] for name in self.factors})
+        held = dict(self.model.named_parameters())
+        self._parameters = {name: stored(held[name]) for name in self.factors}
+        self._saved = copies(self._parts)
 
     @property
     def factors(self) -> dict[str, float]:
@@ -73,28 +76,30 @@ class Repair:
     def apply(self) -> None:
         """Multiply the parameters by their factors, in place.
 
-        An optimizer keeps its state, which belongs to the old scales: apply a repair before training.
+        An optimizer keeps its state, which belongs to the old scales: apply a repair before training.  If the model is
+        sharded, every process multiplies its shards; all processes must call it, outside of `gradscope.unsharded`.
 
         Raises:
-            ValueError: The repair is applied already, or a parameter has changed since the repair was computed.
+            ValueError: The repair is applied already, a parameter has changed or was replaced since the repair was
+                computed, or the model is inside `gradscope.unsharded`.
         """
         if self.applied:
             raise ValueError("The repair is already applied: call undo() first.")
-        self._check_unchanged(dict.fromkeys(self.factors, 1.0), "the repair was computed: compute a new one")
+        parts = self._unchanged(dict.fromkeys(self.factors, 1.0), "the repair was computed: compute a new one")
         for name, factor in self.factors.items():
-            multiplied({name: self.parameters[name]}, self._saved, factor)
+            multiplied({name: parts[name]}, self._saved, factor)
         self.applied = True
 
     def undo(self) -> None:
         """Restore the parameters to what they were before ``apply()``, bit for bit.
 
         Raises:
-            ValueError: The repair is not applied, or a parameter has changed since, for example by training.
+            ValueError: The repair is not applied, a parameter has changed since, for example by training, or the model
+                is inside `gradscope.unsharded`.
         """
         if not self.applied:
             raise ValueError("The repair is not applied, so there is nothing to undo.")
-        self._check_unchanged(self.factors, "apply(), so undo() would discard this change")
-        restored({name: self.parameters[name] for name in self.factors}, self._saved)
+        restored(self._unchanged(self.factors, "apply(), so undo() would discard this change"), self._saved)
         self.applied = False
 
     @property
@@ -132,7 +137,8 @@ class Repair:
         table = self.table.drop(columns=["parameters", "low", "high"])
         digits = self.table
         table["gsc"] = [interval_text(*row) for row in digits[["gsc", "low", "high"]].itertuples(index=False)]
-        head = f"{len(self.factors)} of the parameters in {num} unit{'s' * (num != 1)} get a factor; GSC on {where}"
+        scaled = f"{(k := len(self.factors))} parameter{'s' * (k != 1)} with a factor other than 1"
+        head = f"{num} unit{'s' * (num != 1)}, {scaled}; GSC on {where}"
         shown = table.to_string(index=False, max_rows=SHOWN, float_format="{:.4g}".format)
         return "\n".join([head, shown, *self.remarks])
 
@@ -208,11 +214,31 @@ class Repair:
             outcome=table["outcome"],
         )
 
-    def _check_unchanged(self, factors: dict[str, float], since: str) -> None:
-        """Raise ValueError if a parameter is not what it was, times its factor."""
+    @property
+    def _parts(self) -> dict[str, Tensor]:
+        """What this process holds of the scaled parameters."""
+        return {name: local(parameter) for name, parameter in self._parameters.items()}
+
+    def _unchanged(self, factors: dict[str, float], since: str) -> dict[str, Tensor]:
+        """This process's parts of the parameters; ValueError if one is not what it was, times its factor."""
+        reshard(self.model)
+        held = dict(self.model.named_parameters())
+        for name, parameter in self._parameters.items():
+            if name in held and held[name] is not parameter and stored(held[name]) is parameter:
+                raise ValueError(
+                    "Inside gs.unsharded(model), the parameters are copies, so a change would be lost at its end: call "
+                    "apply() and undo() after this context."
+                )
+            if held.get(name) is not parameter:
+                raise ValueError(
+                    f"The model has another parameter {name!r} than when the repair was computed, for example because "
+                    "it was sharded since: compute a new repair."
+                )
+        parts = self._parts
         for name, factor in factors.items():
-            if not torch.equal(self.parameters[name].detach(), (self._saved[name] * factor)):
+            if not torch.equal(parts[name], self._saved[name] * factor):
                 raise ValueError(f"Parameter {name!r} has changed since {since}.")
+        return parts
 
 
 OUTCOMES = (SOLVED, NEAREST, LENGTH, NONE)

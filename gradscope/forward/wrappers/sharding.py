@@ -21,6 +21,7 @@ from gradscope.forward.interrupts import interruptible
 from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_fsdp, is_sharding
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_SOURCE = "_gathered_from"  # the attribute of a whole parameter that holds the sharded one
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -36,8 +37,8 @@ def is_sharded(model: nn.Module) -> bool:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Context in which a sharded model is whole: every process holds all parameters, and runs the model by itself.
 
-    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite` and `Monitor` enter it by themselves.  The
-    others need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
+    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite`, `repair` and `Monitor` enter it by
+    themselves.  The others need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
 
     Parameters and buffers that are DTensors (of ``fully_shard`` and ``parallelize_module``) are replaced by full
     tensors in their own precision, also where a `MixedPrecisionPolicy` would cast them.  Hooks of FSDP2 and tensor
@@ -122,7 +123,22 @@ class _Unsharded(interruptible):
             self.undo.pop()
 
 
+def stored(parameter: Tensor) -> Tensor:
+    """The sharded parameter that this one was gathered from by `unsharded`; any other parameter itself."""
+    return getattr(parameter, _SOURCE, parameter)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let the next forward pass of FSDP2 gather parameters again, because their shards have changed."""
+    for module in model.modules():
+        if is_fsdp(module):
+            module.reshard()  # type: ignore[operator]
+
+
 def _full(tensor: Any) -> Tensor:
     """All of a DTensor."""
     whole: Tensor = tensor.detach().full_tensor()
-    return nn.Parameter(whole, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else whole
+    if isinstance(tensor, nn.Parameter):
+        whole = nn.Parameter(whole, tensor.requires_grad)
+        setattr(whole, _SOURCE, tensor)
+    return whole

@@ -175,7 +175,7 @@ def attention(
     modules = forward_modules.listed(model)
     with interruptible() as whole, whole, together():
         given = stream(data, forward=forward, loss_fn=None)
-        batches = (as_batch(each, forward=forward, loss_fn=None) for each in ([data] if given is None else given))
+        batches = (as_batch(each, forward=forward) for each in ([data] if given is None else given))
         several = islice(batches, MOST_BATCHES + 1)
         passes = [(_watch(modules, batch, forward, collapsed), batch.size) for batch in several]
         if len(passes) > MOST_BATCHES:
@@ -193,7 +193,7 @@ def begun(model: nn.Module, data: Any, *, forward: Forward | None) -> Callable[[
 
     The frame has the quantities that a `gradscope.Monitor` records.
     """
-    batch = as_batch(data, forward=forward, loss_fn=None, finite=False)
+    batch = as_batch(data, forward=forward, finite=False)
     watched = _watch(forward_modules.listed(model), batch, forward, COLLAPSED)
 
     def finished() -> pd.DataFrame:

@@ -283,6 +283,7 @@ def test_a_failure_restores_the_model():
 def test_text():
     plan = gs.repair(network("tanh", 3.0, width=20, depth=2), noise(16, 20), probes=2)
     assert repr(plan) == "Repair(2 units, 2 factors, not applied)"
+    assert str(plan).startswith("2 units, 2 parameters with a factor other than 1; GSC on the batch of the solution")
     assert "layers.1" in str(plan) and "give fresh= to prove" in str(plan)
     assert "<table" in plan._repr_html_()
 
@@ -308,7 +309,7 @@ def test_data_must_be_one_batch():
 
 def test_fresh_batches_of_coupled_samples():
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()).double()
-    with pytest.raises(ValueError, match="at least 10 batches, because samples influence each other"):
+    with pytest.raises(ValueError, match="give at least 10 batches as a loader or list, because samples"):
         gs.repair(model, noise(16, 6), fresh=[noise(16, 6, seed=n) for n in range(9)], probes=2)
 
 

@@ -381,7 +381,7 @@ def test_refusals():
         gs.measure(model, x, measures=GRADIENT_MEASURES)
     with pytest.raises(ValueError, match="loss_fn= would be ignored"):
         gs.measure(model, (x, y), loss_fn=losses, measures=BOTH)
-    with pytest.raises(ValueError, match="loss_fn= the labels would be ignored"):
+    with pytest.raises(ValueError, match="the labels would be ignored: give loss_fn="):
         gs.measure(model, (x, y))
     with pytest.raises(ValueError, match="measures= is an empty list"):
         gs.measure(model, x, measures=[])

@@ -575,7 +575,7 @@ def test_masked_logits_are_no_reason_to_stop():
     ("data", "error", "message"),
     [
         ([(noise(8, 6), noise(8, 6))], TypeError, "data must be a tensor"),  # a loader
-        ((noise(8, 6), noise(8, 6)), ValueError, "without loss_fn= the labels would be ignored"),
+        ((noise(8, 6), noise(8, 6)), ValueError, "the labels would be ignored: give only the inputs"),
         (torch.empty(0, 6), ValueError, "The batch is empty"),
     ],
 )
