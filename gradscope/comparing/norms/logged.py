@@ -102,11 +102,7 @@ def check_norm(
     """Whether the gradient norm that a training logs is the global norm |g| of the gradient in ``.grad``.
 
     Call this after ``backward()``, before the gradient is clipped or set to zero.  If the logged number is what
-    ``clip_grad_norm_`` returns, call that twice: first with an infinite bound, which clips nothing.
-
-        logged = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
-        print(gs.check_norm(model, logged))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    ``clip_grad_norm_`` returns, call that twice: first with an infinite bound, which clips nothing; see the example.
 
     With a ``GradScaler``, call it before ``scaler.update()``, with ``scaler=``; ``scaler.unscale_`` may come before or
     after.  Under ``torch.distributed`` all processes make the call, and the result is the same in all.  Parameters are
@@ -136,11 +132,15 @@ def check_norm(
         ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, or a parameter that is no
             DTensor is not the same in all processes.
 
-    >>> import torch, gradscope as gs
+    >>> import math, torch, gradscope as gs
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> model(torch.tensor([[3.0, 4.0]])).sum().backward()
-    >>> gs.check_norm(model, 5.0).verdict
+    >>> logged = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # returns the norm and clips nothing
+    >>> gs.check_norm(model, logged).verdict
     'global'
+
+    Then clip as before.  A number that is computed after clipping:
+
     >>> print(gs.check_norm(model, 1.0, max_norm=1.0))
     clipped: the logged norm 1 is 0.2 times the global norm 5.
     It is the norm after clipping to max_norm=1.
