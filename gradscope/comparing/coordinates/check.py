@@ -34,6 +34,7 @@ from gradscope.forward.layers import LayerFilter
 MARGIN = 0.25
 Steps = Annotated[int, Range("an integer from 0 to 1,000", lambda number: 0 <= number <= 1000)]
 VERBS = {AGREES: "agrees", DIFFERS: "differs", UNDECIDED: "is undecided", UNJUDGED: "is not judged"}
+MARKS = {AGREES: " ", DIFFERS: "*", UNDECIDED: "?", UNJUDGED: " "}
 PREPOSITIONS = {AGREES: " with", DIFFERS: " from", UNDECIDED: " against", UNJUDGED: " by"}
 
 
@@ -42,10 +43,11 @@ class CoordinateCheck:
     """Exponents of lengths against width and depth with verdicts; made by `gradscope.coordinate_check`.
 
     ``frame``: tidy frame of all lengths, with the additional columns ``axis`` ("width" or "depth"), ``size``,
-    ``width``, ``depth``, ``seed``, ``step`` and ``role``.  ``exponents``: one row per axis, layer, quantity and step,
-    in the order of the computation: ``exponent``, ``stderr``, ``low``, ``high`` (95 % interval over seeds), ``zero``,
-    ``expected`` (of ``parametrization``) and ``verdict`` ("agrees", "differs", "undecided"; empty if theory says
-    nothing).  ``margin``, ``seeds``, ``steps``: as given.  ``optimizer``: class of the optimizer.
+    ``width``, ``depth``, ``seed``, ``step`` and ``role``: which dimensions of a layer grow with the width, see
+    `gradscope.comparing.coordinates.parametrizations.expected`.  ``exponents``: one row per axis, layer, quantity and
+    step, in the order of the computation: ``exponent``, ``stderr``, ``low``, ``high`` (95 % interval over seeds),
+    ``zero``, ``expected`` (of ``parametrization``) and ``verdict`` ("agrees", "differs", "undecided"; empty if theory
+    says nothing).  ``margin``, ``seeds``, ``steps``: as given.  ``optimizer``: class of the optimizer.
 
     >>> import torch, gradscope as gs
     >>> def factory(n):
@@ -124,12 +126,10 @@ class CoordinateCheck:
             if self.parametrization != other and WIDTH in set(self.exponents["axis"]):
                 lines.append(f"  By the table of {TITLES[other]}, the verdict is: {self.against(other).verdict}.")
         sizes = [f"{axis} {', '.join(map(str, part['size'].unique()))}" for axis, part in self.frame.groupby("axis")]
-        optimizer = (
-            ""
-            if self.optimizer is None
-            else f", {self.steps} step{'s' * (self.steps != 1)} of {self.optimizer.__name__}"
-        )
+        steps = f"{self.steps} step{'s' * (self.steps != 1)}"
+        optimizer = f", {steps} of {self.optimizer.__name__}" if self.optimizer else ""
         lines.append(f"  {'; '.join(sizes)}; {len(self.seeds)} seeds{optimizer}; intervals are for initializations")
+        lines.append(f"  * {DIFFERS}, ? {UNDECIDED}")
         return "\n".join([*lines, *(f"  {line}" for line in self._table().to_string(index=False).splitlines())])
 
     def __repr__(self) -> str:
@@ -180,9 +180,10 @@ def coordinate_check(
 
     Arguments:
         factory: ``factory(width)``, or with ``depths`` ``factory(width=..., depth=...)``.  Returns the pair (model,
-            optimizer), with the learning rates of that width; or a model alone, with ``steps=0``.
-        data: One batch (inputs, labels), the same for all networks; as for `gradscope.gsc`.
-        loss_fn: ``(output, labels) -> losses``, as for `gradscope.gsc`; their mean is minimized.
+            optimizer), with the learning rates of that width; or a model alone, with ``steps=0``.  Weights must be
+            drawn from torch's global generator, which is seeded before each call.
+        data: One batch (inputs, labels), the same for all networks; no loader.
+        loss_fn: ``(output, labels) -> losses``, or one loss; the mean is minimized.
         widths: At least two.  With ``depths``, one suffices; the networks of all depths have the first width.
         depths: If given, at least two, and networks of the first width are compared at these depths.  Networks of
             all widths have the first depth.
@@ -190,7 +191,7 @@ def coordinate_check(
         seeds: Number of networks per size (seeds 0, 1, ...), or the seeds; at least two.
         parametrization: "standard", "mup" or "depth_mup": the table of
             `gradscope.comparing.coordinates.parametrizations.expected`.  Default: "depth_mup" with ``depths``, else
-            "mup".  ``result.against(name)`` judges by another one.
+            "mup".  A plain torch network is "standard".  ``result.against(name)`` judges by another one.
         forward: As for `gradscope.gsc`.
         layers: Which layers, as for `gradscope.gsc`.  Default: against width, the output and every module that holds
             parameters; against depth, the units of the trunk.
@@ -267,7 +268,8 @@ def _interval(row: dict[Any, Any]) -> str:
 def _cell(row: dict[Any, Any] | None) -> str:
     if row is None:
         return ""
-    return "zero" if row["zero"] else f"{row['exponent']:+.2f} ± {row['high'] - row['exponent']:.2f}"
+    text = "zero" if row["zero"] else f"{row['exponent']:+.2f} ± {row['high'] - row['exponent']:.2f}"
+    return f"{text} {MARKS[row['verdict']]}"
 
 
 def _words(quantity: str) -> str:

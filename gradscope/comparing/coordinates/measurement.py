@@ -69,15 +69,14 @@ class Network:
     log10_values: Values = field(repr=False)
 
 
-def measured(made: Any, task: Task, seed: int, *, trunk: bool) -> Network:
-    """Train what the factory made, (model, optimizer) or a model, and return the lengths of each step.
+def measured(model: nn.Module, optimizer: Optimizer | None, task: Task, seed: int, *, trunk: bool) -> Network:
+    """Train a model and return the lengths of each step.
 
     ``trunk``: measure the units of the trunk, instead of the modules that hold parameters and the output.
 
     Raises:
-        TypeError, ValueError: The factory or its optimizer does not fit, or a number is NaN or Inf.
+        ValueError: The optimizer does not fit, or a number is NaN or Inf.
     """
-    model, optimizer = _parts(made, task.steps)
     modules = listed(model)
     if optimizer is not None:
         _check_owner(modules[""], optimizer)
@@ -103,7 +102,13 @@ def measured(made: Any, task: Task, seed: int, *, trunk: bool) -> Network:
     return Network(shapes, captured.target.name, None if optimizer is None else type(optimizer), values)
 
 
-def _parts(made: Any, steps: int) -> tuple[nn.Module, Optimizer | None]:
+def parts(made: Any, steps: int) -> tuple[nn.Module, Optimizer | None]:
+    """Model and optimizer, or None, of what a factory returned.
+
+    Raises:
+        TypeError: It returned something else.
+        ValueError: It returned no optimizer, but training is asked for.
+    """
     model, optimizer = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer | None):
         kinds = ", ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else (made,)))

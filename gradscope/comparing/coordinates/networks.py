@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 from torch.optim import Optimizer
 
 from gradscope import frames
 from gradscope.comparing.coordinates.matching import FIRST, Names, by_name, by_place
-from gradscope.comparing.coordinates.measurement import GSC, Network, Task, measured
+from gradscope.comparing.coordinates.measurement import GSC, Network, Task, measured, parts
 from gradscope.comparing.coordinates.parametrizations import (
     DEPTH,
     EARLY,
@@ -50,18 +51,21 @@ def swept(
 def _network(factory: Callable[..., Any], task: Task, given: Mapping[str, int], seed: int, axis: str) -> Network:
     _check_signature(factory, given)
     with alone, same_draws(None, seed) as draws, draws:
-        made = factory(**given) if len(given) > 1 else factory(*given.values())
+        model, optimizer = parts(factory(**given) if len(given) > 1 else factory(*given.values()), task.steps)
         try:
-            return measured(made, task, seed, trunk=axis == DEPTH)
+            return measured(model, optimizer, task, seed, trunk=axis == DEPTH)
         except ValueError as error:
             where = ", ".join(f"{name} {value}" for name, value in given.items())
-            what = "the model of factory cannot be measured with these data and loss_fn"
-            raise ValueError(f"At {where} and seed {seed}, {what}: {error}") from error
+            raise ValueError(f"At {where} and seed {seed}: {error}") from error
 
 
 def _check_signature(factory: Callable[..., Any], given: Mapping[str, int]) -> None:
     """Raise TypeError if the factory does not take the width, or with ``depths`` width and depth by keyword."""
     form = ", ".join(f"{name}=" for name in given) if len(given) > 1 else next(iter(given))
+    if isinstance(factory, nn.Module):
+        raise TypeError(
+            f"factory is a model, {type(factory).__name__}: give a function that builds one, called as factory({form})."
+        )
     with contextlib.suppress(ValueError):  # a function written in C need not have a signature
         try:
             inspect.signature(factory).bind(**given) if len(given) > 1 else inspect.signature(factory).bind(1)

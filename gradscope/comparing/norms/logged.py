@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +101,12 @@ def check_norm(
 ) -> NormCheck:
     """Whether the gradient norm that a training logs is the global norm |g| of the gradient in ``.grad``.
 
-    Call this after ``backward()``, before the gradient is clipped or set to zero.  Under ``torch.distributed`` all
-    processes make the call, and the result is the same in all.  Parameters are DTensors (FSDP2, tensor parallelism) or
-    replicas (DDP).
+    Call this after ``backward()``, before the gradient is clipped or set to zero.  If the logged number is what
+    ``clip_grad_norm_`` returns, call that twice: first with an infinite bound, which clips nothing; see the example.
+
+    With a ``GradScaler``, call it before ``scaler.update()``, with ``scaler=``; ``scaler.unscale_`` may come before or
+    after.  Under ``torch.distributed`` all processes make the call, and the result is the same in all.  Parameters are
+    DTensors (FSDP2, tensor parallelism) or replicas (DDP).
 
     These are recognized: the norm of the part, or of the not yet averaged gradient, of one process; |g| times or
     divided by the number of processes or its root; |g| after clipping to ``max_norm``; |g| times or divided by the
@@ -117,8 +121,8 @@ def check_norm(
         scaler: The ``GradScaler``, if there is one.  Until ``scaler.unscale_`` is called in a step, the gradient is
             that in ``.grad`` divided by the scale.
         max_norm: The largest norm, if the training clips.
-        rtol: Largest relative difference of numbers that count as equal, for a logged number with few digits.
-            Default: 4e-6, for sums in float32, plus the epsilon of the gradient's dtype.
+        rtol: Largest relative difference of numbers that count as equal.  A number copied from a log has few digits:
+            0.225 needs 0.003.  Default: 4e-6, for sums in float32, plus the epsilon of the gradient's dtype.
 
     Returns:
         A `NormCheck`.  An explanation counts if it fits the numbers of all processes.  Norms of a part of the
@@ -128,11 +132,15 @@ def check_norm(
         ValueError: There is no gradient, it holds NaN or Inf, no process gave a number, or a parameter that is no
             DTensor is not the same in all processes.
 
-    >>> import torch, gradscope as gs
+    >>> import math, torch, gradscope as gs
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> model(torch.tensor([[3.0, 4.0]])).sum().backward()
-    >>> gs.check_norm(model, 5.0).verdict
+    >>> logged = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # returns the norm and clips nothing
+    >>> gs.check_norm(model, logged).verdict
     'global'
+
+    Then clip as before.  A number that is computed after clipping:
+
     >>> print(gs.check_norm(model, 1.0, max_norm=1.0))
     clipped: the logged norm 1 is 0.2 times the global norm 5.
     It is the norm after clipping to max_norm=1.
@@ -157,7 +165,7 @@ def check_norm(
     kinds = dict.fromkeys(guess.kind for guess in fitting)
     verdict = UNKNOWN if not kinds else UNDECIDED if len(kinds) > 1 else next(iter(kinds))
     if verdict == UNKNOWN:
-        advice = _hint(numbers, gradient.norm, max_norm, scale)
+        advice = _hint(numbers, gradient.norm, max_norm, scale, rtol)
     elif verdict == UNDECIDED:
         ways = dict.fromkeys(DECIDED_BY[kind] for kind in kinds if kind in DECIDED_BY)
         advice = f"Check again {' and '.join(ways)}." if GLOBAL in kinds else "Check again in another step."
@@ -174,7 +182,7 @@ def _number(logged: Any) -> float | None:
         logged = (logged.full_tensor() if distributed.is_shard(logged) else logged).detach()  # type: ignore[attr-defined]
         logged = logged.item() if logged.numel() == 1 else logged
     try:
-        number = float(logged)
+        number = float(logged) if isinstance(logged, SupportsFloat) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
@@ -189,12 +197,31 @@ def _unscaled(scaler: GradScaler) -> bool:
     return any(state["stage"].name != "READY" for state in scaler._per_optimizer_states.values())
 
 
-def _hint(numbers: Sequence[float | None], norm: float, max_norm: float | None, scale: float | None) -> str:
+def _hint(
+    numbers: Sequence[float | None], norm: float, max_norm: float | None, scale: float | None, rtol: float
+) -> str:
     """What may explain a number that nothing explains."""
     known = [number for number in numbers if number is not None]
     if max_norm is not None and math.isclose(norm, max_norm, rel_tol=1e-5):
         return "The gradient has the length max_norm, so it was clipped: call check_norm before clip_grad_norm_."
     if any(number != known[0] for number in known):
         return "The processes log different numbers, so not all of them are the global norm."
+    rounding, hints = _rounding(known[0]), []
+    if rounding > rtol:
+        hints.append(f"If {known[0]!r} is a rounded number, give rtol={_rounded_up(rounding):g}.")
     lacking = [name for name, value in (("max_norm", max_norm), ("scaler", scale)) if value is None]
-    return f"Give {' and '.join(f'{name}=' for name in lacking)} if the training has one." if lacking else ""
+    if lacking:
+        hints.append(f"Give {' and '.join(f'{name}=' for name in lacking)} if the training has one.")
+    return " ".join(hints)
+
+
+def _rounding(number: float) -> float:
+    """Largest relative error of a number that was rounded to the digits with which Python prints it."""
+    last = Decimal(repr(number)).as_tuple().exponent
+    return float(Decimal((0, (5,), int(last) - 1))) / number if number else 0.0
+
+
+def _rounded_up(number: float) -> float:
+    """The next larger number with one digit."""
+    unit = Decimal((0, (1,), math.floor(math.log10(number))))
+    return float(math.ceil(Decimal(number) / unit) * unit)

@@ -278,6 +278,19 @@ def test_printing_and_figures():
     assert repr(result) == "CoordinateCheck(mup: differs, first at 'layers.1.linear', 6 seeds)"
     assert "the network differs from mu-P" in str(result) and "expected = 0" in str(result)
     assert "<table" in result._repr_html_()
+    printed = [
+        ("activation_rms", 0),
+        ("activation_gradient_rms", 0),
+        ("update_effect_rms", 1),
+        ("activation_change_rms", 1),
+    ]
+    rows = result.exponents.set_index(["quantity", "step"]).loc[printed]
+    marks = {line.split()[1]: (line.count("*"), line.count("?")) for line in str(result).splitlines() if "±" in line}
+    assert marks == {
+        layer: (sum(verdicts == "differs"), sum(verdicts == "undecided"))
+        for layer, verdicts in rows.groupby("layer")["verdict"]
+    }
+    assert marks["layers.0.linear"] == (0, 0) and marks["layers.1.linear"][0] > 0
     ax = result.plot("update_effect_rms")
     exponent = result.exponents.set_index(["layer", "quantity", "step"]).loc[
         ("layers.1.linear", "update_effect_rms", 1), "exponent"
@@ -316,9 +329,10 @@ def renamed(width):
             other_optimizer,
             {},
             ValueError,
-            "At width 4 and seed 0, .*: The optimizer does not own '0.weight', '3.weight'",
+            "At width 4 and seed 0: The optimizer does not own '0.weight', '3.weight'",
         ),
-        (lambda width: small(width)[0], {}, ValueError, "without an optimizer: return the pair .* or give steps=0"),
+        (lambda width: small(width)[0], {}, ValueError, "^factory returned a model without an opt.* or give steps=0"),
+        (nn.Linear(3, 1), {}, TypeError, r"factory is a model, Linear: .* called as factory\(width\)"),
         (lambda: None, {}, TypeError, r"factory must be a function that is called as factory\(width\)"),
         (small, {"depths": [2, 3]}, TypeError, r"called as factory\(width=, depth=\): got an unexpected .* 'depth'"),
         (lambda width: 3, {}, TypeError, r"factory must return .* a pair \(model, optimizer\); got int"),
@@ -327,7 +341,7 @@ def renamed(width):
             partial(small, rate=1e300),
             {},
             ValueError,
-            "At width 4 and seed 0, .*: '.' is NaN or Inf at step .: use a sm",
+            "At width 4 and seed 0: '.' is NaN or Inf at step .: use a sm",
         ),
         (small, {"widths": [8]}, ValueError, r"at least two widths, got \[8\]; or give depths="),
         (small, {"widths": [8, 8]}, ValueError, "widths must be different"),

@@ -1,6 +1,8 @@
 """`check_norm` recognizes wrong gradient norms, of one process and of two, and never gives a wrong name."""
 
 import math
+import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -78,7 +80,7 @@ def test_the_norm_that_torch_returns_is_global():
     model = backward(Net())
     found = gs.check_norm(model, torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf))
     assert (found.verdict, found.ratio) == ("global", pytest.approx(1, abs=1e-12))
-    assert found.norm == pytest.approx(whole(model), rel=1e-12)
+    assert found.norm == pytest.approx(whole(model), rel=1e-12)  # an infinite bound clips nothing
     assert gs.check_norm(nn.DataParallel(model), torch.tensor([found.norm], dtype=torch.float32)).verdict == "global"
 
 
@@ -137,6 +139,20 @@ def test_what_nothing_explains():
     assert gs.check_norm(model, 1.01 * whole(model), rtol=0.02).verdict == "global"
 
 
+@pytest.mark.parametrize("logged", [0.23, 0.225, 0.004321, 1.2, 12.35, 123.46, 4e-05, 4.3e-05])
+@pytest.mark.parametrize("error", [-0.49, 0.49])
+def test_a_rounded_number_is_recognized_with_the_tolerance_of_the_hint(logged, error):
+    """The true norm is nearly half a unit of the last digit away from the logged number."""
+    unit = 10.0 ** Decimal(repr(logged)).as_tuple().exponent
+    model = nn.Linear(1, 1, bias=False).double()
+    model.weight.grad = torch.full((1, 1), logged + error * unit, dtype=torch.float64)
+    found = gs.check_norm(model, logged)
+    hint = re.match(r"If (\S+) is a rounded number, give rtol=(\S+)\. Give max_norm= and scaler= ", found.advice)
+    assert found.verdict == "unknown" and float(hint[1]) == logged and float(hint[2]) * logged <= unit
+    assert gs.check_norm(model, logged, rtol=float(hint[2])).verdict == "global"
+    assert gs.check_norm(model, 1.5 * logged, rtol=float(hint[2])).verdict == "unknown"
+
+
 @pytest.mark.parametrize("dtype, error", [(torch.float32, 3e-6), (torch.bfloat16, 7e-3)])
 def test_the_tolerance_is_the_rounding_of_the_gradient(dtype, error):
     model = backward(Net()).to(dtype)
@@ -168,7 +184,7 @@ def test_bad_input():
     backward(model)
     with pytest.raises(ValueError, match="logged is None in every process"):
         gs.check_norm(model, None)
-    for wrong in (-1.0, math.nan, math.inf, "much", torch.ones(2), 10**400):
+    for wrong in (-1.0, math.nan, math.inf, "much", "0.5", torch.ones(2), 10**400):
         with pytest.raises(ValueError, match="logged must be the norm that this process logged, a finite number >= 0"):
             gs.check_norm(model, wrong)
     with pytest.raises(ValueError, match="max_norm must be a finite number > 0"):
