@@ -65,7 +65,7 @@ class Comparison:
 
     @property
     def first_deviation(self) -> str | None:
-        """Name of the most conspicuous layer, or None if no layer deviates."""
+        """Name of the layer with the most conspicuous deviation, or None.  It need not be the first one in depth."""
         return self.deviations[0].layer if self.deviations else None
 
     @property
@@ -111,9 +111,8 @@ class Comparison:
         lines: list[str] = []
         for layer in list(dict.fromkeys(d.layer for d in self.deviations))[:MOST_NAMED]:
             texts = list(dict.fromkeys(d.text for d in self.deviations if d.layer == layer))
-            lines.append(
-                f"{'another' if lines else 'first layer that deviates'}: {layer}: {'; '.join(texts[:MOST_NAMED])}"
-            )
+            which = "another layer that deviates" if lines else "most conspicuous layer"
+            lines.append(f"{which}: {layer}: {'; '.join(texts[:MOST_NAMED])}")
         if not lines:
             lines.append("no layer deviates")
         lines.append(f"compared with siblings: {len(self.judged)} layers")
@@ -130,7 +129,7 @@ class Comparison:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        first = f"first deviation: {self.first_deviation}" if self.deviations else "no layer deviates"
+        first = f"most conspicuous: {self.first_deviation}" if self.deviations else "no layer deviates"
         return f"Comparison({len(self.layers or self.judged)} layers, {first})"
 
     def _repr_html_(self) -> str:

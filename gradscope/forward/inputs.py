@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from gradscope.forward.interrupts import FunctionMode
 
@@ -204,7 +205,8 @@ def as_batch(data: Any, *, forward: Forward | None, loss_fn: Loss = ..., finite:
         if len(data) == 1:  # a loader of inputs without labels
             (data,) = data
     if forward is None and not isinstance(data, (Tensor, Mapping)):
-        hint = "; give the batches of an iterator one at a time" if isinstance(data, Iterator) else ""
+        several = isinstance(data, (Iterator, DataLoader))
+        hint = ", which holds several batches: give one, such as next(iter(loader))[0]" if several else ""
         raise TypeError(
             f"data must be a tensor, or a mapping for model(**batch); got {type(data).__name__}{hint}. "
             "For anything else give forward=, a function (model, batch) -> tensor."

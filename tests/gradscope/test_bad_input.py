@@ -157,8 +157,9 @@ def test_forms_of_data():
         gs.gsc(mlp(), [noise(5, 6), noise(5)])
     with pytest.raises(TypeError, match=r"With loss_fn, data must be a pair \(inputs, labels\); got Tensor"):
         gs.gsc(mlp(), noise(5, 6), loss_fn=nn.MSELoss(reduction="none"))
-    with pytest.raises(TypeError, match=r"got list_iterator; give the batches of an iterator one at a time"):
-        gs.capture(mlp(), iter([noise(5, 6)]))
+    for several in (iter([noise(5, 6)]), torch.utils.data.DataLoader(noise(5, 6))):
+        with pytest.raises(TypeError, match=r"got \w+, which holds several batches: give one, such as next"):
+            gs.capture(mlp(), several)
     with pytest.raises(ValueError, match=r"data contains no tensor"):
         gs.gsc(mlp(), {"x": 3})
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got builtin"):

@@ -67,8 +67,9 @@ def second(one: Subject, change: Any) -> Subject:
             raise TypeError(f"b changed a copy of the model and must return the model, got {shown(found)}.")
     else:
         raise TypeError(
-            "b must be a module, a function that changes a copy of a (lambda model: model.bfloat16()), a context in "
-            f"which a runs (torch.autocast(...)), or, as a, a saved frame; got {shown(change)}."
+            "b must be a model (load a checkpoint into one first), a function that changes a copy of a (lambda model: "
+            "model.bfloat16()), a context in which a runs (torch.autocast(...)), or, as a, a saved frame; got "
+            f"{shown(change)}."
         )
     modules, compiled = _eager(model)
     dtype = dtype_of(modules[""], one.batch)

@@ -67,11 +67,13 @@ def to_frame(rows: Sequence[Row], *, num_samples: int, level: float) -> pd.DataF
 class Difference:
     """What differs between two models, or two saved frames; made by `gradscope.diff`.
 
-    ``first``: name of the first layer that differs; None if rounding explains all differences.  ``frame``: one row per
-    layer and quantity, with the additional columns ``other`` (name of the layer in b), ``low`` and ``high`` (95 %
+    ``first``: name of the first layer that differs; None if rounding explains all differences.  Of saved results, the
+    first layer of which a quantity other than GSC differs; the cause may lie in an earlier layer.  ``frame``: one row
+    per layer and quantity, with the additional columns ``other`` (name of the layer in b), ``low`` and ``high`` (95 %
     interval of the value), ``rounding`` (what rounding explains of it) and ``differs``.  ``matching``: partners of
     layers and layers without a partner.  ``subject``: what was compared.  ``population``: what the intervals are for.
-    ``remarks``: sentences on what was not measured, and what the numbers depend on.
+    ``remarks``: sentences on what was not measured, and what the numbers depend on.  ``saved``: whether saved results
+    were compared, which do not show where a difference arises.
 
     Quantities: ``local_distance`` is |g_k - f_k| / |f_k| if layer k and all code since the layer before get the values
     of a; ``distance`` the same without this.  ``log10_length_change`` and ``log10_gsc_change`` are log10 of the ratios
@@ -93,6 +95,7 @@ class Difference:
     subject: str
     population: str
     remarks: tuple[str, ...]
+    saved: bool = False
 
     @property
     def equal(self) -> bool:
@@ -126,17 +129,33 @@ class Difference:
 
     @property
     def headline(self) -> str:
-        """The answer in one sentence."""
+        """The answer in one sentence, after a sentence on layers without a partner if there are any."""
+        without = [len(names) for names in (self.matching.only_first, self.matching.only_second)]
+        unlike = f"Layers without a partner: {without[0]} of a, {without[1]} of b. " if any(without) else ""
+        return unlike + (self._of_saved() if self.saved else self._of_models())
+
+    def _of_models(self) -> str:
+        """The answer for two models."""
+        if not len(self.rows(HELD)):
+            return "No outputs of layers were compared."
         if self.first is not None:
             return f"First layer that differs: {self.first!r}."
         if not self.frame["differs"].any():
-            known = "rounding explains" if len(self.rows(HELD)) else "the errors explain"
-            return f"No layer differs by more than {known}."
-        backward = self.rows(GSC)
-        if (own := backward[backward["differs"]]).size and not self._differing(HELD):
-            what = "The outputs agree, but GSC differs" if len(self.rows(HELD)) else "GSC differs"
-            return f"{what} up to {own['layer'].iloc[-1]!r}: look at this layer and the ones after it."
+            return "No layer differs by more than rounding explains."
+        if (rows := self._differing(GSC)).size:
+            last = rows["layer"].iloc[-1]
+            return f"The outputs agree, but GSC differs up to {last!r}: look at this layer and the ones after it."
         return "No layer differs by itself, but quantities of layers do."
+
+    def _of_saved(self) -> str:
+        """The answer for two saved results, which do not show where a difference arises."""
+        if not self.frame["differs"].any():
+            return "No layer differs by more than the errors explain."
+        cause = "Saved results do not show which layer is the cause: compare the models."
+        if self.first is not None:
+            return f"First layer whose numbers differ: {self.first!r}. {cause}"
+        rows = self._differing(GSC)
+        return f"GSC differs in {len(rows)} of {len(self.rows(GSC))} rows, last in {rows['layer'].iloc[-1]!r}. {cause}"
 
     def sentences(self) -> list[str]:
         """Return the sentences of the text after the headline."""
@@ -172,14 +191,15 @@ class Difference:
                 )
         for which, names in (("a", self.matching.only_first), ("b", self.matching.only_second)):
             if names:
-                found.append(f"Without a partner in {which}: {_listed(_quoted(names))}.")
+                found.append(f"Layers of {which} without a partner: {_listed(_quoted(names))}.")
         if self.matching.renamed:
             pairs = [f"{a!r} = {b!r}" for a, b in self.matching.renamed]
             found.append(f"Matched by order and structure: {_listed(pairs)}.")
         return [*found, self.population, *self.remarks]
 
-    def _differing(self, quantity: str) -> bool:
-        return bool(self.rows(quantity)["differs"].any())
+    def _differing(self, quantity: str) -> pd.DataFrame:
+        rows = self.rows(quantity)
+        return rows[rows["differs"]]
 
     def __str__(self) -> str:
         return "\n  ".join([self.subject, self.headline, *self.sentences()])

@@ -63,6 +63,7 @@ def difference(a: Saved, b: Saved, level: float) -> Difference:
             "results are for. The errors of both are taken as independent."
         ),
         remarks=(),
+        saved=True,
     )
 
 

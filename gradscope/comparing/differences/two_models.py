@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from gradscope.backward.cotangents import Probes
-from gradscope.choices import Level, PathLike, checked, shown
+from gradscope.choices import Level, PathLike, Range, checked, shown
 from gradscope.coefficients.profiles import Matrix
 from gradscope.comparing.differences import paired, saved
 from gradscope.comparing.differences.conditions import Subject, first, fitted, second
@@ -42,11 +42,18 @@ from gradscope.measures.measuring import Measure
 # What a measurement raises if a model does not allow it; the result then says why.
 REFUSED = (ValueError, TypeError, ArithmeticError, RuntimeError)
 Found = dict[str, tuple[str, Distance]]
+First = Annotated[
+    nn.Module | Matrix | pd.DataFrame | PathLike,
+    Range(
+        "a model (load a checkpoint into one first), a Profile, a frame, or the path of a frame (.parquet, .csv)",
+        lambda a: not isinstance(a, (str, Path)) or Path(a).suffix in (".parquet", ".csv"),
+    ),
+]
 
 
 @checked
 def diff(
-    a: nn.Module | Matrix | pd.DataFrame | PathLike,
+    a: First,
     b: Any,
     data: Any = None,
     *,
@@ -62,7 +69,8 @@ def diff(
     """Return what differs between two models, or one model under two conditions, or two saved results.
 
     Arguments:
-        a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.
+        a: The first model, or a saved result: a `gradscope.Profile`, a tidy frame, or the path of a saved frame.  Load
+            a checkpoint into a model first.
         b: What is compared with it.  A module; or a function that changes a copy of a, such as
             ``lambda model: model.bfloat16()`` or ``torch.compile``; or a context in which a runs, such as
             ``torch.autocast("cpu")``; or a second saved result.  The batch follows to the dtype and device of b.

@@ -57,7 +57,12 @@ def refusal(module: nn.Module, *, sharded: bool) -> str | None:
 
 def class_name(module: nn.Module) -> str:
     """The name of a module's class, without the class that FSDP2 puts in front of it."""
-    return type(module).__mro__[2 if is_fsdp(module) else 0].__name__
+    return (original(type(module)) if is_fsdp(module) else type(module)).__name__
+
+
+def original(kind: type) -> type:
+    """The class of a module before ``fully_shard`` was called for it."""
+    return kind.__mro__[2]
 
 
 def is_fsdp(module: nn.Module) -> bool:

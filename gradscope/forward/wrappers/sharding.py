@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from gradscope.distributed import parallel
 from gradscope.forward.interrupts import interruptible
-from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_fsdp, is_sharding
+from gradscope.forward.wrappers.refusals import HOOKS, has_sharding_hooks, held, is_fsdp, is_sharding, original
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _SOURCE = "_gathered_from"  # the attribute of a whole parameter that holds the sharded one
+
+STATE = "__composable_api_state_key"  # how names begin under which torch keeps the state of FSDP2 in a module
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -42,8 +44,9 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
     Parameters and buffers that are DTensors (of ``fully_shard`` and ``parallelize_module``) are replaced by full
     tensors in their own precision, also where a `MixedPrecisionPolicy` would cast them.  Hooks of FSDP2 and tensor
-    parallelism do not run.  Afterwards the parameters, their gradients, hooks and the state of FSDP2 are as before.  Do
-    not train inside: the optimizer holds the shards.
+    parallelism do not run, and modules have the classes that they had before ``fully_shard``, so the model can be
+    copied.  Afterwards the parameters, their gradients, hooks, classes and the state of FSDP2 are as before.  Do not
+    train inside: the optimizer holds the shards.
 
     All processes must enter together, in the same order.
 
@@ -108,6 +111,17 @@ class _Unsharded(interruptible):
                 if any(map(is_sharding, hooks.values())):
                     self.undo.append(partial(module.__dict__.__setitem__, kind, hooks))
                     module.__dict__[kind] = OrderedDict((k, h) for k, h in hooks.items() if not is_sharding(h))
+            self._release(module)
+
+    def _release(self, module: nn.Module) -> None:
+        """Take the class and the state of FSDP2 off a module: with them, it has another type and cannot be copied."""
+        if is_fsdp(module):
+            kind, members = type(module), vars(module)
+            self.undo.append(partial(setattr, module, "__class__", kind))
+            module.__class__ = original(kind)
+            for name in [name for name in members if name.startswith(STATE)]:
+                self.undo.append(partial(members.__setitem__, name, members[name]))
+                del members[name]
 
     def _reshard(self, module: Any) -> None:
         """Let FSDP2 give a module its shards, if it holds whole parameters now (rounded, in mixed precision)."""

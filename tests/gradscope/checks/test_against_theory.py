@@ -117,7 +117,7 @@ def network(activation, seed, fault=None, norm="none", width=200, depth=30):
 def test_a_planted_fault_is_named(activation, fault):
     found = gs.compare(*network(activation, 1, fault), probes=gs.Deflated(2, 2))
     assert found.first_deviation == f"layers.{fault}" == found.first_weight_outlier
-    assert str(found).startswith(f"first layer that deviates: layers.{fault}: ")
+    assert str(found).startswith(f"most conspicuous layer: layers.{fault}: ")
     assert len(found.to_frame()) == 30
 
 

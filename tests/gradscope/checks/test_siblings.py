@@ -29,7 +29,7 @@ def test_a_forgotten_module_is_named_whatever_theory_says():
         setattr(model.layers[5], part, nn.Identity())
         found = gs.compare(model, batch())
         assert found.first_deviation == "layers.5"
-        assert words in str(found) and repr(found).endswith("first deviation: layers.5)")
+        assert words in str(found) and repr(found).endswith("most conspicuous: layers.5)")
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -259,7 +259,8 @@ def test_layers_without_a_partner_are_listed():
     assert found.first == "input of 3" and found.matching.only_second == ("3",)
     differs = column(found, "local_distance", "differs")
     assert [layer for layer, differ in differs.items() if differ] == ["input of 3"]
-    assert "Without a partner in b: '3'." in str(found)
+    assert found.headline == "Layers without a partner: 0 of a, 1 of b. First layer that differs: 'input of 3'."
+    assert "Layers of b without a partner: '3'." in str(found)
     back = diff(b, a)
     assert back.first == "3" and back.matching.only_first == ("3",)
 
@@ -348,9 +349,12 @@ def test_saved_results(tmp_path):
     found = gs.diff(one, other.save(tmp_path / "b.csv"))
     expected = (other.log10_values - one.log10_values)[:, 0]
     np.testing.assert_allclose(found.rows("log10_gsc_change")["value"], expected, atol=1e-12)
-    assert found.first is None and "GSC differs up to" in found.headline
+    assert found.first is None and "do not show which layer is the cause" in found.headline
+    num = int(found.frame["differs"].sum())
+    assert num > 0 and found.headline.startswith(f"GSC differs in {num} of {len(found.frame)} rows, last in ")
     measured = gs.diff(gs.measure(a, x), gs.measure(b, x))
     assert measured.first == "1" and not measured.equal
+    assert "First layer whose numbers differ: '1'. Saved results do not show" in measured.headline
     same = gs.diff(one, one.to_frame())
     assert same.equal and "No layer differs" in str(same)
 
@@ -366,8 +370,18 @@ def test_errors_of_saved_results_add_up():
     assert row["value"] == 1.0 and row["differs"]
 
 
+def test_layers_that_all_differ_in_size_are_not_compared():
+    models = [nn.Sequential(nn.Embedding(9, width), nn.Linear(width, width)) for width in (4, 5)]
+    found = diff(*models, torch.arange(9).reshape(3, 3))
+    assert found.first is None and not found.equal
+    assert found.headline == "Layers without a partner: 3 of a, 3 of b. No outputs of layers were compared."
+
+
 ERRORS = {
-    "number": (lambda: diff(mlp(), 3), "b must be a module, a function that changes a copy of a .* got 3"),
+    "number": (lambda: diff(mlp(), 3), "b must be a model .* a function that changes a copy of a .* got 3"),
+    "state of a": (lambda: diff(mlp().state_dict(), mlp()), r"a must be a model \(load a checkpoint into one first\)"),
+    "state of b": (lambda: diff(mlp(), mlp().state_dict()), r"b must be a model \(load a checkpoint into one first\)"),
+    "checkpoint": (lambda: gs.diff("a.pt", "b.pt"), r"a must be a model \(load a checkpoint .* \.csv\), got 'a\.pt'"),
     "function": (
         lambda: diff(mlp(), lambda model: 3),
         "b changed a copy of the model and must return the model, got 3",
@@ -380,7 +394,7 @@ ERRORS = {
         lambda: gs.diff(pd.concat([gs.measure(mlp(), X)] * 2, ignore_index=True), gs.measure(mlp(), X)),
         "a holds several rows of 'preactivation_mean' for layer '1': keep one network",
     ),
-    "a": (lambda: gs.diff(3, mlp(), X), "a must be a torch.nn.Module or .* got 3"),
+    "a": (lambda: gs.diff(3, mlp(), X), "a must be a model .* got 3"),
 }
 
 

@@ -116,6 +116,7 @@ def state(model):
             for name, b in model.named_buffers()
         ]
         + [list(m._forward_pre_hooks.items()) + list(m._forward_hooks.items()) for m in model.modules()]
+        + [(type(m), sorted(vars(m))) for m in model.modules()]
     )
 
 
@@ -222,7 +223,40 @@ def faults():
     return said(lambda: monitor.step(loss, (X, labels)))
 
 
+def differences():
+    """What differs between a model and another one in which one layer is 5 % larger, both sharded."""
+    found = {}
+    for name in ("fsdp", "tensor parallel", "both"):
+        wrap, tied, _ = WRAPPERS[name]
+        one, other = wrap(Net(tied)).eval(), wrap(larger(Net(tied))).eval()
+        with gs.unsharded(one), gs.unsharded(other):
+            found[name] = gs.diff(one, other, X, probes="exact", measures=[]).frame
+    return found
+
+
+def larger(model):
+    model.down.weight.data.mul_(1.05)
+    return model
+
+
+def kinds():
+    """Which layers are compared with their siblings, if only some of them are sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = stack()
+    for part in model[2:6:2]:
+        fully_shard(part)
+    with gs.unsharded(model):
+        return gs.compare(model, X).judged
+
+
+def stack():
+    torch.manual_seed(0)
+    return nn.Sequential(*[part for _ in range(5) for part in (nn.Linear(6, 6), nn.Tanh())]).double()
+
+
 FUNCTIONS = ["all_wrappers", "between_forward_and_backward", "sentences", "precision", "streams", "faults"]
+FUNCTIONS += ["differences", "kinds"]
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +328,20 @@ def test_a_stream_draws_the_probes_of_one_process(found):
     for values in found["streams"]:
         for kind in values:
             np.testing.assert_allclose(values[kind], expected, rtol=EXACT, atol=EXACT, err_msg=kind)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor parallel", "both"])
+def test_two_sharded_models_differ_as_those_of_one_process(found, name):
+    tied = WRAPPERS[name][1]
+    expected = gs.diff(Net(tied).eval(), larger(Net(tied)).eval(), X, probes="exact", measures=[])
+    assert expected.first == "down"
+    for frame in (one[name] for one in found["differences"]):
+        pd.testing.assert_frame_equal(frame, expected.frame, rtol=1e-9, atol=EXACT)
+
+
+def test_layers_of_which_some_are_sharded_are_siblings(found):
+    expected = gs.compare(stack(), X).judged
+    assert len(expected) >= 4 and found["kinds"] == [expected, expected]
 
 
 def test_all_monitors_stop_at_the_fault_of_one_process(found):
