@@ -40,7 +40,7 @@ class CriticalPoint:
 
 @checked
 def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
-    """Return the weight variance at which squared gradients grow by the factor ``chi`` per layer, for one bias variance.
+    """Return the weight variance at which squared gradients grow by the factor ``chi`` per layer, for a bias variance.
 
     The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the length.
     So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a homogeneous activation

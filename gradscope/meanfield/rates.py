@@ -30,6 +30,8 @@ def gsc_rate(
         layer:  E[phi'^2] / (E[phi^2] + sigma_b^2 / sigma_w^2) at q = 1
         batch:  `BatchMoments.rate`
 
+    E is the expectation over pre-activations h ~ N(0, q), of phi(h) and phi'(h), and chi_1(q) = sigma_w^2 E[phi'^2].
+
     Arguments:
         activation: phi: a name, a callable on arrays, or an `Activation`.
         norm: Normalization of the pre-activations, without affine parameters: none, layer or batch.
@@ -126,7 +128,7 @@ def elementwise_nlc(activation: ActivationLike, q: Positive = 1.0) -> float:
 def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cosine = 0.0) -> float:
     """Nonlinearity coefficient (NLC) of a wide random network, predicted by mean-field theory.
 
-        NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L)
+        NLC^2 = prod_l chi_1(q_l) (q_0 - cov_0) / (p_L - cov_L), with chi_1 of `MeanField.chi`
 
     Inputs have the mean square q_0 = ``q``, and two samples have the given correlation, so cov_0 is their covariance.
     q_l is the variance of the l-th pre-activation.  p_L is the mean square of the last activation, and cov_L its
@@ -153,12 +155,12 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 
 @checked
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
-    """Variance that one layer of width n adds to ln |J^T v|^2 over random Gaussian weights, for the network's Jacobian J.
+    """Variance, over random Gaussian weights, that one layer of width n adds to ln |J^T v|^2; J is the Jacobian.
 
-    v is a fixed cotangent.  To first order in 1 / n, the variance is (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a
-    linear layer, 5 / n for ReLU.  Let s be the sum of these variances over all layers.  Then ln |J^T v|^2 is normal
-    with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at most s, because GSC averages over
-    directions and samples.
+    J is the Jacobian of the network, and v a fixed cotangent.  To first order in 1 / n, the variance is (3 E[phi'^4] /
+    E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances over all
+    layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at
+    most s, because GSC averages over directions and samples.
 
     Raises:
         ValueError: ``width`` is below 1.
