@@ -251,7 +251,7 @@ def weighted(model: nn.Module) -> dict[str, Weighted]:
 def auto(activation: str) -> Initializer:
     """Return the usual initializer for an activation: `he` for ReLU and its relatives, otherwise `lecun`.
 
-    The last column is the mean square after one wide layer without normalization, for an input of mean square 1:
+    The table gives the mean square after one wide layer without normalization, for an input of mean square 1:
     E[phi(sqrt(variance * fan_in) z)^2] with z standard normal.
 
     activation  init   mean square

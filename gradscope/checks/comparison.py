@@ -79,7 +79,7 @@ class Comparison:
         return self.layers[beyond[0]] if len(beyond) else None
 
     def limit(self, growth: bool = False) -> float:
-        """Return the value that |z_length| and |z_weight| of normal layers do not exceed; with ``growth``, |z_growth|.
+        """Return the threshold of |z_length| and |z_weight| above which a layer deviates; with ``growth``, |z_growth|.
 
         The limit takes into account that all layers and all three z-scores are tested.
         """

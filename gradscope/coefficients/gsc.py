@@ -56,7 +56,7 @@ def gsc(
     GSC(k, l) = |J_k^l|_qm^2 |f_k|^2 / |f_l|^2.  f_k and f_l are the values of the layers, of sizes d_k and d_l for one
     sample.  J_k^l is the Jacobian of f_l with respect to f_k, and |J|_qm = |J|_F / sqrt(number of columns).  Let f_k
     undergo a small random change.  GSC is the mean squared relative change of f_l divided by the squared relative
-    change of f_k.
+    change of f_k.  Some authors use the root of this number.
 
     Arguments:
         model: Any module; it is measured in its current mode and is not changed.

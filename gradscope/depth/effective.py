@@ -56,7 +56,7 @@ class EffectiveDepth:
     - ``log10_cancellation``: log10 of (|C^0|_F + |C^1|_F + ...) / |J|_F, where J is the Jacobian of the whole network.
       Near 0 if the contributions add up; large if they cancel, because little of the initial network is left.
     - ``layers``: names of the units in execution order.
-    - ``log10_changes``: log10 of |R_l|_F / |I_l|_F for each unit l; -inf if nothing changed.
+    - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
     >>> import copy, torch, gradscope as gs
     >>> model = gs.models.MLP(depth=3, width=4)
@@ -157,12 +157,12 @@ def effective_depth(
 
     Let J_l be the Jacobian of unit l at the present input of this unit, I_l the Jacobian of the same unit at the same
     input but with the parameters ``initial``, and R_l = J_l - I_l.  The Jacobian J of the network is the product of all
-    I_l + R_l.  C^lambda is the sum of its terms with exactly lambda factors R_l.  All C^lambda add up to J:
+    I_l + R_l.  C^lambda is the sum of all terms of this product with exactly lambda factors R_l, by the recurrence
 
         C^lambda_l = I_l C^lambda_(l-1) + R_l C^(lambda-1)_(l-1)
 
-    The recurrence is applied to cotangents, from the output to the input.  The effective depth ``.at(tolerance)`` is
-    the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
+    The recurrence is applied to cotangents, from the output to the input.  All C^lambda add up to J.  The effective
+    depth ``.at(tolerance)`` is the largest lambda with |C^lambda|_F >= tolerance (|C^0|_F + |C^1|_F + ...).
 
     Arguments:
         model: Any trained module; it is not changed.

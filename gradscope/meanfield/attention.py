@@ -65,17 +65,16 @@ def softmax_moments(variance: FloatArray, keys: FloatArray) -> SoftmaxMoments:
 
 
 class RandomAttention(NamedTuple):
-    """Size and overlap of the outputs of attention in a wide random network, as `random_attention` returns them.
-
-    ``mean_square``: mean square of the output, divided by that of the values.  ``overlap``: overlap (cosine) of two
-    outputs.
+    """Mean square and overlap of the outputs of attention over random tokens, as `random_attention` returns them.
 
     >>> random_attention(0.5, beta=0)  # without scores, every output is the mean of all values
     RandomAttention(mean_square=0.5, overlap=1.0)
     """
 
     mean_square: float
+    """Mean square of the output, divided by that of the values."""
     overlap: float
+    """Overlap (cosine) of two outputs."""
 
 
 @checked

@@ -24,7 +24,7 @@ from gradscope.meanfield.quadrature import FloatArray
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """Weight and bias variance that give the requested growth factor chi_1 of gradients, and the fixed point of length.
+    """Weight and bias variance at which squared gradients grow by a requested factor; made by `critical_point`.
 
     ``weight_variance``: sigma_w^2.  ``bias_variance``: sigma_b^2.  ``length``: q*, the mean square of pre-activations
     in deep layers.
@@ -42,10 +42,11 @@ class CriticalPoint:
 def critical_point(activation: ActivationLike, bias_variance: Nonnegative = 0.0, chi: Positive = 1.0) -> CriticalPoint:
     """Return the weight variance at which squared gradients grow by the factor ``chi`` per layer, for a bias variance.
 
-    The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the length.
+    The growth factor is chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2] for z ~ N(0, 1), at the fixed point q* of the
+    pre-activation variance.
     So sigma_w^2 = chi / E[phi'^2] and sigma_b^2 = q* - sigma_w^2 E[phi^2].  Without biases, a homogeneous activation
-    (ReLU, linear) has a solution at every length, and the one with q* = 1 is returned.  Without biases, most other
-    activations have a solution only for q* -> 0.  It is sigma_w^2 = chi / phi'(0)^2, and the returned length is 0.
+    (ReLU, linear) has a solution at every q*, and the one with q* = 1 is returned.  Without biases, most other
+    activations have a solution only for q* -> 0.  It is sigma_w^2 = chi / phi'(0)^2, and the returned ``length`` is 0.
 
     Raises:
         ValueError: ``bias_variance`` is negative, ``chi`` is not positive, the slope is 0, or there is no such point.
@@ -139,10 +140,12 @@ def weight_gain(activation: ActivationLike, rate: Positive = 1.0, bias_variance:
 
 @dataclass(frozen=True)
 class PhaseDiagram:
-    """Growth factors of gradients and fixed points of the length on a grid of variances; made by `phase_diagram`.
+    """Growth factors of gradients and lengths of pre-activations on a grid of variances; made by `phase_diagram`.
 
-    ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the length.  Entry ``[i,
-    j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``; NaN if lengths grow without bound.
+    ``chi_1``: growth factor of a squared gradient per layer.  ``length``: fixed point q* of the
+    variance of pre-activations.  Entry ``[i,
+    j]`` belongs to ``weight_variances[i]`` and ``bias_variances[j]``; NaN if
+    this variance grows without bound.
 
     >>> phase_diagram("tanh", [1.0, 2.0], [0.1]).length.round(3).tolist()
     [[0.295], [0.815]]
@@ -160,9 +163,9 @@ def phase_diagram(activation: ActivationLike, weight_variances: Row, bias_varian
     """Growth factor chi_1 of squared gradients per layer, for all pairs of a weight and a bias variance.
 
     Gradients explode if chi_1 > 1 (chaos) and vanish if chi_1 < 1 (order).  chi_1 is computed at the fixed point q* of
-    the length, which is also returned.
+    the variance of pre-activations, which is also returned.
 
-    Cost: about 25 evaluations of the length map on the whole grid.
+    Cost: about 25 evaluations of `MeanField.length` on the whole grid.
 
     Raises:
         ValueError: A variance is negative or not finite, or an expectation is not known to 1e-8.

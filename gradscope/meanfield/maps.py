@@ -24,7 +24,7 @@ SHORT = 1e-16  # this length stands for the limit of vanishing lengths
 @checked
 @dataclass(frozen=True)
 class MeanField:
-    """One layer h -> W phi(h) + b of infinite width: what it does to lengths, correlations and gradients, on average.
+    """Mean-field theory of one infinitely wide layer h -> W phi(h) + b: variances, correlations and gradients.
 
     Here phi is the activation, and W and b are random.  q is the variance of the pre-activations h of a sample, and c
     the correlation between the pre-activations of two samples.  z is N(0, 1).  Every method raises ValueError if an
@@ -162,8 +162,7 @@ class DepthScales:
     - ``chi_1``: growth factor of squared gradients per layer, at the fixed point.
     - ``chi_c``: growth factor of the distance from c* per layer, the slope of the correlation map.
     - ``gradient``: -1 / ln chi_1, negative if gradients explode, infinite if chi_1 = 1.
-    - ``correlations``: xi_c = -1 / ln chi_c, the depth over which two inputs stay distinguishable; infinite if chi_1 =
-      1.
+    - ``correlations``: xi_c = -1 / ln chi_c, the depth over which two inputs stay distinguishable.
     - ``lengths``: the depth over which the distance from q* shrinks by a factor of e.
 
     >>> scales = MeanField("tanh", 1.69, bias_variance=0.09).depth_scales()

@@ -82,7 +82,7 @@ class Prediction:
 def predict(
     layers: Sequence[LayerSpec], *, batch_size: int, mean_square: Positive = 1.0, correlation: Cosine = 0.0
 ) -> Prediction:
-    """Return mean-field predictions of GSC, lengths and correlations for a network of infinitely wide ``layers``.
+    """Return mean-field predictions of GSC, mean squares and correlations for a network of infinitely wide ``layers``.
 
     Arguments:
         layers: A `LayerSpec` for each layer, from the first to the last.
@@ -95,7 +95,7 @@ def predict(
 
     Raises:
         ValueError: There are no layers, an argument is out of its range (``batch_size`` must be at least 2, or 4 with
-            batch normalization), or lengths leave the range of float64.
+            batch normalization), or mean squares leave the range of float64.
 
     >>> block = LayerSpec.of("relu", 2.0, norm="batch", branch_variance=1.0)
     >>> predict([block] * 3, batch_size=50).log10_gsc.round(3)

@@ -157,10 +157,10 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
     """Variance, over random Gaussian weights, that one layer of width n adds to ln |J^T v|^2; J is the Jacobian.
 
-    J is the Jacobian of the network, and v a fixed cotangent.  To first order in 1 / n, the variance is (3 E[phi'^4] /
-    E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances over all
-    layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln GSC is at
-    most s, because GSC averages over directions and samples.
+    J is the Jacobian of the network, and v a fixed cotangent.  To first order in 1 / n, the variance is
+    (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances
+    over all layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln
+    GSC is at most s, because GSC averages over directions and samples.
 
     Raises:
         ValueError: ``width`` is below 1.

@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Transformer that returns logits of the next token at each position, as in GPT-2.
+    """Transformer, such as GPT-2, that returns logits of the next token at each position.
 
     Its layers are ``embedding``, ``blocks.0``, ..., ``norm`` (only with norm="pre") and a linear ``head``.  Each block
     has two branches, such as ``blocks.0.attention`` and ``blocks.0.mlp``.

@@ -79,8 +79,8 @@ class Monitor:
     spreads the error.  If this pass finds no fault, a non-finite gradient only causes a warning, because a gradient
     scaler may skip the update.
 
-    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights 10 times as long as at
-    the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, a layer's steps 1.5 times as long as
+    These conditions cause a `MonitorWarning`: a loss above 5 times the recent median, weights with 10 times their norm
+    at the start, GSC above 10^6 or below 10^-6, layers with 90 % dead units, updates of a layer 1.5 times as large as
     those of similar layers, an output of zero, growing attention logits above 100, and heads whose relative entropy
     falls from 0.2 to below 0.02.  Each warning is given once, and ``alarms.fired`` lists them.
 

@@ -64,8 +64,8 @@ def jacobian_coherence(
     Arguments:
         model, data, forward, layers, target, loss_fn: As for `gradscope.gsc`.  Samples must not be coupled, and each
             batch needs at least three, because pairs of samples within a batch are compared.
-        probes: ``"exact"`` (d_l cotangents), a number of random cotangents per batch, or ``"auto"``: exact up to 128,
-            otherwise 40.
+        probes: ``"exact"`` (as many cotangents as f_l has entries), a number of random cotangents per batch, or
+            ``"auto"``: exact up to 128, otherwise 40.
         generator: Source of the probes.  Default: a fixed seed.
 
     Returns:

@@ -36,8 +36,8 @@ def is_sharded(model: nn.Module) -> bool:
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Context in which a sharded model is whole: every process holds all parameters, and runs the model by itself.
 
-    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite` and `Monitor` enter it by themselves.  The
-    others need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
+    `gsc`, `gsc_matrix`, `nlc`, `parameter_gsc`, `measure`, `first_nonfinite` and `Monitor` enter it by themselves.
+    Other functions need ``with gs.unsharded(model): ...``.  A model that is not sharded is not changed.
 
     Parameters and buffers that are DTensors (of ``fully_shard`` and ``parallelize_module``) are replaced by full
     tensors in their own precision, also where a `MixedPrecisionPolicy` would cast them.  Hooks of FSDP2 and tensor

@@ -178,8 +178,9 @@ def residual(
     - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f| over its root mean square; ``sum_kurtosis``:
       mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  All three are means over samples.
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
-    - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F over |S + W|_F^2, where S and W
-      are the Jacobians of the target with respect to x through the skip and through the branch.  The three add up to 1.
+    - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
+      S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
+      shares add up to 1.
       If a cotangent v of the target has the gradient v_out at the sum and v_x at x, then S^T v = v_out and
       W^T v = v_x - v_out.
 
