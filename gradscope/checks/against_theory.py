@@ -73,8 +73,8 @@ def compare(
         prediction: Predicted GSC with a band, instead of the theory of perceptrons: a frame such as
             `gradscope.meanfield.Transformer.gsc` returns.  Layers whose measured GSC is outside the band deviate.
 
-    Cost: with n siblings, min(n, 13) times 4 forward passes and 1 backward pass.  For perceptrons, the cost of
-    `gradscope.gsc` is added.
+    Cost: 4 m forward passes and m backward passes, where m is the number of siblings, but at most 13.  For perceptrons,
+    the cost of `gradscope.gsc` is added.
 
     Raises:
         UnreadableError: Theory does not cover the network, and an initialization is expected or too few layers are of

@@ -31,8 +31,8 @@ class Comparison:
     - ``unreadable``: why theory does not cover the network, or "".
     - ``band``: if `compare` got a ``prediction``, measured and predicted log10 GSC by layer, with the ends of the band.
 
-    The other fields hold the comparison with theory; without one they are None or empty.  ``profile``: the measured
-    GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in execution order.
+    The other fields hold the comparison with theory.  They are None or empty if there is none.  ``profile``: the
+    measured GSC.  ``prediction``: theory for the expected initialization.  ``layers``: names in execution order.
     ``weight_variances``, ``nominal``: measured and expected sigma_w^2 = fan_in Var(W) of each weight W.  There are
     three z-scores per layer, NaN where a test does not apply:
 
@@ -71,9 +71,10 @@ class Comparison:
 
     @property
     def first_weight_outlier(self) -> str | None:
-        """Name of the first layer whose weights do not have the expected variance; None if there is none, or no theory.
+        """Name of the first layer whose weights do not have the expected variance, or None.
 
-        GSC does not show a wrong weight variance before a normalization or a homogeneous activation such as ReLU.
+        The result is also None if there is no theory, because nothing is then expected.  GSC does not show a wrong
+        weight variance before a normalization or a homogeneous activation such as ReLU.
         """
         beyond = np.flatnonzero(np.abs(np.nan_to_num(self.z_weight)) > self.limit())
         return self.layers[beyond[0]] if len(beyond) else None

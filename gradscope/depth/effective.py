@@ -102,7 +102,7 @@ class EffectiveDepth:
 
     @property
     def log10_independent(self) -> FloatArray:
-        """The ``log10_values`` to expect if the directions of all Jacobians I_l and changes R_l were independent.
+        """Prediction of ``log10_values`` if the Jacobians and changes of all layers had independent directions.
 
         Squares then add up.  Let p_l = |R_l|^2 / (|I_l|^2 + |R_l|^2) be the probability that layer l belongs to a
         random set.  E|C^lambda|_F^2 / E|J|_F^2 is the probability e^lambda_L that the set has lambda of the L layers:

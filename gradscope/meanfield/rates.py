@@ -42,7 +42,7 @@ def gsc_rate(
 
     Raises:
         ValueError: A name is unknown, an argument is out of its range or does not apply to this norm, q has no
-            fixed point or vanishes, or an expectation is not known to 1e-8.
+            fixed point or vanishes, or an expectation is not known with an error below 1e-8.
 
     If the activation jumps, the jump is ignored in phi', as in automatic differentiation.
 
@@ -155,9 +155,10 @@ def network_nlc(layers: Sequence[MeanField], q: Positive = 1.0, correlation: Cos
 
 @checked
 def log_gradient_variance(activation: ActivationLike, width: float, q: Positive = 1.0) -> float:
-    """Variance, over random Gaussian weights, that one layer of width n adds to ln |J^T v|^2; J is the Jacobian.
+    """Variance, over random weights, that one layer of finite width adds to the logarithm of a squared gradient.
 
-    J is the Jacobian of the network, and v a fixed cotangent.  To first order in 1 / n, the variance is
+    The squared gradient is |J^T v|^2, with the Jacobian J of a network with Gaussian weights and a fixed cotangent v.
+    To first order in 1 / n, for width n, the variance is
     (3 E[phi'^4] / E[phi'^2]^2 - 1) / n: 2 / n for a linear layer, 5 / n for ReLU.  Let s be the sum of these variances
     over all layers.  Then ln |J^T v|^2 is normal with variance s and mean ln E |J^T v|^2 - s / 2.  The variance of ln
     GSC is at most s, because GSC averages over directions and samples.

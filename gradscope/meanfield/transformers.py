@@ -67,7 +67,7 @@ class _Gradient(NamedTuple):
 @checked
 @dataclass(frozen=True, eq=False)
 class Transformer:
-    """Mean-field theory of a wide random transformer: `gsc` predicts GSC, `ledger` what branches write into the stream.
+    """Mean-field theory of a wide random transformer: predicts GSC (`gsc`) and what the branches write (`ledger`).
 
     A variance is that of one weight times its fan-in, so 1 stands for weights of standard deviation
     1 / sqrt(fan-in).  If an argument stands for two matrices, it is the product of their variances.
@@ -82,12 +82,12 @@ class Transformer:
         norm_kind: layer or rms.
         causal: Whether a position attends only to itself and to earlier positions.
         residual_scale: Factor of the output of each branch, in addition to its variances.
-        score_variance: Variance of the scores of normalized tokens: query matrix times key matrix.  It is 1 if queries
-            and keys are normalized.
+        score_variance: Variance of the query matrix times that of the key matrix, and so the variance of the scores of
+            normalized tokens; 1 if queries and keys are normalized.
         value_variance: Variance of the value matrix times that of the output matrix of attention.
         hidden_variance: Variance of the matrix before the activation; in a gated MLP, of each of the two matrices.
         output_variance: Variance of the matrix after the activation.
-        outputs: Number of logits, which changes the band only; None for infinitely many.
+        outputs: Number of logits, which affects only the band of `gsc`; None for infinitely many.
         mean_square: Mean square of an entry of the embeddings.
         overlap: Correlation of the embeddings of two positions: a number, or a (T, T) matrix with ones on its diagonal.
 
@@ -159,10 +159,10 @@ class Transformer:
     def ledger(self) -> pd.DataFrame:
         """Return a tidy frame of what each branch, such as ``blocks.3.mlp``, adds to the residual stream.
 
-        ``stream_rms``, ``write_rms``: root mean square of the stream before the addition, and of what is added.
-        ``stream_overlap``, ``write_overlap``: mean correlation of two positions in both; left out if there is one
-        position or nothing is added.  ``skip_share``: the fraction of the squared gradient that passes through the
-        skip, as in `gradscope.residual`.
+        ``stream_rms``, ``stream_overlap``: root mean square of the stream before the addition, and mean correlation of
+        two positions in it.  ``write_rms``, ``write_overlap``: the same for what is added.  ``skip_share``: the
+        fraction of the squared gradient that passes through the skip, as in `gradscope.residual`.  A correlation is
+        left out if there is one position, or if nothing is added.
 
         >>> Transformer(depth=1, width=512, length=64).ledger()[["layer", "quantity", "value"]].iloc[2:5].round(3)
                         layer       quantity  value

@@ -32,7 +32,7 @@ from gradscope.memory import Later, together
 
 @runtime_checkable
 class Measure(Protocol):
-    """Protocol of a statistic of a layer: a pure function with the attributes ``quantity`` (a name) and ``of``.
+    """Protocol of a statistic of a layer: a pure function with the attributes ``quantity`` (name) and ``of`` (input).
 
     ``quantity`` is the name of the statistic in frames.  ``of`` says what the function receives: ``"preactivations"``
     or ``"slopes"`` (the derivatives of the nonlinearity at the pre-activations), tensors (B, ...); ``"responses"``, the

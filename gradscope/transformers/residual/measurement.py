@@ -175,8 +175,9 @@ def residual(
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
-    - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f| over its root mean square; ``sum_kurtosis``:
-      mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  All three are means over samples.
+    - ``sum_largest``, ``sum_p99``: largest and 99th percentile of |x + f|, divided by its root mean square.
+      ``sum_kurtosis``: mean(d^4) / mean(d^2)^2 of the deviations d from the mean entry.  These three are computed for
+      each sample and averaged.
     - ``outlier_channel``: channel of the entry that is largest relative to the root mean square of its sample.
     - ``skip_share``, ``branch_share``, ``cross_share``: |S|_F^2, |W|_F^2 and 2 <S, W>_F, each divided by |S + W|_F^2.
       S and W are the Jacobians of the target with respect to x through the skip and through the branch.  The three
