@@ -91,11 +91,11 @@ def critical_score(overlap: Probability) -> float:
 
 @checked
 def random_attention(overlap: Probability, beta: Scores, keys: float = math.inf) -> RandomAttention:
-    """Mean square and overlap of the outputs of attention over tokens of equal length and overlap p.
+    """Mean square and overlap of the outputs of attention, if all tokens have equal length and all pairs equal overlap.
 
-    Two tokens have the overlap (cosine) p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance 1
-    have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query of overlap
-    p.  With Y = E[sum A^2] and Y' = E[sum A A'],
+    The overlap (cosine) of two tokens is p = ``overlap``.  Scores have variance beta^2 ln(keys), so scores of variance
+    1 have beta = 1 / sqrt(ln(keys)).  A are the attention weights of one query, and A' those of another query of
+    overlap p.  With Y = E[sum A^2] and Y' = E[sum A A'],
 
         mean square   p + (1 - p) Y, relative to the values;   overlap   (p + (1 - p) Y') / (p + (1 - p) Y)
 

@@ -31,7 +31,7 @@ def coordinates(
     axis: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Axes with the size of the activations, gradients or updates of each layer against width or depth.
+    """Axes with the size of activations, gradients or updates, or GSC, of each layer against width or depth.
 
     Both scales are logarithmic, so the slope of a line is the exponent of the layer.  Lines are means over seeds, and
     bands are one standard deviation.  Thick lines are layers whose exponent differs from the expected one.  Labels hold

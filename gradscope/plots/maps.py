@@ -27,7 +27,7 @@ def phase_diagram(diagram: PhaseDiagram, *, points: Any = None, ax: Axes | None 
         diagram: What `gradscope.meanfield.phase_diagram` returns.
         points: Measured networks: a frame with one row per network and the columns ``weight_variance``,
             ``bias_variance`` and ``rate``.  Without ``rate``, a tidy frame of GSC, from which the rates are computed.
-            The color scale then covers the rates of the points.
+            The color scale covers the rates of the points, if there are any.
         ax: Where to draw; a new figure by default.
 
     >>> import gradscope as gs
