@@ -72,9 +72,8 @@ class LinearOperator:
     def singular_values(self, k: int | None = None) -> Tensor:
         """Return the ``k`` largest singular values in descending order, in float64; by default all min(m, n).
 
-        Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations are used
-            instead:
-        about 10 k products with A and A^T, for a relative error of 1e-10.
+        Cost: that of `dense` and an SVD.  If min(m, n) > 500 and k < min(m, n) / 10, Lanczos iterations replace them.
+        These need about 10 k products with A and A^T for a relative error of 1e-10.
 
         Raises:
             ValueError: ``k`` is not an integer from 1 to min(m, n).

@@ -171,8 +171,7 @@ def residual(
     x times a number or parameter ("scaled"), and x after linear or normalizing layers, pooling or slicing
     ("projection").  Sums are found in the autograd graph of any module.
 
-    The quantities of an addition are the following.  Here x is the skip, and q(z) the mean of z^2 over entries and
-    samples.
+    The quantities of an addition, where x is the skip, and q(z) the mean of z^2 over entries and samples:
 
     - ``stream_rms``, ``write_rms``, ``sum_rms``: sqrt(q(x)), sqrt(q(f)), sqrt(q(x + f)).
     - ``write_ratio``: sqrt(q(f) / q(x)).  ``write_cosine``: mean(x f) / sqrt(q(x) q(f)).
