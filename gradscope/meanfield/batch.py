@@ -60,7 +60,7 @@ class BatchMoments:
 
 @checked
 def batch_moments(activation: ActivationLike, batch_size: float) -> BatchMoments:
-    """Return the `BatchMoments` of an activation for batches of ``batch_size`` samples, which may be ``math.inf``.
+    """Return expectations of an activation after batch normalization with ``batch_size``, which may be ``math.inf``.
 
     Raises:
         ValueError: ``batch_size`` is below 4 (infinite mean squared gradient), the activation is constant, or an
