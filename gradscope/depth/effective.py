@@ -59,7 +59,7 @@ class EffectiveDepth:
     - ``log10_changes``, ``log10_changes_stderr``: log10 |R_l|_F / |I_l|_F for each unit l, and its error due to probes.
 
     >>> import copy, torch, gradscope as gs
-    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> model = gs.models.MLP(depth=3, width=4, activation="tanh")
     >>> found = gs.effective_depth(model, torch.ones(2, 4), initial=copy.deepcopy(model))  # nothing has been trained
     >>> found.at(), found.layers
     (0, ('layers.0', 'layers.1', 'layers.2'))
@@ -179,7 +179,7 @@ def effective_depth(
         FloatingPointError: A gradient is NaN or Inf; the message names the unit.
 
     >>> import copy, torch, gradscope as gs
-    >>> model = gs.models.MLP(depth=3, width=4)
+    >>> model = gs.models.MLP(depth=3, width=4, activation="tanh")
     >>> initial = copy.deepcopy(model)
     >>> with torch.no_grad():
     ...     _ = model.layers[1].linear.weight.mul_(2)  # as if training had changed one layer
